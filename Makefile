@@ -1,0 +1,45 @@
+# Everything below works on a fresh checkout with Python 3.11 and may be run again.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install demo test test-long lint bench protos lock clean
+
+install: $(STAMP)
+
+# torch first and by itself: a range resolved later would pull the CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/baton demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long --timeout 900
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/baton bench serve
+
+# Stubs come from 1.76 so that they load beside clients that pin protobuf below 7.
+protos: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/baton/ranking/v1/ranking.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --include_imports --descriptor_set_out=protos/inference/inference.binpb protos/inference/inference.proto
+
+# Resolve again and write down what was resolved.
+lock: $(STAMP)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '@ file' > constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,83 @@
+"""The one tree of exceptions that callers may see.
+
+Each class says *what went wrong*, never how it is told: the table from class to gRPC code is in `serving.errors`.
+Every message names the field, file or argument at fault and what to change.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BatonError",
+    "BundleError",
+    "Conflict",
+    "DataError",
+    "DeadlineExceeded",
+    "InvalidInput",
+    "NotFound",
+    "NotReady",
+    "Overloaded",
+    "PermissionDenied",
+    "StaleVersion",
+    "Unauthenticated",
+]
+
+
+class BatonError(Exception):
+    """Root of everything that Baton raises on purpose."""
+
+
+class InvalidInput(BatonError):
+    """A request, file or argument breaks its contract.
+
+    Args:
+        message: what is wrong and what to change.
+        field: the field, input or column at fault, where there is one.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class BundleError(InvalidInput):
+    """A bundle is damaged, unsafe or of another schema than it must be."""
+
+
+class DataError(InvalidInput):
+    """A data set descriptor or the files that it names cannot be used."""
+
+
+class NotFound(BatonError):
+    """No endpoint, model, version or prediction has that name."""
+
+
+class NotReady(BatonError):
+    """Nothing can answer yet (or any more); another replica may."""
+
+
+class Overloaded(BatonError):
+    """A bounded queue or quota is full. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 0.1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(BatonError):
+    """The caller's deadline passed, in a queue or at work."""
+
+
+class Conflict(BatonError):
+    """The state that exists does not allow this change."""
+
+
+class StaleVersion(BatonError):
+    """The writer looked at an older resource version than the stored one."""
+
+
+class Unauthenticated(BatonError):
+    """No token, or one that is not known."""
+
+
+class PermissionDenied(BatonError):
+    """A known caller without the role that this needs."""

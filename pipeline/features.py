@@ -1,0 +1,189 @@
+"""Rows of hashed features, as they travel from a socket, a record or a log to the network.
+
+`Features` keeps context once: every part holds either one row for all candidates or one row per candidate. That is the
+form of the request path and of the prediction record. `Features.rows` spreads it to the dense form that training uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InvalidInput
+from pipeline.schema import FieldSpec, Schema
+
+__all__ = ["Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows"]
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class IdPart:
+    """Some id columns: `columns` int32 `[k]` index `Schema.ids`; `values` int64 `[r, k]`, r is 1 or n."""
+
+    columns: I32
+    values: I64
+
+
+@dataclass(frozen=True, slots=True)
+class NumberPart:
+    """Some number columns: `columns` int32 `[k]` index `Schema.numbers`; `values` float32 `[r, k]`, r is 1 or n."""
+
+    columns: I32
+    values: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """One bag column, ragged: `column` indexes `Schema.bags`; `offsets` int32 `[r + 1]`; `values` int64; r is 1 or n."""
+
+    column: int
+    offsets: I32
+    values: I64
+
+    @property
+    def rows(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, index: npt.NDArray[np.integer]) -> Bag:
+        """The bags of some rows, in the order of `index`."""
+        sizes = np.diff(self.offsets)[index]
+        offsets = np.zeros(len(index) + 1, np.int32)
+        np.cumsum(sizes, out=offsets[1:])
+        within = np.arange(int(offsets[-1]), dtype=np.int64) - np.repeat(offsets[:-1].astype(np.int64), sizes)
+        return Bag(
+            self.column, offsets, self.values[np.repeat(self.offsets[:-1][index].astype(np.int64), sizes) + within]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Dense rows: `ids` int64 `[n, F]`, `numbers` float32 `[n, M]` (NaN is missing), one `Bag` of n rows per bag field."""
+
+    ids: I64
+    numbers: F32
+    bags: tuple[Bag, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids) if self.ids.shape[1] or not self.numbers.shape[1] else len(self.numbers)
+
+    def take(self, index: npt.NDArray[np.integer]) -> Rows:
+        """Some of the rows, copied, in the order of `index`."""
+        return Rows(self.ids[index], self.numbers[index], tuple(b.take(index) for b in self.bags))
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows start..stop; ids and numbers are views."""
+        bags = tuple(
+            Bag(b.column, b.offsets[start : stop + 1] - b.offsets[start], b.values[b.offsets[start] : b.offsets[stop]])
+            for b in self.bags
+        )
+        return Rows(self.ids[start:stop], self.numbers[start:stop], bags)
+
+
+def concat_rows(chunks: Sequence[Rows]) -> Rows:
+    """Rows of several chunks below each other."""
+    if len(chunks) == 1:
+        return chunks[0]
+    bags = []
+    for b in range(len(chunks[0].bags)):
+        parts = [c.bags[b] for c in chunks]
+        sizes = np.concatenate([np.diff(p.offsets) for p in parts])
+        offsets = np.zeros(len(sizes) + 1, np.int32)
+        np.cumsum(sizes, out=offsets[1:])
+        bags.append(Bag(parts[0].column, offsets, np.concatenate([p.values for p in parts])))
+    return Rows(np.concatenate([c.ids for c in chunks]), np.concatenate([c.numbers for c in chunks]), tuple(bags))
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The candidates of one request: `n` rows in parts, context parts holding one row for all."""
+
+    n: int
+    ids: tuple[IdPart, ...] = ()
+    numbers: tuple[NumberPart, ...] = ()
+    bags: tuple[Bag, ...] = ()
+
+    @classmethod
+    def from_rows(cls, rows: Rows) -> Features:
+        """Dense rows as features of one part per kind; nothing is copied."""
+        n, columns = rows.ids.shape
+        return cls(
+            n if columns else len(rows.numbers),
+            (IdPart(np.arange(columns, dtype=np.int32), rows.ids),) if columns else (),
+            (NumberPart(np.arange(rows.numbers.shape[1], dtype=np.int32), rows.numbers),)
+            if rows.numbers.shape[1]
+            else (),
+            rows.bags,
+        )
+
+    @classmethod
+    def from_context(cls, schema: Schema, rows: Rows) -> Features:
+        """Dense rows of one request with the context fields kept once, taken from the first row."""
+
+        def split(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
+            roles = np.array([f.role == "context" for f in fields], np.bool_)
+            return np.flatnonzero(roles).astype(np.int32), np.flatnonzero(~roles).astype(np.int32)
+
+        n = len(rows)
+        ids = []
+        numbers = []
+        for once, columns in zip((True, False), split(schema.ids), strict=True):
+            if len(columns):
+                ids.append(IdPart(columns, np.ascontiguousarray(rows.ids[: 1 if once else n][:, columns])))
+        for once, columns in zip((True, False), split(schema.numbers), strict=True):
+            if len(columns):
+                numbers.append(NumberPart(columns, np.ascontiguousarray(rows.numbers[: 1 if once else n][:, columns])))
+        bags = tuple(
+            b.take(np.zeros(1, np.int64)) if n and schema.bags[b.column].role == "context" else b for b in rows.bags
+        )
+        return cls(n, tuple(ids), tuple(numbers), bags)
+
+    def rows(self, schema: Schema, index: npt.NDArray[np.integer] | None = None) -> Rows:
+        """The dense form of all rows, or of the rows of `index` in that order."""
+        wanted = np.arange(self.n) if index is None else index
+        ids = np.empty((len(wanted), len(schema.ids)), np.int64)
+        numbers = np.empty((len(wanted), len(schema.numbers)), np.float32)
+        for part in self.ids:
+            ids[:, part.columns] = part.values if len(part.values) == 1 else part.values[wanted]
+        for part_n in self.numbers:
+            numbers[:, part_n.columns] = part_n.values if len(part_n.values) == 1 else part_n.values[wanted]
+        bags = tuple(
+            b.take(np.zeros(len(wanted), np.int64) if b.rows == 1 else wanted)
+            for b in sorted(self.bags, key=lambda b: b.column)
+        )
+        return Rows(ids, numbers, bags)
+
+    def check(self, schema: Schema) -> None:
+        """Hold the parts against a schema.
+
+        Raises:
+            InvalidInput: a column is missing or given twice, a part has neither 1 nor n rows, a number is infinite.
+        """
+        _cover("ids", [f.name for f in schema.ids], [c for p in self.ids for c in p.columns.tolist()])
+        _cover("numbers", [f.name for f in schema.numbers], [c for p in self.numbers for c in p.columns.tolist()])
+        _cover("bags", [f.name for f in schema.bags], [b.column for b in self.bags])
+        for size in (
+            [len(p.values) for p in self.ids] + [len(p.values) for p in self.numbers] + [b.rows for b in self.bags]
+        ):
+            if size not in (1, self.n):
+                raise InvalidInput(f"{size} rows where {self.n} candidates (or one row of context) were expected")
+        for part in self.numbers:
+            infinite = np.isinf(part.values).any(axis=0)
+            if infinite.any():
+                name = schema.numbers[int(part.columns[int(np.argmax(infinite))])].name
+                raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
+
+
+def _cover(what: str, names: list[str], columns: list[int]) -> None:
+    for position, name in enumerate(names):
+        count = columns.count(position)
+        if count != 1:
+            problem = "is missing" if not count else "is given twice"
+            raise InvalidInput(f"field {name!r} {problem} ({what})", name)
+    if len(columns) != len(names):
+        raise InvalidInput(f"{len(columns)} columns of {what} where the schema has {len(names)}")

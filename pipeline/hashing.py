@@ -1,0 +1,117 @@
+"""Values to ids: the one rule that server, trainer and client share.
+
+The id of a value is `xxh3_64` (seed 0) of the UTF-8 bytes of `field=value`, read as a signed 64-bit integer. A hash of
+0 becomes 1, so that 0 can only ever mean padding; every other 64-bit value is a legal id. How a value is written as
+text is `canonical`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from pipeline.errors import InvalidInput
+
+__all__ = ["PAD", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value"]
+
+PAD = 0
+BUCKETS = 10_000
+
+Ids = npt.NDArray[np.int64]
+Offsets = npt.NDArray[np.int32]
+
+
+def canonical(value: Any) -> str:
+    """Write a raw value as the text that is hashed.
+
+    Integers and integral floats in decimal, other floats as Python's `repr`, booleans as 1 and 0, strings untrimmed,
+    missing values (None, NaN, "") as the empty string.
+
+    Raises:
+        InvalidInput: the value is of a type that has no canonical text.
+
+    >>> canonical(3.0), canonical(0.1), canonical(True), canonical(None)
+    ('3', '0.1', '1', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"a value is not UTF-8: {error}") from None
+    if isinstance(value, (bool, np.bool_)):
+        return "1" if value else "0"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        if math.isnan(number):
+            return ""
+        return str(int(number)) if number.is_integer() else repr(number)
+    raise InvalidInput(f"a value of type {type(value).__name__} cannot be an id; pass int, float, bool or str")
+
+
+def hash_value(field: str, value: Any) -> int:
+    """The id of one raw value of one field, as a signed 64-bit integer.
+
+    >>> hash_value("user_id", 712)
+    240845954018805456
+    """
+    digest = xxhash.xxh3_64_intdigest(f"{field}={canonical(value)}".encode()) or 1
+    return digest - (1 << 64) if digest >= 1 << 63 else digest
+
+
+def hash_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any]) -> Ids:
+    """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once."""
+    array = _as_array(field, values)
+    encoded = array.dictionary_encode(null_encoding="encode")
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    distinct = np.fromiter((hash_value(field, v) for v in encoded.dictionary.to_pylist()), np.int64)
+    if not len(distinct):
+        return np.empty(0, np.int64)
+    ids: Ids = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
+    return ids
+
+
+def hash_bag_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any], separator: str) -> tuple[Offsets, Ids]:
+    """Ids of a column of bags written as text `[n]` -> offsets int32 `[n + 1]` and ids int64 `[offsets[n]]`.
+
+    A missing value is an empty bag. Each element is hashed by itself, under the field's own name.
+    """
+    array = _as_array(field, values)
+    encoded = array.dictionary_encode(null_encoding="encode")
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    texts = [canonical(v) for v in encoded.dictionary.to_pylist()]
+    bags = [[hash_value(field, e) for e in text.split(separator)] if text else [] for text in texts]
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    lengths = np.fromiter((len(b) for b in bags), np.int64, len(bags))
+    starts = np.concatenate([[0], np.cumsum(lengths)]) if len(bags) else np.zeros(1, np.int64)
+    flat = np.fromiter((e for b in bags for e in b), np.int64, int(starts[-1]))
+    sizes = lengths[codes] if len(bags) else np.zeros(len(codes), np.int64)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    within = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1].astype(np.int64), sizes)
+    return offsets, flat[np.repeat(starts[codes] if len(bags) else starts[:0], sizes) + within]
+
+
+def bucket(salt: str, key: str) -> int:
+    """The bucket in 0..9999 of a routing key: `xxh3_64("salt:key") % 10000`, unsigned. Never random, never per process."""
+    return int(xxhash.xxh3_64_intdigest(f"{salt}:{key}".encode())) % BUCKETS
+
+
+def _as_array(field: str, values: pa.Array | npt.NDArray[Any] | list[Any]) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InvalidInput(f"field {field!r}: values of one type were expected: {error}", field) from None

@@ -1,0 +1,134 @@
+"""The traffic log as everything else sees it: predictions in, labels in, labelled rows out.
+
+Lanes write predictions and feedback, the shadow lane writes the other arm's scores, the control process joins, worker
+and analysis read labelled rows. Which store is behind it (SQLite, Redis Streams) is nobody else's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "ACCEPTED",
+    "DUPLICATE",
+    "EXPIRED",
+    "INVALID",
+    "Exposure",
+    "FeedbackEntry",
+    "FeedbackReply",
+    "Labelled",
+    "Outcome",
+    "Scores",
+    "TrafficLog",
+]
+
+ACCEPTED, DUPLICATE, EXPIRED, INVALID = "accepted", "duplicate", "expired", "invalid"
+
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """A candidate was shown: by index in request order, or by the hash of the caller's candidate id."""
+
+    index: int | None
+    candidate_id: int | None = None
+    position: int = -1
+    time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A label in 0..1 for a candidate. `final`: no other label will follow."""
+
+    index: int | None
+    label: float
+    candidate_id: int | None = None
+    time_ms: int = 0
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackEntry:
+    """What a client says about one prediction."""
+
+    prediction_id: str
+    exposed: Sequence[Exposure] = ()
+    outcomes: Sequence[Outcome] = ()
+    exposed_all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackReply:
+    """One status of ACCEPTED, DUPLICATE, EXPIRED or INVALID per exposure and per outcome, in order; `reason` where invalid."""
+
+    exposed: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One arm's scores on all candidates of a prediction, float32 `[n]`."""
+
+    arm: str
+    bundle: str
+    version: int
+    scores: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Mature rows of one prediction: one entry of the labelled log.
+
+    Args:
+        seq: position in the labelled log; grows by one, never reused. A reader's place is the last seq it has read.
+        revision: 0 for the rows as they matured; higher when a late label changed some of them (only those are here).
+        indices: int32 `[m]`, exposed candidates in request order.
+        labels: float32 `[m]`; positions: int32 `[m]`, -1 where the client did not say.
+        previous: float32 `[m]`, the label that a revision replaces; NaN at revision 0.
+        record: the packed prediction record (`pipeline.traffic.record.unpack`).
+        other: the other arm's scores where the shadow lane has them.
+    """
+
+    seq: int
+    prediction_id: str
+    revision: int
+    time_ms: int
+    indices: I32
+    labels: F32
+    positions: I32
+    previous: F32
+    record: bytes
+    other: tuple[Scores, ...] = ()
+
+
+class TrafficLog(Protocol):
+    """What a store of traffic can do. All times are Unix milliseconds."""
+
+    def append_predictions(self, records: Sequence[bytes]) -> None:
+        """Commit packed prediction records. Writing one twice changes nothing."""
+
+    def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
+        """Commit another arm's scores for predictions by id."""
+
+    def append_feedback(self, entries: Sequence[FeedbackEntry], now_ms: int) -> list[FeedbackReply]:
+        """Commit exposures and labels, then say what became of each. What is ACCEPTED survives any crash."""
+
+    def join(self, now_ms: int, limit: int = 1000) -> int:
+        """Move mature predictions into the labelled log, in prediction order; the number of entries written."""
+
+    def labelled(self, after: int, limit: int = 256) -> list[Labelled]:
+        """Entries of the labelled log with seq > after, in order."""
+
+    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
+        """Predictions with seq > after, older than `before_ms`, for which no other arm's scores are stored: (seq, record)."""
+
+    def close(self) -> None:
+        """Finish what is buffered and release the store."""

@@ -1,0 +1,175 @@
+"""The prediction record: one packed blob per answered request, everything that training and analysis need of it.
+
+Little endian; a fixed head, two short names, then arrays each starting at a multiple of 8 bytes, context stored once.
+It is also what a primary lane hands to the shadow lane. Labels are not in it: they come later, in the label log.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InvalidInput
+from pipeline.features import Bag, Features, IdPart, NumberPart
+
+__all__ = ["ARMS", "PredictionRecord", "pack", "unpack"]
+
+MAGIC = b"BPR1"
+ARMS = ("stable", "candidate", "direct")
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+# magic, time_ms, arm, flags, n, version, routing hash, counts of id, number and bag parts, length of the names
+_HEAD = struct.Struct("<4sxxxxqBBxxIQQHHHH")
+_PART = struct.Struct("<II")
+_OVERRIDDEN = 1
+_HAS_CANDIDATE_IDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRecord:
+    """One answered request.
+
+    Args:
+        prediction_id: as given to the client.
+        time_ms: Unix time of the answer, milliseconds.
+        endpoint: name the client called.
+        arm: who answered: `stable`, `candidate` or `direct` (a model called by name, outside every analysis).
+        bundle, version: the model version that answered.
+        features: hashed features of the `n` candidates, context once.
+        scores: float32 `[n]`, calibrated probabilities in request order.
+        routing_hash: keyed 64-bit hash of the routing key, 0 without one.
+        overridden: the caller chose the arm; such rows are left out of the analysis.
+        candidate_ids: int64 `[n]` hashes of the caller's candidate ids, or None.
+    """
+
+    prediction_id: str
+    time_ms: int
+    endpoint: str
+    arm: str
+    bundle: str
+    version: int
+    features: Features
+    scores: F32
+    routing_hash: int = 0
+    overridden: bool = False
+    candidate_ids: I64 | None = None
+
+
+def pack(record: PredictionRecord) -> bytes:
+    """Write a record as bytes."""
+    f = record.features
+    names = f"{record.endpoint}\0{record.bundle}\0{record.prediction_id}".encode()
+    flags = (_OVERRIDDEN if record.overridden else 0) | (_HAS_CANDIDATE_IDS if record.candidate_ids is not None else 0)
+    head = _HEAD.pack(
+        MAGIC,
+        record.time_ms,
+        ARMS.index(record.arm),
+        flags,
+        f.n,
+        record.version,
+        record.routing_hash,
+        len(f.ids),
+        len(f.numbers),
+        len(f.bags),
+        len(names),
+    )
+    out: list[bytes] = []
+    _put(out, head + names)
+    _put(out, np.ascontiguousarray(record.scores, np.float32).tobytes())
+    if record.candidate_ids is not None:
+        _put(out, np.ascontiguousarray(record.candidate_ids, np.int64).tobytes())
+    for part in f.ids:
+        _put(out, _PART.pack(*part.values.shape))
+        _put(out, np.ascontiguousarray(part.columns, np.int32).tobytes())
+        _put(out, np.ascontiguousarray(part.values, np.int64).tobytes())
+    for number in f.numbers:
+        _put(out, _PART.pack(*number.values.shape))
+        _put(out, np.ascontiguousarray(number.columns, np.int32).tobytes())
+        _put(out, np.ascontiguousarray(number.values, np.float32).tobytes())
+    for bag in f.bags:
+        _put(out, _PART.pack(bag.rows, bag.column))
+        _put(out, np.ascontiguousarray(bag.offsets, np.int32).tobytes())
+        _put(out, np.ascontiguousarray(bag.values, np.int64).tobytes())
+    return b"".join(out)
+
+
+def unpack(blob: bytes | memoryview) -> PredictionRecord:
+    """Read a record; its arrays are read-only views of `blob`.
+
+    Raises:
+        InvalidInput: the blob is not a whole record.
+    """
+    try:
+        return _unpack(memoryview(blob))
+    except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"not a prediction record: {error}") from None
+
+
+def _unpack(blob: memoryview) -> PredictionRecord:
+    head = _HEAD.unpack_from(blob)
+    magic, time_ms, arm, flags, n, version, routing_hash, id_parts, number_parts, bag_parts, length = head
+    if magic != MAGIC:
+        raise ValueError(f"it starts with {bytes(magic)!r} instead of {MAGIC!r}")
+    endpoint, bundle, prediction_id = bytes(blob[_HEAD.size : _HEAD.size + length]).decode().split("\0")
+    at = _Reader(blob, _aligned(_HEAD.size + length))
+    scores = at.array(np.float32, n)
+    candidate_ids = at.array(np.int64, n) if flags & _HAS_CANDIDATE_IDS else None
+    ids = []
+    for _ in range(id_parts):
+        r, k = at.shape()
+        ids.append(IdPart(at.array(np.int32, k), at.array(np.int64, r * k).reshape(r, k)))
+    numbers = []
+    for _ in range(number_parts):
+        r, k = at.shape()
+        numbers.append(NumberPart(at.array(np.int32, k), at.array(np.float32, r * k).reshape(r, k)))
+    bags = []
+    for _ in range(bag_parts):
+        r, column = at.shape()
+        offsets = at.array(np.int32, r + 1)
+        bags.append(Bag(column, offsets, at.array(np.int64, int(offsets[-1]))))
+    return PredictionRecord(
+        prediction_id=prediction_id,
+        time_ms=time_ms,
+        endpoint=endpoint,
+        arm=ARMS[arm],
+        bundle=bundle,
+        version=version,
+        features=Features(n, tuple(ids), tuple(numbers), tuple(bags)),
+        scores=scores,
+        routing_hash=routing_hash,
+        overridden=bool(flags & _OVERRIDDEN),
+        candidate_ids=candidate_ids,
+    )
+
+
+class _Reader:
+    def __init__(self, blob: memoryview, at: int) -> None:
+        self._blob = blob
+        self._at = at
+
+    def shape(self) -> tuple[int, int]:
+        rows, columns = _PART.unpack_from(self._blob, self._at)
+        self._at = _aligned(self._at + _PART.size)
+        return rows, columns
+
+    def array(self, dtype: Any, count: int) -> npt.NDArray[Any]:
+        values = np.frombuffer(self._blob, dtype, count, self._at)
+        self._at = _aligned(self._at + values.nbytes)
+        return values
+
+
+def _aligned(size: int) -> int:
+    return (size + 7) & ~7
+
+
+def _put(out: list[bytes], data: bytes) -> None:
+    out.append(data)
+    padding = -len(data) % 8
+    if padding:
+        out.append(b"\0" * padding)
