@@ -1,0 +1,327 @@
+"""A bundle: one model version as a directory, written once and never changed.
+
+    manifest.json            what it is, and the SHA-256 of every other file
+    dense.onnx               `embeddings`, `linear`, `numbers` -> `logit`
+    tables/T.safetensors     ids int64 [V] sorted and unique, rows [V, d], counts int64 [V]
+    tables/T.linear.safetensors   the same ids' weights, rows [V, 1], where the architecture has a weight per id
+    training/*.safetensors   what training goes on from; without it the model is frozen
+    warmup.arrow             requests to warm with (optional)
+
+A version is a base plus deltas: a delta bundle's tables hold only the rows touched since its parent, and `deltas` lists
+the versions to lay over `base`, oldest first, itself last. A bundle is data: nothing in it is ever executed, unpickled
+or resolved outside its directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pipeline.errors import BundleError
+from pipeline.graph import check_graph
+from pipeline.schema import Schema
+
+__all__ = ["Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "Table", "TableInfo"]
+
+MANIFEST = "manifest.json"
+DENSE = "dense.onnx"
+LINEAR = ".linear"
+
+Version = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=128)]
+
+
+class Calibration(BaseModel):
+    """score = sigmoid(alpha * logit + beta)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    alpha: float = Field(default=1.0, gt=0)
+    beta: float = 0.0
+
+
+class GateReport(BaseModel):
+    """What the gate found. A version that did not pass keeps its number and this report and is never served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool
+    reasons: tuple[str, ...] = ()
+    figures: dict[str, float | None] = {}
+
+
+class TableInfo(BaseModel):
+    """One embedding table: width, storage type and the row that stands for ids it does not hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    width: int = Field(ge=1, le=4096)
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    rows: int = Field(ge=0)
+    default: tuple[float, ...]
+    linear_default: float | None = Field(None, description="weight of unknown ids; None: no weight per id")
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> TableInfo:
+        if len(self.default) != self.width:
+            raise ValueError(f"default row has {len(self.default)} numbers where the width is {self.width}")
+        return self
+
+
+class FileInfo(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    bytes: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """manifest.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    name: Name
+    version: Version
+    architecture: str = Field(description="name in the model zoo, or package.module:Class of the one who trained it")
+    hyperparameters: dict[str, Any] = Field({}, description="what the trainer needs to build the network again")
+    model_schema: Schema = Field(alias="schema")
+    tables: dict[str, TableInfo] = {}
+    calibration: Calibration = Calibration()
+    metrics: dict[str, float | None] = Field({}, description="metrics at birth")
+    parent: Version | None = Field(None, description="the version this one was trained on from")
+    base: Version | None = Field(None, description="the base generation under the deltas; None: this is a base")
+    deltas: tuple[Version, ...] = Field((), description="versions to lay over the base, oldest first, itself last")
+    gate: GateReport | None = None
+    created_ms: int = Field(0, ge=0)
+    files: dict[str, FileInfo] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if (self.base is None) != (not self.deltas):
+            raise ValueError("base and deltas go together: a delta version names both, a base version neither")
+        if self.deltas and self.deltas[-1] != self.version:
+            raise ValueError(f"deltas must end with the version itself, {self.version}")
+        for field in self.model_schema.embedded:
+            info = self.tables.get(field.table_name)
+            if info is None:
+                raise ValueError(f"field {field.name!r} uses table {field.table_name!r}, which is not listed in tables")
+            if field.width != info.width:
+                raise ValueError(f"field {field.name!r} has width {field.width}, its table {info.width}")
+        if len({t.linear_default is None for t in self.tables.values()}) > 1:
+            raise ValueError("either every table has a linear_default or none has")
+        return self
+
+    @property
+    def linear(self) -> bool:
+        """Whether the architecture has a weight per id (then the network has the input `linear`)."""
+        return any(t.linear_default is not None for t in self.tables.values())
+
+    @property
+    def servable(self) -> bool:
+        """False for versions that the gate refused."""
+        return self.gate is None or self.gate.passed
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of one table: `ids` int64 `[V]` sorted and unique, `rows` float32 `[V, d]`, `counts` int64 `[V]`,
+    `linear` float32 `[V]` or None."""
+
+    ids: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+    linear: npt.NDArray[np.float32] | None = None
+
+
+class Bundle:
+    """A bundle on disk, opened and checked."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> Bundle:
+        """Read the manifest and hold the files against it.
+
+        Args:
+            path: the bundle's directory.
+            verify: also hash every file and check the network's graph (reads all bytes once).
+
+        Raises:
+            BundleError: naming the file at fault.
+        """
+        try:
+            raw = json.loads((path / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}", MANIFEST) from None
+        except (ValueError, OSError) as error:
+            raise BundleError(f"{path / MANIFEST} cannot be read as JSON: {error}", MANIFEST) from None
+        try:
+            manifest = Manifest.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise BundleError(f"{path / MANIFEST}: {where}: {first['msg']}", where) from None
+        bundle = cls(path, manifest)
+        bundle._check_files(verify)
+        return bundle
+
+    @property
+    def frozen(self) -> bool:
+        """True without training state: it serves, and cannot learn on."""
+        return not any(name.startswith("training/") for name in self.manifest.files)
+
+    def file(self, name: str) -> Path:
+        """A listed file's path.
+
+        Raises:
+            BundleError: it is not listed in the manifest.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: {name} is not in the manifest", name)
+        return self.path / name
+
+    def table(self, name: str) -> Table:
+        """One table's rows as float32, whatever they are stored as.
+
+        Raises:
+            BundleError: the file breaks the format (unsorted ids, other shapes).
+        """
+        info = self.manifest.tables[name]
+        tensors = self._tensors(f"tables/{name}.safetensors")
+        ids, counts = tensors["ids"], tensors.get("counts", np.zeros(len(tensors["ids"]), np.int64))
+        rows = tensors["rows"]
+        if "scales" in tensors:
+            rows = rows.astype(np.float32) * tensors["scales"].astype(np.float32)[:, None]
+        rows = rows.astype(np.float32, copy=False)
+        self._check_table(name, ids, rows, counts, info.width)
+        linear = None
+        if info.linear_default is not None:
+            weights = self._tensors(f"tables/{name}{LINEAR}.safetensors")
+            self._check_table(name + LINEAR, weights["ids"], weights["rows"], counts, 1)
+            if not np.array_equal(weights["ids"], ids):
+                raise BundleError(f"{self.path}: tables/{name}{LINEAR} holds other ids than tables/{name}", name)
+            linear = weights["rows"].astype(np.float32, copy=False)[:, 0]
+        return Table(ids, rows, counts, linear)
+
+    def tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """All arrays of a safetensors file of the bundle."""
+        return self._tensors(name)
+
+    def _tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        path = self.file(name)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise BundleError(f"{path}: {error}", name) from None
+
+    def _check_table(
+        self, name: str, ids: npt.NDArray[Any], rows: npt.NDArray[Any], counts: npt.NDArray[Any], width: int
+    ) -> None:
+        if ids.dtype != np.int64 or ids.ndim != 1 or rows.shape != (len(ids), width) or counts.shape != ids.shape:
+            raise BundleError(
+                f"{self.path}: table {name!r} must hold ids int64 [V], rows [V, {width}] and counts [V]; "
+                f"found {ids.dtype} {list(ids.shape)}, {list(rows.shape)}, {list(counts.shape)}",
+                name,
+            )
+        if len(ids) > 1 and not (ids[1:] > ids[:-1]).all():
+            raise BundleError(f"{self.path}: table {name!r}: ids must be sorted and unique", name)
+
+    def _check_files(self, verify: bool) -> None:
+        root = self.path.resolve()
+        for name, info in self.manifest.files.items():
+            pure = PurePosixPath(name)
+            if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+                raise BundleError(f"{self.path}: {name!r} leaves the bundle's directory", name)
+            path = self.path / name
+            if not path.is_file() or not path.resolve().is_relative_to(root):
+                raise BundleError(f"{self.path}: {name} is listed in the manifest but is not there", name)
+            if path.stat().st_size != info.bytes:
+                raise BundleError(f"{self.path}: {name} has {path.stat().st_size} bytes instead of {info.bytes}", name)
+            if verify and _sha256(path) != info.sha256:
+                raise BundleError(
+                    f"{self.path}: {name} does not match its SHA-256 in the manifest: it was damaged", name
+                )
+        if not self.manifest.servable:
+            return
+        for needed in [DENSE, *(f"tables/{t}.safetensors" for t in self.manifest.tables)]:
+            self.file(needed)
+        if verify:
+            check_graph(self.path / DENSE, self.manifest.model_schema, linear=self.manifest.linear)
+
+
+class BundleWriter:
+    """Writes a bundle beside its place and moves it there in one rename.
+
+    Use as a context manager; leaving it by an exception removes what was written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+
+    def __enter__(self) -> BundleWriter:
+        if self._target.exists():
+            raise BundleError(f"{self._target} exists; a bundle is never changed after it was written")
+        self._staging.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def path(self, name: str) -> Path:
+        """Where to write a file of the bundle."""
+        path = self._staging / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def tensors(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write a safetensors file."""
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, self.path(name))
+
+    def table(self, name: str, table: Table) -> None:
+        """Write one table and, where it has them, its linear weights."""
+        self.tensors(f"tables/{name}.safetensors", {"ids": table.ids, "rows": table.rows, "counts": table.counts})
+        if table.linear is not None:
+            self.tensors(
+                f"tables/{name}{LINEAR}.safetensors",
+                {"ids": table.ids, "rows": table.linear[:, None], "counts": table.counts},
+            )
+
+    def finish(self, manifest: Manifest) -> Bundle:
+        """Hash what was written, write the manifest, sync and rename into place."""
+        files = {
+            str(path.relative_to(self._staging).as_posix()): FileInfo(sha256=_sha256(path), bytes=path.stat().st_size)
+            for path in sorted(self._staging.rglob("*"))
+            if path.is_file()
+        }
+        manifest = manifest.model_copy(update={"files": files})
+        text = manifest.model_dump_json(by_alias=True, indent=1)
+        Manifest.model_validate_json(text)
+        with open(self._staging / MANIFEST, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(self._staging, self._target)
+        return Bundle.open(self._target, verify=False)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

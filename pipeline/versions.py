@@ -1,0 +1,86 @@
+"""The repository of bundles: `<root>/<name>/<version>/`, versions counted up per name and never used twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.bundle import Bundle
+from pipeline.errors import NotFound
+
+__all__ = ["Repository"]
+
+
+class Repository:
+    """Bundles of one installation under one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Bundle names, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+    def versions(self, name: str) -> list[str]:
+        """Complete versions of a bundle, oldest first, those that the gate refused included."""
+        folder = self.root / name
+        if not folder.is_dir():
+            return []
+        found = [int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / "manifest.json").is_file()]
+        return [str(v) for v in sorted(found)]
+
+    def path(self, name: str, version: str) -> Path:
+        return self.root / name / version
+
+    def open(self, name: str, version: str = "", *, verify: bool = False) -> Bundle:
+        """Open a version, the newest servable one when `version` is empty.
+
+        Raises:
+            NotFound: no such name or version.
+            BundleError: it is damaged.
+        """
+        if not version:
+            version = self.latest(name)
+        if version not in self.versions(name):
+            raise NotFound(f"bundle {name!r} has no version {version!r}; it has {self.versions(name) or 'none'}")
+        return Bundle.open(self.path(name, version), verify=verify)
+
+    def latest(self, name: str) -> str:
+        """The newest version that may serve.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for version in reversed(self.versions(name)):
+            if Bundle.open(self.path(name, version), verify=False).manifest.servable:
+                return version
+        raise NotFound(f"bundle {name!r} has no version that may serve; known names: {self.names() or 'none'}")
+
+    def chain(self, bundle: Bundle) -> list[Bundle]:
+        """The bundles whose tables make up a version, base first: itself, or its base and deltas in order.
+
+        Raises:
+            NotFound: a link is missing.
+        """
+        manifest = bundle.manifest
+        if manifest.base is None:
+            return [bundle]
+        links = [self.open(manifest.name, v) for v in (manifest.base, *manifest.deltas[:-1])]
+        return [*links, bundle]
+
+    def reserve(self, name: str) -> str:
+        """A new version number, higher than every one ever given out for this name, also across crashes and processes."""
+        folder = self.root / name
+        marks = folder / ".versions"
+        marks.mkdir(parents=True, exist_ok=True)
+        taken = [int(v) for v in self.versions(name)] + [int(p.name) for p in marks.iterdir()]
+        version = max(taken, default=0) + 1
+        while True:
+            try:
+                os.close(os.open(marks / str(version), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            except FileExistsError:
+                version += 1
+            else:
+                return str(version)
