@@ -19,20 +19,20 @@ SERVICE = "inference.GRPCInferenceService"
 POOL = descriptor_pool.DescriptorPool()
 _files = descriptor_pb2.FileDescriptorSet.FromString(Path(__file__).with_name("inference.binpb").read_bytes())
 for _file in _files.file:
-    POOL.Add(_file)  # type: ignore[no-untyped-call]
+    POOL.Add(_file)
 
 
 def message(name: str) -> Any:
     """The class of a message, for example `message("ModelInferRequest")`."""
-    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"inference.{name}"))  # type: ignore[no-untyped-call]
+    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"inference.{name}"))
 
 
 def methods() -> dict[str, tuple[Any, Any]]:
     """Method name -> (request class, response class) of the service."""
-    service = POOL.FindServiceByName(SERVICE)  # type: ignore[no-untyped-call]
+    service = POOL.FindServiceByName(SERVICE)
     return {m.name: (message(m.input_type.name), message(m.output_type.name)) for m in service.methods}
 
 
 def data_type(name: str) -> int:
     """Number of a DataType, for example `data_type("TYPE_FP32")`."""
-    return int(POOL.FindEnumTypeByName("inference.DataType").values_by_name[name].number)  # type: ignore[no-untyped-call]
+    return int(POOL.FindEnumTypeByName("inference.DataType").values_by_name[name].number)

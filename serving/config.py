@@ -1,0 +1,236 @@
+"""baton.yaml: everything a person sets, in one file. Each setting says here what it does.
+
+A relative path is relative to the file. Nothing here is read from a bundle or a request.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InvalidInput
+
+__all__ = ["ArmConfig", "Config", "EndpointConfig", "Seconds", "TrafficConfig", "WorkerConfig", "parse_duration"]
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds of `30m`, `0.5s`, `250ms`, `24h` or a plain number of seconds.
+
+    >>> parse_duration("30m"), parse_duration(2)
+    (1800.0, 2.0)
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError(f"{value!r} is not a duration; write for example 250ms, 20s, 30m or 24h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ListenConfig(_Section):
+    host: str = "127.0.0.1"
+    """Address that all servers bind. Off loopback is refused until tokens can be configured."""
+    grpc_port: int = Field(8001, ge=0, le=65535)
+    """Data plane: Open Inference, ranking, health."""
+    http_port: int = Field(8000, ge=0, le=65535)
+    """REST admin, /metrics, /healthz, /readyz."""
+    max_message_bytes: int = Field(16 << 20, ge=1 << 16, le=1 << 30)
+    """Largest request or answer; a larger request is refused before it is read."""
+    max_candidates: int = Field(10_000, ge=1)
+    """Most rows in one request."""
+
+    @model_validator(mode="after")
+    def _loopback(self) -> ListenConfig:
+        if self.host != "localhost" and not ipaddress.ip_address(self.host).is_loopback:
+            raise ValueError(
+                f"host {self.host} is not loopback: without configured tokens nothing is served off this machine; "
+                "use 127.0.0.1 and a proxy that authenticates"
+            )
+        return self
+
+
+class EngineConfig(_Section):
+    lanes: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), ge=1, le=256)
+    """Processes that answer, sharing one port; by default one core is left for the rest."""
+    workers: int = Field(1, ge=1, le=64)
+    """Threads per lane that run the fused stages of a request."""
+    network_threads: int = Field(1, ge=1, le=64)
+    """Threads inside one ONNX Runtime session."""
+    max_queue: int = Field(512, ge=1)
+    """Requests that may wait per lane; one more is refused with RESOURCE_EXHAUSTED."""
+    default_deadline: Seconds = 10.0
+    """Deadline of a request that brings none."""
+    shadow_queue: int = Field(2048, ge=1)
+    """Predictions that may wait for the shadow lane; beyond it the oldest are dropped and counted."""
+    shadow_nice: int = Field(10, ge=0, le=19)
+    """How far the shadow lane steps back for the primary lanes."""
+
+
+class ArmConfig(_Section):
+    bundle: str
+    """Bundle name in the repository."""
+    version: str = ""
+    """Decimal version; empty: the newest that may serve."""
+
+
+class EndpointConfig(_Section):
+    stable: ArmConfig
+    candidate: ArmConfig | None = None
+    salt: str | None = None
+    """Of the assignment of keys to arms; the endpoint's name unless said. Changing it deals all keys anew."""
+    overrides: bool = False
+    """Whether a caller may choose the arm with the parameter `arm`."""
+
+
+class TrafficConfig(_Section):
+    attribution_window: Seconds = 1800.0
+    """How long after its exposure a row waits for an outcome before it counts as a 0."""
+    late_limit: Seconds = 86400.0
+    """Labels for predictions older than this are answered `expired`."""
+    retention: Seconds = 7 * 86400.0
+    """How long predictions and labels are kept, unless the worker still needs them."""
+    buffer: int = Field(10_000, ge=1)
+    """Predictions that may wait to be written per lane; beyond it they are dropped and counted."""
+    commit_interval: Seconds = 0.05
+    """Longest time that a prediction or a label waits for its commit."""
+
+
+class WorkerConfig(_Section):
+    endpoint: str
+    """Endpoint whose labelled traffic the worker learns from; its arms are the teacher (stable) and student (candidate)."""
+    batch_rows: int = Field(4096, ge=1)
+    """Rows of one student step."""
+    teacher_every: int = Field(10, ge=1, le=1000)
+    """K: the teacher takes one step on the mean gradient of K batches."""
+    weight: float = Field(0.7, ge=0, le=0.9)
+    """a: share of the teacher in the student's loss, before adaptation."""
+    replay_ratio: float = Field(0.1, ge=0, le=0.3)
+    """r: rows from the retained window per row of the stream, before adaptation."""
+    retained: Path | None = None
+    """Rows of the retained window to replay, as `baton transfer` wrote them; none: no replay."""
+    holdout: float = Field(0.05, gt=0, lt=0.5)
+    """Share of requests never trained on, for the gate and for calibration."""
+    publish_interval: Seconds = 60.0
+    """Shortest time between two published versions of the student."""
+    publish_batches: int = Field(20, ge=1)
+    """Fewest student steps between two published versions."""
+    teacher_publish_interval: Seconds = 600.0
+    """Shortest time between two published versions of the teacher."""
+    gate_logloss_margin: float = Field(0.002, ge=0)
+    """How much worse in LogLoss than the serving version a new one may be on rows that none was trained on."""
+    gate_auc_margin: float = Field(0.003, ge=0)
+    """The same for AUC."""
+    gate_bias: float = Field(0.05, gt=0)
+    """Largest |bias| after calibration."""
+    gate_rows: int = Field(20_000, ge=100)
+    """How many recent held-out rows the gate and the calibration look at, at most."""
+    compact_after: int = Field(16, ge=1)
+    """Deltas after which a version is written as a new base."""
+    threads: int = Field(1, ge=1)
+    """Threads of the training."""
+    nice: int = Field(15, ge=0, le=19)
+    """How far the worker steps back for serving."""
+    seed: int = 0
+
+
+class Config(_Section):
+    """The whole file."""
+
+    home: Path = Path(".baton")
+    """State of this installation: traffic log, rollouts, audit, embedding segments, secret."""
+    bundles: Path | None = None
+    """Repository of bundles; `<home>/bundles` unless said."""
+    listen: ListenConfig = ListenConfig()
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    endpoints: dict[str, EndpointConfig] = {}
+    """Endpoints that are made at start when the installation does not know them yet."""
+    traffic: TrafficConfig = TrafficConfig()
+    worker: WorkerConfig | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.worker is not None and self.endpoints and self.worker.endpoint not in self.endpoints:
+            raise ValueError(
+                f"worker.endpoint {self.worker.endpoint!r} is not one of the endpoints {sorted(self.endpoints)}"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read a file.
+
+        Raises:
+            InvalidInput: naming the setting at fault.
+        """
+        try:
+            raw = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise InvalidInput(f"config {path} cannot be read: {error.strerror}", "config") from None
+        except yaml.YAMLError as error:
+            raise InvalidInput(f"config {path} is not YAML: {error}", "config") from None
+        if not isinstance(raw, dict):
+            raise InvalidInput(f"config {path} must be a mapping of settings", "config")
+        try:
+            config = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "config"
+            raise InvalidInput(f"config {path}: {where}: {first['msg']}", where) from None
+        base = path.resolve().parent
+        worker = config.worker
+        if worker is not None and worker.retained is not None:
+            worker = worker.model_copy(update={"retained": base / worker.retained})
+        return config.model_copy(
+            update={
+                "home": base / config.home,
+                "bundles": base / config.bundles if config.bundles else None,
+                "worker": worker,
+            }
+        )
+
+    # One place for every path under home, so that all processes agree.
+
+    @property
+    def repository(self) -> Path:
+        return self.bundles or self.home / "bundles"
+
+    @property
+    def traffic_db(self) -> Path:
+        return self.home / "traffic.db"
+
+    @property
+    def control_db(self) -> Path:
+        return self.home / "control.db"
+
+    @property
+    def segments(self) -> Path:
+        return self.home / "segments"
+
+    @property
+    def secret(self) -> Path:
+        return self.home / "secret.key"
+
+    @property
+    def shadow_socket(self) -> Path:
+        return self.home / "run" / "shadow.sock"
+
+    @property
+    def status(self) -> Path:
+        """Folder where each process writes what it is doing, as JSON, for the control process to read."""
+        return self.home / "run" / "status"
