@@ -1,0 +1,83 @@
+"""What every architecture is: pooled embeddings, weights per id and numbers in, one logit per row out.
+
+It knows nothing of ids, tables, logs or files; those are `transfer.tables` and `transfer.model`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Architecture", "mlp"]
+
+
+class Architecture(nn.Module):
+    """Base of all architectures.
+
+    Args:
+        fields: number F of embedded fields (ids and bags).
+        width: length d of one field's vector.
+        numbers: columns of the standardised numbers, missing flags included; may be 0.
+        hyperparameters: of the architecture, small and explicit, JSON values only (they are stored in the manifest).
+    """
+
+    uses_linear: ClassVar[bool] = False
+    """Whether there is one weight per id beside its vector (then `forward` gets `linear`)."""
+
+    uses_embeddings: ClassVar[bool] = True
+    """False when only the weights per id matter; the tables are then made as narrow as a table can be."""
+
+    def __init__(self, fields: int, width: int, numbers: int, **hyperparameters: Any) -> None:
+        super().__init__()
+        self.fields, self.width, self.numbers = fields, width, numbers
+
+    def forward(self, embeddings: Tensor, linear: Tensor | None, numbers: Tensor) -> Tensor:
+        """Logits float32 `[n]` of embeddings `[n, F, d]`, linear `[n, F]` (None unless `uses_linear`) and numbers
+        `[n, numbers]`, standardised and free of NaN."""
+        raise NotImplementedError
+
+    def dense_input(self, embeddings: Tensor, numbers: Tensor) -> Tensor:
+        """Vectors and numbers of a row side by side, `[n, F * d + numbers]`."""
+        flat = embeddings.flatten(1)
+        return torch.cat([flat, numbers], 1) if self.numbers else flat
+
+    @property
+    def dense_width(self) -> int:
+        """Columns of `dense_input`."""
+        return self.fields * self.width + self.numbers
+
+
+def mlp(inputs: int, hidden: list[int], dropout: float, *, logit: bool = True) -> nn.Sequential:
+    """Linear and ReLU layers of the given sizes, ending in one logit unless told otherwise."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(inputs, size), nn.ReLU()]
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        inputs = size
+    if logit:
+        layers.append(nn.Linear(inputs, 1))
+    return nn.Sequential(*layers)
+
+
+class FirstOrder(nn.Module):
+    """The part that is linear in everything: weights per id, weights of the numbers, a bias."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.numbers = nn.Linear(numbers, 1, bias=False) if numbers else None
+        if self.numbers is not None:
+            nn.init.zeros_(self.numbers.weight)
+
+    def forward(self, linear: Tensor, numbers: Tensor) -> Tensor:
+        logit: Tensor = linear.sum(1) + self.bias
+        return logit if self.numbers is None else logit + self.numbers(numbers).squeeze(1)
+
+
+def pairwise(embeddings: Tensor) -> Tensor:
+    """Sum of the inner products of all pairs of fields, `[n]` (Rendle 2010, lemma 3.1: linear in the fields)."""
+    total = embeddings.sum(1)
+    return 0.5 * (total * total - (embeddings * embeddings).sum(1)).sum(1)

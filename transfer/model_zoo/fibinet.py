@@ -1,0 +1,84 @@
+"""Fields weighted by a squeeze-and-excitation gate, then bilinear interactions, then a perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InvalidInput
+from transfer.model_zoo.architecture import Architecture, FirstOrder, mlp
+
+__all__ = ["FiBiNET"]
+
+
+class FiBiNET(Architecture):
+    """Huang, Zhang, Zhang, FiBiNET, arXiv 1905.09433: SENET layer (section 3.3) and bilinear interaction (section 3.4) of
+    both the original and the gated embeddings, a perceptron on the pairs, and a linear part (equation 11).
+
+    Args:
+        bilinear: `all`: one matrix for every pair; `each`: one per left field (section 3.4, types a and b).
+        reduction: the gate's inner layer has `F / reduction` units.
+        hidden, dropout: of the MLP.
+    """
+
+    uses_linear = True
+
+    def __init__(
+        self,
+        fields: int,
+        width: int,
+        numbers: int,
+        *,
+        bilinear: Literal["all", "each"] = "all",
+        reduction: int = 3,
+        hidden: Sequence[int] = (64, 32),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(fields, width, numbers)
+        if fields < 2:
+            raise InvalidInput("FiBiNET crosses pairs of fields; the schema must have at least two of kind id or bag")
+        if bilinear not in ("all", "each"):
+            raise InvalidInput(f"bilinear is {bilinear!r}; choose 'all' or 'each'", "bilinear")
+        self.first = FirstOrder(numbers)
+        inner = max(1, fields // reduction)
+        self.gate = nn.Sequential(
+            nn.Linear(fields, inner, bias=False), nn.ReLU(), nn.Linear(inner, fields, bias=False), nn.ReLU()
+        )
+        with torch.no_grad():  # a gate that starts at zero would never open again: ReLU passes no gradient there
+            for layer in (self.gate[0], self.gate[2]):
+                layer.weight.abs_()
+        left, right = torch.triu_indices(fields, fields, 1)
+        self.register_buffer("left", left, persistent=False)
+        self.register_buffer("right", right, persistent=False)
+        count = 1 if bilinear == "all" else fields
+        self.original = nn.Parameter(_near_identity(count, width))
+        self.gated = nn.Parameter(_near_identity(count, width))
+        self.deep = mlp(2 * len(left) * width + numbers, list(hidden), dropout)
+
+    def forward(self, embeddings: Tensor, linear: Tensor | None, numbers: Tensor) -> Tensor:
+        assert linear is not None
+        gate = self.gate(embeddings.mean(2))
+        pairs = [
+            self._interact(embeddings, self.original),
+            self._interact(embeddings * gate.unsqueeze(2), self.gated),
+        ]
+        if self.numbers:
+            pairs.append(numbers)
+        logit: Tensor = self.first(linear, numbers) + self.deep(torch.cat(pairs, 1)).squeeze(1)
+        return logit
+
+    def _interact(self, embeddings: Tensor, weights: Tensor) -> Tensor:
+        """`(v_i W) * v_j` of all pairs i < j, `[n, pairs * d]`."""
+        # [n, F, 1, d] @ [F or 1, d, d]: the matrix of the left field.
+        turned = torch.matmul(embeddings.unsqueeze(2), weights).squeeze(2)
+        left = turned.index_select(1, self.get_buffer("left"))
+        right = embeddings.index_select(1, self.get_buffer("right"))
+        return (left * right).flatten(1)
+
+
+def _near_identity(count: int, width: int) -> Tensor:
+    """Matrices `[count, d, d]` close to the identity: training starts from plain element-wise products."""
+    return torch.eye(width).repeat(count, 1, 1) + 0.01 * torch.randn(count, width, width)
