@@ -14,7 +14,17 @@ from numba import njit
 
 from pipeline.embedding.kernels import splitmix64
 
-__all__ = ["adagrad", "adam", "collect_bag", "collect_ids", "gather_bag", "gather_ids", "initialise", "label_new", "salted"]
+__all__ = [
+    "adagrad",
+    "adam",
+    "collect_bag",
+    "collect_ids",
+    "gather_bag",
+    "gather_ids",
+    "initialise",
+    "label_new",
+    "salted",
+]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -60,7 +70,15 @@ def initialise(
 
 @njit(nogil=True, cache=True)
 def gather_ids(
-    slots: I64, tables: I32, columns: I32, rows: F32, default: F32, weights: F32, default_weight: F32, out: F32, linear: F32
+    slots: I64,
+    tables: I32,
+    columns: I32,
+    rows: F32,
+    default: F32,
+    weights: F32,
+    default_weight: F32,
+    out: F32,
+    linear: F32,
 ) -> None:
     """Vectors of slots `[n, k]` into columns of `out` `[n, F, d]`, weights into `linear` `[n, F]` (no rows: not used)."""
     wide = linear.shape[0] > 0

@@ -72,8 +72,10 @@ class FiBiNET(Architecture):
 
     def _interact(self, embeddings: Tensor, weights: Tensor) -> Tensor:
         """`(v_i W) * v_j` of all pairs i < j, `[n, pairs * d]`."""
-        # [n, F, 1, d] @ [F or 1, d, d]: the matrix of the left field.
-        turned = torch.matmul(embeddings.unsqueeze(2), weights).squeeze(2)
+        if weights.shape[0] == 1:
+            turned = torch.matmul(embeddings, weights[0])
+        else:  # field by field, so that each is one dense product
+            turned = torch.bmm(embeddings.transpose(0, 1), weights).transpose(0, 1)
         left = turned.index_select(1, self.get_buffer("left"))
         right = embeddings.index_select(1, self.get_buffer("right"))
         return (left * right).flatten(1)

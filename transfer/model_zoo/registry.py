@@ -56,7 +56,8 @@ def resolve(arch: str) -> type[Architecture]:
         found = ZOO.get(arch.lower())
         if found is None:
             raise InvalidInput(
-                f"architecture {arch!r} is not in the zoo ({', '.join(ZOO)}); name your own as package.module:Class", "arch"
+                f"architecture {arch!r} is not in the zoo ({', '.join(ZOO)}); name your own as package.module:Class",
+                "arch",
             )
         return found
     module, _, name = arch.partition(":")

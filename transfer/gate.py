@@ -1,0 +1,81 @@
+"""The gate: what a freshly trained version must show on rows that nothing was trained on before it may serve.
+
+It is compared on the same rows with the version that serves and with the one at which the current rollout step began,
+so that margins cannot add up over many small steps down. NaN and exploding logits never pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bundle import GateReport
+from pipeline.metrics import auc, bias, logloss
+
+__all__ = ["GateLimits", "judge"]
+
+F32 = npt.NDArray[np.float32]
+
+# No calibrated click model says one in 10^13: a logit beyond this is a training accident.
+LARGEST_LOGIT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """Margins: how much worse in LogLoss and AUC than a reference is tolerated, largest |bias|, fewest rows."""
+
+    logloss_margin: float
+    auc_margin: float
+    bias: float
+    min_positives: int = 100
+
+
+def judge(
+    logits: F32, scores: F32, labels: F32, references: Mapping[str, F32], limits: GateLimits, *, bias_error: float = 0.0
+) -> GateReport:
+    """Whether a version may serve.
+
+    Args:
+        logits, scores: of the new version, float32 `[n]`, before and after calibration, on held-out rows.
+        labels: float32 `[n]`.
+        references: name -> scores of a version that it must not fall behind, on the same rows.
+        bias_error: standard error of the bias on these rows; a |bias| within 2 of it of the limit is not held against
+            the version (few rows cannot show a small bias).
+
+    Returns:
+        the report: `passed`, the reasons where it did not, and all figures looked at.
+    """
+    figures: dict[str, float | None] = {"rows": float(len(labels)), "positives": float(labels.sum())}
+    reasons: list[str] = []
+    if not np.isfinite(logits).all() or not np.isfinite(scores).all():
+        return GateReport(passed=False, reasons=("some scores are not finite",), figures=figures)
+    largest = float(np.abs(logits).max(initial=0.0))
+    figures["largest_logit"] = largest
+    if largest > LARGEST_LOGIT:
+        reasons.append(f"the largest |logit| is {largest:.1f}, above {LARGEST_LOGIT:g}: training has blown up")
+    positives = int(labels.sum())
+    if positives < limits.min_positives or positives == len(labels):
+        reasons.append(
+            f"{positives} positives among {len(labels)} held-out rows: at least {limits.min_positives} of both classes are needed"
+        )
+        return GateReport(passed=False, reasons=tuple(reasons), figures=figures)
+    mine = {"auc": auc(labels, scores), "logloss": logloss(labels, scores), "bias": bias(labels, scores)}
+    figures |= mine
+    allowed = limits.bias + 2 * bias_error
+    if abs(mine["bias"]) > allowed:
+        reasons.append(f"bias {mine['bias']:+.3f} is beyond {allowed:.3f}")
+    for name, theirs in references.items():
+        their_auc, their_logloss = auc(labels, theirs), logloss(labels, theirs)
+        figures |= {f"{name}_auc": their_auc, f"{name}_logloss": their_logloss}
+        if mine["auc"] < their_auc - limits.auc_margin:
+            reasons.append(
+                f"AUC {mine['auc']:.4f} is more than {limits.auc_margin:g} below the {name} version's {their_auc:.4f}"
+            )
+        if mine["logloss"] > their_logloss + limits.logloss_margin:
+            reasons.append(
+                f"LogLoss {mine['logloss']:.4f} is more than {limits.logloss_margin:g} above the {name} version's {their_logloss:.4f}"
+            )
+    return GateReport(passed=not reasons, reasons=tuple(reasons), figures=figures)

@@ -1,0 +1,153 @@
+"""A line of versions: one model in training, how its next version is calibrated, judged and published.
+
+A version is published from a committed checkpoint only, as a delta of the rows touched since the last one, or as a new
+base when the deltas have become many. A refused version keeps its number and its report; training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bundle import Calibration, GateReport
+from pipeline.errors import BatonError
+from pipeline.features import Features, Rows
+from pipeline.model import Model
+from pipeline.versions import Repository
+from transfer.gate import GateLimits, judge
+from transfer.model import ClickModel
+from transfer.recalibrate import HeldRows, Ring, recalibrate
+
+__all__ = ["Line"]
+
+RECENT_ROWS = 200_000
+
+log = logging.getLogger(__name__)
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass
+class Line:
+    """The versions of one bundle name.
+
+    Args:
+        role: `teacher` or `student`; also the name of its logits in `HeldRows`.
+        name: bundle name.
+        chain: [base, delta, ...] of the last published version.
+        published_batch: number of the batch after which that was.
+    """
+
+    role: str
+    name: str
+    model: ClickModel
+    repository: Repository
+    segments: Path
+    limits: GateLimits
+    compact_after: int
+    chain: list[str]
+    published_batch: int = 0
+    refused: list[str] = field(default_factory=list)
+    recent: Ring = field(default_factory=lambda: Ring(RECENT_ROWS))
+
+    @property
+    def version(self) -> str:
+        """The last published version, which serves."""
+        return self.chain[-1]
+
+    def publish(self, held: HeldRows, batch: int, anchor: str | None) -> GateReport:
+        """Calibrate, judge and write the next version. The caller has committed a checkpoint of the model just before.
+
+        Args:
+            anchor: version at which the current rollout step began, judged against too.
+        """
+        assert held.rows is not None
+        logits = self.model.logits(held.rows)
+        current = self.model.calibration
+        finite = bool(np.isfinite(logits).all())
+        if finite:
+            self.model.calibration = recalibrate(current, self.recent, held.logits[self.role], logits)
+        scores = _probabilities(logits, self.model.calibration)
+        references = self._references(held.rows, anchor)
+        report = judge(
+            logits, scores, held.labels, references, self.limits, bias_error=_bias_error(scores, held.labels)
+        )
+        metrics: dict[str, float | None] = {
+            key: report.figures.get(key) for key in ("auc", "logloss", "bias", "rows", "positives")
+        }
+        if "serving" in references and finite:
+            # The rollout starts its evidence anew when a version moves the mean score.
+            metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
+        version = self.repository.reserve(self.name)
+        if not report.passed:
+            self.model.calibration = current
+            self.model.save_refused(
+                self.repository, self.name, version, parent=self.version, gate=report, metrics=metrics
+            )
+            self.refused.append(version)
+            log.warning("%s %s refused: %s", self.name, version, "; ".join(report.reasons))
+        elif len(self.chain) > self.compact_after:
+            self.model.save_bundle(
+                self.repository.path(self.name, version),
+                name=self.name, version=version, parent=self.version, metrics=metrics, gate=report,
+            )  # fmt: skip
+            self.chain = [version]
+        else:
+            deltas = [*self.chain[1:], version]
+            self.model.save_delta(
+                self.repository.path(self.name, version),
+                name=self.name, version=version, parent=self.version, base=self.chain[0], deltas=deltas,
+                metrics=metrics, gate=report,
+            )  # fmt: skip
+            self.chain = [self.chain[0], *deltas]
+        if report.passed:
+            log.info("published %s %s", self.name, version)
+        self.published_batch = batch
+        return report
+
+    def _references(self, rows: Rows, anchor: str | None) -> dict[str, F32]:
+        """Scores of the version that serves and of the step's first one on the held-out rows."""
+        wanted = {"serving": self.version}
+        if anchor is not None and anchor != self.version:
+            wanted["step"] = anchor
+        found = {}
+        for name, version in wanted.items():
+            try:
+                model = Model.load(self.repository, self.name, version, segments=self.segments)
+            except BatonError as error:
+                # Retired versions may be gone from disk; the other reference still holds.
+                log.warning("%s %s cannot be compared with: %s", self.name, version, error)
+                continue
+            found[name] = model.score(Features.from_rows(rows))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, as JSON values."""
+        return {
+            "name": self.name,
+            "chain": self.chain,
+            "published_batch": self.published_batch,
+            "refused": self.refused,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.chain = list(state["chain"])
+        self.published_batch = int(state["published_batch"])
+        self.refused = list(state["refused"])
+
+
+def _probabilities(logits: F32, calibration: Calibration) -> F32:
+    z = calibration.alpha * logits.astype(np.float64) + calibration.beta
+    return (1.0 / (1.0 + np.exp(-z))).astype(np.float32)
+
+
+def _bias_error(scores: F32, labels: F32) -> float:
+    """Standard error of the bias from the labels' noise alone."""
+    p = scores.astype(np.float64)
+    return float(np.sqrt((p * (1 - p)).sum()) / max(1.0, float(labels.sum())))

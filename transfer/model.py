@@ -1,0 +1,407 @@
+"""A click model in training: schema, tables, network, optimisers, calibration.
+
+`step` learns from a batch, `logits` scores exactly as serving does, `save_bundle` and `save_delta` publish, `state` and
+`from_state` are the checkpoint. One thread. Next stop: `transfer.train` (the loop), `transfer.distill` (stage 1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from pipeline.bundle import Bundle, Calibration, GateReport
+from pipeline.errors import DataError, InvalidInput
+from pipeline.features import Rows
+from pipeline.schema import Schema
+from pipeline.versions import Repository
+from transfer.export import DenseGraph
+from transfer.loss import distillation_loss
+from transfer.model_zoo import resolve
+from transfer.network import Network
+from transfer.publish import HEADER, Snapshot, load_model, training_arrays, write_snapshot
+from transfer.tables import Tables, TableSettings
+
+__all__ = ["ClickModel", "LearningSettings"]
+
+F32 = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[Any]]
+SCORING_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class LearningSettings:
+    """Rates of the dense part (Adam) and settings of the tables."""
+
+    dense_rate: float = 1e-3
+    tables: TableSettings = field(default_factory=TableSettings)
+
+
+class ClickModel:
+    """Made by `create`, `from_bundle` or `from_state`."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        arch: str,
+        width: int,
+        *,
+        seed: int,
+        hyperparameters: Mapping[str, Any],
+        learning: LearningSettings,
+    ) -> None:
+        self.schema = schema.with_width(width)
+        self.arch, self.width, self.seed = arch, width, seed
+        self.hyperparameters = dict(hyperparameters)
+        self.learning = learning
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = Network(self.schema, arch, width, self.hyperparameters)
+        self.tables = Tables(self.schema, width, linear=self.network.uses_linear, settings=learning.tables, seed=seed)
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=learning.dense_rate)
+        self.calibration = Calibration()
+        self.steps = 0
+        self.rows_trained = 0
+        self.extra: Arrays = {}
+        """Arrays that travel with the training state, for example the maps of an embedding projection."""
+        self._pending_batches = 0
+        self._pending_rows = 0
+        self._graph: DenseGraph | None = None
+
+    @classmethod
+    def create(
+        cls,
+        schema: Schema,
+        arch: str,
+        width: int,
+        *,
+        seed: int,
+        hyperparameters: Mapping[str, Any] | None = None,
+        learning: LearningSettings | None = None,
+    ) -> ClickModel:
+        """A model that knows nothing yet.
+
+        Args:
+            schema: fields; widths in it are replaced by `width`.
+            arch: a name of the zoo or `package.module:Class`.
+            width: length of a field's vector (1 for architectures that use weights only).
+            seed: of weights and new rows.
+            hyperparameters: for the architecture.
+            learning: rates.
+
+        Raises:
+            InvalidInput: unknown architecture or hyperparameter, or a schema without ids.
+        """
+        width = width if resolve(arch).uses_embeddings else 1
+        return cls(
+            schema,
+            arch,
+            width,
+            seed=seed,
+            hyperparameters=hyperparameters or {},
+            learning=learning or LearningSettings(),
+        )
+
+    # --- scoring -----------------------------------------------------------------------------------------------------
+
+    def logits(self, rows: Rows) -> F32:
+        """Logits float32 `[n]`, before calibration. No row is made: unknown ids take their table's default row."""
+        out = np.empty(len(rows), np.float32)
+        self.network.eval()
+        for start in range(0, len(rows), SCORING_ROWS):
+            part = rows.slice(start, min(start + SCORING_ROWS, len(rows)))
+            vectors, linear = self.tables.gather(self.tables.lookup(part, create=False))
+            with torch.inference_mode():
+                out[start : start + len(part)] = self._forward(part, torch.from_numpy(vectors), linear).numpy()
+        return out
+
+    def calibrated_logits(self, rows: Rows) -> F32:
+        """Logits float32 `[n]` after calibration: the log-odds that serving answers with."""
+        return (self.calibration.alpha * self.logits(rows) + self.calibration.beta).astype(np.float32)
+
+    def scores(self, rows: Rows) -> F32:
+        """Calibrated probabilities float32 `[n]`."""
+        return torch.sigmoid(torch.from_numpy(self.calibrated_logits(rows))).numpy()
+
+    def _forward(self, rows: Rows, vectors: Tensor, linear: F32 | Tensor | None) -> Tensor:
+        numbers = torch.from_numpy(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None
+        weights = torch.from_numpy(linear) if isinstance(linear, np.ndarray) else linear
+        logit: Tensor = self.network(vectors.flatten(1), weights, numbers)
+        return logit
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit_numbers(self, rows: Rows) -> None:
+        """Take mean and deviation of the numbers from these rows. Once, before training."""
+        if self.network.transform is not None:
+            self.network.transform.fit(rows.numbers)
+
+    def step(
+        self,
+        rows: Rows,
+        labels: npt.NDArray[Any],
+        *,
+        teacher_logits: F32 | None = None,
+        a: float | F32 = 0.0,
+        temperature: float = 1.0,
+        label_offset: float | F32 = 0.0,
+        train_tables: bool = True,
+        accumulate: bool = False,
+    ) -> float:
+        """Learn from a batch; the loss is `transfer.loss.distillation_loss`.
+
+        Args:
+            rows: n rows.
+            labels: 0 or 1, `[n]`.
+            teacher_logits: `[n]`; None: labels alone.
+            a: weight of the teacher's term, one number or `[n]`.
+            temperature: T.
+            label_offset: log k of the sampling, one number or `[n]`.
+            train_tables: False freezes the tables: no row is made or changed.
+            accumulate: only collect gradients; `apply` makes one step of their mean.
+
+        Returns:
+            The batch's mean loss before the step.
+
+        Raises:
+            DataError: labels other than 0 and 1, or logits that are not finite.
+        """
+        n = len(rows)
+        y = np.asarray(labels, np.float32)
+        if n == 0 or y.shape != (n,) or not np.isin(y, (0.0, 1.0)).all():
+            raise DataError(
+                f"a batch needs rows and one label of 0 or 1 for each; got {n} rows, labels {y.shape}", "label"
+            )
+        if teacher_logits is not None and not np.isfinite(teacher_logits).all():
+            raise DataError(
+                "the teacher's logits hold NaN or infinity; check the teacher before distilling", "teacher_logits"
+            )
+        lookup = self.tables.lookup(rows, create=train_tables)
+        vectors, linear = self.tables.gather(lookup)
+        embeddings = torch.from_numpy(vectors).requires_grad_(train_tables)
+        weights = None if linear is None else torch.from_numpy(linear).requires_grad_(train_tables)
+        with torch.random.fork_rng(devices=[]):
+            # Dropout, where there is any, depends on seed and step alone: a resumed run draws the same masks.
+            torch.manual_seed(hash((self.seed, self.steps, self._pending_batches)) & 0x7FFFFFFF)
+            self.network.train()
+            logits = self._forward(rows, embeddings, weights)
+        loss = distillation_loss(
+            logits,
+            torch.from_numpy(y),
+            teacher_logits=None if teacher_logits is None else torch.from_numpy(np.asarray(teacher_logits, np.float32)),
+            a=_tensor(a),
+            temperature=temperature,
+            label_offset=_tensor(label_offset),
+        ).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._pending_batches += 1
+        self._pending_rows += n
+        self.rows_trained += n
+        if train_tables:
+            grad = None if embeddings.grad is None else embeddings.grad.numpy()
+            linear_grad = None if weights is None or weights.grad is None else weights.grad.numpy()
+            self.tables.collect(lookup, grad, linear_grad, self.rows_trained)
+        if not accumulate:
+            self.apply()
+        return float(loss.detach())
+
+    def apply(self) -> None:
+        """One optimiser step on the mean of the gradients collected since the last one; none collected: nothing."""
+        if not self._pending_batches:
+            return
+        share = 1.0 / self._pending_batches
+        if self._pending_batches > 1:
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(share)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        # Batch losses are means; rows of tables learn from sums, so that their steps do not depend on the batch size.
+        self.tables.apply(share * (self._pending_rows * share))
+        self.steps += 1
+        self._pending_batches = self._pending_rows = 0
+
+    # --- checkpoint --------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Header (JSON values) and arrays (copies) from which `from_state` goes on exactly, to the bit."""
+        header = {
+            "schema": self.schema.model_dump(mode="json"),
+            "arch": self.arch,
+            "width": self.width,
+            "seed": self.seed,
+            "linear": self.network.uses_linear,
+            "hyperparameters": self.hyperparameters,
+            "learning": asdict(self.learning),
+            "calibration": self.calibration.model_dump(),
+            "steps": self.steps,
+            "rows_trained": self.rows_trained,
+            "pending": [self._pending_batches, self._pending_rows],
+        }
+        arrays: Arrays = {f"tables.{key}": value for key, value in self.tables.state().items()}
+        for name, value in self.network.state_dict().items():
+            arrays[f"dense.{name}"] = value.numpy().copy()
+        for name, parameter in self.network.named_parameters():
+            for key, tensor in self.optimiser.state.get(parameter, {}).items():
+                arrays[f"adam.{key}.{name}"] = tensor.numpy().copy()
+            if parameter.grad is not None:
+                arrays[f"grad.{name}"] = parameter.grad.numpy().copy()
+        return header, arrays | {f"extra.{key}": value for key, value in self.extra.items()}
+
+    @classmethod
+    def from_state(cls, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ClickModel:
+        """The model whose `state` this was."""
+        learning = dict(header["learning"])
+        learning["tables"] = TableSettings(**learning["tables"])
+        model = cls(
+            Schema.model_validate(header["schema"]),
+            header["arch"],
+            header["width"],
+            seed=header["seed"],
+            hyperparameters=header["hyperparameters"],
+            learning=LearningSettings(**learning),
+        )
+        model.tables.load_state(_under("tables.", arrays))
+        dense = {name: torch.from_numpy(value.copy()) for name, value in _under("dense.", arrays).items()}
+        model.network.load_state_dict(dense)
+        for name, parameter in model.network.named_parameters():
+            kept = {
+                key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"]))
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"adam.{key}.{name}" in arrays
+            }
+            if kept:
+                model.optimiser.state[parameter] = kept
+            if f"grad.{name}" in arrays:
+                parameter.grad = torch.from_numpy(arrays[f"grad.{name}"].copy())
+        model.calibration = Calibration(**header["calibration"])
+        model.steps, model.rows_trained = header["steps"], header["rows_trained"]
+        model._pending_batches, model._pending_rows = header["pending"]
+        model.extra = _under("extra.", arrays)
+        return model
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint as one safetensors file, by way of a temporary name."""
+        header, arrays = self.state()
+        arrays[HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        staging = path.with_name(f".{path.name}.part")
+        save_file(arrays, staging)
+        with open(staging, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+
+    @classmethod
+    def load(cls, path: Path) -> ClickModel:
+        """Read what `save` wrote."""
+        arrays = load_file(path)
+        return cls.from_state(json.loads(arrays.pop(HEADER).tobytes()), arrays)
+
+    # --- publishing --------------------------------------------------------------------------------------------------
+
+    def snapshot(self, *, full: bool, training: bool = False) -> Snapshot:
+        """Copies of what a bundle is written from: all rows, or (a delta) those touched since `take_touched`.
+
+        Writing it (`transfer.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
+        the version counts as published.
+        """
+        if self._graph is None:
+            self._graph = DenseGraph(self.network, self.schema)
+        slots = None if full else self.tables.touched()
+        header, arrays = self.state() if training else (None, {})
+        return Snapshot(
+            architecture=self.arch,
+            hyperparameters={"width": self.width, **self.hyperparameters},
+            schema=self.schema,
+            calibration=self.calibration,
+            dense=self._graph.write(self.network),
+            tables={name: self.tables.export(name, slots) for name in self.tables.names},
+            defaults={
+                name: (
+                    tuple(self.tables.default[t].tolist()),
+                    float(self.tables.default_linear[t]) if self.network.uses_linear else None,
+                )
+                for t, name in enumerate(self.tables.names)
+            },
+            full=full,
+            header=header,
+            arrays=training_arrays(arrays),
+        )
+
+    def save_bundle(
+        self,
+        target: Repository | Path,
+        name: str,
+        *,
+        version: str | None = None,
+        parent: str | None = None,
+        metrics: Mapping[str, float | None] | None = None,
+        gate: GateReport | None = None,
+        training: bool = True,
+        created_ms: int = 0,
+    ) -> Bundle:
+        """Publish all rows as a base; see `transfer.publish.write_snapshot` for the arguments."""
+        slots = self.tables.touched()
+        if gate is None or gate.passed:
+            self.tables.take_touched()
+        try:
+            return write_snapshot(
+                target, name, self.snapshot(full=True, training=training), version=version, parent=parent,
+                metrics=metrics, gate=gate, created_ms=created_ms,
+            )  # fmt: skip
+        except BaseException:
+            self.tables.put_back(slots)
+            raise
+
+    def save_delta(
+        self,
+        target: Repository | Path,
+        name: str,
+        *,
+        base: str,
+        deltas: Sequence[str] = (),
+        version: str | None = None,
+        parent: str | None = None,
+        metrics: Mapping[str, float | None] | None = None,
+        gate: GateReport | None = None,
+        training: bool = False,
+        created_ms: int = 0,
+    ) -> Bundle:
+        """Publish the rows touched since the last publication as a delta over `base` and the `deltas` before it.
+
+        A version that the gate refused is written as a report only; its rows go with the next one that passes.
+        """
+        bundle = write_snapshot(
+            target, name, self.snapshot(full=False, training=training), version=version, parent=parent,
+            base=base, deltas=deltas, metrics=metrics, gate=gate, created_ms=created_ms,
+        )  # fmt: skip
+        if bundle.manifest.servable:
+            self.tables.take_touched()
+        return bundle
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, repository: Repository | None = None) -> ClickModel:
+        """A model from a published version; a delta needs the repository that holds its base.
+
+        Raises:
+            InvalidInput: a delta without repository. BundleError: it was not written by this trainer.
+        """
+        if bundle.manifest.base is not None and repository is None:
+            raise InvalidInput(f"{bundle.path} is a delta; pass the repository that holds its base", "repository")
+        return load_model(cls, repository.chain(bundle) if repository is not None else [bundle])
+
+
+def _tensor(value: float | F32) -> Tensor | float:
+    return torch.from_numpy(np.asarray(value, np.float32)) if isinstance(value, np.ndarray) else value
+
+
+def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}

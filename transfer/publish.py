@@ -1,0 +1,179 @@
+"""From a model in training to a bundle on disk, and back.
+
+A `Snapshot` is taken on the training thread (copies of what changed); writing it may happen anywhere. A base holds all
+rows, a delta those touched since the last publication. A bundle carries what training goes on from only when asked to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from pipeline.bundle import DENSE, Bundle, BundleWriter, Calibration, GateReport, Manifest, Table, TableInfo
+from pipeline.errors import BundleError
+from pipeline.schema import Schema
+from pipeline.versions import Repository
+from transfer.export import graph_weights
+
+if TYPE_CHECKING:
+    from transfer.model import ClickModel
+
+__all__ = ["Snapshot", "load_model", "write_snapshot"]
+
+STATE = "training/state.safetensors"
+HEADER = "header"
+# Held by the tables of the bundle itself, so not written twice.
+_IN_TABLES = ("tables.rows.values", "tables.weights.values", "tables.counts")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a bundle is written from; independent of the model that it was taken from."""
+
+    architecture: str
+    hyperparameters: dict[str, Any]
+    schema: Schema
+    calibration: Calibration
+    dense: bytes
+    tables: dict[str, Table]
+    defaults: dict[str, tuple[tuple[float, ...], float | None]]
+    full: bool
+    header: dict[str, Any] | None = None
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def infos(self) -> dict[str, TableInfo]:
+        """The manifest's entries of the tables."""
+        return {
+            name: TableInfo(
+                width=len(default), rows=len(self.tables[name].ids), default=default, linear_default=linear_default
+            )
+            for name, (default, linear_default) in self.defaults.items()
+        }
+
+
+def write_snapshot(
+    target: Path | Repository,
+    name: str,
+    snapshot: Snapshot,
+    *,
+    version: str | None = None,
+    parent: str | None = None,
+    base: str | None = None,
+    deltas: Sequence[str] = (),
+    metrics: Mapping[str, float | None] | None = None,
+    gate: GateReport | None = None,
+    created_ms: int = 0,
+) -> Bundle:
+    """Write a snapshot as a bundle.
+
+    Args:
+        target: a repository, or the directory that becomes the bundle (then its version is 1 unless said).
+        name: of the bundle.
+        snapshot: what to write.
+        version: reserved before; None takes the next number of the repository.
+        parent: version it was trained on from.
+        base, deltas: of a delta: the base generation and the deltas before this one, oldest first.
+        metrics: at birth.
+        gate: its report; a version that did not pass is written as a manifest alone.
+        created_ms: Unix time in milliseconds.
+
+    Raises:
+        BundleError: the place is taken, or a delta was not told its base.
+    """
+    if snapshot.full != (base is None):
+        raise BundleError("a delta needs the version of its base, and a snapshot of all rows is itself a base", "base")
+    if isinstance(target, Repository):
+        version = version or target.reserve(name)
+        path = target.path(name, version)
+    else:
+        version, path = version or "1", target
+    manifest = Manifest(
+        name=name,
+        version=version,
+        architecture=snapshot.architecture,
+        hyperparameters=snapshot.hyperparameters,
+        schema=snapshot.schema,
+        tables=snapshot.infos(),
+        calibration=snapshot.calibration,
+        metrics=dict(metrics or {}),
+        parent=parent,
+        base=base,
+        deltas=(*deltas, version) if base is not None else (),
+        gate=gate,
+        created_ms=created_ms,
+    )
+    with BundleWriter(path) as writer:
+        if manifest.servable:
+            writer.path(DENSE).write_bytes(snapshot.dense)
+            for table_name, table in snapshot.tables.items():
+                writer.table(table_name, table)
+            if snapshot.header is not None:
+                header = np.frombuffer(json.dumps(snapshot.header).encode(), np.uint8)
+                writer.tensors(STATE, {**snapshot.arrays, HEADER: header})
+        return writer.finish(manifest)
+
+
+def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
+    """A model from a base and its deltas, oldest first (`Repository.chain`).
+
+    Optimiser and random state come from the newest bundle that has them; without, training starts them anew.
+
+    Raises:
+        BundleError: the network does not fit the architecture that the manifest names.
+    """
+    last = chain[-1].manifest
+    stateful = next((b for b in reversed(chain) if STATE in b.manifest.files), None)
+    hyperparameters = dict(last.hyperparameters)
+    width = int(hyperparameters.pop("width", next(iter(last.tables.values())).width))
+    if stateful is not None:
+        arrays = stateful.tensors(STATE)
+        header = json.loads(arrays.pop(HEADER).tobytes())
+        ids = len(arrays["tables.ids"])
+        arrays["tables.rows.values"] = np.zeros((ids, width), np.float32)
+        arrays["tables.counts"] = np.zeros(ids, np.int64)
+        arrays["tables.weights.values"] = np.zeros((ids if header["linear"] else 0, 1), np.float32)
+        model = kind.from_state(header, arrays)
+    else:
+        model = kind.create(last.model_schema, last.architecture, width, seed=0, hyperparameters=hyperparameters)
+    for index, name in enumerate(model.tables.names):
+        info = last.tables[name]
+        model.tables.default[index] = info.default
+        model.tables.default_linear[index] = info.linear_default or 0.0
+    for bundle in chain:
+        for name in model.tables.names:
+            model.tables.load_rows(name, bundle.table(name))
+    _load_dense(model, chain[-1])
+    model.calibration = last.calibration
+    return model
+
+
+def _load_dense(model: ClickModel, bundle: Bundle) -> None:
+    found = graph_weights(onnx.load(str(bundle.file(DENSE)), load_external_data=False))
+    weights = dict(model.network.named_parameters()) | dict(model.network.named_buffers())
+    for name, tensor in weights.items():
+        array = found.get(name)
+        if array is None:
+            if not any(n.startswith(name.split(".")[0]) for n in found):
+                raise BundleError(
+                    f"{bundle.path}: the network holds no weight {name!r} of architecture "
+                    f"{bundle.manifest.architecture!r}; it was not written by this trainer",
+                    DENSE,
+                )
+            continue
+        if list(array.shape) != list(tensor.shape):
+            raise BundleError(f"{bundle.path}: weight {name!r} is {array.shape} instead of {list(tensor.shape)}", DENSE)
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(array.copy()))
+
+
+def training_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a model's state that a bundle's tables do not hold already."""
+    return {key: value for key, value in arrays.items() if key not in _IN_TABLES}

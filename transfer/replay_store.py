@@ -1,0 +1,111 @@
+"""Rows of the retained window, kept for replay: a bounded uniform sample on disk, memory-mapped, drawn by seed.
+
+Written once by the offline stage (`baton transfer`), read by the online worker. A draw depends on the seed and the
+number of the batch alone, so a resumed worker replays the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from pipeline.errors import DataError
+from pipeline.features import Bag, Rows, concat_rows
+
+__all__ = ["ReplayRows", "Reservoir", "rows_from_arrays", "rows_to_arrays"]
+
+F32 = npt.NDArray[np.float32]
+
+
+class Reservoir:
+    """A uniform sample of a stream of labelled rows, at most `capacity` of them (Vitter 1985, algorithm R by chunks)."""
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        self._capacity = capacity
+        self._random = np.random.default_rng([seed, 0x5E5E])
+        self._seen = 0
+        self._keys = np.empty(0)
+        self._parts: list[tuple[Rows, F32, F32]] = []
+
+    def add(self, rows: Rows, labels: F32, teacher_logits: F32) -> None:
+        """Offer rows with labels and the teacher's logits, float32 `[n]`."""
+        # Each row draws a key; the sample is the rows with the smallest keys, which is uniform for any chunking.
+        keys = self._random.random(len(labels))
+        self._parts.append((rows, labels, teacher_logits))
+        self._keys = np.concatenate([self._keys, keys])
+        if len(self._keys) > 2 * self._capacity:
+            self._trim()
+
+    def _trim(self) -> None:
+        if len(self._keys) <= self._capacity and len(self._parts) == 1:
+            return
+        keep = (
+            np.sort(np.argpartition(self._keys, self._capacity - 1)[: self._capacity])
+            if (len(self._keys) > self._capacity)
+            else np.arange(len(self._keys))
+        )
+        rows = concat_rows([part[0] for part in self._parts]).take(keep)
+        labels = np.concatenate([part[1] for part in self._parts])[keep]
+        logits = np.concatenate([part[2] for part in self._parts])[keep]
+        self._parts, self._keys = [(rows, labels, logits)], self._keys[keep]
+
+    def save(self, path: Path) -> int:
+        """Write the sample to `path`, whole or not at all; the number of rows."""
+        if not self._parts:
+            raise DataError("the retained window has no rows to keep for replay")
+        self._trim()
+        rows, labels, logits = self._parts[0]
+        tensors = {**rows_to_arrays(rows), "labels": labels, "teacher": logits}
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, staging)
+        staging.rename(path)
+        return len(labels)
+
+
+class ReplayRows:
+    """A sample written by `Reservoir.save`, to draw from."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            DataError: the file is absent or not such a sample.
+        """
+        try:
+            tensors = load_file(path)
+            self.rows = rows_from_arrays(tensors)
+            self.labels: F32 = tensors["labels"]
+            self.teacher: F32 = tensors["teacher"]
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(
+                f"{path} holds no replay rows ({error}); write it with `baton transfer`", "retained"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def draw(self, count: int, *, seed: int, batch: int) -> tuple[Rows, F32, F32]:
+        """`count` rows with replacement for batch number `batch`: rows, labels, teacher logits."""
+        index = np.random.default_rng([seed, batch]).integers(0, len(self), count)
+        return self.rows.take(index), self.labels[index], self.teacher[index]
+
+
+def rows_to_arrays(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+    """Rows as named arrays, for a safetensors file."""
+    arrays: dict[str, npt.NDArray[Any]] = {"ids": rows.ids, "numbers": rows.numbers}
+    for bag in rows.bags:
+        arrays |= {f"bag{bag.column}.offsets": bag.offsets, f"bag{bag.column}.values": bag.values}
+    return arrays
+
+
+def rows_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Rows:
+    """The rows that `rows_to_arrays` took apart."""
+    count = sum(name.startswith("bag") and name.endswith(".offsets") for name in arrays)
+    bags = tuple(Bag(i, arrays[f"bag{i}.offsets"], arrays[f"bag{i}.values"]) for i in range(count))
+    return Rows(arrays["ids"], arrays["numbers"], bags)
