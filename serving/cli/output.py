@@ -1,0 +1,72 @@
+"""What the command line prints: tables for people, one JSON object for programs, errors on stderr.
+
+Exit codes: 0 done, 1 refused or failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import BatonError
+
+__all__ = ["Output", "console", "emit", "problems", "show_table"]
+
+console = Console(stderr=True)
+
+
+class Output(StrEnum):
+    """Value of `-o`."""
+
+    table = "table"
+    json = "json"
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table on stdout; numbers are right-aligned, None is a dash."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    rows = [list(row) for row in rows]
+    for number, column in enumerate(columns):
+        numeric = all(isinstance(row[number], (int, float, type(None))) for row in rows)
+        table.add_column(column, justify="right" if numeric and rows else "left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console().print(table)
+
+
+def emit(output: Output, data: Any, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print `data` as JSON or `rows` as a table."""
+    if output is Output.json:
+        sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
+    else:
+        show_table(title, columns, rows)
+
+
+@contextmanager
+def problems() -> Iterator[None]:
+    """Turn an expected error into one line on stderr and exit code 1."""
+    try:
+        yield
+    except BatonError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,161 @@
+"""`baton serve`: starts every process of one machine, watches them, brings the dead ones back.
+
+It answers no request and holds no state, so there is nothing to lose when it dies; its children then end by themselves.
+A child that dies is started again after a pause that doubles from `FIRST_PAUSE` to `LONGEST_PAUSE` and is forgotten
+once the child has stayed up. What happened is in `<home>/run/status/supervisor.json`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import Conflict
+from serving.config import Config
+
+__all__ = ["Child", "Supervisor", "children_of"]
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 10.0
+STABLE_AFTER = 30.0
+TICK = 0.05
+STOP_LIMIT = 20.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Child:
+    """One process to keep alive. `stage`: children of a lower stage are stopped first."""
+
+    name: str
+    argv: Sequence[str]
+    stage: int
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    restarts: int = 0
+    pause: float = FIRST_PAUSE
+    due: float = 0.0
+    last_exit: int | None = None
+
+
+def children_of(config: Config, config_path: Path) -> list[Child]:
+    """The processes of a config: lanes stop first, control last, so that late labels still find their store."""
+
+    def child(name: str, stage: int, *command: str) -> Child:
+        return Child(name, (sys.executable, "-m", "serving.cli.main", *command, "--config", str(config_path)), stage)
+
+    lanes = [
+        child(f"lane-{index}", 0, "process", "lane", "--index", str(index)) for index in range(config.engine.lanes)
+    ]
+    rest = [child("control", 2, "process", "control"), child("shadow", 1, "process", "shadow")]
+    return [*rest, *lanes, *([child("worker", 1, "worker")] if config.worker else [])]
+
+
+@dataclass
+class Supervisor:
+    """Keeps `children` running until `stop` is set.
+
+    Raises:
+        Conflict: another supervisor runs on the same home.
+    """
+
+    home: Path
+    children: list[Child]
+    clock: Clock = field(default_factory=SystemClock)
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._written = ""
+
+    def stop(self) -> None:
+        """Ask `run` to end; may be called from a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Start all, watch until stopped, then end all in order of stage. Must run in the thread that starts children:
+        their death signal is tied to it."""
+        run = self.home / "run"
+        (run / "status").mkdir(parents=True, exist_ok=True)
+        for stale in (run / "status").glob("*.json"):
+            stale.unlink()
+        with open(run / "supervisor.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(f"another `baton serve` runs on {self.home}; end it or set another home") from None
+            try:
+                while not self._stop.wait(TICK):
+                    self._tick()
+            finally:
+                self._end_all()
+
+    def _tick(self) -> None:
+        now = self.clock.monotonic()
+        for child in self.children:
+            if child.process is not None and child.process.poll() is not None:
+                self._bury(child, now)
+            if child.process is None and now >= child.due:
+                child.process = subprocess.Popen(child.argv, env=dict(self.environment), stdin=subprocess.DEVNULL)
+                child.started = now
+                log.info("%s runs as pid %d", child.name, child.process.pid)
+            elif child.process is not None and now - child.started > STABLE_AFTER:
+                child.pause = FIRST_PAUSE
+        self._write_status()
+
+    def _bury(self, child: Child, now: float) -> None:
+        assert child.process is not None
+        child.last_exit = child.process.returncode
+        child.process = None
+        child.restarts += 1
+        child.due = now + child.pause
+        log.error("%s ended with %s; starting it again in %.1f s", child.name, _exit(child.last_exit), child.pause)
+        child.pause = min(2 * child.pause, LONGEST_PAUSE)
+
+    def _end_all(self) -> None:
+        for stage in sorted({child.stage for child in self.children}):
+            running = [c for c in self.children if c.stage == stage and c.process is not None]
+            for child in running:
+                assert child.process is not None
+                child.process.send_signal(signal.SIGTERM)
+            deadline = self.clock.monotonic() + STOP_LIMIT
+            for child in running:
+                assert child.process is not None
+                try:
+                    child.process.wait(max(0.1, deadline - self.clock.monotonic()))
+                except subprocess.TimeoutExpired:
+                    log.error("%s did not end within %.0f s and is killed", child.name, STOP_LIMIT)
+                    child.process.kill()
+                    child.process.wait()
+
+    def _write_status(self) -> None:
+        status = {
+            child.name: {
+                "pid": child.process.pid if child.process else None,
+                "restarts": child.restarts,
+                "last_exit": child.last_exit,
+            }
+            for child in self.children
+        }
+        text = json.dumps({"pid": os.getpid(), "children": status})
+        if text != self._written:
+            self._written = text
+            path = self.home / "run" / "status" / "supervisor.json"
+            staging = path.with_suffix(".tmp")
+            staging.write_text(text)
+            staging.rename(path)
+
+
+def _exit(code: int | None) -> str:
+    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
