@@ -89,10 +89,12 @@ class Labelled:
 
     Args:
         seq: position in the labelled log; grows by one, never reused. A reader's place is the last seq it has read.
-        revision: 0 for the rows as they matured; higher when a late label changed some of them (only those are here).
+        revision: 0 for the rows as they matured; higher when a late label changed some of them, or when rows were shown
+            or matured after the others had been written (only those are here).
+        time_ms: when the prediction was made.
         indices: int32 `[m]`, exposed candidates in request order.
         labels: float32 `[m]`; positions: int32 `[m]`, -1 where the client did not say.
-        previous: float32 `[m]`, the label that a revision replaces; NaN at revision 0.
+        previous: float32 `[m]`, the label that a revision replaces; NaN for a row that was not written before.
         record: the packed prediction record (`pipeline.traffic.record.unpack`).
         other: the other arm's scores where the shadow lane has them.
     """

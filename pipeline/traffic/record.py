@@ -133,6 +133,7 @@ def _unpack(blob: memoryview) -> PredictionRecord:
         r, column = at.shape()
         offsets = at.array(np.int32, r + 1)
         bags.append(Bag(column, offsets, at.array(np.int64, int(offsets[-1]))))
+    at.finish()
     return PredictionRecord(
         prediction_id=prediction_id,
         time_ms=time_ms,
@@ -162,6 +163,10 @@ class _Reader:
         values = np.frombuffer(self._blob, dtype, count, self._at)
         self._at = _aligned(self._at + values.nbytes)
         return values
+
+    def finish(self) -> None:
+        if self._at != len(self._blob):
+            raise ValueError(f"it has {len(self._blob)} bytes where its arrays end at {self._at}")
 
 
 def _aligned(size: int) -> int:

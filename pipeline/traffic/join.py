@@ -1,0 +1,95 @@
+"""When exposed rows become labelled rows, and with which label: maturity, closing, revisions.
+
+Pure logic on one prediction at a time; it must not know where predictions and changes are stored. `sqlite` walks the
+predictions in order and asks here what to write. The rules:
+
+- A row is mature when its attribution window has passed since it was shown, or once a label is final. Without a label
+  by then it is a 0.
+- A prediction closes when all rows shown so far are mature, a window after it was made when none was shown, and at the
+  latest two windows after it was made. Predictions close in order, so an open one holds back those after it.
+- What closing writes is revision 0. Later labels that change a written row, and rows that mature later, make revisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.traffic.feedback import NEVER, LabelState
+
+__all__ = ["MatureRows", "closes_at", "latest_close", "mature_rows", "written_labels"]
+
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class MatureRows:
+    """Rows of one prediction for the labelled log, in request order.
+
+    Args:
+        indices: int32 `[m]`; labels: float32 `[m]`; positions: int32 `[m]`.
+        previous: float32 `[m]`, the label written before, NaN for rows written for the first time.
+    """
+
+    indices: I32
+    labels: F32
+    positions: I32
+    previous: F32
+
+    def pack(self) -> bytes:
+        """Write them as bytes."""
+        return b"".join(a.tobytes() for a in (self.indices, self.labels, self.positions, self.previous))
+
+    @classmethod
+    def unpack(cls, blob: bytes) -> MatureRows:
+        """Read what `pack` wrote; arrays are views of `blob`."""
+        m = len(blob) // 16
+        return cls(
+            np.frombuffer(blob, np.int32, m),
+            np.frombuffer(blob, np.float32, m, 4 * m),
+            np.frombuffer(blob, np.int32, m, 8 * m),
+            np.frombuffer(blob, np.float32, m, 12 * m),
+        )
+
+
+def latest_close(time_ms: int, window_ms: int) -> int:
+    """When a prediction made at `time_ms` closes whatever else happens."""
+    return time_ms + 2 * window_ms
+
+
+def closes_at(state: LabelState, time_ms: int, window_ms: int) -> int:
+    """When a prediction made at `time_ms` closes, as far as is known by now (all Unix milliseconds)."""
+    shown = state.exposed_ms != NEVER
+    if not shown.any():
+        return time_ms + window_ms
+    matures = np.where(state.final[shown], state.exposed_ms[shown], state.exposed_ms[shown] + window_ms)
+    return min(int(matures.max()), latest_close(time_ms, window_ms))
+
+
+def written_labels(n: int, entries: Iterable[MatureRows]) -> F32:
+    """The label that each of `n` rows has in the labelled log after entries in order, float32 `[n]`, NaN for none."""
+    labels = np.full(n, np.nan, np.float32)
+    for entry in entries:
+        labels[entry.indices] = entry.labels
+    return labels
+
+
+def mature_rows(state: LabelState, written: F32, now_ms: int, window_ms: int) -> tuple[MatureRows | None, int | None]:
+    """Rows that the labelled log lacks: those mature and not written, and those written with another label.
+
+    Returns:
+        The rows (None without any), and when the next row shown but not yet mature will be (None without any).
+    """
+    new = (state.exposed_ms != NEVER) & np.isnan(written)
+    mature = state.final | (state.exposed_ms + window_ms <= now_ms)
+    labels = np.where(np.isnan(state.labels), np.float32(0), state.labels)
+    rows = np.flatnonzero((new & mature) | (~np.isnan(written) & (labels != written))).astype(np.int32)
+    waiting = state.exposed_ms[new & ~mature]
+    due = int(waiting.min()) + window_ms if len(waiting) else None
+    if not len(rows):
+        return None, due
+    return MatureRows(rows, labels[rows], state.positions[rows], written[rows]), due

@@ -1,0 +1,365 @@
+"""The traffic log on one machine: SQLite, written by lanes and control, read by worker and analysis.
+
+Here is only *where* things are kept and in which transaction; what feedback means is in `feedback`, what becomes a
+labelled row in `join`, what is thrown away in `sqlite_retention`.
+
+Feedback is checked against its prediction when it arrives, in the transaction that stores it; that of a prediction not
+written yet is parked and checked in the transaction that writes the prediction. So the join walks predictions in order
+of their seq from its watermark, and looks again only at closed ones marked `late`; it never scans.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import InvalidInput
+from pipeline.prediction import PredictionIds
+from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refuse
+from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
+from pipeline.traffic.log import EXPIRED, INVALID, FeedbackEntry, FeedbackReply, Labelled, Scores
+from pipeline.traffic.record import PredictionRecord, unpack
+from pipeline.traffic.sqlite_file import TrafficFile
+from pipeline.traffic.sqlite_retention import Retained, forget, retain
+from pipeline.traffic.sqlite_stats import TrafficStats, count, read_stats
+
+__all__ = ["SqliteTrafficLog"]
+
+# The join holds the write lock for this many predictions at a time, so that lanes never wait long for it.
+_CHUNK = 64
+
+
+class SqliteTrafficLog:
+    """`pipeline.traffic.log.TrafficLog` in one file; any number of processes may have it open.
+
+    Args:
+        path: the database file, made when absent.
+        ids: tells genuine prediction ids.
+        attribution_window_ms: how long after its exposure a row waits for a label before it counts as 0.
+        late_limit_ms: feedback on predictions older than this is answered EXPIRED.
+
+    Raises:
+        InvalidInput: the file is not a traffic log, or a newer Baton's.
+        NotReady: the file cannot be opened; all methods raise it when the store is locked, full or failing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        ids: PredictionIds,
+        attribution_window_ms: int = 30 * 60_000,
+        late_limit_ms: int = 24 * 3_600_000,
+    ) -> None:
+        self._ids = ids
+        self._window = attribution_window_ms
+        self._late_limit = late_limit_ms
+        self._file = TrafficFile(path)
+
+    def append_predictions(self, records: Sequence[bytes]) -> None:
+        """Commit packed prediction records, in order; one written before is left as it is.
+
+        Raises:
+            InvalidInput: one of them is not a record; none is written.
+        """
+        unpacked = [(unpack(blob), blob) for blob in records]
+        with self._file.write(durable=False) as db:
+            parked = db.execute("SELECT EXISTS (SELECT 1 FROM parked)").fetchone()[0]
+            scored = db.execute("SELECT EXISTS (SELECT 1 FROM scores)").fetchone()[0]
+            written = sum(self._insert(db, record, blob, bool(parked), bool(scored)) for record, blob in unpacked)
+            count(db, predictions=written)
+
+    def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
+        """Commit another arm's scores; a second time for the same version changes nothing."""
+        rows = [
+            (prediction_id, s.arm, s.bundle, s.version, np.ascontiguousarray(s.scores, np.float32).tobytes())
+            for prediction_id, s in scores
+        ]
+        with self._file.write(durable=False) as db:
+            db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?)", rows)
+            db.executemany(
+                "UPDATE predictions SET scored = 1 WHERE prediction_id = ? AND scored = 0", [r[:1] for r in rows]
+            )
+
+    def append_feedback(self, entries: Sequence[FeedbackEntry], now_ms: int) -> list[FeedbackReply]:
+        """Commit exposures and labels; on return what is ACCEPTED is on disk."""
+        replies: list[FeedbackReply] = []
+        with self._file.write(durable=True) as db:
+            watermark = _watermark(db)
+            stored = 0
+            for entry in entries:
+                try:
+                    made_ms = self._ids.parse(entry.prediction_id).time_ms
+                except InvalidInput as error:
+                    replies.append(refuse(entry, INVALID, str(error)))
+                    continue
+                if now_ms - made_ms > self._late_limit:
+                    replies.append(refuse(entry, EXPIRED, "the prediction is too old to be labelled"))
+                    continue
+                # An id is genuine in capitals too; the log knows it in small letters.
+                reply, new = self._take(db, entry, entry.prediction_id.lower(), watermark, now_ms)
+                replies.append(reply)
+                stored += new
+            count(db, feedback=stored)
+        return replies
+
+    def join(self, now_ms: int, limit: int = 1000) -> int:
+        """Close predictions that are due and write revisions; the number of labelled entries written.
+
+        A few predictions per transaction, each whole or not at all: a crash between two loses and repeats nothing.
+        """
+        entries = 0
+        while entries < limit:
+            with self._file.write(durable=True) as db:
+                room = min(_CHUNK, limit - entries)
+                revised_visits, revised = self._revise(db, now_ms, room)
+                closed_visits, closed = self._close_due(db, now_ms, room - revised)
+                count(db, labelled_entries=revised + closed)
+            entries += revised + closed
+            if not revised_visits and not closed_visits:
+                break
+        return entries
+
+    def labelled(self, after: int, limit: int = 256) -> list[Labelled]:
+        """Entries of the labelled log with seq > after, in order, with all scores stored by now."""
+        with self._file.read() as db:
+            rows = db.execute(
+                "SELECT l.seq, p.prediction_id, l.revision, l.time_ms, l.mature, r.record FROM labelled l"
+                " JOIN predictions p ON p.seq = l.prediction JOIN records r ON r.seq = l.prediction"
+                " WHERE l.seq > ? ORDER BY l.seq LIMIT ?",
+                (after, limit),
+            ).fetchall()
+            others = [_other_scores(db, row[1]) for row in rows]
+        result = []
+        for (seq, prediction_id, revision, time_ms, blob, record), other in zip(rows, others, strict=True):
+            m = MatureRows.unpack(blob)
+            result.append(
+                Labelled(
+                    seq, prediction_id, revision, time_ms, m.indices, m.labels, m.positions, m.previous, record, other
+                )
+            )
+        return result
+
+    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
+        """Predictions with seq > after, made before `before_ms`, without another arm's scores: (seq, record)."""
+        with self._file.read() as db:
+            return db.execute(
+                "SELECT p.seq, r.record FROM predictions p JOIN records r ON r.seq = p.seq"
+                " WHERE p.scored = 0 AND p.seq > ? AND p.time_ms < ? ORDER BY p.seq LIMIT ?",
+                (after, before_ms, limit),
+            ).fetchall()
+
+    def commit_position(self, reader: str, seq: int) -> None:
+        """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
+        with self._file.write(durable=False) as db:
+            db.execute(
+                "INSERT INTO positions VALUES (?, ?) ON CONFLICT (reader) DO UPDATE SET seq = max(seq, excluded.seq)",
+                (reader, seq),
+            )
+
+    def position(self, reader: str) -> int:
+        """Where a reader is, 0 when it never said."""
+        with self._file.read() as db:
+            row = db.execute("SELECT seq FROM positions WHERE reader = ?", (reader,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def stats(self, now_ms: int) -> TrafficStats:
+        """How much there is and how far the join has come."""
+        with self._file.read() as db:
+            return read_stats(db, now_ms)
+
+    def retain(self, before_ms: int, protect_seq: int | None = None) -> Retained:
+        """Delete predictions made before `before_ms` with all that hangs on them.
+
+        Args:
+            protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
+                place of the slowest reader that committed one.
+        """
+        return retain(self._file, before_ms, protect_seq)
+
+    def forget(self, routing_hash: int) -> int:
+        """Delete every record of one user, wherever it stands; the number of predictions deleted."""
+        return forget(self._file, _signed(routing_hash))
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def _insert(
+        self, db: sqlite3.Connection, record: PredictionRecord, blob: bytes, parked: bool, scored: bool
+    ) -> bool:
+        prediction_id, time_ms, n = record.prediction_id, record.time_ms, record.features.n
+        if scored:
+            query = "SELECT EXISTS (SELECT 1 FROM scores WHERE prediction_id = ?)"
+            scored = bool(db.execute(query, (prediction_id,)).fetchone()[0])
+        cursor = db.execute(
+            "INSERT OR IGNORE INTO predictions"
+            " (prediction_id, time_ms, endpoint, n, routing_hash, closes_ms, scored) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                prediction_id,
+                time_ms,
+                record.endpoint,
+                n,
+                _signed(record.routing_hash),
+                time_ms + self._window,
+                scored,
+            ),
+        )
+        if not cursor.rowcount:
+            return False
+        seq = int(cursor.lastrowid or 0)
+        db.execute("INSERT INTO records VALUES (?, ?)", (seq, blob))
+        if parked:
+            self._unpark(db, seq, record)
+        return True
+
+    def _unpark(self, db: sqlite3.Connection, seq: int, record: PredictionRecord) -> None:
+        """Feedback that came before its prediction: check and store it as if it came now, at the times when it came."""
+        rows = db.execute(
+            "SELECT received_ms, entry FROM parked WHERE prediction_id = ? ORDER BY seq", (record.prediction_id,)
+        ).fetchall()
+        if not rows:
+            return
+        state = LabelState.fold(record.features.n)
+        refused = 0
+        for received_ms, text in rows:
+            entry = load_entry(record.prediction_id, text)
+            change, reply = accept(state, entry, record.time_ms, received_ms, _finder(record))
+            refused += (reply.exposed + reply.outcomes).count(INVALID)
+            if change is not None:
+                _store(db, seq, received_ms, change)
+        db.execute(
+            "UPDATE predictions SET closes_ms = ? WHERE seq = ?", (closes_at(state, record.time_ms, self._window), seq)
+        )
+        db.execute("DELETE FROM parked WHERE prediction_id = ?", (record.prediction_id,))
+        count(db, parked_refused=refused)
+
+    def _take(
+        self, db: sqlite3.Connection, entry: FeedbackEntry, prediction_id: str, watermark: int, now_ms: int
+    ) -> tuple[FeedbackReply, bool]:
+        """Store one genuine entry: its answer, and whether it said anything new."""
+        row = db.execute("SELECT seq, n, time_ms FROM predictions WHERE prediction_id = ?", (prediction_id,)).fetchone()
+        if row is None:
+            texts = db.execute("SELECT entry FROM parked WHERE prediction_id = ? ORDER BY seq", (prediction_id,))
+            keep, reply = accept_parked([load_entry(prediction_id, t) for (t,) in texts.fetchall()], entry)
+            if keep is not None:
+                db.execute(
+                    "INSERT INTO parked (prediction_id, received_ms, entry) VALUES (?, ?, ?)",
+                    (prediction_id, now_ms, dump_entry(keep)),
+                )
+            return reply, keep is not None
+        seq, n, time_ms = row
+        state = _state(db, seq, n)
+        change, reply = accept(state, entry, time_ms, now_ms, _stored_finder(db, seq))
+        if change is None:
+            return reply, False
+        _store(db, seq, now_ms, change)
+        if seq <= watermark:
+            db.execute("INSERT INTO late VALUES (?, 0) ON CONFLICT (prediction) DO UPDATE SET due_ms = 0", (seq,))
+        else:
+            closes = closes_at(state, time_ms, self._window)
+            db.execute("UPDATE predictions SET closes_ms = ? WHERE seq = ?", (closes, seq))
+        return reply, True
+
+    def _revise(self, db: sqlite3.Connection, now_ms: int, room: int) -> tuple[int, int]:
+        """Look again at closed predictions that are due: how many, and entries written."""
+        due = db.execute(
+            "SELECT p.seq, p.n, p.time_ms FROM late l JOIN predictions p ON p.seq = l.prediction"
+            " WHERE l.due_ms <= ? ORDER BY l.due_ms, l.prediction LIMIT ?",
+            (now_ms, room),
+        ).fetchall()
+        return len(due), sum(self._write(db, seq, n, time_ms, now_ms) for seq, n, time_ms in due)
+
+    def _close_due(self, db: sqlite3.Connection, now_ms: int, room: int) -> tuple[int, int]:
+        """Close predictions in order as long as they are due: how many, and entries written."""
+        watermark = _watermark(db)
+        head = db.execute(
+            "SELECT seq, n, time_ms, closes_ms FROM predictions WHERE seq > ? ORDER BY seq LIMIT ?", (watermark, room)
+        ).fetchall()
+        closed = written = 0
+        for seq, n, time_ms, closes_ms in head:
+            if closes_ms > now_ms:
+                latest = latest_close(now_ms, self._window)
+                if closes_ms > latest:
+                    # A lane's clock was ahead, or the window has been shortened: nobody waits longer than two windows.
+                    db.execute("UPDATE predictions SET closes_ms = ? WHERE seq = ?", (latest, seq))
+                break
+            written += self._write(db, seq, n, time_ms, now_ms)
+            closed += 1
+            db.execute("UPDATE watermark SET seq = ?, time_ms = ?", (seq, time_ms))
+        return closed, written
+
+    def _write(self, db: sqlite3.Connection, seq: int, n: int, time_ms: int, now_ms: int) -> bool:
+        """Write what the labelled log lacks of one prediction, if anything, and note when to look at it again."""
+        earlier = db.execute(
+            "SELECT revision, mature FROM labelled WHERE prediction = ? ORDER BY seq", (seq,)
+        ).fetchall()
+        written = written_labels(n, (MatureRows.unpack(blob) for _, blob in earlier))
+        rows, due_ms = mature_rows(_state(db, seq, n), written, now_ms, self._window)
+        if due_ms is None:
+            db.execute("DELETE FROM late WHERE prediction = ?", (seq,))
+        else:
+            db.execute(
+                "INSERT INTO late VALUES (?, ?) ON CONFLICT (prediction) DO UPDATE SET due_ms = excluded.due_ms",
+                (seq, due_ms),
+            )
+        if rows is None:
+            return False
+        # Revision 0 is what stood when the prediction closed, even where that was nothing.
+        revision = max((r for r, _ in earlier), default=0) + 1 if seq <= _watermark(db) else 0
+        db.execute(
+            "INSERT INTO labelled (prediction, revision, time_ms, written_ms, mature) VALUES (?, ?, ?, ?, ?)",
+            (seq, revision, time_ms, now_ms, rows.pack()),
+        )
+        count(db, labelled_rows=len(rows.indices))
+        return True
+
+
+def _watermark(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT seq FROM watermark").fetchone()[0])
+
+
+def _state(db: sqlite3.Connection, seq: int, n: int) -> LabelState:
+    changes = db.execute("SELECT change FROM feedback WHERE prediction = ? ORDER BY seq", (seq,))
+    return LabelState.fold(n, (Change.unpack(blob) for (blob,) in changes))
+
+
+def _store(db: sqlite3.Connection, seq: int, received_ms: int, change: Change) -> None:
+    db.execute(
+        "INSERT INTO feedback (prediction, received_ms, change) VALUES (?, ?, ?)", (seq, received_ms, change.pack())
+    )
+
+
+def _other_scores(db: sqlite3.Connection, prediction_id: str) -> tuple[Scores, ...]:
+    rows = db.execute(
+        "SELECT arm, bundle, version, scores FROM scores WHERE prediction_id = ? ORDER BY rowid", (prediction_id,)
+    )
+    return tuple(
+        Scores(arm, bundle, version, np.frombuffer(blob, np.float32)) for arm, bundle, version, blob in rows.fetchall()
+    )
+
+
+def _finder(record: PredictionRecord) -> Callable[[int], int | None]:
+    ids = record.candidate_ids
+    rows = {} if ids is None else {candidate: row for row, candidate in enumerate(ids.tolist())}
+    return rows.get
+
+
+def _stored_finder(db: sqlite3.Connection, seq: int) -> Callable[[int], int | None]:
+    """Looks into the stored record, at the first candidate id only: most clients send indices."""
+    find: Callable[[int], int | None] | None = None
+
+    def lookup(candidate_id: int) -> int | None:
+        nonlocal find
+        if find is None:
+            find = _finder(unpack(db.execute("SELECT record FROM records WHERE seq = ?", (seq,)).fetchone()[0]))
+        return find(candidate_id)
+
+    return lookup
+
+
+def _signed(value: int) -> int:
+    """An unsigned 64-bit hash as SQLite stores it."""
+    return value - (1 << 64) if value >= 1 << 63 else value

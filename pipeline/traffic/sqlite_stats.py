@@ -1,0 +1,71 @@
+"""Counting in the SQLite traffic log: totals kept as rows are written, and the state of the join."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+__all__ = ["TrafficStats", "count", "read_stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficStats:
+    """How much the log has taken since it was made, and where the join stands.
+
+    Args:
+        predictions, feedback, labelled_entries, labelled_rows: totals; retention does not lessen them.
+        parked_refused: parts of parked feedback that did not fit their prediction when it came.
+        open_predictions: written and not closed; parked: feedback entries that wait for their prediction.
+        late: closed predictions with feedback or rows still to come out as revisions.
+        watermark_ms: time of the last prediction closed, Unix milliseconds, 0 before the first.
+        oldest_open_ms: age of the first open prediction, 0 without one.
+        last_seq: last seq of the labelled log; bytes: size of the database file.
+    """
+
+    predictions: int
+    feedback: int
+    labelled_entries: int
+    labelled_rows: int
+    parked_refused: int
+    open_predictions: int
+    parked: int
+    late: int
+    watermark_ms: int
+    oldest_open_ms: int
+    last_seq: int
+    bytes: int
+
+
+def count(db: sqlite3.Connection, **added: int) -> None:
+    """Add to totals, in the caller's transaction."""
+    db.executemany(
+        "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+        [(name, value) for name, value in added.items() if value],
+    )
+
+
+def read_stats(db: sqlite3.Connection, now_ms: int) -> TrafficStats:
+    """All of it in the caller's read transaction; the open predictions are counted, the rest is looked up."""
+    totals = dict(db.execute("SELECT name, value FROM counters").fetchall())
+    watermark, watermark_ms = db.execute("SELECT seq, time_ms FROM watermark").fetchone()
+    first_open = db.execute(
+        "SELECT time_ms FROM predictions WHERE seq > ? ORDER BY seq LIMIT 1", (watermark,)
+    ).fetchone()
+
+    def number(query: str, *arguments: int) -> int:
+        return int(db.execute(query, arguments).fetchone()[0])
+
+    return TrafficStats(
+        predictions=totals.get("predictions", 0),
+        feedback=totals.get("feedback", 0),
+        labelled_entries=totals.get("labelled_entries", 0),
+        labelled_rows=totals.get("labelled_rows", 0),
+        parked_refused=totals.get("parked_refused", 0),
+        open_predictions=number("SELECT count(*) FROM predictions WHERE seq > ?", watermark),
+        parked=number("SELECT count(*) FROM parked"),
+        late=number("SELECT count(*) FROM late"),
+        watermark_ms=watermark_ms,
+        oldest_open_ms=max(0, now_ms - first_open[0]) if first_open else 0,
+        last_seq=number("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'labelled'"),
+        bytes=number("PRAGMA page_count") * number("PRAGMA page_size"),
+    )

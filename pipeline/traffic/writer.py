@@ -1,0 +1,266 @@
+"""The bounded writer between a serving lane and the traffic log: answers never wait for a disk.
+
+Predictions are offered and may be dropped, which is counted; feedback is answered only once it is committed. One thread
+takes what has gathered since its last commit, so commits grow with the load. It knows the `TrafficLog` protocol only.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.clock import Clock
+from pipeline.errors import InvalidInput, NotReady, Overloaded
+from pipeline.traffic.log import FeedbackEntry, FeedbackReply, TrafficLog
+
+__all__ = ["TrafficWriter", "WriterCounters"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_Submission = tuple[Sequence[FeedbackEntry], "Future[list[FeedbackReply]]"]
+
+
+@dataclass(frozen=True, slots=True)
+class WriterCounters:
+    """Totals since the writer was made, and what waits now.
+
+    Args:
+        offered: predictions offered; committed: of these, written; dropped: of these, lost, by reason: `full` (the queue
+            was), `store` (the log failed every try), `invalid` (not a record), `closed`.
+        feedback: feedback entries committed; refused: entries turned away or failed, by reason: `full`, `store`, `error`.
+        commits: transactions; retries: tries again after the store failed.
+        queued, queued_bytes, queued_feedback: waiting.
+    """
+
+    offered: int
+    committed: int
+    dropped: Mapping[str, int]
+    feedback: int
+    refused: Mapping[str, int]
+    commits: int
+    retries: int
+    queued: int
+    queued_bytes: int
+    queued_feedback: int
+
+
+class TrafficWriter:
+    """Writes predictions and feedback of one lane from a thread of its own. It does not close the log.
+
+    Args:
+        log: where to; only this writer's thread calls it.
+        capacity: predictions that may wait; capacity_bytes: their bytes.
+        feedback_capacity: feedback entries that may wait.
+        batch: predictions of one commit at most.
+        delay_s: how long the first prediction of a batch waits for others. Feedback is written at once.
+        tries: how often a commit is tried while the store fails, `backoff_s` apart, doubling.
+    """
+
+    def __init__(
+        self,
+        log: TrafficLog,
+        clock: Clock,
+        *,
+        capacity: int = 10_000,
+        capacity_bytes: int = 128 << 20,
+        feedback_capacity: int = 10_000,
+        batch: int = 256,
+        delay_s: float = 0.02,
+        tries: int = 4,
+        backoff_s: float = 0.05,
+        name: str = "traffic-writer",
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._feedback_capacity = feedback_capacity
+        self._batch = batch
+        self._delay = delay_s
+        self._tries = max(1, tries)
+        self._backoff = backoff_s
+        self._records: deque[bytes] = deque()
+        self._bytes = 0
+        self._feedback: deque[_Submission] = deque()
+        self._entries = 0
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._offered = self._committed = self._written_feedback = self._commits = self._retries = 0
+        self._dropped: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def offer(self, record: bytes) -> bool:
+        """Queue a packed prediction record; False when it was dropped. Never blocks."""
+        with self._changed:
+            self._offered += 1
+            if self._closing.is_set():
+                self._dropped["closed"] += 1
+                return False
+            if len(self._records) >= self._capacity or self._bytes + len(record) > self._capacity_bytes:
+                self._dropped["full"] += 1
+                return False
+            self._records.append(record)
+            self._bytes += len(record)
+            if len(self._records) in (1, self._batch):
+                self._changed.notify()
+            return True
+
+    def feedback(self, entries: Sequence[FeedbackEntry]) -> Future[list[FeedbackReply]]:
+        """Queue feedback; the future has a reply per entry once all of it is committed.
+
+        Predictions offered before are committed before it. The future raises NotReady when the store fails every try.
+
+        Raises:
+            Overloaded: too much feedback waits already.
+            NotReady: the writer is closed.
+        """
+        future: Future[list[FeedbackReply]] = Future()
+        with self._changed:
+            if self._closing.is_set():
+                raise NotReady("the traffic log's writer is closed; send the feedback to another replica")
+            # A first submission is taken whatever its size: a client's limit on one request is not the queue's business.
+            if self._entries and self._entries + len(entries) > self._feedback_capacity:
+                self._refused["full"] += len(entries)
+                raise Overloaded(f"{self._entries} feedback entries wait to be written; send it again later")
+            self._feedback.append((entries, future))
+            self._entries += len(entries)
+            self._changed.notify()
+        return future
+
+    def counters(self) -> WriterCounters:
+        """Totals and queues at this moment."""
+        with self._changed:
+            return WriterCounters(
+                self._offered,
+                self._committed,
+                dict(self._dropped),
+                self._written_feedback,
+                dict(self._refused),
+                self._commits,
+                self._retries,
+                len(self._records),
+                self._bytes,
+                self._entries,
+            )
+
+    def close(self) -> None:
+        """Write what waits, then end the thread. What is offered later is dropped."""
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._records or self._feedback or self._closing.is_set()):
+                    self._changed.wait()
+                if not self._records and not self._feedback:
+                    return
+                self._changed.wait_for(self._ready, self._delay)
+                records = list(self._records)
+                submissions = list(self._feedback)
+                self._records.clear()
+                self._feedback.clear()
+                self._bytes = self._entries = 0
+            try:
+                for start in range(0, len(records), self._batch):
+                    self._write_records(records[start : start + self._batch])
+                if submissions:
+                    self._write_feedback(submissions)
+            except Exception:
+                # Nothing above should raise; a fault here must not end the lane's only writer silently.
+                logger.exception("traffic writer: unexpected fault; it goes on")
+                for _, future in submissions:
+                    if not future.done():
+                        future.set_exception(NotReady("the feedback could not be written; send it again"))
+
+    def _ready(self) -> bool:
+        return bool(self._feedback) or len(self._records) >= self._batch or self._closing.is_set()
+
+    def _write_records(self, records: list[bytes]) -> None:
+        try:
+            self._try(lambda: self._log.append_predictions(records))
+        except InvalidInput as error:
+            if len(records) > 1:  # one bad record must not take its neighbours along
+                for record in records:
+                    self._write_records([record])
+                return
+            logger.error("traffic writer: a prediction was dropped: %s", error)
+            self._count_dropped("invalid", 1)
+        except NotReady as error:
+            logger.error("traffic writer: %d predictions were dropped: %s", len(records), error)
+            self._count_dropped("store", len(records))
+        except Exception:
+            logger.exception("traffic writer: %d predictions were dropped", len(records))
+            self._count_dropped("error", len(records))
+        else:
+            with self._changed:
+                self._committed += len(records)
+
+    def _write_feedback(self, submissions: list[_Submission]) -> None:
+        wanted = [(entries, future) for entries, future in submissions if future.set_running_or_notify_cancel()]
+        self._commit_feedback(wanted)
+
+    def _commit_feedback(self, submissions: list[_Submission]) -> None:
+        entries = [entry for part, _ in submissions for entry in part]
+        if not entries:
+            for _, future in submissions:
+                future.set_result([])
+            return
+        try:
+            replies = self._try(lambda: self._log.append_feedback(entries, self._clock.wall_ms()))
+        except NotReady as error:
+            logger.error("traffic writer: %d feedback entries failed: %s", len(entries), error)
+            self._fail(submissions, "store", error)
+        except Exception as error:
+            if len(submissions) > 1:  # one bad submission must not take the others along
+                for submission in submissions:
+                    self._commit_feedback([submission])
+                return
+            logger.exception("traffic writer: %d feedback entries failed", len(entries))
+            self._fail(submissions, "error", error)
+        else:
+            with self._changed:
+                self._written_feedback += len(entries)
+            at = 0
+            for part, future in submissions:
+                future.set_result(replies[at : at + len(part)])
+                at += len(part)
+
+    def _fail(self, submissions: list[_Submission], reason: str, error: Exception) -> None:
+        with self._changed:
+            self._refused[reason] += sum(len(part) for part, _ in submissions)
+        for _, future in submissions:
+            future.set_exception(error)
+
+    def _try(self, commit: Callable[[], T]) -> T:
+        """Commit, again a few times while the store fails; once only when closing."""
+        wait = self._backoff
+        for _ in range(self._tries - 1):
+            try:
+                result = commit()
+            except NotReady:
+                with self._changed:
+                    self._retries += 1
+                self._closing.wait(wait)
+                wait *= 2
+            else:
+                break
+        else:
+            result = commit()
+        with self._changed:
+            self._commits += 1
+        return result
+
+    def _count_dropped(self, reason: str, records: int) -> None:
+        with self._changed:
+            self._dropped[reason] += records
