@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,7 @@ class DenseGraph:
             # the newer one takes seconds and writes several times as many nodes for the same network.
             with _quiet():
                 torch.onnx.export(
-                    network, arguments, buffer, dynamo=False, opset_version=OPSET, do_constant_folding=False,
+                    network, arguments, cast(Any, buffer), dynamo=False, opset_version=OPSET, do_constant_folding=False,
                     input_names=names, output_names=["logit"],
                     dynamic_axes={name: {0: "n"} for name in [*names, "logit"]},
                 )  # fmt: skip
@@ -84,7 +85,7 @@ class DenseGraph:
             name
         ) in names:  # inputs that the architecture ignores are dropped by the exporter, yet every caller sends them
             if name not in given:
-                shape = ["n", self._inputs[name]]
+                shape: list[str | int | None] = ["n", self._inputs[name]]
                 model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return model
 

@@ -1,22 +1,20 @@
 """A click model in training: schema, tables, network, optimisers, calibration.
 
-`step` learns from a batch, `logits` scores exactly as serving does, `save_bundle` and `save_delta` publish, `state` and
-`from_state` are the checkpoint. One thread. Next stop: `transfer.train` (the loop), `transfer.distill` (stage 1).
+`step` learns from a batch, `logits` scores exactly as serving does, `save_bundle` and `save_delta` publish, `state_dict`
+and `load_state` are the checkpoint. One thread. Next stop: `transfer.train` (the loop), `transfer.distill` (stage 1).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from pipeline.bundle import Bundle, Calibration, GateReport
@@ -26,9 +24,10 @@ from pipeline.schema import Schema
 from pipeline.versions import Repository
 from transfer.export import DenseGraph
 from transfer.loss import distillation_loss
+from transfer.model_state import load_into, state_of
 from transfer.model_zoo import resolve
 from transfer.network import Network
-from transfer.publish import HEADER, Snapshot, load_model, training_arrays, write_snapshot
+from transfer.publish import Snapshot, load_model, training_arrays, write_snapshot
 from transfer.tables import Tables, TableSettings
 
 __all__ = ["ClickModel", "LearningSettings"]
@@ -61,7 +60,7 @@ class ClickModel:
     ) -> None:
         self.schema = schema.with_width(width)
         self.arch, self.width, self.seed = arch, width, seed
-        self.hyperparameters = dict(hyperparameters)
+        self.hyperparameters = json.loads(json.dumps(dict(hyperparameters)))  # as a manifest gives them back
         self.learning = learning
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -71,10 +70,12 @@ class ClickModel:
         self.calibration = Calibration()
         self.steps = 0
         self.rows_trained = 0
+        self.frozen = False
+        """True for a model whose bundle has no training state: it scores and does not learn."""
         self.extra: Arrays = {}
         """Arrays that travel with the training state, for example the maps of an embedding projection."""
-        self._pending_batches = 0
-        self._pending_rows = 0
+        self.pending_batches = 0
+        self.pending_rows = 0
         self._graph: DenseGraph | None = None
 
     @classmethod
@@ -155,9 +156,27 @@ class ClickModel:
         temperature: float = 1.0,
         label_offset: float | F32 = 0.0,
         train_tables: bool = True,
-        accumulate: bool = False,
     ) -> float:
-        """Learn from a batch; the loss is `transfer.loss.distillation_loss`.
+        """Learn from a batch: `accumulate`, then `apply_accumulated`; same arguments, result and errors."""
+        loss = self.accumulate(
+            rows, labels, teacher_logits=teacher_logits, a=a, temperature=temperature, label_offset=label_offset,
+            train_tables=train_tables,
+        )  # fmt: skip
+        self.apply_accumulated()
+        return loss
+
+    def accumulate(
+        self,
+        rows: Rows,
+        labels: npt.NDArray[Any],
+        *,
+        teacher_logits: F32 | None = None,
+        a: float | F32 = 0.0,
+        temperature: float = 1.0,
+        label_offset: float | F32 = 0.0,
+        train_tables: bool = True,
+    ) -> float:
+        """Add the gradients of a batch to those that wait for a step; the loss is `transfer.loss.distillation_loss`.
 
         Args:
             rows: n rows.
@@ -167,14 +186,16 @@ class ClickModel:
             temperature: T.
             label_offset: log k of the sampling, one number or `[n]`.
             train_tables: False freezes the tables: no row is made or changed.
-            accumulate: only collect gradients; `apply` makes one step of their mean.
 
         Returns:
             The batch's mean loss before the step.
 
         Raises:
             DataError: labels other than 0 and 1, or logits that are not finite.
+            InvalidInput: the model came from a bundle without training state.
         """
+        if self.frozen:
+            raise InvalidInput("this model is frozen: its bundle has no training state; it can score, not learn")
         n = len(rows)
         y = np.asarray(labels, np.float32)
         if n == 0 or y.shape != (n,) or not np.isin(y, (0.0, 1.0)).all():
@@ -191,7 +212,7 @@ class ClickModel:
         weights = None if linear is None else torch.from_numpy(linear).requires_grad_(train_tables)
         with torch.random.fork_rng(devices=[]):
             # Dropout, where there is any, depends on seed and step alone: a resumed run draws the same masks.
-            torch.manual_seed(hash((self.seed, self.steps, self._pending_batches)) & 0x7FFFFFFF)
+            torch.manual_seed(hash((self.seed, self.steps, self.pending_batches)) & 0x7FFFFFFF)
             self.network.train()
             logits = self._forward(rows, embeddings, weights)
         loss = distillation_loss(
@@ -203,63 +224,48 @@ class ClickModel:
             label_offset=_tensor(label_offset),
         ).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._pending_batches += 1
-        self._pending_rows += n
+        self.pending_batches += 1
+        self.pending_rows += n
         self.rows_trained += n
         if train_tables:
             grad = None if embeddings.grad is None else embeddings.grad.numpy()
             linear_grad = None if weights is None or weights.grad is None else weights.grad.numpy()
             self.tables.collect(lookup, grad, linear_grad, self.rows_trained)
-        if not accumulate:
-            self.apply()
         return float(loss.detach())
 
-    def apply(self) -> None:
+    def apply_accumulated(self) -> None:
         """One optimiser step on the mean of the gradients collected since the last one; none collected: nothing."""
-        if not self._pending_batches:
+        if not self.pending_batches:
             return
-        share = 1.0 / self._pending_batches
-        if self._pending_batches > 1:
+        share = 1.0 / self.pending_batches
+        if self.pending_batches > 1:
             for parameter in self.network.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(share)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         # Batch losses are means; rows of tables learn from sums, so that their steps do not depend on the batch size.
-        self.tables.apply(share * (self._pending_rows * share))
+        self.tables.apply(share * (self.pending_rows * share))
         self.steps += 1
-        self._pending_batches = self._pending_rows = 0
+        self.pending_batches = self.pending_rows = 0
 
     # --- checkpoint --------------------------------------------------------------------------------------------------
 
-    def state(self) -> tuple[dict[str, Any], Arrays]:
-        """Header (JSON values) and arrays (copies) from which `from_state` goes on exactly, to the bit."""
-        header = {
-            "schema": self.schema.model_dump(mode="json"),
-            "arch": self.arch,
-            "width": self.width,
-            "seed": self.seed,
-            "linear": self.network.uses_linear,
-            "hyperparameters": self.hyperparameters,
-            "learning": asdict(self.learning),
-            "calibration": self.calibration.model_dump(),
-            "steps": self.steps,
-            "rows_trained": self.rows_trained,
-            "pending": [self._pending_batches, self._pending_rows],
-        }
-        arrays: Arrays = {f"tables.{key}": value for key, value in self.tables.state().items()}
-        for name, value in self.network.state_dict().items():
-            arrays[f"dense.{name}"] = value.numpy().copy()
-        for name, parameter in self.network.named_parameters():
-            for key, tensor in self.optimiser.state.get(parameter, {}).items():
-                arrays[f"adam.{key}.{name}"] = tensor.numpy().copy()
-            if parameter.grad is not None:
-                arrays[f"grad.{name}"] = parameter.grad.numpy().copy()
-        return header, arrays | {f"extra.{key}": value for key, value in self.extra.items()}
+    def state_dict(self) -> tuple[dict[str, Any], Arrays]:
+        """Header (JSON values) and arrays (copies) from which `load_state` goes on exactly, to the bit."""
+        return state_of(self)
+
+    def load_state(self, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            InvalidInput: it is the state of a model of another architecture, width or schema.
+        """
+        load_into(self, header, arrays)
 
     @classmethod
     def from_state(cls, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ClickModel:
-        """The model whose `state` this was."""
+        """The model whose `state_dict` this was."""
         learning = dict(header["learning"])
         learning["tables"] = TableSettings(**learning["tables"])
         model = cls(
@@ -270,44 +276,12 @@ class ClickModel:
             hyperparameters=header["hyperparameters"],
             learning=LearningSettings(**learning),
         )
-        model.tables.load_state(_under("tables.", arrays))
-        dense = {name: torch.from_numpy(value.copy()) for name, value in _under("dense.", arrays).items()}
-        model.network.load_state_dict(dense)
-        for name, parameter in model.network.named_parameters():
-            kept = {
-                key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"]))
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"adam.{key}.{name}" in arrays
-            }
-            if kept:
-                model.optimiser.state[parameter] = kept
-            if f"grad.{name}" in arrays:
-                parameter.grad = torch.from_numpy(arrays[f"grad.{name}"].copy())
-        model.calibration = Calibration(**header["calibration"])
-        model.steps, model.rows_trained = header["steps"], header["rows_trained"]
-        model._pending_batches, model._pending_rows = header["pending"]
-        model.extra = _under("extra.", arrays)
+        model.load_state(header, arrays)
         return model
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint as one safetensors file, by way of a temporary name."""
-        header, arrays = self.state()
-        arrays[HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        staging = path.with_name(f".{path.name}.part")
-        save_file(arrays, staging)
-        with open(staging, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-
-    @classmethod
-    def load(cls, path: Path) -> ClickModel:
-        """Read what `save` wrote."""
-        arrays = load_file(path)
-        return cls.from_state(json.loads(arrays.pop(HEADER).tobytes()), arrays)
 
     # --- publishing --------------------------------------------------------------------------------------------------
 
-    def snapshot(self, *, full: bool, training: bool = False) -> Snapshot:
+    def snapshot(self, *, full: bool, rows: bool = True, training: bool = False) -> Snapshot:
         """Copies of what a bundle is written from: all rows, or (a delta) those touched since `take_touched`.
 
         Writing it (`transfer.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
@@ -315,8 +289,8 @@ class ClickModel:
         """
         if self._graph is None:
             self._graph = DenseGraph(self.network, self.schema)
-        slots = None if full else self.tables.touched()
-        header, arrays = self.state() if training else (None, {})
+        slots = np.empty(0, np.int64) if not rows else None if full else self.tables.touched()
+        header, arrays = self.state_dict() if training else (None, {})
         return Snapshot(
             architecture=self.arch,
             hyperparameters={"width": self.width, **self.hyperparameters},
@@ -375,7 +349,8 @@ class ClickModel:
         training: bool = False,
         created_ms: int = 0,
     ) -> Bundle:
-        """Publish the rows touched since the last publication as a delta over `base` and the `deltas` before it.
+        """Publish the rows touched since the last publication as a delta over `base` and the `deltas` before it
+        (oldest first; the new version itself may stand at the end).
 
         A version that the gate refused is written as a report only; its rows go with the next one that passes.
         """
@@ -387,21 +362,42 @@ class ClickModel:
             self.tables.take_touched()
         return bundle
 
+    def save_refused(
+        self,
+        target: Repository | Path,
+        name: str,
+        version: str | None = None,
+        *,
+        gate: GateReport,
+        parent: str | None = None,
+        metrics: Mapping[str, float | None] | None = None,
+        created_ms: int = 0,
+    ) -> Bundle:
+        """Write down a version that the gate refused: number and report, no weights. Its rows stay touched."""
+        return write_snapshot(
+            target, name, self.snapshot(full=True, rows=False), version=version, parent=parent, metrics=metrics,
+            gate=gate, created_ms=created_ms,
+        )  # fmt: skip
+
     @classmethod
-    def from_bundle(cls, bundle: Bundle, repository: Repository | None = None) -> ClickModel:
-        """A model from a published version; a delta needs the repository that holds its base.
+    def from_bundle(cls, source: Repository | Sequence[Bundle] | None, bundle: Bundle) -> ClickModel:
+        """A model from a published version.
+
+        Args:
+            source: the repository that holds what the version builds on, or its chain, base first; None for a base.
+            bundle: the version.
 
         Raises:
-            InvalidInput: a delta without repository. BundleError: it was not written by this trainer.
+            InvalidInput: a delta without its chain.
+            BundleError: it was not written by this trainer.
         """
-        if bundle.manifest.base is not None and repository is None:
-            raise InvalidInput(f"{bundle.path} is a delta; pass the repository that holds its base", "repository")
-        return load_model(cls, repository.chain(bundle) if repository is not None else [bundle])
+        if isinstance(source, Repository):
+            return load_model(cls, source.chain(bundle))
+        if source is None and bundle.manifest.base is not None:
+            raise InvalidInput(f"{bundle.path} is a delta; pass the repository that holds its base", "source")
+        return load_model(cls, source or [bundle])
 
 
 def _tensor(value: float | F32) -> Tensor | float:
     return torch.from_numpy(np.asarray(value, np.float32)) if isinstance(value, np.ndarray) else value
 
-
-def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-    return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}

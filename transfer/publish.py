@@ -106,7 +106,7 @@ def write_snapshot(
         metrics=dict(metrics or {}),
         parent=parent,
         base=base,
-        deltas=(*deltas, version) if base is not None else (),
+        deltas=(*(d for d in deltas if d != version), version) if base is not None else (),
         gate=gate,
         created_ms=created_ms,
     )
@@ -124,7 +124,7 @@ def write_snapshot(
 def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
     """A model from a base and its deltas, oldest first (`Repository.chain`).
 
-    Optimiser and random state come from the newest bundle that has them; without, training starts them anew.
+    Optimiser state comes from the newest bundle that has it; without any, the model is frozen.
 
     Raises:
         BundleError: the network does not fit the architecture that the manifest names.
@@ -143,6 +143,7 @@ def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
         model = kind.from_state(header, arrays)
     else:
         model = kind.create(last.model_schema, last.architecture, width, seed=0, hyperparameters=hyperparameters)
+        model.frozen = True
     for index, name in enumerate(model.tables.names):
         info = last.tables[name]
         model.tables.default[index] = info.default

@@ -208,13 +208,15 @@ class Tables:
         weights = np.empty((0, self._fields), np.float32)
         if linear_grad is not None:
             weights = np.ascontiguousarray(linear_grad)
-        sinks = (self._place, self._batch)
-        sums = (self._sums, self._linear_sums, self.counts, self.seen, now)
-        used = self._collected
-        used = int(kernels.collect_ids(lookup.ids, self._columns, vectors, weights, *sinks, used, *sums))
+        self._collected = kernels.collect_ids(
+            lookup.ids, self._columns, vectors, weights, self._place, self._batch, self._collected, self._sums,
+            self._linear_sums, self.counts, self.seen, now,
+        )  # fmt: skip
         for column, offsets, slots in lookup.bags:
-            used = int(kernels.collect_bag(slots, offsets, column, vectors, weights, *sinks, used, *sums))
-        self._collected = used
+            self._collected = kernels.collect_bag(
+                slots, offsets, column, vectors, weights, self._place, self._batch, self._collected, self._sums,
+                self._linear_sums, self.counts, self.seen, now,
+            )  # fmt: skip
 
     def apply(self, scale: float = 1.0) -> None:
         """One optimiser step on the rows collected, gradients times `scale`; then start over."""

@@ -44,12 +44,11 @@ class FiBiNET(Architecture):
             raise InvalidInput(f"bilinear is {bilinear!r}; choose 'all' or 'each'", "bilinear")
         self.first = FirstOrder(numbers)
         inner = max(1, fields // reduction)
-        self.gate = nn.Sequential(
-            nn.Linear(fields, inner, bias=False), nn.ReLU(), nn.Linear(inner, fields, bias=False), nn.ReLU()
-        )
-        with torch.no_grad():  # a gate that starts at zero would never open again: ReLU passes no gradient there
-            for layer in (self.gate[0], self.gate[2]):
-                layer.weight.abs_()
+        squeeze, excite = nn.Linear(fields, inner, bias=False), nn.Linear(inner, fields, bias=False)
+        self.gate = nn.Sequential(squeeze, nn.ReLU(), excite, nn.ReLU())
+        with torch.no_grad():  # positive at the start: a ReLU that is shut for every row would never open again
+            squeeze.weight.abs_()
+            excite.weight.abs_()
         left, right = torch.triu_indices(fields, fields, 1)
         self.register_buffer("left", left, persistent=False)
         self.register_buffer("right", right, persistent=False)

@@ -1,0 +1,82 @@
+"""Calibration: `score = sigmoid(alpha * logit + beta)`, fitted on labels that come later than what was trained on.
+
+Knows arrays only. Who holds which rows out is `transfer.train`'s and `transfer.distill`'s business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bundle import Calibration
+from pipeline.errors import DataError
+
+__all__ = ["ALPHA_POSITIVES", "fit_calibration", "log_odds_error"]
+
+ALPHA_POSITIVES = 5_000
+"""Labels of the rarer class above which the slope is fitted as well."""
+
+
+def fit_calibration(
+    logits: npt.NDArray[np.floating], labels: npt.NDArray[Any], *, alpha_positives: int = ALPHA_POSITIVES
+) -> Calibration:
+    """Maximum likelihood alpha and beta by Newton's method (Platt, 1999); alpha stays 1 on few labels.
+
+    Args:
+        logits: `[n]`, on rows held out in time, at their natural rate.
+        labels: 0 or 1, `[n]`.
+        alpha_positives: fit alpha when both classes have more labels than this.
+
+    Raises:
+        DataError: one class only, or logits that are not finite.
+    """
+    s, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    if not np.isfinite(s).all():
+        raise DataError("logits to calibrate hold NaN or infinity; the model has diverged, lower its rates", "logits")
+    positives = float(y.sum())
+    rarer = min(positives, len(y) - positives)
+    if rarer < 1:
+        raise DataError(
+            f"calibration needs both classes; the {len(y)} held-out rows have {positives:.0f} positives: hold out more rows",
+            "label",
+        )
+    alpha, beta = _newton(s, y, slope=rarer > alpha_positives)
+    if alpha <= 0.05:  # a model that ranks no better than chance; only its level can be corrected
+        alpha, beta = _newton(s, y, slope=False)
+    return Calibration(alpha=alpha, beta=beta)
+
+
+def log_odds_error(labels: npt.NDArray[Any]) -> float:
+    """Standard error of beta from the noise of the labels alone, about `1 / sqrt(positives * (1 - rate))`."""
+    y = np.asarray(labels, np.float64)
+    rate = float(y.mean()) if len(y) else 0.0
+    return float("inf") if rate in (0.0, 1.0) else 1.0 / float(np.sqrt(y.sum() * (1.0 - rate)))
+
+
+def _newton(s: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, slope: bool) -> tuple[float, float]:
+    x = np.stack([s, np.ones_like(s)], 1) if slope else np.ones((len(s), 1))
+    fixed = np.zeros_like(s) if slope else s
+    rate = y.mean()
+    start = np.log(rate / (1.0 - rate))
+    w = np.array([1.0, 0.0]) if slope else np.array([start - s.mean()])
+
+    def loss(v: npt.NDArray[np.float64]) -> float:
+        z = fixed + x @ v
+        return float(np.mean(np.logaddexp(0.0, z) - y * z))
+
+    at = loss(w)
+    for _ in range(100):
+        p = 1.0 / (1.0 + np.exp(-np.clip(fixed + x @ w, -500, 500)))
+        gradient = x.T @ (p - y) / len(y)
+        hessian = (x * (p * (1.0 - p))[:, None]).T @ x / len(y) + 1e-12 * np.eye(x.shape[1])
+        move = np.linalg.solve(hessian, gradient)
+        pace = 1.0
+        while loss(w - pace * move) > at + 1e-15 and pace > 1e-6:  # halve until it helps: far from the optimum
+            pace *= 0.5
+        w = w - pace * move
+        at = loss(w)
+        if np.abs(pace * move).max() < 1e-10:
+            break
+    return (float(w[0]), float(w[1])) if slope else (1.0, float(w[0]))

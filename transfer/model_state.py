@@ -1,0 +1,94 @@
+"""A model's whole state as JSON values and flat arrays: what a checkpoint holds.
+
+Going on from it is exact to the bit: weights, rows, optimisers, gradients that wait for a step, counters. There is no
+random state beside the counters, since every draw depends on seed and step (or seed and id) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.bundle import Calibration
+from pipeline.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transfer.model import ClickModel
+
+__all__ = ["load_into", "state_of"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+_IDENTITY = ("schema", "arch", "width", "hyperparameters")
+
+
+def state_of(model: ClickModel) -> tuple[dict[str, Any], Arrays]:
+    """Header (JSON values) and arrays (copies)."""
+    header = {
+        **_identity(model),
+        "seed": model.seed,
+        "linear": model.network.uses_linear,
+        "learning": asdict(model.learning),
+        "calibration": model.calibration.model_dump(),
+        "steps": model.steps,
+        "rows_trained": model.rows_trained,
+        "pending": [model.pending_batches, model.pending_rows],
+    }
+    arrays: Arrays = {f"tables.{key}": value for key, value in model.tables.state().items()}
+    for name, value in model.network.state_dict().items():
+        arrays[f"dense.{name}"] = value.numpy().copy()
+    for name, parameter in model.network.named_parameters():
+        for key, tensor in model.optimiser.state.get(parameter, {}).items():
+            arrays[f"adam.{key}.{name}"] = tensor.numpy().copy()
+        if parameter.grad is not None:
+            arrays[f"grad.{name}"] = parameter.grad.numpy().copy()
+    return header, arrays | {f"extra.{key}": value for key, value in model.extra.items()}
+
+
+def load_into(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Give a model the state of another one like it.
+
+    Raises:
+        InvalidInput: schema, architecture, width or hyperparameters differ.
+    """
+    mine = _identity(model)
+    for key in _IDENTITY:
+        if mine[key] != header[key]:
+            raise InvalidInput(f"this state is of a model with another {key}: {header[key]} instead of {mine[key]}", key)
+    model.tables.load_state(_under("tables.", arrays))
+    dense = {name: torch.from_numpy(value.copy()) for name, value in _under("dense.", arrays).items()}
+    model.network.load_state_dict(dense)
+    model.optimiser.state.clear()
+    for name, parameter in model.network.named_parameters():
+        kept = {
+            key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"]))
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"adam.{key}.{name}" in arrays
+        }
+        if kept:
+            model.optimiser.state[parameter] = kept
+        grad = arrays.get(f"grad.{name}")
+        parameter.grad = None if grad is None else torch.from_numpy(grad.copy())
+    model.seed = header["seed"]
+    model.tables.seed = header["seed"]
+    model.calibration = Calibration(**header["calibration"])
+    model.steps, model.rows_trained = header["steps"], header["rows_trained"]
+    model.pending_batches, model.pending_rows = header["pending"]
+    model.extra = _under("extra.", arrays)
+
+
+def _identity(model: ClickModel) -> dict[str, Any]:
+    return {
+        "schema": model.schema.model_dump(mode="json"),
+        "arch": model.arch,
+        "width": model.width,
+        "hyperparameters": model.hyperparameters,
+    }
+
+
+def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}

@@ -1,0 +1,140 @@
+"""S1A: a teacher's embedding tables in the width of the student, without a gradient.
+
+Works on shards of rows and never needs a second copy of a table. Wider: a rotation into more dimensions, which keeps inner
+products. Narrower: principal components, from a covariance that is summed over shards and solved by `eigh`. Equal: a copy.
+A weight per id is copied, never rotated. Next stop: `transfer.distill` (S1B, S1C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bundle import Table
+from pipeline.errors import InvalidInput
+from transfer.model import ClickModel
+from transfer.tables import Tables
+
+__all__ = ["Projection", "fit_projection", "project_tables", "widening"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+SHARD = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """`row -> (row - mean) @ matrix`; `matrix` float64 `[d_t, d_s]`, `mean` float64 `[d_t]`."""
+
+    matrix: F64
+    mean: F64
+
+    def __call__(self, rows: F32) -> F32:
+        """Rows float32 `[n, d_t]` in the student's width, float32 `[n, d_s]`."""
+        if self.matrix.shape[0] == self.matrix.shape[1] and (self.matrix == np.eye(len(self.matrix))).all():
+            return (rows - self.mean.astype(np.float32)).astype(np.float32) if self.mean.any() else rows.copy()
+        out: F32 = ((rows.astype(np.float64) - self.mean) @ self.matrix).astype(np.float32)
+        return out
+
+
+def widening(narrow: int, wide: int, seed: int) -> Projection:
+    """`W`: the first `narrow` rows of the Q factor of a seeded Gaussian `[wide, wide]`; `W W^T` is the identity."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((wide, wide)))
+    return Projection(np.ascontiguousarray(q[:narrow]), np.zeros(narrow))
+
+
+def fit_projection(
+    shards: Iterable[tuple[F32, I64]], teacher_width: int, student_width: int, *, centered: bool = False, seed: int = 0
+) -> Projection:
+    """The map from one width to another.
+
+    Args:
+        shards: rows float32 `[n, d_t]` and how often their ids were seen, int64 `[n]`; read once, only to narrow. Rows
+            count by frequency: an untrained row must not steer the axes. Pass ones for the published, unweighted way.
+        teacher_width, student_width: d_t, d_s.
+        centered: narrow around the mean row, which is then lost (published); else around zero, which keeps the inner
+            products that FM-like students live on.
+        seed: of the rotation when widening.
+    """
+    if student_width == teacher_width:
+        return Projection(np.eye(teacher_width), np.zeros(teacher_width))
+    if student_width > teacher_width:
+        return widening(teacher_width, student_width, seed)
+    second, first, total = np.zeros((teacher_width, teacher_width)), np.zeros(teacher_width), 0.0
+    for rows, counts in shards:
+        x, w = rows.astype(np.float64), counts.astype(np.float64)
+        second += (x * w[:, None]).T @ x
+        first += w @ x
+        total += float(w.sum())
+    total = max(total, 1.0)
+    mean = first / total if centered else np.zeros(teacher_width)
+    _, vectors = np.linalg.eigh(second / total - np.outer(mean, mean))
+    axes = vectors[:, ::-1][:, :student_width]
+    # eigh leaves signs open; the largest component of every axis is made positive, so that results repeat everywhere.
+    signs = np.sign(axes[np.abs(axes).argmax(0), np.arange(student_width)])
+    return Projection(np.ascontiguousarray(axes * np.where(signs == 0, 1.0, signs)), mean)
+
+
+def project_tables(
+    teacher: ClickModel,
+    student: ClickModel,
+    *,
+    per_table: bool = False,
+    weighted: bool = True,
+    centered: bool = False,
+    seed: int = 0,
+) -> dict[str, Projection]:
+    """Fill a student's tables with the projected rows of its teacher; both have the same fields.
+
+    The maps also go to the student's training state (`extra`), so that a row that only the teacher has can follow later.
+
+    Args:
+        teacher, student: models; the student's tables are empty.
+        per_table: narrow every table along its own axes (published). One set of axes for all keeps the inner products
+            between fields as well, as far as the width allows.
+        weighted: by frequency.
+        centered, seed: see `fit_projection`.
+
+    Returns:
+        The map of every table.
+
+    Raises:
+        InvalidInput: the fields differ.
+    """
+    difference = teacher.schema.inputs_match(student.schema)
+    if difference is None and teacher.tables.names != student.tables.names:
+        difference = f"tables {teacher.tables.names} against {student.tables.names}"
+    if difference is not None:
+        raise InvalidInput(f"teacher and student must take the same fields: {difference}", "schema")
+    names, source, target = teacher.tables.names, teacher.tables, student.tables
+
+    def fit(tables: list[str]) -> Projection:
+        shards = (_weighted(shard, weighted) for name in tables for shard in _shards(source, name))
+        return fit_projection(shards, source.width, target.width, centered=centered, seed=seed)
+
+    maps = {name: fit([name]) for name in names} if per_table else dict.fromkeys(names, fit(names))
+    for index, name in enumerate(names):
+        target.default[index] = maps[name](source.default[index : index + 1])[0]
+        if source.linear and target.linear:
+            target.default_linear[index] = source.default_linear[index]
+        for shard in _shards(source, name):
+            linear = shard.linear if target.linear else None
+            target.set_rows(name, Table(shard.ids, maps[name](shard.rows), shard.counts, linear))
+        student.extra[f"projection.{name}.matrix"] = maps[name].matrix
+        student.extra[f"projection.{name}.mean"] = maps[name].mean
+    return maps
+
+
+def _weighted(shard: Table, weighted: bool) -> tuple[F32, I64]:
+    return shard.rows, shard.counts if weighted else np.ones_like(shard.counts)
+
+
+def _shards(tables: Tables, name: str) -> Iterator[Table]:
+    """A table in shards of `SHARD` rows."""
+    slots = tables.slots_of(name)
+    for start in range(0, len(slots), SHARD):
+        yield tables.export(name, slots[start : start + SHARD])

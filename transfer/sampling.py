@@ -1,0 +1,91 @@
+"""Strategic sampling: balanced batches that walk a window in time order, so that every part of it counts equally.
+
+Chunks of `batch / ratio` rows; from each one batch, half positives and half negatives, drawn with replacement (published:
+CrossAdapt, arXiv 2602.01775). The price is a shifted log-odds, `log k`, which the label term has to be trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import DataError, InvalidInput
+from pipeline.features import Rows, concat_rows
+
+__all__ = ["Batch", "log_k", "strategic_batches"]
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows to train on, with labels and the teacher's logits, float32 `[n]` each."""
+
+    rows: Rows
+    labels: F32
+    teacher_logits: F32
+
+    def take(self, index: npt.NDArray[np.integer]) -> Batch:
+        return Batch(self.rows.take(index), self.labels[index], self.teacher_logits[index])
+
+
+def log_k(rate: float, sampled_rate: float = 0.5) -> float:
+    """Log of the sampling odds ratio: `k = (q / (1 - q)) / (p / (1 - p))`.
+
+    Args:
+        rate: p, share of positives of the whole window (a chunk of one class has no finite k).
+        sampled_rate: q, share of positives in a batch.
+
+    Raises:
+        DataError: a window of one class.
+
+    >>> round(log_k(0.2), 4)
+    1.3863
+    """
+    if not 0.0 < rate < 1.0:
+        raise DataError(f"every label of the window is {rate:.0f}; widen the window or check `positive` of the label", "label")
+    if not 0.0 < sampled_rate < 1.0:
+        raise InvalidInput(f"the sampled share of positives must lie between 0 and 1, not {sampled_rate}", "sampled_rate")
+    return float(np.log(sampled_rate / (1.0 - sampled_rate)) - np.log(rate / (1.0 - rate)))
+
+
+def strategic_batches(
+    chunks: Iterable[Batch], *, batch: int, rng: np.random.Generator, positives: int | None = None
+) -> Iterator[Batch]:
+    """One balanced batch of every chunk, in order.
+
+    Args:
+        chunks: of about `batch / ratio` rows each. A chunk of one class waits for the next and is drawn from together
+            with it, as many batches as chunks; what still has one class at the end is dropped.
+        batch: rows of a batch.
+        rng: draws.
+        positives: rows of a batch that are positive; half of them unless said.
+    """
+    ones = batch // 2 if positives is None else positives
+    waiting: list[Batch] = []
+    for chunk in chunks:
+        waiting.append(chunk)
+        joined = _join(waiting)
+        positive, negative = np.flatnonzero(joined.labels > 0.5), np.flatnonzero(joined.labels <= 0.5)
+        if not (len(positive) and len(negative)):
+            continue
+        for _ in waiting:
+            index: npt.NDArray[Any] = np.concatenate(
+                [rng.choice(positive, ones, replace=True), rng.choice(negative, batch - ones, replace=True)]
+            )
+            yield joined.take(index)
+        waiting = []
+
+
+def _join(parts: list[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(
+        concat_rows([p.rows for p in parts]),
+        np.concatenate([p.labels for p in parts]),
+        np.concatenate([p.teacher_logits for p in parts]),
+    )
