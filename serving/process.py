@@ -1,0 +1,53 @@
+"""What every process of ours does about its place among the others: die with its parent, step back, say how it is."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["die_with_parent", "step_back", "write_status"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(sign: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send us `sign` when the process (on Linux: the thread) that started us ends.
+
+    A parent that dies during this call is seen too. Elsewhere than on Linux it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(sign), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), sign)
+
+
+def step_back(nice: int, *, thread: bool = False) -> None:
+    """Lower our priority to `nice`; never raises it. With `thread` only that of the calling thread (Linux).
+
+    A container that forbids even this only costs the politeness.
+    """
+    who = threading.get_native_id() if thread and sys.platform == "linux" else 0
+    try:
+        if os.getpriority(os.PRIO_PROCESS, who) < nice:
+            os.setpriority(os.PRIO_PROCESS, who, nice)
+    except PermissionError:
+        pass
+
+
+def write_status(path: Path, status: Mapping[str, Any]) -> None:
+    """Write a JSON file that a reader sees whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(json.dumps(status))
+    staging.replace(path)

@@ -1,0 +1,204 @@
+"""ModelInferRequest to features, scores to ModelInferResponse, and what a model tells about its inputs.
+
+Two forms of one row. Packed: `ids` INT64 [n, F], `numbers` FP32 [n, M], `bag:NAME` INT64 [n, L] with 0 as padding.
+Named: one tensor per field with raw values. It must not know of endpoints, arms or engines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import InvalidInput
+from pipeline.features import Bag, Features, Rows
+from pipeline.hashing import hash_bag_column, hash_column
+from pipeline.schema import FieldSpec, Schema
+from protos.inference import data_type, message
+from serving.wire.tensors import Tensor, tensors_of
+
+__all__ = ["OUTPUT", "InferCodec", "parameter"]
+
+OUTPUT = "score"
+BAG = "bag:"
+_FLOATS = ("FP32", "FP64")
+
+_Response = message("ModelInferResponse")
+_Metadata = message("ModelMetadataResponse")
+_Config = message("ModelConfig")
+
+
+def parameter(parameters: Any, name: str) -> Any:
+    """The value of a request parameter, None when it is absent."""
+    if name not in parameters:
+        return None
+    choice = parameters[name].WhichOneof("parameter_choice")
+    return None if choice is None else getattr(parameters[name], choice)
+
+
+class InferCodec:
+    """Reads and answers requests for one schema.
+
+    Args:
+        schema: of the model that will answer.
+        max_candidates: most rows of one request.
+    """
+
+    def __init__(self, schema: Schema, max_candidates: int) -> None:
+        self.schema = schema
+        self.max_candidates = max_candidates
+        self._names = {f.name for f in schema.fields}
+        self._packed = [
+            *(["ids"] if schema.ids else []),
+            *(["numbers"] if schema.numbers else []),
+            *(BAG + f.name for f in schema.bags),
+        ]
+
+    def decode(self, request: Any) -> tuple[Features, bool]:
+        """Features of a request, and whether it came raw (and so is to be answered raw).
+
+        Raises:
+            InvalidInput: naming the input or output that is missing, unknown, sent twice, of the wrong datatype or
+                shape, or infinite.
+        """
+        for output in request.outputs:
+            if output.name != OUTPUT:
+                raise InvalidInput(f"output {output.name!r} is not known; the only one is {OUTPUT!r}", output.name)
+            if "classification" in output.parameters or "shared_memory_region" in output.parameters:
+                raise InvalidInput(f"output {OUTPUT!r}: classification and shared memory are not supported", OUTPUT)
+        tensors, raw = tensors_of(request, self.max_candidates)
+        if not tensors:
+            raise InvalidInput(f"a request needs inputs: {self._packed}, or one for each field by name", "inputs")
+        named = not any(name in self._packed for name in tensors) or tensors.keys() <= self._names
+        expected = [f.name for f in self.schema.fields] if named else self._packed
+        unknown = [name for name in tensors if name not in expected]
+        if unknown:
+            raise InvalidInput(f"input {unknown[0]!r} is not known; the inputs are {expected}", unknown[0])
+        for name in expected:
+            if name not in tensors:
+                raise InvalidInput(f"input {name!r} is missing; the inputs are {expected}", name)
+        n = self._rows(tensors)
+        features = Features.from_rows(self._named(tensors) if named else self._packed_rows(tensors, n))
+        return features, raw
+
+    def encode(
+        self,
+        request: Any,
+        scores: npt.NDArray[np.float32],
+        *,
+        raw: bool,
+        version: str,
+        parameters: dict[str, str],
+    ) -> Any:
+        """The response: `score` FP32 [n], raw or typed, with string parameters."""
+        response = _Response(model_name=request.model_name, model_version=version, id=request.id)
+        for key, value in parameters.items():
+            response.parameters[key].string_param = value
+        output = response.outputs.add(name=OUTPUT, datatype="FP32", shape=[len(scores)])
+        if raw:
+            response.raw_output_contents.append(np.ascontiguousarray(scores, "<f4").tobytes())
+        else:
+            output.contents.fp32_contents.extend(scores.tolist())
+        return response
+
+    def metadata(self, name: str, versions: list[str]) -> Any:
+        """ModelMetadataResponse: the packed form's inputs with their full shapes."""
+        response = _Metadata(name=name, versions=versions, platform="onnxruntime_onnx")
+        for input_name, datatype, columns in self._inputs():
+            response.inputs.add(name=input_name, datatype=datatype, shape=[-1, columns])
+        response.outputs.add(name=OUTPUT, datatype="FP32", shape=[-1])
+        return response
+
+    def config(self, name: str) -> Any:
+        """ModelConfig in Triton's terms: dims without the batch dimension, which may be up to `max_candidates`."""
+        config = _Config(
+            name=name, platform="onnxruntime_onnx", backend="onnxruntime", max_batch_size=self.max_candidates
+        )
+        for input_name, datatype, columns in self._inputs():
+            config.input.add(name=input_name, data_type=data_type(f"TYPE_{datatype}"), dims=[columns])
+        config.output.add(name=OUTPUT, data_type=data_type("TYPE_FP32"), dims=[1])
+        return config
+
+    def _inputs(self) -> list[tuple[str, str, int]]:
+        schema = self.schema
+        return [
+            *([("ids", "INT64", len(schema.ids))] if schema.ids else []),
+            *([("numbers", "FP32", len(schema.numbers))] if schema.numbers else []),
+            *((BAG + f.name, "INT64", -1) for f in schema.bags),
+        ]
+
+    def _rows(self, tensors: dict[str, Tensor]) -> int:
+        first, *others = tensors.values()
+        n = first.shape[0]
+        if n == 0:
+            raise InvalidInput(f"input {first.name!r} has no rows; send at least one", first.name)
+        for tensor in others:
+            if tensor.shape[0] != n:
+                raise InvalidInput(
+                    f"input {tensor.name!r} has {tensor.shape[0]} rows where {first.name!r} has {n}", tensor.name
+                )
+        return n
+
+    def _packed_rows(self, tensors: dict[str, Tensor], n: int) -> Rows:
+        schema = self.schema
+        ids = tensors["ids"].matrix("INT64", len(schema.ids)) if schema.ids else np.empty((n, 0), np.int64)
+        numbers = np.empty((n, 0), np.float32)
+        if schema.numbers:
+            numbers = tensors["numbers"].matrix("FP32", len(schema.numbers))
+            infinite = np.isinf(numbers)
+            if infinite.any():
+                name = schema.numbers[int(np.argmax(infinite.any(axis=0)))].name
+                raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
+        bags = []
+        for column, spec in enumerate(schema.bags):
+            padded = tensors[BAG + spec.name].matrix("INT64", None)
+            present = padded != 0
+            offsets = np.zeros(n + 1, np.int32)
+            np.cumsum(present.sum(axis=1), out=offsets[1:])
+            bags.append(Bag(column, offsets, padded[present]))
+        return Rows(ids, numbers, tuple(bags))
+
+    def _named(self, tensors: dict[str, Tensor]) -> Rows:
+        schema = self.schema
+        n = next(iter(tensors.values())).shape[0]
+        ids = np.empty((n, len(schema.ids)), np.int64)
+        for column, spec in enumerate(schema.ids):
+            ids[:, column] = hash_column(spec.name, _raw_values(tensors[spec.name]))
+        numbers = np.empty((n, len(schema.numbers)), np.float32)
+        for column, spec in enumerate(schema.numbers):
+            numbers[:, column] = _number(spec, tensors[spec.name])
+        bags = []
+        for column, spec in enumerate(schema.bags):
+            tensor = tensors[spec.name]
+            if tensor.datatype != "BYTES":
+                raise InvalidInput(
+                    f"input {spec.name!r} is a bag: send BYTES with its elements separated by {spec.separator!r}, "
+                    f"not {tensor.datatype}",
+                    spec.name,
+                )
+            bags.append(Bag(column, *hash_bag_column(spec.name, _raw_values(tensor), spec.separator or "")))
+        return Rows(ids, numbers, tuple(bags))
+
+
+def _raw_values(tensor: Tensor) -> Any:
+    values = tensor.column()
+    if not isinstance(values, list):
+        return values
+    try:
+        return pa.array([v.decode() for v in values], pa.string())
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input {tensor.name!r} holds text that is not UTF-8: {error}", tensor.name) from None
+
+
+def _number(spec: FieldSpec, tensor: Tensor) -> npt.NDArray[np.float32]:
+    if tensor.datatype not in _FLOATS:
+        raise InvalidInput(f"input {spec.name!r} is a number: send FP32, not {tensor.datatype}", spec.name)
+    with np.errstate(over="ignore"):
+        values = np.asarray(tensor.column(), np.float32)
+    if np.isinf(values).any():
+        raise InvalidInput(
+            f"number {spec.name!r} is infinite (or too large for FP32); send NaN where a value is missing", spec.name
+        )
+    return values

@@ -1,0 +1,47 @@
+"""Ranking messages whose long arrays stay bytes.
+
+A packed `repeated sfixed64` and a `bytes` field are the same on the wire, so a twin of the ranking messages, in which
+the long arrays are declared `bytes`, is parsed without a Python object per number and read by `np.frombuffer`. A client
+that splits an array or does not pack it (legal, and done by nobody) is read wrongly here: whoever finds such a message
+faulty must parse it again as the original, which `original` is for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from protos.baton.ranking.v1 import ranking_pb2
+
+__all__ = ["original", "packed"]
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_ARRAYS = {_Field.TYPE_SFIXED64, _Field.TYPE_FIXED32, _Field.TYPE_FLOAT}
+
+
+def _twin() -> Any:
+    file = descriptor_pb2.FileDescriptorProto()
+    ranking_pb2.DESCRIPTOR.CopyToProto(file)
+    for message in file.message_type:
+        for field in message.field:
+            if field.label == _Field.LABEL_REPEATED and field.type in _ARRAYS:
+                field.label = _Field.LABEL_OPTIONAL
+                field.type = _Field.TYPE_BYTES
+                field.ClearField("options")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.RankRequest"))
+
+
+_Twin = _twin()
+
+
+def packed(data: bytes) -> Any:
+    """A RankRequest whose arrays of numbers are bytes, little endian."""
+    return _Twin.FromString(data)
+
+
+def original(data: bytes) -> ranking_pb2.RankRequest:
+    """The same message as declared."""
+    return ranking_pb2.RankRequest.FromString(data)

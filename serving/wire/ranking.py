@@ -1,0 +1,266 @@
+"""RankRequest to features: columns by name in any order, context apart, raw values hashed.
+
+It must not know of endpoints, arms or engines. One codec per schema; it is asked from many threads at once and keeps
+no state but a table of column layouts it has seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import InvalidInput
+from pipeline.features import Bag, Features, IdPart, NumberPart
+from pipeline.hashing import hash_bag_column, hash_column, hash_value
+from pipeline.schema import FieldSpec, Schema
+
+__all__ = ["RankCodec", "candidate_hash", "candidate_hashes"]
+
+_LAYOUTS = 256
+
+Array = npt.NDArray[Any]
+
+
+def candidate_hash(candidate_id: str) -> int:
+    """The hash under which a caller's candidate id is recorded and found again by feedback."""
+    return hash_value("candidate_id", candidate_id)
+
+
+def candidate_hashes(candidate_ids: list[str]) -> npt.NDArray[np.int64] | None:
+    """`candidate_hash` of each, int64 `[n]`; None without ids."""
+    if not candidate_ids:
+        return None
+    return np.fromiter((candidate_hash(c) for c in candidate_ids), np.int64, len(candidate_ids))
+
+
+@dataclass(slots=True)
+class _Side:
+    """What one half of a request, context or candidates, has brought so far."""
+
+    role: str
+    n: int | None
+    seen: set[str] = field(default_factory=set)
+    ids: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = field(default_factory=list)
+    numbers: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = field(default_factory=list)
+    bags: list[Bag] = field(default_factory=list)
+
+    def rows(self, count: int, name: str) -> None:
+        if self.n is None:
+            self.n = count
+        if count != self.n:
+            where = "context has one row" if self.role == "context" else f"{self.n} candidates"
+            raise InvalidInput(f"field {name!r} holds {count} values where {where} were expected", name)
+
+
+class RankCodec:
+    """Reads requests for one schema.
+
+    Args:
+        schema: of the model that will answer; all arms of an endpoint share its inputs.
+        max_candidates: most rows of one request.
+    """
+
+    def __init__(self, schema: Schema, max_candidates: int) -> None:
+        self.schema = schema
+        self.max_candidates = max_candidates
+        self._fields = {f.name: f for f in schema.fields}
+        self._column = {f.name: i for group in (schema.ids, schema.numbers, schema.bags) for i, f in enumerate(group)}
+        self._layouts: dict[tuple[str, str, tuple[str, ...]], npt.NDArray[np.int32]] = {}
+
+    def decode(self, request: Any) -> Features:
+        """Features of a RankRequest, given as declared or as its packed twin.
+
+        Raises:
+            InvalidInput: naming the field that is missing, unknown, sent twice, of the wrong kind or length, on the
+                wrong side, or infinite; or saying that there are no candidates, too many, or equal candidate ids.
+        """
+        n = self._candidate_count(request)
+        context = _Side("context", 1)
+        candidates = _Side("candidate", n)
+        self._side(request.context, context)
+        self._side(request.candidates, candidates)
+        count = candidates.n or 0
+        if count == 0:
+            raise InvalidInput("a request needs at least one candidate", "candidates")
+        self._check_size(count)
+        self._check_complete(context.seen | candidates.seen)
+        recall = request.recall_scores
+        recall_count = len(recall) // 4 if isinstance(recall, bytes) else len(recall)
+        if recall_count not in (0, count):
+            raise InvalidInput(
+                f"recall_scores holds {recall_count} numbers for {count} candidates; send one each or none",
+                "recall_scores",
+            )
+        ids: list[IdPart] = []
+        numbers: list[NumberPart] = []
+        for side in (context, candidates):
+            ids.extend(IdPart(columns, values) for columns, values in _merge(side.ids))
+            numbers.extend(NumberPart(columns, values) for columns, values in _merge(side.numbers))
+        return Features(count, tuple(ids), tuple(numbers), (*context.bags, *candidates.bags))
+
+    def _candidate_count(self, request: Any) -> int | None:
+        if not request.candidate_ids:
+            return None
+        given = len(request.candidate_ids)
+        self._check_size(given)
+        if len(set(request.candidate_ids)) != given:
+            raise InvalidInput("candidate_ids must be unique within a request", "candidate_ids")
+        return given
+
+    def _check_size(self, count: int) -> None:
+        if count > self.max_candidates:
+            raise InvalidInput(
+                f"{count} candidates are more than the {self.max_candidates} of one request; send several requests",
+                "candidates",
+            )
+
+    def _check_complete(self, seen: set[str]) -> None:
+        if len(seen) < len(self._fields):
+            field = next(f for f in self.schema.fields if f.name not in seen)
+            place = "context" if field.role == "context" else "candidates"
+            raise InvalidInput(f"field {field.name!r} is missing; send it in {place}", field.name)
+
+    def _side(self, rows: Any, side: _Side) -> None:
+        if rows.HasField("ids"):
+            columns, values = self._matrix(rows.ids, "id", np.dtype("<i8"), side)
+            side.ids.append((columns, values))
+        if rows.HasField("numbers"):
+            columns, values = self._matrix(rows.numbers, "number", np.dtype("<f4"), side)
+            _refuse_infinite(values, [self.schema.numbers[c].name for c in columns])
+            side.numbers.append((columns, values))
+        for column in rows.columns:
+            self._single(column, side)
+
+    def _matrix(self, matrix: Any, kind: str, dtype: np.dtype[Any], side: _Side) -> tuple[npt.NDArray[np.int32], Array]:
+        fields = tuple(matrix.fields)
+        columns = self._layout(kind, side.role, fields)
+        _claim(side, fields)
+        values = _array(matrix.values, dtype, fields[0] if fields else kind)
+        width = len(columns)
+        if not width:
+            raise InvalidInput(f"the matrix of {kind}s of the {side.role} names no fields", fields[0] if fields else "")
+        if len(values) % width:
+            raise InvalidInput(
+                f"the matrix of {kind}s of the {side.role} holds {len(values)} values, no multiple of its "
+                f"{width} fields",
+                fields[0],
+            )
+        side.rows(len(values) // width, fields[0])
+        return columns, values.reshape(-1, width)
+
+    def _layout(self, kind: str, role: str, fields: tuple[str, ...]) -> npt.NDArray[np.int32]:
+        known = self._layouts.get((kind, role, fields))
+        if known is not None:
+            return known
+        for name in fields:
+            self._expect(name, kind, role)
+            if fields.count(name) > 1:
+                raise InvalidInput(f"field {name!r} is sent twice", name)
+        columns = np.array([self._column[name] for name in fields], np.int32)
+        if len(self._layouts) < _LAYOUTS:
+            self._layouts[kind, role, fields] = columns
+        return columns
+
+    def _expect(self, name: str, kind: str | None, role: str) -> FieldSpec:
+        field = self._fields.get(name)
+        if field is None:
+            raise InvalidInput(f"field {name!r} is not known; the fields are {sorted(self._fields)}", name)
+        if field.role != role:
+            right = "context" if field.role == "context" else "candidates"
+            wrong = "candidates" if field.role == "context" else "context"
+            raise InvalidInput(f"field {name!r} belongs to {right} and was sent in {wrong}", name)
+        if kind is not None and field.kind != kind:
+            raise InvalidInput(f"field {name!r} is of kind {field.kind} and was sent as {kind}", name)
+        return field
+
+    def _single(self, column: Any, side: _Side) -> None:
+        name = column.field
+        which = column.WhichOneof("values")
+        field = self._expect(name, None, side.role)
+        _claim(side, (name,))
+        if which is None:
+            raise InvalidInput(f"field {name!r} has no values", name)
+        if (field.kind, which) not in _READERS:
+            raise InvalidInput(f"field {name!r} is of kind {field.kind} and was sent as {which}", name)
+        at = np.array([self._column[name]], np.int32)
+        content = getattr(column, which)
+        if field.kind == "bag":
+            side.bags.append(self._bag(field, which, content, side))
+            return
+        if field.kind == "number":
+            values = _array(content.values, np.dtype("<f4"), name)
+            _refuse_infinite(values[:, None], [name])
+            side.rows(len(values), name)
+            side.numbers.append((at, values[:, None]))
+            return
+        if which == "ids":
+            ids = _array(content.values, np.dtype("<i8"), name)
+        elif which == "integers":
+            ids = hash_column(name, _array(content.values, np.dtype("<i8"), name))
+        else:
+            ids = hash_column(name, pa.array(list(content.values), pa.string()))
+        side.rows(len(ids), name)
+        side.ids.append((at, ids[:, None]))
+
+    def _bag(self, field: FieldSpec, which: str, content: Any, side: _Side) -> Bag:
+        name = field.name
+        if which == "strings":
+            texts = pa.array(list(content.values), pa.string())
+            offsets, values = hash_bag_column(name, texts, field.separator or "")
+        else:
+            values = _array(content.values, np.dtype("<i8"), name)
+            bounds = _array(content.offsets, np.dtype("<u4"), name).astype(np.int64)
+            if not len(bounds) or bounds[0] != 0 or bounds[-1] != len(values) or (np.diff(bounds) < 0).any():
+                raise InvalidInput(
+                    f"field {name!r}: offsets must start at 0, never fall, and end at the number of values, {len(values)}",
+                    name,
+                )
+            if (values == 0).any():
+                raise InvalidInput(f"field {name!r}: 0 only ever pads and is no element of a bag; leave it out", name)
+            offsets = bounds.astype(np.int32)
+        side.rows(len(offsets) - 1, name)
+        return Bag(self._column[name], offsets, values)
+
+
+_READERS = {
+    ("id", "ids"),
+    ("id", "integers"),
+    ("id", "strings"),
+    ("number", "numbers"),
+    ("bag", "bags"),
+    ("bag", "strings"),
+}
+
+
+def _claim(side: _Side, names: tuple[str, ...]) -> None:
+    before = len(side.seen)
+    both = side.seen.intersection(names) if before else ()
+    if both:
+        name = sorted(both)[0]
+        raise InvalidInput(f"field {name!r} is sent twice", name)
+    side.seen.update(names)
+
+
+def _array(values: Any, dtype: np.dtype[Any], name: str) -> Array:
+    if not isinstance(values, bytes):
+        return np.fromiter(values, dtype, len(values))
+    if len(values) % dtype.itemsize:
+        raise InvalidInput(f"field {name!r}: {len(values)} bytes are no whole number of {dtype.name} values", name)
+    return np.frombuffer(values, dtype)
+
+
+def _refuse_infinite(values: Array, names: list[str]) -> None:
+    if np.isinf(values).any():
+        name = names[int(np.argmax(np.isinf(values).any(axis=0)))]
+        raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
+
+
+def _merge(parts: list[tuple[npt.NDArray[np.int32], Array]]) -> list[tuple[npt.NDArray[np.int32], Array]]:
+    """Columns that came one by one as one part: what follows costs per part, not per column."""
+    if len(parts) < 2:
+        return parts
+    return [(np.concatenate([c for c, _ in parts]), np.concatenate([v for _, v in parts], axis=1))]
