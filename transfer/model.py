@@ -72,6 +72,8 @@ class ClickModel:
         self.rows_trained = 0
         self.frozen = False
         """True for a model whose bundle has no training state: it scores and does not learn."""
+        self.metrics: dict[str, float | None] = {}
+        """Metrics at birth, written into the manifest unless others are given."""
         self.extra: Arrays = {}
         """Arrays that travel with the training state, for example the maps of an embedding projection."""
         self.pending_batches = 0
@@ -329,7 +331,7 @@ class ClickModel:
         try:
             return write_snapshot(
                 target, name, self.snapshot(full=True, training=training), version=version, parent=parent,
-                metrics=metrics, gate=gate, created_ms=created_ms,
+                metrics=self.metrics if metrics is None else metrics, gate=gate, created_ms=created_ms,
             )  # fmt: skip
         except BaseException:
             self.tables.put_back(slots)
@@ -400,4 +402,3 @@ class ClickModel:
 
 def _tensor(value: float | F32) -> Tensor | float:
     return torch.from_numpy(np.asarray(value, np.float32)) if isinstance(value, np.ndarray) else value
-

@@ -47,9 +47,13 @@ def log_k(rate: float, sampled_rate: float = 0.5) -> float:
     1.3863
     """
     if not 0.0 < rate < 1.0:
-        raise DataError(f"every label of the window is {rate:.0f}; widen the window or check `positive` of the label", "label")
+        raise DataError(
+            f"every label of the window is {rate:.0f}; widen the window or check `positive` of the label", "label"
+        )
     if not 0.0 < sampled_rate < 1.0:
-        raise InvalidInput(f"the sampled share of positives must lie between 0 and 1, not {sampled_rate}", "sampled_rate")
+        raise InvalidInput(
+            f"the sampled share of positives must lie between 0 and 1, not {sampled_rate}", "sampled_rate"
+        )
     return float(np.log(sampled_rate / (1.0 - sampled_rate)) - np.log(rate / (1.0 - rate)))
 
 

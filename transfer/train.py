@@ -1,0 +1,208 @@
+"""Train a click model on a window of a log: once, in time order, the way it will go on learning online.
+
+The last part of the window is scored before it is trained on. That gives the metrics at birth and the labels for the
+calibration, and nothing of the window is lost. Next stop: `transfer.distill`, which trains a student on a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bundle import Calibration
+from pipeline.errors import DataError, InvalidInput
+from pipeline.features import Rows, concat_rows
+from pipeline.metrics import auc, bias, logloss
+from transfer.calibration import fit_calibration
+from transfer.data.log import Log, row_range
+from transfer.model import ClickModel, LearningSettings
+
+__all__ = ["Held", "Progress", "TrainSettings", "measure", "train"]
+
+F32 = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
+
+FIT_ROWS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How a model is trained on a window.
+
+    Args:
+        batch: rows per step.
+        tail: last share of the window, scored before it is trained on: metrics at birth and calibration.
+        passes: over the part before the tail. Click logs with many rare ids overfit after one or two.
+        early_stop: with several passes, stop when the tail's LogLoss grows, and keep the best pass.
+        learning: rates.
+        hyperparameters: of the architecture.
+    """
+
+    batch: int = 1024
+    tail: float = 0.2
+    passes: int = 1
+    early_stop: bool = True
+    learning: LearningSettings = field(default_factory=LearningSettings)
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.passes < 1 or not 0.0 < self.tail < 1.0:
+            raise InvalidInput("batch and passes must be at least 1 and tail between 0 and 1", "settings")
+
+
+class Held:
+    """Logits and labels of rows that were scored before they were trained on."""
+
+    def __init__(self) -> None:
+        self._logits: list[F32] = []
+        self._labels: list[F32] = []
+
+    def add(self, logits: F32, labels: F32) -> None:
+        self._logits.append(logits)
+        self._labels.append(labels)
+
+    @property
+    def logits(self) -> F32:
+        return np.concatenate(self._logits) if self._logits else np.empty(0, np.float32)
+
+    @property
+    def labels(self) -> F32:
+        return np.concatenate(self._labels) if self._labels else np.empty(0, np.float32)
+
+    def calibrate(self) -> tuple[Calibration, dict[str, float | None]]:
+        """The calibration of all held rows, and metrics of their second half under that of the first half.
+
+        Raises:
+            DataError: one class only.
+        """
+        logits, labels = self.logits, self.labels
+        calibration, half = fit_calibration(logits, labels), len(labels) // 2
+        try:
+            earlier = fit_calibration(logits[:half], labels[:half])
+        except DataError:
+            earlier = calibration
+        return calibration, measure(_probabilities(logits[half:], earlier), labels[half:])
+
+
+def train(
+    log: Log,
+    arch: str,
+    *,
+    width: int = 16,
+    start: float = 0.0,
+    stop: float = 1.0,
+    seed: int = 0,
+    settings: TrainSettings | None = None,
+    progress: Progress | None = None,
+) -> ClickModel:
+    """A model from a window of a log, calibrated.
+
+    Args:
+        log: rows in time order.
+        arch: name in the zoo or `package.module:Class`.
+        width: length of a field's vector.
+        start, stop: row quantiles of the window, 0..1.
+        seed: of weights and new rows.
+        settings: batch, tail, passes, rates.
+        progress: told of rows done.
+
+    Returns:
+        The model; its `metrics` (auc, logloss, bias, rows, positives) are of the tail, before training on it.
+
+    Raises:
+        DataError: the window is empty or has one class.
+        InvalidInput: of the architecture's arguments.
+    """
+    settings = settings or TrainSettings()
+    tail_start = stop - settings.tail * (stop - start)
+    model = ClickModel.create(
+        log.schema, arch, width, seed=seed, hyperparameters=settings.hyperparameters, learning=settings.learning
+    )
+    model.fit_numbers(first_rows(log, start, stop))
+
+    body, tail = window_rows(log, start, tail_start), window_rows(log, tail_start, stop)
+    total, done = settings.passes * body + tail, 0
+
+    def tell(rows: int) -> None:
+        nonlocal done
+        done = min(total, done + rows)  # a window's edge may move by one request
+        if progress is not None:
+            progress(done, total)
+
+    best: tuple[float, Any] | None = None
+    for _ in range(settings.passes):
+        for chunk in log.chunks(start, tail_start, settings.batch):
+            model.step(chunk.rows, chunk.labels)
+            tell(len(chunk.labels))
+        if settings.passes > 1 and settings.early_stop:
+            loss = _tail_loss(model, log, tail_start, stop)
+            if best is not None and loss >= best[0]:
+                break
+            best = loss, model.state_dict()
+    if best is not None:
+        model.load_state(*best[1])
+
+    held = Held()
+    for chunk in log.chunks(tail_start, stop, settings.batch):
+        held.add(model.logits(chunk.rows), chunk.labels)
+        model.step(chunk.rows, chunk.labels)
+        tell(len(chunk.labels))
+    model.calibration, model.metrics = held.calibrate()
+    return model
+
+
+def measure(scores: F32, labels: F32) -> dict[str, float | None]:
+    """auc, logloss, bias, rows, positives of predictions; None where a figure does not exist."""
+    figures = {"auc": auc(labels, scores), "logloss": logloss(labels, scores), "bias": bias(labels, scores)}
+    known: dict[str, float | None] = {k: v if np.isfinite(v) else None for k, v in figures.items()}
+    return known | {"rows": float(len(labels)), "positives": float(labels.sum())}
+
+
+def window_rows(log: Log, start: float, stop: float) -> int:
+    """Rows of a window, give or take the request that lies across its edge."""
+    first, last = row_range(start, stop, log.rows)
+    return last - first
+
+
+def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> Rows:
+    """The first rows of a window, to take mean and deviation of the numbers from.
+
+    Raises:
+        DataError: the window is empty, or has labels of one class only.
+    """
+    parts: list[Rows] = []
+    seen, clicks = 0, 0.0
+    for chunk in log.chunks(start, stop, min(count, 8192)):
+        if seen < count:
+            parts.append(chunk.rows)
+        seen += len(chunk)
+        clicks += float(chunk.labels.sum())
+        if seen >= count and 0 < clicks < seen:
+            break
+    if not seen:
+        raise DataError(f"there are no rows between {start} and {stop} of the log; widen the window", "from")
+    if clicks in (0.0, float(seen)):
+        raise DataError(
+            f"all {seen} labels between {start} and {stop} of the log are {clicks / seen:.0f}; widen the window or check "
+            "which values of the label count as positive",
+            "label",
+        )
+    return concat_rows(parts)
+
+
+def _tail_loss(model: ClickModel, log: Log, start: float, stop: float) -> float:
+    held = Held()
+    for chunk in log.chunks(start, stop, 8192):
+        held.add(model.logits(chunk.rows), chunk.labels)
+    calibration = fit_calibration(held.logits, held.labels)
+    return logloss(held.labels, _probabilities(held.logits, calibration))
+
+
+def _probabilities(logits: F32, calibration: Calibration) -> F32:
+    z = calibration.alpha * logits.astype(np.float64) + calibration.beta
+    return (1.0 / (1.0 + np.exp(-z))).astype(np.float32)
