@@ -1,0 +1,72 @@
+"""The kill switch: a file per endpoint under `<home>/kill/` that lanes look at themselves, control process dead or not.
+
+While `<home>/kill/<endpoint>` exists the candidate gets nothing. Lanes call `engaged()` at least every 200 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from pipeline.errors import InvalidInput
+
+__all__ = ["KillSwitch"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class KillSwitch:
+    """Engages, releases and reads the kill files of one home directory."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / "kill"
+
+    def engage(self, endpoint: str, reason: str, actor: str) -> None:
+        """Take all traffic of `endpoint` from its candidate; engaging twice keeps the newer reason.
+
+        Raises:
+            InvalidInput: the name cannot be that of an endpoint.
+        """
+        path = self._path(endpoint)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        staging = self._folder / f".{endpoint}.{os.getpid()}"
+        with staging.open("w", encoding="utf-8") as file:
+            json.dump({"endpoint": endpoint, "reason": reason, "actor": actor}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+
+    def release(self, endpoint: str) -> bool:
+        """Remove the flag; whether there was one. Traffic comes back only by the weight that the store then names."""
+        try:
+            self._path(endpoint).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def engaged(self) -> frozenset[str]:
+        """Endpoints whose candidate must get nothing: one directory listing."""
+        try:
+            with os.scandir(self._folder) as entries:
+                return frozenset(entry.name for entry in entries if not entry.name.startswith("."))
+        except FileNotFoundError:
+            return frozenset()
+
+    def why(self, endpoint: str) -> tuple[str, str] | None:
+        """(reason, actor) of an engaged switch, None where it is not engaged. A file made by hand has neither."""
+        try:
+            text = self._path(endpoint).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        try:
+            said = json.loads(text)
+            return str(said["reason"]), str(said["actor"])
+        except (ValueError, KeyError, TypeError):
+            return "kill file without a reason", "unknown"
+
+    def _path(self, endpoint: str) -> Path:
+        if not _NAME.fullmatch(endpoint):
+            raise InvalidInput(f"endpoint name {endpoint!r}: use letters, digits, '.', '_' and '-'", "endpoint")
+        return self._folder / endpoint

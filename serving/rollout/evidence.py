@@ -1,0 +1,128 @@
+"""What block sums prove: one-sided limits that hold at every look, and the verdicts made of them.
+
+Rows of one request are correlated, so the unit is a block: all requests of one interval of prediction time. The limits
+are asymptotic confidence sequences (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas 2024, "Time-uniform central limit
+theory and asymptotic confidence sequences", Theorem 2.2 and its one-sided form): after enough blocks, the chance that a
+limit is *ever* wrong is below its error, so one may look as often as one likes and stop when it pleases.
+
+Knows arrays of block sums only. Which blocks count is `blocks`' business, what follows from a verdict `reconcile`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Limits", "Test", "Verdict", "attempt_error", "limits", "radius", "share_above", "test_below", "tuned_rho"]
+
+F64 = npt.NDArray[np.float64]
+
+TUNED_FOR = 200
+"""Number of blocks at which the limits are tightest; within a factor of five of it they lose less than a tenth."""
+_FAR = 1 << 22
+
+
+class Verdict(StrEnum):
+    """What the evidence says about a statement."""
+
+    HOLDS = "holds"
+    BREACHED = "breached"
+    OPEN = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Mean of `blocks` values with a lower and an upper limit, each of which is ever wrong with its error at most."""
+
+    mean: float
+    low: float
+    high: float
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A verdict on "the mean is below 0", and how many more blocks it needs at the present mean and spread.
+
+    `missing` is 0 where the verdict holds, None where the mean lies on the wrong side, so that no amount would do.
+    """
+
+    verdict: Verdict
+    limits: Limits
+    missing: int | None
+
+
+def attempt_error(confidence: float, attempt: int) -> float:
+    """Error that attempt j = 1, 2, ... may spend: `alpha / (j (j + 1))`; all attempts together spend alpha."""
+    return (1.0 - confidence) / (attempt * (attempt + 1))
+
+
+def tuned_rho(error: float, blocks: int = TUNED_FOR) -> float:
+    """The rho that makes the one-sided radius about the smallest after `blocks` (same paper, Appendix B.2, at 2 alpha)."""
+    wide = -2.0 * math.log(min(2.0 * error, 0.5))
+    return math.sqrt((wide + math.log(wide + 1.0)) / blocks)
+
+
+def radius(blocks: int, error: float) -> float:
+    """One-sided radius after `blocks`, in standard deviations of one block.
+
+    >>> round(radius(200, 0.0125) * 200**0.5, 2)
+    3.28
+    """
+    spread = blocks * tuned_rho(error) ** 2
+    return math.sqrt(2.0 * (spread + 1.0) / (blocks * spread) * math.log1p(math.sqrt(spread + 1.0) / (2.0 * error)))
+
+
+def limits(values: F64, error: float) -> Limits:
+    """Limits of the mean of float64 `[t]` block values, each one-sided at `error`; infinite below two blocks."""
+    t = len(values)
+    if t < 2:
+        return Limits(float(values[0]) if t else math.nan, -math.inf, math.inf, t)
+    mean = float(values.mean())
+    wide = radius(t, error) * float(values.std(ddof=1))
+    return Limits(mean, mean - wide, mean + wide, t)
+
+
+def test_below(values: F64, error: float, at_least: int) -> Test:
+    """Test that the mean of block values `[t]` is below 0: HOLDS or BREACHED each at `error`, else OPEN.
+
+    Nothing is said before `at_least` blocks, nor of blocks without any spread: those are no measurement.
+    """
+    found = limits(values, error)
+    wide = found.high - found.mean
+    if found.blocks < at_least or not wide > 0:
+        return Test(Verdict.OPEN, found, max(1, at_least - found.blocks))
+    if found.high < 0:
+        return Test(Verdict.HOLDS, found, 0)
+    if found.low > 0:
+        return Test(Verdict.BREACHED, found, None)
+    deviation = wide / radius(found.blocks, error)
+    return Test(Verdict.OPEN, found, _blocks_missing(found.blocks, -found.mean, deviation, error))
+
+
+def share_above(hits: int, trials: int, most: float, error: float) -> Verdict:
+    """Whether a share lies below `most`: BREACHED where Wilson's lower limit exceeds it, OPEN where only the estimate does.
+
+    For counters of failed, late or slow requests, which need no labels. Without a trial it HOLDS: silence is no failure.
+    """
+    if trials <= 0 or hits <= most * trials:
+        return Verdict.HOLDS
+    z = math.sqrt(-2.0 * math.log(min(2.0 * error, 0.5)))  # above the normal quantile (Chernoff), on the safe side
+    p = hits / trials
+    centre = p + z * z / (2 * trials)
+    wide = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return Verdict.BREACHED if (centre - wide) / (1 + z * z / trials) > most else Verdict.OPEN
+
+
+def _blocks_missing(blocks: int, margin: float, deviation: float, error: float) -> int | None:
+    if margin <= 0 or radius(_FAR, error) * deviation > margin:
+        return None
+    low, high = blocks, _FAR
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if radius(middle, error) * deviation < margin else (middle, high)
+    return high - blocks
