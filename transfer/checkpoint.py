@@ -32,20 +32,13 @@ class Place:
     Args:
         position: last seq of the labelled log that is in the models.
         batches, trained_rows, held_rows: done since the very start.
-        student_version, teacher_version: last ones published (or started from), decimal.
-        chain: bundle name -> [base, delta, ...] of the last published version.
-        refused: versions that the gate refused, per bundle name.
-        extra: small values of other parts (calibration state, publishing clocks in batches).
+        extra: JSON values of other parts (the lines of versions, the heads of the models' states).
     """
 
     position: int = 0
     batches: int = 0
     trained_rows: int = 0
     held_rows: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
-    chain: dict[str, list[str]] = field(default_factory=dict)
-    published: dict[str, int] = field(default_factory=dict)
-    refused: dict[str, list[str]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -92,7 +92,7 @@ class CoDistiller:
         unscored = ~np.isfinite(train.stable)
         if unscored.any():
             # The serving teacher never saw these (its lane dropped them): the one in training stands in.
-            guide[unscored] = logit_of(self.teacher.scores(rows.take(np.flatnonzero(unscored))))
+            guide[unscored] = self.teacher.calibrated_logits(rows.take(np.flatnonzero(unscored)))
         count = round(self.replay_ratio * len(labels))
         if self._replay is not None and count:
             old, old_labels, old_guide = self._replay.draw(count, seed=self._seed, batch=number)

@@ -27,9 +27,9 @@ LARGEST_LOGIT = 30.0
 class GateLimits:
     """Margins: how much worse in LogLoss and AUC than a reference is tolerated, largest |bias|, fewest rows."""
 
-    logloss_margin: float
-    auc_margin: float
-    bias: float
+    logloss_margin: float = 0.002
+    auc_margin: float = 0.003
+    bias: float = 0.05
     min_positives: int = 100
 
 

@@ -61,11 +61,13 @@ class Line:
         """The last published version, which serves."""
         return self.chain[-1]
 
-    def publish(self, held: HeldRows, batch: int, anchor: str | None) -> GateReport:
+    def publish(self, held: HeldRows, batch: int, anchor: str | None, now_ms: int) -> GateReport:
         """Calibrate, judge and write the next version. The caller has committed a checkpoint of the model just before.
 
         Args:
+            batch: number of the last batch in the model.
             anchor: version at which the current rollout step began, judged against too.
+            now_ms: Unix time, written into the manifest.
         """
         assert held.rows is not None
         logits = self.model.logits(held.rows)
@@ -85,29 +87,24 @@ class Line:
             # The rollout starts its evidence anew when a version moves the mean score.
             metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
         version = self.repository.reserve(self.name)
-        if not report.passed:
+        rebase = len(self.chain) > self.compact_after
+        if rebase:
+            self.model.save_bundle(
+                self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
+                created_ms=now_ms,
+            )  # fmt: skip
+        else:
+            self.model.save_delta(
+                self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
+                created_ms=now_ms, base=self.chain[0], deltas=self.chain[1:],
+            )  # fmt: skip
+        if report.passed:
+            self.chain = [version] if rebase else [*self.chain, version]
+            log.info("published %s %s", self.name, version)
+        else:
             self.model.calibration = current
-            self.model.save_refused(
-                self.repository, self.name, version, parent=self.version, gate=report, metrics=metrics
-            )
             self.refused.append(version)
             log.warning("%s %s refused: %s", self.name, version, "; ".join(report.reasons))
-        elif len(self.chain) > self.compact_after:
-            self.model.save_bundle(
-                self.repository.path(self.name, version),
-                name=self.name, version=version, parent=self.version, metrics=metrics, gate=report,
-            )  # fmt: skip
-            self.chain = [version]
-        else:
-            deltas = [*self.chain[1:], version]
-            self.model.save_delta(
-                self.repository.path(self.name, version),
-                name=self.name, version=version, parent=self.version, base=self.chain[0], deltas=deltas,
-                metrics=metrics, gate=report,
-            )  # fmt: skip
-            self.chain = [self.chain[0], *deltas]
-        if report.passed:
-            log.info("published %s %s", self.name, version)
         self.published_batch = batch
         return report
 

@@ -25,8 +25,8 @@ __all__ = ["HeldRows", "Ring", "offset_for", "recalibrate"]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-# Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if it were known to 2 %.
-PRIOR = 2500.0
+# Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
+PRIOR = 400.0
 
 
 class Ring:

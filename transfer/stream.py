@@ -78,7 +78,8 @@ def read_batches(log: TrafficLog, schema: Schema, after: int, *, rows: int, hold
 
 def make_batch(entries: Sequence[Labelled], schema: Schema, holdout: float) -> StreamBatch:
     """One batch of some consecutive entries."""
-    train, held = [], []
+    train: list[Labelled] = []
+    held: list[Labelled] = []
     for entry in entries:
         (held if held_out(entry.prediction_id, holdout) else train).append(entry)
     last = entries[-1]

@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class WorkerSettings:
     publish_interval: float = 60.0
     publish_batches: int = 20
     teacher_publish_interval: float = 600.0
-    gate: GateLimits = GateLimits(0.002, 0.003, 0.05)
+    gate: GateLimits = field(default_factory=GateLimits)
     gate_rows: int = 20_000
     compact_after: int = 16
     seed: int = 0
@@ -189,16 +189,15 @@ class Worker:
         self.commit()
         for line in due:
             anchor = self._anchor() if line is self._student else None
-            self._last_report[line.role] = line.publish(self._held, self.place.batches, anchor)
+            self._last_report[line.role] = line.publish(self._held, self.place.batches, anchor, self._clock.wall_ms())
             self._last_publish[line.role] = self._clock.monotonic()
 
     def _line(self, role: str, name: str, repository: Repository) -> Line:
         s = self._settings
-        bundle = repository.open(name)
-        model = ClickModel.from_bundle(repository, bundle)
-        manifest = bundle.manifest
-        chain = [manifest.version] if manifest.base is None else [manifest.base, *manifest.deltas]
-        return Line(role, name, model, repository, s.segments, s.gate, s.compact_after, chain)
+        chain = repository.chain(repository.open(name))
+        model = ClickModel.from_bundle(chain, chain[-1])
+        versions = [bundle.manifest.version for bundle in chain]
+        return Line(role, name, model, repository, s.segments, s.gate, s.compact_after, versions)
 
     def _restore(self) -> None:
         found = self._checkpoints.load()

@@ -1,0 +1,270 @@
+"""The worker against a real traffic log: what it learns, publishes and refuses, and that a kill costs nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InvalidInput
+from pipeline.features import Features, Rows
+from pipeline.hashing import hash_value
+from pipeline.metrics import bias
+from pipeline.model import Model
+from pipeline.prediction import PredictionIds
+from pipeline.schema import FieldSpec, Schema
+from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
+from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.versions import Repository
+from transfer.checkpoint import Checkpoints
+from transfer.gate import GateLimits
+from transfer.model import ClickModel
+from transfer.stream import held_out
+from transfer.worker import Worker, WorkerSettings
+
+SCHEMA = Schema(
+    fields=(
+        FieldSpec(name="user", role="context"),
+        FieldSpec(name="item", role="candidate"),
+        FieldSpec(name="age", role="candidate", kind="number"),
+    )
+)
+USERS = np.array([hash_value("user", i) for i in range(40)])
+ITEMS = np.array([hash_value("item", i) for i in range(60)])
+TASTE = np.random.default_rng(1).normal(0, 1.0, (40, 60))
+PER_REQUEST = 20
+KEY = bytes(32)
+
+
+class Turned:
+    """A clock that the test turns."""
+
+    now = 1_700_000_000.0
+
+    def wall_ms(self) -> int:
+        return round(self.now * 1000)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def draw(random: np.random.Generator) -> tuple[Rows, np.ndarray]:
+    user = int(random.integers(40))
+    items = random.integers(0, 60, PER_REQUEST)
+    ids = np.stack([np.full(PER_REQUEST, USERS[user]), ITEMS[items]], 1)
+    p = 1 / (1 + np.exp(1.2 - TASTE[user, items]))
+    labels = (random.random(PER_REQUEST) < p).astype(np.float32)
+    return Rows(ids, random.random((PER_REQUEST, 1), np.float32)), labels
+
+
+def fill(log: SqliteTrafficLog, requests: int, seed: int = 0, teacher: Model | None = None) -> None:
+    """Requests answered by the stable arm, shown, labelled and joined."""
+    random = np.random.default_rng(seed)
+    ids = PredictionIds(KEY)
+    start = 1_700_000_000_000 + seed * 10_000_000
+    records, feedback, others = [], [], []
+    for number in range(requests):
+        rows, labels = draw(random)
+        features = Features.from_context(SCHEMA, rows)
+        prediction_id = ids.new(start + number)
+        scores = teacher.score(features) if teacher else np.full(PER_REQUEST, 0.25, np.float32)
+        records.append(
+            pack(PredictionRecord(prediction_id, start + number, "ranker", "stable", "teacher", 1, features, scores))
+        )
+        outcomes = [Outcome(i, float(y), final=True) for i, y in enumerate(labels)]
+        feedback.append(FeedbackEntry(prediction_id, outcomes=outcomes, exposed_all=True))
+        others.append((prediction_id, Scores("candidate", "student", 1, scores)))
+    log.append_predictions(records)
+    log.append_scores(others)
+    log.append_feedback(feedback, start + requests)
+    while log.join(start + requests + 10):
+        pass
+
+
+@pytest.fixture
+def traffic(tmp_path: Path) -> Iterator[SqliteTrafficLog]:
+    log = open_log(tmp_path)
+    yield log
+    log.close()
+
+
+def open_log(folder: Path) -> SqliteTrafficLog:
+    return SqliteTrafficLog(folder / "traffic.db", PredictionIds(KEY), attribution_window_ms=1000)
+
+
+def models(folder: Path) -> Repository:
+    """A teacher that has seen some rows and a student that has seen fewer; both can learn on."""
+    repository = Repository(folder / "bundles")
+    random = np.random.default_rng(7)
+    for name, arch, width, batches in (("teacher", "fm", 4, 200), ("student", "dnn", 8, 200)):
+        model = ClickModel.create(SCHEMA, arch, width, seed=3)
+        for _ in range(batches):
+            parts = [draw(random) for _ in range(10)]
+            rows = Rows(np.concatenate([p[0].ids for p in parts]), np.concatenate([p[0].numbers for p in parts]))
+            model.step(rows, np.concatenate([p[1] for p in parts]))
+        model.save_bundle(repository, name)
+    return repository
+
+
+def settings(folder: Path, **changes: object) -> WorkerSettings:
+    values: dict[str, object] = {
+        "teacher": "teacher",
+        "student": "student",
+        "folder": folder / "worker",
+        "segments": folder / "segments",
+        "status": folder / "status" / "worker.json",
+        "batch_rows": 200,
+        "teacher_every": 3,
+        "holdout": 0.2,
+        "publish_interval": 0.0,
+        "publish_batches": 5,
+        "teacher_publish_interval": 0.0,
+        "gate": GateLimits(0.05, 0.05, 0.2, min_positives=50),
+        "replay_ratio": 0.0,
+    }
+    return WorkerSettings(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_learns_and_publishes_versions_that_serve(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 400)
+    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    assert worker.step()
+    versions = repository.versions("student")
+    assert len(versions) > 2
+    last = repository.open("student", versions[-1])
+    assert last.manifest.base == "1"
+    assert last.manifest.deltas == tuple(versions[1:])
+    assert last.manifest.gate is not None
+    assert last.manifest.gate.passed
+    assert "score_shift" in last.manifest.metrics
+    served = Model.load(repository, "student", versions[-1], segments=tmp_path / "segments")
+    random = np.random.default_rng(99)
+    parts = [draw(random) for _ in range(400)]
+    scores = np.concatenate([served.score(Features.from_context(SCHEMA, rows)) for rows, _ in parts])
+    labels = np.concatenate([labels for _, labels in parts])
+    assert abs(bias(labels, scores)) < 0.1
+
+
+def test_a_published_delta_serves_what_was_trained(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 200)
+    worker = Worker(settings(tmp_path, publish_batches=10), traffic, repository, clock=Turned())
+    worker.step()
+    version = repository.versions("student")[-1]
+    rows, _ = draw(np.random.default_rng(5))
+    served = Model.load(repository, "student", version, segments=tmp_path / "segments")
+    again = ClickModel.from_bundle(repository, repository.open("student", version))
+    np.testing.assert_allclose(served.score(Features.from_rows(rows)), again.scores(rows), atol=1e-5)
+
+
+def test_every_row_is_trained_on_once_and_held_rows_never(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 300)
+    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker.step()
+    worker.commit()
+    entries = [e for e in traffic.labelled(0, 10_000) if e.seq <= worker.place.position]
+    held = [len(e.indices) for e in entries if held_out(e.prediction_id, 0.2)]
+    assert held
+    assert worker.place.held_rows == sum(held)
+    assert worker.place.trained_rows == sum(len(e.indices) for e in entries) - sum(held)
+    # Started again, it finds nothing new.
+    again = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    assert not again.step()
+    assert again.place.trained_rows == worker.place.trained_rows
+
+
+def test_a_version_that_is_worse_is_refused_and_never_served(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 200)
+    strict = GateLimits(-1.0, -1.0, 0.2, min_positives=50)  # must be better by more than is possible
+    worker = Worker(settings(tmp_path, gate=strict), traffic, repository, clock=Turned())
+    worker.step()
+    versions = repository.versions("student")
+    assert len(versions) > 1
+    assert repository.latest("student") == "1"
+    refused = repository.open("student", versions[-1]).manifest
+    assert refused.gate is not None
+    assert not refused.gate.passed
+    assert refused.gate.reasons
+    status = json.loads((tmp_path / "status" / "worker.json").read_text())
+    assert status["refused"]["student"] == versions[1:]
+
+
+def test_a_student_that_cannot_learn_is_refused_at_start(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    ClickModel.create(SCHEMA, "dnn", 8, seed=3).save_bundle(repository, "frozen", training=False)
+    with pytest.raises(InvalidInput, match="no training state"):
+        Worker(settings(tmp_path, student="frozen"), traffic, repository)
+
+
+def test_state_of_another_pair_is_refused(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 100)
+    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker.step()
+    worker.commit()
+    ClickModel.create(SCHEMA, "dnn", 8, seed=3).save_bundle(repository, "other")
+    with pytest.raises(InvalidInput, match="another pair of models"):
+        Worker(settings(tmp_path, student="other"), traffic, repository)
+
+
+def run_child(folder: str) -> None:
+    """Body of the process that gets killed: works through the log with a commit after every batch."""
+    import torch
+
+    torch.set_num_threads(1)
+    log = open_log(Path(folder))
+    worker = Worker(
+        settings(Path(folder), publish_batches=4), log, Repository(Path(folder) / "bundles"), clock=Turned()
+    )
+    while worker.step(_Always()):
+        worker.commit()
+        print(worker.place.position, flush=True)
+
+
+class _Always(threading.Event):
+    def is_set(self) -> bool:
+        return True
+
+
+def test_killed_at_any_moment_it_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    models(undisturbed)
+    log = open_log(undisturbed)
+    fill(log, 150)
+    log.close()
+    shutil.copytree(undisturbed, killed)
+    run_child(str(undisturbed))
+    random = np.random.default_rng(11)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_worker; test_worker.run_child({str(killed)!r})"
+    for kills_left in (2, 1, 0):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            if kills_left:
+                for _ in range(int(random.integers(1, 4))):
+                    child.stdout.readline()
+                child.send_signal(signal.SIGKILL)
+            child.communicate()
+    assert child.returncode == 0
+    expected, found = Checkpoints(undisturbed / "worker").load(), Checkpoints(killed / "worker").load()
+    assert expected is not None
+    assert found is not None
+    place, arrays = expected
+    other_place, other_arrays = found
+    assert place.position == other_place.position > 0
+    assert (place.batches, place.trained_rows) == (other_place.batches, other_place.trained_rows)
+    for file, tensors in arrays.items():
+        for key, tensor in tensors.items():
+            np.testing.assert_array_equal(tensor, other_arrays[file][key], err_msg=f"{file} {key}")
