@@ -164,26 +164,43 @@ class Features:
         Raises:
             InvalidInput: a column is missing or given twice, a part has neither 1 nor n rows, a number is infinite.
         """
-        _cover("ids", [f.name for f in schema.ids], [c for p in self.ids for c in p.columns.tolist()])
-        _cover("numbers", [f.name for f in schema.numbers], [c for p in self.numbers for c in p.columns.tolist()])
-        _cover("bags", [f.name for f in schema.bags], [b.column for b in self.bags])
+        _cover("ids", schema.ids, [p.columns for p in self.ids])
+        _cover("numbers", schema.numbers, [p.columns for p in self.numbers])
+        _cover("bags", schema.bags, [np.array([b.column for b in self.bags], np.int32)] if self.bags else [])
+        typed: tuple[IdPart | NumberPart, ...] = (*self.ids, *self.numbers)
+        for p in typed:
+            if p.values.ndim != 2 or p.values.shape[1] != len(p.columns):
+                raise InvalidInput(f"a part of shape {list(p.values.shape)} where {len(p.columns)} columns were named")
+        for b in self.bags:
+            sizes = np.diff(b.offsets)
+            if not len(b.offsets) or b.offsets[0] != 0 or b.offsets[-1] != len(b.values) or (sizes < 0).any():
+                name = schema.bags[b.column].name
+                raise InvalidInput(f"offsets of bag {name!r} must rise from 0 to its {len(b.values)} values", name)
         for size in (
             [len(p.values) for p in self.ids] + [len(p.values) for p in self.numbers] + [b.rows for b in self.bags]
         ):
             if size not in (1, self.n):
                 raise InvalidInput(f"{size} rows where {self.n} candidates (or one row of context) were expected")
         for part in self.numbers:
-            infinite = np.isinf(part.values).any(axis=0)
-            if infinite.any():
+            if np.isinf(part.values).any():
+                infinite = np.isinf(part.values).any(axis=0)
                 name = schema.numbers[int(part.columns[int(np.argmax(infinite))])].name
                 raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
 
 
-def _cover(what: str, names: list[str], columns: list[int]) -> None:
-    for position, name in enumerate(names):
-        count = columns.count(position)
+def _cover(what: str, fields: Sequence[FieldSpec], columns: Sequence[I32]) -> None:
+    given = np.concatenate(columns) if len(columns) > 1 else columns[0] if columns else np.zeros(0, np.int32)
+    if len(given) == len(fields):
+        seen = np.zeros(len(fields), np.bool_)
+        inside = bool(len(given) == 0 or (given.min() >= 0 and given.max() < len(fields)))
+        if inside:
+            seen[given] = True
+        if inside and seen.all():
+            return
+    wanted = given.tolist()
+    for position, field in enumerate(fields):
+        count = wanted.count(position)
         if count != 1:
             problem = "is missing" if not count else "is given twice"
-            raise InvalidInput(f"field {name!r} {problem} ({what})", name)
-    if len(columns) != len(names):
-        raise InvalidInput(f"{len(columns)} columns of {what} where the schema has {len(names)}")
+            raise InvalidInput(f"field {field.name!r} {problem} ({what})", field.name)
+    raise InvalidInput(f"{len(wanted)} columns of {what} where the schema has {len(fields)}")

@@ -29,19 +29,20 @@ BLOCK = 64
 SLOT, WEIGHT = 2, 3  # 32-bit words of a cell
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _prefetch(typing_context: Any, address: Any) -> Any:
-    """Ask the processor for the cache line at an address."""
-
+def _emit_prefetch(typing_context: Any, address: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        declare: Any = cgutils.get_or_insert_function
         pointer = builder.inttoptr(arguments[0], byte)
-        builder.call(function, [pointer, word(0), word(3), word(1)])
+        builder.call(declare(builder.module, kind, "llvm.prefetch.p0"), [pointer, word(0), word(3), word(1)])
         return context.get_dummy_value()
 
     return types.void(types.uintp), emit
+
+
+_prefetch: Any = intrinsic(_emit_prefetch)
+"""Asks the processor for the cache line at an address."""
 
 
 @njit(inline="always", cache=True)

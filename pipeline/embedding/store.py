@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +135,8 @@ class EmbeddingStore:
         if out.n == 0:
             return LookupCounts(0, 0, 0)
         for group in self._groups:
-            rest = (group.defaults, group.default_weights, *group.arrays, out.embeddings, out.linear, counts)
+            sources: tuple[Any, ...] = (group.defaults, group.default_weights, *group.arrays)
+            rest = (*sources, out.embeddings, out.linear, counts)
             fields = group.ids
             for part in features.ids:
                 values = part.values

@@ -32,7 +32,7 @@ class WriterCounters:
 
     Args:
         offered: predictions offered; committed: of these, written; dropped: of these, lost, by reason: `full` (the queue
-            was), `store` (the log failed every try), `invalid` (not a record), `closed`.
+            was), `store` (the log failed every try), `invalid` (not a record), `closed`, `error` (a fault of ours).
         feedback: feedback entries committed; refused: entries turned away or failed, by reason: `full`, `store`, `error`.
         commits: transactions; retries: tries again after the store failed.
         queued, queued_bytes, queued_feedback: waiting.
@@ -57,7 +57,7 @@ class TrafficWriter:
         log: where to; only this writer's thread calls it.
         capacity: predictions that may wait; capacity_bytes: their bytes.
         feedback_capacity: feedback entries that may wait.
-        batch: predictions of one commit at most.
+        batch: predictions of one commit at most; feedback entries too, but a submission is never split.
         delay_s: how long the first prediction of a batch waits for others. Feedback is written at once.
         tries: how often a commit is tried while the store fails, `backoff_s` apart, doubling.
     """
@@ -208,7 +208,16 @@ class TrafficWriter:
 
     def _write_feedback(self, submissions: list[_Submission]) -> None:
         wanted = [(entries, future) for entries, future in submissions if future.set_running_or_notify_cancel()]
-        self._commit_feedback(wanted)
+        group: list[_Submission] = []
+        size = 0
+        for submission in wanted:
+            if group and size + len(submission[0]) > self._batch:
+                self._commit_feedback(group)
+                group, size = [], 0
+            group.append(submission)
+            size += len(submission[0])
+        if group:
+            self._commit_feedback(group)
 
     def _commit_feedback(self, submissions: list[_Submission]) -> None:
         entries = [entry for part, _ in submissions for entry in part]
@@ -243,7 +252,7 @@ class TrafficWriter:
             future.set_exception(error)
 
     def _try(self, commit: Callable[[], T]) -> T:
-        """Commit, again a few times while the store fails; once only when closing."""
+        """Commit, again a few times while the store fails; without waiting in between when closing."""
         wait = self._backoff
         for _ in range(self._tries - 1):
             try:

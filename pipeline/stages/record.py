@@ -1,0 +1,88 @@
+"""Record: what was answered goes to the traffic log and to the shadow lane, which may never delay or fail the answer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from pipeline.clock import Clock
+from pipeline.event import Event
+from pipeline.traffic.record import PredictionRecord, pack
+
+__all__ = ["Record"]
+
+log = logging.getLogger(__name__)
+
+
+class Record:
+    """Packs one `PredictionRecord` per answer and offers the bytes.
+
+    Args:
+        clock: of the record's time.
+        sink: takes a packed record without waiting; False when it had to drop it.
+        shadow: the same for the hand-off to the shadow lane; None: there is none.
+
+    Counters: `recorded`, `dropped` and `failed` by receiver, `sink` and `shadow`. Events without a prediction id are not
+    recorded; what a model called by name answered is, but goes to no shadow lane, for there is no other arm.
+    """
+
+    name = "record"
+    consumes = ("features", "scores", "model")
+    produces: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        clock: Clock,
+        sink: Callable[[bytes], bool],
+        shadow: Callable[[bytes], bool] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._receivers = [("sink", sink)] + ([("shadow", shadow)] if shadow is not None else [])
+        self._lock = threading.Lock()
+        self.recorded = {name: 0 for name, _ in self._receivers}
+        self.dropped = dict(self.recorded)
+        self.failed = dict(self.recorded)
+
+    def run(self, event: Event) -> None:
+        if not event.prediction_id:
+            return
+        assert event.model is not None
+        assert event.features is not None
+        assert event.scores is not None
+        try:
+            blob = pack(
+                PredictionRecord(
+                    prediction_id=event.prediction_id,
+                    time_ms=self._clock.wall_ms(),
+                    endpoint=event.endpoint,
+                    arm=event.arm,
+                    bundle=event.model.name,
+                    version=int(event.model.version),
+                    features=event.features,
+                    scores=event.scores,
+                    routing_hash=event.routing_hash,
+                    overridden=event.overridden,
+                    candidate_ids=event.candidate_ids,
+                )
+            )
+        except Exception:
+            self._fail("sink")
+            return
+        for name, offer in self._receivers:
+            if name == "shadow" and event.arm == "direct":
+                continue
+            try:
+                kept = offer(blob)
+            except Exception:
+                self._fail(name)
+            else:
+                with self._lock:
+                    (self.recorded if kept else self.dropped)[name] += 1
+
+    def _fail(self, name: str) -> None:
+        with self._lock:
+            self.failed[name] += 1
+            first = self.failed[name] == 1
+        if first:
+            log.exception("the %s cannot take prediction records; answers go on, further failures are counted", name)
