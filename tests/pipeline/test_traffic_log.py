@@ -1,0 +1,316 @@
+"""The traffic log in SQLite: what becomes of feedback, which rows come out when, what is kept and what goes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from traffic_samples import CANDIDATE, IDS, LATE_MS, WINDOW_MS, sample
+
+from pipeline.errors import InvalidInput, NotReady
+from pipeline.prediction import PredictionIds
+from pipeline.traffic.log import (
+    ACCEPTED,
+    DUPLICATE,
+    EXPIRED,
+    INVALID,
+    Exposure,
+    FeedbackEntry,
+    FeedbackReply,
+    Labelled,
+    Outcome,
+    Scores,
+    TrafficLog,
+)
+from pipeline.traffic.sqlite import SqliteTrafficLog
+
+START = 1_000_000
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SqliteTrafficLog]:
+    log = SqliteTrafficLog(tmp_path / "traffic.db", IDS, WINDOW_MS, LATE_MS)
+    yield log
+    log.close()
+
+
+def predict(log: TrafficLog, time_ms: int = START, n: int = 4, routing_hash: int = 0) -> str:
+    prediction_id = IDS.new(time_ms)
+    log.append_predictions([sample(prediction_id, time_ms, n, routing_hash=routing_hash)])
+    return prediction_id
+
+
+def say(
+    log: TrafficLog, prediction_id: str, *outcomes: Outcome, now_ms: int = START, shown: object = "all"
+) -> FeedbackReply:
+    exposed = [] if shown == "all" else list(shown)  # type: ignore[call-overload]
+    (reply,) = log.append_feedback([FeedbackEntry(prediction_id, exposed, outcomes, shown == "all")], now_ms)
+    return reply
+
+
+def labels(entry: Labelled) -> dict[int, float]:
+    return dict(zip(entry.indices.tolist(), entry.labels.tolist(), strict=True))
+
+
+def test_only_exposed_rows_come_out_and_only_when_mature(log: SqliteTrafficLog) -> None:
+    prediction_id = predict(log)
+    say(
+        log,
+        prediction_id,
+        Outcome(2, 1.0),
+        Outcome(0, 1.0),
+        shown=[Exposure(2, position=7), Exposure(3)],
+        now_ms=START + 10,
+    )
+    assert log.join(START + 10 + WINDOW_MS - 1) == 0
+    assert log.join(START + 10 + WINDOW_MS) == 1
+    (entry,) = log.labelled(0)
+    assert (entry.seq, entry.prediction_id, entry.revision, entry.time_ms) == (1, prediction_id, 0, START)
+    assert labels(entry) == {2: 1.0, 3: 0.0}
+    assert entry.positions.tolist() == [7, -1]
+    assert np.isnan(entry.previous).all()
+    assert entry.record == sample(prediction_id, START)
+    assert log.labelled(entry.seq) == []
+
+
+def test_a_final_label_does_not_wait_for_the_window(log: SqliteTrafficLog) -> None:
+    prediction_id = predict(log)
+    say(log, prediction_id, Outcome(1, 1.0, final=True), shown=[Exposure(1)])
+    assert log.join(START) == 1
+    assert labels(log.labelled(0)[0]) == {1: 1.0}
+
+
+def test_a_late_label_makes_a_revision_of_the_rows_that_it_changes(log: SqliteTrafficLog) -> None:
+    prediction_id = predict(log)
+    say(log, prediction_id)
+    log.join(START + WINDOW_MS)
+    assert say(log, prediction_id, Outcome(1, 1.0), Outcome(2, 0.0), now_ms=START + 5000).outcomes == (ACCEPTED,) * 2
+    assert log.join(START + 5000) == 1
+    assert log.join(START + 5000) == 0
+    _, revision = log.labelled(0)
+    assert (revision.revision, labels(revision), revision.previous.tolist()) == (1, {1: 1.0}, [0.0])
+
+
+def test_a_final_label_that_is_contradicted_is_revised(log: SqliteTrafficLog) -> None:
+    prediction_id = predict(log)
+    say(log, prediction_id, Outcome(0, 1.0, final=True), shown=[Exposure(0)])
+    log.join(START)
+    assert say(log, prediction_id, Outcome(0, 0.0), shown=[]).outcomes == (ACCEPTED,)
+    log.join(START)
+    assert [(e.revision, labels(e)) for e in log.labelled(0)] == [(0, {0: 1.0}), (1, {0: 0.0})]
+
+
+def test_an_exposure_after_closing_waits_its_own_window_and_is_a_revision(log: SqliteTrafficLog) -> None:
+    prediction_id = predict(log)
+    assert log.join(START + WINDOW_MS) == 0
+    say(log, prediction_id, shown=[Exposure(3, position=1)], now_ms=START + WINDOW_MS + 5)
+    assert log.join(START + 2 * WINDOW_MS) == 0
+    assert log.join(START + 2 * WINDOW_MS + 5) == 1
+    (entry,) = log.labelled(0)
+    assert (entry.revision, labels(entry)) == (1, {3: 0.0})
+    assert np.isnan(entry.previous).all()
+
+
+def test_an_open_prediction_holds_back_later_ones_for_two_windows_at_most(log: SqliteTrafficLog) -> None:
+    first, second = predict(log), predict(log, START + 1)
+    say(log, first, shown=[Exposure(0)], now_ms=START + WINDOW_MS - 1)
+    say(log, second, Outcome(0, 1.0, final=True), shown=[Exposure(0)], now_ms=START + 1)
+    assert log.join(START + WINDOW_MS + 100) == 0
+    say(log, first, shown=[Exposure(1)], now_ms=START + WINDOW_MS + 500)
+    assert log.join(START + 2 * WINDOW_MS) == 2
+    assert [(e.prediction_id, labels(e)) for e in log.labelled(0)] == [(first, {0: 0.0}), (second, {0: 1.0})]
+    assert log.join(START + 2 * WINDOW_MS + 500) == 1
+    assert labels(log.labelled(2)[0]) == {1: 0.0}
+
+
+def test_a_prediction_from_a_clock_far_ahead_does_not_stop_the_log(log: SqliteTrafficLog) -> None:
+    ahead, next_one = predict(log, START + 10**9), predict(log)
+    say(log, next_one)
+    assert log.join(START + WINDOW_MS) == 0
+    assert log.join(START + 3 * WINDOW_MS) == 1
+    assert log.labelled(0)[0].prediction_id == next_one
+    assert log.stats(START).open_predictions == 0
+    assert ahead < next_one or ahead > next_one
+
+
+def test_status_of_every_part(log: SqliteTrafficLog) -> None:
+    prediction_id = predict(log)
+    reply = say(
+        log,
+        prediction_id,
+        Outcome(0, 1.0),
+        Outcome(0, 1.0),
+        Outcome(0, 1.0, final=True),
+        Outcome(None, 1.0, CANDIDATE + 0),
+        Outcome(0, float("nan")),
+        Outcome(0, 1.5),
+        Outcome(None, 0.0, CANDIDATE + 1),
+        Outcome(None, 0.0, 1),
+        Outcome(4, 0.0),
+        Outcome(-1, 0.0),
+        Outcome(None, 0.0),
+        shown=[Exposure(0), Exposure(0, position=3), Exposure(None, CANDIDATE), Exposure(9), Exposure(1, position=-2)],
+    )
+    assert reply.exposed == (ACCEPTED, DUPLICATE, DUPLICATE, INVALID, INVALID)
+    assert reply.outcomes == (ACCEPTED, DUPLICATE, ACCEPTED, DUPLICATE, INVALID, INVALID, ACCEPTED) + (INVALID,) * 4
+    assert "index 9 is out of range" in reply.reason
+    again = say(log, prediction_id, Outcome(1, 0.0), shown=[Exposure(0)])
+    assert (again.exposed, again.outcomes) == ((DUPLICATE,), (DUPLICATE,))
+    assert log.stats(START).feedback == 1
+
+
+def test_ids_of_others_are_invalid_and_old_ones_expired(log: SqliteTrafficLog) -> None:
+    foreign = PredictionIds(b"x" * 32).new(START)
+    for bad in (foreign, "", "nonsense", "é" * 32):
+        reply = say(log, bad, Outcome(0, 1.0), shown=[Exposure(0)])
+        assert (reply.exposed, reply.outcomes) == ((INVALID,), (INVALID,))
+        assert "prediction_id" in reply.reason
+    prediction_id = predict(log)
+    assert say(log, prediction_id, Outcome(0, 1.0), now_ms=START + LATE_MS).outcomes == (ACCEPTED,)
+    assert say(log, prediction_id, Outcome(0, 0.0), now_ms=START + LATE_MS + 1).outcomes == (EXPIRED,)
+
+
+def test_an_id_in_capitals_is_the_same_prediction(log: SqliteTrafficLog) -> None:
+    prediction_id = predict(log)
+    assert say(log, prediction_id.upper(), Outcome(0, 1.0)).outcomes == (ACCEPTED,)
+    assert log.stats(START).parked == 0
+
+
+def test_labels_before_their_prediction_are_parked_and_checked_when_it_comes(log: SqliteTrafficLog) -> None:
+    prediction_id = IDS.new(START)
+    outcomes = (Outcome(1, 1.0), Outcome(50, 1.0), Outcome(None, 1.0, CANDIDATE + 3), Outcome(None, 1.0, 1))
+    assert say(log, prediction_id, *outcomes, now_ms=START + 5).outcomes == (ACCEPTED,) * 4
+    assert say(log, prediction_id, outcomes[0], now_ms=START + 6).outcomes == (ACCEPTED,)  # an id came in between
+    assert say(log, prediction_id, outcomes[0], now_ms=START + 6).outcomes == (DUPLICATE,)
+    assert log.stats(START).parked == 2
+    log.append_predictions([sample(prediction_id, START)])
+    log.join(START + WINDOW_MS + 5)
+    (entry,) = log.labelled(0)
+    assert labels(entry) == {0: 0.0, 1: 1.0, 2: 0.0, 3: 1.0}
+    stats = log.stats(START)
+    assert (stats.parked, stats.parked_refused) == (0, 2)
+
+
+def test_candidate_ids_where_the_prediction_has_none_are_invalid(log: SqliteTrafficLog) -> None:
+    prediction_id = IDS.new(START)
+    log.append_predictions([sample(prediction_id, START, candidate_ids=False)])
+    reply = say(log, prediction_id, Outcome(None, 1.0, CANDIDATE))
+    assert reply.outcomes == (INVALID,)
+    assert "send the index" in reply.reason
+
+
+def test_scores_of_the_other_arm(log: SqliteTrafficLog) -> None:
+    early = IDS.new(START)
+    scores = Scores("candidate", "student", 3, np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+    log.append_scores([(early, scores)])  # the shadow lane may be faster than the primary lane's writer
+    log.append_predictions([sample(early, START)])
+    late, never = predict(log), predict(log)
+    assert [seq for seq, _ in log.unscored(0, START + 1)] == [2, 3]
+    log.append_scores([(late, scores)])
+    log.append_scores([(late, scores)])
+    assert log.unscored(0, START + 1) == [(3, sample(never, START))]
+    assert log.unscored(0, START) == []
+    assert log.unscored(3, START + 1) == []
+    for prediction_id in (early, late, never):
+        say(log, prediction_id)
+    log.join(START + WINDOW_MS)
+    others = [e.other for e in log.labelled(0)]
+    assert [len(o) for o in others] == [1, 1, 0]
+    assert (others[0][0].arm, others[0][0].bundle, others[0][0].version) == ("candidate", "student", 3)
+    np.testing.assert_array_equal(others[1][0].scores, scores.scores)
+
+
+def test_a_batch_with_a_bad_record_is_refused_whole(log: SqliteTrafficLog) -> None:
+    good = sample(IDS.new(START), START)
+    with pytest.raises(InvalidInput, match="not a prediction record"):
+        log.append_predictions([good, good[:-9]])
+    assert log.stats(START).predictions == 0
+
+
+def test_stats(log: SqliteTrafficLog) -> None:
+    for i in range(3):
+        say(log, predict(log, START + i), now_ms=START + 10 * i)
+    log.join(START + WINDOW_MS + 10)
+    stats = log.stats(START + 2000)
+    assert (stats.predictions, stats.feedback, stats.labelled_entries, stats.labelled_rows) == (3, 3, 2, 8)
+    assert (stats.open_predictions, stats.watermark_ms, stats.oldest_open_ms, stats.last_seq) == (1, START + 1, 1998, 2)
+    assert stats.bytes > 0
+
+
+def test_retention_waits_for_the_join_and_for_readers(log: SqliteTrafficLog) -> None:
+    old = [predict(log, START + i) for i in range(3)]
+    for i, prediction_id in enumerate(old):
+        say(log, prediction_id, Outcome(0, 1.0, final=i < 2), shown=[Exposure(0)], now_ms=START + i)
+    new = predict(log, START + 500)
+    log.join(START + 2)
+    log.commit_position("worker", 1)
+    kept = log.retain(START + 100)
+    assert (kept.predictions, kept.feedback, kept.labelled, kept.unread, kept.unjoined) == (1, 1, 1, 1, 1)
+    assert kept.held_back
+    assert [e.prediction_id for e in log.labelled(0)] == [old[1]]
+    log.commit_position("worker", 2)
+    log.commit_position("worker", 1)
+    assert (log.position("worker"), log.position("nobody")) == (2, 0)
+    log.join(START + 10_000)
+    kept = log.retain(START + 100, protect_seq=3)
+    assert (kept.predictions, kept.held_back) == (2, False)
+    assert [seq for seq, _ in log.unscored(0, START + 10_000)] == [4]
+    say(log, new, shown=[Exposure(0)], now_ms=START + 10_000)
+    log.join(START + 20_000)
+    assert [e.seq for e in log.labelled(3)] == [4], "a seq is never used again"
+
+
+def test_retention_drops_what_waited_too_long_for_its_prediction(log: SqliteTrafficLog) -> None:
+    say(log, IDS.new(START), Outcome(0, 1.0))
+    say(log, IDS.new(START + 5000), Outcome(0, 1.0))
+    assert log.retain(START + 5000).parked == 1
+    assert log.stats(START).parked == 1
+
+
+def test_a_user_is_forgotten_down_to_the_bytes(log: SqliteTrafficLog, tmp_path: Path) -> None:
+    secret = 0x1122334455667788
+    theirs, other = IDS.new(START), predict(log, routing_hash=9)
+    log.append_predictions([sample(theirs, START, 300, routing_hash=(1 << 64) - 5, fill=secret)])
+    for prediction_id in (theirs, other):
+        say(log, prediction_id)
+    log.join(START + WINDOW_MS)
+    assert log.forget((1 << 64) - 5) == 1
+    assert log.forget((1 << 64) - 5) == 0
+    assert [e.prediction_id for e in log.labelled(0)] == [other]
+    for path in tmp_path.iterdir():
+        assert secret.to_bytes(8, "little") not in path.read_bytes(), f"still in {path.name}"
+    assert say(log, other, Outcome(0, 1.0), now_ms=START + WINDOW_MS).outcomes == (ACCEPTED,)
+
+
+def test_a_file_of_a_newer_baton_or_of_another_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "traffic.db"
+    SqliteTrafficLog(path, IDS).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(InvalidInput, match=r"newer Baton \(format 99"):
+        SqliteTrafficLog(path, IDS)
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as db:
+        db.execute("CREATE TABLE cakes (name TEXT)")
+    db.close()
+    with pytest.raises(InvalidInput, match="another program's"):
+        SqliteTrafficLog(other, IDS)
+    text = tmp_path / "text.db"
+    text.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(InvalidInput, match="not a traffic log"):
+        SqliteTrafficLog(text, IDS)
+
+
+def test_a_closed_log_and_an_unusable_place_say_so(log: SqliteTrafficLog, tmp_path: Path) -> None:
+    log.close()
+    with pytest.raises(NotReady):
+        log.join(START)
+    with pytest.raises(NotReady):
+        log.labelled(0)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotReady, match="cannot be opened"):
+        SqliteTrafficLog(tmp_path / "file" / "traffic.db", IDS)
