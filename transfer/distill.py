@@ -24,6 +24,7 @@ from transfer.projection import project_tables
 from transfer.sampling import Batch, log_k, strategic_batches
 from transfer.tables import TableSettings
 from transfer.train import Held, Progress, first_rows, window_rows
+from transfer.trust import Trust
 
 __all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "Teacher", "transfer_offline"]
 
@@ -44,6 +45,7 @@ class Stage1Settings:
 
     Args:
         a: share of the teacher's term.
+        adapt: move the share with the evidence of paired losses (`transfer.trust`), from `a` for equal models.
         temperature: T.
         batch: rows per step.
         ratio: share of the rows that is trained on, by balanced draws from chunks of `batch / ratio` rows; None: all
@@ -51,6 +53,8 @@ class Stage1Settings:
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
         calibrate: fit the calibration on the tail, scored before it is trained on.
         tail: last share of the window, held out in time for that.
+        teacher_saw_window: the teacher has trained on these rows, so what it hands over remembers their labels. Then only
+            the level (beta) is calibrated, and no metrics at birth are claimed.
         per_table, weighted, centered: of S1A, see `transfer.projection.project_tables`.
         dense_passes, joint_passes: over the window, of S1B and S1C; 0 leaves a part out.
         learning: rates of the student.
@@ -58,12 +62,14 @@ class Stage1Settings:
     """
 
     a: float = 0.7
+    adapt: bool = True
     temperature: float = 1.0
-    batch: int = 1024
+    batch: int = 256
     ratio: float | None = None
     correct_offset: bool = True
     calibrate: bool = True
     tail: float = 0.2
+    teacher_saw_window: bool = False
     per_table: bool = False
     weighted: bool = True
     centered: bool = False
@@ -79,10 +85,13 @@ class Stage1Settings:
             raise InvalidInput("temperature must be positive, batch at least 2 and tail between 0 and 1", "settings")
         if self.ratio is not None and not 0.0 < self.ratio <= 1.0:
             raise InvalidInput(f"ratio is {self.ratio}; the sampled share lies in 0..1", "ratio")
+        if self.calibrate and not self.joint_passes:
+            raise InvalidInput("calibration needs a joint pass; set calibrate to False without one", "joint_passes")
 
 
 OURS = Stage1Settings()
 PUBLISHED = Stage1Settings(
+    adapt=False,
     temperature=4.0,
     batch=4096,
     ratio=0.1,
@@ -99,7 +108,7 @@ PUBLISHED = Stage1Settings(
 @dataclass(frozen=True, slots=True)
 class Stage1Report:
     """What stage 1 did: rows of the window, its positive share, log k, seconds per part, steps, and the student's metrics
-    on the tail before it was trained on (None without calibration)."""
+    on the tail before it was trained on (empty without calibration), the teacher's share `a` at the end."""
 
     mode: str
     rows: int
@@ -109,6 +118,7 @@ class Stage1Report:
     rows_trained: int
     seconds: dict[str, float]
     metrics: dict[str, float | None]
+    a: float
 
 
 def transfer_offline(
@@ -185,12 +195,19 @@ def transfer_offline(
         chunks = cached.chunks(log, start, stop, run.chunk_rows, count)
         run.learn(_scoring(chunks, student, held, body), train_tables=True)
     if s.calibrate:
-        if not s.joint_passes:
-            raise InvalidInput("calibration needs at least one joint pass; set calibrate to False", "joint_passes")
-        student.calibration, student.metrics = held.calibrate()
+        student.calibration, metrics = held.calibrate(slope=not s.teacher_saw_window)
+        student.metrics = {} if s.teacher_saw_window else metrics
     lap("s1c")
     return student, Stage1Report(
-        mode, window, cached.rate, offset, student.steps, student.rows_trained, seconds, student.metrics
+        mode,
+        window,
+        cached.rate,
+        offset,
+        student.steps,
+        student.rows_trained,
+        seconds,
+        student.metrics,
+        s.a if run.trust is None else run.trust.a,
     )
 
 
@@ -199,6 +216,9 @@ class _Stage1:
 
     def __init__(self, student: ClickModel, settings: Stage1Settings, offset: float, rng: np.random.Generator) -> None:
         self._student, self._settings, self._offset, self._rng = student, settings, offset, rng
+        # A teacher that has trained on the rows remembers labels: its losses there say nothing of whom to believe.
+        adapts = settings.adapt and not settings.teacher_saw_window
+        self.trust = Trust(settings.a, highest=max(0.9, settings.a)) if adapts else None
 
     @property
     def chunk_rows(self) -> int:
@@ -213,11 +233,21 @@ class _Stage1:
                 batch.rows,
                 batch.labels,
                 teacher_logits=batch.teacher_logits,
-                a=s.a,
+                a=s.a if self.trust is None else self.trust.a,
                 temperature=s.temperature,
                 label_offset=self._offset,
                 train_tables=train_tables,
             )
+            if self.trust is not None:
+                # Both on the log-odds of the labels as drawn, so that the pair is fair whatever the sampling.
+                mine, theirs = self._student.last_logits + self._offset, batch.teacher_logits + self._offset
+                self.trust.update(_label_losses(mine, batch.labels), _label_losses(theirs, batch.labels))
+
+
+def _label_losses(logits: F32, labels: F32) -> npt.NDArray[np.float64]:
+    z = logits.astype(np.float64)
+    losses: npt.NDArray[np.float64] = np.logaddexp(0.0, z) - labels * z
+    return losses
 
 
 class _Counter:

@@ -76,6 +76,8 @@ class ClickModel:
         """Metrics at birth, written into the manifest unless others are given."""
         self.extra: Arrays = {}
         """Arrays that travel with the training state, for example the maps of an embedding projection."""
+        self.last_logits: F32 = np.empty(0, np.float32)
+        """The last batch's logits, float32 `[n]`, from before it was trained on."""
         self.pending_batches = 0
         self.pending_rows = 0
         self._graph: DenseGraph | None = None
@@ -225,6 +227,7 @@ class ClickModel:
             temperature=temperature,
             label_offset=_tensor(label_offset),
         ).mean()
+        self.last_logits = logits.detach().numpy()
         loss.backward()  # type: ignore[no-untyped-call]
         self.pending_batches += 1
         self.pending_rows += n

@@ -17,7 +17,7 @@ from pipeline.bundle import Calibration
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 from pipeline.metrics import auc, bias, logloss
-from transfer.calibration import fit_calibration
+from transfer.calibration import ALPHA_POSITIVES, fit_calibration
 from transfer.data.log import Log, row_range
 from transfer.model import ClickModel, LearningSettings
 
@@ -43,7 +43,7 @@ class TrainSettings:
         hyperparameters: of the architecture.
     """
 
-    batch: int = 1024
+    batch: int = 256
     tail: float = 0.2
     passes: int = 1
     early_stop: bool = True
@@ -74,16 +74,20 @@ class Held:
     def labels(self) -> F32:
         return np.concatenate(self._labels) if self._labels else np.empty(0, np.float32)
 
-    def calibrate(self) -> tuple[Calibration, dict[str, float | None]]:
+    def calibrate(self, *, slope: bool = True) -> tuple[Calibration, dict[str, float | None]]:
         """The calibration of all held rows, and metrics of their second half under that of the first half.
+
+        Args:
+            slope: False fits beta alone, however many labels there are.
 
         Raises:
             DataError: one class only.
         """
         logits, labels = self.logits, self.labels
-        calibration, half = fit_calibration(logits, labels), len(labels) // 2
+        enough = ALPHA_POSITIVES if slope else len(labels)
+        calibration, half = fit_calibration(logits, labels, alpha_positives=enough), len(labels) // 2
         try:
-            earlier = fit_calibration(logits[:half], labels[:half])
+            earlier = fit_calibration(logits[:half], labels[:half], alpha_positives=enough)
         except DataError:
             earlier = calibration
         return calibration, measure(_probabilities(logits[half:], earlier), labels[half:])
