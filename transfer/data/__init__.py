@@ -1,0 +1,33 @@
+"""Click logs to learn from and to replay: read from files that a `dataset.yaml` describes, or made up.
+
+`open_log` is the door. What comes out is a `Log`; `log.py` says what that is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transfer.data.descriptor import Dataset
+from transfer.data.generator import GeneratedLog
+from transfer.data.log import Log, LogChunk, LogRequest
+from transfer.data.reader import LogReader
+
+__all__ = ["Dataset", "GeneratedLog", "Log", "LogChunk", "LogReader", "LogRequest", "open_log"]
+
+
+def open_log(dataset: str | Path | None, cache: str | Path, **generator: Any) -> Log:
+    """The log that a descriptor describes, or, without one, a generated log.
+
+    Args:
+        dataset: path of a `dataset.yaml`, or None.
+        cache: directory of prepared files; made if absent.
+        generator: arguments of `GeneratedLog`; used without a descriptor only.
+
+    Raises:
+        DataError: the descriptor or its files cannot be used.
+        InvalidInput: an argument of the generator is out of range.
+    """
+    if dataset is None:
+        return GeneratedLog(**generator)
+    return LogReader(Dataset.load(dataset), Path(cache))

@@ -1,0 +1,195 @@
+"""`dataset.yaml`: which files hold a click log and what their columns mean.
+
+`Dataset.load` checks all that can be known without reading rows: keys, files, columns and their types. What only the
+rows can show (times, labels, keys of joins) is checked when they are prepared, in `prepare.py`.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+
+from pipeline.errors import DataError
+from pipeline.schema import FieldSpec, Name, Schema
+from transfer.data.source import Source
+
+__all__ = ["DataField", "Dataset", "Join", "LabelColumn", "TimeColumn"]
+
+SUFFIXES = (".parquet", ".csv", ".csv.gz")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+
+
+class TimeColumn(_Part):
+    """When a row was shown."""
+
+    column: str = Field(min_length=1)
+    unit: Literal["s", "ms", "us"] = Field(
+        description="of a column of numbers, since 1970; a column of type timestamp knows its own"
+    )
+
+
+class LabelColumn(_Part):
+    """What became of a row: 1 where the value is among `positive`, else 0."""
+
+    column: str = Field(min_length=1)
+    positive: tuple[StrictBool | StrictInt | StrictFloat | StrictStr, ...] = Field(min_length=1)
+
+
+class Join(_Part):
+    """Columns that another file has for each value of `on`; a value that it lacks leaves them missing."""
+
+    file: str = Field(min_length=1)
+    on: str = Field(min_length=1)
+
+
+class DataField(_Part):
+    """One feature; the column has the field's name."""
+
+    name: Name
+    role: Literal["context", "candidate"]
+    kind: Literal["id", "bag", "number"] = "id"
+    separator: str | None = None
+    transform: Literal["log1p"] | None = None
+
+
+class Dataset(_Part):
+    """A descriptor that has been checked against its files. Made by `load`."""
+
+    name: Name
+    files: tuple[str, ...] = Field(min_length=1, description="globs of parquet, csv or csv.gz")
+    time: TimeColumn
+    label: LabelColumn
+    routing_key: str | None = Field(None, description="the column that decides the arm, usually the user")
+    request: str | None = Field(None, description="rows with one value are one ranking request")
+    drop_duplicates: tuple[str, ...] = Field((), description="of rows equal in these columns the first one stays")
+    joins: tuple[Join, ...] = ()
+    fields: tuple[DataField, ...] = Field(min_length=1)
+
+    _path: Path = PrivateAttr(default=Path("dataset.yaml"))
+
+    @model_validator(mode="after")
+    def _label_is_no_feature(self) -> Dataset:
+        names = [f.name for f in self.fields]
+        if self.label.column in names:
+            raise ValueError(f"field {self.label.column!r} is the label; a model must not see it")
+        return self
+
+    @cached_property
+    def feature_schema(self) -> Schema:
+        """The fields as every other part of Baton knows them."""
+        return Schema(fields=tuple(FieldSpec(**f.model_dump()) for f in self.fields))
+
+    @property
+    def path(self) -> Path:
+        """The descriptor's own path."""
+        return self._path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dataset:
+        """Read a descriptor and hold it against its files.
+
+        Raises:
+            DataError: the descriptor or a file is absent or cannot be read, a key is unknown, missing or wrong, a
+                field is named twice, a named column is absent or of a type that cannot be used. The message names the
+                file and the column, `field` is the column.
+        """
+        path = Path(path)
+        dataset = cls._read(path)
+        dataset._path = path
+        Source(dataset).check()
+        return dataset
+
+    @classmethod
+    def _read(cls, path: Path) -> Dataset:
+        try:
+            content = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: is not YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: a mapping with the keys name, files, time, label and fields was expected")
+        try:
+            dataset = cls.model_validate(content)
+            _ = dataset.feature_schema
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise DataError(f"{path}: {where + ': ' if where else ''}{message}", where) from None
+        return dataset
+
+    @property
+    def paths(self) -> list[Path]:
+        """The log's files: globs in the order written, the names that one matches in order, no file twice.
+
+        Raises:
+            DataError: a glob matches nothing, or a file that is neither parquet nor csv.
+        """
+        found: dict[Path, None] = {}
+        for pattern in self.files:
+            matches = sorted(glob.glob(str(self._path.parent / pattern), recursive=True))
+            if not matches:
+                raise DataError(f"{self._path}: files: no file matches {pattern!r}", "files")
+            found.update((_known(self._path, Path(match)), None) for match in matches)
+        return list(found)
+
+    @property
+    def join_paths(self) -> list[Path]:
+        """One file per join, in order.
+
+        Raises:
+            DataError: a file is absent, or neither parquet nor csv.
+        """
+        for join in self.joins:
+            if not (self._path.parent / join.file).is_file():
+                raise DataError(f"{self._path}: joins: there is no file {join.file!r}", "joins")
+        return [_known(self._path, self._path.parent / join.file) for join in self.joins]
+
+
+def _known(descriptor: Path, path: Path) -> Path:
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"{descriptor}: {path.name}: one of {', '.join(SUFFIXES)} was expected", "files")
+    return path
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose booleans are true and false alone (`on` is a key of ours) and in which no key is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+BOOLEAN = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(BOOLEAN, re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))

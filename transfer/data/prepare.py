@@ -1,0 +1,281 @@
+"""From raw rows to prepared ones: checked, hashed, numbered and written once as a Parquet file that is read again and again.
+
+Rows stream through in batches; nothing here grows with the log. Order and joins are DuckDB's work (`source.py`),
+reading back is `reader.py`'s. Columns of the file:
+
+    time_ms i64, label f32, request i64, position i32, routing_key text, i0.. i64 (ids), n0.. f32 (numbers),
+    b0.. list of i64 (bags), each in schema order within its kind
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError, InvalidInput
+from pipeline.hashing import canonical, hash_bag_column, hash_column
+from transfer.data.descriptor import DataField, Dataset
+from transfer.data.source import Source, connect
+
+__all__ = ["BATCH_ROWS", "COUNTS", "prepared_file"]
+
+BATCH_ROWS = 65_536
+COUNTS = b"baton.counts"
+FORMAT = 1
+
+I64 = npt.NDArray[np.int64]
+
+
+def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "1GB") -> Path:
+    """The prepared file of a data set, made now if the cache lacks it.
+
+    Its name holds a digest of the descriptor and of path, size and time of change of every file, so a changed log is
+    prepared again.
+
+    Args:
+        dataset: what to read.
+        cache: directory for the file and for what sorting spills to disk; made if absent.
+        memory: what DuckDB may use before it spills.
+
+    Raises:
+        DataError: a row that cannot be used, naming file, row and column; a label that is constant; a join whose key
+            is not unique or that finds no row at all; a context field that varies within a request.
+    """
+    source = Source(dataset)
+    target = cache / f"{dataset.name}-{_digest(dataset, source)}.parquet"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=cache) as scratch:
+        written = Path(scratch) / target.name
+        with connect(memory, Path(scratch) / "spill") as connection:
+            try:
+                source.check_joins(connection)
+                _write(dataset, source, source.batches(connection, BATCH_ROWS), written)
+            except (duckdb.Error, pa.ArrowInvalid, OSError) as error:
+                raise DataError(f"{dataset.path}: cannot be prepared: {error}") from error
+        os.replace(written, target)
+    return target
+
+
+def _digest(dataset: Dataset, source: Source) -> str:
+    files = [(str(p.resolve()), s.st_size, s.st_mtime_ns) for p in source.paths + source.join_paths for s in [p.stat()]]
+    content = json.dumps([FORMAT, dataset.model_dump(mode="json"), files], sort_keys=True)
+    return sha256(content.encode()).hexdigest()[:16]
+
+
+def _write(dataset: Dataset, source: Source, batches: pa.RecordBatchReader, target: Path) -> None:
+    schema = _arrow_schema(dataset)
+    state = _Progress(dataset, source)
+    hashed = [name for name in schema.names if name[0] in "ib" or name == "routing_key"]
+    columns = [f"{n}.list.element" if n[0] == "b" else n for n in hashed]
+    with pq.ParquetWriter(target, schema, compression="zstd", compression_level=1, use_dictionary=columns) as writer:
+        for batch in batches:
+            if batch.num_rows:
+                writer.write_table(pa.Table.from_arrays(state.convert(batch), schema=schema), row_group_size=BATCH_ROWS)
+        state.finish()
+        counts = {"rows": state.rows, "requests": state.requests, "positives": state.positives}
+        writer.add_key_value_metadata({COUNTS: json.dumps(counts).encode()})
+
+
+def _arrow_schema(dataset: Dataset) -> pa.Schema:
+    schema = dataset.feature_schema
+    columns = [
+        ("time_ms", pa.int64()),
+        ("label", pa.float32()),
+        ("request", pa.int64()),
+        ("position", pa.int32()),
+        ("routing_key", pa.string()),
+    ]
+    columns += [(f"i{i}", pa.int64()) for i in range(len(schema.ids))]
+    columns += [(f"n{i}", pa.float32()) for i in range(len(schema.numbers))]
+    columns += [(f"b{i}", pa.list_(pa.field("element", pa.int64()))) for i in range(len(schema.bags))]
+    return pa.schema(columns)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What has to be known of the rows before a batch to convert it."""
+
+    dataset: Dataset
+    source: Source
+    rows: int = 0
+    requests: int = 0
+    positives: int = 0
+    hits: list[int] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)  # some of the label's values, to show
+    last_key: pa.Array | None = None  # of the last row: request key, position, context
+    last_position: int = -1
+    last_context: dict[str, Any] = field(default_factory=dict)
+
+    def convert(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        """The columns of the prepared file for one batch of `Source.batches`."""
+        time = self._whole(batch, "__time", self.dataset.time.column, "does not parse as a time")
+        self._whole(batch, "__label", self.dataset.label.column, "is missing; every row needs a label")
+        labels = self._labels(batch)
+        same, position = self._requests(batch)
+        request = self.requests + np.cumsum(~same) - 1
+        ids, numbers, bags = [], [], []
+        for number, spec in enumerate(self.dataset.fields):
+            column = batch.column(f"f{number}")
+            if spec.kind == "number":
+                floats = self._numbers(batch, number, spec)
+                self._constant(batch, spec, floats.view(np.int32), same)
+                numbers.append(pa.array(floats))
+            elif spec.kind == "bag":
+                if spec.role == "context":
+                    self._constant(batch, spec, hash_column(spec.name, column), same)
+                offsets, values = hash_bag_column(spec.name, column, spec.separator or "")
+                element = pa.list_(pa.field("element", pa.int64()))
+                bags.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=element))
+            else:
+                hashed = hash_column(spec.name, column)
+                self._constant(batch, spec, hashed, same)
+                ids.append(pa.array(hashed))
+        for number in range(len(self.dataset.joins)):
+            if number == len(self.hits):
+                self.hits.append(0)
+            self.hits[number] += pc.sum(batch.column(f"__hit{number}")).as_py() or 0
+        self.rows += batch.num_rows
+        self.requests += int(np.count_nonzero(~same))
+        self.positives += int(labels.sum())
+        self.last_position = int(position[-1])
+        milliseconds = np.floor_divide(time.to_numpy(), 1000)
+        routing = _texts(batch.column("__routing"))
+        plain = [pa.array(milliseconds), pa.array(labels), pa.array(request), pa.array(position), routing]
+        return [*plain, *ids, *numbers, *bags]
+
+    def finish(self) -> None:
+        """What only the whole log can show."""
+        files = ", ".join(str(path) for path in self.source.paths)
+        label = self.dataset.label.column
+        if not self.rows:
+            raise DataError(f"{files}: no rows", label)
+        if self.positives in (0, self.rows):
+            values = ", ".join(sorted(self.seen))
+            raise DataError(
+                f"{files}: column {label!r}: every row is {'positive' if self.positives else 'negative'} (values seen: "
+                f"{values}; positive: {list(self.dataset.label.positive)}); a model needs both",
+                label,
+            )
+        for join, path, hits in zip(self.dataset.joins, self.source.join_paths, self.hits, strict=True):
+            if not hits:
+                raise DataError(
+                    f"{path}: column {join.on!r}: no row of the log finds its key here; are both of one type?", join.on
+                )
+
+    def _labels(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
+        positive = {_label_text(value) for value in self.dataset.label.positive}
+        encoded = batch.column("__label").dictionary_encode()
+        texts = [_label_text(value) for value in encoded.dictionary.to_pylist()]
+        for code, text in enumerate(texts):
+            if not text:  # NaN, or text of no characters
+                row = int(np.argmax(encoded.indices.to_numpy() == code))
+                column = self.dataset.label.column
+                raise DataError(f"{self._where(batch, row)}: column {column!r} is missing", column)
+            if len(self.seen) < 10:
+                self.seen.add(text)
+        values = np.array([text in positive for text in texts], np.float32)
+        labels: npt.NDArray[np.float32] = values[encoded.indices.to_numpy()]
+        return labels
+
+    def _requests(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
+        """Whether a row belongs to the request of the row before it, and its place within its request."""
+        n = batch.num_rows
+        same = np.zeros(n, np.bool_)
+        if self.dataset.request is not None:
+            key = self._whole(batch, "__request", self.dataset.request, "is missing; every row needs its request")
+            same[1:] = pc.equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False)
+            if self.last_key is not None:
+                same[0] = self.last_key[0].as_py() == key[0].as_py()
+            self.last_key = key.slice(n - 1)
+        index = np.arange(n)
+        starts = np.maximum.accumulate(np.where(same, -1, index))
+        position = np.where(starts < 0, self.last_position + 1 + index, index - starts).astype(np.int32)
+        return same, position
+
+    def _constant(
+        self, batch: pa.RecordBatch, spec: DataField, values: npt.NDArray[Any], same: npt.NDArray[np.bool_]
+    ) -> None:
+        """Hold a context field to one value per request."""
+        if spec.role != "context":
+            return
+        changed = np.empty(len(values), np.bool_)
+        changed[0] = spec.name in self.last_context and values[0] != self.last_context[spec.name]
+        np.not_equal(values[1:], values[:-1], out=changed[1:])
+        changed &= same
+        self.last_context[spec.name] = values[-1]
+        if changed.any():
+            row = int(np.argmax(changed))
+            key = batch.column("__request")[row].as_py()
+            raise DataError(
+                f"{self._where(batch, row)}: column {spec.name!r} varies within request {key!r}, but a context field has "
+                "one value per request; make its role candidate",
+                spec.name,
+            )
+
+    def _numbers(self, batch: pa.RecordBatch, number: int, spec: DataField) -> npt.NDArray[np.float32]:
+        if f"__bad{number}" in batch.schema.names:
+            bad = batch.column(f"__bad{number}")
+            if bad.null_count < len(bad):
+                row = int(np.argmax(bad.is_valid().to_numpy(zero_copy_only=False)))
+                where = self._where(batch, row)
+                raise DataError(f"{where}: column {spec.name!r}: {bad[row].as_py()!r} is not a number", spec.name)
+        wide = batch.column(f"f{number}").to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore"):
+            floats: npt.NDArray[np.float32] = wide.astype(np.float32)
+        infinite = np.isinf(floats)
+        if infinite.any():
+            row = int(np.argmax(infinite))
+            raise DataError(
+                f"{self._where(batch, row)}: column {spec.name!r}: {wide[row]!s} is infinite as a 32-bit float; "
+                "leave a value empty where it is missing",
+                spec.name,
+            )
+        floats[np.isnan(floats)] = np.nan  # one NaN, whose bits can be compared
+        return floats
+
+    def _whole(self, batch: pa.RecordBatch, name: str, column: str, problem: str) -> pa.Array:
+        """A column without missing values."""
+        values = batch.column(name)
+        if values.null_count:
+            row = int(np.argmin(values.is_valid().to_numpy(zero_copy_only=False)))
+            raise DataError(f"{self._where(batch, row)}: column {column!r} {problem}", column)
+        return values
+
+    def _where(self, batch: pa.RecordBatch, row: int) -> str:
+        file, number = batch.column("__file")[row].as_py(), batch.column("__row")[row].as_py()
+        return f"{self.source.paths[file]}, row {number}"
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    """Raw values as the text that is hashed, "" where missing."""
+    encoded = values.dictionary_encode(null_encoding="encode")
+    texts = pa.array([canonical(value) for value in encoded.dictionary.to_pylist()], pa.string())
+    return texts.take(encoded.indices)
+
+
+def _label_text(value: Any) -> str:
+    """A label as text to compare by: what a CSV calls 1.0 is what a descriptor calls 1."""
+    try:
+        text = canonical(value)
+    except InvalidInput:
+        text = str(value)
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return canonical(number) if math.isfinite(number) else ""

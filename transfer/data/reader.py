@@ -1,0 +1,108 @@
+"""A log in files, read in time order with memory bounded by the chunk.
+
+The first open of a data set prepares it (`prepare.py`); after that rows come from one Parquet file in the cache, row
+group by row group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.features import Bag, Rows
+from pipeline.schema import Schema
+from transfer.data.descriptor import Dataset
+from transfer.data.log import LogChunk, LogRequest, cut_chunks, cut_requests, row_range
+from transfer.data.prepare import COUNTS, prepared_file
+
+__all__ = ["LogReader"]
+
+
+class LogReader:
+    """The rows of a data set, as `transfer.data.log.Log` describes them. Can be read any number of times.
+
+    Args:
+        dataset: a loaded descriptor.
+        cache: directory of prepared files; made if absent.
+        memory: what preparing may use before it spills to disk, in DuckDB's words.
+
+    Raises:
+        DataError: the rows cannot be used; see `prepared_file`.
+    """
+
+    def __init__(self, dataset: Dataset, cache: Path, *, memory: str = "1GB") -> None:
+        self.name: str = dataset.name
+        self.schema: Schema = dataset.feature_schema
+        self._file = prepared_file(dataset, cache, memory=memory)
+        metadata = pq.read_metadata(self._file)
+        counts = json.loads(metadata.metadata[COUNTS])
+        self.rows: int = counts["rows"]
+        self.request_count: int = counts["requests"]
+        self.positives: int = counts["positives"]
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._group_starts = np.concatenate([[0], np.cumsum(sizes)])
+
+    def rows_between(self, start: float, stop: float) -> int:
+        first, last = self._bounds(start, stop)
+        return last - first
+
+    def chunks(self, start: float = 0.0, stop: float = 1.0, chunk_rows: int = 65_536) -> Iterator[LogChunk]:
+        return cut_chunks(self._parts(*self._bounds(start, stop)), chunk_rows)
+
+    def requests(self, start: float = 0.0, stop: float = 1.0) -> Iterator[LogRequest]:
+        return cut_requests(self.chunks(start, stop), self.schema)
+
+    def _bounds(self, start: float, stop: float) -> tuple[int, int]:
+        first, last = row_range(start, stop, self.rows)
+        return self._request_start(first), self._request_start(last)
+
+    def _request_start(self, row: int) -> int:
+        """The first row of the request that a row belongs to."""
+        if row >= self.rows:
+            return self.rows
+        group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
+        with pq.ParquetFile(self._file) as file:
+            position = file.read_row_group(group, columns=["position"]).column(0)
+        return row - int(position[row - int(self._group_starts[group])].as_py())
+
+    def _parts(self, start: int, stop: int) -> Iterator[LogChunk]:
+        if start >= stop:
+            return
+        first = int(np.searchsorted(self._group_starts, start, side="right")) - 1
+        with pq.ParquetFile(self._file, read_dictionary=["routing_key"], memory_map=True) as file:
+            for group in range(first, file.num_row_groups):
+                begin = int(self._group_starts[group])
+                if begin >= stop:
+                    return
+                chunk = self._chunk(file.read_row_group(group))
+                yield chunk.slice(max(start - begin, 0), min(stop - begin, len(chunk)))
+
+    def _chunk(self, table: pa.Table) -> LogChunk:
+        n = table.num_rows
+        schema = self.schema
+        ids = np.empty((n, len(schema.ids)), np.int64)
+        for i in range(len(schema.ids)):
+            ids[:, i] = table.column(f"i{i}").to_numpy()
+        numbers = np.empty((n, len(schema.numbers)), np.float32)
+        for i in range(len(schema.numbers)):
+            numbers[:, i] = table.column(f"n{i}").to_numpy()
+        bags = []
+        for i in range(len(schema.bags)):
+            lists = table.column(f"b{i}").combine_chunks()
+            offsets = lists.offsets.to_numpy()
+            bags.append(Bag(i, offsets - offsets[0], lists.flatten().to_numpy()))
+        keys = table.column("routing_key").combine_chunks()
+        texts = np.array(keys.dictionary.to_pylist(), np.object_)
+        return LogChunk(
+            Rows(ids, numbers, tuple(bags)),
+            table.column("label").to_numpy(),
+            table.column("time_ms").to_numpy(),
+            table.column("request").to_numpy(),
+            texts[keys.indices.to_numpy()],
+            table.column("position").to_numpy(),
+        )
