@@ -25,7 +25,7 @@ from pipeline.errors import (
     Unauthenticated,
 )
 
-__all__ = ["CODES", "DOMAIN", "Failure", "failure_of"]
+__all__ = ["CODES", "DOMAIN", "Failure", "code_of", "failure_of"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ class Failure:
     def metadata(self) -> tuple[tuple[str, bytes], ...]:
         """Trailing metadata that carries the details."""
         return ((DETAILS_KEY, self.details),)
+
+
+def code_of(error: BaseException) -> str:
+    """Name of the code that an exception is told as, for metrics."""
+    return next((code for kind, code in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL).name
 
 
 def failure_of(error: BaseException, request_id: str) -> Failure:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 __all__ = ["EDGES", "Recent", "quantile"]
 
 # Seconds: 0.1 ms to about 100 s.
-EDGES: npt.NDArray[np.float64] = 1e-4 * 1.125 ** np.arange(118)
+EDGES: npt.NDArray[np.float64] = (1e-4 * 1.125 ** np.arange(118)).astype(np.float64)
 
 
 def quantile(counts: Sequence[int] | npt.NDArray[np.int64], q: float) -> float | None:

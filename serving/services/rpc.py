@@ -100,7 +100,7 @@ def streaming(method: Method, max_bytes: int) -> grpc.RpcMethodHandler[Any, Any]
         except Exception as error:
             await _abort(context, call, error)
 
-    return grpc.stream_stream_rpc_method_handler(handle)  # type: ignore[arg-type]
+    return grpc.stream_stream_rpc_method_handler(handle)
 
 
 def serve(service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from protos.baton.ranking.v1 import ranking_pb2
 
-__all__ = ["original", "packed"]
+__all__ = ["PackedRankRequest", "original"]
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _ARRAYS = {_Field.TYPE_SFIXED64, _Field.TYPE_FIXED32, _Field.TYPE_FLOAT}
@@ -34,12 +34,8 @@ def _twin() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.RankRequest"))
 
 
-_Twin = _twin()
-
-
-def packed(data: bytes) -> Any:
-    """A RankRequest whose arrays of numbers are bytes, little endian."""
-    return _Twin.FromString(data)
+PackedRankRequest: Any = _twin()
+"""RankRequest whose arrays of numbers are bytes, little endian."""
 
 
 def original(data: bytes) -> ranking_pb2.RankRequest:

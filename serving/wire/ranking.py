@@ -6,6 +6,7 @@ no state but a table of column layouts it has seen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ def candidate_hash(candidate_id: str) -> int:
     return hash_value("candidate_id", candidate_id)
 
 
-def candidate_hashes(candidate_ids: list[str]) -> npt.NDArray[np.int64] | None:
+def candidate_hashes(candidate_ids: Sequence[str]) -> npt.NDArray[np.int64] | None:
     """`candidate_hash` of each, int64 `[n]`; None without ids."""
     if not candidate_ids:
         return None
@@ -101,6 +102,14 @@ class RankCodec:
             ids.extend(IdPart(columns, values) for columns, values in _merge(side.ids))
             numbers.extend(NumberPart(columns, values) for columns, values in _merge(side.numbers))
         return Features(count, tuple(ids), tuple(numbers), (*context.bags, *candidates.bags))
+
+    @staticmethod
+    def rows_hint(request: Any) -> int:
+        """Candidates of a packed request as far as a glance tells; 0: unknown."""
+        matrix = request.candidates.ids
+        if request.candidate_ids:
+            return len(request.candidate_ids)
+        return len(matrix.values) // (8 * len(matrix.fields)) if matrix.fields else 0
 
     def _candidate_count(self, request: Any) -> int | None:
         if not request.candidate_ids:

@@ -138,7 +138,7 @@ def _raw(name: str, datatype: str, content: bytes) -> npt.NDArray[Any] | list[by
 
 
 def _strings(name: str, content: bytes) -> list[bytes]:
-    values = []
+    values: list[bytes] = []
     at = 0
     end = len(content)
     while at < end:

@@ -1,0 +1,210 @@
+"""How a primary lane hands answered predictions to the shadow lane: packed records over a Unix socket, never waiting.
+
+A record is a length (4 bytes, little endian) and its bytes. Both ends hold a bounded queue, drop the oldest when it is
+full, and count every drop with a reason. What is dropped here is scored later from the traffic log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["MAX_RECORD", "HandoffReceiver", "HandoffSender"]
+
+MAX_RECORD = 64 << 20
+RECONNECT = 0.2
+SEND_LIMIT = 2.0
+_LENGTH = struct.Struct("<I")
+_PATH_LIMIT = 100  # a Unix socket's address holds 108 bytes
+
+
+class HandoffSender:
+    """The lane's end, with a thread of its own.
+
+    Args:
+        path: the shadow lane's socket; it may come and go.
+        capacity: records that may wait.
+    """
+
+    def __init__(self, path: Path, capacity: int) -> None:
+        self._path = path
+        self._capacity = capacity
+        self._queue: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._connected = False
+        self.sent = 0
+        self.dropped: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._run, name="shadow-sender", daemon=True)
+        self._thread.start()
+
+    def offer(self, record: bytes) -> bool:
+        """Queue a record; False when it is too large. Makes room by dropping the oldest one."""
+        with self._changed:
+            if len(record) > MAX_RECORD:
+                self.dropped["too_large"] += 1
+                return False
+            if len(self._queue) >= self._capacity:
+                self._queue.popleft()
+                self.dropped["queue_full" if self._connected else "no_shadow"] += 1
+            self._queue.append(record)
+            self._changed.notify()
+            return True
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def close(self) -> None:
+        """Send what waits if the shadow lane is there, then end."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with _socket() as connection:
+                    with _address(self._path) as address:
+                        connection.connect(address)
+                    connection.settimeout(SEND_LIMIT)
+                    self._connected = True
+                    self._send_all(connection)
+            except OSError:
+                pass
+            finally:
+                self._connected = False
+            self._stopping.wait(RECONNECT)
+
+    def _send_all(self, connection: socket.socket) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._stopping.is_set(), 1.0)
+                if not self._queue:
+                    if self._stopping.is_set():
+                        return
+                    continue
+                record = self._queue.popleft()
+            try:
+                connection.sendall(_LENGTH.pack(len(record)) + record)
+            except OSError:
+                with self._changed:
+                    self.dropped["no_shadow"] += 1
+                raise
+            self.sent += 1
+
+
+class HandoffReceiver:
+    """The shadow lane's end: listens, and queues what all lanes send.
+
+    Args:
+        path: of the socket; a file left there by a predecessor is replaced.
+        capacity: records that may wait.
+    """
+
+    def __init__(self, path: Path, capacity: int) -> None:
+        self._path = path
+        self._capacity = capacity
+        self._queue: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._connections: set[socket.socket] = set()
+        self.received = 0
+        self.dropped: Counter[str] = Counter()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._listener = _socket()
+        with _address(path) as address:
+            self._listener.bind(address)
+        path.chmod(0o600)
+        self._listener.listen()
+        threading.Thread(target=self._accept, name="shadow-accept", daemon=True).start()
+
+    def take(self, limit: int, timeout: float) -> list[bytes]:
+        """Up to `limit` records in the order of their arrival; waits up to `timeout` seconds for the first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed, timeout)
+            return [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that are connected."""
+        return len(self._connections)
+
+    def close(self) -> None:
+        """Stop listening and hang up; what waits can still be taken."""
+        with self._changed:
+            self._closed = True
+            connections = list(self._connections)
+            self._changed.notify_all()
+        self._path.unlink(missing_ok=True)
+        for one in (self._listener, *connections):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._changed:
+                self._connections.add(connection)
+            threading.Thread(target=self._read, args=(connection,), name="shadow-read", daemon=True).start()
+
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            with connection, connection.makefile("rb", buffering=1 << 18) as stream:
+                while head := stream.read(_LENGTH.size):
+                    if len(head) < _LENGTH.size:
+                        return
+                    (size,) = _LENGTH.unpack(head)
+                    if size > MAX_RECORD:
+                        return
+                    record = stream.read(size)
+                    if len(record) < size:
+                        return
+                    self._put(record)
+        except OSError:
+            pass
+        finally:
+            with self._changed:
+                self._connections.discard(connection)
+
+    def _put(self, record: bytes) -> None:
+        with self._changed:
+            if len(self._queue) >= self._capacity:
+                self._queue.popleft()
+                self.dropped["queue_full"] += 1
+            self._queue.append(record)
+            self.received += 1
+            self._changed.notify()
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """An address for a path of any length: a long one is reached through a handle on its directory."""
+    if len(os.fsencode(path)) <= _PATH_LIMIT:
+        yield str(path)
+        return
+    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{handle}/{path.name}"
+    finally:
+        os.close(handle)

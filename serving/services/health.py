@@ -1,0 +1,64 @@
+"""`grpc.health.v1.Health`: "" for the server, a name per service, and a name per arm such as `ranker/stable`.
+
+On drain everything is NOT_SERVING before anything else happens, so that balancers go elsewhere first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from protos.inference import SERVICE as INFERENCE
+from serving.registry import Snapshot
+from serving.services.ranking import SERVICE as RANKING
+
+__all__ = ["Health"]
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health:
+    """Keeps the health service in step with the registry."""
+
+    def __init__(self) -> None:
+        self._servicer = health.aio.HealthServicer()
+        self._told: dict[str, Any] = {}
+
+    async def attach(self, server: Any) -> None:
+        """Answer on a server, NOT_SERVING until `update` says otherwise."""
+        for name in ("", INFERENCE, RANKING):
+            await self._set(name, False)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def update(self, snapshot: Snapshot) -> None:
+        """Tell what can answer. The server is ready when every endpoint's stable arm is."""
+        ready = is_ready(snapshot)
+        for name in ("", INFERENCE, RANKING):
+            await self._set(name, ready)
+        arms = {
+            f"{name}/{arm}": served.arm(arm) is not None and not (arm == "candidate" and served.killed)
+            for name, served in snapshot.endpoints.items()
+            for arm in ("stable", "candidate")
+            if arm == "stable" or served.endpoint.candidate is not None
+        }
+        gone = [name for name in self._told if "/" in name and name not in arms]
+        for name, up in {**arms, **dict.fromkeys(gone, False)}.items():
+            await self._set(name, up)
+
+    async def drain(self) -> None:
+        """NOT_SERVING for good."""
+        await self._servicer.enter_graceful_shutdown()
+
+    async def _set(self, name: str, up: bool) -> None:
+        if self._told.get(name) is not up:
+            self._told[name] = up
+            await self._servicer.set(name, _SERVING if up else _NOT_SERVING)
+
+
+def is_ready(snapshot: Snapshot) -> bool:
+    """Whether something can answer, and every endpoint's stable arm can."""
+    if snapshot.endpoints:
+        return all(served.stable is not None for served in snapshot.endpoints.values())
+    return bool(snapshot.models)

@@ -1,0 +1,234 @@
+"""`inference.GRPCInferenceService`: what a Triton or KServe client calls, over endpoints and models.
+
+A thin shell: formats are `serving.wire.inference`'s business, answers `serving.dispatch`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+
+from pipeline.clock import Clock
+from pipeline.errors import InvalidInput, NotFound, NotReady
+from pipeline.features import Features
+from protos.inference import SERVICE, message, methods
+from serving.dispatch import Dispatcher, ModelTally
+from serving.services.rpc import Call, parse, serve, unary
+from serving.wire.inference import parameter
+
+__all__ = ["EXTENSIONS", "InferenceService"]
+
+EXTENSIONS = ("model_repository", "statistics", "model_configuration")
+
+_InferRequest = message("ModelInferRequest")
+
+
+class InferenceService:
+    """All methods of the service.
+
+    Args:
+        ready: whether the server takes requests; False before the first model and while it drains.
+        max_bytes: largest request.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, clock: Clock, *, ready: Callable[[], bool], max_bytes: int) -> None:
+        self._dispatcher = dispatcher
+        self._registry = dispatcher.registry
+        self._clock = clock
+        self._ready = ready
+        self._max_bytes = max_bytes
+        self._answers = {name: answer for name, (_, answer) in methods().items()}
+        try:
+            self._version = version("baton")
+        except PackageNotFoundError:
+            self._version = "unknown"
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server takes."""
+        calls: dict[str, Callable[[Any, Call], Awaitable[Any]]] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+        handlers = {"ModelInfer": unary(self._infer, self._max_bytes)}
+        for name, (request, _) in methods().items():
+            if name in calls:
+                handlers[name] = unary(_parsed(request, calls[name]), self._max_bytes)
+        return serve(SERVICE, handlers)
+
+    async def _infer(self, data: bytes, call: Call) -> Any:
+        started = self._clock.monotonic()
+        name = ""
+        try:
+            request = parse(_InferRequest, data)
+            name = request.model_name
+            key = _text(request.parameters, "routing_key") or call.header("x-routing-key")
+            target = self._dispatcher.route(name, request.model_version, key, _text(request.parameters, "arm"))
+            codec = target.served.infer
+            raw = len(request.raw_input_contents) > 0
+
+            def decode(message: Any) -> Features:
+                return codec.decode(message)[0]
+
+            event = await self._dispatcher.answer(
+                target,
+                request,
+                decode,
+                started=started,
+                rows=request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0,
+                seconds_left=_seconds_left(request.parameters, call),
+                routing_key=key,
+            )
+            parameters = {
+                "prediction_id": event.prediction_id,
+                "arm": event.arm,
+                "version": target.served.model.version,
+            }
+            if event.degraded:
+                parameters["degraded"] = ",".join(event.degraded)
+            assert event.scores is not None
+            return codec.encode(
+                request, event.scores, raw=raw, version=target.served.model.version, parameters=parameters
+            )
+        except Exception as error:
+            self._dispatcher.refused(name, error)
+            raise
+
+    async def _server_live(self, request: Any, call: Call) -> Any:
+        return self._answers["ServerLive"](live=True)
+
+    async def _server_ready(self, request: Any, call: Call) -> Any:
+        return self._answers["ServerReady"](ready=self._ready())
+
+    async def _model_ready(self, request: Any, call: Call) -> Any:
+        try:
+            self._dispatcher.describe(request.name, request.version)
+        except NotReady:
+            return self._answers["ModelReady"](ready=False)
+        except NotFound:
+            if request.name not in self._registry.bundles():
+                raise
+            return self._answers["ModelReady"](ready=False)
+        return self._answers["ModelReady"](ready=self._ready())
+
+    async def _server_metadata(self, request: Any, call: Call) -> Any:
+        return self._answers["ServerMetadata"](name="baton", version=self._version, extensions=EXTENSIONS)
+
+    async def _model_metadata(self, request: Any, call: Call) -> Any:
+        served = self._dispatcher.describe(request.name, request.version)
+        return served.infer.metadata(request.name, self._versions(request.name))
+
+    async def _model_config(self, request: Any, call: Call) -> Any:
+        served = self._dispatcher.describe(request.name, request.version)
+        return self._answers["ModelConfig"](config=served.infer.config(request.name))
+
+    async def _model_statistics(self, request: Any, call: Call) -> Any:
+        wanted = {served.key for served in self._behind(request.name, request.version)}
+        response = self._answers["ModelStatistics"]()
+        for key in sorted(wanted, key=lambda k: (k[0], int(k[1]))):
+            tally = self._dispatcher.tallies.get(key, ModelTally())
+            name = request.name if request.name in self._registry.snapshot.endpoints else key[0]
+            _statistics(response.model_stats.add(name=name, version=key[1]), tally)
+        return response
+
+    async def _repository_index(self, request: Any, call: Call) -> Any:
+        response = self._answers["RepositoryIndex"]()
+        reports = await asyncio.to_thread(self._registry.models)
+        for report in reports:
+            if report.state == "READY" or not request.ready:
+                response.models.add(
+                    name=report.bundle, version=report.version, state=report.state, reason=report.reason
+                )
+        for name, arms in self._registry.arms().items():
+            stable = arms["stable"]
+            if stable.state == "READY" or not request.ready:
+                response.models.add(name=name, version=stable.version, state=stable.state, reason=stable.reason)
+        return response
+
+    async def _load(self, request: Any, call: Call) -> Any:
+        if request.parameters:
+            name = sorted(request.parameters)[0]
+            raise InvalidInput(f"parameter {name!r}: a load takes no overrides of config or files", name)
+        if request.model_name not in self._registry.snapshot.endpoints:
+            await asyncio.to_thread(self._registry.load, request.model_name)
+        return self._answers["RepositoryModelLoad"]()
+
+    async def _unload(self, request: Any, call: Call) -> Any:
+        if request.model_name in self._registry.snapshot.endpoints:
+            raise InvalidInput(
+                f"{request.model_name!r} is an endpoint; only models loaded by name can be unloaded", "model_name"
+            )
+        await asyncio.to_thread(self._registry.unload, request.model_name)
+        return self._answers["RepositoryModelUnload"]()
+
+    def _versions(self, name: str) -> list[str]:
+        return sorted({served.model.version for served in self._behind(name, "")}, key=int)
+
+    def _behind(self, name: str, version: str) -> list[Any]:
+        """The models that a name stands for; all of them when it is empty."""
+        snapshot = self._registry.snapshot
+        endpoint = snapshot.endpoints.get(name)
+        if endpoint is not None:
+            found = [s for s in (endpoint.stable, endpoint.candidate) if s is not None]
+        else:
+            found = [s for (bundle, _), s in snapshot.models.items() if name in ("", bundle)]
+        found = [s for s in found if version in ("", s.model.version)]
+        if name and not found:
+            self._dispatcher.describe(name, version)  # raises what is the matter
+        return found
+
+
+def _parsed(request: Any, method: Callable[[Any, Call], Awaitable[Any]]) -> Callable[[bytes, Call], Awaitable[Any]]:
+    async def call(data: bytes, context: Call) -> Any:
+        return await method(parse(request, data), context)
+
+    return call
+
+
+def _text(parameters: Any, name: str) -> str:
+    value = parameter(parameters, name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidInput(f"parameter {name!r} must be a string", name)
+    return value
+
+
+def _seconds_left(parameters: Any, call: Call) -> float | None:
+    """The nearer of gRPC's deadline and the parameter `timeout` (microseconds)."""
+    left = call.seconds_left
+    timeout = parameter(parameters, "timeout")
+    if timeout is None or timeout == 0:
+        return left
+    if isinstance(timeout, (str, bool)) or not timeout > 0:
+        raise InvalidInput(f"parameter 'timeout' is a positive number of microseconds, not {timeout!r}", "timeout")
+    seconds = float(timeout) / 1e6
+    return seconds if left is None else min(left, seconds)
+
+
+def _statistics(out: Any, tally: ModelTally) -> None:
+    out.last_inference = tally.last_ms
+    out.inference_count = tally.rows
+    out.execution_count = tally.answered
+    stats = out.inference_stats
+    for part, count, seconds in (
+        (stats.success, tally.answered, tally.seconds),
+        (stats.fail, tally.failed, tally.failed_seconds),
+        (stats.queue, tally.answered, tally.stages["queue"]),
+        (stats.compute_input, tally.answered, tally.stages["decode"] + tally.stages["embed"]),
+        (stats.compute_infer, tally.answered, tally.stages["infer"]),
+        (stats.compute_output, tally.answered, tally.stages["record"]),
+    ):
+        part.count = count
+        part.ns = round(seconds * 1e9)

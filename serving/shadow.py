@@ -1,0 +1,298 @@
+"""The shadow lane: scores each prediction by the arm that did not answer it, in a niced process of its own.
+
+What the lanes hand over is scored at once; what was dropped or missed, while this process was gone for example, is
+found in the traffic log and scored in idle moments. It answers no client and delays none. Overridden predictions and
+models called by name are nobody's shadow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import BatonError, InvalidInput
+from pipeline.traffic.log import Scores
+from pipeline.traffic.record import PredictionRecord, unpack
+from serving.config import Config
+from serving.handoff import HandoffReceiver
+from serving.process import die_with_parent, step_back, write_status
+from serving.registry import Registry, Served
+from serving.telemetry import METRICS_DIR, Telemetry
+from serving.wiring import open_registry
+
+__all__ = ["CatchUp", "ShadowLane", "run_shadow"]
+
+BATCH = 64
+IDLE = 0.1
+STATUS_EVERY = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class ScoreLog(Protocol):
+    """The part of the traffic log that the shadow lane uses."""
+
+    def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None: ...
+
+    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]: ...
+
+
+class Outcome(Enum):
+    """What became of a prediction: scored; none needed; or its arm cannot score yet."""
+
+    SCORED = "scored"
+    SKIPPED = "skipped"
+    WAITING = "waiting"
+
+
+class CatchUp:
+    """A reader of the traffic log's unscored predictions that forgets none and does not start over.
+
+    Predictions appear in the log in the order of their commits, which is not quite that of their times. So the place
+    that is kept only passes predictions older than `settled_ms`; what is younger is looked at again.
+
+    Args:
+        path: file of the place, which survives a restart.
+        grace_ms: age from which a prediction counts as missed rather than on its way.
+    """
+
+    def __init__(
+        self, source: ScoreLog, clock: Clock, path: Path, *, grace_ms: int = 3000, settled_ms: int = 60_000
+    ) -> None:
+        self._log = source
+        self._clock = clock
+        self._path = path
+        self._grace_ms = grace_ms
+        self._settled_ms = settled_ms
+        try:
+            self._kept = int(path.read_text())
+        except (FileNotFoundError, ValueError):
+            self._kept = 0
+        self._written = self._kept
+        self._at = self._kept
+        self._blocked = False
+
+    def step(self, score: Callable[[list[PredictionRecord]], list[Outcome]], limit: int = BATCH) -> int:
+        """Score the next few; the number looked at, 0 at the end of a pass."""
+        now = self._clock.wall_ms()
+        rows = self._log.unscored(self._at, now - self._grace_ms, limit)
+        if not rows:
+            self._at = self._kept
+            self._blocked = False
+            return 0
+        records: list[PredictionRecord] = []
+        places: list[int] = []
+        for place, (_, blob) in enumerate(rows):
+            try:
+                records.append(unpack(blob))
+                places.append(place)
+            except InvalidInput as error:
+                log.error("a prediction in the traffic log cannot be read and is left unscored: %s", error)
+        outcomes = dict(zip(places, zip(records, score(records), strict=True), strict=True))
+        for place, (seq, _) in enumerate(rows):
+            record, outcome = outcomes.get(place, (None, Outcome.SKIPPED))
+            young = record is not None and record.time_ms > now - self._settled_ms
+            if young or outcome is Outcome.WAITING:
+                self._blocked = True
+            if not self._blocked:
+                self._kept = seq
+        self._at = rows[-1][0]
+        return len(rows)
+
+    def save(self) -> None:
+        """Write the place where a restart goes on."""
+        if self._kept != self._written:
+            staging = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            staging.write_text(str(self._kept))
+            staging.replace(self._path)
+            self._written = self._kept
+
+
+class ShadowLane:
+    """The work of the process, apart from its signals and files.
+
+    Attributes:
+        scored: predictions scored as they came in; caught_up: later, from the log.
+        dropped: predictions that came in and could not be scored then, by reason; the log has them still.
+        skipped: those that need no other score, by reason.
+    """
+
+    def __init__(
+        self, registry: Registry, receiver: HandoffReceiver, source: ScoreLog, catch_up: CatchUp,
+        clock: Clock, telemetry: Telemetry,
+    ) -> None:  # fmt: skip
+        self._registry = registry
+        self._receiver = receiver
+        self._log = source
+        self._catch_up = catch_up
+        self._clock = clock
+        self._telemetry = telemetry
+        self.scored = 0
+        self.caught_up = 0
+        self.rows = 0
+        self.dropped: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self.last_scored_ms = 0
+        self._next_pass = 0.0
+
+    def work(self) -> None:
+        """One round: what has come in, or else a little of what was missed."""
+        blobs = self._receiver.take(BATCH, IDLE)
+        if blobs:
+            self._live(blobs)
+        elif self._clock.monotonic() >= self._next_pass:
+            try:
+                seen = self._catch_up.step(self._late)
+            except BatonError as error:  # the log is locked or full: its rows wait there
+                log.error("catching up failed and is tried again: %s", error)
+                seen = 0
+            if not seen:
+                self._next_pass = self._clock.monotonic() + 1.0
+
+    def drain(self) -> None:
+        """Score what is queued."""
+        while blobs := self._receiver.take(BATCH, 0.0):
+            self._live(blobs)
+
+    def status(self) -> dict[str, Any]:
+        """What the status file says of it."""
+        return {
+            "scored": self.scored,
+            "caught_up": self.caught_up,
+            "rows": self.rows,
+            "dropped": dict(self.dropped + self._receiver.dropped),
+            "skipped": dict(self.skipped),
+            "received": self._receiver.received,
+            "queue": self._receiver.waiting,
+            "lanes": self._receiver.lanes,
+            "last_scored_ms": self.last_scored_ms,
+        }
+
+    def _live(self, blobs: list[bytes]) -> None:
+        records = []
+        for blob in blobs:
+            try:
+                records.append(unpack(blob))
+            except InvalidInput:
+                self.dropped["invalid"] += 1
+        done: list[tuple[str, Scores]] = []
+        for record in records:
+            outcome, scores, reason = self._score(record)
+            if scores is not None:
+                done.append((record.prediction_id, scores))
+            elif outcome is Outcome.SKIPPED:
+                self.skipped[reason] += 1
+            else:
+                self.dropped[reason] += 1
+        try:
+            self._commit(done)
+        except BatonError as error:
+            log.error("%d scores could not be written; they are made again later: %s", len(done), error)
+            self.dropped["store"] += len(done)
+        else:
+            self.scored += len(done)
+
+    def _late(self, records: list[PredictionRecord]) -> list[Outcome]:
+        results = [self._score(record) for record in records]
+        done = [
+            (record.prediction_id, scores)
+            for record, (_, scores, _) in zip(records, results, strict=True)
+            if scores is not None
+        ]
+        self._commit(done)
+        self.caught_up += len(done)
+        return [outcome for outcome, _, _ in results]
+
+    def _commit(self, done: list[tuple[str, Scores]]) -> None:
+        if done:
+            self._log.append_scores(done)
+            self.rows += sum(len(scores.scores) for _, scores in done)
+            self.last_scored_ms = self._clock.wall_ms()
+
+    def _score(self, record: PredictionRecord) -> tuple[Outcome, Scores | None, str]:
+        if record.overridden or record.arm not in ("stable", "candidate"):
+            return Outcome.SKIPPED, None, "overridden" if record.overridden else "direct"
+        served = self._registry.snapshot.endpoints.get(record.endpoint)
+        if served is None or served.endpoint.candidate is None:
+            return Outcome.SKIPPED, None, "no_candidate"
+        arm = "candidate" if record.arm == "stable" else "stable"
+        other: Served | None = served.arm(arm)
+        if other is None:
+            return Outcome.WAITING, None, "not_ready"
+        model = other.model
+        started = self._clock.monotonic()
+        try:
+            record.features.check(model.schema)
+        except InvalidInput:
+            return Outcome.SKIPPED, None, "other_schema"
+        try:
+            scores = model.score(record.features)
+        except Exception:
+            log.exception("scoring prediction %s by %s %s failed", record.prediction_id, model.name, model.version)
+            return Outcome.SKIPPED, None, "failed"
+        self._telemetry.shadowed(record.endpoint, arm, model.version, self._clock.monotonic() - started)
+        return Outcome.SCORED, Scores(arm, model.name, int(model.version), scores), ""
+
+
+def run_shadow(config: Config) -> None:
+    """Be the shadow lane until SIGTERM or SIGINT."""
+    from serving.traffic import open_traffic_log
+
+    die_with_parent()
+    step_back(config.engine.shadow_nice)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    clock = SystemClock()
+    registry = open_registry(config, clock, nice=None)
+    registry.start()
+    source = open_traffic_log(config)
+    receiver = HandoffReceiver(config.shadow_socket, config.engine.shadow_queue)
+    telemetry = Telemetry("shadow")
+    catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place")
+    lane = ShadowLane(registry, receiver, source, catch_up, clock, telemetry)
+    telemetry.tally(
+        "baton_shadow_dropped",
+        "Predictions not scored as they came, by reason",
+        "reason",
+        lambda: lane.dropped + receiver.dropped,
+    )
+    telemetry.tally(
+        "baton_shadow_scored",
+        "Predictions scored, by way",
+        "way",
+        lambda: {"live": lane.scored, "late": lane.caught_up},
+    )
+
+    def tell() -> None:
+        catch_up.save()
+        arms = {name: {arm: asdict(report) for arm, report in each.items()} for name, each in registry.arms().items()}
+        write_status(
+            config.status / "shadow.json",
+            {"process": "shadow", "pid": os.getpid(), "time_ms": clock.wall_ms(), "endpoints": arms, **lane.status()},
+        )
+        telemetry.write(config.home / METRICS_DIR)
+
+    registry.looked(10.0)
+    tell()
+    log.info("shadow lane listens on %s", config.shadow_socket)
+    told = clock.monotonic()
+    while not stop.is_set():
+        lane.work()
+        if clock.monotonic() - told >= STATUS_EVERY:
+            told = clock.monotonic()
+            tell()
+    receiver.close()
+    lane.drain()
+    tell()
+    registry.stop()
+    source.close()

@@ -1,0 +1,36 @@
+"""Builds, from the configuration, the parts that several processes share, in the same way in each."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pipeline.clock import Clock
+from pipeline.model import Model
+from pipeline.versions import Repository
+from serving.config import Config
+from serving.kill import KillSwitch
+from serving.registry import NICE, Registry
+from serving.rollout.store import ControlStore
+
+__all__ = ["open_registry"]
+
+
+def open_registry(config: Config, clock: Clock, *, nice: int | None = NICE) -> Registry:
+    """The registry of one process; not started.
+
+    Args:
+        nice: of its loading thread; None: as the process. A network with threads of its own would hand it on to them
+            for good, so then it is not lowered.
+    """
+    repository = Repository(config.repository)
+    threads = config.engine.network_threads
+    return Registry(
+        ControlStore(config.control_db),
+        KillSwitch(config.home),
+        repository,
+        partial(Model.load, repository, segments=config.segments, network_threads=threads),
+        clock,
+        loads=config.home / "loads",
+        max_candidates=config.listen.max_candidates,
+        nice=nice if threads == 1 else None,
+    )
