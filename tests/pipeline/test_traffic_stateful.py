@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from traffic_samples import CANDIDATE, IDS, WINDOW_MS, sample
 
 from pipeline.traffic.log import ACCEPTED, DUPLICATE, INVALID, Exposure, FeedbackEntry, FeedbackReply, Labelled, Outcome
@@ -105,23 +105,28 @@ class TrafficMachine(RuleBasedStateMachine):
     def open(self) -> SqliteTrafficLog:
         return SqliteTrafficLog(self.home / "traffic.db", IDS, WINDOW_MS, NOBODY)
 
+    @initialize()
+    def begin(self) -> None:
+        self.predict(4, True)
+        self.predict(3, False)
+
+    @precondition(lambda self: len(self.predictions) < 5)
     @rule(n=st.integers(0, 4), write=st.booleans())
     def predict(self, n: int, write: bool) -> None:
         self.predictions.append(Model(IDS.new(self.now), self.now, n))
         if write:
             self.write(len(self.predictions) - 1)
 
-    @rule(which=st.integers(0, 9))
+    @rule(which=st.integers(0, 4))
     def write(self, which: int) -> None:
-        if self.predictions:
-            p = self.predictions[which % len(self.predictions)]
-            self.log.append_predictions([sample(p.prediction_id, p.time_ms, p.n)])
-            if p.order is None:
-                p.write(self.written)
-                self.written += 1
+        p = self.predictions[which % len(self.predictions)]
+        self.log.append_predictions([sample(p.prediction_id, p.time_ms, p.n)])
+        if p.order is None:
+            p.write(self.written)
+            self.written += 1
 
     @rule(
-        which=st.integers(0, 9),
+        which=st.integers(0, 4),
         shown=st.lists(EXPOSURES, max_size=3),
         outcomes=st.lists(OUTCOMES, max_size=3),
         exposed_all=st.booleans(),
@@ -133,8 +138,6 @@ class TrafficMachine(RuleBasedStateMachine):
         outcomes: list[Outcome],
         exposed_all: bool,
     ) -> None:
-        if not self.predictions:
-            return
         p = self.predictions[which % len(self.predictions)]
         exposed = [
             Exposure(key[0], key[1], position, 0 if ago is None else self.now - ago) for key, position, ago in shown
@@ -149,7 +152,7 @@ class TrafficMachine(RuleBasedStateMachine):
             assert (reply.exposed, reply.outcomes) == (expected.exposed, expected.outcomes)
             assert bool(reply.reason) == (INVALID in reply.exposed + reply.outcomes)
 
-    @rule(ms=st.sampled_from([1, 200, WINDOW_MS, 2 * WINDOW_MS, -700]))
+    @rule(ms=st.sampled_from([1, 200, WINDOW_MS, -700]))
     def wait(self, ms: int) -> None:
         self.now += ms
         self.latest = max(self.latest, self.now)
@@ -159,8 +162,9 @@ class TrafficMachine(RuleBasedStateMachine):
         assert self.log.join(self.now, limit) <= limit
         self.read(self.now)
 
-    @rule()
-    def join_all(self) -> None:
+    @rule(ms=st.sampled_from([0, 1, WINDOW_MS // 2, WINDOW_MS, 2 * WINDOW_MS]))
+    def join_all(self, ms: int) -> None:
+        self.wait(ms)
         self.log.join(self.now)
         self.read(self.now)
         written = {(e.prediction_id, int(i)) for e in self.entries for i in e.indices}
