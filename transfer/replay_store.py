@@ -7,7 +7,7 @@ number of the batch alone, so a resumed worker replays the same rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,27 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import DataError
 from pipeline.features import Bag, Rows, concat_rows
+from transfer.data.log import Log
 
-__all__ = ["ReplayRows", "Reservoir", "rows_from_arrays", "rows_to_arrays"]
+__all__ = ["ReplayRows", "Reservoir", "keep_sample", "rows_from_arrays", "rows_to_arrays"]
 
 F32 = npt.NDArray[np.float32]
 
 
 class Reservoir:
-    """A uniform sample of a stream of labelled rows, at most `capacity` of them (Vitter 1985, algorithm R by chunks)."""
+    """A uniform sample of a stream of labelled rows, at most `capacity` of them."""
 
     def __init__(self, capacity: int, seed: int) -> None:
         self._capacity = capacity
         self._random = np.random.default_rng([seed, 0x5E5E])
-        self._seen = 0
         self._keys = np.empty(0)
-        self._parts: list[tuple[Rows, F32, F32]] = []
+        self._parts: list[tuple[Rows, F32]] = []
 
-    def add(self, rows: Rows, labels: F32, teacher_logits: F32) -> None:
-        """Offer rows with labels and the teacher's logits, float32 `[n]`."""
+    def add(self, rows: Rows, labels: F32) -> None:
+        """Offer rows with labels, float32 `[n]`."""
         # Each row draws a key; the sample is the rows with the smallest keys, which is uniform for any chunking.
         keys = self._random.random(len(labels))
-        self._parts.append((rows, labels, teacher_logits))
+        self._parts.append((rows, labels))
         self._keys = np.concatenate([self._keys, keys])
         if len(self._keys) > 2 * self._capacity:
             self._trim()
@@ -52,21 +52,34 @@ class Reservoir:
         )
         rows = concat_rows([part[0] for part in self._parts]).take(keep)
         labels = np.concatenate([part[1] for part in self._parts])[keep]
-        logits = np.concatenate([part[2] for part in self._parts])[keep]
-        self._parts, self._keys = [(rows, labels, logits)], self._keys[keep]
+        self._parts, self._keys = [(rows, labels)], self._keys[keep]
 
-    def save(self, path: Path) -> int:
-        """Write the sample to `path`, whole or not at all; the number of rows."""
+    def save(self, path: Path, teacher: Callable[[Rows], F32]) -> int:
+        """Write the sample to `path`, whole or not at all; the number of rows.
+
+        Args:
+            teacher: gives calibrated logits float32 `[n]`; run once, on the sample alone.
+        """
         if not self._parts:
             raise DataError("the retained window has no rows to keep for replay")
         self._trim()
-        rows, labels, logits = self._parts[0]
-        tensors = {**rows_to_arrays(rows), "labels": labels, "teacher": logits}
+        rows, labels = self._parts[0]
+        tensors = {**rows_to_arrays(rows), "labels": labels, "teacher": teacher(rows)}
         staging = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, staging)
         staging.rename(path)
         return len(labels)
+
+
+def keep_sample(
+    log: Log, start: float, stop: float, path: Path, teacher: Callable[[Rows], F32], *, capacity: int, seed: int
+) -> int:
+    """Keep a uniform sample of a window of a log at `path`; the number of rows kept. Arguments as of `Reservoir`."""
+    sample = Reservoir(capacity, seed)
+    for chunk in log.chunks(start, stop):
+        sample.add(chunk.rows, chunk.labels)
+    return sample.save(path, teacher)
 
 
 class ReplayRows:

@@ -1,0 +1,71 @@
+"""`baton bundle`: look at a model version on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.bundle import Bundle
+from serving.cli.output import Output, emit, problems
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Look at model versions on disk.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="The bundle's directory, for example .baton/bundles/ranker-deepfm/1")]
+Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
+
+
+@app.command()
+def inspect(folder: Folder, output: Format = Output.table) -> None:
+    """Show what a bundle is: architecture, fields, tables, calibration, metrics, lineage."""
+    with problems():
+        bundle = Bundle.open(folder, verify=False)
+        m = bundle.manifest
+        if output is Output.json:
+            emit(output, m.model_dump(mode="json", by_alias=True), "", (), ())
+            return
+        facts = [
+            ("name", m.name),
+            ("version", m.version),
+            ("architecture", m.architecture),
+            ("lineage", f"base {m.base} + deltas {', '.join(m.deltas)}" if m.base else "base"),
+            ("parent", m.parent or "none"),
+            (
+                "gate",
+                "not judged"
+                if m.gate is None
+                else "passed"
+                if m.gate.passed
+                else "refused: " + "; ".join(m.gate.reasons),
+            ),
+            ("learns on", "no, frozen" if bundle.frozen and m.base is None else "yes"),
+            ("calibration", f"alpha {m.calibration.alpha:.4f}, beta {m.calibration.beta:+.4f}"),
+            *(
+                (f"{name} at birth", "-" if value is None else f"{value:.4f}")
+                for name, value in sorted(m.metrics.items())
+            ),
+            ("bytes", f"{sum(f.bytes for f in m.files.values()):,}"),
+        ]
+        emit(output, None, f"{m.name} {m.version}", ("what", "value"), facts)
+        fields = [
+            (f.name, f.role, f.kind, f.table_name if f.kind != "number" else None, f.width,
+             m.tables[f.table_name].rows if f.kind != "number" else None, f.transform or f.pooling)
+            for f in m.model_schema.fields
+        ]  # fmt: skip
+        emit(output, None, "fields", ("field", "role", "kind", "table", "width", "rows", "transform/pooling"), fields)
+
+
+@app.command()
+def verify(folder: Folder, output: Format = Output.table) -> None:
+    """Check every file against its hash, the network's graph and the tables; exit code 1 when anything is wrong."""
+    with problems():
+        bundle = Bundle.open(folder, verify=True)
+        m = bundle.manifest
+        if m.servable:
+            for table in m.tables:
+                bundle.table(table)
+        result = {"bundle": m.name, "version": m.version, "files": len(m.files), "ok": True}
+        emit(output, result, "", ("bundle", "version", "files", "ok"), [tuple(result.values())])

@@ -1,0 +1,315 @@
+"""`baton demo`: the whole hand-over on one machine, on real processes.
+
+    train a teacher (first 40 % of the rows) -> transfer a student (next 40 %) -> serve both, student in shadow
+    -> replay the rest as gRPC requests with late labels -> worker co-distils and publishes -> the rollout moves the traffic
+
+Nothing is simulated but the clients: every figure of the report comes from requests that went through gRPC and labels
+that came back through Feedback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline.bundle import Calibration
+from pipeline.errors import Conflict, NotReady
+from pipeline.versions import Repository
+from serving.cli.api import AdminClient
+from serving.cli.demo_view import DemoView
+from serving.cli.figures import figures_of
+from serving.cli.output import console
+from serving.cli.progress import rows_progress
+from serving.cli.replay import Replay, ReplayReport
+from serving.config import Config
+from serving.traffic import open_traffic_log
+from transfer.data import open_log
+from transfer.data.log import Log
+from transfer.distill import transfer_offline
+from transfer.model import ClickModel
+from transfer.replay_store import keep_sample
+from transfer.train import train
+
+__all__ = ["Demo"]
+
+ENDPOINT = "ranker"
+TEACHER, STUDENT = "dnn", "dcnv2"
+TEACHER_WIDTH, STUDENT_WIDTH = 8, 16
+HISTORY, RETAINED = 0.4, 0.8
+GENERATED_ROWS = 6_000_000
+ROWS_PER_SECOND = 5_000
+LONGEST_STREAM = 240.0
+SHORTEST_STREAM = 90.0
+BAD_STREAM = 75.0
+MOST_REQUESTS_PER_SECOND = 400.0
+LABEL_DELAY = 2.0
+SETTLE = 20.0
+START_LIMIT = 120.0
+MARK = ".baton-demo"
+
+
+@dataclass
+class Demo:
+    """One run.
+
+    Args:
+        home: emptied first; must be absent, empty or an earlier demo's.
+        data: descriptor of a log, or None for the generator.
+        rows: of the generated log.
+        bad: plant a student that must not be promoted.
+    """
+
+    home: Path
+    data: Path | None = None
+    rows: int | None = None
+    bad: bool = False
+    seed: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def run(self) -> dict[str, Any]:
+        """All of it; the report."""
+        self._clear()
+        cache = self.home.parent / "cache"
+        if self.data is None:
+            rows = self.rows or GENERATED_ROWS
+            console.print(f"no --data: a generated log of {rows:,} rows, drifting, seed {self.seed}", highlight=False)
+            log = open_log(None, cache, rows=rows, seed=self.seed)
+        else:
+            with console.status(f"preparing {self.data}"):
+                log = open_log(self.data, cache)
+        self._models(log)
+        config_path, rate, duration = self._configure(log)
+        config = Config.load(config_path)
+        with self._served(config_path, config) as admin:
+            rollout = yaml.safe_load((self.home / "rollout.yaml").read_text())
+            admin.post("/rollouts", {"file": rollout, "reason": "demo"})
+            report, final = self._replay(log, config, admin, rate, duration)
+        return self._report(log, config, report, final)
+
+    # --- models --------------------------------------------------------------------------------------------------------
+
+    def _models(self, log: Log) -> None:
+        repository = Repository(self.home / "bundles")
+        with rows_progress(f"training the teacher ({TEACHER}-{TEACHER_WIDTH})", log.rows_between(0, HISTORY)) as bar:
+            teacher = train(log, TEACHER, width=TEACHER_WIDTH, stop=HISTORY, seed=self.seed, progress=bar)
+        teacher.save_bundle(repository, f"{ENDPOINT}-{TEACHER}", metrics=teacher.metrics)
+        retained = log.rows_between(HISTORY, RETAINED)
+        with rows_progress(f"transferring to the student ({STUDENT}-{STUDENT_WIDTH})", retained) as bar:
+            student, _ = transfer_offline(
+                teacher, log, STUDENT, width=STUDENT_WIDTH, start=HISTORY, stop=RETAINED, seed=self.seed, progress=bar
+            )
+        if self.bad:
+            _spoil(student, self.seed)
+        else:
+            keep_sample(
+                log, HISTORY, RETAINED, self.home / "retained.safetensors", teacher.calibrated_logits,
+                capacity=100_000, seed=self.seed,
+            )  # fmt: skip
+        # A spoilt student is written without training state, so that nothing can heal it.
+        student.save_bundle(repository, f"{ENDPOINT}-{STUDENT}", metrics=student.metrics, training=not self.bad)
+
+    # --- serving -------------------------------------------------------------------------------------------------------
+
+    def _configure(self, log: Log) -> tuple[Path, float, float]:
+        """Write baton.yaml and rollout.yaml; requests per second and seconds of the stream."""
+        first = next(log.chunks(RETAINED, 1.0, 1))
+        rows = log.rows_between(RETAINED, 1.0)
+        requests = log.request_count - int(first.request[0])
+        duration = min(max(rows / ROWS_PER_SECOND, SHORTEST_STREAM), LONGEST_STREAM)
+        rate = min(requests / duration, MOST_REQUESTS_PER_SECOND)
+        grpc_port, http_port = _free_ports(2)
+        config: dict[str, Any] = {
+            "home": ".",
+            "listen": {"grpc_port": grpc_port, "http_port": http_port},
+            "endpoints": {
+                ENDPOINT: {
+                    "stable": {"bundle": f"{ENDPOINT}-{TEACHER}"},
+                    "candidate": {"bundle": f"{ENDPOINT}-{STUDENT}"},
+                }
+            },
+            "traffic": {"attribution_window": "10s"},
+        }
+        if not self.bad:
+            config["worker"] = {
+                "endpoint": ENDPOINT,
+                "retained": "retained.safetensors",
+                "batch_rows": int(min(4096, max(256, rows / duration))),
+                "publish_interval": "12s",
+                "publish_batches": 8,
+                "teacher_publish_interval": "60s",
+                "seed": self.seed,
+            }
+        path = self.home / "baton.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        rollout = {
+            "endpoint": ENDPOINT,
+            "candidate": {"bundle": f"{ENDPOINT}-{STUDENT}"},
+            "steps": [
+                {"shadow": True, "min_positives": 1000},
+                {"weight": 1, "bias_below": 0.10},
+                {"weight": 5, "bias_below": 0.05},
+                {"weight": 25, "bias_below": 0.03},
+                {"weight": 50, "bias_below": 0.02},
+                {"weight": 100, "bias_below": 0.02},
+            ],
+            "guards": {"p99_ms_max": 500},
+            "analysis": {
+                "attribution_window": "10s",
+                "block": "400ms",
+                "interval": "2s",
+                "min_step_time": "20s",
+                "breach_window": "30s",
+            },
+            "holdout": 0,
+            "after_full": {"watch": "1h"},
+        }
+        (self.home / "rollout.yaml").write_text(yaml.safe_dump(rollout, sort_keys=False))
+        return path, rate, BAD_STREAM if self.bad else duration
+
+    @contextmanager
+    def _served(self, config_path: Path, config: Config) -> Iterator[AdminClient]:
+        admin = AdminClient(f"http://127.0.0.1:{config.listen.http_port}", actor="demo")
+        log_path = self.home / "serve.log"
+        with open(log_path, "wb") as log_file:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "serving.cli.main", "serve", "--config", str(config_path)],
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+            try:
+                with console.status("starting lanes, shadow lane, control and worker"):
+                    deadline = time.monotonic() + START_LIMIT
+                    while not admin.ready():
+                        if server.poll() is not None or time.monotonic() > deadline:
+                            raise NotReady(f"the server did not become ready; its log is {log_path}")
+                        time.sleep(0.2)
+                yield admin
+            finally:
+                server.terminate()
+                try:
+                    server.wait(60)
+                except subprocess.TimeoutExpired:
+                    server.kill()
+                    server.wait()
+
+    # --- traffic -------------------------------------------------------------------------------------------------------
+
+    def _replay(
+        self, log: Log, config: Config, admin: AdminClient, rate: float, duration: float
+    ) -> tuple[ReplayReport, dict[str, Any]]:
+        sender = Replay(
+            f"127.0.0.1:{config.listen.grpc_port}", ENDPOINT, log.schema, rate=rate, label_delay=LABEL_DELAY
+        )
+        console.print(
+            f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY:g} s late; "
+            f"console data at http://127.0.0.1:{config.listen.http_port}/api/docs",
+            highlight=False,
+        )
+        view = DemoView(admin, ENDPOINT, duration, sender.report)
+        began = time.monotonic()
+
+        def over() -> bool:
+            return view.finished or time.monotonic() - began > duration
+
+        with view:
+            report = asyncio.run(sender.run(log.requests(RETAINED, 1.0), over))
+            view.settle(SETTLE)
+        return report, view.final()
+
+    # --- report --------------------------------------------------------------------------------------------------------
+
+    def _report(self, log: Log, config: Config, report: ReplayReport, final: dict[str, Any]) -> dict[str, Any]:
+        traffic = open_traffic_log(config)
+        try:
+            figures = figures_of(traffic, ENDPOINT)
+        finally:
+            traffic.close()
+        rollout, status = final["rollout"], final["status"]
+        shadow = status["shadow"]
+        worker = status.get("worker") or {}
+        weight = final["endpoint"]["weight"]
+        passed_all = rollout["step"] == len(rollout["steps"]) - 1 and weight == 100
+        if self.bad:
+            ok = weight == 0
+            verdict = "kept out" if ok else "PROMOTED A BAD STUDENT"
+        else:
+            ok = passed_all if self.data is None else not report.errors
+            verdict = "promoted" if passed_all else "held"
+        names = {"teacher": ("stable", TEACHER, TEACHER_WIDTH), "student": ("candidate", STUDENT, STUDENT_WIDTH)}
+        arms = {
+            name: {
+                "arch": f"{arch}-{width}",
+                "auc": figures[arm].auc,
+                "logloss": figures[arm].logloss,
+                "bias": figures[arm].bias,
+                "rows": figures[arm].rows,
+            }
+            for name, (arm, arch, width) in names.items()
+        }
+        student_bundle = f"{ENDPOINT}-{STUDENT}"
+        repository = Repository(config.repository)
+        versions = repository.versions(student_bundle)
+        refused = [v for v in versions if not repository.open(student_bundle, v).manifest.servable]
+        return {
+            "dataset": log.name,
+            **arms,
+            "phases": rollout["phases"],
+            "versions_published": len(versions) - 1 - len(refused),
+            "versions_refused": len(refused),
+            "latency_ms": report.latency_ms(),
+            "shadow": {"scored": shadow["scored"], "dropped": shadow["dropped"]},
+            "requests": report.requests,
+            "errors": sum(report.errors.values()),
+            "final_weight": weight,
+            "verdict": verdict,
+            "seconds": time.monotonic() - self._began,
+            "ok": ok,
+            "evidence": rollout.get("waiting") or rollout.get("reason"),
+            "error_messages": dict(report.errors),
+            "labels": dict(report.labels),
+            "worker": {k: worker.get(k) for k in ("position", "batches", "trained_rows", "held_rows")},
+        }
+
+    def _clear(self) -> None:
+        if self.home.exists() and any(self.home.iterdir()):
+            if not (self.home / MARK).exists():
+                raise Conflict(
+                    f"{self.home} is not empty and not a demo's; choose another --home or remove it yourself"
+                )
+            shutil.rmtree(self.home)
+        self.home.mkdir(parents=True, exist_ok=True)
+        (self.home / MARK).touch()
+
+
+def _spoil(student: ClickModel, seed: int) -> None:
+    """Make a student that looks whole and is not: vectors of half of its ids dealt anew, odds up by half."""
+    rows = student.tables.values
+    random = np.random.default_rng(seed)
+    chosen = random.permutation(len(rows))[: len(rows) // 2]
+    rows[chosen] = rows[random.permutation(chosen)]
+    beta = student.calibration.beta + float(np.log(1.5))
+    student.calibration = Calibration(alpha=student.calibration.alpha, beta=beta)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()

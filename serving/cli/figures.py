@@ -1,0 +1,75 @@
+"""How each arm did on the replayed rows, from the traffic log alone: scores that went through gRPC, labels that came back
+through Feedback. The arm that did not answer is judged by its predictions on the same exposed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.metrics import auc, bias, logloss
+from pipeline.traffic.log import Labelled, TrafficLog
+from pipeline.traffic.record import unpack
+
+__all__ = ["ArmFigures", "figures_of"]
+
+_PAGE = 512
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFigures:
+    """One arm on all rows that both arms scored; None where the rows cannot say."""
+
+    rows: int
+    positives: int
+    auc: float | None
+    logloss: float | None
+    bias: float | None
+
+
+def figures_of(log: TrafficLog, endpoint: str) -> dict[str, ArmFigures]:
+    """Figures of `stable` and `candidate` over the whole log; a revised label counts as it was last."""
+    labels: dict[tuple[str, int], float] = {}
+    parts: dict[str, list[F32]] = {"label": [], "stable": [], "candidate": []}
+    for entry in _entries(log):
+        if entry.revision:
+            labels |= {
+                (entry.prediction_id, int(i)): float(y) for i, y in zip(entry.indices, entry.labels, strict=True)
+            }
+    for entry in _entries(log):
+        record = unpack(entry.record)
+        known = {record.arm: record.scores} | {other.arm: other.scores for other in entry.other}
+        first = np.isnan(entry.previous)
+        if (
+            record.endpoint != endpoint
+            or record.overridden
+            or not {"stable", "candidate"} <= known.keys()
+            or not first.any()
+        ):
+            continue
+        index = entry.indices[first]
+        latest = [labels.get((entry.prediction_id, int(i)), y) for i, y in zip(index, entry.labels[first], strict=True)]
+        parts["label"].append(np.array(latest, np.float32))
+        for arm in ("stable", "candidate"):
+            parts[arm].append(known[arm][index])
+    joined = {name: np.concatenate(chunks) if chunks else np.empty(0, np.float32) for name, chunks in parts.items()}
+    return {arm: _figures(joined["label"], joined[arm]) for arm in ("stable", "candidate")}
+
+
+def _entries(log: TrafficLog) -> Iterator[Labelled]:
+    after = 0
+    while page := log.labelled(after, _PAGE):
+        yield from page
+        after = page[-1].seq
+
+
+def _figures(labels: F32, scores: F32) -> ArmFigures:
+    positives = int(labels.sum())
+    if not 0 < positives < len(labels):
+        return ArmFigures(len(labels), positives, None, None, None)
+    return ArmFigures(
+        len(labels), positives, float(auc(labels, scores)), float(logloss(labels, scores)), float(bias(labels, scores))
+    )

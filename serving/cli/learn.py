@@ -1,0 +1,157 @@
+"""`baton train`, `baton transfer`, `baton replay`: from a log to a teacher, to a student, to live traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import InvalidInput
+from serving.cli.output import Output, console, emit, problems
+
+__all__ = ["replay", "train", "transfer"]
+
+Data = Annotated[Path, typer.Option(help="Data set descriptor (dataset.yaml)")]
+Start = Annotated[float, typer.Option("--from", min=0, max=1, help="First row, as a share of the rows in time order")]
+Stop = Annotated[float, typer.Option("--to", min=0, max=1, help="Last row, as a share of the rows in time order")]
+Cache = Annotated[Path, typer.Option(help="Where the prepared log is kept between runs")]
+Seed = Annotated[int, typer.Option(help="Of everything random")]
+Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
+CACHE = Path(".baton/cache")
+RETAINED_ROWS = 200_000
+
+
+class Mode(StrEnum):
+    """Value of `--mode`."""
+
+    ours = "ours"
+    published = "published"
+
+
+def train(
+    data: Data,
+    arch: Annotated[str, typer.Option(help="Architecture, for example deepfm or deepfm-16 (with its vectors' width)")],
+    out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
+    name: Annotated[str, typer.Option(help="Bundle name; the architecture unless said")] = "",
+    start: Start = 0.0,
+    stop: Stop = 1.0,
+    cache: Cache = CACHE,
+    seed: Seed = 0,
+    output: Format = Output.table,
+) -> None:
+    """Train a teacher on a log, in time order, and write it as a bundle."""
+    from serving.cli.progress import rows_progress
+    from transfer.data import open_log
+    from transfer.model_zoo import parse_arch
+    from transfer.train import train as run
+
+    with problems():
+        _window(start, stop)
+        kind, width = parse_arch(arch)
+        log = open_log(data, cache)
+        with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress:
+            model = run(log, kind, width=width, start=start, stop=stop, seed=seed, progress=progress)
+        bundle = model.save_bundle(out, name or _plain(kind), metrics=model.metrics)
+        _show_bundle(output, out, bundle.manifest.metrics)
+
+
+def transfer(
+    teacher: Annotated[Path, typer.Option(help="The teacher's bundle directory")],
+    arch: Annotated[str, typer.Option(help="The student's architecture, for example dcnv2-16")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Directory of the student's bundle; must not exist yet")],
+    name: Annotated[str, typer.Option(help="Bundle name; the architecture unless said")] = "",
+    mode: Annotated[Mode, typer.Option(help="ours, or published: CrossAdapt's constants, no corrections")] = Mode.ours,
+    start: Start = 0.0,
+    stop: Stop = 1.0,
+    retained: Annotated[
+        Path | None, typer.Option(help="Also keep a sample of the rows here, for the worker to replay")
+    ] = None,
+    cache: Cache = CACHE,
+    seed: Seed = 0,
+    output: Format = Output.table,
+) -> None:
+    """Teach a student of another architecture from a teacher and the rows that are still there."""
+    from pipeline.bundle import Bundle
+    from serving.cli.progress import rows_progress
+    from transfer.data import open_log
+    from transfer.distill import transfer_offline
+    from transfer.model import ClickModel
+    from transfer.model_zoo import parse_arch
+    from transfer.replay_store import keep_sample
+
+    with problems():
+        _window(start, stop)
+        kind, width = parse_arch(arch)
+        log = open_log(data, cache)
+        model = ClickModel.from_bundle(None, Bundle.open(teacher))
+        with rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress:
+            student, _ = transfer_offline(
+                model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress
+            )
+        if retained is not None:
+            keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
+        bundle = student.save_bundle(out, name or _plain(kind), metrics=student.metrics)
+        _show_bundle(output, out, bundle.manifest.metrics)
+
+
+def replay(
+    data: Data,
+    target: Annotated[str, typer.Option(help="host:port of the data plane")],
+    endpoint: Annotated[str, typer.Option(help="Endpoint to call")],
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests per second")] = 50.0,
+    label_delay: Annotated[float, typer.Option(min=0, help="Seconds between an answer and its labels")] = 2.0,
+    start: Start = 0.0,
+    stop: Stop = 1.0,
+    cache: Cache = CACHE,
+    output: Format = Output.table,
+) -> None:
+    """Send the rows of a log as live requests, and their labels late."""
+    from serving.cli.progress import rows_progress
+    from serving.cli.replay import Replay
+    from transfer.data import open_log
+
+    with problems():
+        _window(start, stop)
+        log = open_log(data, cache)
+        sender = Replay(target, endpoint, log.schema, rate=rate, label_delay=label_delay)
+        total = round(log.rows * (stop - start))
+        with rows_progress("replaying", total) as progress:
+
+            def going() -> bool:
+                progress(sender.report.rows, total)
+                return False
+
+            report = asyncio.run(sender.run(log.requests(start, stop), going))
+        result = {
+            "requests": report.requests,
+            "rows": report.rows,
+            "errors": dict(report.errors),
+            "labels": dict(report.labels),
+            "latency_ms": report.latency_ms(),
+            "versions": {arm: sorted(versions, key=int) for arm, versions in report.versions.items()},
+        }
+        emit(output, result, "replay", ("what", "value"), [(k, json.dumps(v)) for k, v in result.items()])
+        if report.errors:
+            raise typer.Exit(1)
+
+
+def _plain(arch: str) -> str:
+    """A bundle name from an architecture's, which may be `package.module:Class`."""
+    return arch.split(":")[-1].lower()
+
+
+def _window(start: float, stop: float) -> None:
+    if not start < stop:
+        raise InvalidInput(f"--from {start} must be below --to {stop}", "from")
+
+
+def _show_bundle(output: Output, out: Path, metrics: dict[str, float | None]) -> None:
+    result = {"bundle": str(out), **metrics}
+    emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
+    if output is Output.table:
+        console.print(f"look at it with: baton bundle inspect {out}", highlight=False)

@@ -1,0 +1,38 @@
+"""Progress bars for work that takes longer than a person waits in silence; on stderr, and plain lines where there is no
+terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from serving.cli.output import console
+
+__all__ = ["rows_progress"]
+
+
+@contextmanager
+def rows_progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Show how many of `total` rows are done; gives the function to call with (done, total)."""
+    if not sys.stderr.isatty():
+        console.print(f"{title}: {total:,} rows ...", highlight=False)
+        yield lambda done, of: None
+        return
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done, of: progress.update(task, completed=done, total=of)

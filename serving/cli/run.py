@@ -1,0 +1,140 @@
+"""`baton serve`, `baton worker`, `baton demo`: start processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import InvalidInput
+from serving.cli.output import Output, console, problems
+from serving.config import Config
+
+__all__ = ["demo", "process", "serve", "worker"]
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
+DEMO_HOME = Path(".baton/demo")
+
+
+def serve(config: ConfigFile = Path("baton.yaml")) -> None:
+    """Start all processes of one machine and keep them running; Ctrl-C ends them in order."""
+    from serving.supervisor import Supervisor, children_of
+
+    with problems():
+        settings = Config.load(config)
+        _log_to_stderr(settings)
+        supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: supervisor.stop())
+        listen = settings.listen
+        console.print(
+            f"gRPC on {listen.host}:{listen.grpc_port}, HTTP on http://{listen.host}:{listen.http_port}, "
+            f"home {settings.home}; no tokens: admin verbs answer on loopback only",
+            highlight=False,
+        )
+        supervisor.run()
+
+
+def worker(config: ConfigFile = Path("baton.yaml")) -> None:
+    """Run the transfer worker alone: learn from labelled traffic, publish new versions."""
+    import os
+
+    from serving.process import die_with_parent
+
+    with problems():
+        settings = Config.load(config)
+        _log_to_stderr(settings)
+        if settings.worker is None:
+            raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
+        die_with_parent()
+        os.nice(settings.worker.nice)
+        stop = _stop_on_signal()
+        from serving.cli.worker import build
+
+        build(settings).run(stop)
+
+
+def process(
+    role: Annotated[str, typer.Argument(help="lane, shadow or control")],
+    config: ConfigFile = Path("baton.yaml"),
+    index: Annotated[int, typer.Option(help="Number of the lane")] = 0,
+) -> None:
+    """Run one of the processes that `baton serve` starts."""
+    with problems():
+        settings = Config.load(config)
+        _log_to_stderr(settings)
+        if role == "lane":
+            from serving.lane import run_lane
+
+            run_lane(settings, index)
+        elif role == "shadow":
+            from serving.shadow import run_shadow
+
+            run_shadow(settings)
+        elif role == "control":
+            from serving.control import run_control
+
+            run_control(settings)
+        else:
+            raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Descriptor of your own log; the built-in generator unless said")
+    ] = None,
+    student: Annotated[str, typer.Option(help="good, or bad: plant a student that must not be promoted")] = "good",
+    rows: Annotated[int | None, typer.Option(min=50_000, help="Rows of the generated log")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the closing figures here as JSON")] = None,
+    home: Annotated[Path, typer.Option(help="Where the demo keeps its state; emptied first")] = DEMO_HOME,
+    seed: Annotated[int, typer.Option(help="Of everything random")] = 0,
+    output: Annotated[
+        Output, typer.Option("-o", "--output", help="table for people, json for programs")
+    ] = Output.table,
+) -> None:
+    """The whole story in a few minutes: train a teacher, teach a student, serve both, hand the traffic over.
+
+    Exit code 0: a good student reached 100 % by passing every step (on your own log: it ran through, whatever the
+    evidence allowed), or a bad one was kept out.
+    """
+    from serving.cli.demo import Demo
+    from serving.cli.demo_view import show
+
+    with problems():
+        if student not in ("good", "bad"):
+            raise InvalidInput(f"--student is good or bad, not {student!r}", "student")
+        result = Demo(home=home, data=data, rows=rows, bad=student == "bad", seed=seed).run()
+        if report is not None:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.write_text(json.dumps(result, indent=1) + "\n")
+        if output is Output.json:
+            sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        else:
+            show(result)
+        if not result["ok"]:
+            raise typer.Exit(1)
+
+
+def _stop_on_signal() -> threading.Event:
+    stop = threading.Event()
+
+    def end(*_: Any) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return stop
+
+
+def _log_to_stderr(settings: Config) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(processName)s[%(process)d] %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
