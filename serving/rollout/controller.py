@@ -1,0 +1,229 @@
+"""The rollout loop's body: one `step()` reads new labelled rows, reconciles every active rollout and stores what follows.
+
+The control process calls `step()` a few times a second and nothing else; operators' verbs come in through `start` and
+`command`. All state is in the store: killed at any line, a new controller goes on from what was committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.clock import Clock
+from pipeline.errors import Conflict, StaleVersion
+from pipeline.traffic.log import TrafficLog
+from serving.rollout.analysis import Analysis, PhaseFigures, Snapshot
+from serving.rollout.reconcile import Context, Decision, Observed, reconcile
+from serving.rollout.spec import Rollout
+from serving.rollout.state import Abort, Event, RolloutState, StepBack, apply, begin
+from serving.rollout.store import ControlStore, StoredRollout, Who
+from serving.routing import ArmSpec, Endpoint
+
+__all__ = ["RolloutController"]
+
+ACTOR = "controller"
+_BATCH = 256
+_BATCHES = 40
+"""Entries read per rollout and pass: bounded, so that one long log cannot starve the others."""
+_MOST_BLOCKS = 200_000
+
+
+@dataclass(slots=True)
+class _Runner:
+    """What a process keeps about one rollout; all of it can be built again from the store and the log."""
+
+    analysis: Analysis
+    first_mark: int
+    behind: bool = True
+    next_look_ms: int = 0
+    status: dict[str, Any] | None = None
+
+
+class RolloutController:
+    """Moves the traffic of all endpoints that have a rollout.
+
+    Args:
+        store: endpoints, rollouts, audit. log: the traffic log whose labelled rows are read.
+        clock: wall time decides; tests pass their own.
+        observe: called once per rollout and pass with (rollout, endpoint); returns what lanes and registry report.
+    """
+
+    def __init__(
+        self, store: ControlStore, log: TrafficLog, clock: Clock, observe: Callable[[StoredRollout, Endpoint], Observed]
+    ) -> None:
+        self._store, self._log, self._clock, self._observe = store, log, clock, observe
+        self._runners: dict[str, _Runner] = {}
+
+    def start(self, spec: Rollout, actor: str, reason: str, version: int = 0) -> StoredRollout:
+        """Begin a rollout on its endpoint: candidate in shadow, weight 0. `version` of the candidate, 0 for unknown yet.
+
+        That the bundle exists and has the stable arm's schema is checked by the caller, who can open bundles.
+
+        Raises:
+            NotFound: no such endpoint. Conflict: it has an active rollout, or stable is that very bundle.
+        """
+        endpoint = self._store.endpoint(spec.endpoint)
+        if endpoint.killed:
+            raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
+        if endpoint.stable.bundle == spec.candidate.bundle:
+            raise Conflict(f"bundle {spec.candidate.bundle!r} is the stable arm of {spec.endpoint!r} already")
+        now = self._clock.wall_ms()
+        chosen = endpoint.model_copy(
+            update={
+                "candidate": ArmSpec(bundle=spec.candidate.bundle, version=version),
+                "weight": 0.0,
+                "holdout": spec.holdout,
+                "salt": endpoint.salt or spec.endpoint,
+            }
+        )
+        seq = self._end_of_log()
+        return self._store.start_rollout(spec, begin(spec, version, now, seq), chosen, Who(actor, reason, now))
+
+    def command(self, name: str, event: Event, actor: str, reason: str, expected: int | None = None) -> StoredRollout:
+        """An operator's verb on a rollout (by id, or the newest of an endpoint).
+
+        Args:
+            expected: resource version that the operator looked at; None: the present one.
+
+        Raises:
+            NotFound: no such rollout. Conflict: its phase does not allow the verb. StaleVersion: it has changed since.
+        """
+        stored = self._store.rollout(name)
+        if expected is not None and expected != stored.resource_version:
+            raise StaleVersion(
+                f"rollout {stored.id!r} is at resource version {stored.resource_version}, not {expected}"
+            )
+        endpoint = self._store.endpoint(stored.spec.endpoint)
+        return self._change(stored, endpoint, event, Who(actor, reason, self._clock.wall_ms()), {})
+
+    def step(self) -> list[tuple[str, Decision]]:
+        """One pass over all active rollouts: (rollout id, what was decided)."""
+        done: list[tuple[str, Decision]] = []
+        active = self._store.rollouts(active=True)
+        for stored in active:
+            done.append((stored.id, self._pass(stored)))
+        for gone in self._runners.keys() - {stored.id for stored in active}:
+            del self._runners[gone]
+        return done
+
+    def snapshot(self, name: str) -> Snapshot:
+        """The figures of a rollout (by id or endpoint): stays read by this process, and before them the stored ones.
+
+        Raises:
+            NotFound: no such rollout.
+        """
+        stored = self._store.rollout(name)
+        runner = self._runner(stored)
+        if not stored.state.active:
+            self._read(runner)
+        runner.analysis.refresh()
+        told = runner.analysis.snapshot()
+        earlier = stored.state.marks[: runner.first_mark]
+        kept = tuple(PhaseFigures.from_json(mark.figures) for mark in earlier if mark.figures)
+        return replace(told, phases=kept + told.phases)
+
+    def _pass(self, stored: StoredRollout) -> Decision:
+        endpoint = self._store.endpoint(stored.spec.endpoint)
+        runner = self._runner(stored)
+        self._read(runner)
+        now = self._clock.wall_ms()
+        context = Context(
+            spec=stored.spec,
+            state=stored.state,
+            observed=self._observe(stored, endpoint),
+            now_ms=now,
+            next_look_ms=runner.next_look_ms,
+            table=None if runner.behind else runner.analysis.refresh,
+        )
+        decision = reconcile(context)
+        runner.next_look_ms = decision.next_look_ms
+        if decision.event is not None:
+            with contextlib.suppress(StaleVersion):  # an operator was faster; the next pass sees what he did
+                self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, now), decision.evidence)
+        if now >= context.next_look_ms or decision.event is not None:
+            self._tell(stored.id, runner, decision)
+        if runner.analysis.table.size > _MOST_BLOCKS:
+            runner.analysis.table.forget(stored.state.evidence_from_ms)
+        return decision
+
+    def _change(
+        self, stored: StoredRollout, endpoint: Endpoint, event: Event, who: Who, evidence: dict[str, Any]
+    ) -> StoredRollout:
+        runner = self._runner(stored)
+        state = apply(stored.spec, stored.state, event, who.time_ms, runner.analysis.seq)
+        state = self._with_figures(state, runner)
+        routed = _route(stored.spec, endpoint, state)
+        saved = self._store.save_rollout(stored, state, routed, who, event.verb, evidence)
+        if state.marks[-1] != stored.state.marks[-1]:
+            mark = state.marks[-1]
+            runner.analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
+            if len(stored.state.marks) == len(state.marks):  # the oldest mark made room
+                runner.first_mark -= 1
+        if isinstance(event, (StepBack, Abort)):
+            runner.next_look_ms = 0
+        return saved
+
+    def _runner(self, stored: StoredRollout) -> _Runner:
+        runner = self._runners.get(stored.id)
+        if runner is None:
+            state, spec = stored.state, stored.spec
+            # Rows of stays before the present attempt are read again only while no figures of them are stored.
+            first = next((at for at, mark in enumerate(state.marks) if mark.figures is None), len(state.marks) - 1)
+            after = min(state.evidence_seq, state.marks[first].seq)
+            first = next(at for at, mark in enumerate(state.marks) if mark.seq >= after)
+            analysis = Analysis(
+                spec.endpoint, spec.candidate.bundle, spec.analysis.block_ms, spec.analysis.confidence, after=after
+            )
+            for mark in state.marks[first:]:
+                analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
+            runner = self._runners[stored.id] = _Runner(analysis, first)
+        return runner
+
+    def _read(self, runner: _Runner) -> None:
+        for _ in range(_BATCHES):
+            entries = self._log.labelled(runner.analysis.seq, _BATCH)
+            runner.analysis.add_many(entries)
+            if len(entries) < _BATCH:
+                runner.behind = False
+                return
+        # Behind is who reads the log after a restart. Later a full pass is no reason to hold: what was read is in order.
+
+    def _with_figures(self, state: RolloutState, runner: _Runner) -> RolloutState:
+        """Keep the figures of stays that ended two or more stays ago: by now their rows have matured."""
+        marks = list(state.marks)
+        runner.analysis.refresh()
+        for at in range(runner.first_mark, len(marks) - 2):
+            if at >= 0 and marks[at].figures is None and not runner.behind:
+                marks[at] = replace(marks[at], figures=asdict(runner.analysis.phase_figures(at - runner.first_mark)))
+        return replace(state, marks=tuple(marks))
+
+    def _tell(self, rollout: str, runner: _Runner, decision: Decision) -> None:
+        status = {
+            "reason": decision.reason,
+            "next_look_ms": decision.next_look_ms,
+            "missing_clicks": decision.missing_clicks,
+            "evidence": decision.evidence,
+        }
+        if status != runner.status:
+            self._store.put_status(rollout, status)
+            runner.status = status
+
+    def _end_of_log(self) -> int:
+        """The place of the log's last entry; found by halving, since a log of weeks must not be read for it."""
+        if not self._log.labelled(0, 1):
+            return 0
+        low, high = 0, 1
+        while self._log.labelled(high, 1):
+            low, high = high, high * 2
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self._log.labelled(middle, 1) else (low, middle)
+        return high
+
+
+def _route(spec: Rollout, endpoint: Endpoint, state: RolloutState) -> Endpoint:
+    """The endpoint as a state wants it: level-triggered, so a lost write is made good by the next change."""
+    candidate = ArmSpec(bundle=spec.candidate.bundle, version=state.candidate_version)
+    return endpoint.model_copy(update={"candidate": candidate, "weight": state.weight})

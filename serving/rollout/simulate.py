@@ -1,0 +1,242 @@
+"""A rollout file against generated traffic: what would have happened, before anybody trusts it.
+
+The evidence, the reconciler and the state machine are the real ones; only the stream is made up. Rows are drawn with
+known true probabilities, two calibrated arms of equal quality that know different things of each row, and requests
+whose rows share a cause that neither arm sees. Blocks are drawn from a pool of such blocks, which is what makes
+hundreds of runs a matter of seconds. Labels are mature at once: a real attribution window delays all by the same time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InvalidInput
+from pipeline.metrics import auc, row_logloss
+from serving.rollout import blocks
+from serving.rollout.blocks import BlockTable
+from serving.rollout.reconcile import Context, Observed, reconcile
+from serving.rollout.spec import Rollout
+from serving.rollout.state import Abort, Phase, StepBack, apply, begin
+
+__all__ = ["SCENARIOS", "SimulationReport", "simulate"]
+
+F64 = npt.NDArray[np.float64]
+
+SCENARIOS = ("good", "biased", "worse_auc", "turns_bad", "label_outage", "low_traffic", "base_rate_jump")
+
+CLICK_RATE = 0.2
+REQUEST_ROWS = 10
+BLOCK_ROWS = 1250
+LOW_TRAFFIC_ROWS = 30
+POOL = 800
+TURN_WEIGHT = 50.0
+"""`turns_bad`: from this weight on."""
+OUTAGE = (60, 160)
+"""`label_outage`: blocks without a click; the second half of them without any row."""
+JUMP_AT = 60
+_CHUNKS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationReport:
+    """Shares of runs, 0..1. `labels_to_full`: labelled rows until the last step, over the runs that reached it."""
+
+    scenario: str
+    runs: int
+    promoted: float
+    stepped_back: float
+    aborted: float
+    labels_to_full: dict[str, float | None]
+    reached_half: float
+    blocks_to_step_back: dict[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def simulate(
+    spec: Rollout,
+    scenario: str = "good",
+    runs: int = 200,
+    seed: int = 0,
+    *,
+    bias: float | None = None,
+    carry: bool = True,
+    horizon: int = 2000,
+) -> SimulationReport:
+    """Run a rollout file `runs` times against a scenario.
+
+    Args:
+        scenario: one of SCENARIOS: `good` (equal arms, bias of 0.5 % either way), `biased` (5 %), `worse_auc` (by 0.01),
+            `turns_bad` (5 % from 50 % of the traffic on), `label_outage` (good, with an outage), `low_traffic` (good,
+            30 rows per block), `base_rate_jump` (good; clicks become 8 % more frequent than both arms think).
+        bias: of the candidate, instead of the scenario's.
+        carry: False gathers evidence anew at each step, to compare.
+        horizon: blocks after which a run ends.
+
+    Raises:
+        InvalidInput: an unknown scenario, or fewer than one run.
+    """
+    if scenario not in SCENARIOS:
+        raise InvalidInput(f"scenario {scenario!r} is not one of {', '.join(SCENARIOS)}", "scenario")
+    if runs < 1:
+        raise InvalidInput("runs must be at least 1", "runs")
+    rng = np.random.default_rng(seed)
+    done = [_run(spec, scenario, np.random.default_rng(child), bias, carry, horizon) for child in rng.spawn(runs)]
+    return SimulationReport(
+        scenario=scenario,
+        runs=runs,
+        promoted=float(np.mean([run.promoted_at is not None for run in done])),
+        stepped_back=float(np.mean([run.back_at is not None for run in done])),
+        aborted=float(np.mean([run.aborted for run in done])),
+        labels_to_full=_spread([run.rows for run in done if run.promoted_at is not None]),
+        reached_half=float(np.mean([run.reached_half for run in done])),
+        blocks_to_step_back=_spread([run.back_at - run.turned_at for run in done if run.back_at and run.turned_at]),
+    )
+
+
+@dataclass(slots=True)
+class _Run:
+    rows: float = 0.0
+    promoted_at: int | None = None
+    back_at: int | None = None
+    turned_at: int | None = None
+    aborted: bool = False
+    reached_half: bool = False
+
+
+def _run(spec: Rollout, scenario: str, rng: np.random.Generator, bias: float | None, carry: bool, horizon: int) -> _Run:
+    run = _Run()
+    block_ms = spec.analysis.block_ms
+    start = 1_000_000 * block_ms  # any multiple of the block's length
+    table = BlockTable(block_ms)
+    state = begin(spec, version=1, now_ms=start, seq=0)
+    side = 1.0 if rng.random() < 0.5 else -1.0
+    usual = (
+        bias
+        if bias is not None
+        else side * (0.05 if scenario == "biased" else 0.005 if scenario != "worse_auc" else 0.0)
+    )
+    rows = LOW_TRAFFIC_ROWS if scenario == "low_traffic" else BLOCK_ROWS
+    next_look = 0
+    for number in range(horizon):
+        if scenario == "turns_bad" and run.turned_at is None and state.weight >= TURN_WEIGHT:
+            run.turned_at = number
+        now_bias = side * 0.05 if run.turned_at is not None else usual
+        jumped = scenario == "base_rate_jump" and number >= JUMP_AT
+        pool = _pool(rows, now_bias, scenario == "worse_auc", jumped)
+        line = pool.draw(rng, state.weight)
+        line[blocks.VERSION] = 1
+        out = OUTAGE[0] <= number < OUTAGE[1] if scenario == "label_outage" else False
+        if out:
+            line[[blocks.CLICKS, blocks.SERVED_CLICKS]] = 0.0
+            line[blocks.AUC_DELTA] = np.nan
+        if not (out and number >= sum(OUTAGE) // 2):
+            table.fill(start // block_ms + number, line[None])
+        run.rows += float(line[blocks.ROWS])
+        now = start + (number + 1) * block_ms
+        observed = Observed(
+            since_ms=now - block_ms,
+            scored_rows=int(line[blocks.ROWS]),
+            predicted_candidate=float(line[blocks.CANDIDATE]),
+            predicted_stable=float(line[blocks.STABLE]),
+        )
+        decision = reconcile(Context(spec, state, observed, now, next_look, lambda: table, carry))
+        next_look = decision.next_look_ms
+        if decision.event is None:
+            continue
+        state = apply(spec, state, decision.event, now, 0)
+        run.reached_half = run.reached_half or state.weight >= TURN_WEIGHT
+        if isinstance(decision.event, StepBack | Abort):
+            run.back_at = run.back_at or number
+            run.aborted = isinstance(decision.event, Abort)
+            if run.aborted or run.turned_at is not None:
+                break
+        if state.phase == Phase.WATCHING:
+            run.promoted_at = number
+            if scenario != "turns_bad":
+                break
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Whole blocks `[POOL, COLUMNS]`, and sums over the first 0..100 percent of their requests `[POOL, 101]`."""
+
+    lines: F64
+    served_rows: F64
+    served_clicks: F64
+    served: F64
+
+    def draw(self, rng: np.random.Generator, weight: float) -> F64:
+        """One block with its served columns for a weight in percent."""
+        at = int(rng.integers(len(self.lines)))
+        share = round(weight / 100 * _CHUNKS)
+        line: F64 = self.lines[at].copy()
+        line[blocks.SERVED_ROWS] = self.served_rows[at, share]
+        line[blocks.SERVED_CLICKS] = self.served_clicks[at, share]
+        line[blocks.SERVED] = self.served[at, share]
+        return line
+
+
+@lru_cache(maxsize=32)
+def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
+    """Blocks of `rows` rows whose candidate has this bias and, if `worse`, an AUC lower by 0.01."""
+    rng = np.random.default_rng([rows, worse, jumped])
+    shape = (POOL, rows)
+    known_c = 0.315 if worse else 0.4  # spread of what only that arm knows, in log-odds; 0.4 for both: equal AUC
+    known_s, shared, unseen = 0.4, 0.9, 0.3
+    base = rng.normal(-1.65, shared, shape)
+    only_c, only_s = rng.normal(0, 0.4, shape), rng.normal(0, known_s, shape)
+    requests = -(-rows // REQUEST_ROWS)
+    cause = np.repeat(rng.normal(0, unseen, (POOL, requests)), REQUEST_ROWS, axis=1)[:, :rows]
+    truth = _sigmoid(base + only_c + only_s + cause)
+    if jumped:
+        truth = truth * 1.08
+    clicks = (rng.random(shape) < truth).astype(np.float64)
+    # What the candidate sees of its own cause; the rest is noise to it. Expected clicks given what is seen: calibrated.
+    part = (known_c / 0.4) ** 2
+    seen = part * only_c + np.sqrt(part * (1 - part)) * rng.normal(0, 0.4, shape) if worse else only_c
+    stable = _expected(base + only_s, np.hypot(0.4, unseen))
+    candidate = _expected(base + seen, np.sqrt(known_s**2 + unseen**2 + 0.16 * (1 - part)))
+    candidate = np.clip(candidate * (1.0 + bias), 0.0, 0.999)
+    lines = np.zeros((POOL, blocks.COLUMNS))
+    lines[:, blocks.ROWS] = lines[:, blocks.EXPOSED] = rows
+    lines[:, blocks.CLICKS] = clicks.sum(1)
+    lines[:, blocks.STABLE], lines[:, blocks.CANDIDATE] = stable.sum(1), candidate.sum(1)
+    lines[:, blocks.LOSS_DELTA] = (row_logloss(clicks, candidate) - row_logloss(clicks, stable)).sum(1)
+    lines[:, blocks.AUC_DELTA] = [auc(y, c) - auc(y, s) for y, c, s in zip(clicks, candidate, stable, strict=True)]
+    ends = np.round(np.linspace(0, rows, _CHUNKS + 1)).astype(int)
+
+    def sums(values: F64) -> F64:
+        total = np.concatenate([np.zeros((POOL, 1)), np.cumsum(values, axis=1)], axis=1)
+        taken: F64 = total[:, ends]
+        return taken
+
+    return _Pool(lines, sums(np.ones(shape)), sums(clicks), sums(candidate))
+
+
+def _expected(logits: F64, spread: float) -> F64:
+    """Mean of sigmoid(logits + spread * z) over standard normal z, by Gauss-Hermite quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+    grid = np.linspace(-12, 12, 2401)
+    table = (_sigmoid(grid[:, None] + spread * nodes) * weights).sum(1) / weights.sum()
+    found: F64 = np.interp(logits, grid, table)
+    return found
+
+
+def _sigmoid(logits: F64) -> F64:
+    p: F64 = 1.0 / (1.0 + np.exp(-logits))
+    return p
+
+
+def _spread(values: list[Any]) -> dict[str, float | None]:
+    if not values:
+        return {"median": None, "p95": None}
+    return {"median": float(np.median(values)), "p95": float(np.quantile(values, 0.95))}
