@@ -1,10 +1,11 @@
 """How fast the traffic log takes requests from answer to labelled row: predictions, feedback, join, reading back.
 
-    python -m benchmarks.traffic [--seconds 10] [--rows 100] [--fields 39] [--context 0.6]
+    python -m benchmarks.traffic [--seconds 10] [--rows 100] [--fields 39] [--context 0.6] [--rate 200]
 
 A lane process writes predictions and, for each, feedback (all exposed, clicks final for a fifth of the rows) through
 `TrafficWriter`; this process joins and reads the labelled log at the same time, as control and worker do. Everything
-goes as fast as it can; the figure is labelled rows per second from start until the last row has been read.
+goes as fast as it can, or at `--rate` predictions per second, to see how long an acknowledgement takes then. The figure
+is labelled rows per second from the first row read to the last.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import multiprocessing
 import tempfile
 import time
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ import numpy as np
 from pipeline.clock import SystemClock
 from pipeline.features import Features, IdPart
 from pipeline.prediction import PredictionIds
-from pipeline.traffic.log import FeedbackEntry, Outcome
+from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Outcome
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
@@ -42,17 +44,21 @@ def record(prediction_id: str, time_ms: int, n: int, fields: int, context: int, 
     return pack(PredictionRecord(prediction_id, time_ms, "ranker", "stable", "teacher", 1, Features(n, parts), scores))
 
 
-def lane(path: Path, seconds: float, n: int, fields: int, context: int, result: multiprocessing.Queue[dict]) -> None:
+def lane(
+    path: Path, seconds: float, n: int, fields: int, context: int, rate: float, result: multiprocessing.Queue[dict]
+) -> None:
     clock = SystemClock()
     ids = PredictionIds(KEY, 1)
     log = SqliteTrafficLog(path, ids, WINDOW_MS)
     writer = TrafficWriter(log, clock)
     rng = np.random.default_rng(1)
-    waiting: deque[tuple[float, object]] = deque()
+    waiting: deque[Future[list[FeedbackReply]]] = deque()
     acknowledged: list[float] = []
     predictions = 0
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    begin = time.monotonic()
+    while time.monotonic() < begin + seconds:
+        if rate:
+            time.sleep(max(0.0, begin + predictions / rate - time.monotonic()))
         prediction_id = ids.new(clock.wall_ms())
         if not writer.offer(record(prediction_id, clock.wall_ms(), n, fields, context, rng)):
             time.sleep(0.001)
@@ -60,14 +66,14 @@ def lane(path: Path, seconds: float, n: int, fields: int, context: int, result: 
         predictions += 1
         clicked = rng.choice(n, n // 5, replace=False).tolist()
         entry = FeedbackEntry(prediction_id, (), [Outcome(i, 1.0, final=True) for i in clicked], exposed_all=True)
-        waiting.append((time.monotonic(), writer.feedback([entry])))
-        while len(waiting) > 256 or (waiting and waiting[0][1].done()):
-            start, future = waiting.popleft()
-            future.result()
-            acknowledged.append(time.monotonic() - start)
-    for start, future in waiting:
+        started = time.monotonic()
+        future = writer.feedback([entry])
+        future.add_done_callback(lambda _, started=started: acknowledged.append(time.monotonic() - started))
+        waiting.append(future)
+        while len(waiting) > 256:
+            waiting.popleft().result()
+    for future in waiting:
         future.result()
-        acknowledged.append(time.monotonic() - start)
     writer.close()
     log.close()
     counters = writer.counters()
@@ -89,6 +95,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--fields", type=int, default=39)
     parser.add_argument("--context", type=float, default=0.6, help="share of the fields that are context")
+    parser.add_argument("--rate", type=float, default=0.0, help="predictions per second; 0: as fast as it can")
     arguments = parser.parse_args()
     context = int(arguments.fields * arguments.context)
     with tempfile.TemporaryDirectory() as home:
@@ -97,7 +104,8 @@ def main() -> None:
         processes = multiprocessing.get_context("spawn")
         result = processes.Queue()
         child = processes.Process(
-            target=lane, args=(path, arguments.seconds, arguments.rows, arguments.fields, context, result)
+            target=lane,
+            args=(path, arguments.seconds, arguments.rows, arguments.fields, context, arguments.rate, result),
         )
         child.start()
         clock = SystemClock()
