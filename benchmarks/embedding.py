@@ -108,7 +108,7 @@ def main() -> None:
             source, index = torch.from_numpy(rows), [torch.from_numpy(p) for p in picks]
             out = torch.empty(count, options.width)
             cases: dict[str, Callable[[int], object]] = {
-                "limit": lambda t, i=index, o=out: torch.index_select(source, 0, i[t % 64], out=o),  # type: ignore[misc]
+                "limit": lambda t, s=source, i=index, o=out: torch.index_select(s, 0, i[t % 64], out=o),  # type: ignore[misc]
                 "segment": lambda t, f=features, d=dense: plain.lookup(f[t % 64], d),  # type: ignore[misc]
                 "overlay+segment": lambda t, f=features, d=dense: stacked.lookup(f[t % 64], d),  # type: ignore[misc]
                 "segment, context once": lambda t, f=shared, d=dense: plain.lookup(f[t % 64], d),  # type: ignore[misc]

@@ -72,12 +72,12 @@ def hash_value(field: str, value: Any) -> int:
 def hash_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any]) -> Ids:
     """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once."""
     array = _as_array(field, values)
+    if not len(array):  # arrow cannot combine empty chunks of nulls
+        return np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
     distinct = np.fromiter((hash_value(field, v) for v in encoded.dictionary.to_pylist()), np.int64)
-    if not len(distinct):
-        return np.empty(0, np.int64)
     ids: Ids = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
     return ids
 
@@ -88,6 +88,8 @@ def hash_bag_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any],
     A missing value is an empty bag. Each element is hashed by itself, under the field's own name.
     """
     array = _as_array(field, values)
+    if not len(array):
+        return np.zeros(1, np.int32), np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
@@ -95,12 +97,12 @@ def hash_bag_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any],
     bags = [[hash_value(field, e) for e in text.split(separator)] if text else [] for text in texts]
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     lengths = np.fromiter((len(b) for b in bags), np.int64, len(bags))
-    starts = np.concatenate([[0], np.cumsum(lengths)]) if len(bags) else np.zeros(1, np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.fromiter((e for b in bags for e in b), np.int64, int(starts[-1]))
-    sizes = lengths[codes] if len(bags) else np.zeros(len(codes), np.int64)
+    sizes = lengths[codes]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
     within = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1].astype(np.int64), sizes)
-    return offsets, flat[np.repeat(starts[codes] if len(bags) else starts[:0], sizes) + within]
+    return offsets, flat[np.repeat(starts[codes], sizes) + within]
 
 
 def bucket(salt: str, key: str) -> int:

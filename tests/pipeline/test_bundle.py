@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import SCHEMA, WIDTH, random_table, random_tables, write_bundle
+from safetensors.numpy import save_file
+
+from pipeline.bundle import Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
+from pipeline.errors import BundleError
+from pipeline.versions import Repository
+
+
+@pytest.fixture
+def bundle(repository: Repository) -> Bundle:
+    return write_bundle(repository, random_tables(1))
+
+
+def edit(bundle: Bundle, **changes: Any) -> None:
+    path = bundle.path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def replace_file(bundle: Bundle, name: str, data: bytes) -> None:
+    """Put other bytes in place of a file and make the manifest agree, as someone who forges a bundle would."""
+    (bundle.path / name).write_bytes(data)
+    files = json.loads((bundle.path / "manifest.json").read_text())["files"]
+    edit(bundle, files={**files, name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}})
+
+
+def test_what_was_written_is_read(bundle: Bundle) -> None:
+    opened = Bundle.open(bundle.path)
+    assert opened.manifest == bundle.manifest
+    assert opened.frozen
+    for name, table in random_tables(1).items():
+        read = opened.table(name)
+        for attribute in ("ids", "rows", "counts", "linear"):
+            np.testing.assert_array_equal(getattr(read, attribute), getattr(table, attribute))
+    assert not list(bundle.path.parent.glob(".*.????????"))
+
+
+@pytest.mark.parametrize("name", ["dense.onnx", "tables/user.safetensors", "tables/genres.linear.safetensors"])
+def test_one_flipped_byte_is_found_and_named(bundle: Bundle, name: str) -> None:
+    path = bundle.path / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match="SHA-256") as refused:
+        Bundle.open(bundle.path)
+    assert refused.value.field == name
+
+
+def test_a_cut_or_missing_file_is_found_without_hashing(bundle: Bundle) -> None:
+    path = bundle.path / "dense.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"dense\.onnx has"):
+        Bundle.open(bundle.path, verify=False)
+    path.unlink()
+    with pytest.raises(BundleError, match=r"dense\.onnx is listed"):
+        Bundle.open(bundle.path, verify=False)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "tables/../../outside", "..\\outside", ""])
+def test_paths_that_leave_the_directory_are_refused(bundle: Bundle, name: str) -> None:
+    (bundle.path.parent / "outside").write_bytes(b"x")
+    files = {**bundle.manifest.model_dump(mode="json")["files"], name: {"sha256": "0" * 64, "bytes": 1}}
+    edit(bundle, files=files)
+    with pytest.raises(BundleError, match="leaves"):
+        Bundle.open(bundle.path, verify=False)
+
+
+def test_a_link_that_leaves_the_directory_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    name = "tables/user.safetensors"
+    outside = tmp_path / "outside"
+    shutil.move(bundle.path / name, outside)
+    (bundle.path / name).symlink_to(outside)
+    with pytest.raises(BundleError, match=r"user\.safetensors"):
+        Bundle.open(bundle.path, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "0"}, "version"),
+        ({"version": "../1"}, "version"),
+        ({"name": "../x"}, "name"),
+        ({"surprise": 1}, "surprise"),
+        ({"format": 2}, "format"),
+        ({"base": "1"}, "go together"),
+        ({"base": "1", "deltas": ["7"]}, "end with the version itself"),
+        ({"tables": {}}, "not listed in tables"),
+        ({"calibration": {"alpha": -1, "beta": 0}}, "alpha"),
+    ],
+)
+def test_a_manifest_that_does_not_hold_together(bundle: Bundle, changes: dict[str, Any], message: str) -> None:
+    edit(bundle, **changes)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle.path, verify=False)
+
+
+def test_not_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        Bundle.open(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(b"\x80pickle")
+    with pytest.raises(BundleError, match="JSON"):
+        Bundle.open(tmp_path)
+
+
+def test_a_forged_table_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    name = "tables/user.safetensors"
+    ids, rows, counts = np.array([3, 2], np.int64), np.zeros((2, WIDTH), np.float32), np.zeros(2, np.int64)
+    for arrays, message in (
+        ({"ids": ids, "rows": rows, "counts": counts}, "sorted and unique"),
+        ({"ids": ids[::-1].astype(np.int32), "rows": rows, "counts": counts}, "int64"),
+        ({"ids": ids[::-1].copy(), "rows": rows[:, :2].copy(), "counts": counts}, "rows"),
+    ):
+        save_file(arrays, tmp_path / "forged")
+        replace_file(bundle, name, (tmp_path / "forged").read_bytes())
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(bundle.path).table("user")
+    replace_file(bundle, name, b"not tensors")
+    with pytest.raises(BundleError, match="user"):
+        Bundle.open(bundle.path).table("user")
+
+
+def test_int8_rows_come_back_scaled(repository: Repository) -> None:
+    bundle = write_bundle(repository, random_tables(1))
+    ids = np.array([1, 2], np.int64)
+    arrays = {
+        "ids": ids,
+        "rows": np.array([[1, -2, 3, 4], [5, 6, 7, -8]], np.int8),
+        "scales": np.array([0.5, 2], np.float32),
+        "counts": np.ones(2, np.int64),
+    }
+    save_file(arrays, bundle.path.parent / "rows")
+    replace_file(bundle, "tables/user.safetensors", (bundle.path.parent / "rows").read_bytes())
+    with pytest.raises(BundleError, match=r"user\.linear"):
+        Bundle.open(bundle.path).table("user")
+    weights = {"ids": ids, "rows": np.ones((2, 1), np.float32)}
+    save_file(weights, bundle.path.parent / "rows")
+    replace_file(bundle, "tables/user.linear.safetensors", (bundle.path.parent / "rows").read_bytes())
+    np.testing.assert_array_equal(Bundle.open(bundle.path).table("user").rows, [[0.5, -1, 1.5, 2], [10, 12, 14, -16]])
+
+
+def test_an_existing_bundle_is_never_overwritten(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="never changed"), BundleWriter(bundle.path):
+        pass
+
+
+def write_half(target: Path, table: Table) -> None:
+    with BundleWriter(target) as writer:
+        writer.table("user", table)
+        raise OSError("disk full")
+
+
+def test_a_writer_that_fails_leaves_nothing(repository: Repository) -> None:
+    target = repository.path("ranker", "1")
+    table = random_table(np.random.default_rng(0), 5, WIDTH, linear=False)
+    with pytest.raises(OSError, match="disk full"):
+        write_half(target, table)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_refused_version_needs_no_network(repository: Repository) -> None:
+    schema = SCHEMA.with_width(WIDTH)
+    tables = {
+        f.table_name: TableInfo(width=WIDTH, rows=0, default=(0.0,) * WIDTH, linear_default=None)
+        for f in schema.embedded
+    }
+    manifest = Manifest(
+        name="ranker",
+        version="1",
+        architecture="lr",
+        schema=schema,
+        tables=tables,
+        gate=GateReport(passed=False, reasons=("bias",)),
+    )
+    with BundleWriter(repository.path("ranker", "1")) as writer:
+        refused = writer.finish(manifest)
+    assert not Bundle.open(refused.path).manifest.servable
+    with BundleWriter(repository.path("ranker", "2")) as writer, pytest.raises(BundleError, match=r"dense\.onnx"):
+        writer.finish(manifest.model_copy(update={"version": "2", "gate": None}))
+
+
+def test_empty_tables_are_fine(repository: Repository) -> None:
+    none = Table(
+        np.zeros(0, np.int64), np.zeros((0, WIDTH), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    )
+    bundle = write_bundle(repository, {f.name: none for f in SCHEMA.embedded})
+    assert len(Bundle.open(bundle.path).table("user").ids) == 0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from handmade import SCHEMA
+from pydantic import ValidationError
+
+from pipeline.schema import FieldSpec, Schema
+
+
+def test_fields_by_kind_keep_schema_order() -> None:
+    assert [f.name for f in SCHEMA.ids] == ["user", "item"]
+    assert [f.name for f in SCHEMA.bags] == ["tags", "genres"]
+    assert [f.name for f in SCHEMA.numbers] == ["age", "price"]
+    assert [f.name for f in SCHEMA.embedded] == ["user", "tags", "item", "genres"]
+    assert SCHEMA.with_width(8).embedding_width == 32
+    assert SCHEMA.with_width(8).bags[0].pooling == "mean"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"kind": "bag"}, "separator"),
+        ({"kind": "id", "separator": ","}, "separator"),
+        ({"kind": "id", "transform": "log1p"}, "transform"),
+        ({"kind": "number", "table": "t"}, "table"),
+        ({"kind": "number", "width": 4}, "table"),
+        ({"kind": "text"}, "kind"),
+        ({"name": "a b"}, "name"),
+        ({"width": 0}, "width"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_field_that_contradicts_itself_is_refused(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FieldSpec.model_validate({"name": "f", "role": "context", **spec})
+
+
+def test_names_are_unique() -> None:
+    field = FieldSpec(name="f", role="context", kind="id")
+    with pytest.raises(ValidationError, match="'f' is named twice"):
+        Schema(fields=(field, field))
+
+
+def test_schemas_match_by_what_a_caller_sees() -> None:
+    assert SCHEMA.inputs_match(SCHEMA.with_width(8)) is None
+    fields = list(SCHEMA.fields)
+    fields[5] = FieldSpec(name="genres", role="candidate", kind="bag", separator=",")
+    assert SCHEMA.inputs_match(Schema(fields=tuple(fields))) == "field 'genres': separator is '|' here and ',' there"
+    assert SCHEMA.inputs_match(Schema(fields=tuple(fields[:5]))) == "6 fields against 5"
+    swapped = Schema(fields=(*SCHEMA.fields[1:], SCHEMA.fields[0]))
+    assert "name is 'user' here" in (SCHEMA.inputs_match(swapped) or "")
+
+
+def test_survives_json() -> None:
+    schema = SCHEMA.with_width(8)
+    assert Schema.model_validate_json(schema.model_dump_json()) == schema
