@@ -56,11 +56,13 @@ def log_odds_error(labels: npt.NDArray[Any]) -> float:
 
 
 def _newton(s: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, slope: bool) -> tuple[float, float]:
-    x = np.stack([s, np.ones_like(s)], 1) if slope else np.ones((len(s), 1))
-    fixed = np.zeros_like(s) if slope else s
-    rate = y.mean()
+    # Around the mean logit, where the two are nearly independent and the start is close.
+    mean, rate = s.mean(), y.mean()
+    centred = s - mean
+    x = np.stack([centred, np.ones_like(s)], 1) if slope else np.ones((len(s), 1))
+    fixed = np.zeros_like(s) if slope else centred
     start = np.log(rate / (1.0 - rate))
-    w = np.array([1.0, 0.0]) if slope else np.array([start - s.mean()])
+    w = np.array([1.0, start]) if slope else np.array([start])
 
     def loss(v: npt.NDArray[np.float64]) -> float:
         z = fixed + x @ v
@@ -79,4 +81,5 @@ def _newton(s: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, slope: bo
         at = loss(w)
         if np.abs(pace * move).max() < 1e-10:
             break
-    return (float(w[0]), float(w[1])) if slope else (1.0, float(w[0]))
+    alpha = float(w[0]) if slope else 1.0
+    return alpha, float(w[-1] - alpha * mean)

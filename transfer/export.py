@@ -42,13 +42,14 @@ class DenseGraph:
         self._schema = schema
         self._inputs = inputs_of(schema, linear=network.uses_linear)
         self._model = self._trace(network)
-        known = set(_weights(network))
-        # A user's architecture may leave initialisers that were computed from weights; then only a new trace is right.
-        self._refillable = all(t.name in known for t in self._model.graph.initializer)
+        known, held = set(_weights(network)), {t.name for t in self._model.graph.initializer}
+        # A user's architecture may turn weights into other constants while it is traced; then only a new trace is right.
+        self.refillable = held <= known and {name for name, _ in network.named_parameters()} <= held
+        """Whether publishing again only has to write the weights."""
 
     def write(self, network: Network) -> bytes:
         """The file's bytes with the network's present weights."""
-        if not self._refillable:
+        if not self.refillable:
             self._model = self._trace(network)
             return bytes(self._model.SerializeToString())
         weights = _weights(network)

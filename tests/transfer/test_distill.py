@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_log import SCHEMA, SmallLog
+
+from pipeline.errors import DataError, InvalidInput
+from pipeline.metrics import auc
+from pipeline.schema import Schema
+from transfer.distill import OURS, PUBLISHED, transfer_offline
+from transfer.model import ClickModel
+from transfer.train import train
+from transfer.trust import Trust
+
+LOG = SmallLog(60_000)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return train(LOG, "deepfm", width=8, stop=0.4)
+
+
+def bias(model):
+    test = LOG.window(0.8, 1)
+    return model.scores(test.rows).sum() / test.truth.sum() - 1
+
+
+@pytest.mark.parametrize(("width", "settings"), [(8, OURS), (16, OURS), (4, replace(OURS, ratio=0.5))])
+def test_our_student_is_unbiased_and_ranks_like_its_teacher(teacher, width, settings):
+    student, report = transfer_offline(teacher, LOG, "dcnv2", width=width, start=0.4, stop=0.8, settings=settings)
+    # Against the true probabilities; the labels that calibrate have a relative error of a few percent themselves.
+    assert abs(bias(student)) < 0.08
+    test = LOG.window(0.8, 1)
+    assert auc(test.labels, student.scores(test.rows)) > auc(test.labels, teacher.scores(test.rows)) - 0.01
+    assert report.rows == 24_000
+    assert set(report.seconds) == {"score", "s1a", "s1b", "s1c"}
+    assert student.metrics["rows"] > 0
+
+
+def test_balanced_draws_bias_the_student_that_nobody_corrects(teacher):
+    published, report = transfer_offline(
+        teacher, LOG, "dcnv2", start=0.4, stop=0.8, settings=replace(PUBLISHED, a=0.0, batch=256, ratio=0.25)
+    )
+    assert report.log_k > 0.5
+    assert bias(published) > 0.2
+    corrected, _ = transfer_offline(
+        teacher, LOG, "dcnv2", start=0.4, stop=0.8, settings=replace(OURS, a=0.0, ratio=0.25)
+    )
+    assert abs(bias(corrected)) < 0.1
+
+
+def test_published_mode_runs_as_published(teacher):
+    student, report = transfer_offline(teacher, LOG, "fibinet", start=0.4, stop=0.8, mode="published")
+    assert (student.calibration.alpha, student.calibration.beta) == (1.0, 0.0)
+    assert report.steps == 2  # one balanced batch of up to 40,960 rows, twice
+    assert report.a == 0.7
+
+
+def test_s1b_leaves_the_tables_alone_and_the_run_repeats_itself(teacher):
+    settings = replace(OURS, joint_passes=0, calibrate=False)
+    a, b = (transfer_offline(teacher, LOG, "dnn", width=8, start=0.4, stop=0.5, settings=settings)[0] for _ in range(2))
+    for name in a.tables.names:
+        np.testing.assert_array_equal(a.tables.export(name).rows, teacher.tables.export(name).rows)
+    np.testing.assert_array_equal(a.logits(LOG.window(0, 0.1).rows), b.logits(LOG.window(0, 0.1).rows))
+
+
+def test_a_teacher_from_elsewhere_gives_logits_only(teacher):
+    class Foreign:
+        schema = SCHEMA
+
+        def calibrated_logits(self, rows):
+            return teacher.calibrated_logits(rows)
+
+    student, _ = transfer_offline(Foreign(), LOG, "dnn", width=4, start=0.4, stop=0.8)
+    assert abs(bias(student)) < 0.1
+
+
+def test_what_cannot_be_transferred_is_named_before_training(teacher):
+    class Broken:
+        schema = SCHEMA
+
+        def calibrated_logits(self, rows):
+            return np.full(len(rows), np.nan, np.float32)
+
+    with pytest.raises(DataError, match="teacher's logits"):
+        transfer_offline(Broken(), LOG, "fm")
+    with pytest.raises(DataError, match="every label"):
+        transfer_offline(teacher, SmallLog(500, labels=0), "fm")
+    with pytest.raises(DataError, match="no rows"):
+        transfer_offline(teacher, LOG, "fm", start=0.5, stop=0.5)
+    other = ClickModel.create(Schema(fields=SCHEMA.fields[:3]), "fm", 8, seed=0)
+    with pytest.raises(InvalidInput, match="same fields"):
+        transfer_offline(other, LOG, "fm")
+    with pytest.raises(InvalidInput, match="mode"):
+        transfer_offline(teacher, LOG, "fm", mode="theirs")
+    with pytest.raises(InvalidInput, match="ratio"):
+        replace(OURS, ratio=2.0)
+
+
+def test_trust_follows_the_better_model():
+    rng = np.random.default_rng(0)
+    equal, ahead, behind = Trust(0.7), Trust(0.7), Trust(0.7)
+    for _ in range(200):
+        noise, other = rng.normal(size=100), rng.normal(size=100)
+        equal.update(noise, noise)
+        ahead.update(noise - 0.3, other)
+        behind.update(noise + 0.3, other)
+    assert equal.a == pytest.approx(0.7)
+    assert ahead.a < 0.1
+    assert behind.a == 0.9
