@@ -40,42 +40,39 @@ class Retained:
 def retain(file: TrafficFile, before_ms: int, protect_seq: int | None) -> Retained:
     """Delete closed predictions made before `before_ms` whose labelled entries all have seq <= `protect_seq`."""
     predictions = feedback = labelled = 0
-    after = 0
+    # Ids sort by time: the index on them finds what is old without a walk through what is not.
+    after, cut = "", _id_at(before_ms)
     while True:
         with file.write(durable=False) as db:
             protect = _slowest(db) if protect_seq is None else protect_seq
-            old = [
-                seq
-                for (seq,) in db.execute(
-                    "SELECT seq FROM predictions WHERE seq > ? AND time_ms < ?"
-                    " AND seq <= (SELECT seq FROM watermark)"
-                    " AND NOT EXISTS (SELECT 1 FROM labelled l WHERE l.prediction = predictions.seq AND l.seq > ?)"
-                    " ORDER BY seq LIMIT ?",
-                    (after, before_ms, protect, _CHUNK),
-                )
-            ]
-            deleted = _delete(db, old)
+            old = db.execute(
+                "SELECT seq, prediction_id FROM predictions WHERE prediction_id > ? AND prediction_id < ?"
+                " AND seq <= (SELECT seq FROM watermark)"
+                " AND NOT EXISTS (SELECT 1 FROM labelled l WHERE l.prediction = predictions.seq AND l.seq > ?)"
+                " ORDER BY prediction_id LIMIT ?",
+                (after, cut, protect, _CHUNK),
+            ).fetchall()
+            deleted = _delete(db, [seq for seq, _ in old])
         predictions += len(old)
         feedback += deleted[0]
         labelled += deleted[1]
         if len(old) < _CHUNK:
             break
-        after = old[-1]
+        after = old[-1][1]
     with file.write(durable=False) as db:
-        # Ids sort by time, so one comparison finds what has waited too long for a prediction that never came.
-        cut = (_id_at(before_ms),)
-        parked = db.execute("DELETE FROM parked WHERE prediction_id < ?", cut).rowcount
+        parked = db.execute("DELETE FROM parked WHERE prediction_id < ?", (cut,)).rowcount
         db.execute(
             "DELETE FROM scores WHERE prediction_id < ?"
             " AND NOT EXISTS (SELECT 1 FROM predictions p WHERE p.prediction_id = scores.prediction_id)",
-            cut,
+            (cut,),
         )
-        unread, unjoined = db.execute(
-            "SELECT count(*) FILTER (WHERE seq <= w), count(*) FILTER (WHERE seq > w)"
-            " FROM (SELECT p.seq AS seq, w.seq AS w FROM predictions p, watermark w WHERE p.time_ms < ?)",
-            (before_ms,),
-        ).fetchone()
         count(db, parked_expired=parked)
+    with file.read() as db:
+        unread, unjoined = db.execute(
+            "SELECT count(*) FILTER (WHERE p.seq <= w.seq), count(*) FILTER (WHERE p.seq > w.seq)"
+            " FROM predictions p, watermark w WHERE p.prediction_id < ?",
+            (cut,),
+        ).fetchone()
     return Retained(predictions, feedback, labelled, parked, unread, unjoined)
 
 

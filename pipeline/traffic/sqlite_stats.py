@@ -15,6 +15,7 @@ class TrafficStats:
     Args:
         predictions, feedback, labelled_entries, labelled_rows: totals; retention does not lessen them.
         parked_refused: parts of parked feedback that did not fit their prediction when it came.
+        parked_expired: feedback entries whose prediction never came.
         open_predictions: written and not closed; parked: feedback entries that wait for their prediction.
         late: closed predictions with feedback or rows still to come out as revisions.
         watermark_ms: time of the last prediction closed, Unix milliseconds, 0 before the first.
@@ -27,6 +28,7 @@ class TrafficStats:
     labelled_entries: int
     labelled_rows: int
     parked_refused: int
+    parked_expired: int
     open_predictions: int
     parked: int
     late: int
@@ -61,6 +63,7 @@ def read_stats(db: sqlite3.Connection, now_ms: int) -> TrafficStats:
         labelled_entries=totals.get("labelled_entries", 0),
         labelled_rows=totals.get("labelled_rows", 0),
         parked_refused=totals.get("parked_refused", 0),
+        parked_expired=totals.get("parked_expired", 0),
         open_predictions=number("SELECT count(*) FROM predictions WHERE seq > ?", watermark),
         parked=number("SELECT count(*) FROM parked"),
         late=number("SELECT count(*) FROM late"),
