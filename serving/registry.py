@@ -42,10 +42,10 @@ class EndpointSource(Protocol):
     """Where endpoints are kept, as far as a lane looks at it."""
 
     def data_version(self) -> int:
-        """Grows with every change by any process; cheap."""
+        """A number that changes with every change by any process; cheap."""
 
-    def endpoints(self) -> list[Endpoint]:
-        """All endpoints."""
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """All endpoints by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class ServedEndpoint:
 class Snapshot:
     """Everything that may answer at one moment."""
 
-    endpoints: Mapping[str, ServedEndpoint] = MappingProxyType({})
-    models: Mapping[Key, Served] = MappingProxyType({})
+    endpoints: Mapping[str, ServedEndpoint]
+    models: Mapping[Key, Served]
 
     def newest(self, bundle: str) -> Served | None:
         """The newest ready version of a bundle."""
@@ -164,7 +164,7 @@ class Registry:
         self._max_candidates = max_candidates
         self._nice = nice
         self._retry = retry
-        self._snapshot = Snapshot()
+        self._snapshot = Snapshot(MappingProxyType({}), MappingProxyType({}))
         self._changed = threading.Condition()
         # Guarded by `_changed`:
         self._desired = _Desired()
@@ -192,6 +192,11 @@ class Registry:
         """Whether a version is wanted here and may still become ready."""
         with self._changed:
             return any(key[0] == bundle and version in ("", key[1]) for key in self._desired.keys)
+
+    def wanted(self) -> bool:
+        """Whether any model is wanted."""
+        with self._changed:
+            return bool(self._desired.endpoints or self._desired.extra)
 
     # What operators need.
 
@@ -348,7 +353,7 @@ class Registry:
         if self._source is not None:
             version = self._source.data_version()
             if version != self._data_version:
-                self._known = self._source.endpoints()
+                self._known = list(self._source.endpoints().values())
                 self._data_version = version
         desired = self._resolve(self._known, killed)
         with self._changed:

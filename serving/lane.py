@@ -1,0 +1,313 @@
+"""A primary lane: one process that answers clients, several of them behind one port.
+
+It needs the control process for nothing: what it must know it reads itself, what others must know of it stands in
+`<home>/run/status/lane-<i>.json`, written every second. On SIGTERM it says NOT_SERVING, answers what it has accepted,
+writes what waits and exits with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import grpc
+import uvloop
+
+from pipeline.clock import Clock, SystemClock
+from pipeline.engine import Engine
+from pipeline.plan import Plan
+from pipeline.prediction import PredictionIds, load_secret
+from pipeline.stages.decode import Decode
+from pipeline.stages.embed import Embed
+from pipeline.stages.infer import Infer
+from pipeline.stages.record import Record
+from pipeline.traffic.writer import TrafficWriter
+from serving.config import Config
+from serving.dispatch import DIRECT, Dispatcher
+from serving.handoff import HandoffSender
+from serving.latency import quantile
+from serving.process import die_with_parent, write_status
+from serving.services.health import Health, is_ready
+from serving.services.inference import InferenceService
+from serving.services.ranking import RankingService
+from serving.services.rpc import hard_limit
+from serving.telemetry import METRICS_DIR, Telemetry
+from serving.traffic import open_traffic_log
+from serving.wiring import open_registry
+
+__all__ = ["Lane", "run_lane"]
+
+FIRST_LOAD = 20.0
+STATUS_EVERY = 1.0
+HEALTH_EVERY = 0.1
+NOTICE = 0.3
+DRAIN = 10.0
+STALL = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Lane:
+    """All parts of one lane, put together. Use `start`, then `stop`, in one event loop.
+
+    Args:
+        config: of the installation.
+        index: number of the lane, from 0.
+    """
+
+    def __init__(self, config: Config, index: int, clock: Clock | None = None) -> None:
+        self._config = config
+        self._index = index
+        self._clock = clock or SystemClock()
+        self._name = f"lane-{index}"
+        self.port = 0
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Load what the endpoints name, then listen.
+
+        Raises:
+            OSError: the port is taken by something that does not share it.
+        """
+        config, clock = self._config, self._clock
+        secret = load_secret(config.secret)
+        self.telemetry = Telemetry(self._name)
+        self.registry = open_registry(config, clock)
+        self.registry.start()
+        self._log = open_traffic_log(config)
+        self.writer = TrafficWriter(
+            self._log, clock, capacity=config.traffic.buffer, delay_s=config.traffic.commit_interval
+        )
+        self.sender = HandoffSender(config.shadow_socket, config.engine.shadow_queue)
+        self.engine = Engine(
+            Plan([Decode(), Embed(), Infer(), Record(clock, self.writer.offer, self._to_shadow)]),
+            workers=config.engine.workers,
+            max_queue=config.engine.max_queue,
+            clock=clock,
+        )
+        self.dispatcher = Dispatcher(
+            self.registry,
+            self.engine,
+            PredictionIds(secret, self._index),
+            clock,
+            self.telemetry,
+            secret=secret,
+            overrides=lambda name: name in config.endpoints and config.endpoints[name].overrides,
+            default_deadline=config.engine.default_deadline,
+        )
+        self._publish_counters()
+        await asyncio.to_thread(self._first_load)
+        await self._listen()
+        self._tasks = [asyncio.create_task(self._tell(), name="lane-status"), asyncio.create_task(self._health())]
+
+    def abandon(self) -> None:
+        """Do not wait for models any longer: the end is asked for before the start is done."""
+        self._draining = True
+
+    async def stop(self, drain: float = DRAIN) -> None:
+        """Say NOT_SERVING, answer what was accepted within `drain` seconds, flush, end all threads."""
+        self._draining = True
+        await self.health.drain()
+        await asyncio.sleep(NOTICE)  # clients that watch their health leave by themselves
+        await self._server.stop(drain)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._close)
+
+    def status(self) -> dict[str, Any]:
+        """What the status file says; see README of the format in `docs`."""
+        now = self._clock.monotonic()
+        writer = asdict(self.writer.counters())
+        stalled, stage = self.engine.stalled()
+        engine = self.engine.stats()
+        return {
+            "process": self._name,
+            "pid": os.getpid(),
+            "time_ms": self._clock.wall_ms(),
+            "port": self.port,
+            "state": "draining" if self._draining else "ready" if is_ready(self.registry.snapshot) else "starting",
+            "endpoints": {
+                name: {arm: {**asdict(report), **self._window(name, arm, now)} for arm, report in arms.items()}
+                for name, arms in self.registry.arms().items()
+            },
+            "direct": {name: self._window(name, DIRECT, now) for name, arm in self.dispatcher.windows if arm == DIRECT},
+            "killed": sorted(name for name, e in self.registry.snapshot.endpoints.items() if e.killed),
+            "counters": {key: self.dispatcher.counters[key] for key in ("missing_key", "candidate_not_ready")},
+            "engine": {
+                "pending": self.dispatcher.pending,
+                "queue": engine.queue_depth,
+                "accepted": engine.accepted,
+                "answered": engine.answered,
+                "failed": engine.failed,
+                "rejected": engine.rejected,
+                "stalled_seconds": stalled,
+                "stalled_stage": stage,
+            },
+            "writer": writer,
+            "shadow": {
+                "sent": self.sender.sent,
+                "waiting": self.sender.waiting,
+                "dropped": dict(self.sender.dropped),
+            },
+        }
+
+    def _window(self, endpoint: str, arm: str, now: float) -> Mapping[str, Any]:
+        window = self.dispatcher.window(endpoint, arm)
+        counts = window.recent.counts(now)
+        errors, late = window.recent.failures(now)
+
+        def milliseconds(q: float) -> float | None:
+            seconds = quantile(counts, q)
+            return None if seconds is None else 1000 * seconds
+
+        return {
+            "requests": window.requests,
+            "rows": window.rows,
+            "errors": window.errors,
+            "deadline_misses": window.deadline_misses,
+            "recent": {
+                "seconds": window.recent.seconds,
+                "requests": int(counts.sum()),
+                "errors": errors,
+                "deadline_misses": late,
+                "p50_ms": milliseconds(0.5),
+                "p99_ms": milliseconds(0.99),
+                "counts": {str(i): int(c) for i, c in enumerate(counts) if c},
+            },
+        }
+
+    def _to_shadow(self, record: bytes) -> bool:
+        return self.sender.offer(record)
+
+    def _first_load(self) -> None:
+        """Wait for the models, so that a lane which comes back takes no connection that it cannot serve."""
+        self.registry.looked(FIRST_LOAD)
+        if not self._config.endpoints and not self.registry.wanted():
+            return
+        until = self._clock.monotonic() + FIRST_LOAD
+        while not self._draining and not self.registry.wait(is_ready, 0.2):
+            if self._clock.monotonic() >= until:
+                log.warning("not every endpoint is ready after %.0f s; listening all the same", FIRST_LOAD)
+                return
+
+    async def _listen(self) -> None:
+        listen = self._config.listen
+        limit = hard_limit(listen.max_message_bytes)
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ]
+        )
+        self.health = Health()
+        await self.health.attach(self._server)
+        inference = InferenceService(
+            self.dispatcher,
+            self._clock,
+            ready=lambda: not self._draining and is_ready(self.registry.snapshot),
+            max_bytes=listen.max_message_bytes,
+        )
+        ranking = RankingService(
+            self.dispatcher, self.writer, self._clock, self.telemetry, max_bytes=listen.max_message_bytes
+        )
+        self._server.add_generic_rpc_handlers((inference.handler(), ranking.handler()))
+        self.port = self._server.add_insecure_port(f"{listen.host}:{listen.grpc_port}")
+        await self._server.start()
+        await self.health.update(self.registry.snapshot)
+        log.info("%s listens on %s:%d", self._name, listen.host, self.port)
+
+    async def _tell(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._write, self.status())
+            except OSError as error:
+                log.error("the status of %s cannot be written: %s", self._name, error)
+            await asyncio.sleep(STATUS_EVERY)
+
+    def _write(self, status: Mapping[str, Any]) -> None:
+        self.telemetry.pending(self.dispatcher.pending)
+        self.telemetry.ready(
+            {
+                (name, arm): served.model.version
+                for name, endpoint in self.registry.snapshot.endpoints.items()
+                for arm in ("stable", "candidate")
+                if (served := endpoint.arm(arm)) is not None
+            }
+        )
+        write_status(self._config.status / f"{self._name}.json", status)
+        self.telemetry.write(self._config.home / METRICS_DIR)
+        if status["engine"]["stalled_seconds"] > STALL:
+            log.error("stage %s has not ended for %.0f s", *self.engine.stalled()[::-1])
+
+    async def _health(self) -> None:
+        seen = None
+        while True:
+            snapshot = self.registry.snapshot
+            if snapshot is not seen:
+                await self.health.update(snapshot)
+                seen = snapshot
+            await asyncio.sleep(HEALTH_EVERY)
+
+    def _publish_counters(self) -> None:
+        self.telemetry.tally(
+            "baton_shadow_handoff_dropped", "Predictions not handed to the shadow lane, by reason", "reason",
+            lambda: self.sender.dropped,
+        )  # fmt: skip
+        self.telemetry.tally(
+            "baton_traffic_dropped", "Predictions not written to the traffic log, by reason", "reason",
+            lambda: self.writer.counters().dropped,
+        )  # fmt: skip
+        self.telemetry.tally(
+            "baton_traffic_committed", "Entries written to the traffic log, by kind", "kind",
+            lambda: {"prediction": self.writer.counters().committed, "feedback": self.writer.counters().feedback},
+        )  # fmt: skip
+        self.telemetry.tally(
+            "baton_engine_rejected", "Events that left the engine without an answer, by reason", "reason",
+            lambda: self.engine.stats().rejected,
+        )  # fmt: skip
+        self.telemetry.tally(
+            "baton_routing", "Requests without a routing key, or whose candidate was not ready", "case",
+            lambda: self.dispatcher.counters,
+        )  # fmt: skip
+
+    def _close(self) -> None:
+        self.engine.close(timeout=5.0)
+        self.writer.close()
+        self.sender.close()
+        self._write(self.status())
+        self.registry.stop()
+        self._log.close()
+
+
+def run_lane(config: Config, index: int) -> None:
+    """Be lane number `index` until SIGTERM or SIGINT."""
+    die_with_parent()
+    uvloop.run(_run(config, index))
+
+
+async def _run(config: Config, index: int) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    lane = Lane(config, index)
+    starting = asyncio.create_task(lane.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        lane.abandon()
+    await starting
+    await stopping
+    await lane.stop()
