@@ -5,8 +5,6 @@ Written by `analysis` from labelled rows (and by `simulate` from generated ones)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -26,35 +24,38 @@ SILENT_CLICKS = 20.0
 """A run of blocks without one click where stable expected this many is an outage of labels, not a measurement."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Some blocks, as float64 columns `[t]`.
+def _column(at: int) -> property:
+    return property(lambda self: self.lines[:, at])
 
-    Args:
-        time: start of the block, Unix milliseconds.
-        rows, clicks: paired rows (both arms scored them) and the clicks on them.
-        stable, candidate: sum of each arm's scores over them.
-        loss_delta: sum of the candidate's LogLoss minus stable's. auc_delta: difference of AUC, NaN with one class only.
-        served_rows, served_clicks, served: rows that the candidate answered, clicks and its scores on them.
-        exposed: exposed rows, paired or not.
+
+class Selection:
+    """Some blocks: float64 `lines` `[t, COLUMNS]`, and each column `[t]` by name.
+
+    `time` start of the block, Unix milliseconds; `rows` paired rows (both arms scored them) and `clicks` on them;
+    `stable`, `candidate` sums of the arms' scores over them; `loss_delta` sum of the candidate's LogLoss minus stable's;
+    `auc_delta` difference of AUC, NaN with one class only; `served_rows`, `served_clicks`, `served` rows that the
+    candidate answered, clicks and its scores on them; `exposed` exposed rows, paired or not.
     """
 
-    time: F64
-    rows: F64
-    clicks: F64
-    stable: F64
-    candidate: F64
-    loss_delta: F64
-    auc_delta: F64
-    served_rows: F64
-    served_clicks: F64
-    served: F64
-    exposed: F64
+    def __init__(self, lines: F64) -> None:
+        self.lines = lines
+
+    time: F64 = _column(TIME)  # type: ignore[assignment]
+    rows: F64 = _column(ROWS)  # type: ignore[assignment]
+    clicks: F64 = _column(CLICKS)  # type: ignore[assignment]
+    stable: F64 = _column(STABLE)  # type: ignore[assignment]
+    candidate: F64 = _column(CANDIDATE)  # type: ignore[assignment]
+    loss_delta: F64 = _column(LOSS_DELTA)  # type: ignore[assignment]
+    auc_delta: F64 = _column(AUC_DELTA)  # type: ignore[assignment]
+    served_rows: F64 = _column(SERVED_ROWS)  # type: ignore[assignment]
+    served_clicks: F64 = _column(SERVED_CLICKS)  # type: ignore[assignment]
+    served: F64 = _column(SERVED)  # type: ignore[assignment]
+    exposed: F64 = _column(EXPOSED)  # type: ignore[assignment]
 
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return len(self.time)
+        return len(self.lines)
 
     def bias(self, arm: str = "candidate") -> float:
         """Relative bias of an arm over all paired rows; NaN without a click."""
@@ -126,7 +127,7 @@ class Selection:
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Selection:
         """The blocks of a mask `[t]`."""
-        return Selection(*(getattr(self, name)[mask] for name in self.__slots__))
+        return Selection(self.lines[mask])
 
 
 class BlockTable:
@@ -181,7 +182,7 @@ class BlockTable:
         keep = (time >= from_ms) & (time < end)
         if version:
             keep &= lines[:, VERSION] >= version
-        return Selection(*lines[keep][:, :VERSION].T)
+        return Selection(lines[keep])
 
     def forget(self, before_ms: int) -> None:
         """Drop the lines of blocks that start before `before_ms`."""

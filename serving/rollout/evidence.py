@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -46,14 +47,28 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """A verdict on "the mean is below 0", and how many more blocks it needs at the present mean and spread.
-
-    `missing` is 0 where the verdict holds, None where the mean lies on the wrong side, so that no amount would do.
-    """
+    """A verdict on "the mean is below 0", each side at `error`; `at_least` blocks are needed before any."""
 
     verdict: Verdict
     limits: Limits
-    missing: int | None
+    error: float
+    at_least: int
+
+    def missing(self) -> int | None:
+        """How many more blocks it takes at the present mean and spread; None where no number would do."""
+        found, lacking = self.limits, self.at_least - self.limits.blocks
+        if self.verdict is Verdict.HOLDS:
+            return 0
+        if lacking > 0 or not found.high > found.mean:
+            return max(1, lacking)
+        deviation = (found.high - found.mean) / radius(found.blocks, self.error)
+        if found.mean >= 0 or radius(_FAR, self.error) * deviation > -found.mean:
+            return None
+        low, high = found.blocks, _FAR
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if radius(middle, self.error) * deviation < -found.mean else (middle, high)
+        return high - found.blocks
 
 
 def attempt_error(confidence: float, attempt: int) -> float:
@@ -67,6 +82,7 @@ def tuned_rho(error: float, blocks: int = TUNED_FOR) -> float:
     return math.sqrt((wide + math.log(wide + 1.0)) / blocks)
 
 
+@lru_cache(maxsize=1 << 16)
 def radius(blocks: int, error: float) -> float:
     """One-sided radius after `blocks`, in standard deviations of one block.
 
@@ -82,8 +98,9 @@ def limits(values: F64, error: float) -> Limits:
     t = len(values)
     if t < 2:
         return Limits(float(values[0]) if t else math.nan, -math.inf, math.inf, t)
-    mean = float(values.mean())
-    wide = radius(t, error) * float(values.std(ddof=1))
+    mean = float(values.sum()) / t
+    apart = values - mean
+    wide = radius(t, error) * math.sqrt(float(apart @ apart) / (t - 1))
     return Limits(mean, mean - wide, mean + wide, t)
 
 
@@ -93,15 +110,10 @@ def test_below(values: F64, error: float, at_least: int) -> Test:
     Nothing is said before `at_least` blocks, nor of blocks without any spread: those are no measurement.
     """
     found = limits(values, error)
-    wide = found.high - found.mean
-    if found.blocks < at_least or not wide > 0:
-        return Test(Verdict.OPEN, found, max(1, at_least - found.blocks))
-    if found.high < 0:
-        return Test(Verdict.HOLDS, found, 0)
-    if found.low > 0:
-        return Test(Verdict.BREACHED, found, None)
-    deviation = wide / radius(found.blocks, error)
-    return Test(Verdict.OPEN, found, _blocks_missing(found.blocks, -found.mean, deviation, error))
+    verdict = Verdict.OPEN
+    if found.blocks >= at_least and found.high > found.mean:
+        verdict = Verdict.HOLDS if found.high < 0 else Verdict.BREACHED if found.low > 0 else Verdict.OPEN
+    return Test(verdict, found, error, at_least)
 
 
 def share_above(hits: int, trials: int, most: float, error: float) -> Verdict:
@@ -116,13 +128,3 @@ def share_above(hits: int, trials: int, most: float, error: float) -> Verdict:
     centre = p + z * z / (2 * trials)
     wide = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     return Verdict.BREACHED if (centre - wide) / (1 + z * z / trials) > most else Verdict.OPEN
-
-
-def _blocks_missing(blocks: int, margin: float, deviation: float, error: float) -> int | None:
-    if margin <= 0 or radius(_FAR, error) * deviation > margin:
-        return None
-    low, high = blocks, _FAR
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if radius(middle, error) * deviation < margin else (middle, high)
-    return high - blocks

@@ -278,9 +278,10 @@ class _Look:
 
     def _lacking(self, what: str, estimate: str, tests: tuple[Test, ...]) -> str:
         open_tests = [test for test in tests if test.verdict is not Verdict.HOLDS]
-        if any(test.missing is None for test in open_tests):
+        needs = [test.missing() for test in open_tests]
+        if None in needs:
             return f"{what}: not shown; at the present estimate ({estimate}) no number of labels will show it"
-        more = max(test.missing or 0 for test in open_tests)
+        more = max(need or 0 for need in needs)
         self.missing = math.ceil(more * float(self.rows.clicks.sum()) / max(1, self.rows.blocks))
         return f"{what}: not yet shown ({estimate}); about {self.missing} more clicks at the present estimate"
 

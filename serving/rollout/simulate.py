@@ -68,7 +68,7 @@ def simulate(
     *,
     bias: float | None = None,
     carry: bool = True,
-    horizon: int = 2000,
+    horizon: int = 1600,
 ) -> SimulationReport:
     """Run a rollout file `runs` times against a scenario.
 
@@ -190,7 +190,7 @@ def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     """Blocks of `rows` rows whose candidate has this bias and, if `worse`, an AUC lower by 0.01."""
     rng = np.random.default_rng([rows, worse, jumped])
     shape = (POOL, rows)
-    known_c = 0.315 if worse else 0.4  # spread of what only that arm knows, in log-odds; 0.4 for both: equal AUC
+    known_c = 0.27 if worse else 0.4  # spread of what only that arm knows, in log-odds; 0.4 for both: equal AUC
     known_s, shared, unseen = 0.4, 0.9, 0.3
     base = rng.normal(-1.65, shared, shape)
     only_c, only_s = rng.normal(0, 0.4, shape), rng.normal(0, known_s, shape)
@@ -205,13 +205,17 @@ def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     seen = part * only_c + np.sqrt(part * (1 - part)) * rng.normal(0, 0.4, shape) if worse else only_c
     stable = _expected(base + only_s, np.hypot(0.4, unseen))
     candidate = _expected(base + seen, np.sqrt(known_s**2 + unseen**2 + 0.16 * (1 - part)))
-    candidate = np.clip(candidate * (1.0 + bias), 0.0, 0.999)
+    # Exact by construction, so that the pool's own luck is not a bias that all runs share.
+    stable *= clicks.sum() / (1.08 if jumped else 1.0) / stable.sum()
+    candidate *= (1.0 + bias) * clicks.sum() / (1.08 if jumped else 1.0) / candidate.sum()
+    np.clip(candidate, 0.0, 0.999, out=candidate)
     lines = np.zeros((POOL, blocks.COLUMNS))
     lines[:, blocks.ROWS] = lines[:, blocks.EXPOSED] = rows
     lines[:, blocks.CLICKS] = clicks.sum(1)
     lines[:, blocks.STABLE], lines[:, blocks.CANDIDATE] = stable.sum(1), candidate.sum(1)
     lines[:, blocks.LOSS_DELTA] = (row_logloss(clicks, candidate) - row_logloss(clicks, stable)).sum(1)
-    lines[:, blocks.AUC_DELTA] = [auc(y, c) - auc(y, s) for y, c, s in zip(clicks, candidate, stable, strict=True)]
+    apart = np.array([auc(y, c) - auc(y, s) for y, c, s in zip(clicks, candidate, stable, strict=True)])
+    lines[:, blocks.AUC_DELTA] = apart - np.nanmean(apart) - (0.01 if worse else 0.0)
     ends = np.round(np.linspace(0, rows, _CHUNKS + 1)).astype(int)
 
     def sums(values: F64) -> F64:
