@@ -258,7 +258,7 @@ class _Progress:
 
     def _where(self, batch: pa.RecordBatch, row: int) -> str:
         file, number = batch.column("__file")[row].as_py(), batch.column("__row")[row].as_py()
-        return f"{self.source.paths[file]}, row {number}"
+        return f"{self.source.paths[file]}, row {number + 1}"
 
 
 def _texts(values: pa.Array) -> pa.Array:

@@ -52,7 +52,8 @@ class _Column:
 
     @property
     def value(self) -> str:
-        return f"{self.table}.{_quoted(self.name)}"
+        value = f"{self.table}.{_quoted(self.name)}"
+        return f"CAST({value} AS DOUBLE)" if self.kind.startswith("DECIMAL") else value
 
 
 class Source:
@@ -189,7 +190,7 @@ class Source:
 
 
 def _feature(number: int, field: DataField, column: _Column) -> str:
-    value = f"CAST({column.value} AS DOUBLE)" if column.kind.startswith("DECIMAL") else column.value
+    value = column.value
     if field.kind != "number":
         return f"{value} AS f{number}"
     if column.kind == "VARCHAR":
@@ -245,7 +246,7 @@ def _scan(path: Path) -> str:
 
 def _branch(number: int, file: _File, columns: list[str]) -> str:
     # Without an order of its own, row_number() numbers the rows of a scan as they stand in the file.
-    row = "file_row_number" if file.path.name.endswith(".parquet") else "row_number() OVER ()"
+    row = "file_row_number" if file.path.name.endswith(".parquet") else "row_number() OVER () - 1"
     chosen = ", ".join(_quoted(c) for c in columns)
     return f"SELECT {chosen}, {number}::INTEGER AS __file, {row} AS __row FROM {_scan(file.path)}"
 
