@@ -1,10 +1,13 @@
 """A small stationary click log in memory, with known click probabilities."""
 
 import numpy as np
+import torch
 
 from pipeline.features import Bag, Rows
 from pipeline.schema import FieldSpec, Schema
 from transfer.data.log import LogChunk, row_range
+
+torch.set_num_threads(1)  # the models here are too small for more
 
 SCHEMA = Schema(
     fields=(

@@ -42,11 +42,11 @@ def test_balanced_draws_bias_the_student_that_nobody_corrects(teacher):
         teacher, LOG, "dcnv2", start=0.4, stop=0.8, settings=replace(PUBLISHED, a=0.0, batch=256, ratio=0.25)
     )
     assert report.log_k > 0.5
-    assert bias(published) > 0.2
+    assert bias(published) > 0.25
     corrected, _ = transfer_offline(
         teacher, LOG, "dcnv2", start=0.4, stop=0.8, settings=replace(OURS, a=0.0, ratio=0.25)
     )
-    assert abs(bias(corrected)) < 0.1
+    assert abs(bias(corrected)) < bias(published) / 2
 
 
 def test_published_mode_runs_as_published(teacher):
