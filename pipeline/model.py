@@ -18,7 +18,6 @@ from pipeline.bundle import DENSE, Bundle, Calibration, Manifest
 from pipeline.embedding.store import EmbeddingStore, LookupCounts
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, Rows
-from pipeline.graph import check_graph
 from pipeline.network import DenseInputs, Network
 from pipeline.schema import Schema
 from pipeline.versions import Repository
@@ -62,7 +61,10 @@ class Model:
         network_threads: int = 1,
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> Model:
-        """Open a version with every file of it and of the versions it builds on verified, and map its rows.
+        """Open a version, every file of it verified, and map its rows.
+
+        The versions it builds on are verified when a segment is built from them, not each time: a segment carries
+        its own checksums.
 
         Args:
             repository: where bundles lie.
@@ -83,11 +85,10 @@ class Model:
         if (manifest.name, manifest.version) != (name, bundle.path.name):
             raise BundleError(f"{bundle.path} says it is {manifest.name} version {manifest.version}", "name")
         try:
-            chain = [Bundle.open(link.path, verify=True) for link in repository.chain(bundle)[:-1]]
+            chain = repository.chain(bundle)
         except NotFound as error:
             raise BundleError(f"{bundle.path} builds on a version that is gone: {error}", "base") from None
-        store = EmbeddingStore.open([*chain, bundle], segments)
-        check_graph(bundle.path / DENSE, manifest.model_schema, linear=manifest.linear)
+        store = EmbeddingStore.open(chain, segments)
         network = Network(
             bundle.path / DENSE, manifest.model_schema, linear=manifest.linear, threads=network_threads, device=device
         )

@@ -4,9 +4,10 @@
     cells.bin       linear-probe cells, 16 bytes each: key, slot, linear weight
     rows.bin        float32 [V, d]
 
-Built beside its place and renamed into it, once per source, under a file lock. A directory that is torn, cut or of
-another source is refused by `Segment.open` and built anew by `ensure_segment`. Memory: 4 d bytes a row and 16 bytes a
-cell at 0.4 to 0.85 cells in use, so that rows and index stay below 1.7 times the raw bytes of rows, weights and ids.
+Built of verified bundles beside its place and renamed into it, once per source, under a file lock. A directory that is
+torn, cut or of another source is refused by `Segment.open` and built anew by `ensure_segment`. Memory: 4 d bytes a row
+and 16 bytes a cell at 0.4 to 0.85 cells in use, so that rows and index stay below 1.7 times the raw bytes of rows,
+weights and ids.
 
 An id may stand in several tables, so its key is the id xor-ed with a salt of its table's name. It knows nothing of
 requests; `pipeline.embedding.store` reads it, `pipeline.embedding.gather` holds the loops.
@@ -124,7 +125,7 @@ def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segme
         width: d.
 
     Raises:
-        BundleError: a bundle's table breaks its format.
+        BundleError: a bundle that it must be built from is damaged, or a table breaks its format.
     """
     source = _source(bundles)
     tip = bundles[-1].manifest
@@ -154,6 +155,7 @@ def sweep(folder: Path, keep: Sequence[Path]) -> int:
 
 
 def _build(path: Path, bundles: Sequence[Bundle], source: str, width: int) -> None:
+    bundles = [Bundle.open(bundle.path, verify=True) for bundle in bundles]
     names = [t for t, info in bundles[-1].manifest.tables.items() if info.width == width]
     count = _distinct(bundles, names)
     weighted = bundles[-1].manifest.linear

@@ -1,0 +1,39 @@
+"""Imports run one way: protos <- pipeline <- serving, transfer; only the command line knows both."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = {"protos", "pipeline", "serving", "transfer"}
+ALLOWED = {
+    "protos": {"protos"},
+    "pipeline": {"protos", "pipeline"},
+    "serving": {"protos", "pipeline", "serving"},
+    "transfer": {"protos", "pipeline", "transfer"},
+}
+TRANSPORTS = {"grpc", "fastapi", "starlette", "uvicorn", "ray", "uvloop", "torch"}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        if path.is_relative_to(ROOT / "serving" / "cli") or path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
+            continue
+        found = imports(path)
+        assert found & OURS <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {found & OURS - ALLOWED[package]}"
+        if package == "pipeline":
+            assert not found & TRANSPORTS, f"{path.relative_to(ROOT)} imports {found & TRANSPORTS}"
