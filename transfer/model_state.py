@@ -58,7 +58,9 @@ def load_into(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str,
     mine = _identity(model)
     for key in _IDENTITY:
         if mine[key] != header[key]:
-            raise InvalidInput(f"this state is of a model with another {key}: {header[key]} instead of {mine[key]}", key)
+            raise InvalidInput(
+                f"this state is of a model with another {key}: {header[key]} instead of {mine[key]}", key
+            )
     model.tables.load_state(_under("tables.", arrays))
     dense = {name: torch.from_numpy(value.copy()) for name, value in _under("dense.", arrays).items()}
     model.network.load_state_dict(dense)
