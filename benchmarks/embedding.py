@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.bundle import Bundle, BundleWriter, Manifest, Table, TableInfo
 from pipeline.embedding.store import EmbeddingStore
@@ -27,12 +29,24 @@ from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
 
 
+def network(width: int) -> onnx.ModelProto:
+    """The least that a bundle may hold: the sum of all vectors."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["embeddings", "axes"], ["logit"], keepdims=0)],
+        "sum",
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n"])],
+        [numpy_helper.from_array(np.array([1], np.int64), "axes")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def write(repository: Repository, schema: Schema, table: Table, base: str | None) -> Bundle:
     version = repository.reserve("bench")
     width = table.rows.shape[1]
     info = TableInfo(width=width, rows=len(table.ids), default=(0.0,) * width)
     with BundleWriter(repository.path("bench", version)) as writer:
-        writer.path("dense.onnx").write_bytes(b"not read here")
+        onnx.save(network(schema.embedding_width), str(writer.path("dense.onnx")))
         writer.table("t", table)
         return writer.finish(
             Manifest(
