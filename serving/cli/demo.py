@@ -10,6 +10,7 @@ that came back through Feedback.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import socket
 import subprocess
@@ -93,8 +94,8 @@ class Demo:
         config_path, rate, duration = self._configure(log)
         config = Config.load(config_path)
         with self._served(config_path, config) as admin:
-            rollout = yaml.safe_load((self.home / "rollout.yaml").read_text())
-            admin.post("/rollouts", {"file": rollout, "reason": "demo"})
+            text = (self.home / "rollout.yaml").read_text()
+            admin.post("/rollouts", {"file": text, "name": "rollout.yaml", "reason": "demo"})
             report, final = self._replay(log, config, admin, rate, duration)
         return self._report(log, config, report, final)
 
@@ -296,10 +297,13 @@ class Demo:
 
 def _spoil(student: ClickModel, seed: int) -> None:
     """Make a student that looks whole and is not: vectors of half of its ids dealt anew, odds up by half."""
-    rows = student.tables.values
     random = np.random.default_rng(seed)
-    chosen = random.permutation(len(rows))[: len(rows) // 2]
-    rows[chosen] = rows[random.permutation(chosen)]
+    for name in student.tables.names:
+        table = student.tables.export(name, None)
+        order = np.arange(len(table.ids))
+        chosen = random.permutation(order)[: len(order) // 2]
+        order[chosen] = random.permutation(chosen)
+        student.tables.load_rows(name, dataclasses.replace(table, rows=table.rows[order]))
     beta = student.calibration.beta + float(np.log(1.5))
     student.calibration = Calibration(alpha=student.calibration.alpha, beta=beta)
 

@@ -120,7 +120,7 @@ class Replay:
 
     async def _send_labels(self, client: AsyncRankingClient) -> None:
         while self._due or not self._labels_end.is_set():
-            ready = []
+            ready: list[FeedbackEntry] = []
             now = self._clock.monotonic()
             while self._due and self._due[0][0] <= now and len(ready) < FEEDBACK_BATCH:
                 ready.append(self._due.popleft()[1])

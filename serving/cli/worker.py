@@ -9,8 +9,9 @@ import torch
 
 from pipeline.errors import InvalidInput
 from pipeline.versions import Repository
-from serving.config import Config
+from serving.config import Config, EndpointConfig
 from serving.rollout.store import ControlStore
+from serving.routing import Endpoint
 from serving.traffic import open_traffic_log
 from transfer.gate import GateLimits
 from transfer.worker import Worker, WorkerSettings
@@ -53,8 +54,8 @@ def build(config: Config) -> Worker:
 
 def _arms(config: Config, endpoint: str) -> tuple[str, str]:
     # The live endpoint counts; the file is for the first start.
-    known = {e.name: e for e in ControlStore(config.control_db).endpoints()} if config.control_db.exists() else {}
-    arms = known.get(endpoint) or config.endpoints.get(endpoint)
+    known = ControlStore(config.control_db).endpoints() if config.control_db.exists() else {}
+    arms: Endpoint | EndpointConfig | None = known.get(endpoint) or config.endpoints.get(endpoint)
     if arms is None or arms.candidate is None:
         raise InvalidInput(
             f"endpoint {endpoint!r} has no candidate to teach; set one with `baton endpoint set` or in the config",

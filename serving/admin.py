@@ -1,0 +1,368 @@
+"""What an operator can ask and do, once: REST, and every other door, are thin shells over this.
+
+Everything here is safe to call from several threads. It decides nothing about traffic by itself: rollouts are the
+controller's, endpoints the store's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.bundle import Bundle
+from pipeline.clock import Clock
+from pipeline.errors import BundleError, Conflict, InvalidInput, NotFound
+from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.versions import Repository
+from serving.config import Config
+from serving.kill import KillSwitch
+from serving.observe import read_status
+from serving.rollout.controller import RolloutController
+from serving.rollout.spec import Rollout
+from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
+from serving.rollout.store import ControlStore, StoredRollout, Who
+from serving.routing import ArmSpec, Endpoint
+
+__all__ = ["Admin"]
+
+_PLAIN_VERBS: dict[str, Event] = {"pause": Pause(), "resume": Resume(), "abort": Abort(), "undo": Undo()}
+VERBS = ("pause", "resume", "promote", "abort", "undo", "set-weight")
+
+
+class Admin:
+    """The verbs of one installation.
+
+    Args:
+        lock: held by everyone who uses `controller`, the rollout loop included.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: ControlStore,
+        traffic: SqliteTrafficLog,
+        repository: Repository,
+        controller: RolloutController,
+        kill: KillSwitch,
+        clock: Clock,
+        lock: threading.RLock,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._traffic = traffic
+        self._repository = repository
+        self._controller = controller
+        self._kill = kill
+        self._clock = clock
+        self._lock = lock
+
+    # --- endpoints -------------------------------------------------------------------------------------------------
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """All endpoints as stored, with what the kill switch says."""
+        engaged = self._kill.engaged()
+        return [_endpoint(e, e.name in engaged) for e in self._store.endpoints().values()]
+
+    def endpoint(self, name: str) -> dict[str, Any]:
+        """One endpoint. Raises: NotFound."""
+        return _endpoint(self._store.endpoint(name), name in self._kill.engaged())
+
+    def set_endpoint(
+        self,
+        name: str,
+        stable: Mapping[str, Any],
+        candidate: Mapping[str, Any] | None,
+        *,
+        actor: str,
+        reason: str,
+        weight: float = 0.0,
+        salt: str = "",
+        expected: int | None = None,
+    ) -> dict[str, Any]:
+        """Make or change an endpoint.
+
+        Raises:
+            NotFound: a bundle or version is not in the repository.
+            InvalidInput: the arms' inputs differ, or the name is that of a bundle.
+            Conflict: a rollout owns the endpoint. StaleVersion: it changed since `expected`.
+        """
+        if name in self._repository.names():
+            raise InvalidInput(
+                f"endpoint {name!r}: a bundle has that name; endpoints and bundles share one namespace", "name"
+            )
+        arms = {"stable": _arm(stable, "stable"), "candidate": _arm(candidate, "candidate") if candidate else None}
+        bundles = {arm: self._bundle(spec, arm) for arm, spec in arms.items() if spec is not None}
+        if "candidate" in bundles:
+            _same_inputs(bundles["stable"], bundles["candidate"])
+        assert arms["stable"] is not None
+        known = self._store.endpoints().get(name)
+        made = Endpoint(
+            name=name,
+            stable=arms["stable"],
+            candidate=arms["candidate"],
+            weight=weight,
+            salt=salt or (known.salt if known else name),
+            holdout=known.holdout if known else 0.0,
+        )
+        saved = self._store.put_endpoint(made, self._who(actor, reason), expected)
+        return _endpoint(saved, name in self._kill.engaged())
+
+    def kill(self, name: str, *, actor: str, reason: str) -> dict[str, Any]:
+        """Empty the candidate at once; its rollout is aborted at the next pass."""
+        self._store.endpoint(name)
+        self._kill.engage(name, reason, actor)
+        return self.endpoint(name)
+
+    def release(self, name: str, *, actor: str, reason: str) -> dict[str, Any]:
+        """Take the kill switch back; traffic returns only by a rollout or a weight.
+
+        Raises:
+            Conflict: it is not engaged, or the rollout that it aborts is still active.
+        """
+        if any(r.state.active for r in self._store.rollouts(active=True, endpoint=name)):
+            raise Conflict(f"the rollout of {name!r} has not been aborted yet; try again in a moment")
+        endpoint = self._store.endpoint(name)
+        if endpoint.weight:
+            # What the switch held back must not come back by itself.
+            self._store.put_endpoint(
+                endpoint.model_copy(update={"weight": 0.0}),
+                self._who(actor, reason),
+                endpoint.resource_version,
+                "release",
+            )
+        if not self._kill.release(name):
+            raise Conflict(f"endpoint {name!r} is not killed")
+        return self.endpoint(name)
+
+    def bootstrap(self) -> None:
+        """Make the endpoints of the configuration that the installation does not know yet."""
+        for name, wanted in self._config.endpoints.items():
+            if name in self._store.endpoints():
+                continue
+            self.set_endpoint(
+                name,
+                wanted.stable.model_dump(),
+                wanted.candidate.model_dump() if wanted.candidate else None,
+                salt=wanted.salt or "",
+                actor="config",
+                reason="named in the configuration",
+                expected=0,
+            )
+
+    # --- models ----------------------------------------------------------------------------------------------------
+
+    def models(self) -> list[dict[str, Any]]:
+        """Every version in the repository, with what the gate said and which arms use it."""
+        used: dict[tuple[str, str], list[str]] = {}
+        for name, status in self._processes().items():
+            if not name.startswith("lane-"):
+                continue
+            for endpoint, arms in status["endpoints"].items():
+                for arm, report in arms.items():
+                    place = f"{endpoint}/{arm}"
+                    at = used.setdefault((report["bundle"], report["version"]), [])
+                    if report["version"] and place not in at:
+                        at.append(place)
+        found = []
+        for name in self._repository.names():
+            for version in self._repository.versions(name):
+                manifest = self._repository.open(name, version).manifest
+                found.append(
+                    {
+                        "bundle": name,
+                        "version": version,
+                        "architecture": manifest.architecture,
+                        "base": manifest.base,
+                        "servable": manifest.servable,
+                        "reasons": list(manifest.gate.reasons) if manifest.gate else [],
+                        "metrics": manifest.metrics,
+                        "arms": used.get((name, version), []),
+                    }
+                )
+        return found
+
+    # --- rollouts --------------------------------------------------------------------------------------------------
+
+    def start_rollout(self, text: str, *, actor: str, reason: str, name: str = "rollout") -> dict[str, Any]:
+        """Begin a rollout. `text`: the rollout file; `name` stands for it in messages.
+
+        Raises:
+            InvalidInput: the file is wrong, or the candidate's inputs are not the stable arm's.
+            NotFound: unknown endpoint or bundle. Conflict: see `RolloutController.start`.
+        """
+        spec = Rollout.parse(text, name)
+        endpoint = self._store.endpoint(spec.endpoint)
+        candidate = self._repository.open(spec.candidate.bundle)
+        _same_inputs(self._bundle(endpoint.stable, "stable"), candidate)
+        with self._lock:
+            stored = self._controller.start(spec, actor, reason, int(candidate.manifest.version))
+        return self._rollout(stored)
+
+    def rollouts(self) -> list[dict[str, Any]]:
+        """All rollouts, oldest first, without figures."""
+        return [_brief(stored) for stored in self._store.rollouts()]
+
+    def rollout(self, name: str) -> dict[str, Any]:
+        """One rollout (by id, or the newest of an endpoint) with its figures per stay. Raises: NotFound."""
+        return self._rollout(self._store.rollout(name))
+
+    def command(
+        self, name: str, verb: str, *, actor: str, reason: str, weight: float | None = None, full: bool = False,
+        expected: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """An operator's verb: pause, resume, promote, abort, undo, set-weight.
+
+        Raises:
+            InvalidInput: unknown verb, or no weight for set-weight. Conflict: the phase does not allow it.
+            StaleVersion: the rollout changed since `expected`. NotFound: no such rollout.
+        """
+        event: Event
+        if verb == "set-weight":
+            if weight is None:
+                raise InvalidInput("set-weight needs a weight from 0 to 100", "weight")
+            event = SetWeight(weight)
+        elif verb == "promote":
+            event = Promote(full=full)
+        elif verb in _PLAIN_VERBS:
+            event = _PLAIN_VERBS[verb]
+        else:
+            raise InvalidInput(f"{verb!r} is not a verb of rollouts; use one of {', '.join(VERBS)}", "verb")
+        with self._lock:
+            return self._rollout(self._controller.command(name, event, actor, reason, expected))
+
+    def metrics(self, endpoint: str) -> dict[str, Any]:
+        """Bias with its limits, AUC, LogLoss and rows per arm, of the present rollout. Raises: NotFound."""
+        self._store.endpoint(endpoint)
+        with self._lock:
+            return self._controller.snapshot(endpoint).to_json()
+
+    def step_version(self, endpoint: str) -> str | None:
+        """The candidate's version when the present step of the active rollout was entered, None without a rollout."""
+        for stored in self._store.rollouts(active=True, endpoint=endpoint):
+            for entry in self._store.audit(endpoint):
+                state = entry.after.get("state", {})
+                if entry.rollout == stored.id and state.get("entered_ms") == stored.state.entered_ms:
+                    return str(state["candidate_version"])
+        return None
+
+    # --- the rest --------------------------------------------------------------------------------------------------
+
+    def audit(self, endpoint: str = "", after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Who changed what, when, why and on which evidence; oldest first."""
+        return [asdict(entry) for entry in self._store.audit(endpoint, after, limit)]
+
+    def status(self) -> dict[str, Any]:
+        """What every process reports, and how the traffic log stands."""
+        processes = self._processes()
+        return {
+            "lanes": {name: s for name, s in processes.items() if name.startswith("lane-")},
+            "shadow": _shadow(processes),
+            "worker": processes.get("worker"),
+            "supervisor": processes.get("supervisor"),
+            "traffic": asdict(self._traffic.stats(self._clock.wall_ms())),
+        }
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether all lanes answer, and what is missing."""
+        processes = self._processes()
+        missing = [
+            f"lane-{index}"
+            for index in range(self._config.engine.lanes)
+            if not processes.get(f"lane-{index}", {}).get("fresh") or processes[f"lane-{index}"]["state"] != "ready"
+        ]
+        if not processes.get("shadow", {}).get("fresh"):
+            missing.append("shadow")
+        return not missing, missing
+
+    def _processes(self) -> dict[str, dict[str, Any]]:
+        return read_status(self._config.status, self._clock.wall_ms())
+
+    def _rollout(self, stored: StoredRollout) -> dict[str, Any]:
+        with self._lock:
+            snapshot = self._controller.snapshot(stored.id).to_json()
+        return {**_brief(stored), "coverage": snapshot["coverage"], "phases": [_phase(p) for p in snapshot["phases"]]}
+
+    def _bundle(self, spec: ArmSpec, arm: str) -> Bundle:
+        try:
+            return self._repository.open(spec.bundle, str(spec.version) if spec.version else "")
+        except NotFound as error:
+            raise NotFound(f"{arm}: {error}") from None
+
+    def _who(self, actor: str, reason: str) -> Who:
+        return Who(actor, reason, self._clock.wall_ms())
+
+
+def _arm(given: Mapping[str, Any], arm: str) -> ArmSpec:
+    version = str(given.get("version") or "0")
+    if not version.isdecimal():
+        raise InvalidInput(f"{arm}: version {version!r} is not a decimal number; leave it empty for the newest", arm)
+    return ArmSpec(bundle=str(given.get("bundle", "")), version=int(version))
+
+
+def _same_inputs(stable: Bundle, candidate: Bundle) -> None:
+    difference = stable.manifest.model_schema.inputs_match(candidate.manifest.model_schema)
+    if difference:
+        raise BundleError(
+            f"{candidate.manifest.name} does not take what {stable.manifest.name} takes: {difference}", "candidate"
+        )
+
+
+def _endpoint(endpoint: Endpoint, killed: bool) -> dict[str, Any]:
+    return {**endpoint.model_dump(), "killed": killed or endpoint.killed}
+
+
+def _brief(stored: StoredRollout) -> dict[str, Any]:
+    state, status = stored.state, stored.status
+    return {
+        "id": stored.id,
+        "endpoint": stored.spec.endpoint,
+        "candidate": {"bundle": stored.spec.candidate.bundle, "version": str(state.candidate_version)},
+        "phase": state.phase,
+        "step": state.step,
+        "weight": state.weight,
+        "steps": [step.model_dump(exclude_defaults=True) for step in stored.spec.steps],
+        "steps_on_evidence": sorted(state.steps_on_evidence()),
+        "stepped_back": state.stepped_back,
+        "attempt": state.attempt,
+        "entered_ms": state.entered_ms,
+        "waiting": status.get("reason", "the first look is still to come"),
+        "next_look_ms": status.get("next_look_ms"),
+        "missing_clicks": status.get("missing_clicks"),
+        "evidence": status.get("evidence", {}),
+        "created_ms": stored.created_ms,
+        "resource_version": stored.resource_version,
+    }
+
+
+def _phase(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A stay's figures by metric and arm."""
+    arms = {"stable": figures["stable"], "candidate": figures["candidate"]}
+    return {
+        "step": figures["step"],
+        "weight": figures["weight"],
+        "entered_ms": figures["entered_ms"],
+        "rows": figures["rows"],
+        "labels": figures["labels"],
+        "served_by_candidate": figures["served_by_candidate"],
+        "auc": {arm: f["auc"] for arm, f in arms.items()},
+        "logloss": {arm: f["logloss"] for arm, f in arms.items()},
+        "bias": {arm: {"value": f["bias"], "low": f["low"], "high": f["high"]} for arm, f in arms.items()},
+    }
+
+
+def _shadow(processes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The shadow lane's own counts and what lanes could not hand over to it."""
+    shadow = processes.get("shadow", {})
+    reasons: dict[str, int] = dict(shadow.get("dropped", {}))
+    for name, status in processes.items():
+        if name.startswith("lane-"):
+            for reason, count in status["shadow"]["dropped"].items():
+                reasons[reason] = reasons.get(reason, 0) + count
+    return {
+        **shadow,
+        "scored": shadow.get("scored", 0) + shadow.get("caught_up", 0),
+        "dropped": sum(reasons.values()),
+        "dropped_by_reason": reasons,
+    }

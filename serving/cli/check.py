@@ -1,0 +1,88 @@
+"""`baton doctor`: whether this machine and this configuration can run Baton, and what to do where not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from pipeline.errors import BatonError
+from pipeline.versions import Repository
+from serving.cli.output import Output, emit
+from serving.config import Config
+
+__all__ = ["doctor"]
+
+LEAST_MEMORY = 4 << 30
+LEAST_DISK = 2 << 30
+
+Finding = tuple[str, bool, str]
+
+
+def doctor(
+    config: Annotated[Path, typer.Option("--config", help="Configuration file; its absence is fine")] = Path(
+        "baton.yaml"
+    ),
+    output: Annotated[
+        Output, typer.Option("-o", "--output", help="table for people, json for programs")
+    ] = Output.table,
+) -> None:
+    """Check Python, libraries, memory, disk, ports and the configured bundles; exit code 1 when something is wrong."""
+    findings = [*_machine(), *_configured(config)]
+    data = [{"check": name, "ok": ok, "detail": detail} for name, ok, detail in findings]
+    emit(output, {"ok": all(ok for _, ok, _ in findings), "checks": data}, "", ("check", "ok", "detail"), findings)
+    if not all(ok for _, ok, _ in findings):
+        raise typer.Exit(1)
+
+
+def _machine() -> list[Finding]:
+    memory = psutil.virtual_memory().total
+    free = shutil.disk_usage(".").free
+    found: list[Finding] = [
+        ("python", sys.version_info >= (3, 11), f"{platform.python_version()} (3.11 or newer is needed)"),
+        ("cores", True, str(os.cpu_count())),
+        ("memory", memory >= LEAST_MEMORY, f"{memory / (1 << 30):.1f} GiB (4 or more)"),
+        ("disk", free >= LEAST_DISK, f"{free / (1 << 30):.1f} GiB free here (2 or more)"),
+        ("sqlite", sqlite3.sqlite_version_info >= (3, 37), f"{sqlite3.sqlite_version} (3.37 or newer)"),
+    ]
+    for module in ("grpc", "onnxruntime", "torch", "numba", "uvloop"):
+        there = importlib.util.find_spec(module) is not None
+        found.append((module, there, "installed" if there else "missing: pip install -e . in the project"))
+    ray = importlib.util.find_spec("ray") is not None
+    found.append(("ray", True, "installed" if ray else "not installed; only several machines need it"))
+    return found
+
+
+def _configured(path: Path) -> list[Finding]:
+    if not path.exists():
+        return [("config", True, f"{path} is not there; nothing more to check")]
+    try:
+        config = Config.load(path)
+    except BatonError as error:
+        return [("config", False, str(error))]
+    found: list[Finding] = [("config", True, str(path))]
+    for name, port in (("grpc_port", config.listen.grpc_port), ("http_port", config.listen.http_port)):
+        with socket.socket() as probe:
+            taken = port != 0 and probe.connect_ex((config.listen.host, port)) == 0
+        found.append((name, True, f"{port}: " + ("something answers there (a running Baton?)" if taken else "free")))
+    repository = Repository(config.repository)
+    for endpoint, arms in config.endpoints.items():
+        for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
+            if spec is None:
+                continue
+            try:
+                version = repository.open(spec.bundle, spec.version, verify=True).manifest.version
+            except BatonError as error:
+                found.append((f"{endpoint}/{arm}", False, str(error)))
+            else:
+                found.append((f"{endpoint}/{arm}", True, f"{spec.bundle} {version} is whole"))
+    return found

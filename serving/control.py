@@ -1,0 +1,117 @@
+"""The control process: joins labels, moves rollouts, answers operators. Clients' requests never pass through it.
+
+Two loops in threads of their own and the HTTP server on the main thread. Dead for a while it delays labels and
+promotions and loses nothing: everything it knows is in the stores.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+
+import uvicorn
+
+from pipeline.clock import SystemClock
+from pipeline.versions import Repository
+from serving.admin import Admin
+from serving.config import Config
+from serving.http.api import build_app
+from serving.kill import KillSwitch
+from serving.observe import Observer, read_status
+from serving.process import die_with_parent, write_status
+from serving.rollout.controller import RolloutController
+from serving.rollout.store import ControlStore
+from serving.traffic import open_traffic_log
+
+__all__ = ["run_control"]
+
+JOIN_EVERY = 0.2
+PASS_EVERY = 0.5
+RETAIN_EVERY = 60.0
+
+log = logging.getLogger(__name__)
+
+
+def run_control(config: Config) -> None:
+    """Be the control process until SIGTERM or SIGINT."""
+    die_with_parent()
+    clock = SystemClock()
+    store = ControlStore(config.control_db)
+    joined, read = open_traffic_log(config), open_traffic_log(config)
+    repository = Repository(config.repository)
+    kill = KillSwitch(config.home)
+    controller = RolloutController(store, read, clock, Observer(config.status, repository, kill, clock))
+    lock = threading.RLock()
+    admin = Admin(config, store, read, repository, controller, kill, clock, lock)
+    admin.bootstrap()
+    stop = threading.Event()
+    retained = clock.monotonic()
+
+    def join() -> None:
+        nonlocal retained
+        while joined.join(clock.wall_ms()) and not stop.is_set():
+            pass
+        if clock.monotonic() - retained > RETAIN_EVERY:
+            retained = clock.monotonic()
+            now = clock.wall_ms()
+            done = joined.retain(now - round(1000 * config.traffic.retention), _worker_place(config, now))
+            if done.held_back:
+                log.warning("retention waits for the worker, which has not read that far: %s", asdict(done))
+
+    def move() -> None:
+        with lock:
+            for rollout, decision in controller.step():
+                if decision.event is not None:
+                    log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
+        versions = {name: {"step_version": admin.step_version(name)} for name in store.endpoints()}
+        write_status(
+            config.status / "control.json", {"process": "control", "time_ms": clock.wall_ms(), "endpoints": versions}
+        )
+
+    loops = [
+        threading.Thread(target=_repeat, args=(name, body, pause, stop), name=name, daemon=True)
+        for name, body, pause in (("label-join", join, JOIN_EVERY), ("rollout", move, PASS_EVERY))
+    ]
+    for loop in loops:
+        loop.start()
+    listen = config.listen
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build_app(admin, config.home),
+            host=listen.host,
+            port=listen.http_port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=3,
+        )
+    )
+    log.info("control answers on http://%s:%d", listen.host, listen.http_port)
+    try:
+        server.run()
+    finally:
+        stop.set()
+        for loop in loops:
+            loop.join(10)
+        joined.close()
+        read.close()
+        store.close()
+
+
+def _repeat(name: str, body: Callable[[], None], pause: float, stop: threading.Event) -> None:
+    """Run `body` again and again; a failing pass is logged and the next one tries anew."""
+    while not stop.is_set():
+        try:
+            body()
+        except Exception:
+            log.exception("a pass of %s failed; trying again", name)
+            stop.wait(1.0)
+        stop.wait(pause)
+
+
+def _worker_place(config: Config, now_ms: int) -> int | None:
+    """How far the worker has read; None where there is no worker to wait for."""
+    if config.worker is None:
+        return None
+    return int(read_status(config.status, now_ms).get("worker", {}).get("position", 0))
