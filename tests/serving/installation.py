@@ -1,0 +1,97 @@
+"""A whole installation in a temporary home: hand-made bundles, an endpoint, lanes on free ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
+
+from handmade import random_tables, write_bundle
+
+from pipeline.bundle import Bundle, Calibration
+from pipeline.versions import Repository
+from serving.config import Config
+from serving.lane import Lane
+from serving.rollout.store import ControlStore, Who
+from serving.routing import ArmSpec, Endpoint
+
+WHO = Who("test", "a test", 1)
+STUDENT = ArmSpec(bundle="student")
+
+
+def eventually(condition: Callable[[], bool], what: str, limit: float = 20.0) -> None:
+    """Wait for a condition; fail when it does not come true."""
+    until = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {limit} s: {what}")
+        time.sleep(0.01)
+
+
+class Installation:
+    """A home with bundles `teacher` (stable) and `student` (candidate) and the endpoint `ranker`."""
+
+    def __init__(self, home: Path, **settings: object) -> None:
+        self.home = home
+        self.config = Config.model_validate(
+            {
+                "home": home,
+                "listen": {"grpc_port": 0, "max_message_bytes": 1 << 20, "max_candidates": 1000},
+                "endpoints": {
+                    "ranker": {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}, "overrides": True}
+                },
+                **settings,
+            }
+        )
+        self.repository = Repository(self.config.repository)
+        self.tables = random_tables(1)
+        self.publish("teacher", 1)
+        self.publish("student", 2)
+        self.store = ControlStore(self.config.control_db)
+        self.set(weight=0)
+
+    def publish(self, name: str, seed: int) -> Bundle:
+        return write_bundle(
+            self.repository, self.tables, name=name, calibration=Calibration(alpha=0.5 + 0.1 * seed, beta=-0.3)
+        )
+
+    def set(self, *, candidate: ArmSpec | None = STUDENT, weight: float, name: str = "ranker") -> None:
+        """Set the endpoint as the control process would."""
+        self.store.put_endpoint(
+            Endpoint(name=name, stable=ArmSpec(bundle="teacher"), candidate=candidate, weight=weight, salt=name), WHO
+        )
+
+
+class RunningLane:
+    """A lane in a thread with its own loop, so that synchronous clients can call it."""
+
+    def __init__(self, config: Config, index: int = 0) -> None:
+        self.lane = Lane(config, index)
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="test-lane", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self.lane.start(), self._loop).result(60)
+        self.target = f"127.0.0.1:{self.lane.port}"
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.lane.stop(5), self._loop).result(60)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+@contextlib.contextmanager
+def running(config: Config, index: int = 0) -> Iterator[RunningLane]:
+    lane = RunningLane(config, index)
+    try:
+        yield lane
+    finally:
+        lane.stop()
