@@ -219,8 +219,9 @@ def test_numbers_that_are_none(folder: Path) -> None:
         unusable(folder, "log.parquet, row 2", "'item'", "infinite", field="item", fields=NUMBER, columns=columns)
 
 
-def test_a_request_without_a_key(folder: Path) -> None:
-    unusable(folder, "log.parquet, row 1", "'r' is missing", field="r", request="r", columns={"r": [None, 1, 1]})
+@pytest.mark.parametrize("keys", [[None, 1, 1], ["", "a", "a"], [float("nan"), 1.0, 1.0]])
+def test_a_request_without_a_key(folder: Path, keys: list[Any]) -> None:
+    unusable(folder, "log.parquet, row 1", "'r' is missing", field="r", request="r", columns={"r": keys})
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ class _Progress:
     positives: int = 0
     hits: list[int] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)  # some of the label's values, to show
-    last_key: pa.Array | None = None  # of the last row: request key, position, context
+    # of the last row of the batch before: its request, place within it, and context by field
+    last_key: pa.Array | None = None
     last_position: int = -1
     last_context: dict[str, Any] = field(default_factory=dict)
 

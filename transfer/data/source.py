@@ -118,7 +118,7 @@ class Source:
             keys = ", ".join(_quoted(c) for c in data.drop_duplicates)
             order = "PARTITION BY " + keys + " ORDER BY __time, __file, __row"
             log = f"SELECT * FROM ({log}) QUALIFY row_number() OVER ({order}) = 1"
-        request = columns[data.request].value if data.request else "NULL::BIGINT"
+        request = _key(columns[data.request]) if data.request else "NULL::BIGINT"
         first = f"min({LOG}.__time) OVER (PARTITION BY {request})" if data.request else f"{LOG}.__time"
         routing = columns[data.routing_key].value if data.routing_key else "NULL::VARCHAR"
         selected = [
@@ -198,6 +198,13 @@ def _feature(number: int, field: DataField, column: _Column) -> str:
         parsed = f"TRY_CAST({text} AS DOUBLE)"
         return f"{parsed} AS f{number}, CASE WHEN {parsed} IS NULL THEN {text} END AS __bad{number}"
     return f"CAST({value} AS DOUBLE) AS f{number}"
+
+
+def _key(column: _Column) -> str:
+    """A value that rows are put together by: missing in every way that a value can be is null."""
+    if column.kind == "VARCHAR":
+        return f"nullif({column.value}, '')"
+    return f"CASE WHEN NOT isnan({column.value}) THEN {column.value} END" if column.kind in FLOATS else column.value
 
 
 def _absent(file: _File, name: str, said_in: str, joined: list[_File]) -> DataError:
