@@ -32,6 +32,7 @@ from serving.dispatch import DIRECT, Dispatcher
 from serving.handoff import HandoffSender
 from serving.latency import quantile
 from serving.process import die_with_parent, write_status
+from serving.registry import Snapshot
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
@@ -192,10 +193,13 @@ class Lane:
         if not self._config.endpoints and not self.registry.wanted():
             return
         until = self._clock.monotonic() + FIRST_LOAD
-        while not self._draining and not self.registry.wait(is_ready, 0.2):
+        while not self._draining and not self.registry.wait(self._loaded, 0.2):
             if self._clock.monotonic() >= until:
                 log.warning("not every endpoint is ready after %.0f s; listening all the same", FIRST_LOAD)
                 return
+
+    def _loaded(self, snapshot: Snapshot) -> bool:
+        return is_ready(snapshot) and self.registry.settled()
 
     async def _listen(self) -> None:
         listen = self._config.listen

@@ -198,6 +198,11 @@ class Registry:
         with self._changed:
             return bool(self._desired.endpoints or self._desired.extra)
 
+    def settled(self) -> bool:
+        """Whether every wanted version is loaded or has failed."""
+        with self._changed:
+            return all(key in self._loaded or key in self._failed for key in self._desired.keys)
+
     # What operators need.
 
     def bundles(self) -> list[str]:

@@ -147,9 +147,11 @@ def test_feedback_is_in_the_log_once_it_is_acknowledged(installation: Installati
         assert replies[0].outcomes == ("accepted",)
         assert replies[1].exposed == ("invalid",)
         assert client.feedback([entry])[0].outcomes == ("duplicate",)
-        with pytest.raises(InvalidInput):
-            client._stub.Feedback(pb.FeedbackRequest(predictions=[{"exposed": [{}]}]))
-            pytest.fail("an exposure without a candidate was taken")
+    with running(installation.config) as lane, grpc.insecure_channel(lane.target) as channel:
+        stub: Any = ranking_pb2_grpc.RankingServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Feedback(pb.FeedbackRequest(predictions=[pb.PredictionFeedback(exposed=[pb.Exposure()])]))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     log.close()
 
 
