@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from handmade import write_bundle
+from installation import Installation, eventually
+
+from pipeline.bundle import GateReport
+from pipeline.clock import SystemClock
+from pipeline.errors import Conflict, NotFound, NotReady
+from pipeline.schema import FieldSpec, Schema
+from serving.kill import KillSwitch
+from serving.registry import Registry, Snapshot
+from serving.routing import ArmSpec
+from serving.wiring import open_registry
+
+
+@pytest.fixture
+def registry(installation: Installation) -> Iterator[Registry]:
+    registry = open_registry(installation.config, SystemClock())
+    registry.start()
+    assert registry.wait(lambda s: "ranker" in s.endpoints and s.endpoints["ranker"].candidate is not None, 20)
+    yield registry
+    registry.stop()
+
+
+def candidate(snapshot: Snapshot) -> str:
+    served = snapshot.endpoints["ranker"].candidate
+    return served.model.version if served else ""
+
+
+def test_a_new_version_is_taken_and_the_old_one_leaves_with_its_last_user(
+    installation: Installation, registry: Registry
+) -> None:
+    in_flight = registry.snapshot.endpoints["ranker"].candidate
+    assert in_flight is not None
+    old = weakref.ref(in_flight.model)
+    installation.publish("student", 7)
+    assert registry.wait(lambda s: candidate(s) == "2", 20)
+    assert ("student", "1") not in registry.snapshot.models
+    assert old() is not None
+    del in_flight
+
+    def gone() -> bool:
+        gc.collect()
+        return old() is None
+
+    eventually(gone, "the old version is released")
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_says_why(
+    installation: Installation, registry: Registry
+) -> None:
+    elsewhere = Installation(installation.home.parent / "elsewhere")
+    bundle = elsewhere.publish("student", 7)
+    elsewhere.store.close()
+    path = bundle.path / "tables" / "item.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    shutil.move(bundle.path, installation.repository.path("student", "2"))
+
+    def refused() -> bool:
+        report = registry.arms()["ranker"]["candidate"]
+        return report.version == "1" and report.state == "READY" and "item" in report.reason
+
+    eventually(refused, "the damaged version is reported")
+    assert candidate(registry.snapshot) == "1"
+    states = {(m.bundle, m.version): m.state for m in registry.models()}
+    assert states["student", "2"] == "UNAVAILABLE"
+    installation.publish("student", 9)
+    assert registry.wait(lambda s: candidate(s) == "3", 20)
+
+
+def test_a_version_the_gate_refused_is_never_taken(installation: Installation, registry: Registry) -> None:
+    write_bundle(
+        installation.repository, installation.tables, name="student", gate=GateReport(passed=False, reasons=("biased",))
+    )
+    installation.publish("teacher", 3)
+    assert registry.wait(lambda s: (arm := s.endpoints["ranker"].stable) is not None and arm.model.version == "2", 20)
+    assert candidate(registry.snapshot) == "1"
+
+
+def test_arms_of_different_inputs_do_not_serve_together(installation: Installation, registry: Registry) -> None:
+    schema = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="other", role="candidate")))
+    tables = {"user": installation.tables["user"], "other": installation.tables["item"]}
+    write_bundle(installation.repository, tables, name="stranger", schema=schema)
+    installation.set(candidate=ArmSpec(bundle="stranger"), weight=50)
+
+    def refused() -> bool:
+        report = registry.arms()["ranker"]["candidate"]
+        return report.bundle == "stranger" and report.state == "UNAVAILABLE" and "schema" in report.reason
+
+    eventually(refused, "the candidate of another schema is refused")
+    assert registry.snapshot.endpoints["ranker"].candidate is None
+    assert registry.snapshot.endpoints["ranker"].stable is not None
+
+
+def test_a_pinned_version_is_served_also_when_a_newer_one_is_there(
+    installation: Installation, registry: Registry
+) -> None:
+    installation.publish("student", 7)
+    assert registry.wait(lambda s: candidate(s) == "2", 20)
+    installation.set(candidate=ArmSpec(bundle="student", version=1), weight=5)
+    assert registry.wait(lambda s: candidate(s) == "1" and s.endpoints["ranker"].endpoint.weight == 5, 20)
+
+
+def test_the_kill_file_is_enough(installation: Installation, registry: Registry) -> None:
+    assert not registry.snapshot.endpoints["ranker"].killed
+    switch = KillSwitch(installation.home)
+    switch.engage("ranker", "it burns", "test")
+    assert registry.wait(lambda s: s.endpoints["ranker"].killed, 5)
+    switch.release("ranker")
+    assert registry.wait(lambda s: not s.endpoints["ranker"].killed, 5)
+
+
+def test_models_loaded_by_name_are_loaded_in_every_process(installation: Installation, registry: Registry) -> None:
+    installation.publish("spare", 4)
+    other = open_registry(installation.config, SystemClock())
+    other.start()
+    registry.load("spare")
+    assert registry.snapshot.newest("spare") is not None
+    assert other.wait(lambda s: s.newest("spare") is not None, 20)
+    registry.unload("spare")
+    assert registry.snapshot.newest("spare") is None
+    assert other.wait(lambda s: s.newest("spare") is None, 20)
+    other.stop()
+    with pytest.raises(NotFound):
+        registry.load("nobody")
+    with pytest.raises(NotFound):
+        registry.unload("spare")
+    with pytest.raises(Conflict):
+        registry.unload("student")
+
+
+def test_a_model_that_cannot_be_loaded_by_name_says_why(installation: Installation, registry: Registry) -> None:
+    path = installation.publish("spare", 4).path / "dense.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(NotReady, match=r"dense\.onnx"):
+        registry.load("spare")
+
+
+def test_a_store_that_fails_leaves_the_last_snapshot(tmp_path: Path, installation: Installation) -> None:
+    class Broken:
+        fails = False
+
+        def data_version(self) -> int:
+            if self.fails:
+                raise OSError("disk gone")
+            return installation.store.data_version()
+
+        def endpoints(self) -> dict[str, object]:
+            return installation.store.endpoints()  # type: ignore[return-value]
+
+    source = Broken()
+    registry = open_registry(installation.config, SystemClock())
+    registry._source = source  # type: ignore[assignment]
+    registry.start()
+    assert registry.wait(lambda s: "ranker" in s.endpoints and s.endpoints["ranker"].stable is not None, 20)
+    source.fails = True
+    passes = registry._passes
+    eventually(lambda: registry._passes > passes + 1, "the registry goes on looking")
+    assert registry.snapshot.endpoints["ranker"].stable is not None
+    installation.set(weight=10)
+    source.fails = False
+    assert registry.wait(lambda s: s.endpoints["ranker"].endpoint.weight == 10, 20)
+    registry.stop()
