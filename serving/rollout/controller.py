@@ -7,6 +7,7 @@ The control process calls `step()` a few times a second and nothing else; operat
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -44,6 +45,8 @@ class _Runner:
 class RolloutController:
     """Moves the traffic of all endpoints that have a rollout.
 
+    Safe to call from several threads.
+
     Args:
         store: endpoints, rollouts, audit. log: the traffic log whose labelled rows are read.
         clock: wall time decides; tests pass their own.
@@ -55,6 +58,7 @@ class RolloutController:
     ) -> None:
         self._store, self._log, self._clock, self._observe = store, log, clock, observe
         self._runners: dict[str, _Runner] = {}
+        self._lock = threading.RLock()
 
     def start(self, spec: Rollout, actor: str, reason: str, version: int = 0) -> StoredRollout:
         """Begin a rollout on its endpoint: candidate in shadow, weight 0. `version` of the candidate, 0 for unknown yet.
@@ -90,22 +94,22 @@ class RolloutController:
         Raises:
             NotFound: no such rollout. Conflict: its phase does not allow the verb. StaleVersion: it has changed since.
         """
-        stored = self._store.rollout(name)
-        if expected is not None and expected != stored.resource_version:
-            raise StaleVersion(
-                f"rollout {stored.id!r} is at resource version {stored.resource_version}, not {expected}"
-            )
-        endpoint = self._store.endpoint(stored.spec.endpoint)
-        return self._change(stored, endpoint, event, Who(actor, reason, self._clock.wall_ms()), {})
+        with self._lock:
+            stored = self._store.rollout(name)
+            if expected is not None and expected != stored.resource_version:
+                raise StaleVersion(
+                    f"rollout {stored.id!r} is at resource version {stored.resource_version}, not {expected}; read it again"
+                )
+            endpoint = self._store.endpoint(stored.spec.endpoint)
+            return self._change(stored, endpoint, event, Who(actor, reason, self._clock.wall_ms()), {})
 
     def step(self) -> list[tuple[str, Decision]]:
         """One pass over all active rollouts: (rollout id, what was decided)."""
-        done: list[tuple[str, Decision]] = []
-        active = self._store.rollouts(active=True)
-        for stored in active:
-            done.append((stored.id, self._pass(stored)))
-        for gone in self._runners.keys() - {stored.id for stored in active}:
-            del self._runners[gone]
+        with self._lock:
+            active = self._store.rollouts(active=True)
+            done = [(stored.id, self._pass(stored)) for stored in active]
+            for gone in self._runners.keys() - {stored.id for stored in active}:
+                del self._runners[gone]
         return done
 
     def snapshot(self, name: str) -> Snapshot:
@@ -114,12 +118,13 @@ class RolloutController:
         Raises:
             NotFound: no such rollout.
         """
-        stored = self._store.rollout(name)
-        runner = self._runner(stored)
-        if not stored.state.active:
-            self._read(runner)
-        runner.analysis.refresh()
-        told = runner.analysis.snapshot()
+        with self._lock:
+            stored = self._store.rollout(name)
+            runner = self._runner(stored)
+            if runner.behind or not stored.state.active:
+                self._read(runner)
+            runner.analysis.refresh()
+            told = runner.analysis.snapshot()
         earlier = stored.state.marks[: runner.first_mark]
         kept = tuple(PhaseFigures.from_json(mark.figures) for mark in earlier if mark.figures)
         return replace(told, phases=kept + told.phases)

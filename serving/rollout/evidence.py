@@ -59,8 +59,8 @@ class Test:
         found, lacking = self.limits, self.at_least - self.limits.blocks
         if self.verdict is Verdict.HOLDS:
             return 0
-        if lacking > 0 or not found.high > found.mean:
-            return max(1, lacking)
+        if lacking > 0:
+            return lacking
         deviation = (found.high - found.mean) / radius(found.blocks, self.error)
         if found.mean >= 0 or radius(_FAR, self.error) * deviation > -found.mean:
             return None
@@ -107,11 +107,11 @@ def limits(values: F64, error: float) -> Limits:
 def test_below(values: F64, error: float, at_least: int) -> Test:
     """Test that the mean of block values `[t]` is below 0: HOLDS or BREACHED each at `error`, else OPEN.
 
-    Nothing is said before `at_least` blocks, nor of blocks without any spread: those are no measurement.
+    Nothing is said before `at_least` blocks.
     """
     found = limits(values, error)
     verdict = Verdict.OPEN
-    if found.blocks >= at_least and found.high > found.mean:
+    if found.blocks >= at_least:
         verdict = Verdict.HOLDS if found.high < 0 else Verdict.BREACHED if found.low > 0 else Verdict.OPEN
     return Test(verdict, found, error, at_least)
 

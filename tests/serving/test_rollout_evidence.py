@@ -61,7 +61,9 @@ def test_verdicts() -> None:
     assert evidence.test_below(noise - 1, 0.025, 50).missing() == 0
     assert evidence.test_below(noise[:49] - 9, 0.025, 50).verdict is Verdict.OPEN, "too few blocks prove nothing"
     assert evidence.test_below(noise[:40] - 9, 0.025, 50).missing() == 10
-    assert evidence.test_below(np.full(400, -1.0), 0.025, 50).verdict is Verdict.OPEN, "no spread is no measurement"
+    assert evidence.test_below(np.full(400, -1.0), 0.025, 50).verdict is Verdict.HOLDS, (
+        "two equal arms differ by nothing"
+    )
     assert evidence.test_below(np.empty(0), 0.025, 50).verdict is Verdict.OPEN
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -132,7 +133,7 @@ class Verbs(RuleBasedStateMachine):
         assert len(audit) == 2 + self.applied, "one entry per change, and the two of the start"
         told = audit[-1].after["state"]
         assert (told["phase"], told["weight"], told["attempt"]) == (state.phase, state.weight, state.attempt)
-        for earlier, later in zip(audit[1:], audit[2:], strict=False):
+        for earlier, later in itertools.pairwise(audit):
             assert later.before["endpoint"] == earlier.after["endpoint"]
 
     def teardown(self) -> None:

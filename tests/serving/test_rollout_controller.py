@@ -1,0 +1,264 @@
+"""The controller over a real traffic log: evidence moves traffic, silence does not, and a restart changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import Conflict, StaleVersion
+from pipeline.features import Features, IdPart
+from pipeline.prediction import PredictionIds
+from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
+from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.sqlite import SqliteTrafficLog
+from serving.rollout.controller import RolloutController
+from serving.rollout.reconcile import Observed
+from serving.rollout.spec import Rollout
+from serving.rollout.state import Pause, Phase, Promote, Resume
+from serving.rollout.store import ControlStore, Who
+from serving.routing import ArmSpec, Endpoint
+
+SPEC = Rollout.parse(
+    """
+endpoint: ranker
+candidate: {bundle: new}
+steps: [{shadow: true, min_positives: 100}, {weight: 10, bias_below: 0.3}, {weight: 100, bias_below: 0.2}]
+guards: {auc_delta_min: -0.1, logloss_delta_max: 0.05}
+analysis: {attribution_window: 1s, block: 100ms, interval: 1s, min_step_time: 5s, breach_window: 5s}
+after_full: {watch: 20s}
+"""
+)
+IDS = PredictionIds(b"k" * 32)
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.now = 1_000_000
+
+    def wall_ms(self) -> int:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now / 1000
+
+
+class World:
+    """Traffic of 10 requests of 20 rows a second, whose candidate has a bias that tests turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = HandClock()
+        self.rng = np.random.default_rng(1)
+        self.bias = 0.0
+        self.version = 1
+        self.observed = Observed()
+        self.log = SqliteTrafficLog(folder / "traffic.db", IDS, attribution_window_ms=1000)
+        self.store = ControlStore(folder / "control.db")
+        self.store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
+        self.controller = self.new_controller()
+
+    def new_controller(self) -> RolloutController:
+        return RolloutController(self.store, self.log, self.clock, lambda rollout, endpoint: self.observed)
+
+    def seconds(self, count: float, *, labels: bool = True, until: str = "", shadow: bool = True) -> None:
+        """Let time pass with traffic, a pass of the controller every half second."""
+        for _half in range(round(count * 2)):
+            for _ in range(5):
+                self.clock.now += 100
+                self.request(labels, shadow)
+            self.log.join(self.clock.now)
+            self.controller.step()
+            if until and self.store.rollout("ranker").state.phase == until:
+                return
+        assert not until, self.store.rollout("ranker").status
+
+    def request(self, labels: bool, shadow: bool = True) -> None:
+        weight = self.store.endpoint("ranker").weight
+        arm = "candidate" if self.rng.random() < weight / 100 else "stable"
+        truth = self.rng.uniform(0.1, 0.5, 20)
+        scores = {"stable": truth, "candidate": truth * (1 + self.bias)}
+        names = {"stable": ("old", 1), "candidate": ("new", self.version)}
+        other = "candidate" if arm == "stable" else "stable"
+        made = IDS.new(self.clock.now)
+        features = Features(20, (IdPart(np.zeros(1, np.int32), np.ones((20, 1), np.int64)),))
+        record = PredictionRecord(made, self.clock.now, "ranker", arm, *names[arm], features, scores[arm].astype("f4"))
+        self.log.append_predictions([pack(record)])
+        if shadow:
+            self.log.append_scores([(made, Scores(other, *names[other], scores[other].astype("f4")))])
+        if labels:
+            clicks = np.flatnonzero(self.rng.random(20) < truth)
+            outcomes = [Outcome(int(at), 1.0) for at in clicks]
+            self.log.append_feedback([FeedbackEntry(made, (), outcomes, exposed_all=True)], self.clock.now)
+
+    @property
+    def status(self) -> str:
+        return str(self.store.rollout("ranker").status["reason"])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.log.close()
+    made.store.close()
+
+
+def test_a_good_candidate_reaches_the_end_on_evidence_alone(world: World) -> None:
+    world.seconds(3)
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(4)
+    assert "min_step_time" in world.status
+    world.seconds(120, until=Phase.WATCHING)
+    rollout = world.store.rollout("ranker")
+    assert rollout.state.steps_on_evidence() == {0, 1, 2}
+    assert world.store.endpoint("ranker").weight == 100
+    world.seconds(40, until=Phase.COMPLETED)
+    audit = world.store.audit("ranker")
+    assert [entry.verb for entry in audit] == ["set_endpoint", "start", "advance", "advance", "complete"]
+    seen = audit[2].evidence
+    assert seen["bias_low"] > -0.3
+    assert seen["bias_high"] < 0.3
+    assert seen["clicks"] > 100
+    snapshot = world.controller.snapshot("ranker")
+    assert [phase.weight for phase in snapshot.phases] == [0, 10, 100]
+    assert snapshot.phases[1].served_by_candidate > 0
+    assert all(phase.rows and phase.candidate.low is not None for phase in snapshot.phases)
+
+
+def test_a_biased_candidate_never_answers(world: World) -> None:
+    world.bias = 0.5
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(40)
+    state = world.store.rollout("ranker").state
+    assert world.store.endpoint("ranker").weight == 0
+    assert state.stepped_back > 0
+    assert {mark.weight for mark in state.marks} == {0}
+
+
+def test_a_candidate_that_turns_bad_is_stepped_back(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(120, until=Phase.WATCHING)
+    world.bias = 0.5
+    world.seconds(15, until=Phase.DEGRADED)
+    back = world.store.audit("ranker")[-1]
+    assert (back.verb, back.actor) == ("step_back", "controller")
+    assert back.evidence["guard"] in ("bias", "served_bias", "logloss_delta_max")
+    assert world.store.endpoint("ranker").weight == 10
+
+
+def test_silence_never_moves_anything(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(2)
+    world.seconds(60, labels=False)
+    assert "stale" in world.status or "missing" in world.status
+    assert len(world.store.rollout("ranker").state.marks) == 1
+    world.clock.now -= 3_600_000
+    world.controller.step()
+    world.clock.now += 3 * 3_600_000
+    world.controller.step()
+    world.controller.step()
+    assert len(world.store.rollout("ranker").state.marks) == 1
+    assert world.store.endpoint("ranker").weight == 0
+
+
+def test_without_the_shadows_scores_nothing_moves(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(15, shadow=False)
+    assert "shadow_coverage" in world.status
+    assert world.store.endpoint("ranker").weight == 0
+
+
+def test_a_new_controller_goes_on_where_the_old_one_was(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(12)
+    before = world.controller.snapshot("ranker")
+    world.controller = world.new_controller()
+    after = world.controller.snapshot("ranker")
+    assert (after.seq, after.exposed, after.paired, after.newest_ms) == (
+        before.seq,
+        before.exposed,
+        before.paired,
+        before.newest_ms,
+    )
+    for old, new in zip(before.phases, after.phases, strict=True):
+        assert (new.rows, new.labels, new.served_by_candidate) == (old.rows, old.labels, old.served_by_candidate)
+        assert new.candidate.bias == pytest.approx(old.candidate.bias)
+        assert new.candidate.low == pytest.approx(old.candidate.low)
+        assert new.candidate.auc == pytest.approx(old.candidate.auc)
+    world.seconds(120, until=Phase.WATCHING)
+    again = world.new_controller().snapshot("ranker")
+    assert [phase.weight for phase in again.phases] == [0, 10, 100]
+    assert again.phases[0].rows == world.controller.snapshot("ranker").phases[0].rows
+
+
+def test_operators_hold_and_push(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    with pytest.raises(Conflict, match="active rollout"):
+        world.controller.start(SPEC, "bob", "me too", version=1)
+    paused = world.controller.command("ranker", Pause(), "ada", "lunch")
+    world.seconds(30)
+    assert world.store.endpoint("ranker").weight == 0
+    assert "paused by an operator" in world.status
+    world.controller.command("ranker", Resume(), "ada", "back", expected=paused.resource_version)
+    with pytest.raises(StaleVersion):
+        world.controller.command("ranker", Promote(), "ada", "push", expected=paused.resource_version)
+    pushed = world.controller.command("ranker", Promote(full=True), "ada", "push")
+    assert world.store.endpoint("ranker").weight == 100
+    assert pushed.state.steps_on_evidence() == {0}
+    assert [e.reason for e in world.store.audit("ranker")][-3:] == ["lunch", "back", "push"]
+
+
+def test_a_killed_endpoint_aborts_its_rollout(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.controller.command("ranker", Promote(), "ada", "push")
+    world.observed = Observed(killed="complaints")
+    world.seconds(1)
+    state = world.store.rollout("ranker").state
+    assert (state.phase, world.store.endpoint("ranker").weight) == (Phase.ABORTED, 0)
+    assert world.store.audit("ranker")[-1].reason == "killed: complaints"
+
+
+def test_counters_and_score_ratio_step_back_without_labels(world: World) -> None:
+    for made in (
+        {"requests": 1000, "errors": 60},
+        {"requests": 1000, "deadline_misses": 60},
+        {"requests": 5000, "p99_ms": 90.0, "slow": 400},
+        {"scored_rows": 5000, "predicted_stable": 1000.0, "predicted_candidate": 1300.0},
+    ):
+        world.observed = Observed()
+        if not world.store.rollouts(active=True):
+            world.controller.start(SPEC, "ada", "try it", version=1)
+        world.controller.command("ranker", Promote(), "ada", "push")
+        world.observed = Observed(since_ms=world.clock.now, **made)  # type: ignore[arg-type]
+        world.controller.step()
+        assert world.store.audit("ranker")[-1].verb == "step_back", made
+        assert world.store.endpoint("ranker").weight == 0
+
+
+def test_figures_from_before_the_step_are_not_judged(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.controller.command("ranker", Promote(), "ada", "push")
+    world.observed = Observed(since_ms=world.clock.now - 1, requests=1000, errors=1000)
+    world.controller.step()
+    assert world.store.endpoint("ranker").weight == 10
+
+
+def test_versions_are_adopted_and_a_shift_starts_evidence_anew(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(10)
+    world.observed = Observed(versions=((1, 0.5), (2, 0.004), (3, 0.004)))
+    world.version = 3
+    world.seconds(1)
+    kept = world.store.rollout("ranker").state
+    assert (kept.candidate_version, kept.attempt) == (3, 1)
+    assert world.store.endpoint("ranker").candidate == ArmSpec(bundle="new", version=3)
+    world.version = 4
+    world.observed = Observed(versions=((4, -0.02),))
+    world.seconds(1)
+    anew = world.store.rollout("ranker").state
+    assert (anew.candidate_version, anew.evidence_version, anew.attempt) == (4, 4, 2)
+    assert anew.evidence_from_ms > kept.evidence_from_ms
+    world.seconds(120, until=Phase.WATCHING)
