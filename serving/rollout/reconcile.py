@@ -8,7 +8,8 @@ itself and remembers nothing: asked twice with the same context it answers the s
   did change is looked at: where the candidate's bias on rows that it served itself is shown to differ from that on the
   rest, the next step begins with new evidence. Simulated figures for carrying and for not carrying: docs/rollout.md.
 - Carried evidence would be slow to see a candidate that turns bad. So breaches are looked for in a sliding window too,
-  and a window whose estimate lies beyond the next bound holds, whatever the carried evidence says.
+  and a window, or the present step alone, whose estimate lies beyond the next bound holds, whatever the carried
+  evidence says.
 - Silence (no rows, old rows, rows without a label) never moves anything, in either direction.
 """
 
@@ -171,6 +172,7 @@ class _Look:
 
     def __init__(self, spec: Rollout, state: RolloutState, rows: Selection, window: Selection) -> None:
         self.spec, self.state, self.rows, self.window = spec, state, rows, window
+        self.here = rows.where(rows.time >= state.entered_ms)
         self.error = attempt_error(spec.analysis.confidence, state.attempt)
         self.missing: int | None = None
         interval = rows.bias_limits("candidate", self.error / 2)
@@ -240,15 +242,17 @@ class _Look:
         # With relative_to_stable there are two ways to show it, so each has half of the error.
         error = self.error / 4 if self.spec.relative_to_stable else self.error / 2
         tests = self.rows.bias_tests(bound, error, MIN_BLOCKS)
-        recent = self.window.bias()
+        relatively = False
         if self.spec.relative_to_stable and not _all_hold(tests):
             relative = self.rows.relative_tests(bound, error, MIN_BLOCKS)
             if _all_hold(relative) and abs(self.rows.bias("stable")) < RELATIVE_LIMIT:
-                tests, recent = relative, recent - self.window.bias("stable")
+                tests, relatively = relative, True
         if not _all_hold(tests):
             return self._lacking(what, f"bias {self.seen['bias']:+.4f}", tests)
-        if self.window.blocks >= MIN_WINDOW_BLOCKS and abs(recent) >= bound:
-            return f"{what}: shown over all evidence, but the breach window is at {recent:+.4f}"
+        for name, chosen in (("the breach window", self.window), ("this step alone", self.here)):
+            recent = chosen.bias() - (chosen.bias("stable") if relatively else 0.0)
+            if chosen.blocks >= MIN_WINDOW_BLOCKS and abs(recent) >= bound:
+                return f"{what}: shown over all evidence, but {name} is at {recent:+.4f}"
         guards = self.spec.guards
         if guards.logloss_delta_max is not None:
             test = self.rows.loss_test(guards.logloss_delta_max, self.error, MIN_BLOCKS)

@@ -53,6 +53,7 @@ class SimulationReport:
     aborted: float
     labels_to_full: dict[str, float | None]
     reached_half: float
+    blocks_to_full: dict[str, float | None]
     blocks_to_step_back: dict[str, float | None]
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def simulate(
     *,
     bias: float | None = None,
     carry: bool = True,
+    block_rows: int = BLOCK_ROWS,
     horizon: int = 1600,
 ) -> SimulationReport:
     """Run a rollout file `runs` times against a scenario.
@@ -78,6 +80,7 @@ def simulate(
             30 rows per block), `base_rate_jump` (good; clicks become 8 % more frequent than both arms think).
         bias: of the candidate, instead of the scenario's.
         carry: False gathers evidence anew at each step, to compare.
+        block_rows: labelled rows per block, 30 in `low_traffic`.
         horizon: blocks after which a run ends.
 
     Raises:
@@ -88,7 +91,10 @@ def simulate(
     if runs < 1:
         raise InvalidInput("runs must be at least 1", "runs")
     rng = np.random.default_rng(seed)
-    done = [_run(spec, scenario, np.random.default_rng(child), bias, carry, horizon) for child in rng.spawn(runs)]
+    done = [
+        _run(spec, scenario, np.random.default_rng(child), bias, carry, block_rows, horizon)
+        for child in rng.spawn(runs)
+    ]
     return SimulationReport(
         scenario=scenario,
         runs=runs,
@@ -96,6 +102,7 @@ def simulate(
         stepped_back=float(np.mean([run.back_at is not None for run in done])),
         aborted=float(np.mean([run.aborted for run in done])),
         labels_to_full=_spread([run.rows for run in done if run.promoted_at is not None]),
+        blocks_to_full=_spread([run.promoted_at for run in done if run.promoted_at is not None]),
         reached_half=float(np.mean([run.reached_half for run in done])),
         blocks_to_step_back=_spread([run.back_at - run.turned_at for run in done if run.back_at and run.turned_at]),
     )
@@ -123,7 +130,7 @@ def _run(spec: Rollout, scenario: str, rng: np.random.Generator, bias: float | N
         if bias is not None
         else side * (0.05 if scenario == "biased" else 0.005 if scenario != "worse_auc" else 0.0)
     )
-    rows = LOW_TRAFFIC_ROWS if scenario == "low_traffic" else BLOCK_ROWS
+    rows = LOW_TRAFFIC_ROWS if scenario == "low_traffic" else block_rows
     next_look = 0
     for number in range(horizon):
         if scenario == "turns_bad" and run.turned_at is None and state.weight >= TURN_WEIGHT:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -95,3 +101,56 @@ def running(config: Config, index: int = 0) -> Iterator[RunningLane]:
         yield lane
     finally:
         lane.stop()
+
+
+class Process:
+    """A lane or the shadow lane as a process of its own; it ends with the test."""
+
+    def __init__(self, made: Installation, call: str) -> None:
+        settings = made.home / "settings.json"
+        settings.write_text(made.config.model_dump_json())
+        code = (
+            "import logging; from pathlib import Path; from serving.config import Config;"
+            "logging.basicConfig(level='INFO');"
+            f"config = Config.model_validate_json(Path({str(settings)!r}).read_text()); {call}"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        self.errors = made.home / f"{time.monotonic_ns()}.log"
+        with self.errors.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=log)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(20)
+
+    def end(self, sign: signal.Signals, limit: float = 30) -> int:
+        """Send a signal and wait; the exit code."""
+        self.process.send_signal(sign)
+        return self.process.wait(limit)
+
+
+def shadow_process(made: Installation) -> Process:
+    return Process(made, "from serving.shadow import run_shadow; run_shadow(config)")
+
+
+def lane_process(made: Installation, index: int = 0) -> Process:
+    return Process(made, f"from serving.lane import run_lane; run_lane(config, {index})")
+
+
+def status(made: Installation, process: str) -> dict[str, Any]:
+    """A process's status file; empty while there is none."""
+    try:
+        found: dict[str, Any] = json.loads((made.config.status / f"{process}.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
