@@ -13,10 +13,13 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+# One more sample per series that says when it began: of no use to anyone here.
+disable_created_metrics()
 
 __all__ = ["METRICS_DIR", "Telemetry", "merged"]
 

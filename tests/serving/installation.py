@@ -88,6 +88,9 @@ class RunningLane:
         self.target = f"127.0.0.1:{self.lane.port}"
 
     def stop(self) -> None:
+        """Drain and end; a second time it does nothing."""
+        if not self._thread.is_alive():
+            return
         asyncio.run_coroutine_threadsafe(self.lane.stop(5), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
