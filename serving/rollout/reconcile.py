@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from serving.rollout.blocks import BlockTable, Selection
 from serving.rollout.evidence import Test, Verdict, attempt_error, share_above
 from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout
@@ -194,11 +196,16 @@ class _Look:
     def breach(self) -> tuple[str, str] | None:
         """(guard, what was seen) of the first guard that is shown to be broken, in the window or in all evidence.
 
-        Each guard has its own error and each of its two sides half of it, as for moving on.
+        Each guard has its own error. The k-th window length since the evidence began spends a share 1 / (k (k + 1)) of
+        it: a window that slides for weeks would otherwise raise a false alarm sooner or later.
         """
         guards = self.spec.guards
-        error = (1.0 - self.spec.analysis.confidence) / 2
-        for name, chosen, least in (("window", self.window, MIN_WINDOW_BLOCKS), ("evidence", self.rows, MIN_BLOCKS)):
+        spanned = float(np.ptp(self.rows.time)) / 1000 if self.rows.blocks else 0.0
+        k = 1 + int(spanned // self.spec.analysis.breach_window)
+        for name, chosen, least, error in (
+            ("window", self.window, MIN_WINDOW_BLOCKS, self.error / (2 * k * (k + 1))),
+            ("evidence", self.rows, MIN_BLOCKS, self.error / 2),
+        ):
             if chosen.blocks < least:
                 continue
             bound = self._bound_now()

@@ -118,7 +118,15 @@ class _Run:
     reached_half: bool = False
 
 
-def _run(spec: Rollout, scenario: str, rng: np.random.Generator, bias: float | None, carry: bool, horizon: int) -> _Run:
+def _run(
+    spec: Rollout,
+    scenario: str,
+    rng: np.random.Generator,
+    bias: float | None,
+    carry: bool,
+    block_rows: int,
+    horizon: int,
+) -> _Run:
     run = _Run()
     block_ms = spec.analysis.block_ms
     start = 1_000_000 * block_ms  # any multiple of the block's length

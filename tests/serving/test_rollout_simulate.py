@@ -1,0 +1,102 @@
+"""Rollout files against generated traffic: few runs here, the stated rates in the long tests."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.errors import InvalidInput
+from serving.rollout.simulate import simulate
+from serving.rollout.spec import Rollout
+
+SAMPLE = """
+endpoint: ranker
+candidate: {bundle: ranker-dcnv2}
+steps:
+  - {shadow: true, min_positives: 1000}
+  - {weight: 1,   bias_below: 0.10}
+  - {weight: 5,   bias_below: 0.05}
+  - {weight: 25,  bias_below: 0.03}
+  - {weight: 50,  bias_below: 0.02}
+  - {weight: 100, bias_below: 0.02}
+"""
+SPEC = Rollout.parse(SAMPLE)
+
+
+def test_a_good_candidate_is_promoted_and_runs_can_be_repeated() -> None:
+    report = simulate(SPEC, "good", runs=4, seed=1)
+    assert report == simulate(SPEC, "good", runs=4, seed=1)
+    assert (report.promoted, report.aborted) == (1.0, 0.0)
+    told = json.loads(json.dumps(report.to_json()))
+    assert {"scenario", "runs", "promoted", "stepped_back", "aborted", "labels_to_full"} <= told.keys()
+    assert told["labels_to_full"]["median"] > 100_000
+
+
+@pytest.mark.parametrize("scenario", ["biased", "worse_auc"])
+def test_a_bad_candidate_never_gets_half_of_the_traffic(scenario: str) -> None:
+    report = simulate(SPEC, scenario, runs=4, seed=2, horizon=600)
+    assert (report.promoted, report.reached_half) == (0.0, 0.0)
+
+
+def test_a_candidate_that_turns_bad_is_stepped_back() -> None:
+    report = simulate(SPEC, "turns_bad", runs=4, seed=3)
+    assert report.stepped_back == 1.0
+    assert report.blocks_to_step_back["p95"] is not None
+    assert report.blocks_to_step_back["p95"] <= 240, "two breach windows"
+
+
+def test_on_breach_abort_ends_the_rollout() -> None:
+    report = simulate(Rollout.parse(SAMPLE + "on_breach: abort\n"), "worse_auc", runs=3, seed=4)
+    assert (report.aborted, report.promoted) == (1.0, 0.0)
+
+
+def test_little_traffic_holds() -> None:
+    report = simulate(SPEC, "low_traffic", runs=2, seed=5, horizon=400)
+    assert (report.promoted, report.stepped_back) == (0.0, 0.0)
+
+
+def test_an_outage_of_labels_delays_and_does_no_harm() -> None:
+    report = simulate(SPEC, "label_outage", runs=4, seed=6)
+    assert (report.promoted, report.stepped_back) == (1.0, 0.0)
+
+
+def test_a_base_rate_jump_holds_unless_bias_is_taken_relative_to_stable() -> None:
+    assert simulate(SPEC, "base_rate_jump", runs=3, seed=7, horizon=800).promoted == 0.0
+    relative = Rollout.parse(SAMPLE + "relative_to_stable: true\n")
+    assert simulate(relative, "base_rate_jump", runs=3, seed=7).promoted == 1.0
+
+
+def test_unknown_scenarios_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="is not one of good"):
+        simulate(SPEC, "perfect")
+    with pytest.raises(InvalidInput, match="at least 1"):
+        simulate(SPEC, "good", runs=0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("scenario", ["biased", "worse_auc"])
+def test_1000_bad_candidates_reach_half_in_under_one_percent(scenario: str) -> None:
+    assert simulate(SPEC, scenario, runs=1000, seed=11, horizon=500).reached_half < 0.01
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("scenario", ["good", "label_outage"])
+def test_500_good_candidates_reach_the_end_in_over_95_percent(scenario: str) -> None:
+    assert simulate(SPEC, scenario, runs=500, seed=12).promoted > 0.95
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_500_candidates_that_turn_bad_are_stepped_back_in_over_99_percent() -> None:
+    report = simulate(SPEC, "turns_bad", runs=500, seed=13)
+    assert report.stepped_back > 0.99
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_bias_at_the_bound_is_promoted_no_more_often_than_stated() -> None:
+    at_the_bound = simulate(SPEC, "good", runs=300, seed=14, bias=0.02, horizon=1200)
+    assert at_the_bound.reached_half <= 0.05
