@@ -29,6 +29,8 @@ _BATCH = 256
 _BATCHES = 40
 """Entries read per rollout and pass: bounded, so that one long log cannot starve the others."""
 _MOST_BLOCKS = 200_000
+_ENDED_KEPT = 8
+"""Rollouts that are over and whose figures are still in memory for whoever asks."""
 
 
 @dataclass(slots=True)
@@ -108,8 +110,9 @@ class RolloutController:
         with self._lock:
             active = self._store.rollouts(active=True)
             done = [(stored.id, self._pass(stored)) for stored in active]
-            for gone in self._runners.keys() - {stored.id for stored in active}:
-                del self._runners[gone]
+            ended = [name for name in self._runners if name not in {stored.id for stored in active}]
+            for name in ended[:-_ENDED_KEPT]:
+                del self._runners[name]
         return done
 
     def snapshot(self, name: str) -> Snapshot:

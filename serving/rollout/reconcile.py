@@ -114,7 +114,8 @@ def reconcile(context: Context) -> Decision:
     if newer := [(v, shift) for v, shift in observed.versions if v > state.candidate_version]:
         return _adopt(context, hold, newer)
 
-    if context.now_ms < context.next_look_ms:
+    # A look further away than one interval was set by a clock that has since gone back.
+    if 0 < context.next_look_ms - context.now_ms <= spec.analysis.interval * 1000:
         return replace(hold, reason="waiting for the next look")
     hold = replace(hold, next_look_ms=context.now_ms + round(spec.analysis.interval * 1000))
     if context.now_ms < state.entered_ms:
