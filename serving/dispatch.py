@@ -33,6 +33,8 @@ __all__ = ["DIRECT", "ArmWindow", "Dispatcher", "ModelTally", "Target"]
 
 DIRECT = "direct"
 NOT_READY = "candidate_not_ready"
+MOST_TALLIES = 64
+TICK = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,7 @@ class Dispatcher:
         try:
             await self._engine.run(event)
         except asyncio.CancelledError:
-            if self._clock.monotonic() >= event.deadline:  # gRPC cancels its handler when the deadline passes
+            if self._clock.monotonic() >= event.deadline - TICK:  # gRPC cancels its handler when the deadline passes
                 self._missed(target, started)
             raise
         except Exception as error:
@@ -260,6 +262,8 @@ class Dispatcher:
     def _tally(self, target: Target) -> ModelTally:
         tally = self.tallies.get(target.served.key)
         if tally is None:
+            if len(self.tallies) >= MOST_TALLIES:  # versions come without end; the oldest goes
+                self.tallies.pop(next(iter(self.tallies)))
             tally = self.tallies[target.served.key] = ModelTally()
         return tally
 

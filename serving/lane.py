@@ -116,14 +116,31 @@ class Lane:
         self._draining = True
         await self.health.drain()
         await asyncio.sleep(NOTICE)  # clients that watch their health leave by themselves
-        await self._server.stop(drain)
+        await self._finish(drain)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._close)
 
+    async def _finish(self, drain: float) -> None:
+        """Take no new calls; wait for those under way, but not for streams on which nothing happens."""
+        stopping = asyncio.create_task(self._server.stop(drain))
+        quiet = 0
+        while not stopping.done():
+            await asyncio.wait({stopping}, timeout=NOTICE)
+            idle = not self.dispatcher.pending and not self.writer.counters().queued_feedback
+            quiet = quiet + 1 if idle else 0
+            if quiet == 2:
+                await self._server.stop(0)
+        await stopping
+
     def status(self) -> dict[str, Any]:
-        """What the status file says; see README of the format in `docs`."""
+        """What the status file says.
+
+        `endpoints.NAME.ARM`: bundle, version that answers and the one wanted, state (READY, LOADING, UNAVAILABLE) and
+        reason; totals; and under `recent` the last 60 seconds with quantiles and `counts`, latencies by bucket of
+        `serving.latency.EDGES`, which add up over lanes. `direct`: the same figures of models called by name.
+        """
         now = self._clock.monotonic()
         writer = asdict(self.writer.counters())
         stalled, stage = self.engine.stalled()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter as Tally
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -19,14 +21,24 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 # One more sample per series that says when it began: of no use to anyone here.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 __all__ = ["METRICS_DIR", "Telemetry", "merged"]
 
 METRICS_DIR = Path("run") / "metrics"
 STALE_AFTER = 10.0
+KEPT_VERSIONS = 4
 _LATENCY = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _STAGE = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+
+
+@dataclass(slots=True)
+class _Series:
+    """Series of one version, found once."""
+
+    latency: Histogram
+    rows: Counter
+    stages: dict[str, Histogram] = field(default_factory=dict)
 
 
 class Telemetry:
@@ -39,6 +51,8 @@ class Telemetry:
     def __init__(self, process: str) -> None:
         self.process = process
         self.registry = CollectorRegistry()
+        self._series: dict[tuple[str, str, str], _Series] = {}
+        self._shadow_versions: deque[tuple[str, str, str]] = deque()
         arm = ("process", "endpoint", "arm", "version")
         self._latency = Histogram(
             "baton_request_seconds",
@@ -77,11 +91,28 @@ class Telemetry:
         self, endpoint: str, arm: str, version: str, seconds: float, rows: int, stages: Mapping[str, float]
     ) -> None:
         """A request answered with scores."""
-        labels = (self.process, endpoint, arm, version)
-        self._latency.labels(*labels).observe(seconds)
-        self._rows.labels(*labels).inc(rows)
+        series = self._series.get((endpoint, arm, version)) or self._begin(endpoint, arm, version)
+        series.latency.observe(seconds)
+        series.rows.inc(rows)
         for stage, spent in stages.items():
-            self._stage.labels(*labels, stage).observe(spent)
+            child = series.stages.get(stage)
+            if child is None:
+                child = series.stages[stage] = self._stage.labels(self.process, endpoint, arm, version, stage)
+            child.observe(spent)
+
+    def _begin(self, endpoint: str, arm: str, version: str) -> _Series:
+        """The series of a version; those of the oldest make room, for versions come and go without end."""
+        place = [key for key in self._series if key[:2] == (endpoint, arm)]
+        for old in place[: max(0, len(place) - KEPT_VERSIONS + 1)]:
+            labels = (self.process, *old)
+            self._latency.remove(*labels)
+            self._rows.remove(*labels)
+            for stage in self._series.pop(old).stages:
+                self._stage.remove(*labels, stage)
+        labels = (self.process, endpoint, arm, version)
+        series = _Series(self._latency.labels(*labels), self._rows.labels(*labels))
+        self._series[endpoint, arm, version] = series
+        return series
 
     def failed(self, endpoint: str, code: str) -> None:
         """A request that ended with a gRPC code other than OK. `endpoint` is "" when there is none of that name."""
@@ -98,6 +129,10 @@ class Telemetry:
 
     def shadowed(self, endpoint: str, arm: str, version: str, seconds: float) -> None:
         """A prediction scored by the arm that did not answer."""
+        if (endpoint, arm, version) not in self._shadow_versions:
+            self._shadow_versions.append((endpoint, arm, version))
+            if len(self._shadow_versions) > 4 * KEPT_VERSIONS:
+                self._shadow_seconds.remove(self.process, *self._shadow_versions.popleft())
         self._shadow_seconds.labels(self.process, endpoint, arm, version).observe(seconds)
 
     def ready(self, arms: Mapping[tuple[str, str], str]) -> None:

@@ -261,3 +261,15 @@ def test_a_status_file_is_json_that_other_processes_can_rely_on(installation: In
     assert set(told["endpoints"]["ranker"]["stable"]) == {
         "bundle", "version", "wanted", "state", "reason", "requests", "rows", "errors", "deadline_misses", "recent",
     }  # fmt: skip
+
+
+def test_series_of_old_versions_make_room(tmp_path: Path) -> None:
+    telemetry = Telemetry("lane-0")
+    for version in range(50):
+        telemetry.answered("ranker", "candidate", str(version), 0.01, 10, {"embed": 0.001})
+        telemetry.shadowed("ranker", "stable", str(version), 0.01)
+    telemetry.write(tmp_path)
+    families = {family.name: family for family in text_string_to_metric_families(merged(tmp_path).decode())}
+    for name in ("baton_request_seconds", "baton_rows", "baton_stage_seconds"):
+        assert {s.labels["version"] for s in families[name].samples} == {"46", "47", "48", "49"}
+    assert len({s.labels["version"] for s in families["baton_shadow_seconds"].samples}) == 16
