@@ -220,3 +220,19 @@ def test_phase_figures_survive_json() -> None:
     analysis.add_many([entry(seq, 1000 + 30 * seq, rng) for seq in range(1, 40)])
     figures = analysis.phase_figures(0)
     assert PhaseFigures.from_json(json.loads(json.dumps(asdict(figures)))) == figures
+
+
+@pytest.mark.parametrize(("served_bias", "moved"), [(0.0, False), (0.10, True)])
+def test_a_population_that_serving_changes_is_seen(served_bias: float, moved: bool) -> None:
+    from serving.rollout import blocks
+    from serving.rollout.blocks import BlockTable
+
+    rng = np.random.default_rng(7)
+    table = BlockTable(BLOCK_MS)
+    lines = np.zeros((201, blocks.COLUMNS))
+    lines[:, blocks.SERVED_CLICKS] = rng.poisson(60, 201)
+    lines[:, blocks.SERVED] = 60 * (1 + served_bias)
+    lines[:, blocks.CLICKS] = rng.poisson(140, 201) + lines[:, blocks.SERVED_CLICKS]
+    lines[:, blocks.CANDIDATE] = 140 + lines[:, blocks.SERVED]
+    table.fill(0, lines)
+    assert table.select(0).population_moved(0.0125, 50) is moved

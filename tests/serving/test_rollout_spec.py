@@ -77,3 +77,8 @@ def test_what_is_no_rollout_file_is_refused(tmp_path: Path) -> None:
         Rollout.parse("a: [")
     with pytest.raises(InvalidInput, match="is a mapping"):
         Rollout.parse("- 1")
+
+
+def test_the_example_is_a_rollout_file() -> None:
+    rollout = Rollout.load(Path(__file__).parents[2] / "examples" / "rollout.yaml")
+    assert [step.weight for step in rollout.steps] == [0, 1, 5, 25, 50, 100]
