@@ -6,6 +6,7 @@ window; it knows nothing of arms or files.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ __all__ = ["EDGES", "Recent", "quantile"]
 
 # Seconds: 0.1 ms to about 100 s.
 EDGES: npt.NDArray[np.float64] = (1e-4 * 1.125 ** np.arange(118)).astype(np.float64)
+
+_BOUNDS: list[float] = EDGES.tolist()
 
 
 def quantile(counts: Sequence[int] | npt.NDArray[np.int64], q: float) -> float | None:
@@ -53,7 +56,7 @@ class Recent:
 
     def observe(self, now: float, seconds: float) -> None:
         """An answer that took `seconds`; `now` is monotonic."""
-        self._slot(now).counts[int(np.searchsorted(EDGES, seconds))] += 1
+        self._slot(now).counts[bisect_left(_BOUNDS, seconds)] += 1
 
     def error(self, now: float) -> None:
         """A request that failed by our fault or for want of capacity."""
