@@ -257,9 +257,11 @@ class _Look:
                 tests, relatively = relative, True
         if not _all_hold(tests):
             return self._lacking(what, f"bias {self.seen['bias']:+.4f}", tests)
+        if self.here.blocks < MIN_WINDOW_BLOCKS:
+            return f"{self.here.blocks} of the {MIN_WINDOW_BLOCKS} blocks that each step needs of its own"
         for name, chosen in (("the breach window", self.window), ("this step alone", self.here)):
             recent = chosen.bias() - (chosen.bias("stable") if relatively else 0.0)
-            if chosen.blocks >= MIN_WINDOW_BLOCKS and abs(recent) >= bound:
+            if abs(recent) >= bound:
                 return f"{what}: shown over all evidence, but {name} is at {recent:+.4f}"
         guards = self.spec.guards
         if guards.logloss_delta_max is not None:
