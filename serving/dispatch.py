@@ -23,15 +23,16 @@ from pipeline.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady, 
 from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.prediction import PredictionIds
+from serving.desired import DIRECT
 from serving.errors import code_of
 from serving.latency import Recent
-from serving.registry import Registry, Served, ServedEndpoint
+from serving.registry import Registry
 from serving.routing import choose_arm
+from serving.served import Served, ServedEndpoint
 from serving.telemetry import Telemetry
 
-__all__ = ["DIRECT", "ArmWindow", "Dispatcher", "ModelTally", "Target"]
+__all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Target"]
 
-DIRECT = "direct"
 NOT_READY = "candidate_not_ready"
 MOST_TALLIES = 64
 TICK = 0.005

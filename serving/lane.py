@@ -28,11 +28,12 @@ from pipeline.stages.infer import Infer
 from pipeline.stages.record import Record
 from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config
-from serving.dispatch import DIRECT, Dispatcher
+from serving.desired import DIRECT
+from serving.dispatch import Dispatcher
 from serving.handoff import HandoffSender
 from serving.latency import quantile
 from serving.process import die_with_parent, write_status
-from serving.registry import Snapshot
+from serving.served import Snapshot
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService

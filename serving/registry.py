@@ -10,123 +10,36 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 from pipeline.clock import Clock
-from pipeline.errors import BatonError, BundleError, Conflict, NotFound, NotReady
+from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.model import Model
 from pipeline.versions import Repository
+from serving.desired import DIRECT, Desired, EndpointSource, Lookout
 from serving.kill import KillSwitch
 from serving.process import step_back
-from serving.routing import Arm, ArmSpec, Endpoint
+from serving.routing import Arm
+from serving.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 
-__all__ = ["ArmReport", "EndpointSource", "ModelReport", "Registry", "Served", "ServedEndpoint", "Snapshot"]
+__all__ = ["Registry"]
 
 POLL = 0.1
 RETRY = 30.0
 NICE = 10
-ARM_NAMES: tuple[Arm, Arm] = ("stable", "candidate")
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, str]  # bundle, version
-
-
-class EndpointSource(Protocol):
-    """Where endpoints are kept, as far as a lane looks at it."""
-
-    def data_version(self) -> int:
-        """A number that changes with every change by any process; cheap."""
-
-    def endpoints(self) -> Mapping[str, Endpoint]:
-        """All endpoints by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A version that may answer, with what reads requests for it."""
-
-    model: Model
-    rank: RankCodec
-    infer: InferCodec
-
-    @property
-    def key(self) -> Key:
-        return self.model.name, self.model.version
-
-
-@dataclass(frozen=True, slots=True)
-class ServedEndpoint:
-    """An endpoint as requests see it; an arm that cannot answer is None. `killed`: nothing goes to the candidate."""
-
-    endpoint: Endpoint
-    stable: Served | None
-    candidate: Served | None
-    killed: bool
-
-    def arm(self, name: str) -> Served | None:
-        return self.candidate if name == "candidate" else self.stable
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything that may answer at one moment."""
-
-    endpoints: Mapping[str, ServedEndpoint]
-    models: Mapping[Key, Served]
-
-    def newest(self, bundle: str) -> Served | None:
-        """The newest ready version of a bundle."""
-        versions = [int(version) for name, version in self.models if name == bundle]
-        return self.models[bundle, str(max(versions))] if versions else None
-
-
-@dataclass(frozen=True, slots=True)
-class ArmReport:
-    """An arm as the status file tells it. `version`: who answers ("" for nobody); `wanted`: who should."""
-
-    bundle: str
-    version: str
-    wanted: str
-    state: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReport:
-    """A version in the repository index, in Triton's states: READY, LOADING, UNLOADING, UNAVAILABLE."""
-
-    bundle: str
-    version: str
-    state: str
-    reason: str
 
 
 @dataclass
 class _Failed:
     reason: str
     again_at: float
-
-
-@dataclass
-class _Desired:
-    """What one pass of the watcher wants: arms resolved to versions, and reasons where that was impossible."""
-
-    endpoints: dict[str, Endpoint] = field(default_factory=dict)
-    arms: dict[tuple[str, Arm], Key] = field(default_factory=dict)
-    problems: dict[tuple[str, Arm], str] = field(default_factory=dict)
-    extra: dict[str, Key] = field(default_factory=dict)
-    killed: frozenset[str] = frozenset()
-
-    @property
-    def keys(self) -> set[Key]:
-        return {*self.arms.values(), *self.extra.values()}
 
 
 class Registry:
@@ -155,8 +68,7 @@ class Registry:
         nice: int | None = NICE,
         retry: float = RETRY,
     ) -> None:
-        self._source = source
-        self._kill = kill
+        self._lookout = Lookout(source, kill, repository, loads)  # the watcher's own
         self._repository = repository
         self._load = load
         self._clock = clock
@@ -167,17 +79,13 @@ class Registry:
         self._snapshot = Snapshot(MappingProxyType({}), MappingProxyType({}))
         self._changed = threading.Condition()
         # Guarded by `_changed`:
-        self._desired = _Desired()
+        self._desired = Desired()
         self._loaded: dict[Key, Served] = {}
         self._failed: dict[Key, _Failed] = {}
         self._loading: Key | None = None
         self._passes = 0
         self._poke = False
         self._stopping = False
-        # The watcher's own:
-        self._data_version: int | None = None
-        self._known: list[Endpoint] = []
-        self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {}
         self._threads: list[threading.Thread] = []
         self.listeners: list[Callable[[Snapshot], None]] = []
 
@@ -251,15 +159,19 @@ class Registry:
 
         def settled() -> bool:
             key = self._desired.extra.get(bundle)
-            return key is not None and (key in self._loaded or key in self._failed)
+            if key is None:
+                return (bundle, DIRECT) in self._desired.problems
+            return key in self._loaded or key in self._failed
 
         self._look_again()
         with self._changed:
             if not self._changed.wait_for(settled, timeout):
                 raise NotReady(f"model {bundle!r} is still loading; ask for it again later")
-            key = self._desired.extra[bundle]
-            if key in self._failed:
-                raise NotReady(f"model {bundle!r} version {key[1]} cannot be loaded: {self._failed[key].reason}")
+            wanted = self._desired.extra.get(bundle)
+            if wanted is None:
+                raise NotReady(f"model {bundle!r} cannot be loaded: {self._desired.problems[bundle, DIRECT]}")
+            if wanted in self._failed:
+                raise NotReady(f"model {bundle!r} version {wanted[1]} cannot be loaded: {self._failed[wanted].reason}")
 
     def unload(self, bundle: str, timeout: float = 10.0) -> None:
         """Undo `load` in all lanes.
@@ -354,68 +266,14 @@ class Registry:
     # Looking.
 
     def _look(self) -> None:
-        killed = self._kill.engaged()
-        if self._source is not None:
-            version = self._source.data_version()
-            if version != self._data_version:
-                self._known = list(self._source.endpoints().values())
-                self._data_version = version
-        desired = self._resolve(self._known, killed)
+        now = self._clock.monotonic()
+        with self._changed:
+            failed = {key for key, failure in self._failed.items() if failure.again_at > now}
+        desired = self._lookout.look(failed)
         with self._changed:
             if desired != self._desired or any(key not in self._loaded for key in desired.keys):
                 self._desired = desired
                 self._publish()
-
-    def _resolve(self, endpoints: list[Endpoint], killed: frozenset[str]) -> _Desired:
-        desired = _Desired(killed=killed)
-        servable: dict[str, list[str]] = {}
-        for endpoint in endpoints:
-            desired.endpoints[endpoint.name] = endpoint
-            for arm, spec in ((ARM_NAMES[0], endpoint.stable), (ARM_NAMES[1], endpoint.candidate)):
-                if spec is None:
-                    continue
-                try:
-                    desired.arms[endpoint.name, arm] = self._resolve_spec(spec, servable)
-                except BatonError as error:
-                    desired.problems[endpoint.name, arm] = str(error)
-        for marker in sorted(self._loads.iterdir()) if self._loads.is_dir() else []:
-            try:
-                desired.extra[marker.name] = self._resolve_spec(ArmSpec(bundle=marker.name), servable)
-            except BatonError as error:
-                log.warning("model %s was asked for and cannot be loaded: %s", marker.name, error)
-        return desired
-
-    def _resolve_spec(self, spec: ArmSpec, servable: dict[str, list[str]]) -> Key:
-        if spec.version:
-            return spec.bundle, str(spec.version)
-        versions = servable.get(spec.bundle)
-        if versions is None:
-            versions = servable[spec.bundle] = self._servable(spec.bundle)
-        now = self._clock.monotonic()
-        with self._changed:
-            failed = {k for k, f in self._failed.items() if f.again_at > now}
-        for version in versions:
-            if (spec.bundle, version) not in failed:
-                return spec.bundle, version
-        if versions:
-            return spec.bundle, versions[0]
-        raise NotFound(f"bundle {spec.bundle!r} has no version that may serve")
-
-    def _servable(self, bundle: str) -> list[str]:
-        """Versions that may serve, newest first. A version never changes, so each manifest is read once."""
-        versions = tuple(self._repository.versions(bundle))
-        known, servable = self._versions.get(bundle, ((), {}))
-        if versions != known:
-            servable = {v: servable[v] if v in servable else self._may_serve(bundle, v) for v in versions}
-            self._versions[bundle] = versions, servable
-        return [v for v in reversed(versions) if servable[v]]
-
-    def _may_serve(self, bundle: str, version: str) -> bool:
-        try:
-            return self._repository.open(bundle, version).manifest.servable
-        except BatonError as error:
-            log.error("version %s of bundle %s cannot be opened and is passed over: %s", version, bundle, error)
-            return False
 
     # Loading.
 
@@ -472,7 +330,7 @@ class Registry:
             candidate = None
             if endpoint.candidate is not None:
                 candidate = self._answering((name, "candidate"), old.candidate if old else None)
-                if candidate is not None and stable is not None and _mismatch(stable, candidate):
+                if candidate is not None and stable is not None and mismatch(stable, candidate):
                     candidate = None
             endpoints[name] = ServedEndpoint(endpoint, stable, candidate, endpoint.killed or name in desired.killed)
         in_use = {
@@ -509,7 +367,7 @@ class Registry:
             return ArmReport(spec.bundle, version, "", "UNAVAILABLE", self._desired.problems.get((name, arm), ""))
         reason = self._reason(key)
         if served is None and arm == "candidate" and key in self._loaded and served_endpoint and served_endpoint.stable:
-            reason = _mismatch(served_endpoint.stable, self._loaded[key]) or reason
+            reason = mismatch(served_endpoint.stable, self._loaded[key]) or reason
         if served is not None:
             state = "READY"
         elif reason:
@@ -535,12 +393,3 @@ class Registry:
         if key in self._failed:
             return ModelReport(*key, "UNAVAILABLE", self._failed[key].reason)
         return ModelReport(*key, "LOADING", "")
-
-
-def _mismatch(stable: Served, candidate: Served) -> str:
-    difference = candidate.model.schema.inputs_match(stable.model.schema)
-    if difference is None:
-        return ""
-    return (
-        f"the candidate {candidate.model.name} has another input schema than stable {stable.model.name}: {difference}"
-    )

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import Enum
@@ -25,7 +25,8 @@ from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
 from serving.handoff import HandoffReceiver
 from serving.process import die_with_parent, step_back, write_status
-from serving.registry import Registry, Served
+from serving.registry import Registry
+from serving.served import Served
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.wiring import open_registry
 
@@ -117,6 +118,34 @@ class CatchUp:
             self._written = self._kept
 
 
+class PairedWindow:
+    """Sums of both arms' scores on the same rows over the last `seconds`, per endpoint: a ratio that needs no labels."""
+
+    def __init__(self, seconds: int = 10) -> None:
+        self.seconds = seconds
+        self._slots: deque[tuple[int, str, int, float, float]] = deque()
+
+    def add(self, now: float, endpoint: str, rows: int, stable: float, candidate: float) -> None:
+        """Rows scored at `now` (monotonic seconds) and the sums of their scores."""
+        self._slots.append((int(now), endpoint, rows, stable, candidate))
+        self._expire(now)
+
+    def sums(self, now: float) -> dict[str, dict[str, float]]:
+        """Endpoint -> seconds, rows, stable, candidate."""
+        self._expire(now)
+        found: dict[str, dict[str, float]] = {}
+        for _, endpoint, rows, stable, candidate in self._slots:
+            told = found.setdefault(endpoint, {"seconds": self.seconds, "rows": 0, "stable": 0.0, "candidate": 0.0})
+            told["rows"] += rows
+            told["stable"] += stable
+            told["candidate"] += candidate
+        return found
+
+    def _expire(self, now: float) -> None:
+        while self._slots and self._slots[0][0] <= int(now) - self.seconds:
+            self._slots.popleft()
+
+
 class ShadowLane:
     """The work of the process, apart from its signals and files.
 
@@ -142,6 +171,7 @@ class ShadowLane:
         self.dropped: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.last_scored_ms = 0
+        self.paired = PairedWindow()
         self._next_pass = 0.0
 
     def work(self) -> None:
@@ -175,6 +205,7 @@ class ShadowLane:
             "queue": self._receiver.waiting,
             "lanes": self._receiver.lanes,
             "last_scored_ms": self.last_scored_ms,
+            "paired": self.paired.sums(self._clock.monotonic()),
         }
 
     def _live(self, blobs: list[bytes]) -> None:
@@ -189,6 +220,10 @@ class ShadowLane:
             outcome, scores, reason = self._score(record)
             if scores is not None:
                 done.append((record.prediction_id, scores))
+                sums = {record.arm: float(record.scores.sum()), scores.arm: float(scores.scores.sum())}
+                self.paired.add(
+                    self._clock.monotonic(), record.endpoint, len(scores.scores), sums["stable"], sums["candidate"]
+                )
             elif outcome is Outcome.SKIPPED:
                 self.skipped[reason] += 1
             else:

@@ -15,8 +15,9 @@ from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotFound, NotReady
 from pipeline.schema import FieldSpec, Schema
 from serving.kill import KillSwitch
-from serving.registry import Registry, Snapshot
+from serving.registry import Registry
 from serving.routing import ArmSpec
+from serving.served import Snapshot
 from serving.wiring import open_registry
 
 
@@ -147,7 +148,9 @@ def test_a_model_that_cannot_be_loaded_by_name_says_why(installation: Installati
         registry.load("spare")
 
 
-def test_a_store_that_fails_leaves_the_last_snapshot(tmp_path: Path, installation: Installation) -> None:
+def test_a_store_that_fails_leaves_the_endpoints_and_the_kill_switch(
+    tmp_path: Path, installation: Installation
+) -> None:
     class Broken:
         fails = False
 
@@ -161,14 +164,22 @@ def test_a_store_that_fails_leaves_the_last_snapshot(tmp_path: Path, installatio
 
     source = Broken()
     registry = open_registry(installation.config, SystemClock())
-    registry._source = source  # type: ignore[assignment]
+    registry._lookout._source = source  # type: ignore[assignment]
     registry.start()
     assert registry.wait(lambda s: "ranker" in s.endpoints and s.endpoints["ranker"].stable is not None, 20)
     source.fails = True
     passes = registry._passes
     eventually(lambda: registry._passes > passes + 1, "the registry goes on looking")
     assert registry.snapshot.endpoints["ranker"].stable is not None
+    KillSwitch(installation.home).engage("ranker", "it burns", "test")
+    assert registry.wait(lambda s: s.endpoints["ranker"].killed, 5)
     installation.set(weight=10)
     source.fails = False
     assert registry.wait(lambda s: s.endpoints["ranker"].endpoint.weight == 10, 20)
     registry.stop()
+
+
+def test_a_model_of_which_no_version_may_serve_says_so(installation: Installation, registry: Registry) -> None:
+    write_bundle(installation.repository, installation.tables, name="refused", gate=GateReport(passed=False))
+    with pytest.raises(NotReady, match="no version that may serve"):
+        registry.load("refused")

@@ -1,0 +1,88 @@
+"""What may answer at one moment, and what is told about it. Immutable; `serving.registry` makes it anew on every change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.model import Model
+from serving.routing import Arm, Endpoint
+from serving.wire.inference import InferCodec
+from serving.wire.ranking import RankCodec
+
+__all__ = ["ARM_NAMES", "ArmReport", "Key", "ModelReport", "Served", "ServedEndpoint", "Snapshot", "mismatch"]
+
+ARM_NAMES: tuple[Arm, Arm] = ("stable", "candidate")
+
+Key = tuple[str, str]
+"""Bundle and version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A version that may answer, with what reads requests for it."""
+
+    model: Model
+    rank: RankCodec
+    infer: InferCodec
+
+    @property
+    def key(self) -> Key:
+        return self.model.name, self.model.version
+
+
+@dataclass(frozen=True, slots=True)
+class ServedEndpoint:
+    """An endpoint as requests see it; an arm that cannot answer is None. `killed`: nothing goes to the candidate."""
+
+    endpoint: Endpoint
+    stable: Served | None
+    candidate: Served | None
+    killed: bool
+
+    def arm(self, name: str) -> Served | None:
+        return self.candidate if name == "candidate" else self.stable
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that may answer at one moment."""
+
+    endpoints: Mapping[str, ServedEndpoint]
+    models: Mapping[Key, Served]
+
+    def newest(self, bundle: str) -> Served | None:
+        """The newest ready version of a bundle."""
+        versions = [int(version) for name, version in self.models if name == bundle]
+        return self.models[bundle, str(max(versions))] if versions else None
+
+
+@dataclass(frozen=True, slots=True)
+class ArmReport:
+    """An arm as the status file tells it. `version`: who answers ("" for nobody); `wanted`: who should."""
+
+    bundle: str
+    version: str
+    wanted: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """A version in the repository index, in Triton's states: READY, LOADING, UNLOADING, UNAVAILABLE."""
+
+    bundle: str
+    version: str
+    state: str
+    reason: str
+
+
+def mismatch(stable: Served, candidate: Served) -> str:
+    """Why two models cannot be arms of one endpoint; "" when they can."""
+    difference = candidate.model.schema.inputs_match(stable.model.schema)
+    if difference is None:
+        return ""
+    return (
+        f"the candidate {candidate.model.name} has another input schema than stable {stable.model.name}: {difference}"
+    )
