@@ -64,6 +64,8 @@ def test_killing_the_shadow_lane_costs_time_and_nothing_else(installation: Insta
         for i in range(5, 10):
             assert client.rank("ranker", SCHEMA, features_of(installation, i)).arm == "stable"
         lane.lane.sender._queue.clear()  # what waits for the shadow lane is lost too
+        eventually(lambda: lane.lane.writer.counters().committed == 10, "all predictions are committed")
+        assert log.unscored(0, 1 << 60)
         with shadow_process(installation) as shadow:
             eventually(lambda: not log.unscored(0, 1 << 60), "what was missed is scored from the log", 30)
             assert shadow.end(signal.SIGTERM) == 0
