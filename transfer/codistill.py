@@ -1,6 +1,7 @@
 """One batch of asymmetric co-distillation (after CrossAdapt, arXiv 2602.01775, stage 2).
 
-The student takes a step on every batch, from labels and from the teacher that serves; the teacher takes one step on the
+The student takes a step on every batch, from labels and from the teacher that serves; how much it believes the teacher
+follows from which of the two was right on rows that neither had trained on (`trust`). The teacher takes one step on the
 mean gradient of `teacher_every` batches, from labels alone. A share of rows from the retained window is mixed in so
 that the student does not forget. Scores to be judged by are taken before a row is trained on.
 """
@@ -16,6 +17,7 @@ from pipeline.features import concat_rows
 from transfer.model import ClickModel
 from transfer.replay_store import ReplayRows
 from transfer.stream import StreamBatch, StreamRows
+from transfer.trust import Trust, label_losses
 
 __all__ = ["CoDistiller", "Passed", "logit_of"]
 
@@ -47,7 +49,7 @@ class CoDistiller:
     """Teaches `student` (and, if it can learn, `teacher`) batch by batch.
 
     Args:
-        weight: a, the teacher's share of the student's loss.
+        weight: a, the teacher's share of the student's loss while the two are equally good.
         replay_ratio: r, replayed rows per row of the stream.
         teacher_every: K, batches per teacher step.
         seed: of the replay draws.
@@ -68,7 +70,7 @@ class CoDistiller:
         self.teacher = teacher
         self.student = student
         self._replay = replay
-        self.weight = weight
+        self.trust = Trust(weight)
         self.replay_ratio = replay_ratio if replay is not None else 0.0
         self.teacher_every = teacher_every
         self._seed = seed
@@ -80,6 +82,7 @@ class CoDistiller:
         # Before the step: what is measured must not have been learned.
         student, held_student = self.student.logits(train.rows), self.student.logits(held.rows)
         loss = self._teach_student(train, number)
+        self._compare(train, student)
         if self._teacher_learns:
             self.teacher.accumulate(train.rows, train.labels)
             if number % self.teacher_every == 0:
@@ -98,4 +101,13 @@ class CoDistiller:
             old, old_labels, old_guide = self._replay.draw(count, seed=self._seed, batch=number)
             rows = concat_rows([rows, old])
             labels, guide = np.concatenate([labels, old_labels]), np.concatenate([guide, old_guide])
-        return self.student.step(rows, labels, teacher_logits=guide, a=self.weight)
+        return self.student.step(rows, labels, teacher_logits=guide, a=self.trust.a)
+
+    def _compare(self, train: StreamRows, student: F32) -> None:
+        """Pair the losses of both models on rows that serving scored and neither had trained on."""
+        scored = np.isfinite(train.stable)
+        if scored.any():
+            calibration = self.student.calibration
+            mine = calibration.alpha * student[scored] + calibration.beta
+            labels = train.labels[scored]
+            self.trust.update(label_losses(mine, labels), label_losses(logit_of(train.stable[scored]), labels))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,8 +23,8 @@ from transfer.model import ClickModel, LearningSettings
 from transfer.projection import project_tables
 from transfer.sampling import Batch, log_k, strategic_batches
 from transfer.tables import TableSettings
-from transfer.train import Held, Progress, first_rows, window_rows
-from transfer.trust import Trust
+from transfer.train import Held, Progress, batch_for, first_rows, window_rows
+from transfer.trust import Trust, label_losses
 
 __all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "Teacher", "transfer_offline"]
 
@@ -47,7 +47,7 @@ class Stage1Settings:
         a: share of the teacher's term.
         adapt: move the share with the evidence of paired losses (`transfer.trust`), from `a` for equal models.
         temperature: T.
-        batch: rows per step.
+        batch: rows per step; None: as `transfer.train.batch_for` says.
         ratio: share of the rows that is trained on, by balanced draws from chunks of `batch / ratio` rows; None: all
             rows, at their natural rate.
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
@@ -64,7 +64,7 @@ class Stage1Settings:
     a: float = 0.7
     adapt: bool = True
     temperature: float = 1.0
-    batch: int = 256
+    batch: int | None = None
     ratio: float | None = None
     correct_offset: bool = True
     calibrate: bool = True
@@ -81,7 +81,7 @@ class Stage1Settings:
     def __post_init__(self) -> None:
         if not 0.0 <= self.a <= 1.0:
             raise InvalidInput(f"a is {self.a}; the teacher's share lies in 0..1", "a")
-        if self.temperature <= 0 or self.batch < 2 or not 0.0 < self.tail < 1.0:
+        if self.temperature <= 0 or (self.batch is not None and self.batch < 2) or not 0.0 < self.tail < 1.0:
             raise InvalidInput("temperature must be positive, batch at least 2 and tail between 0 and 1", "settings")
         if self.ratio is not None and not 0.0 < self.ratio <= 1.0:
             raise InvalidInput(f"ratio is {self.ratio}; the sampled share lies in 0..1", "ratio")
@@ -170,6 +170,7 @@ def transfer_offline(
         began = clock()
 
     window = window_rows(log, start, stop)
+    s = replace(s, batch=s.batch or batch_for(window))
     count = _Counter(window * (1 + s.dense_passes + s.joint_passes), progress)
     cached = _score_window(teacher, log, start, stop, calibrated=mode == "ours", count=count)
     window, offset = len(cached.logits), log_k(cached.rate)
@@ -223,10 +224,12 @@ class _Stage1:
     @property
     def chunk_rows(self) -> int:
         s = self._settings
+        assert s.batch is not None
         return s.batch if s.ratio is None else max(s.batch, round(s.batch / s.ratio))
 
     def learn(self, chunks: Iterator[Batch], *, train_tables: bool) -> None:
         s = self._settings
+        assert s.batch is not None
         batches = chunks if s.ratio is None else strategic_batches(chunks, batch=s.batch, rng=self._rng)
         for batch in batches:
             self._student.step(
@@ -241,13 +244,7 @@ class _Stage1:
             if self.trust is not None:
                 # Both on the log-odds of the labels as drawn, so that the pair is fair whatever the sampling.
                 mine, theirs = self._student.last_logits + self._offset, batch.teacher_logits + self._offset
-                self.trust.update(_label_losses(mine, batch.labels), _label_losses(theirs, batch.labels))
-
-
-def _label_losses(logits: F32, labels: F32) -> npt.NDArray[np.float64]:
-    z = logits.astype(np.float64)
-    losses: npt.NDArray[np.float64] = np.logaddexp(0.0, z) - labels * z
-    return losses
+                self.trust.update(label_losses(mine, batch.labels), label_losses(theirs, batch.labels))
 
 
 class _Counter:

@@ -21,7 +21,7 @@ from transfer.calibration import ALPHA_POSITIVES, fit_calibration
 from transfer.data.log import Log, row_range
 from transfer.model import ClickModel, LearningSettings
 
-__all__ = ["Held", "Progress", "TrainSettings", "measure", "train"]
+__all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -35,7 +35,7 @@ class TrainSettings:
     """How a model is trained on a window.
 
     Args:
-        batch: rows per step.
+        batch: rows per step; None: as `batch_for` says.
         tail: last share of the window, scored before it is trained on: metrics at birth and calibration.
         passes: over the part before the tail. Click logs with many rare ids overfit after one or two.
         early_stop: with several passes, stop when the tail's LogLoss grows, and keep the best pass.
@@ -43,7 +43,7 @@ class TrainSettings:
         hyperparameters: of the architecture.
     """
 
-    batch: int = 256
+    batch: int | None = None
     tail: float = 0.2
     passes: int = 1
     early_stop: bool = True
@@ -51,7 +51,7 @@ class TrainSettings:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.passes < 1 or not 0.0 < self.tail < 1.0:
+        if (self.batch is not None and self.batch < 1) or self.passes < 1 or not 0.0 < self.tail < 1.0:
             raise InvalidInput("batch and passes must be at least 1 and tail between 0 and 1", "settings")
 
 
@@ -130,6 +130,7 @@ def train(
     model.fit_numbers(first_rows(log, start, stop))
 
     body, tail = window_rows(log, start, tail_start), window_rows(log, tail_start, stop)
+    batch = settings.batch or batch_for(body + tail)
     total, done = settings.passes * body + tail, 0
 
     def tell(rows: int) -> None:
@@ -140,7 +141,7 @@ def train(
 
     best: tuple[float, Any] | None = None
     for _ in range(settings.passes):
-        for chunk in log.chunks(start, tail_start, settings.batch):
+        for chunk in log.chunks(start, tail_start, batch):
             model.step(chunk.rows, chunk.labels)
             tell(len(chunk.labels))
         if settings.passes > 1 and settings.early_stop:
@@ -152,12 +153,20 @@ def train(
         model.load_state(*best[1])
 
     held = Held()
-    for chunk in log.chunks(tail_start, stop, settings.batch):
+    for chunk in log.chunks(tail_start, stop, batch):
         held.add(model.logits(chunk.rows), chunk.labels)
         model.step(chunk.rows, chunk.labels)
         tell(len(chunk.labels))
     model.calibration, model.metrics = held.calibrate()
     return model
+
+
+def batch_for(rows: int) -> int:
+    """Rows per step for a window: a power of two from 256 to 2,048 that gives about 2,000 steps.
+
+    A small log needs its steps; a large one has enough of them, and small batches cost most of their time in overhead.
+    """
+    return 1 << min(max(round(rows / 2000).bit_length() - 1, 8), 11)
 
 
 def measure(scores: F32, labels: F32) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ start; a student that has overtaken its teacher gets away from it, one that is b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
 
-__all__ = ["Trust"]
+__all__ = ["Trust", "label_losses"]
+
+
+def label_losses(logits: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """LogLoss per row of logits `[n]` against labels `[n]`, in nats."""
+    z = logits.astype(np.float64)
+    losses: npt.NDArray[np.float64] = np.logaddexp(0.0, z) - labels * z
+    return losses
 
 
 class Trust:
@@ -32,6 +40,8 @@ class Trust:
     >>> trust.a
     0.7
     """
+
+    _STATE = ("_batches", "_weight", "_square_weight", "_sum", "_square", "a")
 
     def __init__(
         self, start: float, *, eta: float = 1.5, discount: float = 0.98, highest: float = 0.9, least: int = 5
@@ -60,3 +70,11 @@ class Trust:
         moved = np.log(self._start / (1.0 - self._start)) + self._eta * float(np.clip(z, -3.0, 3.0))
         self.a = float(min(self._highest, 1.0 / (1.0 + np.exp(-moved))))
         return self.a
+
+    def state(self) -> dict[str, float]:
+        """What `restore` takes, as JSON values."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        for name in self._STATE:
+            setattr(self, name, state[name])

@@ -100,7 +100,6 @@ class Worker:
             raise InvalidInput(f"{settings.student} and {settings.teacher} take different fields: {difference}")
         self._held = HeldRows(settings.gate_rows, ("student", "teacher"))
         self.place = Place()
-        self._restore()
         self._distiller = CoDistiller(
             self._teacher.model,
             self._student.model,
@@ -111,6 +110,7 @@ class Worker:
             seed=settings.seed,
             teacher_learns=not self._teacher.model.frozen,
         )
+        self._restore()
         now = self._clock.monotonic()
         self._last_publish = {"student": now, "teacher": now}
         self._last_report: dict[str, GateReport] = {}
@@ -143,6 +143,7 @@ class Worker:
         """Write a checkpoint of everything up to the present place."""
         lines = {line.role: line.state() for line in self._lines}
         self.place.extra["lines"] = lines
+        self.place.extra["trust"] = self._distiller.trust.state()
         arrays: dict[str, Any] = {"held": self._held.state()}
         for line in self._lines:
             header, tensors = line.model.state_dict()
@@ -213,6 +214,7 @@ class Worker:
             )
         self.place = place
         self._held.restore(arrays.get("held", {}))
+        self._distiller.trust.restore(place.extra["trust"])
         for line in self._lines:
             line.model.load_state(place.extra[f"{line.role}_model"], arrays[line.role])
             line.recent.restore(arrays[f"{line.role}_recent"])
@@ -228,7 +230,7 @@ class Worker:
             "trained_rows": newest.trained_rows,
             "held_rows": newest.held_rows,
             "loss": self._last_loss,
-            "weight": self._distiller.weight,
+            "weight": self._distiller.trust.a,
             "replay_ratio": self._distiller.replay_ratio,
             "teacher_every": self._distiller.teacher_every,
             "versions": {line.name: line.version for line in self._lines},

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from pipeline.bundle import Calibration
@@ -103,6 +104,8 @@ class Demo:
 
     def _models(self, log: Log) -> None:
         repository = Repository(self.home / "bundles")
+        # Networks this small lose time to a second thread.
+        torch.set_num_threads(1)
         with rows_progress(f"training the teacher ({TEACHER}-{TEACHER_WIDTH})", log.rows_between(0, HISTORY)) as bar:
             teacher = train(log, TEACHER, width=TEACHER_WIDTH, stop=HISTORY, seed=self.seed, progress=bar)
         teacher.save_bundle(repository, f"{ENDPOINT}-{TEACHER}", metrics=teacher.metrics)

@@ -20,6 +20,7 @@ Start = Annotated[float, typer.Option("--from", min=0, max=1, help="First row, a
 Stop = Annotated[float, typer.Option("--to", min=0, max=1, help="Last row, as a share of the rows in time order")]
 Cache = Annotated[Path, typer.Option(help="Where the prepared log is kept between runs")]
 Seed = Annotated[int, typer.Option(help="Of everything random")]
+Threads = Annotated[int, typer.Option(min=1, help="Of training; more than 1 pays for large networks only")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 CACHE = Path(".baton/cache")
 RETAINED_ROWS = 200_000
@@ -41,9 +42,12 @@ def train(
     stop: Stop = 1.0,
     cache: Cache = CACHE,
     seed: Seed = 0,
+    threads: Threads = 1,
     output: Format = Output.table,
 ) -> None:
     """Train a teacher on a log, in time order, and write it as a bundle."""
+    import torch
+
     from serving.cli.progress import rows_progress
     from transfer.data import open_log
     from transfer.model_zoo import parse_arch
@@ -51,6 +55,7 @@ def train(
 
     with problems():
         _window(start, stop)
+        torch.set_num_threads(threads)
         kind, width = parse_arch(arch)
         log = open_log(data, cache)
         with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress:
@@ -73,9 +78,12 @@ def transfer(
     ] = None,
     cache: Cache = CACHE,
     seed: Seed = 0,
+    threads: Threads = 1,
     output: Format = Output.table,
 ) -> None:
     """Teach a student of another architecture from a teacher and the rows that are still there."""
+    import torch
+
     from pipeline.bundle import Bundle
     from serving.cli.progress import rows_progress
     from transfer.data import open_log
@@ -86,6 +94,7 @@ def transfer(
 
     with problems():
         _window(start, stop)
+        torch.set_num_threads(threads)
         kind, width = parse_arch(arch)
         log = open_log(data, cache)
         model = ClickModel.from_bundle(None, Bundle.open(teacher))
