@@ -17,8 +17,9 @@ from serving.cli.api import AdminClient
 from serving.cli.output import console, show_table
 from serving.cli.replay import ReplayReport
 
-__all__ = ["DemoView", "phase_rows", "show"]
+__all__ = ["PHASE_COLUMNS", "DemoView", "phase_rows", "show"]
 
+PHASE_COLUMNS = ("step", "weight %", "arm", "rows", "clicks", "AUC", "LogLoss", "bias", "low", "high")
 POLL = 1.0
 LINE_EVERY = 15.0
 AFTER_LAST_STEP = 15.0
@@ -165,18 +166,16 @@ def phase_rows(phases: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     for phase in phases:
         for arm in ("stable", "candidate"):
             b = phase["bias"][arm]
-            interval = "-" if b["low"] is None or b["high"] is None else f"[{b['low']:+.4f}, {b['high']:+.4f}]"
             rows.append(
                 (str(phase["step"]), f"{phase['weight']:g}", arm, phase["rows"], round(phase["labels"]),
-                 phase["auc"][arm], phase["logloss"][arm], b["value"], interval)
+                 phase["auc"][arm], phase["logloss"][arm], b["value"], b["low"], b["high"])
             )  # fmt: skip
     return rows
 
 
 def show(report: dict[str, Any]) -> None:
     """Print the closing tables."""
-    columns = ("step", "weight %", "arm", "rows", "clicks", "AUC", "LogLoss", "bias", "interval")
-    show_table(f"{report['dataset']}: phases of the rollout", columns, phase_rows(report["phases"]))
+    show_table(f"{report['dataset']}: phases of the rollout", PHASE_COLUMNS, phase_rows(report["phases"]))
     arms = [
         (
             name,

@@ -12,7 +12,7 @@ import typer
 
 from pipeline.errors import BatonError, InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient
-from serving.cli.demo_view import phase_rows
+from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
 from serving.cli.output import Output, console, emit, problems
 
 __all__ = ["audit", "endpoints", "metrics", "models", "rollouts"]
@@ -33,7 +33,6 @@ Target = Annotated[str, typer.Option(help="host:port of the data plane")]
 
 _ENDPOINT = ("endpoint", "stable", "candidate", "weight %", "killed", "resource version")
 _ROLLOUT = ("rollout", "endpoint", "phase", "step", "weight %", "waiting")
-_PHASES = ("step", "weight %", "arm", "rows", "clicks", "AUC", "LogLoss", "bias", "interval")
 
 
 # --- endpoints -------------------------------------------------------------------------------------------------------
@@ -331,7 +330,7 @@ def metrics(endpoint: Name, server: Server = DEFAULT_SERVER, token: Token = "", 
             emit(output, client.get(f"/metrics/{endpoint}"), "", (), ())
         else:
             found = client.get(f"/rollouts/{endpoint}")
-            emit(output, None, f"{endpoint}, both arms on the same rows", _PHASES, phase_rows(found["phases"]))
+            emit(output, None, f"{endpoint}, both arms on the same rows", PHASE_COLUMNS, phase_rows(found["phases"]))
 
 
 def audit(
@@ -379,4 +378,4 @@ def _rollout_row(r: dict[str, Any]) -> tuple[Any, ...]:
 def _show_rollout(r: dict[str, Any], output: Output) -> None:
     emit(output, r, "", _ROLLOUT, [_rollout_row(r)])
     if output is Output.table and r["phases"]:
-        emit(output, None, "figures per step, both arms on the same rows", _PHASES, phase_rows(r["phases"]))
+        emit(output, None, "figures per step, both arms on the same rows", PHASE_COLUMNS, phase_rows(r["phases"]))

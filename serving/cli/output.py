@@ -20,7 +20,9 @@ from pipeline.errors import BatonError
 
 __all__ = ["Output", "console", "emit", "problems", "show_table"]
 
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)
+PLAIN_WIDTH = 160
+"""Columns of a table that goes to a file or another program."""
 
 
 class Output(StrEnum):
@@ -32,14 +34,17 @@ class Output(StrEnum):
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table on stdout; numbers are right-aligned, None is a dash."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    out = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    if title:
+        out.print(title, style="bold", highlight=False)
+    table = Table(header_style="bold")
     rows = [list(row) for row in rows]
     for number, column in enumerate(columns):
         numeric = all(isinstance(row[number], (int, float, type(None))) for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console().print(table)
+    out.print(table)
 
 
 def emit(output: Output, data: Any, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
