@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 
 import uvicorn
 
@@ -24,12 +23,13 @@ from serving.process import die_with_parent, write_status
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
 from serving.traffic import open_traffic_log
+from serving.upkeep import retain_traffic, sweep_segments
 
 __all__ = ["run_control"]
 
 JOIN_EVERY = 0.2
 PASS_EVERY = 0.5
-RETAIN_EVERY = 60.0
+UPKEEP_EVERY = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +47,17 @@ def run_control(config: Config) -> None:
     admin = Admin(config, store, read, repository, controller, kill, clock, lock)
     admin.bootstrap()
     stop = threading.Event()
-    retained = clock.monotonic()
+    kept = clock.monotonic()
 
     def join() -> None:
-        nonlocal retained
+        nonlocal kept
         while joined.join(clock.wall_ms()) and not stop.is_set():
             pass
-        if clock.monotonic() - retained > RETAIN_EVERY:
-            retained = clock.monotonic()
-            now = clock.wall_ms()
-            done = joined.retain(now - round(1000 * config.traffic.retention), _worker_place(config, now))
-            if done.held_back:
-                log.warning("retention waits for the worker, which has not read that far: %s", asdict(done))
+        if clock.monotonic() - kept > UPKEEP_EVERY:
+            kept = clock.monotonic()
+            processes = read_status(config.status, clock.wall_ms())
+            retain_traffic(config, joined, store, processes.get("worker"), clock.wall_ms())
+            sweep_segments(config.segments, repository, processes)
 
     def move() -> None:
         with lock:
@@ -108,10 +107,3 @@ def _repeat(name: str, body: Callable[[], None], pause: float, stop: threading.E
             log.exception("a pass of %s failed; trying again", name)
             stop.wait(1.0)
         stop.wait(pause)
-
-
-def _worker_place(config: Config, now_ms: int) -> int | None:
-    """How far the worker has read; None where there is no worker to wait for."""
-    if config.worker is None:
-        return None
-    return int(read_status(config.status, now_ms).get("worker", {}).get("position", 0))

@@ -245,7 +245,8 @@ class Demo:
         shadow = status["shadow"]
         worker = status.get("worker") or {}
         weight = final["endpoint"]["weight"]
-        passed_all = rollout["step"] == len(rollout["steps"]) - 1 and weight == 100
+        weighted = list(range(1, len(rollout["steps"])))
+        passed_all = weight == 100 and rollout["steps_on_evidence"] == weighted
         if self.bad:
             ok = weight == 0
             verdict = "kept out" if ok else "PROMOTED A BAD STUDENT"
@@ -281,7 +282,9 @@ class Demo:
             "verdict": verdict,
             "seconds": time.monotonic() - self._began,
             "ok": ok,
-            "evidence": rollout.get("waiting") or rollout.get("reason"),
+            "evidence": _last_word(final),
+            "missing_clicks": rollout["missing_clicks"],
+            "steps_on_evidence": rollout["steps_on_evidence"],
             "error_messages": dict(report.errors),
             "labels": dict(report.labels),
             "worker": {k: worker.get(k) for k in ("position", "batches", "trained_rows", "held_rows")},
@@ -296,6 +299,13 @@ class Demo:
             shutil.rmtree(self.home)
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / MARK).touch()
+
+
+def _last_word(final: dict[str, Any]) -> str:
+    """The last change that the rollout made and why, and what it waits for now."""
+    moves = [entry for entry in final["audit"] if entry["verb"] in ("advance", "step_back", "abort", "complete")]
+    now = f"now: {final['rollout']['waiting']}"
+    return f"{moves[-1]['verb']}: {moves[-1]['reason']}; {now}" if moves else now
 
 
 def _spoil(student: ClickModel, seed: int) -> None:

@@ -85,7 +85,7 @@ class DemoView:
         Raises:
             NotReady: the server is gone.
         """
-        return self._read()
+        return {**self._read(), "audit": self._admin.get("/audit", endpoint=self._endpoint)}
 
     def _read(self) -> dict[str, Any]:
         return {
