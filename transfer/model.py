@@ -201,7 +201,7 @@ class ClickModel:
         if self.frozen:
             raise InvalidInput("this model is frozen: its bundle has no training state; it can score, not learn")
         n = len(rows)
-        y = np.asarray(labels, np.float32)
+        y = np.array(labels, np.float32)  # a copy: a log's own arrays are read-only
         if n == 0 or y.shape != (n,) or not np.isin(y, (0.0, 1.0)).all():
             raise DataError(
                 f"a batch needs rows and one label of 0 or 1 for each; got {n} rows, labels {y.shape}", "label"

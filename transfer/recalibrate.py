@@ -3,7 +3,7 @@
 Two windows share the work. `recent` holds the trainer's own logits on every passing row, taken before the row was
 trained on: many rows, so little noise, but by older weights. `held` holds the rows that are never trained on with the
 same logits: few rows, but the new weights may be run on them. The mean of the old weights' probabilities comes from the
-first, the difference between new and old weights from the second, where it is paired and so nearly noiseless: a control
+first (from as many of them as agree on it, `window_for`), the difference between new and old weights from the second, where it is paired and so nearly noiseless: a control
 variate. Refitting on `held` alone would need 20 times the rows for the same error; refitting on `recent` alone would
 correct again what training has already corrected.
 """
@@ -20,11 +20,14 @@ from pipeline.bundle import Calibration
 from pipeline.features import Rows, concat_rows
 from transfer.replay_store import rows_from_arrays, rows_to_arrays
 
-__all__ = ["HeldRows", "Ring", "offset_for", "recalibrate"]
+__all__ = ["HeldRows", "Ring", "offset_for", "recalibrate", "window_for"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
+# Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
+LEAST_ROWS = 2_000
+TOLERANCE = 3.0
 # Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
 PRIOR = 400.0
 
@@ -49,11 +52,16 @@ class Ring:
 
     @property
     def logits(self) -> F32:
-        return self._logits[: len(self)]
+        """Oldest first."""
+        return self._ordered(self._logits)
 
     @property
     def labels(self) -> F32:
-        return self._labels[: len(self)]
+        """Oldest first."""
+        return self._ordered(self._labels)
+
+    def _ordered(self, values: F32) -> F32:
+        return np.roll(values, -(self._seen % len(values))) if self._seen > len(values) else values[: self._seen]
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         return {"logits": self._logits, "labels": self._labels, "seen": np.array([self._seen])}
@@ -132,18 +140,43 @@ def recalibrate(current: Calibration, recent: Ring, before: F32, after: F32) -> 
     if not len(recent):
         return current
     alpha = current.alpha
-    scaled = alpha * recent.logits.astype(np.float64)
+    scaled, clicks = alpha * recent.logits.astype(np.float64), recent.labels
+    newest = window_for(_sigmoid(scaled + current.beta), clicks)
+    scaled, clicks = scaled[-newest:], clicks[-newest:]
     p = _sigmoid(scaled + current.beta)
     information = float((p * (1 - p)).sum())
     # Pulled towards the serving calibration by as much as that one was known.
     keep = PRIOR / (PRIOR + information)
-    target = keep * float(p.sum()) + (1 - keep) * float(recent.labels.sum())
+    target = keep * float(p.sum()) + (1 - keep) * float(clicks.sum())
     old = offset_for(scaled, min(max(target, 0.5), len(scaled) - 0.5))
     known = np.isfinite(before)
     if not known.any():
         return Calibration(alpha=alpha, beta=old)
     mean_before = float(_sigmoid(alpha * before[known].astype(np.float64) + old).sum())
     return Calibration(alpha=alpha, beta=offset_for(alpha * after[known].astype(np.float64), mean_before))
+
+
+def window_for(p: F64, labels: F32) -> int:
+    """How many of the newest rows say what the bias is now.
+
+    The window doubles as long as its older half agrees with its newer one: where the base rate moves it stays short, at
+    the price of noise, where nothing moves it is as long as it can be (after Lepskii 1991, adaptive bandwidth choice).
+
+    Args:
+        p: probabilities float64 `[n]`, oldest first. labels: `[n]`.
+    """
+    excess = np.concatenate([[0.0], np.cumsum((labels - p)[::-1])])
+    variance = np.concatenate([[0.0], np.cumsum((p * (1 - p))[::-1])])
+    size = min(LEAST_ROWS, len(p))
+    while size < len(p):
+        longer = min(2 * size, len(p))
+        older = longer - size
+        difference = excess[size] / size - (excess[longer] - excess[size]) / older
+        error = np.sqrt(variance[size] / size**2 + (variance[longer] - variance[size]) / older**2)
+        if abs(difference) > TOLERANCE * error:
+            break
+        size = longer
+    return size
 
 
 def _sigmoid(x: F64) -> F64:

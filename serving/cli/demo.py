@@ -131,7 +131,8 @@ class Demo:
         first = next(log.chunks(RETAINED, 1.0, 1))
         rows = log.rows_between(RETAINED, 1.0)
         requests = log.request_count - int(first.request[0])
-        duration = min(max(rows / ROWS_PER_SECOND, SHORTEST_STREAM), LONGEST_STREAM)
+        wanted = max(rows / ROWS_PER_SECOND, requests / MOST_REQUESTS_PER_SECOND)
+        duration = min(max(wanted, SHORTEST_STREAM), LONGEST_STREAM)
         rate = min(requests / duration, MOST_REQUESTS_PER_SECOND)
         grpc_port, http_port = _free_ports(2)
         config: dict[str, Any] = {

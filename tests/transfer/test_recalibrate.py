@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.bundle import Calibration
 from pipeline.features import Rows
-from transfer.recalibrate import HeldRows, Ring, offset_for, recalibrate
+from transfer.recalibrate import HeldRows, Ring, offset_for, recalibrate, window_for
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -54,15 +54,30 @@ def test_little_evidence_moves_the_serving_calibration_little() -> None:
     assert recalibrate(Calibration(alpha=0.9, beta=0.1), Ring(10), truth, truth) == Calibration(alpha=0.9, beta=0.1)
 
 
+def test_a_base_rate_that_moved_is_followed() -> None:
+    before, labels_before = draw(100_000, 5)
+    now, labels_now = draw(20_000, 6)
+    recent = Ring(200_000)
+    recent.add(before, labels_before)
+    recent.add(now - 0.3, labels_now)  # since then clicks are more frequent than the model thinks
+    found = recalibrate(Calibration(), recent, now - 0.3, now - 0.3)
+    assert found.beta == pytest.approx(0.3, abs=0.06)
+
+
+def test_without_drift_all_rows_count() -> None:
+    truth, labels = draw(64_000, 7)
+    assert window_for(sigmoid(truth.astype(np.float64)), labels) == 64_000
+
+
 def test_ring_keeps_the_newest() -> None:
     ring = Ring(4)
     ring.add(np.arange(3, dtype=np.float32), np.zeros(3, np.float32))
     ring.add(np.arange(3, 6, dtype=np.float32), np.ones(3, np.float32))
-    assert sorted(ring.logits.tolist()) == [2, 3, 4, 5]
+    assert ring.logits.tolist() == [2, 3, 4, 5]
     again = Ring(4)
     again.restore(ring.state())
     again.add(np.array([6.0], np.float32), np.zeros(1, np.float32))
-    assert sorted(again.logits.tolist()) == [3, 4, 5, 6]
+    assert again.logits.tolist() == [3, 4, 5, 6]
 
 
 def test_held_rows_forget_the_oldest_and_survive_a_checkpoint() -> None:
