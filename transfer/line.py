@@ -22,11 +22,13 @@ from pipeline.model import Model
 from pipeline.versions import Repository
 from transfer.gate import GateLimits, judge
 from transfer.model import ClickModel
-from transfer.recalibrate import HeldRows, Ring, recalibrate
+from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
 
 __all__ = ["Line"]
 
 RECENT_ROWS = 200_000
+# Fewer positives than this make AUC and LogLoss too noisy for margins of a few thousandths.
+LEAST_POSITIVES = 500
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +63,24 @@ class Line:
         """The last published version, which serves."""
         return self.chain[-1]
 
-    def publish(self, held: HeldRows, batch: int, anchor: str | None, now_ms: int) -> GateReport:
+    def publish(self, held: HeldRows, passed: int, batch: int, anchor: str | None, now_ms: int) -> GateReport:
         """Calibrate, judge and write the next version. The caller has committed a checkpoint of the model just before.
 
         Args:
+            passed: rows trained on so far, against which the age of held-out rows is told.
             batch: number of the last batch in the model.
             anchor: version at which the current rollout step began, judged against too.
             now_ms: Unix time, written into the manifest.
         """
+        current = self.model.calibration
+        # Rows from before the base rate moved say nothing of how good a version is now.
+        window = window_for(current, self.recent)
+        held = held.newest(passed - window, max(LEAST_POSITIVES, self.limits.min_positives))
         assert held.rows is not None
         logits = self.model.logits(held.rows)
-        current = self.model.calibration
         finite = bool(np.isfinite(logits).all())
         if finite:
-            self.model.calibration = recalibrate(current, self.recent, held.logits[self.role], logits)
+            self.model.calibration = recalibrate(current, self.recent, window, held.logits[self.role], logits)
         scores = _probabilities(logits, self.model.calibration)
         references = self._references(held.rows, anchor)
         report = judge(

@@ -23,6 +23,7 @@ from transfer.replay_store import rows_from_arrays, rows_to_arrays
 __all__ = ["HeldRows", "Ring", "offset_for", "recalibrate", "window_for"]
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
 # Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
@@ -79,13 +80,14 @@ class HeldRows:
         self._capacity = capacity
         self.rows: Rows | None = None
         self.labels: F32 = np.empty(0, np.float32)
+        self.passed: I64 = np.empty(0, np.int64)
         self.logits: dict[str, F32] = {name: np.empty(0, np.float32) for name in models}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def add(self, rows: Rows, labels: F32, logits: Mapping[str, F32]) -> None:
-        """Append rows, forgetting the oldest beyond the capacity."""
+    def add(self, rows: Rows, labels: F32, logits: Mapping[str, F32], passed: int) -> None:
+        """Append rows, forgetting the oldest beyond the capacity. `passed`: rows trained on so far, to tell their age."""
         if not len(labels):
             return
         rows = rows if self.rows is None else concat_rows([self.rows, rows])
@@ -93,19 +95,34 @@ class HeldRows:
         start = max(0, len(labels) - self._capacity)
         self.rows = rows.slice(start, len(labels))
         self.labels = labels[start:]
+        at = np.full(len(labels) - len(self.passed), passed, np.int64)
+        self.passed = np.concatenate([self.passed, at])[start:]
         self.logits = {name: np.concatenate([old, logits[name]])[start:] for name, old in self.logits.items()}
+
+    def newest(self, since: int, least_positives: int) -> HeldRows:
+        """The rows that came after `since` rows had passed, or as many more as it takes for enough positives."""
+        start = int(np.searchsorted(self.passed, since, side="right"))
+        later = np.cumsum(self.labels[::-1])[::-1]  # positives from each row on
+        start = min(start, int(np.searchsorted(-later, -least_positives, side="right")) - 1)
+        chosen = HeldRows(self._capacity, tuple(self.logits))
+        if self.rows is not None:
+            start = max(0, start)
+            chosen.rows = self.rows.slice(start, len(self))
+            chosen.labels, chosen.passed = self.labels[start:], self.passed[start:]
+            chosen.logits = {name: values[start:] for name, values in self.logits.items()}
+        return chosen
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Arrays that `restore` takes; empty where no row was held yet."""
         if self.rows is None:
             return {}
         arrays = {f"logits.{name}": values for name, values in self.logits.items()}
-        return {**rows_to_arrays(self.rows), "labels": self.labels, **arrays}
+        return {**rows_to_arrays(self.rows), "labels": self.labels, "passed": self.passed, **arrays}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         if state:
             self.rows = rows_from_arrays(state)
-            self.labels = state["labels"]
+            self.labels, self.passed = state["labels"], state["passed"]
             self.logits = {name: state[f"logits.{name}"] for name in self.logits}
 
 
@@ -126,23 +143,22 @@ def offset_for(logits: F64, target: float) -> float:
     return b
 
 
-def recalibrate(current: Calibration, recent: Ring, before: F32, after: F32) -> Calibration:
+def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, after: F32) -> Calibration:
     """The calibration of the weights as they are now.
 
     Args:
         current: what serves; kept in part while there is little evidence (`PRIOR`), its alpha as it is.
         recent: logits and labels of all passing rows, by the weights of their time.
+        window: how many of the newest of them to believe, see `window_for`.
         before, after: logits of the held-out rows, by the weights of their time and by those of now; float32 `[h]`.
 
     Returns:
         a calibration with a new beta; `current` where no row has passed yet.
     """
-    if not len(recent):
+    if not len(recent) or not window:
         return current
     alpha = current.alpha
-    scaled, clicks = alpha * recent.logits.astype(np.float64), recent.labels
-    newest = window_for(_sigmoid(scaled + current.beta), clicks)
-    scaled, clicks = scaled[-newest:], clicks[-newest:]
+    scaled, clicks = alpha * recent.logits[-window:].astype(np.float64), recent.labels[-window:]
     p = _sigmoid(scaled + current.beta)
     information = float((p * (1 - p)).sum())
     # Pulled towards the serving calibration by as much as that one was known.
@@ -156,15 +172,14 @@ def recalibrate(current: Calibration, recent: Ring, before: F32, after: F32) -> 
     return Calibration(alpha=alpha, beta=offset_for(alpha * after[known].astype(np.float64), mean_before))
 
 
-def window_for(p: F64, labels: F32) -> int:
+def window_for(calibration: Calibration, recent: Ring) -> int:
     """How many of the newest rows say what the bias is now.
 
     The window doubles as long as its older half agrees with its newer one: where the base rate moves it stays short, at
     the price of noise, where nothing moves it is as long as it can be (after Lepskii 1991, adaptive bandwidth choice).
-
-    Args:
-        p: probabilities float64 `[n]`, oldest first. labels: `[n]`.
     """
+    p = _sigmoid(calibration.alpha * recent.logits.astype(np.float64) + calibration.beta)
+    labels = recent.labels
     excess = np.concatenate([[0.0], np.cumsum((labels - p)[::-1])])
     variance = np.concatenate([[0.0], np.cumsum((p * (1 - p))[::-1])])
     size = min(LEAST_ROWS, len(p))

@@ -168,6 +168,7 @@ class Worker:
                 batch.held.rows,
                 batch.held.labels,
                 {"student": passed.held_student, "teacher": passed.held_teacher},
+                self.place.trained_rows,
             )
             self._last_loss = passed.loss
         self.place.position = batch.last
@@ -190,7 +191,9 @@ class Worker:
         self.commit()
         for line in due:
             anchor = self._anchor() if line is self._student else None
-            self._last_report[line.role] = line.publish(self._held, self.place.batches, anchor, self._clock.wall_ms())
+            self._last_report[line.role] = line.publish(
+                self._held, self.place.trained_rows, self.place.batches, anchor, self._clock.wall_ms()
+            )
             self._last_publish[line.role] = self._clock.monotonic()
 
     def _line(self, role: str, name: str, repository: Repository) -> Line:

@@ -16,6 +16,10 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
 
 
+def fitted(recent: Ring, before: np.ndarray, after: np.ndarray) -> Calibration:
+    return recalibrate(Calibration(), recent, window_for(Calibration(), recent), before, after)
+
+
 def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     truth = random.normal(-1.4, 1.0, n)
@@ -33,7 +37,7 @@ def test_a_bias_of_all_weights_is_taken_out() -> None:
     recent = Ring(200_000)
     recent.add(truth + 0.3, labels)
     held, _ = draw(10_000, 1)
-    found = recalibrate(Calibration(), recent, held + 0.3, held + 0.3)
+    found = fitted(recent, held + 0.3, held + 0.3)
     assert found.beta == pytest.approx(-0.3, abs=0.02)
 
 
@@ -42,7 +46,7 @@ def test_what_training_has_already_corrected_is_not_corrected_again() -> None:
     recent = Ring(200_000)
     recent.add(truth + 0.3, labels)  # by the weights of their time, which were off
     held, _ = draw(10_000, 3)
-    found = recalibrate(Calibration(), recent, held + 0.3, held)  # today's weights are right
+    found = fitted(recent, held + 0.3, held)  # today's weights are right
     assert found.beta == pytest.approx(0.0, abs=0.02)
 
 
@@ -50,8 +54,8 @@ def test_little_evidence_moves_the_serving_calibration_little() -> None:
     truth, labels = draw(100, 4)
     recent = Ring(1000)
     recent.add(truth + 2.0, labels)
-    assert abs(recalibrate(Calibration(), recent, np.empty(0, np.float32), np.empty(0, np.float32)).beta) < 0.3
-    assert recalibrate(Calibration(alpha=0.9, beta=0.1), Ring(10), truth, truth) == Calibration(alpha=0.9, beta=0.1)
+    assert abs(fitted(recent, np.empty(0, np.float32), np.empty(0, np.float32)).beta) < 0.3
+    assert recalibrate(Calibration(alpha=0.9, beta=0.1), Ring(10), 0, truth, truth) == Calibration(alpha=0.9, beta=0.1)
 
 
 def test_a_base_rate_that_moved_is_followed() -> None:
@@ -60,13 +64,15 @@ def test_a_base_rate_that_moved_is_followed() -> None:
     recent = Ring(200_000)
     recent.add(before, labels_before)
     recent.add(now - 0.3, labels_now)  # since then clicks are more frequent than the model thinks
-    found = recalibrate(Calibration(), recent, now - 0.3, now - 0.3)
+    found = fitted(recent, now - 0.3, now - 0.3)
     assert found.beta == pytest.approx(0.3, abs=0.06)
 
 
 def test_without_drift_all_rows_count() -> None:
     truth, labels = draw(64_000, 7)
-    assert window_for(sigmoid(truth.astype(np.float64)), labels) == 64_000
+    recent = Ring(64_000)
+    recent.add(truth, labels)
+    assert window_for(Calibration(), recent) == 64_000
 
 
 def test_ring_keeps_the_newest() -> None:
@@ -85,10 +91,14 @@ def test_held_rows_forget_the_oldest_and_survive_a_checkpoint() -> None:
     for start in (0, 3):
         ids = np.arange(start, start + 3)[:, None]
         values = np.arange(start, start + 3, dtype=np.float32)
-        held.add(Rows(ids, np.empty((3, 0), np.float32)), values, {"student": values})
+        held.add(Rows(ids, np.empty((3, 0), np.float32)), values, {"student": values}, start)
     again = HeldRows(5, ("student",))
     again.restore(held.state())
     for kept in (held, again):
         assert kept.rows is not None
         assert kept.rows.ids.ravel().tolist() == [1, 2, 3, 4, 5]
+        assert kept.passed.tolist() == [0, 0, 3, 3, 3]
+        assert kept.newest(0, 0).labels.tolist() == [3, 4, 5]
+        assert kept.newest(0, 13).labels.tolist() == [2, 3, 4, 5]
+        assert kept.newest(3, 10**6).labels.tolist() == [1, 2, 3, 4, 5]
         assert kept.logits["student"].tolist() == kept.labels.tolist() == [1, 2, 3, 4, 5]
