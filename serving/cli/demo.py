@@ -32,7 +32,7 @@ from pipeline.versions import Repository
 from serving.cli.api import AdminClient
 from serving.cli.demo_view import DemoView
 from serving.cli.figures import figures_of
-from serving.cli.output import console
+from serving.cli.output import console, say
 from serving.cli.progress import rows_progress
 from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
@@ -86,7 +86,7 @@ class Demo:
         cache = self.home.parent / "cache"
         if self.data is None:
             rows = self.rows or GENERATED_ROWS
-            console.print(f"no --data: a generated log of {rows:,} rows, drifting, seed {self.seed}", highlight=False)
+            say(f"no --data: a generated log of {rows:,} rows, drifting, seed {self.seed}")
             log = open_log(None, cache, rows=rows, seed=self.seed)
         else:
             with console.status(f"preparing {self.data}"):
@@ -218,10 +218,9 @@ class Demo:
         sender = Replay(
             f"127.0.0.1:{config.listen.grpc_port}", ENDPOINT, log.schema, rate=rate, label_delay=LABEL_DELAY
         )
-        console.print(
+        say(
             f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY:g} s late; "
-            f"console data at http://127.0.0.1:{config.listen.http_port}/api/docs",
-            highlight=False,
+            f"console data at http://127.0.0.1:{config.listen.http_port}/api/docs"
         )
         view = DemoView(admin, ENDPOINT, duration, sender.report)
         began = time.monotonic()

@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import BatonError
 from serving.cli.api import AdminClient
-from serving.cli.output import console, show_table
+from serving.cli.output import console, say, show_table
 from serving.cli.replay import ReplayReport
 
 __all__ = ["PHASE_COLUMNS", "DemoView", "phase_rows", "show"]
@@ -108,7 +109,7 @@ class DemoView:
         self._bar.update(self._task, completed=now - self._began, rows=f"{self._report.rows:,}")
         if self._live is None and now - self._lined > LINE_EVERY:
             self._lined = now
-            console.print(f"{now - self._began:4.0f} s  {self._report.rows:>9,} rows  {self._line()}", highlight=False)
+            say(escape(f"{now - self._began:4.0f} s  {self._report.rows:>9,} rows  {self._line()}"))
 
     def _line(self) -> str:
         rollout = self._state["rollout"]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import InvalidInput
-from serving.cli.output import Output, console, emit, problems
+from serving.cli.output import Output, emit, problems, say
 
 __all__ = ["replay", "train", "transfer"]
 
@@ -163,4 +163,4 @@ def _show_bundle(output: Output, out: Path, metrics: dict[str, float | None]) ->
     result = {"bundle": str(out), **metrics}
     emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
     if output is Output.table:
-        console.print(f"look at it with: baton bundle inspect {out}", highlight=False)
+        say(f"look at it with: baton bundle inspect {out}")

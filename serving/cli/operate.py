@@ -13,7 +13,7 @@ import typer
 from pipeline.errors import BatonError, InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
-from serving.cli.output import Output, console, emit, problems
+from serving.cli.output import Output, emit, problems, say
 
 __all__ = ["audit", "endpoints", "metrics", "models", "rollouts"]
 
@@ -171,7 +171,7 @@ def _repository_call(method: str, bundle: str, target: str) -> None:
             call(request(model_name=bundle), timeout=120)
         except grpc.RpcError as error:
             raise error_of(error) from None
-        console.print(f"{bundle}: done", highlight=False)
+        say(f"{bundle}: done")
 
 
 # --- rollouts --------------------------------------------------------------------------------------------------------

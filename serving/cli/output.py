@@ -14,13 +14,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import BatonError
 
-__all__ = ["Output", "console", "emit", "problems", "show_table"]
+__all__ = ["Output", "console", "emit", "problems", "say", "show_table"]
 
-console = Console(stderr=True, soft_wrap=True)
+console = Console(stderr=True)
 PLAIN_WIDTH = 160
 """Columns of a table that goes to a file or another program."""
 
@@ -47,6 +48,11 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     out.print(table)
 
 
+def say(text: str) -> None:
+    """One line for a person, on stderr; not broken, so that it can be searched."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 def emit(output: Output, data: Any, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print `data` as JSON or `rows` as a table."""
     if output is Output.json:
@@ -61,7 +67,7 @@ def problems() -> Iterator[None]:
     try:
         yield
     except BatonError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        say(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from None
 
 

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from serving.cli.output import console
+from serving.cli.output import console, say
 
 __all__ = ["rows_progress"]
 
@@ -26,7 +26,7 @@ __all__ = ["rows_progress"]
 def rows_progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """Show how many of `total` rows are done; gives the function to call with (done, total)."""
     if not sys.stderr.isatty():
-        console.print(f"{title}: {total:,} rows ...", highlight=False)
+        say(f"{title}: {total:,} rows ...")
         yield lambda done, of: None
         return
     columns = (

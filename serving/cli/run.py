@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import InvalidInput
-from serving.cli.output import Output, console, problems
+from serving.cli.output import Output, problems, say
 from serving.config import Config
 
 __all__ = ["demo", "process", "serve", "worker"]
@@ -33,10 +33,9 @@ def serve(config: ConfigFile = Path("baton.yaml")) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
         listen = settings.listen
-        console.print(
+        say(
             f"gRPC on {listen.host}:{listen.grpc_port}, HTTP on http://{listen.host}:{listen.http_port}, "
-            f"home {settings.home}; no tokens: admin verbs answer on loopback only",
-            highlight=False,
+            f"home {settings.home}; no tokens: admin verbs answer on loopback only"
         )
         supervisor.run()
 
