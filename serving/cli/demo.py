@@ -246,7 +246,7 @@ class Demo:
         worker = status.get("worker") or {}
         weight = final["endpoint"]["weight"]
         weighted = list(range(1, len(rollout["steps"])))
-        passed_all = weight == 100 and rollout["steps_on_evidence"] == weighted
+        passed_all = weight == 100 and set(weighted) <= set(rollout["steps_on_evidence"])
         if self.bad:
             ok = weight == 0
             verdict = "kept out" if ok else "PROMOTED A BAD STUDENT"
