@@ -97,6 +97,8 @@ class Admin:
         if "candidate" in bundles:
             _same_inputs(bundles["stable"], bundles["candidate"])
         assert arms["stable"] is not None
+        if weight and arms["candidate"] is None:
+            raise InvalidInput(f"endpoint {name!r} has no candidate; name one or set weight 0", "weight")
         known = self._store.endpoints().get(name)
         made = Endpoint(
             name=name,

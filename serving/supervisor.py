@@ -88,13 +88,13 @@ class Supervisor:
         their death signal is tied to it."""
         run = self.home / "run"
         (run / "status").mkdir(parents=True, exist_ok=True)
-        for stale in (run / "status").glob("*.json"):
-            stale.unlink()
         with open(run / "supervisor.lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Conflict(f"another `baton serve` runs on {self.home}; end it or set another home") from None
+            for stale in (run / "status").glob("*.json"):  # ours alone to remove now
+                stale.unlink()
             try:
                 while not self._stop.wait(TICK):
                     self._tick()
