@@ -32,7 +32,8 @@ def retain_traffic(
     """Delete predictions and labels beyond the retention, up to what the slowest reader still needs."""
     places = [stored.state.evidence_seq for stored in store.rollouts(active=True)]
     if config.worker is not None:
-        places.append(int((worker or {}).get("position", 0)))
+        # What it has read since its last checkpoint it reads again after a crash.
+        places.append(int((worker or {}).get("committed", 0)))
     done = traffic.retain(now_ms - round(1000 * config.traffic.retention), min(places, default=None))
     if done.held_back:
         log.warning("retention waits for a reader that has not read that far: %s", asdict(done))

@@ -35,8 +35,8 @@ def logit_of(scores: F32) -> F32:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What one batch looked like before it was learned: raw logits float32, of the student's present weights and of the
-    teacher that serves (NaN where it has not scored), and the student's loss."""
+    """What one batch looked like before it was learned: logits float32 before calibration, of the student's present
+    weights and of the teacher that serves (NaN where it has not scored), and the student's loss."""
 
     student: F32
     teacher: F32
@@ -87,7 +87,12 @@ class CoDistiller:
             self.teacher.accumulate(train.rows, train.labels)
             if number % self.teacher_every == 0:
                 self.teacher.apply_accumulated()
-        return Passed(student, logit_of(train.stable), held_student, logit_of(held.stable), loss)
+        return Passed(student, self._served(train.stable), held_student, self._served(held.stable), loss)
+
+    def _served(self, scores: F32) -> F32:
+        """The serving teacher's logits before its calibration, which is that of the last version published."""
+        calibration = self.teacher.calibration
+        return ((logit_of(scores) - calibration.beta) / calibration.alpha).astype(np.float32)
 
     def _teach_student(self, train: StreamRows, number: int) -> float:
         rows, labels = train.rows, train.labels
@@ -105,7 +110,7 @@ class CoDistiller:
 
     def _compare(self, train: StreamRows, student: F32) -> None:
         """Pair the losses of both models on rows that serving scored and neither had trained on."""
-        scored = np.isfinite(train.stable)
+        scored = np.isfinite(train.stable) & np.isnan(train.previous)
         if scored.any():
             calibration = self.student.calibration
             mine = calibration.alpha * student[scored] + calibration.beta

@@ -28,7 +28,7 @@ def distillation_loss(
 
     Args:
         logits: the student's, float32 `[n]`.
-        labels: 0 or 1, float32 `[n]`.
+        labels: from 0 to 1, float32 `[n]`.
         teacher_logits: float32 `[n]`; None trains on labels alone, whatever `a` is.
         a: share of the teacher's term, for all rows or per row.
         temperature: T.

@@ -184,7 +184,7 @@ class ClickModel:
 
         Args:
             rows: n rows.
-            labels: 0 or 1, `[n]`.
+            labels: from 0 to 1, `[n]`; one of 0.3 counts as 0.3 of a click.
             teacher_logits: `[n]`; None: labels alone.
             a: weight of the teacher's term, one number or `[n]`.
             temperature: T.
@@ -195,16 +195,16 @@ class ClickModel:
             The batch's mean loss before the step.
 
         Raises:
-            DataError: labels other than 0 and 1, or logits that are not finite.
+            DataError: labels outside 0..1, or logits that are not finite.
             InvalidInput: the model came from a bundle without training state.
         """
         if self.frozen:
             raise InvalidInput("this model is frozen: its bundle has no training state; it can score, not learn")
         n = len(rows)
         y = np.array(labels, np.float32)  # a copy: a log's own arrays are read-only
-        if n == 0 or y.shape != (n,) or not np.isin(y, (0.0, 1.0)).all():
+        if n == 0 or y.shape != (n,) or not ((y >= 0.0) & (y <= 1.0)).all():
             raise DataError(
-                f"a batch needs rows and one label of 0 or 1 for each; got {n} rows, labels {y.shape}", "label"
+                f"a batch needs rows and one label from 0 to 1 for each; got {n} rows, labels {y.shape}", "label"
             )
         if teacher_logits is not None and not np.isfinite(teacher_logits).all():
             raise DataError(

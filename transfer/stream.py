@@ -3,6 +3,9 @@
 A batch is made of whole entries of the labelled log, in order, until it holds enough rows. So the same log gives the
 same batches whenever they are read, which is what makes a killed worker resume exactly. The share of requests that is
 held out is decided by a salted hash of the prediction id and is the same in every process and run.
+
+Entries of other endpoints, of models called by their own name and of another schema are passed over: they count for
+nothing but the position, so they do not move the cuts either. Rows whose arm the caller chose are rows like any other.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Rows, concat_rows
 from pipeline.hashing import bucket
 from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled, TrafficLog
-from pipeline.traffic.record import unpack
+from pipeline.traffic.record import PredictionRecord, unpack
 
 __all__ = ["HOLDOUT_SALT", "StreamBatch", "StreamRows", "held_out", "read_batches"]
 
@@ -25,14 +29,17 @@ HOLDOUT_SALT = "holdout"
 _PAGE = 256
 
 F32 = npt.NDArray[np.float32]
+_Entry = tuple[Labelled, PredictionRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRows:
-    """Labelled rows with what serving thought of them: scores float32 `[m]`, NaN where an arm did not score."""
+    """Labelled rows with what serving thought of them: scores float32 `[m]`, NaN where an arm did not score. `previous`
+    is the label that a late one replaces, float32 `[m]`, NaN for rows that come for the first time."""
 
     rows: Rows
     labels: F32
+    previous: F32
     stable: F32
     candidate: F32
 
@@ -42,11 +49,9 @@ class StreamRows:
 
 @dataclass(frozen=True, slots=True)
 class StreamBatch:
-    """Entries `first..last` of the labelled log: rows to train on, and rows that no version is ever trained on."""
+    """Rows to train on and rows that no version is ever trained on, of entries of the labelled log up to seq `last`."""
 
     last: int
-    entries: int
-    time_ms: int
     train: StreamRows
     held: StreamRows
 
@@ -56,44 +61,60 @@ def held_out(prediction_id: str, share: float) -> bool:
     return bucket(HOLDOUT_SALT, prediction_id) < round(10_000 * share)
 
 
-def read_batches(log: TrafficLog, schema: Schema, after: int, *, rows: int, holdout: float) -> Iterator[StreamBatch]:
+def read_batches(
+    log: TrafficLog, endpoint: str, schema: Schema, after: int, *, rows: int, holdout: float
+) -> Iterator[StreamBatch]:
     """Full batches after position `after`, until the log has no further full one.
 
     Args:
+        endpoint: whose rows are wanted.
+        schema: that they must fit.
         rows: a batch ends with the entry that brings its training rows to this number.
         holdout: share of requests held out.
     """
-    pending: list[Labelled] = []
+    pending: list[_Entry] = []
     count = 0
     while page := log.labelled(after, _PAGE):
         for entry in page:
             after = entry.seq
-            pending.append(entry)
+            record = _usable(entry, endpoint, schema)
+            if record is None:
+                continue
+            pending.append((entry, record))
             if not held_out(entry.prediction_id, holdout):
                 count += len(entry.indices)
             if count >= rows:
-                yield make_batch(pending, schema, holdout)
+                yield _batch(pending, schema, holdout)
                 pending, count = [], 0
 
 
-def make_batch(entries: Sequence[Labelled], schema: Schema, holdout: float) -> StreamBatch:
-    """One batch of some consecutive entries."""
-    train: list[Labelled] = []
-    held: list[Labelled] = []
-    for entry in entries:
-        (held if held_out(entry.prediction_id, holdout) else train).append(entry)
-    last = entries[-1]
-    return StreamBatch(last.seq, len(entries), last.time_ms, _rows(train, schema), _rows(held, schema))
+def _usable(entry: Labelled, endpoint: str, schema: Schema) -> PredictionRecord | None:
+    """The entry's record, None where its rows are not this worker's."""
+    try:
+        record = unpack(entry.record)
+        if record.endpoint != endpoint or record.arm == "direct" or not len(entry.indices):
+            return None
+        record.features.check(schema)
+    except InvalidInput:
+        return None  # made under another schema, or damaged: it would be so at every reading
+    return record
 
 
-def _rows(entries: Sequence[Labelled], schema: Schema) -> StreamRows:
+def _batch(entries: Sequence[_Entry], schema: Schema, holdout: float) -> StreamBatch:
+    train: list[_Entry] = []
+    held: list[_Entry] = []
+    for entry, record in entries:
+        (held if held_out(entry.prediction_id, holdout) else train).append((entry, record))
+    return StreamBatch(entries[-1][0].seq, _rows(train, schema), _rows(held, schema))
+
+
+def _rows(entries: Sequence[_Entry], schema: Schema) -> StreamRows:
     if not entries:
         nothing = np.empty(0, np.float32)
-        return StreamRows(empty_rows(schema), nothing, nothing, nothing)
+        return StreamRows(empty_rows(schema), nothing, nothing, nothing, nothing)
     chunks = []
     scores: dict[str, list[F32]] = {"stable": [], "candidate": []}
-    for entry in entries:
-        record = unpack(entry.record)
+    for entry, record in entries:
         chunks.append(record.features.rows(schema, entry.indices))
         known = {record.arm: record.scores} | {other.arm: other.scores for other in entry.other}
         for arm, parts in scores.items():
@@ -103,7 +124,8 @@ def _rows(entries: Sequence[Labelled], schema: Schema) -> StreamRows:
             )
     return StreamRows(
         concat_rows(chunks),
-        np.concatenate([entry.labels for entry in entries]),
+        np.concatenate([entry.labels for entry, _ in entries]),
+        np.concatenate([entry.previous for entry, _ in entries]),
         np.concatenate(scores["stable"]),
         np.concatenate(scores["candidate"]),
     )

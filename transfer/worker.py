@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import numpy as np
 
 from pipeline.bundle import GateReport
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import InvalidInput
+from pipeline.errors import InvalidInput, NotReady
 from pipeline.traffic.log import TrafficLog
 from pipeline.versions import Repository
 from transfer.checkpoint import Checkpoints, Place
@@ -36,6 +37,9 @@ from transfer.stream import StreamBatch, read_batches
 __all__ = ["Worker", "WorkerSettings"]
 
 POLL = 0.2
+IDLE_SHARE = 0.1
+"""Most of its time that a worker without a full batch spends on reading the rows of the next one again."""
+CHECKPOINT_EVERY = 300.0
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ log = logging.getLogger(__name__)
 class WorkerSettings:
     """What the worker is told; see the `worker` section of the configuration for each."""
 
+    endpoint: str
     teacher: str
     student: str
     folder: Path
@@ -71,7 +76,8 @@ class Worker:
         anchor: gives the student version at which the current rollout step began, or None.
 
     Raises:
-        InvalidInput: the student's bundle is frozen, or teacher and student do not take the same fields.
+        InvalidInput: the student's bundle is frozen, teacher and student are one bundle or do not take the same fields,
+            or the folder holds the state of other models.
     """
 
     def __init__(
@@ -87,7 +93,13 @@ class Worker:
         self._traffic = traffic
         self._anchor = anchor
         self._clock = clock or SystemClock()
+        if settings.teacher == settings.student:
+            raise InvalidInput(
+                f"endpoint {settings.endpoint!r}: teacher and student are both bundle {settings.student!r}; "
+                "the student needs a name of its own"
+            )
         self._checkpoints = Checkpoints(settings.folder)
+        self._repository = repository
         self._student = self._line("student", settings.student, repository)
         self._teacher = self._line("teacher", settings.teacher, repository)
         if self._student.model.frozen:
@@ -113,14 +125,22 @@ class Worker:
         self._restore()
         now = self._clock.monotonic()
         self._last_publish = {"student": now, "teacher": now}
+        self._last_commit = now
+        self._committed = self.place.position
         self._last_report: dict[str, GateReport] = {}
         self._last_loss: float | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then commit what was learned."""
         while not stop.is_set():
-            if not self.step(stop):
-                stop.wait(POLL)
+            began = self._clock.monotonic()
+            try:
+                learned = self.step(stop)
+            except NotReady as error:
+                log.warning("the traffic log cannot be read now: %s", error)
+                learned = False
+            if not learned:
+                stop.wait(max(POLL, (self._clock.monotonic() - began) / IDLE_SHARE))
         self.commit()
 
     def step(self, stop: threading.Event | None = None) -> bool:
@@ -128,10 +148,15 @@ class Worker:
         s = self._settings
         schema = self._student.model.schema
         learned = False
-        for batch in read_batches(self._traffic, schema, self.place.position, rows=s.batch_rows, holdout=s.holdout):
+        batches = read_batches(
+            self._traffic, s.endpoint, schema, self.place.position, rows=s.batch_rows, holdout=s.holdout
+        )
+        for batch in batches:
             self._learn(batch)
             learned = True
             self._publish_if_due()
+            if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY:
+                self.commit()
             self._write_status()
             if stop is not None and stop.is_set():
                 break
@@ -151,6 +176,8 @@ class Worker:
             arrays[line.role] = tensors
             arrays[f"{line.role}_recent"] = line.recent.state()
         self._checkpoints.save(self.place, arrays)
+        self._committed = self.place.position
+        self._last_commit = self._clock.monotonic()
 
     @property
     def _lines(self) -> tuple[Line, ...]:
@@ -161,9 +188,12 @@ class Worker:
         number = self.place.batches + 1
         if len(batch.train):
             passed = self._distiller.learn(batch, number)
-            self._student.recent.add(passed.student, batch.train.labels)
+            # A late label is no second row: it brings the difference of the labels, and a probability of 0.
+            late = ~np.isnan(batch.train.previous)
+            labels = np.where(late, batch.train.labels - batch.train.previous, batch.train.labels)
+            self._student.recent.add(np.where(late, np.float32(-np.inf), passed.student), labels)
             scored = np.isfinite(passed.teacher)
-            self._teacher.recent.add(passed.teacher[scored], batch.train.labels[scored])
+            self._teacher.recent.add(np.where(late, np.float32(-np.inf), passed.teacher)[scored], labels[scored])
             self._held.add(
                 batch.held.rows,
                 batch.held.labels,
@@ -215,6 +245,14 @@ class Worker:
                 f"{self._settings.folder} holds the state of another pair of models ({lines}); "
                 "give this worker a folder of its own or remove that one"
             )
+        for line in self._lines:
+            there = self._repository.versions(line.name)
+            gone = [version for version in lines[line.role]["chain"] if version not in there]
+            if gone:
+                raise InvalidInput(
+                    f"{self._settings.folder} goes on from versions {', '.join(gone)} of {line.name}, which are not in "
+                    "the repository any more; bring them back, or remove that folder to start from the newest version"
+                )
         self.place = place
         self._held.restore(arrays.get("held", {}))
         self._distiller.trust.restore(place.extra["trust"])
@@ -229,10 +267,11 @@ class Worker:
         status = {
             "time_ms": self._clock.wall_ms(),
             "position": newest.position,
+            "committed": self._committed,
             "batches": newest.batches,
             "trained_rows": newest.trained_rows,
             "held_rows": newest.held_rows,
-            "loss": self._last_loss,
+            "loss": self._last_loss if math.isfinite(self._last_loss or 0.0) else None,
             "weight": self._distiller.trust.a,
             "replay_ratio": self._distiller.replay_ratio,
             "teacher_every": self._distiller.teacher_every,

@@ -30,6 +30,7 @@ def build(config: Config) -> Worker:
     stable, candidate = _arms(config, w.endpoint)
     torch.set_num_threads(w.threads)
     settings = WorkerSettings(
+        endpoint=w.endpoint,
         teacher=stable,
         student=candidate,
         folder=config.home / "worker",
@@ -54,7 +55,11 @@ def build(config: Config) -> Worker:
 
 def _arms(config: Config, endpoint: str) -> tuple[str, str]:
     # The live endpoint counts; the file is for the first start.
-    known = ControlStore(config.control_db).endpoints() if config.control_db.exists() else {}
+    known: dict[str, Endpoint] = {}
+    if config.control_db.exists():
+        store = ControlStore(config.control_db)
+        known = store.endpoints()
+        store.close()
     arms: Endpoint | EndpointConfig | None = known.get(endpoint) or config.endpoints.get(endpoint)
     if arms is None or arms.candidate is None:
         raise InvalidInput(
@@ -71,7 +76,7 @@ def _anchor(config: Config, endpoint: str) -> Callable[[], str | None]:
     def read() -> str | None:
         try:
             version = json.loads(path.read_text())["endpoints"][endpoint]["step_version"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return version or None
 

@@ -175,7 +175,8 @@ def test_a_failed_publication_keeps_its_rows(tmp_path):
 
 def test_bad_batches_are_named():
     m, (rows, labels) = model(), batch(0)
-    with pytest.raises(DataError, match="0 or 1"):
-        m.step(rows, labels * 2)
+    for label in (2.0, -0.1, np.nan):
+        with pytest.raises(DataError, match="from 0 to 1"):
+            m.step(rows, np.full(len(labels), label, np.float32))
     with pytest.raises(DataError, match="teacher"):
         m.step(rows, labels, teacher_logits=np.full(len(labels), np.nan, np.float32), a=0.5)

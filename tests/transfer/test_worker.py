@@ -66,8 +66,8 @@ def draw(random: np.random.Generator) -> tuple[Rows, np.ndarray]:
     return Rows(ids, random.random((PER_REQUEST, 1), np.float32)), labels
 
 
-def fill(log: SqliteTrafficLog, requests: int, seed: int = 0, teacher: Model | None = None) -> None:
-    """Requests answered by the stable arm, shown, labelled and joined."""
+def fill(log: SqliteTrafficLog, requests: int, seed: int = 0, teacher: Model | None = None, share: float = 1.0) -> None:
+    """Requests answered by the stable arm, shown, labelled and joined. `share`: what a click counts."""
     random = np.random.default_rng(seed)
     ids = PredictionIds(KEY)
     start = 1_700_000_000_000 + seed * 10_000_000
@@ -80,7 +80,7 @@ def fill(log: SqliteTrafficLog, requests: int, seed: int = 0, teacher: Model | N
         records.append(
             pack(PredictionRecord(prediction_id, start + number, "ranker", "stable", "teacher", 1, features, scores))
         )
-        outcomes = [Outcome(i, float(y), final=True) for i, y in enumerate(labels)]
+        outcomes = [Outcome(i, share * float(y), final=True) for i, y in enumerate(labels)]
         feedback.append(FeedbackEntry(prediction_id, outcomes=outcomes, exposed_all=True))
         others.append((prediction_id, Scores("candidate", "student", 1, scores)))
     log.append_predictions(records)
@@ -117,6 +117,7 @@ def models(folder: Path) -> Repository:
 
 def settings(folder: Path, **changes: object) -> WorkerSettings:
     values: dict[str, object] = {
+        "endpoint": "ranker",
         "teacher": "teacher",
         "student": "student",
         "folder": folder / "worker",
@@ -217,6 +218,69 @@ def test_state_of_another_pair_is_refused(traffic: SqliteTrafficLog, tmp_path: P
     ClickModel.create(SCHEMA, "dnn", 8, seed=3).save_bundle(repository, "other")
     with pytest.raises(InvalidInput, match="another pair of models"):
         Worker(settings(tmp_path, student="other"), traffic, repository)
+
+
+def test_teacher_and_student_must_be_two_bundles(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="name of its own"):
+        Worker(settings(tmp_path, teacher="student"), traffic, models(tmp_path))
+
+
+def test_state_that_goes_on_from_versions_that_are_gone_is_refused(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 200)
+    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker.step()
+    worker.commit()
+    shutil.rmtree(repository.path("student", repository.versions("student")[-1]))
+    with pytest.raises(InvalidInput, match="not in the repository any more"):
+        Worker(settings(tmp_path), traffic, repository)
+
+
+def test_labels_between_0_and_1_are_learned_from(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 200, share=0.4)
+    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    assert worker.step()
+    assert worker.place.trained_rows > 2000
+    assert len(repository.versions("student")) > 1
+
+
+def test_the_status_tells_what_is_committed_apart_from_what_is_read(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 100)
+    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=Turned())
+    worker.step()
+    status = json.loads((tmp_path / "status" / "worker.json").read_text())
+    assert status["position"] > status["committed"] == 0
+    worker.commit()
+    worker.step()
+    status = json.loads((tmp_path / "status" / "worker.json").read_text())
+    assert status["position"] == status["committed"]
+
+
+def test_a_late_label_moves_the_calibration_by_its_difference_alone(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 60)
+    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=Turned())
+    worker.step()
+    entries = [e for e in traffic.labelled(0, 1000) if not held_out(e.prediction_id, 0.2)]
+    ids = PredictionIds(KEY)
+    late = ids.parse(entries[0].prediction_id).time_ms + 5000
+    recent = worker._student.recent
+    before, rows = float(recent.labels.sum()), len(recent)
+    changed = [FeedbackEntry(e.prediction_id, outcomes=[Outcome(0, 1.0 - float(e.labels[0]))]) for e in entries[:20]]
+    traffic.append_feedback(changed, late)
+    fill(traffic, 60, seed=1)
+    worker.step()
+    revised = [e for e in traffic.labelled(0, 1000) if e.revision and e.seq <= worker.place.position]
+    assert revised
+    later = worker._student.recent
+    silent = np.isneginf(later.logits)
+    assert silent.sum() == len(revised)
+    difference = sum(float(e.labels[0] - e.previous[0]) for e in revised)
+    assert float(later.labels[silent].sum()) == pytest.approx(difference)
+    assert len(later) > rows
+    assert before == pytest.approx(float(later.labels[:rows].sum()))
 
 
 def run_child(folder: str) -> None:
