@@ -7,6 +7,7 @@ promotions and loses nothing: everything it knows is in the stores.
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Callable
 
@@ -86,6 +87,14 @@ def run_control(config: Config) -> None:
             timeout_graceful_shutdown=3,
         )
     )
+
+    def end(*_: object) -> None:
+        stop.set()
+        server.should_exit = True
+
+    # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not kill us.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     log.info("control answers on http://%s:%d", listen.host, listen.http_port)
     try:
         server.run()

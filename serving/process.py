@@ -12,19 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["die_with_parent", "step_back", "write_status"]
+__all__ = ["PARENT", "die_with_parent", "step_back", "write_status"]
 
+PARENT = "BATON_SUPERVISOR_PID"
+"""Environment variable by which a supervisor tells its children who it is."""
 _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(sign: signal.Signals = signal.SIGTERM) -> None:
     """Have the kernel send us `sign` when the process (on Linux: the thread) that started us ends.
 
-    A parent that dies during this call is seen too. Elsewhere than on Linux it does nothing.
+    A supervisor (`PARENT`) that died before this call is seen too, as is any parent that dies during it. Elsewhere than
+    on Linux it does nothing.
     """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT) or os.getppid())
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(sign), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

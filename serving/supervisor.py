@@ -22,6 +22,7 @@ from pathlib import Path
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict
 from serving.config import Config
+from serving.process import PARENT, write_status
 
 __all__ = ["Child", "Supervisor", "children_of"]
 
@@ -78,6 +79,7 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._written = ""
+        self._complained = False
 
     def stop(self) -> None:
         """Ask `run` to end; may be called from a signal handler."""
@@ -107,12 +109,27 @@ class Supervisor:
             if child.process is not None and child.process.poll() is not None:
                 self._bury(child, now)
             if child.process is None and now >= child.due:
-                child.process = subprocess.Popen(child.argv, env=dict(self.environment), stdin=subprocess.DEVNULL)
-                child.started = now
-                log.info("%s runs as pid %d", child.name, child.process.pid)
+                self._start(child, now)
             elif child.process is not None and now - child.started > STABLE_AFTER:
                 child.pause = FIRST_PAUSE
         self._write_status()
+
+    def _start(self, child: Child, now: float) -> None:
+        try:
+            # In a group of its own, so that Ctrl-C reaches us alone and we end the children in order.
+            child.process = subprocess.Popen(
+                child.argv,
+                env={**self.environment, PARENT: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+        except OSError as error:
+            child.due = now + child.pause
+            log.error("%s cannot be started: %s; trying again in %.1f s", child.name, error, child.pause)
+            child.pause = min(2 * child.pause, LONGEST_PAUSE)
+            return
+        child.started = now
+        log.info("%s runs as pid %d", child.name, child.process.pid)
 
     def _bury(self, child: Child, now: float) -> None:
         assert child.process is not None
@@ -140,7 +157,7 @@ class Supervisor:
                     child.process.wait()
 
     def _write_status(self) -> None:
-        status = {
+        children = {
             child.name: {
                 "pid": child.process.pid if child.process else None,
                 "restarts": child.restarts,
@@ -148,13 +165,18 @@ class Supervisor:
             }
             for child in self.children
         }
-        text = json.dumps({"pid": os.getpid(), "children": status})
-        if text != self._written:
-            self._written = text
-            path = self.home / "run" / "status" / "supervisor.json"
-            staging = path.with_suffix(".tmp")
-            staging.write_text(text)
-            staging.rename(path)
+        status = {"pid": os.getpid(), "children": children}
+        text = json.dumps(status)
+        if text == self._written:
+            return
+        try:
+            write_status(self.home / "run" / "status" / "supervisor.json", status)
+        except OSError as error:  # a full disk must not end the processes that answer
+            if not self._complained:
+                log.error("the supervisor's status cannot be written: %s", error)
+            self._complained = True
+            return
+        self._written, self._complained = text, False
 
 
 def _exit(code: int | None) -> str:
