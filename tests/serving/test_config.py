@@ -1,0 +1,93 @@
+"""baton.yaml: what is wrong is named by its setting, and paths are the file's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import InvalidInput
+from serving.config import Config, parse_duration
+
+
+def load(folder: Path, text: str) -> Config:
+    path = folder / "baton.yaml"
+    path.write_text(text)
+    return Config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "said"),
+    [
+        ("hom: x", "hom", "Extra inputs"),
+        ("listen: {grpc_port: 70000}", "listen.grpc_port", "65535"),
+        ("listen: {grpc_port: many}", "listen.grpc_port", "integer"),
+        ("listen: {host: 0.0.0.0}", "listen", "not loopback"),
+        ("listen: {host: 192.168.1.5}", "listen", "not loopback"),
+        ("listen: {host: example.org}", "listen", "example.org"),
+        ("engine: {lanes: 0}", "engine.lanes", "greater than or equal to 1"),
+        ("traffic: {retention: soon}", "traffic.retention", "not a duration"),
+        ("traffic: {retention: true}", "traffic.retention", "not a duration"),
+        ("traffic: {attribution_window: -3}", "traffic.attribution_window", "greater than or equal to 0"),
+        ("worker: {}", "worker.endpoint", "required"),
+        ("worker: {endpoint: r, holdout: 0.9}", "worker.holdout", "less than 0.5"),
+        ("worker: {endpoint: r}\nendpoints: {other: {stable: {bundle: b}}}", "config", "worker.endpoint 'r'"),
+        ("endpoints: {r: {candidate: {bundle: b}}}", "endpoints.r.stable", "required"),
+        ("log_level: loud", "log_level", "debug"),
+    ],
+)
+def test_errors_name_the_setting(tmp_path: Path, text: str, field: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said) as caught:
+        load(tmp_path, text)
+    assert caught.value.field == field
+    assert str(tmp_path / "baton.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "listen: {", "just words"])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"YAML|mapping"):
+        load(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"nothing\.yaml"):
+        Config.load(tmp_path / "nothing.yaml")
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, "")
+    assert (config.listen.host, config.listen.grpc_port, config.listen.http_port) == ("127.0.0.1", 8001, 8000)
+    assert config.traffic.attribution_window == 1800
+    assert config.worker is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("250ms", 0.25), ("20s", 20), ("1.5m", 90), (" 2 h ", 7200), ("7d", 604800), (3, 3), (0.5, 0.5)],
+)
+def test_durations(text: object, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 weeks", "-1s", "s", None, True, [1]])
+def test_what_is_no_duration(text: object) -> None:
+    with pytest.raises(ValueError, match="not a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_hosts(tmp_path: Path, host: str) -> None:
+    assert load(tmp_path, yaml.safe_dump({"listen": {"host": host}})).listen.host == host
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    text = "{home: state, bundles: ../models, worker: {endpoint: r, retained: rows.safetensors}}"
+    config = load(tmp_path, text)
+    assert config.home == tmp_path / "state"
+    assert config.traffic_db == tmp_path / "state" / "traffic.db"
+    assert config.repository.resolve() == tmp_path.parent / "models"
+    assert config.worker is not None
+    assert config.worker.retained == tmp_path / "rows.safetensors"
+    assert load(tmp_path, "home: state").repository == tmp_path / "state" / "bundles"
+    assert load(tmp_path, "home: /srv/baton").home == Path("/srv/baton")
