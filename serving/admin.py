@@ -6,6 +6,8 @@ controller's, endpoints the store's.
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +15,7 @@ from typing import Any
 
 from pipeline.bundle import Bundle
 from pipeline.clock import Clock
-from pipeline.errors import BundleError, Conflict, InvalidInput, NotFound
+from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.versions import Repository
 from serving.config import Config
@@ -28,7 +30,10 @@ from serving.routing import ArmSpec, Endpoint
 __all__ = ["Admin"]
 
 _PLAIN_VERBS: dict[str, Event] = {"pause": Pause(), "resume": Resume(), "abort": Abort(), "undo": Undo()}
+_BUNDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 VERBS = ("pause", "resume", "promote", "abort", "undo", "set-weight")
+
+log = logging.getLogger(__name__)
 
 
 class Admin:
@@ -57,6 +62,7 @@ class Admin:
         self._kill = kill
         self._clock = clock
         self._lock = lock
+        self._entered: dict[str, tuple[tuple[str, int] | tuple[()], str | None]] = {}
 
     # --- endpoints -------------------------------------------------------------------------------------------------
 
@@ -88,6 +94,7 @@ class Admin:
             InvalidInput: the arms' inputs differ, or the name is that of a bundle.
             Conflict: a rollout owns the endpoint. StaleVersion: it changed since `expected`.
         """
+        self._kill.check_name(name)
         if name in self._repository.names():
             raise InvalidInput(
                 f"endpoint {name!r}: a bundle has that name; endpoints and bundles share one namespace", "name"
@@ -112,46 +119,53 @@ class Admin:
         return _endpoint(saved, name in self._kill.engaged())
 
     def kill(self, name: str, *, actor: str, reason: str) -> dict[str, Any]:
-        """Empty the candidate at once; its rollout is aborted at the next pass."""
+        """Empty the candidate at once; its rollout is aborted at the next pass. Raises: NotFound."""
         self._store.endpoint(name)
         self._kill.engage(name, reason, actor)
+        with self._lock:
+            self._store.put_endpoint(self._store.endpoint(name), self._who(actor, reason), verb="kill")
         return self.endpoint(name)
 
     def release(self, name: str, *, actor: str, reason: str) -> dict[str, Any]:
         """Take the kill switch back; traffic returns only by a rollout or a weight.
 
         Raises:
+            NotFound: no such endpoint.
             Conflict: it is not engaged, or the rollout that it aborts is still active.
         """
-        if any(r.state.active for r in self._store.rollouts(active=True, endpoint=name)):
-            raise Conflict(f"the rollout of {name!r} has not been aborted yet; try again in a moment")
-        endpoint = self._store.endpoint(name)
-        if endpoint.weight:
+        with self._lock:
+            endpoint = self._store.endpoint(name)
+            if name not in self._kill.engaged():
+                raise Conflict(f"endpoint {name!r} is not killed")
+            if any(r.state.active for r in self._store.rollouts(active=True, endpoint=name)):
+                raise Conflict(f"the rollout of {name!r} has not been aborted yet; try again in a moment")
             # What the switch held back must not come back by itself.
-            self._store.put_endpoint(
-                endpoint.model_copy(update={"weight": 0.0}),
-                self._who(actor, reason),
-                endpoint.resource_version,
-                "release",
-            )
-        if not self._kill.release(name):
-            raise Conflict(f"endpoint {name!r} is not killed")
+            stopped = endpoint.model_copy(update={"weight": 0.0})
+            self._store.put_endpoint(stopped, self._who(actor, reason), endpoint.resource_version, "release")
+            self._kill.release(name)
         return self.endpoint(name)
 
     def bootstrap(self) -> None:
-        """Make the endpoints of the configuration that the installation does not know yet."""
+        """Make the endpoints of the configuration that the installation does not know yet.
+
+        One that cannot be made is logged and tried again at the next call; it must not hold back the others.
+        """
+        known = self._store.endpoints()
         for name, wanted in self._config.endpoints.items():
-            if name in self._store.endpoints():
+            if name in known:
                 continue
-            self.set_endpoint(
-                name,
-                wanted.stable.model_dump(),
-                wanted.candidate.model_dump() if wanted.candidate else None,
-                salt=wanted.salt or "",
-                actor="config",
-                reason="named in the configuration",
-                expected=0,
-            )
+            try:
+                self.set_endpoint(
+                    name,
+                    wanted.stable.model_dump(),
+                    wanted.candidate.model_dump() if wanted.candidate else None,
+                    salt=wanted.salt or "",
+                    actor="config",
+                    reason="named in the configuration",
+                    expected=0,
+                )
+            except BatonError as error:
+                log.error("endpoint %s of the configuration cannot be made: %s", name, error)
 
     # --- models ----------------------------------------------------------------------------------------------------
 
@@ -170,7 +184,11 @@ class Admin:
         found = []
         for name in self._repository.names():
             for version in self._repository.versions(name):
-                manifest = self._repository.open(name, version).manifest
+                try:
+                    manifest = self._repository.open(name, version).manifest
+                except BatonError as error:
+                    found.append(_damaged(name, version, str(error)))
+                    continue
                 found.append(
                     {
                         "bundle": name,
@@ -196,6 +214,8 @@ class Admin:
         """
         spec = Rollout.parse(text, name)
         endpoint = self._store.endpoint(spec.endpoint)
+        if spec.endpoint in self._kill.engaged():
+            raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
         candidate = self._repository.open(spec.candidate.bundle)
         _same_inputs(self._bundle(endpoint.stable, "stable"), candidate)
         with self._lock:
@@ -243,10 +263,21 @@ class Admin:
     def step_version(self, endpoint: str) -> str | None:
         """The candidate's version when the present step of the active rollout was entered, None without a rollout."""
         for stored in self._store.rollouts(active=True, endpoint=endpoint):
-            for entry in self._store.audit(endpoint):
+            step = (stored.id, stored.state.entered_ms)
+            if self._entered.get(endpoint, ((), None))[0] != step:
+                self._entered[endpoint] = (step, self._entered_with(endpoint, *step))
+            return self._entered[endpoint][1]
+        return None
+
+    def _entered_with(self, endpoint: str, rollout: str, entered_ms: int) -> str | None:
+        """The candidate's version in the audit entry that first tells of a step."""
+        after = 0
+        while page := self._store.audit(endpoint, after):
+            for entry in page:
                 state = entry.after.get("state", {})
-                if entry.rollout == stored.id and state.get("entered_ms") == stored.state.entered_ms:
+                if entry.rollout == rollout and state.get("entered_ms") == entered_ms:
                     return str(state["candidate_version"])
+            after = page[-1].seq
         return None
 
     # --- the rest --------------------------------------------------------------------------------------------------
@@ -300,7 +331,10 @@ def _arm(given: Mapping[str, Any], arm: str) -> ArmSpec:
     version = str(given.get("version") or "0")
     if not version.isdecimal():
         raise InvalidInput(f"{arm}: version {version!r} is not a decimal number; leave it empty for the newest", arm)
-    return ArmSpec(bundle=str(given.get("bundle", "")), version=int(version))
+    bundle = str(given.get("bundle", ""))
+    if not _BUNDLE.fullmatch(bundle):
+        raise InvalidInput(f"{arm}: {bundle!r} is not the name of a bundle", arm)
+    return ArmSpec(bundle=bundle, version=int(version))
 
 
 def _same_inputs(stable: Bundle, candidate: Bundle) -> None:
@@ -309,6 +343,19 @@ def _same_inputs(stable: Bundle, candidate: Bundle) -> None:
         raise BundleError(
             f"{candidate.manifest.name} does not take what {stable.manifest.name} takes: {difference}", "candidate"
         )
+
+
+def _damaged(bundle: str, version: str, reason: str) -> dict[str, Any]:
+    return {
+        "bundle": bundle,
+        "version": version,
+        "architecture": "",
+        "base": None,
+        "servable": False,
+        "reasons": [reason],
+        "metrics": {},
+        "arms": [],
+    }
 
 
 def _endpoint(endpoint: Endpoint, killed: bool) -> dict[str, Any]:

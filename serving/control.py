@@ -56,6 +56,7 @@ def run_control(config: Config) -> None:
             pass
         if clock.monotonic() - kept > UPKEEP_EVERY:
             kept = clock.monotonic()
+            admin.bootstrap()
             processes = read_status(config.status, clock.wall_ms())
             retain_traffic(config, joined, store, processes.get("worker"), clock.wall_ms())
             sweep_segments(config.segments, repository, processes)
@@ -95,7 +96,7 @@ def run_control(config: Config) -> None:
     # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not kill us.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    log.info("control answers on http://%s:%d", listen.host, listen.http_port)
+    log.info("control answers on http://%s", listen.address(listen.http_port))
     try:
         server.run()
     finally:

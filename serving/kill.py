@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 from pipeline.errors import InvalidInput
@@ -31,7 +32,7 @@ class KillSwitch:
         """
         path = self._path(endpoint)
         self._folder.mkdir(parents=True, exist_ok=True)
-        staging = self._folder / f".{endpoint}.{os.getpid()}"
+        staging = self._folder / f".{endpoint}.{os.getpid()}.{threading.get_ident()}"
         with staging.open("w", encoding="utf-8") as file:
             json.dump({"endpoint": endpoint, "reason": reason, "actor": actor}, file)
             file.flush()
@@ -57,7 +58,7 @@ class KillSwitch:
     def why(self, endpoint: str) -> tuple[str, str] | None:
         """(reason, actor) of an engaged switch, None where it is not engaged. A file made by hand has neither."""
         try:
-            text = self._path(endpoint).read_text(encoding="utf-8")
+            text = self._path(endpoint).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
         try:
@@ -66,7 +67,16 @@ class KillSwitch:
         except (ValueError, KeyError, TypeError):
             return "kill file without a reason", "unknown"
 
-    def _path(self, endpoint: str) -> Path:
+    @staticmethod
+    def check_name(endpoint: str) -> None:
+        """Refuse names that could not be killed.
+
+        Raises:
+            InvalidInput: it is no plain file name.
+        """
         if not _NAME.fullmatch(endpoint):
-            raise InvalidInput(f"endpoint name {endpoint!r}: use letters, digits, '.', '_' and '-'", "endpoint")
+            raise InvalidInput(f"endpoint name {endpoint!r}: use letters, digits, '.', '_' and '-'", "name")
+
+    def _path(self, endpoint: str) -> Path:
+        self.check_name(endpoint)
         return self._folder / endpoint

@@ -34,7 +34,9 @@ def read_status(folder: Path, now_ms: int) -> dict[str, dict[str, Any]]:
             status = json.loads(path.read_text())
         except (OSError, ValueError):
             continue  # removed or replaced under our hands; the next look sees it
-        if "time_ms" in status:
+        if not isinstance(status, dict):
+            continue  # not one of ours
+        if isinstance(status.get("time_ms"), (int, float)):
             age = (now_ms - status["time_ms"]) / 1000
             status |= {"age_s": age, "fresh": age <= FRESH}
         found[path.stem] = status
@@ -57,7 +59,7 @@ class Observer:
         arms = [
             s["endpoints"][endpoint.name]["candidate"]["recent"]
             for name, s in status.items()
-            if name.startswith("lane-") and "candidate" in s["endpoints"].get(endpoint.name, {})
+            if name.startswith("lane-") and "candidate" in s.get("endpoints", {}).get(endpoint.name, {})
         ]
         counts = np.zeros(len(EDGES) + 1, np.int64)
         for recent in arms:

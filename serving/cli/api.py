@@ -8,22 +8,36 @@ from typing import Any
 
 import httpx
 
-from pipeline.errors import BatonError, NotReady
+from pipeline.errors import BatonError, InvalidInput, NotReady
 
-__all__ = ["DEFAULT_SERVER", "AdminClient"]
+__all__ = ["DEFAULT_SERVER", "AdminClient", "user"]
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+def user() -> str:
+    """Who runs this, for the audit; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 class AdminClient:
     """Calls `/api/v1` of one server; errors come back as exceptions with the server's own message."""
 
     def __init__(self, server: str = DEFAULT_SERVER, *, token: str = "", actor: str = "") -> None:
-        headers = {"x-baton-actor": actor or os.environ.get("BATON_ACTOR") or getpass.getuser()}
+        headers = {"x-baton-actor": actor or os.environ.get("BATON_ACTOR") or user()}
         if token:
             headers["authorization"] = f"Bearer {token}"
         self._server = server.rstrip("/")
-        self._http = httpx.Client(base_url=self._server, headers=headers, timeout=10.0, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=self._server, headers=headers, timeout=10.0, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise InvalidInput(
+                f"server {server!r} is not a URL ({error}); write http://HOST:PORT, an IPv6 address in brackets",
+                "server",
+            ) from None
 
     def get(self, path: str, **query: Any) -> Any:
         """GET /api/v1`path`."""

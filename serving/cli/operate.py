@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import BatonError, InvalidInput
-from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.api import DEFAULT_SERVER, AdminClient, user
 from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
 from serving.cli.output import Output, emit, problems, say
 
@@ -93,25 +93,36 @@ def kill(
     output: Format = Output.table,
 ) -> None:
     """Take all traffic from the candidate within a second; with --home it works though the control process is dead."""
-    import getpass
-
     from serving.kill import KillSwitch
 
     with problems():
         if home is not None:
             if not home.is_dir():
                 raise InvalidInput(f"--home {home} is not a directory", "home")
-            switch = KillSwitch(home)
             if release:
-                switch.release(name)
-            else:
-                switch.engage(name, reason, getpass.getuser())
-            found = {"endpoint": name, "killed": not release}
+                raise InvalidInput(
+                    "release goes through the server, which sees to it that no traffic comes back by itself; "
+                    "leave --home out",
+                    "release",
+                )
+            KillSwitch(home).engage(name, reason, user())
+            _known(home, name)
+            found = {"endpoint": name, "killed": True}
         else:
             verb = "release" if release else "kill"
             saved = AdminClient(server, token=token).post(f"/endpoints/{name}/{verb}", {"reason": reason})
             found = {"endpoint": name, "killed": saved["killed"]}
         emit(output, found, "", tuple(found), [tuple(found.values())])
+
+
+def _known(home: Path, name: str) -> None:
+    """Complain of a misspelt name, after the switch is set: nothing may come before that."""
+    from serving.rollout.store import ControlStore
+
+    path = home / "control.db"
+    names = sorted(ControlStore(path).endpoints()) if path.exists() else [name]
+    if name not in names:
+        raise InvalidInput(f"the switch of {name!r} is set, but there is no such endpoint; there are {names}", "name")
 
 
 # --- models ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ loopback name (a page elsewhere that had its name resolved to us) or whose Origi
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -48,8 +49,6 @@ CODES: dict[type[BatonError], int] = {
     NotReady: 503,
     DeadlineExceeded: 504,
 }
-_LOOPBACK = {"127.0.0.1", "localhost", "[::1]", "::1"}
-
 Actor = Annotated[str, Header(alias="x-baton-actor", max_length=200, description="who asks; written into the audit")]
 
 
@@ -106,13 +105,20 @@ def build_app(admin: Admin, home: Path) -> FastAPI:
 def _guard(app: FastAPI) -> None:
     @app.middleware("http")
     async def loopback_only(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
         origin = request.headers.get("origin")
-        if host not in _LOOPBACK or (origin is not None and urlsplit(origin).hostname not in _LOOPBACK):
+        if not _loopback(f"//{request.headers.get('host', '')}") or (origin is not None and not _loopback(origin)):
             return _problem(
                 403, "PermissionDenied", "only pages and programs of this machine may ask; check Host and Origin"
             )
         return await call(request)
+
+
+def _loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _errors(app: FastAPI) -> None:

@@ -7,6 +7,7 @@ The control process calls `step()` a few times a second and nothing else; operat
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,8 @@ from serving.routing import ArmSpec, Endpoint
 __all__ = ["RolloutController"]
 
 ACTOR = "controller"
+log = logging.getLogger(__name__)
+
 _BATCH = 256
 _BATCHES = 40
 """Entries read per rollout and pass: bounded, so that one long log cannot starve the others."""
@@ -109,7 +112,12 @@ class RolloutController:
         """One pass over all active rollouts: (rollout id, what was decided)."""
         with self._lock:
             active = self._store.rollouts(active=True)
-            done = [(stored.id, self._pass(stored)) for stored in active]
+            done = []
+            for stored in active:
+                try:
+                    done.append((stored.id, self._pass(stored)))
+                except Exception:
+                    log.exception("a pass of rollout %s failed; the others go on", stored.id)
             ended = [name for name in self._runners if name not in {stored.id for stored in active}]
             for name in ended[:-_ENDED_KEPT]:
                 del self._runners[name]

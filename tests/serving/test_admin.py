@@ -1,0 +1,140 @@
+"""What operators can do, at its edges: the kill switch and its release, damaged versions, a long audit, foreign files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from installation import WHO
+
+from pipeline.clock import SystemClock
+from pipeline.errors import Conflict, InvalidInput, NotFound
+from pipeline.schema import FieldSpec, Schema
+from pipeline.versions import Repository
+from serving.admin import Admin
+from serving.config import ArmConfig, Config, EndpointConfig
+from serving.kill import KillSwitch
+from serving.observe import Observer, read_status
+from serving.rollout.controller import RolloutController
+from serving.rollout.state import Abort
+from serving.rollout.store import ControlStore
+from serving.traffic import open_traffic_log
+from transfer.model import ClickModel
+
+ROLLOUT = """
+endpoint: ranker
+candidate: {bundle: student}
+steps: [{shadow: true, min_positives: 100}, {weight: 5, bias_below: 0.05}, {weight: 100, bias_below: 0.02}]
+"""
+
+
+class Place:
+    """An installation without processes."""
+
+    def __init__(self, home: Path, endpoints: dict[str, EndpointConfig]) -> None:
+        self.config = Config(home=home, endpoints=endpoints)
+        self.store = ControlStore(self.config.control_db)
+        self.kill = KillSwitch(home)
+        self.clock = SystemClock()
+        self.repository = Repository(self.config.repository)
+        self.log = open_traffic_log(self.config)
+        observer = Observer(self.config.status, self.repository, self.kill, self.clock)
+        self.controller = RolloutController(self.store, self.log, self.clock, observer)
+        self.admin = Admin(
+            self.config,
+            self.store,
+            self.log,
+            self.repository,
+            self.controller,
+            self.kill,
+            self.clock,
+            threading.RLock(),
+        )
+
+    def close(self) -> None:
+        self.log.close()
+        self.store.close()
+
+
+def pair(candidate: str = "student") -> EndpointConfig:
+    return EndpointConfig(stable=ArmConfig(bundle="teacher"), candidate=ArmConfig(bundle=candidate))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    schema = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
+    made = Place(tmp_path, {"ranker": pair(), "broken": pair("absent")})
+    for name, arch in (("teacher", "fm"), ("student", "dnn")):
+        ClickModel.create(schema, arch, 4, seed=0).save_bundle(made.repository, name)
+    made.admin.bootstrap()
+    yield made
+    made.close()
+
+
+def test_an_endpoint_that_cannot_be_made_does_not_hold_back_the_others(place: Place) -> None:
+    assert [e["name"] for e in place.admin.endpoints()] == ["ranker"]
+    (place.config.repository / "student").rename(place.config.repository / "absent")
+    place.admin.bootstrap()
+    assert [e["name"] for e in place.admin.endpoints()] == ["broken", "ranker"]
+
+
+def test_release_of_what_is_not_killed_moves_no_traffic(place: Place) -> None:
+    place.admin.set_endpoint(
+        "ranker", {"bundle": "teacher"}, {"bundle": "student"}, weight=40, actor="me", reason="by hand"
+    )
+    with pytest.raises(Conflict, match="not killed"):
+        place.admin.release("ranker", actor="me", reason="a slip")
+    assert place.admin.endpoint("ranker")["weight"] == 40
+    place.admin.kill("ranker", actor="me", reason="trouble")
+    assert place.admin.release("ranker", actor="me", reason="over") | {"resource_version": 0} == {
+        **place.admin.endpoint("ranker"), "weight": 0.0, "killed": False, "resource_version": 0,
+    }  # fmt: skip
+
+
+def test_no_rollout_begins_on_a_killed_endpoint(place: Place) -> None:
+    place.admin.kill("ranker", actor="me", reason="trouble")
+    with pytest.raises(Conflict, match="release it first"):
+        place.admin.start_rollout(ROLLOUT, actor="me", reason="try")
+
+
+@pytest.mark.parametrize("bundle", ["", "../student", "a/b", "."])
+def test_a_bundle_name_is_no_path(place: Place, bundle: str) -> None:
+    with pytest.raises(InvalidInput, match="not the name of a bundle"):
+        place.admin.set_endpoint("other", {"bundle": bundle}, None, actor="me", reason="")
+
+
+def test_a_damaged_version_is_listed_with_its_fault(place: Place) -> None:
+    (place.repository.path("student", "1") / "dense.onnx").unlink()
+    found = {m["bundle"]: m for m in place.admin.models()}
+    assert found["teacher"]["servable"]
+    assert not found["student"]["servable"]
+    assert "dense.onnx" in found["student"]["reasons"][0]
+
+
+def test_the_version_of_a_step_is_found_in_a_long_audit(place: Place) -> None:
+    for _ in range(1100):
+        place.store.put_endpoint(place.store.endpoint("ranker"), WHO)
+    place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
+    assert place.admin.step_version("ranker") == "1"
+    place.controller.command("ranker", Abort(), "me", "enough")
+    assert place.admin.step_version("ranker") is None
+
+
+def test_foreign_status_files_do_not_stop_a_rollout(place: Place) -> None:
+    status = place.config.status
+    status.mkdir(parents=True)
+    (status / "list.json").write_text("[1, 2]")
+    (status / "half.json").write_text('{"time_ms": ')
+    (status / "lane-7.json").write_text(json.dumps({"time_ms": place.clock.wall_ms()}))
+    (status / "words.json").write_text(json.dumps({"time_ms": "now"}))
+    assert set(read_status(status, place.clock.wall_ms())) == {"lane-7", "words"}
+    place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
+    assert len(place.controller.step()) == 1
+
+
+def test_the_candidate_of_a_rollout_must_exist(place: Place) -> None:
+    with pytest.raises(NotFound):
+        place.admin.start_rollout(ROLLOUT.replace("student", "nobody"), actor="me", reason="go")
