@@ -316,10 +316,20 @@ class BundleWriter:
         Manifest.model_validate_json(text)
         with open(self._staging / MANIFEST, "w") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        # Later versions build on this one: all of it is on disk before it can be seen.
+        for path in (*sorted(self._staging.rglob("*")), self._staging):
+            _sync(path)
         os.rename(self._staging, self._target)
+        _sync(self._target.parent)
         return Bundle.open(self._target, verify=False)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

@@ -54,6 +54,10 @@ class ListenConfig(_Section):
     max_candidates: int = Field(10_000, ge=1)
     """Most rows in one request."""
 
+    def address(self, port: int) -> str:
+        """host:port, an IPv6 address in brackets."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
     @model_validator(mode="after")
     def _loopback(self) -> ListenConfig:
         if self.host != "localhost" and not ipaddress.ip_address(self.host).is_loopback:

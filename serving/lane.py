@@ -245,10 +245,10 @@ class Lane:
             self.dispatcher, self.writer, self._clock, self.telemetry, max_bytes=listen.max_message_bytes
         )
         self._server.add_generic_rpc_handlers((inference.handler(), ranking.handler()))
-        self.port = self._server.add_insecure_port(f"{listen.host}:{listen.grpc_port}")
+        self.port = self._server.add_insecure_port(listen.address(listen.grpc_port))
         await self._server.start()
         await self.health.update(self.registry.snapshot)
-        log.info("%s listens on %s:%d", self._name, listen.host, self.port)
+        log.info("%s listens on %s", self._name, listen.address(self.port))
 
     async def _tell(self) -> None:
         while True:

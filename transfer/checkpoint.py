@@ -60,6 +60,7 @@ class Checkpoints:
             _sync(path)
         (staging / "state.json").write_text(json.dumps(asdict(place)))
         _sync(staging / "state.json")
+        _sync(staging)
         os.rename(staging, self._folder / str(number))
         _sync(self._folder)
         for old in self._numbers()[:-KEEP]:

@@ -71,7 +71,8 @@ def _configured(path: Path) -> list[Finding]:
         return [("config", False, str(error))]
     found: list[Finding] = [("config", True, str(path))]
     for name, port in (("grpc_port", config.listen.grpc_port), ("http_port", config.listen.http_port)):
-        with socket.socket() as probe:
+        family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
+        with socket.socket(family) as probe:
             taken = port != 0 and probe.connect_ex((config.listen.host, port)) == 0
         found.append((name, True, f"{port}: " + ("something answers there (a running Baton?)" if taken else "free")))
     repository = Repository(config.repository)

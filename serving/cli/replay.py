@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import BatonError, DeadlineExceeded, NotReady, Overloaded
+from pipeline.errors import BatonError, InvalidInput
 from pipeline.schema import Schema
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from serving.client import AsyncRankingClient
@@ -133,7 +133,10 @@ class Replay:
         for _ in range(FEEDBACK_TRIES):
             try:
                 replies = await client.feedback(entries)
-            except (NotReady, Overloaded, DeadlineExceeded):
+            except InvalidInput as error:
+                self.report.errors[f"feedback refused: {error}"] += len(entries)
+                return
+            except BatonError:  # whatever else it is, the labels are not stored yet
                 await asyncio.sleep(FEEDBACK_PAUSE)
                 continue
             for reply in replies:

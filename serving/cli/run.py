@@ -34,7 +34,7 @@ def serve(config: ConfigFile = Path("baton.yaml")) -> None:
             signal.signal(number, lambda *_: supervisor.stop())
         listen = settings.listen
         say(
-            f"gRPC on {listen.host}:{listen.grpc_port}, HTTP on http://{listen.host}:{listen.http_port}, "
+            f"gRPC on {listen.address(listen.grpc_port)}, HTTP on http://{listen.address(listen.http_port)}, "
             f"home {settings.home}; no tokens: admin verbs answer on loopback only"
         )
         supervisor.run()

@@ -11,6 +11,7 @@ import json
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from serving.routing import Endpoint
 
 __all__ = ["AuditEntry", "ControlStore", "StoredRollout", "Who"]
 
+_OPEN_TRIES = 50
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS endpoints (
     name TEXT PRIMARY KEY, body TEXT NOT NULL, resource_version INTEGER NOT NULL
@@ -92,9 +94,20 @@ class ControlStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+
+    def _write_ahead(self) -> None:
+        # Turning the log on needs the file alone, and SQLite does not wait for that as it waits for other locks.
+        for attempt in range(_OPEN_TRIES):
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if attempt == _OPEN_TRIES - 1:
+                    raise
+                time.sleep(0.02)
 
     def close(self) -> None:
         """Release the file."""
