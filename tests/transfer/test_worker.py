@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -281,6 +282,47 @@ def test_a_late_label_moves_the_calibration_by_its_difference_alone(traffic: Sql
     assert float(later.labels[silent].sum()) == pytest.approx(difference)
     assert len(later) > rows
     assert before == pytest.approx(float(later.labels[:rows].sum()))
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("where", ["reserve", "save_delta", "save_bundle", "save"])
+def test_a_crash_while_publishing_loses_no_row_and_no_number(
+    where: str, traffic: SqliteTrafficLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 200)
+    every = settings(tmp_path, publish_batches=1, compact_after=2, gate=GateLimits(10, 10, 10, min_positives=10))
+    kind: type = {"reserve": Repository, "save": Checkpoints}.get(where, ClickModel)
+    real, calls = getattr(kind, where), 0
+
+    def last_words(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        done = real(*arguments, **named)
+        if calls == 3:
+            raise Crash
+        return done
+
+    worker = Worker(every, traffic, repository, clock=Turned())
+    monkeypatch.setattr(kind, where, last_words)
+    with pytest.raises(Crash):
+        worker.step()
+    monkeypatch.undo()
+    before = repository.versions("student")
+    again = Worker(every, traffic, repository, clock=Turned())
+    for _ in range(3):
+        assert again.step(_Always())
+    after = repository.versions("student")
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+    newest = repository.open("student", after[-1])
+    assert [b.manifest.version for b in repository.chain(newest)] == again._student.chain
+    rows = Rows(np.stack([np.resize(USERS, 240), np.resize(ITEMS, 240)], 1), np.full((240, 1), 0.5, np.float32))
+    served = Model.load(repository, "student", segments=tmp_path / "segments")
+    np.testing.assert_allclose(served.score(Features.from_rows(rows)), again._student.model.scores(rows), atol=1e-5)
 
 
 def run_child(folder: str) -> None:
