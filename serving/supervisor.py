@@ -24,7 +24,7 @@ from pipeline.errors import Conflict
 from serving.config import Config
 from serving.process import PARENT, write_status
 
-__all__ = ["Child", "Supervisor", "children_of"]
+__all__ = ["Child", "Supervisor", "children_of", "running"]
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
@@ -61,6 +61,18 @@ def children_of(config: Config, config_path: Path) -> list[Child]:
     ]
     rest = [child("control", 2, "process", "control"), child("shadow", 1, "process", "shadow")]
     return [*rest, *lanes, *([child("worker", 1, "worker")] if config.worker else [])]
+
+
+def running(home: Path) -> bool:
+    """Whether a supervisor runs on a home."""
+    try:
+        with open(home / "run" / "supervisor.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @dataclass

@@ -36,6 +36,7 @@ from serving.cli.output import console, say
 from serving.cli.progress import rows_progress
 from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
+from serving.supervisor import running
 from serving.traffic import open_traffic_log
 from transfer.data import open_log
 from transfer.data.log import Log
@@ -296,6 +297,8 @@ class Demo:
                 raise Conflict(
                     f"{self.home} is not empty and not a demo's; choose another --home or remove it yourself"
                 )
+            if running(self.home):
+                raise Conflict(f"a demo still runs in {self.home}; end it first, or choose another --home")
             shutil.rmtree(self.home)
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / MARK).touch()

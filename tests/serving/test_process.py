@@ -1,7 +1,8 @@
-"""A child process and its parent: it must not outlive it, not even one that died before the child was ready."""
+"""Processes and whose they are: no child outlives its parent, no home in use is cleared."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import Conflict
+from serving.cli.demo import MARK, Demo
 from serving.process import PARENT
 
 ROOT = Path(__file__).parents[2]
@@ -31,3 +34,22 @@ def test_a_supervisor_that_died_while_the_child_was_starting_is_noticed() -> Non
     orphan = child(gone.pid)
     assert orphan.returncode == -signal.SIGTERM
     assert orphan.stdout == ""
+
+
+def test_a_demo_home_that_is_in_use_is_not_cleared(tmp_path: Path) -> None:
+    home = tmp_path / "demo"
+    Demo(home)._clear()
+    (home / "run").mkdir()
+    (home / "kept").touch()
+    with open(home / "run" / "supervisor.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="still runs"):
+            Demo(home)._clear()
+        assert (home / "kept").exists()
+    Demo(home)._clear()
+    assert not (home / "kept").exists()
+    (home / MARK).unlink()
+    (home / "mine").touch()
+    with pytest.raises(Conflict, match="not a demo's"):
+        Demo(home)._clear()
+    assert (home / "mine").exists()
