@@ -1,0 +1,174 @@
+"""The command line by itself: what it says of bundles and files, how it refuses, and that every command explains itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from handmade import random_tables, write_bundle
+from typer.testing import CliRunner, Result
+
+from pipeline.bundle import Bundle
+from pipeline.versions import Repository
+from serving.cli.main import app
+
+
+def baton(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(done: Result, *said: str) -> None:
+    assert done.exit_code == 1, (done.output, done.exception)
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in done.stderr.replace("\n", " "), done.stderr
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(Repository(tmp_path / "bundles"), random_tables(1))
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_bundle_is_shown_and_verified(bundle: Bundle) -> None:
+    shown = baton("bundle", "inspect", bundle.path)
+    assert shown.exit_code == 0, shown.output
+    for word in ("ranker", "architecture", "user", "genres", "calibration"):
+        assert word in shown.stdout
+    manifest = json.loads(baton("bundle", "inspect", bundle.path, "-o", "json").stdout)
+    assert (manifest["name"], manifest["version"]) == ("ranker", "1")
+    verified = baton("bundle", "verify", bundle.path, "-o", "json")
+    assert verified.exit_code == 0
+    assert json.loads(verified.stdout) == {
+        "bundle": "ranker", "version": "1", "files": len(manifest["files"]), "ok": True,
+    }  # fmt: skip
+
+
+def test_one_flipped_bit_in_any_file_is_found_and_named(bundle: Bundle, tmp_path: Path) -> None:
+    for name in bundle.manifest.files:
+        copy = tmp_path / "copy" / "1"
+        shutil.rmtree(copy.parent, ignore_errors=True)
+        shutil.copytree(bundle.path, copy)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        refused(baton("bundle", "verify", copy), name)
+
+
+def test_what_is_no_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    refused(baton("bundle", "verify", tmp_path / "nothing"), "nothing")
+    refused(baton("bundle", "inspect", tmp_path), "manifest.json")
+    (bundle.path / "manifest.json").write_text("{")
+    refused(baton("bundle", "inspect", bundle.path), "manifest.json")
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def descriptor(folder: Path, *, label: str = "click", item: str = "item") -> Path:
+    rows = "time,user,item,click\n" + "".join(f"{1000 + i},u{i % 5},i{i % 7},{i % 3 == 0:d}\n" for i in range(60))
+    (folder / "rows.csv").write_text(rows)
+    path = folder / "dataset.yaml"
+    path.write_text(
+        f"name: tiny\nfiles: [rows.csv]\ntime: {{column: time, unit: s}}\nlabel: {{column: {label}, positive: [1]}}\n"
+        f"routing_key: user\nfields:\n  - {{name: user, role: context}}\n  - {{name: {item}, role: candidate}}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("column", ["label", "item"])
+def test_a_column_that_is_not_there_is_named_with_its_file(tmp_path: Path, column: str) -> None:
+    path = descriptor(tmp_path, **{column: "absent_one"})
+    done = baton("train", "--data", path, "--arch", "lr", "--out", tmp_path / "out", "--cache", tmp_path / "cache")
+    refused(done, "rows.csv", "absent_one")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_writes_a_bundle_that_verifies_and_never_over_another(tmp_path: Path) -> None:
+    command = ("train", "--data", descriptor(tmp_path), "--arch", "lr", "--cache", tmp_path / "cache", "--out")
+    done = baton(*command, tmp_path / "out", "-o", "json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(done.stdout)["bundle"] == str(tmp_path / "out")
+    assert baton("bundle", "verify", tmp_path / "out").exit_code == 0
+    refused(baton(*command, tmp_path / "out"), "out")
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path, bundle: Bundle) -> None:
+    data, cache = descriptor(tmp_path), tmp_path / "cache"
+    train = ("train", "--data", data, "--cache", cache, "--out", tmp_path / "out")
+    refused(baton(*train, "--arch", "oracle"), "oracle")
+    refused(baton(*train, "--arch", "lr", "--from", "0.5", "--to", "0.5"), "--from 0.5")
+    refused(baton("train", "--data", tmp_path / "gone.yaml", "--arch", "lr", "--out", tmp_path / "o"), "gone.yaml")
+    transfer = ("transfer", "--data", data, "--cache", cache, "--arch", "lr", "--out", tmp_path / "out", "--teacher")
+    refused(baton(*transfer, tmp_path / "nobody"), "nobody")
+    refused(baton(*transfer, bundle.path), "not written by this trainer")
+    replay = ("replay", "--data", data, "--cache", cache, "--endpoint", "ranker", "--target", "127.0.0.1:9")
+    refused(baton(*replay, "--from", "0.8", "--to", "0.2"), "--from 0.8")
+
+
+def test_a_replay_without_a_server_ends_with_its_errors(tmp_path: Path) -> None:
+    done = baton(
+        "replay", "--data", descriptor(tmp_path), "--cache", tmp_path / "cache", "--endpoint", "ranker",
+        "--target", "127.0.0.1:9", "--rate", "1000", "--from", "0.9", "-o", "json",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert "NotReady" in done.output
+
+
+def test_a_rollout_file_is_tried_without_a_server(tmp_path: Path) -> None:
+    refused(baton("rollout", "simulate", tmp_path / "gone.yaml"), "gone.yaml")
+    file = tmp_path / "rollout.yaml"
+    file.write_text("endpoint: r\ncandidate: {bundle: b}\nsteps: [{weight: 5}]\n")
+    refused(baton("rollout", "simulate", file), "bias_below", "rollout.yaml:3")
+
+
+def test_a_wrong_config_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "baton.yaml"
+    for command in (("serve",), ("worker",), ("process", "control")):
+        path.write_text("listen: {host: 0.0.0.0}")
+        refused(baton(*command, "--config", path), "baton.yaml", "loopback")
+    path.write_text("home: home")
+    refused(baton("worker", "--config", path), "worker")
+    path.write_text("log_level: loud")
+    doctor = baton("doctor", "--config", path, "-o", "json")
+    assert doctor.exit_code == 1
+    checks = {c["check"]: c for c in json.loads(doctor.stdout)["checks"]}
+    assert not checks["config"]["ok"]
+    assert "log_level" in checks["config"]["detail"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-verb",),
+        ("bundle", "verify"),
+        ("train", "--arch", "lr"),
+        ("train", "--data", "d", "--arch", "lr", "--out", "o", "--from", "1.5"),
+        ("transfer", "--teacher", "t", "--data", "d", "--arch", "lr", "--out", "o", "--mode", "loud"),
+        ("replay", "--data", "d", "--target", "t", "--endpoint", "e", "--rate", "0"),
+        ("rollout", "set-weight", "ranker", "101"),
+        ("demo", "--rows", "10"),
+        ("metrics", "ranker", "-o", "xml"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
+    assert baton(*arguments).exit_code == 2
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    below = getattr(command, "commands", {})
+    return [path, *(found for name, sub in below.items() for found in commands(sub, (*path, name)))]
+
+
+@pytest.mark.parametrize("path", commands(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    done = baton(*path, "--help")
+    assert done.exit_code == 0
+    assert "Usage:" in done.stdout
