@@ -146,6 +146,12 @@ def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
         model.frozen = True
     for index, name in enumerate(model.tables.names):
         info = last.tables[name]
+        if info.width != model.tables.default.shape[1]:
+            raise BundleError(
+                f"{chain[-1].path}: table {name!r} has width {info.width} where architecture {last.architecture!r} has "
+                f"{model.tables.default.shape[1]}; it was not written by this trainer",
+                name,
+            )
         model.tables.default[index] = info.default
         model.tables.default_linear[index] = info.linear_default or 0.0
     for bundle in chain:
