@@ -30,7 +30,7 @@ from serving.client import RankingClient
 from serving.traffic import open_traffic_log
 from transfer.data.log import LogRequest
 
-FEWEST, MOST = 250, 2500
+FEWEST, AFTER, MOST = 250, 50, 2500
 RATE = 50.0
 CLOSE = 1e-5
 KSERVE = Path(__file__).parents[1] / "serving" / "kserve_client.py"
@@ -73,7 +73,15 @@ def replayed(machine: Machine) -> Replayed:
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
-    report = asyncio.run(sender.run(requests(), lambda: len(sent) > FEWEST and not watcher.is_alive()))
+    ends: list[int] = []
+
+    def over() -> bool:
+        """Some more requests after the last step is reached, so that it has rows of its own."""
+        if not watcher.is_alive() and not ends:
+            ends.append(max(FEWEST, len(sent) + AFTER))
+        return bool(ends) and len(sent) > ends[0]
+
+    report = asyncio.run(sender.run(requests(), over))
     assert phases[-1] == "watching", machine.rollout()["waiting"]
     return Replayed(report, sent[: report.requests])
 
@@ -185,8 +193,12 @@ def test_labels_come_back_and_move_the_traffic(machine: Machine, replayed: Repla
     labels = np.concatenate([e.labels for e in traffic.labelled(0, 100_000) if len(e.indices)])
     traffic.close()
     assert labels.sum() == sum(request.labels.sum() for request in replayed.sent)
-    phases = machine.rollout()["phases"]
-    assert [p["weight"] for p in phases if p["rows"]][-1] == 100
+    phases = until(
+        lambda: (
+            [p for p in machine.rollout()["phases"] if p["rows"] and p["weight"] == 100] and machine.rollout()["phases"]
+        ),
+        "rows of the last step are counted",
+    )
     assert all(p["bias"]["stable"]["value"] is not None for p in phases if p["rows"])
     status = machine.admin.get("/status")
     assert status["traffic"]["labelled_rows"] == rows
