@@ -164,20 +164,17 @@ def test_a_killed_lane_comes_back_and_loses_no_acknowledged_label(machine: Machi
     # parked. All others are joined, each row once.
     traffic = open_traffic_log(machine.config)
 
-    def settled() -> bool:
+    def settled() -> Counter[tuple[str, int]] | None:
         stats = traffic.stats(round(time.time() * 1000))
-        return (
-            stats.open_predictions == 0
-            and len({e.prediction_id for e in all_labelled(machine) if len(e.indices)}) >= answered - stats.parked
-        )
+        entries = [entry for entry in all_labelled(machine) if entry.revision == 0]
+        found = Counter((e.prediction_id, int(i)) for e in entries for i in e.indices)
+        joined = sum(found.values()) == 100 * (answered - stats.parked)
+        return found if joined and not stats.open_predictions and stats.parked <= answered // 10 else None
 
-    until(settled, "what was committed is joined")
-    parked = traffic.stats(round(time.time() * 1000)).parked
+    rows = until(settled, "what was committed is joined")
     traffic.close()
-    assert parked < answered // 10
-    rows = Counter((e.prediction_id, int(i)) for e in all_labelled(machine) if e.revision == 0 for i in e.indices)
+    assert rows is not None
     assert max(rows.values()) == 1
-    assert sum(rows.values()) == 100 * (answered - parked)
 
 
 def answers(machine: Machine) -> bool:
