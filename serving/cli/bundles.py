@@ -44,7 +44,10 @@ def inspect(folder: Folder, output: Format = Output.table) -> None:
             ("learns on", "no, frozen" if bundle.frozen and m.base is None else "yes"),
             ("calibration", f"alpha {m.calibration.alpha:.4f}, beta {m.calibration.beta:+.4f}"),
             *(
-                (f"{name} at birth", "-" if value is None else f"{value:.4f}")
+                (
+                    f"{name} at birth",
+                    "-" if value is None else f"{value:,.0f}" if value.is_integer() else f"{value:.4f}",
+                )
                 for name, value in sorted(m.metrics.items())
             ),
             ("bytes", f"{sum(f.bytes for f in m.files.values()):,}"),

@@ -379,11 +379,18 @@ def _spec(arm: dict[str, Any] | None) -> str:
 
 
 def _endpoint_row(e: dict[str, Any]) -> tuple[Any, ...]:
-    return (e["name"], _spec(e["stable"]), _spec(e["candidate"]), e["weight"], e["killed"], e["resource_version"])
+    return (
+        e["name"],
+        _spec(e["stable"]),
+        _spec(e["candidate"]),
+        f"{e['weight']:g}",
+        e["killed"],
+        e["resource_version"],
+    )
 
 
 def _rollout_row(r: dict[str, Any]) -> tuple[Any, ...]:
-    return (r["id"], r["endpoint"], r["phase"], f"{r['step']}/{len(r['steps']) - 1}", r["weight"], r["waiting"])
+    return (r["id"], r["endpoint"], r["phase"], f"{r['step']}/{len(r['steps']) - 1}", f"{r['weight']:g}", r["waiting"])
 
 
 def _show_rollout(r: dict[str, Any], output: Output) -> None:

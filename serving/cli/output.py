@@ -41,7 +41,9 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     table = Table(header_style="bold")
     rows = [list(row) for row in rows]
     for number, column in enumerate(columns):
-        numeric = all(isinstance(row[number], (int, float, type(None))) for row in rows)
+        numeric = all(
+            isinstance(row[number], (int, float, type(None))) and not isinstance(row[number], bool) for row in rows
+        )
         table.add_column(column, justify="right" if numeric and rows else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
@@ -77,7 +79,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:,.0f}" if value.is_integer() else f"{value:.4f}"
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)
