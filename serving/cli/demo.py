@@ -276,7 +276,8 @@ class Demo:
             "versions_published": len(versions) - 1 - len(refused),
             "versions_refused": len(refused),
             "latency_ms": report.latency_ms(),
-            "shadow": {"scored": shadow["scored"], "dropped": shadow["dropped"]},
+            # From the log, not from the process's own count, which starts anew when it is restarted.
+            "shadow": {"scored": figures["candidate"].predictions, "dropped": shadow["dropped"]},
             "requests": report.requests,
             "errors": sum(report.errors.values()),
             "final_weight": weight,

@@ -21,8 +21,9 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ArmFigures:
-    """One arm on all rows that both arms scored; None where the rows cannot say."""
+    """One arm on all rows of the predictions that both arms scored; None where the rows cannot say."""
 
+    predictions: int
     rows: int
     positives: int
     auc: float | None
@@ -56,7 +57,8 @@ def figures_of(log: TrafficLog, endpoint: str) -> dict[str, ArmFigures]:
         for arm in ("stable", "candidate"):
             parts[arm].append(known[arm][index])
     joined = {name: np.concatenate(chunks) if chunks else np.empty(0, np.float32) for name, chunks in parts.items()}
-    return {arm: _figures(joined["label"], joined[arm]) for arm in ("stable", "candidate")}
+    predictions = len(parts["label"])
+    return {arm: _figures(predictions, joined["label"], joined[arm]) for arm in ("stable", "candidate")}
 
 
 def _entries(log: TrafficLog) -> Iterator[Labelled]:
@@ -66,10 +68,15 @@ def _entries(log: TrafficLog) -> Iterator[Labelled]:
         after = page[-1].seq
 
 
-def _figures(labels: F32, scores: F32) -> ArmFigures:
+def _figures(predictions: int, labels: F32, scores: F32) -> ArmFigures:
     positives = int(labels.sum())
     if not 0 < positives < len(labels):
-        return ArmFigures(len(labels), positives, None, None, None)
+        return ArmFigures(predictions, len(labels), positives, None, None, None)
     return ArmFigures(
-        len(labels), positives, float(auc(labels, scores)), float(logloss(labels, scores)), float(bias(labels, scores))
+        predictions,
+        len(labels),
+        positives,
+        float(auc(labels, scores)),
+        float(logloss(labels, scores)),
+        float(bias(labels, scores)),
     )
