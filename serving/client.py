@@ -15,23 +15,13 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import (
-    BatonError,
-    Conflict,
-    DeadlineExceeded,
-    InvalidInput,
-    NotFound,
-    NotReady,
-    Overloaded,
-    PermissionDenied,
-    StaleVersion,
-    Unauthenticated,
-)
+from pipeline.errors import BatonError, NotReady
 from pipeline.features import Features
 from pipeline.schema import Schema
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from protos.baton.ranking.v1 import ranking_pb2_grpc
+from serving.errors import CODES
 
 __all__ = ["AsyncRankingClient", "RankResult", "RankingClient", "error_of", "feedback_request", "rank_request"]
 
@@ -42,17 +32,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
 ]
 
-_ERRORS: dict[grpc.StatusCode, type[BatonError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.UNAVAILABLE: NotReady,
-    grpc.StatusCode.FAILED_PRECONDITION: Conflict,
-    grpc.StatusCode.ABORTED: StaleVersion,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-}
+_ERRORS = {code: kind for kind, code in CODES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ DOMAIN = "baton"
 DETAILS_KEY = "grpc-status-details-bin"
 
 # The first class that an exception is an instance of counts, so subclasses would stand before their parents.
-CODES: dict[type[BaseException], grpc.StatusCode] = {
+CODES: dict[type[BatonError], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
