@@ -286,7 +286,7 @@ class ClickModel:
 
     # --- publishing --------------------------------------------------------------------------------------------------
 
-    def snapshot(self, *, full: bool, rows: bool = True, training: bool = False) -> Snapshot:
+    def snapshot(self, *, full: bool, training: bool = False) -> Snapshot:
         """Copies of what a bundle is written from: all rows, or (a delta) those touched since `take_touched`.
 
         Writing it (`transfer.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
@@ -294,7 +294,7 @@ class ClickModel:
         """
         if self._graph is None:
             self._graph = DenseGraph(self.network, self.schema)
-        slots = np.empty(0, np.int64) if not rows else None if full else self.tables.touched()
+        slots = None if full else self.tables.touched()
         header, arrays = self.state_dict() if training else (None, {})
         return Snapshot(
             architecture=self.arch,
@@ -366,23 +366,6 @@ class ClickModel:
         if bundle.manifest.servable:
             self.tables.take_touched()
         return bundle
-
-    def save_refused(
-        self,
-        target: Repository | Path,
-        name: str,
-        version: str | None = None,
-        *,
-        gate: GateReport,
-        parent: str | None = None,
-        metrics: Mapping[str, float | None] | None = None,
-        created_ms: int = 0,
-    ) -> Bundle:
-        """Write down a version that the gate refused: number and report, no weights. Its rows stay touched."""
-        return write_snapshot(
-            target, name, self.snapshot(full=True, rows=False), version=version, parent=parent, metrics=metrics,
-            gate=gate, created_ms=created_ms,
-        )  # fmt: skip
 
     @classmethod
     def from_bundle(cls, source: Repository | Sequence[Bundle] | None, bundle: Bundle) -> ClickModel:

@@ -154,7 +154,7 @@ def test_rows_of_a_refused_version_go_with_the_next(tmp_path):
     m.save_bundle(repository, "ranker")
     m.step(*batch(1, 20))
     refused = GateReport(passed=False, reasons=("worse",))
-    first = m.save_refused(repository, "ranker", gate=refused, parent="1")
+    first = m.save_bundle(repository, "ranker", gate=refused, parent="1")
     second = m.save_delta(repository, "ranker", base="1", gate=refused)
     assert list(first.manifest.files) == list(second.manifest.files) == []
     assert repository.latest("ranker") == "1"
