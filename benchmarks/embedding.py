@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.bundle import Bundle, BundleWriter, Manifest, Table, TableInfo
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.features import Features, IdPart
-from pipeline.network import DenseInputs
+from pipeline.inputs import DenseInputs, Layout
 from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
 
@@ -118,7 +118,7 @@ def main() -> None:
                 )
                 for p in picks
             ]
-            dense = DenseInputs(schema, linear=False, capacity=n)
+            dense = DenseInputs.zeros(Layout.full(schema), n, linear=False)
             source, index = torch.from_numpy(rows), [torch.from_numpy(p) for p in picks]
             out = torch.empty(count, options.width)
             cases: dict[str, Callable[[int], object]] = {
@@ -140,7 +140,7 @@ def main() -> None:
                     )
                 )
             plain.lookup(features[0], dense)
-            np.testing.assert_array_equal(dense.embeddings.reshape(count, -1), rows[picks[0]])
+            np.testing.assert_array_equal(dense.blocks[0].embeddings.reshape(count, -1), rows[picks[0]])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pipeline.features import Features
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.inputs import DenseInputs
     from pipeline.model import Model
-    from pipeline.network import DenseInputs
 
 __all__ = ["Event"]
 

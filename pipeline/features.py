@@ -158,6 +158,19 @@ class Features:
         )
         return Rows(ids, numbers, bags)
 
+    def shares_context(self, schema: Schema) -> bool:
+        """Whether context stands apart: each part holds fields of one role, and those of the context one row."""
+        sides: list[tuple[Sequence[FieldSpec], Sequence[int], int]] = [
+            *((schema.ids, p.columns.tolist(), len(p.values)) for p in self.ids),
+            *((schema.numbers, p.columns.tolist(), len(p.values)) for p in self.numbers),
+            *((schema.bags, [b.column], b.rows) for b in self.bags),
+        ]
+        for fields, columns, rows in sides:
+            roles = {fields[c].role for c in columns}
+            if len(roles) > 1 or ("context" in roles and rows != 1):
+                return False
+        return True
+
     def check(self, schema: Schema) -> None:
         """Hold the parts against a schema.
 

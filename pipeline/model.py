@@ -18,7 +18,8 @@ from pipeline.bundle import DENSE, Bundle, Calibration, Manifest
 from pipeline.embedding.store import EmbeddingStore, LookupCounts
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, Rows
-from pipeline.network import DenseInputs, Network
+from pipeline.inputs import DenseInputs, Layout
+from pipeline.network import Network
 from pipeline.schema import Schema
 from pipeline.versions import Repository
 
@@ -48,6 +49,7 @@ class Model:
         # ONNX Runtime keeps the weights once more, packed for its kernels.
         self.bytes: int = store.bytes + 2 * bundle.manifest.files[DENSE].bytes
         self._linear = bundle.manifest.linear
+        self._layout = Layout.full(self.schema)
         self._scratch = threading.local()
 
     @classmethod
@@ -101,14 +103,14 @@ class Model:
 
     def embed_counted(self, features: Features) -> tuple[DenseInputs, LookupCounts]:
         """Like `embed`, and where the rows came from."""
-        dense: DenseInputs | None = getattr(self._scratch, "dense", None)
-        if dense is None or dense.capacity < features.n:
-            capacity = max(128, 1 << (features.n - 1).bit_length())
-            dense = self._scratch.dense = DenseInputs(self.schema, linear=self._linear, capacity=capacity)
-        dense.take(features.n)
+        room: DenseInputs | None = getattr(self._scratch, "dense", None)
+        if room is None or room.n < features.n:
+            rows = max(128, 1 << (features.n - 1).bit_length())
+            room = self._scratch.dense = DenseInputs.zeros(self._layout, rows, linear=self._linear)
+        dense = room.window(0, features.n)
         counts = self.store.lookup(features, dense)
         for part in features.numbers:
-            dense.numbers[:, part.columns] = part.values
+            dense.blocks[0].numbers[:, part.columns] = part.values
         return dense, counts
 
     def infer(self, dense: DenseInputs) -> F32:

@@ -1,4 +1,4 @@
-"""The dense network: an ONNX Runtime session and the arrays that it reads.
+"""The dense network: an ONNX Runtime session.
 
 It knows inputs and a logit, and nothing of ids, tables or calibration. Next stop: `pipeline.model`.
 """
@@ -15,36 +15,12 @@ import onnxruntime
 
 from pipeline.errors import BundleError
 from pipeline.graph import inputs_of
+from pipeline.inputs import DenseInputs
 from pipeline.schema import Schema
 
-__all__ = ["DenseInputs", "Network"]
+__all__ = ["Network"]
 
 F32 = npt.NDArray[np.float32]
-
-
-class DenseInputs:
-    """What the network reads for n rows: `embeddings` float32 `[n, W]`, `linear` `[n, F]`, `numbers` `[n, M]`.
-
-    An input that the network lacks has no rows (`linear`) or no columns (the others). Holds room for `capacity` rows
-    and shows the first n of them (`take`), so that one allocation serves many requests of one thread.
-    """
-
-    __slots__ = ("_embeddings", "_linear", "_numbers", "capacity", "embeddings", "linear", "n", "numbers")
-
-    def __init__(self, schema: Schema, *, linear: bool, capacity: int) -> None:
-        self.capacity = capacity
-        fields = len(schema.embedded)
-        self._embeddings: F32 = np.zeros((capacity, schema.embedding_width), np.float32)
-        self._linear: F32 = np.zeros((capacity if linear and fields else 0, fields), np.float32)
-        self._numbers: F32 = np.zeros((capacity, len(schema.numbers)), np.float32)
-        self.take(capacity)
-
-    def take(self, n: int) -> None:
-        """Show n rows; n is at most `capacity`."""
-        self.n = n
-        self.embeddings = self._embeddings[:n]
-        self.linear = self._linear[:n]
-        self.numbers = self._numbers[:n]
 
 
 class Network:
@@ -89,7 +65,8 @@ class Network:
 
     def run(self, inputs: DenseInputs) -> F32:
         """Logits float32 `[n]` of the rows that `inputs` shows."""
-        logits: F32 = self._session.run(["logit"], {name: getattr(inputs, name) for name in self._inputs})[0]
+        (block,) = inputs.blocks
+        logits: F32 = self._session.run(["logit"], {name: getattr(block, name) for name in self._inputs})[0]
         return logits
 
 

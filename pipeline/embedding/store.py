@@ -18,8 +18,8 @@ from pipeline.embedding.gather import gather_bag, gather_ids
 from pipeline.embedding.segment import Segment, empty_segment, ensure_segment, salt_of
 from pipeline.errors import BundleError
 from pipeline.features import Features
-from pipeline.network import DenseInputs
-from pipeline.schema import Schema
+from pipeline.inputs import Columns, DenseInputs, Layout
+from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["EmbeddingStore", "LookupCounts"]
 
@@ -36,8 +36,8 @@ class LookupCounts(NamedTuple):
 
 
 class _Fields(NamedTuple):
-    """By field of one kind, int64 `[fields]`: first column of `embeddings` (-1: another width), column of `linear`, row
-    of the defaults, and the salt of the table."""
+    """By field of one kind in one block, int64 `[fields]`: first column of `embeddings` (-1: another width or block),
+    column of `linear`, row of the defaults, and the salt of the table."""
 
     offsets: I64
     places: I64
@@ -58,20 +58,21 @@ class _Group:
         )
         self.defaults: F32 = np.array([i.default for i in infos], np.float32).reshape(len(infos), width)
         self.default_weights: F32 = np.array([i.linear_default or 0.0 for i in infos], np.float32)
-        starts = np.concatenate([[0], np.cumsum([f.width or 0 for f in schema.embedded])])
         place = {f.name: p for p, f in enumerate(schema.embedded)}
 
-        def describe(fields: Sequence[str], tables: Sequence[str]) -> _Fields:
-            mine = [t in names for t in tables]
+        def describe(columns: Columns, fields: Sequence[FieldSpec]) -> _Fields:
+            at = np.array([place[f.name] for f in fields], np.int64)
+            mine = np.array([f.table_name in names for f in fields], np.bool_)
             return _Fields(
-                np.array([starts[place[f]] if m else -1 for f, m in zip(fields, mine, strict=True)], np.int64),
-                np.array([place[f] for f in fields], np.int64),
-                np.array([names.index(t) if m else 0 for t, m in zip(tables, mine, strict=True)], np.int64),
-                np.array([salt_of(t) for t in tables], np.int64),
+                np.where(mine, columns.offsets[at], -1),
+                columns.places[at],
+                np.array([names.index(f.table_name) if m else 0 for f, m in zip(fields, mine, strict=True)], np.int64),
+                np.array([salt_of(f.table_name) for f in fields], np.int64),
             )
 
-        self.ids = describe([f.name for f in schema.ids], [f.table_name for f in schema.ids])
-        self.bags = describe([f.name for f in schema.bags], [f.table_name for f in schema.bags])
+        blocks = (*Layout.full(schema).blocks, *Layout.split(schema).blocks)
+        self.ids = {c.prefix: describe(c, schema.ids) for c in blocks}
+        self.bags = {c.prefix: describe(c, schema.bags) for c in blocks}
 
 
 class EmbeddingStore:
@@ -126,29 +127,36 @@ class EmbeddingStore:
         return [s.path for g in self._groups for s in g.segments if s.path is not None]
 
     def lookup(self, features: Features, out: DenseInputs) -> LookupCounts:
-        """Fill `out.embeddings` and `out.linear` for the n rows that `out` shows.
+        """Fill `embeddings` and `linear` of the blocks of `out`, whose n is that of `features`.
 
         Unknown ids (and the padding id 0) get their table's default row and weight; bags are means over their elements,
-        an empty one zeros. `features` has passed `Features.check`.
+        an empty one zeros. `features` has passed `Features.check`. For a split `out` (a window for one request), context
+        parts hold one row and no part mixes roles (`Features.shares_context`).
         """
         counts = np.zeros(3, np.int64)
         if out.n == 0:
             return LookupCounts(0, 0, 0)
+        schema = self._schema
         for group in self._groups:
             sources: tuple[Any, ...] = (group.defaults, group.default_weights, *group.arrays)
-            rest = (*sources, out.embeddings, out.linear, counts)
-            fields = group.ids
             for part in features.ids:
+                if not len(part.columns):
+                    continue
                 values = part.values
                 if not (values.flags.c_contiguous and values.flags.aligned):
                     values = np.require(values, np.int64, ["C", "A"])
+                block = out.block_of(schema.ids[part.columns[0]].role)
+                fields = group.ids[block.columns.prefix]
+                rest = (*sources, block.embeddings, block.linear, counts)
                 gather_ids(values, part.columns, fields.salts, fields.offsets, fields.places, fields.tables, *rest)
             for bag in features.bags:
                 b = bag.column
-                offset = int(group.bags.offsets[b])
+                block = out.block_of(schema.bags[b].role)
+                fields = group.bags[block.columns.prefix]
+                offset = int(fields.offsets[b])
                 if offset >= 0:
                     values = np.require(bag.values, np.int64, ["C", "A"])
                     bounds = np.require(bag.offsets, np.int32, ["C", "A"])
-                    where = (group.bags.salts[b], offset, group.bags.places[b], group.bags.tables[b])
-                    gather_bag(values, bounds, *where, *rest)
+                    rest = (*sources, block.embeddings, block.linear, counts)
+                    gather_bag(values, bounds, fields.salts[b], offset, fields.places[b], fields.tables[b], *rest)
         return LookupCounts(int(counts[0]), int(counts[1]), int(counts[2]))

@@ -13,7 +13,7 @@ from pipeline.bundle import Bundle, Table
 from pipeline.embedding.store import EmbeddingStore, LookupCounts
 from pipeline.errors import BundleError
 from pipeline.features import Bag, Features, IdPart, Rows
-from pipeline.network import DenseInputs
+from pipeline.inputs import Block, DenseInputs, Layout
 from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
 
@@ -28,11 +28,17 @@ PAIR = Schema(
 
 def lookup(
     store: EmbeddingStore, schema: Schema, features: Features, linear: bool = True
-) -> tuple[DenseInputs, LookupCounts]:
-    out = DenseInputs(schema, linear=linear, capacity=features.n)
-    # What an earlier request left behind must not shine through.
-    out.embeddings[:], out.linear[:] = np.nan, np.nan
-    return out, store.lookup(features, out)
+) -> tuple[Block, LookupCounts]:
+    out = emptied(Layout.full(schema), features.n, linear)
+    return out.blocks[0], store.lookup(features, out)
+
+
+def emptied(layout: Layout, n: int, linear: bool = True, requests: int = 1) -> DenseInputs:
+    """What an earlier request left behind must not shine through."""
+    out = DenseInputs.zeros(layout, n, linear=linear, requests=requests)
+    for block in out.blocks:
+        block.embeddings[:], block.linear[:] = np.nan, np.nan
+    return out
 
 
 def table_of(rows: dict[int, float], width: int = WIDTH) -> Table:
@@ -170,3 +176,32 @@ def test_no_rows_no_lookups(repository: Repository, segments: Path) -> None:
     bundle = write_bundle(repository, random_tables(1))
     store = EmbeddingStore.open([bundle], segments)
     assert lookup(store, SCHEMA.with_width(WIDTH), Features(0))[1] == LookupCounts(0, 0, 0)
+
+
+def test_the_split_layout_holds_the_same_values(repository: Repository, segments: Path) -> None:
+    tables = random_tables(1)
+    bundle = write_bundle(repository, tables)
+    store = EmbeddingStore.open([bundle], segments)
+    schema = bundle.manifest.model_schema
+    rng = np.random.default_rng(2)
+    requests = [Features.from_context(schema, random_rows(rng, n, tables)) for n in (1, 7, 30)]
+    out = emptied(Layout.split(schema), 38, requests=3)
+    start = 0
+    for index, features in enumerate(requests):
+        counts = store.lookup(features, out.window(start, start + features.n, index))
+        full, expected = lookup(store, schema, features)
+        assert counts == expected
+        context, candidates = (block.columns for block in out.blocks)
+        for rows, columns in (
+            (np.broadcast_to(out.blocks[0].embeddings[index], (features.n, context.widths[0])), context),
+            (out.blocks[1].embeddings[start : start + features.n], candidates),
+        ):
+            for place, offset in enumerate(columns.offsets):
+                if offset >= 0:
+                    there = full.embeddings[:, place * WIDTH : (place + 1) * WIDTH]
+                    np.testing.assert_array_equal(rows[:, offset : offset + WIDTH], there)
+        weights = np.empty_like(full.linear)
+        weights[:, context.places >= 0] = out.blocks[0].linear[index]
+        weights[:, candidates.places >= 0] = out.blocks[1].linear[start : start + features.n]
+        np.testing.assert_array_equal(weights, full.linear)
+        start += features.n
