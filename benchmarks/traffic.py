@@ -45,7 +45,13 @@ def record(prediction_id: str, time_ms: int, n: int, fields: int, context: int, 
 
 
 def lane(
-    path: Path, seconds: float, n: int, fields: int, context: int, rate: float, result: multiprocessing.Queue[dict]
+    path: Path,
+    seconds: float,
+    n: int,
+    fields: int,
+    context: int,
+    rate: float,
+    result: multiprocessing.Queue[dict[str, object]],
 ) -> None:
     clock = SystemClock()
     ids = PredictionIds(KEY, 1)
@@ -68,7 +74,7 @@ def lane(
         entry = FeedbackEntry(prediction_id, (), [Outcome(i, 1.0, final=True) for i in clicked], exposed_all=True)
         started = time.monotonic()
         future = writer.feedback([entry])
-        future.add_done_callback(lambda _, started=started: acknowledged.append(time.monotonic() - started))
+        future.add_done_callback(lambda _, started=started: acknowledged.append(time.monotonic() - started))  # type: ignore[misc]
         waiting.append(future)
         while len(waiting) > 256:
             waiting.popleft().result()

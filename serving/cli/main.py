@@ -1,14 +1,14 @@
 """`baton`: the one door to serving and to transfer. Noun first, then verb.
 
 Each file of this package holds the commands of one user: who runs processes (`run`), who trains (`learn`), who looks
-after bundles (`bundles`), who operates (`operate`). Imports of what is heavy happen inside the commands.
+after bundles (`bundles`), who operates (`operate`), who measures (`bench`). Imports of what is heavy happen inside the commands.
 """
 
 from __future__ import annotations
 
 import typer
 
-from serving.cli import bundles, check, learn, operate, run
+from serving.cli import bench, bundles, check, learn, operate, run
 
 __all__ = ["app"]
 
@@ -28,6 +28,7 @@ app.command("replay")(learn.replay)
 app.command("train")(learn.train)
 app.command("transfer")(learn.transfer)
 app.add_typer(bundles.app, name="bundle")
+app.add_typer(bench.app, name="bench")
 app.add_typer(operate.models, name="model")
 app.add_typer(operate.endpoints, name="endpoint")
 app.add_typer(operate.rollouts, name="rollout")

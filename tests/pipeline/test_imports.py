@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = {"protos", "pipeline", "serving", "transfer"}
+OURS = {"protos", "pipeline", "serving", "transfer", "benchmarks"}
 ALLOWED = {
     "protos": {"protos"},
     "pipeline": {"protos", "pipeline"},
