@@ -42,7 +42,7 @@ def quantile(counts: Sequence[int] | npt.NDArray[np.int64], q: float) -> float |
 @dataclass
 class _Second:
     at: int
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(EDGES) + 1, np.int64))
+    counts: list[int] = field(default_factory=lambda: [0] * (len(EDGES) + 1))
     errors: int = 0
     late: int = 0
 
@@ -70,7 +70,7 @@ class Recent:
         self._expire(now)
         total = np.zeros(len(EDGES) + 1, np.int64)
         for slot in self._slots:
-            total += slot.counts
+            total += np.array(slot.counts, np.int64)
         return total
 
     def failures(self, now: float) -> tuple[int, int]:

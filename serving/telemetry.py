@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter as Tally
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from serving.histogram import Histogram
 
 # One more sample per series that says when it began: of no use to anyone here.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -28,21 +29,34 @@ __all__ = ["METRICS_DIR", "Telemetry", "merged"]
 METRICS_DIR = Path("run") / "metrics"
 STALE_AFTER = 10.0
 KEPT_VERSIONS = 4
+QUEUE = "queue"
+"""The stage under which an event's timings hold its waiting; it is told apart from work."""
+
 _LATENCY = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _STAGE = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
+_Arm = tuple[str, str, str]
+"""Endpoint, arm, version."""
+_ARM = ["process", "endpoint", "arm", "version"]
 
-@dataclass(slots=True)
+
+T = TypeVar("T")
+
+
 class _Series:
-    """Series of one version, found once."""
+    """The figures of one version."""
 
-    latency: Histogram
-    rows: Counter
-    stages: dict[str, Histogram] = field(default_factory=dict)
+    __slots__ = ("latency", "queue", "rows", "stages")
+
+    def __init__(self) -> None:
+        self.latency = Histogram(_LATENCY)
+        self.queue = Histogram(_STAGE)
+        self.rows = 0
+        self.stages: dict[str, Histogram] = {}
 
 
-class Telemetry:
-    """The figures of one process.
+class Telemetry(Collector):
+    """The figures of one process. One thread counts; any may `write`.
 
     Args:
         process: its name, `lane-0` or `shadow`, in the label `process` of every sample.
@@ -50,107 +64,128 @@ class Telemetry:
 
     def __init__(self, process: str) -> None:
         self.process = process
-        self.registry = CollectorRegistry()
-        self._series: dict[tuple[str, str, str], _Series] = {}
-        self._shadow_versions: deque[tuple[str, str, str]] = deque()
-        arm = ("process", "endpoint", "arm", "version")
-        self._latency = Histogram(
-            "baton_request_seconds",
-            "From the request's arrival to its answer",
-            arm,
-            registry=self.registry,
-            buckets=_LATENCY,
-        )
-        self._rows = Counter("baton_rows", "Candidates scored for clients", arm, registry=self.registry)
-        self._stage = Histogram(
-            "baton_stage_seconds", "Work by stage; `queue` is waiting", ("process", "endpoint", "arm", "version", "stage"),
-            registry=self.registry, buckets=_STAGE,
-        )  # fmt: skip
-        self._failed = Counter(
-            "baton_request_failures", "Requests not answered with scores", ("process", "endpoint", "code"), registry=self.registry
-        )  # fmt: skip
-        self._degraded = Counter(
-            "baton_degraded", "Answers that could have been better", ("process", "endpoint", "reason"), registry=self.registry
-        )  # fmt: skip
-        self._feedback = Counter(
-            "baton_feedback", "Exposures and outcomes by what became of them", ("process", "status"), registry=self.registry
-        )  # fmt: skip
-        self._loaded = Gauge("baton_model_ready", "1 where a version answers for an arm", arm, registry=self.registry)
-        self._pending = Gauge(
-            "baton_pending_requests", "Requests waiting or at work", ("process",), registry=self.registry
-        )
-        self._shadow_seconds = Histogram(
-            "baton_shadow_seconds",
-            "Scoring one prediction by the other arm",
-            arm,
-            registry=self.registry,
-            buckets=_LATENCY,
-        )
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        self._series: dict[_Arm, _Series] = {}
+        self._shadowed: dict[_Arm, Histogram] = {}
+        self._failed: Counter[tuple[str, ...]] = Counter()
+        self._degraded: Counter[tuple[str, ...]] = Counter()
+        self._feedback: Counter[tuple[str, ...]] = Counter()
+        self._ready: Mapping[tuple[str, str], str] = {}
+        self._pending = 0
 
     def answered(
         self, endpoint: str, arm: str, version: str, seconds: float, rows: int, stages: Mapping[str, float]
     ) -> None:
-        """A request answered with scores."""
-        series = self._series.get((endpoint, arm, version)) or self._begin(endpoint, arm, version)
+        """A request answered with scores; `stages` are an event's timings in seconds."""
+        series = self._series.get((endpoint, arm, version))
+        if series is None:
+            series = _Series()
+            self._series = _latest(self._series, (endpoint, arm, version), series)
         series.latency.observe(seconds)
-        series.rows.inc(rows)
+        series.rows += rows
         for stage, spent in stages.items():
-            child = series.stages.get(stage)
-            if child is None:
-                child = series.stages[stage] = self._stage.labels(self.process, endpoint, arm, version, stage)
-            child.observe(spent)
-
-    def _begin(self, endpoint: str, arm: str, version: str) -> _Series:
-        """The series of a version; those of the oldest make room, for versions come and go without end."""
-        place = [key for key in self._series if key[:2] == (endpoint, arm)]
-        for old in place[: max(0, len(place) - KEPT_VERSIONS + 1)]:
-            labels = (self.process, *old)
-            self._latency.remove(*labels)
-            self._rows.remove(*labels)
-            for stage in self._series.pop(old).stages:
-                self._stage.remove(*labels, stage)
-        labels = (self.process, endpoint, arm, version)
-        series = _Series(self._latency.labels(*labels), self._rows.labels(*labels))
-        self._series[endpoint, arm, version] = series
-        return series
+            if stage == QUEUE:
+                series.queue.observe(spent)
+                continue
+            histogram = series.stages.get(stage)
+            if histogram is None:
+                histogram = Histogram(_STAGE)
+                series.stages = {**series.stages, stage: histogram}
+            histogram.observe(spent)
 
     def failed(self, endpoint: str, code: str) -> None:
         """A request that ended with a gRPC code other than OK. `endpoint` is "" when there is none of that name."""
-        self._failed.labels(self.process, endpoint, code).inc()
+        self._failed[endpoint, code] += 1
 
     def degraded(self, endpoint: str, reason: str) -> None:
-        self._degraded.labels(self.process, endpoint, reason).inc()
+        self._degraded[endpoint, reason] += 1
 
-    def feedback(self, status: str, count: int = 1) -> None:
-        self._feedback.labels(self.process, status).inc(count)
+    def feedback(self, status: str) -> None:
+        self._feedback[status,] += 1
 
     def pending(self, count: int) -> None:
-        self._pending.labels(self.process).set(count)
+        self._pending = count
 
     def shadowed(self, endpoint: str, arm: str, version: str, seconds: float) -> None:
         """A prediction scored by the arm that did not answer."""
-        if (endpoint, arm, version) not in self._shadow_versions:
-            self._shadow_versions.append((endpoint, arm, version))
-            if len(self._shadow_versions) > 4 * KEPT_VERSIONS:
-                self._shadow_seconds.remove(self.process, *self._shadow_versions.popleft())
-        self._shadow_seconds.labels(self.process, endpoint, arm, version).observe(seconds)
+        histogram = self._shadowed.get((endpoint, arm, version))
+        if histogram is None:
+            histogram = Histogram(_LATENCY)
+            self._shadowed = _latest(self._shadowed, (endpoint, arm, version), histogram)
+        histogram.observe(seconds)
 
     def ready(self, arms: Mapping[tuple[str, str], str]) -> None:
         """The versions that answer now: (endpoint, arm) -> version."""
-        self._loaded.clear()
-        for (endpoint, arm), version in arms.items():
-            self._loaded.labels(self.process, endpoint, arm, version).set(1)
+        self._ready = dict(arms)
 
     def tally(self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
         """Publish counters that someone else keeps, by one label; `read` is called when the figures are written."""
-        self.registry.register(_Tally(self.process, name, text, label, read))
+        self._registry.register(_Tally(self.process, name, text, label, read))
 
     def write(self, folder: Path) -> None:
         """Write the figures for `merged`; a reader sees them whole."""
         folder.mkdir(parents=True, exist_ok=True)
         staging = folder / f".{self.process}.{os.getpid()}"
-        staging.write_bytes(generate_latest(self.registry))
+        staging.write_bytes(generate_latest(self._registry))
         staging.replace(folder / f"{self.process}.prom")
+
+    def collect(self) -> Iterator[Metric]:
+        """All figures as Prometheus' families."""
+        series = self._series
+        yield self._histograms(
+            "baton_request_seconds", "From the request's arrival to its answer", _ARM,
+            ((key, s.latency) for key, s in series.items()),
+        )  # fmt: skip
+        yield self._histograms(
+            "baton_queue_seconds", "Waiting for a worker, of requests that had to", _ARM,
+            ((key, s.queue) for key, s in series.items()),
+        )  # fmt: skip
+        yield self._histograms(
+            "baton_stage_seconds", "Work by stage", [*_ARM, "stage"],
+            (((*key, stage), h) for key, s in series.items() for stage, h in s.stages.items()),
+        )  # fmt: skip
+        yield self._histograms(
+            "baton_shadow_seconds", "Scoring one prediction by the other arm", _ARM, self._shadowed.items()
+        )
+        rows: dict[tuple[str, ...], int] = {key: s.rows for key, s in series.items()}
+        yield self._counters("baton_rows", "Candidates scored for clients", _ARM, rows)
+        yield self._counters(
+            "baton_request_failures", "Requests not answered with scores", ["process", "endpoint", "code"], self._failed
+        )
+        yield self._counters(
+            "baton_degraded", "Answers that could have been better", ["process", "endpoint", "reason"], self._degraded
+        )
+        yield self._counters(
+            "baton_feedback", "Exposures and outcomes by what became of them", ["process", "status"], self._feedback
+        )
+        ready = GaugeMetricFamily("baton_model_ready", "1 where a version answers for an arm", labels=_ARM)
+        for (endpoint, arm), version in self._ready.items():
+            ready.add_metric([self.process, endpoint, arm, version], 1)
+        yield ready
+        pending = GaugeMetricFamily("baton_pending_requests", "Requests waiting or at work", labels=["process"])
+        pending.add_metric([self.process], self._pending)
+        yield pending
+
+    def _histograms(
+        self, name: str, text: str, labels: Sequence[str], found: Iterable[tuple[tuple[str, ...], Histogram]]
+    ) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=labels)
+        for values, histogram in found:
+            family.add_metric([self.process, *values], histogram.buckets(), histogram.total)
+        return family
+
+    def _counters(self, name: str, text: str, labels: Sequence[str], counts: Mapping[tuple[str, ...], int]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=labels)
+        for values, count in dict(counts).items():
+            family.add_metric([self.process, *values], count)
+        return family
+
+
+def _latest(kept: Mapping[_Arm, T], key: _Arm, new: T) -> dict[_Arm, T]:
+    """With one more version; the oldest of its arm makes room, for versions come and go without end."""
+    same = deque((k for k in kept if k[:2] == key[:2]), maxlen=KEPT_VERSIONS - 1)
+    return {**{k: v for k, v in kept.items() if k[:2] != key[:2] or k in same}, key: new}
 
 
 class _Tally(Collector):
@@ -161,12 +196,9 @@ class _Tally(Collector):
     def collect(self) -> Iterator[Metric]:
         process, name, text, label = self._head
         family = CounterMetricFamily(name, text, labels=["process", label])
-        for value, count in Tally(dict(self._read())).items():
+        for value, count in dict(self._read()).items():
             family.add_metric([process, value], count)
         yield family
-
-    def describe(self) -> list[Metric]:
-        return []
 
 
 def merged(folder: Path, *, now: Callable[[], float] = time.time, stale_after: float = STALE_AFTER) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from handmade import SCHEMA, random_rows
 from installation import Installation, eventually, free_port, lane_process, running, status
@@ -270,6 +271,19 @@ def test_series_of_old_versions_make_room(tmp_path: Path) -> None:
         telemetry.shadowed("ranker", "stable", str(version), 0.01)
     telemetry.write(tmp_path)
     families = {family.name: family for family in text_string_to_metric_families(merged(tmp_path).decode())}
-    for name in ("baton_request_seconds", "baton_rows", "baton_stage_seconds"):
+    for name in ("baton_request_seconds", "baton_rows", "baton_stage_seconds", "baton_shadow_seconds"):
         assert {s.labels["version"] for s in families[name].samples} == {"46", "47", "48", "49"}
-    assert len({s.labels["version"] for s in families["baton_shadow_seconds"].samples}) == 16
+
+
+def test_histograms_tell_waiting_from_work_and_count_by_bucket(tmp_path: Path) -> None:
+    telemetry = Telemetry("lane-0")
+    for milliseconds in (0.4, 0.5, 4, 400, 90_000):
+        telemetry.answered("ranker", "stable", "1", milliseconds / 1000, 1, {"queue": 0.02, "infer": 0.001})
+    telemetry.write(tmp_path)
+    families = {family.name: family for family in text_string_to_metric_families(merged(tmp_path).decode())}
+    samples = families["baton_request_seconds"].samples
+    buckets = {s.labels["le"]: s.value for s in samples if s.name.endswith("_bucket")}
+    assert (buckets["0.0005"], buckets["0.003"], buckets["0.005"], buckets["5.0"], buckets["+Inf"]) == (2, 2, 3, 4, 5)
+    assert next(s.value for s in samples if s.name.endswith("_sum")) == pytest.approx(90.4049)
+    assert {s.labels["stage"] for s in families["baton_stage_seconds"].samples} == {"infer"}
+    assert [s.value for s in families["baton_queue_seconds"].samples if s.name.endswith("_count")] == [5]
