@@ -2,7 +2,7 @@
 
     manifest.json            what it is, and the SHA-256 of every other file
     dense.onnx               `embeddings`, `linear`, `numbers` -> `logit`
-    tables/T.safetensors     ids int64 [V] sorted and unique, rows [V, d], counts int64 [V]
+    tables/T.safetensors     ids int64 [V] sorted and unique, rows [V, d], counts int64 [V], scales float32 [V] of int8
     tables/T.linear.safetensors   the same ids' weights, rows [V, 1], where the architecture has a weight per id
     training/*.safetensors   what training goes on from; without it the model is frozen
     warmup.arrow             requests to warm with (optional)
@@ -32,13 +32,18 @@ from safetensors.numpy import save_file
 
 from pipeline.errors import BundleError
 from pipeline.graph import check_graph
+from pipeline.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.schema import Schema
 
-__all__ = ["Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "Table", "TableInfo"]
+__all__ = ["Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo"]
 
 MANIFEST = "manifest.json"
 DENSE = "dense.onnx"
 LINEAR = ".linear"
+_DTYPES = {name: np.dtype(f"<{kind}") for name, kind in (
+    ("I64", "i8"), ("I32", "i4"), ("I8", "i1"), ("F64", "f8"), ("F32", "f4"), ("F16", "f2"),
+)}  # fmt: skip
+_CHUNK = 1 << 20
 
 Version = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=128)]
@@ -69,7 +74,7 @@ class TableInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     width: int = Field(ge=1, le=4096)
-    dtype: Literal["float32", "float16", "int8"] = "float32"
+    dtype: RowFormat = "float32"
     rows: int = Field(ge=0)
     default: tuple[float, ...]
     linear_default: float | None = Field(None, description="weight of unknown ids; None: no weight per id")
@@ -147,6 +152,18 @@ class Table:
     linear: npt.NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """A table as it lies on disk, mapped and not read: `ids` int64 `[V]`, `rows` `[V, d]` of the manifest's dtype,
+    `scales` float32 `[V]` of int8 rows, `counts` int64 `[V]`, `linear` float32 `[V]` or None. Read-only."""
+
+    ids: npt.NDArray[np.int64]
+    rows: npt.NDArray[Any]
+    scales: npt.NDArray[np.float32] | None
+    counts: npt.NDArray[np.int64]
+    linear: npt.NDArray[np.float32] | None
+
+
 class Bundle:
     """A bundle on disk, opened and checked."""
 
@@ -200,24 +217,30 @@ class Bundle:
         """One table's rows as float32, whatever they are stored as.
 
         Raises:
-            BundleError: the file breaks the format (unsorted ids, other shapes).
+            BundleError: the file breaks the format (unsorted ids, other shapes or dtypes).
+        """
+        stored = self.stored_table(name)
+        linear = None if stored.linear is None else np.array(stored.linear)
+        rows = np.array(decode_rows(stored.rows, stored.scales), copy=stored.rows.dtype == np.float32)
+        return Table(np.array(stored.ids), rows, np.array(stored.counts), linear)
+
+    def stored_table(self, name: str) -> StoredTable:
+        """One table as it is stored, mapped: only what is used of it is read.
+
+        Raises:
+            BundleError: the file breaks the format (unsorted ids, other shapes or dtypes).
         """
         info = self.manifest.tables[name]
-        tensors = self._tensors(f"tables/{name}.safetensors")
-        ids, counts = tensors["ids"], tensors.get("counts", np.zeros(len(tensors["ids"]), np.int64))
-        rows = tensors["rows"]
-        if "scales" in tensors:
-            rows = rows.astype(np.float32) * tensors["scales"].astype(np.float32)[:, None]
-        rows = rows.astype(np.float32, copy=False)
-        self._check_table(name, ids, rows, counts, info.width)
+        tensors = self._mapped(f"tables/{name}.safetensors")
+        counts = self._check_table(name, tensors, info.width, info.dtype)
         linear = None
         if info.linear_default is not None:
-            weights = self._tensors(f"tables/{name}{LINEAR}.safetensors")
-            self._check_table(name + LINEAR, weights["ids"], weights["rows"], counts, 1)
-            if not np.array_equal(weights["ids"], ids):
+            weights = self._mapped(f"tables/{name}{LINEAR}.safetensors")
+            self._check_table(name + LINEAR, weights, 1, "float32")
+            if not np.array_equal(weights["ids"], tensors["ids"]):
                 raise BundleError(f"{self.path}: tables/{name}{LINEAR} holds other ids than tables/{name}", name)
-            linear = weights["rows"].astype(np.float32, copy=False)[:, 0]
-        return Table(ids, rows, counts, linear)
+            linear = weights["rows"][:, 0]
+        return StoredTable(tensors["ids"], tensors["rows"], tensors.get("scales"), counts, linear)
 
     def tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """All arrays of a safetensors file of the bundle."""
@@ -231,17 +254,55 @@ class Bundle:
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{path}: {error}", name) from None
 
+    def _mapped(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of a safetensors file as views of the mapped file."""
+        path = self.file(name)
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # holds the header against the file: sizes, overlaps, a cut end
+            raw = np.asarray(np.memmap(path, np.uint8, "r"))
+            size = int(raw[:8].view("<u8")[0])
+            header = json.loads(raw[8 : 8 + size].tobytes())
+            arrays = {}
+            for key, value in header.items():
+                if key != "__metadata__" and value["dtype"] in _DTYPES:
+                    first, last = (8 + size + offset for offset in value["data_offsets"])
+                    arrays[key] = raw[first:last].view(_DTYPES[value["dtype"]]).reshape(value["shape"])
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BundleError(f"{path}: {error}", name) from None
+        return arrays
+
     def _check_table(
-        self, name: str, ids: npt.NDArray[Any], rows: npt.NDArray[Any], counts: npt.NDArray[Any], width: int
-    ) -> None:
+        self, name: str, tensors: Mapping[str, npt.NDArray[Any]], width: int, dtype: RowFormat
+    ) -> npt.NDArray[np.int64]:
+        """Hold a table against the format; its counts."""
+        missing = {"ids", "rows", *(["scales"] if dtype == "int8" else [])} - set(tensors)
+        if missing:
+            raise BundleError(f"{self.path}: table {name!r} has no tensor {sorted(missing)[0]!r}", name)
+        ids, rows = tensors["ids"], tensors["rows"]
+        counts: npt.NDArray[np.int64] = tensors.get("counts", np.zeros(len(ids), np.int64))
         if ids.dtype != np.int64 or ids.ndim != 1 or rows.shape != (len(ids), width) or counts.shape != ids.shape:
             raise BundleError(
                 f"{self.path}: table {name!r} must hold ids int64 [V], rows [V, {width}] and counts [V]; "
                 f"found {ids.dtype} {list(ids.shape)}, {list(rows.shape)}, {list(counts.shape)}",
                 name,
             )
-        if len(ids) > 1 and not (ids[1:] > ids[:-1]).all():
-            raise BundleError(f"{self.path}: table {name!r}: ids must be sorted and unique", name)
+        if rows.dtype != np.dtype(dtype):
+            raise BundleError(f"{self.path}: table {name!r} holds {rows.dtype} where the manifest says {dtype}", name)
+        scales = tensors.get("scales")
+        if (scales is not None) != (dtype == "int8"):
+            raise BundleError(f"{self.path}: table {name!r} has scales, which only int8 rows have", name)
+        if scales is not None and (scales.dtype != np.float32 or scales.shape != ids.shape):
+            raise BundleError(
+                f"{self.path}: table {name!r}: scales must be float32 [{len(ids)}], "
+                f"found {scales.dtype} {list(scales.shape)}",
+                name,
+            )
+        for start in range(0, len(ids) - 1, _CHUNK):
+            part = ids[start : start + _CHUNK + 1]
+            if not (part[1:] > part[:-1]).all():
+                raise BundleError(f"{self.path}: table {name!r}: ids must be sorted and unique", name)
+        return counts
 
     def _check_files(self, verify: bool) -> None:
         root = self.path.resolve()
@@ -295,9 +356,15 @@ class BundleWriter:
         """Write a safetensors file."""
         save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, self.path(name))
 
-    def table(self, name: str, table: Table) -> None:
-        """Write one table and, where it has them, its linear weights."""
-        self.tensors(f"tables/{name}.safetensors", {"ids": table.ids, "rows": table.rows, "counts": table.counts})
+    def table(self, name: str, table: Table, stored: RowFormat = "float32") -> None:
+        """Write one table, its rows in the format that its `TableInfo` names, and, where it has them, linear weights.
+
+        Raises:
+            InvalidInput: a row cannot be stored in that format.
+        """
+        rows, scales = encode_rows(table.rows, stored)
+        arrays = {"ids": table.ids, "rows": rows, "counts": table.counts}
+        self.tensors(f"tables/{name}.safetensors", arrays if scales is None else {**arrays, "scales": scales})
         if table.linear is not None:
             self.tensors(
                 f"tables/{name}{LINEAR}.safetensors",

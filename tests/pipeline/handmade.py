@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.bundle import Bundle, BundleWriter, Calibration, Manifest, Table, TableInfo
 from pipeline.features import Bag, Rows
+from pipeline.row_format import RowFormat
 from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
 
@@ -93,6 +94,7 @@ def write_bundle(
     deltas: tuple[str, ...] = (),
     calibration: Calibration | None = None,
     defaults: dict[str, float] | None = None,
+    stored: dict[str, RowFormat] | RowFormat = "float32",
     **more: Any,
 ) -> Bundle:
     """A bundle in its place, of its own version number; `deltas` without itself. Default rows are constant."""
@@ -100,9 +102,11 @@ def write_bundle(
     if any(f.width is None for f in schema.embedded):
         schema = schema.with_width(width)
     fill = defaults or {}
+    formats = stored if isinstance(stored, dict) else dict.fromkeys(tables, stored)
     infos = {
         f.table_name: TableInfo(
             width=f.width or 0,
+            dtype=formats[f.table_name],
             rows=len(tables[f.table_name].ids),
             default=(fill.get(f.table_name, 0.25),) * (f.width or 0),
             linear_default=-0.5 if linear else None,
@@ -112,7 +116,7 @@ def write_bundle(
     with BundleWriter(repository.path(name, version)) as writer:
         write_network(writer.path("dense.onnx"), schema, linear=linear)
         for table_name, table in tables.items():
-            writer.table(table_name, table)
+            writer.table(table_name, table, formats[table_name])
         return writer.finish(
             Manifest(
                 name=name,

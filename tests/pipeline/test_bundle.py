@@ -4,15 +4,20 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from handmade import SCHEMA, WIDTH, random_table, random_tables, write_bundle
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
 
 from pipeline.bundle import Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, InvalidInput
+from pipeline.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.versions import Repository
 
 
@@ -114,12 +119,12 @@ def test_not_a_bundle(tmp_path: Path) -> None:
 def test_a_forged_table_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     name = "tables/user.safetensors"
     ids, rows, counts = np.array([3, 2], np.int64), np.zeros((2, WIDTH), np.float32), np.zeros(2, np.int64)
-    for arrays, message in (
+    for forged, message in (
         ({"ids": ids, "rows": rows, "counts": counts}, "sorted and unique"),
         ({"ids": ids[::-1].astype(np.int32), "rows": rows, "counts": counts}, "int64"),
         ({"ids": ids[::-1].copy(), "rows": rows[:, :2].copy(), "counts": counts}, "rows"),
     ):
-        save_file(arrays, tmp_path / "forged")
+        save_file(forged, tmp_path / "forged")
         replace_file(bundle, name, (tmp_path / "forged").read_bytes())
         with pytest.raises(BundleError, match=message):
             Bundle.open(bundle.path).table("user")
@@ -128,23 +133,72 @@ def test_a_forged_table_is_refused(bundle: Bundle, tmp_path: Path) -> None:
         Bundle.open(bundle.path).table("user")
 
 
-def test_int8_rows_come_back_scaled(repository: Repository) -> None:
-    bundle = write_bundle(repository, random_tables(1))
+def test_tables_hold_other_ids_than_their_weights(bundle: Bundle) -> None:
     ids = np.array([1, 2], np.int64)
-    arrays = {
-        "ids": ids,
-        "rows": np.array([[1, -2, 3, 4], [5, 6, 7, -8]], np.int8),
-        "scales": np.array([0.5, 2], np.float32),
-        "counts": np.ones(2, np.int64),
-    }
-    save_file(arrays, bundle.path.parent / "rows")
+    save_file({"ids": ids, "rows": np.ones((2, WIDTH), np.float32)}, bundle.path.parent / "rows")
     replace_file(bundle, "tables/user.safetensors", (bundle.path.parent / "rows").read_bytes())
     with pytest.raises(BundleError, match=r"user\.linear"):
         Bundle.open(bundle.path).table("user")
-    weights = {"ids": ids, "rows": np.ones((2, 1), np.float32)}
-    save_file(weights, bundle.path.parent / "rows")
-    replace_file(bundle, "tables/user.linear.safetensors", (bundle.path.parent / "rows").read_bytes())
-    np.testing.assert_array_equal(Bundle.open(bundle.path).table("user").rows, [[0.5, -1, 1.5, 2], [10, 12, 14, -16]])
+
+
+@given(
+    st.integers(1, 40).flatmap(lambda d: arrays(np.float32, (5, d), elements=st.floats(-6e4, 6e4, width=32))),
+)
+def test_stored_rows_differ_by_no_more_than_is_documented(rows: npt.NDArray[np.float32]) -> None:
+    largest = np.abs(rows).max(1, keepdims=True).astype(np.float64)
+    bound = {
+        "float32": np.zeros(1),
+        "float16": np.maximum(np.abs(rows) * 2.0**-11, 2.0**-25),
+        "int8": largest / 254 * (1 + 1e-5) + 1e-37,
+    }
+    for stored in get_args(RowFormat):
+        coded, scales = encode_rows(rows, stored)
+        assert coded.dtype == stored
+        assert (np.abs(decode_rows(coded, scales).astype(np.float64) - rows) <= bound[stored]).all()
+
+
+@pytest.mark.parametrize("stored", ["float16", "int8"])
+def test_rows_that_cannot_be_stored_are_refused(repository: Repository, stored: RowFormat) -> None:
+    for value in (np.inf, np.nan, *([1e5] if stored == "float16" else [])):
+        tables = random_tables(1)
+        tables["item"].rows[1, 2] = value
+        with pytest.raises(InvalidInput, match="row"):
+            write_bundle(repository, tables, stored=stored)
+        assert repository.versions("ranker") == []
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "int8"])
+def test_tables_come_back_as_float32_and_lie_as_stored(repository: Repository, stored: RowFormat) -> None:
+    tables = random_tables(1)
+    bundle = write_bundle(repository, tables, stored=stored)
+    for name, table in tables.items():
+        coded, scales = encode_rows(table.rows, stored)
+        found = bundle.stored_table(name)
+        assert found.rows.dtype == stored
+        np.testing.assert_array_equal(found.rows, coded)
+        again = bundle.table(name)
+        np.testing.assert_array_equal(again.rows, decode_rows(coded, scales))
+        np.testing.assert_array_equal(again.ids, table.ids)
+        np.testing.assert_array_equal(again.linear, table.linear)
+        again.rows[:] = 0  # a copy: training goes on from it
+
+
+def test_a_table_of_another_dtype_than_it_says_is_refused(repository: Repository) -> None:
+    bundle = write_bundle(repository, random_tables(1), stored="int8")
+    tables = json.loads((bundle.path / "manifest.json").read_text())["tables"]
+    good = dict(bundle.tensors("tables/user.safetensors"))
+    for says, harm, message in (
+        ("float16", {}, "holds int8 where the manifest says float16"),
+        ("int8", {"scales": good["scales"].astype(np.float64)}, "scales must be float32"),
+        ("int8", {"scales": good["scales"][:-1].copy()}, "scales must be float32"),
+        ("int8", {"scales": None}, "no tensor 'scales'"),
+    ):
+        edit(bundle, tables={**tables, "user": {**tables["user"], "dtype": says}})
+        forged = {key: value for key, value in (good | harm).items() if value is not None}
+        save_file(forged, bundle.path.parent / "rows")
+        replace_file(bundle, "tables/user.safetensors", (bundle.path.parent / "rows").read_bytes())
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(bundle.path).table("user")
 
 
 def test_an_existing_bundle_is_never_overwritten(bundle: Bundle) -> None:

@@ -1,0 +1,46 @@
+"""How embedding rows are stored: float32, float16, or int8 with a float32 scale per row.
+
+float16 keeps 11 bits: a relative error of at most 2^-11 (below 2^-14 an absolute one of at most 2^-25). int8 keeps a
+row as `round(row / scale)` with `scale = max|row| / 127`: an absolute error of at most `scale / 2 = max|row| / 254`.
+Trainers work on float32; the format is chosen when a version is published and kept up to the lookup.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InvalidInput
+
+__all__ = ["RowFormat", "decode_rows", "encode_rows"]
+
+F32 = npt.NDArray[np.float32]
+RowFormat = Literal["float32", "float16", "int8"]
+
+
+def encode_rows(rows: F32, stored: RowFormat) -> tuple[npt.NDArray[Any], F32 | None]:
+    """Rows float32 `[V, d]` as they are stored, and scales float32 `[V]` for int8.
+
+    Raises:
+        InvalidInput: a row is not finite, or too large for float16.
+    """
+    if stored == "float32":
+        return rows, None
+    largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32)
+    if not np.isfinite(largest).all():
+        raise InvalidInput("rows that are not finite cannot be stored; the training has diverged", "rows")
+    if stored == "float16":
+        if largest.max(initial=0.0) > np.finfo(np.float16).max:
+            raise InvalidInput("a row holds numbers beyond 65504, more than float16 takes; use rows: float32", "rows")
+        return rows.astype(np.float16), None
+    # The least normal number keeps a tiny row from dividing by zero.
+    scales = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny).astype(np.float32)
+    return np.clip(np.rint(rows / scales[:, None]), -127, 127).astype(np.int8), scales
+
+
+def decode_rows(rows: npt.NDArray[Any], scales: F32 | None) -> F32:
+    """Rows float32 `[V, d]` of what `encode_rows` gave; float32 rows come back as they are."""
+    plain: F32 = rows.astype(np.float32, copy=False)
+    return plain if scales is None else plain * scales[:, None]
