@@ -1,41 +1,33 @@
-"""The engine: one bounded queue, named worker threads, and events that each leave exactly once.
+"""The engine: takes events through a compiled plan with named worker threads; each event leaves exactly once.
 
-An event that is small and finds no queue runs on the caller's own thread, since the hop would cost more than the work.
-Deadlines and cancellation are looked at before any stage starts, so work that nobody waits for is not done. It knows
-nothing of requests, models or sockets. Next stop: `pipeline.stages`.
+Events enter at one bounded queue (`pipeline.batching`), past an adaptive limit (`pipeline.admission`); workers take them
+out in batches (`pipeline.execution`). An event that is small and finds no queue runs on the caller's own thread, since
+the hop would cost more than the work. It knows nothing of requests, models or sockets. Next stop: `pipeline.stages`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from dataclasses import dataclass
-from queue import SimpleQueue
+from functools import partial
 
+from pipeline.admission import Admission
+from pipeline.batching import BatchPolicy, EntryQueue, InnerQueue, Ticket
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
+from pipeline.execution import execute, execute_batch
 from pipeline.meter import EngineStats, Meter, summarise
 from pipeline.plan import Plan
 
 __all__ = ["Engine"]
 
 SWEEP_SECONDS = 0.001
-RETRY_SECONDS = (0.01, 10.0)
-WEIGHT_OF_NEW = 0.05
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """An event in the queue, since when, and whom to tell."""
-
-    event: Event
-    since: float
-    done: Callable[[Event], None]
 
 
 class Engine:
@@ -44,7 +36,7 @@ class Engine:
     Args:
         plan: compiled here; raises `InvalidInput` when it does not hold together.
         workers: threads. Stages that release the GIL (lookup, network) run side by side.
-        max_queue: events waiting; more are refused.
+        policy: of the queue and of batches.
         clock: of deadlines and timings.
         inline_rows: an event of at most so many rows (`Event.rows`) runs on the thread of the loop that brings it, if
             nothing waits; 0: never.
@@ -56,29 +48,36 @@ class Engine:
         plan: Plan,
         *,
         workers: int = 1,
-        max_queue: int = 256,
+        policy: BatchPolicy | None = None,
         clock: Clock | None = None,
         inline_rows: int = 8,
         name: str = "engine",
     ) -> None:
-        if workers < 1 or max_queue < 1:
-            raise InvalidInput(f"an engine needs workers and max_queue of at least 1, not {workers} and {max_queue}")
-        self._steps = plan.compile().steps
-        self._clock: Clock = clock or SystemClock()
-        self._now = self._clock.monotonic
-        self._max_queue = max_queue
+        if workers < 1:
+            raise InvalidInput(f"an engine needs at least 1 of workers, not {workers}", "workers")
+        policy = policy or BatchPolicy()
+        compiled = plan.compile()
+        self._runs = compiled.runs
+        self._steps = compiled.steps
+        self._joins = [run.joins for run in self._runs]
+        self._batched = self._runs[0].batched
+        self._now = (clock or SystemClock()).monotonic
         self._inline_rows = inline_rows
         self._lock = threading.Lock()
-        self._queue: deque[_Ticket] = deque()
-        # One token per ticket wakes one worker; a worker that finds its ticket swept just goes on waiting.
-        self._tokens: SimpleQueue[bool] = SimpleQueue()
-        self._swept = 0.0
-        self._closed = False
-        self._service = 0.0
+        self._queue = EntryQueue(policy)
+        self._inner = [InnerQueue(policy.max_batch_size, batched=run.batched) for run in self._runs]
+        self._admission = Admission(len(self._runs), workers)
+        # A worker without work waits at its gate, a lock that it holds; whoever brings work takes the gate from here.
+        self._idle: list[threading.Lock] = []
+        self._alarm = math.inf
+        self._bell = threading.Event()
+        self._swept = -math.inf
+        self._closed = self._ended = False
         self._local = threading.local()
         self._meters: list[Meter] = []
-        self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
-        for thread in self._threads:
+        self._workers = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
+        self._timer = threading.Thread(target=self._watch, name=f"{name}-timer", daemon=True)
+        for thread in (*self._workers, self._timer):
             thread.start()
 
     async def run(self, event: Event) -> Event:
@@ -87,24 +86,21 @@ class Engine:
         A caller that is cancelled takes its event out of the queue.
 
         Raises:
-            Overloaded: the queue is full; `retry_after` follows the measured service time.
+            Overloaded: the queue is full, the event would wait in vain, or it had to leave the queue by its policy;
+                `retry_after` follows the measured service time.
             DeadlineExceeded: before the work was done.
             NotReady: the engine is closed.
             Exception: whatever a stage raised.
         """
-        if event.rows and event.rows <= self._inline_rows and not self._queue and not self._closed:
+        if 0 < event.rows <= self._inline_rows and not self._queue.size and not self._closed:
             meter = self._meter()
             meter.accepted += 1
-            self._execute(event, meter, self._now())
+            execute(self._steps, event, meter, self._now, self._now())
+            _count(event, meter)
         else:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-
-            def done(_: Event) -> None:
-                with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                    loop.call_soon_threadsafe(_resolve, future)
-
-            self._admit(event, done)
+            self._admit(event, partial(self._outbox(loop).put, future))
             try:
                 await future
             except asyncio.CancelledError:
@@ -118,7 +114,7 @@ class Engine:
         """Queue an event from any thread; the future gives the event or raises as `run` does.
 
         Raises:
-            Overloaded, NotReady: at once.
+            Overloaded, DeadlineExceeded, NotReady: at once.
         """
         future: Future[Event] = Future()
 
@@ -133,11 +129,34 @@ class Engine:
         self._admit(event, done)
         return future
 
+    def refusal(self) -> Overloaded | None:
+        """Why an event that comes now would be refused whatever it is, or None; counted as a refusal if not.
+
+        Costs next to nothing, for callers that then need not even parse a request.
+        """
+        queue = self._queue
+        if not queue.size:
+            return None
+        if queue.full_for(0):
+            now = self._now()
+            with self._lock:
+                stale = self._sweep(now)
+            self._drop(stale, now)
+            if not queue.full_for(0):
+                return None
+        elif not self._admission.hopeless(self._now, *queue.ahead(0)):
+            return None
+        self._meter().reject("overloaded")
+        return self._overloaded(0)
+
     def stats(self) -> EngineStats:
         """Counters and timings since the start."""
         with self._lock:
             meters = list(self._meters)
-        return summarise(meters, [s.name for s in self._steps], len(self._queue), self._service)
+            depths = self._queue.depths()
+        inner = [run.steps[0].name for run in self._runs[1:]]
+        service = (self._admission.per_event, self._admission.per_row)
+        return summarise(meters, [s.name for s in self._steps], inner, depths, service)
 
     def stalled(self) -> tuple[float, str]:
         """How long the longest running stage has been at it, in seconds, and its name; (0, "") when all are idle."""
@@ -159,134 +178,283 @@ class Engine:
             timeout: seconds to wait for each worker; one that hangs is left behind.
         """
         with self._lock:
-            first, self._closed = not self._closed, True
-        if not drain:
-            self._refuse_queued()
-        if first:
-            for _ in self._threads:
-                self._tokens.put(False)
-        for thread in self._threads:
-            thread.join(timeout)
-        self._refuse_queued()  # there are some only where every worker hangs
+            self._closed = True
+            waiting = [] if drain else self._queue.clear()
+            idle, self._idle = self._idle, []
+        self._give_up(waiting)
+        for gate in idle:
+            gate.release()
+        for worker in self._workers:
+            worker.join(timeout)
+        with self._lock:  # there are some only where every worker hangs
+            waiting = [*self._queue.clear(), *(ticket for queue in self._inner for ticket in queue.clear())]
+            left = [ticket for ticket in dict.fromkeys(waiting) if ticket.left]
+            for ticket in left:
+                ticket.left = 0
+            self._ended = True
+        self._give_up(left)
+        self._bell.set()
+        self._timer.join(timeout)
 
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- the door ----------------------------------------------------------------------------------------------------
 
     def _admit(self, event: Event, done: Callable[[Event], None]) -> None:
         now = self._now()
         meter = self._meter()
-        stale: list[_Ticket] = []
-        try:
-            with self._lock:
-                if self._closed:
-                    meter.reject("closed")
-                    raise NotReady("the server is shutting down; ask another replica")
-                if len(self._queue) >= self._max_queue:
-                    stale = self._sweep(now)
-                    if len(self._queue) >= self._max_queue:
-                        meter.reject("overloaded")
-                        wait = len(self._queue) * self._service / len(self._threads)
-                        raise Overloaded(
-                            f"{self._max_queue} requests are waiting already",
-                            min(max(wait, RETRY_SECONDS[0]), RETRY_SECONDS[1]),
-                        )
+        queue, admission = self._queue, self._admission
+        ticket = queue.ticket(event, now, done)
+        if len(self._runs) > 1:
+            ticket.waits, ticket.left = self._joins.copy(), len(self._runs)
+        stale: list[Ticket] = []
+        shed: Ticket | None = None
+        gate: threading.Lock | None = None
+        ring = False
+        with self._lock:
+            error = self._refused(ticket, now, stale)
+            if error is None:
+                if not queue.size:
+                    admission.filled(now)
+                shed = queue.push(ticket)
                 meter.accepted += 1
-                self._queue.append(_Ticket(event, now, done))
-        finally:
-            for ticket in stale:
-                self._drop(ticket, now)
-        self._tokens.put(True)
+                if self._idle:
+                    gate = self._idle.pop()
+                if ticket.expires < self._alarm:
+                    self._alarm, ring = ticket.expires, True
+        if gate is not None:
+            gate.release()
+        if ring:
+            self._bell.set()
+        self._drop(stale, now)
+        if shed is not None:
+            self._leave(shed, self._overloaded(shed.level, "a more important request took its place"), "shed")
+        if error is not None:
+            raise error
 
-    def _sweep(self, now: float) -> list[_Ticket]:
-        """Take out of a full queue what nobody waits for; called under the lock, seldom, since it walks the queue."""
+    def _refused(self, ticket: Ticket, now: float, stale: list[Ticket]) -> Exception | None:
+        meter = self._meter()
+        level = ticket.level
+        if self._closed:
+            meter.reject("closed")
+            return _closed()
+        if now >= ticket.event.deadline:
+            meter.accepted += 1
+            meter.reject("expired")
+            return DeadlineExceeded("the deadline had passed when the request came")
+        if self._queue.full_for(level):
+            stale += self._sweep(now)
+            if self._queue.full_for(level):
+                meter.reject("overloaded")
+                return self._overloaded(level)
+        admitted, ticket.estimate = self._admission.admit(
+            now, ticket.event.deadline, *self._queue.ahead(level), ticket.event.rows
+        )
+        if admitted:
+            return None
+        meter.reject("overloaded")
+        return self._overloaded(level, f"the wait would be {ticket.estimate:.3f} s, longer than the deadline allows")
+
+    def _overloaded(self, level: int, why: str = "") -> Overloaded:
+        events, rows = self._queue.ahead(level)
+        return Overloaded(why or f"{events} requests are waiting already", self._admission.retry_after(events, rows))
+
+    def _sweep(self, now: float) -> list[Ticket]:
+        """Take out what nobody waits for; called under the lock, and not more often than pays."""
         if now - self._swept < SWEEP_SECONDS:
             return []
         self._swept = now
-        stale = [t for t in self._queue if t.event.cancelled or now >= t.event.deadline]
-        if stale:
-            kept = [t for t in self._queue if not (t.event.cancelled or now >= t.event.deadline)]
-            self._queue.clear()
-            self._queue.extend(kept)
+        stale = self._queue.sweep(now)
+        if not self._queue.size:
+            self._admission.emptied()
         return stale
+
+    # --- workers -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         meter = self._meter()
-        while self._tokens.get():
+        gate = threading.Lock()
+        gate.acquire()
+        while True:
             with self._lock:
-                if not self._queue:
-                    continue
-                ticket = self._queue.popleft()
-            now = self._now()
-            event = ticket.event
-            if event.cancelled or now >= event.deadline:
-                self._drop(ticket, now)
-                continue
-            meter.waited(now - ticket.since)
-            event.timings["queue"] = now - ticket.since
-            end = self._execute(event, meter, now)
-            self._service += ((end - now) - self._service) * (WEIGHT_OF_NEW if self._service else 1.0)
-            ticket.done(event)
+                now = self._now()
+                at, batch, stale, patience = self._pick(meter, now)
+                if not batch:
+                    if self._closed and not self._queue.size:
+                        break
+                    self._idle.append(gate)
+            self._drop(stale, now)
+            if batch:
+                self._perform(at, batch, meter, now)
+            elif not gate.acquire(timeout=patience or -1):
+                with self._lock:
+                    if gate in self._idle:
+                        self._idle.remove(gate)
+                        continue
+                gate.acquire()  # somebody has just taken it, to open it
+        self._drop(stale, now)
 
-    def _drop(self, ticket: _Ticket, now: float) -> None:
-        if ticket.event.cancelled:
-            self._refuse(ticket, CancelledError(), "cancelled")
-        else:
-            waited = now - ticket.since
-            self._refuse(ticket, DeadlineExceeded(f"the deadline passed after {waited:.3f} s in the queue"), "expired")
+    def _pick(self, meter: Meter, now: float) -> tuple[int, list[Ticket], list[Ticket], float]:
+        """Which run next, on what; whom nobody waits for; or how long to wait for company. Called under the lock."""
+        for at in range(len(self._runs) - 1, 0, -1):  # what is nearest to its end goes first
+            if self._inner[at]:
+                taken = self._inner[at].take()
+                label = f"queue:{self._runs[at].steps[0].name}"
+                for ticket, came in taken:
+                    meter.waited(at, now - came)
+                    ticket.event.timings[label] = now - came
+                return at, [ticket for ticket, _ in taken], [], 0.0
+        queue = self._queue
+        if not queue.size:
+            return 0, [], [], 0.0
+        if not self._idle and not self._closed and (patience := queue.patience(now)) > 0:
+            return 0, [], [], patience
+        batch, stale = queue.take(now, batched=self._batched)
+        if not queue.size:
+            self._admission.emptied()
+        if batch:
+            self._admission.waited(batch[0].estimate, now - batch[0].since)
+        return 0, batch, stale, 0.0
 
-    def _refuse_queued(self) -> None:
+    def _perform(self, at: int, batch: Sequence[Ticket], meter: Meter, now: float) -> None:
+        run = self._runs[at]
+        events = [ticket.event for ticket in batch]
+        rows = sum(event.rows for event in events)
+        if at == 0:
+            meter.executed(len(events), rows)
+            for ticket in batch:
+                meter.waited(0, now - ticket.since)
+                ticket.event.timings["queue"] = now - ticket.since
+        try:
+            if len(events) == 1:
+                end = execute(run.steps, events[0], meter, self._now, now)
+            else:
+                end = execute_batch(run.steps, events, meter, self._now, now)
+        except BaseException as error:  # a stage that ends its thread must not take the others' answers along
+            end, meter.stage = self._now(), ""
+            for event in events:
+                event.error = event.error or RuntimeError(f"a stage raised {error!r}")
+        leaving, gates = self._pass_on(at, batch, len(events), rows, end - now)
+        for gate in gates:
+            gate.release()
+        for ticket in leaving:
+            _count(ticket.event, meter)
+            ticket.done(ticket.event)
+
+    def _pass_on(
+        self, at: int, batch: Sequence[Ticket], events: int, rows: int, seconds: float
+    ) -> tuple[list[Ticket], list[threading.Lock]]:
+        """Hand a batch on to the runs that waited for it; who leaves the engine, and whom to wake."""
+        leaving: list[Ticket] = []
+        pushed = 0
         with self._lock:
-            dropped = list(self._queue)
-            self._queue.clear()
-        for ticket in dropped:
-            self._refuse(ticket, NotReady("the server is shutting down; ask another replica"), "closed")
+            self._admission.executed(at, events, rows, seconds)
+            for ticket in batch:
+                if not ticket.left:
+                    continue  # given up by `close`
+                ticket.left -= 1
+                if not ticket.left:
+                    leaving.append(ticket)
+                if ticket.waits is None:
+                    continue
+                for after in self._runs[at].successors:
+                    ticket.waits[after] -= 1
+                    if not ticket.waits[after]:
+                        self._inner[after].push(ticket, self._now())
+                        pushed += 1
+            # This worker takes one of them itself.
+            wake = min(pushed - 1, len(self._idle)) if pushed else 0
+            gates = [self._idle.pop() for _ in range(wake)]
+        return leaving, gates
 
-    def _refuse(self, ticket: _Ticket, error: Exception, reason: str) -> None:
+    # --- leaving -----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Answer events in the queue when they expire, whatever the workers are at."""
+        while not self._ended:
+            stale: list[Ticket] = []
+            with self._lock:
+                now = self._now()
+                if now >= self._alarm:
+                    self._swept = -math.inf
+                    stale = self._sweep(now)
+                # Kept until it rings even when its event has left, so that the next events need not wake this thread.
+                self._alarm = self._queue.next_expiry()
+                left = self._alarm - now
+            self._drop(stale, now)
+            self._bell.wait(None if math.isinf(left) else min(max(left, SWEEP_SECONDS), threading.TIMEOUT_MAX))
+            self._bell.clear()
+
+    def _drop(self, tickets: Iterable[Ticket], now: float) -> None:
+        for ticket in tickets:
+            event = ticket.event
+            waited = now - ticket.since
+            if event.cancelled:
+                self._leave(ticket, CancelledError(), "cancelled")
+            elif now >= event.deadline:
+                error = DeadlineExceeded(f"the deadline passed after {waited:.3f} s in the queue")
+                self._leave(ticket, error, "expired")
+            else:
+                self._leave(ticket, self._overloaded(ticket.level, f"no answer in {waited:.3f} s of queue"), "timeout")
+
+    def _give_up(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            self._leave(ticket, _closed(), "closed")
+
+    def _leave(self, ticket: Ticket, error: Exception, reason: str) -> None:
         self._meter().reject(reason)
         ticket.event.error = error
         ticket.done(ticket.event)
 
-    def _execute(self, event: Event, meter: Meter, now: float) -> float:
-        """Take an event through all stages; the time at the end."""
-        clock = self._now
-        reason = ""
-        for index, step in enumerate(self._steps):
-            if event.error is None:
-                if event.cancelled:
-                    event.error, reason = CancelledError(), "cancelled"
-                elif now >= event.deadline:
-                    event.error = DeadlineExceeded(f"the deadline passed before stage {step.name!r}")
-                    reason = "expired"
-            if event.error is not None and not step.handles_errors:
-                continue
-            meter.since = now
-            meter.stage = step.name
-            try:
-                step.run(event)
-            except Exception as error:
-                if event.error is None:
-                    event.error = error
-            end = clock()
-            meter.worked(index, end - now)
-            event.timings[step.name] = end - now
-            now = end
-        meter.stage = ""
-        if reason:
-            meter.reject(reason)
-        elif event.error is not None:
-            meter.failed += 1
-        else:
-            meter.answered += 1
-        return now
-
     def _meter(self) -> Meter:
         meter: Meter | None = getattr(self._local, "meter", None)
         if meter is None:
-            meter = self._local.meter = Meter(len(self._steps))
+            meter = self._local.meter = Meter(len(self._steps), len(self._runs))
             with self._lock:
                 self._meters.append(meter)
         return meter
 
+    def _outbox(self, loop: asyncio.AbstractEventLoop) -> _Outbox:
+        outbox: _Outbox | None = getattr(self._local, "outbox", None)
+        if outbox is None or outbox.loop is not loop:
+            outbox = self._local.outbox = _Outbox(loop)
+        return outbox
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+
+class _Outbox:
+    """Answers on their way to one event loop. Many go with one wake-up, for that is a write to a socket each time."""
+
+    __slots__ = ("_futures", "_woken", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._futures: deque[asyncio.Future[None]] = deque()
+        self._woken = False
+
+    def put(self, future: asyncio.Future[None], _: Event) -> None:
+        """Resolve a future on its loop; from any thread."""
+        self._futures.append(future)
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # before the first is taken: what comes later wakes the loop again
+        while self._futures:
+            future = self._futures.popleft()
+            if not future.done():
+                future.set_result(None)
+
+
+def _count(event: Event, meter: Meter) -> None:
+    if event.error is None:
+        meter.answered += 1
+    elif isinstance(event.error, CancelledError):
+        meter.reject("cancelled")
+    elif isinstance(event.error, DeadlineExceeded):
+        meter.reject("expired")
+    else:
+        meter.failed += 1
+
+
+def _closed() -> NotReady:
+    return NotReady("the server is shutting down; ask another replica")

@@ -30,14 +30,18 @@ class Event:
         model: the snapshot of the version that answers; a swap does not change it.
         rows: candidates, as far as known before decoding (0: unknown); decides about running inline.
         deadline: `Clock.monotonic` seconds after which nobody waits any more.
+        priority: 1 is the most important; 0: the default level of the engine.
+        queue_timeout: seconds in the queue after which the engine's `timeout_action` applies, where its policy lets a
+            request say so; 0: the policy's own.
         prediction_id: empty: the answer is not recorded.
         endpoint, arm, routing_hash, overridden, candidate_ids: as in `PredictionRecord`.
         context: the transport's own.
         scores: float32 `[n]`, owned by the event.
+        values: what a user's stages produce that is no attribute of an event, by name.
         degraded: why the answer is less than it should be, if it is.
         error: what went wrong; later stages are passed over, except those that handle errors.
         cancelled: set by anyone at any time; the event leaves the queue unanswered.
-        timings: seconds of work by stage name, and of waiting under `queue`.
+        timings: seconds of work by stage name (of its batch, where it was done in one), and of waiting under `queue`.
     """
 
     request: Any = None
@@ -45,6 +49,8 @@ class Event:
     model: Model | None = None
     rows: int = 0
     deadline: float = math.inf
+    priority: int = 0
+    queue_timeout: float = 0.0
     prediction_id: str = ""
     endpoint: str = ""
     arm: str = "direct"
@@ -56,6 +62,7 @@ class Event:
     features: Features | None = None
     dense: DenseInputs | None = None
     scores: npt.NDArray[np.float32] | None = None
+    values: dict[str, Any] = field(default_factory=dict)
     degraded: list[str] = field(default_factory=list)
     error: Exception | None = None
 

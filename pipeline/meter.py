@@ -5,49 +5,72 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["BUCKET_SECONDS", "EngineStats", "Meter", "StageStats", "summarise"]
+__all__ = ["BUCKET_SECONDS", "BUCKET_SIZES", "EngineStats", "Histogram", "Meter", "summarise"]
 
 BUCKETS = 24
 BUCKET_SECONDS = tuple((1 << i) * 1e-6 for i in range(BUCKETS))
-"""Upper bounds of the buckets: 1 µs, 2 µs, 4 µs, ... 8.4 s; a last bucket holds the rest."""
+"""Upper bounds of the buckets of times: 1 µs, 2 µs, 4 µs, ... 8.4 s; a last bucket holds the rest."""
+
+SIZES = 15
+BUCKET_SIZES = tuple((1 << i) - 1 for i in range(SIZES))
+"""Largest sizes in the buckets of batches: 0, 1, 3, 7, ... 16383; a last bucket holds the rest."""
 
 
 class Meter:
-    """Counters of one thread. `stage` and `since` say what it is doing, "" nothing."""
+    """Counters of one thread. `stage` and `since` say what it is doing, "" nothing.
 
-    __slots__ = ("accepted", "answered", "failed", "rejected", "seconds", "since", "stage", "times", "wait", "waits")
+    Attributes:
+        accepted, answered, failed: events.
+        rejected: events that ended without an answer, by reason.
+        retried: batches that failed as a whole and were done again event by event.
+    """
 
-    def __init__(self, stages: int) -> None:
-        self.accepted = self.answered = self.failed = 0
+    __slots__ = (
+        "accepted", "answered", "events", "failed", "rejected", "requests", "retried", "rows", "rows_done", "seconds",
+        "since", "stage", "times", "wait", "waits",
+    )  # fmt: skip
+
+    def __init__(self, stages: int, runs: int) -> None:
+        self.accepted = self.answered = self.failed = self.retried = 0
         self.rejected: dict[str, int] = {}
         self.stage = ""
         self.since = 0.0
         self.seconds = [0.0] * stages
         self.times = [[0] * (BUCKETS + 1) for _ in range(stages)]
-        self.wait = 0.0
-        self.waits = [0] * (BUCKETS + 1)
+        self.wait = [0.0] * runs
+        self.waits = [[0] * (BUCKETS + 1) for _ in range(runs)]
+        self.events = self.rows_done = 0
+        self.requests = [0] * (SIZES + 1)
+        self.rows = [0] * (SIZES + 1)
 
     def reject(self, reason: str) -> None:
         """An event ends without an answer."""
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
     def worked(self, stage: int, seconds: float) -> None:
-        """A stage took so long."""
+        """A stage took so long, for one event or one batch."""
         self.seconds[stage] += seconds
         self.times[stage][_bucket(seconds)] += 1
 
-    def waited(self, seconds: float) -> None:
-        """An event was in the queue so long."""
-        self.wait += seconds
-        self.waits[_bucket(seconds)] += 1
+    def waited(self, run: int, seconds: float) -> None:
+        """An event was in the queue of a run so long."""
+        self.wait[run] += seconds
+        self.waits[run][_bucket(seconds)] += 1
+
+    def executed(self, events: int, rows: int) -> None:
+        """A batch went to work."""
+        self.events += events
+        self.rows_done += rows
+        self.requests[min(events.bit_length(), SIZES)] += 1
+        self.rows[min(rows.bit_length(), SIZES)] += 1
 
 
 @dataclass(frozen=True, slots=True)
-class StageStats:
-    """Times of one stage: how often, seconds in all, and how often in each bucket of `BUCKET_SECONDS` (and above)."""
+class Histogram:
+    """How often, how much in all, and how often in each bucket (of `BUCKET_SECONDS` or `BUCKET_SIZES`, and above)."""
 
     count: int
-    seconds: float
+    sum: float
     buckets: tuple[int, ...]
 
 
@@ -56,26 +79,44 @@ class EngineStats:
     """Counters since the start.
 
     Args:
-        accepted: events taken in; each ends once: answered, failed, or rejected as expired, cancelled or closed.
+        accepted: events taken in; each ends once: answered, failed, or rejected inside.
         answered, failed: events that ended with an answer, or by an exception of a stage.
-        rejected: by reason: `overloaded` and `closed` (at the door or in the queue), `expired`, `cancelled`.
-        queue_depth: events waiting now.
-        service_seconds: moving average of the work on one queued event.
-        queue: waiting, apart from work. stages: work by stage.
+        rejected: by reason. At the door: `overloaded` (full, or it would wait in vain), `closed`. Inside: `shed` (made
+            room for a more important one), `timeout` (its queue timeout), `expired` (its deadline), `cancelled`,
+            `closed`.
+        retried: batches that failed as a whole and were done again event by event.
+        queue_depth: events waiting now. depth_by_priority: the same by level, the most important first.
+        service_seconds: of one worker for an event, without its rows. row_seconds: for each of its rows.
+        queue: seconds of waiting to enter, by event. queues: the same in front of each further run of the plan, by the
+            name of its first stage.
+        stages: seconds of work by stage, of one event or one batch.
+        batch_events, batch_rows: sizes of the batches that went to work from the queue.
     """
 
     accepted: int
     answered: int
     failed: int
     rejected: dict[str, int]
+    retried: int
     queue_depth: int
+    depth_by_priority: tuple[int, ...]
     service_seconds: float
-    queue: StageStats
-    stages: dict[str, StageStats]
+    row_seconds: float
+    queue: Histogram
+    queues: dict[str, Histogram]
+    stages: dict[str, Histogram]
+    batch_events: Histogram
+    batch_rows: Histogram
 
 
-def summarise(meters: Sequence[Meter], stages: Sequence[str], queue_depth: int, service_seconds: float) -> EngineStats:
-    """The sum of all threads' meters."""
+def summarise(
+    meters: Sequence[Meter],
+    stages: Sequence[str],
+    runs: Sequence[str],
+    depths: Sequence[int],
+    service: tuple[float, float],
+) -> EngineStats:
+    """The sum of all threads' meters; `runs` names those after the first, `service` is seconds per event and per row."""
     rejected: dict[str, int] = {}
     for meter in meters:
         for reason, count in list(meter.rejected.items()):
@@ -85,18 +126,28 @@ def summarise(meters: Sequence[Meter], stages: Sequence[str], queue_depth: int, 
         answered=sum(m.answered for m in meters),
         failed=sum(m.failed for m in meters),
         rejected=rejected,
-        queue_depth=queue_depth,
-        service_seconds=service_seconds,
-        queue=_sum([m.wait for m in meters], [m.waits for m in meters]),
-        stages={
-            name: _sum([m.seconds[i] for m in meters], [m.times[i] for m in meters]) for i, name in enumerate(stages)
+        retried=sum(m.retried for m in meters),
+        queue_depth=sum(depths),
+        depth_by_priority=tuple(depths),
+        service_seconds=service[0],
+        row_seconds=service[1],
+        queue=_sum([m.wait[0] for m in meters], [m.waits[0] for m in meters], BUCKETS),
+        queues={
+            name: _sum([m.wait[i] for m in meters], [m.waits[i] for m in meters], BUCKETS)
+            for i, name in enumerate(runs, start=1)
         },
+        stages={
+            name: _sum([m.seconds[i] for m in meters], [m.times[i] for m in meters], BUCKETS)
+            for i, name in enumerate(stages)
+        },
+        batch_events=_sum([m.events for m in meters], [m.requests for m in meters], SIZES),
+        batch_rows=_sum([m.rows_done for m in meters], [m.rows for m in meters], SIZES),
     )
 
 
-def _sum(seconds: Sequence[float], times: Sequence[Sequence[int]]) -> StageStats:
-    buckets = tuple(sum(column) for column in zip(*times, strict=True)) if times else (0,) * (BUCKETS + 1)
-    return StageStats(sum(buckets), sum(seconds), buckets)
+def _sum(totals: Sequence[float], counts: Sequence[Sequence[int]], size: int) -> Histogram:
+    buckets = tuple(sum(column) for column in zip(*counts, strict=True)) if counts else (0,) * (size + 1)
+    return Histogram(sum(buckets), sum(totals), buckets)
 
 
 def _bucket(seconds: float) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.batching import BatchPolicy, QueuePolicy
 from pipeline.errors import InvalidInput
 
 __all__ = ["ArmConfig", "Config", "EndpointConfig", "Seconds", "TrafficConfig", "WorkerConfig", "parse_duration"]
@@ -68,6 +70,15 @@ class ListenConfig(_Section):
         return self
 
 
+class QueueConfig(_Section):
+    """What a priority level has of its own; unsaid settings are those of the engine."""
+
+    max_queue_size: int | None = Field(None, ge=1)
+    timeout_action: Literal["REJECT", "DELAY"] | None = None
+    default_timeout_microseconds: int | None = Field(None, ge=0)
+    allow_timeout_override: bool | None = None
+
+
 class EngineConfig(_Section):
     lanes: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), ge=1, le=256)
     """Processes that answer, sharing one port; by default one core is left for the rest."""
@@ -75,14 +86,58 @@ class EngineConfig(_Section):
     """Threads per lane that run the fused stages of a request."""
     network_threads: int = Field(1, ge=1, le=64)
     """Threads inside one ONNX Runtime session."""
-    max_queue: int = Field(512, ge=1)
-    """Requests that may wait per lane; one more is refused with RESOURCE_EXHAUSTED."""
+    max_batch_size: int = Field(256, ge=1)
+    """Rows of one batch; requests of one version that wait go through the network together. A larger request goes alone."""
+    preferred_batch_size: tuple[int, ...] = ()
+    """Rows; a batch ends at the largest of these that the waiting requests reach."""
+    max_queue_delay_microseconds: int = Field(0, ge=0)
+    """How long a free worker may hold the oldest request back for company, while all others are busy."""
+    max_queue_size: int = Field(512, ge=1)
+    """Requests that may wait per lane; one more is refused with RESOURCE_EXHAUSTED or takes a less important one's place."""
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    """What becomes of a request that waited for its queue timeout: RESOURCE_EXHAUSTED, or to go behind the others."""
+    default_timeout_microseconds: int = Field(0, ge=0)
+    """Queue timeout; 0: none. A request's deadline holds in any case."""
+    allow_timeout_override: bool = False
+    """Whether a request may shorten its queue timeout."""
+    priority_levels: int = Field(0, ge=0, le=64)
+    """Levels of importance, 1 the highest; 0: all requests are alike."""
+    default_priority_level: int = Field(0, ge=0)
+    """Level of requests that name none."""
+    priority_queue_policy: dict[int, QueueConfig] = {}
+    """Settings of single levels, over those above; `max_queue_size` above bounds all levels together."""
     default_deadline: Seconds = 10.0
     """Deadline of a request that brings none."""
     shadow_queue: int = Field(2048, ge=1)
     """Predictions that may wait for the shadow lane; beyond it the oldest are dropped and counted."""
     shadow_nice: int = Field(10, ge=0, le=19)
     """How far the shadow lane steps back for the primary lanes."""
+
+    @model_validator(mode="after")
+    def _valid_policy(self) -> EngineConfig:
+        try:
+            self.policy()
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def policy(self) -> BatchPolicy:
+        """The settings of queue and batches as the engine takes them."""
+        default = QueuePolicy(
+            self.max_queue_size, self.timeout_action, self.default_timeout_microseconds, self.allow_timeout_override
+        )
+        return BatchPolicy(
+            max_batch_size=self.max_batch_size,
+            preferred_batch_size=self.preferred_batch_size,
+            max_queue_delay_microseconds=self.max_queue_delay_microseconds,
+            priority_levels=self.priority_levels,
+            default_priority_level=self.default_priority_level,
+            default_queue_policy=default,
+            priority_queue_policy={
+                level: replace(default, **own.model_dump(exclude_none=True))
+                for level, own in self.priority_queue_policy.items()
+            },
+        )
 
 
 class ArmConfig(_Section):

@@ -90,7 +90,7 @@ class Lane:
         self.engine = Engine(
             Plan([Decode(), Embed(), Infer(), Record(clock, self.writer.offer, self._to_shadow)]),
             workers=config.engine.workers,
-            max_queue=config.engine.max_queue,
+            policy=config.engine.policy(),
             clock=clock,
         )
         self.dispatcher = Dispatcher(

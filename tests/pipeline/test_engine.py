@@ -13,6 +13,7 @@ from handmade import random_rows, random_tables, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.batching import BatchPolicy, QueuePolicy
 from pipeline.engine import Engine
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
@@ -76,6 +77,10 @@ def request(*values: float, rows: int = 0, deadline: float = float("inf")) -> Ev
     return Event(request=np.array(values, np.float32), rows=rows, deadline=deadline)
 
 
+def queue_of(size: int) -> BatchPolicy:
+    return BatchPolicy(default_queue_policy=QueuePolicy(max_queue_size=size))
+
+
 @contextmanager
 def running(plan: Plan, **more: object) -> Iterator[Engine]:
     engine = Engine(plan, **more)  # type: ignore[arg-type]
@@ -131,7 +136,7 @@ async def test_an_error_passes_later_stages_by_except_those_that_handle_it() -> 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     work = Work()
-    with running(Plan([work]), max_queue=2) as engine:
+    with running(Plan([work]), policy=queue_of(2)) as engine:
         engine.submit(request(0)).result(20)
         work.gate.clear()
         first = engine.submit(request(1))
@@ -148,7 +153,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
 
 def test_expired_and_cancelled_events_make_room_and_are_never_run() -> None:
     work, clock = Work(), HandClock()
-    with running(Plan([work]), max_queue=2, clock=clock) as engine:
+    with running(Plan([work]), policy=queue_of(2), clock=clock) as engine:
         work.gate.clear()
         blocker = engine.submit(request(1))
         wait_for(lambda: work.ran == [1])
@@ -279,7 +284,7 @@ def test_each_answer_is_of_its_own_rows_none_lost_none_twice(
         ends = await asyncio.wait_for(asyncio.gather(*(t for _, _, t in tasks), return_exceptions=True), 20)
         return [(event, end) for (event, _, _), end in zip(tasks, ends, strict=True)]
 
-    with running(Plan([work]), workers=workers, max_queue=max_queue, inline_rows=inline_rows) as engine:
+    with running(Plan([work]), workers=workers, policy=queue_of(max_queue), inline_rows=inline_rows) as engine:
         ends = asyncio.run(scenario(engine))
         engine.close(timeout=20)
         stats = engine.stats()

@@ -57,7 +57,7 @@ def test_declared_order_breaks_ties() -> None:
             [Noted("c", ("x",), ("scores",)), Noted("a", ("y",), ("x",)), Noted("b", ("x",), ("y",))],
             "cycle: 'a' <- 'b' <- 'a'",
         ),
-        ([Noted("a", ("scores",), ("scores",))], "cycle: 'a' <- 'a'"),
+        ([Noted("a", ("scores",), ("scores",))], "'a' consumes 'scores', which nothing produces"),
     ],
 )
 def test_a_plan_that_does_not_hold_names_the_stage(stages: list[Noted], message: str) -> None:

@@ -60,7 +60,7 @@ _EMPTY = _Empty()
 
 @pytest.fixture
 def jammed(tmp_path: Path) -> Iterator[tuple[Installation, RunningLane, Jam, Any]]:
-    made = Installation(tmp_path / "home", engine={"workers": 1, "max_queue": 2})
+    made = Installation(tmp_path / "home", engine={"workers": 1, "max_queue_size": 2})
     with running(made.config) as lane, grpc.insecure_channel(lane.target) as channel:
         jam = Jam(lane)
         yield made, lane, jam, ranking_pb2_grpc.RankingServiceStub(channel)

@@ -1,0 +1,151 @@
+"""Who is let into the queue: an event that would wait in vain is refused at the door, from what was measured.
+
+The expected wait is Little's law on the measured service: the work that is queued, over the rate at which the workers
+do it (`ServiceTime`), times what waits turned out to be against what was expected. An event is refused when wait and
+own work exceed the time that its deadline leaves. A queue that stands, one that has not been empty for `INTERVAL`, is
+no burst but overload: then half of that time is allowed, which keeps what is let in well inside its deadline. That a
+standing queue and not its length is the sign, and the interval, are from CoDel (Nichols and Jacobson, "Controlling
+Queue Delay", ACM Queue 2012); its use for requests, told by when the queue was last empty, from Maurer, "Fail at
+Scale", ACM Queue 2015. Their fixed target of 5 ms is not: for a server whose callers give deadlines, a queue is too long
+when it costs an answer, and a closed loop of 32 callers is no overload.
+
+Nothing is ever refused while the queue is empty, so a wrong estimate cannot lock callers out: the next event is let in,
+and measured. It takes no lock: the engine calls it under its own, but for `hopeless`, which only reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+__all__ = ["INTERVAL", "Admission", "ServiceTime"]
+
+INTERVAL = 0.1
+STANDING_SHARE = 0.5
+RETRY_SECONDS = (0.01, 10.0)
+DECAY = 0.95
+WEIGHT_OF_NEW = 0.05
+BUDGET_DECAY = 0.01
+LONGEST_BUDGET = 1e6
+STRETCH = (0.25, 4.0)
+
+
+class ServiceTime:
+    """Seconds of one worker for an event and for a row: least squares over past executions, the recent ones most.
+
+    An execution of k events with r rows in all took `k * per_event + r * per_row`. Where all events are of one size
+    the two cannot be told apart, and all is put down to the event: an unknown larger one is then thought too cheap,
+    which costs little, rather than too dear, which would keep it out.
+
+    >>> service = ServiceTime()
+    >>> for rows in (10, 100, 10, 100):
+    ...     service.executed(1, rows, 0.001 + rows * 1e-5)
+    >>> round(service.per_event, 6), round(service.per_row, 8)
+    (0.001, 1e-05)
+    """
+
+    __slots__ = ("_ee", "_er", "_es", "_rr", "_rs", "per_event", "per_row")
+
+    def __init__(self) -> None:
+        self._ee = self._er = self._rr = self._es = self._rs = 0.0
+        self.per_event = 0.0
+        self.per_row = 0.0
+
+    def executed(self, events: int, rows: int, seconds: float) -> None:
+        """Learn from one execution."""
+        self._ee = ee = self._ee * DECAY + events * events
+        self._er = er = self._er * DECAY + events * rows
+        self._rr = rr = self._rr * DECAY + rows * rows
+        self._es = es = self._es * DECAY + events * seconds
+        self._rs = rs = self._rs * DECAY + rows * seconds
+        determinant = ee * rr - er * er
+        if determinant > 1e-3 * ee * rr:
+            per_event = (es * rr - rs * er) / determinant
+            per_row = (rs * ee - es * er) / determinant
+            if per_event >= 0 and per_row >= 0:
+                self.per_event, self.per_row = per_event, per_row
+                return
+            if per_event < 0:
+                self.per_event, self.per_row = 0.0, rs / rr
+                return
+        self.per_event, self.per_row = es / ee, 0.0
+
+
+class Admission:
+    """Decides at the door.
+
+    Args:
+        runs: of the plan; each is measured for itself, and an event goes through all.
+        workers: threads that share the work.
+    """
+
+    def __init__(self, runs: int, workers: int) -> None:
+        self._services = [ServiceTime() for _ in range(runs)]
+        self._workers = workers
+        self._stretch = 1.0
+        self._filled = math.inf
+        self._refused = -math.inf
+        self._budget = 0.0
+        self.per_event = 0.0
+        self.per_row = 0.0
+
+    def executed(self, run: int, events: int, rows: int, seconds: float) -> None:
+        """A worker took so long for a batch of a run."""
+        self._services[run].executed(events, rows, seconds)
+        self.per_event = sum(service.per_event for service in self._services)
+        self.per_row = sum(service.per_row for service in self._services)
+
+    def filled(self, now: float) -> None:
+        """The queue is no longer empty."""
+        self._filled = now
+
+    def emptied(self) -> None:
+        """The queue is empty."""
+        self._filled = math.inf
+
+    def waited(self, estimate: float, seconds: float) -> None:
+        """An event left the queue for a worker after so long; `estimate` is what `wait` said when it came."""
+        if estimate > 0:
+            found = min(max(seconds / estimate * self._stretch, STRETCH[0]), STRETCH[1])
+            self._stretch += (found - self._stretch) * WEIGHT_OF_NEW
+
+    def wait(self, events: int, rows: int) -> float:
+        """Seconds that an event behind so many others, with so many rows, is expected to wait."""
+        return (events * self.per_event + rows * self.per_row) / self._workers * self._stretch
+
+    def standing(self, now: float) -> bool:
+        """Whether the queue is long because of overload rather than of a burst."""
+        return now - self._filled > INTERVAL or now - self._refused < INTERVAL
+
+    def admit(self, now: float, deadline: float, events: int, rows: int, own_rows: int) -> tuple[bool, float]:
+        """Whether to let an event in, and how long it is expected to wait.
+
+        Args:
+            deadline: of the event.
+            events, rows: that go before it.
+            own_rows: of the event.
+        """
+        left = min(deadline - now, LONGEST_BUDGET)
+        self._budget = left if left > self._budget else self._budget + (left - self._budget) * BUDGET_DECAY
+        wait = self.wait(events, rows)
+        if not events:
+            return True, wait
+        service = self.per_event + own_rows * self.per_row
+        if wait + service <= (left * STANDING_SHARE if self.standing(now) else left):
+            return True, wait
+        self._refused = now
+        return False, wait
+
+    def hopeless(self, clock: Callable[[], float], events: int, rows: int) -> bool:
+        """Whether even an event with as much time as the longest of late would be refused: no need to read it."""
+        if not events or self.wait(events, rows) <= self._budget * STANDING_SHARE:
+            return False
+        now = clock()
+        if self.standing(now):
+            self._refused = now
+            return True
+        return False
+
+    def retry_after(self, events: int, rows: int) -> float:
+        """Seconds after which it makes sense to come again."""
+        return min(max(self.wait(events, rows), RETRY_SECONDS[0]), RETRY_SECONDS[1])
