@@ -91,13 +91,17 @@ class Admission:
 
     def executed(self, run: int, events: int, rows: int, seconds: float) -> None:
         """A worker took so long for a batch of a run."""
-        self._services[run].executed(events, rows, seconds)
-        self.per_event = sum(service.per_event for service in self._services)
-        self.per_row = sum(service.per_row for service in self._services)
+        service = self._services[run]
+        self.per_event -= service.per_event
+        self.per_row -= service.per_row
+        service.executed(events, rows, seconds)
+        self.per_event += service.per_event
+        self.per_row += service.per_row
 
-    def filled(self, now: float) -> None:
-        """The queue is no longer empty."""
+    def filled(self, now: float, deadline: float) -> None:
+        """An event with this deadline comes into the empty queue."""
         self._filled = now
+        self._allow(deadline - now)
 
     def emptied(self) -> None:
         """The queue is empty."""
@@ -125,8 +129,8 @@ class Admission:
             events, rows: that go before it.
             own_rows: of the event.
         """
-        left = min(deadline - now, LONGEST_BUDGET)
-        self._budget = left if left > self._budget else self._budget + (left - self._budget) * BUDGET_DECAY
+        left = deadline - now
+        self._allow(left)
         wait = self.wait(events, rows)
         if not events:
             return True, wait
@@ -135,6 +139,12 @@ class Admission:
             return True, wait
         self._refused = now
         return False, wait
+
+    def _allow(self, left: float) -> None:
+        if left > self._budget:
+            self._budget = min(left, LONGEST_BUDGET)
+        else:
+            self._budget += (left - self._budget) * BUDGET_DECAY
 
     def hopeless(self, clock: Callable[[], float], events: int, rows: int) -> bool:
         """Whether even an event with as much time as the longest of late would be refused: no need to read it."""

@@ -114,7 +114,7 @@ class Ticket:
         level: index of its priority, 0 being the most important.
         expires: when it leaves the queue unanswered; demoted: when it goes behind the others.
         estimate: seconds that it was expected to wait.
-        waits: by run, how many others that run still waits for; None where the plan is one run.
+        waits: by run, how many others that run still waits for; empty where the plan is one run.
         left: runs that it still has to go through; 0: it has left the engine.
     """
 
@@ -125,7 +125,7 @@ class Ticket:
     expires: float = math.inf
     demoted: float = math.inf
     estimate: float = 0.0
-    waits: list[int] | None = None
+    waits: list[int] = field(default_factory=list)
     left: int = 1
 
 
@@ -224,6 +224,12 @@ class EntryQueue:
         Args:
             batched: several events of one model (the same object) make a batch; otherwise it is one event.
         """
+        if len(self._levels) == 1 and (self.size == 1 or not batched):
+            queue = self._levels[0].waiting
+            if queue and not queue[0].event.cancelled and now < queue[0].expires and now < queue[0].demoted:
+                first = queue.popleft()
+                self._left(first)
+                return [first], []
         batch: list[Ticket] = []
         stale: list[Ticket] = []
         seen: list[tuple[deque[Ticket], list[Ticket]]] = []

@@ -204,16 +204,18 @@ class Engine:
         queue, admission = self._queue, self._admission
         ticket = queue.ticket(event, now, done)
         if len(self._runs) > 1:
-            ticket.waits, ticket.left = self._joins.copy(), len(self._runs)
+            ticket.waits, ticket.left = list(self._joins), len(self._runs)
         stale: list[Ticket] = []
         shed: Ticket | None = None
         gate: threading.Lock | None = None
         ring = False
+        error: Exception | None = None
         with self._lock:
-            error = self._refused(ticket, now, stale)
+            if queue.size or self._closed or now >= event.deadline:
+                error = self._refused(ticket, now, stale)
+            else:
+                admission.filled(now, event.deadline)
             if error is None:
-                if not queue.size:
-                    admission.filled(now)
                 shed = queue.push(ticket)
                 meter.accepted += 1
                 if self._idle:
@@ -224,7 +226,8 @@ class Engine:
             gate.release()
         if ring:
             self._bell.set()
-        self._drop(stale, now)
+        if stale:
+            self._drop(stale, now)
         if shed is not None:
             self._leave(shed, self._overloaded(shed.level, "a more important request took its place"), "shed")
         if error is not None:
@@ -273,17 +276,22 @@ class Engine:
         meter = self._meter()
         gate = threading.Lock()
         gate.acquire()
+        report: tuple[int, int, int, float] | None = None
         while True:
             with self._lock:
+                if report is not None:
+                    self._admission.executed(*report)
+                    report = None
                 now = self._now()
                 at, batch, stale, patience = self._pick(meter, now)
                 if not batch:
                     if self._closed and not self._queue.size:
                         break
                     self._idle.append(gate)
-            self._drop(stale, now)
+            if stale:
+                self._drop(stale, now)
             if batch:
-                self._perform(at, batch, meter, now)
+                report = self._perform(at, batch, meter, now)
             elif not gate.acquire(timeout=patience or -1):
                 with self._lock:
                     if gate in self._idle:
@@ -314,15 +322,19 @@ class Engine:
             self._admission.waited(batch[0].estimate, now - batch[0].since)
         return 0, batch, stale, 0.0
 
-    def _perform(self, at: int, batch: Sequence[Ticket], meter: Meter, now: float) -> None:
+    def _perform(self, at: int, batch: Sequence[Ticket], meter: Meter, now: float) -> tuple[int, int, int, float]:
+        """Take a batch through a run and on; the run, events, rows and seconds, for who measures the service."""
         run = self._runs[at]
         events = [ticket.event for ticket in batch]
-        rows = sum(event.rows for event in events)
+        rows = 0
+        for event in events:
+            rows += event.rows
         if at == 0:
             meter.executed(len(events), rows)
             for ticket in batch:
-                meter.waited(0, now - ticket.since)
-                ticket.event.timings["queue"] = now - ticket.since
+                waited = now - ticket.since
+                meter.waited(0, waited)
+                ticket.event.timings["queue"] = waited
         try:
             if len(events) == 1:
                 end = execute(run.steps, events[0], meter, self._now, now)
@@ -332,38 +344,33 @@ class Engine:
             end, meter.stage = self._now(), ""
             for event in events:
                 event.error = event.error or RuntimeError(f"a stage raised {error!r}")
-        leaving, gates = self._pass_on(at, batch, len(events), rows, end - now)
-        for gate in gates:
-            gate.release()
-        for ticket in leaving:
+        for ticket in batch if len(self._runs) == 1 else self._pass_on(at, batch, end):
             _count(ticket.event, meter)
             ticket.done(ticket.event)
+        return at, len(events), rows, end - now
 
-    def _pass_on(
-        self, at: int, batch: Sequence[Ticket], events: int, rows: int, seconds: float
-    ) -> tuple[list[Ticket], list[threading.Lock]]:
-        """Hand a batch on to the runs that waited for it; who leaves the engine, and whom to wake."""
+    def _pass_on(self, at: int, batch: Sequence[Ticket], now: float) -> list[Ticket]:
+        """Hand a batch on to the runs that waited for it; those of it that leave the engine."""
         leaving: list[Ticket] = []
         pushed = 0
         with self._lock:
-            self._admission.executed(at, events, rows, seconds)
             for ticket in batch:
                 if not ticket.left:
                     continue  # given up by `close`
                 ticket.left -= 1
                 if not ticket.left:
                     leaving.append(ticket)
-                if ticket.waits is None:
-                    continue
                 for after in self._runs[at].successors:
                     ticket.waits[after] -= 1
                     if not ticket.waits[after]:
-                        self._inner[after].push(ticket, self._now())
+                        self._inner[after].push(ticket, now)
                         pushed += 1
             # This worker takes one of them itself.
             wake = min(pushed - 1, len(self._idle)) if pushed else 0
             gates = [self._idle.pop() for _ in range(wake)]
-        return leaving, gates
+        for gate in gates:
+            gate.release()
+        return leaving
 
     # --- leaving -----------------------------------------------------------------------------------------------------
 
