@@ -29,8 +29,9 @@ STALE = 128
 """Bit beside a tier's mark: the row is in its place but older than it should be. Lower tiers go on looking for it, and
 it is served only if none of them has it."""
 
-Fault = Literal["late", "error", "open"]
-"""Why a tier did not look at all that was open: past the deadline, failed, or its circuit breaker is open."""
+Fault = Literal["late", "error", "open", "incomplete"]
+"""Why a tier did not look at all that was open: past the deadline, failed, its circuit breaker is open, or the rows of
+the generation are not all there yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,263 @@
+"""The Redis tier: rows that machines share, one MGET per lookup, and never a wait beyond the lookup's deadline.
+
+The ids that upper tiers left open are made distinct over all width groups and asked for in one trip, together with the
+mark that says which version the rows are of. A Redis that is late, down or talks nonsense costs a few lookups their
+budget, then the breaker opens and lookups pass it by until a probe finds it back. So no failure of Redis is ever one of a
+request: answers come from the lower tiers or default rows, marked as degraded by the store.
+
+Next stops: `redis_wire` (connections), `redis_rows` (rows and kernels), `redis_updates` (who writes them).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.clock import Clock
+from pipeline.embedding.breaker import CircuitBreaker
+from pipeline.embedding.redis_marks import Mark, RedisGeneration
+from pipeline.embedding.redis_rows import Layout, collect, scatter, write_mget
+from pipeline.embedding.redis_wire import Late, Link, Links, RedisAddress, Unusable
+from pipeline.embedding.tier import STALE, Fault, Generation, Wanted
+from pipeline.row_format import RowFormat
+from pipeline.versions import Repository
+
+__all__ = ["RedisSource", "RedisTier"]
+
+CONNECT = 1.0
+"""Seconds that a step of connecting may take; no request waits for it."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Of one thread. Lookups that asked Redis, by what became of them; values by what they were."""
+
+    answered: int = 0
+    late: int = 0
+    error: int = 0
+    open: int = 0
+    incomplete: int = 0
+    stale: int = 0
+    ahead: int = 0
+    found: int = 0
+    missing: int = 0
+    damaged: int = 0
+
+
+class RedisSource:
+    """This process's access to one Redis.
+
+    Args:
+        address: where it is.
+        repository: of the bundles whose rows it holds; tells versions apart.
+        format: of the rows, as the updater writes them.
+        rng: draws the pauses between probes.
+        connections: lookups at a time, at most.
+        failures, pause, longest_pause: of the circuit breaker.
+        max_staleness: seconds by which rows may be older than the version that asks; None: any.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        repository: Repository,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        format: RowFormat = "float32",
+        connections: int = 4,
+        failures: int = 3,
+        pause: float = 0.1,
+        longest_pause: float = 2.0,
+        max_staleness: float | None = None,
+    ) -> None:
+        self.clock = clock
+        self.max_staleness = max_staleness
+        self.breaker = CircuitBreaker(clock, rng, threshold=failures, pause=pause, longest_pause=longest_pause)
+        self.links = Links(address, self.breaker, clock, most=connections, timeout=CONNECT)
+        self._repository = repository
+        self._format: RowFormat = format
+
+    def open(self, generation: Generation) -> RedisTier:
+        """The tier of one version.
+
+        Raises:
+            NotFound, BundleError: the version or its base is not in the repository.
+        """
+        base = self._repository.open(generation.bundle, generation.base)
+        tip = self._repository.open(generation.bundle, generation.version).manifest
+        ages = {}
+        for version in (generation.base, *tip.deltas):
+            ages[int(version)] = self._repository.open(generation.bundle, version).manifest.created_ms
+        return RedisTier(
+            self,
+            RedisGeneration.of(base, self._format),
+            [Layout(group.width, generation.linear, self._format) for group in generation.groups],
+            ages,
+        )
+
+    def close(self) -> None:
+        """End its thread and connections."""
+        self.links.close()
+
+
+class RedisTier:
+    """Rows of one version's base generation; see `Tier`.
+
+    Args:
+        layouts: by group.
+        ages: versions from the base to this one, in order, with the Unix milliseconds at which they were made.
+    """
+
+    name = "redis"
+    shared_over_versions = True
+
+    def __init__(
+        self, source: RedisSource, generation: RedisGeneration, layouts: Sequence[Layout], ages: Mapping[int, int]
+    ) -> None:
+        self._source = source
+        self._layouts = tuple(layouts)
+        self._seed = np.uint64(generation.digest)
+        self._prefix = np.frombuffer(generation.prefix, np.uint8)
+        mark = generation.key("mark")
+        self._head = b"$4\r\nMGET\r\n$%d\r\n%s\r\n" % (len(mark), mark)
+        self._ages = ages
+        self._order = {version: place for place, version in enumerate(ages)}
+        self._version = next(reversed(ages))
+        self._value_bytes = max((layout.bytes for layout in layouts), default=0)
+        self._seen: Mark | None = None
+        self._thread = threading.local()
+        self._counts: list[_Counts] = []
+
+    def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
+        """See `Tier.find`: `late`, `error` and `open` as there, `incomplete` while the generation is not all there."""
+        counts = self._mine()
+        source = self._source
+        if source.clock.monotonic() >= deadline:
+            counts.late += 1
+            return "late"
+        if not source.breaker.allow():
+            counts.open += 1
+            return "open"
+        link = source.links.take()
+        if link is None:
+            source.breaker.failed()
+            counts.open += 1
+            return "open"
+        try:
+            fault = self._ask(link, wanted, mark, deadline, counts)
+        except Late:
+            source.links.drop(link)
+            source.breaker.failed()
+            counts.late += 1
+            return "late"
+        except Unusable:
+            source.links.drop(link)
+            source.breaker.failed()
+            counts.error += 1
+            return "error"
+        source.links.give(link)
+        if fault == "error":
+            source.breaker.failed()
+            counts.error += 1
+        else:
+            source.breaker.succeeded()
+            counts.answered += 1
+        return fault
+
+    def _ask(self, link: Link, wanted: Sequence[Wanted], mark: int, deadline: float, counts: _Counts) -> Fault | None:
+        total = sum(len(part.keys) for part in wanted)
+        link.reserve(total, self._value_bytes)
+        used = start = 0
+        for part in wanted:
+            places = link.places[start : start + len(part.keys)]
+            used = int(collect(part.keys, part.found, link.cells, link.unique, used, places))
+            start += len(part.keys)
+        if used == 0:
+            return None
+        head = np.frombuffer(b"*%d\r\n" % (used + 2) + self._head, np.uint8)
+        unique = link.unique[:used]
+        link.ask(int(write_mget(unique, head, self._prefix, link.command)), used + 1, deadline)
+        fault, stale = self._judge(link, counts)
+        if fault is not None:
+            return fault
+        tally = np.zeros(3, np.int64)
+        start = 0
+        for part in wanted:
+            layout = self._layouts[part.group]
+            places = link.places[start : start + len(part.keys)]
+            start += len(part.keys)
+            scatter(
+                link.reply, link.starts[1 : used + 1], link.sizes[1 : used + 1], unique, places, self._seed,
+                layout.kind, layout.width, part.linear_at, part.at, part.linear, layout.linear, part.rows, part.found,
+                mark | STALE if stale else mark, tally,
+            )  # fmt: skip
+        found, missing, damaged = tally.tolist()
+        counts.found += found
+        counts.missing += missing
+        counts.damaged += damaged
+        return "error" if damaged else None
+
+    def _judge(self, link: Link, counts: _Counts) -> tuple[Fault | None, bool]:
+        """Whether the rows may be used, and whether they are older than this version."""
+        size = int(link.sizes[0])
+        if size < 0:
+            counts.incomplete += 1
+            return "incomplete", False
+        start = int(link.starts[0])
+        found = Mark.unpack(link.reply[start : start + size].tobytes())
+        if found is None:
+            return "error", False
+        self._seen = found
+        if found.version == self._version:
+            return None, False
+        if found.version not in self._ages and found.version > self._version:
+            counts.ahead += 1
+            return None, False
+        counts.stale += 1
+        limit = self._source.max_staleness
+        if limit is not None and self._seconds_behind(found) > limit:
+            counts.incomplete += 1
+            return "incomplete", True
+        return None, True
+
+    def _seconds_behind(self, found: Mark) -> float:
+        return (self._ages[self._version] - found.created_ms) / 1000
+
+    def offer(self, wanted: Sequence[Wanted], mark: int) -> None:
+        """Nothing: rows come into Redis by the updater alone."""
+
+    def describe(self) -> Mapping[str, float | str]:
+        """Counters of this version's lookups and values, the breaker, and how old the rows are.
+
+        `versions_behind` and `seconds_behind` are negative where the rows are newer than this version; they and `version`
+        are there once a mark was read.
+        """
+        told: dict[str, float | str] = {
+            field: sum(getattr(counts, field) for counts in list(self._counts)) for field in _Counts.__slots__
+        }
+        told["breaker"] = self._source.breaker.state
+        told["breaker_opened"] = self._source.breaker.opened
+        seen = self._seen
+        if seen is not None:
+            here = self._order[self._version]
+            told["version"] = str(seen.version)
+            told["versions_behind"] = here - self._order.get(seen.version, here + 1)
+            told["seconds_behind"] = self._seconds_behind(seen)
+        return told
+
+    def close(self) -> None:
+        """Nothing to let go of: connections are the source's."""
+
+    def _mine(self) -> _Counts:
+        counts: _Counts | None = getattr(self._thread, "counts", None)
+        if counts is None:
+            counts = self._thread.counts = _Counts()
+            self._counts.append(counts)
+        return counts

@@ -1,0 +1,356 @@
+"""What a row looks like in Redis, and the compiled loops between arrays and Redis' wire format.
+
+Key: `PREFIX` bytes of the generation, then the eight bytes of the salted id. Value:
+
+    check u32 | scale f32, int8 only | weight f32, where the architecture has one | the row, d numbers of the format
+
+`check` is a hash of generation, key and the rest of the value. A value that was written for another id, generation, width
+or format, that was cut or never ours, fails it and is never served. All little-endian, as the machines are that this runs on.
+
+A request's ids go out as one MGET and come back as one array of strings; neither becomes Python objects. Functions are
+serial, hold no state and release the GIL. `pipeline.embedding.redis` puts them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import njit, types, uint8, uint64
+from numba.extending import intrinsic
+
+from pipeline.embedding.kernels import splitmix64
+from pipeline.embedding.tier import PENDING, STALE
+from pipeline.row_format import RowFormat, encode_rows
+
+__all__ = ["KEY_BYTES", "PREFIX", "Layout", "collect", "encode", "scan", "scatter", "write_mget"]
+
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+PREFIX = 6
+KEY_BYTES = PREFIX + 8
+CHECK = 4
+
+MORE, DONE, REFUSED, GARBAGE = 0, 1, 2, 3
+"""What `scan` found: the reply goes on, is whole, is an error of the server's, or is none of Redis'."""
+
+_KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
+_ITEM = {"float32": 4, "float16": 2, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Values of one width group.
+
+    Args:
+        width: d.
+        linear: whether a value carries a weight.
+        format: of the row's numbers.
+    """
+
+    width: int
+    linear: bool
+    format: RowFormat
+
+    @property
+    def kind(self) -> int:
+        """The format as the kernels know it."""
+        return _KINDS[self.format]
+
+    @property
+    def row_at(self) -> int:
+        """Where the row begins in a value."""
+        return CHECK + 4 * (self.format == "int8") + 4 * self.linear
+
+    @property
+    def bytes(self) -> int:
+        """Of one value."""
+        return self.row_at + _ITEM[self.format] * self.width
+
+
+def encode(layout: Layout, seed: int, keys: I64, rows: F32, weights: F32 | None) -> U8:
+    """Values uint8 `[n, layout.bytes]` of salted ids `[n]`, rows `[n, d]` and, where the layout has them, weights `[n]`.
+
+    Raises:
+        InvalidInput: a row is not finite, or too large for float16.
+    """
+    values = np.zeros((len(keys), layout.bytes), np.uint8)
+    numbers, scales = encode_rows(rows, layout.format)
+    at = CHECK
+    if scales is not None:
+        values[:, at : at + 4] = scales.view(np.uint8).reshape(-1, 4)
+        at += 4
+    if layout.linear:
+        assert weights is not None
+        values[:, at : at + 4] = np.ascontiguousarray(weights).view(np.uint8).reshape(-1, 4)
+    values[:, layout.row_at :] = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(keys), -1)
+    _seal(np.ascontiguousarray(keys), np.uint64(seed), values)
+    return values
+
+
+def _loader(bits: int) -> Any:
+    def load(typing_context: Any, address: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word = builder.load(builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer()))
+            word.align = 1
+            return word
+
+        return (uint64 if bits == 64 else uint8)(types.uintp), emit
+
+    return intrinsic(load)
+
+
+_load64, _load8 = _loader(64), _loader(8)
+"""The eight bytes, or the byte, at an address of any alignment."""
+
+
+@njit(inline="always", cache=True)
+def _check(key: Any, seed: Any, start: Any, size: Any) -> Any:
+    """32 bits of a multiplicative hash over the bytes at an address."""
+    mixed = splitmix64(np.uint64(key) ^ seed)
+    at = np.uint64(start)
+    for _ in range(size >> 3):
+        mixed = (mixed ^ _load64(at)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(32)
+        at += np.uint64(8)
+    for _ in range(size & 7):
+        mixed = (mixed ^ np.uint64(_load8(at))) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(32)
+        at += np.uint64(1)
+    return np.uint32(splitmix64(mixed ^ np.uint64(size)) & np.uint64(0xFFFFFFFF))
+
+
+@njit(nogil=True, cache=True)
+def _seal(keys: I64, seed: Any, values: U8) -> None:
+    size = values.shape[1] - CHECK
+    for i in range(values.shape[0]):
+        check = _check(keys[i], seed, np.uint64(values[i].ctypes.data) + np.uint64(CHECK), size)
+        for b in range(CHECK):
+            values[i, b] = np.uint8((check >> np.uint32(8 * b)) & np.uint32(255))
+
+
+@njit(nogil=True, cache=True)
+def collect(keys: I64, found: U8, cells: I32, unique: I64, used: int, places: I32) -> int:
+    """Distinct keys that are still open, appended to `unique`; the new number in use.
+
+    Args:
+        keys, found: `[m]`, as in `Wanted`.
+        cells: scratch of the request, a power of two of zeros at first, more than twice its ids.
+        unique, used: `[u]`, the first `used` taken by earlier groups.
+        places: int32 `[m]`, gets the place in `unique`, -1 for what is not open.
+    """
+    mask = np.uint64(len(cells) - 1)
+    for i in range(len(keys)):
+        places[i] = -1
+        if found[i] != PENDING and found[i] < STALE:
+            continue
+        cell = splitmix64(keys[i]) & mask
+        while cells[cell] != 0 and unique[cells[cell] - 1] != keys[i]:
+            cell = (cell + np.uint64(1)) & mask
+        if cells[cell] == 0:
+            unique[used] = keys[i]
+            used += 1
+            cells[cell] = used
+        places[i] = cells[cell] - 1
+    return used
+
+
+@njit(nogil=True, cache=True)
+def write_mget(keys: I64, head: U8, prefix: U8, out: U8) -> int:
+    """`head`, then every key as `$14 CRLF prefix id CRLF`, into `out`; bytes written."""
+    at = 0
+    for b in range(len(head)):
+        out[at] = head[b]
+        at += 1
+    for i in range(len(keys)):
+        out[at], out[at + 1], out[at + 2], out[at + 3], out[at + 4] = 36, 49, 52, 13, 10  # "$14\r\n"
+        at += 5
+        for b in range(PREFIX):
+            out[at + b] = prefix[b]
+        at += PREFIX
+        key = np.uint64(keys[i])
+        for b in range(8):
+            out[at + b] = np.uint8((key >> np.uint64(8 * b)) & np.uint64(255))
+        out[at + 8], out[at + 9] = 13, 10
+        at += 10
+    return at
+
+
+@njit(inline="always", cache=True)
+def _number(data: Any, at: Any, end: Any) -> Any:
+    """A decimal number and CRLF at `at`: (value, where it ends), (0, -1) when it is cut, (0, -2) when it is none."""
+    negative = at < end and data[at] == 45
+    if negative:
+        at += 1
+    value: Any = 0
+    digits = 0
+    while at < end and 48 <= data[at] <= 57 and digits < 10:
+        value = value * 10 + (np.int64(data[at]) - 48)
+        at += 1
+        digits += 1
+    if at + 2 > end:
+        if at < end and (digits == 0 or data[at] != 13):
+            return 0, -2
+        return 0, -1
+    if digits == 0 or data[at] != 13 or data[at + 1] != 10:
+        return 0, -2
+    return (-value if negative else value), at + 2
+
+
+@njit(nogil=True, cache=True)
+def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
+    """Go on reading the reply to an MGET of `len(starts)` keys: where each value lies in `data[:filled]`.
+
+    Args:
+        state: int64 `[2]`, zeros before the first call: bytes read, values read plus one.
+        starts, sizes: `[n]`; size -1: the key is not there.
+
+    Returns:
+        MORE, DONE, REFUSED or GARBAGE.
+    """
+    at, index = state[0], state[1]
+    if index == 0:
+        if filled == 0:
+            return MORE
+        if data[0] == 45:  # "-"
+            return REFUSED
+        if data[0] != 42:  # "*"
+            return GARBAGE
+        count, end = _number(data, 1, filled)
+        if end < 0:
+            return MORE if end == -1 else GARBAGE
+        if count != len(starts):
+            return GARBAGE
+        at, index = end, 1
+    result = MORE
+    while index <= len(starts):
+        if at >= filled:
+            break
+        if data[at] != 36:  # "$"
+            result = GARBAGE
+            break
+        size, end = _number(data, at + 1, filled)
+        if end == -2 or size < -1 or size > len(data):
+            result = GARBAGE
+            break
+        if end == -1:
+            break
+        if size == -1:
+            starts[index - 1], sizes[index - 1] = 0, -1
+            at = end
+        else:
+            if end + size + 2 > filled:
+                break
+            if data[end + size] != 13 or data[end + size + 1] != 10:
+                result = GARBAGE
+                break
+            starts[index - 1], sizes[index - 1] = end, size
+            at = end + size + 2
+        index += 1
+    state[0], state[1] = at, index
+    if index <= len(starts):
+        return result
+    return DONE if at == filled else GARBAGE
+
+
+@njit(inline="always", cache=True)
+def _f32(data: Any, at: Any, word: Any) -> Any:
+    word[0] = (
+        np.uint32(data[at])
+        | (np.uint32(data[at + 1]) << np.uint32(8))
+        | (np.uint32(data[at + 2]) << np.uint32(16))
+        | (np.uint32(data[at + 3]) << np.uint32(24))
+    )
+    return word.view(np.float32)[0]
+
+
+@njit(nogil=True, cache=True)
+def scatter(
+    data: U8,
+    starts: I64,
+    sizes: I32,
+    unique: I64,
+    places: I32,
+    seed: Any,
+    kind: int,
+    width: int,
+    linear_at: I64,
+    row_at: I64,
+    weights: F32,
+    weighted: bool,
+    rows: F32,
+    found: U8,
+    mark: int,
+    counts: I64,
+) -> None:
+    """Rows and weights of one width group to where they are wanted, each value checked first.
+
+    float16 becomes float32 by bits, for numba has no half type on the CPU.
+
+    Args:
+        data, starts, sizes: the reply, as `scan` left it.
+        unique: `[u]` salted ids asked for; places: `[m]`, which of them each wanted id is, -1: none.
+        seed: of the generation's checks. kind, width: of the layout.
+        linear_at, row_at: `[m]`, where in the flat `weights` (only if `weighted`) and `rows`.
+        found: `[m]`, gets `mark`.
+        counts: int64 `[3]`, added to: ids found, not there, damaged.
+    """
+    checked = np.zeros(len(unique), np.uint8)
+    word = np.zeros(1, np.uint32)
+    bits = rows.view(np.uint32)
+    into = rows.view(np.uint8)
+    head = CHECK + (4 if kind == 2 else 0) + (4 if weighted else 0)
+    item = 4 if kind == 0 else 2 if kind == 1 else 1
+    wanted = head + item * width
+    base = np.uint64(data.ctypes.data)
+    for i in range(len(places)):
+        place = places[i]
+        if place < 0:
+            continue
+        if sizes[place] < 0:
+            counts[1] += 1
+            continue
+        at = starts[place]
+        if checked[place] == 0:
+            good = sizes[place] == wanted
+            if good:
+                said = (
+                    np.uint32(data[at])
+                    | (np.uint32(data[at + 1]) << np.uint32(8))
+                    | (np.uint32(data[at + 2]) << np.uint32(16))
+                    | (np.uint32(data[at + 3]) << np.uint32(24))
+                )
+                good = said == _check(
+                    unique[place], np.uint64(seed), base + np.uint64(at) + np.uint64(CHECK), wanted - CHECK
+                )
+            checked[place] = 1 if good else 2
+        if checked[place] == 2:
+            counts[2] += 1
+            continue
+        to = row_at[i]
+        start = at + head
+        if kind == 0:
+            for b in range(4 * width):
+                into[4 * to + b] = data[start + b]
+        elif kind == 1:
+            for c in range(width):
+                half = np.uint32(data[start + 2 * c]) | (np.uint32(data[start + 2 * c + 1]) << np.uint32(8))
+                magnitude = half & np.uint32(0x7FFF)
+                # Exponent and fraction moved to their float32 places, then the difference of the biases made up for.
+                bits[to + c] = magnitude << np.uint32(13)
+                rows[to + c] *= np.float32(5.192296858534828e33)  # 2^112
+                bits[to + c] |= (half & np.uint32(0x8000)) << np.uint32(16)
+        else:
+            scale = _f32(data, at + CHECK, word)
+            for c in range(width):
+                rows[to + c] = np.float32(np.int8(data[start + c])) * scale
+        if weighted:
+            weights[linear_at[i]] = _f32(data, start - 4, word)
+        found[i] = mark
+        counts[0] += 1

@@ -1,0 +1,369 @@
+"""Brings a generation in Redis to a version: base, then deltas in order, resumable at any point, one writer at a time.
+
+Rows go in chunks, each one transaction that holds the rows, the progress and the renewed lease, and that is carried out
+only while the lease is still ours (WATCH): a writer that was stopped and comes back late changes nothing. Every step
+writes what the version says, so doing it twice is the same as once. Going back to an earlier version, or over to another
+list of deltas, writes the rows of the abandoned ones anew as the common part has them. A generation that nobody serves
+leaves by `sweep`. Whoever decides which version that is calls `bring`: it knows nothing of endpoints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import redis
+
+from pipeline.bundle import Bundle, Table
+from pipeline.embedding.redis_marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
+from pipeline.embedding.redis_rows import KEY_BYTES, PREFIX, Layout, encode
+from pipeline.embedding.redis_wire import RedisAddress
+from pipeline.embedding.segment import salt_of
+from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
+from pipeline.row_format import RowFormat
+from pipeline.versions import Repository
+
+__all__ = ["Brought", "RedisUpdater"]
+
+CHUNK = 512
+LEASE_MS = 10_000
+SWEPT_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What `bring` did: rows written, and the versions applied now, base first."""
+
+    generation: RedisGeneration
+    rows: int
+    applied: tuple[str, ...]
+
+
+class RedisUpdater:
+    """Writes generations. One thread at a time; any number of processes and machines.
+
+    Args:
+        address: of the Redis.
+        repository: of the bundles; finds the deltas that Redis was brought to and that are abandoned now.
+        format: of the rows.
+        token: tells this writer from every other.
+        timeout: seconds after which a silent Redis counts as gone.
+        stopped: asked between two chunks; True ends the work there, to be resumed later.
+    """
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        repository: Repository,
+        *,
+        format: RowFormat,
+        token: str,
+        timeout: float = 5.0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._address = address
+        self._repository = repository
+        self._format: RowFormat = format
+        self._token = token.encode()
+        self._stopped = stopped
+        self._redis = address.client(timeout)
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def bring(self, chain: Sequence[Bundle], wrote: Callable[[int], None] = lambda rows: None) -> Brought:
+        """Make the rows of `chain[0]`'s generation those of the version `chain[-1]`.
+
+        Args:
+            chain: base first, then the deltas in order (`Repository.chain`).
+            wrote: told after every chunk how many rows it had.
+
+        Raises:
+            Conflict: another writer is at it, or took over. Overloaded: Redis is full. NotReady: it cannot be reached.
+            BundleError: a table is damaged.
+        """
+        generation = RedisGeneration.of(chain[0], self._format)
+        with self._trouble(), self._lease(generation):
+            writer = _Writer(self._redis, generation, self._token, wrote, self._stopped)
+            self._use(generation)
+            self._bring(writer, chain)
+            return Brought(generation, writer.count, tuple(writer.progress.applied))
+
+    def _bring(self, writer: _Writer, chain: Sequence[Bundle]) -> None:
+        versions = [link.manifest.version for link in chain]
+        if writer.progress == Progress():
+            writer.restart()  # progress may have been evicted and the mark not
+        progress = writer.progress
+        common = _common(progress.applied, versions)
+        following = versions[common] if common < len(versions) else ""
+        halfway = [progress.loading] if progress.loading not in ("", following) else []
+        abandoned = [*progress.abandoned, *progress.applied[common:], *halfway]
+        if progress.applied and abandoned:
+            try:
+                gone = [self._repository.open(chain[0].manifest.name, version) for version in abandoned]
+            except NotFound:
+                writer.restart()  # which rows they changed is not known any more
+                common = 0
+            else:
+                writer.revert(chain[:common], gone)
+        elif writer.progress.applied and not writer.marked():
+            writer.mark(chain[common - 1])  # evicted; the rows that are gone with it are misses
+        for link in chain[common:]:
+            writer.apply(link)
+
+    def sweep(self, used: Collection[RedisGeneration], unused_for: float) -> int:
+        """Remove generations that nobody has used for `unused_for` seconds; the number of keys removed.
+
+        Args:
+            used: what this installation serves. Others that share the Redis say the same for themselves, and all go by
+                the clock of Redis.
+
+        Raises: NotReady.
+        """
+        removed = 0
+        with self._trouble():
+            for generation in used:
+                self._use(generation)
+            now = self._now_ms()
+            for name, what in self._generations():
+                if now - what["used_ms"] <= 1000 * unused_for or self._redis.exists(key_of(name, "lease")):
+                    continue
+                # Nothing that tells readers and writers it is complete may outlive its first row.
+                self._redis.unlink(key_of(name, "mark"), key_of(name, "progress"))
+                keys: list[bytes] = []
+                for key in self._redis.scan_iter(match=_pattern(prefix_of(name)), count=SWEPT_AT_ONCE):
+                    keys.append(key)
+                    if len(keys) == SWEPT_AT_ONCE:
+                        removed += self._unlink(keys)
+                        keys = []
+                removed += self._unlink(keys)
+                self._redis.hdel(GENERATIONS, name)
+        return removed
+
+    def report(self) -> dict[str, Any]:
+        """What Redis holds, for people: `keys`, `used_bytes`, `max_bytes` (0: no limit), `policy`, and per generation
+        `bundle`, `base`, `format`, `version` (None: not complete), `rows_written`, `writing`.
+
+        Raises: NotReady.
+        """
+        with self._trouble():
+            memory: dict[str, Any] = self._redis.info("memory")
+            generations = []
+            for name, what in self._generations():
+                raw_mark, raw_progress, lease = self._redis.mget(
+                    [key_of(name, part) for part in ("mark", "progress", "lease")]
+                )
+                mark = Mark.unpack(_bytes(raw_mark))
+                progress = Progress.unpack(_bytes(raw_progress)) or Progress()
+                generations.append(
+                    {
+                        "generation": name,
+                        **what,
+                        "version": None if mark is None else str(mark.version),
+                        "rows_written": progress.rows,
+                        "writing": lease is not None,
+                    }
+                )
+            return {
+                "keys": int(self._redis.dbsize()),
+                "used_bytes": int(memory["used_memory"]),
+                "max_bytes": int(memory["maxmemory"]),
+                "policy": str(memory["maxmemory_policy"]),
+                "generations": generations,
+            }
+
+    def _use(self, generation: RedisGeneration) -> None:
+        what = {"bundle": generation.bundle, "base": generation.base, "format": generation.format}
+        self._redis.hset(GENERATIONS, generation.name, json.dumps({**what, "used_ms": self._now_ms()}))
+
+    def _now_ms(self) -> int:
+        seconds, micros = self._redis.time()
+        return 1000 * int(seconds) + int(micros) // 1000
+
+    def _generations(self) -> list[tuple[str, dict[str, Any]]]:
+        found: dict[Any, Any] = self._redis.hgetall(GENERATIONS)
+        return sorted((name.decode(), json.loads(what)) for name, what in found.items())
+
+    def _unlink(self, keys: Sequence[bytes]) -> int:
+        if self._stopped():
+            raise Conflict("stopped; it is resumed where it was left")
+        return int(self._redis.unlink(*keys)) if keys else 0
+
+    @contextmanager
+    def _lease(self, generation: RedisGeneration) -> Iterator[None]:
+        key = generation.key("lease")
+        if not self._redis.set(key, self._token, nx=True, px=LEASE_MS):
+            raise Conflict(f"another writer loads {generation.bundle} {generation.base} into redis")
+        try:
+            yield
+        finally:
+            # Not one step: a lease that is lost in between makes its new holder resume, which costs nothing. And a
+            # transaction would be refused when Redis is full. If this fails it expires by itself.
+            with suppress(redis.RedisError):
+                if self._redis.get(key) == self._token:
+                    self._redis.unlink(key)
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Errors of Redis in our words."""
+        where = f"redis at {self._address.url}"
+        try:
+            yield
+        except redis.WatchError:
+            raise Conflict(f"{where}: another writer took over and goes on from here") from None
+        except redis.OutOfMemoryError as error:
+            raise Overloaded(
+                f"{where} is full and evicts nothing: raise its maxmemory, or set maxmemory-policy allkeys-lfu ({error})"
+            ) from None
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            raise NotReady(f"{where} cannot be reached: {error}") from None
+        except redis.RedisError as error:
+            raise NotReady(f"{where} refused: {error}") from None
+
+
+class _Writer:
+    """Writes one generation while a lease is held."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        generation: RedisGeneration,
+        token: bytes,
+        wrote: Callable[[int], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._redis = client
+        self._generation = generation
+        self._token = token
+        self._wrote = wrote
+        self._stopped = stopped
+        self.progress = Progress.unpack(_bytes(client.get(generation.key("progress")))) or Progress()
+        self.count = 0
+
+    def marked(self) -> bool:
+        return bool(self._redis.exists(self._generation.key("mark")))
+
+    def mark(self, link: Bundle) -> None:
+        """All rows of a version are there."""
+        self._commit(mark=link)
+
+    def restart(self) -> None:
+        """Forget how far it was; rows stay until they are written anew."""
+        self.progress = Progress()
+        self._commit(gone=(self._generation.key("mark"),))
+
+    def apply(self, link: Bundle) -> None:
+        """Write the rows of a bundle, from where they were left."""
+        progress, version = self.progress, link.manifest.version
+        if progress.loading != version:
+            progress.loading, progress.table, progress.row = version, 0, 0
+        for index, name in enumerate(sorted(link.manifest.tables)):
+            if index < progress.table:
+                continue
+            table = link.table(name)
+            while progress.row < len(table.ids):
+                part = slice(progress.row, progress.row + CHUNK)
+                pairs = self._pairs(link, name, _part(table, part))
+                progress.row += len(pairs)
+                progress.rows += len(pairs)
+                self._commit(pairs)
+            progress.table, progress.row = index + 1, 0
+        progress.applied.append(version)
+        progress.loading, progress.table, progress.row = "", 0, 0
+        self._commit(mark=link)
+
+    def revert(self, kept: Sequence[Bundle], gone: Sequence[Bundle]) -> None:
+        """Give the rows that `gone` changed the values that `kept` (base first) has; ids it does not have leave."""
+        progress = self.progress
+        progress.applied = [link.manifest.version for link in kept]
+        progress.abandoned = [link.manifest.version for link in gone]
+        progress.loading, progress.table, progress.row = "", 0, 0
+        self._commit()
+        for name in sorted(kept[-1].manifest.tables):
+            ids = np.unique(np.concatenate([link.table(name).ids for link in gone]))
+            for link in reversed(kept):
+                table = link.table(name)
+                places = np.searchsorted(table.ids, ids)
+                held = places < len(table.ids)
+                held[held] = table.ids[places[held]] == ids[held]
+                picked = places[held]
+                for start in range(0, len(picked), CHUNK):
+                    self._commit(self._pairs(link, name, _part(table, picked[start : start + CHUNK])))
+                ids = ids[~held]
+            for start in range(0, len(ids), CHUNK):
+                self._commit(gone=self._keys(name, ids[start : start + CHUNK]))
+        progress.abandoned = []
+        self._commit(mark=kept[-1])
+
+    def _commit(self, rows: Mapping[bytes, bytes] = {}, gone: Sequence[bytes] = (), mark: Bundle | None = None) -> None:
+        """One transaction: rows, progress, lease; nothing of it when the lease is not ours any more.
+
+        Args:
+            gone: keys that leave. mark: the version that is all there with this.
+        """
+        if self._stopped():
+            raise Conflict("stopped; it is resumed where it was left")
+        lease = self._generation.key("lease")
+        with self._redis.pipeline() as pipe:
+            pipe.watch(lease)  # type: ignore[no-untyped-call]
+            if pipe.get(lease) != self._token:
+                raise redis.WatchError
+            pipe.multi()
+            if rows:
+                pipe.mset(rows)
+            if gone:
+                pipe.unlink(*gone)
+            if mark is not None:
+                pipe.set(
+                    self._generation.key("mark"), Mark(int(mark.manifest.version), mark.manifest.created_ms).pack()
+                )
+            pipe.set(self._generation.key("progress"), self.progress.pack())
+            pipe.pexpire(lease, LEASE_MS)
+            pipe.execute()
+        self.count += len(rows)
+        self._wrote(len(rows))
+
+    def _pairs(self, link: Bundle, name: str, table: Table) -> dict[bytes, bytes]:
+        info = link.manifest.tables[name]
+        layout = Layout(info.width, info.linear_default is not None, self._generation.format)
+        keys = table.ids ^ np.int64(salt_of(name))
+        raw = encode(layout, self._generation.digest, keys, table.rows, table.linear).tobytes()
+        size = layout.bytes
+        return {key: raw[i * size : (i + 1) * size] for i, key in enumerate(_keys(self._generation.prefix, keys))}
+
+    def _keys(self, name: str, ids: npt.NDArray[np.int64]) -> list[bytes]:
+        return _keys(self._generation.prefix, ids ^ np.int64(salt_of(name)))
+
+
+def _keys(prefix: bytes, keys: npt.NDArray[np.int64]) -> list[bytes]:
+    raw = np.empty((len(keys), KEY_BYTES), np.uint8)
+    raw[:, :PREFIX] = np.frombuffer(prefix, np.uint8)
+    raw[:, PREFIX:] = keys.astype("<i8").view(np.uint8).reshape(-1, 8)
+    flat = raw.tobytes()
+    return [flat[at : at + KEY_BYTES] for at in range(0, len(flat), KEY_BYTES)]
+
+
+def _bytes(raw: Any) -> bytes:
+    return raw if isinstance(raw, bytes) else b""
+
+
+def _part(table: Table, part: Any) -> Table:
+    linear = None if table.linear is None else table.linear[part]
+    return Table(table.ids[part], table.rows[part], table.counts[part], linear)
+
+
+def _common(left: Sequence[str], right: Sequence[str]) -> int:
+    count = 0
+    while count < min(len(left), len(right)) and left[count] == right[count]:
+        count += 1
+    return count
+
+
+def _pattern(prefix: bytes) -> bytes:
+    """A pattern of SCAN for keys that begin with these bytes."""
+    return b"".join(b"\\" + prefix[i : i + 1] for i in range(len(prefix))) + b"*"

@@ -1,0 +1,288 @@
+"""Connections to Redis for lookups: each request ends by its deadline, whatever the server does.
+
+redis-py serves everything that may wait (`RedisAddress.client`: loading, sweeping, figures). A lookup may not: a
+`Link` sends one MGET and reads its reply into an array up to a deadline, and is closed when it is late, for the answer
+that still comes belongs to nobody. `Links` keeps open ones; a thread of its own opens them and finds out whether a
+server that was down is back, so no request ever pays for connecting. Rows and their kernels: `redis_rows`.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import redis
+from redis.connection import parse_url
+
+from pipeline.clock import Clock
+from pipeline.embedding.breaker import CircuitBreaker
+from pipeline.embedding.redis_rows import DONE, KEY_BYTES, MORE, REFUSED, scan
+from pipeline.errors import BatonError, InvalidInput
+
+__all__ = ["Late", "Link", "Links", "RedisAddress", "Unusable"]
+
+SLACK = 64
+TICK = 0.02
+
+log = logging.getLogger(__name__)
+
+
+class Late(BatonError):
+    """Redis did not answer in time."""
+
+
+class Unusable(BatonError):
+    """Redis refused, closed the connection or answered what is not an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where a Redis is and how to get in.
+
+    Args:
+        url: `redis://HOST:PORT/DB`, `rediss://` for TLS, `unix:///PATH?db=DB`; without a password.
+        username, password: of ACLs, or a password alone.
+        ca: file of certificates to trust; None: the machine's.
+
+    Raises:
+        InvalidInput: the URL is none of these.
+    """
+
+    url: str
+    username: str = ""
+    password: str = field(default="", repr=False)
+    ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        parts = self._parts()
+        if "password" in parts or "username" in parts:
+            raise InvalidInput("the redis url must hold no user or password; name them apart from it", "url")
+
+    def client(self, timeout: float) -> redis.Redis:
+        """A redis-py client whose every call ends within `timeout` seconds of silence; for what is not a request."""
+        more: dict[str, Any] = {"ssl_ca_certs": str(self.ca)} if self.ca else {}
+        return redis.Redis.from_url(
+            self.url,
+            username=self.username or None,
+            password=self.password or None,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            protocol=2,
+            **more,
+        )
+
+    def connect(self, timeout: float) -> socket.socket:
+        """An authenticated connection on which PING was answered, each step within `timeout` seconds.
+
+        Raises:
+            OSError: nobody listens, or TLS fails. Unusable: the server refuses us.
+        """
+        parts = self._parts()
+        if "path" in parts:
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        else:
+            host, port = parts.get("host", "localhost"), parts.get("port", 6379)
+            made = socket.create_connection((host, port), timeout)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            made.settimeout(timeout)
+            if "path" in parts:
+                made.connect(parts["path"])
+            elif parts.get("connection_class") is redis.SSLConnection:
+                context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+                made = context.wrap_socket(made, server_hostname=host)
+            if self.password:
+                _say(made, b"+OK\r\n", "AUTH", *([self.username] if self.username else []), self.password)
+            if parts.get("db"):
+                _say(made, b"+OK\r\n", "SELECT", str(parts["db"]))
+            _say(made, b"+PONG\r\n", "PING")
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _parts(self) -> dict[str, Any]:
+        try:
+            parts: dict[str, Any] = parse_url(self.url)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise InvalidInput(f"redis url {self.url!r}: {error}", "url") from None
+        return parts
+
+
+def _say(made: socket.socket, wanted: bytes, *words: str) -> None:
+    raw = [word.encode() for word in words]
+    made.sendall(b"*%d\r\n" % len(raw) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in raw))
+    answer = b""
+    while not answer.endswith(b"\r\n"):
+        piece = made.recv(4096)
+        if not piece or len(answer) > 4096:
+            raise Unusable(f"redis closed the connection, or babbles, at {words[0]}")
+        answer += piece
+    if answer != wanted:
+        raise Unusable(f"redis answered {answer[:200]!r} to {words[0]}")
+
+
+class Link:
+    """One connection and the buffers of one lookup; used by one thread at a time."""
+
+    def __init__(self, made: socket.socket, clock: Clock) -> None:
+        self._socket = made
+        self._clock = clock
+        self.cells: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self.unique: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self.places: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self.starts: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self.sizes: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self.command: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self.reply: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self._state = np.zeros(2, np.int64)
+
+    def reserve(self, ids: int, value_bytes: int) -> None:
+        """Make room for a lookup of at most `ids` ids with values of at most `value_bytes`; empties `cells`."""
+        if len(self.unique) < ids:
+            size = 1 << max(9, ids - 1).bit_length()
+            self.cells = np.zeros(2 * size, np.int32)
+            self.unique = np.empty(size, np.int64)
+            self.places = np.empty(size, np.int32)
+            self.starts = np.empty(size + 1, np.int64)
+            self.sizes = np.empty(size + 1, np.int32)
+            self.command = np.empty((size + 1) * (KEY_BYTES + 7) + 4 * SLACK, np.uint8)
+        else:
+            self.cells.fill(0)
+        needed = len(self.starts) * (value_bytes + 16) + 4 * SLACK
+        if len(self.reply) < needed:
+            self.reply = np.empty(needed, np.uint8)
+
+    def ask(self, size: int, values: int, deadline: float) -> None:
+        """Send `command[:size]`, read `values` values: places into `starts` and `sizes`, bytes into `reply`.
+
+        Raises:
+            Late: not all of it by `deadline` (monotonic seconds). Unusable: an error, or no answer to an MGET.
+            After either the link is of no use.
+        """
+        state, reply = self._state, self.reply
+        starts, sizes = self.starts[:values], self.sizes[:values]
+        state[:] = 0
+        filled = 0
+        try:
+            self._socket.settimeout(self._left(deadline))
+            self._socket.sendall(self.command[:size].data)
+            while True:
+                self._socket.settimeout(self._left(deadline))
+                got = self._socket.recv_into(reply[filled:].data)
+                if got == 0:
+                    raise Unusable("redis closed the connection")
+                filled += got
+                found = scan(reply, filled, state, starts, sizes)
+                if found == DONE:
+                    return
+                if found == REFUSED:
+                    raise Unusable(f"redis refused: {reply[: min(filled, 200)].tobytes()!r}")
+                if found != MORE or filled == len(reply):
+                    raise Unusable("redis answered what is not an answer to MGET")
+        except TimeoutError:
+            raise Late("redis did not answer in time") from None
+        except OSError as error:
+            raise Unusable(f"redis: {error}") from None
+
+    def _left(self, deadline: float) -> float:
+        left = deadline - self._clock.monotonic()
+        if left <= 0:
+            raise Late("redis did not answer in time")
+        return left
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Links:
+    """Open links to one Redis, at most `most`, and the thread that opens them.
+
+    Args:
+        breaker: decides when to look whether a server that failed is back.
+        timeout: seconds that each step of connecting may take.
+    """
+
+    def __init__(self, address: RedisAddress, breaker: CircuitBreaker, clock: Clock, *, most: int, timeout: float):
+        self._address = address
+        self._breaker = breaker
+        self._clock = clock
+        self._permits: deque[None] = deque([None] * most)  # to open one more link
+        self._timeout = timeout
+        self._idle: deque[Link] = deque()
+        self._wanted = threading.Event()
+        self._stop = threading.Event()
+        self._complaint = ""
+        self._open()
+        self._thread = threading.Thread(target=self._run, name="redis-connect", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Link | None:
+        """An open link, or None when there is none at the moment; a new one is then being opened."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            self._wanted.set()
+            return None
+
+    def give(self, link: Link) -> None:
+        """Back after a whole answer."""
+        self._idle.append(link)
+
+    def drop(self, link: Link) -> None:
+        """Close a link whose answer was late or wrong."""
+        link.close()
+        self._permits.append(None)
+        self._wanted.set()
+
+    def close(self) -> None:
+        """End the thread and close what is idle."""
+        self._stop.set()
+        self._wanted.set()
+        self._thread.join(self._timeout * 4 + 1)
+        while self._idle:
+            self._idle.pop().close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if self._breaker.state == "open":
+                self._stop.wait(TICK)
+                if self._breaker.due():
+                    # Links from before may lead to a server that is gone, so the probe is a new one.
+                    while self._idle:
+                        self.drop(self._idle.pop())
+                    self._breaker.probed(self._open())
+            elif self._wanted.wait(1.0):
+                self._wanted.clear()
+                if not self._stop.is_set() and not self._open():
+                    self._breaker.failed()
+                    self._stop.wait(TICK)
+                    self._wanted.set()
+
+    def _open(self) -> bool:
+        """Open one link; True when there was no need or it is there."""
+        try:
+            self._permits.pop()
+        except IndexError:
+            return True
+        try:
+            link = Link(self._address.connect(self._timeout), self._clock)
+        except (OSError, Unusable) as error:
+            self._permits.append(None)
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.warning("redis at %s cannot be used: %s", self._address.url, error)
+            return False
+        if self._complaint:
+            self._complaint = ""
+            log.warning("redis at %s answers again", self._address.url)
+        self._idle.append(link)
+        return True
