@@ -2,6 +2,7 @@
 
     manifest.json            what it is, and the SHA-256 of every other file
     dense.onnx               `embeddings`, `linear`, `numbers` -> `logit`
+    context.onnx             the same logit from inputs that keep the context once per request (optional)
     tables/T.safetensors     ids int64 [V] sorted and unique, rows [V, d], counts int64 [V], scales float32 [V] of int8
     tables/T.linear.safetensors   the same ids' weights, rows [V, 1], where the architecture has a weight per id
     training/*.safetensors   what training goes on from; without it the model is frozen
@@ -39,6 +40,7 @@ __all__ = ["Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "S
 
 MANIFEST = "manifest.json"
 DENSE = "dense.onnx"
+CONTEXT = "context.onnx"
 LINEAR = ".linear"
 _DTYPES = {name: np.dtype(f"<{kind}") for name, kind in (
     ("I64", "i8"), ("I32", "i4"), ("I8", "i1"), ("F64", "f8"), ("F32", "f4"), ("F16", "f2"),
@@ -324,7 +326,10 @@ class Bundle:
         for needed in [DENSE, *(f"tables/{t}.safetensors" for t in self.manifest.tables)]:
             self.file(needed)
         if verify:
-            check_graph(self.path / DENSE, self.manifest.model_schema, linear=self.manifest.linear)
+            schema, linear = self.manifest.model_schema, self.manifest.linear
+            check_graph(self.path / DENSE, schema, linear=linear)
+            if CONTEXT in self.manifest.files:
+                check_graph(self.path / CONTEXT, schema, linear=linear, split=True)
 
 
 class BundleWriter:

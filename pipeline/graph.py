@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto
 
 from pipeline.errors import BundleError
+from pipeline.inputs import ARRAYS, REQUEST, Layout
 from pipeline.schema import Schema
 
 __all__ = ["check_graph", "inputs_of"]
@@ -15,8 +17,14 @@ __all__ = ["check_graph", "inputs_of"]
 _DOMAINS = {"", "ai.onnx"}
 
 
-def check_graph(path: Path, schema: Schema, *, linear: bool) -> None:
+def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False) -> None:
     """Hold a network's graph against the schema.
+
+    Args:
+        path: of the ONNX file.
+        schema: with widths set.
+        linear: whether the network has a weight per id.
+        split: whether it reads the split layout (context.onnx).
 
     Raises:
         BundleError: it cannot be parsed, uses custom operators or external data, or has other inputs or outputs.
@@ -27,7 +35,7 @@ def check_graph(path: Path, schema: Schema, *, linear: bool) -> None:
         raise BundleError(f"{path} is not an ONNX file: {error}", path.name) from None
     for graph in _graphs(model):
         for tensor in graph.initializer:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            if tensor.data_location == TensorProto.EXTERNAL:
                 raise BundleError(
                     f"{path}: tensor {tensor.name!r} is stored outside the file; export it inside", path.name
                 )
@@ -38,25 +46,37 @@ def check_graph(path: Path, schema: Schema, *, linear: bool) -> None:
                 "only standard ONNX operators are served",
                 path.name,
             )
-    wanted = inputs_of(schema, linear=linear)
-    found = {value.name for value in model.graph.input} - {t.name for t in model.graph.initializer}
-    if found != set(wanted):
+    wanted = inputs_of(schema, linear=linear, split=split)
+    weights = {t.name for t in model.graph.initializer}
+    found = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in weights}
+    if set(found) != set(wanted):
         raise BundleError(f"{path}: inputs are {sorted(found)}; the schema needs {sorted(wanted)}", path.name)
+    for name, columns in wanted.items():
+        kind = TensorProto.INT64 if name == REQUEST else TensorProto.FLOAT
+        shape = [dim.dim_value for dim in found[name].shape.dim]
+        if (
+            found[name].elem_type != kind
+            or len(shape) != (1 if name == REQUEST else 2)
+            or shape[-1] not in (0, columns)
+        ):
+            wants = "int64 [n]" if name == REQUEST else f"float32 [n, {columns}]"
+            raise BundleError(f"{path}: input {name!r} is not {wants}, as the schema needs", path.name)
     outputs = [value.name for value in model.graph.output]
     if outputs != ["logit"]:
         raise BundleError(f"{path}: outputs are {outputs}; exactly one, 'logit' [n], is needed", path.name)
 
 
-def inputs_of(schema: Schema, *, linear: bool) -> dict[str, int]:
-    """The network's inputs and their widths: `embeddings`, `linear` and `numbers`, each where the schema has such fields."""
+def inputs_of(schema: Schema, *, linear: bool, split: bool = False) -> dict[str, int]:
+    """The network's inputs and their columns: `embeddings`, `linear` and `numbers`, each where the schema has such fields.
+
+    In the split layout there are two of each, `context_` and `candidate_`, and `request`, which is a vector.
+    """
     inputs = {}
-    if schema.embedded:
-        inputs["embeddings"] = schema.embedding_width
-        if linear:
-            inputs["linear"] = len(schema.embedded)
-    if schema.numbers:
-        inputs["numbers"] = len(schema.numbers)
-    return inputs
+    for block in (Layout.split(schema) if split else Layout.full(schema)).blocks:
+        for name, columns in zip(ARRAYS, block.widths, strict=True):
+            if columns and (linear or name != "linear"):
+                inputs[block.prefix + name] = columns
+    return inputs | ({REQUEST: 0} if split else {})
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:

@@ -17,10 +17,14 @@ import numpy.typing as npt
 
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["Block", "Columns", "DenseInputs", "Layout"]
+__all__ = ["ARRAYS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+
+ARRAYS = ("embeddings", "linear", "numbers")
+"""Names of a block's arrays."""
+REQUEST = "request"
 
 Role = Literal["context", "candidate"]
 

@@ -6,6 +6,7 @@ initialisers, which carry the names of the network's parameters. It knows nothin
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import warnings
@@ -20,14 +21,34 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from pipeline.bundle import CONTEXT, DENSE
 from pipeline.errors import BundleError
 from pipeline.graph import inputs_of
+from pipeline.inputs import REQUEST
 from pipeline.schema import Schema
-from transfer.network import Network
+from transfer.network import Network, SplitNetwork
 
-__all__ = ["DenseGraph", "graph_weights"]
+__all__ = ["DenseGraph", "graph_weights", "trace"]
 
 OPSET = 17
+
+
+def trace(network: Network, schema: Schema) -> dict[str, DenseGraph]:
+    """The graphs of a network by the bundle's file: dense.onnx, and context.onnx where the architecture can split.
+
+    Args:
+        network: to export.
+        schema: with widths set.
+
+    Raises:
+        InvalidInput: the architecture's `forward_split` gives other logits than its `forward`.
+    """
+    graphs = {DENSE: DenseGraph(network, schema)}
+    if type(network.body).can_split() and len({f.role for f in schema.fields}) > 1:
+        split = SplitNetwork(network, schema)
+        split.check()
+        graphs[CONTEXT] = DenseGraph(split, schema)
+    return graphs
 
 
 class DenseGraph:
@@ -38,21 +59,23 @@ class DenseGraph:
         schema: with widths set.
     """
 
-    def __init__(self, network: Network, schema: Schema) -> None:
-        self._schema = schema
-        self._inputs = inputs_of(schema, linear=network.uses_linear)
-        self._model = self._trace(network)
+    def __init__(self, network: Network | SplitNetwork, schema: Schema) -> None:
+        self._network = network
+        split = isinstance(network, SplitNetwork)
+        self._plain = network.network if isinstance(network, SplitNetwork) else network
+        self._inputs = inputs_of(schema, linear=self._plain.uses_linear, split=split)
+        self._model = self._trace()
         known, held = set(_weights(network)), {t.name for t in self._model.graph.initializer}
         # A user's architecture may turn weights into other constants while it is traced; then only a new trace is right.
         self.refillable = held <= known and {name for name, _ in network.named_parameters()} <= held
         """Whether publishing again only has to write the weights."""
 
-    def write(self, network: Network) -> bytes:
+    def write(self) -> bytes:
         """The file's bytes with the network's present weights."""
         if not self.refillable:
-            self._model = self._trace(network)
+            self._model = self._trace()
             return bytes(self._model.SerializeToString())
-        weights = _weights(network)
+        weights = _weights(self._network)
         for tensor in self._model.graph.initializer:
             array = weights[tensor.name].detach().cpu().contiguous().numpy()
             if list(array.shape) != list(tensor.dims):
@@ -62,32 +85,40 @@ class DenseGraph:
             tensor.raw_data = array.tobytes()
         return bytes(self._model.SerializeToString())
 
-    def _trace(self, network: Network) -> onnx.ModelProto:
-        examples = {name: torch.zeros(2, width) for name, width in self._inputs.items()}
-        arguments = tuple(examples.get(name) for name in ("embeddings", "linear", "numbers"))
-        names = [name for name in ("embeddings", "linear", "numbers") if name in examples]
-        training = network.training
+    def _trace(self) -> onnx.ModelProto:
+        network = self._network
+        # Two requests of two candidates each.
+        examples = {
+            n: torch.tensor([0, 0, 1, 1]) if n == REQUEST else torch.zeros(4, w) for n, w in self._inputs.items()
+        }
+        examples |= {n: e[:2] for n, e in examples.items() if n.startswith("context_")}
+        order = inspect.signature(network.forward).parameters
+        arguments = tuple(examples.get(name) for name in order)
+        names = [name for name in order if name in examples]
+        rows = {name: "r" if name.startswith("context_") else "n" for name in [*names, "logit"]}
+        training = self._plain.training
         network.eval()
         buffer = io.BytesIO()
         try:
             # The TorchScript exporter keeps parameters as initialisers under their own names, which is the point here;
-            # the newer one takes seconds and writes several times as many nodes for the same network.
+            # the newer one takes seconds and writes several times as many nodes for the same network. Initialisers as
+            # inputs, or two weights that happen to be equal now would become one.
             with _quiet():
                 torch.onnx.export(
                     network, arguments, cast(Any, buffer), dynamo=False, opset_version=OPSET, do_constant_folding=False,
                     input_names=names, output_names=["logit"],
-                    dynamic_axes={name: {0: "n"} for name in [*names, "logit"]},
+                    dynamic_axes={name: {0: dim} for name, dim in rows.items()}, keep_initializers_as_inputs=True,
                 )  # fmt: skip
         finally:
             network.train(training)
         model = onnx.load_from_string(buffer.getvalue())
-        given = {value.name for value in model.graph.input}
-        for (
-            name
-        ) in names:  # inputs that the architecture ignores are dropped by the exporter, yet every caller sends them
-            if name not in given:
-                shape: list[str | int | None] = ["n", self._inputs[name]]
-                model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        traced = {value.name: value for value in model.graph.input}
+        del model.graph.input[:]
+        for name in names:
+            kind = TensorProto.INT64 if name == REQUEST else TensorProto.FLOAT
+            shape: list[str | int | None] = [rows[name]] if name == REQUEST else [rows[name], self._inputs[name]]
+            # Inputs that the architecture ignores are dropped by the exporter, yet every caller sends them.
+            model.graph.input.append(traced.get(name) or helper.make_tensor_value_info(name, kind, shape))
         return model
 
 

@@ -22,7 +22,7 @@ from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
 from pipeline.versions import Repository
-from transfer.export import DenseGraph
+from transfer.export import DenseGraph, trace
 from transfer.loss import distillation_loss
 from transfer.model_state import load_into, state_of
 from transfer.model_zoo import resolve
@@ -80,7 +80,7 @@ class ClickModel:
         """The last batch's logits, float32 `[n]`, from before it was trained on."""
         self.pending_batches = 0
         self.pending_rows = 0
-        self._graph: DenseGraph | None = None
+        self._graphs: dict[str, DenseGraph] = {}
 
     @classmethod
     def create(
@@ -292,8 +292,7 @@ class ClickModel:
         Writing it (`transfer.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
         the version counts as published.
         """
-        if self._graph is None:
-            self._graph = DenseGraph(self.network, self.schema)
+        self._graphs = self._graphs or trace(self.network, self.schema)
         slots = None if full else self.tables.touched()
         header, arrays = self.state_dict() if training else (None, {})
         return Snapshot(
@@ -301,7 +300,7 @@ class ClickModel:
             hyperparameters={"width": self.width, **self.hyperparameters},
             schema=self.schema,
             calibration=self.calibration,
-            dense=self._graph.write(self.network),
+            networks={name: graph.write() for name, graph in self._graphs.items()},
             tables={name: self.tables.export(name, slots) for name in self.tables.names},
             defaults={
                 name: (

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError, InvalidInput
+from pipeline.inputs import Layout
 from pipeline.schema import Schema
 from transfer.model_zoo import resolve
+from transfer.model_zoo.split import Half, Halves
 
-__all__ = ["Network", "NumberTransform"]
+__all__ = ["Network", "NumberTransform", "SplitNetwork"]
 
 
 class NumberTransform(nn.Module):
@@ -51,7 +53,7 @@ class NumberTransform(nn.Module):
         if bool(infinite.any()):
             name = self._names[int(infinite.nonzero()[0])]
             raise DataError(f"number {name!r} is infinite; leave the value empty where it is missing", name)
-        x = self._transform(x).double()
+        x = _transformed(x, self.logged).double()
         known = ~torch.isnan(x)
         count = known.sum(0).clamp(min=1)
         filled = torch.where(known, x, torch.zeros_like(x))
@@ -60,15 +62,20 @@ class NumberTransform(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.ones_like(deviation)))
 
-    def forward(self, numbers: Tensor) -> Tensor:
+    def forward(self, numbers: Tensor, columns: Tensor | None = None) -> Tensor:
+        """All numbers `[n, M]`, or some columns of them, int64 `[k]`, given as `[n, k]`."""
+        mean, scale, logged = (
+            t if columns is None else t.index_select(0, columns) for t in (self.mean, self.scale, self.logged)
+        )
         missing = torch.isnan(numbers)
-        value = (self._transform(numbers) - self.mean) * self.scale
+        value = (_transformed(numbers, logged) - mean) * scale
         return torch.cat([torch.where(missing, torch.zeros_like(value), value), missing.to(value.dtype)], 1)
 
-    def _transform(self, numbers: Tensor) -> Tensor:
-        # Mixed by weights instead of a branch: NaN stays NaN either way and the graph stays short.
-        logged = torch.sign(numbers) * torch.log(1.0 + torch.abs(numbers))
-        return torch.where(self.logged > 0, logged, numbers)
+
+def _transformed(numbers: Tensor, logged: Tensor) -> Tensor:
+    # Mixed by weights instead of a branch: NaN stays NaN either way and the graph stays short.
+    by_log = torch.sign(numbers) * torch.log(1.0 + torch.abs(numbers))
+    return torch.where(logged > 0, by_log, numbers)
 
 
 class Network(nn.Module):
@@ -106,3 +113,91 @@ class Network(nn.Module):
     def _logit(self, vectors: Tensor, linear: Tensor | None, numbers: Tensor) -> Tensor:
         logit: Tensor = self.body(vectors, linear, numbers)
         return logit
+
+
+class SplitNetwork(nn.Module):
+    """The same logits from inputs whose context is kept once per request (`pipeline.inputs`, split layout).
+
+    Args:
+        network: whose weights it uses; its architecture can split.
+        schema: with widths set, and fields of both roles.
+    """
+
+    def __init__(self, network: Network, schema: Schema) -> None:
+        super().__init__()
+        self.network = network
+        vectors, numbers = network.fields * network.width, len(schema.numbers)
+        for block in Layout.split(schema).blocks:
+            fields = np.flatnonzero(block.places >= 0)
+            raw = np.flatnonzero(block.numbers >= 0)
+            weights = np.concatenate([raw, raw + numbers])
+            columns = np.concatenate([fields.repeat(network.width) * network.width, vectors + weights])
+            columns[: len(fields) * network.width] += np.tile(np.arange(network.width), len(fields))
+            for name, index in (("fields", fields), ("raw", raw), ("weights", weights), ("columns", columns)):
+                self.register_buffer(block.prefix + name, torch.from_numpy(index), persistent=False)
+
+    def forward(
+        self,
+        context_embeddings: Tensor | None = None,
+        context_linear: Tensor | None = None,
+        context_numbers: Tensor | None = None,
+        candidate_embeddings: Tensor | None = None,
+        candidate_linear: Tensor | None = None,
+        candidate_numbers: Tensor | None = None,
+        request: Tensor | None = None,
+    ) -> Tensor:
+        """Logits `[n]`; an input without columns is None. `request` int64 `[n]`: the context row of each candidate."""
+        assert request is not None
+        context = self._half("context_", context_embeddings, context_linear, context_numbers)
+        candidates = self._half("candidate_", candidate_embeddings, candidate_linear, candidate_numbers)
+        logit: Tensor = self.network.body.forward_split(Halves(context, candidates, request))
+        return logit
+
+    def check(self) -> None:
+        """Hold `forward_split` against `forward` on random rows of three requests.
+
+        Raises:
+            InvalidInput: they give different logits.
+        """
+        network, draw = self.network, torch.Generator().manual_seed(0)
+        first, request = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 1, 2, 2, 2])
+        numbers = len(self.get_buffer("context_raw")) + len(self.get_buffer("candidate_raw"))
+        whole: dict[str, Tensor] = {}
+        halves: dict[str, Tensor | None] = {}
+        for name, columns, shape in (
+            ("embeddings", "fields", (network.fields, network.width)),
+            ("linear", "fields", (network.fields,)),
+            ("numbers", "raw", (numbers,)),
+        ):
+            rows = torch.randn(6, *shape, generator=draw)
+            shared, own = self.get_buffer("context_" + columns), self.get_buffer("candidate_" + columns)
+            rows[:, shared] = rows[first][:, shared][request]
+            halves["context_" + name] = rows[first][:, shared].flatten(1) if len(shared) else None
+            halves["candidate_" + name] = rows[:, own].flatten(1) if len(own) else None
+            whole[name] = rows.flatten(1)
+        training = network.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                expected, found = network(**whole), self(**halves, request=request)
+        finally:
+            self.train(training)
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+            raise InvalidInput(
+                f"architecture {type(network.body).__name__}: forward_split gives {found.tolist()} where forward gives "
+                f"{expected.tolist()}; correct it, or remove it to serve unsplit",
+                "arch",
+            )
+
+    def _half(self, prefix: str, embeddings: Tensor | None, linear: Tensor | None, numbers: Tensor | None) -> Half:
+        fields, raw, weights, columns = (
+            self.get_buffer(prefix + name) for name in ("fields", "raw", "weights", "columns")
+        )
+        some = embeddings if embeddings is not None else numbers
+        assert some is not None
+        rows, transform = some.shape[0], self.network.transform
+        none = some.new_zeros(rows, 0)
+        shape = (len(fields), self.network.width)
+        vectors = some.new_zeros(rows, *shape) if embeddings is None else embeddings.view(-1, *shape)
+        values = none if numbers is None or transform is None else transform(numbers, raw)
+        return Half(vectors, none if linear is None else linear, values, fields, columns, weights)

@@ -42,7 +42,7 @@ class Snapshot:
     hyperparameters: dict[str, Any]
     schema: Schema
     calibration: Calibration
-    dense: bytes
+    networks: dict[str, bytes]
     tables: dict[str, Table]
     defaults: dict[str, tuple[tuple[float, ...], float | None]]
     full: bool
@@ -112,7 +112,8 @@ def write_snapshot(
     )
     with BundleWriter(path) as writer:
         if manifest.servable:
-            writer.path(DENSE).write_bytes(snapshot.dense)
+            for file_name, network in snapshot.networks.items():
+                writer.path(file_name).write_bytes(network)
             for table_name, table in snapshot.tables.items():
                 writer.table(table_name, table)
             if snapshot.header is not None:

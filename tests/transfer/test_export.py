@@ -4,10 +4,10 @@ import pytest
 import torch
 from small_log import SCHEMA, SmallLog
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import DENSE, Bundle
 from pipeline.features import Rows
 from pipeline.schema import FieldSpec, Schema
-from transfer.export import DenseGraph
+from transfer.export import DenseGraph, trace
 from transfer.model import ClickModel
 from transfer.model_zoo import ZOO, Architecture
 
@@ -47,14 +47,15 @@ def test_onnx_scores_are_pytorchs(arch, tmp_path):
     model = ClickModel.create(SCHEMA, arch, 8, seed=3)
     model.fit_numbers(chunk.rows)
     rows = hard_rows()
-    graph = DenseGraph(model.network, model.schema)
-    assert graph.refillable
+    graphs = trace(model.network, model.schema)
+    graph = graphs[DENSE]
+    assert all(g.refillable for g in graphs.values())
     for _ in range(2):  # the second time only the weights are new
         model.step(chunk.rows, chunk.labels)
         model.tables.default_to_mean()
-        np.testing.assert_allclose(onnx_logits(model, graph.write(model.network), rows), model.logits(rows), atol=1e-5)
+        np.testing.assert_allclose(onnx_logits(model, graph.write(), rows), model.logits(rows), atol=1e-5)
     one = rows.slice(0, 1)
-    np.testing.assert_allclose(onnx_logits(model, graph.write(model.network), one), model.logits(one), atol=1e-5)
+    np.testing.assert_allclose(onnx_logits(model, graph.write(), one), model.logits(one), atol=1e-5)
     Bundle.open(model.save_bundle(tmp_path / "b", "m").path, verify=True)  # the graph passes every check
 
 
@@ -64,7 +65,7 @@ def test_a_schema_without_numbers():
     for arch in ZOO:
         model = ClickModel.create(schema, arch, 4, seed=1)
         model.step(rows, np.array([0, 1]))
-        graph = DenseGraph(model.network, model.schema).write(model.network)
+        graph = DenseGraph(model.network, model.schema).write()
         np.testing.assert_allclose(onnx_logits(model, graph, rows), model.logits(rows), atol=1e-5)
 
 
@@ -75,4 +76,4 @@ def test_weights_that_are_not_initialisers_are_traced_again():
     graph = DenseGraph(model.network, model.schema)
     with torch.no_grad():
         model.network.body.w.fill_(3.0)
-    np.testing.assert_allclose(onnx_logits(model, graph.write(model.network), rows), model.logits(rows), atol=1e-5)
+    np.testing.assert_allclose(onnx_logits(model, graph.write(), rows), model.logits(rows), atol=1e-5)

@@ -5,10 +5,13 @@ It knows nothing of ids, tables, logs or files; those are `transfer.tables` and 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transfer.model_zoo.split import Halves
 
 __all__ = ["Architecture", "mlp"]
 
@@ -37,6 +40,20 @@ class Architecture(nn.Module):
         """Logits float32 `[n]` of embeddings `[n, F, d]`, linear `[n, F]` (None unless `uses_linear`) and numbers
         `[n, numbers]`, standardised and free of NaN."""
         raise NotImplementedError
+
+    def forward_split(self, rows: Halves) -> Tensor:
+        """The same logits `[n]` of rows whose context is kept once per request.
+
+        Optional: an architecture that has it is also exported as context.onnx, which serves requests whose candidates
+        share their context. It counts only where it stands beside the `forward` whose logits it gives (`can_split`).
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def can_split(cls) -> bool:
+        """Whether the class that defines `forward` defines `forward_split` too."""
+        owners = [next(k for k in cls.__mro__ if name in vars(k)) for name in ("forward", "forward_split")]
+        return owners[0] is owners[1] and owners[0] is not Architecture
 
     def dense_input(self, embeddings: Tensor, numbers: Tensor) -> Tensor:
         """Vectors and numbers of a row side by side, `[n, F * d + numbers]`."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from transfer.model_zoo.architecture import Architecture, FirstOrder, mlp, pairwise
+from transfer.model_zoo.split import Halves
 
 __all__ = ["DeepFM"]
 
@@ -28,3 +29,6 @@ class DeepFM(Architecture):
         wide = self.first(linear, numbers) + pairwise(embeddings)
         logit: Tensor = wide + self.deep(self.dense_input(embeddings, numbers)).squeeze(1)
         return logit
+
+    def forward_split(self, rows: Halves) -> Tensor:
+        return rows.first_order(self.first) + rows.pairwise() + rows.mlp(self.deep).squeeze(1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from transfer.model_zoo.architecture import Architecture, mlp
+from transfer.model_zoo.split import Halves
 
 __all__ = ["DNN"]
 
@@ -23,3 +24,6 @@ class DNN(Architecture):
     def forward(self, embeddings: Tensor, linear: Tensor | None, numbers: Tensor) -> Tensor:
         logit: Tensor = self.deep(self.dense_input(embeddings, numbers)).squeeze(1)
         return logit
+
+    def forward_split(self, rows: Halves) -> Tensor:
+        return rows.mlp(self.deep).squeeze(1)

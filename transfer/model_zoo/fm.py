@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from transfer.model_zoo.architecture import Architecture, FirstOrder, pairwise
+from transfer.model_zoo.split import Halves
 
 __all__ = ["FM"]
 
@@ -22,3 +23,6 @@ class FM(Architecture):
         assert linear is not None
         logit: Tensor = self.first(linear, numbers) + pairwise(embeddings)
         return logit
+
+    def forward_split(self, rows: Halves) -> Tensor:
+        return rows.first_order(self.first) + rows.pairwise()

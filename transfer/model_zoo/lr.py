@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from transfer.model_zoo.architecture import Architecture, FirstOrder
+from transfer.model_zoo.split import Halves
 
 __all__ = ["LR"]
 
@@ -26,3 +27,6 @@ class LR(Architecture):
         assert linear is not None
         logit: Tensor = self.first(linear, numbers)
         return logit
+
+    def forward_split(self, rows: Halves) -> Tensor:
+        return rows.first_order(self.first)
