@@ -2,8 +2,8 @@
 
 The expected wait is Little's law on the measured service: the work that is queued, over the rate at which the workers
 do it (`ServiceTime`), times what waits turned out to be against what was expected. An event is refused when wait and
-own work exceed the time that its deadline leaves. A queue that stands, one that has not been empty for `INTERVAL`, is
-no burst but overload: then half of that time is allowed, which keeps what is let in well inside its deadline. That a
+own work exceed `BURST_SHARE` of the time that its deadline leaves. A queue that stands, one that has not been empty for
+`INTERVAL`, is no burst but overload: then it is half, which keeps what is let in well inside its deadline. That a
 standing queue and not its length is the sign, and the interval, are from CoDel (Nichols and Jacobson, "Controlling
 Queue Delay", ACM Queue 2012); its use for requests, told by when the queue was last empty, from Maurer, "Fail at
 Scale", ACM Queue 2015. Their fixed target of 5 ms is not: for a server whose callers give deadlines, a queue is too long
@@ -21,7 +21,9 @@ from collections.abc import Callable
 __all__ = ["INTERVAL", "Admission", "ServiceTime"]
 
 INTERVAL = 0.1
+BURST_SHARE = 0.8
 STANDING_SHARE = 0.5
+TELLING = 4
 RETRY_SECONDS = (0.01, 10.0)
 DECAY = 0.95
 WEIGHT_OF_NEW = 0.05
@@ -108,21 +110,24 @@ class Admission:
         self._filled = math.inf
 
     def waited(self, estimate: float, seconds: float) -> None:
-        """An event left the queue for a worker after so long; `estimate` is what `wait` said when it came."""
+        """An event left the queue for a worker after so long; `estimate` is what `admit` said when it came."""
         if estimate > 0:
-            found = min(max(seconds / estimate * self._stretch, STRETCH[0]), STRETCH[1])
+            found = min(max(seconds / estimate, STRETCH[0]), STRETCH[1])
             self._stretch += (found - self._stretch) * WEIGHT_OF_NEW
 
     def wait(self, events: int, rows: int) -> float:
         """Seconds that an event behind so many others, with so many rows, is expected to wait."""
-        return (events * self.per_event + rows * self.per_row) / self._workers * self._stretch
+        return self._work(events, rows) * self._stretch
+
+    def _work(self, events: int, rows: int) -> float:
+        return (events * self.per_event + rows * self.per_row) / self._workers
 
     def standing(self, now: float) -> bool:
         """Whether the queue is long because of overload rather than of a burst."""
         return now - self._filled > INTERVAL or now - self._refused < INTERVAL
 
     def admit(self, now: float, deadline: float, events: int, rows: int, own_rows: int) -> tuple[bool, float]:
-        """Whether to let an event in, and how long it is expected to wait.
+        """Whether to let an event in, and the seconds of work before it (0: too short a queue to learn from).
 
         Args:
             deadline: of the event.
@@ -131,14 +136,15 @@ class Admission:
         """
         left = deadline - now
         self._allow(left)
-        wait = self.wait(events, rows)
         if not events:
-            return True, wait
+            return True, 0.0
+        work = self._work(events, rows)
+        wait = work * self._stretch
         service = self.per_event + own_rows * self.per_row
-        if wait + service <= (left * STANDING_SHARE if self.standing(now) else left):
-            return True, wait
+        if wait + service <= left * (STANDING_SHARE if self.standing(now) else BURST_SHARE):
+            return True, work if events >= TELLING * self._workers else 0.0
         self._refused = now
-        return False, wait
+        return False, work
 
     def _allow(self, left: float) -> None:
         if left > self._budget:

@@ -113,7 +113,7 @@ class Ticket:
         done: called once, when it leaves, from any thread.
         level: index of its priority, 0 being the most important.
         expires: when it leaves the queue unanswered; demoted: when it goes behind the others.
-        estimate: seconds that it was expected to wait.
+        estimate: seconds of work before it when it came, where that says something.
         waits: by run, how many others that run still waits for; empty where the plan is one run.
         left: runs that it still has to go through; 0: it has left the engine.
     """

@@ -60,7 +60,7 @@ class Engine:
         self._runs = compiled.runs
         self._steps = compiled.steps
         self._joins = [run.joins for run in self._runs]
-        self._batched = self._runs[0].batched
+        self._batched = any(run.batched for run in self._runs)  # those behind the first get what it takes together
         self._now = (clock or SystemClock()).monotonic
         self._inline_rows = inline_rows
         self._lock = threading.Lock()
@@ -254,7 +254,7 @@ class Engine:
         if admitted:
             return None
         meter.reject("overloaded")
-        return self._overloaded(level, f"the wait would be {ticket.estimate:.3f} s, longer than the deadline allows")
+        return self._overloaded(level, "the deadline would pass before its turn")
 
     def _overloaded(self, level: int, why: str = "") -> Overloaded:
         events, rows = self._queue.ahead(level)
