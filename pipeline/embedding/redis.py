@@ -142,12 +142,11 @@ class RedisTier:
         if source.clock.monotonic() >= deadline:
             counts.late += 1
             return "late"
-        if not source.breaker.allow():
-            counts.open += 1
-            return "open"
-        link = source.links.take()
-        if link is None:
-            source.breaker.failed()
+        # No link at hand is no failure: more lookups at a time than links, or one that is being opened again.
+        link = source.links.take() if source.breaker.state != "open" else None
+        if link is None or not source.breaker.allow():
+            if link is not None:
+                source.links.give(link)
             counts.open += 1
             return "open"
         try:

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import redis
+from redis.backoff import NoBackoff
 from redis.connection import parse_url
+from redis.retry import Retry
 
 from pipeline.clock import Clock
 from pipeline.embedding.breaker import CircuitBreaker
@@ -76,6 +78,7 @@ class RedisAddress:
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             protocol=2,
+            retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]  # callers have their own ways to go on
             **more,
         )
 
@@ -221,7 +224,8 @@ class Links:
         self._wanted = threading.Event()
         self._stop = threading.Event()
         self._complaint = ""
-        self._open()
+        while self._permits and self._open():
+            pass
         self._thread = threading.Thread(target=self._run, name="redis-connect", daemon=True)
         self._thread.start()
 

@@ -39,7 +39,7 @@ class RedisProcess:
         until = time.monotonic() + LIMIT
         while True:
             try:
-                with redis.Redis(unix_socket_path=str(self.socket), protocol=2) as client:
+                with RedisAddress(f"unix://{self.socket}").client(1.0) as client:
                     client.ping()
                 return self
             except redis.AuthenticationError:
