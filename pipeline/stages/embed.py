@@ -13,6 +13,7 @@ class Embed:
     name = "embed"
     consumes = ("features", "model")
     produces = ("dense",)
+    thread_bound = ("dense",)
 
     def run(self, event: Event) -> None:
         assert event.model is not None

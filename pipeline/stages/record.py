@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 class Record:
     """Packs one `PredictionRecord` per answer and offers the bytes.
 
+    What is recorded are the model's own scores, before any stage rewrites them: labels, bias and the other arm's scores
+    are held against what the model said, not against what the page was then ordered by.
+
     Args:
         clock: of the record's time.
         sink: takes a packed record without waiting; False when it had to drop it.
@@ -30,6 +33,7 @@ class Record:
     name = "record"
     consumes = ("features", "scores", "model")
     produces: tuple[str, ...] = ()
+    as_produced = ("scores",)
 
     def __init__(
         self,

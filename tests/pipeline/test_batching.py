@@ -181,12 +181,11 @@ def test_whatever_happens_each_event_leaves_once_in_order_and_in_time(
         timeout_action="DELAY" if delay else "REJECT",
         default_timeout_microseconds=2_000_000,
     )
-    queue = EntryQueue(
-        BatchPolicy(
-            max_batch_size=10, preferred_batch_size=preferred, priority_levels=levels,
-            default_priority_level=min(levels, 2), default_queue_policy=own,
-        )  # fmt: skip
-    )
+    policy = BatchPolicy(
+        max_batch_size=10, preferred_batch_size=preferred, priority_levels=levels,
+        default_priority_level=min(levels, 2), default_queue_policy=own,
+    )  # fmt: skip
+    queue = EntryQueue(policy)
     now = 0.0
     inside: list[Ticket] = []
     doomed: list[Event] = []
