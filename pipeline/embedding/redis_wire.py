@@ -78,7 +78,7 @@ class RedisAddress:
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             protocol=2,
-            retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]  # callers have their own ways to go on
+            retry=Retry(NoBackoff(), 0),  # callers have their own ways to go on
             **more,
         )
 
