@@ -17,8 +17,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline.batching import BatchPolicy, QueuePolicy
 from pipeline.errors import InvalidInput
+from pipeline.row_format import RowFormat
 
-__all__ = ["ArmConfig", "Config", "EndpointConfig", "Seconds", "TrafficConfig", "WorkerConfig", "parse_duration"]
+__all__ = [
+    "ArmConfig",
+    "Config",
+    "EndpointConfig",
+    "RedisConfig",
+    "Seconds",
+    "TrafficConfig",
+    "WorkerConfig",
+    "parse_duration",
+]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -207,6 +217,43 @@ class WorkerConfig(_Section):
     seed: int = 0
 
 
+class RedisConfig(_Section):
+    url: str = Field(pattern=r"^(rediss?|unix)://[^@]+$")
+    """redis://HOST:PORT/DB, rediss:// for TLS or unix:///PATH; without user and password."""
+    username: str = ""
+    """User of an access list; empty: the default user."""
+    password_file: Path | None = None
+    """File whose first line is the password."""
+    password_env: str = ""
+    """Environment variable that holds the password, where there is no file."""
+    tls_ca: Path | None = None
+    """Certificates to trust under rediss://; the machine's unless said."""
+    rows: RowFormat = "float32"
+    """How rows are stored there; all installations that share a Redis and a bundle should say the same."""
+    connections: int = Field(0, ge=0, le=256)
+    """Lookups at a time per lane; 0: one per worker thread, and one."""
+    breaker_failures: int = Field(3, ge=1)
+    """Lookups that fail or are late in a row before the lane leaves Redis alone."""
+    breaker_pause: Seconds = 0.1
+    """Pause before the first probe whether it is back; doubles, with jitter, up to `breaker_longest_pause`."""
+    breaker_longest_pause: Seconds = 2.0
+    max_staleness: Seconds = 3600.0
+    """By how much rows may be older than the version that asks; rows beyond it are not used."""
+    keep_unused: Seconds = 3600.0
+    """How long a base generation stays in Redis after every installation has stopped serving it."""
+
+    @model_validator(mode="after")
+    def _one_password(self) -> RedisConfig:
+        if self.password_file is not None and self.password_env:
+            raise ValueError("the password is in password_file or in password_env, not in both")
+        return self
+
+
+class EmbeddingConfig(_Section):
+    redis: RedisConfig | None = None
+    """A Redis that shares rows between machines; the control process keeps it up to date."""
+
+
 class Config(_Section):
     """The whole file."""
 
@@ -220,6 +267,7 @@ class Config(_Section):
     """Endpoints that are made at start when the installation does not know them yet."""
     traffic: TrafficConfig = TrafficConfig()
     worker: WorkerConfig | None = None
+    embedding: EmbeddingConfig = EmbeddingConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -255,8 +303,14 @@ class Config(_Section):
         worker = config.worker
         if worker is not None and worker.retained is not None:
             worker = worker.model_copy(update={"retained": base / worker.retained})
+        embedding = config.embedding
+        if embedding.redis is not None:
+            named = {key: getattr(embedding.redis, key) for key in ("password_file", "tls_ca")}
+            there = {key: base / path for key, path in named.items() if path is not None}
+            embedding = embedding.model_copy(update={"redis": embedding.redis.model_copy(update=there)})
         return config.model_copy(
             update={
+                "embedding": embedding,
                 "home": base / config.home,
                 "bundles": base / config.bundles if config.bundles else None,
                 "worker": worker,

@@ -35,6 +35,9 @@ def load(folder: Path, text: str) -> Config:
         ("worker: {endpoint: r}\nendpoints: {other: {stable: {bundle: b}}}", "config", "worker.endpoint 'r'"),
         ("endpoints: {r: {candidate: {bundle: b}}}", "endpoints.r.stable", "required"),
         ("log_level: loud", "log_level", "debug"),
+        ("embedding: {redis: {url: localhost}}", "embedding.redis.url", "pattern"),
+        ("embedding: {redis: {url: 'redis://:secret@h'}}", "embedding.redis.url", "pattern"),
+        ("embedding: {redis: {url: 'unix:///r', password_env: A, password_file: b}}", "embedding.redis", "not in both"),
     ],
 )
 def test_errors_name_the_setting(tmp_path: Path, text: str, field: str, said: str) -> None:
