@@ -33,6 +33,7 @@ import xxhash
 
 from pipeline.bundle import MANIFEST, Bundle
 from pipeline.embedding.gather import place
+from pipeline.embedding.keys import salt_of
 from pipeline.errors import BundleError
 
 __all__ = ["Segment", "empty_segment", "ensure_segment", "salt_of", "sweep"]
@@ -106,12 +107,6 @@ def empty_segment(width: int) -> Segment:
         array.flags.writeable = False
     words = np.zeros((0, 4), np.uint32)
     return Segment(None, cells, words, words.view(np.float32), rows)
-
-
-def salt_of(table: str) -> int:
-    """What is xor-ed into the ids of a table, signed 64-bit."""
-    digest: int = xxhash.xxh3_64_intdigest(f"table:{table}".encode())
-    return digest - (1 << 64) if digest >= 1 << 63 else digest
 
 
 def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segment:

@@ -1,0 +1,227 @@
+"""Which segments make up a version: one of its base, and a few over its deltas, laid over each other at lookup.
+
+Every delta becomes a small segment of its own when a version with it is first loaded, so that loading costs what
+changed. Behind that, at low priority, runs of deltas are merged: run k of a chain holds the 2^k deltas from a multiple
+of 2^k on (Bentley and Saxe 1980, the logarithmic method), so that n deltas need no more than log2(n) + 1 segments, each
+delta is merged log2(n) times, and the versions of a chain share all but their ends. Segments are told by what they were
+built from and never change: building one again gives the same, an older version finds its own still there, and a build
+that was killed is simply not there yet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.bundle import MANIFEST, Bundle
+from pipeline.embedding.segment_build import build_segment
+from pipeline.embedding.segment_file import Segment
+from pipeline.errors import BundleError, NotReady
+
+__all__ = ["Stack", "compact", "ensure_segment", "open_stack", "sweep"]
+
+log = logging.getLogger(__name__)
+
+
+class Stack(NamedTuple):
+    """The segments of one width of a version."""
+
+    base: Segment
+    deltas: tuple[Segment, ...]
+    """Newest first."""
+
+
+def open_stack(folder: Path, chain: Sequence[Bundle], width: int) -> Stack:
+    """Map the segments of a version, building those of single bundles that are not there yet.
+
+    Args:
+        folder: where segments of this bundle's name live.
+        chain: base first, then the deltas in order (`Repository.chain`).
+        width: of the tables.
+
+    Raises:
+        BundleError: a bundle that a segment must be built from is damaged or breaks its format.
+        NotReady: the disk is full or fails; nothing is left behind, and it can be tried again.
+    """
+    merged: dict[Path, Segment] = {}
+
+    def usable(run: Sequence[Bundle]) -> bool:
+        path = _path(folder, run, width)
+        segment = _opened(path, run)
+        if segment is not None:
+            merged[path] = segment
+        return segment is not None
+
+    base = ensure_segment(folder, chain[:1], width)
+    runs = _cover(chain[1:], usable)
+    deltas = [merged.get(_path(folder, run, width)) or ensure_segment(folder, run, width) for run in runs]
+    return Stack(base, tuple(reversed(deltas)))
+
+
+def compact(folder: Path, chain: Sequence[Bundle], width: int) -> int:
+    """Build the merged segments that a version should have; the number built. For a process that has time.
+
+    Raises:
+        BundleError, NotReady: as `open_stack`.
+    """
+    built = 0
+    for run in _cover(chain[1:], lambda run: True):
+        if len(run) > 1 and not _path(folder, run, width).is_dir():
+            ensure_segment(folder, run, width)
+            built += 1
+    return built
+
+
+def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segment:
+    """The segment of all tables of one width, later bundles over earlier ones; built where it is not there yet.
+
+    Several processes may call it at once: one builds, the others wait for it and map the same pages.
+
+    Args:
+        folder: where segments of this bundle's name live.
+        bundles: one base, or consecutive deltas, oldest first.
+        width: of the tables.
+
+    Raises:
+        BundleError, NotReady: as `open_stack`.
+    """
+    path = _path(folder, bundles, width)
+    found = _opened(path, bundles)
+    if found is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            found = _opened(path, bundles)  # another process may have been first
+            if found is not None:
+                return found
+            _clear(path)
+            staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                build_segment(staging, bundles, _source(bundles), width)
+                if path.exists():  # and was refused
+                    os.rename(path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}"))
+                os.rename(staging, path)
+            finally:
+                _clear(path)
+            _sync(folder)
+            return Segment.open(path, _source(bundles))
+    except OSError as error:
+        raise NotReady(
+            f"segment {path} cannot be built: {error.strerror or error}; it is tried again, and needs room for "
+            f"the rows of version {bundles[-1].manifest.version} once more than the repository"
+        ) from error
+
+
+def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
+    """Remove the segments of a bundle name that none of these versions uses, and what killed builds left; the number of
+    segments removed. Processes that map one keep it."""
+    if not folder.is_dir():
+        return 0
+    keep: set[str] = set()
+    for chain in chains:
+        for width in {info.width for info in chain[-1].manifest.tables.values()}:
+            runs = _cover(chain[1:], partial(_is_there, folder, width))
+            keep |= {_path(folder, run, width).name for run in (chain[:1], *runs)}
+    removed = 0
+    names = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    locks = {p.name[1 : -len(".lock")] for p in folder.glob(".*.lock")}
+    for name in sorted(names | locks):
+        with _locked(folder / name, wait=False) as held:
+            if not held:
+                continue  # it is being built
+            _clear(folder / name)
+            if name in keep:
+                continue
+            if name in names:
+                # Renamed first: a reader finds all of it or nothing.
+                gone = folder / f".{name}.gone"
+                os.rename(folder / name, gone)
+                shutil.rmtree(gone, ignore_errors=True)
+                removed += 1
+            (folder / f".{name}.lock").unlink()
+    return removed
+
+
+def _cover(deltas: Sequence[Bundle], usable: Callable[[Sequence[Bundle]], bool]) -> list[Sequence[Bundle]]:
+    """The deltas as consecutive runs, each the longest aligned one that is usable; single ones always are."""
+    runs = []
+    at = 0
+    while at < len(deltas):
+        size = at & -at or 1 << len(deltas).bit_length()
+        while size > 1 and (at + size > len(deltas) or not usable(deltas[at : at + size])):
+            size //= 2
+        runs.append(deltas[at : at + size])
+        at += size
+    return runs
+
+
+def _is_there(folder: Path, width: int, bundles: Sequence[Bundle]) -> bool:
+    return _path(folder, bundles, width).is_dir()
+
+
+def _path(folder: Path, bundles: Sequence[Bundle], width: int) -> Path:
+    first, last = bundles[0].manifest, bundles[-1].manifest
+    span = first.version if first.base is None else f"{first.version}-{last.version}"
+    return folder / f"{span}.{width}.{_source(bundles)[:16]}"
+
+
+def _source(bundles: Sequence[Bundle]) -> str:
+    digest = hashlib.sha256()
+    for bundle in bundles:
+        digest.update(hashlib.sha256((bundle.path / MANIFEST).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _opened(path: Path, bundles: Sequence[Bundle]) -> Segment | None:
+    if not path.is_dir():
+        return None
+    try:
+        return Segment.open(path, _source(bundles))
+    except BundleError as error:
+        log.warning("built anew: %s", error)
+        return None
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a segment, a file beside it; False when it is taken and `wait` is not."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(lock, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            try:
+                same = os.fstat(file.fileno()).st_ino == lock.stat().st_ino
+            except FileNotFoundError:
+                same = False
+            if same:  # else it was swept away while we waited, and holds nobody else back
+                yield True
+                return
+
+
+def _clear(path: Path) -> None:
+    """Remove what builds left beside their place; the caller holds the lock."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

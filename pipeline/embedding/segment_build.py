@@ -1,0 +1,266 @@
+"""Building a segment from bundles in bounded memory: partition by partition, each written once and in order.
+
+    ids of all tables (mapped) -> a batch of partitions (hash, origin) -> pilots -> cells with their rows -> disk
+
+Anonymous memory is that of one batch of ids and one partition of cells, whatever the number of rows. Files are written
+and not mapped, so that a full disk is an error and not a signal. It knows nothing of places and versions; next stop:
+`pipeline.embedding.generations`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from numba import njit
+
+from pipeline.bundle import Bundle, StoredTable
+from pipeline.embedding.key_filter import add_to_filter, empty_filter
+from pipeline.embedding.keys import salt_of
+from pipeline.embedding.perfect_hash import count_partitions, place_partition, route
+from pipeline.embedding.raw_memory import copy_bytes, prefetch
+from pipeline.embedding.segment_file import (
+    BUCKET,
+    CELLS,
+    FILTER,
+    LOAD,
+    PARTITION,
+    PILOTS,
+    Layout,
+    checksum,
+    meta_of,
+    write_meta,
+)
+from pipeline.errors import BundleError
+from pipeline.row_format import RowFormat, decode_rows
+
+__all__ = ["build_segment"]
+
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+BATCH = 1 << 21
+"""Ids that are held at once, 12 bytes each."""
+AHEAD = 16
+"""Rows whose lines are asked for before they are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One table of one version; `last` is the end of its origins, which begin where the one before ends."""
+
+    table: int
+    salt: int
+    stored: StoredTable
+    first: int
+    last: int
+
+
+def _layout(bundles: Sequence[Bundle], width: int) -> Layout:
+    """Cells for the tables of one width: their dtype, or float32 where they differ."""
+    dtypes = {i.dtype for bundle in bundles for i in bundle.manifest.tables.values() if i.width == width}
+    dtype: RowFormat = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return Layout(width, dtype, bundles[-1].manifest.linear)
+
+
+def build_segment(path: Path, bundles: Sequence[Bundle], source: str, width: int) -> None:
+    """Write the segment of all tables of one width, later bundles over earlier ones.
+
+    Args:
+        path: directory to make; its caller moves it into place, or removes it where this fails.
+        bundles: one base, or deltas in their order; verified here.
+        source: what it is built from, for `Segment.open`.
+
+    Raises:
+        BundleError: a bundle is damaged, a table breaks its format, or ids of different tables collide.
+        OSError: the disk is full or fails.
+    """
+    layout = _layout(bundles, width)
+    sources = list(_sources([Bundle.open(bundle.path, verify=True) for bundle in bundles], width))
+    rows = sources[-1].last if sources else 0
+    if rows >= 1 << 32:
+        raise BundleError(f"{path}: {rows} rows are more than one segment holds; split the table over widths")
+    path.mkdir()
+    filtered = bundles[0].manifest.base is not None
+    sizes = _fill(path, sources, layout, _distinct(sources) if len(bundles) > 1 else rows, filtered)
+    write_meta(path, meta_of(layout, source, **sizes))
+
+
+def _sources(bundles: Sequence[Bundle], width: int) -> Iterator[_Source]:
+    """Tables newest version first, so that the first row of a key is the one that counts."""
+    names = sorted(t for t, info in bundles[-1].manifest.tables.items() if info.width == width)
+    first = 0
+    for bundle in reversed(bundles):
+        for number, name in enumerate(names):
+            stored = bundle.stored_table(name)
+            yield _Source(number, salt_of(name), stored, first, first + len(stored.ids))
+            first += len(stored.ids)
+
+
+def _distinct(sources: Sequence[_Source]) -> int:
+    tables: dict[int, list[I64]] = {}
+    for source in sources:
+        tables.setdefault(source.table, []).append(source.stored.ids)
+    return sum(len(np.unique(np.concatenate(ids))) for ids in tables.values())
+
+
+def _fill(staging: Path, sources: Sequence[_Source], layout: Layout, keys: int, filtered: bool) -> dict[str, Any]:
+    """Write pilots, cells and filter; their sizes and checksums as `Meta` names them."""
+    partitions = -(-keys // int(LOAD * PARTITION))
+    # Partitions differ by some thousandths in their keys, which the free cells take up.
+    cells = int(keys / partitions / LOAD) + 1 if keys else 0
+    buckets = -(-keys // partitions // BUCKET) if keys else 0
+    bloom = empty_filter(keys if filtered else 0)
+    counts = np.zeros(partitions, np.int64)
+    if keys:
+        for source in sources:
+            count_partitions(source.stored.ids, source.salt, counts)
+    pilots_hash = xxhash.xxh3_64()
+    blocks: list[str] = []
+    placed = 0
+    ends = np.array([source.last for source in sources], np.int64)
+    tables = np.array([source.table for source in sources], np.int64)
+    with open(staging / PILOTS, "wb") as pilots_file, open(staging / CELLS, "wb") as cells_file:
+        block = np.zeros((cells, layout.stride), np.uint8)
+        taken = np.zeros(cells, np.uint8)
+        spare = _any_key(sources)
+        for first, last in _batches(counts):
+            bounds = np.concatenate([[0], np.cumsum(counts[first:last])])
+            mixed = np.empty(bounds[-1], np.uint64)
+            origins = np.empty(bounds[-1], np.uint32)
+            starts = bounds[:-1].copy()
+            for source in sources:
+                route(source.stored.ids, source.salt, partitions, first, starts, source.first, mixed, origins)
+            for part in range(last - first):
+                mine = slice(bounds[part], bounds[part + 1])
+                pilots = np.zeros(buckets, np.uint16)
+                places = np.empty(bounds[part + 1] - bounds[part], np.int64)
+                found = place_partition(mixed[mine], origins[mine], ends, tables, pilots, taken, places)
+                if found == -1:
+                    raise BundleError("ids of different tables collide; ids must be 64-bit hashes of values")
+                if found < 0:
+                    raise BundleError(f"{found} keys do not fit a partition of {cells}; ids must be 64-bit hashes")
+                placed += found
+                block[:] = 0
+                _write_rows(block, sources, origins[mine], places, layout)
+                # No lookup that comes to a free cell may take what is there for its own: a key that stands elsewhere.
+                held = places[places >= 0]
+                block[taken == 0, :8] = block[held[0], :8] if len(held) else spare
+                if len(bloom):
+                    add_to_filter(bloom, mixed[mine])
+                pilots_hash.update(pilots.data)
+                pilots_file.write(pilots.data)
+                blocks.append(checksum(block))
+                cells_file.write(block.data)
+        for file in (pilots_file, cells_file):
+            _sync_file(file)
+    if placed != keys:
+        raise BundleError("tables changed while a segment was built from them")
+    with open(staging / FILTER, "wb") as file:
+        file.write(bloom.data)
+        _sync_file(file)
+    return {
+        "rows": keys,
+        "partitions": partitions,
+        "buckets": buckets,
+        "cells": cells,
+        "filter_words": len(bloom),
+        "pilots_xxh3": str(pilots_hash.hexdigest()),
+        "filter_xxh3": checksum(bloom),
+        "blocks_xxh3": tuple(blocks),
+    }
+
+
+def _any_key(sources: Sequence[_Source]) -> U8:
+    key = next(
+        (source.stored.ids[:1] ^ source.salt for source in sources if len(source.stored.ids)), np.zeros(1, np.int64)
+    )
+    return key.view(np.uint8)
+
+
+def _batches(counts: I64) -> Iterator[tuple[int, int]]:
+    """Ranges of partitions of at most `BATCH` ids, at least one partition each."""
+    first, held = 0, 0
+    for part in range(len(counts)):
+        if part > first and held + counts[part] > BATCH:
+            yield first, part
+            first, held = part, 0
+        held += counts[part]
+    if first < len(counts):
+        yield first, len(counts)
+
+
+def _write_rows(
+    block: U8, sources: Sequence[_Source], origins: npt.NDArray[np.uint32], places: I64, layout: Layout
+) -> None:
+    for source in sources:
+        # Entries of a partition stand in the order of their sources.
+        a, z = np.searchsorted(origins, [source.first, source.last])
+        if a == z:
+            continue
+        picks = origins[a:z].astype(np.int64) - source.first
+        stored, mine = source.stored, places[a:z]
+        scales = np.zeros(0, np.float32)
+        if stored.rows.dtype == layout.dtype:
+            rows = stored.rows
+            if stored.scales is not None:
+                scales = stored.scales
+            at = picks
+        else:
+            some = None if stored.scales is None else stored.scales[picks]
+            rows = np.ascontiguousarray(decode_rows(stored.rows[picks], some))
+            at = np.arange(len(picks))
+        linear = np.zeros(0, np.float32) if stored.linear is None else stored.linear
+        raw = rows.view(np.uint8).reshape(len(rows), -1)
+        copy_rows(
+            block, mine, stored.ids, source.salt, picks, linear, scales, raw, at,
+            layout.weight, layout.scale, layout.row,
+        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def copy_rows(
+    block: Any,
+    places: Any,
+    ids: Any,
+    salt: Any,
+    picks: Any,
+    linear: Any,
+    scales: Any,
+    rows: Any,
+    at: Any,
+    weight: Any,
+    scale: Any,
+    row: Any,
+) -> None:
+    """Write keys, weights, scales and rows into the cells `places` of a partition."""
+    count, size = len(places), rows.shape[1]
+    stride = block.shape[1]
+    target, source = block.ctypes.data, rows.ctypes.data
+    key = np.empty(1, np.int64)
+    for i in range(count):
+        if i + AHEAD < count:
+            prefetch(np.uint64(source + at[i + AHEAD] * size))
+            prefetch(np.uint64(target + max(0, places[i + AHEAD]) * stride))
+        if places[i] < 0:
+            continue
+        cell = target + places[i] * stride
+        key[0] = ids[picks[i]] ^ salt
+        copy_bytes(cell, key.ctypes.data, 8)
+        if weight >= 0 and len(linear):
+            copy_bytes(cell + weight, linear.ctypes.data + 4 * picks[i], 4)
+        if scale >= 0:
+            copy_bytes(cell + scale, scales.ctypes.data + 4 * picks[i], 4)
+        copy_bytes(cell + row, source + at[i] * size, size)
+
+
+def _sync_file(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,234 @@
+"""A segment: all rows of one width of one or several versions, mapped from disk, immutable, shared by every process.
+
+    segment.json    what it was built from, sizes and checksums; written last
+    pilots.bin      uint16 [P, B], which cell a key stands in (`pipeline.embedding.perfect_hash`)
+    cells.bin       P partitions of C cells: key int64, weight float32, scale float32, row
+    filter.bin      uint64 [2^k], whether a key may be here at all; of deltas, whose ids most lookups do not want
+
+A cell holds its key beside its row, so an id costs one miss (two lines of 64 bytes for 16 float32 numbers); weight and
+scale are there where the model or the dtype has them, and rows lie as the bundle stores them. A cell without a key
+of its own holds a copy of one that stands elsewhere, so that any 64-bit key is legal. Memory: at most 1.7 times the
+raw bytes of rows, scales, weights and ids, for any width and dtype.
+
+A torn or damaged segment is refused by `Segment.open`. Checksums are read once after each start of the machine: what
+was found good is noted beside the segment with the boot, inodes, sizes and times of the files, since until the next boot
+pages come from the same page cache. It knows nothing of versions; `segment_build` writes segments,
+`generations` says which a version needs and `segment_tier` looks ids up.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from pipeline.errors import BundleError
+from pipeline.row_format import RowFormat
+
+__all__ = ["Layout", "Meta", "Segment"]
+
+U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
+U64 = npt.NDArray[np.uint64]
+
+MAGIC, FORMAT = "baton-segment", 2
+META, PILOTS, CELLS, FILTER = "segment.json", "pilots.bin", "cells.bin", "filter.bin"
+CHECKED = ".checked"
+LOAD = 0.94
+PARTITION = 1 << 17
+BUCKET = 3
+LINE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where things stand in a cell, in bytes; -1: not there. `stride` is the size of a cell."""
+
+    width: int
+    dtype: RowFormat
+    linear: bool
+
+    @property
+    def weight(self) -> int:
+        return 8 if self.linear else -1
+
+    @property
+    def scale(self) -> int:
+        return 8 + 4 * self.linear if self.dtype == "int8" else -1
+
+    @property
+    def row(self) -> int:
+        return 8 + 4 * self.linear + 4 * (self.dtype == "int8")
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * np.dtype(self.dtype).itemsize
+
+    @property
+    def stride(self) -> int:
+        size = -(-(self.row + self.row_bytes) // 4) * 4
+        if size > LINE:
+            return -(-size // 8) * 8  # never crosses one line more than it must
+        whole = next(part for part in (16, 32, 64) if part >= size)
+        return whole if whole <= 1.15 * size else size
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """segment.json. `blocks` are the xxh3 of each partition's cells, `pilots` and `filter` of those files."""
+
+    magic: str
+    format: int
+    source: str
+    width: int
+    dtype: RowFormat
+    linear: bool
+    rows: int
+    partitions: int
+    buckets: int
+    cells: int
+    filter_words: int
+    pilots_xxh3: str
+    filter_xxh3: str
+    blocks_xxh3: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A mapped segment, read-only: `pilots` uint16 `[P, B]`, `cells` uint8 `[P C, stride]`, `filter` uint64 `[2^k]` or
+    `[0]`."""
+
+    path: Path
+    meta: Meta
+    layout: Layout
+    pilots: U16
+    cells: U8
+    filter: U64
+
+    def __len__(self) -> int:
+        return self.meta.rows
+
+    @property
+    def bytes(self) -> int:
+        """Bytes mapped."""
+        return self.pilots.nbytes + self.cells.nbytes + self.filter.nbytes
+
+    @classmethod
+    def open(cls, path: Path, source: str) -> Segment:
+        """Map a segment, holding it against its checksums unless that was done since the machine started.
+
+        Raises:
+            BundleError: it is torn, damaged or built from something else.
+        """
+        try:
+            meta = Meta(**json.loads((path / META).read_bytes()))
+            layout = Layout(meta.width, meta.dtype, meta.linear)
+            shapes: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+                PILOTS: (np.dtype(np.uint16), (meta.partitions, meta.buckets)),
+                CELLS: (np.dtype(np.uint8), (meta.partitions * meta.cells, layout.stride)),
+                FILTER: (np.dtype(np.uint64), (meta.filter_words,)),
+            }
+        except (OSError, ValueError, TypeError) as error:
+            raise BundleError(f"{path} is not a segment: {META}: {error}", META) from None
+        if (meta.magic, meta.format, meta.source) != (MAGIC, FORMAT, source):
+            raise BundleError(f"{path} is a segment of another source or format", META)
+        arrays = {name: _mapped(path / name, *shape) for name, shape in shapes.items()}
+        segment = cls(path, meta, layout, arrays[PILOTS], arrays[CELLS], arrays[FILTER])
+        if not segment.checked():
+            segment.check()
+            segment.mark_checked()
+        return segment
+
+    def check(self) -> None:
+        """Read everything and hold it against the checksums.
+
+        Raises:
+            BundleError: naming the damaged file.
+        """
+        wanted = {PILOTS: self.meta.pilots_xxh3, FILTER: self.meta.filter_xxh3}
+        for name, array in ((PILOTS, self.pilots), (FILTER, self.filter)):
+            if checksum(array) != wanted[name]:
+                raise BundleError(f"{self.path / name} does not match its checksum: it was damaged", name)
+        for part, expected in enumerate(self.meta.blocks_xxh3):
+            if checksum(self.cells[part * self.meta.cells : (part + 1) * self.meta.cells]) != expected:
+                raise BundleError(f"{self.path / CELLS} does not match its checksum: it was damaged", CELLS)
+
+    def checked(self) -> bool:
+        """Whether these very files were found good since the machine started."""
+        try:
+            return bool(json.loads((self.path / CHECKED).read_bytes()) == _identity(self.path))
+        except (OSError, ValueError):
+            return False
+
+    def mark_checked(self) -> None:
+        """Note that they are good; a disk that takes no note costs a check at the next start."""
+        staging = self.path / f"{CHECKED}.{uuid.uuid4().hex[:8]}"
+        try:
+            staging.write_text(json.dumps(_identity(self.path)))
+            os.rename(staging, self.path / CHECKED)
+        except OSError:
+            with suppress(OSError):
+                staging.unlink()
+
+
+def checksum(array: npt.NDArray[Any]) -> str:
+    """xxh3 of an array's bytes."""
+    return str(xxhash.xxh3_64_hexdigest(array.reshape(-1).view(np.uint8).data))
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"boot": _boot()}
+    for name in (META, PILOTS, CELLS, FILTER):
+        status = (path / name).stat()
+        found[name] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return found
+
+
+@cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return uuid.uuid4().hex  # unknown: good for this process alone
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    wanted = int(np.prod(shape)) * dtype.itemsize
+    try:
+        size = path.stat().st_size
+        if size != wanted:
+            raise BundleError(f"{path} has {size} bytes instead of {wanted}: it was cut short", path.name)
+        if not wanted:
+            array = np.zeros(shape, dtype)
+            array.flags.writeable = False
+            return array
+        mapped = np.memmap(path, dtype, "r", shape=shape)
+    except OSError as error:
+        raise BundleError(f"{path}: {error}", path.name) from None
+    with suppress(OSError, ValueError):
+        # Pages that left memory come back in order and not one by one under the first requests.
+        mapped._mmap.madvise(mmap.MADV_WILLNEED)  # type: ignore[attr-defined]
+    return np.asarray(mapped)
+
+
+def meta_of(layout: Layout, source: str, **sizes: Any) -> Meta:
+    """segment.json of this format."""
+    return Meta(MAGIC, FORMAT, source, layout.width, layout.dtype, layout.linear, **sizes)
+
+
+def write_meta(path: Path, meta: Meta) -> None:
+    """Write segment.json and sync it."""
+    with open(path / META, "w") as file:
+        json.dump(asdict(meta), file)
+        file.flush()
+        os.fsync(file.fileno())
