@@ -25,6 +25,7 @@ __all__ = [
     "EndpointConfig",
     "RedisConfig",
     "Seconds",
+    "TelemetryConfig",
     "TrafficConfig",
     "WorkerConfig",
     "parse_duration",
@@ -65,6 +66,12 @@ class ListenConfig(_Section):
     """Largest request or answer; a larger request is refused before it is read."""
     max_candidates: int = Field(10_000, ge=1)
     """Most rows in one request."""
+    max_connection_age: Seconds = 0.0
+    """After which a client is asked to connect anew, so that connections spread over lanes and hosts that came later; a
+    tenth more or less, so that not all do at once. 0, the default, is never: right on one machine, where lanes come and
+    go together. Behind a balancer of connections set some minutes. Calls under way are finished."""
+    max_connection_age_grace: Seconds = 30.0
+    """How long calls under way may go on after that; streams, too, end then and are opened anew by their clients."""
 
     def address(self, port: int) -> str:
         """host:port, an IPv6 address in brackets."""
@@ -117,7 +124,10 @@ class EngineConfig(_Section):
     priority_queue_policy: dict[int, QueueConfig] = {}
     """Settings of single levels, over those above; `max_queue_size` above bounds all levels together."""
     default_deadline: Seconds = 10.0
-    """Deadline of a request that brings none."""
+    """Deadline of a request that brings none, and longest one of a message in a stream."""
+    memory_reserve_bytes: int = Field(256 << 20, ge=0)
+    """What must stay free on the machine (or in its container) once a version is loaded; one that does not fit is not
+    loaded, and tried again later."""
     shadow_queue: int = Field(2048, ge=1)
     """Predictions that may wait for the shadow lane; beyond it the oldest are dropped and counted."""
     shadow_nice: int = Field(10, ge=0, le=19)
@@ -150,6 +160,15 @@ class EngineConfig(_Section):
         )
 
 
+class StageConfig(_Section):
+    model_config = ConfigDict(populate_by_name=True)
+
+    class_: str = Field(alias="class", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:Class`, importable where Baton runs: installed, or on PYTHONPATH."""
+    args: dict[str, Any] = {}
+    """Named arguments of the class."""
+
+
 class ArmConfig(_Section):
     bundle: str
     """Bundle name in the repository."""
@@ -177,6 +196,16 @@ class TrafficConfig(_Section):
     """Predictions that may wait to be written per lane; beyond it they are dropped and counted."""
     commit_interval: Seconds = 0.05
     """Longest time that a prediction or a label waits for its commit."""
+    record_direct: bool = False
+    """Whether answers of models called by their own name are recorded. Nothing learns from them or judges by them."""
+
+
+class TelemetryConfig(_Section):
+    otlp_endpoint: str = Field("", pattern=r"^(https?://.+)?$")
+    """Where OpenTelemetry spans go by OTLP/gRPC, for example http://127.0.0.1:4317; empty: none are made. Needs the
+    extra `otel`."""
+    sample: float = Field(0.01, ge=0, le=1)
+    """Share of requests that get spans; a request with a `traceparent` follows its caller's choice."""
 
 
 class WorkerConfig(_Section):
@@ -263,9 +292,13 @@ class Config(_Section):
     """Repository of bundles; `<home>/bundles` unless said."""
     listen: ListenConfig = ListenConfig()
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """Stages of your own, put into every lane's plan where the values that they consume and produce say; see
+    docs/pipeline.md."""
     endpoints: dict[str, EndpointConfig] = {}
     """Endpoints that are made at start when the installation does not know them yet."""
     traffic: TrafficConfig = TrafficConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     worker: WorkerConfig | None = None
     embedding: EmbeddingConfig = EmbeddingConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -20,14 +20,10 @@ import uvloop
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.engine import Engine
-from pipeline.plan import Plan
 from pipeline.prediction import PredictionIds, load_secret
-from pipeline.stages.decode import Decode
-from pipeline.stages.embed import Embed
-from pipeline.stages.infer import Infer
 from pipeline.stages.record import Record
 from pipeline.traffic.writer import TrafficWriter
-from serving.config import Config
+from serving.config import Config, ListenConfig
 from serving.desired import DIRECT
 from serving.dispatch import Dispatcher
 from serving.handoff import HandoffSender
@@ -37,8 +33,10 @@ from serving.served import Snapshot
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
-from serving.services.rpc import hard_limit
+from serving.services.rpc import Shell, hard_limit
+from serving.stages import lane_plan
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.tracing import open_tracing
 from serving.traffic import open_traffic_log
 from serving.wiring import open_registry
 
@@ -80,6 +78,7 @@ class Lane:
         config, clock = self._config, self._clock
         secret = load_secret(config.secret)
         self.telemetry = Telemetry(self._name)
+        self._tracing = open_tracing(config.telemetry, self._name)
         self.registry = open_registry(config, clock)
         self.registry.start()
         self._log = open_traffic_log(config)
@@ -88,7 +87,7 @@ class Lane:
         )
         self.sender = HandoffSender(config.shadow_socket, config.engine.shadow_queue)
         self.engine = Engine(
-            Plan([Decode(), Embed(), Infer(), Record(clock, self.writer.offer, self._to_shadow)]),
+            lane_plan(Record(clock, self.writer.offer, self._to_shadow), config.stages),
             workers=config.engine.workers,
             policy=config.engine.policy(),
             clock=clock,
@@ -102,6 +101,8 @@ class Lane:
             secret=secret,
             overrides=lambda name: name in config.endpoints and config.endpoints[name].overrides,
             default_deadline=config.engine.default_deadline,
+            priority_levels=config.engine.priority_levels,
+            record_direct=config.traffic.record_direct,
         )
         self._publish_counters()
         await asyncio.to_thread(self._first_load)
@@ -231,19 +232,21 @@ class Lane:
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                *_ages(listen),
             ]
         )
         self.health = Health()
         await self.health.attach(self._server)
-        inference = InferenceService(
-            self.dispatcher,
+        shell = Shell(
+            listen.max_message_bytes,
             self._clock,
-            ready=lambda: not self._draining and is_ready(self.registry.snapshot),
-            max_bytes=listen.max_message_bytes,
+            self._tracing,
+            message_seconds=self._config.engine.default_deadline,
         )
-        ranking = RankingService(
-            self.dispatcher, self.writer, self._clock, self.telemetry, max_bytes=listen.max_message_bytes
+        inference = InferenceService(
+            self.dispatcher, shell, ready=lambda: not self._draining and is_ready(self.registry.snapshot)
         )
+        ranking = RankingService(self.dispatcher, self.writer, self.telemetry, shell)
         self._server.add_generic_rpc_handlers((inference.handler(), ranking.handler()))
         self.port = self._server.add_insecure_port(listen.address(listen.grpc_port))
         await self._server.start()
@@ -308,9 +311,21 @@ class Lane:
         self.engine.close(timeout=5.0)
         self.writer.close()
         self.sender.close()
+        if self._tracing is not None:
+            self._tracing.close()
         self._write(self.status())
         self.registry.stop()
         self._log.close()
+
+
+def _ages(listen: ListenConfig) -> list[tuple[str, int]]:
+    """When gRPC ends a connection by itself; without a setting it does not."""
+    if not listen.max_connection_age:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", int(1000 * listen.max_connection_age)),
+        ("grpc.max_connection_age_grace_ms", int(1000 * listen.max_connection_age_grace)),
+    ]
 
 
 def run_lane(config: Config, index: int) -> None:

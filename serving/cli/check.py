@@ -15,10 +15,13 @@ from typing import Annotated
 import psutil
 import typer
 
+from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
+from pipeline.stages.record import Record
 from pipeline.versions import Repository
 from serving.cli.output import Output, emit
 from serving.config import Config
+from serving.stages import lane_plan
 
 __all__ = ["doctor"]
 
@@ -75,6 +78,12 @@ def _configured(path: Path) -> list[Finding]:
         with socket.socket(family) as probe:
             taken = port != 0 and probe.connect_ex((config.listen.host, port)) == 0
         found.append((name, True, f"{port}: " + ("something answers there (a running Baton?)" if taken else "free")))
+    try:
+        steps = lane_plan(Record(SystemClock(), lambda _: True), config.stages).compile().steps
+    except BatonError as error:
+        found.append(("stages", False, str(error)))
+    else:
+        found.append(("stages", True, ", ".join(step.name for step in steps)))
     repository = Repository(config.repository)
     for endpoint, arms in config.endpoints.items():
         for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
