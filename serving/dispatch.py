@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.clock import Clock
 from pipeline.engine import Engine
-from pipeline.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady, PermissionDenied
+from pipeline.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady, Overloaded, PermissionDenied
 from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.prediction import PredictionIds
@@ -81,6 +81,11 @@ class Dispatcher:
         secret: key of the hash under which routing keys are recorded.
         overrides: whether callers of an endpoint may choose the arm.
         default_deadline: seconds that a request without a deadline may take.
+        priority_levels: of the engine; 0: it has none.
+        record_direct: whether what models called by name answer gets a prediction id and is recorded.
+
+    Attributes:
+        least_important: the level of what need not be answered under load.
     """
 
     def __init__(
@@ -94,15 +99,19 @@ class Dispatcher:
         secret: bytes,
         overrides: Callable[[str], bool],
         default_deadline: float,
+        priority_levels: int = 0,
+        record_direct: bool = False,
     ) -> None:
         self.registry = registry
         self._engine = engine
         self._ids = ids
         self._clock = clock
         self._telemetry = telemetry
-        self._secret = secret
+        self._routing = hashlib.blake2b(key=secret, digest_size=8, person=b"routing")
         self._overrides = overrides
         self._default_deadline = default_deadline
+        self.least_important = priority_levels
+        self._record_direct = record_direct
         self.windows: dict[tuple[str, str], ArmWindow] = {}
         self.tallies: dict[tuple[str, str], ModelTally] = {}
         self.counters: Counter[str] = Counter()
@@ -187,6 +196,29 @@ class Dispatcher:
 
     # The answer.
 
+    def refusal(self) -> Overloaded | None:
+        """Why no request can be taken now, for those who would have to parse it first; counted."""
+        error = self._engine.refusal()
+        if error is not None:
+            self._telemetry.failed("", code_of(error))
+        return error
+
+    def priority(self, value: Any) -> int:
+        """A caller's priority as the engine's level: 1 is the highest, 0 the default.
+
+        Raises:
+            InvalidInput: it is no such number, or beyond the levels there are.
+        """
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InvalidInput(f"parameter 'priority' is 0 or a level from 1 on, not {value!r}", "priority")
+        if 0 < self.least_important < value:
+            raise InvalidInput(
+                f"parameter 'priority' is {value}, and there are {self.least_important} levels (setting "
+                "engine.priority_levels)",
+                "priority",
+            )
+        return value if self.least_important else 0
+
     async def answer(
         self,
         target: Target,
@@ -198,6 +230,7 @@ class Dispatcher:
         seconds_left: float | None = None,
         routing_key: str = "",
         candidate_ids: npt.NDArray[np.int64] | None = None,
+        priority: int = 0,
     ) -> Event:
         """Run a request through the engine; the event with features, scores and prediction id.
 
@@ -206,18 +239,21 @@ class Dispatcher:
             started: `Clock.monotonic` when the request arrived.
             rows: candidates, where they are known without decoding.
             seconds_left: until the caller's deadline; None when it brought none.
+            priority: level in the engine's queue, as `priority` and `least_important` give it.
 
         Raises:
             BatonError: of the class that says why not.
         """
         limit = self._default_deadline if seconds_left is None else seconds_left
+        recorded = target.arm != DIRECT or self._record_direct
         event = Event(
             request=request,
             decoder=lambda message, model: decode(message),
             model=target.served.model,
             rows=rows,
             deadline=started + limit if math.isfinite(limit) else math.inf,
-            prediction_id=self._ids.new(self._clock.wall_ms()),
+            priority=priority,
+            prediction_id=self._ids.new(self._clock.wall_ms()) if recorded else "",
             endpoint=target.endpoint,
             arm=target.arm,
             routing_hash=self.routing_hash(routing_key),
@@ -244,8 +280,9 @@ class Dispatcher:
         """Keyed 64-bit hash of a routing key; 0 for no key. Who knows the secret can find a user's rows, nobody else."""
         if not key:
             return 0
-        digest = hashlib.blake2b(key.encode(), key=self._secret, digest_size=8, person=b"routing").digest()
-        return int.from_bytes(digest, "big") or 1
+        keyed = self._routing.copy()
+        keyed.update(key.encode())
+        return int.from_bytes(keyed.digest(), "big") or 1
 
     def refused(self, name: str, error: Exception) -> None:
         """Count a request that met its end before or after the engine."""

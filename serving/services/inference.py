@@ -6,25 +6,23 @@ A thin shell: formats are `serving.wire.inference`'s business, answers `serving.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotFound, NotReady
 from pipeline.features import Features
-from protos.inference import SERVICE, message, methods
+from protos.inference import SERVICE, methods
 from serving.dispatch import Dispatcher, ModelTally
-from serving.services.rpc import Call, parse, serve, unary
-from serving.wire.inference import parameter
+from serving.services.rpc import Call, Method, Shell, parse, serve
+from serving.wire.inference import parameters_of, read_request
 
 __all__ = ["EXTENSIONS", "InferenceService"]
 
 EXTENSIONS = ("model_repository", "statistics", "model_configuration")
-
-_InferRequest = message("ModelInferRequest")
 
 
 class InferenceService:
@@ -32,15 +30,14 @@ class InferenceService:
 
     Args:
         ready: whether the server takes requests; False before the first model and while it drains.
-        max_bytes: largest request.
     """
 
-    def __init__(self, dispatcher: Dispatcher, clock: Clock, *, ready: Callable[[], bool], max_bytes: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, shell: Shell, *, ready: Callable[[], bool]) -> None:
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry
-        self._clock = clock
+        self._shell = shell
+        self._clock = shell.clock
         self._ready = ready
-        self._max_bytes = max_bytes
         self._answers = {name: answer for name, (_, answer) in methods().items()}
         try:
             self._version = version("baton")
@@ -61,45 +58,52 @@ class InferenceService:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        handlers = {"ModelInfer": unary(self._infer, self._max_bytes)}
+        handlers = {"ModelInfer": self._shell.unary(f"{SERVICE}/ModelInfer", self._infer, self._dispatcher.refusal)}
         for name, (request, _) in methods().items():
             if name in calls:
-                handlers[name] = unary(_parsed(request, calls[name]), self._max_bytes)
+                handlers[name] = self._shell.unary(f"{SERVICE}/{name}", _parsed(request, calls[name]))
         return serve(SERVICE, handlers)
 
-    async def _infer(self, data: bytes, call: Call) -> Any:
+    async def _infer(self, data: bytes, call: Call) -> bytes:
         started = self._clock.monotonic()
         name = ""
         try:
-            request = parse(_InferRequest, data)
+            request, raw = _read(data)
             name = request.model_name
-            key = _text(request.parameters, "routing_key") or call.header("x-routing-key")
-            target = self._dispatcher.route(name, request.model_version, key, _text(request.parameters, "arm"))
+            parameters = parameters_of(request)
+            key = _text(parameters, "routing_key") or call.header("x-routing-key")
+            target = self._dispatcher.route(name, request.model_version, key, _text(parameters, "arm"))
             codec = target.served.infer
-            raw = len(request.raw_input_contents) > 0
+            call.trace = call.trace or _flag(parameters, "trace")
+            first = request.inputs[0].shape if request.inputs else ()
 
             def decode(message: Any) -> Features:
-                return codec.decode(message)[0]
+                return codec.decode(message, raw)[0]
 
             event = await self._dispatcher.answer(
                 target,
                 request,
                 decode,
                 started=started,
-                rows=request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0,
-                seconds_left=_seconds_left(request.parameters, call),
+                rows=first[0] if first else 0,
+                seconds_left=_seconds_left(parameters, call),
                 routing_key=key,
+                priority=self._dispatcher.priority(parameters.get("priority", 0)),
             )
-            parameters = {
-                "prediction_id": event.prediction_id,
-                "arm": event.arm,
-                "version": target.served.model.version,
-            }
+            version = target.served.model.version
+            told = {"arm": event.arm, "version": version}
+            if event.prediction_id:
+                told["prediction_id"] = event.prediction_id
             if event.degraded:
-                parameters["degraded"] = ",".join(event.degraded)
+                told["degraded"] = ",".join(event.degraded)
+            call.event = event
             assert event.scores is not None
             return codec.encode(
-                request, event.scores, raw=raw, version=target.served.model.version, parameters=parameters
+                request,
+                event.scores,
+                raw=bool(raw) or len(request.raw_input_contents) > 0,
+                version=version,
+                parameters=told,
             )
         except Exception as error:
             self._dispatcher.refused(name, error)
@@ -189,27 +193,40 @@ class InferenceService:
         return found
 
 
-def _parsed(request: Any, method: Callable[[Any, Call], Awaitable[Any]]) -> Callable[[bytes, Call], Awaitable[Any]]:
-    async def call(data: bytes, context: Call) -> Any:
-        return await method(parse(request, data), context)
+def _parsed(request: Any, method: Callable[[Any, Call], Awaitable[Any]]) -> Method:
+    async def call(data: bytes, context: Call) -> bytes:
+        answer: bytes = (await method(parse(request, data), context)).SerializeToString()
+        return answer
 
     return call
 
 
-def _text(parameters: Any, name: str) -> str:
-    value = parameter(parameters, name)
-    if value is None:
-        return ""
+def _read(data: bytes) -> tuple[Any, list[bytes] | None]:
+    try:
+        return read_request(data)
+    except DecodeError:
+        raise InvalidInput("the request is not an inference.ModelInferRequest: it cannot be parsed") from None
+
+
+def _text(parameters: Mapping[str, Any], name: str) -> str:
+    value = parameters.get(name, "")
     if not isinstance(value, str):
         raise InvalidInput(f"parameter {name!r} must be a string", name)
     return value
 
 
-def _seconds_left(parameters: Any, call: Call) -> float | None:
+def _flag(parameters: Mapping[str, Any], name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameter {name!r} must be a bool", name)
+    return value
+
+
+def _seconds_left(parameters: Mapping[str, Any], call: Call) -> float | None:
     """The nearer of gRPC's deadline and the parameter `timeout` (microseconds)."""
     left = call.seconds_left
-    timeout = parameter(parameters, "timeout")
-    if timeout is None or timeout == 0:
+    timeout = parameters.get("timeout", 0)
+    if timeout == 0 and not isinstance(timeout, (str, bool)):
         return left
     if isinstance(timeout, (str, bool)) or not timeout > 0:
         raise InvalidInput(f"parameter 'timeout' is a positive number of microseconds, not {timeout!r}", "timeout")

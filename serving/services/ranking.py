@@ -9,20 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
-import numpy as np
 
-from pipeline.clock import Clock
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.traffic.log import FeedbackEntry
 from pipeline.traffic.writer import TrafficWriter
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.dispatch import Dispatcher
-from serving.services.rpc import Call, committed, parse, serve, streaming, unary
+from serving.services.rpc import Call, Shell, committed, parse, serve
 from serving.telemetry import Telemetry
 from serving.wire.feedback import entries_of, response_of
 from serving.wire.packed import PackedRankRequest, original
-from serving.wire.ranking import RankCodec, candidate_hashes
+from serving.wire.ranking import RankCodec, candidate_hashes, rank_response
 
 __all__ = ["SERVICE", "RankingService"]
 
@@ -34,31 +32,29 @@ class RankingService:
 
     Args:
         writer: commits feedback.
-        max_bytes: largest request.
     """
 
-    def __init__(
-        self, dispatcher: Dispatcher, writer: TrafficWriter, clock: Clock, telemetry: Telemetry, *, max_bytes: int
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, writer: TrafficWriter, telemetry: Telemetry, shell: Shell) -> None:
         self._dispatcher = dispatcher
         self._writer = writer
-        self._clock = clock
         self._telemetry = telemetry
-        self._max_bytes = max_bytes
+        self._shell = shell
+        self._clock = shell.clock
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server takes."""
+        shell = self._shell
         return serve(
             SERVICE,
             {
-                "Rank": unary(self._rank, self._max_bytes),
-                "RankStream": streaming(self._rank, self._max_bytes),
-                "Feedback": unary(self._feedback, self._max_bytes),
-                "FeedbackStream": streaming(self._feedback, self._max_bytes),
+                "Rank": shell.unary(f"{SERVICE}/Rank", self._rank, self._dispatcher.refusal),
+                "RankStream": shell.streaming(f"{SERVICE}/RankStream", self._rank),
+                "Feedback": shell.unary(f"{SERVICE}/Feedback", self._feedback),
+                "FeedbackStream": shell.streaming(f"{SERVICE}/FeedbackStream", self._feedback),
             },
         )
 
-    async def _rank(self, data: bytes, call: Call) -> pb.RankResponse:
+    async def _rank(self, data: bytes, call: Call) -> bytes:
         started = self._clock.monotonic()
         name = ""
         try:
@@ -82,37 +78,28 @@ class RankingService:
                 seconds_left=call.seconds_left,
                 routing_key=key,
                 candidate_ids=candidate_hashes(request.candidate_ids),
+                priority=self._priority(request.criticality),
             )
         except Exception as error:
             self._dispatcher.refused(name, error)
             raise
-        response = pb.RankResponse(
-            prediction_id=event.prediction_id,
-            arm=event.arm,
-            version=target.served.model.version,
-            bundle=target.served.model.name,
-            degraded=event.degraded,
-            request_id=request.request_id,
-        )
-        assert event.scores is not None
-        if request.top_k:
-            best = np.argsort(-event.scores, kind="stable")[: request.top_k]
-            response.ranking.indices.extend(best.tolist())
-            response.ranking.scores.extend(event.scores[best].tolist())
-            if request.candidate_ids:
-                response.ranking.candidate_ids.extend(request.candidate_ids[i] for i in best.tolist())
-        else:
-            response.scores.extend(event.scores.tolist())
-        return response
+        call.event = event
+        return rank_response(request, event, target.served.model.name, target.served.model.version)
 
-    async def _feedback(self, data: bytes, call: Call) -> pb.FeedbackResponse:
+    def _priority(self, criticality: int) -> int:
+        """What need not be answered under load goes behind everything else."""
+        if criticality not in pb.Criticality.values():
+            raise InvalidInput(f"criticality is one of {pb.Criticality.keys()}, not {criticality}", "criticality")
+        return self._dispatcher.least_important if criticality == pb.SHEDDABLE else 0
+
+    async def _feedback(self, data: bytes, call: Call) -> bytes:
         request = parse(pb.FeedbackRequest, data)
         entries: list[FeedbackEntry] = entries_of(request)
         replies = await committed(self._writer.feedback(entries)) if entries else []
         for reply in replies:
             for status in (*reply.exposed, *reply.outcomes):
                 self._telemetry.feedback(status)
-        return response_of(request, replies)
+        return response_of(request, replies).SerializeToString()
 
 
 def _decode(codec: RankCodec, message: Any, data: bytes) -> Features:

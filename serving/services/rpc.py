@@ -1,7 +1,7 @@
-"""The shell around every method: bytes in, message out, and whatever is raised told as `serving.errors` says.
+"""The shell around every method: bytes in, bytes out, and whatever is raised told as `serving.errors` says.
 
 Handlers get bytes and refuse large ones themselves, so that the answer names the limit; gRPC's own limit stands a good
-deal higher and is only there to protect the process.
+deal higher and is only there to protect the process. What a lane cannot take is refused before a byte of it is read.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from pipeline.errors import InvalidInput, NotReady
+from pipeline.clock import Clock
+from pipeline.errors import InvalidInput, NotReady, Overloaded
+from pipeline.event import Event
 from serving.errors import failure_of
+from serving.tracing import Tracing
 
-__all__ = ["NO_DEADLINE", "Call", "Method", "hard_limit", "serve", "streaming", "unary"]
+__all__ = ["NO_DEADLINE", "Call", "Method", "Shell", "hard_limit", "parse", "serve"]
 
 NO_DEADLINE = 1e9
+TIMINGS_KEY = "x-baton-timings"
+TRACE_KEY = "x-baton-trace"
 _HARD_LIMIT = 128 << 20
 
 
@@ -29,18 +35,33 @@ def hard_limit(max_message_bytes: int) -> int:
 
 
 class Call:
-    """What a method may ask about its caller."""
+    """What a method may ask about its caller, and what it leaves for the shell.
 
-    def __init__(self, context: Any) -> None:
+    Args:
+        most: seconds that one message of a stream may take; None: whatever the caller's deadline leaves.
+
+    Attributes:
+        event: set by a method that answered with scores; what is told about the call is read from it.
+        trace: whether the caller wants its timings; a method may set it as well.
+    """
+
+    __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "trace")
+
+    def __init__(self, context: Any, most: float | None = None) -> None:
         self._context = context
         self._metadata: dict[str, str] | None = None
+        self._most = most
         self._request_id = ""
+        self.event: Event | None = None
+        self.trace = False
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the caller's deadline; None when it set none."""
         left = self._context.time_remaining()
-        return None if left is None or left > NO_DEADLINE else float(left)
+        if left is None or left > NO_DEADLINE:
+            return self._most
+        return float(left) if self._most is None else min(float(left), self._most)
 
     def header(self, name: str) -> str:
         """A metadata value, "" when absent."""
@@ -56,7 +77,8 @@ class Call:
         return self._request_id
 
 
-Method = Callable[[bytes, Call], Awaitable[Any]]
+Method = Callable[[bytes, Call], Awaitable[bytes]]
+Refusal = Callable[[], Overloaded | None]
 
 
 def parse(message: Any, data: bytes) -> Any:
@@ -71,36 +93,117 @@ def parse(message: Any, data: bytes) -> Any:
         raise InvalidInput(f"the request is not a {message.DESCRIPTOR.full_name}: it cannot be parsed") from None
 
 
-def unary(method: Method, max_bytes: int) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler of one request and one answer."""
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What all methods have in common.
 
-    async def handle(data: bytes, context: Any) -> bytes:
-        call = Call(context)
-        try:
-            return await _answer(method, data, call, max_bytes)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            await _abort(context, call, error)
-            raise  # abort has raised already
+    Args:
+        max_bytes: largest request.
+        clock: of the timings told to callers.
+        tracing: OpenTelemetry, where it is configured.
+        message_seconds: time for one message of a stream, whose own deadline may be days away.
+        stream_window: messages of one stream at work at once; gRPC's flow control holds back the rest.
+    """
 
-    return grpc.unary_unary_rpc_method_handler(handle)
+    max_bytes: int
+    clock: Clock
+    tracing: Tracing | None = None
+    message_seconds: float = 10.0
+    stream_window: int = 32
 
+    def unary(self, name: str, method: Method, refusal: Refusal | None = None) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler of one request and one answer.
 
-def streaming(method: Method, max_bytes: int) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler of a stream of requests, answered in order. A request that fails ends the stream with its error."""
+        Args:
+            name: service and method, of spans.
+            refusal: asked before a request is parsed.
+        """
+        now = self.clock.monotonic
+        tracing = self.tracing
 
-    async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        call = Call(context)
-        try:
-            async for data in requests:
-                yield await _answer(method, data, call, max_bytes)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            await _abort(context, call, error)
+        async def handle(data: bytes, context: Any) -> bytes:
+            call = Call(context)
+            started = now()
+            span = None if tracing is None else tracing.begin(name, call.header)
+            failure: BaseException | None = None
+            try:
+                if refusal is not None and (refused := refusal()) is not None:
+                    raise refused
+                call.trace = call.header(TRACE_KEY) in ("1", "true")
+                answer = await self._answer(method, data, call)
+                if call.trace and call.event is not None:
+                    context.set_trailing_metadata(((TIMINGS_KEY, _timings(call.event, now() - started)),))
+                return answer
+            except asyncio.CancelledError as error:
+                failure = error
+                raise
+            except Exception as error:
+                failure = error
+                await _abort(context, call, error)
+                raise  # abort has raised already
+            finally:
+                if span is not None:
+                    span.end(call.event, failure)
 
-    return grpc.stream_stream_rpc_method_handler(handle)
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def streaming(self, name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler of a stream of requests: several at work at once, answered in the order they came.
+
+        A request that fails ends the stream with its error, once those before it are answered.
+        """
+        tracing = self.tracing
+
+        async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            call = Call(context, self.message_seconds)
+            span = None if tracing is None else tracing.begin(name, call.header)
+            failure: BaseException | None = None
+            # The one that is awaited below is at work as well, so the queue holds one less.
+            window: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(self.stream_window - 1)
+            working: set[asyncio.Future[bytes]] = set()
+
+            async def read() -> None:
+                try:
+                    async for data in requests:
+                        task = asyncio.ensure_future(self._answer(method, data, call))
+                        working.add(task)
+                        await window.put(task)
+                    await window.put(None)
+                except Exception as error:
+                    broken = asyncio.get_running_loop().create_future()
+                    broken.set_exception(error)
+                    await window.put(broken)
+
+            reading = asyncio.create_task(read(), name="stream-read")
+            try:
+                while (task := await window.get()) is not None:
+                    answer = await task
+                    working.discard(task)
+                    yield answer
+            except (asyncio.CancelledError, GeneratorExit) as error:
+                failure = error
+                raise
+            except Exception as error:
+                failure = error
+                await _abort(context, call, error)
+            finally:
+                unfinished: list[asyncio.Future[Any]] = [reading, *working]
+                for future in unfinished:
+                    future.cancel()
+                await asyncio.gather(*unfinished, return_exceptions=True)
+                if span is not None:
+                    span.end(None, failure)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _answer(self, method: Method, data: bytes, call: Call) -> bytes:
+        if len(data) > self.max_bytes:
+            raise InvalidInput(
+                f"the request has {len(data)} bytes, more than the {self.max_bytes} allowed; "
+                "send fewer candidates at once",
+                "request",
+            )
+        return await method(data, call)
 
 
 def serve(service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:
@@ -108,15 +211,9 @@ def serve(service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) ->
     return grpc.method_handlers_generic_handler(service, handlers)
 
 
-async def _answer(method: Method, data: bytes, call: Call, max_bytes: int) -> bytes:
-    if len(data) > max_bytes:
-        raise InvalidInput(
-            f"the request has {len(data)} bytes, more than the {max_bytes} allowed; send fewer candidates at once",
-            "request",
-        )
-    response = await method(data, call)
-    answer: bytes = response.SerializeToString()
-    return answer
+def _timings(event: Event, total: float) -> str:
+    """Milliseconds as in HTTP's `Server-Timing`: `queue;dur=0.120, decode;dur=0.031, ..., total;dur=1.402`."""
+    return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in (*event.timings.items(), ("total", total)))
 
 
 async def _abort(context: Any, call: Call, error: Exception) -> None:

@@ -6,6 +6,7 @@ Named: one tensor per field with raw values. It must not know of endpoints, arms
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,25 +18,50 @@ from pipeline.features import Bag, Features, Rows
 from pipeline.hashing import hash_bag_column, hash_column
 from pipeline.schema import FieldSpec, Schema
 from protos.inference import data_type, message
+from serving.wire.delimited import detach, field
 from serving.wire.tensors import Tensor, tensors_of
 
-__all__ = ["OUTPUT", "InferCodec", "parameter"]
+__all__ = ["OUTPUT", "InferCodec", "parameters_of", "read_request"]
 
 OUTPUT = "score"
 BAG = "bag:"
 _FLOATS = ("FP32", "FP64")
 
+# Cutting tensors out pays where parsing would copy more than this.
+_CUT_FROM = 4096
+_RAW_INPUTS = 7
+_RAW_OUTPUTS = 6
+_OUTPUTS = 5
+_CONTENTS = 5
+_FP32 = 6
+
+_Request = message("ModelInferRequest")
 _Response = message("ModelInferResponse")
+_Output = message("ModelInferResponse").InferOutputTensor
 _Metadata = message("ModelMetadataResponse")
 _Config = message("ModelConfig")
 
 
-def parameter(parameters: Any, name: str) -> Any:
-    """The value of a request parameter, None when it is absent."""
-    if name not in parameters:
-        return None
-    choice = parameters[name].WhichOneof("parameter_choice")
-    return None if choice is None else getattr(parameters[name], choice)
+def read_request(data: bytes) -> tuple[Any, list[bytes] | None]:
+    """A ModelInferRequest, and its raw tensors apart where they are large; None: they are in the message.
+
+    Raises:
+        google.protobuf.message.DecodeError: the bytes are not one.
+    """
+    if len(data) < _CUT_FROM:
+        return _Request.FromString(data), None
+    rest, raw = detach(data, _RAW_INPUTS)
+    return _Request.FromString(rest), raw
+
+
+def parameters_of(message: Any) -> dict[str, Any]:
+    """The parameters of a request by name; those without a value are left out."""
+    found = {}
+    for name, value in message.parameters.items():
+        choice = value.WhichOneof("parameter_choice")
+        if choice is not None:
+            found[name] = getattr(value, choice)
+    return found
 
 
 class InferCodec:
@@ -56,8 +82,12 @@ class InferCodec:
             *(BAG + f.name for f in schema.bags),
         ]
 
-    def decode(self, request: Any) -> tuple[Features, bool]:
+    def decode(self, request: Any, raw: Sequence[bytes] | None = None) -> tuple[Features, bool]:
         """Features of a request, and whether it came raw (and so is to be answered raw).
+
+        Args:
+            request: ModelInferRequest.
+            raw: its raw tensors, where they are not in it.
 
         Raises:
             InvalidInput: naming the input or output that is missing, unknown, sent twice, of the wrong datatype or
@@ -68,7 +98,8 @@ class InferCodec:
                 raise InvalidInput(f"output {output.name!r} is not known; the only one is {OUTPUT!r}", output.name)
             if "classification" in output.parameters or "shared_memory_region" in output.parameters:
                 raise InvalidInput(f"output {OUTPUT!r}: classification and shared memory are not supported", OUTPUT)
-        tensors, raw = tensors_of(request, self.max_candidates)
+        contents = request.raw_input_contents if raw is None else raw
+        tensors = tensors_of(request, contents, self.max_candidates)
         if not tensors:
             raise InvalidInput(f"a request needs inputs: {self._packed}, or one for each field by name", "inputs")
         named = not any(name in self._packed for name in tensors) or tensors.keys() <= self._names
@@ -81,7 +112,7 @@ class InferCodec:
                 raise InvalidInput(f"input {name!r} is missing; the inputs are {expected}", name)
         n = self._rows(tensors)
         features = Features.from_rows(self._named(tensors) if named else self._packed_rows(tensors, n))
-        return features, raw
+        return features, len(contents) > 0
 
     def encode(
         self,
@@ -90,18 +121,18 @@ class InferCodec:
         *,
         raw: bool,
         version: str,
-        parameters: dict[str, str],
-    ) -> Any:
-        """The response: `score` FP32 [n], raw or typed, with string parameters."""
+        parameters: Mapping[str, str],
+    ) -> bytes:
+        """A ModelInferResponse as bytes: `score` FP32 [n], raw or typed, with string parameters."""
         response = _Response(model_name=request.model_name, model_version=version, id=request.id)
         for key, value in parameters.items():
             response.parameters[key].string_param = value
-        output = response.outputs.add(name=OUTPUT, datatype="FP32", shape=[len(scores)])
-        if raw:
-            response.raw_output_contents.append(np.ascontiguousarray(scores, "<f4").tobytes())
-        else:
-            output.contents.fp32_contents.extend(scores.tolist())
-        return response
+        content = np.ascontiguousarray(scores, "<f4").tobytes()
+        output: bytes = _Output(name=OUTPUT, datatype="FP32", shape=(len(scores),)).SerializeToString()
+        if not raw:  # packed floats are as they lie in memory
+            output += field(_CONTENTS, field(_FP32, content))
+        head: bytes = response.SerializeToString()
+        return head + field(_OUTPUTS, output) + (field(_RAW_OUTPUTS, content) if raw else b"")
 
     def metadata(self, name: str, versions: list[str]) -> Any:
         """ModelMetadataResponse: the packed form's inputs with their full shapes."""

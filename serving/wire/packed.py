@@ -1,9 +1,9 @@
 """Ranking messages whose long arrays stay bytes.
 
 A packed `repeated sfixed64` and a `bytes` field are the same on the wire, so a twin of the ranking messages, in which
-the long arrays are declared `bytes`, is parsed without a Python object per number and read by `np.frombuffer`. A client
-that splits an array or does not pack it (legal, and done by nobody) is read wrongly here: whoever finds such a message
-faulty must parse it again as the original, which `original` is for.
+the long arrays are declared `bytes`, is parsed without a Python object per number and read by `np.frombuffer`, and
+written from `tobytes`. A client that splits an array or does not pack it (legal, and done by nobody) is read wrongly
+here: whoever finds such a message faulty must parse it again as the original, which `original` is for.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from protos.baton.ranking.v1 import ranking_pb2
 
-__all__ = ["PackedRankRequest", "original"]
+__all__ = ["PackedRankRequest", "PackedRankResponse", "original"]
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _ARRAYS = {_Field.TYPE_SFIXED64, _Field.TYPE_FIXED32, _Field.TYPE_FLOAT}
 
 
-def _twin() -> Any:
+def _twins() -> tuple[Any, Any]:
     file = descriptor_pb2.FileDescriptorProto()
     ranking_pb2.DESCRIPTOR.CopyToProto(file)
     for message in file.message_type:
@@ -31,11 +31,18 @@ def _twin() -> Any:
                 field.ClearField("options")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.RankRequest"))
+    request, response = (
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}"))
+        for name in ("RankRequest", "RankResponse")
+    )
+    return request, response
 
 
-PackedRankRequest: Any = _twin()
+PackedRankRequest: Any
 """RankRequest whose arrays of numbers are bytes, little endian."""
+PackedRankResponse: Any
+"""RankResponse, the same."""
+PackedRankRequest, PackedRankResponse = _twins()
 
 
 def original(data: bytes) -> ranking_pb2.RankRequest:

@@ -1,4 +1,4 @@
-"""RankRequest to features: columns by name in any order, context apart, raw values hashed.
+"""RankRequest to features: columns by name in any order, context apart, raw values hashed; scores to RankResponse.
 
 It must not know of endpoints, arms or engines. One codec per schema; it is asked from many threads at once and keeps
 no state but a table of column layouts it has seen.
@@ -15,11 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import InvalidInput
+from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, NumberPart
 from pipeline.hashing import hash_bag_column, hash_column, hash_value
 from pipeline.schema import FieldSpec, Schema
+from serving.wire.packed import PackedRankResponse
 
-__all__ = ["RankCodec", "candidate_hash", "candidate_hashes"]
+__all__ = ["RankCodec", "candidate_hash", "candidate_hashes", "rank_response"]
 
 _LAYOUTS = 256
 
@@ -36,6 +38,30 @@ def candidate_hashes(candidate_ids: Sequence[str]) -> npt.NDArray[np.int64] | No
     if not candidate_ids:
         return None
     return np.fromiter((candidate_hash(c) for c in candidate_ids), np.int64, len(candidate_ids))
+
+
+def rank_response(request: Any, event: Event, bundle: str, version: str) -> bytes:
+    """A RankResponse as bytes: the scores in request order, or the best `top_k` of them."""
+    assert event.scores is not None
+    scores = event.scores
+    response = PackedRankResponse(
+        prediction_id=event.prediction_id,
+        arm=event.arm,
+        version=version,
+        bundle=bundle,
+        degraded=event.degraded,
+        request_id=request.request_id,
+    )
+    if request.top_k:
+        best = np.argsort(-scores, kind="stable")[: request.top_k]
+        response.ranking.indices = best.astype("<u4").tobytes()
+        response.ranking.scores = scores[best].astype("<f4", copy=False).tobytes()
+        if request.candidate_ids:
+            response.ranking.candidate_ids.extend(request.candidate_ids[i] for i in best.tolist())
+    else:
+        response.scores = scores.astype("<f4", copy=False).tobytes()
+    answer: bytes = response.SerializeToString()
+    return answer
 
 
 @dataclass(slots=True)

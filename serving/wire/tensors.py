@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +82,13 @@ class Tensor:
         return self.values.reshape(self.shape)
 
 
-def tensors_of(request: Any, max_rows: int) -> tuple[dict[str, Tensor], bool]:
-    """Inputs of a ModelInferRequest by name, and whether they came raw.
+def tensors_of(request: Any, raw: Sequence[bytes], max_rows: int) -> dict[str, Tensor]:
+    """Inputs of a ModelInferRequest by name; `raw` are its raw contents, none where they are typed.
 
     Raises:
         InvalidInput: naming the input with an unknown datatype, an impossible shape, contents that do not fit its
             shape, or sent twice.
     """
-    raw = request.raw_input_contents
     if len(raw) and len(raw) != len(request.inputs):
         raise InvalidInput(
             f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; send one for each input",
@@ -125,7 +125,7 @@ def tensors_of(request: Any, max_rows: int) -> tuple[dict[str, Tensor], bool]:
                 name,
             )
         found[name] = Tensor(name, tensor.datatype, shape, values)
-    return found, len(raw) > 0
+    return found
 
 
 def _raw(name: str, datatype: str, content: bytes) -> npt.NDArray[Any] | list[bytes]:

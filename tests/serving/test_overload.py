@@ -86,7 +86,9 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(jammed: Any) -> None:
     assert retry.retry_delay.ToNanoseconds() > 0
     jam.release()
     assert [len(f.result(30).scores) for f in waiting] == [20, 20]
-    assert lane.lane.status()["endpoints"]["ranker"]["stable"]["errors"] == 1
+    # Refused before it was read: it is nobody's error, and counted as a refusal.
+    assert lane.lane.status()["engine"]["rejected"] == {"overloaded": 1}
+    assert lane.lane.status()["endpoints"]["ranker"]["stable"]["errors"] == 0
 
 
 def test_work_whose_deadline_passed_in_the_queue_is_not_done(jammed: Any) -> None:

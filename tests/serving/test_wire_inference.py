@@ -14,6 +14,7 @@ from serving.wire.inference import InferCodec
 
 CODEC = InferCodec(SCHEMA, 100)
 Request = message("ModelInferRequest")
+Response = message("ModelInferResponse")
 
 
 def strings(*values: str) -> bytes:
@@ -188,11 +189,11 @@ def test_a_bad_request_is_told_which_input(request_: Any, field: str) -> None:
 
 def test_answers_come_as_they_were_asked_for() -> None:
     scores = np.array([0.25, 0.5], np.float32)
-    raw = CODEC.encode(packed(), scores, raw=True, version="3", parameters={"arm": "stable"})
+    raw = Response.FromString(CODEC.encode(packed(), scores, raw=True, version="3", parameters={"arm": "stable"}))
     assert np.frombuffer(raw.raw_output_contents[0], "<f4").tolist() == [0.25, 0.5]
     assert not raw.outputs[0].HasField("contents")
     assert (raw.id, raw.model_version, raw.parameters["arm"].string_param) == ("7", "3", "stable")
-    typed_ = CODEC.encode(packed(), scores, raw=False, version="3", parameters={})
+    typed_ = Response.FromString(CODEC.encode(packed(), scores, raw=False, version="3", parameters={}))
     assert list(typed_.outputs[0].contents.fp32_contents) == [0.25, 0.5]
     assert not typed_.raw_output_contents
 

@@ -1,0 +1,130 @@
+"""OpenTelemetry spans, where a collector is configured: one for a call, below it one for waiting and one for each stage.
+
+A caller's `traceparent` is followed and its choice to sample kept; calls without one are sampled at the configured
+share. The stages' spans are made when the call ends, from its timings. Without configuration none of this is imported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InvalidInput
+from pipeline.event import Event
+from serving.config import TelemetryConfig
+from serving.errors import code_of
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+__all__ = ["CallSpan", "Tracing", "open_tracing"]
+
+Header = Callable[[str], str]
+
+
+class CallSpan:
+    """The span of one call, from `Tracing.begin`; end it once."""
+
+    __slots__ = ("_context", "_span", "_start", "_tracer")
+
+    def __init__(self, tracer: Tracer, name: str, context: Any, kind: Any) -> None:
+        self._tracer = tracer
+        self._context = context
+        self._start = time.time_ns()
+        self._span: Span = tracer.start_span(name, context=context, kind=kind, start_time=self._start)
+
+    def end(self, event: Event | None, failure: BaseException | None) -> None:
+        """The call is over.
+
+        Args:
+            event: what was answered; its timings become spans, one after the other.
+            failure: why nothing was.
+        """
+        span = self._span
+        if span.is_recording():
+            if event is not None:
+                self._describe(event)
+            if failure is not None:
+                self._fail(failure)
+        span.end()
+
+    def _describe(self, event: Event) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        self._span.set_attributes(
+            {
+                "baton.endpoint": event.endpoint,
+                "baton.arm": event.arm,
+                "baton.bundle": event.model.name if event.model else "",
+                "baton.version": event.model.version if event.model else "",
+                "baton.rows": event.features.n if event.features else 0,
+                "baton.prediction_id": event.prediction_id,
+                "baton.degraded": tuple(event.degraded),
+            }
+        )
+        inside = set_span_in_context(self._span, self._context)
+        at = self._start
+        for stage, seconds in event.timings.items():
+            child = self._tracer.start_span(stage, context=inside, start_time=at)
+            at += int(1e9 * seconds)
+            child.end(at)
+
+    def _fail(self, failure: BaseException) -> None:
+        from opentelemetry.trace import Status, StatusCode
+
+        code = code_of(failure) if isinstance(failure, Exception) else "CANCELLED"
+        self._span.set_attribute("rpc.grpc.status_code", code)
+        self._span.set_status(Status(StatusCode.ERROR, code))
+
+
+class Tracing:
+    """Makes spans and sends them to a collector from a thread of its own; what it cannot send is dropped.
+
+    Args:
+        endpoint: of the collector's OTLP/gRPC receiver, `http://host:4317`.
+        sample: share of calls without a `traceparent` that get spans.
+        process: name of this process.
+
+    Raises:
+        InvalidInput: the packages for it are not installed.
+    """
+
+    def __init__(self, endpoint: str, sample: float, process: str) -> None:
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+            from opentelemetry.trace import SpanKind
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        except ImportError as error:
+            raise InvalidInput(
+                f"telemetry.otlp_endpoint is set and {error.name} is not installed: pip install 'baton[otel]'",
+                "telemetry.otlp_endpoint",
+            ) from None
+        self._provider = TracerProvider(
+            sampler=ParentBased(TraceIdRatioBased(sample)),
+            resource=Resource.create({"service.name": "baton", "service.instance.id": process}),
+            shutdown_on_exit=False,
+        )
+        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("baton")
+        self._propagator = TraceContextTextMapPropagator()
+        self._server = SpanKind.SERVER
+
+    def begin(self, name: str, header: Header) -> CallSpan:
+        """A span for a call that has just come; `header` gives its metadata."""
+        carrier = {key: value for key in ("traceparent", "tracestate") if (value := header(key))}
+        return CallSpan(self._tracer, name, self._propagator.extract(carrier), self._server)
+
+    def close(self) -> None:
+        """Send what waits, within the exporter's own limit, and end."""
+        self._provider.shutdown()
+
+
+def open_tracing(config: TelemetryConfig, process: str) -> Tracing | None:
+    """Tracing as configured; None where it is not."""
+    return Tracing(config.otlp_endpoint, config.sample, process) if config.otlp_endpoint else None
