@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-long lint bench protos lock clean
+.PHONY: install redis demo test test-long lint bench protos lock clean
 
 install: $(STAMP)
 
@@ -15,13 +15,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# Tests start redis-server processes of their own. Bring it where we may; without it those tests fail and say so.
+redis:
+	@command -v redis-server > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server; } \
+	  || echo "redis-server is missing: install it (Debian: apt-get install redis-server)" >&2
+
 demo: $(STAMP)
 	$(BIN)/baton demo
 
-test: $(STAMP)
+test: $(STAMP) redis
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(STAMP)
+test-long: $(STAMP) redis
 	$(BIN)/python -m pytest -m long --timeout 900
 
 lint: $(STAMP)

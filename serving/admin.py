@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bundle import Bundle
 from pipeline.clock import Clock
@@ -27,6 +27,9 @@ from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeigh
 from serving.rollout.store import ControlStore, StoredRollout, Who
 from serving.routing import ArmSpec, Endpoint
 
+if TYPE_CHECKING:
+    from serving.cache import CacheUpkeep
+
 __all__ = ["Admin"]
 
 _PLAIN_VERBS: dict[str, Event] = {"pause": Pause(), "resume": Resume(), "abort": Abort(), "undo": Undo()}
@@ -41,6 +44,7 @@ class Admin:
 
     Args:
         lock: held by everyone who uses `controller`, the rollout loop included.
+        cache: who keeps the Redis tier up to date, where there is one.
     """
 
     def __init__(
@@ -53,8 +57,10 @@ class Admin:
         kill: KillSwitch,
         clock: Clock,
         lock: threading.RLock,
+        cache: CacheUpkeep | None = None,
     ) -> None:
         self._config = config
+        self._cache = cache
         self._store = store
         self._traffic = traffic
         self._repository = repository

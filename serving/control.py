@@ -1,6 +1,6 @@
 """The control process: joins labels, moves rollouts, answers operators. Clients' requests never pass through it.
 
-Two loops in threads of their own and the HTTP server on the main thread. Dead for a while it delays labels and
+Loops in threads of their own and the HTTP server on the main thread. Dead for a while it delays labels and
 promotions and loses nothing: everything it knows is in the stores.
 """
 
@@ -10,10 +10,11 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from pipeline.clock import SystemClock
+from pipeline.clock import Clock, SystemClock
 from pipeline.versions import Repository
 from serving.admin import Admin
 from serving.config import Config
@@ -26,11 +27,15 @@ from serving.rollout.store import ControlStore
 from serving.traffic import open_traffic_log
 from serving.upkeep import retain_traffic, sweep_segments
 
+if TYPE_CHECKING:
+    from serving.cache import CacheUpkeep
+
 __all__ = ["run_control"]
 
 JOIN_EVERY = 0.2
 PASS_EVERY = 0.5
 UPKEEP_EVERY = 60.0
+REFRESH_EVERY = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +50,10 @@ def run_control(config: Config) -> None:
     kill = KillSwitch(config.home)
     controller = RolloutController(store, read, clock, Observer(config.status, repository, kill, clock))
     lock = threading.RLock()
-    admin = Admin(config, store, read, repository, controller, kill, clock, lock)
-    admin.bootstrap()
     stop = threading.Event()
+    cache = _open_cache(config, repository, clock, stop)
+    admin = Admin(config, store, read, repository, controller, kill, clock, lock, cache)
+    admin.bootstrap()
     kept = clock.monotonic()
 
     def join() -> None:
@@ -71,9 +77,17 @@ def run_control(config: Config) -> None:
             config.status / "control.json", {"process": "control", "time_ms": clock.wall_ms(), "endpoints": versions}
         )
 
+    bodies = [("label-join", join, JOIN_EVERY), ("rollout", move, PASS_EVERY)]
+    if cache is not None:
+        update = cache.step
+
+        def refresh() -> None:
+            update({k: s for k, s in read_status(config.status, clock.wall_ms()).items() if s.get("fresh")})
+
+        bodies.append(("redis-updates", refresh, REFRESH_EVERY))
     loops = [
         threading.Thread(target=_repeat, args=(name, body, pause, stop), name=name, daemon=True)
-        for name, body, pause in (("label-join", join, JOIN_EVERY), ("rollout", move, PASS_EVERY))
+        for name, body, pause in bodies
     ]
     for loop in loops:
         loop.start()
@@ -103,9 +117,20 @@ def run_control(config: Config) -> None:
         stop.set()
         for loop in loops:
             loop.join(10)
+        if cache is not None:
+            cache.close()
         joined.close()
         read.close()
         store.close()
+
+
+def _open_cache(config: Config, repository: Repository, clock: Clock, stop: threading.Event) -> CacheUpkeep | None:
+    """Who keeps Redis up to date; imported only where there is one."""
+    if config.embedding.redis is None:
+        return None
+    from serving.cache import CacheUpkeep
+
+    return CacheUpkeep(config.embedding.redis, repository, clock, stop.is_set)
 
 
 def _repeat(name: str, body: Callable[[], None], pause: float, stop: threading.Event) -> None:

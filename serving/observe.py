@@ -21,7 +21,7 @@ from serving.rollout.reconcile import Observed
 from serving.rollout.store import StoredRollout
 from serving.routing import Endpoint
 
-__all__ = ["Observer", "read_status"]
+__all__ = ["Observer", "read_status", "served_versions"]
 
 FRESH = 10.0
 
@@ -41,6 +41,17 @@ def read_status(folder: Path, now_ms: int) -> dict[str, dict[str, Any]]:
             status |= {"age_s": age, "fresh": age <= FRESH}
         found[path.stem] = status
     return found
+
+
+def served_versions(processes: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
+    """By bundle: versions that a process answers with, or wants to."""
+    served: dict[str, set[str]] = {}
+    for status in processes.values():
+        for arms in status.get("endpoints", {}).values():
+            for arm in arms.values():
+                if isinstance(arm, dict) and "bundle" in arm:
+                    served.setdefault(arm["bundle"], set()).update({arm["version"], arm["wanted"]} - {""})
+    return served
 
 
 class Observer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, bundles, check, learn, operate, run
+from serving.cli import bench, bundles, cache, check, learn, operate, run
 
 __all__ = ["app"]
 
@@ -32,6 +32,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(operate.models, name="model")
 app.add_typer(operate.endpoints, name="endpoint")
 app.add_typer(operate.rollouts, name="rollout")
+app.add_typer(cache.app, name="cache")
 app.command("metrics")(operate.metrics)
 app.command("audit")(operate.audit)
 app.command("doctor")(check.doctor)

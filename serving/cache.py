@@ -1,0 +1,195 @@
+"""The shared embedding tier of an installation: who reaches Redis, which versions it should hold, who keeps it so.
+
+Imported only where the configuration names a Redis. The control process brings every base generation that a lane serves
+or wants to the newest version on it that lanes have, and the newest base in the repository beforehand, so that a lane
+that swaps finds its rows there; `baton cache warm` does the same by hand. What writes is `pipeline.embedding.redis_updates`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.bundle import Bundle
+from pipeline.clock import Clock
+from pipeline.embedding.redis import RedisSource
+from pipeline.embedding.redis_marks import RedisGeneration
+from pipeline.embedding.redis_updates import RedisUpdater
+from pipeline.embedding.redis_wire import RedisAddress
+from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
+from pipeline.versions import Repository
+from serving.config import RedisConfig
+from serving.observe import served_versions
+
+__all__ = ["CacheUpkeep", "redis_address", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
+
+SWEEP_EVERY = 60.0
+
+log = logging.getLogger(__name__)
+
+
+def redis_address(config: RedisConfig) -> RedisAddress:
+    """Where Redis is, with its password.
+
+    Raises:
+        InvalidInput: the password is not where the configuration says, or the URL is wrong.
+    """
+    password = ""
+    if config.password_file is not None:
+        try:
+            password = config.password_file.read_text().partition("\n")[0].strip()
+        except OSError as error:
+            raise InvalidInput(
+                f"embedding.redis.password_file {config.password_file}: {error.strerror}", "password_file"
+            ) from None
+    elif config.password_env:
+        password = os.environ.get(config.password_env, "")
+    if not password and (config.password_file is not None or config.password_env):
+        place = config.password_file or f"${config.password_env}"
+        raise InvalidInput(f"embedding.redis: there is no password in {place}", "password_file")
+    return RedisAddress(config.url, config.username, password, config.tls_ca)
+
+
+def redis_source(
+    config: RedisConfig, repository: Repository, clock: Clock, rng: random.Random, *, workers: int
+) -> RedisSource:
+    """The tier of one process. `workers`: threads that look up. Raises: InvalidInput, see `redis_address`."""
+    return RedisSource(
+        redis_address(config),
+        repository,
+        clock,
+        rng,
+        format=config.rows,
+        connections=config.connections or workers + 1,
+        failures=config.breaker_failures,
+        pause=config.breaker_pause,
+        longest_pause=config.breaker_longest_pause,
+        max_staleness=config.max_staleness,
+    )
+
+
+def redis_updater(
+    config: RedisConfig, repository: Repository, stopped: Callable[[], bool] = lambda: False
+) -> RedisUpdater:
+    """A writer of its own token. Raises: InvalidInput, see `redis_address`."""
+    return RedisUpdater(redis_address(config), repository, format=config.rows, token=uuid.uuid4().hex, stopped=stopped)
+
+
+def versions_to_hold(repository: Repository, processes: Mapping[str, Mapping[str, Any]]) -> list[Bundle]:
+    """The version that each base generation should be at: of every bundle that lanes serve or want, the newest on each
+    base, and the newest that may serve where its base is served by none yet."""
+    found: list[Bundle] = []
+    for name, versions in sorted(served_versions(processes).items()):
+        newest: dict[str, Bundle] = {}
+        try:
+            for version in sorted(versions, key=int):
+                bundle = repository.open(name, version)
+                newest[bundle.manifest.base or version] = bundle
+            latest = repository.open(name)
+        except BatonError as error:
+            log.warning("rows of %s are left as they are in redis: %s", name, error)
+            continue
+        newest.setdefault(latest.manifest.base or latest.manifest.version, latest)
+        found += newest.values()
+    return found
+
+
+class CacheUpkeep:
+    """Keeps Redis at what lanes serve; `step` is called again and again by one thread.
+
+    Args:
+        config: of the Redis.
+        stopped: asked between chunks.
+    """
+
+    def __init__(self, config: RedisConfig, repository: Repository, clock: Clock, stopped: Callable[[], bool]) -> None:
+        self._config = config
+        self._repository = repository
+        self._clock = clock
+        self._updater = redis_updater(config, repository, stopped)
+        self._swept = clock.monotonic()
+        self._said = ""
+        self.rows = 0
+        self.removed = 0
+        self.failures = 0
+
+    def step(self, processes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Bring every generation that is served to its version; sweep what nobody serves from time to time."""
+        used, said = [], ""
+        for bundle in versions_to_hold(self._repository, processes):
+            try:
+                chain = self._repository.chain(bundle)
+                used.append(RedisGeneration.of(chain[0], self._config.rows))
+                done = self._updater.bring(chain)
+            except Conflict:
+                continue  # another machine is at it
+            except (BatonError, OSError) as error:
+                self.failures += 1
+                said = str(error)
+                continue
+            self.rows += done.rows
+            if done.rows:
+                log.info(
+                    "redis has %s at version %s: %d rows written", bundle.manifest.name, done.applied[-1], done.rows
+                )
+        if used and self._clock.monotonic() - self._swept > SWEEP_EVERY:
+            self._swept = self._clock.monotonic()
+            try:
+                self.removed += self._updater.sweep(used, self._config.keep_unused)
+            except BatonError as error:
+                said = str(error)
+        if said and said != self._said:
+            log.error("redis is not brought up to date: %s", said)
+        self._said = said
+
+    def report(self) -> dict[str, Any]:
+        """`rows_written`, `keys_removed` and `failures` of this process, `error` of the last pass (None: it went well),
+        and under `redis` what `RedisUpdater.report` says (None: it cannot be reached). Safe to call from any thread."""
+        try:
+            redis = self._updater.report()
+        except BatonError:
+            redis = None
+        return {
+            "rows_written": self.rows,
+            "keys_removed": self.removed,
+            "failures": self.failures,
+            "error": self._said or None,
+            "redis": redis,
+        }
+
+    def close(self) -> None:
+        self._updater.close()
+
+
+def versions_of(repository: Repository, endpoints: Mapping[str, Any], name: str, version: str) -> list[Bundle]:
+    """What `baton cache warm NAME` means: the arms of an endpoint, or a bundle; the newest that may serve unless said.
+
+    Args:
+        endpoints: by name, with `stable` and `candidate` as in `Endpoint`.
+
+    Raises:
+        NotFound: neither an endpoint nor a bundle has the name, or there is no such version.
+        InvalidInput: a version of an endpoint, whose arms have versions of their own.
+    """
+    endpoint = endpoints.get(name)
+    if endpoint is None:
+        if name not in repository.names():
+            known = sorted([*endpoints, *repository.names()])
+            raise NotFound(f"there is no endpoint and no bundle {name!r}; there are {known or 'none'}")
+        return [repository.open(name, version)]
+    if version:
+        raise InvalidInput(
+            f"{name!r} is an endpoint, whose arms have versions of their own; name the bundle", "version"
+        )
+    newest: dict[tuple[str, str], Bundle] = {}
+    for arm in (endpoint.stable, endpoint.candidate):
+        if arm is not None:
+            bundle = repository.open(arm.bundle, str(arm.version or "") if arm.version != "0" else "")
+            key = arm.bundle, bundle.manifest.base or bundle.manifest.version
+            if key not in newest or int(newest[key].manifest.version) < int(bundle.manifest.version):
+                newest[key] = bundle
+    return list(newest.values())

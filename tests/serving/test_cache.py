@@ -1,0 +1,164 @@
+"""The shared Redis tier of an installation: kept at what lanes serve, loaded by hand, and not there unless asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from handmade import random_tables, write_bundle
+from installation import Installation
+from redis_process import RedisProcess
+from typer.testing import CliRunner
+
+from pipeline.clock import SystemClock
+from pipeline.errors import InvalidInput
+from serving.cache import CacheUpkeep, redis_address
+from serving.cli.main import app
+from serving.config import RedisConfig
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisProcess]:
+    with RedisProcess(tmp_path / "redis") as process:
+        yield process
+
+
+@pytest.fixture
+def upkeep(server: RedisProcess, installation: Installation) -> Iterator[CacheUpkeep]:
+    config = RedisConfig(url=server.address.url)
+    made = CacheUpkeep(config, installation.repository, SystemClock(), lambda: False)
+    yield made
+    made.close()
+
+
+def serving(**versions: str) -> dict[str, Any]:
+    """Status files of a lane that serves these bundles."""
+    arms = {name: {"bundle": name, "version": v, "wanted": v} for name, v in versions.items()}
+    return {"lane-0": {"endpoints": {"ranker": arms}}, "control": {"endpoints": {"ranker": {"step_version": "1"}}}}
+
+
+def held(upkeep: CacheUpkeep) -> set[tuple[str, str, str | None]]:
+    return {(g["bundle"], g["base"], g["version"]) for g in upkeep.report()["redis"]["generations"]}
+
+
+def delta(made: Installation, *deltas: str, base: str = "1") -> str:
+    tables = random_tables(10 + len(deltas), 20)
+    return write_bundle(made.repository, tables, name="student", base=base, deltas=deltas).manifest.version
+
+
+def test_redis_follows_what_lanes_serve(installation: Installation, upkeep: CacheUpkeep) -> None:
+    upkeep.step({})
+    assert held(upkeep) == set()
+    upkeep.step(serving(teacher="1", student="1"))
+    assert held(upkeep) == {("teacher", "1", "1"), ("student", "1", "1")}
+    second = delta(installation)
+    upkeep.step(serving(teacher="1", student="1"))
+    assert held(upkeep) == {("teacher", "1", "1"), ("student", "1", "1")}  # published, and no lane has it yet
+    rows = upkeep.rows
+    upkeep.step(serving(teacher="1", student=second))
+    assert held(upkeep) == {("teacher", "1", "1"), ("student", "1", second)}
+    assert upkeep.rows > rows
+    upkeep.step(serving(teacher="1", student="1"))
+    assert held(upkeep) == {("teacher", "1", "1"), ("student", "1", "1")}
+
+
+def test_a_new_base_is_loaded_before_anyone_serves_it(installation: Installation, upkeep: CacheUpkeep) -> None:
+    installation.publish("student", 3)
+    upkeep.step(serving(student="1"))
+    assert held(upkeep) == {("student", "1", "1"), ("student", "2", "2")}
+
+
+def test_a_redis_that_is_away_is_said_once_and_tried_again(
+    server: RedisProcess, upkeep: CacheUpkeep, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.kill()
+    for _ in range(3):
+        upkeep.step(serving(teacher="1"))
+    report = upkeep.report()
+    assert "cannot be reached" in report["error"]
+    assert (report["failures"], report["redis"]) == (3, None)
+    assert len([r for r in caplog.records if "not brought up to date" in r.message]) == 1
+    server.start()
+    upkeep.step(serving(teacher="1"))
+    assert upkeep.report()["error"] is None
+    assert held(upkeep) == {("teacher", "1", "1")}
+
+
+def config_file(made: Installation, server: RedisProcess | None) -> Path:
+    path = made.home / "baton.yaml"
+    redis = {"redis": {"url": server.address.url}} if server else {}
+    endpoints = {"ranker": {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}}}
+    path.write_text(yaml.safe_dump({"home": ".", "endpoints": endpoints, "embedding": redis}))
+    return path
+
+
+def run(*words: str) -> tuple[int, Any, str]:
+    done = CliRunner().invoke(app, ["cache", *words, "-o", "json"])
+    return done.exit_code, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def test_warm_loads_both_arms_and_says_how_fast(
+    installation: Installation, server: RedisProcess, upkeep: CacheUpkeep
+) -> None:
+    path = str(config_file(installation, server))
+    code, told, _ = run("warm", "ranker", "--config", path)
+    assert code == 0
+    assert [(d["bundle"], d["version"]) for d in told["loaded"]] == [("teacher", "1"), ("student", "1")]
+    count = sum(len(t.ids) for t in installation.tables.values())
+    assert all(d["rows"] == count and d["rows_per_second"] > 0 for d in told["loaded"])
+    assert held(upkeep) == {("teacher", "1", "1"), ("student", "1", "1")}
+    second = delta(installation)
+    assert run("warm", "student", "--config", path)[1]["loaded"][0]["version"] == second
+    assert run("warm", "student", "--version", "1", "--config", path)[1]["loaded"][0]["version"] == "1"
+    done = CliRunner().invoke(app, ["cache", "warm", "ranker", "--config", path])
+    assert done.exit_code == 0
+    assert "rows/s" in done.stdout
+
+
+def test_warm_names_what_is_wrong(installation: Installation, server: RedisProcess) -> None:
+    path = str(config_file(installation, server))
+    for words, said in (
+        (("nobody",), "no endpoint and no bundle 'nobody'"),
+        (("ranker", "--version", "1"), "name the bundle"),
+        (("student", "--version", "9"), "no version '9'"),
+    ):
+        code, _, error = run("warm", *words, "--config", path)
+        assert code == 1
+        assert said in error
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+    code, _, error = run("warm", "ranker", "--config", path)
+    assert (code, "raise its maxmemory" in error) == (1, True)
+    server.kill()
+    code, _, error = run("warm", "ranker", "--config", path)
+    assert (code, "cannot be reached" in error) == (1, True)
+    code, _, error = run("warm", "ranker", "--config", str(config_file(installation, None)))
+    assert (code, "no embedding.redis" in error) == (1, True)
+    assert CliRunner().invoke(app, ["cache", "warm"]).exit_code == 2
+
+
+def test_passwords_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    monkeypatch.setenv("REDIS_PASSWORD", "other")
+    by_file = redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "password"))
+    by_name = redis_address(RedisConfig(url="redis://h", password_env="REDIS_PASSWORD"))
+    assert (by_file.password, by_name.password) == ("secret", "other")
+    assert "secret" not in repr(by_file)
+    with pytest.raises(InvalidInput, match="password_file"):
+        redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "nowhere"))
+    with pytest.raises(InvalidInput, match=r"no password in \$NOT_SET"):
+        redis_address(RedisConfig(url="redis://h", password_env="NOT_SET"))
+
+
+def test_without_redis_nothing_imports_it() -> None:
+    code = (
+        "import sys, serving.lane, serving.control, serving.shadow, serving.cli.main;"
+        "sys.exit(any(name == 'redis' or name.startswith('redis.') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
