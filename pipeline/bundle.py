@@ -6,7 +6,7 @@
     tables/T.safetensors     ids int64 [V] sorted and unique, rows [V, d], counts int64 [V], scales float32 [V] of int8
     tables/T.linear.safetensors   the same ids' weights, rows [V, 1], where the architecture has a weight per id
     training/*.safetensors   what training goes on from; without it the model is frozen
-    warmup.arrow             requests to warm with (optional)
+    warmup.arrow             synthetic requests to warm with (optional)
 
 A version is a base plus deltas: a delta bundle's tables hold only the rows touched since its parent, and `deltas` lists
 the versions to lay over `base`, oldest first, itself last. A bundle is data: nothing in it is ever executed, unpickled
@@ -41,6 +41,7 @@ __all__ = ["Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "S
 MANIFEST = "manifest.json"
 DENSE = "dense.onnx"
 CONTEXT = "context.onnx"
+WARMUP = "warmup.arrow"
 LINEAR = ".linear"
 _DTYPES = {name: np.dtype(f"<{kind}") for name, kind in (
     ("I64", "i8"), ("I32", "i4"), ("I8", "i1"), ("F64", "f8"), ("F32", "f4"), ("F16", "f2"),

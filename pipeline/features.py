@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,16 @@ import numpy.typing as npt
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows"]
+__all__ = ["ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+Role = Literal["context", "candidate"]
+_Arrangement = tuple[tuple[Role | None, ...], tuple[Role | None, ...], tuple[Role, ...]]
 F32 = npt.NDArray[np.float32]
+
+ARRANGEMENTS = 256
+"""Ways to put a request's columns together that are remembered; clients use a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +165,16 @@ class Features:
         return Rows(ids, numbers, bags)
 
     def shares_context(self, schema: Schema) -> bool:
-        """Whether context stands apart: each part holds fields of one role, and those of the context one row."""
-        sides: list[tuple[Sequence[FieldSpec], Sequence[int], int]] = [
-            *((schema.ids, p.columns.tolist(), len(p.values)) for p in self.ids),
-            *((schema.numbers, p.columns.tolist(), len(p.values)) for p in self.numbers),
-            *((schema.bags, [b.column], b.rows) for b in self.bags),
-        ]
-        for fields, columns, rows in sides:
-            roles = {fields[c].role for c in columns}
-            if len(roles) > 1 or ("context" in roles and rows != 1):
+        """Whether context stands apart: each part holds fields of one role, and those of the context one row.
+
+        `self` has passed `check`.
+        """
+        ids, numbers, bags = self._arrangement(schema)
+        typed: tuple[IdPart | NumberPart, ...] = (*self.ids, *self.numbers)
+        for part, role in zip(typed, (*ids, *numbers), strict=True):
+            if role is None or (role == "context" and len(part.values) != 1):
                 return False
-        return True
+        return all(role != "context" or bag.rows == 1 for bag, role in zip(self.bags, bags, strict=True))
 
     def check(self, schema: Schema) -> None:
         """Hold the parts against a schema.
@@ -177,28 +182,74 @@ class Features:
         Raises:
             InvalidInput: a column is missing or given twice, a part has neither 1 nor n rows, a number is infinite.
         """
-        _cover("ids", schema.ids, [p.columns for p in self.ids])
-        _cover("numbers", schema.numbers, [p.columns for p in self.numbers])
-        _cover("bags", schema.bags, [np.array([b.column for b in self.bags], np.int32)] if self.bags else [])
+        self._arrangement(schema)
+        rows = (1, self.n)
         typed: tuple[IdPart | NumberPart, ...] = (*self.ids, *self.numbers)
         for p in typed:
-            if p.values.ndim != 2 or p.values.shape[1] != len(p.columns):
-                raise InvalidInput(f"a part of shape {list(p.values.shape)} where {len(p.columns)} columns were named")
+            shape = p.values.shape
+            if len(shape) != 2 or shape[1] != len(p.columns):
+                raise InvalidInput(f"a part of shape {list(shape)} where {len(p.columns)} columns were named")
+            if shape[0] not in rows:
+                raise _wrong_rows(shape[0], self.n)
         for b in self.bags:
-            sizes = np.diff(b.offsets)
-            if not len(b.offsets) or b.offsets[0] != 0 or b.offsets[-1] != len(b.values) or (sizes < 0).any():
+            if (
+                not len(b.offsets)
+                or b.offsets[0] != 0
+                or b.offsets[-1] != len(b.values)
+                or (b.offsets[1:] < b.offsets[:-1]).any()
+            ):
                 name = schema.bags[b.column].name
                 raise InvalidInput(f"offsets of bag {name!r} must rise from 0 to its {len(b.values)} values", name)
-        for size in (
-            [len(p.values) for p in self.ids] + [len(p.values) for p in self.numbers] + [b.rows for b in self.bags]
-        ):
-            if size not in (1, self.n):
-                raise InvalidInput(f"{size} rows where {self.n} candidates (or one row of context) were expected")
+            if b.rows not in rows:
+                raise _wrong_rows(b.rows, self.n)
         for part in self.numbers:
-            if np.isinf(part.values).any():
-                infinite = np.isinf(part.values).any(axis=0)
-                name = schema.numbers[int(part.columns[int(np.argmax(infinite))])].name
+            infinite = np.isinf(part.values)
+            if infinite.any():
+                name = schema.numbers[int(part.columns[int(np.argmax(infinite.any(axis=0)))])].name
                 raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
+
+    def _arrangement(self, schema: Schema) -> _Arrangement:
+        """The roles of the parts, after a check that they cover the schema: done once for requests that are put
+        together alike.
+
+        Raises:
+            InvalidInput: a column is missing or given twice.
+        """
+        key = (
+            *(p.columns.tobytes() for p in self.ids), None,
+            *(p.columns.tobytes() for p in self.numbers), None,
+            *(b.column for b in self.bags),
+        )  # fmt: skip
+        known: _Arrangement | None = schema.arrangements.get(key)
+        if known is None:
+            typed: tuple[IdPart | NumberPart, ...] = (*self.ids, *self.numbers)
+            for p in typed:
+                if p.columns.dtype != np.int32 or p.columns.ndim != 1:
+                    raise InvalidInput(
+                        f"columns of a part are int32 [k], not {p.columns.dtype} {list(p.columns.shape)}"
+                    )
+            ids, numbers, bags = (
+                [p.columns for p in self.ids],
+                [p.columns for p in self.numbers],
+                [b.column for b in self.bags],
+            )
+            _cover("ids", schema.ids, ids)
+            _cover("numbers", schema.numbers, numbers)
+            _cover("bags", schema.bags, [np.array(bags, np.int32)] if bags else [])
+            known = _roles(schema.ids, ids), _roles(schema.numbers, numbers), tuple(schema.bags[b].role for b in bags)
+            if len(schema.arrangements) < ARRANGEMENTS:
+                schema.arrangements[key] = known
+        return known
+
+
+def _wrong_rows(found: int, n: int) -> InvalidInput:
+    return InvalidInput(f"{found} rows where {n} candidates (or one row of context) were expected")
+
+
+def _roles(fields: Sequence[FieldSpec], parts: Sequence[I32]) -> tuple[Role | None, ...]:
+    """The role of each part's fields, None where they are of both."""
+    roles = [{fields[c].role for c in part.tolist()} for part in parts]
+    return tuple(r.pop() if len(r) == 1 else None for r in roles)
 
 
 def _cover(what: str, fields: Sequence[FieldSpec], columns: Sequence[I32]) -> None:

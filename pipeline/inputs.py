@@ -9,12 +9,13 @@ be scored in one run. It knows nothing of ids or tables. Written by `pipeline.em
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.features import ARRANGEMENTS, NumberPart
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["ARRAYS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
@@ -46,6 +47,19 @@ class Columns:
     places: I64
     numbers: I64
     widths: tuple[int, int, int]
+    _known: dict[bytes, slice | I64] = field(default_factory=dict)
+
+    def numbers_at(self, columns: npt.NDArray[np.int32]) -> slice | I64:
+        """Columns of `numbers` for number fields; a slice where they stand side by side, which is copied faster."""
+        key = columns.tobytes()
+        known = self._known.get(key)
+        if known is None:
+            known = at = self.numbers[columns]
+            if len(at) and (np.diff(at) == 1).all():
+                known = slice(int(at[0]), int(at[0]) + len(at))
+            if len(self._known) < ARRANGEMENTS:
+                self._known[key] = known
+        return known
 
     @classmethod
     def of(cls, schema: Schema, prefix: str = "", roles: Iterable[Role] = ("context", "candidate")) -> Columns:
@@ -117,29 +131,58 @@ class DenseInputs:
     Attributes:
         n: rows of candidates.
         blocks: as `layout.blocks`; in the split layout the first has one row per request.
+        request: int64 `[n]`, the context row of each candidate; read in the split layout only.
+        whole: the inputs that this is a window of, which one run of the network does for all its windows; else itself.
+        start: first row of the window in `whole`.
     """
 
-    __slots__ = ("blocks", "layout", "n")
+    __slots__ = ("blocks", "layout", "n", "request", "start", "whole")
 
-    def __init__(self, layout: Layout, blocks: tuple[Block, ...]) -> None:
+    def __init__(self, layout: Layout, blocks: tuple[Block, ...], request: I64) -> None:
         self.layout = layout
         self.blocks = blocks
+        self.request = request
         self.n = blocks[-1].n
+        self.whole = self
+        self.start = 0
 
     @classmethod
     def zeros(cls, layout: Layout, rows: int, *, linear: bool, requests: int = 1) -> DenseInputs:
         """Arrays for `rows` candidates of `requests` requests."""
         sizes = (requests, rows) if layout.is_split else (rows,)
         blocks = zip(layout.blocks, sizes, strict=True)
-        return cls(layout, tuple(Block.zeros(columns, size, linear=linear) for columns, size in blocks))
+        return cls(
+            layout,
+            tuple(Block.zeros(columns, size, linear=linear) for columns, size in blocks),
+            np.zeros(rows, np.int64),
+        )
+
+    def holds(self, rows: int, requests: int) -> bool:
+        """Whether there is room for so many."""
+        return self.n >= rows and (not self.layout.is_split or self.blocks[0].n >= requests)
+
+    def first(self, rows: int, requests: int = 1) -> DenseInputs:
+        """Views for some rows of some requests, from the start; all rows are the first request's until `window` is asked."""
+        request = self.request[:rows]
+        request[:] = 0
+        candidates = self.blocks[-1].rows(0, rows)
+        blocks = (self.blocks[0].rows(0, requests), candidates) if self.layout.is_split else (candidates,)
+        return DenseInputs(self.layout, blocks, request)
 
     def window(self, start: int, stop: int, request: int = 0) -> DenseInputs:
         """Views for one request: candidates start..stop, and where the layout is split row `request` of the context."""
+        self.request[start:stop] = request
         candidates = self.blocks[-1].rows(start, stop)
-        if not self.layout.is_split:
-            return DenseInputs(self.layout, (candidates,))
-        return DenseInputs(self.layout, (self.blocks[0].rows(request, request + 1), candidates))
+        blocks = (self.blocks[0].rows(request, request + 1), candidates) if self.layout.is_split else (candidates,)
+        window = DenseInputs(self.layout, blocks, np.zeros(stop - start, np.int64))
+        window.whole, window.start = self, start
+        return window
 
     def block_of(self, role: Role) -> Block:
         """The block that holds the fields of a role."""
         return self.blocks[0 if role == "context" else -1]
+
+    def put_numbers(self, part: NumberPart, role: Role) -> None:
+        """Write number columns of one role; one row is every row's."""
+        block = self.block_of(role)
+        block.numbers[:, block.columns.numbers_at(part.columns)] = part.values

@@ -14,9 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from pipeline.errors import BundleError
-from pipeline.graph import inputs_of
-from pipeline.inputs import DenseInputs
-from pipeline.schema import Schema
+from pipeline.inputs import ARRAYS, REQUEST, DenseInputs, Layout
 
 __all__ = ["Network"]
 
@@ -27,9 +25,9 @@ class Network:
     """A network that is ready to run. `run` may be called from several threads at once.
 
     Args:
-        path: dense.onnx, already checked by `pipeline.graph.check_graph`.
-        schema: of the bundle.
-        linear: whether the network has the input `linear`.
+        path: dense.onnx or context.onnx, already checked by `pipeline.graph.check_graph`.
+        layout: of its inputs: full, or split for context.onnx.
+        linear: whether the network has a weight per id.
         threads: of one run (intra-op); each session has a pool of its own.
         device: `cuda` needs the CUDA provider; `auto` takes it where a card is there.
 
@@ -40,7 +38,7 @@ class Network:
     def __init__(
         self,
         path: Path,
-        schema: Schema,
+        layout: Layout,
         *,
         linear: bool,
         threads: int = 1,
@@ -61,12 +59,20 @@ class Network:
         except Exception as error:  # ONNX Runtime raises its own types
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}", path.name) from None
         self.provider: str = self._session.get_providers()[0]
-        self._inputs = tuple(inputs_of(schema, linear=linear))
+        self._feeds = [
+            (block, array, columns.prefix + array)
+            for block, columns in enumerate(layout.blocks)
+            for array, width in zip(ARRAYS, columns.widths, strict=True)
+            if width and (linear or array != "linear")
+        ]
+        self.layout = layout
 
     def run(self, inputs: DenseInputs) -> F32:
-        """Logits float32 `[n]` of the rows that `inputs` shows."""
-        (block,) = inputs.blocks
-        logits: F32 = self._session.run(["logit"], {name: getattr(block, name) for name in self._inputs})[0]
+        """Logits float32 `[n]` of the rows that `inputs` shows, in this network's layout."""
+        feeds = {name: getattr(inputs.blocks[block], array) for block, array, name in self._feeds}
+        if self.layout.is_split:
+            feeds[REQUEST] = inputs.request
+        logits: F32 = self._session.run(["logit"], feeds)[0]
         return logits
 
 

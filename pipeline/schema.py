@@ -7,7 +7,7 @@ stand in schema order within their kind. It knows nothing of files, tensors or s
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -88,6 +88,11 @@ class Schema(BaseModel):
     def embedding_width(self) -> int:
         """Columns of the network's `embeddings` input: the sum of the widths of ids and bags."""
         return sum(f.width or 0 for f in self.embedded)
+
+    @cached_property
+    def arrangements(self) -> dict[Any, Any]:
+        """What `pipeline.features` remembers of ways to put this schema's columns together; bounded there."""
+        return {}
 
     def inputs_match(self, other: Schema) -> str | None:
         """None when a caller of one may call the other unchanged, else the first difference in words.

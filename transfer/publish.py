@@ -17,10 +17,11 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from pipeline.bundle import DENSE, Bundle, BundleWriter, Calibration, GateReport, Manifest, Table, TableInfo
+from pipeline.bundle import DENSE, WARMUP, Bundle, BundleWriter, Calibration, GateReport, Manifest, Table, TableInfo
 from pipeline.errors import BundleError
 from pipeline.schema import Schema
 from pipeline.versions import Repository
+from pipeline.warmup import synthetic_requests, write_warmup
 from transfer.export import graph_weights
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def write_snapshot(
         if manifest.servable:
             for file_name, network in snapshot.networks.items():
                 writer.path(file_name).write_bytes(network)
+            write_warmup(writer.path(WARMUP), snapshot.schema, synthetic_requests(snapshot.schema))
             for table_name, table in snapshot.tables.items():
                 writer.table(table_name, table)
             if snapshot.header is not None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.event import Event
+from pipeline.features import Features
 
 __all__ = ["Embed"]
 
 
 class Embed:
-    """Looks every id up in the model's tables. The inputs live in buffers of the thread until its next event."""
+    """Looks every id up in the model's tables. Requests of a batch become rows of the same arrays, which are the
+    thread's until its next event or batch."""
 
     name = "embed"
     consumes = ("features", "model")
@@ -19,3 +23,16 @@ class Embed:
         assert event.model is not None
         assert event.features is not None
         event.dense = event.model.embed(event.features)
+
+    def run_batch(self, events: Sequence[Event]) -> None:
+        model = events[0].model
+        assert model is not None
+        requests: list[Features] = []
+        for event in events:
+            assert event.features is not None
+            requests.append(event.features)
+        for event, found in zip(events, model.embed_batch(requests), strict=True):
+            if isinstance(found, Exception):
+                event.error = found
+            else:
+                event.dense = found

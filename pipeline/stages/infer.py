@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.event import Event
+from pipeline.inputs import DenseInputs
 
 __all__ = ["Infer"]
 
 
 class Infer:
-    """Runs network and calibration; `scores` belong to the event."""
+    """Runs network and calibration, once for all requests of a batch; `scores` belong to the event."""
 
     name = "infer"
     consumes = ("dense", "model")
@@ -20,3 +23,14 @@ class Infer:
         event.scores = event.model.infer(event.dense)
         # The buffers are the thread's, and the next event's.
         event.dense = None
+
+    def run_batch(self, events: Sequence[Event]) -> None:
+        model = events[0].model
+        assert model is not None
+        windows: list[DenseInputs] = []
+        for event in events:
+            assert event.dense is not None
+            windows.append(event.dense)
+        for event, scores in zip(events, model.infer_batch(windows), strict=True):
+            event.scores = scores
+            event.dense = None

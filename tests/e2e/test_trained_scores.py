@@ -60,7 +60,11 @@ def test_served_scores_are_the_trainers(arch: str, tmp_path: Path) -> None:
         ready = Model.load(repository, "m", bundle.manifest.version, segments=tmp_path / "segments", device="cpu")
         np.testing.assert_allclose(ready.score(Features.from_rows(asked)), model.scores(asked), atol=1e-5)
         once = Features.from_context(SCHEMA, asked)
-        np.testing.assert_allclose(ready.score(once), model.scores(once.rows(SCHEMA)), atol=1e-5)
+        scores = ready.score(once)
+        np.testing.assert_allclose(scores, model.scores(once.rows(SCHEMA)), atol=1e-5)
+        # Context once per request changes nothing but the time it takes.
+        np.testing.assert_allclose(scores, ready.score(Features.from_rows(once.rows(SCHEMA))), rtol=0, atol=1e-6)
+        assert (ready.split is not None) == model.network.body.can_split()
 
     served(base)
     deltas: list[str] = []

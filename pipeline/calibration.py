@@ -1,0 +1,26 @@
+"""From logits to calibrated probabilities, in one pass and double precision."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from numba import float32, float64, njit
+
+__all__ = ["probabilities"]
+
+F32 = npt.NDArray[np.float32]
+
+
+@njit(float32[::1](float32[::1], float64, float64), nogil=True, cache=True)
+def probabilities(logits: F32, alpha: float, beta: float) -> F32:
+    """`1 / (1 + exp(-(alpha * logit + beta)))`, float32 `[n]` of float32 `[n]`; NaN stays NaN.
+
+    >>> probabilities(np.array([0.0, 1000.0, -1000.0], np.float32), 1.0, 0.0).tolist()
+    [0.5, 1.0, 0.0]
+    """
+    scores = np.empty_like(logits)
+    for i in range(len(logits)):
+        scores[i] = 1.0 / (1.0 + math.exp(-(alpha * logits[i] + beta)))
+    return scores
