@@ -47,13 +47,15 @@ class Looked:
 
 
 class Versions:
-    """Versions of one bundle: a base and deltas that touch some of its rows and bring some of their own."""
+    """Versions of one bundle in a folder: a base and deltas that touch some of its rows and bring some of their own."""
 
     def __init__(self, folder: Path, rows: int = 100) -> None:
         self.repository = Repository(folder / "bundles")
-        rng = np.random.default_rng(5)
-        self._rng = rng
-        self.base = self._write({t: random_table(rng, rows, w, linear=True) for t, w in WIDTHS.items()})
+        self._rng = np.random.default_rng(5)
+        if self.repository.versions("ranker"):
+            self.base = self.repository.open("ranker", "1")
+        else:
+            self.base = self._write({t: random_table(self._rng, rows, w, linear=True) for t, w in WIDTHS.items()})
 
     def delta(self, *deltas: str, touched: int = 30) -> Bundle:
         """The next version, on the base and `deltas`."""
@@ -71,16 +73,15 @@ class Versions:
         number = len(self.repository.versions("ranker")) + 1
         return write_bundle(self.repository, tables, schema=SCHEMA, created_ms=1_000_000 * number, **more)
 
-    def truth(self, version: str) -> dict[str, dict[int, tuple[list[float], float]]]:
+    def truth(self, version: str) -> dict[str, dict[int, tuple[tuple[float, ...], float]]]:
         """By table and id: row and weight of a version."""
-        held: dict[str, dict[int, tuple[list[float], float]]] = {name: {} for name in WIDTHS}
+        held: dict[str, dict[int, tuple[tuple[float, ...], float]]] = {name: {} for name in WIDTHS}
         for link in self.repository.chain(self.repository.open("ranker", version)):
             for name, rows in held.items():
                 table = link.table(name)
                 assert table.linear is not None
-                rows.update(
-                    zip(table.ids.tolist(), zip(table.rows.tolist(), table.linear.tolist(), strict=True), strict=True)
-                )
+                values = zip(map(tuple, table.rows.tolist()), table.linear.tolist(), strict=True)
+                rows.update(zip(table.ids.tolist(), values, strict=True))
         return held
 
     def every_id(self) -> dict[str, npt.NDArray[np.int64]]:
@@ -131,9 +132,9 @@ def check(looked: Looked, ids: dict[str, npt.NDArray[np.int64]], truth: dict[str
     """Every id that a version has came back whole, every other is left alone."""
     for name, wanted in ids.items():
         for i, key in enumerate(wanted.tolist()):
-            row, weight = truth[name].get(key, ([UNTOUCHED] * WIDTHS[name], UNTOUCHED))
+            row, weight = truth[name].get(key, ((UNTOUCHED,) * WIDTHS[name], UNTOUCHED))
             mark = (MARK | STALE if stale else MARK) if key in truth[name] else 0
-            assert (looked.rows[name][i].tolist(), looked.weights[name][i], looked.found[name][i]) == (
+            assert (tuple(looked.rows[name][i].tolist()), looked.weights[name][i], looked.found[name][i]) == (
                 row,
                 weight,
                 mark,

@@ -201,7 +201,7 @@ def test_damaged_values_are_counted_and_not_served(server: RedisProcess, version
         for i, key in enumerate(wanted.tolist()):
             if looked.found[name][i]:
                 served += 1
-                assert (looked.rows[name][i].tolist(), looked.weights[name][i]) == truth[name][key]
+                assert (tuple(looked.rows[name][i].tolist()), looked.weights[name][i]) == truth[name][key]
     assert told["found"] == served
     assert 3 <= float(told["damaged"]) <= 6  # some ids are asked for twice
     made.close()
@@ -238,7 +238,7 @@ class Traffic:
     def _hold(self, looked: Looked) -> None:
         for name, ids in self._ids.items():
             for i in np.flatnonzero(looked.found[name] == MARK)[:20]:
-                given = (looked.rows[name][i].tolist(), float(looked.weights[name][i]))
+                given = (tuple(looked.rows[name][i].tolist()), float(looked.weights[name][i]))
                 if given != self._truth[name].get(int(ids[i])):
                     self.wrong.append(f"{name} {ids[i]}")
 
