@@ -20,13 +20,14 @@ from pipeline.errors import BatonError
 from pipeline.stages.record import Record
 from pipeline.versions import Repository
 from serving.cli.output import Output, emit
-from serving.config import Config
+from serving.config import Config, RedisConfig
 from serving.stages import lane_plan
 
 __all__ = ["doctor"]
 
 LEAST_MEMORY = 4 << 30
 LEAST_DISK = 2 << 30
+REDIS_LIMIT = 2.0
 
 Finding = tuple[str, bool, str]
 
@@ -84,6 +85,8 @@ def _configured(path: Path) -> list[Finding]:
         found.append(("stages", False, str(error)))
     else:
         found.append(("stages", True, ", ".join(step.name for step in steps)))
+    if config.embedding.redis is not None:
+        found.append(_redis(config.embedding.redis))
     repository = Repository(config.repository)
     for endpoint, arms in config.endpoints.items():
         for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
@@ -96,3 +99,13 @@ def _configured(path: Path) -> list[Finding]:
             else:
                 found.append((f"{endpoint}/{arm}", True, f"{spec.bundle} {version} is whole"))
     return found
+
+
+def _redis(config: RedisConfig) -> Finding:
+    from serving.cache import redis_address
+
+    try:
+        redis_address(config).connect(REDIS_LIMIT).close()
+    except (BatonError, OSError) as error:
+        return ("redis", False, f"{config.url}: {error}; lookups pass it by until it answers")
+    return ("redis", True, f"{config.url} answers")

@@ -143,6 +143,21 @@ def test_warm_names_what_is_wrong(installation: Installation, server: RedisProce
     assert CliRunner().invoke(app, ["cache", "warm"]).exit_code == 2
 
 
+def test_doctor_asks_redis(installation: Installation, server: RedisProcess) -> None:
+    path = str(config_file(installation, server))
+
+    def found() -> tuple[bool, str]:
+        done = CliRunner().invoke(app, ["doctor", "--config", path, "-o", "json"])
+        (check,) = [c for c in json.loads(done.stdout)["checks"] if c["check"] == "redis"]
+        return check["ok"], check["detail"]
+
+    assert found() == (True, f"{server.address.url} answers")
+    server.kill()
+    ok, detail = found()
+    assert not ok
+    assert "pass it by" in detail
+
+
 def test_passwords_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "password").write_text("secret\n")
     monkeypatch.setenv("REDIS_PASSWORD", "other")
