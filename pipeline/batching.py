@@ -114,7 +114,7 @@ class Ticket:
         level: index of its priority, 0 being the most important.
         expires: when it leaves the queue unanswered; demoted: when it goes behind the others.
         estimate: seconds of work before it when it came, where that says something.
-        waits: by run, how many others that run still waits for; empty where the plan is one run.
+        waits: by run, how many others that run still waits for; None where the plan is one run.
         left: runs that it still has to go through; 0: it has left the engine.
     """
 
@@ -125,7 +125,7 @@ class Ticket:
     expires: float = math.inf
     demoted: float = math.inf
     estimate: float = 0.0
-    waits: list[int] = field(default_factory=list)
+    waits: list[int] | None = None
     left: int = 1
 
 

@@ -66,6 +66,7 @@ class Engine:
         self._lock = threading.Lock()
         self._queue = EntryQueue(policy)
         self._inner = [InnerQueue(policy.max_batch_size, batched=run.batched) for run in self._runs]
+        self._inward = range(len(self._runs) - 1, 0, -1)
         self._admission = Admission(len(self._runs), workers)
         # A worker without work waits at its gate, a lock that it holds; whoever brings work takes the gate from here.
         self._idle: list[threading.Lock] = []
@@ -302,7 +303,7 @@ class Engine:
 
     def _pick(self, meter: Meter, now: float) -> tuple[int, list[Ticket], list[Ticket], float]:
         """Which run next, on what; whom nobody waits for; or how long to wait for company. Called under the lock."""
-        for at in range(len(self._runs) - 1, 0, -1):  # what is nearest to its end goes first
+        for at in self._inward:  # what is nearest to its end goes first
             if self._inner[at]:
                 taken = self._inner[at].take()
                 label = f"queue:{self._runs[at].steps[0].name}"
@@ -325,16 +326,17 @@ class Engine:
     def _perform(self, at: int, batch: Sequence[Ticket], meter: Meter, now: float) -> tuple[int, int, int, float]:
         """Take a batch through a run and on; the run, events, rows and seconds, for who measures the service."""
         run = self._runs[at]
-        events = [ticket.event for ticket in batch]
+        events: list[Event] = []
         rows = 0
-        for event in events:
+        for ticket in batch:
+            event = ticket.event
+            events.append(event)
             rows += event.rows
+            if at == 0:
+                event.timings["queue"] = waited = now - ticket.since
+                meter.waited(0, waited)
         if at == 0:
             meter.executed(len(events), rows)
-            for ticket in batch:
-                waited = now - ticket.since
-                meter.waited(0, waited)
-                ticket.event.timings["queue"] = waited
         try:
             if len(events) == 1:
                 end = execute(run.steps, events[0], meter, self._now, now)
@@ -360,6 +362,7 @@ class Engine:
                 ticket.left -= 1
                 if not ticket.left:
                     leaving.append(ticket)
+                assert ticket.waits is not None
                 for after in self._runs[at].successors:
                     ticket.waits[after] -= 1
                     if not ticket.waits[after]:
