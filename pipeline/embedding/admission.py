@@ -1,0 +1,77 @@
+"""How often an id was asked for lately: TinyLFU's sketch, which decides what may enter a full cache.
+
+A count-min sketch of 4-bit counters (Einziger, Friedman, Manes 2017, "TinyLFU: A Highly Efficient Cache Admission
+Policy"): an id has four counters, all in one cache line, and its estimate is the least of them. Counters are halved all
+the time, a line after so many counts, so that every one is halved once per sample; the paper halves all at once, which
+would stop a request. Only every `SAMPLE`-th lookup counts: that divides counters and sample alike, and hit rates stay
+the same. Threads count without locks; a count lost in a race is noise like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+__all__ = ["LINE", "PERIOD", "SAMPLE", "WORDS_PER_ROW", "count", "estimate", "halve", "line_of"]
+
+SAMPLE = 8
+"""Lookups per counted one."""
+LINE = 8
+"""64-bit words of a cache line, of 16 counters each."""
+WORDS_PER_ROW = 1
+"""Words per row of the cache's capacity."""
+PERIOD = 10 * LINE
+"""Counts per line until one line is halved: a sample of ten times the capacity, as in the paper."""
+
+_HALF = np.uint64(0x7777777777777777)
+_ONE = np.uint64(1)
+_FIFTEEN = np.uint64(15)
+
+
+@njit(inline="always", cache=True)
+def line_of(mixed: Any, lines: Any) -> Any:
+    """First word of an id's line. `mixed`: its hash, whose low half is used here; `lines`: number of lines."""
+    return (((mixed & np.uint64(0xFFFFFFFF)) * np.uint64(lines)) >> np.uint64(32)) * np.uint64(LINE)
+
+
+@njit(inline="always", cache=True)
+def _places(mixed: Any) -> Any:
+    # Bits that choose neither the set nor the line: a second mix of the whole hash.
+    return (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+
+
+@njit(inline="always", cache=True)
+def count(sketch: Any, mixed: Any, lines: Any) -> None:
+    """One more lookup of the id with this hash."""
+    first = line_of(mixed, lines)
+    places = _places(mixed)
+    for i in range(4):
+        word = first + np.uint64(2 * i) + (places & _ONE)
+        shift = ((places >> _ONE) & _FIFTEEN) << np.uint64(2)
+        if (sketch[word] >> shift) & _FIFTEEN != _FIFTEEN:
+            sketch[word] += _ONE << shift
+        places >>= np.uint64(16)
+
+
+@njit(inline="always", cache=True)
+def estimate(sketch: Any, mixed: Any, lines: Any) -> Any:
+    """Counted lookups of the id with this hash, 0 to 15; too high where ids collide, never too low but for halving."""
+    first = line_of(mixed, lines)
+    places = _places(mixed)
+    least = _FIFTEEN
+    for i in range(4):
+        word = first + np.uint64(2 * i) + (places & _ONE)
+        shift = ((places >> _ONE) & _FIFTEEN) << np.uint64(2)
+        least = min(least, (sketch[word] >> shift) & _FIFTEEN)
+        places >>= np.uint64(16)
+    return least
+
+
+@njit(inline="always", cache=True)
+def halve(sketch: Any, line: Any) -> None:
+    """Halve the counters of one line, by number."""
+    first = np.uint64(line) * np.uint64(LINE)
+    for w in range(LINE):
+        sketch[first + np.uint64(w)] = (sketch[first + np.uint64(w)] >> _ONE) & _HALF

@@ -1,0 +1,161 @@
+"""The device tier on the CPU: the rows asked for most, in memory of this process, above a slower or larger tier.
+
+A set-associative cache per width group: a key's set is found by hash, its places are compared at once, the
+row is copied and its last use stamped in the same pass (`pipeline.embedding.sets`). What may enter a full set is decided
+by how often it is asked for (`pipeline.embedding.admission`), what leaves by least recent use.
+
+**Versions.** A cache belongs to a generation, that is to the base of a bundle, and all versions on it use the same one.
+Rows that deltas have touched never come here: the store looks a version's overlay up before this tier, so what is kept
+is the base's and right for every version on it, past or coming; publishing and undo invalidate nothing, and untouched
+rows stay hits. Only a tier whose rows may change under one key (Redis) makes rows age: after `max_age` a row is stale,
+looked for below, and served as stale only if nobody below has it.
+
+**Processes.** The arrays may lie in memory that several processes map, and then serve them all. Baton gives each lane
+its own: private memory comes in huge pages, which shared memory does not on a stock kernel, and page walks would cost
+more than the rows that lanes hold twice.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.embedding.admission import LINE, WORDS_PER_ROW
+from pipeline.embedding.sets import (
+    CONTENDED,
+    ENTERED,
+    HEAD_WORDS,
+    HELD,
+    LINE_BYTES,
+    NOW,
+    REFUSED,
+    SWEPT,
+    WAYS,
+    find_rows,
+    held_keys,
+    keep_rows,
+    sweep_rows,
+)
+from pipeline.embedding.tier import Wanted
+
+__all__ = ["CacheShape", "DeviceCache", "RowFormat"]
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+RowFormat = Literal["float32", "float16", "int8"]
+
+_KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
+_SWEEP = 128  # ticks; births come round after 256
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What a cache holds.
+
+    Args:
+        rows: capacity; rounded up to whole sets.
+        width: d.
+        linear: whether a row has a weight beside it.
+        format: of stored rows. float16 rounds to nearest; int8 has a scale per row and rounds to 1/254 of the row's
+            largest number.
+    """
+
+    rows: int
+    width: int
+    linear: bool = False
+    format: RowFormat = "float32"
+
+    @property
+    def sets(self) -> int:
+        return max(1, -(-self.rows // WAYS))
+
+    @property
+    def stride(self) -> int:
+        """Bytes of a stored row with its weight, in whole 4-byte words."""
+        row = {"float32": 4 * self.width, "float16": 2 * self.width, "int8": 4 + self.width}[self.format]
+        return -(-row // 4) * 4 + 4 * self.linear
+
+    @property
+    def words(self) -> int:
+        """Of the sketch."""
+        return LINE * max(1, self.sets * WAYS * WORDS_PER_ROW // LINE)
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole cache: per row its stride, a sixth of a line of 64 and 8 bytes of the sketch."""
+        return 8 * HEAD_WORDS + self.sets * (LINE_BYTES + WAYS * self.stride) + 8 * self.words
+
+
+class DeviceCache:
+    """Rows of one width by key. Any number of threads, and of processes that map `memory`, may find and keep at once.
+
+    Args:
+        shape: what it holds.
+        memory: `shape.bytes` bytes, zeros or left by a cache of the same shape, aligned to 64; None: private memory.
+    """
+
+    def __init__(self, shape: CacheShape, memory: mmap.mmap | None = None) -> None:
+        self.shape = shape
+        self.memory = _private(shape.bytes) if memory is None else memory
+        raw = np.frombuffer(self.memory, np.uint8, shape.bytes)
+        sets, slots = shape.sets, shape.sets * WAYS
+        parts = np.cumsum([8 * HEAD_WORDS, LINE_BYTES * sets, slots * shape.stride])
+        head, table, stored, sketch = np.split(raw, parts)
+        table, stored = table.reshape(sets, -1), stored.reshape(slots, shape.stride)
+        self._head: npt.NDArray[np.uint64] = head.view(np.uint64)
+        self._arrays: tuple[Any, ...] = (
+            self._head,
+            *(table.view(kind) for kind in (np.int64, np.uint32, np.uint8)),
+            stored,
+            stored.view(np.float32),
+            sketch.view(np.uint64),
+        )
+        if self._head[NOW] == 0:
+            self._head[NOW] = 1
+
+    def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
+        """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
+        if tick >= 0 and tick - int(self._head[SWEPT]) >= _SWEEP:
+            self._head[SWEPT] = tick
+            sweep_rows(tick, *self._arrays)
+        w = wanted
+        find_rows(
+            *(w.keys, w.at, w.linear_at, w.rows, w.linear, w.found),
+            *(self.shape.width, _KINDS[self.shape.format], mark, tick),
+            *self._arrays,
+        )
+
+    def keep(self, wanted: Wanted, mark: int, tick: int = -1, *, overwrite: bool = False) -> None:
+        """Take in what was found below (`Tier.offer`); with `overwrite` also over rows that are held."""
+        w = wanted
+        keep_rows(
+            *(w.keys, w.at, w.linear_at, w.rows, w.linear, w.found),
+            *(self.shape.width, _KINDS[self.shape.format], mark, tick, overwrite),
+            *self._arrays,
+        )
+
+    def keys(self, limit: int | None = None) -> I64:
+        """Keys held, int64, the most recently used of every set first."""
+        out = np.empty(self.shape.sets * WAYS if limit is None else limit, np.int64)
+        return out[: int(held_keys(out, *self._arrays))]
+
+    def counts(self) -> dict[str, int]:
+        """`rows` held, and since the start: `entered`, `refused` by admission, `contended` (let go, as another wrote)."""
+        head = self._head
+        return {
+            "rows": int(head[HELD]),
+            "entered": int(head[ENTERED]),
+            "refused": int(head[REFUSED]),
+            "contended": int(head[CONTENDED]),
+        }
+
+
+def _private(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -1,0 +1,469 @@
+"""The compiled loops of the device cache: sets of six rows, found, copied and replaced by many threads at once.
+
+A set is one cache line, int64 `[8]`: six keys, then 16 bytes of state: a lock of 32 bits, six stamps of last use, six
+births. All eight words are compared with a key at once; the lock's low bits say which of the six places are taken, so
+every 64-bit key is legal. Rows lie apart, place w of set s at `6 s + w`. An id therefore costs two cache misses, its set
+and its row; with eight keys in a line and the state in another it costs three, and a lookup half as much again.
+
+The lock counts writes and has a bit for one under way (a seqlock): a reader copies, looks whether the lock is
+still what it was, and takes what it has only then. Nobody waits: a reader that loses `TRIES` times has missed, a writer
+that finds a set taken lets its row go. So a process that dies while it writes costs one set.
+
+Functions are serial and release the GIL. `pipeline.embedding.device` owns the arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import boolean, float32, int64, njit, types, uint8, uint32, uint64
+
+from pipeline.embedding.admission import LINE, PERIOD, SAMPLE, count, estimate, halve, line_of
+from pipeline.embedding.kernels import splitmix64
+from pipeline.embedding.memory import (
+    compare_and_swap,
+    fence_acquire,
+    fence_release,
+    first_bit,
+    load_acquire,
+    load_float,
+    match_keys,
+    mover,
+    prefetch,
+    store_release,
+)
+from pipeline.embedding.tier import DEFAULT, PENDING, STALE
+
+__all__ = ["FRESH_TICKS", "HEAD_WORDS", "LINE_BYTES", "WAYS", "find_rows", "held_keys", "keep_rows", "sweep_rows"]
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+U32 = npt.NDArray[np.uint32]
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+WAYS = 6
+LINE_BYTES = 64
+BLOCK = 64
+_BLOCK, _NONE = np.uint64(BLOCK), np.uint64(0xFFFFFFFFFFFFFFFF)
+TRIES = 4
+FRESH_TICKS = 8
+"""Ticks that a row stays fresh; births are kept modulo 256 ticks, so old rows are swept before that."""
+
+# Where the state stands in a set, in units of its own size.
+_LOCK = 12  # uint32: places taken, a bit each; BUSY; count of writes
+_STAMPS, _BORN = 52, 58  # uint8 [6]
+_TAKEN, _BUSY, _WRITE = np.uint32(63), np.uint32(64), np.uint32(128)
+
+# Words of the head: what all users of one cache share. Plain counts; racing threads may lose one.
+HEAD_WORDS = 16
+NOW, SEEN, CALLS, COUNTED, HAND, HELD, ENTERED, REFUSED, CONTENDED, SWEPT = range(10)
+
+FLOAT32, FLOAT16, INT8 = 0, 1, 2
+"""Row formats. An int8 row has its float32 scale before its numbers."""
+
+
+@njit(inline="always", cache=True)
+def _set_of(mixed: Any, sets: Any) -> Any:
+    # The high half of the hash scaled to the number of sets (Lemire 2019), so capacities need not be powers of two.
+    return ((mixed >> np.uint64(32)) * sets) >> np.uint64(32)
+
+
+def _unpacker(kind: str, size: int) -> Any:
+    """A loop that brings `width` numbers of a format, `size` bytes each, from one address to float32 at another."""
+    sixteen, eight, one = (mover(kind, lanes) for lanes in (16, 8, 1))
+    by16, by8, by1 = np.uint64(16 * size), np.uint64(8 * size), np.uint64(size)
+
+    @njit(inline="always")
+    def unpack(source: Any, to: Any, width: Any, scale: Any) -> None:
+        left = width
+        while left >= 16:
+            sixteen(to, source, scale)
+            to, source, left = to + np.uint64(64), source + by16, left - 16
+        if left >= 8:
+            eight(to, source, scale)
+            to, source, left = to + np.uint64(32), source + by8, left - 8
+        while left > 0:
+            one(to, source, scale)
+            to, source, left = to + np.uint64(4), source + by1, left - 1
+
+    return unpack
+
+
+_unpack32, _unpack16, _unpack8 = _unpacker("float32", 4), _unpacker("float16", 2), _unpacker("int8", 1)
+_pack16 = mover("float16", 1, pack=True)
+_copy_weight = mover("float32", 1)
+
+
+@njit(inline="always", cache=True)
+def _read_row(kind: Any, source: Any, to: Any, width: Any) -> None:
+    """From one address to another: no arrays, which numba would count references of for each row."""
+    if kind == FLOAT32:
+        _unpack32(source, to, width, np.float32(0.0))
+    elif kind == FLOAT16:
+        _unpack16(source, to, width, np.float32(0.0))
+    else:
+        _unpack8(source + np.uint64(4), to, width, load_float(source))
+
+
+@njit(inline="always", cache=True)
+def _write_row(kind: Any, stored: Any, floats: Any, slot: Any, rows: Any, at: Any, width: Any) -> None:
+    if kind == FLOAT32:
+        for c in range(width):
+            floats[slot, c] = rows[at + c]
+    elif kind == FLOAT16:
+        source = np.uint64(rows.ctypes.data) + np.uint64(4) * np.uint64(at)
+        to = np.uint64(stored.ctypes.data) + np.uint64(slot) * np.uint64(stored.shape[1])
+        for c in range(width):
+            _pack16(to + np.uint64(2 * c), source + np.uint64(4 * c), np.float32(0.0))
+    else:
+        largest = np.float32(0.0)
+        for c in range(width):
+            largest = max(largest, abs(rows[at + c]))
+        scale = largest / np.float32(127.0)
+        floats[slot, 0] = scale
+        for c in range(width):
+            number = np.rint(rows[at + c] / scale) if scale > 0 else np.float32(0.0)
+            stored[slot, 4 + c] = np.uint8(np.int8(number))
+
+
+@njit(inline="always", cache=True)
+def _is_old(state: Any, home: Any, way: Any, tick: Any) -> Any:
+    return tick >= 0 and np.uint8(np.uint8(tick) - state[home, _BORN + way]) > np.uint8(FRESH_TICKS)
+
+
+@njit(inline="always", cache=True)
+def _age(state: Any, home: Any, way: Any, now: Any) -> Any:
+    return np.uint8(now - state[home, _STAMPS + way])
+
+
+@njit(inline="always", cache=True)
+def _advance(head: Any, sketch: Any, looked: Any, counted: Any, sets: Any, lines: Any) -> None:
+    """Move the clock of last use, which starts at 1, and halve the counters whose turn has come."""
+    head[SEEN] += looked
+    every = max(np.uint64(1), sets // np.uint64(2))  # 12 ticks are as many lookups as there are rows
+    if head[SEEN] >= every:
+        head[NOW] += head[SEEN] // every
+        head[SEEN] = np.uint64(0)
+    head[COUNTED] += counted
+    while head[COUNTED] >= np.uint64(PERIOD):
+        head[COUNTED] -= np.uint64(PERIOD)
+        halve(sketch, head[HAND] % lines)
+        head[HAND] += np.uint64(1)
+
+
+def _array(dtype: Any, dimensions: int, *, readonly: bool = False) -> Any:
+    return types.Array(dtype, dimensions, "C", readonly=readonly)
+
+
+_CACHE = (
+    _array(uint64, 1),
+    _array(int64, 2),
+    _array(uint32, 2),
+    _array(uint8, 2),
+    _array(uint8, 2),
+    _array(float32, 2),
+    _array(uint64, 1),
+)
+"""head [HEAD_WORDS]; sets [S, 8] and the same as locks uint32 [S, 16] and state uint8 [S, 64]; stored rows by bytes
+[S * WAYS, stride] and as float32; sketch."""
+_WANTED = (
+    _array(int64, 1, readonly=True),
+    _array(int64, 1, readonly=True),
+    _array(int64, 1, readonly=True),
+    _array(float32, 1),
+    _array(float32, 1),
+    _array(uint8, 1),
+)
+"""keys, at, linear_at, rows, linear, found of a `Wanted`."""
+
+
+@njit(cache=True)
+def _find_again(
+    key: Any,
+    home: Any,
+    rows_at: Any,
+    weight_at: Any,
+    width: Any,
+    kind: Any,
+    tick: Any,
+    sets: Any,
+    state: Any,
+    stored: Any,
+) -> Any:
+    """One id whose set was written while it was read: a few more tries. 0: not there, 1: copied, 2: copied, and old."""
+    set_at = np.uint64(sets.ctypes.data) + home * np.uint64(LINE_BYTES)
+    lock_at = set_at + np.uint64(4 * _LOCK)
+    stride = np.uint64(stored.shape[1])
+    for _ in range(TRIES):
+        lock = load_acquire(lock_at)
+        if lock & _BUSY:
+            continue
+        ways = match_keys(set_at, key) & lock & _TAKEN
+        if ways == 0:
+            break
+        way = first_bit(ways)
+        source = np.uint64(stored.ctypes.data) + (home * np.uint64(WAYS) + way) * stride
+        _read_row(kind, source, rows_at, width)
+        if weight_at != 0:
+            _copy_weight(weight_at, source + stride - np.uint64(4), np.float32(0.0))
+        old = _is_old(state, home, way, tick)
+        fence_acquire()
+        if load_acquire(lock_at) == lock:
+            return 2 if old else 1
+    return 0
+
+
+@njit(types.void(*_WANTED, int64, int64, uint8, int64, *_CACHE), nogil=True, cache=True)
+def find_rows(
+    keys: I64,
+    at: I64,
+    linear_at: I64,
+    rows: F32,
+    linear: F32,
+    found: U8,
+    width: int,
+    kind: int,
+    mark: int,
+    tick: int,
+    head: U64,
+    sets: I64,
+    locks: U32,
+    state: U8,
+    stored: U8,
+    floats: F32,
+    sketch: U64,
+) -> None:
+    """Rows and weights of what is open and held, each copied, marked and stamped in one pass.
+
+    Args:
+        keys, at, linear_at, rows, linear, found: of a `Wanted`.
+        width, kind: d, and the format of the stored rows.
+        mark: written into `found`, with `STALE` where the row is older than `FRESH_TICKS`.
+        tick: the time in ticks; -1: rows do not age.
+        head, sets, locks, state, stored, floats, sketch: the cache.
+    """
+    size = np.uint64(sets.shape[0])
+    lines = np.uint64(len(sketch) // LINE)
+    weighted = len(linear) > 0
+    set_at, row_at, sketch_at = (
+        np.uint64(sets.ctypes.data),
+        np.uint64(stored.ctypes.data),
+        np.uint64(sketch.ctypes.data),
+    )
+    rows_at, linear_to = np.uint64(rows.ctypes.data), np.uint64(linear.ctypes.data)
+    stride = np.uint64(stored.shape[1])
+    lock_at = set_at + np.uint64(4 * _LOCK)
+    mixed = np.empty(2 * BLOCK, np.uint64)
+    home = np.empty(2 * BLOCK, np.uint64)
+    slot = np.empty(BLOCK, np.uint64)
+    seen = np.empty(BLOCK, np.uint32)
+    old = np.zeros(BLOCK, np.bool_)
+    total = np.uint64(len(keys))
+    counted = np.uint64(0)
+    # A new phase for each call, or requests of one length would always count the same fields.
+    phase = splitmix64(head[CALLS]) & np.uint64(SAMPLE - 1)
+    head[CALLS] += np.uint64(1)
+    now = np.uint8(head[NOW])
+    for p in range(min(_BLOCK, total)):
+        mixed[p] = splitmix64(keys[p])
+        home[p] = _set_of(mixed[p], size)
+        prefetch(set_at + home[p] * np.uint64(LINE_BYTES))
+    half = np.uint64(0)
+    for start in range(np.uint64(0), total, _BLOCK):
+        block = min(_BLOCK, total - start)
+        ahead = min(_BLOCK, total - start - block)
+        other = _BLOCK - half
+        for p in range(phase, block, np.uint64(SAMPLE)):
+            prefetch(sketch_at + line_of(mixed[half + p], lines) * np.uint64(8))
+        for p in range(block):
+            # The sets of the next block travel while the rows of this one do.
+            if p < ahead:
+                next_mixed = splitmix64(keys[start + block + p])
+                mixed[other + p] = next_mixed
+                home[other + p] = _set_of(next_mixed, size)
+                prefetch(set_at + home[other + p] * np.uint64(LINE_BYTES))
+            slot[p] = _NONE
+            if found[start + p] != PENDING and found[start + p] < STALE:
+                continue
+            h = home[half + p]
+            lock = load_acquire(lock_at + h * np.uint64(LINE_BYTES))
+            seen[p] = lock & ~_BUSY  # so that one under way is never what it was
+            ways = match_keys(set_at + h * np.uint64(LINE_BYTES), keys[start + p]) & lock & _TAKEN
+            if ways != 0:
+                slot[p] = h * np.uint64(WAYS) + first_bit(ways)
+                first = row_at + slot[p] * stride
+                prefetch(first)
+                if stride > np.uint64(LINE_BYTES):
+                    prefetch(first + np.uint64(LINE_BYTES))
+        for p in range(phase, block, np.uint64(SAMPLE)):
+            count(sketch, mixed[half + p], lines)
+            counted += np.uint64(1)
+        for p in range(block):
+            if slot[p] != _NONE:
+                source = row_at + slot[p] * stride
+                _read_row(kind, source, rows_at + np.uint64(4 * at[start + p]), width)
+                if weighted:
+                    _copy_weight(
+                        linear_to + np.uint64(4 * linear_at[start + p]),
+                        source + stride - np.uint64(4),
+                        np.float32(0.0),
+                    )
+        if tick >= 0:
+            for p in range(block):
+                if slot[p] != _NONE:
+                    h = home[half + p]
+                    born = state[h, np.uint64(_BORN) + slot[p] - h * np.uint64(WAYS)]
+                    old[p] = np.uint8(np.uint8(tick) - born) > np.uint8(FRESH_TICKS)
+        fence_acquire()
+        for p in range(block):
+            if slot[p] == _NONE:
+                continue
+            h = home[half + p]
+            q = start + p
+            if load_acquire(lock_at + h * np.uint64(LINE_BYTES)) == seen[p]:
+                found[q] = mark | STALE if old[p] else mark
+                # Once per tick at most: a line written on each read would travel between cores.
+                stamp = np.uint64(_STAMPS) + slot[p] - h * np.uint64(WAYS)
+                if state[h, stamp] != now:
+                    state[h, stamp] = now
+            else:
+                row_to = rows_at + np.uint64(4 * at[q])
+                weight_to = linear_to + np.uint64(4 * linear_at[q]) if weighted else np.uint64(0)
+                result = _find_again(keys[q], h, row_to, weight_to, width, kind, tick, sets, state, stored)
+                found[q] = PENDING if result == 0 else mark if result == 1 else mark | STALE
+        half = other
+    _advance(head, sketch, total, counted, size, lines)
+
+
+@njit(types.void(*_WANTED, int64, int64, uint8, int64, boolean, *_CACHE), nogil=True, cache=True)
+def keep_rows(
+    keys: I64,
+    at: I64,
+    linear_at: I64,
+    rows: F32,
+    linear: F32,
+    found: U8,
+    width: int,
+    kind: int,
+    mark: int,
+    tick: int,
+    overwrite: bool,
+    head: U64,
+    sets: I64,
+    locks: U32,
+    state: U8,
+    stored: U8,
+    floats: F32,
+    sketch: U64,
+) -> None:
+    """Rows that lower tiers found (`mark < found < DEFAULT`) into the cache.
+
+    A row that is held is written anew where it is too old, or with `overwrite`. A new one takes a free place, or that of
+    the least recently used row of its set if it is asked for more often than that (TinyLFU). Arguments as `find_rows`.
+    """
+    size = np.uint64(sets.shape[0])
+    lines = np.uint64(len(sketch) // LINE)
+    weighted = len(linear) > 0
+    set_at, sketch_at = np.uint64(sets.ctypes.data), np.uint64(sketch.ctypes.data)
+    lock_at = set_at + np.uint64(4 * _LOCK)
+    now, last = np.uint8(head[NOW]), floats.shape[1] - 1
+    chosen = np.empty(BLOCK, np.int64)
+    total = len(keys)
+    start = 0
+    while start < total:
+        block = 0
+        while start < total and block < BLOCK:
+            if mark < found[start] < DEFAULT:
+                chosen[block] = start
+                block += 1
+                mixed = splitmix64(keys[start])
+                prefetch(set_at + _set_of(mixed, size) * np.uint64(LINE_BYTES))
+                prefetch(sketch_at + line_of(mixed, lines) * np.uint64(8))
+            start += 1
+        for p in range(block):
+            q = chosen[p]
+            mixed = splitmix64(keys[q])
+            h = _set_of(mixed, size)
+            lock = load_acquire(lock_at + h * np.uint64(LINE_BYTES))
+            if lock & _BUSY:
+                head[CONTENDED] += np.uint64(1)
+                continue
+            taken = lock & _TAKEN
+            ways = match_keys(set_at + h * np.uint64(LINE_BYTES), keys[q]) & taken
+            held = ways != 0
+            if held:
+                way = np.int64(first_bit(ways))
+                if not (overwrite or _is_old(state, h, way, tick)):
+                    continue
+            elif taken != _TAKEN:
+                way = np.int64(first_bit(~taken))
+            else:
+                way = np.int64(0)
+                for w in range(1, WAYS):
+                    if _age(state, h, w, now) > _age(state, h, way, now):
+                        way = np.int64(w)
+                rival = estimate(sketch, splitmix64(sets[h, way]), lines)
+                if estimate(sketch, mixed, lines) <= rival:
+                    head[REFUSED] += np.uint64(1)
+                    continue
+            # The lock says what it said before all this was read, or someone else was faster.
+            if not compare_and_swap(lock_at + h * np.uint64(LINE_BYTES), lock, lock | _BUSY):
+                head[CONTENDED] += np.uint64(1)
+                continue
+            fence_release()
+            slot = np.int64(h) * WAYS + way
+            sets[h, way] = keys[q]
+            _write_row(kind, stored, floats, slot, rows, at[q], width)
+            if weighted:
+                floats[slot, last] = linear[linear_at[q]]
+            state[h, _STAMPS + way] = now
+            state[h, _BORN + way] = np.uint8(tick)
+            store_release(lock_at + h * np.uint64(LINE_BYTES), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE)
+            if not held:
+                head[ENTERED] += np.uint64(1)
+                if taken != _TAKEN:
+                    head[HELD] += np.uint64(1)
+
+
+@njit(types.void(int64, *_CACHE), nogil=True, cache=True)
+def sweep_rows(tick: int, head: U64, sets: I64, locks: U32, state: U8, stored: U8, floats: F32, sketch: U64) -> None:
+    """Let go of rows that are too old, before their births come round again."""
+    lock_at = np.uint64(sets.ctypes.data) + np.uint64(4 * _LOCK)
+    for h in range(sets.shape[0]):
+        at = lock_at + np.uint64(h) * np.uint64(LINE_BYTES)
+        lock = load_acquire(at)
+        kept = lock
+        for w in range(WAYS):
+            if _is_old(state, h, w, tick):
+                kept &= ~(np.uint32(1) << np.uint32(w))
+        if kept != lock and not lock & _BUSY and compare_and_swap(at, lock, lock | _BUSY):
+            store_release(at, kept + _WRITE)
+            for w in range(WAYS):
+                head[HELD] -= np.uint64(((lock ^ kept) >> np.uint32(w)) & np.uint32(1))
+
+
+@njit(int64(_array(int64, 1), *_CACHE), nogil=True, cache=True)
+def held_keys(out: I64, head: U64, sets: I64, locks: U32, state: U8, stored: U8, floats: F32, sketch: U64) -> int:
+    """Keys held into `out`, at most `len(out)`: the most recently used of every set first, then the next of every set,
+    and so on; their number. Exact while nobody writes."""
+    now = np.uint8(head[NOW])
+    used = 0
+    for rank in range(WAYS):
+        for h in range(sets.shape[0]):
+            for w in range(WAYS):
+                if not (locks[h, _LOCK] >> np.uint32(w)) & np.uint32(1):
+                    continue
+                before = 0
+                for v in range(WAYS):
+                    if (locks[h, _LOCK] >> np.uint32(v)) & np.uint32(1):
+                        mine, other = _age(state, h, w, now), _age(state, h, v, now)
+                        before += other < mine or (other == mine and v < w)
+                if before == rank:
+                    if used == len(out):
+                        return used
+                    out[used] = sets[h, w]
+                    used += 1
+    return used
