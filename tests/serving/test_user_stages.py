@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from handmade import SCHEMA, random_rows, random_tables
 from installation import Installation, running
 
+from pipeline.batching import BatchPolicy, QueuePolicy
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
 from pipeline.features import Features
@@ -16,10 +21,11 @@ from pipeline.stage_contract import check_stage
 from pipeline.stages.record import Record
 from pipeline.traffic.record import unpack
 from serving.client import RankingClient
-from serving.config import Config, StageConfig
+from serving.config import Config, EngineConfig, StageConfig
 from serving.stages import lane_plan
 from serving.traffic import open_traffic_log
 
+DOCS = Path(__file__).parents[2] / "docs" / "pipeline.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPREAD = {"class": "spread:Spread", "args": {"field": "item", "keep": 0.5}}
 
@@ -115,3 +121,24 @@ def test_a_class_is_named_as_package_module_and_class(tmp_path: Path) -> None:
         Config.load(file)
     file.write_text('stages: [{class: "spread:Spread", args: {field: item}}]')
     assert Config.load(file).stages[0].class_ == "spread:Spread"
+
+
+def test_what_the_documentation_shows_works() -> None:
+    text = DOCS.read_text()
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        Config.model_validate(yaml.safe_load(block))
+    shown: dict[str, Any] = {"np": np, "Event": Event}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], shown)
+
+    def event(n: int) -> Event:
+        return Event(scores=np.linspace(0, 1, n, dtype=np.float32), features=candidates(*range(1, n + 1)))
+
+    check_stage(lambda: shown["Boost"](2.0), lambda: [event(5), event(1), event(300)])
+
+
+def test_every_setting_of_queue_and_batches_can_be_set_and_is_documented() -> None:
+    text = DOCS.read_text()
+    names = {field.name for kind in (BatchPolicy, QueuePolicy) for field in fields(kind)} - {"default_queue_policy"}
+    assert names <= set(EngineConfig.model_fields)
+    for name in names:
+        assert f"`{name}`" in text, name
