@@ -1,0 +1,138 @@
+"""The device tier's cache in the memory of a GPU: what `device.DeviceCache` is on the CPU, with the same methods.
+
+Ids go to the card, rows come back to where the lookup wants them. All calls of a cache use one CUDA stream; a lock is held
+while a call's operations are put into it, so that no other call's come between, and not while the card works. Rows that
+are offered while another call has the lock are let go. On torch's CPU device it does the same, which is how it is tested
+where there is no card; nobody would serve from there.
+
+`torch_sets` has the operations.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+
+from pipeline.embedding.device import CacheShape
+from pipeline.embedding.tier import DEFAULT, STALE, Wanted, is_open
+from pipeline.embedding.torch_sets import ENTERED, HELD, REFUSED, WAYS, Sets, find_rows, keep_rows
+
+__all__ = ["TorchCache"]
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+class TorchCache:
+    """Rows of one width by key. Any number of threads may find and keep at once.
+
+    Args:
+        shape: what it holds.
+        device: of torch: `cuda`, `cuda:1`, or `cpu`.
+    """
+
+    def __init__(self, shape: CacheShape, device: str = "cuda") -> None:
+        self.shape = shape
+        self._device = torch.device(device)
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._sets = Sets.empty(
+            -(-shape.rows // WAYS), shape.width, shape.format, linear=shape.linear, device=self._device
+        )
+        if self._stream is not None:
+            torch.cuda.synchronize(self._device)
+        self._lock = threading.Lock()
+        self._contended = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of device memory."""
+        return self._sets.bytes
+
+    def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
+        """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
+        open_ = is_open(wanted.found)
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            with self._lock:
+                found = find_rows(self._sets, self._send(wanted.keys), self._send(open_), self._tick(tick))
+            rows, weights, marks = (
+                t.cpu().numpy() for t in (found.rows, found.weights, found.held * mark + found.old * STALE)
+            )
+        _place(
+            *(marks.astype(np.uint8), rows, weights, wanted.at, wanted.linear_at),
+            *(wanted.rows, wanted.linear, wanted.found),
+        )
+
+    def keep(self, wanted: Wanted, mark: int, tick: int = -1, *, overwrite: bool = False) -> None:
+        """Take in what was found below (`Tier.offer`); with `overwrite` also over rows that are held, waiting its turn."""
+        chosen = np.flatnonzero((wanted.found > mark) & (wanted.found < DEFAULT))
+        if not len(chosen):
+            return
+        rows = wanted.rows[wanted.at[chosen][:, None] + np.arange(wanted.width)]
+        weights = wanted.linear[wanted.linear_at[chosen]] if len(wanted.linear) else wanted.linear
+        if not self._lock.acquire(blocking=overwrite):
+            self._contended += len(chosen)
+            return
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                keys = self._send(wanted.keys[chosen])
+                every = torch.ones_like(keys, dtype=torch.bool)
+                keep_rows(
+                    *(self._sets, keys, self._send(rows), self._send(weights), every, self._tick(tick)),
+                    overwrite=overwrite,
+                )
+        finally:
+            self._lock.release()
+
+    def keys(self, limit: int | None = None) -> I64:
+        """Keys held, int64, the most recently used of every set first."""
+        sets = self._sets
+        with torch.inference_mode(), torch.cuda.stream(self._stream), self._lock:
+            taken = sets.taken[:-1].view(-1, WAYS)
+            idle = torch.where(taken, sets.now - sets.stamps[:-1].view(-1, WAYS), torch.iinfo(torch.int32).max)
+            ways = idle.argsort(dim=1, stable=True)
+            held = sets.keys[:-1].view(-1, WAYS).gather(1, ways).T[taken.gather(1, ways).T]
+            return held[:limit].cpu().numpy()
+
+    def counts(self) -> dict[str, int]:
+        """`rows` held, and since the start: `entered`, `refused` by admission, `contended` (let go, as another wrote)."""
+        with torch.inference_mode(), torch.cuda.stream(self._stream), self._lock:
+            tally = self._sets.tally.tolist()
+        return {
+            "rows": tally[HELD],
+            "entered": tally[ENTERED],
+            "refused": tally[REFUSED],
+            "contended": self._contended,
+        }
+
+    def _send(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        # A copy where there is nothing to copy to: what the caller does to its arrays later is not the cache's.
+        return torch.tensor(array, device=self._device)
+
+    def _tick(self, tick: int) -> torch.Tensor:
+        return torch.tensor([tick], dtype=torch.int32, device=self._device)
+
+
+@njit(nogil=True, cache=True)
+def _place(
+    marks: npt.NDArray[np.uint8],
+    rows: F32,
+    weights: F32,
+    at: I64,
+    linear_at: I64,
+    out: F32,
+    linear: F32,
+    found: npt.NDArray[np.uint8],
+) -> None:
+    """Rows `[m, d]` to their places; ids whose mark is 0 are left alone."""
+    for i in range(len(marks)):
+        if marks[i] != 0:
+            for c in range(rows.shape[1]):
+                out[at[i] + c] = rows[i, c]
+            if len(linear) > 0:
+                linear[linear_at[i]] = weights[i]
+            found[i] = marks[i]
