@@ -146,20 +146,18 @@ class CacheUpkeep:
             log.error("redis is not brought up to date: %s", said)
         self._said = said
 
+    def counters(self) -> dict[str, int]:
+        """Of this process: `rows_written`, `keys_removed`, `failures`."""
+        return {"rows_written": self.rows, "keys_removed": self.removed, "failures": self.failures}
+
     def report(self) -> dict[str, Any]:
-        """`rows_written`, `keys_removed` and `failures` of this process, `error` of the last pass (None: it went well),
-        and under `redis` what `RedisUpdater.report` says (None: it cannot be reached). Safe to call from any thread."""
+        """The counters, `error` of the last pass (None: it went well), and under `redis` what `RedisUpdater.report` says
+        (None: it cannot be reached). Safe to call from any thread."""
         try:
             redis = self._updater.report()
         except BatonError:
             redis = None
-        return {
-            "rows_written": self.rows,
-            "keys_removed": self.removed,
-            "failures": self.failures,
-            "error": self._said or None,
-            "redis": redis,
-        }
+        return {**self.counters(), "error": self._said or None, "redis": redis}
 
     def close(self) -> None:
         self._updater.close()

@@ -24,6 +24,7 @@ from serving.observe import Observer, read_status
 from serving.process import die_with_parent, write_status
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
+from serving.telemetry import METRICS_DIR, Telemetry
 from serving.traffic import open_traffic_log
 from serving.upkeep import retain_traffic, sweep_segments
 
@@ -52,6 +53,11 @@ def run_control(config: Config) -> None:
     lock = threading.RLock()
     stop = threading.Event()
     cache = _open_cache(config, repository, clock, stop)
+    telemetry = Telemetry("control")
+    if cache is not None:
+        telemetry.tally(
+            "baton_redis_updates", "Rows and keys that Redis was told, and failures", "what", cache.counters
+        )
     admin = Admin(config, store, read, repository, controller, kill, clock, lock, cache)
     admin.bootstrap()
     kept = clock.monotonic()
@@ -76,6 +82,7 @@ def run_control(config: Config) -> None:
         write_status(
             config.status / "control.json", {"process": "control", "time_ms": clock.wall_ms(), "endpoints": versions}
         )
+        telemetry.write(config.home / METRICS_DIR)
 
     bodies = [("label-join", join, JOIN_EVERY), ("rollout", move, PASS_EVERY)]
     if cache is not None:
