@@ -33,7 +33,8 @@ class Outcome:
         status: gRPC codes, int16; -1: never answered.
         late: open loop: seconds by which the generator itself sent each call too late.
         started, seconds: the window.
-        cpu_seconds: of the generator's processes.
+        calls: sent in all, the warm-up included.
+        cpu_seconds: of the generator's processes, for all calls.
         answers: bytes of the answers, where they were asked for.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     late: F64
     started: float
     seconds: float
+    calls: int
     cpu_seconds: float
     answers: list[bytes]
 
@@ -109,6 +111,7 @@ class Running:
             late=_joined(folders, "late", np.float64),
             started=min(part["started"] for part in told),
             seconds=seconds,
+            calls=sum(part["calls"] for part in told),
             cpu_seconds=sum(part["cpu_seconds"] for part in told),
             answers=[body for folder in folders for body in read_bodies(folder / "answers")] if self._spec.keep else [],
         )

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
+from pipeline.errors import InvalidInput
 from serving.cli.output import Output, emit, problems, say
 
 if TYPE_CHECKING:
@@ -25,6 +27,135 @@ app = typer.Typer(
 
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Write the JSON object here as well")]
+TableRows = Annotated[int, typer.Option(min=39, help="Ids in all tables of a model together")]
+EngineFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML with sections of baton.yaml to measure instead of the defaults")
+]
+RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Candidates per request")]
+TABLE_ROWS = 400_000
+OWN_SECTIONS = {"home", "bundles", "listen", "endpoints", "worker", "log_level"}
+
+
+@app.command("serve")
+def serve(
+    models: Annotated[list[str], typer.Option(help="Architectures of the zoo; may be repeated")] = ["deepfm", "dcnv2"],  # noqa: B006
+    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = [1, 100, 500],  # noqa: B006
+    inflight: Annotated[list[int], typer.Option(min=1, help="Calls in flight; may be repeated")] = [1, 8, 32],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 3,
+    table_rows: TableRows = TABLE_ROWS,
+    config: EngineFile = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One model, 1 and 100 rows, 8 in flight, short")] = False,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """In-process ONNX Runtime (the limit), a bare grpc.aio server, and Baton by OIP, Rank and RankStream, in turns."""
+    from benchmarks import serve
+
+    if quick:
+        models, rows, inflight, seconds = models[:1], [1, 100], [8], min(seconds, 0.5)
+    with problems():
+        report = serve.run(
+            models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=say
+        )
+        _show(report, output, out)
+
+
+@app.command("lanes")
+def lanes(
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="LANESxWORKERSxTHREADS, for example 2x1x1; may be repeated; all likely ones unless said"),
+    ] = None,
+    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = [1, 100],  # noqa: B006
+    inflight: Annotated[int, typer.Option(min=1, help="Calls in flight")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 3,
+    table_rows: TableRows = TABLE_ROWS,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Which split of the cores into lanes, workers and network threads answers most; the best comes first."""
+    from benchmarks import lanes
+
+    with problems():
+        splits = [lanes.Split.parse(text) for text in split or []]
+        report = lanes.run(
+            splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=say
+        )
+        _show(report, output, out)
+
+
+@app.command("shadow")
+def shadow(
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each half of a pair")] = 60.0,
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs; figures are their medians")] = 5,
+    rows: RowsOption = 100,
+    table_rows: TableRows = TABLE_ROWS,
+    quick: Annotated[bool, typer.Option("--quick", help="Pairs of 5 s")] = False,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """p50 and p99 at half load with the shadow lane on, against off."""
+    from benchmarks import shadow
+
+    with problems():
+        report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=say)
+        _show(report, output, out)
+
+
+@app.command("swap")
+def swap(
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each half of a turn")] = 20.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 5,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two versions")] = 2.0,
+    rows: RowsOption = 100,
+    table_rows: TableRows = TABLE_ROWS,
+    quick: Annotated[bool, typer.Option("--quick", help="Turns of 5 s")] = False,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """p99 and errors at half load while versions are swapped, against none."""
+    from benchmarks import swap
+
+    with problems():
+        report = swap.run(5.0 if quick else seconds, rounds, interval, rows, table_rows=table_rows, progress=say)
+        _show(report, output, out)
+
+
+@app.command("overload")
+def overload(
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the overload")] = 60.0,
+    deadline: Annotated[float, typer.Option(min=0.01, help="Of each call, in seconds")] = 1.0,
+    rows: RowsOption = 100,
+    table_rows: TableRows = TABLE_ROWS,
+    quick: Annotated[bool, typer.Option("--quick", help="10 s of overload")] = False,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Three times the peak: goodput, p99 of what was accepted, memory, recovery."""
+    from benchmarks import overload
+
+    with problems():
+        length = 10.0 if quick else seconds
+        report = overload.run(length, min(10.0, length), deadline, rows, table_rows=table_rows, progress=say)
+        _show(report, output, out)
+
+
+@app.command("soak")
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.05, help="Length of the load")] = 10.0,
+    load: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the capacity")] = 0.8,
+    rows: RowsOption = 100,
+    table_rows: TableRows = TABLE_ROWS,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Memory after minutes at 80 % load."""
+    from benchmarks import soak
+
+    with problems():
+        _show(soak.run(minutes, load, rows, table_rows=table_rows, progress=say), output, out)
 
 
 @app.command("train")
@@ -40,6 +171,24 @@ def train(
 
     with problems():
         _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=say), output, out)
+
+
+def _settings(config: Path | None) -> dict[str, Any]:
+    """Sections of baton.yaml other than those that a bench sets itself."""
+    if config is None:
+        return {}
+    try:
+        found = yaml.safe_load(config.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidInput(f"--config {config} cannot be read: {error}", "config") from None
+    if not isinstance(found, dict):
+        raise InvalidInput(
+            f"--config {config} must be a mapping of sections, for example engine: {{lanes: 2}}", "config"
+        )
+    own = OWN_SECTIONS & found.keys()
+    if own:
+        raise InvalidInput(f"--config {config}: a bench sets {sorted(own)[0]!r} itself; leave it out", sorted(own)[0])
+    return found
 
 
 def _show(report: Report, output: Output, out: Path | None) -> None:

@@ -1,0 +1,142 @@
+"""What every serving bench stands on: models written, `baton serve` running, load ready to be sent to it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.load.generator import Spec, write_bodies
+from benchmarks.load.run import Outcome, run
+from benchmarks.models import Candidates, InferResponse, Vocabulary, write_model
+from benchmarks.server import Arms, BatonServer
+from pipeline.bundle import Bundle
+from pipeline.errors import BatonError
+from protos.baton.ranking.v1 import ranking_pb2 as ranking
+from protos.inference import SERVICE
+from transfer.model import ClickModel
+
+__all__ = ["INFER", "WAYS", "Site", "must_be_good", "opened", "spec_of", "written"]
+
+INFER = f"/{SERVICE}/ModelInfer"
+RANKING = "/baton.ranking.v1.RankingService"
+WAYS = {"oip": INFER, "rank": f"{RANKING}/Rank", "rankstream": f"{RANKING}/RankStream"}
+"""How Baton is asked: Open Inference with raw tensors, `Rank`, `RankStream`."""
+REQUESTS = 64
+DEADLINE = 5.0
+WARMUP = 0.3
+CONNECTIONS = 16
+"""Of an open loop: enough for the kernel to share them out among processes on one port."""
+CAPACITY_INFLIGHT = 8
+SAME = 2e-5
+"""How far a score may lie from that of the whole network run here."""
+
+
+@dataclass
+class Site:
+    """Models and the server that answers with them. `folder` holds everything and goes with the bench."""
+
+    folder: Path
+    vocabulary: Vocabulary
+    bundles: dict[str, Bundle]
+    models: dict[str, ClickModel]
+    server: BatonServer
+    _drawn: dict[int, Candidates] = field(default_factory=dict)
+
+    @contextmanager
+    def serving(self, settings: Mapping[str, Any] | None = None) -> Iterator[BatonServer]:
+        """Run `baton serve` with these sections of baton.yaml over the defaults."""
+        self.server = BatonServer(self.server.home, self.server.endpoints, settings)
+        with self.server:
+            yield self.server
+
+    def candidates(self, rows: int) -> Candidates:
+        """Requests of so many candidates; the same ones every time."""
+        if rows not in self._drawn:
+            self._drawn[rows] = Candidates.draw(self.vocabulary, rows, REQUESTS)
+        return self._drawn[rows]
+
+    def spec(self, way: str, endpoint: str, rows: int, **load: Any) -> Spec:
+        """Load on Baton, `way` being one of `WAYS`; `load` as in `Spec`."""
+        path = self.folder / f"{way}-{endpoint}-{rows}"
+        if not path.exists():
+            drawn = self.candidates(rows)
+            infer = way == "oip"
+            write_bodies(path, drawn.infer_bodies(endpoint, drawn.hashed) if infer else drawn.rank_bodies(endpoint))
+        return spec_of(self.server.port, WAYS[way], path, several=way == "rankstream", **load)
+
+    def capacity(self, endpoint: str, rows: int, seconds: float, way: str = "rank") -> float:
+        """Requests per second of a closed loop with 8 in flight."""
+        return run(self.spec(way, endpoint, rows, inflight=CAPACITY_INFLIGHT, seconds=seconds)).throughput
+
+    def check(self, way: str, endpoint: str, expected: npt.NDArray[np.float32]) -> None:
+        """See that Baton answers right before it is measured.
+
+        Args:
+            expected: scores of the first of `candidates(len(expected))`, float32 `[n]`.
+
+        Raises:
+            BatonError: it does not.
+        """
+        n, drawn = len(expected), self.candidates(len(expected))
+        path = self.folder / f"check-{way}-{endpoint}-{n}"
+        first = Candidates(drawn.vocabulary, drawn.picks[:1])
+        write_bodies(path, first.infer_bodies(endpoint, first.hashed) if way == "oip" else first.rank_bodies(endpoint))
+        several = way == "rankstream"
+        answers = run(spec_of(self.server.port, WAYS[way], path, several=several, seconds=0.1, warmup=0.0, keep=True))
+        must_be_good(answers, way)
+        scores = scores_of(way, answers.answers[0])
+        if not np.allclose(scores, expected, atol=SAME):
+            raise BatonError(
+                f"{way}: the server's scores differ by {np.abs(scores - expected).max():.2g} from the network's"
+            )
+
+
+@contextmanager
+def written(architectures: Sequence[str], table_rows: int, endpoints: Mapping[str, Arms]) -> Iterator[Site]:
+    """Random models of these architectures, published in a home of their own; see `Site.serving`."""
+    with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
+        vocabulary = Vocabulary.make(table_rows)
+        server = BatonServer(Path(name) / "home", endpoints)
+        made = {arch: write_model(server.repository, vocabulary, arch, seed=i) for i, arch in enumerate(architectures)}
+        bundles = {arch: bundle for arch, (bundle, _) in made.items()}
+        models = {arch: model for arch, (_, model) in made.items()}
+        yield Site(Path(name), vocabulary, bundles, models, server)
+
+
+@contextmanager
+def opened(
+    architectures: Sequence[str],
+    table_rows: int,
+    endpoints: Mapping[str, Arms],
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[Site]:
+    """The same, served until the block ends."""
+    with written(architectures, table_rows, endpoints) as site, site.serving(settings):
+        yield site
+
+
+def spec_of(port: int, path: str, bodies: Path, **load: Any) -> Spec:
+    """Load on any server: a connection per call in flight, so that every process behind the port gets some."""
+    connections = CONNECTIONS if load.get("phases") else load.get("inflight", 1)
+    settings = {"connections": connections, "warmup": WARMUP, "deadline": DEADLINE, **load}
+    return Spec(port=port, path=path, bodies=str(bodies), **settings)
+
+
+def must_be_good(outcome: Outcome, what: str) -> None:
+    """Raise BatonError where a call failed that had no reason to."""
+    if outcome.failed or not len(outcome.status):
+        raise BatonError(f"{what}: {outcome.failed} of {len(outcome.status)} calls failed, by code: {outcome.errors}")
+
+
+def scores_of(way: str, answer: bytes) -> npt.NDArray[np.float32]:
+    """Scores in a serialised answer, float32 `[n]`."""
+    if way == "oip":
+        return np.frombuffer(InferResponse.FromString(answer).raw_output_contents[0], "<f4")
+    return np.array(ranking.RankResponse.FromString(answer).scores, np.float32)

@@ -1,0 +1,56 @@
+"""`baton bench soak`: ten minutes at 80 % of what the machine can do; memory must not grow."""
+
+from __future__ import annotations
+
+from benchmarks.load.run import run as run_load
+from benchmarks.memory import MemoryWatch
+from benchmarks.report import Progress, Report
+from benchmarks.site import opened
+
+__all__ = ["run"]
+
+MOST = 1.02
+"""Memory at the end against after the start-up, for the lanes together."""
+CAPACITY_SECONDS = 5.0
+
+
+def run(
+    minutes: float = 10.0,
+    load: float = 0.8,
+    rows: int = 100,
+    model: str = "deepfm",
+    table_rows: int = 400_000,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """One run: medians of the last tenth against those of the second tenth; the first one is for caches to fill.
+
+    Args:
+        minutes: of load.
+        load: share of the capacity of a closed loop with 8 in flight.
+        rows: candidates per request, by `Rank`.
+        model: architecture.
+        table_rows: ids in all tables.
+    """
+    seconds = 60.0 * minutes
+    with opened([model], table_rows, {"ranker": model}) as site:
+        rate = load * site.capacity("ranker", rows, min(CAPACITY_SECONDS, seconds))
+        progress(f"soak: {minutes:g} minutes at {rate:.0f} requests/s")
+        with MemoryWatch(site.server, interval=min(1.0, seconds / 100)) as memory:
+            outcome = run_load(site.spec("rank", "ranker", rows, phases=[(seconds, rate)]))
+        begin, tenth = outcome.started, seconds / 10
+        report = Report("soak")
+        sums = [0.0, 0.0]
+        for process in memory.processes():
+            early = memory.megabytes(process, begin + tenth, begin + 2 * tenth)
+            late = memory.megabytes(process, begin + 9 * tenth, begin + 10 * tenth)
+            report.add(f"soak/memory/{process}", "rss", late, "MB", limit=early)
+            if process.startswith("lane-"):
+                sums = [sums[0] + early, sums[1] + late]
+        report.add("soak/memory/lanes", "rss", sums[1], "MB", limit=sums[0], at_most=MOST)
+        restarts = site.server.statuses("supervisor")["supervisor"]["children"].values()
+        report.add("soak/restarts", "processes", sum(child["restarts"] for child in restarts), "times", at_most=0)
+    report.add("soak/rate", "throughput", rate, "requests/s")
+    report.add("soak/p50", "latency", outcome.quantile_ms(0.5), "ms")
+    report.add("soak/p99", "latency", outcome.quantile_ms(0.99), "ms")
+    report.add("soak/failed", "errors", outcome.failed, "requests")
+    return report

@@ -1,0 +1,155 @@
+"""`baton bench swap`: p99 and errors at half load while versions are swapped every two seconds, against no swaps.
+
+A process of its own, niced as the worker is, publishes a delta (rows touched, dense weights changed) as often as told;
+the lanes find it, load and warm it, and answer with it, all by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.load.run import run as run_load
+from benchmarks.report import Progress, Report, interleaved, median
+from benchmarks.site import Site, must_be_good, opened
+from pipeline.bundle import Table
+from pipeline.errors import BatonError
+from pipeline.versions import Repository
+from transfer.model import ClickModel
+
+__all__ = ["run"]
+
+MOST = 2.0
+"""p99 while versions are swapped against none."""
+HALF = 0.5
+CAPACITY_SECONDS = 5.0
+TOUCHED = 5_000
+NICE = 15
+SETTLE = 20.0
+
+
+def run(
+    seconds: float = 20.0,
+    rounds: int = 5,
+    interval: float = 2.0,
+    rows: int = 100,
+    model: str = "deepfm",
+    table_rows: int = 400_000,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Medians over the turns, open loop; errors are those of all turns.
+
+    Args:
+        seconds: of each half of a turn.
+        rounds: turns, still and swapping in changing order.
+        interval: seconds between two versions.
+        rows: candidates per request.
+        model: architecture.
+        table_rows: ids in all tables.
+    """
+    with opened([model], table_rows, {"ranker": model}) as site:
+        rate = HALF * site.capacity("ranker", rows, min(CAPACITY_SECONDS, seconds))
+        progress(f"swap: {rounds} turns of 2 x {seconds:.0f} s at {rate:.0f} requests/s")
+        p50: dict[str, list[float]] = {"still": [], "swapping": []}
+        failed = {"still": 0, "swapping": 0}
+        start = len(site.server.repository.versions(model))
+
+        def case(name: str) -> Callable[[int], float]:
+            def measure(turn: int) -> float:
+                spec = site.spec("rank", "ranker", rows, phases=[(seconds, rate)], seed=turn)
+                if name == "swapping":
+                    with _Publisher(site, model, interval):
+                        outcome = run_load(spec)
+                    _settle(site, model)
+                else:
+                    outcome = run_load(spec)
+                    must_be_good(outcome, "without swaps")
+                failed[name] += outcome.failed
+                p50[name].append(outcome.quantile_ms(0.5))
+                progress(f"swap: {name}, p99 {outcome.quantile_ms(0.99):.1f} ms, {outcome.failed} failed")
+                return outcome.quantile_ms(0.99)
+
+            return measure
+
+        p99 = interleaved({name: case(name) for name in p50}, rounds)
+        versions = len(site.server.repository.versions(model)) - start
+    report = Report("swap")
+    report.add("swap/p50", "latency", median(p50["swapping"]), "ms", limit=median(p50["still"]))
+    report.add("swap/p99", "latency", median(p99["swapping"]), "ms", limit=median(p99["still"]), at_most=MOST)
+    report.add("swap/failed", "errors", failed["swapping"], "requests", at_most=0)
+    report.add("swap/versions", "published", versions, "versions", at_least=rounds)
+    report.add("swap/rate", "throughput", rate, "requests/s")
+    return report
+
+
+class _Publisher:
+    """A process that publishes versions until the block ends."""
+
+    def __init__(self, site: Site, model: str, interval: float) -> None:
+        argv = [sys.executable, "-m", "benchmarks.swap", str(site.server.repository.root), model, str(interval)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> _Publisher:
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():  # its model is loaded: that shall not disturb
+            raise BatonError("the publisher did not start; its message is above")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # the end of its input ends it, after the version it is writing
+        if self._process.returncode:
+            raise BatonError("the publisher failed; its message is above")
+
+
+def _settle(site: Site, model: str) -> None:
+    newest = site.server.repository.latest(model)
+    site.server.wait(lambda: site.server.serves("ranker", newest), f"version {newest} is not served", SETTLE)
+
+
+def _publish(repository: Repository, name: str, interval: float) -> None:
+    """Publish deltas until stdin ends."""
+    import select
+
+    import torch
+
+    os.nice(NICE)
+    torch.set_num_threads(1)
+    latest = repository.open(name)
+    model = ClickModel.from_bundle(repository, latest)
+    base = latest.manifest.base or latest.manifest.version
+    deltas = list(latest.manifest.deltas)
+    rng = np.random.default_rng(int(latest.manifest.version))
+    print("ready", flush=True)
+    due = time.monotonic()
+    while True:
+        due += interval
+        if select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
+            return
+        _touch(model, rng)
+        bundle = model.save_delta(repository, name, base=base, deltas=deltas)
+        deltas.append(bundle.manifest.version)
+
+
+def _touch(model: ClickModel, rng: np.random.Generator) -> None:
+    """Change some rows of every table and all dense weights a little."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(1.0 + 1e-4 * float(rng.normal()))
+    for table in model.tables.names:
+        slots = rng.choice(model.tables.slots_of(table), TOUCHED // len(model.tables.names), replace=True)
+        slots = np.unique(slots)
+        rows = model.tables.rows[slots] * np.float32(1.001)
+        linear = model.tables.weights[slots] if model.network.uses_linear else None
+        model.tables.set_rows(table, Table(model.tables.ids[slots], rows, model.tables.counts[slots], linear))
+
+
+if __name__ == "__main__":
+    _publish(Repository(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3]))
