@@ -143,6 +143,7 @@ class Lane:
         reason; totals; and under `recent` the last 60 seconds with quantiles and `counts`, latencies by bucket of
         `serving.latency.EDGES`, which add up over lanes. `direct`: the same figures of models called by name.
         """
+        self.dispatcher.settle()
         now = self._clock.monotonic()
         writer = asdict(self.writer.counters())
         stalled, stage = self.engine.stalled()

@@ -30,6 +30,8 @@ __all__ = ["SqliteTrafficLog"]
 
 # The join holds the write lock for this many predictions at a time, so that lanes never wait long for it.
 _CHUNK = 64
+# Predictions written by one statement.
+_AT_ONCE = 64
 
 
 class SqliteTrafficLog:
@@ -66,9 +68,9 @@ class SqliteTrafficLog:
         """
         unpacked = [(unpack(blob), blob) for blob in records]
         with self._file.write(durable=False) as db:
-            parked = db.execute("SELECT EXISTS (SELECT 1 FROM parked)").fetchone()[0]
-            scored = db.execute("SELECT EXISTS (SELECT 1 FROM scores)").fetchone()[0]
-            written = sum(self._insert(db, record, blob, bool(parked), bool(scored)) for record, blob in unpacked)
+            written = 0
+            for start in range(0, len(unpacked), _AT_ONCE):
+                written += self._insert(db, unpacked[start : start + _AT_ONCE])
             count(db, predictions=written)
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
@@ -187,33 +189,45 @@ class SqliteTrafficLog:
         """Release the file."""
         self._file.close()
 
-    def _insert(
-        self, db: sqlite3.Connection, record: PredictionRecord, blob: bytes, parked: bool, scored: bool
-    ) -> bool:
-        prediction_id, time_ms, n = record.prediction_id, record.time_ms, record.features.n
-        if scored:
-            query = "SELECT EXISTS (SELECT 1 FROM scores WHERE prediction_id = ?)"
-            scored = bool(db.execute(query, (prediction_id,)).fetchone()[0])
-        cursor = db.execute(
-            "INSERT OR IGNORE INTO predictions"
-            " (prediction_id, time_ms, endpoint, n, routing_hash, closes_ms, scored) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
+    def _insert(self, db: sqlite3.Connection, records: Sequence[tuple[PredictionRecord, bytes]]) -> int:
+        """Write a few records by one statement for each table, since each statement gives the GIL away; how many were new."""
+        ids = list(dict.fromkeys(record.prediction_id for record, _ in records))
+        known = _among(db, "predictions", ids)
+        new: dict[str, tuple[PredictionRecord, bytes]] = {}
+        for record, blob in records:
+            if record.prediction_id not in known:
+                new.setdefault(record.prediction_id, (record, blob))
+        if not new:
+            return 0
+        scored = _among(db, "scores", ids)
+        last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'predictions'").fetchone()
+        first = (int(last[0]) if last else 0) + 1
+        predictions: list[object] = []
+        blobs: list[object] = []
+        for seq, (prediction_id, (record, blob)) in enumerate(new.items(), first):
+            time_ms = record.time_ms
+            predictions += (
+                seq,
                 prediction_id,
                 time_ms,
                 record.endpoint,
-                n,
+                record.features.n,
                 _signed(record.routing_hash),
                 time_ms + self._window,
-                scored,
-            ),
+                prediction_id in scored,
+            )
+            blobs += (seq, blob)
+        db.execute(
+            "INSERT INTO predictions (seq, prediction_id, time_ms, endpoint, n, routing_hash, closes_ms, scored) VALUES "
+            + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * len(new)),
+            predictions,
         )
-        if not cursor.rowcount:
-            return False
-        seq = int(cursor.lastrowid or 0)
-        db.execute("INSERT INTO records VALUES (?, ?)", (seq, blob))
-        if parked:
-            self._unpark(db, seq, record)
-        return True
+        db.execute("INSERT INTO records VALUES " + ", ".join(["(?, ?)"] * len(new)), blobs)
+        parked = _among(db, "parked", ids)
+        for seq, (prediction_id, (record, _)) in enumerate(new.items(), first):
+            if prediction_id in parked:
+                self._unpark(db, seq, record)
+        return len(new)
 
     def _unpark(self, db: sqlite3.Connection, seq: int, record: PredictionRecord) -> None:
         """Feedback that came before its prediction: check and store it as if it came now, at the times when it came."""
@@ -315,6 +329,13 @@ class SqliteTrafficLog:
         )
         count(db, labelled_rows=len(rows.indices))
         return True
+
+
+def _among(db: sqlite3.Connection, table: str, prediction_ids: Sequence[str]) -> set[str]:
+    """Which of these predictions a table knows."""
+    marks = ", ".join("?" * len(prediction_ids))
+    found = db.execute(f"SELECT prediction_id FROM {table} WHERE prediction_id IN ({marks})", prediction_ids)
+    return {prediction_id for (prediction_id,) in found}
 
 
 def _watermark(db: sqlite3.Connection) -> int:

@@ -138,6 +138,7 @@ class InferenceService:
         return self._answers["ModelConfig"](config=served.infer.config(request.name))
 
     async def _model_statistics(self, request: Any, call: Call) -> Any:
+        self._dispatcher.settle()
         wanted = {served.key for served in self._behind(request.name, request.version)}
         response = self._answers["ModelStatistics"]()
         for key in sorted(wanted, key=lambda k: (k[0], int(k[1]))):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import InvalidInput
-from pipeline.features import Bag, Features, Rows
+from pipeline.features import Bag, Features, IdPart, NumberPart, Rows
 from pipeline.hashing import hash_bag_column, hash_column
 from pipeline.schema import FieldSpec, Schema
 from protos.inference import data_type, message
@@ -76,6 +76,8 @@ class InferCodec:
         self.schema = schema
         self.max_candidates = max_candidates
         self._names = {f.name for f in schema.fields}
+        self._id_columns = np.arange(len(schema.ids), dtype=np.int32)
+        self._number_columns = np.arange(len(schema.numbers), dtype=np.int32)
         self._packed = [
             *(["ids"] if schema.ids else []),
             *(["numbers"] if schema.numbers else []),
@@ -111,8 +113,10 @@ class InferCodec:
             if name not in tensors:
                 raise InvalidInput(f"input {name!r} is missing; the inputs are {expected}", name)
         n = self._rows(tensors)
-        features = Features.from_rows(self._named(tensors) if named else self._packed_rows(tensors, n))
-        return features, len(contents) > 0
+        rows = self._named(tensors) if named else self._packed_rows(tensors, n)
+        ids = (IdPart(self._id_columns, rows.ids),) if self.schema.ids else ()
+        numbers = (NumberPart(self._number_columns, rows.numbers),) if self.schema.numbers else ()
+        return Features(n, ids, numbers, rows.bags), len(contents) > 0
 
     def encode(
         self,
