@@ -1,6 +1,6 @@
 """What numba lacks for data that several threads or processes read and write at once, and for rows as vectors.
 
-Thin wrappers around LLVM instructions, each one statement: prefetch, ordered loads and stores, compare and swap, fences,
+Thin wrappers around LLVM instructions, each one statement: prefetch, plain and ordered loads and stores, compare and swap, fences,
 and moves of a few numbers at a time between row formats. All take addresses (unsigned, bytes). The fences order both
 compiler and processor, so nothing here leans on the order that x86 keeps by itself.
 """
@@ -10,17 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import float32, int64, types, uint32, uint64
+from numba import float32, int64, types, uint16, uint32, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
     "compare_and_swap",
+    "copy_bytes",
     "fence_acquire",
     "fence_release",
     "first_bit",
     "load_acquire",
+    "load_f32",
     "load_float",
+    "load_i64",
+    "load_u16",
+    "load_u64",
     "match_keys",
     "mover",
     "prefetch",
@@ -128,6 +133,37 @@ match_keys: Any = intrinsic(_match_keys)
 """`match_keys(address, int64) -> uint32`: bit w is set where word w of the 64-byte line is the key."""
 first_bit: Any = intrinsic(_first_bit)
 """`first_bit(uint32) -> uint64`: the lowest set bit; there must be one."""
+
+
+def _load(kind: Any, align: int) -> Any:
+    def load(typing_context: Any, address: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            value = builder.load(_at(builder, arguments[0], context.get_value_type(kind)))
+            value.align = align
+            return value
+
+        return kind(types.uintp), emit
+
+    return intrinsic(load)
+
+
+def _copy_bytes(typing_context: Any, to: Any, source: Any, count: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        copy: Any = cgutils.raw_memcpy
+        copy(builder, _at(builder, arguments[0], _I8), _at(builder, arguments[1], _I8), arguments[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.intp), emit
+
+
+# 64-bit words of a packed record stand at multiples of 4 alone.
+load_i64: Any = _load(int64, 4)
+"""`load_i64(address) -> int64`, and so on: of a place that is a multiple of 4 bytes, for `load_u16` of 2."""
+load_u64: Any = _load(uint64, 4)
+load_f32: Any = _load(float32, 4)
+load_u16: Any = _load(uint16, 2)
+copy_bytes: Any = intrinsic(_copy_bytes)
+"""`copy_bytes(to, from, count)` between places that do not overlap."""
 
 
 def mover(kind: str, lanes: int, *, pack: bool = False) -> Any:

@@ -23,8 +23,8 @@ from numba import njit
 from pipeline.bundle import Bundle, StoredTable
 from pipeline.embedding.key_filter import add_to_filter, empty_filter
 from pipeline.embedding.keys import salt_of
+from pipeline.embedding.memory import copy_bytes, prefetch
 from pipeline.embedding.perfect_hash import count_partitions, place_partition, route
-from pipeline.embedding.raw_memory import copy_bytes, prefetch
 from pipeline.embedding.segment_file import (
     BUCKET,
     CELLS,

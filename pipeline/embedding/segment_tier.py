@@ -16,8 +16,8 @@ from numba import float32, int64, njit, types, uint8, uint64
 
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.key_filter import bits_of, union, word_of
+from pipeline.embedding.memory import copy_bytes, load_f32, load_i64, load_u16, load_u64, mover, prefetch
 from pipeline.embedding.perfect_hash import bucket_of, cell_of, partition_of
-from pipeline.embedding.raw_memory import float_of, load_f32, load_i8, load_i64, load_u16, load_u64, prefetch
 from pipeline.embedding.segment_file import Segment
 from pipeline.embedding.tier import STALE, Fault, Wanted
 
@@ -29,10 +29,9 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 BLOCK = 32
-# Columns of what the kernel is told of a segment.
+# What the kernel is told of a segment: a row of uint64.
 PILOTS, CELLS, FILTER, WORDS, PARTITIONS, BUCKETS, SIZE, STRIDE, WEIGHT, SCALE, ROW, DTYPE = range(12)
 _DTYPES = {"float32": 0, "float16": 1, "int8": 2}
-_F16_EXPONENT = np.float32(2.0**112)
 
 
 class SegmentTier:
@@ -59,7 +58,7 @@ class SegmentTier:
             group = self._groups[want.group]
             find_rows(
                 want.keys, want.at, want.rows, want.linear_at, want.linear, want.found,
-                group.segments_told, group.filter, want.width, mark,
+                group.told, group.deltas, group.filter, want.width, mark,
             )  # fmt: skip
         return None
 
@@ -85,7 +84,8 @@ class _Stack:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = tuple(segments)
         self.filter = union([s.filter for s in segments])
-        self.segments_told = np.array([_tell(s) for s in segments if len(s)], np.int64).reshape(-1, 12)
+        self.told = np.array([_tell(s) for s in segments if len(s)], np.uint64).reshape(-1, 12)
+        self.deltas = sum(len(s.filter) > 0 for s in segments)
 
 
 def _tell(segment: Segment) -> list[int]:
@@ -93,76 +93,66 @@ def _tell(segment: Segment) -> list[int]:
     return [
         segment.pilots.ctypes.data, segment.cells.ctypes.data, segment.filter.ctypes.data, meta.filter_words,
         meta.partitions, meta.buckets, meta.cells, layout.stride,
-        layout.weight, layout.scale, layout.row, _DTYPES[layout.dtype],
+        max(0, layout.weight), max(0, layout.scale), layout.row, _DTYPES[layout.dtype],
     ]  # fmt: skip
 
 
-@njit(inline="always", cache=True)
-def _load_f16(address: Any) -> Any:
-    # The exponent is moved into float32's place and scaled to its bias, which is exact, subnormals included.
-    half = np.uint32(load_u16(address))
-    plain = float_of((half & np.uint32(0x7FFF)) << np.uint32(13)) * _F16_EXPONENT
-    return -plain if half & np.uint32(0x8000) else plain
+_F32_16, _F32_8, _F32_1 = (mover("float32", lanes) for lanes in (16, 8, 1))
+_F16_16, _F16_8, _F16_1 = (mover("float16", lanes) for lanes in (16, 8, 1))
+_I8_16, _I8_8, _I8_1 = (mover("int8", lanes) for lanes in (16, 8, 1))
+
+
+def _row_mover(sixteen: Any, eight: Any, one: Any, item: int) -> Any:
+    """`copy(to, from, scale, width)` between addresses, from a stored format to float32."""
+    step, out_step = np.uint64(item), np.uint64(4)
+
+    @njit(inline="always", cache=True)
+    def copy(to: Any, source: Any, scale: Any, width: Any) -> None:
+        done = np.uint64(0)
+        while done + np.uint64(16) <= width:
+            sixteen(to + out_step * done, source + step * done, scale)
+            done += np.uint64(16)
+        if done + np.uint64(8) <= width:
+            eight(to + out_step * done, source + step * done, scale)
+            done += np.uint64(8)
+        while done < width:
+            one(to + out_step * done, source + step * done, scale)
+            done += np.uint64(1)
+
+    return copy
+
+
+_copy_f32 = _row_mover(_F32_16, _F32_8, _F32_1, 4)
+_copy_f16 = _row_mover(_F16_16, _F16_8, _F16_1, 2)
+_copy_i8 = _row_mover(_I8_16, _I8_8, _I8_1, 1)
 
 
 @njit(inline="always", cache=True)
-def _copy_row(cell: Any, scale: Any, row: Any, dtype: Any, width: Any, out: Any, at: Any) -> None:
-    source = cell + np.uint64(row)
-    if dtype == 0:
-        # Widths that are constants to the compiler become a few vector moves.
-        if width == 16:
-            for c in range(16):
-                out[at + c] = load_f32(source + np.uint64(4 * c))
-        elif width == 8:
-            for c in range(8):
-                out[at + c] = load_f32(source + np.uint64(4 * c))
-        else:
-            for c in range(width):
-                out[at + c] = load_f32(source + np.uint64(4 * c))
-    elif dtype == 1:
-        for c in range(width):
-            out[at + c] = _load_f16(source + np.uint64(2 * c))
-    else:
-        factor = load_f32(cell + np.uint64(scale))
-        for c in range(width):
-            out[at + c] = np.float32(load_i8(source + np.uint64(c))) * factor
+def _passes(address: Any, words: Any, mixed: Any) -> Any:
+    bits = bits_of(mixed)
+    return load_u64(address + np.uint64(8) * word_of(mixed, words)) & bits == bits
 
 
 @njit(inline="always", cache=True)
-def _find_in(
-    told: Any, s: Any, start: Any, todo: Any, count: Any, mixed: Any, addresses: Any,
-    keys: Any, at: Any, rows: Any, linear_at: Any, linear: Any, found: Any, width: Any, mark: Any,
-) -> Any:  # fmt: skip
-    """Look up the entries `todo[:count]` of a block in one segment; those that it does not hold stay in `todo`."""
-    pilots, cells = np.uint64(told[s, PILOTS]), np.uint64(told[s, CELLS])
-    partitions, buckets = np.uint64(told[s, PARTITIONS]), np.uint64(told[s, BUCKETS])
-    size, stride = np.uint64(told[s, SIZE]), np.uint64(told[s, STRIDE])
-    weight, scale, row, dtype = told[s, WEIGHT], told[s, SCALE], told[s, ROW], told[s, DTYPE]
-    for t in range(count):
-        x = mixed[todo[t]]
-        part = partition_of(x, partitions)
-        addresses[t] = pilots + np.uint64(2) * (part * buckets + bucket_of(x, buckets))
-        prefetch(addresses[t])
-    for t in range(count):
-        x = mixed[todo[t]]
-        place = partition_of(x, partitions) * size + cell_of(x, load_u16(addresses[t]), size)
-        addresses[t] = cells + stride * place
-        prefetch(addresses[t])
-        prefetch(addresses[t] + stride - np.uint64(1))
-    left = 0
-    for t in range(count):
-        p = todo[t]
-        i = start + p
-        cell = addresses[t]
-        if load_i64(cell) == keys[i]:
-            _copy_row(cell, scale, row, dtype, width, rows, at[i])
-            if len(linear) > 0:
-                linear[linear_at[i]] = load_f32(cell + np.uint64(weight))
-            found[i] = mark
-        else:
-            todo[left] = p
-            left += 1
-    return left
+def _next_segment(told: Any, first: Any, deltas: Any, mixed: Any) -> Any:
+    """The first segment from `first` on that may hold a key; the base, where there is one, and else the number of all."""
+    s = first
+    while s < deltas and not _passes(told[s, FILTER], told[s, WORDS], mixed):
+        s += np.uint64(1)
+    return s
+
+
+@njit(inline="always", cache=True)
+def _pilot_at(told: Any, s: Any, mixed: Any) -> Any:
+    part = partition_of(mixed, told[s, PARTITIONS])
+    return told[s, PILOTS] + np.uint64(2) * (part * told[s, BUCKETS] + bucket_of(mixed, told[s, BUCKETS]))
+
+
+@njit(inline="always", cache=True)
+def _cell_at(told: Any, s: Any, mixed: Any, pilot: Any) -> Any:
+    size = told[s, SIZE]
+    place = partition_of(mixed, told[s, PARTITIONS]) * size + cell_of(mixed, pilot, size)
+    return told[s, CELLS] + told[s, STRIDE] * place
 
 
 def _array(dtype: Any, dimensions: int, *, readonly: bool = True) -> Any:
@@ -173,7 +163,7 @@ def _array(dtype: Any, dimensions: int, *, readonly: bool = True) -> Any:
     types.void(
         _array(int64, 1), _array(int64, 1), _array(float32, 1, readonly=False),
         _array(int64, 1), _array(float32, 1, readonly=False), _array(uint8, 1, readonly=False),
-        _array(int64, 2), _array(uint64, 1), int64, int64,
+        _array(uint64, 2), int64, _array(uint64, 1), int64, int64,
     ),
     nogil=True,
     cache=True,
@@ -185,68 +175,96 @@ def find_rows(
     linear_at: I64,
     linear: F32,
     found: U8,
-    told: I64,
+    told: U64,
+    deltas: int,
     delta_filter: U64,
     width: int,
     mark: int,
 ) -> None:
-    """Rows and weights of the open ids of a `Wanted` from a stack of segments, the last one the base.
+    """Rows and weights of the open ids of a `Wanted` from a stack of segments.
 
     Args:
         keys, at, rows, linear_at, linear, found: of the `Wanted`.
-        told: int64 `[segments, 12]`, addresses and sizes.
-        delta_filter: over all segments with a filter of their own; `[0]`: there are none.
+        told: `[segments, 12]`, addresses and sizes: the deltas newest first, then the base, where it is there.
+        deltas: how many are deltas, and have a filter.
+        delta_filter: over all of these; `[0]`: there are none.
         mark: written to `found` where an id was held.
     """
-    segments = len(told)
+    one, four, eight = np.uint64(1), np.uint64(4), np.uint64(8)
+    segments, layers, numbers = np.uint64(len(told)), np.uint64(deltas), np.uint64(width)
     words = np.uint64(len(delta_filter))
-    mixed = np.empty(BLOCK, np.uint64)
+    filter_at, rows_at = np.uint64(delta_filter.ctypes.data), np.uint64(rows.ctypes.data)
+    linear_from, weighted = np.uint64(linear.ctypes.data), len(linear) > 0
+    hashes = np.empty(BLOCK, np.uint64)
+    entries = np.empty(BLOCK, np.uint64)
+    where = np.empty(BLOCK, np.uint64)
     addresses = np.empty(BLOCK, np.uint64)
-    todo = np.empty(BLOCK, np.int64)
-    touched = np.empty(BLOCK, np.int64)
-    some = np.empty(BLOCK, np.int64)
-    for start in range(0, len(keys), BLOCK):
-        count, deltas = 0, 0
-        for p in range(min(BLOCK, len(keys) - start)):
-            mark_now = found[start + p]
-            if mark_now == 0 or mark_now >= STALE:
-                x = splitmix64(keys[start + p])
-                mixed[p] = x
-                if words > 0 and delta_filter[word_of(x, words)] & bits_of(x) == bits_of(x):
-                    touched[deltas] = p
-                    deltas += 1
+    total = np.uint64(len(keys))
+    start = np.uint64(0)
+    while start < total:
+        end = min(start + np.uint64(BLOCK), total)
+        count = np.uint64(0)
+        i = start
+        while i < end:
+            state = found[i]
+            if state == 0 or state >= STALE:
+                mixed = splitmix64(keys[i])
+                hashes[count], entries[count] = mixed, i
+                if words > 0:
+                    prefetch(filter_at + eight * word_of(mixed, words))
+                count += one
+            i += one
+        t = np.uint64(0)
+        while t < count:
+            mixed = hashes[t]
+            where[t] = layers
+            if words > 0 and _passes(filter_at, words, mixed):
+                where[t] = 0
+                s = np.uint64(0)
+                while s < layers:
+                    prefetch(told[s, FILTER] + eight * word_of(mixed, told[s, WORDS]))
+                    s += one
+            t += one
+        left = np.uint64(0)
+        t = np.uint64(0)
+        while t < count:
+            mixed = hashes[t]
+            s = _next_segment(told, where[t], layers, mixed)
+            if s < segments:
+                hashes[left], entries[left], where[left] = mixed, entries[t], s
+                addresses[left] = _pilot_at(told, s, mixed)
+                prefetch(addresses[left])
+                left += one
+            t += one
+        t = np.uint64(0)
+        while t < left:
+            s = where[t]
+            cell = _cell_at(told, s, hashes[t], load_u16(addresses[t]))
+            addresses[t] = cell
+            prefetch(cell)
+            prefetch(cell + told[s, STRIDE] - one)
+            t += one
+        t = np.uint64(0)
+        while t < left:
+            i, s, cell, mixed = entries[t], where[t], addresses[t], hashes[t]
+            key = keys[i]
+            while load_i64(cell) != key:
+                # The filter let pass what is not there: one in a hundred, so nothing is asked for ahead.
+                s = _next_segment(told, s + one, layers, mixed)
+                if s >= segments:
+                    break
+                cell = _cell_at(told, s, mixed, load_u16(_pilot_at(told, s, mixed)))
+            if s < segments:
+                to, source = rows_at + four * np.uint64(at[i]), cell + told[s, ROW]
+                dtype = told[s, DTYPE]
+                if dtype == 0:
+                    _copy_f32(to, source, np.float32(1), numbers)
+                elif dtype == 1:
+                    _copy_f16(to, source, np.float32(1), numbers)
                 else:
-                    todo[count] = p
-                    count += 1
-        for s in range(segments):
-            if told[s, WORDS] == 0:
-                # No filter: the base, which is asked for all that is left.
-                for t in range(deltas):
-                    todo[count] = touched[t]
-                    count += 1
-                deltas = 0
-                count = _find_in(
-                    told, s, start, todo, count, mixed, addresses,
-                    keys, at, rows, linear_at, linear, found, width, mark,
-                )  # fmt: skip
-            elif deltas > 0:
-                own = np.uint64(told[s, FILTER])
-                size = np.uint64(told[s, WORDS])
-                asked, rest = 0, 0
-                for t in range(deltas):
-                    x = mixed[touched[t]]
-                    word = load_u64(own + np.uint64(8) * word_of(x, size))
-                    if word & bits_of(x) == bits_of(x):
-                        some[asked] = touched[t]
-                        asked += 1
-                    else:
-                        touched[rest] = touched[t]
-                        rest += 1
-                missed = _find_in(
-                    told, s, start, some, asked, mixed, addresses,
-                    keys, at, rows, linear_at, linear, found, width, mark,
-                )  # fmt: skip
-                for t in range(missed):
-                    touched[rest] = some[t]
-                    rest += 1
-                deltas = rest
+                    _copy_i8(to, source, load_f32(cell + told[s, SCALE]), numbers)
+                if weighted:
+                    copy_bytes(linear_from + four * np.uint64(linear_at[i]), cell + told[s, WEIGHT], 4)
+                found[i] = mark
+            t += one
+        start = end
