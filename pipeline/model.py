@@ -30,6 +30,10 @@ __all__ = ["Model"]
 
 F32 = npt.NDArray[np.float32]
 
+SPLIT_ROWS = 8
+"""Candidates per request up to which the whole network is as fast (39 fields x 16, perceptron of 3 x 400): what the split
+one saves goes into its longer graph."""
+
 
 class Model:
     """One version of one bundle, ready. `score` may be called from several threads at once.
@@ -120,24 +124,25 @@ class Model:
 
     def embed(self, features: Features) -> DenseInputs:
         """The network's inputs for a request, in this thread's buffers: valid until its next call."""
-        inputs = self._workspace.take(self._network(features).layout, features.n, 1)
+        (network,) = self._networks([features])
+        inputs = self._workspace.take(network.layout, features.n, 1)
         self._fill(features, inputs)
         return inputs
 
     def embed_batch(self, requests: Sequence[Features]) -> list[DenseInputs | Exception]:
         """For each of several requests its inputs, windows of the arrays that one run of a network takes, or what went
         wrong with it alone. In this thread's buffers, as `embed`."""
-        found: list[DenseInputs | Exception] = []
-        networks = [self._network(features) for features in requests]
-        rooms: dict[Layout, DenseInputs] = {}
-        ends: dict[Layout, tuple[int, int]] = {}
+        networks = self._networks(requests)
+        rooms: dict[Network, DenseInputs] = {}
         for network in set(networks):
             mine = [features.n for features, other in zip(requests, networks, strict=True) if other is network]
-            rooms[network.layout] = self._workspace.take(network.layout, sum(mine), len(mine))
+            rooms[network] = self._workspace.take(network.layout, sum(mine), len(mine))
+        places = dict.fromkeys(rooms, (0, 0))
+        found: list[DenseInputs | Exception] = []
         for features, network in zip(requests, networks, strict=True):
-            row, request = ends.get(network.layout, (0, 0))
-            ends[network.layout] = row + features.n, request + 1
-            window = rooms[network.layout].window(row, row + features.n, request)
+            row, request = places[network]
+            places[network] = row + features.n, request + 1
+            window = rooms[network].window(row, row + features.n, request)
             try:
                 self._fill(features, window)
             except Exception as error:  # the others are fine
@@ -184,10 +189,14 @@ class Model:
             return False
         return True
 
-    def _network(self, features: Features) -> Network:
-        if self.split is not None and features.shares_context(self.schema):
-            return self.split
-        return self.whole
+    def _networks(self, requests: Sequence[Features]) -> list[Network]:
+        """Which network each of some requests runs by; at most two runs for all of them."""
+        if self.split is None:
+            return [self.whole] * len(requests)
+        shared = [features.shares_context(self.schema) for features in requests]
+        rows = sum(features.n for features, once in zip(requests, shared, strict=True) if once)
+        network = self.split if rows > SPLIT_ROWS * sum(shared) else self.whole
+        return [network if once else self.whole for once in shared]
 
     def _fill(self, features: Features, inputs: DenseInputs) -> None:
         self.store.lookup(features, inputs)

@@ -85,3 +85,31 @@ def test_inputs_follow_the_schema(graph: Path) -> None:
     graph.write_bytes(b"\xff\xfe not a graph")
     with pytest.raises(BundleError, match="ONNX"):
         check_graph(graph, WIDE, linear=True)
+
+
+def test_the_split_layout_has_inputs_of_its_own(graph: Path) -> None:
+    assert inputs_of(WIDE, linear=True, split=True) == {
+        "context_embeddings": 8,
+        "context_linear": 2,
+        "context_numbers": 1,
+        "candidate_embeddings": 8,
+        "candidate_linear": 2,
+        "candidate_numbers": 1,
+        "request": 0,
+    }
+    with pytest.raises(BundleError, match="candidate_embeddings"):
+        check_graph(graph, WIDE, linear=True, split=True)
+
+
+def narrow(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 15
+
+
+def double(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+@pytest.mark.parametrize("change", [narrow, double])
+def test_inputs_of_another_shape_or_type_are_refused(graph: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    with pytest.raises(BundleError, match=r"'embeddings' is not float32 \[n, 16\]"):
+        check_graph(changed(graph, change), WIDE, linear=True)

@@ -119,6 +119,10 @@ def test_an_architecture_of_ones_own_is_split_only_as_it_says():
         trace(Network(PAIR, f"{__name__}:Wrong", 4, {}), PAIR)
 
 
+def test_what_gains_nothing_is_not_split():
+    assert set(trace(Network(PAIR, "lr", 1, {}), PAIR)) == {DENSE}
+
+
 def test_without_a_context_there_is_nothing_to_split():
     schema = Schema(fields=tuple(f.model_copy(update={"role": "candidate"}) for f in PAIR.fields))
     assert set(trace(Network(schema, "deepfm", 4, {}), schema)) == {DENSE}
