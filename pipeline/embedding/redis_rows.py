@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types, uint8, uint64
+from numba import njit, types, uint8, uint16, uint32, uint64
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pipeline.embedding.kernels import splitmix64
@@ -37,6 +38,7 @@ PREFIX = 6
 KEY_BYTES = PREFIX + 8
 CHECK = 4
 
+CRLF = np.uint64(0x0A0D)
 MORE, DONE, REFUSED, GARBAGE = 0, 1, 2, 3
 """What `scan` found: the reply goes on, is whole, is an error of the server's, or is none of Redis'."""
 
@@ -101,13 +103,27 @@ def _loader(bits: int) -> Any:
             word.align = 1
             return word
 
-        return (uint64 if bits == 64 else uint8)(types.uintp), emit
+        kinds: dict[int, Any] = {64: uint64, 32: uint32, 16: uint16, 8: uint8}
+        return kinds[bits](types.uintp), emit
 
     return intrinsic(load)
 
 
-_load64, _load8 = _loader(64), _loader(8)
-"""The eight bytes, or the byte, at an address of any alignment."""
+def _emit_copy(typing_context: Any, to: Any, source: Any, size: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        into, out_of = (builder.inttoptr(address, byte) for address in arguments[:2])
+        move: Any = cgutils.raw_memcpy
+        move(builder, into, out_of, arguments[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.intp), emit
+
+
+_load64, _load32, _load16, _load8 = _loader(64), _loader(32), _loader(16), _loader(8)
+"""The eight, four, two or one bytes at an address of any alignment."""
+_copy: Any = intrinsic(_emit_copy)
+"""Copies bytes from an address to another."""
 
 
 @njit(inline="always", cache=True)
@@ -203,11 +219,38 @@ def _number(data: Any, at: Any, end: Any) -> Any:
     return (-value if negative else value), at + 2
 
 
+@njit(inline="always", cache=True)
+def _size(data: Any, base: Any, at: Any, end: Any) -> Any:
+    """As `_number`, of what follows a "$" at `at`; sizes of two and three digits, and -1, in a few instructions."""
+    word = _load64(base + np.uint64(at))
+    if end - at >= 5 and word & np.uint64(0xFFFF0000FF) == np.uint64(0x0A0D000024):  # "$", two bytes, CRLF
+        ten, one = (
+            np.int64(word >> np.uint64(8) & np.uint64(255)) - 48,
+            np.int64(word >> np.uint64(16) & np.uint64(255)) - 48,
+        )
+        if 0 <= ten <= 9 and 0 <= one <= 9:
+            return ten * 10 + one, at + 5
+        if ten == -3 and one == 1:
+            return -1, at + 5
+    if end - at >= 6 and word & np.uint64(0xFFFF000000FF) == np.uint64(0x0A0D00000024):  # "$", three bytes, CRLF
+        hundred = np.int64(word >> np.uint64(8) & np.uint64(255)) - 48
+        ten, one = (
+            np.int64(word >> np.uint64(16) & np.uint64(255)) - 48,
+            np.int64(word >> np.uint64(24) & np.uint64(255)) - 48,
+        )
+        if 0 <= hundred <= 9 and 0 <= ten <= 9 and 0 <= one <= 9:
+            return hundred * 100 + ten * 10 + one, at + 6
+    if data[at] != 36:
+        return 0, -2
+    return _number(data, at + 1, end)
+
+
 @njit(nogil=True, cache=True)
 def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
     """Go on reading the reply to an MGET of `len(starts)` keys: where each value lies in `data[:filled]`.
 
     Args:
+        data: longer than `filled` by at least 8.
         state: int64 `[2]`, zeros before the first call: bytes read, values read plus one.
         starts, sizes: `[n]`; size -1: the key is not there.
 
@@ -229,13 +272,11 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
             return GARBAGE
         at, index = end, 1
     result = MORE
+    base = np.uint64(data.ctypes.data)
     while index <= len(starts):
         if at >= filled:
             break
-        if data[at] != 36:  # "$"
-            result = GARBAGE
-            break
-        size, end = _number(data, at + 1, filled)
+        size, end = _size(data, base, at, filled)
         if end == -2 or size < -1 or size > len(data):
             result = GARBAGE
             break
@@ -247,7 +288,7 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
         else:
             if end + size + 2 > filled:
                 break
-            if data[end + size] != 13 or data[end + size + 1] != 10:
+            if _load64(base + np.uint64(end + size)) & np.uint64(0xFFFF) != CRLF:
                 result = GARBAGE
                 break
             starts[index - 1], sizes[index - 1] = end, size
@@ -257,17 +298,6 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
     if index <= len(starts):
         return result
     return DONE if at == filled else GARBAGE
-
-
-@njit(inline="always", cache=True)
-def _f32(data: Any, at: Any, word: Any) -> Any:
-    word[0] = (
-        np.uint32(data[at])
-        | (np.uint32(data[at + 1]) << np.uint32(8))
-        | (np.uint32(data[at + 2]) << np.uint32(16))
-        | (np.uint32(data[at + 3]) << np.uint32(24))
-    )
-    return word.view(np.float32)[0]
 
 
 @njit(nogil=True, cache=True)
@@ -302,13 +332,12 @@ def scatter(
         counts: int64 `[3]`, added to: ids found, not there, damaged.
     """
     checked = np.zeros(len(unique), np.uint8)
-    word = np.zeros(1, np.uint32)
     bits = rows.view(np.uint32)
-    into = rows.view(np.uint8)
     head = CHECK + (4 if kind == 2 else 0) + (4 if weighted else 0)
-    item = 4 if kind == 0 else 2 if kind == 1 else 1
-    wanted = head + item * width
+    size = head + (4 if kind == 0 else 2 if kind == 1 else 1) * width
     base = np.uint64(data.ctypes.data)
+    rows_base, weights_base = np.uint64(rows.ctypes.data), np.uint64(weights.ctypes.data)
+    scale = np.zeros(1, np.float32)
     for i in range(len(places)):
         place = places[i]
         if place < 0:
@@ -316,41 +345,31 @@ def scatter(
         if sizes[place] < 0:
             counts[1] += 1
             continue
-        at = starts[place]
+        at = base + np.uint64(starts[place])
         if checked[place] == 0:
-            good = sizes[place] == wanted
-            if good:
-                said = (
-                    np.uint32(data[at])
-                    | (np.uint32(data[at + 1]) << np.uint32(8))
-                    | (np.uint32(data[at + 2]) << np.uint32(16))
-                    | (np.uint32(data[at + 3]) << np.uint32(24))
-                )
-                good = said == _check(
-                    unique[place], np.uint64(seed), base + np.uint64(at) + np.uint64(CHECK), wanted - CHECK
-                )
+            good = sizes[place] == size and _load32(at) == _check(
+                unique[place], np.uint64(seed), at + np.uint64(CHECK), size - CHECK
+            )
             checked[place] = 1 if good else 2
         if checked[place] == 2:
             counts[2] += 1
             continue
         to = row_at[i]
-        start = at + head
+        start = at + np.uint64(head)
         if kind == 0:
-            for b in range(4 * width):
-                into[4 * to + b] = data[start + b]
+            _copy(rows_base + np.uint64(4 * to), start, 4 * width)
         elif kind == 1:
             for c in range(width):
-                half = np.uint32(data[start + 2 * c]) | (np.uint32(data[start + 2 * c + 1]) << np.uint32(8))
-                magnitude = half & np.uint32(0x7FFF)
+                half = np.uint32(_load16(start + np.uint64(2 * c)))
                 # Exponent and fraction moved to their float32 places, then the difference of the biases made up for.
-                bits[to + c] = magnitude << np.uint32(13)
+                bits[to + c] = (half & np.uint32(0x7FFF)) << np.uint32(13)
                 rows[to + c] *= np.float32(5.192296858534828e33)  # 2^112
                 bits[to + c] |= (half & np.uint32(0x8000)) << np.uint32(16)
         else:
-            scale = _f32(data, at + CHECK, word)
+            _copy(np.uint64(scale.ctypes.data), at + np.uint64(CHECK), 4)
             for c in range(width):
-                rows[to + c] = np.float32(np.int8(data[start + c])) * scale
+                rows[to + c] = np.float32(np.int8(_load8(start + np.uint64(c)))) * scale[0]
         if weighted:
-            weights[linear_at[i]] = _f32(data, start - 4, word)
+            _copy(weights_base + np.uint64(4 * linear_at[i]), start - np.uint64(4), 4)
         found[i] = mark
         counts[0] += 1
