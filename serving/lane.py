@@ -8,10 +8,11 @@ writes what waits and exits with 0.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,8 +21,11 @@ import uvloop
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.engine import Engine
+from pipeline.errors import BatonError
+from pipeline.features import Features
 from pipeline.prediction import PredictionIds, load_secret
 from pipeline.stages.record import Record
+from pipeline.traffic.record import unpack
 from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config, ListenConfig
 from serving.desired import DIRECT
@@ -48,6 +52,7 @@ HEALTH_EVERY = 0.1
 NOTICE = 0.3
 DRAIN = 10.0
 STALL = 5.0
+LOGGED_SAMPLES = 16
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +84,8 @@ class Lane:
         secret = load_secret(config.secret)
         self.telemetry = Telemetry(self._name)
         self._tracing = open_tracing(config.telemetry, self._name)
-        self.registry = open_registry(config, clock)
-        self.registry.start()
         self._log = open_traffic_log(config)
+        self.registry = open_registry(config, clock, samples=self._samples)
         self.writer = TrafficWriter(
             self._log, clock, capacity=config.traffic.buffer, delay_s=config.traffic.commit_interval
         )
@@ -104,6 +108,7 @@ class Lane:
             priority_levels=config.engine.priority_levels,
             record_direct=config.traffic.record_direct,
         )
+        self.registry.start()
         self._publish_counters()
         await asyncio.to_thread(self._first_load)
         await self._listen()
@@ -203,6 +208,16 @@ class Lane:
                 "counts": {str(i): int(c) for i, c in enumerate(counts) if c},
             },
         }
+
+    def _samples(self, names: Collection[str]) -> list[Features]:
+        """Requests to warm a model with: some that were answered of late, after a start those that the log has."""
+        found = [features for name in names for features in self.dispatcher.samples(name)]
+        if not found:
+            try:
+                found = [unpack(blob).features for name in names for blob in self._log.latest(name, LOGGED_SAMPLES)]
+            except BatonError as error:
+                log.warning("the traffic log gives no requests to warm with: %s", error)
+        return found
 
     def _to_shadow(self, record: bytes) -> bool:
         return self.sender.offer(record)
@@ -347,5 +362,8 @@ async def _run(config: Config, index: int) -> None:
     if not starting.done():
         lane.abandon()
     await starting
+    # What lives until the end need not be walked through by the garbage collector while requests wait.
+    gc.collect()
+    gc.freeze()
     await stopping
     await lane.stop()

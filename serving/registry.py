@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.clock import Clock
 from pipeline.errors import BundleError, Conflict, NotFound, NotReady
+from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.versions import Repository
 from serving.desired import DIRECT, Desired, EndpointSource, Lookout
 from serving.kill import KillSwitch
 from serving.process import step_back
+from serving.room import Room
 from serving.routing import Arm
 from serving.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.wire.inference import InferCodec
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 class _Failed:
     reason: str
     again_at: float
+    for_room: bool = False
 
 
 class Registry:
@@ -53,6 +56,9 @@ class Registry:
         loads: folder with a file for every bundle that someone asked to have loaded by name; shared by all lanes.
         max_candidates: most rows of one request.
         nice: priority of the loading thread; None leaves it (threads that a network opens inherit it).
+        retry: seconds after which a version that could not be loaded is tried again.
+        room: asked whether a version fits into memory before it is loaded; None: all do.
+        samples: requests to warm a version with, by the names under which it will be called; asked by the loader.
     """
 
     def __init__(
@@ -67,6 +73,8 @@ class Registry:
         max_candidates: int,
         nice: int | None = NICE,
         retry: float = RETRY,
+        room: Room | None = None,
+        samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
     ) -> None:
         self._lookout = Lookout(source, kill, repository, loads)  # the watcher's own
         self._repository = repository
@@ -76,6 +84,8 @@ class Registry:
         self._max_candidates = max_candidates
         self._nice = nice
         self._retry = retry
+        self._room = room
+        self._samples = samples
         self._snapshot = Snapshot(MappingProxyType({}), MappingProxyType({}))
         self._changed = threading.Condition()
         # Guarded by `_changed`:
@@ -292,17 +302,23 @@ class Registry:
     def _load_one(self, key: Key) -> None:
         with self._changed:
             self._loading = key
+            loaded = list(self._loaded)
+            names = {name for (name, _), wanted in self._desired.arms.items() if wanted == key} | {key[0]}
         served: Served | None = None
         reason = ""
+        for_room = False
         try:
+            if self._room is not None and (reason := self._room.refusal(key, loaded)):
+                for_room = True
+                raise NotReady(reason)
             model = self._load(*key)
-            model.warm()
+            model.warm(self._samples(names))
             served = Served(
                 model,
                 RankCodec(model.schema, self._max_candidates),
                 InferCodec(model.schema, self._max_candidates),
             )
-        except (BundleError, NotFound) as error:
+        except (BundleError, NotFound, NotReady) as error:
             reason = str(error)
             log.error("bundle %s version %s cannot be loaded: %s", *key, error)
         except Exception as error:
@@ -315,7 +331,7 @@ class Registry:
                 self._loaded[key] = served
                 log.info("bundle %s version %s is ready", *key)
             else:
-                self._failed[key] = _Failed(reason, self._clock.monotonic() + self._retry)
+                self._failed[key] = _Failed(reason, self._clock.monotonic() + self._retry, for_room)
             self._publish()
 
     # Publishing. `_changed` is held.
@@ -336,8 +352,13 @@ class Registry:
         in_use = {
             served.key for e in endpoints.values() for served in (e.stable, e.candidate) if served is not None
         } | desired.keys
+        leaving = len(self._loaded)
         self._loaded = {key: served for key, served in self._loaded.items() if key in in_use}
-        self._failed = {key: f for key, f in self._failed.items() if self._still_matters(key)}
+        leaving -= len(self._loaded)
+        # What did not fit may do so now.
+        self._failed = {
+            key: f for key, f in self._failed.items() if self._still_matters(key) and not (f.for_room and leaving)
+        }
         snapshot = Snapshot(MappingProxyType(endpoints), MappingProxyType(dict(self._loaded)))
         self._snapshot = snapshot
         self._changed.notify_all()

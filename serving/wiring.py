@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from functools import partial
 
 from pipeline.clock import Clock
+from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.versions import Repository
 from serving.config import Config
 from serving.kill import KillSwitch
 from serving.registry import NICE, Registry
 from serving.rollout.store import ControlStore
+from serving.room import Room
 
 __all__ = ["open_registry"]
 
 
-def open_registry(config: Config, clock: Clock, *, nice: int | None = NICE) -> Registry:
+def open_registry(
+    config: Config,
+    clock: Clock,
+    *,
+    nice: int | None = NICE,
+    samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
+) -> Registry:
     """The registry of one process; not started.
 
     Args:
+        samples: requests to warm models with, see `Registry`.
         nice: of its loading thread; None: as the process. A network with threads of its own would hand it on to them
             for good, so then it is not lowered.
     """
@@ -33,4 +43,6 @@ def open_registry(config: Config, clock: Clock, *, nice: int | None = NICE) -> R
         loads=config.home / "loads",
         max_candidates=config.listen.max_candidates,
         nice=nice if threads == 1 else None,
+        room=Room(repository, config.engine.memory_reserve_bytes),
+        samples=samples,
     )

@@ -153,6 +153,16 @@ class SqliteTrafficLog:
                 (after, before_ms, limit),
             ).fetchall()
 
+    def latest(self, endpoint: str, limit: int) -> list[bytes]:
+        """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
+        with self._file.read() as db:
+            found = db.execute(
+                "SELECT r.record FROM (SELECT seq, endpoint FROM predictions ORDER BY seq DESC LIMIT ?) p"
+                " JOIN records r ON r.seq = p.seq WHERE p.endpoint = ? ORDER BY p.seq DESC LIMIT ?",
+                (64 * limit, endpoint, limit),
+            ).fetchall()
+        return [record for (record,) in found]
+
     def commit_position(self, reader: str, seq: int) -> None:
         """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
         with self._file.write(durable=False) as db:

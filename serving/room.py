@@ -1,0 +1,82 @@
+"""Whether one more model version fits into memory, asked before it is loaded: the one that serves must not be swapped out.
+
+An estimate from the manifest: tables as they will be mapped, and each network twice, since ONNX Runtime keeps the weights
+once more, packed for its kernels. Versions on one base share the base's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import psutil
+
+from pipeline.versions import Repository
+from serving.served import Key
+
+__all__ = ["Room", "available_bytes", "needed_bytes"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class Room:
+    """Memory of the machine, or of the container that this process is in.
+
+    Args:
+        reserve: bytes that must stay free.
+        available: free bytes now.
+    """
+
+    def __init__(self, repository: Repository, reserve: int, available: Callable[[], int] | None = None) -> None:
+        self._repository = repository
+        self._reserve = reserve
+        self._available = available or available_bytes
+
+    def refusal(self, key: Key, loaded: Collection[Key]) -> str:
+        """Why a version cannot be loaded beside those that are; "" when it can.
+
+        Raises:
+            NotFound, BundleError: there is no such version to look at.
+        """
+        needed = needed_bytes(self._repository, key, loaded)
+        free = self._available()
+        if needed + self._reserve <= free:
+            return ""
+        return (
+            f"it needs about {_mebibytes(needed)} and {_mebibytes(free)} are free, of which {_mebibytes(self._reserve)} "
+            "are kept (setting engine.memory_reserve_bytes): free memory, or unload another model"
+        )
+
+
+def needed_bytes(repository: Repository, key: Key, loaded: Collection[Key]) -> int:
+    """Memory that a version will need, beside versions that are loaded."""
+    bundle = repository.open(*key)
+    shared = {k[1] for k in loaded if k[0] == key[0]}
+    total = 0
+    for link in repository.chain(bundle):
+        manifest = link.manifest
+        if manifest.version in shared:
+            continue
+        for name, info in manifest.files.items():
+            if name.startswith("tables/"):
+                total += info.bytes
+            elif name.endswith(".onnx") and manifest.version == key[1]:
+                total += 2 * info.bytes
+    return total
+
+
+def available_bytes(cgroup: Path = _CGROUP) -> int:
+    """Memory that can be had without swapping: the machine's, or what is left of the container's limit."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        lines = (line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        reclaimable = sum(int(value) for name, value in lines if name == "inactive_file")
+    except (OSError, ValueError):  # no such limit: "max", or another system
+        return free
+    return min(free, max(0, limit - used + reclaimable))
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):,.0f} MiB"
