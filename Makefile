@@ -36,7 +36,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	for part in embedding engine traffic; do $(BIN)/python -m benchmarks.$$part || exit 1; done
+	for part in engine traffic; do $(BIN)/python -m benchmarks.$$part || exit 1; done
+	$(BIN)/baton bench embedding
 	$(BIN)/baton bench train
 
 # Stubs come from 1.76 so that they load beside clients that pin protobuf below 7.

@@ -1,147 +1,272 @@
-"""Lookup in a mapped segment against `torch.index_select(out=)` on the same rows with dense indices, one thread.
+"""Embedding tiers and their stacks, against `torch.index_select(out=)` of the same rows with indices already dense.
 
-    python benchmarks/embedding.py [--rows 1000000] [--width 16] [--fields 39] [--overlay 0.02]
-
-Cases: n candidates of all fields, each with its own values (the limit does the same copies), and with 60 % of the fields
-as context. Interleaved, median of many; prints one JSON object per case.
+The limit is one thread, or two of them for two threads that look up, measured in the same turns. Tables are written as
+bundles and mapped as segments, Redis is a real server, and every request of a case is new to it: a cache that saw the
+same ids before would look better than it is. `baton bench embedding` runs the case that the budgets are for, and with
+`--full` all sizes, widths, distributions and numbers of ids and threads.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
+import psutil
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.bundle import Bundle, BundleWriter, Manifest, Table, TableInfo
-from pipeline.embedding.store import EmbeddingStore
-from pipeline.features import Features, IdPart
-from pipeline.inputs import DenseInputs, Layout
-from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
+from benchmarks.hierarchy.gpu import measure_card
+from benchmarks.hierarchy.hit_rate import hit_rates
+from benchmarks.hierarchy.peers import PEERS, installed
+from benchmarks.hierarchy.redis_server import PrivateRedis
+from benchmarks.hierarchy.stacks import (
+    CacheLevel,
+    Level,
+    Lookup,
+    Request,
+    Stack,
+    filled_redis,
+    redis_tier,
+    segment_tier,
+)
+from benchmarks.hierarchy.tables import Distribution, IdStream, Tables
+from benchmarks.hierarchy.timing import Lookers
+from benchmarks.report import Progress, Report, interleaved, median
+from pipeline.embedding.device import CacheShape
+from pipeline.embedding.redis import RedisTier
+from pipeline.embedding.tier import PENDING
 
+__all__ = ["FULL", "QUICK", "Settings", "run"]
 
-def network(width: int) -> onnx.ModelProto:
-    """The least that a bundle may hold: the sum of all vectors."""
-    graph = helper.make_graph(
-        [helper.make_node("ReduceSum", ["embeddings", "axes"], ["logit"], keepdims=0)],
-        "sum",
-        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n"])],
-        [numpy_helper.from_array(np.array([1], np.int64), "axes")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+F32 = npt.NDArray[np.float32]
 
+CAPACITY = 0.1
+"""Of the caches above a slower tier, of the table's rows."""
+ROOM = 1.5
+"""Places per row of a cache that should hold all that is asked for."""
+REDIS_BYTES = 120
+"""Of a Redis key and its value, beside the row."""
+WARM_PER_ROW = 10
+"""Ids that pass a cache per row of its capacity before it is measured."""
+MOST_PEER_ROWS = 5_000_000
+HITS = 1_000_000
+SEGMENT_BYTES = 1.7
+"""Budget: bytes of a segment, of the raw bytes of ids and rows."""
+LIMIT = "limit"
 
-def write(repository: Repository, schema: Schema, table: Table, base: str | None) -> Bundle:
-    version = repository.reserve("bench")
-    width = table.rows.shape[1]
-    info = TableInfo(width=width, rows=len(table.ids), default=(0.0,) * width)
-    with BundleWriter(repository.path("bench", version)) as writer:
-        onnx.save(network(schema.embedding_width), str(writer.path("dense.onnx")))
-        writer.table("t", table)
-        return writer.finish(
-            Manifest(
-                name="bench",
-                version=version,
-                architecture="none",
-                schema=schema,
-                tables={"t": info},
-                base=base,
-                deltas=(version,) if base else (),
-            )
-        )
-
-
-def medians(cases: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds):
-        for name, call in cases.items():
-            start = time.perf_counter()
-            call(turn)
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
+BUDGETS = {
+    ("device", 3_900): 1.25,
+    ("device", 62_400): 1.0,
+    (f"device:{CAPACITY:g}+segment", 3_900): 2.5,
+    (f"device:{CAPACITY:g}+redis", 3_900): 11.0,
+}
+"""Times the limit, for one thread on Zipf ids over 5M x 16."""
+OF_BUDGETS = (5_000_000, 16)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--fields", type=int, default=39)
-    parser.add_argument("--overlay", type=float, default=0.02, help="share of the rows that a delta holds as well")
-    parser.add_argument("--rounds", type=int, default=400)
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class Settings:
+    """What to measure: every combination of these."""
+
+    rows: Sequence[int] = (1_000_000, 5_000_000, 20_000_000)
+    widths: Sequence[int] = (8, 16, 64)
+    distributions: Sequence[Distribution] = ("uniform", "zipf")
+    ids: Sequence[int] = (3_900, 15_600, 62_400)
+    threads: Sequence[int] = (1, 2)
+    redis: bool = True
+    peers: bool = True
+    hits: int = HITS
+
+    def budget(self, name: str, rows: int, width: int, distribution: str, ids: int, threads: int) -> float | None:
+        if (rows, width) != OF_BUDGETS or distribution != "zipf" or threads != 1:
+            return None
+        return BUDGETS.get((name, ids))
+
+
+FULL = Settings()
+QUICK = Settings(rows=(5_000_000,), widths=(16,), distributions=("zipf",), ids=(3_900, 62_400))
+
+
+def run(settings: Settings = QUICK, progress: Progress = lambda _: None, folder: Path | None = None) -> Report:
+    """Time per lookup, ids found by tier, bytes per row, and hit rates by policy.
+
+    Args:
+        folder: where tables are written and removed again; None: the system's folder for such things.
+    """
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    ids: npt.NDArray[np.int64] = np.unique(rng.integers(-(2**63), 2**63 - 1, options.rows, np.int64))
-    rows = rng.normal(size=(len(ids), options.width)).astype(np.float32)
-    table = Table(ids, rows, np.ones(len(ids), np.int64))
-    fields = tuple(FieldSpec(name=f"f{i}", role="candidate", kind="id", table="t") for i in range(options.fields))
-    schema = Schema(fields=fields).with_width(options.width)
-    changed = np.sort(rng.choice(len(ids), int(len(ids) * options.overlay), replace=False))
-    delta = Table(ids[changed], rows[changed], table.counts[changed])
-    with tempfile.TemporaryDirectory() as folder:
-        repository = Repository(Path(folder) / "bundles")
-        base = write(repository, schema, table, None)
-        start = time.perf_counter()
-        plain = EmbeddingStore.open([base], Path(folder) / "segments")
-        built = time.perf_counter() - start
-        start = time.perf_counter()
-        EmbeddingStore.open([base], Path(folder) / "segments")
-        opened = time.perf_counter() - start
-        stacked = EmbeddingStore.open([base, write(repository, schema, delta, "1")], Path(folder) / "segments")
-        raw = rows.nbytes + ids.nbytes
-        print(json.dumps({"rows": len(ids), "build_s": built, "open_s": opened, "bytes_vs_raw": plain.bytes / raw}))
-        for n in (100, 1600):
-            count = n * options.fields
-            # Popular ids lie anywhere in the table, as hashed ids do.
-            ranks = rng.zipf(1.05, (64, count)) % len(ids)
-            picks = rng.permutation(len(ids))[ranks]
-            columns = np.arange(options.fields, dtype=np.int32)
-            features = [Features(n, (IdPart(columns, ids[p].reshape(n, -1)),)) for p in picks]
-            context = int(0.6 * options.fields)
-            shared = [
-                Features(
-                    n,
-                    (
-                        IdPart(columns[:context], np.ascontiguousarray(ids[p].reshape(n, -1)[:1, :context])),
-                        IdPart(columns[context:], np.ascontiguousarray(ids[p].reshape(n, -1)[:, context:])),
-                    ),
-                )
-                for p in picks
-            ]
-            dense = DenseInputs.zeros(Layout.full(schema), n, linear=False)
-            source, index = torch.from_numpy(rows), [torch.from_numpy(p) for p in picks]
-            out = torch.empty(count, options.width)
-            cases: dict[str, Callable[[int], object]] = {
-                "limit": lambda t, s=source, i=index, o=out: torch.index_select(s, 0, i[t % 64], out=o),  # type: ignore[misc]
-                "segment": lambda t, f=features, d=dense: plain.lookup(f[t % 64], d),  # type: ignore[misc]
-                "overlay+segment": lambda t, f=features, d=dense: stacked.lookup(f[t % 64], d),  # type: ignore[misc]
-                "segment, context once": lambda t, f=shared, d=dense: plain.lookup(f[t % 64], d),  # type: ignore[misc]
-            }
-            medians(cases, 64)
-            found = medians(cases, options.rounds)
-            for name, seconds in found.items():
-                print(
-                    json.dumps(
-                        {
-                            "case": f"{name}/rows={len(ids)}/width={options.width}/ids={count}",
-                            "microseconds": round(seconds * 1e6, 1),
-                            "x_limit": round(seconds / found["limit"], 2),
-                        }
-                    )
-                )
-            plain.lookup(features[0], dense)
-            np.testing.assert_array_equal(dense.blocks[0].embeddings.reshape(count, -1), rows[picks[0]])
+    report = Report("embedding")
+    for rows in settings.rows:
+        for width in settings.widths:
+            with tempfile.TemporaryDirectory(prefix="baton-bench-", dir=folder) as place:
+                _measure(report, settings, rows, width, Path(place), progress)
+            if torch.cuda.is_available():
+                for distribution in settings.distributions:
+                    measure_card(report, rows, width, distribution, list(settings.ids), progress)
+    hit_rates(report, settings.hits, progress)
+    return report
 
 
-if __name__ == "__main__":
-    main()
+def _measure(report: Report, settings: Settings, count: int, width: int, folder: Path, progress: Progress) -> None:
+    """Everything on one table."""
+    progress(f"embedding: writing a table of {count:,} x {width}")
+    tables = Tables(folder, count, width)
+    with ExitStack() as stack:
+        stacks = _Stacks(tables, settings, report, stack, progress)
+        for distribution in settings.distributions:
+            cases = stacks.over(distribution)
+            for ids in settings.ids:
+                for threads in settings.threads:
+                    progress(f"embedding: {distribution}, {ids:,} ids, {threads} thread{'s' if threads > 1 else ''}")
+                    setting = f"{distribution}/rows={count}/width={width}/ids={ids}"
+                    setting += f"/threads={threads}" if threads > 1 else ""
+                    stream = IdStream.over(count, distribution, ids + threads)
+                    found = _timed(cases, stream, tables, ids, threads)
+                    limit = found[LIMIT][0]
+                    for case in cases:
+                        seconds, shares = found[case.name]
+                        report.add(
+                            f"{case.name}/{setting}",
+                            "time",
+                            1e6 * seconds,
+                            "us",
+                            limit=None if case.name == LIMIT else 1e6 * limit,
+                            at_most=settings.budget(case.name, count, width, distribution, ids, threads),
+                        )
+                        for tier, share in zip(case.tiers, shares, strict=True):
+                            report.add(f"{case.name}/{setting}", f"hit_rate_{tier}", share, "share")
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One way to look rows up.
+
+    Attributes:
+        tiers: names, in order.
+        rows: what it should find, float32 `[V, d]`.
+        prepare: called with the requests to come, before they are timed.
+    """
+
+    name: str
+    lookup: Lookup
+    rows: F32
+    tiers: tuple[str, ...] = ()
+    prepare: Callable[[Sequence[Request]], None] | None = None
+
+
+class _Stacks:
+    """The cases over one table. What caches hold depends on the stream, so those are new for every distribution."""
+
+    def __init__(
+        self, tables: Tables, settings: Settings, report: Report, stack: ExitStack, progress: Progress
+    ) -> None:
+        self._tables, self._progress = tables, progress
+        count, width = tables.count, tables.width
+        self._rows = tables.rows()
+        self._room = CacheShape(int(ROOM * count), width)
+        segment, overlay = segment_tier(tables, 0), segment_tier(tables, 1)
+        self._segment = segment
+        self._fixed = [
+            _Case("segment", Stack(segment), self._rows, ("segment",)),
+            _Case("overlay+segment", Stack(overlay), tables.rows(1), ("segment",)),
+        ]
+        self._redis: RedisTier | None = None
+        sizes = {"device": self._room.bytes / self._room.rows, "segment": float(segment.describe()["bytes"]) / count}
+        if settings.redis and self._fits("redis", count * (REDIS_BYTES + 4 * width)):
+            if PrivateRedis.installed():
+                progress(f"embedding: filling Redis with {count:,} rows")
+                server, rate = stack.enter_context(filled_redis(tables))
+                report.add(f"redis/rows={count}/width={width}", "fill", rate, "rows/s")
+                sizes["redis"] = server.used_bytes() / count
+                self._redis = stack.enter_context(redis_tier(tables, server))
+                self._fixed.append(_Case("redis", Stack(self._redis), self._rows, ("redis",)))
+            else:
+                progress("embedding: Redis is left out: redis-server is not installed")
+        for tier, size in sizes.items():
+            report.add(
+                f"{tier}/rows={count}/width={width}",
+                "bytes_per_row",
+                size,
+                "bytes",
+                limit=tables.raw_bytes / count,
+                at_most=SEGMENT_BYTES if tier == "segment" else None,
+            )
+        for peer in PEERS if settings.peers and count <= MOST_PEER_ROWS else ():
+            if peer in installed():
+                progress(f"embedding: filling {peer}")
+                self._fixed.append(_Case(peer, stack.enter_context(PEERS[peer](tables, self._rows)), self._rows))
+            else:
+                progress(f"embedding: {peer} is left out: it is not installed (pip install 'baton[bench]')")
+
+    def over(self, distribution: Distribution) -> list[_Case]:
+        """All cases, with caches that have seen a stream of that distribution; the limit first."""
+        tables, capacity = self._tables, int(CAPACITY * self._tables.count)
+        source = torch.from_numpy(self._rows)
+
+        def limit(request: Request, out: F32) -> None:
+            torch.index_select(source, 0, request.index, out=torch.from_numpy(out))
+
+        cases = [_Case(LIMIT, limit, self._rows), *self._fixed]
+        if self._fits("the device tier with all rows", self._room.bytes):
+            level = CacheLevel(self._room)
+
+            def fill(requests: Sequence[Request]) -> None:
+                level.clear()
+                level.fill(tables, np.unique(np.concatenate([r.places for r in requests])), self._rows)
+
+            cases.insert(1, _Case("device", Stack(level), self._rows, ("device",), fill))
+        below: dict[str, Level] = {"segment": self._segment}
+        if self._redis is not None:
+            below["redis"] = self._redis
+        for name, tier in below.items():
+            self._progress(f"embedding: warming a cache of {capacity:,} rows over {name}")
+            over = Stack(CacheLevel(CacheShape(capacity, tables.width)), tier)
+            over.warm(tables, IdStream.over(tables.count, distribution, 1), WARM_PER_ROW * capacity)
+            cases.append(_Case(f"device:{CAPACITY:g}+{name}", over, self._rows, ("device", name)))
+        return cases
+
+    def _fits(self, what: str, size: int) -> bool:
+        free = psutil.virtual_memory().available
+        if size > 0.8 * free:
+            self._progress(
+                f"embedding: {what} is left out: it needs {size >> 20:,} MiB of {free >> 20:,} that are free"
+            )
+            return False
+        return True
+
+
+def _timed(
+    cases: Sequence[_Case], stream: IdStream, tables: Tables, ids: int, threads: int
+) -> dict[str, tuple[float, list[float]]]:
+    """Median seconds per lookup, and the share of ids that each tier found, by case."""
+    rounds, repeat = max(15, 160_000 // ids), max(1, 16_000 // ids)
+    marks = {case.name: np.zeros(len(case.tiers) + 1, np.int64) for case in cases}
+    with Lookers(threads, repeat, ids, tables.width) as lookers:
+        requests = [Request.of(tables, stream.draw(ids)) for _ in range(rounds * lookers.per_turn)]
+        for case in cases:
+            if case.prepare is not None:
+                case.prepare(requests)
+            _check(case, Request.of(tables, stream.draw(ids)))
+
+        def turn_of(case: _Case) -> Callable[[int], float]:
+            def turn(number: int) -> float:
+                mine = requests[number * lookers.per_turn : (number + 1) * lookers.per_turn]
+                return lookers.timed(case.lookup, mine, marks[case.name])
+
+            return turn
+
+        seconds = interleaved({case.name: turn_of(case) for case in cases}, rounds)
+    shares = {name: (counts / max(1, counts.sum()))[1:].tolist() for name, counts in marks.items()}
+    return {name: (median(values), shares[name]) for name, values in seconds.items()}
+
+
+def _check(case: _Case, request: Request) -> None:
+    """A figure for wrong rows is worth nothing."""
+    out = np.zeros((len(request.places), case.rows.shape[1]), np.float32)
+    marks = case.lookup(request, out)
+    held = slice(None) if marks is None else marks != PENDING
+    if not np.array_equal(out[held], case.rows[request.places][held]):
+        raise RuntimeError(f"{case.name} gave other rows than the table holds")

@@ -55,10 +55,10 @@ class TorchCache:
 
     def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
         """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
-        open_ = is_open(wanted.found)
         with torch.inference_mode(), torch.cuda.stream(self._stream):
+            sent = (self._send(wanted.keys), self._send(is_open(wanted.found)), self._tick(tick))
             with self._lock:
-                found = find_rows(self._sets, self._send(wanted.keys), self._send(open_), self._tick(tick))
+                found = find_rows(self._sets, *sent)
             rows, weights, marks = (
                 t.cpu().numpy() for t in (found.rows, found.weights, found.held * mark + found.old * STALE)
             )

@@ -7,6 +7,7 @@ file each with `run(..., progress) -> Report`, and are imported by the command t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,6 +157,25 @@ def soak(
 
     with problems():
         _show(soak.run(minutes, load, rows, table_rows=table_rows, progress=say), output, out)
+
+
+@app.command("embedding")
+def embedding(
+    full: Annotated[bool, typer.Option("--full/--quick", help="All settings, which takes hours")] = False,
+    rows: Annotated[list[int], typer.Option(min=1000, help="Rows of a table; may be repeated")] = [],  # noqa: B006
+    widths: Annotated[list[int], typer.Option(min=1, help="Numbers of a row; may be repeated")] = [],  # noqa: B006
+    redis: Annotated[bool, typer.Option(help="With a redis-server of its own")] = True,
+    folder: Annotated[Path | None, typer.Option(help="Where tables are written and removed again")] = None,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Tiers, stacks and other stores against torch.index_select of the same rows; 5M x 16, Zipf, unless told."""
+    from benchmarks import embedding
+
+    chosen = embedding.FULL if full else embedding.QUICK
+    settings = replace(chosen, rows=rows or chosen.rows, widths=widths or chosen.widths, redis=redis)
+    with problems():
+        _show(embedding.run(settings, progress=say, folder=folder), output, out)
 
 
 @app.command("train")

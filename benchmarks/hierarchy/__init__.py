@@ -1,0 +1,1 @@
+"""What `baton bench embedding` measures: tables on disk, id streams, stacks of tiers, and other stores beside them."""

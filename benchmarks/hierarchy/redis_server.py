@@ -1,0 +1,57 @@
+"""A redis-server of the bench's own, on a Unix socket in a folder of its own, that goes with the bench."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from pipeline.embedding.redis_wire import RedisAddress
+
+__all__ = ["PrivateRedis"]
+
+LIMIT = 10.0
+
+
+class PrivateRedis:
+    """Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.address = RedisAddress(f"unix://{folder / 'r.sock'}")
+
+    @staticmethod
+    def installed() -> bool:
+        return shutil.which("redis-server") is not None
+
+    def used_bytes(self) -> int:
+        """As Redis itself counts."""
+        with self.address.client(LIMIT) as client:
+            return int(client.info("memory")["used_memory"])
+
+    def __enter__(self) -> PrivateRedis:
+        argv = ["redis-server", "--port", "0", "--unixsocket", str(self._folder / "r.sock"), "--save", ""]
+        with open(self._folder / "log", "wb") as log:
+            self._process = subprocess.Popen(
+                [*argv, "--appendonly", "no", "--dir", str(self._folder)], stdout=log, stderr=log
+            )
+        until = time.monotonic() + LIMIT
+        while True:
+            try:
+                with self.address.client(LIMIT) as client:
+                    client.ping()
+                return self
+            except redis.ConnectionError:
+                if self._process.poll() is not None or time.monotonic() > until:
+                    self.__exit__()
+                    said = (self._folder / "log").read_text()
+                    raise RuntimeError(f"redis-server did not start: {said}") from None
+                time.sleep(0.02)
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait(LIMIT)

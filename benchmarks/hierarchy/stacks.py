@@ -1,0 +1,167 @@
+"""Lookups as the bench times them: ids in, rows in an array out, through a stack of tiers.
+
+Tiers are driven as `pipeline.embedding.store` drives them, on keys that lie ready: what hashing and features cost is the
+engine's bench to tell.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.hierarchy.redis_server import PrivateRedis
+from benchmarks.hierarchy.tables import BUNDLE, TABLE, IdStream, Tables, chunks_of
+from pipeline.clock import SystemClock
+from pipeline.embedding.device import CacheShape, DeviceCache
+from pipeline.embedding.generations import open_stack
+from pipeline.embedding.keys import salt_of
+from pipeline.embedding.redis import RedisSource, RedisTier
+from pipeline.embedding.redis_updates import RedisUpdater
+from pipeline.embedding.segment_tier import SegmentTier
+from pipeline.embedding.tier import Generation, Group, Wanted
+
+__all__ = ["CacheLevel", "Level", "Lookup", "Request", "Stack", "filled_redis", "redis_tier", "segment_tier"]
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+PATIENCE = 5.0
+"""Seconds of budget: the bench measures what a lookup takes, not what it gives up."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One lookup's ids. `places`: of the rows in the table, int64 `[m]`, and `index` the same for torch; `keys`: as tiers
+    know them, int64 `[m]`."""
+
+    places: I64
+    keys: I64
+    index: torch.Tensor
+
+    @classmethod
+    def of(cls, tables: Tables, places: I64) -> Request:
+        return cls(places, tables.ids[places] ^ np.int64(salt_of(TABLE)), torch.from_numpy(places))
+
+
+Lookup = Callable[[Request, F32], U8 | None]
+"""Rows of a request into float32 `[m, d]`; marks uint8 `[m]` by the tier that held them (1 is the first, 0: none), where
+there are tiers."""
+
+
+class Level(Protocol):
+    """The part of `pipeline.embedding.tier.Tier` that a lookup meets."""
+
+    def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> object: ...
+
+    def offer(self, wanted: Sequence[Wanted], mark: int) -> None: ...
+
+
+class CacheLevel:
+    """A cache of the device tier for a table's width."""
+
+    def __init__(self, shape: CacheShape) -> None:
+        self._shape = shape
+        self._cache = DeviceCache(shape)
+
+    def clear(self) -> None:
+        self._cache = DeviceCache(self._shape)
+
+    def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> None:
+        self._cache.find(wanted[0], mark)
+
+    def offer(self, wanted: Sequence[Wanted], mark: int) -> None:
+        self._cache.keep(wanted[0], mark)
+
+    def fill(self, tables: Tables, places: I64, rows: F32) -> None:
+        """Offer it rows, float32 `[V, d]` of all of the table, by their places."""
+        for part in chunks_of(len(places)):
+            some = places[part]
+            wanted = _wanted(Request.of(tables, some), rows[some])
+            wanted.found[:] = 2
+            self.offer([wanted], 1)
+
+
+class Stack:
+    """Tiers in order. Any number of threads at once."""
+
+    def __init__(self, *levels: Level) -> None:
+        self._levels = levels
+
+    def __call__(self, request: Request, out: F32) -> U8:
+        wanted = (_wanted(request, out),)
+        deadline = time.monotonic() + PATIENCE
+        for mark, level in enumerate(self._levels, 1):
+            level.find(wanted, mark, deadline)
+        for mark, level in enumerate(self._levels[:-1], 1):
+            level.offer(wanted, mark)
+        return wanted[0].found
+
+    def warm(self, tables: Tables, stream: IdStream, ids: int) -> None:
+        """Let a stream of so many ids pass, so that caches hold what they would after a while."""
+        out = np.empty((min(ids, 62_400), tables.width), np.float32)
+        for _ in range(max(1, ids // len(out))):
+            self(Request.of(tables, stream.draw(len(out))), out)
+
+
+def segment_tier(tables: Tables, version: int) -> SegmentTier:
+    """The base's segment, or with version 1 the delta's over it; built where they are not there yet."""
+    stack = open_stack(tables.folder / "segments" / BUNDLE, tables.chain(version), tables.width)
+    return SegmentTier([(*stack.deltas, stack.base)])
+
+
+@contextmanager
+def filled_redis(tables: Tables, token: str = "bench") -> Iterator[tuple[PrivateRedis, float]]:
+    """A Redis of the bench's own with all rows of the base, and the rows per second at which it was filled."""
+    with PrivateRedis(tables.folder / "redis") as server:
+        updater = RedisUpdater(server.address, tables.repository, format="float32", token=token)
+        start = time.perf_counter()
+        rows = updater.bring(tables.chain(0)).rows
+        rate = rows / (time.perf_counter() - start)
+        updater.close()
+        yield server, rate
+
+
+@contextmanager
+def redis_tier(tables: Tables, server: PrivateRedis) -> Iterator[RedisTier]:
+    """The tier over a filled Redis."""
+    source = RedisSource(server.address, tables.repository, SystemClock(), random.Random(0))
+    version = tables.base.manifest.version
+    group = Group(tables.width, (TABLE,), tables.count)
+    tier = source.open(Generation(BUNDLE, version, version, (group,), False))
+    try:
+        yield tier
+    finally:
+        tier.close()
+        source.close()
+
+
+def _wanted(request: Request, out: F32) -> Wanted:
+    m, width = out.shape
+    return Wanted(
+        group=0,
+        width=width,
+        keys=request.keys,
+        at=_starts(m, width),
+        rows=out.reshape(-1),
+        linear_at=_starts(0, 1),
+        linear=_NO_WEIGHTS,
+        found=np.zeros(m, np.uint8),
+    )
+
+
+_NO_WEIGHTS: F32 = np.zeros(0, np.float32)
+
+
+@cache
+def _starts(m: int, width: int) -> I64:
+    return np.arange(m, dtype=np.int64) * width

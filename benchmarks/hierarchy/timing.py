@@ -1,0 +1,90 @@
+"""How long a lookup takes: several in a row by one thread, or by each of two at once, on requests that are new to all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.hierarchy.stacks import Lookup, Request
+
+__all__ = ["Lookers"]
+
+F32 = npt.NDArray[np.float32]
+
+
+class Lookers:
+    """Threads that do lookups; a context manager.
+
+    Args:
+        threads: 1 is the caller's own.
+        repeat: lookups of each per turn.
+        ids, width: shape of an answer; each thread has one array for all of its own.
+    """
+
+    def __init__(self, threads: int, repeat: int, ids: int, width: int) -> None:
+        self._repeat = repeat
+        self._outs = [np.empty((ids, width), np.float32) for _ in range(threads)]
+        self._work: Callable[[int], None] | None = None
+        self._start, self._end = threading.Barrier(threads + 1), threading.Barrier(threads + 1)
+        self._threads = [
+            threading.Thread(target=self._serve, args=(number,), name=f"looker-{number}", daemon=True)
+            for number in range(threads if threads > 1 else 0)
+        ]
+
+    @property
+    def per_turn(self) -> int:
+        """Requests that a turn uses."""
+        return self._repeat * len(self._outs)
+
+    def timed(self, lookup: Lookup, requests: Sequence[Request], marks: npt.NDArray[np.int64]) -> float:
+        """Seconds per lookup of one thread, over `per_turn` requests; how many ids had each mark is added to `marks`."""
+        found: list[object] = [None] * self.per_turn
+        errors: list[Exception] = []
+
+        def work(thread: int) -> None:
+            try:
+                for at in range(thread * self._repeat, (thread + 1) * self._repeat):
+                    found[at] = lookup(requests[at], self._outs[thread])
+            except Exception as error:
+                errors.append(error)
+
+        if self._threads:
+            self._work = work
+            self._start.wait()
+            began = time.perf_counter()
+            self._end.wait()
+        else:
+            began = time.perf_counter()
+            work(0)
+        seconds = (time.perf_counter() - began) / self._repeat
+        if errors:
+            raise errors[0]
+        for one in found:
+            if isinstance(one, np.ndarray):
+                marks += np.bincount(one, minlength=len(marks))
+        return seconds
+
+    def __enter__(self) -> Lookers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._threads:
+            self._work = None
+            self._start.wait()
+            for thread in self._threads:
+                thread.join()
+
+    def _serve(self, number: int) -> None:
+        while True:
+            self._start.wait()
+            work = self._work
+            if work is None:
+                return
+            work(number)
+            self._end.wait()
