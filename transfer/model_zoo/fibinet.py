@@ -18,6 +18,9 @@ class FiBiNET(Architecture):
     """Huang, Zhang, Zhang, FiBiNET, arXiv 1905.09433: SENET layer (section 3.3) and bilinear interaction (section 3.4) of
     both the original and the gated embeddings, a perceptron on the pairs, and a linear part (equation 11).
 
+    Not split: the gate of every field looks at all of them, so only the products of two context fields, ungated, are the
+    request's own. Computing these once gained nothing (0.94 to 1.06 of the whole network's speed, 23 of 39 fields context).
+
     Args:
         bilinear: `all`: one matrix for every pair; `each`: one per left field (section 3.4, types a and b).
         reduction: the gate's inner layer has `F / reduction` units.
