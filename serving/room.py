@@ -79,4 +79,4 @@ def available_bytes(cgroup: Path = _CGROUP) -> int:
 
 
 def _mebibytes(count: int) -> str:
-    return f"{count / (1 << 20):,.0f} MiB"
+    return f"{count / (1 << 20):,.1f} MiB"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from handmade import SCHEMA, random_rows
+from installation import Installation, eventually, running
+
+from pipeline.clock import SystemClock
+from pipeline.features import Features
+from pipeline.model import Model
+from serving.client import RankingClient
+from serving.kill import KillSwitch
+from serving.registry import Registry
+from serving.room import Room, available_bytes, needed_bytes
+from serving.routing import ArmSpec
+
+
+def test_a_version_needs_its_tables_and_its_network_twice(installation: Installation) -> None:
+    files = installation.repository.open("student", "1").manifest.files
+    tables = sum(info.bytes for name, info in files.items() if name.startswith("tables/"))
+    assert tables > 0
+    needed = needed_bytes(installation.repository, ("student", "1"), [])
+    assert needed == tables + 2 * files["dense.onnx"].bytes
+    # A second version that is a base of its own shares nothing; the same one again needs nothing more.
+    assert needed_bytes(installation.repository, ("student", "1"), [("student", "1")]) == 0
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    machine = available_bytes(tmp_path)
+    assert machine > 0
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 50000\nactive_file 300000\n")
+    assert available_bytes(tmp_path) == 150_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(tmp_path) > 150_000
+
+
+def test_a_version_that_does_not_fit_says_so_and_is_loaded_once_another_left(installation: Installation) -> None:
+    free = 1 << 40
+    config = installation.config
+    registry = Registry(
+        installation.store,
+        KillSwitch(installation.home),
+        installation.repository,
+        lambda name, version: Model.load(installation.repository, name, version, segments=config.segments),
+        SystemClock(),
+        loads=config.home / "loads",
+        max_candidates=100,
+        retry=3600,
+        room=Room(installation.repository, 1 << 20, lambda: free),
+    )
+    registry.reconcile()
+    assert registry.arms()["ranker"]["candidate"].state == "READY"
+    free = 1 << 20
+    installation.publish("student", 5)
+    registry.reconcile()
+    registry.reconcile()  # looks again, and finds that version 2 will not do
+    arm = registry.arms()["ranker"]["candidate"]
+    assert (arm.version, arm.wanted) == ("1", "1")  # the old one goes on
+    assert "version 2: it needs about" in arm.reason
+    assert "memory_reserve_bytes" in arm.reason
+    told = {m.version: m for m in registry.models() if m.bundle == "student"}
+    assert told["2"].state == "UNAVAILABLE"
+    assert "are free" in told["2"].reason
+    free = 1 << 40
+    installation.set(candidate=None, weight=0)  # the candidate leaves, and with it its memory
+    registry.reconcile()
+    installation.set(candidate=ArmSpec(bundle="student"), weight=0)
+    registry.reconcile()
+    assert registry.arms()["ranker"]["candidate"].version == "2"
+
+
+def test_a_version_is_warmed_with_what_was_asked(installation: Installation) -> None:
+    features = Features.from_context(SCHEMA, random_rows(np.random.default_rng(3), 7, installation.tables))
+    with running(installation.config) as lane, RankingClient(lane.target) as client:
+        client.rank("ranker", SCHEMA, features)
+        found = lane.lane.dispatcher.samples("ranker")
+        assert [f.n for f in found] == [7]
+        assert lane.lane._samples(["ranker"]) == found
+    # After a start nothing was answered yet: the log remembers.
+    with running(installation.config) as lane:
+        assert not lane.lane.dispatcher.samples("ranker")
+        eventually(lambda: [f.n for f in lane.lane._samples(["ranker"])] == [7], "the log gives the request")
+        assert np.array_equal(lane.lane._samples(["ranker"])[0].rows(SCHEMA).ids, features.rows(SCHEMA).ids)
+        assert lane.lane._samples(["nobody"]) == []
