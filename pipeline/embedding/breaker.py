@@ -54,7 +54,7 @@ class CircuitBreaker:
         return self._state
 
     def allow(self) -> bool:
-        """Whether the caller may try; who is allowed must report `succeeded` or `failed`."""
+        """Whether the caller may try; who is allowed must report `succeeded`, `failed` or `unused`."""
         state = self._state
         if state == "closed":
             return True
@@ -65,6 +65,11 @@ class CircuitBreaker:
         except IndexError:
             return False
         return True
+
+    def unused(self) -> None:
+        """There was nothing to try after all."""
+        if self._state == "half_open":
+            self._trial.append(None)
 
     def succeeded(self) -> None:
         """A try went well."""

@@ -14,6 +14,7 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -161,7 +162,14 @@ class RedisTier:
             source.breaker.failed()
             counts.error += 1
             return "error"
+        except BaseException:
+            source.links.drop(link)
+            source.breaker.failed()
+            raise
         source.links.give(link)
+        if fault == "nothing":
+            source.breaker.unused()
+            return None
         if fault == "error":
             source.breaker.failed()
             counts.error += 1
@@ -170,7 +178,9 @@ class RedisTier:
             counts.answered += 1
         return fault
 
-    def _ask(self, link: Link, wanted: Sequence[Wanted], mark: int, deadline: float, counts: _Counts) -> Fault | None:
+    def _ask(
+        self, link: Link, wanted: Sequence[Wanted], mark: int, deadline: float, counts: _Counts
+    ) -> Fault | Literal["nothing"] | None:
         total = sum(len(part.keys) for part in wanted)
         link.reserve(total, self._value_bytes)
         used = start = 0
@@ -179,7 +189,7 @@ class RedisTier:
             used = int(collect(part.keys, part.found, link.cells, link.unique, used, places))
             start += len(part.keys)
         if used == 0:
-            return None
+            return "nothing"
         head = np.frombuffer(b"*%d\r\n" % (used + 2) + self._head, np.uint8)
         unique = link.unique[:used]
         link.ask(int(write_mget(unique, head, self._prefix, link.command)), used + 1, deadline)

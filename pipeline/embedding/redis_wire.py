@@ -32,6 +32,7 @@ from pipeline.errors import BatonError, InvalidInput
 __all__ = ["Late", "Link", "Links", "RedisAddress", "Unusable"]
 
 SLACK = 64
+WORD = 8  # what `scan` may look at beyond the reply
 TICK = 0.02
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class Link:
             self._socket.sendall(self.command[:size].data)
             while True:
                 self._socket.settimeout(self._left(deadline))
-                got = self._socket.recv_into(reply[filled:].data)
+                got = self._socket.recv_into(reply[filled:-WORD].data)
                 if got == 0:
                     raise Unusable("redis closed the connection")
                 filled += got
@@ -189,7 +190,7 @@ class Link:
                     return
                 if found == REFUSED:
                     raise Unusable(f"redis refused: {reply[: min(filled, 200)].tobytes()!r}")
-                if found != MORE or filled == len(reply):
+                if found != MORE or filled == len(reply) - WORD:
                     raise Unusable("redis answered what is not an answer to MGET")
         except TimeoutError:
             raise Late("redis did not answer in time") from None
@@ -266,10 +267,12 @@ class Links:
                     self._breaker.probed(self._open())
             elif self._wanted.wait(1.0):
                 self._wanted.clear()
-                if not self._stop.is_set() and not self._open():
-                    self._breaker.failed()
-                    self._stop.wait(TICK)
-                    self._wanted.set()
+                while self._permits and not self._stop.is_set():
+                    if not self._open():
+                        self._breaker.failed()
+                        self._stop.wait(TICK)
+                        self._wanted.set()
+                        break
 
     def _open(self) -> bool:
         """Open one link; True when there was no need or it is there."""

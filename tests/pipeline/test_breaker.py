@@ -46,6 +46,8 @@ def test_one_request_tries_after_a_probe_that_went_well() -> None:
     assert breaker.due()
     breaker.probed(True)
     assert [breaker.allow() for _ in range(4)] == [True, False, False, False]
+    breaker.unused()
+    assert [breaker.allow() for _ in range(2)] == [True, False]
     breaker.succeeded()
     assert breaker.state == "closed"
     assert breaker.allow()
