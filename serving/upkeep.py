@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedding.segment import sweep
+from pipeline.embedding.generations import sweep
 from pipeline.errors import BatonError
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.versions import Repository
@@ -40,7 +40,7 @@ def retain_traffic(
 
 
 def sweep_segments(folder: Path, repository: Repository, processes: Mapping[str, Mapping[str, Any]]) -> int:
-    """Remove segments of versions that no process reports and that are not among the newest; the number removed."""
+    """Remove segments that only versions use which no process reports and which are not among the newest; their number."""
     served: dict[str, set[str]] = {}
     for status in processes.values():
         for arms in status.get("endpoints", {}).values():
@@ -51,12 +51,9 @@ def sweep_segments(folder: Path, repository: Repository, processes: Mapping[str,
     for name in repository.names():
         keep = served.get(name, set()) | set(repository.versions(name)[-KEEP_NEWEST:])
         try:
-            bases = {repository.open(name, version).manifest.base or version for version in keep}
+            chains = [repository.chain(repository.open(name, version)) for version in keep]
         except BatonError as error:
             log.warning("segments of %s are left alone: %s", name, error)
             continue
-        wanted = keep | bases
-        home = folder / name
-        paths = list(home.iterdir()) if home.is_dir() else []
-        removed += sweep(home, [path for path in paths if path.name.split(".")[0] in wanted])
+        removed += sweep(folder / name, chains)
     return removed

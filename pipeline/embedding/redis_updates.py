@@ -20,10 +20,10 @@ import numpy.typing as npt
 import redis
 
 from pipeline.bundle import Bundle, Table
+from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis_marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
 from pipeline.embedding.redis_rows import KEY_BYTES, PREFIX, Layout, encode
 from pipeline.embedding.redis_wire import RedisAddress
-from pipeline.embedding.segment import salt_of
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
 from pipeline.row_format import RowFormat
 from pipeline.versions import Repository

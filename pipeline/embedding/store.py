@@ -1,43 +1,43 @@
-"""The embeddings of one model version: what was trained since its base, its base, and default rows, in that order.
+"""The embeddings of one model version, over an order of tiers, with a default row for what none of them holds.
 
-A lookup goes from hashed features straight to the network's inputs: find, copy and pool in one compiled pass, context
-once per request. It knows nothing of sockets or networks.
+A lookup makes keys of all ids, context once, and passes them down the tiers under one deadline; then defaults are
+filled in, bags pooled, and rows found low are offered to the tiers above. A tier that is late or down makes the answer
+degraded, never an error. It knows nothing of sockets or networks. Next stop: `pipeline.embedding.hierarchy` for which
+tiers there are, `pipeline.embedding.lookup` for the loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Bundle
-from pipeline.embedding.gather import gather_bag, gather_ids
-from pipeline.embedding.segment import Segment, empty_segment, ensure_segment, salt_of
-from pipeline.errors import BundleError
-from pipeline.features import Features
-from pipeline.inputs import Columns, DenseInputs, Layout
+from pipeline.bundle import Bundle, Manifest
+from pipeline.embedding.hierarchy import Hierarchy, generation_of
+from pipeline.embedding.keys import salt_of
+from pipeline.embedding.lookup import pool_bag, settle_bag, settle_ids, want_bag, want_ids
+from pipeline.embedding.tally import StoreCounts, Tallied
+from pipeline.embedding.tier import DEFAULT, STALE, Generation, Group, Tier, Wanted, is_open
+from pipeline.errors import BundleError, NotFound
+from pipeline.features import Bag, Features, IdPart
+from pipeline.inputs import Block, Columns, DenseInputs, Layout
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["EmbeddingStore", "LookupCounts"]
+__all__ = ["EmbeddingStore", "TableRows"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 
-class LookupCounts(NamedTuple):
-    """Ids of one lookup by where their row came from; a context id counts once."""
-
-    overlay: int
-    base: int
-    default: int
-
-
 class _Fields(NamedTuple):
     """By field of one kind in one block, int64 `[fields]`: first column of `embeddings` (-1: another width or block),
-    column of `linear`, row of the defaults, and the salt of the table."""
+    column of `linear`, table within the group, and the salt of the table."""
 
     offsets: I64
     places: I64
@@ -46,17 +46,15 @@ class _Fields(NamedTuple):
 
 
 class _Group:
-    """All tables of one width."""
+    """How the tables of one width stand in the network's inputs, and their defaults."""
 
-    def __init__(self, schema: Schema, tip: Bundle, base: Segment, overlay: Segment, width: int) -> None:
-        names = sorted(t for t, info in tip.manifest.tables.items() if info.width == width)
-        infos = [tip.manifest.tables[t] for t in names]
-        self.segments = (overlay, base)
-        self.arrays = (
-            *(overlay.cells, overlay.words, overlay.weights, overlay.rows),
-            *(base.cells, base.words, base.weights, base.rows),
-        )
-        self.defaults: F32 = np.array([i.default for i in infos], np.float32).reshape(len(infos), width)
+    def __init__(self, index: int, group: Group, manifest: Manifest, tables: Sequence[str]) -> None:
+        schema = manifest.model_schema
+        names = group.tables
+        infos = [manifest.tables[t] for t in names]
+        self.index, self.width = index, group.width
+        self.first = tables.index(names[0])
+        self.defaults: F32 = np.array([i.default for i in infos], np.float32).reshape(len(infos), group.width)
         self.default_weights: F32 = np.array([i.linear_default or 0.0 for i in infos], np.float32)
         place = {f.name: p for p, f in enumerate(schema.embedded)}
 
@@ -75,88 +73,227 @@ class _Group:
         self.bags = {c.prefix: describe(c, schema.bags) for c in blocks}
 
 
-class EmbeddingStore:
-    """Rows of one model version. Immutable, so any number of threads may look up at once."""
+class _Part(NamedTuple):
+    """One `Wanted` of a lookup, and what it was made of."""
 
-    def __init__(self, schema: Schema, groups: Sequence[_Group]) -> None:
-        self._schema = schema
-        self._groups = tuple(groups)
-        self._fields = len(schema.embedded)
+    wanted: Wanted
+    group: _Group
+    block: Block
+    fields: _Fields
+    source: IdPart | Bag
+
+
+class _Room(threading.local):
+    """A thread's scratch: memory for keys, places and marks, and its counts."""
+
+    def __init__(self, counts: StoreCounts) -> None:
+        self.counts = counts.array()
+        self._ints, self._marks, self._floats = np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.float32)
+
+    def take(self, ids: int, floats: int) -> tuple[I64, npt.NDArray[np.uint8], F32]:
+        """Room for so many ids (keys, places and places of weights: int64 `[3 ids]`) and numbers of bag elements."""
+        if 3 * ids > len(self._ints):
+            self._ints, self._marks = np.empty(4 * ids, np.int64), np.empty(2 * ids, np.uint8)
+        if floats > len(self._floats):
+            self._floats = np.empty(2 * floats, np.float32)
+        return self._ints, self._marks, self._floats
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Rows of ids of one table: `rows` float32 `[n, d]`, `weights` float32 `[n]` or none, and by id where its row came
+    from, a tier's name or `default`, and whether that was stale, bool `[n]`."""
+
+    rows: F32
+    weights: F32
+    tiers: tuple[str, ...]
+    stale: npt.NDArray[np.bool_]
+
+
+class EmbeddingStore:
+    """Rows of one model version; any number of threads may look up at once.
+
+    Args:
+        tiers: from the top. generation: what they were opened for.
+    """
+
+    def __init__(self, manifest: Manifest, tiers: Sequence[Tier], generation: Generation, hierarchy: Hierarchy) -> None:
+        self._schema: Schema = manifest.model_schema
+        self._linear = manifest.linear
+        self.tiers = tuple(tiers)
+        self._marked = tuple(enumerate(self.tiers, 1))
+        self._clock, self._budget = hierarchy.clock, hierarchy.budget
+        tables = [name for group in generation.groups for name in group.tables]
+        self._tables = tables
+        self._groups = tuple(_Group(g, group, manifest, tables) for g, group in enumerate(generation.groups))
+        self._counts = StoreCounts(manifest.name, tables, [tier.name for tier in self.tiers])
+        self._room = _Room(self._counts)
+        hierarchy.tally.watch(self, self._counts)
 
     @classmethod
-    def open(cls, chain: Sequence[Bundle], segments: Path) -> EmbeddingStore:
-        """Map the segments of a version, building those that are not there yet.
+    def open(cls, chain: Sequence[Bundle], segments: Path, hierarchy: Hierarchy | None = None) -> EmbeddingStore:
+        """Open the tiers of a version, building the segments that are not there yet if they are among them.
 
         Args:
             chain: base first, then the deltas in order (`Repository.chain`).
             segments: directory of this machine's segments; each bundle name has a folder in it.
+            hierarchy: the process's tiers; local segments alone unless said.
 
         Raises:
             BundleError: a table is damaged, or a delta does not fit its base.
+            NotReady: a segment cannot be built now.
         """
-        base, tip = chain[0], chain[-1]
-        schema = tip.manifest.model_schema
+        tip = chain[-1]
+        manifest = tip.manifest
         for link in chain[:-1]:
-            if link.manifest.model_schema != schema or link.manifest.linear != tip.manifest.linear:
+            if link.manifest.model_schema != manifest.model_schema or link.manifest.linear != manifest.linear:
                 raise BundleError(
                     f"{tip.path}: its schema differs from that of version {link.manifest.version}, which it builds on; "
                     "publish it as a base of its own",
                     "schema",
                 )
-        folder = segments / tip.manifest.name
-        groups = []
-        for width in sorted({f.width or 0 for f in schema.embedded}):
-            lower = ensure_segment(folder, [base], width)
-            upper = ensure_segment(folder, chain[1:], width) if len(chain) > 1 else empty_segment(width)
-            groups.append(_Group(schema, tip, lower, upper, width))
-        return cls(schema, groups)
+        hierarchy = hierarchy or Hierarchy()
+        generation = generation_of(chain)
+        tiers = hierarchy.open(chain, generation, segments / manifest.name)
+        return cls(manifest, tiers, generation, hierarchy)
 
     @property
     def bytes(self) -> int:
-        """Bytes mapped. Processes of one machine share them."""
-        return sum(s.bytes for g in self._groups for s in g.segments)
+        """Bytes that the tiers hold on this machine. Processes share mapped segments, versions a device cache."""
+        return sum(int(tier.describe().get("bytes", 0)) for tier in self.tiers)
 
-    @property
-    def rows(self) -> int:
-        """Rows held, base and overlay together."""
-        return sum(len(s) for g in self._groups for s in g.segments)
+    def describe(self) -> list[Mapping[str, float | str]]:
+        """What each tier says of itself, from the top, under its name in `tier`."""
+        return [{"tier": tier.name, **tier.describe()} for tier in self.tiers]
 
-    @property
-    def paths(self) -> list[Path]:
-        """Directories of the segments in use."""
-        return [s.path for g in self._groups for s in g.segments if s.path is not None]
+    def counts(self) -> Counter[Tallied]:
+        """Ids looked up here, by table, tier and case."""
+        return self._counts.read()
 
-    def lookup(self, features: Features, out: DenseInputs) -> LookupCounts:
+    def close(self) -> None:
+        """Close the tiers, after the last lookup."""
+        for tier in self.tiers:
+            tier.close()
+
+    def lookup(self, features: Features, out: DenseInputs) -> list[str]:
         """Fill `embeddings` and `linear` of the blocks of `out`, whose n is that of `features`.
 
         Unknown ids (and the padding id 0) get their table's default row and weight; bags are means over their elements,
         an empty one zeros. `features` has passed `Features.check`. For a split `out` (a window for one request), context
         parts hold one row and no part mixes roles (`Features.shares_context`).
+
+        Returns:
+            Why the rows are less than they should be, such as `embedding: redis late`; empty as a rule.
         """
-        counts = np.zeros(3, np.int64)
         if out.n == 0:
-            return LookupCounts(0, 0, 0)
+            return []
+        parts = self._wanted(features, out)
+        degraded = self._find([part.wanted for part in parts], lambda p: _tables_of(parts[p]))
+        counts = self._room.counts
+        for wanted, group, block, fields, source in parts:
+            mine = counts[group.first : group.first + len(group.defaults)]
+            defaults = (group.defaults, group.default_weights)
+            if isinstance(source, IdPart):
+                settle_ids(
+                    *(len(source.values), source.columns, fields.offsets, fields.places, fields.tables, *defaults),
+                    *(block.embeddings, block.linear, wanted.found, mine),
+                )
+            else:
+                b = source.column
+                table = int(fields.tables[b])
+                default = (group.defaults[table], group.default_weights[table])
+                settle_bag(table, *default, wanted.rows, wanted.linear, wanted.found, mine)
+                bounds = np.require(source.offsets, np.int32, ["C", "A"])
+                where = (group.width, fields.offsets[b], fields.places[b])
+                pool_bag(bounds, *where, wanted.rows, wanted.linear, block.embeddings, block.linear)
+        return degraded
+
+    def rows(self, table: str, ids: I64) -> TableRows:
+        """Rows of ids of one table, and where they came from; for tools and tests.
+
+        Raises:
+            NotFound: there is no such table.
+        """
+        group = next((g for g in self._groups if table in self._names(g)), None)
+        if group is None:
+            raise NotFound(f"there is no table {table!r}; the tables are {self._tables}")
+        t, n = self._names(group).index(table), len(ids)
+        flat, weights = np.empty(n * group.width, np.float32), np.empty(n if self._linear else 0, np.float32)
+        keys, at, linear_at = np.empty((3, n), np.int64)
+        found = np.empty(n, np.uint8)
+        want_bag(np.require(ids, np.int64, ["C", "A"]), salt_of(table), group.width, keys, at, linear_at, found)
+        wanted = Wanted(group.index, group.width, keys, at, flat, linear_at, weights, found)
+        self._find([wanted], lambda _: np.full(n, group.first + t))
+        mine = self._room.counts[group.first : group.first + len(group.defaults)]
+        settle_bag(t, group.defaults[t], group.default_weights[t], flat, weights, found, mine)
+        names = [tier.name for tier in self.tiers]
+        tiers = tuple("default" if f == DEFAULT else names[(f & ~STALE) - 1] for f in found.tolist())
+        return TableRows(flat.reshape(n, -1), weights, tiers, found >= STALE)
+
+    def _find(self, wanted: Sequence[Wanted], tables: Callable[[int], I64]) -> list[str]:
+        """Pass ids down the tiers, and what lower ones found up again. `tables`: rows of the counts by id of one `Wanted`,
+        asked for only when something went wrong."""
+        degraded: list[str] = []
+        deadline = self._clock.monotonic() + self._budget
+        for mark, tier in self._marked:
+            fault = tier.find(wanted, mark, deadline)
+            if fault is not None:
+                missed = np.zeros(len(self._tables), np.int64)
+                for w, want in enumerate(wanted):
+                    missed += np.bincount(tables(w)[is_open(want.found)], minlength=len(missed))
+                self._counts.fault(mark, fault, missed)
+                degraded.append(f"embedding: {tier.name} {fault}")
+        for mark, tier in self._marked[-2::-1]:
+            tier.offer(wanted, mark)
+        return degraded
+
+    def _wanted(self, features: Features, out: DenseInputs) -> list[_Part]:
+        """What a request asks of the tiers: a `Wanted` per width group and part."""
         schema = self._schema
+        tasks: list[tuple[_Group, Block, _Fields, IdPart | Bag, int]] = []
+        floats = 0
         for group in self._groups:
-            sources: tuple[Any, ...] = (group.defaults, group.default_weights, *group.arrays)
             for part in features.ids:
-                if not len(part.columns):
-                    continue
-                values = part.values
-                if not (values.flags.c_contiguous and values.flags.aligned):
-                    values = np.require(values, np.int64, ["C", "A"])
-                block = out.block_of(schema.ids[part.columns[0]].role)
-                fields = group.ids[block.columns.prefix]
-                rest = (*sources, block.embeddings, block.linear, counts)
-                gather_ids(values, part.columns, fields.salts, fields.offsets, fields.places, fields.tables, *rest)
+                if len(part.columns):
+                    block = out.block_of(schema.ids[part.columns[0]].role)
+                    tasks.append((group, block, group.ids[block.columns.prefix], part, part.values.size))
             for bag in features.bags:
-                b = bag.column
-                block = out.block_of(schema.bags[b].role)
+                block = out.block_of(schema.bags[bag.column].role)
                 fields = group.bags[block.columns.prefix]
-                offset = int(fields.offsets[b])
-                if offset >= 0:
-                    values = np.require(bag.values, np.int64, ["C", "A"])
-                    bounds = np.require(bag.offsets, np.int32, ["C", "A"])
-                    rest = (*sources, block.embeddings, block.linear, counts)
-                    gather_bag(values, bounds, fields.salts[b], offset, fields.places[b], fields.tables[b], *rest)
-        return LookupCounts(int(counts[0]), int(counts[1]), int(counts[2]))
+                if fields.offsets[bag.column] >= 0:
+                    tasks.append((group, block, fields, bag, len(bag.values)))
+                    floats += len(bag.values) * (group.width + self._linear)
+        ints, marks, scratch = self._room.take(sum(task[-1] for task in tasks), floats)
+        parts: list[_Part] = []
+        used, drawn = 0, 0
+        for group, block, fields, source, size in tasks:
+            keys, at, linear_at = ints[3 * used : 3 * (used + size)].reshape(3, size)
+            found = marks[used : used + size]
+            used += size
+            values = np.require(source.values, np.int64, ["C", "A"])
+            if isinstance(source, IdPart):
+                widths = block.columns.widths
+                where = (fields.salts, fields.offsets, fields.places, widths[0], widths[1])
+                count = want_ids(values, source.columns, *where, keys, at, linear_at, found)
+                keys, at, linear_at, found = keys[:count], at[:count], linear_at[:count], found[:count]
+                rows, linear = block.embeddings.reshape(-1), block.linear.reshape(-1)
+            else:
+                want_bag(values, fields.salts[source.column], group.width, keys, at, linear_at, found)
+                end = drawn + size * group.width
+                rows, linear = scratch[drawn:end], scratch[end : end + size * self._linear]
+                drawn = end + len(linear)
+            wanted = Wanted(group.index, group.width, keys, at, rows, linear_at, linear, found)
+            parts.append(_Part(wanted, group, block, fields, source))
+        return parts
+
+    def _names(self, group: _Group) -> list[str]:
+        return self._tables[group.first : group.first + len(group.defaults)]
+
+
+def _tables_of(part: _Part) -> I64:
+    """Rows of the counts, by id of a part."""
+    fields, source, size = part.fields, part.source, len(part.wanted.keys)
+    if isinstance(source, Bag):
+        return np.full(size, part.group.first + fields.tables[source.column])
+    columns = source.columns[fields.offsets[source.columns] >= 0]
+    return np.tile(part.group.first + fields.tables[columns], len(source.values))

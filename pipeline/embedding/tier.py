@@ -103,7 +103,8 @@ def is_open(found: U8) -> npt.NDArray[np.bool_]:
     >>> is_open(np.array([PENDING, 1, STALE | 1, 2], np.uint8)).tolist()
     [True, False, True, False]
     """
-    return (found == PENDING) | (found >= STALE)
+    answer: npt.NDArray[np.bool_] = (found == PENDING) | (found >= STALE)
+    return answer
 
 
 class Tier(Protocol):

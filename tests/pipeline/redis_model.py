@@ -14,10 +14,10 @@ from handmade import random_table, write_bundle
 
 from pipeline.bundle import Bundle, Table
 from pipeline.clock import SystemClock
+from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis import RedisSource, RedisTier
 from pipeline.embedding.redis_updates import RedisUpdater
 from pipeline.embedding.redis_wire import RedisAddress
-from pipeline.embedding.segment import salt_of
 from pipeline.embedding.tier import STALE, Fault, Generation, Group, Wanted
 from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository

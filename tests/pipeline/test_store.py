@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.bundle import Bundle, Table
-from pipeline.embedding.store import EmbeddingStore, LookupCounts
+from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import BundleError
 from pipeline.features import Bag, Features, IdPart, Rows
 from pipeline.inputs import Block, DenseInputs, Layout
@@ -28,9 +29,20 @@ PAIR = Schema(
 
 def lookup(
     store: EmbeddingStore, schema: Schema, features: Features, linear: bool = True
-) -> tuple[Block, LookupCounts]:
+) -> tuple[Block, Counter[str]]:
+    """The whole block, and how many ids which tier had."""
     out = emptied(Layout.full(schema), features.n, linear)
-    return out.blocks[0], store.lookup(features, out)
+    return out.blocks[0], fill(store, features, out)
+
+
+def fill(store: EmbeddingStore, features: Features, out: DenseInputs) -> Counter[str]:
+    before = store.counts()
+    assert store.lookup(features, out) == []
+    had: Counter[str] = Counter()
+    for key, count in (store.counts() - before).items():
+        if key.case == "hit":
+            had[key.tier] += count
+    return had
 
 
 def emptied(layout: Layout, n: int, linear: bool = True, requests: int = 1) -> DenseInputs:
@@ -96,8 +108,8 @@ def test_a_store_is_a_stack_of_dicts(
             np.testing.assert_allclose(out.embeddings[i, column * WIDTH : (column + 1) * WIDTH], row, atol=1e-6)
             np.testing.assert_allclose(out.linear[i, column], weight, atol=1e-6)
     found = [e in merged[1] for i, bag in candidates for e in [i, *bag]] + [context in merged[0]]
-    assert counts.default == found.count(False)
-    assert counts.overlay + counts.base == found.count(True)
+    assert counts["default"] == found.count(False)
+    assert counts["segment"] == found.count(True)
 
 
 def test_an_id_in_two_tables_is_a_row_in_each(repository: Repository, segments: Path) -> None:
@@ -110,7 +122,7 @@ def test_an_id_in_two_tables_is_a_row_in_each(repository: Repository, segments: 
     )
     out, counts = lookup(store, bundle.manifest.model_schema, Features.from_rows(rows))
     np.testing.assert_array_equal(out.embeddings[:, [0, WIDTH]], [[2, 4], [3, 0.25]])
-    assert counts == LookupCounts(overlay=0, base=3, default=1)
+    assert counts == {"segment": 3, "default": 1}
 
 
 def test_tables_of_several_widths(repository: Repository, segments: Path) -> None:
@@ -124,7 +136,7 @@ def test_tables_of_several_widths(repository: Repository, segments: Path) -> Non
     tables = {"a": table_of({1: 2}, 3), "b": table_of({1: 4, 2: 6}, 16), "c": table_of({1: 5}, 3)}
     bundle = write_bundle(repository, tables, schema=schema)
     store = EmbeddingStore.open([bundle], segments)
-    assert len(store.paths) == 2
+    assert len(store.tiers) == 1
     rows = Rows(
         np.array([[1, 1], [1, 9]], np.int64),
         np.zeros((2, 0), np.float32),
@@ -135,7 +147,7 @@ def test_tables_of_several_widths(repository: Repository, segments: Path) -> Non
         wanted = [[2] * 3 + [5] * 16 + [5] * 3, [2] * 3 + [0.25] * 16 + [0.25] * 3]
         np.testing.assert_array_equal(out.embeddings, wanted)
         np.testing.assert_array_equal(out.linear, [[1, 2.5, 2.5], [1, -0.5, -0.5]])
-        assert counts.default == 2
+        assert counts["default"] == 2
 
 
 @pytest.mark.parametrize("linear", [True, False])
@@ -160,9 +172,10 @@ def test_versions_share_their_base(repository: Repository, segments: Path) -> No
     delta = write_bundle(repository, random_tables(2, 20), base="1")
     plain = EmbeddingStore.open([base], segments)
     stacked = EmbeddingStore.open([base, delta], segments)
-    assert set(plain.paths) < set(stacked.paths)
-    assert stacked.bytes > plain.bytes
-    assert stacked.rows > plain.rows
+    assert plain.bytes < stacked.bytes < 1.5 * plain.bytes
+    (below,), (above,) = plain.describe(), stacked.describe()
+    assert (below["segments"], above["segments"]) == (1, 2)
+    assert above["rows"] > below["rows"]
 
 
 def test_a_delta_of_another_schema_is_refused(repository: Repository, segments: Path) -> None:
@@ -175,7 +188,7 @@ def test_a_delta_of_another_schema_is_refused(repository: Repository, segments: 
 def test_no_rows_no_lookups(repository: Repository, segments: Path) -> None:
     bundle = write_bundle(repository, random_tables(1))
     store = EmbeddingStore.open([bundle], segments)
-    assert lookup(store, SCHEMA.with_width(WIDTH), Features(0))[1] == LookupCounts(0, 0, 0)
+    assert lookup(store, SCHEMA.with_width(WIDTH), Features(0))[1].total() == 0
 
 
 def test_the_split_layout_holds_the_same_values(repository: Repository, segments: Path) -> None:
@@ -188,7 +201,7 @@ def test_the_split_layout_holds_the_same_values(repository: Repository, segments
     out = emptied(Layout.split(schema), 38, requests=3)
     start = 0
     for index, features in enumerate(requests):
-        counts = store.lookup(features, out.window(start, start + features.n, index))
+        counts = fill(store, features, out.window(start, start + features.n, index))
         full, expected = lookup(store, schema, features)
         assert counts == expected
         context, candidates = (block.columns for block in out.blocks)

@@ -23,7 +23,7 @@ from transfer.model import ClickModel
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
 
 
-def test_segments_of_served_and_newest_versions_and_their_bases_stay(tmp_path: Path) -> None:
+def test_segments_that_served_and_newest_versions_are_made_of_stay(tmp_path: Path) -> None:
     repository, segments = Repository(tmp_path / "bundles"), tmp_path / "segments"
     model = ClickModel.create(SCHEMA, "fm", 4, seed=0)
     model.save_bundle(repository, "m")
@@ -32,12 +32,14 @@ def test_segments_of_served_and_newest_versions_and_their_bases_stay(tmp_path: P
         model.step(Rows(ids, np.empty((1, 0), np.float32)), np.ones(1, np.float32))
         deltas = [str(v) for v in range(2, number)]
         model.save_delta(repository, "m", base="1", deltas=deltas, version=repository.reserve("m"))
+    for _ in range(3):
+        model.save_bundle(repository, "m")
     for version in repository.versions("m"):
         Model.load(repository, "m", version, segments=segments)
     lane = {"endpoints": {"ranker": {"candidate": {"bundle": "m", "version": "3", "wanted": "4"}}}}
-    assert sweep_segments(segments, repository, {"lane-0": lane}) == 2
+    assert sweep_segments(segments, repository, {"lane-0": lane}) == 4
     left = sorted(path.name.split(".")[0] for path in (segments / "m").iterdir() if not path.name.startswith("."))
-    assert left == ["1", "3", "4", "6", "7", "8"]
+    assert left == ["1", "10", "11", "2-2", "3-3", "4-4", "9"]
     assert sweep_segments(segments, repository, {"lane-0": lane}) == 0
 
 

@@ -1,0 +1,207 @@
+"""The compiled loops around the tiers: from columns of ids to `Wanted`, and from what tiers found to the network's inputs.
+
+Before the tiers, ids become keys and places. After them, what nobody found gets its default row, context is spread over
+the candidates, bags are pooled, and every id is counted by table and by who found it. Functions are serial and release
+the GIL. `pipeline.embedding.store` calls them; nothing here knows a tier.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import float32, int32, int64, njit, types, uint8
+
+from pipeline.embedding.tier import DEFAULT, PENDING
+
+__all__ = ["pool_bag", "settle_bag", "settle_ids", "want_bag", "want_ids"]
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+
+def _read(dtype: Any, dimensions: int = 1) -> Any:
+    return types.Array(dtype, dimensions, "C", readonly=True)
+
+
+def _write(dtype: Any, dimensions: int = 1) -> Any:
+    return types.Array(dtype, dimensions, "C")
+
+
+@njit(
+    int64(
+        _read(int64, 2), _read(int32), _read(int64), _read(int64), _read(int64), int64, int64,
+        _write(int64), _write(int64), _write(int64), _write(uint8),
+    ),
+    nogil=True,
+    cache=True,
+)  # fmt: skip
+def want_ids(
+    values: I64,
+    columns: I32,
+    salts: I64,
+    offsets: I64,
+    places: I64,
+    width: int,
+    fields: int,
+    keys: I64,
+    at: I64,
+    linear_at: I64,
+    found: U8,
+) -> int:
+    """Keys and places of id columns of one width group, all pending; their number.
+
+    Args:
+        values: `[r, k]`.
+        columns: `[k]`, into the arrays by field: salts (xor-ed into the id), offsets (first column of `embeddings`, -1:
+            the field is not of this group), places (column of `linear`).
+        width, fields: columns of `embeddings` and `linear`.
+        keys, at, linear_at, found: of a `Wanted`, at least r k long.
+    """
+    r, k = values.shape
+    used = 0
+    for i in range(r):
+        row, weights = i * width, i * fields
+        for j in range(k):
+            column = columns[j]
+            if offsets[column] >= 0:
+                keys[used] = values[i, j] ^ salts[column]
+                at[used] = row + offsets[column]
+                linear_at[used] = weights + places[column]
+                found[used] = PENDING
+                used += 1
+    return used
+
+
+@njit(
+    types.void(
+        int64, _read(int32), _read(int64), _read(int64), _read(int64), _read(float32, 2), _read(float32),
+        _write(float32, 2), _write(float32, 2), _write(uint8), _write(int64, 2),
+    ),
+    nogil=True,
+    cache=True,
+)  # fmt: skip
+def settle_ids(
+    r: int,
+    columns: I32,
+    offsets: I64,
+    places: I64,
+    tables: I64,
+    defaults: F32,
+    default_weights: F32,
+    embeddings: F32,
+    linear: F32,
+    found: U8,
+    counts: I64,
+) -> None:
+    """Default rows for what is still pending, counts of all, and one row of context (`r` is 1) to every candidate.
+
+    Args:
+        columns, offsets, places: as `want_ids`; tables: row of `defaults` and of `counts`, by field.
+        defaults, default_weights: `[T, d]`, `[T]`.
+        embeddings, linear: `[n, W]`, `[n, F]` or no rows.
+        found: as the tiers left it; `DEFAULT` for what nobody had.
+        counts: `[T, 256]`, added to, by `found`.
+    """
+    width = defaults.shape[1]
+    weighted = linear.shape[0] > 0
+    used = 0
+    for i in range(r):
+        for j in range(len(columns)):
+            column = columns[j]
+            if offsets[column] < 0:
+                continue
+            table = tables[column]
+            if found[used] == PENDING:
+                found[used] = DEFAULT
+                for c in range(width):
+                    embeddings[i, offsets[column] + c] = defaults[table, c]
+                if weighted:
+                    linear[i, places[column]] = default_weights[table]
+            counts[table, found[used]] += 1
+            used += 1
+    if r == 1:
+        for i in range(1, embeddings.shape[0]):
+            for j in range(len(columns)):
+                offset = offsets[columns[j]]
+                if offset >= 0:
+                    for c in range(width):
+                        embeddings[i, offset + c] = embeddings[0, offset + c]
+                    if weighted:
+                        linear[i, places[columns[j]]] = linear[0, places[columns[j]]]
+
+
+@njit(
+    types.void(_read(int64), int64, int64, _write(int64), _write(int64), _write(int64), _write(uint8)),
+    nogil=True,
+    cache=True,
+)
+def want_bag(values: I64, salt: int, width: int, keys: I64, at: I64, linear_at: I64, found: U8) -> None:
+    """Keys of a bag's elements `[m]`, whose rows go below each other into `[m, width]`."""
+    for i in range(len(values)):
+        keys[i] = values[i] ^ salt
+        at[i] = i * width
+        linear_at[i] = i
+        found[i] = PENDING
+
+
+@njit(
+    types.void(
+        int64, _read(float32), float32, _write(float32), _write(float32), _write(uint8), _write(int64, 2)
+    ),
+    nogil=True,
+    cache=True,
+)  # fmt: skip
+def settle_bag(
+    table: int, default: F32, default_weight: float, rows: F32, weights: F32, found: U8, counts: I64
+) -> None:
+    """Default rows for elements that nobody found, and counts of all. Arguments as `settle_ids`, of one table."""
+    width = len(default)
+    for i in range(len(found)):
+        if found[i] == PENDING:
+            found[i] = DEFAULT
+            for c in range(width):
+                rows[i * width + c] = default[c]
+            if len(weights):
+                weights[i] = default_weight
+        counts[table, found[i]] += 1
+
+
+@njit(
+    types.void(
+        _read(int32), int64, int64, int64, _read(float32), _read(float32), _write(float32, 2), _write(float32, 2)
+    ),
+    nogil=True,
+    cache=True,
+)  # fmt: skip
+def pool_bag(
+    bounds: I32, width: int, offset: int, place: int, rows: F32, weights: F32, embeddings: F32, linear: F32
+) -> None:
+    """Mean rows and weights of ragged bags (`bounds` `[r + 1]`) into one field's columns; an empty bag gives zeros."""
+    weighted = linear.shape[0] > 0
+    for i in range(len(bounds) - 1):
+        for c in range(width):
+            embeddings[i, offset + c] = 0.0
+        weight = np.float32(0.0)
+        first, last = np.int64(bounds[i]), np.int64(bounds[i + 1])
+        for e in range(first, last):
+            for c in range(width):
+                embeddings[i, offset + c] += rows[e * width + c]
+            if weighted:
+                weight += weights[e]
+        if last > first:
+            share = np.float32(1.0) / np.float32(last - first)
+            for c in range(width):
+                embeddings[i, offset + c] *= share
+            weight *= share
+        if weighted:
+            linear[i, place] = weight
+    if len(bounds) == 2:
+        for i in range(1, embeddings.shape[0]):
+            for c in range(width):
+                embeddings[i, offset + c] = embeddings[0, offset + c]
+            if weighted:
+                linear[i, place] = linear[0, place]
