@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pipeline.features import ARRANGEMENTS, NumberPart
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["ARRAYS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
+__all__ = ["ARRAYS", "KEPT_ROWS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -26,6 +26,9 @@ I64 = npt.NDArray[np.int64]
 ARRAYS = ("embeddings", "linear", "numbers")
 """Names of a block's arrays."""
 REQUEST = "request"
+
+KEPT_ROWS = 4096
+"""Candidates of one run whose memory is kept for the next; what a larger run takes is given back."""
 
 Role = Literal["context", "candidate"]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from pipeline.errors import BundleError
-from pipeline.inputs import ARRAYS, REQUEST, DenseInputs, Layout
+from pipeline.inputs import ARRAYS, KEPT_ROWS, REQUEST, DenseInputs, Layout
 
 __all__ = ["Network"]
 
@@ -66,13 +66,17 @@ class Network:
             if width and (linear or array != "linear")
         ]
         self.layout = layout
+        # ONNX Runtime keeps the memory of its largest run otherwise: 25 MB for 8,000 rows through 3 x 400.
+        self._shrink = onnxruntime.RunOptions()
+        if self.provider == "CPUExecutionProvider":
+            self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, inputs: DenseInputs) -> F32:
         """Logits float32 `[n]` of the rows that `inputs` shows, in this network's layout."""
         feeds = {name: getattr(inputs.blocks[block], array) for block, array, name in self._feeds}
         if self.layout.is_split:
             feeds[REQUEST] = inputs.request
-        logits: F32 = self._session.run(["logit"], feeds)[0]
+        logits: F32 = self._session.run(["logit"], feeds, self._shrink if inputs.n > KEPT_ROWS else None)[0]
         return logits
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from pipeline.inputs import DenseInputs, Layout
+from pipeline.inputs import KEPT_ROWS, DenseInputs, Layout
 
-__all__ = ["KEPT_ROWS", "Workspace"]
+__all__ = ["Workspace"]
 
-KEPT_ROWS = 4096
-"""Rows of candidates that a thread keeps room for; what is larger has arrays of its own and gives them back."""
 SMALLEST = 128
 
 

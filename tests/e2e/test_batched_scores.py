@@ -15,13 +15,13 @@ from pipeline.bundle import CONTEXT, WARMUP
 from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, Rows
 from pipeline.footprint import memory_needed
+from pipeline.inputs import KEPT_ROWS
 from pipeline.model import Model
 from pipeline.schema import FieldSpec, Schema
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer
 from pipeline.versions import Repository
 from pipeline.warmup import read_warmup, synthetic_requests
-from pipeline.workspace import KEPT_ROWS
 from transfer.model import ClickModel
 
 SCHEMA = Schema(
