@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from protos.baton.ranking.v1 import ranking_pb2_grpc
 from serving.errors import CODES
+from serving.wire.packed import PackedRankRequest, original
 
 __all__ = ["AsyncRankingClient", "RankResult", "RankingClient", "error_of", "feedback_request", "rank_request"]
 
@@ -100,6 +101,29 @@ class AsyncRankingClient:
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from None
 
+    async def rank_stream(
+        self, requests: AsyncIterable[pb.RankRequest], *, timeout: float | None = None
+    ) -> AsyncIterator[RankResult]:
+        """Answers to many requests (`rank_request` makes them) over one call, in their order.
+
+        The server works on several at once, so do not wait for an answer before the next request. One that fails ends
+        the stream after the answers before it; open another for the rest.
+
+        Args:
+            timeout: seconds for the whole stream; None: as long as it lasts.
+
+        Raises:
+            BatonError: of the class that the stream's code stands for.
+        """
+        call = self._stub.RankStream(requests, timeout=timeout)
+        try:
+            async for response in call:
+                yield _result(response)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from None
+        finally:
+            call.cancel()
+
     async def feedback(self, entries: Sequence[FeedbackEntry], *, timeout: float = TIMEOUT) -> list[FeedbackReply]:
         """Send exposures and labels; what is answered as accepted is stored."""
         try:
@@ -145,6 +169,17 @@ class RankingClient:
         except grpc.RpcError as error:
             raise error_of(error) from None
 
+    def rank_stream(self, requests: Iterable[pb.RankRequest], *, timeout: float | None = None) -> Iterator[RankResult]:
+        """See `AsyncRankingClient.rank_stream`. `requests` is read in a thread of gRPC's."""
+        call = self._stub.RankStream(iter(requests), timeout=timeout)
+        try:
+            for response in call:
+                yield _result(response)
+        except grpc.RpcError as error:
+            raise error_of(error) from None
+        finally:
+            call.cancel()
+
     def feedback(self, entries: Sequence[FeedbackEntry], *, timeout: float = TIMEOUT) -> list[FeedbackReply]:
         """See `AsyncRankingClient.feedback`."""
         try:
@@ -167,26 +202,38 @@ def rank_request(
     request_id: str = "",
     top_k: int = 0,
     arm: str = "",
+    sheddable: bool = False,
 ) -> pb.RankRequest:
-    """The message for some features whose parts hold fields of one role each, as `Features.from_context` makes them."""
-    request = pb.RankRequest(endpoint=endpoint, routing_key=routing_key, request_id=request_id, top_k=top_k, arm=arm)
+    """The message for some features whose parts hold fields of one role each, as `Features.from_context` makes them.
+
+    Args:
+        sheddable: whether the server may leave it unanswered under load.
+    """
+    request = PackedRankRequest(
+        endpoint=endpoint,
+        routing_key=routing_key,
+        request_id=request_id,
+        top_k=top_k,
+        arm=arm,
+        criticality=pb.SHEDDABLE if sheddable else pb.CRITICALITY_UNSPECIFIED,
+    )
     sides = {"context": request.context, "candidate": request.candidates}
     for part in features.ids:
         fields = [schema.ids[c] for c in part.columns]
-        side = sides[fields[0].role]
-        side.ids.fields.extend(f.name for f in fields)
-        side.ids.values.extend(part.values.ravel().tolist())
+        matrix = sides[fields[0].role].ids
+        matrix.fields.extend(f.name for f in fields)
+        matrix.values += part.values.astype("<i8", copy=False).tobytes()
     for number in features.numbers:
         fields = [schema.numbers[c] for c in number.columns]
-        side = sides[fields[0].role]
-        side.numbers.fields.extend(f.name for f in fields)
-        side.numbers.values.extend(number.values.ravel().tolist())
+        matrix = sides[fields[0].role].numbers
+        matrix.fields.extend(f.name for f in fields)
+        matrix.values += number.values.astype("<f4", copy=False).tobytes()
     for bag in features.bags:
         field = schema.bags[bag.column]
         column = sides[field.role].columns.add(field=field.name)
-        column.bags.offsets.extend(bag.offsets.tolist())
-        column.bags.values.extend(bag.values.tolist())
-    return request
+        column.bags.offsets = bag.offsets.astype("<u4").tobytes()
+        column.bags.values = bag.values.astype("<i8", copy=False).tobytes()
+    return original(request.SerializeToString())
 
 
 def feedback_request(entries: Sequence[FeedbackEntry]) -> pb.FeedbackRequest:
