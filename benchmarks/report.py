@@ -7,6 +7,7 @@ is the median of its turns.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -14,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import BatonError
 
 __all__ = ["Progress", "Report", "Row", "cores", "interleaved", "machine", "median"]
 
@@ -71,7 +74,12 @@ class Report:
             value: the figure; `unit` says of what.
             limit: what the value stands against in the same run, in the same unit; it must not be 0.
             at_least, at_most: the budget (one of them or none), for value / limit, or for the value without a limit.
+
+        Raises:
+            BatonError: there is no figure (NaN or infinite), or none to compare it with: nothing was measured.
         """
+        if not math.isfinite(value) or (limit is not None and not (math.isfinite(limit) and limit)):
+            raise BatonError(f"{case}: no {metric} was measured (value {value}, limit {limit}); measure for longer")
         if at_least is not None and at_most is not None:
             raise ValueError(f"{case}: a budget is a lower or an upper one, not both")
         ratio = None if limit is None else value / limit

@@ -5,6 +5,7 @@
     oip           Baton by Open Inference, raw tensors of hashed ids
     rank          Baton by `Rank`: 60 % of the fields sent once per request instead of once per candidate
     rankstream    the same messages on long streams
+    direct        oip by the bundle's own name, which the traffic log does not record: what recording costs
 
 All are up at once and measured in turns by closed loops; then latency by open loops at one rate for all, half of what the
 slowest can do. Each has its CPU time per request beside it, which tells more than its speed while something else runs
@@ -39,6 +40,8 @@ OF_BARE = {1: 0.85, 100: 0.95}
 """OIP against the bare server, by rows, 8 in flight."""
 AT = 8
 HALF = 0.5
+LATENCY_TIMES = 2
+"""How much longer an open loop takes than a closed one."""
 
 
 def run(
@@ -57,7 +60,7 @@ def run(
         models: architectures of the zoo.
         rows: candidates per request.
         inflight: calls in flight.
-        seconds: of each closed loop in each turn; open loops take three times as long.
+        seconds: of each closed loop in each turn; open loops take twice as long.
         rounds: turns; figures are their medians.
         table_rows: ids in all tables of a model together.
         settings: sections of baton.yaml over the defaults.
@@ -93,7 +96,7 @@ class _Serve:
             for way in self._limit.ways:
                 cases[f"{way}/rows={n}"] = self._in_process(way, n)
             for c in inflight:
-                for way in ("bare", *WAYS):
+                for way in self._ways(c):
                     cases[f"{way}/rows={n}/inflight={c}"] = self._closed(way, n, c)
         self._progress(f"serve: {self._model}, {len(cases)} cases in {self._rounds} turns")
         found = {name: median(values) for name, values in interleaved(cases, self._rounds).items()}
@@ -108,6 +111,9 @@ class _Serve:
             self._latency(n, HALF * slowest / n)
         self._report.add(f"client/{self._model}", "cpu", 1e6 * median(self._cpu["client"]), "us/request")
         self._log()
+
+    def _ways(self, c: int) -> list[str]:
+        return ["bare", *WAYS, *(["direct"] if c == AT else [])]
 
     def _check(self, n: int) -> None:
         drawn = self._site.candidates(n)
@@ -137,6 +143,8 @@ class _Serve:
         return measure
 
     def _spec(self, way: str, n: int, **load: Any) -> Spec:
+        if way == "direct":
+            return self._site.spec("oip", self._model, n, **load)
         if way != "bare":
             return self._site.spec(way, "ranker", n, **load)
         path = self._site.folder / f"bare-{n}"
@@ -148,7 +156,7 @@ class _Serve:
     def _note(self, found: Mapping[str, float], limit: float, n: int, c: int) -> None:
         model, place = self._model, f"rows={n}/inflight={c}"
         budget = OF_LIMIT if (model, n, c) == ("deepfm", 100, AT) else None
-        for way in ("bare", *WAYS):
+        for way in self._ways(c):
             self._report.add(
                 f"{way}/{model}/{place}",
                 "throughput",
@@ -167,7 +175,7 @@ class _Serve:
             limit=found[f"bare/{place}"],
             at_least=OF_BARE.get(n) if c == AT else None,
         )
-        for way in ("rank", "rankstream"):
+        for way in ("rank", "rankstream", *(["direct"] if c == AT else [])):
             self._report.add(
                 f"{way}/{model}/{place}",
                 "throughput against oip",
@@ -185,7 +193,7 @@ class _Serve:
 
         def case(way: str) -> Callable[[int], float]:
             def measure(turn: int) -> float:
-                outcome = run_load(self._spec(way, n, phases=[(3 * self._seconds, rate)], seed=turn))
+                outcome = run_load(self._spec(way, n, phases=[(LATENCY_TIMES * self._seconds, rate)], seed=turn))
                 must_be_good(outcome, f"{way} at {rate:.0f} requests/s")
                 quantiles[way].append((outcome.quantile_ms(0.5), outcome.quantile_ms(0.99)))
                 return outcome.quantile_ms(0.5)

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.report import Report, interleaved
+from pipeline.errors import BatonError
 from serving.cli.main import app
 
 
@@ -22,6 +23,9 @@ def test_budgets_are_for_the_ratio_or_for_the_value_without_a_limit() -> None:
     assert report.value("b", "latency") == 12
     with pytest.raises(ValueError, match="not both"):
         report.add("e", "x", 1, "s", at_least=1, at_most=2)
+    for value, limit in ((float("nan"), None), (float("inf"), 1.0), (1.0, 0.0), (1.0, float("nan"))):
+        with pytest.raises(BatonError, match="f: no x was measured"):
+            report.add("f", "x", value, "s", limit=limit)
 
 
 def test_cases_take_turns() -> None:
