@@ -251,14 +251,15 @@ def _timed(
                 case.prepare(requests)
             _check(case, Request.of(tables, stream.draw(ids)))
 
-        def turn_of(case: _Case) -> Callable[[int], float]:
+        def turn_of(case: _Case, shift: int) -> Callable[[int], float]:
             def turn(number: int) -> float:
-                mine = requests[number * lookers.per_turn : (number + 1) * lookers.per_turn]
-                return lookers.timed(case.lookup, mine, marks[case.name])
+                # Cases over the same segment would find each other's rows in the processor's caches.
+                first = (number + shift) % rounds * lookers.per_turn
+                return lookers.timed(case.lookup, requests[first : first + lookers.per_turn], marks[case.name])
 
             return turn
 
-        seconds = interleaved({case.name: turn_of(case) for case in cases}, rounds)
+        seconds = interleaved({case.name: turn_of(case, shift) for shift, case in enumerate(cases)}, rounds)
     shares = {name: (counts / max(1, counts.sum()))[1:].tolist() for name, counts in marks.items()}
     return {name: (median(values), shares[name]) for name, values in seconds.items()}
 

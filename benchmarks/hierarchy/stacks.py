@@ -95,14 +95,14 @@ class Stack:
     """Tiers in order. Any number of threads at once."""
 
     def __init__(self, *levels: Level) -> None:
-        self._levels = levels
+        self._marked = tuple(enumerate(levels, 1))
 
     def __call__(self, request: Request, out: F32) -> U8:
         wanted = (_wanted(request, out),)
         deadline = time.monotonic() + PATIENCE
-        for mark, level in enumerate(self._levels, 1):
+        for mark, level in self._marked:
             level.find(wanted, mark, deadline)
-        for mark, level in enumerate(self._levels[:-1], 1):
+        for mark, level in self._marked[-2::-1]:
             level.offer(wanted, mark)
         return wanted[0].found
 
