@@ -1,8 +1,8 @@
 """The engine: takes events through a compiled plan with named worker threads; each event leaves exactly once.
 
 Events enter at one bounded queue (`pipeline.batching`), past an adaptive limit (`pipeline.admission`); workers take them
-out in batches (`pipeline.execution`). An event that is small and finds no queue runs on the caller's own thread, since
-the hop would cost more than the work. It knows nothing of requests, models or sockets. Next stop: `pipeline.stages`.
+out in batches (`pipeline.execution`). Small events that find no queue run on the caller's own thread, since the hop would
+cost more than the work. It knows nothing of requests, models or sockets. Next stop: `pipeline.stages`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 from pipeline.admission import Admission
 from pipeline.batching import BatchPolicy, EntryQueue, InnerQueue, Ticket
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
+from pipeline.errors import BatonError, DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
 from pipeline.execution import execute, execute_batch
 from pipeline.meter import EngineStats, Meter, summarise
@@ -38,8 +38,8 @@ class Engine:
         workers: threads. Stages that release the GIL (lookup, network) run side by side.
         policy: of the queue and of batches.
         clock: of deadlines and timings.
-        inline_rows: an event of at most so many rows (`Event.rows`) runs on the thread of the loop that brings it, if
-            nothing waits; 0: never.
+        inline_rows: events of at most so many rows (`Event.rows`), those of one turn of the loop together, run on the
+            thread of the loop that brings them, if nothing waits; 0: never.
         name: of the threads.
     """
 
@@ -93,15 +93,19 @@ class Engine:
             NotReady: the engine is closed.
             Exception: whatever a stage raised.
         """
-        if 0 < event.rows <= self._inline_rows and not self._queue.size and not self._closed:
-            meter = self._meter()
-            meter.accepted += 1
-            execute(self._steps, event, meter, self._now, self._now())
-            _count(event, meter)
+        small = 0 < event.rows <= self._inline_rows and not self._queue.size and not self._closed
+        if small and not self._batched:
+            self._inline([event])
         else:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            self._admit(event, partial(self._outbox(loop).put, future))
+            outbox = self._outbox(loop)
+            if small:
+                if not outbox.small:  # what else this turn of the loop brings goes with it
+                    loop.call_soon(self._flush, outbox)
+                outbox.small.append((event, future))
+            else:
+                self._admit(event, partial(outbox.put, future))
             try:
                 await future
             except asyncio.CancelledError:
@@ -196,6 +200,38 @@ class Engine:
         self._give_up(left)
         self._bell.set()
         self._timer.join(timeout)
+
+    # --- on the caller's thread ----------------------------------------------------------------------------------------
+
+    def _flush(self, outbox: _Outbox) -> None:
+        """Do the small events of this turn of the loop together, or queue them if they are no longer small together."""
+        small, outbox.small = outbox.small, []
+        by_model: dict[int, list[Event]] = {}
+        for event, _ in small:
+            by_model.setdefault(id(event.model), []).append(event)
+        if sum(event.rows for event, _ in small) <= self._inline_rows:
+            for events in by_model.values():
+                self._inline(events)
+            for _, future in small:
+                _resolve(future)
+            return
+        for event, future in small:
+            try:
+                self._admit(event, partial(outbox.put, future))
+            except BatonError as error:
+                event.error = error
+                _resolve(future)
+
+    def _inline(self, events: Sequence[Event]) -> None:
+        meter = self._meter()
+        meter.accepted += len(events)
+        now = self._now()
+        if len(events) == 1:
+            execute(self._steps, events[0], meter, self._now, now)
+        else:
+            execute_batch(self._steps, events, meter, self._now, now)
+        for event in events:
+            _count(event, meter)
 
     # --- the door ----------------------------------------------------------------------------------------------------
 
@@ -430,12 +466,16 @@ class Engine:
 
 
 class _Outbox:
-    """Answers on their way to one event loop. Many go with one wake-up, for that is a write to a socket each time."""
+    """Answers on their way to one event loop, and its small events of this turn.
 
-    __slots__ = ("_futures", "_woken", "loop")
+    Many answers go with one wake-up, for that is a write to a socket each time.
+    """
+
+    __slots__ = ("_futures", "_woken", "loop", "small")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.small: list[tuple[Event, asyncio.Future[None]]] = []
         self._futures: deque[asyncio.Future[None]] = deque()
         self._woken = False
 
@@ -450,9 +490,12 @@ class _Outbox:
     def _deliver(self) -> None:
         self._woken = False  # before the first is taken: what comes later wakes the loop again
         while self._futures:
-            future = self._futures.popleft()
-            if not future.done():
-                future.set_result(None)
+            _resolve(self._futures.popleft())
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _count(event: Event, meter: Meter) -> None:

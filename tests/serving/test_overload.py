@@ -123,7 +123,7 @@ def test_each_caller_gets_the_answer_to_its_own_rows(installation: Installation)
             features = Features.from_context(SCHEMA, rows)
             answer = client.rank("ranker", SCHEMA, features, routing_key=f"u{i}", timeout=60)
             model = lane.lane.registry.snapshot.models[answer.bundle, answer.version].model
-            return bool(np.array_equal(answer.scores, model.score(features)))
+            return bool(np.allclose(answer.scores, model.score(features), rtol=1e-5))
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(200)))
