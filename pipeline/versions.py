@@ -1,14 +1,21 @@
-"""The repository of bundles: `<root>/<name>/<version>/`, versions counted up per name and never used twice."""
+"""The repository of bundles: `<root>/<name>/<version>/`, versions counted up per name and never used twice.
+
+Every number given out leaves a mark in `<root>/<name>/.versions/`; the highest are never removed.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.bundle import Bundle
 from pipeline.errors import NotFound
 
 __all__ = ["Repository"]
+
+MARKS = 1000
 
 
 class Repository:
@@ -72,8 +79,7 @@ class Repository:
 
     def reserve(self, name: str) -> str:
         """A new version number, higher than every one ever given out for this name, also across crashes and processes."""
-        folder = self.root / name
-        marks = folder / ".versions"
+        marks = self._marks(name)
         marks.mkdir(parents=True, exist_ok=True)
         taken = [int(v) for v in self.versions(name)] + [int(p.name) for p in marks.iterdir()]
         version = max(taken, default=0) + 1
@@ -84,3 +90,40 @@ class Repository:
                 version += 1
             else:
                 return str(version)
+
+    def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
+        """Remove the versions that are not in `keep` and that none of those builds on, and marks long passed.
+
+        A version disappears as a whole, and who has its files mapped keeps them. What a publisher that was killed left
+        goes too.
+
+        Args:
+            unfinished_before: Unix time in seconds; what was begun before it and never finished is taken for left.
+
+        Returns:
+            The versions removed, oldest first.
+
+        Raises:
+            BundleError: a version to keep is damaged, so what it builds on is not known; nothing was removed.
+        """
+        there = self.versions(name)
+        needed = set(keep)
+        for version in needed & set(there):
+            manifest = self.open(name, version).manifest
+            needed |= {*manifest.deltas, *([manifest.base] if manifest.base else [])}
+        folder = self.root / name
+        removed = [version for version in there if version not in needed]
+        for version in removed:
+            os.rename(folder / version, folder / f".{version}.gone")
+        for path in folder.iterdir() if folder.is_dir() else ():
+            hidden = path.name.startswith(".") and path.name[1:].split(".")[0].isdecimal()
+            if hidden and (path.suffix == ".gone" or path.stat().st_mtime < unfinished_before):
+                shutil.rmtree(path, ignore_errors=True)
+        # A publisher that looked before others went on must still meet their marks, so more than the highest stay.
+        marks = [int(p.name) for p in self._marks(name).iterdir()] if removed else []
+        for number in sorted(marks)[:-MARKS]:
+            (self._marks(name) / str(number)).unlink(missing_ok=True)
+        return removed
+
+    def _marks(self, name: str) -> Path:
+        return self.root / name / ".versions"

@@ -290,6 +290,8 @@ class Config(_Section):
     """State of this installation: traffic log, rollouts, audit, embedding segments, secret."""
     bundles: Path | None = None
     """Repository of bundles; `<home>/bundles` unless said."""
+    bundles_keep: int = Field(20, ge=1)
+    """Newest versions of each bundle that are kept beside those in use; older ones are removed."""
     listen: ListenConfig = ListenConfig()
     engine: EngineConfig = Field(default_factory=EngineConfig)
     stages: tuple[StageConfig, ...] = ()

@@ -17,16 +17,17 @@ import uvicorn
 from pipeline.clock import Clock, SystemClock
 from pipeline.versions import Repository
 from serving.admin import Admin
+from serving.bundle_upkeep import BundleUpkeep
 from serving.config import Config
 from serving.http.api import build_app
 from serving.kill import KillSwitch
 from serving.observe import Observer, read_status
-from serving.process import die_with_parent, write_status
+from serving.process import die_with_parent, step_back, write_status
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.traffic import open_traffic_log
-from serving.upkeep import retain_traffic, sweep_segments
+from serving.upkeep import retain_traffic
 
 if TYPE_CHECKING:
     from serving.cache import CacheUpkeep
@@ -36,6 +37,7 @@ __all__ = ["run_control"]
 JOIN_EVERY = 0.2
 PASS_EVERY = 0.5
 UPKEEP_EVERY = 60.0
+UPKEEP_NICE = 10
 REFRESH_EVERY = 1.0
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,13 @@ def run_control(config: Config) -> None:
         )
     admin = Admin(config, store, read, repository, controller, kill, clock, lock, cache)
     admin.bootstrap()
-    kept = clock.monotonic()
+    upkeep = BundleUpkeep(
+        repository, config.segments, store, keep=config.bundles_keep, worker=config.worker is not None
+    )
+    telemetry.tally(
+        "baton_bundle_upkeep", "Versions and segments removed, segments merged, and failures", "what", upkeep.counters
+    )
+    started = kept = clock.monotonic()
 
     def join() -> None:
         nonlocal kept
@@ -69,9 +77,8 @@ def run_control(config: Config) -> None:
         if clock.monotonic() - kept > UPKEEP_EVERY:
             kept = clock.monotonic()
             admin.bootstrap()
-            processes = read_status(config.status, clock.wall_ms())
-            retain_traffic(config, joined, store, processes.get("worker"), clock.wall_ms())
-            sweep_segments(config.segments, repository, processes)
+            worker = read_status(config.status, clock.wall_ms()).get("worker")
+            retain_traffic(config, joined, store, worker, clock.wall_ms())
 
     def move() -> None:
         with lock:
@@ -84,7 +91,13 @@ def run_control(config: Config) -> None:
         )
         telemetry.write(config.home / METRICS_DIR)
 
-    bodies = [("label-join", join, JOIN_EVERY), ("rollout", move, PASS_EVERY)]
+    def tidy() -> None:
+        if clock.monotonic() - started < UPKEEP_EVERY:
+            return  # until then not every process has said what it needs
+        step_back(UPKEEP_NICE, thread=True)
+        upkeep.step(read_status(config.status, clock.wall_ms()))
+
+    bodies = [("label-join", join, JOIN_EVERY), ("rollout", move, PASS_EVERY), ("bundle-upkeep", tidy, UPKEEP_EVERY)]
     if cache is not None:
         update = cache.step
 

@@ -127,6 +127,7 @@ class Worker:
         self._last_publish = {"student": now, "teacher": now}
         self._last_commit = now
         self._committed = self.place.position
+        self._goes_on_from = {line.name: list(line.chain) for line in self._lines}
         self._last_report: dict[str, GateReport] = {}
         self._last_loss: float | None = None
 
@@ -177,6 +178,7 @@ class Worker:
             arrays[f"{line.role}_recent"] = line.recent.state()
         self._checkpoints.save(self.place, arrays)
         self._committed = self.place.position
+        self._goes_on_from = {line.name: list(line.chain) for line in self._lines}
         self._last_commit = self._clock.monotonic()
 
     @property
@@ -276,6 +278,10 @@ class Worker:
             "replay_ratio": self._distiller.replay_ratio,
             "teacher_every": self._distiller.teacher_every,
             "versions": {line.name: line.version for line in self._lines},
+            # Versions that it needs to go on, from here or after a crash from its last checkpoint.
+            "chains": {
+                line.name: sorted({*line.chain, *self._goes_on_from[line.name]}, key=int) for line in self._lines
+            },
             "refused": {line.name: line.refused for line in self._lines},
             "reports": {role: report.model_dump() for role, report in self._last_report.items()},
         }

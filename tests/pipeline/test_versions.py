@@ -7,7 +7,8 @@ import pytest
 from handmade import random_tables, write_bundle
 
 from pipeline.bundle import GateReport
-from pipeline.errors import NotFound
+from pipeline.errors import BundleError, NotFound
+from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
 
 
@@ -63,3 +64,51 @@ def test_a_chain_lists_base_first(repository: Repository) -> None:
     chain = repository.chain(repository.open("ranker", "3"))
     assert [b.manifest.version for b in chain] == ["1", "2", "3"]
     assert [b.manifest.version for b in repository.chain(chain[0])] == ["1"]
+
+
+def test_pruned_versions_are_gone_and_their_numbers_stay_taken(repository: Repository) -> None:
+    for number in range(1, 9):  # 1; 2, 3 on 1; 4; 5, 6 on 4; 7, 8
+        base = {2: "1", 3: "1", 5: "4", 6: "4"}.get(number)
+        deltas = {3: ("2",), 6: ("5",)}.get(number, ())
+        write_bundle(repository, random_tables(1, 5), base=base, deltas=deltas)
+    left = repository.root / "ranker" / ".9.abcd"
+    left.mkdir()
+    assert repository.prune("ranker", ["6", "7"], unfinished_before=0.0) == ["1", "2", "3", "8"]
+    assert repository.versions("ranker") == ["4", "5", "6", "7"]
+    assert [b.manifest.version for b in repository.chain(repository.open("ranker", "6"))] == ["4", "5", "6"]
+    assert repository.reserve("ranker") == "9"
+    assert left.is_dir()  # its publisher may be at work
+    assert repository.prune("ranker", ["6", "99"], unfinished_before=2e9) == ["7"]
+    assert sorted(p.name for p in (repository.root / "ranker").iterdir()) == [".versions", "4", "5", "6"]
+    assert repository.reserve("ranker") == "10"
+
+
+def test_nothing_is_pruned_beside_a_version_that_cannot_be_read(repository: Repository) -> None:
+    for base in (None, "1", None):
+        write_bundle(repository, random_tables(1, 5), base=base)
+    (repository.path("ranker", "2") / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match="manifest"):
+        repository.prune("ranker", ["2"], unfinished_before=0.0)
+    assert repository.versions("ranker") == ["1", "2", "3"]
+
+
+def prune_always(root: Path, stop: str) -> None:
+    repository = Repository(root)
+    while not Path(stop).exists():
+        repository.prune("ranker", [], unfinished_before=0.0)
+
+
+def test_numbers_are_never_given_out_twice_while_versions_are_pruned(tmp_path: Path) -> None:
+    repository, stop = Repository(tmp_path), tmp_path / "stop"
+    context = multiprocessing.get_context("spawn")
+    pruning = context.Process(target=prune_always, args=(tmp_path, str(stop)))
+    pruning.start()
+    try:
+        numbers = []
+        for _ in range(120):
+            write_bundle(repository, {}, schema=Schema(fields=(FieldSpec(name="n", role="context", kind="number"),)))
+            numbers.append(int(repository.reserve("ranker")))
+    finally:
+        stop.touch()
+        pruning.join(30)
+    assert numbers == list(range(2, 242, 2))

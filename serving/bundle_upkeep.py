@@ -1,0 +1,130 @@
+"""Housekeeping of models, in the control process: old versions and segments go, segments of deltas are merged.
+
+What is kept of a bundle: what processes serve or are told to, versions that endpoints or rollouts name, what the worker
+goes on from, the newest that may serve, a number of newest ones (`bundles_keep`), and all that these build on. It runs
+in a thread of its own at low priority; a pass that fails is made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.bundle import Bundle
+from pipeline.embedding.generations import compact, sweep
+from pipeline.errors import BatonError, NotFound
+from pipeline.versions import Repository
+from serving.observe import served_versions
+from serving.rollout.store import ControlStore
+
+__all__ = ["BundleUpkeep"]
+
+KEEP_MAPPED = 3
+"""Newest versions whose segments stay, served or not: a step back costs nothing then."""
+UNFINISHED = 24 * 3600.0
+"""Seconds after which a bundle that is still being written is taken for one whose publisher was killed."""
+
+log = logging.getLogger(__name__)
+
+
+class BundleUpkeep:
+    """Keeps repository and segments small.
+
+    Args:
+        repository: of bundles.
+        segments: directory of this machine's segments.
+        store: endpoints and rollouts; one opened for this thread.
+        keep: newest versions of each bundle that stay.
+        worker: whether a worker is configured; without word from it nothing of the repository is removed then.
+        now: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        segments: Path,
+        store: ControlStore,
+        *,
+        keep: int,
+        worker: bool,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._repository = repository
+        self._segments = segments
+        self._store = store
+        self._keep = keep
+        self._worker = worker
+        self._now = now
+        self._totals = Counter(versions_removed=0, segments_removed=0, segments_merged=0, failures=0)
+
+    def counters(self) -> Mapping[str, int]:
+        """Since the start: `versions_removed`, `segments_removed`, `segments_merged`, `failures`."""
+        return dict(self._totals)
+
+    def step(self, processes: Mapping[str, Mapping[str, Any]]) -> None:
+        """One pass over all bundles.
+
+        Args:
+            processes: the status files, by process.
+        """
+        used = self._used(processes)
+        learning = processes.get("worker", {}).get("chains")
+        for name in self._repository.names():
+            try:
+                if learning is not None or not self._worker:
+                    self._prune(name, used.get(name, set()) | set((learning or {}).get(name, ())))
+                self._tend(name, used.get(name, set()))
+            except BatonError as error:
+                self._totals["failures"] += 1
+                log.warning("versions and segments of %s are left alone: %s", name, error)
+
+    def _used(self, processes: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
+        """By bundle: versions that somebody serves, is told to serve or compares with."""
+        used = served_versions(processes)
+        endpoints = self._store.endpoints()
+        steps = processes.get("control", {}).get("endpoints", {})
+        for endpoint in endpoints.values():
+            for spec in (endpoint.stable, endpoint.candidate):
+                if spec is not None and spec.version:
+                    used.setdefault(spec.bundle, set()).add(str(spec.version))
+            step = steps.get(endpoint.name, {}).get("step_version")
+            if step and endpoint.candidate is not None:
+                used.setdefault(endpoint.candidate.bundle, set()).add(step)
+        for stored in self._store.rollouts(active=True):
+            named = {stored.state.candidate_version, stored.state.evidence_version} - {0}
+            used.setdefault(stored.spec.candidate.bundle, set()).update(map(str, named))
+        return used
+
+    def _prune(self, name: str, used: set[str]) -> None:
+        keep = used | set(self._repository.versions(name)[-self._keep :])
+        with suppress(NotFound):  # none has passed the gate yet
+            keep.add(self._repository.latest(name))
+        removed = self._repository.prune(name, keep, unfinished_before=self._now() - UNFINISHED)
+        if removed:
+            self._totals["versions_removed"] += len(removed)
+            log.info("removed versions %s of bundle %s", ", ".join(removed), name)
+
+    def _tend(self, name: str, used: set[str]) -> None:
+        there = self._repository.versions(name)
+        mapped = (used & set(there)) | set(there[-KEEP_MAPPED:])
+        with suppress(NotFound):
+            mapped.add(self._repository.latest(name))
+        chains = {version: self._chain(name, version) for version in sorted(mapped, key=int)}
+        serving = [version for version in chains if version in used]
+        folder = self._segments / name
+        if serving and folder.is_dir():
+            chain = chains[serving[-1]]
+            for width in sorted({info.width for info in chain[-1].manifest.tables.values()}):
+                self._totals["segments_merged"] += compact(folder, chain, width)
+        removed = sweep(folder, chains.values())
+        if removed:
+            self._totals["segments_removed"] += removed
+            log.info("removed %d segments of bundle %s", removed, name)
+
+    def _chain(self, name: str, version: str) -> list[Bundle]:
+        return self._repository.chain(self._repository.open(name, version))

@@ -1,0 +1,122 @@
+"""Which versions and segments the control process throws away, and which it must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.bundle import GateReport
+from pipeline.features import Rows
+from pipeline.hashing import hash_value
+from pipeline.model import Model
+from pipeline.schema import FieldSpec, Schema
+from pipeline.versions import Repository
+from serving.bundle_upkeep import BundleUpkeep
+from serving.rollout.store import ControlStore, Who
+from serving.routing import ArmSpec, Endpoint
+from transfer.model import ClickModel
+
+SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
+
+
+class Home:
+    """A repository with two bases of five deltas each, versions 1 to 12, and one upkeep over it."""
+
+    def __init__(self, path: Path) -> None:
+        self.repository, self.segments = Repository(path / "bundles"), path / "segments"
+        self.store = ControlStore(path / "control.db")
+        model = ClickModel.create(SCHEMA, "fm", 4, seed=0)
+        for base in (1, 7):
+            model.save_bundle(self.repository, "m")
+            for number in range(base + 1, base + 6):
+                ids = np.array([[hash_value("user", number), hash_value("item", number)]])
+                model.step(Rows(ids, np.empty((1, 0), np.float32)), np.ones(1, np.float32))
+                deltas = [str(v) for v in range(base + 1, number)]
+                version = self.repository.reserve("m")
+                model.save_delta(self.repository, "m", base=str(base), deltas=deltas, version=version)
+        self.model = model
+
+    def step(self, processes: dict[str, Any] | None = None, *, keep: int = 1, worker: bool = False) -> dict[str, int]:
+        upkeep = BundleUpkeep(self.repository, self.segments, self.store, keep=keep, worker=worker)
+        upkeep.step(processes or {})
+        return dict(upkeep.counters())
+
+    @property
+    def versions(self) -> list[int]:
+        return [int(v) for v in self.repository.versions("m")]
+
+    def load(self, *versions: int) -> None:
+        for version in versions:
+            Model.load(self.repository, "m", str(version), segments=self.segments)
+
+    @property
+    def mapped(self) -> list[str]:
+        folder = self.segments / "m"
+        return sorted(p.name.split(".")[0] for p in folder.iterdir() if not p.name.startswith("."))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def lane(version: str, wanted: str = "") -> dict[str, Any]:
+    return {"endpoints": {"ranker": {"candidate": {"bundle": "m", "version": version, "wanted": wanted}}}}
+
+
+def test_the_newest_and_what_they_build_on_stay(home: Home) -> None:
+    assert home.step(keep=100)["versions_removed"] == 0
+    assert home.step(keep=2)["versions_removed"] == 6
+    assert home.versions == [7, 8, 9, 10, 11, 12]
+    assert home.repository.reserve("m") == "13"
+
+
+def test_what_is_served_or_wanted_stays(home: Home) -> None:
+    assert home.step({"lane-0": lane("3", "8")})["versions_removed"] == 3
+    assert home.versions == [1, 2, 3, 7, 8, 9, 10, 11, 12]
+    home.load(3, 8)
+
+
+def test_what_endpoints_pin_and_steps_began_with_stays(home: Home) -> None:
+    pinned = Endpoint(name="ranker", stable=ArmSpec(bundle="m", version=2), candidate=ArmSpec(bundle="m"))
+    home.store.put_endpoint(pinned, Who("someone", "test", 0))
+    home.step({"control": {"endpoints": {"ranker": {"step_version": "4"}}}})
+    assert home.versions == [1, 2, 3, 4, 7, 8, 9, 10, 11, 12]
+
+
+def test_without_word_from_the_worker_nothing_of_it_goes(home: Home) -> None:
+    assert home.step(worker=True)["versions_removed"] == 0
+    home.step({"worker": {"chains": {"m": ["1", "2", "3"]}}}, worker=True)
+    assert home.versions == [1, 2, 3, 7, 8, 9, 10, 11, 12]
+
+
+def test_the_newest_that_may_serve_stays_behind_refused_ones(home: Home) -> None:
+    for _ in range(3):
+        home.model.save_bundle(home.repository, "m", gate=GateReport(passed=False))
+    home.step()
+    assert home.versions == [7, 8, 9, 10, 11, 12, 15]
+
+
+def test_segments_are_merged_and_swept(home: Home) -> None:
+    home.load(1, 5, 12)
+    assert "2-2" in home.mapped
+    done = home.step({"lane-0": lane("12")}, keep=100)
+    assert done["segments_merged"] == 1  # deltas 8 to 11; 12 stands alone
+    # Of versions 10 and 11, which are kept as well, two deltas of the first run are not in the merged one.
+    assert home.mapped == ["10-10", "12-12", "7", "8-11", "8-8", "9-9"]
+    home.load(12)
+    again = home.step({"lane-0": lane("12")}, keep=100)
+    assert (again["segments_merged"], again["segments_removed"], again["failures"]) == (0, 0, 0)
+
+
+def test_a_damaged_version_holds_back_its_own_bundle_alone(home: Home) -> None:
+    (home.repository.path("m", "12") / "manifest.json").write_text("{")
+    for _ in range(4):
+        ClickModel.create(SCHEMA, "fm", 4, seed=1).save_bundle(home.repository, "other")
+    done = home.step()
+    assert done["failures"] == 1
+    assert len(home.versions) == 12
+    assert home.repository.versions("other") == ["4"]
