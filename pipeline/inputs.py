@@ -8,7 +8,7 @@ be scored in one run. It knows nothing of ids or tables. Written by `pipeline.em
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -137,9 +137,10 @@ class DenseInputs:
         request: int64 `[n]`, the context row of each candidate; read in the split layout only.
         whole: the inputs that this is a window of, which one run of the network does for all its windows; else itself.
         start: first row of the window in `whole`.
+        degraded: why the rows are less than they should be, in words; empty as a rule.
     """
 
-    __slots__ = ("blocks", "layout", "n", "request", "start", "whole")
+    __slots__ = ("blocks", "degraded", "layout", "n", "request", "start", "whole")
 
     def __init__(self, layout: Layout, blocks: tuple[Block, ...], request: I64) -> None:
         self.layout = layout
@@ -148,6 +149,7 @@ class DenseInputs:
         self.n = blocks[-1].n
         self.whole = self
         self.start = 0
+        self.degraded: Sequence[str] = ()
 
     @classmethod
     def zeros(cls, layout: Layout, rows: int, *, linear: bool, requests: int = 1) -> DenseInputs:

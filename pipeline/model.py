@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.bundle import CONTEXT, DENSE, WARMUP, Bundle, Calibration, Manifest
 from pipeline.calibration import probabilities
+from pipeline.embedding.hierarchy import Hierarchy
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import BundleError, InvalidInput, NotFound
 from pipeline.features import Features
@@ -77,6 +78,7 @@ class Model:
         version: str = "",
         *,
         segments: Path,
+        hierarchy: Hierarchy | None = None,
         network_threads: int = 1,
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> Model:
@@ -89,6 +91,7 @@ class Model:
             repository: where bundles lie.
             name, version: empty version: the newest that may serve.
             segments: directory of this machine's segments, shared by its processes.
+            hierarchy: the process's tiers; local segments alone unless said.
             network_threads: of one run of a network.
             device: where the networks run.
 
@@ -107,7 +110,7 @@ class Model:
             chain = repository.chain(bundle)
         except NotFound as error:
             raise BundleError(f"{bundle.path} builds on a version that is gone: {error}", "base") from None
-        store = EmbeddingStore.open(chain, segments)
+        store = EmbeddingStore.open(chain, segments, hierarchy)
         schema = manifest.model_schema
 
         def network(file: str, layout: Layout) -> Network:
@@ -199,7 +202,7 @@ class Model:
         return [network if once else self.whole for once in shared]
 
     def _fill(self, features: Features, inputs: DenseInputs) -> None:
-        self.store.lookup(features, inputs)
+        inputs.degraded = self.store.lookup(features, inputs)
         numbers = self.schema.numbers
         for part in features.numbers:
             if len(part.columns):

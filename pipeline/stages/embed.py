@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.event import Event
 from pipeline.features import Features
+from pipeline.inputs import DenseInputs
 
 __all__ = ["Embed"]
 
@@ -22,7 +23,7 @@ class Embed:
     def run(self, event: Event) -> None:
         assert event.model is not None
         assert event.features is not None
-        event.dense = event.model.embed(event.features)
+        _take(event, event.model.embed(event.features))
 
     def run_batch(self, events: Sequence[Event]) -> None:
         model = events[0].model
@@ -35,4 +36,9 @@ class Embed:
             if isinstance(found, Exception):
                 event.error = found
             else:
-                event.dense = found
+                _take(event, found)
+
+
+def _take(event: Event, inputs: DenseInputs) -> None:
+    event.dense = inputs
+    event.degraded.extend(inputs.degraded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bundle import CONTEXT, WARMUP
+from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.tier import Fault, Generation, Wanted
 from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, Rows
 from pipeline.footprint import memory_needed
@@ -67,9 +70,8 @@ def request_of(n: int, shared: bool, seed: int) -> Features:
 def broken(n: int) -> Features:
     """A request that no decoder would let through."""
     good = request_of(n, True, 0)
-    return Features(
-        n, tuple(IdPart(p.columns, p.values.astype(np.complex128)) for p in good.ids), good.numbers, good.bags
-    )  # type: ignore[arg-type]
+    ids = tuple(IdPart(p.columns, np.full(p.values.shape, "no number")) for p in good.ids)  # type: ignore[arg-type]
+    return Features(n, ids, good.numbers, good.bags)
 
 
 requests = st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.integers(0, 9)), min_size=1, max_size=9)
@@ -101,6 +103,38 @@ def test_an_event_of_a_batch_may_be_run_singly_after_all(model: Model) -> None:
     for event, expected in zip(events, alone, strict=True):
         Infer().run(event)
         np.testing.assert_allclose(event.scores, expected, rtol=0, atol=1e-6)
+
+
+class Late:
+    """A tier that never answers in time, and its source."""
+
+    name = "far"
+    shared_over_versions = False
+
+    def open(self, generation: Generation) -> Late:
+        return self
+
+    def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
+        return "late"
+
+    def offer(self, wanted: Sequence[Wanted], mark: int) -> None: ...
+
+    def describe(self) -> Mapping[str, float | str]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+def test_an_answer_says_what_its_rows_lacked(model: Model, place: tuple[Repository, Path]) -> None:
+    repository, segments = place
+    late = Model.load(repository, "m", segments=segments, hierarchy=Hierarchy((Late(), SEGMENT)), device="cpu")
+    events = [Event(model=late, features=request_of(n, True, n)) for n in (5, 20)]
+    Embed().run_batch(events)
+    Infer().run_batch(events)
+    for event in events:
+        assert event.degraded == ["embedding: far late"]
+        assert event.features is not None
+        np.testing.assert_allclose(event.scores, model.score(event.features), rtol=0, atol=1e-6)
 
 
 def test_large_requests_leave_nothing_behind(model: Model) -> None:
