@@ -101,13 +101,13 @@ class AsyncRankingClient:
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from None
 
-    async def rank_stream(
+    def rank_stream(
         self, requests: AsyncIterable[pb.RankRequest], *, timeout: float | None = None
     ) -> AsyncIterator[RankResult]:
         """Answers to many requests (`rank_request` makes them) over one call, in their order.
 
         The server works on several at once, so do not wait for an answer before the next request. One that fails ends
-        the stream after the answers before it; open another for the rest.
+        the stream after the answers before it; open another for the rest. The call begins at once.
 
         Args:
             timeout: seconds for the whole stream; None: as long as it lasts.
@@ -115,14 +115,7 @@ class AsyncRankingClient:
         Raises:
             BatonError: of the class that the stream's code stands for.
         """
-        call = self._stub.RankStream(requests, timeout=timeout)
-        try:
-            async for response in call:
-                yield _result(response)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
-        finally:
-            call.cancel()
+        return _answers_async(self._stub.RankStream(requests, timeout=timeout))
 
     async def feedback(self, entries: Sequence[FeedbackEntry], *, timeout: float = TIMEOUT) -> list[FeedbackReply]:
         """Send exposures and labels; what is answered as accepted is stored."""
@@ -171,14 +164,7 @@ class RankingClient:
 
     def rank_stream(self, requests: Iterable[pb.RankRequest], *, timeout: float | None = None) -> Iterator[RankResult]:
         """See `AsyncRankingClient.rank_stream`. `requests` is read in a thread of gRPC's."""
-        call = self._stub.RankStream(iter(requests), timeout=timeout)
-        try:
-            for response in call:
-                yield _result(response)
-        except grpc.RpcError as error:
-            raise error_of(error) from None
-        finally:
-            call.cancel()
+        return _answers(self._stub.RankStream(iter(requests), timeout=timeout))
 
     def feedback(self, entries: Sequence[FeedbackEntry], *, timeout: float = TIMEOUT) -> list[FeedbackReply]:
         """See `AsyncRankingClient.feedback`."""
@@ -250,6 +236,26 @@ def feedback_request(entries: Sequence[FeedbackEntry]) -> pb.FeedbackRequest:
                 index=outcome.index, label=outcome.label, time_ms=outcome.time_ms, final=outcome.final
             )
     return request
+
+
+async def _answers_async(call: Any) -> AsyncIterator[RankResult]:
+    try:
+        async for response in call:
+            yield _result(response)
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from None
+    finally:
+        call.cancel()
+
+
+def _answers(call: Any) -> Iterator[RankResult]:
+    try:
+        for response in call:
+            yield _result(response)
+    except grpc.RpcError as error:
+        raise error_of(error) from None
+    finally:
+        call.cancel()
 
 
 def _result(response: pb.RankResponse) -> RankResult:
