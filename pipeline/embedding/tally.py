@@ -15,9 +15,9 @@ from pipeline.embedding.tier import DEFAULT, STALE
 
 __all__ = ["CASES", "LookupTally", "Tallied"]
 
-CASES = ("hit", "miss", "stale", "late", "error", "open")
+CASES = ("hit", "miss", "stale", "late", "error", "open", "incomplete")
 """Of a tier and table: ids it had, did not have although asked, had but too old and served all the same, and did not
-look for since it was late, failed, or was left alone. An id is a miss of every tier that looked and did not have it."""
+look for since it was late, failed, was left alone, or does not have all rows yet. An id is a miss of every tier that looked and did not have it."""
 
 
 class Tallied(NamedTuple):
