@@ -1,14 +1,9 @@
-"""The device tier on the CPU: the rows asked for most, in memory of this process, above a slower or larger tier.
+"""The device cache on the CPU: the rows asked for most, in memory of this process, above a slower or larger tier.
 
 A set-associative cache per width group: a key's set is found by hash, its places are compared at once, the
 row is copied and its last use stamped in the same pass (`pipeline.embedding.sets`). What may enter a full set is decided
-by how often it is asked for (`pipeline.embedding.admission`), what leaves by least recent use.
-
-**Versions.** A cache belongs to a generation, that is to the base of a bundle, and all versions on it use the same one.
-Rows that deltas have touched never come here: the store looks a version's overlay up before this tier, so what is kept
-is the base's and right for every version on it, past or coming; publishing and undo invalidate nothing, and untouched
-rows stay hits. Only a tier whose rows may change under one key (Redis) makes rows age: after `max_age` a row is stale,
-looked for below, and served as stale only if nobody below has it.
+by how often it is asked for (`pipeline.embedding.admission`), what leaves by least recent use. Next stop:
+`pipeline.embedding.device_tier`, which shares caches between versions.
 
 **Processes.** The arrays may lie in memory that several processes map, and then serve them all. Baton gives each lane
 its own: private memory comes in huge pages, which shared memory does not on a stock kernel, and page walks would cost
@@ -19,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +23,7 @@ from pipeline.embedding.admission import LINE, WORDS_PER_ROW
 from pipeline.embedding.sets import (
     CONTENDED,
     ENTERED,
+    FRESH_TICKS,
     HEAD_WORDS,
     HELD,
     LINE_BYTES,
@@ -41,16 +37,15 @@ from pipeline.embedding.sets import (
     sweep_rows,
 )
 from pipeline.embedding.tier import Wanted
+from pipeline.row_format import RowFormat
 
-__all__ = ["CacheShape", "DeviceCache", "RowFormat"]
+__all__ = ["CacheShape", "DeviceCache"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
-RowFormat = Literal["float32", "float16", "int8"]
-
 _KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
-_SWEEP = 128  # ticks; births come round after 256
+_SWEEP, _ROUND = 128, 256  # ticks between sweeps, and until births come round
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +76,18 @@ class CacheShape:
         return -(-row // 4) * 4 + 4 * self.linear
 
     @property
+    def bytes_per_row(self) -> float:
+        """The row, a sixth of its set's line of 64 bytes and 8 bytes of the sketch."""
+        return self.stride + LINE_BYTES / WAYS + 8 * WORDS_PER_ROW
+
+    @property
     def words(self) -> int:
         """Of the sketch."""
         return LINE * max(1, self.sets * WAYS * WORDS_PER_ROW // LINE)
 
     @property
     def bytes(self) -> int:
-        """Of the whole cache: per row its stride, a sixth of a line of 64 and 8 bytes of the sketch."""
+        """Of the whole cache."""
         return 8 * HEAD_WORDS + self.sets * (LINE_BYTES + WAYS * self.stride) + 8 * self.words
 
 
@@ -120,9 +120,7 @@ class DeviceCache:
 
     def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
         """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
-        if tick >= 0 and tick - int(self._head[SWEPT]) >= _SWEEP:
-            self._head[SWEPT] = tick
-            sweep_rows(tick, *self._arrays)
+        self._sweep(tick)
         w = wanted
         find_rows(
             *(w.keys, w.at, w.linear_at, w.rows, w.linear, w.found),
@@ -132,12 +130,20 @@ class DeviceCache:
 
     def keep(self, wanted: Wanted, mark: int, tick: int = -1, *, overwrite: bool = False) -> None:
         """Take in what was found below (`Tier.offer`); with `overwrite` also over rows that are held."""
+        self._sweep(tick)
         w = wanted
         keep_rows(
             *(w.keys, w.at, w.linear_at, w.rows, w.linear, w.found),
             *(self.shape.width, _KINDS[self.shape.format], mark, tick, overwrite),
             *self._arrays,
         )
+
+    def _sweep(self, tick: int) -> None:
+        passed = tick - int(self._head[SWEPT])
+        if tick >= 0 and passed >= _SWEEP:
+            self._head[SWEPT] = tick
+            # Nobody looked for so long that births may have come round: whatever is there is old.
+            sweep_rows(tick, passed >= _ROUND - FRESH_TICKS, *self._arrays)
 
     def keys(self, limit: int | None = None) -> I64:
         """Keys held, int64, the most recently used of every set first."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.bundle import Bundle
 from pipeline.clock import Clock, SystemClock
+from pipeline.embedding.device_tier import DeviceTier
 from pipeline.embedding.generations import Stack, open_stack
 from pipeline.embedding.segment_tier import SegmentTier
 from pipeline.embedding.tally import LookupTally
@@ -69,6 +70,9 @@ class Hierarchy:
             for tier in tiers:
                 tier.close()
             raise
+        for place, tier in enumerate(tiers):
+            if isinstance(tier, DeviceTier):
+                tier.prefill(tiers[place + 1 :], self.clock)
         return tiers
 
 

@@ -396,7 +396,8 @@ def keep_rows(
             held = ways != 0
             if held:
                 way = np.int64(first_bit(ways))
-                if not (overwrite or _is_old(state, h, way, tick)):
+                old = tick >= 0 and np.uint8(np.uint8(tick) - state[h, _BORN + way]) > np.uint8(FRESH_TICKS)
+                if not (overwrite or old):
                     continue
             elif taken != _TAKEN:
                 way = np.int64(first_bit(~taken))
@@ -428,16 +429,18 @@ def keep_rows(
                     head[HELD] += np.uint64(1)
 
 
-@njit(types.void(int64, *_CACHE), nogil=True, cache=True)
-def sweep_rows(tick: int, head: U64, sets: I64, locks: U32, state: U8, stored: U8, floats: F32, sketch: U64) -> None:
-    """Let go of rows that are too old, before their births come round again."""
+@njit(types.void(int64, boolean, *_CACHE), nogil=True, cache=True)
+def sweep_rows(
+    tick: int, everything: bool, head: U64, sets: I64, locks: U32, state: U8, stored: U8, floats: F32, sketch: U64
+) -> None:
+    """Let go of rows that are too old, or of all, before their births come round again."""
     lock_at = np.uint64(sets.ctypes.data) + np.uint64(4 * _LOCK)
     for h in range(sets.shape[0]):
         at = lock_at + np.uint64(h) * np.uint64(LINE_BYTES)
         lock = load_acquire(at)
         kept = lock
         for w in range(WAYS):
-            if _is_old(state, h, w, tick):
+            if everything or _is_old(state, h, w, tick):
                 kept &= ~(np.uint32(1) << np.uint32(w))
         if kept != lock and not lock & _BUSY and compare_and_swap(at, lock, lock | _BUSY):
             store_release(at, kept + _WRITE)

@@ -1,0 +1,198 @@
+"""The device tier on the CPU: caches shared by the versions on one base, with their age, capacity and start.
+
+A cache belongs to a generation, that is to the base of a bundle, and all versions on it use the same one. Where local
+segments are among the tiers, rows that deltas have touched never come here (`pipeline.embedding.hierarchy`), so what is
+kept is the base's and right for every version on it, past or coming. Only a tier whose rows may change under one key
+(Redis) makes rows age: after `max_age` a row is stale, looked for below, and served as stale only if nobody below has it.
+
+A new cache begins with the hot keys of the bundle, those of a live cache of an earlier generation or those on disk.
+Next stop: `pipeline.embedding.device`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clock import Clock
+from pipeline.embedding.device import CacheShape, DeviceCache
+from pipeline.embedding.hot_keys import read_keys, write_keys
+from pipeline.embedding.sets import FRESH_TICKS
+from pipeline.embedding.tier import PENDING, Fault, Generation, Group, Tier, Wanted
+from pipeline.row_format import RowFormat
+
+__all__ = ["DeviceSource", "DeviceTier"]
+
+I64 = npt.NDArray[np.int64]
+CHUNK = 4096
+PREFILL_BUDGET = 0.05
+"""Seconds that a tier which is not local may take for one chunk of hot keys."""
+ROOM = 1.25
+"""Capacity per row of a table at most: sets fill unevenly, so a cache of all rows needs more places than rows."""
+
+log = logging.getLogger(__name__)
+
+
+class _Caches:
+    """The caches of one generation, by width group."""
+
+    def __init__(self, generation: Generation, shapes: Sequence[CacheShape]) -> None:
+        self.bundle = generation.bundle
+        self.base = int(generation.base)
+        self.groups = {group.width: DeviceCache(shape) for group, shape in zip(generation.groups, shapes, strict=True)}
+
+    def hot_keys(self) -> dict[int, I64]:
+        return {width: cache.keys() for width, cache in self.groups.items()}
+
+
+class DeviceSource:
+    """The device caches of one process.
+
+    Args:
+        clock: of ages.
+        rows: capacity per generation in rows of all widths together; None: as `bytes` says.
+        bytes: capacity per generation, all told.
+        format: of stored rows.
+        max_age: seconds after which a row is stale; None: rows do not age, for tiers below whose rows never change.
+        folder: where hot keys are kept; None: nowhere.
+    """
+
+    name = "device"
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        rows: int | None = None,
+        bytes: int = 256 << 20,
+        format: RowFormat = "float32",
+        max_age: float | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._clock = clock
+        self._rows, self._bytes, self._format, self._max_age = rows, bytes, format, max_age
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._live: weakref.WeakValueDictionary[tuple[str, str, tuple[Group, ...], bool], _Caches] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def tick(self) -> int:
+        """The time in ticks, of which a fresh row has seen at most `FRESH_TICKS`; -1 where rows do not age."""
+        if self._max_age is None:
+            return -1
+        return int(self._clock.monotonic() * FRESH_TICKS / self._max_age)
+
+    def open(self, generation: Generation) -> DeviceTier:
+        """The tier of one version; the caches are those of the other versions on its base."""
+        key = (generation.bundle, generation.base, generation.groups, generation.linear)
+        with self._lock:
+            caches = self._live.get(key)
+            hot: Mapping[int, I64] = {}
+            if caches is None:
+                hot = self._hot(generation)
+                shapes = self._shapes(generation)
+                caches = self._live[key] = _Caches(generation, shapes)
+        return DeviceTier(self, generation, caches, hot)
+
+    def save(self) -> None:
+        """Write the hot keys of every bundle's newest generation. A disk that fails is a line in the log."""
+        if self._folder is None:
+            return
+        for caches in self._newest().values():
+            for width, keys in caches.hot_keys().items():
+                path = self._path(self._folder, caches.bundle, width)
+                try:
+                    write_keys(path, keys)
+                except OSError as error:
+                    log.warning("hot keys %s cannot be written: %s", path, error)
+
+    def _newest(self) -> dict[str, _Caches]:
+        with self._lock:
+            live = sorted(self._live.values(), key=lambda caches: caches.base)
+        return {caches.bundle: caches for caches in live}
+
+    def _hot(self, generation: Generation) -> dict[int, I64]:
+        live = [caches for caches in self._live.values() if caches.bundle == generation.bundle]
+        if live:
+            return max(live, key=lambda caches: caches.base).hot_keys()
+        if self._folder is None:
+            return {}
+        widths = [group.width for group in generation.groups]
+        return {width: read_keys(self._path(self._folder, generation.bundle, width)) for width in widths}
+
+    @staticmethod
+    def _path(folder: Path, bundle: str, width: int) -> Path:
+        return folder / bundle / f"{width}.keys"
+
+    def _shapes(self, generation: Generation) -> list[CacheShape]:
+        """Capacity is shared between widths as rows are in the base."""
+        total = max(1, sum(group.rows for group in generation.groups))
+        shapes = []
+        for group in generation.groups:
+            share = group.rows / total
+            one = CacheShape(6, group.width, generation.linear, self._format)
+            wanted = self._rows * share if self._rows is not None else self._bytes * share / (one.bytes_per_row)
+            rows = max(1, int(min(wanted, ROOM * group.rows)))
+            shapes.append(CacheShape(rows, group.width, generation.linear, self._format))
+        return shapes
+
+
+class DeviceTier:
+    """The caches as one version sees them."""
+
+    name = "device"
+    shared_over_versions = False
+
+    def __init__(self, source: DeviceSource, generation: Generation, caches: _Caches, hot: Mapping[int, I64]) -> None:
+        self._source = source
+        self._caches = caches
+        self._linear = generation.linear
+        self._groups = [caches.groups[group.width] for group in generation.groups]
+        self._hot = hot
+
+    def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
+        """Fill what is open and held; never waits."""
+        tick = self._source.tick()
+        for want in wanted:
+            self._groups[want.group].find(want, mark, tick)
+        return None
+
+    def offer(self, wanted: Sequence[Wanted], mark: int) -> None:
+        """Keep rows found below that are asked for more often than those they would replace."""
+        tick = self._source.tick()
+        for want in wanted:
+            self._groups[want.group].keep(want, mark, tick)
+
+    def prefill(self, below: Sequence[Tier], clock: Clock) -> int:
+        """Bring the hot keys of a new cache up from the tiers below; rows held then. Once, before the first lookup."""
+        for g, cache in enumerate(self._groups):
+            width = cache.shape.width
+            keys = self._hot.get(width, np.empty(0, np.int64))[: cache.shape.rows]
+            for start in range(0, len(keys), CHUNK):
+                chunk = np.ascontiguousarray(keys[start : start + CHUNK])
+                m = len(chunk)
+                found = np.full(m, PENDING, np.uint8)
+                rows, linear = np.empty(m * width, np.float32), np.empty(m * self._linear, np.float32)
+                places = np.arange(m, dtype=np.int64)
+                wanted = Wanted(g, width, chunk, places * width, rows, places, linear, found)
+                for mark, tier in enumerate(below, 2):
+                    tier.find([wanted], mark, clock.monotonic() + PREFILL_BUDGET)
+                cache.keep(wanted, 1, self._source.tick())
+        self._hot = {}
+        return sum(cache.counts()["rows"] for cache in self._groups)
+
+    def describe(self) -> Mapping[str, float | str]:
+        """Rows and bytes held, and what became of rows that were offered, all widths together."""
+        total: dict[str, float | str] = {"bytes": sum(cache.shape.bytes for cache in self._groups)}
+        counts = [cache.counts() for cache in self._groups]
+        return total | {name: sum(count[name] for count in counts) for name in counts[0]} if counts else total
+
+    def close(self) -> None:
+        """Nothing: the caches go with the last version that uses them."""
