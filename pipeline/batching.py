@@ -72,7 +72,7 @@ class BatchPolicy:
         priority_queue_policy: by level; the queue as a whole stays bounded by the default policy.
     """
 
-    max_batch_size: int = 256
+    max_batch_size: int = 512
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay_microseconds: int = 0
     priority_levels: int = 0

@@ -1,7 +1,7 @@
 """The engine: takes events through a compiled plan with named worker threads; each event leaves exactly once.
 
 Events enter at one bounded queue (`pipeline.batching`), past an adaptive limit (`pipeline.admission`); workers take them
-out in batches (`pipeline.execution`). Small events that find no queue run on the caller's own thread, since the hop would
+out in batches (`pipeline.execution`). A small event that comes alone runs on the caller's own thread, since the hop would
 cost more than the work. It knows nothing of requests, models or sockets. Next stop: `pipeline.stages`.
 """
 
@@ -10,24 +10,26 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from functools import partial
 
 from pipeline.admission import Admission
 from pipeline.batching import BatchPolicy, EntryQueue, InnerQueue, Ticket
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import BatonError, DeadlineExceeded, InvalidInput, NotReady, Overloaded
+from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
 from pipeline.execution import execute, execute_batch
 from pipeline.meter import EngineStats, Meter, summarise
+from pipeline.outbox import Outbox
 from pipeline.plan import Plan
 
 __all__ = ["Engine"]
 
 SWEEP_SECONDS = 0.001
+COMPANY = 1.25
+TURNS, PROBES = 40, 8
+WEIGHT_OF_NEW = 0.2
 
 
 class Engine:
@@ -38,8 +40,8 @@ class Engine:
         workers: threads. Stages that release the GIL (lookup, network) run side by side.
         policy: of the queue and of batches.
         clock: of deadlines and timings.
-        inline_rows: events of at most so many rows (`Event.rows`), those of one turn of the loop together, run on the
-            thread of the loop that brings them, if nothing waits; 0: never.
+        inline_rows: an event of at most so many rows (`Event.rows`) runs on the thread of the loop that brings it, if
+            nothing waits and events find no company for a batch anyway; 0: never.
         name: of the threads.
     """
 
@@ -70,6 +72,8 @@ class Engine:
         self._admission = Admission(len(self._runs), workers)
         # A worker without work waits at its gate, a lock that it holds; whoever brings work takes the gate from here.
         self._idle: list[threading.Lock] = []
+        self._company = 1.0
+        self._turn = 0
         self._alarm = math.inf
         self._bell = threading.Event()
         self._swept = -math.inf
@@ -93,19 +97,15 @@ class Engine:
             NotReady: the engine is closed.
             Exception: whatever a stage raised.
         """
-        small = 0 < event.rows <= self._inline_rows and not self._queue.size and not self._closed
-        if small and not self._batched:
-            self._inline([event])
+        if 0 < event.rows <= self._inline_rows and not self._queue.size and not self._closed and self._alone():
+            meter = self._meter()
+            meter.accepted += 1
+            execute(self._steps, event, meter, self._now, self._now())
+            _count(event, meter)
         else:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            outbox = self._outbox(loop)
-            if small:
-                if not outbox.small:  # what else this turn of the loop brings goes with it
-                    loop.call_soon(self._flush, outbox)
-                outbox.small.append((event, future))
-            else:
-                self._admit(event, partial(outbox.put, future))
+            self._admit(event, partial(self._outbox(loop).put, future))
             try:
                 await future
             except asyncio.CancelledError:
@@ -201,37 +201,17 @@ class Engine:
         self._bell.set()
         self._timer.join(timeout)
 
-    # --- on the caller's thread ----------------------------------------------------------------------------------------
+    def _alone(self) -> bool:
+        """Whether small events come one at a time, so that none is gained by queueing them for a batch.
 
-    def _flush(self, outbox: _Outbox) -> None:
-        """Do the small events of this turn of the loop together, or queue them if they are no longer small together."""
-        small, outbox.small = outbox.small, []
-        by_model: dict[int, list[Event]] = {}
-        for event, _ in small:
-            by_model.setdefault(id(event.model), []).append(event)
-        if sum(event.rows for event, _ in small) <= self._inline_rows:
-            for events in by_model.values():
-                self._inline(events)
-            for _, future in small:
-                _resolve(future)
-            return
-        for event, future in small:
-            try:
-                self._admit(event, partial(outbox.put, future))
-            except BatonError as error:
-                event.error = error
-                _resolve(future)
-
-    def _inline(self, events: Sequence[Event]) -> None:
-        meter = self._meter()
-        meter.accepted += len(events)
-        now = self._now()
-        if len(events) == 1:
-            execute(self._steps, events[0], meter, self._now, now)
-        else:
-            execute_batch(self._steps, events, meter, self._now, now)
-        for event in events:
-            _count(event, meter)
+        What runs where it arrives keeps the next from being seen, so now and then some are queued to find out.
+        """
+        if not self._batched:
+            return True
+        if self._company > COMPANY:
+            return False
+        self._turn = (self._turn + 1) % TURNS
+        return self._turn > PROBES
 
     # --- the door ----------------------------------------------------------------------------------------------------
 
@@ -356,6 +336,7 @@ class Engine:
         if not queue.size:
             self._admission.emptied()
         if batch:
+            self._company += (len(batch) - self._company) * WEIGHT_OF_NEW
             self._admission.waited(batch[0].estimate, now - batch[0].since)
         return 0, batch, stale, 0.0
 
@@ -458,44 +439,11 @@ class Engine:
                 self._meters.append(meter)
         return meter
 
-    def _outbox(self, loop: asyncio.AbstractEventLoop) -> _Outbox:
-        outbox: _Outbox | None = getattr(self._local, "outbox", None)
+    def _outbox(self, loop: asyncio.AbstractEventLoop) -> Outbox:
+        outbox: Outbox | None = getattr(self._local, "outbox", None)
         if outbox is None or outbox.loop is not loop:
-            outbox = self._local.outbox = _Outbox(loop)
+            outbox = self._local.outbox = Outbox(loop)
         return outbox
-
-
-class _Outbox:
-    """Answers on their way to one event loop, and its small events of this turn.
-
-    Many answers go with one wake-up, for that is a write to a socket each time.
-    """
-
-    __slots__ = ("_futures", "_woken", "loop", "small")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.small: list[tuple[Event, asyncio.Future[None]]] = []
-        self._futures: deque[asyncio.Future[None]] = deque()
-        self._woken = False
-
-    def put(self, future: asyncio.Future[None], _: Event) -> None:
-        """Resolve a future on its loop; from any thread."""
-        self._futures.append(future)
-        if not self._woken:
-            self._woken = True
-            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                self.loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._woken = False  # before the first is taken: what comes later wakes the loop again
-        while self._futures:
-            _resolve(self._futures.popleft())
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _count(event: Event, meter: Meter) -> None:

@@ -103,7 +103,7 @@ class EngineConfig(_Section):
     """Threads per lane that run the fused stages of a request."""
     network_threads: int = Field(1, ge=1, le=64)
     """Threads inside one ONNX Runtime session."""
-    max_batch_size: int = Field(256, ge=1)
+    max_batch_size: int = Field(512, ge=1)
     """Rows of one batch; requests of one version that wait go through the network together. A larger request goes alone."""
     preferred_batch_size: tuple[int, ...] = ()
     """Rows; a batch ends at the largest of these that the waiting requests reach."""

@@ -126,7 +126,7 @@ def test_patience_is_what_remains_for_the_oldest() -> None:
     ("settings", "message"),
     [
         ({"max_batch_size": 0}, "max_batch_size is at least 1"),
-        ({"preferred_batch_size": (300,)}, "preferred_batch_size 300 is not in 1..max_batch_size"),
+        ({"preferred_batch_size": (600,)}, "preferred_batch_size 600 is not in 1..max_batch_size"),
         ({"max_queue_delay_microseconds": -1}, "max_queue_delay_microseconds is at least 0"),
         ({"priority_levels": 2}, "default_priority_level is one of 1..priority_levels"),
         ({"priority_queue_policy": {1: QueuePolicy()}}, "names level 1"),

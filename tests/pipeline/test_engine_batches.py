@@ -273,6 +273,26 @@ def test_a_free_worker_may_wait_for_company_but_no_longer_than_the_delay_of_the_
         assert [f.result(20).scores[0] for f in futures] == [10, 12, 14, 16]
 
 
+async def test_small_events_run_where_they_arrive_until_they_come_together() -> None:
+    score = Score()
+    with running(Plan([score]), inline_rows=4) as engine:
+        for value in range(400):
+            await engine.run(request(value, 2))
+        assert not score.batches
+        alone = engine.stats().batch_events.count  # of those that went to a worker, to see whether there is company
+        assert 0 < alone < 100
+
+        async def caller(first: int) -> None:
+            for value in range(100):
+                event = await engine.run(request(first + value, 2))
+                assert event.scores is not None
+                assert event.scores[0] == 2 * (first + value)
+
+        await asyncio.gather(*(caller(1000 * number) for number in range(1, 9)))
+        assert engine.stats().batch_events.sum - alone > 700
+        assert score.batches
+
+
 def test_networks_in_branches_get_batches_too() -> None:
     score, halve = Score(), Halve()
     with running(Plan([score, halve, Add()])) as engine:
