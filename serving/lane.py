@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.engine import Engine
 from pipeline.errors import BatonError
 from pipeline.features import Features
+from pipeline.meter import BUCKET_SIZES
 from pipeline.prediction import PredictionIds, load_secret
 from pipeline.stages.record import Record
 from pipeline.traffic.record import unpack
@@ -302,6 +303,16 @@ class Lane:
             await asyncio.sleep(HEALTH_EVERY)
 
     def _publish_counters(self) -> None:
+        def rows() -> tuple[Sequence[int], float]:
+            histogram = self.engine.stats().batch_rows
+            return histogram.buckets, histogram.sum
+
+        def requests() -> tuple[Sequence[int], float]:
+            histogram = self.engine.stats().batch_events
+            return histogram.buckets, histogram.sum
+
+        self.telemetry.sizes("baton_batch_rows", "Rows of the batches that went to work", BUCKET_SIZES, rows)
+        self.telemetry.sizes("baton_batch_requests", "Requests of the same batches", BUCKET_SIZES, requests)
         self.telemetry.tally(
             "baton_shadow_handoff_dropped", "Predictions not handed to the shadow lane, by reason", "reason",
             lambda: self.sender.dropped,

@@ -123,6 +123,12 @@ class Telemetry(Collector):
         """Publish counters that someone else keeps, by one label; `read` is called when the figures are written."""
         self._registry.register(_Tally(self.process, name, text, label, read))
 
+    def sizes(
+        self, name: str, text: str, bounds: Sequence[int], read: Callable[[], tuple[Sequence[int], float]]
+    ) -> None:
+        """Publish a histogram that someone else keeps; `read` gives the counts (one more than bounds) and the sum."""
+        self._registry.register(_Sizes(self.process, name, text, bounds, read))
+
     def write(self, folder: Path) -> None:
         """Write the figures for `merged`; a reader sees them whole."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +204,28 @@ class _Tally(Collector):
         family = CounterMetricFamily(name, text, labels=["process", label])
         for value, count in dict(self._read()).items():
             family.add_metric([process, value], count)
+        yield family
+
+
+class _Sizes(Collector):
+    def __init__(
+        self,
+        process: str,
+        name: str,
+        text: str,
+        bounds: Sequence[int],
+        read: Callable[[], tuple[Sequence[int], float]],
+    ) -> None:
+        self._head = (process, name, text, bounds)
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        process, name, text, bounds = self._head
+        family = HistogramMetricFamily(name, text, labels=["process"])
+        counts, total = self._read()
+        histogram = Histogram(bounds)
+        histogram.counts = list(counts)
+        family.add_metric([process], histogram.buckets(), total)
         yield family
 
 

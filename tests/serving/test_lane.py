@@ -215,6 +215,8 @@ def test_status_and_metrics_tell_what_happened(installation: Installation) -> No
     ]
     stages = {s.labels["stage"] for s in families["baton_stage_seconds"].samples}
     assert stages >= {"decode", "embed", "infer", "record"}
+    batches = {s.name: s.value for s in families["baton_batch_rows"].samples if s.name.endswith(("_count", "_sum"))}
+    assert batches == {"baton_batch_rows_count": 5, "baton_batch_rows_sum": 50}
 
 
 def test_metrics_of_all_processes_make_one_text(tmp_path: Path) -> None:
