@@ -39,6 +39,7 @@ from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.embedding.device import CacheShape
 from pipeline.embedding.redis import RedisTier
 from pipeline.embedding.tier import PENDING
+from pipeline.embedding.torch_cache import TorchCache
 
 __all__ = ["FULL", "QUICK", "Settings", "run"]
 
@@ -211,13 +212,10 @@ class _Stacks:
 
         cases = [_Case(LIMIT, limit, self._rows), *self._fixed]
         if self._fits("the device tier with all rows", self._room.bytes):
-            level = CacheLevel(self._room)
-
-            def fill(requests: Sequence[Request]) -> None:
-                level.clear()
-                level.fill(tables, np.unique(np.concatenate([r.places for r in requests])), self._rows)
-
-            cases.insert(1, _Case("device", Stack(level), self._rows, ("device",), fill))
+            cases.insert(1, self._warm("device", CacheLevel(self._room)))
+        if torch.cuda.is_available():
+            # From the host and back to it, as lookups for a network on the CPU go.
+            cases.append(self._warm("device-cuda", CacheLevel(self._room, TorchCache)))
         below: dict[str, Level] = {"segment": self._segment}
         if self._redis is not None:
             below["redis"] = self._redis
@@ -227,6 +225,15 @@ class _Stacks:
             over.warm(tables, IdStream.over(tables.count, distribution, 1), WARM_PER_ROW * capacity)
             cases.append(_Case(f"device:{CAPACITY:g}+{name}", over, self._rows, ("device", name)))
         return cases
+
+    def _warm(self, name: str, level: CacheLevel) -> _Case:
+        """A cache that holds all that will be asked for."""
+
+        def fill(requests: Sequence[Request]) -> None:
+            level.clear()
+            level.fill(self._tables, np.unique(np.concatenate([r.places for r in requests])), self._rows)
+
+        return _Case(name, Stack(level), self._rows, ("device",), fill)
 
     def _fits(self, what: str, size: int) -> bool:
         free = psutil.virtual_memory().available

@@ -43,10 +43,10 @@ def measure_card(
     for m in sizes:
         places = torch.from_numpy(stream.draw(ROUNDS * m).reshape(ROUNDS, m)).to(card)
         found, held = _times(sets, keys, rows, places, tick)
-        case = f"device-cuda/{distribution}/rows={count}/width={width}/ids={m}"
+        case = f"on-card/{distribution}/rows={count}/width={width}/ids={m}"
         report.add(case, "time", median(found["find"]), "us", limit=median(found["select"]))
         report.add(case, "hit_rate_device", held, "share")
-    report.add(f"device-cuda/rows={count}/width={width}", "bytes_per_row", sets.bytes / (8 * sets.sets), "bytes")
+    report.add(f"on-card/rows={count}/width={width}", "bytes_per_row", sets.bytes / (8 * sets.sets), "bytes")
 
 
 def _times(

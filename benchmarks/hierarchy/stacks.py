@@ -28,6 +28,7 @@ from pipeline.embedding.redis import RedisSource, RedisTier
 from pipeline.embedding.redis_updates import RedisUpdater
 from pipeline.embedding.segment_tier import SegmentTier
 from pipeline.embedding.tier import Generation, Group, Wanted
+from pipeline.embedding.torch_cache import TorchCache
 
 __all__ = ["CacheLevel", "Level", "Lookup", "Request", "Stack", "filled_redis", "redis_tier", "segment_tier"]
 
@@ -67,14 +68,14 @@ class Level(Protocol):
 
 
 class CacheLevel:
-    """A cache of the device tier for a table's width."""
+    """A cache of the device tier for a table's width, on the CPU unless `make` makes another."""
 
-    def __init__(self, shape: CacheShape) -> None:
-        self._shape = shape
-        self._cache = DeviceCache(shape)
+    def __init__(self, shape: CacheShape, make: Callable[[CacheShape], DeviceCache | TorchCache] = DeviceCache) -> None:
+        self._shape, self._make = shape, make
+        self._cache = make(shape)
 
     def clear(self) -> None:
-        self._cache = DeviceCache(self._shape)
+        self._cache = self._make(self._shape)
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> None:
         self._cache.find(wanted[0], mark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from benchmarks.embedding import Settings, run
 from benchmarks.hierarchy.redis_server import PrivateRedis
 from benchmarks.hierarchy.stacks import CacheLevel, Request, Stack, segment_tier
 from benchmarks.hierarchy.tables import Distribution, IdStream, Tables
-from pipeline.embedding.device import CacheShape
+from pipeline.embedding.device import CacheShape, DeviceCache
+from pipeline.embedding.torch_cache import TorchCache
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,11 @@ def test_streams_stay_inside_the_table(distribution: Distribution) -> None:
     assert counts.max() / len(drawn) == pytest.approx(0.239 if distribution == "zipf" else 0.02, abs=0.012)
 
 
-def test_a_cache_above_segments_gives_their_rows(tables: Tables) -> None:
-    stack = Stack(CacheLevel(CacheShape(200, 8)), segment_tier(tables, 1))
+@pytest.mark.parametrize("make", [DeviceCache, lambda shape: TorchCache(shape, "cpu")], ids=["compiled", "torch"])
+def test_a_cache_above_segments_gives_their_rows(
+    tables: Tables, make: Callable[[CacheShape], DeviceCache | TorchCache]
+) -> None:
+    stack = Stack(CacheLevel(CacheShape(200, 8), make), segment_tier(tables, 1))
     stack.warm(tables, IdStream.over(2000, "zipf", 0), 20_000)
     places, out = np.arange(2000), np.zeros((2000, 8), np.float32)
     marks = stack(Request.of(tables, places), out)
