@@ -52,10 +52,10 @@ def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False
     if set(found) != set(wanted):
         raise BundleError(f"{path}: inputs are {sorted(found)}; the schema needs {sorted(wanted)}", path.name)
     for name, columns in wanted.items():
-        vector, tensor = name == REQUEST, found[name]
-        shape = [dim.dim_value for dim in tensor.shape.dim]
-        fits = not tensor.HasField("shape") or (len(shape) == 2 - vector and shape[-1] in (0, columns))
-        if tensor.elem_type != (TensorProto.INT64 if vector else TensorProto.FLOAT) or not fits:
+        vector, kind = name == REQUEST, found[name]
+        shape = [dim.dim_value for dim in kind.shape.dim]
+        fits = not kind.HasField("shape") or (len(shape) == 2 - vector and shape[-1] in (0, columns))
+        if kind.elem_type != (TensorProto.INT64 if vector else TensorProto.FLOAT) or not fits:
             wants = "int64 [n]" if vector else f"float32 [n, {columns}]"
             raise BundleError(f"{path}: input {name!r} is not {wants}, as the schema needs", path.name)
     outputs = [value.name for value in model.graph.output]
