@@ -73,6 +73,8 @@ class Network:
 
     def run(self, inputs: DenseInputs) -> F32:
         """Logits float32 `[n]` of the rows that `inputs` shows, in this network's layout."""
+        # A plain run: arrays of a processor are read where they lie, and binding them anew for every n costs more than the
+        # call saves (621 against 592 us); a card gets one copy of each either way.
         feeds = {name: getattr(inputs.blocks[block], array) for block, array, name in self._feeds}
         if self.layout.is_split:
             feeds[REQUEST] = inputs.request
