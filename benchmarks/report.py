@@ -22,6 +22,7 @@ __all__ = ["Progress", "Report", "Row", "cores", "interleaved", "machine", "medi
 
 Progress = Callable[[str], None]
 """Takes one line for the person who waits."""
+SMALL = 0.001
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -171,6 +172,10 @@ def _cpu() -> str:
 def _figure(value: float | None, digits: int | None = None) -> str:
     if value is None:
         return ""
+    if 0 < abs(value) < SMALL:
+        return f"{value:.1e}"
+    if value == 0:
+        return "0"
     if digits is None:
         digits = 0 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
     return f"{value:,.{digits}f}"

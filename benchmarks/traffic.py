@@ -1,17 +1,13 @@
-"""How fast the traffic log takes requests from answer to labelled row: predictions, feedback, join, reading back.
-
-    python -m benchmarks.traffic [--seconds 10] [--rows 100] [--fields 39] [--context 0.6] [--rate 200]
+"""`baton bench traffic`: how fast the traffic log takes requests from answer to labelled row.
 
 A lane process writes predictions and, for each, feedback (all exposed, clicks final for a fifth of the rows) through
 `TrafficWriter`; this process joins and reads the labelled log at the same time, as control and worker do. Everything
-goes as fast as it can, or at `--rate` predictions per second, to see how long an acknowledgement takes then. The figure
+goes as fast as it can, or at `rate` predictions per second, to see how long an acknowledgement takes then. The figure
 is labelled rows per second from the first row read to the last.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -21,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.report import Progress, Report
 from pipeline.clock import SystemClock
+from pipeline.errors import BatonError
 from pipeline.features import Features, IdPart
 from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Outcome
@@ -29,8 +27,11 @@ from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
 
+__all__ = ["run"]
+
 KEY = bytes(32)
 WINDOW_MS = 200
+IDLE = 0.02
 
 
 def record(prediction_id: str, time_ms: int, n: int, fields: int, context: int, rng: np.random.Generator) -> bytes:
@@ -51,7 +52,7 @@ def lane(
     fields: int,
     context: int,
     rate: float,
-    result: multiprocessing.Queue[dict[str, object]],
+    result: multiprocessing.Queue[dict[str, float]],
 ) -> None:
     clock = SystemClock()
     ids = PredictionIds(KEY, 1)
@@ -82,43 +83,51 @@ def lane(
         future.result()
     writer.close()
     log.close()
-    counters = writer.counters()
     p50, p99 = np.percentile(acknowledged, [50, 99])
     result.put(
         {
             "predictions": predictions,
-            "dropped": dict(counters.dropped),
-            "commits": counters.commits,
-            "ack_p50_ms": round(1e3 * p50, 1),
-            "ack_p99_ms": round(1e3 * p99, 1),
+            "dropped": sum(writer.counters().dropped.values()),
+            "p50_ms": 1e3 * float(p50),
+            "p99_ms": 1e3 * float(p99),
         }
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rows", type=int, default=100)
-    parser.add_argument("--fields", type=int, default=39)
-    parser.add_argument("--context", type=float, default=0.6, help="share of the fields that are context")
-    parser.add_argument("--rate", type=float, default=0.0, help="predictions per second; 0: as fast as it can")
-    arguments = parser.parse_args()
-    context = int(arguments.fields * arguments.context)
+def run(
+    seconds: float = 10.0,
+    rows: int = 100,
+    rate: float = 0.0,
+    fields: int = 39,
+    context: float = 0.6,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """One run.
+
+    Args:
+        seconds: of writing.
+        rows: of each prediction.
+        rate: predictions per second; 0: as many as go.
+        fields: of each row.
+        context: share of the fields that is written once per prediction.
+    """
+    progress(f"traffic: {seconds:.0f} s of predictions with {rows} rows")
     with tempfile.TemporaryDirectory() as home:
         path = Path(home) / "traffic.db"
         log = SqliteTrafficLog(path, PredictionIds(KEY), WINDOW_MS)
         processes = multiprocessing.get_context("spawn")
         result = processes.Queue()
         child = processes.Process(
-            target=lane,
-            args=(path, arguments.seconds, arguments.rows, arguments.fields, context, arguments.rate, result),
+            target=lane, args=(path, seconds, rows, fields, int(fields * context), rate, result), name="bench-lane"
         )
         child.start()
         clock = SystemClock()
-        after = rows = 0
+        after = labelled = 0
         start = joining = 0.0
         outcome = None
-        while outcome is None or rows < outcome["predictions"] * arguments.rows:
+        while outcome is None or labelled < outcome["predictions"] * rows:
+            if outcome is None and not child.is_alive() and result.empty():
+                raise BatonError("the process that writes predictions failed; its message is above")
             before = time.monotonic()
             log.join(clock.wall_ms())
             joining += time.monotonic() - before
@@ -126,28 +135,22 @@ def main() -> None:
             if batch:
                 start = start or time.monotonic()
                 after = batch[-1].seq
-                rows += sum(len(entry.indices) for entry in batch)
+                labelled += sum(len(entry.indices) for entry in batch)
             else:
-                time.sleep(0.02)
+                time.sleep(IDLE)
             if outcome is None and not result.empty():
                 outcome = result.get()
         taken = time.monotonic() - start
         child.join()
-        stats = log.stats(clock.wall_ms())
+        stored = log.stats(clock.wall_ms()).bytes
         log.close()
-    print(
-        json.dumps(
-            {
-                **outcome,
-                "rows": rows,
-                "seconds": round(taken, 2),
-                "rows_per_second": round(rows / taken),
-                "join_seconds": round(joining, 2),
-                "megabytes": round(stats.bytes / 1e6),
-            }
-        )
-    )
-
-
-if __name__ == "__main__":
-    main()
+    report = Report("traffic")
+    case = f"traffic/rows={rows}"
+    report.add(case, "labelled", labelled / taken, "rows/s")
+    report.add(case, "predictions", outcome["predictions"] / seconds, "predictions/s")
+    report.add(case, "dropped", outcome["dropped"], "predictions")
+    report.add(case, "acknowledgement p50", outcome["p50_ms"], "ms")
+    report.add(case, "acknowledgement p99", outcome["p99_ms"], "ms")
+    report.add(case, "join", joining, "s")
+    report.add(case, "stored", stored / max(1, labelled), "bytes/row")
+    return report

@@ -34,14 +34,16 @@ EngineFile = Annotated[
 ]
 RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Candidates per request")]
 TABLE_ROWS = 400_000
+MODELS, INFLIGHT = ["deepfm", "dcnv2"], [1, 8, 32]
+SERVE_ROWS, LANES_ROWS, CONTEXT_ROWS, ENGINE_ROWS = [1, 100, 500], [1, 100], [100, 500], [1, 8, 32, 100, 500]
 OWN_SECTIONS = {"home", "bundles", "listen", "endpoints", "worker", "log_level"}
 
 
 @app.command("serve")
 def serve(
-    models: Annotated[list[str], typer.Option(help="Architectures of the zoo; may be repeated")] = ["deepfm", "dcnv2"],  # noqa: B006
-    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = [1, 100, 500],  # noqa: B006
-    inflight: Annotated[list[int], typer.Option(min=1, help="Calls in flight; may be repeated")] = [1, 8, 32],  # noqa: B006
+    models: Annotated[list[str], typer.Option(help="Architectures of the zoo; may be repeated")] = MODELS,
+    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = SERVE_ROWS,
+    inflight: Annotated[list[int], typer.Option(min=1, help="Calls in flight; may be repeated")] = INFLIGHT,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 3,
     table_rows: TableRows = TABLE_ROWS,
@@ -68,7 +70,7 @@ def lanes(
         list[str] | None,
         typer.Option(help="LANESxWORKERSxTHREADS, for example 2x1x1; may be repeated; all likely ones unless said"),
     ] = None,
-    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = [1, 100],  # noqa: B006
+    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = LANES_ROWS,
     inflight: Annotated[int, typer.Option(min=1, help="Calls in flight")] = 8,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 2.0,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 3,
@@ -176,6 +178,50 @@ def embedding(
     settings = replace(chosen, rows=rows or chosen.rows, widths=widths or chosen.widths, redis=redis)
     with problems():
         _show(embedding.run(settings, progress=say, folder=folder), output, out)
+
+
+@app.command("context")
+def context(
+    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = CONTEXT_ROWS,
+    turns: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 40,
+    table_rows: TableRows = TABLE_ROWS,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """What computing the context once per request is worth, in process."""
+    from benchmarks import context
+
+    with problems():
+        _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=say), output, out)
+
+
+@app.command("engine")
+def engine(
+    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = ENGINE_ROWS,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 5,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """What the engine costs around a model, and when running inline pays, in process."""
+    from benchmarks import engine
+
+    with problems():
+        _show(engine.run(rows, rounds=rounds, progress=say), output, out)
+
+
+@app.command("traffic")
+def traffic(
+    seconds: Annotated[float, typer.Option(min=0.5, help="How long predictions and labels are written")] = 10.0,
+    rows: RowsOption = 100,
+    rate: Annotated[float, typer.Option(min=0, help="Predictions per second; 0: as many as go")] = 0.0,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """How fast the traffic log takes predictions and labels, joins them and reads them back."""
+    from benchmarks import traffic
+
+    with problems():
+        _show(traffic.run(seconds, rows, rate, progress=say), output, out)
 
 
 @app.command("train")

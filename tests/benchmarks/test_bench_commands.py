@@ -102,6 +102,24 @@ def test_soak() -> None:
     assert rows["soak/restarts", "processes"]["ok"]
 
 
+@pytest.mark.long
+def test_context() -> None:
+    rows = rows_of(bench("context", "--rows", "5", "--turns", "2", *SMALL))
+    assert rows["context/deepfm/rows=5", "throughput"]["limit"] > 0
+
+
+@pytest.mark.long
+def test_engine() -> None:
+    rows = rows_of(bench("engine", "--rows", "5", "--rounds", "1", "-o", "json"))
+    assert rows["inline/inflight=8/deepfm/rows=5", "time"]["limit"] == rows["direct/deepfm/rows=5", "time"]["value"]
+
+
+@pytest.mark.long
+def test_traffic() -> None:
+    rows = rows_of(bench("traffic", "--seconds", "0.5", "--rows", "20", "-o", "json"))
+    assert rows["traffic/rows=20", "labelled"]["value"] > 0
+
+
 def test_train() -> None:
     rows = rows_of(bench("train", "--batch", "64", "--vocabulary", "100", "--rounds", "1", "-o", "json"))
     assert rows["train/dcnv2/batch=64", "throughput"]["budget"] == 0.6
