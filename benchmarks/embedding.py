@@ -32,11 +32,15 @@ from benchmarks.hierarchy.stacks import (
     filled_redis,
     redis_tier,
     segment_tier,
+    warm,
 )
+from benchmarks.hierarchy.store import store_lookup
 from benchmarks.hierarchy.tables import Distribution, IdStream, Tables
 from benchmarks.hierarchy.timing import Lookers
 from benchmarks.report import Progress, Report, interleaved, median
+from pipeline.clock import SystemClock
 from pipeline.embedding.device import CacheShape
+from pipeline.embedding.device_tier import DeviceSource
 from pipeline.embedding.redis import RedisTier
 from pipeline.embedding.tier import PENDING
 from pipeline.embedding.torch_cache import TorchCache
@@ -164,7 +168,7 @@ class _Stacks:
     def __init__(
         self, tables: Tables, settings: Settings, report: Report, stack: ExitStack, progress: Progress
     ) -> None:
-        self._tables, self._progress = tables, progress
+        self._tables, self._stack, self._progress = tables, stack, progress
         count, width = tables.count, tables.width
         self._rows = tables.rows()
         self._room = CacheShape(int(ROOM * count), width)
@@ -173,6 +177,7 @@ class _Stacks:
         self._fixed = [
             _Case("segment", Stack(segment), self._rows, ("segment",)),
             _Case("overlay+segment", Stack(overlay), tables.rows(1), ("segment",)),
+            _Case("store/segment", stack.enter_context(store_lookup(tables, ["segment"])), self._rows),
         ]
         self._redis: RedisTier | None = None
         sizes = {"device": self._room.bytes / self._room.rows, "segment": float(segment.describe()["bytes"]) / count}
@@ -205,10 +210,10 @@ class _Stacks:
     def over(self, distribution: Distribution) -> list[_Case]:
         """All cases, with caches that have seen a stream of that distribution; the limit first."""
         tables, capacity = self._tables, int(CAPACITY * self._tables.count)
-        source = torch.from_numpy(self._rows)
+        rows = torch.from_numpy(self._rows)
 
         def limit(request: Request, out: F32) -> None:
-            torch.index_select(source, 0, request.index, out=torch.from_numpy(out))
+            torch.index_select(rows, 0, request.index, out=torch.from_numpy(out))
 
         cases = [_Case(LIMIT, limit, self._rows), *self._fixed]
         if self._fits("the device tier with all rows", self._room.bytes):
@@ -222,8 +227,12 @@ class _Stacks:
         for name, tier in below.items():
             self._progress(f"embedding: warming a cache of {capacity:,} rows over {name}")
             over = Stack(CacheLevel(CacheShape(capacity, tables.width)), tier)
-            over.warm(tables, IdStream.over(tables.count, distribution, 1), WARM_PER_ROW * capacity)
+            warm(over, tables, IdStream.over(tables.count, distribution, 1), WARM_PER_ROW * capacity)
             cases.append(_Case(f"device:{CAPACITY:g}+{name}", over, self._rows, ("device", name)))
+        cache = DeviceSource(SystemClock(), rows=capacity)
+        whole = self._stack.enter_context(store_lookup(tables, [cache, "segment"]))
+        warm(whole, tables, IdStream.over(tables.count, distribution, 1), WARM_PER_ROW * capacity)
+        cases.append(_Case(f"store/device:{CAPACITY:g}+segment", whole, self._rows))
         return cases
 
     def _warm(self, name: str, level: CacheLevel) -> _Case:

@@ -30,7 +30,18 @@ from pipeline.embedding.segment_tier import SegmentTier
 from pipeline.embedding.tier import Generation, Group, Wanted
 from pipeline.embedding.torch_cache import TorchCache
 
-__all__ = ["CacheLevel", "Level", "Lookup", "Request", "Stack", "filled_redis", "redis_tier", "segment_tier"]
+__all__ = [
+    "PATIENCE",
+    "CacheLevel",
+    "Level",
+    "Lookup",
+    "Request",
+    "Stack",
+    "filled_redis",
+    "redis_tier",
+    "segment_tier",
+    "warm",
+]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -38,20 +49,24 @@ U8 = npt.NDArray[np.uint8]
 
 PATIENCE = 5.0
 """Seconds of budget: the bench measures what a lookup takes, not what it gives up."""
+WARMING = 3_900
+"""Ids per lookup while caches are warmed: the device tier counts how often ids are asked for by lookup."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One lookup's ids. `places`: of the rows in the table, int64 `[m]`, and `index` the same for torch; `keys`: as tiers
-    know them, int64 `[m]`."""
+    """One lookup's ids, int64 `[m]`. `places`: of the rows in the table, and `index` the same for torch; `keys`: as tiers
+    know them."""
 
     places: I64
+    ids: I64
     keys: I64
     index: torch.Tensor
 
     @classmethod
     def of(cls, tables: Tables, places: I64) -> Request:
-        return cls(places, tables.ids[places] ^ np.int64(salt_of(TABLE)), torch.from_numpy(places))
+        ids = tables.ids[places]
+        return cls(places, ids, ids ^ np.int64(salt_of(TABLE)), torch.from_numpy(places))
 
 
 Lookup = Callable[[Request, F32], U8 | None]
@@ -107,11 +122,12 @@ class Stack:
             level.offer(wanted, mark)
         return wanted[0].found
 
-    def warm(self, tables: Tables, stream: IdStream, ids: int) -> None:
-        """Let a stream of so many ids pass, so that caches hold what they would after a while."""
-        out = np.empty((min(ids, 62_400), tables.width), np.float32)
-        for _ in range(max(1, ids // len(out))):
-            self(Request.of(tables, stream.draw(len(out))), out)
+
+def warm(lookup: Lookup, tables: Tables, stream: IdStream, ids: int) -> None:
+    """Let a stream of so many ids pass, so that caches hold what they would after a while."""
+    out = np.empty((WARMING, tables.width), np.float32)
+    for _ in range(max(1, ids // WARMING)):
+        lookup(Request.of(tables, stream.draw(WARMING)), out)
 
 
 def segment_tier(tables: Tables, version: int) -> SegmentTier:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.embedding import Settings, run
 from benchmarks.hierarchy.redis_server import PrivateRedis
-from benchmarks.hierarchy.stacks import CacheLevel, Request, Stack, segment_tier
+from benchmarks.hierarchy.stacks import CacheLevel, Request, Stack, segment_tier, warm
 from benchmarks.hierarchy.tables import Distribution, IdStream, Tables
 from pipeline.embedding.device import CacheShape, DeviceCache
 from pipeline.embedding.torch_cache import TorchCache
@@ -44,7 +44,7 @@ def test_a_cache_above_segments_gives_their_rows(
     tables: Tables, make: Callable[[CacheShape], DeviceCache | TorchCache]
 ) -> None:
     stack = Stack(CacheLevel(CacheShape(200, 8), make), segment_tier(tables, 1))
-    stack.warm(tables, IdStream.over(2000, "zipf", 0), 20_000)
+    warm(stack, tables, IdStream.over(2000, "zipf", 0), 20_000)
     places, out = np.arange(2000), np.zeros((2000, 8), np.float32)
     marks = stack(Request.of(tables, places), out)
     np.testing.assert_array_equal(out, tables.rows(1))
