@@ -116,7 +116,7 @@ class EngineConfig(_Section):
     default_timeout_microseconds: int = Field(0, ge=0)
     """Queue timeout; 0: none. A request's deadline holds in any case."""
     allow_timeout_override: bool = False
-    """Whether a request may shorten its queue timeout."""
+    """Whether a request may shorten its queue timeout by the parameter `timeout`, which is a deadline otherwise."""
     priority_levels: int = Field(0, ge=0, le=64)
     """Levels of importance, 1 the highest; 0: all requests are alike."""
     default_priority_level: int = Field(0, ge=0)
@@ -278,9 +278,38 @@ class RedisConfig(_Section):
         return self
 
 
+class DeviceConfig(_Section):
+    capacity_rows: int | None = Field(None, ge=1)
+    """Rows that a lane caches per base generation, of all widths together; unless said, what `capacity_bytes` holds."""
+    capacity_bytes: int = Field(256 << 20, ge=1 << 16)
+    """Bytes that the cache of one base generation takes per lane; while lanes swap to a new base there are two."""
+    rows: RowFormat = "float32"
+    """How rows are cached; below float32 a score may depend on whether its rows were cached."""
+    max_age: Seconds = Field(60.0, gt=0)
+    """Age at which a cached row is looked up again, where it may have come from Redis; rows of segments never age."""
+    save_interval: Seconds = Field(60.0, gt=0)
+    """How often the hot keys are written that the next start begins with."""
+
+
 class EmbeddingConfig(_Section):
+    tiers: tuple[Literal["device", "segment", "redis"], ...] = ("segment",)
+    """Where rows are looked up, in this order; what no tier holds gets the default row of its table."""
+    budget: Seconds = Field(0.005, gt=0)
+    """How long one lookup may wait for tiers that are not local."""
+    device: DeviceConfig = DeviceConfig()
+    """The cache in a lane's memory."""
     redis: RedisConfig | None = None
     """A Redis that shares rows between machines; the control process keeps it up to date."""
+
+    @model_validator(mode="after")
+    def _tiers(self) -> EmbeddingConfig:
+        if not self.tiers or len(set(self.tiers)) < len(self.tiers):
+            raise ValueError(f"tiers {list(self.tiers)} must name at least one tier, and each once")
+        if self.tiers[-1] == "device":
+            raise ValueError(f"tiers {list(self.tiers)}: the device is a cache; put it above segment or redis")
+        if "redis" in self.tiers and self.redis is None:
+            raise ValueError("tiers name redis; say where it is in embedding.redis.url")
+        return self
 
 
 class Config(_Section):
@@ -369,6 +398,11 @@ class Config(_Section):
     @property
     def segments(self) -> Path:
         return self.home / "segments"
+
+    @property
+    def hot_keys(self) -> Path:
+        """Keys that device caches begin with."""
+        return self.home / "hotkeys"
 
     @property
     def secret(self) -> Path:

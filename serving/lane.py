@@ -31,6 +31,7 @@ from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config, ListenConfig
 from serving.desired import DIRECT
 from serving.dispatch import Dispatcher
+from serving.embedding import embedding_status, open_hierarchy, publish_lookups
 from serving.handoff import HandoffSender
 from serving.latency import quantile
 from serving.process import die_with_parent, write_status
@@ -86,7 +87,8 @@ class Lane:
         self.telemetry = Telemetry(self._name)
         self._tracing = open_tracing(config.telemetry, self._name)
         self._log = open_traffic_log(config)
-        self.registry = open_registry(config, clock, samples=self._samples)
+        self._hierarchy = open_hierarchy(config, clock)
+        self.registry = open_registry(config, clock, self._hierarchy, samples=self._samples)
         self.writer = TrafficWriter(
             self._log, clock, capacity=config.traffic.buffer, delay_s=config.traffic.commit_interval
         )
@@ -177,6 +179,7 @@ class Lane:
                 "stalled_seconds": stalled,
                 "stalled_stage": stage,
             },
+            "embedding": embedding_status(self._hierarchy, self.registry.snapshot),
             "writer": writer,
             "shadow": {
                 "sent": self.sender.sent,
@@ -290,6 +293,7 @@ class Lane:
         )
         write_status(self._config.status / f"{self._name}.json", status)
         self.telemetry.write(self._config.home / METRICS_DIR)
+        self._hierarchy.upkeep()
         if status["engine"]["stalled_seconds"] > STALL:
             log.error("stage %s has not ended for %.0f s", *self.engine.stalled()[::-1])
 
@@ -311,6 +315,7 @@ class Lane:
             histogram = self.engine.stats().batch_events
             return histogram.buckets, histogram.sum
 
+        publish_lookups(self.telemetry, self._hierarchy)
         self.telemetry.sizes("baton_batch_rows", "Rows of the batches that went to work", BUCKET_SIZES, rows)
         self.telemetry.sizes("baton_batch_requests", "Requests of the same batches", BUCKET_SIZES, requests)
         self.telemetry.tally(
@@ -342,6 +347,7 @@ class Lane:
             self._tracing.close()
         self._write(self.status())
         self.registry.stop()
+        self._hierarchy.close()
         self._log.close()
 
 

@@ -23,6 +23,7 @@ from pipeline.errors import BatonError, InvalidInput
 from pipeline.traffic.log import Scores
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
+from serving.embedding import open_hierarchy, publish_lookups
 from serving.handoff import HandoffReceiver
 from serving.process import die_with_parent, step_back, write_status
 from serving.registry import Registry
@@ -288,13 +289,15 @@ def run_shadow(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     clock = SystemClock()
-    registry = open_registry(config, clock, nice=None)
+    hierarchy = open_hierarchy(config, clock)
+    registry = open_registry(config, clock, hierarchy, nice=None)
     registry.start()
     source = open_traffic_log(config)
     receiver = HandoffReceiver(config.shadow_socket, config.engine.shadow_queue)
     telemetry = Telemetry("shadow")
     catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place")
     lane = ShadowLane(registry, receiver, source, catch_up, clock, telemetry)
+    publish_lookups(telemetry, hierarchy)
     telemetry.tally(
         "baton_shadow_dropped",
         "Predictions not scored as they came, by reason",
@@ -330,4 +333,5 @@ def run_shadow(config: Config) -> None:
     lane.drain()
     tell()
     registry.stop()
+    hierarchy.close()
     source.close()

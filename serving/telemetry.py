@@ -123,6 +123,12 @@ class Telemetry(Collector):
         """Publish counters that someone else keeps, by one label; `read` is called when the figures are written."""
         self._registry.register(_Tally(self.process, name, text, label, read))
 
+    def tallies(
+        self, name: str, text: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], int]]
+    ) -> None:
+        """`tally` by several labels."""
+        self._registry.register(_Tallies(self.process, name, text, labels, read))
+
     def sizes(
         self, name: str, text: str, bounds: Sequence[int], read: Callable[[], tuple[Sequence[int], float]]
     ) -> None:
@@ -192,6 +198,28 @@ def _latest(kept: Mapping[_Arm, T], key: _Arm, new: T) -> dict[_Arm, T]:
     """With one more version; the oldest of its arm makes room, for versions come and go without end."""
     same = deque((k for k in kept if k[:2] == key[:2]), maxlen=KEPT_VERSIONS - 1)
     return {**{k: v for k, v in kept.items() if k[:2] != key[:2] or k in same}, key: new}
+
+
+class _Tallies(Collector):
+    def __init__(
+        self,
+        process: str,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        read: Callable[[], Mapping[tuple[str, ...], int]],
+    ) -> None:
+        self._process, self._name, self._text, self._labels = process, name, text, labels
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=["process", *self._labels])
+        for values, count in self._read().items():
+            family.add_metric([self._process, *values], count)
+        yield family
+
+    def describe(self) -> list[Metric]:
+        return []
 
 
 class _Tally(Collector):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from pipeline.clock import Clock
+from pipeline.embedding.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.versions import Repository
@@ -21,6 +22,7 @@ __all__ = ["open_registry"]
 def open_registry(
     config: Config,
     clock: Clock,
+    hierarchy: Hierarchy | None = None,
     *,
     nice: int | None = NICE,
     samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
@@ -28,6 +30,7 @@ def open_registry(
     """The registry of one process; not started.
 
     Args:
+        hierarchy: the embedding tiers of the process; local segments alone unless said.
         samples: requests to warm models with, see `Registry`.
         nice: of its loading thread; None: as the process. A network with threads of its own would hand it on to them
             for good, so then it is not lowered.
@@ -38,7 +41,7 @@ def open_registry(
         ControlStore(config.control_db),
         KillSwitch(config.home),
         repository,
-        partial(Model.load, repository, segments=config.segments, network_threads=threads),
+        partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),
         clock,
         loads=config.home / "loads",
         max_candidates=config.listen.max_candidates,

@@ -61,6 +61,7 @@ class DeviceSource:
         format: of stored rows.
         max_age: seconds after which a row is stale; None: rows do not age, for tiers below whose rows never change.
         folder: where hot keys are kept; None: nowhere.
+        save_interval: seconds between two writings of them.
     """
 
     name = "device"
@@ -74,10 +75,13 @@ class DeviceSource:
         format: RowFormat = "float32",
         max_age: float | None = None,
         folder: Path | None = None,
+        save_interval: float = 60.0,
     ) -> None:
         self._clock = clock
         self._rows, self._bytes, self._format, self._max_age = rows, bytes, format, max_age
         self._folder = folder
+        self._save_interval = save_interval
+        self._saved = clock.monotonic()
         self._lock = threading.Lock()
         self._live: weakref.WeakValueDictionary[tuple[str, str, tuple[Group, ...], bool], _Caches] = (
             weakref.WeakValueDictionary()
@@ -100,6 +104,16 @@ class DeviceSource:
                 shapes = self._shapes(generation)
                 caches = self._live[key] = _Caches(generation, shapes)
         return DeviceTier(self, generation, caches, hot)
+
+    def upkeep(self) -> None:
+        """Save the hot keys when it is time."""
+        if self._clock.monotonic() - self._saved >= self._save_interval:
+            self._saved = self._clock.monotonic()
+            self.save()
+
+    def close(self) -> None:
+        """Save the hot keys."""
+        self.save()
 
     def save(self) -> None:
         """Write the hot keys of every bundle's newest generation. A disk that fails is a line in the log."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.bundle import Bundle
 from pipeline.clock import Clock, SystemClock
-from pipeline.embedding.device_tier import DeviceTier
+from pipeline.embedding.device_tier import DeviceSource, DeviceTier
 from pipeline.embedding.generations import Stack, open_stack
 from pipeline.embedding.segment_tier import SegmentTier
 from pipeline.embedding.tally import LookupTally
@@ -74,6 +74,18 @@ class Hierarchy:
             if isinstance(tier, DeviceTier):
                 tier.prefill(tiers[place + 1 :], self.clock)
         return tiers
+
+    def upkeep(self) -> None:
+        """What tiers do now and then; called about once a second, off the request path."""
+        for source in self.tiers:
+            if isinstance(source, DeviceSource):
+                source.upkeep()
+
+    def close(self) -> None:
+        """End what the tiers run, and save what the next start begins with; after the last lookup."""
+        for source in self.tiers:
+            if not isinstance(source, str):
+                source.close()
 
 
 def generation_of(chain: Sequence[Bundle]) -> Generation:

@@ -159,3 +159,6 @@ class TierSource(Protocol):
         Raises:
             BundleError: the version's tables do not fit the tier.
         """
+
+    def close(self) -> None:
+        """End what it runs, save what is to be saved; once, after the last lookup."""

@@ -277,13 +277,14 @@ def test_a_writer_that_died_costs_its_set_alone() -> None:
     cache = DeviceCache(CacheShape(3000, 4))
     keys = np.arange(1000, dtype=np.int64)
     cache.keep(give(keys, rows_of(keys, 4)[0], None), MARK)
-    assert cache.counts()["rows"] == 1000
+    held = ask(keys, 4, linear=False)
+    cache.find(held, MARK)
     locks = np.frombuffer(cache.memory, np.uint32)[32 : 32 + 16 * cache.shape.sets].reshape(-1, 16)[:, 12]
     victim = int(np.argmax(locks & 63))
     locks[victim] |= 64  # as a process leaves it that is killed between lock and unlock
     wanted = ask(keys, 4, linear=False)
     cache.find(wanted, MARK)
-    missed = int((wanted.found == PENDING).sum())
+    missed = int((wanted.found != held.found).sum())
     assert missed == int(locks[victim] & 63).bit_count() > 0
     cache.keep(give(keys, rows_of(keys, 4, salt=1)[0], None), MARK, overwrite=True)
-    assert cache.counts()["contended"] == missed
+    assert cache.counts()["contended"] >= missed

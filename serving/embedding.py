@@ -1,0 +1,78 @@
+"""The embedding tiers of one process: opened as configured, and told of in metrics and status."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.clock import Clock
+from pipeline.embedding.device_tier import DeviceSource
+from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.tier import TierSource
+from pipeline.versions import Repository
+from serving.config import Config
+from serving.served import Snapshot
+from serving.telemetry import Telemetry
+
+__all__ = ["embedding_status", "open_hierarchy", "publish_lookups"]
+
+
+def open_hierarchy(config: Config, clock: Clock) -> Hierarchy:
+    """The embedding tiers of one process, as configured.
+
+    Raises:
+        InvalidInput: the configuration of a tier is wrong.
+    """
+    embedding = config.embedding
+    sources: list[TierSource | str] = []
+    for name in embedding.tiers:
+        if name == "segment":
+            sources.append(SEGMENT)
+        elif name == "device":
+            device = embedding.device
+            sources.append(
+                DeviceSource(
+                    clock,
+                    rows=device.capacity_rows,
+                    bytes=device.capacity_bytes,
+                    format=device.rows,
+                    max_age=device.max_age if "redis" in embedding.tiers else None,
+                    folder=config.hot_keys,
+                    save_interval=device.save_interval,
+                )
+            )
+        elif embedding.redis is not None:
+            # What talks to Redis is loaded only where there is one.
+            from serving.cache import redis_source
+
+            repository = Repository(config.repository)
+            workers = config.engine.workers
+            sources.append(redis_source(embedding.redis, repository, clock, random.Random(), workers=workers))
+    return Hierarchy(sources, embedding.budget, clock)
+
+
+def publish_lookups(telemetry: Telemetry, hierarchy: Hierarchy) -> None:
+    """Publish what became of looked-up ids, by table and tier."""
+    telemetry.tallies(
+        "baton_embedding_ids",
+        "Ids looked up, by what a tier had of them; tier default: no tier had them",
+        ("bundle", "table", "tier", "case"),
+        lambda: {tuple(key): count for key, count in hierarchy.tally.read().items() if count},
+    )
+
+
+def embedding_status(hierarchy: Hierarchy, snapshot: Snapshot) -> dict[str, Any]:
+    """`lookups`: ids since the start by bundle, table, tier and case; `models`: what each tier of each model says of itself."""
+    lookups: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+    for key, count in hierarchy.tally.read().items():
+        if count:
+            tables = lookups.setdefault(key.bundle, {})
+            tables.setdefault(key.table, {}).setdefault(key.tier, {})[key.case] = count
+    models: dict[str, list[Mapping[str, float | str]]] = {}
+    for endpoint in snapshot.endpoints.values():
+        for arm in ("stable", "candidate"):
+            served = endpoint.arm(arm)
+            if served is not None:
+                models[f"{served.model.name}/{served.model.version}"] = served.model.store.describe()
+    return {"lookups": lookups, "models": models}
