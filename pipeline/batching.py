@@ -103,6 +103,11 @@ class BatchPolicy:
                     "priority_queue_policy",
                 )
 
+    @property
+    def allows_queue_timeouts(self) -> bool:
+        """Whether an event's own queue timeout counts, on any level."""
+        return any(p.allow_timeout_override for p in (self.default_queue_policy, *self.priority_queue_policy.values()))
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:

@@ -43,6 +43,9 @@ class Engine:
         inline_rows: an event of at most so many rows (`Event.rows`) runs on the thread of the loop that brings it, if
             nothing waits and events find no company for a batch anyway; 0: never.
         name: of the threads.
+
+    Attributes:
+        allows_queue_timeouts: whether `Event.queue_timeout` counts.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Engine:
             raise InvalidInput(f"an engine needs at least 1 of workers, not {workers}", "workers")
         policy = policy or BatchPolicy()
         compiled = plan.compile()
+        self.allows_queue_timeouts = policy.allows_queue_timeouts
         self._runs = compiled.runs
         self._steps = compiled.steps
         self._joins = [run.joins for run in self._runs]

@@ -236,6 +236,7 @@ class Dispatcher:
         started: float,
         rows: int = 0,
         seconds_left: float | None = None,
+        timeout: float = 0.0,
         routing_key: str = "",
         candidate_ids: npt.NDArray[np.int64] | None = None,
         priority: int = 0,
@@ -247,12 +248,16 @@ class Dispatcher:
             started: `Clock.monotonic` when the request arrived.
             rows: candidates, where they are known without decoding.
             seconds_left: until the caller's deadline; None when it brought none.
+            timeout: seconds that the request allows itself; 0: it does not say. Of waiting, where the engine's policy
+                lets requests say so; else it is a deadline.
             priority: level in the engine's queue, as `priority` and `least_important` give it.
 
         Raises:
             BatonError: of the class that says why not.
         """
         limit = self._default_deadline if seconds_left is None else seconds_left
+        if timeout and not self._engine.allows_queue_timeouts:
+            limit = timeout if seconds_left is None else min(limit, timeout)
         recorded = target.arm != DIRECT or self._record_direct
         event = Event(
             request=request,
@@ -261,6 +266,7 @@ class Dispatcher:
             rows=rows,
             deadline=started + limit if math.isfinite(limit) else math.inf,
             priority=priority,
+            queue_timeout=timeout,
             prediction_id=self._ids.new(self._clock.wall_ms()) if recorded else "",
             endpoint=target.endpoint,
             arm=target.arm,

@@ -86,7 +86,8 @@ class InferenceService:
                 decode,
                 started=started,
                 rows=first[0] if first else 0,
-                seconds_left=_seconds_left(parameters, call),
+                seconds_left=call.seconds_left,
+                timeout=_timeout(parameters),
                 routing_key=key,
                 priority=self._dispatcher.priority(parameters.get("priority", 0)),
             )
@@ -223,16 +224,12 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def _seconds_left(parameters: Mapping[str, Any], call: Call) -> float | None:
-    """The nearer of gRPC's deadline and the parameter `timeout` (microseconds)."""
-    left = call.seconds_left
+def _timeout(parameters: Mapping[str, Any]) -> float:
+    """Seconds of the parameter `timeout`, which is in microseconds; 0: none."""
     timeout = parameters.get("timeout", 0)
-    if timeout == 0 and not isinstance(timeout, (str, bool)):
-        return left
-    if isinstance(timeout, (str, bool)) or not timeout > 0:
+    if isinstance(timeout, (str, bool)) or not timeout >= 0:
         raise InvalidInput(f"parameter 'timeout' is a positive number of microseconds, not {timeout!r}", "timeout")
-    seconds = float(timeout) / 1e6
-    return seconds if left is None else min(left, seconds)
+    return float(timeout) / 1e6
 
 
 def _statistics(out: Any, tally: ModelTally) -> None:
