@@ -1,4 +1,4 @@
-"""The device tier on the CPU: caches shared by the versions on one base, with their age, capacity and start.
+"""The device tier: caches shared by the versions on one base, with their age, capacity and start.
 
 A cache belongs to a generation, that is to the base of a bundle, and all versions on it use the same one. Where local
 segments are among the tiers, rows that deltas have touched never come here (`pipeline.embedding.hierarchy`), so what is
@@ -6,7 +6,7 @@ kept is the base's and right for every version on it, past or coming. Only a tie
 (Redis) makes rows age: after `max_age` a row is stale, looked for below, and served as stale only if nobody below has it.
 
 A new cache begins with the hot keys of the bundle, those of a live cache of an earlier generation or those on disk.
-Next stop: `pipeline.embedding.device`.
+Next stop: `pipeline.embedding.device`, or `torch_cache` for caches on a GPU.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,27 +26,66 @@ from pipeline.embedding.device import CacheShape, DeviceCache
 from pipeline.embedding.hot_keys import read_keys, write_keys
 from pipeline.embedding.sets import FRESH_TICKS
 from pipeline.embedding.tier import PENDING, Fault, Generation, Group, Tier, Wanted
+from pipeline.errors import InvalidInput
 from pipeline.row_format import RowFormat
 
-__all__ = ["DeviceSource", "DeviceTier"]
+__all__ = ["Backend", "DeviceSource", "DeviceTier", "RowCache", "cache_maker"]
 
 I64 = npt.NDArray[np.int64]
+Backend = Literal["auto", "cpu", "cuda"]
+
 CHUNK = 4096
 PREFILL_BUDGET = 0.05
 """Seconds that a tier which is not local may take for one chunk of hot keys."""
-ROOM = 1.25
-"""Capacity per row of a table at most: sets fill unevenly, so a cache of all rows needs more places than rows."""
+ROOM = 2.0
+"""Capacity per row of a table at most: sets fill unevenly, so a cache that is to hold all rows needs more places."""
 
 log = logging.getLogger(__name__)
+
+
+class RowCache(Protocol):
+    """Rows of one width by key, as `pipeline.embedding.device.DeviceCache`."""
+
+    @property
+    def shape(self) -> CacheShape: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None: ...
+
+    def keep(self, wanted: Wanted, mark: int, tick: int = -1) -> None: ...
+
+    def keys(self, limit: int | None = None) -> I64: ...
+
+    def counts(self) -> dict[str, int]: ...
+
+
+def cache_maker(backend: Backend) -> Callable[[CacheShape], RowCache]:
+    """What makes caches on a backend. `auto` is the CPU: lookups end in arrays of the host, and rows that a card keeps
+    would travel there and back.
+
+    Raises:
+        InvalidInput: there is no card.
+    """
+    if backend != "cuda":
+        return DeviceCache
+    from pipeline.embedding.torch_cache import TorchCache, has_card
+
+    if not has_card():
+        raise InvalidInput("embedding.device.backend is cuda, but torch sees no card here; use cpu", "backend")
+    return TorchCache
 
 
 class _Caches:
     """The caches of one generation, by width group."""
 
-    def __init__(self, generation: Generation, shapes: Sequence[CacheShape]) -> None:
+    def __init__(
+        self, generation: Generation, shapes: Sequence[CacheShape], make: Callable[[CacheShape], RowCache]
+    ) -> None:
         self.bundle = generation.bundle
         self.base = int(generation.base)
-        self.groups = {group.width: DeviceCache(shape) for group, shape in zip(generation.groups, shapes, strict=True)}
+        self.groups = {group.width: make(shape) for group, shape in zip(generation.groups, shapes, strict=True)}
 
     def hot_keys(self) -> dict[int, I64]:
         return {width: cache.keys() for width, cache in self.groups.items()}
@@ -62,6 +102,10 @@ class DeviceSource:
         max_age: seconds after which a row is stale; None: rows do not age, for tiers below whose rows never change.
         folder: where hot keys are kept; None: nowhere.
         save_interval: seconds between two writings of them.
+        backend: where the caches lie.
+
+    Raises:
+        InvalidInput: there is no card.
     """
 
     name = "device"
@@ -76,7 +120,9 @@ class DeviceSource:
         max_age: float | None = None,
         folder: Path | None = None,
         save_interval: float = 60.0,
+        backend: Backend = "auto",
     ) -> None:
+        self._make = cache_maker(backend)
         self._clock = clock
         self._rows, self._bytes, self._format, self._max_age = rows, bytes, format, max_age
         self._folder = folder
@@ -102,7 +148,7 @@ class DeviceSource:
             if caches is None:
                 hot = self._hot(generation)
                 shapes = self._shapes(generation)
-                caches = self._live[key] = _Caches(generation, shapes)
+                caches = self._live[key] = _Caches(generation, shapes, self._make)
         return DeviceTier(self, generation, caches, hot)
 
     def upkeep(self) -> None:
@@ -204,7 +250,7 @@ class DeviceTier:
 
     def describe(self) -> Mapping[str, float | str]:
         """Rows and bytes held, and what became of rows that were offered, all widths together."""
-        total: dict[str, float | str] = {"bytes": sum(cache.shape.bytes for cache in self._groups)}
+        total: dict[str, float | str] = {"bytes": sum(cache.bytes for cache in self._groups)}
         counts = [cache.counts() for cache in self._groups]
         return total | {name: sum(count[name] for count in counts) for name in counts[0]} if counts else total
 
