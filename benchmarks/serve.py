@@ -100,9 +100,12 @@ class _Serve:
                     cases[f"{way}/rows={n}/inflight={c}"] = self._closed(way, n, c)
         self._progress(f"serve: {self._model}, {len(cases)} cases in {self._rounds} turns")
         found = {name: median(values) for name, values in interleaved(cases, self._rounds).items()}
-        limits = {n: max(found[f"{way}/rows={n}"] for way in self._limit.ways) for n in rows}
-        for n, limit in limits.items():
-            self._report.add(f"in-process/{self._model}/rows={n}", "throughput", limit, "rows/s")
+        limits = {}
+        for n in rows:
+            best = max((f"{way}/rows={n}" for way in self._limit.ways), key=lambda name: found[name])
+            limits[n] = found[best]
+            self._report.add(f"in-process/{self._model}/rows={n}", "throughput", found[best], "rows/s")
+            self._report.add(f"in-process/{self._model}/rows={n}", "cpu", 1e6 * median(self._cpu[best]), "us/request")
         for n in rows:
             for c in inflight:
                 self._note(found, limits[n], n, c)
@@ -124,7 +127,13 @@ class _Serve:
 
     def _in_process(self, way: str, n: int) -> Callable[[int], float]:
         index = self._site.candidates(n).dense
-        return lambda _: self._limit.measure(way, index, self._seconds / 2)
+
+        def measure(_: int) -> float:
+            rate, cpu = self._limit.measure(way, index, self._seconds / 2)
+            self._cpu.setdefault(f"{way}/rows={n}", []).append(cpu)
+            return rate
+
+        return measure
 
     def _closed(self, way: str, n: int, c: int) -> Callable[[int], float]:
         spec = self._spec(way, n, inflight=c, seconds=self._seconds)

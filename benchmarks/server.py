@@ -23,6 +23,8 @@ __all__ = ["Arms", "BatonServer", "cpu_seconds", "free_port"]
 
 Arms = str | tuple[str, str]
 """Bundle of an endpoint's stable arm, or of both its arms."""
+SERVE = "from serving.process import die_with_parent; die_with_parent(); from serving.cli.main import app; app()"
+"""`baton` as it is, but that it ends with a bench that is killed."""
 START_LIMIT = 120.0
 STOP_LIMIT = 40.0
 
@@ -63,7 +65,7 @@ class BatonServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> BatonServer:
-        argv = [sys.executable, "-m", "serving.cli.main", "serve", "--config", str(self._config)]
+        argv = [sys.executable, "-c", SERVE, "serve", "--config", str(self._config)]
         with (self.home / "serve.log").open("wb") as log:
             self._process = subprocess.Popen(argv, stderr=log, stdout=log)
         try:
