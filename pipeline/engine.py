@@ -234,9 +234,9 @@ class Engine:
         with self._lock:
             if queue.size or self._closed or now >= event.deadline:
                 error = self._refused(ticket, now, stale)
-            else:
-                admission.filled(now, event.deadline)
             if error is None:
+                if not queue.size:
+                    admission.filled(now, event.deadline)
                 shed = queue.push(ticket)
                 meter.accepted += 1
                 if self._idle:
