@@ -279,6 +279,8 @@ class RedisConfig(_Section):
 
 
 class DeviceConfig(_Section):
+    backend: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the cache lies: `cuda` in the memory of a card (docs/gpu.md), else in that of the lane."""
     capacity_rows: int | None = Field(None, ge=1)
     """Rows that a lane caches per base generation, of all widths together; unless said, what `capacity_bytes` holds."""
     capacity_bytes: int = Field(256 << 20, ge=1 << 16)

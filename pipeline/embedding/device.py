@@ -118,6 +118,11 @@ class DeviceCache:
         if self._head[NOW] == 0:
             self._head[NOW] = 1
 
+    @property
+    def bytes(self) -> int:
+        """Of memory."""
+        return self.shape.bytes
+
     def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
         """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
         self._sweep(tick)

@@ -22,10 +22,15 @@ from pipeline.embedding.device import CacheShape
 from pipeline.embedding.tier import DEFAULT, STALE, Wanted, is_open
 from pipeline.embedding.torch_sets import ENTERED, HELD, REFUSED, WAYS, Sets, find_rows, keep_rows
 
-__all__ = ["TorchCache"]
+__all__ = ["TorchCache", "has_card"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+
+
+def has_card() -> bool:
+    """Whether torch sees a card."""
+    return torch.cuda.is_available()
 
 
 class TorchCache:

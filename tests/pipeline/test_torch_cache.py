@@ -11,11 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.clock import SystemClock
 from pipeline.embedding.device import CacheShape, DeviceCache, RowFormat
+from pipeline.embedding.device_tier import DeviceSource, cache_maker
 from pipeline.embedding.kernels import splitmix64 as compiled_splitmix64
-from pipeline.embedding.tier import DEFAULT, PENDING, STALE, Wanted
+from pipeline.embedding.tier import DEFAULT, PENDING, STALE, Generation, Group, Wanted
 from pipeline.embedding.torch_cache import TorchCache
 from pipeline.embedding.torch_sets import Sets, find_rows, keep_rows, splitmix64
+from pipeline.errors import InvalidInput
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -189,6 +192,26 @@ def test_a_cuda_graph_captures_both() -> None:
     for _ in range(2):
         graph.replay()
     torch.testing.assert_close(out, rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_not_there_is_refused_by_name() -> None:
+    assert cache_maker("auto") is cache_maker("cpu") is DeviceCache
+    with pytest.raises(InvalidInput, match=r"embedding\.device\.backend is cuda"):
+        cache_maker("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_the_device_tier_takes_a_card() -> None:
+    generation = Generation("ranker", "1", "1", (Group(WIDTH, ("t",), 100),), True)
+    tier = DeviceSource(SystemClock(), rows=64, backend="cuda").open(generation)
+    keys, rows = np.arange(20), np.random.default_rng(0).random((20, WIDTH), np.float32)
+    tier.offer([offered(keys, rows, rows[:, 0])], MARK)
+    wanted = asked(keys)
+    assert tier.find([wanted], MARK, 0.0) is None
+    hit = wanted.found == MARK
+    assert hit.sum() == tier.describe()["rows"] > 0
+    np.testing.assert_array_equal(rows_of(wanted)[hit], rows[hit])
 
 
 @pytest.mark.parametrize("device", DEVICES)
