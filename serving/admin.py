@@ -19,6 +19,7 @@ from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, Not
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.versions import Repository
 from serving.config import Config
+from serving.embedding_report import summed
 from serving.kill import KillSwitch
 from serving.observe import read_status
 from serving.rollout.controller import RolloutController
@@ -302,6 +303,12 @@ class Admin:
             "supervisor": processes.get("supervisor"),
             "traffic": asdict(self._traffic.stats(self._clock.wall_ms())),
         }
+
+    def cache(self) -> dict[str, Any]:
+        """Which tier answers: `tables` and `tiers` as `embedding_report.summed`, and `shared`, what `CacheUpkeep.report`
+        says of Redis (None: the configuration names none)."""
+        fresh = {name: status for name, status in self._processes().items() if status.get("fresh")}
+        return {**summed(fresh), "shared": None if self._cache is None else self._cache.report()}
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether all lanes answer, and what is missing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.clock import Clock
@@ -15,7 +15,9 @@ from serving.config import Config
 from serving.served import Snapshot
 from serving.telemetry import Telemetry
 
-__all__ = ["embedding_status", "open_hierarchy", "publish_lookups"]
+__all__ = ["embedding_status", "open_hierarchy", "publish_lookups", "publish_tiers"]
+
+BREAKER = {"closed": 0, "half_open": 1, "open": 2}
 
 
 def open_hierarchy(config: Config, clock: Clock) -> Hierarchy:
@@ -40,6 +42,7 @@ def open_hierarchy(config: Config, clock: Clock) -> Hierarchy:
                     max_age=device.max_age if "redis" in embedding.tiers else None,
                     folder=config.hot_keys,
                     save_interval=device.save_interval,
+                    backend=device.backend,
                 )
             )
         elif embedding.redis is not None:
@@ -59,6 +62,26 @@ def publish_lookups(telemetry: Telemetry, hierarchy: Hierarchy) -> None:
         "Ids looked up, by what a tier had of them; tier default: no tier had them",
         ("bundle", "table", "tier", "case"),
         lambda: {tuple(key): count for key, count in hierarchy.tally.read().items() if count},
+    )
+
+
+def publish_tiers(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> None:
+    """Publish what the tiers of every arm say of themselves, by figure; `breaker`: 0 closed, 1 half open, 2 open."""
+
+    def read() -> dict[tuple[str, ...], float]:
+        found: dict[tuple[str, ...], float] = {}
+        for name, endpoint in snapshot().endpoints.items():
+            for arm in ("stable", "candidate"):
+                served = endpoint.arm(arm)
+                for told in served.model.store.describe() if served is not None else ():
+                    for figure, value in told.items():
+                        number = BREAKER.get(str(value)) if figure == "breaker" else value
+                        if isinstance(number, (int, float)):
+                            found[name, arm, str(told["tier"]), figure] = number
+        return found
+
+    telemetry.gauges(
+        "baton_embedding_tier", "What a tier of an arm says of itself", ("endpoint", "arm", "tier", "figure"), read
     )
 
 

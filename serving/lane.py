@@ -31,7 +31,7 @@ from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config, ListenConfig
 from serving.desired import DIRECT
 from serving.dispatch import Dispatcher
-from serving.embedding import embedding_status, open_hierarchy, publish_lookups
+from serving.embedding import embedding_status, open_hierarchy, publish_lookups, publish_tiers
 from serving.handoff import HandoffSender
 from serving.latency import quantile
 from serving.process import die_with_parent, write_status
@@ -316,6 +316,7 @@ class Lane:
             return histogram.buckets, histogram.sum
 
         publish_lookups(self.telemetry, self._hierarchy)
+        publish_tiers(self.telemetry, lambda: self.registry.snapshot)
         self.telemetry.sizes("baton_batch_rows", "Rows of the batches that went to work", BUCKET_SIZES, rows)
         self.telemetry.sizes("baton_batch_requests", "Requests of the same batches", BUCKET_SIZES, requests)
         self.telemetry.tally(

@@ -127,7 +127,13 @@ class Telemetry(Collector):
         self, name: str, text: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], int]]
     ) -> None:
         """`tally` by several labels."""
-        self._registry.register(_Tallies(self.process, name, text, labels, read))
+        self._registry.register(_Tallies(self.process, CounterMetricFamily, name, text, labels, read))
+
+    def gauges(
+        self, name: str, text: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
+        """Publish figures that rise and fall, by labels; `read` is called when the figures are written."""
+        self._registry.register(_Tallies(self.process, GaugeMetricFamily, name, text, labels, read))
 
     def sizes(
         self, name: str, text: str, bounds: Sequence[int], read: Callable[[], tuple[Sequence[int], float]]
@@ -204,16 +210,18 @@ class _Tallies(Collector):
     def __init__(
         self,
         process: str,
+        kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
         name: str,
         text: str,
         labels: Sequence[str],
-        read: Callable[[], Mapping[tuple[str, ...], int]],
+        read: Callable[[], Mapping[tuple[str, ...], float]],
     ) -> None:
+        self._kind = kind
         self._process, self._name, self._text, self._labels = process, name, text, labels
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(self._name, self._text, labels=["process", *self._labels])
+        family = self._kind(self._name, self._text, labels=["process", *self._labels])
         for values, count in self._read().items():
             family.add_metric([self._process, *values], count)
         yield family

@@ -10,7 +10,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import Conflict, InvalidInput
-from serving.cli.output import Output, console, emit, problems
+from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.output import Output, console, emit, problems, say, show_table
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -23,6 +24,8 @@ TRIES, PAUSE = 20, 0.5
 app = typer.Typer(help="Embedding rows: load them into Redis, see which tier answers.", no_args_is_help=True)
 
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
+Server = Annotated[str, typer.Option(envvar="BATON_SERVER", help="Admin API of the control process")]
+Token = Annotated[str, typer.Option(envvar="BATON_TOKEN", help="Bearer token")]
 
 
 @app.command()
@@ -97,3 +100,42 @@ def _bring(updater: RedisUpdater, chain: list[Bundle], wrote: Any) -> Brought:
         except Conflict:
             time.sleep(PAUSE)
     return updater.bring(chain, wrote)
+
+
+@app.command()
+def stats(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
+    """Show which tier answers, what is stale, late or failed, the breakers, and what Redis holds."""
+    with problems():
+        found = AdminClient(server, token=token).get("/cache")
+        if output is Output.json:
+            emit(output, found, "", (), ())
+            return
+        names = list(dict.fromkeys(tier for row in found["tables"] for tier in row["hits"]))
+        where = ("endpoint", "arm", "table", "ids")
+        faults = ("default", "stale", "late", "error", "open", "incomplete")
+        rows = [
+            (*(r[c] for c in where), *(_share(r["hits"].get(n, 0), r["ids"]) for n in names), *(r[c] for c in faults))
+            for r in found["tables"]
+        ]
+        show_table("ids by table", (*where, *(f"{name} %" for name in names), *faults), rows)
+        columns = ("lane", "endpoint", "arm", "tier", "rows", "bytes", "breaker", "versions_behind", "seconds_behind")
+        show_table("tiers", columns, [[tier.get(c) for c in columns] for tier in found["tiers"]])
+        if found["shared"] is not None:
+            _shared(found["shared"])
+
+
+def _share(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
+
+
+def _shared(told: dict[str, Any]) -> None:
+    if told["error"]:
+        say(f"[red]redis is not brought up to date:[/red] {told['error']}")
+    redis = told["redis"]
+    if redis is None:
+        say("redis cannot be reached")
+        return
+    limit = f"of {redis['max_bytes'] / 2**20:,.0f} MiB" if redis["max_bytes"] else "without a limit"
+    title = f"redis: {redis['keys']:,} keys, {redis['used_bytes'] / 2**20:,.0f} MiB {limit}, {redis['policy']}"
+    columns = ("generation", "bundle", "base", "version", "format", "rows_written", "writing")
+    show_table(title, columns, [[g[c] for c in columns] for g in redis["generations"]])

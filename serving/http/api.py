@@ -162,6 +162,11 @@ def _health(app: FastAPI, admin: Admin, home: Path) -> None:
         """What every process reports, and how the traffic log stands."""
         return admin.status()
 
+    @app.get("/api/v1/cache", tags=["status"])
+    def cache() -> dict[str, Any]:
+        """Which embedding tier answers, and what Redis holds."""
+        return admin.cache()
+
 
 def _endpoints(app: FastAPI, admin: Admin) -> None:
     @app.get("/api/v1/endpoints", tags=["endpoints"])

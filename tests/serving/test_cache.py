@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from handmade import random_tables, write_bundle
-from installation import Installation
+from handmade import random_rows, random_tables, write_bundle
+from installation import Installation, running
 from redis_process import RedisProcess
 from typer.testing import CliRunner
 
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
+from pipeline.features import Features
 from serving.cache import CacheUpkeep, redis_address
 from serving.cli.main import app
+from serving.client import RankingClient
 from serving.config import RedisConfig
+from serving.embedding_report import summed
 
 
 @pytest.fixture
@@ -177,3 +181,22 @@ def test_without_redis_nothing_imports_it() -> None:
         "sys.exit(any(name == 'redis' or name.startswith('redis.') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_tier_of_every_arm_is_reported(installation: Installation) -> None:
+    with running(installation.config) as lane:
+        schema = installation.repository.open("teacher").manifest.model_schema
+        features = Features.from_context(schema, random_rows(np.random.default_rng(0), 20, installation.tables))
+        with RankingClient(lane.target) as client:
+            client.rank("ranker", schema, features, routing_key="u")
+        report = summed({"lane-0": lane.lane.status()})
+    tables = {(row["arm"], row["table"]): row for row in report["tables"]}
+    row = tables["stable", "item"]
+    assert (row["endpoint"], row["bundle"]) == ("ranker", "teacher")
+    assert row["ids"] == row["hits"]["segment"] + row["default"]
+    assert row["hits"]["segment"] >= 1
+    assert (row["stale"], row["late"], row["error"]) == (0, 0, 0)
+    assert {(tier["arm"], tier["tier"]) for tier in report["tiers"]} == {
+        ("stable", "segment"),
+        ("candidate", "segment"),
+    }
