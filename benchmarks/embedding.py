@@ -151,15 +151,15 @@ class _Case:
 
     Attributes:
         tiers: names, in order.
-        rows: what it should find, float32 `[V, d]`.
+        version: whose rows it should find.
         prepare: called with the requests to come, before they are timed.
     """
 
     name: str
     lookup: Lookup
-    rows: F32
     tiers: tuple[str, ...] = ()
     prepare: Callable[[Sequence[Request]], None] | None = None
+    version: int = 0
 
 
 class _Stacks:
@@ -175,9 +175,9 @@ class _Stacks:
         segment, overlay = segment_tier(tables, 0), segment_tier(tables, 1)
         self._segment = segment
         self._fixed = [
-            _Case("segment", Stack(segment), self._rows, ("segment",)),
-            _Case("overlay+segment", Stack(overlay), tables.rows(1), ("segment",)),
-            _Case("store/segment", stack.enter_context(store_lookup(tables, ["segment"])), self._rows),
+            _Case("segment", Stack(segment), ("segment",)),
+            _Case("overlay+segment", Stack(overlay), ("segment",), version=1),
+            _Case("store/segment", stack.enter_context(store_lookup(tables, ["segment"]))),
         ]
         self._redis: RedisTier | None = None
         sizes = {"device": self._room.bytes / self._room.rows, "segment": float(segment.describe()["bytes"]) / count}
@@ -188,7 +188,7 @@ class _Stacks:
                 report.add(f"redis/rows={count}/width={width}", "fill", rate, "rows/s")
                 sizes["redis"] = server.used_bytes() / count
                 self._redis = stack.enter_context(redis_tier(tables, server))
-                self._fixed.append(_Case("redis", Stack(self._redis), self._rows, ("redis",)))
+                self._fixed.append(_Case("redis", Stack(self._redis), ("redis",)))
             else:
                 progress("embedding: Redis is left out: redis-server is not installed")
         for tier, size in sizes.items():
@@ -203,7 +203,7 @@ class _Stacks:
         for peer in PEERS if settings.peers and count <= MOST_PEER_ROWS else ():
             if peer in installed():
                 progress(f"embedding: filling {peer}")
-                self._fixed.append(_Case(peer, stack.enter_context(PEERS[peer](tables, self._rows)), self._rows))
+                self._fixed.append(_Case(peer, stack.enter_context(PEERS[peer](tables, self._rows))))
             else:
                 progress(f"embedding: {peer} is left out: it is not installed (pip install 'baton[bench]')")
 
@@ -215,7 +215,7 @@ class _Stacks:
         def limit(request: Request, out: F32) -> None:
             torch.index_select(rows, 0, request.index, out=torch.from_numpy(out))
 
-        cases = [_Case(LIMIT, limit, self._rows), *self._fixed]
+        cases = [_Case(LIMIT, limit), *self._fixed]
         if self._fits("the device tier with all rows", self._room.bytes):
             cases.insert(1, self._warm("device", CacheLevel(self._room)))
         if torch.cuda.is_available():
@@ -228,11 +228,11 @@ class _Stacks:
             self._progress(f"embedding: warming a cache of {capacity:,} rows over {name}")
             over = Stack(CacheLevel(CacheShape(capacity, tables.width)), tier)
             warm(over, tables, IdStream.over(tables.count, distribution, 1), WARM_PER_ROW * capacity)
-            cases.append(_Case(f"device:{CAPACITY:g}+{name}", over, self._rows, ("device", name)))
+            cases.append(_Case(f"device:{CAPACITY:g}+{name}", over, ("device", name)))
         cache = DeviceSource(SystemClock(), rows=capacity)
         whole = self._stack.enter_context(store_lookup(tables, [cache, "segment"]))
         warm(whole, tables, IdStream.over(tables.count, distribution, 1), WARM_PER_ROW * capacity)
-        cases.append(_Case(f"store/device:{CAPACITY:g}+segment", whole, self._rows))
+        cases.append(_Case(f"store/device:{CAPACITY:g}+segment", whole))
         return cases
 
     def _warm(self, name: str, level: CacheLevel) -> _Case:
@@ -242,7 +242,7 @@ class _Stacks:
             level.clear()
             level.fill(self._tables, np.unique(np.concatenate([r.places for r in requests])), self._rows)
 
-        return _Case(name, Stack(level), self._rows, ("device",), fill)
+        return _Case(name, Stack(level), ("device",), fill)
 
     def _fits(self, what: str, size: int) -> bool:
         free = psutil.virtual_memory().available
@@ -265,7 +265,7 @@ def _timed(
         for case in cases:
             if case.prepare is not None:
                 case.prepare(requests)
-            _check(case, Request.of(tables, stream.draw(ids)))
+            _check(case, tables, Request.of(tables, stream.draw(ids)))
 
         def turn_of(case: _Case, shift: int) -> Callable[[int], float]:
             def turn(number: int) -> float:
@@ -280,10 +280,10 @@ def _timed(
     return {name: (median(values), shares[name]) for name, values in seconds.items()}
 
 
-def _check(case: _Case, request: Request) -> None:
+def _check(case: _Case, tables: Tables, request: Request) -> None:
     """A figure for wrong rows is worth nothing."""
-    out = np.zeros((len(request.places), case.rows.shape[1]), np.float32)
+    out = np.zeros((len(request.places), tables.width), np.float32)
     marks = case.lookup(request, out)
     held = slice(None) if marks is None else marks != PENDING
-    if not np.array_equal(out[held], case.rows[request.places][held]):
+    if not np.array_equal(out[held], tables.rows_at(request.places, case.version)[held]):
         raise RuntimeError(f"{case.name} gave other rows than the table holds")

@@ -56,12 +56,18 @@ class Tables:
         """Of ids and rows as they are."""
         return self.count * (8 + 4 * self.width)
 
-    def rows(self, version: int = 0) -> F32:
-        """All rows of the base, float32 `[count, width]`, in memory of their own; version 1: with the delta's over them."""
-        rows = np.array(self.base.stored_table(TABLE).rows)
+    def rows(self) -> F32:
+        """All rows of the base, float32 `[count, width]`, in memory of their own."""
+        return np.array(self.base.stored_table(TABLE).rows)
+
+    def rows_at(self, places: I64, version: int) -> F32:
+        """What a lookup of these places should give, float32 `[m, width]`; version 1: with the delta over the base."""
+        found: F32 = self.base.stored_table(TABLE).rows[places]
         if version:
-            rows[self.touched] = self.delta.stored_table(TABLE).rows
-        return rows
+            at = np.searchsorted(self.touched, places).clip(max=len(self.touched) - 1)
+            changed = self.touched[at] == places
+            found[changed] = self.delta.stored_table(TABLE).rows[at[changed]]
+        return found
 
     def chain(self, version: int) -> list[Bundle]:
         return [self.base, self.delta][: version + 1]

@@ -26,7 +26,9 @@ def test_a_table_is_written_as_a_bundle_that_holds_its_rows(tables: Tables) -> N
     np.testing.assert_array_equal(stored.ids, tables.ids)
     np.testing.assert_array_equal(stored.rows, tables.rows())
     assert len(np.unique(tables.ids)) == 2000
-    changed = (tables.rows() != tables.rows(1)).any(axis=1)
+    everywhere = np.arange(2000)
+    np.testing.assert_array_equal(tables.rows_at(everywhere, 0), stored.rows)
+    changed = (stored.rows != tables.rows_at(everywhere, 1)).any(axis=1)
     assert np.flatnonzero(changed).tolist() == tables.touched.tolist()
 
 
@@ -47,7 +49,7 @@ def test_a_cache_above_segments_gives_their_rows(
     warm(stack, tables, IdStream.over(2000, "zipf", 0), 20_000)
     places, out = np.arange(2000), np.zeros((2000, 8), np.float32)
     marks = stack(Request.of(tables, places), out)
-    np.testing.assert_array_equal(out, tables.rows(1))
+    np.testing.assert_array_equal(out, tables.rows_at(places, 1))
     assert set(np.unique(marks)) == {1, 2}
 
 
