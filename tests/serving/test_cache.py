@@ -5,26 +5,34 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 import yaml
 from handmade import random_rows, random_tables, write_bundle
-from installation import Installation, running
+from installation import Installation, eventually, free_port, running
 from redis_process import RedisProcess
 from typer.testing import CliRunner
 
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
+from serving.admin import Admin
 from serving.cache import CacheUpkeep, redis_address
 from serving.cli.main import app
 from serving.client import RankingClient
 from serving.config import RedisConfig
 from serving.embedding_report import summed
+from serving.http.api import build_app
+from serving.kill import KillSwitch
+from serving.observe import Observer
+from serving.rollout.controller import RolloutController
+from serving.traffic import open_traffic_log
 
 
 @pytest.fixture
@@ -200,3 +208,37 @@ def test_every_tier_of_every_arm_is_reported(installation: Installation) -> None
         ("stable", "segment"),
         ("candidate", "segment"),
     }
+
+
+def test_stats_shows_what_the_control_process_knows(
+    installation: Installation, upkeep: CacheUpkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upkeep.step(serving(teacher="1"))
+    clock, traffic, kill = SystemClock(), open_traffic_log(installation.config), KillSwitch(installation.home)
+    observe = Observer(installation.config.status, installation.repository, kill, clock)
+    controller = RolloutController(installation.store, traffic, clock, observe)
+    lock = threading.RLock()
+    admin = Admin(
+        installation.config, installation.store, traffic, installation.repository, controller, kill, clock, lock, upkeep
+    )
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(build_app(admin, installation.home), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, name="test-http")
+    thread.start()
+    monkeypatch.setenv("BATON_SERVER", f"http://127.0.0.1:{port}")
+    try:
+        eventually(lambda: server.started, "the server listens")
+        code, told, _ = run("stats")
+        assert (code, told["tables"], told["tiers"]) == (0, [], [])
+        assert told["shared"]["redis"]["generations"][0]["bundle"] == "teacher"
+        with running(installation.config):
+            eventually(lambda: bool(run("stats")[1]["tiers"]), "the lane has told")
+            shown = CliRunner().invoke(app, ["cache", "stats"])
+            assert shown.exit_code == 0
+            for word in ("segment", "teacher", "MiB", "noeviction"):
+                assert word in shown.stdout
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        traffic.close()
+    assert run("stats")[0] == 1
