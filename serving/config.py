@@ -98,7 +98,8 @@ class QueueConfig(_Section):
 
 class EngineConfig(_Section):
     lanes: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), ge=1, le=256)
-    """Processes that answer, sharing one port; by default one core is left for the rest."""
+    """Processes that answer, sharing one port; by default one core is left for the rest. `baton bench lanes` tells
+    what split into lanes, `workers` and `network_threads` answers most on this machine."""
     workers: int = Field(1, ge=1, le=64)
     """Threads per lane that run the fused stages of a request."""
     network_threads: int = Field(1, ge=1, le=64)
