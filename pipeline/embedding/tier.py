@@ -125,7 +125,8 @@ class Tier(Protocol):
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
         """Fill what is open (`is_open`) and held here: the row, the weight, and `found` with `mark`.
 
-        It writes a row whole or not at all, and never raises for a failure outside the process.
+        A row that it marks is whole; one that stays pending may hold anything; a stale one it does not have stays as it
+        is. It never raises for a failure outside the process.
 
         Args:
             wanted: of one lookup. Arrays may be written in place only as said.
