@@ -125,7 +125,7 @@ class Generator:
 
     def _arrivals(self) -> Iterator[float]:
         rng = random.Random(self._spec.seed)
-        due = time.monotonic()
+        due = self.started - self._spec.warmup
         until = self.started
         for seconds, rate in self._spec.phases:
             until += seconds

@@ -117,7 +117,7 @@ def test_open_loop_sends_all_that_are_due_and_keeps_their_rate(server: EchoServe
     assert not found.errors
     again = run(spec(server, tmp_path, [body(0, 100)], phases=phases, connections=3, warmup=0.2))
     # The arrivals follow from the seed alone.
-    np.testing.assert_allclose(found.intended - found.started, again.intended - again.started, atol=0.05)
+    np.testing.assert_allclose(found.intended - found.started, again.intended - again.started, atol=1e-6)
     second = found.intended - found.started > 0.5
     assert 25 < (~second).sum() < 85
     assert 140 < second.sum() < 260
