@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pipeline.disk import sync, writing
 from pipeline.errors import BundleError
 from pipeline.graph import check_graph
 from pipeline.row_format import RowFormat, decode_rows, encode_rows
@@ -337,6 +338,10 @@ class BundleWriter:
     """Writes a bundle beside its place and moves it there in one rename.
 
     Use as a context manager; leaving it by an exception removes what was written.
+
+    Raises:
+        BundleError: the place is taken.
+        NotReady: the disk is full or fails.
     """
 
     def __init__(self, target: Path) -> None:
@@ -346,11 +351,15 @@ class BundleWriter:
     def __enter__(self) -> BundleWriter:
         if self._target.exists():
             raise BundleError(f"{self._target} exists; a bundle is never changed after it was written")
-        self._staging.mkdir(parents=True)
+        with writing(self._target):
+            self._staging.mkdir(parents=True)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         shutil.rmtree(self._staging, ignore_errors=True)
+        if error is not None:
+            with writing(self._target):
+                raise error
 
     def path(self, name: str) -> Path:
         """Where to write a file of the bundle."""
@@ -391,18 +400,10 @@ class BundleWriter:
             file.write(text)
         # Later versions build on this one: all of it is on disk before it can be seen.
         for path in (*sorted(self._staging.rglob("*")), self._staging):
-            _sync(path)
+            sync(path)
         os.rename(self._staging, self._target)
-        _sync(self._target.parent)
+        sync(self._target.parent)
         return Bundle.open(self._target, verify=False)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.bundle import Bundle
+from pipeline.disk import writing
 from pipeline.errors import NotFound
 
 __all__ = ["Repository"]
@@ -78,18 +80,24 @@ class Repository:
         return [*links, bundle]
 
     def reserve(self, name: str) -> str:
-        """A new version number, higher than every one ever given out for this name, also across crashes and processes."""
+        """A new version number, higher than every one ever given out for this name, also across crashes and processes.
+
+        Raises:
+            NotReady: the disk is full or fails.
+        """
         marks = self._marks(name)
-        marks.mkdir(parents=True, exist_ok=True)
+        with writing(marks):
+            marks.mkdir(parents=True, exist_ok=True)
         taken = [int(v) for v in self.versions(name)] + [int(p.name) for p in marks.iterdir()]
         version = max(taken, default=0) + 1
         while True:
-            try:
-                os.close(os.open(marks / str(version), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            except FileExistsError:
-                version += 1
-            else:
-                return str(version)
+            with writing(marks / str(version)):
+                try:
+                    (marks / str(version)).touch(exist_ok=False)
+                except FileExistsError:
+                    version += 1
+                else:
+                    return str(version)
 
     def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
         """Remove the versions that are not in `keep` and that none of those builds on, and marks long passed.
@@ -117,8 +125,9 @@ class Repository:
             os.rename(folder / version, folder / f".{version}.gone")
         for path in folder.iterdir() if folder.is_dir() else ():
             hidden = path.name.startswith(".") and path.name[1:].split(".")[0].isdecimal()
-            if hidden and (path.suffix == ".gone" or path.stat().st_mtime < unfinished_before):
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # finished meanwhile
+                if hidden and (path.suffix == ".gone" or path.stat().st_mtime < unfinished_before):
+                    shutil.rmtree(path, ignore_errors=True)
         # A publisher that looked before others went on must still meet their marks, so more than the highest stay.
         marks = [int(p.name) for p in self._marks(name).iterdir()] if removed else []
         for number in sorted(marks)[:-MARKS]:

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from pipeline.disk import sync, writing
+
 __all__ = ["Checkpoints", "Place"]
 
 KEEP = 2
@@ -49,20 +51,28 @@ class Checkpoints:
         self._folder = folder
 
     def save(self, place: Place, arrays: Mapping[str, Arrays]) -> None:
-        """Commit. `arrays`: file name -> named arrays."""
+        """Commit. `arrays`: file name -> named arrays.
+
+        Raises:
+            NotReady: the disk is full or fails; the last checkpoint is still the one to go on from.
+        """
         number = max(self._numbers(), default=0) + 1
         staging = self._folder / f".{number}.{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for name, tensors in arrays.items():
-            path = staging / f"{name}.safetensors"
-            save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path)
-            _sync(path)
-        (staging / "state.json").write_text(json.dumps(asdict(place)))
-        _sync(staging / "state.json")
-        _sync(staging)
-        os.rename(staging, self._folder / str(number))
-        _sync(self._folder)
+        try:
+            with writing(self._folder / str(number)):
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+                for name, tensors in arrays.items():
+                    path = staging / f"{name}.safetensors"
+                    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path)
+                    sync(path)
+                (staging / "state.json").write_text(json.dumps(asdict(place)))
+                sync(staging / "state.json")
+                sync(staging)
+                os.rename(staging, self._folder / str(number))
+                sync(self._folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         for old in self._numbers()[:-KEEP]:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
 
@@ -80,11 +90,3 @@ class Checkpoints:
         if not self._folder.is_dir():
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -71,6 +71,9 @@ class Line:
             batch: number of the last batch in the model.
             anchor: version at which the current rollout step began, judged against too.
             now_ms: Unix time, written into the manifest.
+
+        Raises:
+            NotReady: the disk is full or fails; the line stands where it stood.
         """
         current = self.model.calibration
         # Rows from before the base rate moved say nothing of how good a version is now.
@@ -92,18 +95,22 @@ class Line:
         if "serving" in references and finite:
             # The rollout starts its evidence anew when a version moves the mean score.
             metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
-        version = self.repository.reserve(self.name)
         rebase = len(self.chain) > self.compact_after
-        if rebase:
-            self.model.save_bundle(
-                self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
-                created_ms=now_ms,
-            )  # fmt: skip
-        else:
-            self.model.save_delta(
-                self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
-                created_ms=now_ms, base=self.chain[0], deltas=self.chain[1:],
-            )  # fmt: skip
+        try:
+            version = self.repository.reserve(self.name)
+            if rebase:
+                self.model.save_bundle(
+                    self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
+                    created_ms=now_ms,
+                )  # fmt: skip
+            else:
+                self.model.save_delta(
+                    self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
+                    created_ms=now_ms, base=self.chain[0], deltas=self.chain[1:],
+                )  # fmt: skip
+        except BatonError:
+            self.model.calibration = current
+            raise
         if report.passed:
             self.chain = [version] if rebase else [*self.chain, version]
             log.info("published %s %s", self.name, version)

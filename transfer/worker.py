@@ -138,7 +138,7 @@ class Worker:
             try:
                 learned = self.step(stop)
             except NotReady as error:
-                log.warning("the traffic log cannot be read now: %s", error)
+                log.warning("waiting: %s", error)
                 learned = False
             if not learned:
                 stop.wait(max(POLL, (self._clock.monotonic() - began) / IDLE_SHARE))
@@ -157,6 +157,7 @@ class Worker:
             learned = True
             self._publish_if_due()
             if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY:
+                self._last_commit = self._clock.monotonic()  # one that fails is tried again after as long
                 self.commit()
             self._write_status()
             if stop is not None and stop.is_set():
@@ -220,13 +221,18 @@ class Worker:
         ]
         if not due or self._held.labels.sum() < s.gate.min_positives:
             return
-        self.commit()
         for line in due:
-            anchor = self._anchor() if line is self._student else None
-            self._last_report[line.role] = line.publish(
-                self._held, self.place.trained_rows, self.place.batches, anchor, self._clock.wall_ms()
-            )
-            self._last_publish[line.role] = self._clock.monotonic()
+            self._last_publish[line.role] = now  # what fails is tried again after as long
+        try:
+            self.commit()
+            for line in due:
+                anchor = self._anchor() if line is self._student else None
+                self._last_report[line.role] = line.publish(
+                    self._held, self.place.trained_rows, self.place.batches, anchor, self._clock.wall_ms()
+                )
+                self._last_publish[line.role] = self._clock.monotonic()
+        except NotReady as error:
+            log.error("nothing is published now: %s", error)
 
     def _line(self, role: str, name: str, repository: Repository) -> Line:
         s = self._settings
@@ -285,7 +291,10 @@ class Worker:
             "refused": {line.name: line.refused for line in self._lines},
             "reports": {role: report.model_dump() for role, report in self._last_report.items()},
         }
-        self._settings.status.parent.mkdir(parents=True, exist_ok=True)
         staging = self._settings.status.with_suffix(".tmp")
-        staging.write_text(json.dumps(status))
-        staging.rename(self._settings.status)
+        try:
+            staging.parent.mkdir(parents=True, exist_ok=True)
+            staging.write_text(json.dumps(status))
+            staging.rename(self._settings.status)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._settings.status, error.strerror)

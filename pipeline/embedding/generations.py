@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.bundle import MANIFEST, Bundle
+from pipeline.disk import sync, writing
 from pipeline.embedding.segment_build import build_segment
 from pipeline.embedding.segment_file import Segment
-from pipeline.errors import BundleError, NotReady
+from pipeline.errors import BundleError
 
 __all__ = ["Stack", "compact", "ensure_segment", "open_stack", "sweep"]
 
@@ -98,7 +99,7 @@ def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segme
     found = _opened(path, bundles)
     if found is not None:
         return found
-    try:
+    with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             found = _opened(path, bundles)  # another process may have been first
@@ -113,13 +114,8 @@ def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segme
                 os.rename(staging, path)
             finally:
                 _clear(path)
-            _sync(folder)
+            sync(folder)
             return Segment.open(path, _source(bundles))
-    except OSError as error:
-        raise NotReady(
-            f"segment {path} cannot be built: {error.strerror or error}; it is tried again, and needs room for "
-            f"the rows of version {bundles[-1].manifest.version} once more than the repository"
-        ) from error
 
 
 def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
@@ -217,11 +213,3 @@ def _clear(path: Path) -> None:
     for left in path.parent.glob(f".{path.name}.*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from handmade import SCHEMA, WIDTH, random_table, random_tables, write_bundle
+from handmade import SCHEMA, WIDTH, random_tables, write_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
 
 from pipeline.bundle import Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
-from pipeline.errors import BundleError, InvalidInput
+from pipeline.errors import BundleError, InvalidInput, NotReady
 from pipeline.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.versions import Repository
 
@@ -206,18 +209,25 @@ def test_an_existing_bundle_is_never_overwritten(bundle: Bundle) -> None:
         pass
 
 
-def write_half(target: Path, table: Table) -> None:
-    with BundleWriter(target) as writer:
-        writer.table("user", table)
-        raise OSError("disk full")
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes: what a program sees of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_writer_that_fails_leaves_nothing(repository: Repository) -> None:
-    target = repository.path("ranker", "1")
-    table = random_table(np.random.default_rng(0), 5, WIDTH, linear=False)
-    with pytest.raises(OSError, match="disk full"):
-        write_half(target, table)
-    assert list(target.parent.iterdir()) == []
+@pytest.mark.parametrize("limit", [0, 500, 2_000])
+def test_a_writer_on_a_full_disk_leaves_nothing(repository: Repository, limit: int) -> None:
+    tables = random_tables(1)
+    with full_disk(limit), pytest.raises(NotReady, match=r"ranker.* cannot be written: .*File too large"):
+        write_bundle(repository, tables)
+    assert repository.versions("ranker") == []
+    assert [p.name for p in (repository.root / "ranker").iterdir()] == [".versions"]
+    assert write_bundle(repository, tables).manifest.version == "2"
 
 
 def test_a_refused_version_needs_no_network(repository: Repository) -> None:

@@ -200,7 +200,7 @@ def build_within(limit: int, root: Path, segments: Path) -> None:
         repository = Repository(root)
         open_stack(segments, repository.chain(repository.open("ranker")), WIDTH)
     except NotReady as error:
-        os._exit(3 if "cannot be built" in str(error) else 4)
+        os._exit(3 if "cannot be written" in str(error) else 4)
     os._exit(0)
 
 

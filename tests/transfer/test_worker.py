@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,49 @@ def test_a_late_label_moves_the_calibration_by_its_difference_alone(traffic: Sql
 
 class Crash(BaseException):
     """The process ends here."""
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes: what a program sees of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [0, 2_000, 100_000])
+def test_a_full_disk_holds_versions_back_and_loses_nothing(
+    traffic: SqliteTrafficLog, tmp_path: Path, limit: int
+) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 80)
+    worker = Worker(settings(tmp_path), traffic, repository)
+    with full_disk(limit):  # 100_000: the checkpoint does not fit, a delta does
+        while worker.step():
+            pass
+    position = worker.place.position
+    assert position > 0
+    for name in "teacher", "student":
+        for version in repository.versions(name):
+            Model.load(repository, name, version, segments=tmp_path / "segments")  # all that is there is whole
+    assert repository.versions("student") == ["1"]
+    assert not list(repository.root.glob("*/.[0-9]*"))
+    assert not list((tmp_path / "worker").glob("*"))
+    fill(traffic, 80, seed=1)
+    while worker.step():
+        pass
+    assert len(repository.versions("student")) > 1
+    trained = worker.place.trained_rows
+    assert Worker(settings(tmp_path), traffic, repository).place.position <= worker.place.position
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    other = Worker(settings(undisturbed), traffic, models(undisturbed))
+    while other.step():
+        pass
+    assert (other.place.trained_rows, other.place.position) == (trained, worker.place.position)
 
 
 @pytest.mark.parametrize("where", ["reserve", "save_delta", "save_bundle", "save"])
