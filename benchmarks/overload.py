@@ -84,6 +84,8 @@ def run(
     for code in sorted(outcome.errors):
         share = float((outcome.status[during] == code).mean())
         report.add(f"overload/refused/code={code}", "requests", share, "share")
+    # A generator that is late itself offers less than it says.
+    report.add("overload/client", "late p99", 1e3 * float(np.quantile(outcome.late, 0.99)), "ms")
     report.add("overload/client", "cpu", 1e6 * outcome.cpu_seconds / outcome.calls, "us/request")
     return report
 
