@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from pipeline.clock import Clock
+from pipeline.context import context_once
 from pipeline.event import Event
 from pipeline.traffic.record import PredictionRecord, pack
 
@@ -63,7 +64,7 @@ class Record:
                     arm=event.arm,
                     bundle=event.model.name,
                     version=int(event.model.version),
-                    features=event.features,
+                    features=context_once(event.features, event.model.schema),
                     scores=event.scores,
                     routing_hash=event.routing_hash,
                     overridden=event.overridden,
