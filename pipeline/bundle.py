@@ -21,6 +21,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -36,6 +37,7 @@ from pipeline.errors import BundleError
 from pipeline.graph import check_graph
 from pipeline.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.schema import Schema
+from pipeline.verified import verify_once
 
 __all__ = ["Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo"]
 
@@ -176,12 +178,14 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: Path, *, verify: bool = True) -> Bundle:
+    def open(cls, path: Path, *, verify: bool = True, notes: Path | None = None) -> Bundle:
         """Read the manifest and hold the files against it.
 
         Args:
             path: the bundle's directory.
             verify: also hash every file and check the network's graph (reads all bytes once).
+            notes: folder where this machine notes what it has verified, so that it is not read again while it stays as
+                it is (`pipeline.verified`); None: read in any case.
 
         Raises:
             BundleError: naming the file at fault.
@@ -199,7 +203,9 @@ class Bundle:
             where = ".".join(str(part) for part in first["loc"]) or "manifest"
             raise BundleError(f"{path / MANIFEST}: {where}: {first['msg']}", where) from None
         bundle = cls(path, manifest)
-        bundle._check_files(verify)
+        bundle._check_files()
+        if verify:
+            bundle._verify(notes)
         return bundle
 
     @property
@@ -308,7 +314,7 @@ class Bundle:
                 raise BundleError(f"{self.path}: table {name!r}: ids must be sorted and unique", name)
         return counts
 
-    def _check_files(self, verify: bool) -> None:
+    def _check_files(self) -> None:
         root = self.path.resolve()
         for name, info in self.manifest.files.items():
             pure = PurePosixPath(name)
@@ -319,19 +325,34 @@ class Bundle:
                 raise BundleError(f"{self.path}: {name} is listed in the manifest but is not there", name)
             if path.stat().st_size != info.bytes:
                 raise BundleError(f"{self.path}: {name} has {path.stat().st_size} bytes instead of {info.bytes}", name)
-            if verify and _sha256(path) != info.sha256:
+        if self.manifest.servable:
+            for needed in [DENSE, *(f"tables/{t}.safetensors" for t in self.manifest.tables)]:
+                self.file(needed)
+
+    def _verify(self, notes: Path | None) -> None:
+        try:
+            if notes is None:
+                self._check_contents()
+                return
+            with suppress(OSError):
+                notes.mkdir(parents=True, exist_ok=True)
+            files = (self.path / name for name in (MANIFEST, *self.manifest.files))
+            verify_once(notes / self.path.name, files, self._check_contents)
+        except OSError as error:
+            raise BundleError(f"{self.path} cannot be read: {error}") from None
+
+    def _check_contents(self) -> None:
+        for name, info in self.manifest.files.items():
+            if _sha256(self.path / name) != info.sha256:
                 raise BundleError(
                     f"{self.path}: {name} does not match its SHA-256 in the manifest: it was damaged", name
                 )
         if not self.manifest.servable:
             return
-        for needed in [DENSE, *(f"tables/{t}.safetensors" for t in self.manifest.tables)]:
-            self.file(needed)
-        if verify:
-            schema, linear = self.manifest.model_schema, self.manifest.linear
-            check_graph(self.path / DENSE, schema, linear=linear)
-            if CONTEXT in self.manifest.files:
-                check_graph(self.path / CONTEXT, schema, linear=linear, split=True)
+        schema, linear = self.manifest.model_schema, self.manifest.linear
+        check_graph(self.path / DENSE, schema, linear=linear)
+        if CONTEXT in self.manifest.files:
+            check_graph(self.path / CONTEXT, schema, linear=linear, split=True)
 
 
 class BundleWriter:

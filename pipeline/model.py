@@ -23,6 +23,7 @@ from pipeline.footprint import network_bytes
 from pipeline.inputs import DenseInputs, Layout
 from pipeline.network import Network
 from pipeline.schema import Schema
+from pipeline.verified import NOTES
 from pipeline.versions import Repository
 from pipeline.warmup import read_warmup, synthetic_requests
 from pipeline.workspace import Workspace
@@ -84,8 +85,8 @@ class Model:
     ) -> Model:
         """Open a version, every file of it verified, and map its rows.
 
-        The versions it builds on are verified when a segment is built from them, not each time: a segment carries
-        its own checksums.
+        A machine verifies a version once while its files stay as they are (`pipeline.verified`). The versions it builds
+        on are verified when a segment is built from them: a segment carries its own checksums.
 
         Args:
             repository: where bundles lie.
@@ -99,7 +100,7 @@ class Model:
             NotFound: no such name or version.
             BundleError: it is damaged, was refused by the gate, or builds on a version that is gone.
         """
-        bundle = repository.open(name, version, verify=True)
+        bundle = repository.open(name, version, verify=True, notes=segments / name / NOTES)
         manifest = bundle.manifest
         if not manifest.servable:
             reasons = "; ".join(manifest.gate.reasons) if manifest.gate else ""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
 
-__all__ = ["RowFormat", "decode_rows", "encode_rows"]
+__all__ = ["RowFormat", "check_rows", "decode_rows", "encode_rows"]
 
 F32 = npt.NDArray[np.float32]
 RowFormat = Literal["float32", "float16", "int8"]
@@ -28,16 +28,26 @@ def encode_rows(rows: F32, stored: RowFormat) -> tuple[npt.NDArray[Any], F32 | N
     """
     if stored == "float32":
         return rows, None
-    largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32)
-    if not np.isfinite(largest).all():
-        raise InvalidInput("rows that are not finite cannot be stored; the training has diverged", "rows")
+    largest = check_rows(rows, stored)
     if stored == "float16":
-        if largest.max(initial=0.0) > np.finfo(np.float16).max:
-            raise InvalidInput("a row holds numbers beyond 65504, more than float16 takes; use rows: float32", "rows")
         return rows.astype(np.float16), None
     # The least normal number keeps a tiny row from dividing by zero.
     scales = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny).astype(np.float32)
     return np.clip(np.rint(rows / scales[:, None]), -127, 127).astype(np.int8), scales
+
+
+def check_rows(rows: F32, stored: RowFormat) -> F32:
+    """The largest |number| of each row, float32 `[V]`, of rows float32 `[V, d]` that can be stored in a format.
+
+    Raises:
+        InvalidInput: as `encode_rows`; float32 takes what other formats cannot, numbers that are not finite too.
+    """
+    largest: F32 = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32)
+    if stored != "float32" and not np.isfinite(largest).all():
+        raise InvalidInput("rows that are not finite cannot be stored; the training has diverged", "rows")
+    if stored == "float16" and largest.max(initial=0.0) > np.finfo(np.float16).max:
+        raise InvalidInput("a row holds numbers beyond 65504, more than float16 takes; use rows: float32", "rows")
+    return largest
 
 
 def decode_rows(rows: npt.NDArray[Any], scales: F32 | None) -> F32:

@@ -5,6 +5,7 @@ Every number given out leaves a mark in `<root>/<name>/.versions/`; the highest 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Collection
@@ -13,11 +14,13 @@ from pathlib import Path
 
 from pipeline.bundle import Bundle
 from pipeline.disk import writing
-from pipeline.errors import NotFound
+from pipeline.errors import BundleError, NotFound
 
 __all__ = ["Repository"]
 
 MARKS = 1000
+
+log = logging.getLogger(__name__)
 
 
 class Repository:
@@ -43,8 +46,8 @@ class Repository:
     def path(self, name: str, version: str) -> Path:
         return self.root / name / version
 
-    def open(self, name: str, version: str = "", *, verify: bool = False) -> Bundle:
-        """Open a version, the newest servable one when `version` is empty.
+    def open(self, name: str, version: str = "", *, verify: bool = False, notes: Path | None = None) -> Bundle:
+        """Open a version, `latest` when `version` is empty; `verify` and `notes` as `Bundle.open`.
 
         Raises:
             NotFound: no such name or version.
@@ -54,30 +57,46 @@ class Repository:
             version = self.latest(name)
         if version not in self.versions(name):
             raise NotFound(f"bundle {name!r} has no version {version!r}; it has {self.versions(name) or 'none'}")
-        return Bundle.open(self.path(name, version), verify=verify)
+        return Bundle.open(self.path(name, version), verify=verify, notes=notes)
 
     def latest(self, name: str) -> str:
-        """The newest version that may serve.
+        """The newest version that may serve; see `newest`."""
+        return self.newest(name)[-1].manifest.version
+
+    def newest(self, name: str, *, verify: bool = False, notes: Path | None = None) -> list[Bundle]:
+        """The chain (`chain`) of the newest version that may serve. A newer one that is damaged, or builds on what is,
+        is passed over, and the log says why; `verify` and `notes` as `Bundle.open`, of all links.
 
         Raises:
-            NotFound: there is none.
+            NotFound: none may serve.
+            BundleError: those that may are all damaged; the newest one's fault.
         """
+        faults: list[BundleError | NotFound] = []
         for version in reversed(self.versions(name)):
-            if Bundle.open(self.path(name, version), verify=False).manifest.servable:
-                return version
+            try:
+                bundle = self.open(name, version, verify=verify, notes=notes)
+                if bundle.manifest.servable:
+                    return self.chain(bundle, verify=verify, notes=notes)
+            except (BundleError, NotFound) as error:
+                log.error("version %s of bundle %s is passed over: %s", version, name, error)
+                faults.append(error)
+        if faults:
+            raise faults[0]
         raise NotFound(f"bundle {name!r} has no version that may serve; known names: {self.names() or 'none'}")
 
-    def chain(self, bundle: Bundle) -> list[Bundle]:
-        """The bundles whose tables make up a version, base first: itself, or its base and deltas in order.
+    def chain(self, bundle: Bundle, *, verify: bool = False, notes: Path | None = None) -> list[Bundle]:
+        """The bundles whose tables make up a version, base first: itself, or its base and deltas in order. `verify` and
+        `notes` as `Bundle.open`, of those that it builds on.
 
         Raises:
             NotFound: a link is missing.
+            BundleError: one is damaged.
         """
         manifest = bundle.manifest
         if manifest.base is None:
             return [bundle]
-        links = [self.open(manifest.name, v) for v in (manifest.base, *manifest.deltas[:-1])]
-        return [*links, bundle]
+        links = (manifest.base, *manifest.deltas[:-1])
+        return [*(self.open(manifest.name, v, verify=verify, notes=notes) for v in links), bundle]
 
     def reserve(self, name: str) -> str:
         """A new version number, higher than every one ever given out for this name, also across crashes and processes.

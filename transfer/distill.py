@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows
+from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
 from transfer.data.log import Log
 from transfer.model import ClickModel, LearningSettings
@@ -59,6 +60,7 @@ class Stage1Settings:
         dense_passes, joint_passes: over the window, of S1B and S1C; 0 leaves a part out.
         learning: rates of the student.
         hyperparameters: of the student's architecture.
+        stored: how bundles store the student's rows; calibration and metrics are of rows rounded so.
     """
 
     a: float = 0.7
@@ -77,6 +79,7 @@ class Stage1Settings:
     joint_passes: int = 1
     learning: LearningSettings = field(default_factory=LearningSettings)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    stored: RowFormat = "float32"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.a <= 1.0:
@@ -161,6 +164,7 @@ def transfer_offline(
     student = ClickModel.create(
         log.schema, arch, width, seed=seed, hyperparameters=s.hyperparameters, learning=s.learning
     )
+    student.stored = s.stored
     seconds: dict[str, float] = {}
     began = clock()
 
@@ -300,6 +304,6 @@ def _scoring(chunks: Iterator[Batch], student: ClickModel, held: Held, body: int
     seen = 0
     for chunk in chunks:
         if seen >= body:
-            held.add(student.logits(chunk.rows), chunk.labels)
+            held.add(student.served_logits(chunk.rows), chunk.labels)
         seen += len(chunk.labels)
         yield chunk

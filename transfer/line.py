@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bundle import Calibration, GateReport
-from pipeline.errors import BatonError
+from pipeline.errors import BatonError, InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.model import Model
+from pipeline.verified import NOTES
 from pipeline.versions import Repository
 from transfer.gate import GateLimits, judge
 from transfer.model import ClickModel
@@ -80,7 +81,10 @@ class Line:
         window = window_for(current, self.recent)
         held = held.newest(passed - window, max(LEAST_POSITIVES, self.limits.min_positives))
         assert held.rows is not None
-        logits = self.model.logits(held.rows)
+        rebase = len(self.chain) > self.compact_after or not self._takes_delta()
+        unfit = self._unfit(rebase)
+        # Of the rows as they will serve; the difference to the weights of their time covers what rounding changes.
+        logits = self.model.logits(held.rows) if unfit else self.model.served_logits(held.rows)
         finite = bool(np.isfinite(logits).all())
         if finite:
             self.model.calibration = recalibrate(current, self.recent, window, held.logits[self.role], logits)
@@ -89,13 +93,14 @@ class Line:
         report = judge(
             logits, scores, held.labels, references, self.limits, bias_error=_bias_error(scores, held.labels)
         )
+        if unfit:
+            report = report.model_copy(update={"passed": False, "reasons": (*report.reasons, unfit)})
         metrics: dict[str, float | None] = {
             key: report.figures.get(key) for key in ("auc", "logloss", "bias", "rows", "positives")
         }
         if "serving" in references and finite:
             # The rollout starts its evidence anew when a version moves the mean score.
             metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
-        rebase = len(self.chain) > self.compact_after
         try:
             version = self.repository.reserve(self.name)
             if rebase:
@@ -120,6 +125,25 @@ class Line:
             log.warning("%s %s refused: %s", self.name, version, "; ".join(report.reasons))
         self.published_batch = batch
         return report
+
+    def _takes_delta(self) -> bool:
+        """Whether a delta may build on the version that serves: it is whole and stores its rows as the next one shall."""
+        notes = self.segments / self.name / NOTES
+        try:
+            serving = self.repository.open(self.name, self.version, verify=True, notes=notes)
+            self.repository.chain(serving, verify=True, notes=notes)
+        except BatonError as error:
+            log.warning("the next version of %s is a base: %s", self.name, error)
+            return False
+        return all(info.dtype == self.model.stored for info in serving.manifest.tables.values())
+
+    def _unfit(self, rebase: bool) -> str:
+        """Why the rows of the next version cannot be stored as they should be; empty: they can."""
+        try:
+            self.model.tables.check_stored(self.model.stored, None if rebase else self.model.tables.touched())
+        except InvalidInput as error:
+            return str(error)
+        return ""
 
     def _references(self, rows: Rows, anchor: str | None) -> dict[str, F32]:
         """Scores of the version that serves and of the step's first one on the held-out rows."""

@@ -1,7 +1,7 @@
 """A click model in training: schema, tables, network, optimisers, calibration.
 
-`step` learns from a batch, `logits` scores exactly as serving does, `save_bundle` and `save_delta` publish, `state_dict`
-and `load_state` are the checkpoint. One thread. Next stop: `transfer.train` (the loop), `transfer.distill` (stage 1).
+`step` learns from a batch, `logits` scores, `served_logits` with the rows as they are published, `save_bundle` and
+`save_delta` publish, `state_dict` and `load_state` are the checkpoint. One thread. Next stop: `transfer.train` (the loop), `transfer.distill` (stage 1).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.bundle import Bundle, Calibration, GateReport
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows
+from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
 from pipeline.versions import Repository
 from transfer.export import DenseGraph, trace
@@ -74,6 +75,8 @@ class ClickModel:
         """True for a model whose bundle has no training state: it scores and does not learn."""
         self.metrics: dict[str, float | None] = {}
         """Metrics at birth, written into the manifest unless others are given."""
+        self.stored: RowFormat = "float32"
+        """How bundles store its rows; training goes on in float32 whatever it is."""
         self.extra: Arrays = {}
         """Arrays that travel with the training state, for example the maps of an embedding projection."""
         self.last_logits: F32 = np.empty(0, np.float32)
@@ -120,17 +123,28 @@ class ClickModel:
 
     def logits(self, rows: Rows) -> F32:
         """Logits float32 `[n]`, before calibration. No row is made: unknown ids take their table's default row."""
+        return self._score(rows, "float32")
+
+    def served_logits(self, rows: Rows) -> F32:
+        """As `logits`, with the table's rows as a bundle stores them and serving reads them: what is calibrated and judged.
+
+        Raises:
+            InvalidInput: a row of an id that is asked for cannot be stored.
+        """
+        return self._score(rows, self.stored)
+
+    def _score(self, rows: Rows, stored: RowFormat) -> F32:
         out = np.empty(len(rows), np.float32)
         self.network.eval()
         for start in range(0, len(rows), SCORING_ROWS):
             part = rows.slice(start, min(start + SCORING_ROWS, len(rows)))
-            vectors, linear = self.tables.gather(self.tables.lookup(part, create=False))
+            vectors, linear = self.tables.gather(self.tables.lookup(part, create=False), stored)
             with torch.inference_mode():
                 out[start : start + len(part)] = self._forward(part, torch.from_numpy(vectors), linear).numpy()
         return out
 
     def calibrated_logits(self, rows: Rows) -> F32:
-        """Logits float32 `[n]` after calibration: the log-odds that serving answers with."""
+        """Logits float32 `[n]` after calibration: the log-odds that serving answers with, but for rounded rows."""
         return (self.calibration.alpha * self.logits(rows) + self.calibration.beta).astype(np.float32)
 
     def scores(self, rows: Rows) -> F32:
@@ -310,8 +324,9 @@ class ClickModel:
                 for t, name in enumerate(self.tables.names)
             },
             full=full,
+            stored=self.stored,
             header=header,
-            arrays=training_arrays(arrays),
+            arrays=training_arrays(arrays, self.stored),
         )
 
     def save_bundle(

@@ -1,7 +1,8 @@
 """From a model in training to a bundle on disk, and back.
 
 A `Snapshot` is taken on the training thread (copies of what changed); writing it may happen anywhere. A base holds all
-rows, a delta those touched since the last publication. A bundle carries what training goes on from only when asked to.
+rows, a delta those touched since the last publication. A bundle carries what training goes on from only when asked to:
+rows in float32 as well, where its tables hold rounded ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from pipeline.bundle import DENSE, WARMUP, Bundle, BundleWriter, Calibration, GateReport, Manifest, Table, TableInfo
 from pipeline.errors import BundleError
+from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
 from pipeline.versions import Repository
 from pipeline.warmup import synthetic_requests, write_warmup
@@ -31,7 +33,7 @@ __all__ = ["Snapshot", "load_model", "write_snapshot"]
 
 STATE = "training/state.safetensors"
 HEADER = "header"
-# Held by the tables of the bundle itself, so not written twice.
+# Held by the tables of the bundle itself where these are float32, so not written twice.
 _IN_TABLES = ("tables.rows.values", "tables.weights.values", "tables.counts")
 
 
@@ -47,6 +49,7 @@ class Snapshot:
     tables: dict[str, Table]
     defaults: dict[str, tuple[tuple[float, ...], float | None]]
     full: bool
+    stored: RowFormat = "float32"
     header: dict[str, Any] | None = None
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
@@ -54,7 +57,11 @@ class Snapshot:
         """The manifest's entries of the tables."""
         return {
             name: TableInfo(
-                width=len(default), rows=len(self.tables[name].ids), default=default, linear_default=linear_default
+                width=len(default),
+                dtype=self.stored,
+                rows=len(self.tables[name].ids),
+                default=default,
+                linear_default=linear_default,
             )
             for name, (default, linear_default) in self.defaults.items()
         }
@@ -88,6 +95,7 @@ def write_snapshot(
 
     Raises:
         BundleError: the place is taken, or a delta was not told its base.
+        InvalidInput: a row cannot be stored in the snapshot's format.
     """
     if snapshot.full != (base is None):
         raise BundleError("a delta needs the version of its base, and a snapshot of all rows is itself a base", "base")
@@ -117,7 +125,7 @@ def write_snapshot(
                 writer.path(file_name).write_bytes(network)
             write_warmup(writer.path(WARMUP), snapshot.schema, synthetic_requests(snapshot.schema))
             for table_name, table in snapshot.tables.items():
-                writer.table(table_name, table)
+                writer.table(table_name, table, snapshot.stored)
             if snapshot.header is not None:
                 header = np.frombuffer(json.dumps(snapshot.header).encode(), np.uint8)
                 writer.tensors(STATE, {**snapshot.arrays, HEADER: header})
@@ -134,15 +142,19 @@ def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
     """
     last = chain[-1].manifest
     stateful = next((b for b in reversed(chain) if STATE in b.manifest.files), None)
+    newer = chain
     hyperparameters = dict(last.hyperparameters)
     width = int(hyperparameters.pop("width", next(iter(last.tables.values())).width))
     if stateful is not None:
         arrays = stateful.tensors(STATE)
         header = json.loads(arrays.pop(HEADER).tobytes())
-        ids = len(arrays["tables.ids"])
-        arrays["tables.rows.values"] = np.zeros((ids, width), np.float32)
-        arrays["tables.counts"] = np.zeros(ids, np.int64)
-        arrays["tables.weights.values"] = np.zeros((ids if header["linear"] else 0, 1), np.float32)
+        if _IN_TABLES[0] in arrays:
+            newer = chain[chain.index(stateful) + 1 :]  # its own rows and those before it are there, unrounded
+        else:
+            ids = len(arrays["tables.ids"])
+            arrays["tables.rows.values"] = np.zeros((ids, width), np.float32)
+            arrays["tables.counts"] = np.zeros(ids, np.int64)
+            arrays["tables.weights.values"] = np.zeros((ids if header["linear"] else 0, 1), np.float32)
         model = kind.from_state(header, arrays)
     else:
         model = kind.create(last.model_schema, last.architecture, width, seed=0, hyperparameters=hyperparameters)
@@ -157,11 +169,12 @@ def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
             )
         model.tables.default[index] = info.default
         model.tables.default_linear[index] = info.linear_default or 0.0
-    for bundle in chain:
+    for bundle in newer:
         for name in model.tables.names:
             model.tables.load_rows(name, bundle.table(name))
     _load_dense(model, chain[-1])
     model.calibration = last.calibration
+    model.stored = next(iter(last.tables.values())).dtype
     return model
 
 
@@ -184,6 +197,6 @@ def _load_dense(model: ClickModel, bundle: Bundle) -> None:
             tensor.copy_(torch.from_numpy(array.copy()))
 
 
-def training_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a model's state that a bundle's tables do not hold already."""
-    return {key: value for key, value in arrays.items() if key not in _IN_TABLES}
+def training_arrays(arrays: Mapping[str, npt.NDArray[Any]], stored: RowFormat) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a model's state that tables of this format do not hold already."""
+    return {key: value for key, value in arrays.items() if stored != "float32" or key not in _IN_TABLES}

@@ -19,6 +19,7 @@ from pipeline.embedding.kernels import IdIndex
 from pipeline.errors import InvalidInput
 from pipeline.features import Rows
 from pipeline.hashing import PAD
+from pipeline.row_format import RowFormat, check_rows, decode_rows, encode_rows
 from pipeline.schema import Schema
 from transfer import kernels
 
@@ -169,27 +170,26 @@ class Tables:
             bags.append((column, offsets, slots.reshape(-1)))
         return Lookup(len(rows.ids) if rows.ids.shape[1] else len(rows), ids, tuple(bags))
 
-    def gather(self, lookup: Lookup) -> tuple[F32, F32 | None]:
-        """Pooled vectors float32 `[n, F, d]` and weights `[n, F]` of a batch, as serving computes them."""
+    def gather(self, lookup: Lookup, stored: RowFormat = "float32") -> tuple[F32, F32 | None]:
+        """Pooled vectors float32 `[n, F, d]` and weights `[n, F]` of a batch, as serving computes them from rows that are
+        stored in a format.
+
+        Raises:
+            InvalidInput: one of the batch's rows cannot be stored in it.
+        """
+        values, weights = self._rows.values, self._weights.values.reshape(-1)
+        if stored != "float32":
+            lookup, slots = _apart(lookup)
+            values = np.ascontiguousarray(decode_rows(*encode_rows(values[slots], stored)))
+            weights = weights[slots] if self.linear else weights
         out = np.empty((lookup.n, self._fields, self.width), np.float32)
         linear = np.empty((lookup.n if self.linear else 0, self._fields), np.float32)
-        weights = self._weights.values.reshape(-1)
         kernels.gather_ids(
-            lookup.ids, self._tables, self._columns, self._rows.values, self.default, weights, self.default_linear,
-            out, linear,
+            lookup.ids, self._tables, self._columns, values, self.default, weights, self.default_linear, out, linear
         )  # fmt: skip
-        for (column, offsets, slots), (_, table) in zip(lookup.bags, self._bags, strict=True):
+        for (column, offsets, places), (_, table) in zip(lookup.bags, self._bags, strict=True):
             kernels.gather_bag(
-                slots,
-                offsets,
-                table,
-                column,
-                self._rows.values,
-                self.default,
-                weights,
-                self.default_linear,
-                out,
-                linear,
+                places, offsets, table, column, values, self.default, weights, self.default_linear, out, linear
             )
         return out, linear if self.linear else None
 
@@ -283,6 +283,15 @@ class Tables:
         slots = slots[np.argsort(self.ids[slots])]
         linear = self._weights.values[slots, 0] if self.linear else None
         return Table(self.ids[slots], self._rows.values[slots], self.counts[slots], linear)
+
+    def check_stored(self, stored: RowFormat, slots: I64 | None = None) -> None:
+        """Whether rows, all of them or those at `slots`, can be stored in a format.
+
+        Raises:
+            InvalidInput: they cannot.
+        """
+        if stored != "float32":
+            check_rows(self.rows if slots is None else self.rows[slots], stored)
 
     def state(self) -> Arrays:
         """Everything, copied, as a flat dict of arrays."""
@@ -378,6 +387,17 @@ def _grown(array: npt.NDArray[Any], capacity: int, fill: float = 0) -> npt.NDArr
     out = np.full((capacity, *array.shape[1:]), fill, array.dtype)
     out[: len(array)] = array
     return out
+
+
+def _apart(lookup: Lookup) -> tuple[Lookup, I64]:
+    """A lookup's slots, each once, and the lookup with places among them in their stead; -1 stays -1."""
+    parts = [lookup.ids, *(slots for _, _, slots in lookup.bags)]
+    slots, at = np.unique(np.concatenate([part.reshape(-1) for part in parts]), return_inverse=True)
+    unknown = int(len(slots) > 0 and slots[0] < 0)
+    ends = np.cumsum([part.size for part in parts])[:-1]
+    ids, *bags = np.split((at - unknown).astype(np.int64), ends)
+    apart = tuple((column, offsets, bag) for (column, offsets, _), bag in zip(lookup.bags, bags, strict=True))
+    return Lookup(lookup.n, ids.reshape(lookup.ids.shape), apart), slots[unknown:]
 
 
 def _without_padding(values: I64, offsets: I32) -> tuple[I64, I32]:

@@ -17,6 +17,7 @@ from pipeline.bundle import Calibration
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 from pipeline.metrics import auc, bias, logloss
+from pipeline.row_format import RowFormat
 from transfer.calibration import ALPHA_POSITIVES, fit_calibration
 from transfer.data.log import Log, row_range
 from transfer.model import ClickModel, LearningSettings
@@ -41,6 +42,7 @@ class TrainSettings:
         early_stop: with several passes, stop when the tail's LogLoss grows, and keep the best pass.
         learning: rates.
         hyperparameters: of the architecture.
+        stored: how bundles store the rows; calibration and metrics are of rows rounded so.
     """
 
     batch: int | None = None
@@ -49,6 +51,7 @@ class TrainSettings:
     early_stop: bool = True
     learning: LearningSettings = field(default_factory=LearningSettings)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    stored: RowFormat = "float32"
 
     def __post_init__(self) -> None:
         if (self.batch is not None and self.batch < 1) or self.passes < 1 or not 0.0 < self.tail < 1.0:
@@ -127,6 +130,7 @@ def train(
     model = ClickModel.create(
         log.schema, arch, width, seed=seed, hyperparameters=settings.hyperparameters, learning=settings.learning
     )
+    model.stored = settings.stored
     model.fit_numbers(first_rows(log, start, stop))
 
     body, tail = window_rows(log, start, tail_start), window_rows(log, tail_start, stop)
@@ -154,7 +158,7 @@ def train(
 
     held = Held()
     for chunk in log.chunks(tail_start, stop, batch):
-        held.add(model.logits(chunk.rows), chunk.labels)
+        held.add(model.served_logits(chunk.rows), chunk.labels)
         model.step(chunk.rows, chunk.labels)
         tell(len(chunk.labels))
     model.calibration, model.metrics = held.calibrate()

@@ -23,7 +23,9 @@ import numpy as np
 from pipeline.bundle import GateReport
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import InvalidInput, NotReady
+from pipeline.row_format import RowFormat
 from pipeline.traffic.log import TrafficLog
+from pipeline.verified import NOTES
 from pipeline.versions import Repository
 from transfer.checkpoint import Checkpoints, Place
 from transfer.codistill import CoDistiller
@@ -66,6 +68,7 @@ class WorkerSettings:
     gate: GateLimits = field(default_factory=GateLimits)
     gate_rows: int = 20_000
     compact_after: int = 16
+    rows: RowFormat | None = None
     seed: int = 0
 
 
@@ -236,8 +239,9 @@ class Worker:
 
     def _line(self, role: str, name: str, repository: Repository) -> Line:
         s = self._settings
-        chain = repository.chain(repository.open(name))
+        chain = repository.newest(name, verify=True, notes=s.segments / name / NOTES)
         model = ClickModel.from_bundle(chain, chain[-1])
+        model.stored = s.rows or model.stored
         versions = [bundle.manifest.version for bundle in chain]
         return Line(role, name, model, repository, s.segments, s.gate, s.compact_after, versions)
 

@@ -27,6 +27,7 @@ from pipeline.disk import sync, writing
 from pipeline.embedding.segment_build import build_segment
 from pipeline.embedding.segment_file import Segment
 from pipeline.errors import BundleError
+from pipeline.verified import NOTES
 
 __all__ = ["Stack", "compact", "ensure_segment", "open_stack", "sweep"]
 
@@ -124,7 +125,9 @@ def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
     if not folder.is_dir():
         return 0
     keep: set[str] = set()
+    noted: set[str] = set()
     for chain in chains:
+        noted |= {bundle.path.name for bundle in chain}
         for width in {info.width for info in chain[-1].manifest.tables.values()}:
             runs = _cover(chain[1:], partial(_is_there, folder, width))
             keep |= {_path(folder, run, width).name for run in (chain[:1], *runs)}
@@ -145,6 +148,9 @@ def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
                 shutil.rmtree(gone, ignore_errors=True)
                 removed += 1
             (folder / f".{name}.lock").unlink()
+    for note in (folder / NOTES).glob("*"):
+        if note.name not in noted:
+            note.unlink(missing_ok=True)
     return removed
 
 

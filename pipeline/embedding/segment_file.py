@@ -10,9 +10,8 @@ scale are there where the model or the dtype has them, and rows lie as the bundl
 of its own holds a copy of one that stands elsewhere, so that any 64-bit key is legal. Memory: at most 1.7 times the
 raw bytes of rows, scales, weights and ids, for any width and dtype.
 
-A torn or damaged segment is refused by `Segment.open`. Checksums are read once after each start of the machine: what
-was found good is noted beside the segment with the boot, inodes, sizes and times of the files, since until the next boot
-pages come from the same page cache. It knows nothing of versions; `segment_build` writes segments,
+A torn or damaged segment is refused by `Segment.open`. Checksums are read once after each start of the machine
+(`pipeline.verified`). It knows nothing of versions; `segment_build` writes segments,
 `generations` says which a version needs and `segment_tier` looks ids up.
 """
 
@@ -21,10 +20,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ import xxhash
 
 from pipeline.errors import BundleError
 from pipeline.row_format import RowFormat
+from pipeline.verified import verify_once
 
 __all__ = ["Layout", "Meta", "Segment"]
 
@@ -144,9 +142,10 @@ class Segment:
             raise BundleError(f"{path} is a segment of another source or format", META)
         arrays = {name: _mapped(path / name, *shape) for name, shape in shapes.items()}
         segment = cls(path, meta, layout, arrays[PILOTS], arrays[CELLS], arrays[FILTER])
-        if not segment.checked():
-            segment.check()
-            segment.mark_checked()
+        try:
+            verify_once(path / CHECKED, (path / name for name in (META, *shapes)), segment.check)
+        except OSError as error:
+            raise BundleError(f"{path}: {error}", META) from None
         return segment
 
     def check(self) -> None:
@@ -163,43 +162,10 @@ class Segment:
             if checksum(self.cells[part * self.meta.cells : (part + 1) * self.meta.cells]) != expected:
                 raise BundleError(f"{self.path / CELLS} does not match its checksum: it was damaged", CELLS)
 
-    def checked(self) -> bool:
-        """Whether these very files were found good since the machine started."""
-        try:
-            return bool(json.loads((self.path / CHECKED).read_bytes()) == _identity(self.path))
-        except (OSError, ValueError):
-            return False
-
-    def mark_checked(self) -> None:
-        """Note that they are good; a disk that takes no note costs a check at the next start."""
-        staging = self.path / f"{CHECKED}.{uuid.uuid4().hex[:8]}"
-        try:
-            staging.write_text(json.dumps(_identity(self.path)))
-            os.rename(staging, self.path / CHECKED)
-        except OSError:
-            with suppress(OSError):
-                staging.unlink()
-
 
 def checksum(array: npt.NDArray[Any]) -> str:
     """xxh3 of an array's bytes."""
     return str(xxhash.xxh3_64_hexdigest(array.reshape(-1).view(np.uint8).data))
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"boot": _boot()}
-    for name in (META, PILOTS, CELLS, FILTER):
-        status = (path / name).stat()
-        found[name] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    return found
-
-
-@cache
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return uuid.uuid4().hex  # unknown: good for this process alone
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

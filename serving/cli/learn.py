@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import InvalidInput
+from pipeline.row_format import RowFormat
 from serving.cli.output import Output, emit, problems, say
 
 __all__ = ["replay", "train", "transfer"]
@@ -21,6 +23,7 @@ Stop = Annotated[float, typer.Option("--to", min=0, max=1, help="Last row, as a 
 Cache = Annotated[Path, typer.Option(help="Where the prepared log is kept between runs")]
 Seed = Annotated[int, typer.Option(help="Of everything random")]
 Threads = Annotated[int, typer.Option(min=1, help="Of training; more than 1 pays for large networks only")]
+Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below float32 it serves what was rounded")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 CACHE = Path(".baton/cache")
 RETAINED_ROWS = 200_000
@@ -38,6 +41,7 @@ def train(
     arch: Annotated[str, typer.Option(help="Architecture, for example deepfm or deepfm-16 (with its vectors' width)")],
     out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
     name: Annotated[str, typer.Option(help="Bundle name; the architecture unless said")] = "",
+    rows: Rows = "float32",
     start: Start = 0.0,
     stop: Stop = 1.0,
     cache: Cache = CACHE,
@@ -51,6 +55,7 @@ def train(
     from serving.cli.progress import rows_progress
     from transfer.data import open_log
     from transfer.model_zoo import parse_arch
+    from transfer.train import TrainSettings
     from transfer.train import train as run
 
     with problems():
@@ -59,7 +64,8 @@ def train(
         kind, width = parse_arch(arch)
         log = open_log(data, cache)
         with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress:
-            model = run(log, kind, width=width, start=start, stop=stop, seed=seed, progress=progress)
+            settings = TrainSettings(stored=rows)
+            model = run(log, kind, width=width, start=start, stop=stop, seed=seed, settings=settings, progress=progress)
         bundle = model.save_bundle(out, name or _plain(kind), metrics=model.metrics)
         _show_bundle(output, out, bundle.manifest.metrics)
 
@@ -71,6 +77,7 @@ def transfer(
     out: Annotated[Path, typer.Option(help="Directory of the student's bundle; must not exist yet")],
     name: Annotated[str, typer.Option(help="Bundle name; the architecture unless said")] = "",
     mode: Annotated[Mode, typer.Option(help="ours, or published: CrossAdapt's constants, no corrections")] = Mode.ours,
+    rows: Rows = "float32",
     start: Start = 0.0,
     stop: Stop = 1.0,
     retained: Annotated[
@@ -87,7 +94,7 @@ def transfer(
     from pipeline.bundle import Bundle
     from serving.cli.progress import rows_progress
     from transfer.data import open_log
-    from transfer.distill import transfer_offline
+    from transfer.distill import OURS, PUBLISHED, transfer_offline
     from transfer.model import ClickModel
     from transfer.model_zoo import parse_arch
     from transfer.replay_store import keep_sample
@@ -100,8 +107,9 @@ def transfer(
         model = ClickModel.from_bundle(None, Bundle.open(teacher))
         with rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress:
             student, _ = transfer_offline(
-                model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress
-            )
+                model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress,
+                settings=replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows),
+            )  # fmt: skip
         if retained is not None:
             keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
         bundle = student.save_bundle(out, name or _plain(kind), metrics=student.metrics)

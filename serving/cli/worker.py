@@ -48,6 +48,7 @@ def build(config: Config) -> Worker:
         gate=GateLimits(w.gate_logloss_margin, w.gate_auc_margin, w.gate_bias),
         gate_rows=w.gate_rows,
         compact_after=w.compact_after,
+        rows=w.rows,
         seed=w.seed,
     )
     return Worker(settings, open_traffic_log(config), Repository(config.repository), anchor=_anchor(config, w.endpoint))

@@ -113,3 +113,35 @@ def test_numbers_are_never_given_out_twice_while_versions_are_pruned(tmp_path: P
         stop.touch()
         pruning.join(30)
     assert numbers == list(range(1, 121))
+
+
+def damage(repository: Repository, version: str, name: str) -> None:
+    """Flip a byte of a file in its place, its size as before."""
+    path = repository.path("ranker", version) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_newest_version_is_passed_over(repository: Repository, caplog: pytest.LogCaptureFixture) -> None:
+    for deltas in (None, (), ("2",)):
+        write_bundle(repository, random_tables(1, 5), base=None if deltas is None else "1", deltas=deltas or ())
+    (repository.path("ranker", "3") / "manifest.json").write_text("{")
+    assert repository.latest("ranker") == "2"
+    assert "version 3 of bundle ranker is passed over" in caplog.text
+    assert "manifest.json" in caplog.text
+    damage(repository, "2", "tables/item.safetensors")
+    assert repository.latest("ranker") == "2"  # as long as nobody reads all of it
+    assert [b.manifest.version for b in repository.newest("ranker", verify=True)] == ["1"]
+    assert "tables/item.safetensors does not match" in caplog.text
+    damage(repository, "1", "dense.onnx")
+    with pytest.raises(BundleError, match="JSON"):  # the newest one's fault
+        repository.newest("ranker", verify=True)
+
+
+def test_a_version_on_a_damaged_base_is_passed_over(repository: Repository) -> None:
+    write_bundle(repository, random_tables(1, 5))
+    write_bundle(repository, random_tables(2, 5))
+    write_bundle(repository, random_tables(3, 5), base="2")
+    damage(repository, "2", "tables/user.safetensors")
+    assert repository.newest("ranker", verify=True)[-1].manifest.version == "1"

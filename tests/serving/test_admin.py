@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,25 @@ def test_a_damaged_version_is_listed_with_its_fault(place: Place) -> None:
     assert found["teacher"]["servable"]
     assert not found["student"]["servable"]
     assert "dense.onnx" in found["student"]["reasons"][0]
+
+
+def test_a_rollout_begins_with_the_newest_version_that_is_whole(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(place.repository.path("student", "1"), place.repository.path("student", "2"))
+    manifest = place.repository.path("student", "2") / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole[:-20])
+    started = place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
+    assert started["candidate"] == {"bundle": "student", "version": "1"}
+    assert "version 2 of bundle student is passed over" in caplog.text
+    place.admin.command(started["id"], "abort", actor="me", reason="again")
+    manifest.write_text(whole.replace('"version": "1"', '"version": "2"'))
+    table = next((manifest.parent / "tables").iterdir())
+    content = bytearray(table.read_bytes())
+    content[-1] ^= 1
+    table.write_bytes(content)
+    started = place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
+    assert started["candidate"] == {"bundle": "student", "version": "1"}
+    assert table.name in caplog.text
 
 
 def test_the_version_of_a_step_is_found_in_a_long_audit(place: Place) -> None:

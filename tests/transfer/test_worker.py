@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,45 @@ def test_state_that_goes_on_from_versions_that_are_gone_is_refused(traffic: Sqli
     shutil.rmtree(repository.path("student", repository.versions("student")[-1]))
     with pytest.raises(InvalidInput, match="not in the repository any more"):
         Worker(settings(tmp_path), traffic, repository)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_version_is_passed_over_at_start(
+    traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 200)
+    Worker(replace(settings(tmp_path), folder=tmp_path / "first"), traffic, repository, clock=Turned()).step()
+    *_, good, newest = repository.versions("student")
+    damage(repository.path("student", newest) / "tables" / "item.safetensors")
+    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    assert worker._student.version == good
+    assert f"version {newest} of bundle student is passed over" in caplog.text
+    assert "tables/item.safetensors" in caplog.text
+    worker.step()
+    assert newest not in repository.open("student", repository.versions("student")[-1]).manifest.deltas
+
+
+def test_nothing_builds_on_a_version_that_was_damaged_meanwhile(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 100)
+    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker.step()
+    worker.commit()
+    damaged = repository.versions("student")[-1]
+    damage(repository.path("student", damaged) / "dense.onnx")
+    fill(traffic, 100, seed=1)
+    # It goes on from its checkpoint, which knows all rows, and publishes a base.
+    Worker(settings(tmp_path), traffic, repository, clock=Turned()).step()
+    after = [repository.open("student", v).manifest for v in repository.versions("student") if int(v) > int(damaged)]
+    assert after[0].base is None
+    assert after[0].servable
+    Model.load(repository, "student", segments=tmp_path / "segments")
 
 
 def test_labels_between_0_and_1_are_learned_from(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
