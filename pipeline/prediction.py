@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.errors import InvalidInput
 
-__all__ = ["ID_BYTES", "PredictionIds", "PredictionInfo", "load_secret"]
+__all__ = ["ID_BYTES", "PredictionIds", "PredictionInfo", "load_secret", "smallest_id"]
 
 ID_BYTES = 20
 _CHECK = 6
@@ -73,6 +73,8 @@ class PredictionIds:
         except (binascii.Error, ValueError):
             raw = b""
         if len(raw) != ID_BYTES or not hmac.compare_digest(raw[-_CHECK:], self._check(raw[:-_CHECK])):
+            if not prediction_id:
+                raise InvalidInput("prediction_id is empty: an answer without one was not recorded", "prediction_id")
             raise InvalidInput("prediction_id is not one that this installation gave out", "prediction_id")
         return PredictionInfo(int.from_bytes(raw[:6], "big"), int.from_bytes(raw[6:8], "big"))
 
@@ -80,6 +82,12 @@ class PredictionIds:
         check = self._keyed.copy()
         check.update(body)
         return check.digest()
+
+
+def smallest_id(time_ms: int) -> str:
+    """What no id of that time (Unix milliseconds) or later is smaller than; not a genuine id."""
+    body = max(time_ms, 0).to_bytes(6, "big") + bytes(ID_BYTES - 6)
+    return base64.b32hexencode(body).decode().lower()
 
 
 def load_secret(path: Path) -> bytes:

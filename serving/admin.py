@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bundle import Bundle
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound
-from pipeline.traffic.sqlite import SqliteTrafficLog
-from pipeline.verified import NOTES
+from pipeline.traffic.log import TrafficLog
 from pipeline.versions import Repository
 from serving.config import Config
 from serving.embedding_report import summed
@@ -53,7 +52,7 @@ class Admin:
         self,
         config: Config,
         store: ControlStore,
-        traffic: SqliteTrafficLog,
+        traffic: TrafficLog,
         repository: Repository,
         controller: RolloutController,
         kill: KillSwitch,
@@ -224,8 +223,7 @@ class Admin:
         endpoint = self._store.endpoint(spec.endpoint)
         if spec.endpoint in self._kill.engaged():
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
-        bundle = spec.candidate.bundle
-        candidate = self._repository.newest(bundle, verify=True, notes=self._config.segments / bundle / NOTES)[-1]
+        candidate = self._repository.open(spec.candidate.bundle)
         _same_inputs(self._bundle(endpoint.stable, "stable"), candidate)
         with self._lock:
             stored = self._controller.start(spec, actor, reason, int(candidate.manifest.version))

@@ -8,7 +8,6 @@ that swaps finds its rows there; `baton cache warm` does the same by hand. What 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,47 +18,25 @@ from pipeline.clock import Clock
 from pipeline.embedding.redis import RedisSource
 from pipeline.embedding.redis_marks import RedisGeneration
 from pipeline.embedding.redis_updates import RedisUpdater
-from pipeline.embedding.redis_wire import RedisAddress
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
 from pipeline.versions import Repository
 from serving.config import RedisConfig
 from serving.observe import served_versions
+from serving.redis_access import redis_address
 
-__all__ = ["CacheUpkeep", "redis_address", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
+__all__ = ["CacheUpkeep", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
 
 SWEEP_EVERY = 60.0
 
 log = logging.getLogger(__name__)
 
 
-def redis_address(config: RedisConfig) -> RedisAddress:
-    """Where Redis is, with its password.
-
-    Raises:
-        InvalidInput: the password is not where the configuration says, or the URL is wrong.
-    """
-    password = ""
-    if config.password_file is not None:
-        try:
-            password = config.password_file.read_text().partition("\n")[0].strip()
-        except OSError as error:
-            raise InvalidInput(
-                f"embedding.redis.password_file {config.password_file}: {error.strerror}", "password_file"
-            ) from None
-    elif config.password_env:
-        password = os.environ.get(config.password_env, "")
-    if not password and (config.password_file is not None or config.password_env):
-        place = config.password_file or f"${config.password_env}"
-        raise InvalidInput(f"embedding.redis: there is no password in {place}", "password_file")
-    return RedisAddress(config.url, config.username, password, config.tls_ca)
-
-
 def redis_source(
     config: RedisConfig, repository: Repository, clock: Clock, rng: random.Random, *, workers: int
 ) -> RedisSource:
-    """The tier of one process. `workers`: threads that look up. Raises: InvalidInput, see `redis_address`."""
+    """The tier of one process. `workers`: threads that look up. Raises: InvalidInput, see `serving.redis_access`."""
     return RedisSource(
-        redis_address(config),
+        redis_address(config, "embedding.redis"),
         repository,
         clock,
         rng,
@@ -75,8 +52,14 @@ def redis_source(
 def redis_updater(
     config: RedisConfig, repository: Repository, stopped: Callable[[], bool] = lambda: False
 ) -> RedisUpdater:
-    """A writer of its own token. Raises: InvalidInput, see `redis_address`."""
-    return RedisUpdater(redis_address(config), repository, format=config.rows, token=uuid.uuid4().hex, stopped=stopped)
+    """A writer of its own token. Raises: InvalidInput, see `serving.redis_access`."""
+    return RedisUpdater(
+        redis_address(config, "embedding.redis"),
+        repository,
+        format=config.rows,
+        token=uuid.uuid4().hex,
+        stopped=stopped,
+    )
 
 
 def versions_to_hold(repository: Repository, processes: Mapping[str, Mapping[str, Any]]) -> list[Bundle]:

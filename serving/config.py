@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +23,9 @@ __all__ = [
     "ArmConfig",
     "Config",
     "EndpointConfig",
+    "RedisAccess",
     "RedisConfig",
+    "SampleConfig",
     "Seconds",
     "TelemetryConfig",
     "TrafficConfig",
@@ -186,13 +188,53 @@ class EndpointConfig(_Section):
     """Whether a caller may choose the arm with the parameter `arm`."""
 
 
-class TrafficConfig(_Section):
+class RedisAccess(_Section):
+    """How to get into a Redis."""
+
+    url: str = Field("", pattern=r"^((rediss?|unix)://[^@]+)?$")
+    """redis://HOST:PORT/DB, rediss:// for TLS or unix:///PATH; without user and password."""
+    username: str = ""
+    """User of an access list; empty: the default user."""
+    password_file: Path | None = None
+    """File whose first line is the password."""
+    password_env: str = ""
+    """Environment variable that holds the password, where there is no file."""
+    tls_ca: Path | None = None
+    """Certificates to trust under rediss://; the machine's unless said."""
+
+    @model_validator(mode="after")
+    def _one_password(self) -> RedisAccess:
+        if self.password_file is not None and self.password_env:
+            raise ValueError("the password is in password_file or in password_env, not in both")
+        return self
+
+    def below(self, base: Path) -> Self:
+        """The same with relative paths read from `base`."""
+        named = {key: getattr(self, key) for key in ("password_file", "tls_ca")}
+        return self.model_copy(update={key: base / path for key, path in named.items() if path is not None})
+
+
+class SampleConfig(_Section):
+    rate: float = Field(1.0, ge=0, le=1)
+    """Share of answers that are recorded, and so can be labelled, learned from and judged by."""
+    by: Literal["request", "key"] = "request"
+    """Whether each request is drawn by itself, or all requests of a routing key together; without a key by itself."""
+
+
+class TrafficConfig(RedisAccess):
+    """Where predictions and labels are kept: in `home`, or in the Redis of `url`, a server of the log's own that evicts
+    nothing and keeps an append-only file."""
+
+    sample: SampleConfig = SampleConfig()
+    """What is recorded of the answers."""
     attribution_window: Seconds = 1800.0
     """How long after its exposure a row waits for an outcome before it counts as a 0."""
     late_limit: Seconds = 86400.0
     """Labels for predictions older than this are answered `expired`."""
     retention: Seconds = 7 * 86400.0
     """How long predictions and labels are kept, unless the worker still needs them."""
+    retention_bytes: int = Field(0, ge=0)
+    """What the log may take; beyond it the oldest predictions go, unless the worker still needs them. 0: no limit."""
     buffer: int = Field(10_000, ge=1)
     """Predictions that may wait to be written per lane; beyond it they are dropped and counted."""
     commit_interval: Seconds = 0.05
@@ -240,9 +282,6 @@ class WorkerConfig(_Section):
     """How many recent held-out rows the gate and the calibration look at, at most."""
     compact_after: int = Field(16, ge=1)
     """Deltas after which a version is written as a new base."""
-    rows: RowFormat | None = None
-    """How versions store their rows: float32, float16 or int8 (docs/embeddings.md); unless said as the bundle that the
-    worker goes on from does. Training goes on in float32."""
     threads: int = Field(1, ge=1)
     """Threads of the training."""
     nice: int = Field(15, ge=0, le=19)
@@ -250,17 +289,9 @@ class WorkerConfig(_Section):
     seed: int = 0
 
 
-class RedisConfig(_Section):
+class RedisConfig(RedisAccess):
     url: str = Field(pattern=r"^(rediss?|unix)://[^@]+$")
     """redis://HOST:PORT/DB, rediss:// for TLS or unix:///PATH; without user and password."""
-    username: str = ""
-    """User of an access list; empty: the default user."""
-    password_file: Path | None = None
-    """File whose first line is the password."""
-    password_env: str = ""
-    """Environment variable that holds the password, where there is no file."""
-    tls_ca: Path | None = None
-    """Certificates to trust under rediss://; the machine's unless said."""
     rows: RowFormat = "float32"
     """How rows are stored there; all installations that share a Redis and a bundle should say the same."""
     connections: int = Field(0, ge=0, le=256)
@@ -274,12 +305,6 @@ class RedisConfig(_Section):
     """By how much rows may be older than the version that asks; rows beyond it are not used."""
     keep_unused: Seconds = 3600.0
     """How long a base generation stays in Redis after every installation has stopped serving it."""
-
-    @model_validator(mode="after")
-    def _one_password(self) -> RedisConfig:
-        if self.password_file is not None and self.password_env:
-            raise ValueError("the password is in password_file or in password_env, not in both")
-        return self
 
 
 class DeviceConfig(_Section):
@@ -375,12 +400,11 @@ class Config(_Section):
             worker = worker.model_copy(update={"retained": base / worker.retained})
         embedding = config.embedding
         if embedding.redis is not None:
-            named = {key: getattr(embedding.redis, key) for key in ("password_file", "tls_ca")}
-            there = {key: base / path for key, path in named.items() if path is not None}
-            embedding = embedding.model_copy(update={"redis": embedding.redis.model_copy(update=there)})
+            embedding = embedding.model_copy(update={"redis": embedding.redis.below(base)})
         return config.model_copy(
             update={
                 "embedding": embedding,
+                "traffic": config.traffic.below(base),
                 "home": base / config.home,
                 "bundles": base / config.bundles if config.bundles else None,
                 "worker": worker,

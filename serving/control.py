@@ -27,7 +27,7 @@ from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.traffic import open_traffic_log
-from serving.upkeep import retain_traffic
+from serving.upkeep import TrafficUpkeep
 
 if TYPE_CHECKING:
     from serving.cache import CacheUpkeep
@@ -68,6 +68,8 @@ def run_control(config: Config) -> None:
     telemetry.tally(
         "baton_bundle_upkeep", "Versions and segments removed, segments merged, and failures", "what", upkeep.counters
     )
+    traffic_upkeep = TrafficUpkeep(config, joined, store)
+    traffic_upkeep.publish(telemetry)
     started = kept = clock.monotonic()
 
     def join() -> None:
@@ -78,7 +80,7 @@ def run_control(config: Config) -> None:
             kept = clock.monotonic()
             admin.bootstrap()
             worker = read_status(config.status, clock.wall_ms()).get("worker")
-            retain_traffic(config, joined, store, worker, clock.wall_ms())
+            traffic_upkeep.step(worker, clock.wall_ms())
 
     def move() -> None:
         with lock:

@@ -24,6 +24,7 @@ from pipeline.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady, 
 from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.prediction import PredictionIds
+from pipeline.traffic.sampling import EVERYTHING, TrafficSample
 from serving.desired import DIRECT
 from serving.errors import code_of
 from serving.latency import Recent
@@ -87,6 +88,7 @@ class Dispatcher:
         default_deadline: seconds that a request without a deadline may take.
         priority_levels: of the engine; 0: it has none.
         record_direct: whether what models called by name answer gets a prediction id and is recorded.
+        sample: which other answers are.
 
     Attributes:
         least_important: the level of what need not be answered under load.
@@ -105,6 +107,7 @@ class Dispatcher:
         default_deadline: float,
         priority_levels: int = 0,
         record_direct: bool = False,
+        sample: TrafficSample = EVERYTHING,
     ) -> None:
         self.registry = registry
         self._engine = engine
@@ -116,6 +119,7 @@ class Dispatcher:
         self._default_deadline = default_deadline
         self.least_important = priority_levels
         self._record_direct = record_direct
+        self._sample = sample
         self.windows: dict[tuple[str, str], ArmWindow] = {}
         self.tallies: dict[tuple[str, str], ModelTally] = {}
         self.counters: Counter[str] = Counter()
@@ -258,7 +262,7 @@ class Dispatcher:
         limit = self._default_deadline if seconds_left is None else seconds_left
         if timeout and not self._engine.allows_queue_timeouts:
             limit = timeout if seconds_left is None else min(limit, timeout)
-        recorded = target.arm != DIRECT or self._record_direct
+        hashed = self.routing_hash(routing_key)
         event = Event(
             request=request,
             decoder=lambda message, model: decode(message),
@@ -267,10 +271,10 @@ class Dispatcher:
             deadline=started + limit if math.isfinite(limit) else math.inf,
             priority=priority,
             queue_timeout=timeout,
-            prediction_id=self._ids.new(self._clock.wall_ms()) if recorded else "",
+            prediction_id=self._prediction_id(target, hashed),
             endpoint=target.endpoint,
             arm=target.arm,
-            routing_hash=self.routing_hash(routing_key),
+            routing_hash=hashed,
             overridden=target.overridden,
             candidate_ids=candidate_ids,
             degraded=list(target.degraded),
@@ -289,6 +293,16 @@ class Dispatcher:
             self.pending -= 1
         self._answered(target, event, started)
         return event
+
+    def _prediction_id(self, target: Target, routing_hash: int) -> str:
+        """A new id where the answer is to be recorded; without one it is not, and nobody can send labels for it."""
+        if target.arm == DIRECT and not self._record_direct:
+            return ""
+        prediction_id = self._ids.new(self._clock.wall_ms())
+        if not self._sample.keeps(prediction_id, routing_hash):
+            self.counters["unsampled"] += 1
+            return ""
+        return prediction_id
 
     def routing_hash(self, key: str) -> int:
         """Keyed 64-bit hash of a routing key; 0 for no key. Who knows the secret can find a user's rows, nobody else."""

@@ -27,6 +27,7 @@ from pipeline.meter import BUCKET_SIZES
 from pipeline.prediction import PredictionIds, load_secret
 from pipeline.stages.record import Record
 from pipeline.traffic.record import unpack
+from pipeline.traffic.sampling import TrafficSample
 from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config, ListenConfig
 from serving.desired import DIRECT
@@ -110,6 +111,7 @@ class Lane:
             default_deadline=config.engine.default_deadline,
             priority_levels=config.engine.priority_levels,
             record_direct=config.traffic.record_direct,
+            sample=TrafficSample(config.traffic.sample.rate, config.traffic.sample.by),
         )
         self.registry.start()
         self._publish_counters()
@@ -168,7 +170,9 @@ class Lane:
             },
             "direct": {name: self._window(name, DIRECT, now) for name, arm in self.dispatcher.windows if arm == DIRECT},
             "killed": sorted(name for name, e in self.registry.snapshot.endpoints.items() if e.killed),
-            "counters": {key: self.dispatcher.counters[key] for key in ("missing_key", "candidate_not_ready")},
+            "counters": {
+                key: self.dispatcher.counters[key] for key in ("missing_key", "candidate_not_ready", "unsampled")
+            },
             "engine": {
                 "pending": self.dispatcher.pending,
                 "queue": engine.queue_depth,
@@ -336,7 +340,7 @@ class Lane:
             lambda: self.engine.stats().rejected,
         )  # fmt: skip
         self.telemetry.tally(
-            "baton_routing", "Requests without a routing key, or whose candidate was not ready", "case",
+            "baton_routing", "Requests without a routing key, whose candidate was not ready, or not recorded", "case",
             lambda: self.dispatcher.counters,
         )  # fmt: skip
 

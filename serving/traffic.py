@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pipeline.prediction import PredictionIds, load_secret
+from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from serving.config import Config
 
 __all__ = ["open_traffic_log"]
 
 
-def open_traffic_log(config: Config) -> SqliteTrafficLog:
-    """The installation's traffic log, made when absent."""
+def open_traffic_log(config: Config) -> TrafficLog:
+    """The installation's traffic log, made when absent.
+
+    Raises:
+        InvalidInput: what is there is no traffic log, or may not be one.
+        NotReady: it cannot be reached now.
+    """
     config.home.mkdir(parents=True, exist_ok=True)
-    return SqliteTrafficLog(
-        config.traffic_db,
-        PredictionIds(load_secret(config.secret)),
-        attribution_window_ms=round(1000 * config.traffic.attribution_window),
-        late_limit_ms=round(1000 * config.traffic.late_limit),
-    )
+    traffic = config.traffic
+    ids = PredictionIds(load_secret(config.secret))
+    window_ms, late_ms = round(1000 * traffic.attribution_window), round(1000 * traffic.late_limit)
+    if not traffic.url:
+        return SqliteTrafficLog(config.traffic_db, ids, window_ms, late_ms)
+    # What talks to Redis is loaded only where there is one.
+    from pipeline.traffic.redis import RedisTrafficLog
+    from serving.redis_access import redis_address
+
+    return RedisTrafficLog(redis_address(traffic, "traffic"), ids, window_ms, late_ms)

@@ -1,33 +1,71 @@
-"""Housekeeping of traffic, in the control process: old predictions and labels go.
+"""Housekeeping of traffic, in the control process: predictions and labels go when they are old or too many.
 
-What someone still needs stays: rows that the worker has not read, rows that a rollout's evidence began with. Models are
+What someone still needs stays: rows that the worker has not read, rows that a rollout's evidence began with. Then the
+log is larger or older than it should be, which is said in the log and as `baton_traffic_held_back`. Models are
 `serving.bundle_upkeep`'s.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.log import Retained, TrafficLog
 from serving.config import Config
 from serving.rollout.store import ControlStore
+from serving.telemetry import Telemetry
 
-__all__ = ["retain_traffic"]
+__all__ = ["TrafficUpkeep"]
 
 log = logging.getLogger(__name__)
 
 
-def retain_traffic(
-    config: Config, traffic: SqliteTrafficLog, store: ControlStore, worker: Mapping[str, Any] | None, now_ms: int
-) -> None:
-    """Delete predictions and labels beyond the retention, up to what the slowest reader still needs."""
-    places = [stored.state.evidence_seq for stored in store.rollouts(active=True)]
-    if config.worker is not None:
-        # What it has read since its last checkpoint it reads again after a crash.
-        places.append(int((worker or {}).get("committed", 0)))
-    done = traffic.retain(now_ms - round(1000 * config.traffic.retention), min(places, default=None))
-    if done.held_back:
-        log.warning("retention waits for a reader that has not read that far: %s", asdict(done))
+class TrafficUpkeep:
+    """Keeps the traffic log within the configured time and size. One thread calls it.
+
+    Attributes:
+        removed: predictions, feedback, labelled and parked entries deleted so far.
+        held: what the last step had to leave.
+    """
+
+    def __init__(self, config: Config, traffic: TrafficLog, store: ControlStore) -> None:
+        self._config = config
+        self._traffic = traffic
+        self._store = store
+        self.removed: Counter[str] = Counter()
+        self.held = Retained()
+
+    def step(self, worker: Mapping[str, Any] | None, now_ms: int) -> None:
+        """Delete what is beyond retention, up to what the slowest reader still needs.
+
+        Args:
+            worker: its status, where it has written one.
+        """
+        settings = self._config.traffic
+        places = [stored.state.evidence_seq for stored in self._store.rollouts(active=True)]
+        if self._config.worker is not None:
+            # What it has read since its last checkpoint it reads again after a crash.
+            places.append(int((worker or {}).get("committed", 0)))
+        done = self._traffic.retain(
+            now_ms - round(1000 * settings.retention), min(places, default=None), settings.retention_bytes or None
+        )
+        for kind in ("predictions", "feedback", "labelled", "parked"):
+            self.removed[kind] += getattr(done, kind)
+        self.held = done
+        if done.held_back:
+            log.warning("retention waits for a reader that has not read that far: %s", asdict(done))
+
+    def publish(self, telemetry: Telemetry) -> None:
+        """Tell what was removed, and what could not be."""
+        telemetry.tally(
+            "baton_traffic_removed", "Entries that left the traffic log by retention", "kind", lambda: self.removed
+        )
+        telemetry.gauges(
+            "baton_traffic_held_back",
+            "Predictions beyond retention that a reader or the join still needs, and bytes beyond its size",
+            ("what",),
+            lambda: {(what,): float(getattr(self.held, what)) for what in ("unread", "unjoined", "over_bytes")},
+        )

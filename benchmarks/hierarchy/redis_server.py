@@ -9,7 +9,7 @@ from pathlib import Path
 
 import redis
 
-from pipeline.embedding.redis_wire import RedisAddress
+from pipeline.redis_address import RedisAddress
 
 __all__ = ["PrivateRedis"]
 

@@ -23,8 +23,8 @@ from pipeline.bundle import Bundle, Table
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis_marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
 from pipeline.embedding.redis_rows import KEY_BYTES, PREFIX, Layout, encode
-from pipeline.embedding.redis_wire import RedisAddress
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
+from pipeline.redis_address import RedisAddress
 from pipeline.row_format import RowFormat
 from pipeline.versions import Repository
 

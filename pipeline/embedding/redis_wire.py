@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 import threading
 from collections import deque
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import redis
-from redis.backoff import NoBackoff
-from redis.connection import parse_url
-from redis.retry import Retry
 
 from pipeline.clock import Clock
 from pipeline.embedding.breaker import CircuitBreaker
 from pipeline.embedding.redis_rows import DONE, KEY_BYTES, MORE, REFUSED, scan
-from pipeline.errors import BatonError, InvalidInput
+from pipeline.errors import DeadlineExceeded
+from pipeline.redis_address import RedisAddress, Unusable
 
-__all__ = ["Late", "Link", "Links", "RedisAddress", "Unusable"]
+__all__ = ["Late", "Link", "Links"]
 
 SLACK = 64
 WORD = 8  # what `scan` may look at beyond the reply
@@ -38,100 +31,8 @@ TICK = 0.02
 log = logging.getLogger(__name__)
 
 
-class Late(BatonError):
+class Late(DeadlineExceeded):
     """Redis did not answer in time."""
-
-
-class Unusable(BatonError):
-    """Redis refused, closed the connection or answered what is not an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class RedisAddress:
-    """Where a Redis is and how to get in.
-
-    Args:
-        url: `redis://HOST:PORT/DB`, `rediss://` for TLS, `unix:///PATH?db=DB`; without a password.
-        username, password: of ACLs, or a password alone.
-        ca: file of certificates to trust; None: the machine's.
-
-    Raises:
-        InvalidInput: the URL is none of these.
-    """
-
-    url: str
-    username: str = ""
-    password: str = field(default="", repr=False)
-    ca: Path | None = None
-
-    def __post_init__(self) -> None:
-        parts = self._parts()
-        if "password" in parts or "username" in parts:
-            raise InvalidInput("the redis url must hold no user or password; name them apart from it", "url")
-
-    def client(self, timeout: float) -> redis.Redis:
-        """A redis-py client whose every call ends within `timeout` seconds of silence; for what is not a request."""
-        more: dict[str, Any] = {"ssl_ca_certs": str(self.ca)} if self.ca else {}
-        return redis.Redis.from_url(
-            self.url,
-            username=self.username or None,
-            password=self.password or None,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),  # callers have their own ways to go on
-            **more,
-        )
-
-    def connect(self, timeout: float) -> socket.socket:
-        """An authenticated connection on which PING was answered, each step within `timeout` seconds.
-
-        Raises:
-            OSError: nobody listens, or TLS fails. Unusable: the server refuses us.
-        """
-        parts = self._parts()
-        if "path" in parts:
-            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        else:
-            host, port = parts.get("host", "localhost"), parts.get("port", 6379)
-            made = socket.create_connection((host, port), timeout)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            made.settimeout(timeout)
-            if "path" in parts:
-                made.connect(parts["path"])
-            elif parts.get("connection_class") is redis.SSLConnection:
-                context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
-                made = context.wrap_socket(made, server_hostname=host)
-            if self.password:
-                _say(made, b"+OK\r\n", "AUTH", *([self.username] if self.username else []), self.password)
-            if parts.get("db"):
-                _say(made, b"+OK\r\n", "SELECT", str(parts["db"]))
-            _say(made, b"+PONG\r\n", "PING")
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    def _parts(self) -> dict[str, Any]:
-        try:
-            parts: dict[str, Any] = parse_url(self.url)  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise InvalidInput(f"redis url {self.url!r}: {error}", "url") from None
-        return parts
-
-
-def _say(made: socket.socket, wanted: bytes, *words: str) -> None:
-    raw = [word.encode() for word in words]
-    made.sendall(b"*%d\r\n" % len(raw) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in raw))
-    answer = b""
-    while not answer.endswith(b"\r\n"):
-        piece = made.recv(4096)
-        if not piece or len(answer) > 4096:
-            raise Unusable(f"redis closed the connection, or babbles, at {words[0]}")
-        answer += piece
-    if answer != wanted:
-        raise Unusable(f"redis answered {answer[:200]!r} to {words[0]}")
 
 
 class Link:

@@ -7,7 +7,7 @@ and analysis read labelled rows. Which store is behind it (SQLite, Redis Streams
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -23,8 +23,10 @@ __all__ = [
     "FeedbackReply",
     "Labelled",
     "Outcome",
+    "Retained",
     "Scores",
     "TrafficLog",
+    "TrafficStats",
 ]
 
 ACCEPTED, DUPLICATE, EXPIRED, INVALID = "accepted", "duplicate", "expired", "invalid"
@@ -111,6 +113,63 @@ class Labelled:
     other: tuple[Scores, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class TrafficStats:
+    """How much the log has taken since it was made, and where the join stands.
+
+    Args:
+        predictions, feedback, labelled_entries, labelled_rows: totals; retention does not lessen them.
+        parked_refused: parts of parked feedback that did not fit their prediction when it came.
+        parked_expired: feedback entries whose prediction never came.
+        open_predictions: written and not closed; parked: feedback entries that wait for their prediction.
+        late: closed predictions with feedback or rows still to come out as revisions.
+        watermark_ms: time of the last prediction closed, Unix milliseconds, 0 before the first.
+        oldest_open_ms: age of the first open prediction, 0 without one.
+        last_seq: last seq of the labelled log; bytes: what the store takes.
+    """
+
+    predictions: int
+    feedback: int
+    labelled_entries: int
+    labelled_rows: int
+    parked_refused: int
+    parked_expired: int
+    open_predictions: int
+    parked: int
+    late: int
+    watermark_ms: int
+    oldest_open_ms: int
+    last_seq: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """Rows deleted, and what had to stay.
+
+    Args:
+        predictions, feedback, labelled, parked: deleted.
+        unread, unjoined: old predictions that stay for a reader, and for the join.
+        over_bytes: by how much the log is still larger than it may be, since the rest is not old enough to be read.
+    """
+
+    predictions: int = 0
+    feedback: int = 0
+    labelled: int = 0
+    parked: int = 0
+    unread: int = 0
+    unjoined: int = 0
+    over_bytes: int = 0
+
+    @property
+    def held_back(self) -> bool:
+        """Something is older, or more, than it should be: a reader or the join is behind, or dead."""
+        return bool(self.unread or self.unjoined or self.over_bytes)
+
+    def __add__(self, other: Retained) -> Retained:
+        return Retained(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
 class TrafficLog(Protocol):
     """What a store of traffic can do. All times are Unix milliseconds."""
 
@@ -131,6 +190,37 @@ class TrafficLog(Protocol):
 
     def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
         """Predictions with seq > after, older than `before_ms`, for which no other arm's scores are stored: (seq, record)."""
+
+    def latest(self, endpoint: str, limit: int) -> list[bytes]:
+        """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
+
+    def records(self, prediction_ids: Sequence[str]) -> dict[str, bytes]:
+        """The records of those predictions that are written, in the order asked."""
+
+    def commit_position(self, reader: str, seq: int) -> None:
+        """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
+
+    def position(self, reader: str) -> int:
+        """Where a reader is, 0 when it never said."""
+
+    def stats(self, now_ms: int) -> TrafficStats:
+        """How much there is and how far the join has come."""
+
+    def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
+        """Delete predictions made before `before_ms` with all that hangs on them, then the oldest while the log takes
+        more than `max_bytes`.
+
+        Args:
+            protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
+                place of the slowest reader that committed one.
+        """
+
+    def forget(self, routing_hash: int, now_ms: int) -> int:
+        """Delete every record of one user, wherever it stands; the number of predictions deleted.
+
+        Predictions made by `now_ms` that are still on their way are not written, and feedback that waits for one of them
+        goes with it.
+        """
 
     def close(self) -> None:
         """Finish what is buffered and release the store."""

@@ -7,6 +7,7 @@ It is also what a primary lane hands to the shadow lane. Labels are not in it: t
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
 
-__all__ = ["ARMS", "PredictionRecord", "pack", "unpack"]
+__all__ = ["ARMS", "PredictionRecord", "finder", "pack", "unpack"]
 
 MAGIC = b"BPR1"
 ARMS = ("stable", "candidate", "direct")
@@ -109,6 +110,13 @@ def unpack(blob: bytes | memoryview) -> PredictionRecord:
         return _unpack(memoryview(blob))
     except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
         raise InvalidInput(f"not a prediction record: {error}") from None
+
+
+def finder(record: PredictionRecord) -> Callable[[int], int | None]:
+    """Tells the row of a hashed candidate id, None where the record has no such candidate."""
+    ids = record.candidate_ids
+    rows = {} if ids is None else {candidate: row for row, candidate in enumerate(ids.tolist())}
+    return rows.get
 
 
 def _unpack(blob: memoryview) -> PredictionRecord:

@@ -20,11 +20,20 @@ from pipeline.errors import InvalidInput
 from pipeline.prediction import PredictionIds
 from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refuse
 from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
-from pipeline.traffic.log import EXPIRED, INVALID, FeedbackEntry, FeedbackReply, Labelled, Scores
-from pipeline.traffic.record import PredictionRecord, unpack
+from pipeline.traffic.log import (
+    EXPIRED,
+    INVALID,
+    FeedbackEntry,
+    FeedbackReply,
+    Labelled,
+    Retained,
+    Scores,
+    TrafficStats,
+)
+from pipeline.traffic.record import PredictionRecord, finder, unpack
 from pipeline.traffic.sqlite_file import TrafficFile
-from pipeline.traffic.sqlite_retention import Retained, forget, retain
-from pipeline.traffic.sqlite_stats import TrafficStats, count, read_stats
+from pipeline.traffic.sqlite_retention import forget, retain
+from pipeline.traffic.sqlite_stats import count, read_stats
 
 __all__ = ["SqliteTrafficLog"]
 
@@ -163,6 +172,13 @@ class SqliteTrafficLog:
             ).fetchall()
         return [record for (record,) in found]
 
+    def records(self, prediction_ids: Sequence[str]) -> dict[str, bytes]:
+        """The records of those predictions that are written, in the order asked."""
+        with self._file.read() as db:
+            query = "SELECT r.record FROM predictions p JOIN records r ON r.seq = p.seq WHERE p.prediction_id = ?"
+            found = {i: db.execute(query, (i,)).fetchone() for i in prediction_ids}
+        return {i: row[0] for i, row in found.items() if row is not None}
+
     def commit_position(self, reader: str, seq: int) -> None:
         """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
         with self._file.write(durable=False) as db:
@@ -182,18 +198,18 @@ class SqliteTrafficLog:
         with self._file.read() as db:
             return read_stats(db, now_ms)
 
-    def retain(self, before_ms: int, protect_seq: int | None = None) -> Retained:
-        """Delete predictions made before `before_ms` with all that hangs on them.
+    def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
+        """Delete predictions made before `before_ms`, and the oldest while the file holds more than `max_bytes`.
 
         Args:
             protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
                 place of the slowest reader that committed one.
         """
-        return retain(self._file, before_ms, protect_seq)
+        return retain(self._file, before_ms, protect_seq, max_bytes)
 
-    def forget(self, routing_hash: int) -> int:
-        """Delete every record of one user, wherever it stands; the number of predictions deleted."""
-        return forget(self._file, _signed(routing_hash))
+    def forget(self, routing_hash: int, now_ms: int) -> int:
+        """Delete every record of one user, also those made by now that are yet to come; the number deleted."""
+        return forget(self._file, _signed(routing_hash), now_ms)
 
     def close(self) -> None:
         """Release the file."""
@@ -203,9 +219,13 @@ class SqliteTrafficLog:
         """Write a few records by one statement for each table, since each statement gives the GIL away; how many were new."""
         ids = list(dict.fromkeys(record.prediction_id for record, _ in records))
         known = _among(db, "predictions", ids)
+        forgotten = dict(db.execute("SELECT routing_hash, until_ms FROM forgotten"))
         new: dict[str, tuple[PredictionRecord, bytes]] = {}
         for record, blob in records:
-            if record.prediction_id not in known:
+            if forgotten and record.time_ms <= forgotten.get(_signed(record.routing_hash), -1):
+                db.execute("DELETE FROM parked WHERE prediction_id = ?", (record.prediction_id,))
+                db.execute("DELETE FROM scores WHERE prediction_id = ?", (record.prediction_id,))
+            elif record.prediction_id not in known:
                 new.setdefault(record.prediction_id, (record, blob))
         if not new:
             return 0
@@ -250,7 +270,7 @@ class SqliteTrafficLog:
         refused = 0
         for received_ms, text in rows:
             entry = load_entry(record.prediction_id, text)
-            change, reply = accept(state, entry, record.time_ms, received_ms, _finder(record))
+            change, reply = accept(state, entry, record.time_ms, received_ms, finder(record))
             refused += (reply.exposed + reply.outcomes).count(INVALID)
             if change is not None:
                 _store(db, seq, received_ms, change)
@@ -372,12 +392,6 @@ def _other_scores(db: sqlite3.Connection, prediction_id: str) -> tuple[Scores, .
     )
 
 
-def _finder(record: PredictionRecord) -> Callable[[int], int | None]:
-    ids = record.candidate_ids
-    rows = {} if ids is None else {candidate: row for row, candidate in enumerate(ids.tolist())}
-    return rows.get
-
-
 def _stored_finder(db: sqlite3.Connection, seq: int) -> Callable[[int], int | None]:
     """Looks into the stored record, at the first candidate id only: most clients send indices."""
     find: Callable[[int], int | None] | None = None
@@ -385,7 +399,7 @@ def _stored_finder(db: sqlite3.Connection, seq: int) -> Callable[[int], int | No
     def lookup(candidate_id: int) -> int | None:
         nonlocal find
         if find is None:
-            find = _finder(unpack(db.execute("SELECT record FROM records WHERE seq = ?", (seq,)).fetchone()[0]))
+            find = finder(unpack(db.execute("SELECT record FROM records WHERE seq = ?", (seq,)).fetchone()[0]))
         return find(candidate_id)
 
     return lookup

@@ -17,7 +17,7 @@ from pipeline.errors import InvalidInput, NotReady
 
 __all__ = ["SCHEMA_VERSION", "TrafficFile"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION = 0x42544E31  # "BTN1"
 _OPEN_TRIES = 50
 
@@ -74,6 +74,8 @@ INSERT INTO watermark VALUES (1, 0, 0);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (reader TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 """
+# Routing hashes of which no prediction made by then may be written any more.
+_SINCE_2 = "CREATE TABLE forgotten (routing_hash INTEGER PRIMARY KEY, until_ms INTEGER NOT NULL)"
 
 
 class TrafficFile:
@@ -199,7 +201,6 @@ class TrafficFile:
                 for statement in _TABLES.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id={_APPLICATION}")
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             elif application != _APPLICATION:
                 raise InvalidInput(f"{self.path} is another program's database: move it away or name another home")
             elif version > SCHEMA_VERSION:
@@ -207,6 +208,9 @@ class TrafficFile:
                     f"{self.path} was written by a newer Baton (format {version}; this one knows {SCHEMA_VERSION}): "
                     "upgrade this installation, or start with a new home"
                 )
+            if version < 2:
+                self._db.execute(_SINCE_2)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:

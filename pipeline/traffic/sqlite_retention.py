@@ -6,44 +6,57 @@ while a reader has not come past their labelled rows, and the caller is told.
 
 from __future__ import annotations
 
-import base64
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from pipeline.prediction import ID_BYTES
+from pipeline.prediction import smallest_id
+from pipeline.traffic.log import Retained
 from pipeline.traffic.sqlite_file import TrafficFile
 from pipeline.traffic.sqlite_stats import count
 
-__all__ = ["Retained", "forget", "retain"]
+__all__ = ["forget", "retain"]
 
 _CHUNK = 256
+_LAST = "w"  # after every id: they are written in 0-9a-v
 
 
-@dataclass(frozen=True, slots=True)
-class Retained:
-    """Rows deleted, and how many old predictions had to stay: `unread` for a reader, `unjoined` for the join."""
+def retain(file: TrafficFile, before_ms: int, protect_seq: int | None, max_bytes: int | None) -> Retained:
+    """Delete closed predictions made before `before_ms` whose labelled entries all have seq <= `protect_seq`; then,
+    oldest first, such predictions until the file holds at most `max_bytes`, free pages not counted."""
+    cut = smallest_id(before_ms)
+    done = _sweep(file, cut, protect_seq, None)
+    with file.write(durable=False) as db:
+        parked = db.execute("DELETE FROM parked WHERE prediction_id < ?", (cut,)).rowcount
+        db.execute(
+            "DELETE FROM scores WHERE prediction_id < ?"
+            " AND NOT EXISTS (SELECT 1 FROM predictions p WHERE p.prediction_id = scores.prediction_id)",
+            (cut,),
+        )
+        db.execute("DELETE FROM forgotten WHERE until_ms < ?", (before_ms,))
+        count(db, parked_expired=parked)
+    over = 0
+    if max_bytes is not None:
+        done += _sweep(file, _LAST, protect_seq, max_bytes)
+        with file.read() as db:
+            over = max(0, _used_bytes(db) - max_bytes)
+    with file.read() as db:
+        unread, unjoined = db.execute(
+            "SELECT count(*) FILTER (WHERE p.seq <= w.seq), count(*) FILTER (WHERE p.seq > w.seq)"
+            " FROM predictions p, watermark w WHERE p.prediction_id < ?",
+            (cut,),
+        ).fetchone()
+    return done + Retained(parked=parked, unread=unread, unjoined=unjoined, over_bytes=over)
 
-    predictions: int = 0
-    feedback: int = 0
-    labelled: int = 0
-    parked: int = 0
-    unread: int = 0
-    unjoined: int = 0
 
-    @property
-    def held_back(self) -> bool:
-        """Something is older than it should be: a reader or the join is behind, or dead."""
-        return bool(self.unread or self.unjoined)
-
-
-def retain(file: TrafficFile, before_ms: int, protect_seq: int | None) -> Retained:
-    """Delete closed predictions made before `before_ms` whose labelled entries all have seq <= `protect_seq`."""
-    predictions = feedback = labelled = 0
+def _sweep(file: TrafficFile, cut: str, protect_seq: int | None, max_bytes: int | None) -> Retained:
+    """Delete what may go of the predictions with ids below `cut`, oldest first; with `max_bytes` no more than that asks."""
+    done = Retained()
     # Ids sort by time: the index on them finds what is old without a walk through what is not.
-    after, cut = "", _id_at(before_ms)
+    after = ""
     while True:
         with file.write(durable=False) as db:
+            if max_bytes is not None and _used_bytes(db) <= max_bytes:
+                return done
             protect = _slowest(db) if protect_seq is None else protect_seq
             old = db.execute(
                 "SELECT seq, prediction_id FROM predictions WHERE prediction_id > ? AND prediction_id < ?"
@@ -52,34 +65,19 @@ def retain(file: TrafficFile, before_ms: int, protect_seq: int | None) -> Retain
                 " ORDER BY prediction_id LIMIT ?",
                 (after, cut, protect, _CHUNK),
             ).fetchall()
-            deleted = _delete(db, [seq for seq, _ in old])
-        predictions += len(old)
-        feedback += deleted[0]
-        labelled += deleted[1]
+            done += Retained(len(old), *_delete(db, [seq for seq, _ in old]))
         if len(old) < _CHUNK:
-            break
+            return done
         after = old[-1][1]
-    with file.write(durable=False) as db:
-        parked = db.execute("DELETE FROM parked WHERE prediction_id < ?", (cut,)).rowcount
-        db.execute(
-            "DELETE FROM scores WHERE prediction_id < ?"
-            " AND NOT EXISTS (SELECT 1 FROM predictions p WHERE p.prediction_id = scores.prediction_id)",
-            (cut,),
-        )
-        count(db, parked_expired=parked)
-    with file.read() as db:
-        unread, unjoined = db.execute(
-            "SELECT count(*) FILTER (WHERE p.seq <= w.seq), count(*) FILTER (WHERE p.seq > w.seq)"
-            " FROM predictions p, watermark w WHERE p.prediction_id < ?",
-            (cut,),
-        ).fetchone()
-    return Retained(predictions, feedback, labelled, parked, unread, unjoined)
 
 
-def forget(file: TrafficFile, routing_hash: int) -> int:
-    """Delete all predictions of a routing hash (signed), joined or not, read or not; their bytes are overwritten."""
+def forget(file: TrafficFile, routing_hash: int, now_ms: int) -> int:
+    """Delete all predictions of a routing hash (signed), joined or not, read or not; their bytes are overwritten. Those
+    made by now that are yet to be written will not be."""
     deleted = 0
     with file.scrubbing():
+        with file.write(durable=True) as db:
+            db.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (routing_hash, now_ms))
         while True:
             with file.write(durable=True) as db:
                 query = "SELECT seq FROM predictions WHERE routing_hash = ? LIMIT ?"
@@ -113,7 +111,9 @@ def _slowest(db: sqlite3.Connection) -> int:
     return (1 << 62) if place is None else int(place)
 
 
-def _id_at(time_ms: int) -> str:
-    """The smallest prediction id of a time."""
-    body = max(time_ms, 0).to_bytes(6, "big") + bytes(ID_BYTES - 6)
-    return base64.b32hexencode(body).decode().lower()
+def _used_bytes(db: sqlite3.Connection) -> int:
+    """Bytes of pages that hold something; the file itself does not shrink, its free pages are used again."""
+    pages, free, size = (
+        int(db.execute(f"PRAGMA {what}").fetchone()[0]) for what in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size

@@ -3,39 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 
-__all__ = ["TrafficStats", "count", "read_stats"]
+from pipeline.traffic.log import TrafficStats
 
-
-@dataclass(frozen=True, slots=True)
-class TrafficStats:
-    """How much the log has taken since it was made, and where the join stands.
-
-    Args:
-        predictions, feedback, labelled_entries, labelled_rows: totals; retention does not lessen them.
-        parked_refused: parts of parked feedback that did not fit their prediction when it came.
-        parked_expired: feedback entries whose prediction never came.
-        open_predictions: written and not closed; parked: feedback entries that wait for their prediction.
-        late: closed predictions with feedback or rows still to come out as revisions.
-        watermark_ms: time of the last prediction closed, Unix milliseconds, 0 before the first.
-        oldest_open_ms: age of the first open prediction, 0 without one.
-        last_seq: last seq of the labelled log; bytes: size of the database file.
-    """
-
-    predictions: int
-    feedback: int
-    labelled_entries: int
-    labelled_rows: int
-    parked_refused: int
-    parked_expired: int
-    open_predictions: int
-    parked: int
-    late: int
-    watermark_ms: int
-    oldest_open_ms: int
-    last_seq: int
-    bytes: int
+__all__ = ["count", "read_stats"]
 
 
 def count(db: sqlite3.Connection, **added: int) -> None:

@@ -91,6 +91,7 @@ class TrafficWriter:
         self._entries = 0
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._given_up: NotReady | None = None
         self._offered = self._committed = self._written_feedback = self._commits = self._retries = 0
         self._dropped: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -152,7 +153,8 @@ class TrafficWriter:
             )
 
     def close(self) -> None:
-        """Write what waits, then end the thread. What is offered later is dropped."""
+        """Write what waits, then end the thread. What is offered later is dropped, and what waits is when the store fails
+        now: nobody is to wait for it."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -252,20 +254,23 @@ class TrafficWriter:
             future.set_exception(error)
 
     def _try(self, commit: Callable[[], T]) -> T:
-        """Commit, again a few times while the store fails; without waiting in between when closing."""
+        """Commit, again a few times while the store fails; when closing not again after all tries of one commit failed."""
+        if self._given_up is not None:
+            raise self._given_up
         wait = self._backoff
-        for _ in range(self._tries - 1):
+        for left in range(self._tries - 1, -1, -1):
             try:
                 result = commit()
-            except NotReady:
+            except NotReady as error:
+                if not left:
+                    self._given_up = error if self._closing.is_set() else None
+                    raise
                 with self._changed:
                     self._retries += 1
                 self._closing.wait(wait)
                 wait *= 2
             else:
                 break
-        else:
-            result = commit()
         with self._changed:
             self._commits += 1
         return result

@@ -102,10 +102,10 @@ def _configured(path: Path) -> list[Finding]:
 
 
 def _redis(config: RedisConfig) -> Finding:
-    from serving.cache import redis_address
+    from serving.redis_access import redis_address
 
     try:
-        redis_address(config).connect(REDIS_LIMIT).close()
+        redis_address(config, "embedding.redis").connect(REDIS_LIMIT).close()
     except (BatonError, OSError) as error:
         return ("redis", False, f"{config.url}: {error}; lookups pass it by until it answers")
     return ("redis", True, f"{config.url} answers")

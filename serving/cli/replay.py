@@ -114,6 +114,8 @@ class Replay:
         now = self._clock.monotonic()
         report.latency_s.setdefault(answer.arm, []).append(now - due)
         report.versions.setdefault(answer.arm, set()).add(answer.version)
+        if not answer.prediction_id:
+            return  # left out of the traffic log by its sample: there is nothing to label
         outcomes = [Outcome(index, float(label), final=True) for index, label in enumerate(request.labels)]
         entry = FeedbackEntry(answer.prediction_id, outcomes=outcomes, exposed_all=True)
         self._due.append((now + self._delay, entry))

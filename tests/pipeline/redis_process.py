@@ -12,7 +12,7 @@ from types import TracebackType
 import pytest
 import redis
 
-from pipeline.embedding.redis_wire import RedisAddress
+from pipeline.redis_address import RedisAddress
 
 LIMIT = 10.0
 

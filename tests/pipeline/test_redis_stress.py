@@ -14,8 +14,8 @@ import pytest
 from redis_model import WIDTHS, Versions, look, open_tier, source, updater
 from redis_process import RedisProcess
 
-from pipeline.embedding.redis_wire import RedisAddress
 from pipeline.errors import Conflict
+from pipeline.redis_address import RedisAddress
 
 pytestmark = pytest.mark.long
 

@@ -20,8 +20,8 @@ from redis_proxy import RedisProxy
 
 from pipeline.embedding.redis import RedisSource, RedisTier
 from pipeline.embedding.redis_marks import RedisGeneration
-from pipeline.embedding.redis_wire import RedisAddress
 from pipeline.errors import InvalidInput, Overloaded
+from pipeline.redis_address import RedisAddress
 
 BUDGET = 0.05
 

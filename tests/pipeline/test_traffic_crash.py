@@ -5,28 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import random
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import pytest
-from traffic_samples import IDS, WINDOW_MS, sample
+from traffic_places import Place
+from traffic_samples import WINDOW_MS, sample
 
 from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome
-from pipeline.traffic.sqlite import SqliteTrafficLog
 
 START = 1_000_000
 PROCESSES = multiprocessing.get_context("spawn")
 KEY = b"k" * 32
 
 
-def open_log(path: Path) -> SqliteTrafficLog:
-    return SqliteTrafficLog(path, IDS, WINDOW_MS)
-
-
-def feed_and_tell(path: Path, lane: int, count: int, out: Connection) -> None:
+def feed_and_tell(place: Place, lane: int, count: int, out: Connection) -> None:
     """Write predictions and feedback, in changing order, and tell each id once its label is acknowledged."""
     ids = PredictionIds(KEY, lane)
-    log = open_log(path)
+    log = place.open()
     for i in range(count):
         prediction_id = ids.new(START + i)
         record = sample(prediction_id, START + i)
@@ -44,9 +39,9 @@ def feed_and_tell(path: Path, lane: int, count: int, out: Connection) -> None:
     log.close()
 
 
-def labels_of(path: Path) -> dict[tuple[str, int], float]:
+def labels_of(place: Place) -> dict[tuple[str, int], float]:
     """All rows of the labelled log once everything is mature, each seen once."""
-    log = open_log(path)
+    log = place.open()
     labels: dict[tuple[str, int], float] = {}
     after = 0
     while log.join(START + 10**6):
@@ -63,10 +58,9 @@ def labels_of(path: Path) -> dict[tuple[str, int], float]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_acknowledged_labels_survive_kill_9(tmp_path: Path, seed: int) -> None:
-    path = tmp_path / "traffic.db"
+def test_acknowledged_labels_survive_kill_9(place: Place, seed: int) -> None:
     receive, send = PROCESSES.Pipe(duplex=False)
-    child = PROCESSES.Process(target=feed_and_tell, args=(path, 0, 100_000, send))
+    child = PROCESSES.Process(target=feed_and_tell, args=(place, 0, 100_000, send))
     child.start()
     send.close()
     acknowledged = [receive.recv() for _ in range(random.Random(seed).randrange(1, 150))]
@@ -77,28 +71,27 @@ def test_acknowledged_labels_survive_kill_9(tmp_path: Path, seed: int) -> None:
             acknowledged.append(receive.recv())
     except (EOFError, OSError):
         pass
-    labels = labels_of(path)
+    labels = labels_of(place)
     # The last one may have been killed between its acknowledgement and the prediction that it was parked for.
     *certain, last = acknowledged
     for prediction_id, index in certain:
         assert {i: labels[prediction_id, i] for i in range(4)} == {i: float(i == index) for i in range(4)}
-    log = open_log(path)
+    log = place.open()
     assert labels.get(last, 1.0) == 1.0
     assert log.stats(START).parked + ((last[0], 0) in labels) >= 1
     log.close()
 
 
-def test_two_processes_write_while_a_third_joins(tmp_path: Path) -> None:
-    path = tmp_path / "traffic.db"
+def test_two_processes_write_while_a_third_joins(place: Place) -> None:
     children, pipes = [], []
     for lane in (1, 2):
         receive, send = PROCESSES.Pipe(duplex=False)
-        child = PROCESSES.Process(target=feed_and_tell, args=(path, lane, 150, send))
+        child = PROCESSES.Process(target=feed_and_tell, args=(place, lane, 150, send))
         child.start()
         send.close()
         children.append(child)
         pipes.append(receive)
-    log = open_log(path)
+    log = place.open()
     told: set[tuple[str, int]] = set()
     for _ in range(150):
         told.update(pipe.recv() for pipe in pipes)
@@ -109,6 +102,6 @@ def test_two_processes_write_while_a_third_joins(tmp_path: Path) -> None:
     stats = log.stats(START)
     log.close()
     assert (stats.predictions, stats.feedback, stats.parked) == (300, 300, 0)
-    labels = labels_of(path)
+    labels = labels_of(place)
     assert len(labels) == 1200
     assert {key for key, label in labels.items() if label == 1.0} == told

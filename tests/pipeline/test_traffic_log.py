@@ -1,13 +1,12 @@
-"""The traffic log in SQLite: what becomes of feedback, which rows come out when, what is kept and what goes."""
+"""The traffic log on every store: what becomes of feedback, which rows come out when, what is kept and what goes."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from traffic_places import Place
 from traffic_samples import CANDIDATE, IDS, LATE_MS, WINDOW_MS, sample
 
 from pipeline.errors import InvalidInput, NotReady
@@ -25,14 +24,13 @@ from pipeline.traffic.log import (
     Scores,
     TrafficLog,
 )
-from pipeline.traffic.sqlite import SqliteTrafficLog
 
 START = 1_000_000
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[SqliteTrafficLog]:
-    log = SqliteTrafficLog(tmp_path / "traffic.db", IDS, WINDOW_MS, LATE_MS)
+def log(place: Place) -> Iterator[TrafficLog]:
+    log = place.open(late_ms=LATE_MS)
     yield log
     log.close()
 
@@ -55,7 +53,7 @@ def labels(entry: Labelled) -> dict[int, float]:
     return dict(zip(entry.indices.tolist(), entry.labels.tolist(), strict=True))
 
 
-def test_only_exposed_rows_come_out_and_only_when_mature(log: SqliteTrafficLog) -> None:
+def test_only_exposed_rows_come_out_and_only_when_mature(log: TrafficLog) -> None:
     prediction_id = predict(log)
     say(
         log,
@@ -76,14 +74,14 @@ def test_only_exposed_rows_come_out_and_only_when_mature(log: SqliteTrafficLog) 
     assert log.labelled(entry.seq) == []
 
 
-def test_a_final_label_does_not_wait_for_the_window(log: SqliteTrafficLog) -> None:
+def test_a_final_label_does_not_wait_for_the_window(log: TrafficLog) -> None:
     prediction_id = predict(log)
     say(log, prediction_id, Outcome(1, 1.0, final=True), shown=[Exposure(1)])
     assert log.join(START) == 1
     assert labels(log.labelled(0)[0]) == {1: 1.0}
 
 
-def test_a_late_label_makes_a_revision_of_the_rows_that_it_changes(log: SqliteTrafficLog) -> None:
+def test_a_late_label_makes_a_revision_of_the_rows_that_it_changes(log: TrafficLog) -> None:
     prediction_id = predict(log)
     say(log, prediction_id)
     log.join(START + WINDOW_MS)
@@ -94,7 +92,7 @@ def test_a_late_label_makes_a_revision_of_the_rows_that_it_changes(log: SqliteTr
     assert (revision.revision, labels(revision), revision.previous.tolist()) == (1, {1: 1.0}, [0.0])
 
 
-def test_a_final_label_that_is_contradicted_is_revised(log: SqliteTrafficLog) -> None:
+def test_a_final_label_that_is_contradicted_is_revised(log: TrafficLog) -> None:
     prediction_id = predict(log)
     say(log, prediction_id, Outcome(0, 1.0, final=True), shown=[Exposure(0)])
     log.join(START)
@@ -103,7 +101,7 @@ def test_a_final_label_that_is_contradicted_is_revised(log: SqliteTrafficLog) ->
     assert [(e.revision, labels(e)) for e in log.labelled(0)] == [(0, {0: 1.0}), (1, {0: 0.0})]
 
 
-def test_an_exposure_after_closing_waits_its_own_window_and_is_a_revision(log: SqliteTrafficLog) -> None:
+def test_an_exposure_after_closing_waits_its_own_window_and_is_a_revision(log: TrafficLog) -> None:
     prediction_id = predict(log)
     assert log.join(START + WINDOW_MS) == 0
     say(log, prediction_id, shown=[Exposure(3, position=1)], now_ms=START + WINDOW_MS + 5)
@@ -114,7 +112,7 @@ def test_an_exposure_after_closing_waits_its_own_window_and_is_a_revision(log: S
     assert np.isnan(entry.previous).all()
 
 
-def test_an_open_prediction_holds_back_later_ones_for_two_windows_at_most(log: SqliteTrafficLog) -> None:
+def test_an_open_prediction_holds_back_later_ones_for_two_windows_at_most(log: TrafficLog) -> None:
     first, second = predict(log), predict(log, START + 1)
     say(log, first, shown=[Exposure(0)], now_ms=START + WINDOW_MS - 1)
     say(log, second, Outcome(0, 1.0, final=True), shown=[Exposure(0)], now_ms=START + 1)
@@ -126,7 +124,7 @@ def test_an_open_prediction_holds_back_later_ones_for_two_windows_at_most(log: S
     assert labels(log.labelled(2)[0]) == {1: 0.0}
 
 
-def test_a_prediction_from_a_clock_far_ahead_does_not_stop_the_log(log: SqliteTrafficLog) -> None:
+def test_a_prediction_from_a_clock_far_ahead_does_not_stop_the_log(log: TrafficLog) -> None:
     predict(log, START + 10**9)
     next_one = predict(log)
     say(log, next_one)
@@ -136,7 +134,7 @@ def test_a_prediction_from_a_clock_far_ahead_does_not_stop_the_log(log: SqliteTr
     assert log.stats(START).open_predictions == 0
 
 
-def test_status_of_every_part(log: SqliteTrafficLog) -> None:
+def test_status_of_every_part(log: TrafficLog) -> None:
     prediction_id = predict(log)
     reply = say(
         log,
@@ -162,7 +160,7 @@ def test_status_of_every_part(log: SqliteTrafficLog) -> None:
     assert log.stats(START).feedback == 1
 
 
-def test_ids_of_others_are_invalid_and_old_ones_expired(log: SqliteTrafficLog) -> None:
+def test_ids_of_others_are_invalid_and_old_ones_expired(log: TrafficLog) -> None:
     foreign = PredictionIds(b"x" * 32).new(START)
     for bad in (foreign, "", "nonsense", "é" * 32):
         reply = say(log, bad, Outcome(0, 1.0), shown=[Exposure(0)])
@@ -173,13 +171,13 @@ def test_ids_of_others_are_invalid_and_old_ones_expired(log: SqliteTrafficLog) -
     assert say(log, prediction_id, Outcome(0, 0.0), now_ms=START + LATE_MS + 1).outcomes == (EXPIRED,)
 
 
-def test_an_id_in_capitals_is_the_same_prediction(log: SqliteTrafficLog) -> None:
+def test_an_id_in_capitals_is_the_same_prediction(log: TrafficLog) -> None:
     prediction_id = predict(log)
     assert say(log, prediction_id.upper(), Outcome(0, 1.0)).outcomes == (ACCEPTED,)
     assert log.stats(START).parked == 0
 
 
-def test_labels_before_their_prediction_are_parked_and_checked_when_it_comes(log: SqliteTrafficLog) -> None:
+def test_labels_before_their_prediction_are_parked_and_checked_when_it_comes(log: TrafficLog) -> None:
     prediction_id = IDS.new(START)
     outcomes = (Outcome(1, 1.0), Outcome(50, 1.0), Outcome(None, 1.0, CANDIDATE + 3), Outcome(None, 1.0, 1))
     assert say(log, prediction_id, *outcomes, now_ms=START + 5).outcomes == (ACCEPTED,) * 4
@@ -194,7 +192,7 @@ def test_labels_before_their_prediction_are_parked_and_checked_when_it_comes(log
     assert (stats.parked, stats.parked_refused) == (0, 2)
 
 
-def test_candidate_ids_where_the_prediction_has_none_are_invalid(log: SqliteTrafficLog) -> None:
+def test_candidate_ids_where_the_prediction_has_none_are_invalid(log: TrafficLog) -> None:
     prediction_id = IDS.new(START)
     log.append_predictions([sample(prediction_id, START, candidate_ids=False)])
     reply = say(log, prediction_id, Outcome(None, 1.0, CANDIDATE))
@@ -202,7 +200,7 @@ def test_candidate_ids_where_the_prediction_has_none_are_invalid(log: SqliteTraf
     assert "send the index" in reply.reason
 
 
-def test_scores_of_the_other_arm(log: SqliteTrafficLog) -> None:
+def test_scores_of_the_other_arm(log: TrafficLog) -> None:
     early = IDS.new(START)
     scores = Scores("candidate", "student", 3, np.array([0.1, 0.2, 0.3, 0.4], np.float32))
     log.append_scores([(early, scores)])  # the shadow lane may be faster than the primary lane's writer
@@ -223,14 +221,14 @@ def test_scores_of_the_other_arm(log: SqliteTrafficLog) -> None:
     np.testing.assert_array_equal(others[1][0].scores, scores.scores)
 
 
-def test_a_batch_with_a_bad_record_is_refused_whole(log: SqliteTrafficLog) -> None:
+def test_a_batch_with_a_bad_record_is_refused_whole(log: TrafficLog) -> None:
     good = sample(IDS.new(START), START)
     with pytest.raises(InvalidInput, match="not a prediction record"):
         log.append_predictions([good, good[:-9]])
     assert log.stats(START).predictions == 0
 
 
-def test_stats(log: SqliteTrafficLog) -> None:
+def test_stats(log: TrafficLog) -> None:
     for i in range(3):
         say(log, predict(log, START + i), now_ms=START + 10 * i)
     log.join(START + WINDOW_MS + 10)
@@ -240,7 +238,7 @@ def test_stats(log: SqliteTrafficLog) -> None:
     assert stats.bytes > 0
 
 
-def test_retention_waits_for_the_join_and_for_readers(log: SqliteTrafficLog) -> None:
+def test_retention_waits_for_the_join_and_for_readers(log: TrafficLog) -> None:
     old = [predict(log, START + i) for i in range(3)]
     for i, prediction_id in enumerate(old):
         say(log, prediction_id, Outcome(0, 1.0, final=i < 2), shown=[Exposure(0)], now_ms=START + i)
@@ -263,7 +261,7 @@ def test_retention_waits_for_the_join_and_for_readers(log: SqliteTrafficLog) -> 
     assert [e.seq for e in log.labelled(3)] == [4], "a seq is never used again"
 
 
-def test_retention_drops_what_waited_too_long_for_its_prediction(log: SqliteTrafficLog) -> None:
+def test_retention_drops_what_waited_too_long_for_its_prediction(log: TrafficLog) -> None:
     say(log, IDS.new(START), Outcome(0, 1.0))
     say(log, IDS.new(START + 5000), Outcome(0, 1.0))
     assert log.retain(START + 5000).parked == 1
@@ -271,7 +269,7 @@ def test_retention_drops_what_waited_too_long_for_its_prediction(log: SqliteTraf
     assert (stats.parked, stats.parked_expired) == (1, 1)
 
 
-def test_retention_goes_through_many(log: SqliteTrafficLog) -> None:
+def test_retention_goes_through_many(log: TrafficLog) -> None:
     records = [sample(IDS.new(START + i), START + i) for i in range(700)]
     log.append_predictions(records)
     log.join(START + 10_000)
@@ -279,47 +277,64 @@ def test_retention_goes_through_many(log: SqliteTrafficLog) -> None:
     assert [seq for seq, _ in log.unscored(0, START + 10_000, limit=1)] == [601]
 
 
-def test_a_user_is_forgotten_down_to_the_bytes(log: SqliteTrafficLog, tmp_path: Path) -> None:
-    secret = 0x1122334455667788
-    theirs, other = IDS.new(START), predict(log, routing_hash=9)
-    log.append_predictions([sample(theirs, START, 300, routing_hash=(1 << 64) - 5, fill=secret)])
+def test_retention_by_size_drops_the_oldest_that_were_read(log: TrafficLog) -> None:
+    made = [predict(log, START + i, n=2000) for i in range(600)]
+    for i, prediction_id in enumerate(made[:550]):
+        say(log, prediction_id, Outcome(0, 1.0, final=True), shown=[Exposure(0)], now_ms=START + i)
+    log.join(START + 600)
+    full = log.retain(0, max_bytes=1 << 40)
+    assert (full.predictions, full.over_bytes) == (0, 0)
+    limit = log.stats(START).bytes - (8 << 20)
+    done = log.retain(0, protect_seq=550, max_bytes=limit)
+    assert 100 < done.predictions < 550
+    assert not done.held_back
+    assert [e.prediction_id for e in log.labelled(0, 1)] == [made[done.predictions]]
+    held = log.retain(0, protect_seq=done.predictions, max_bytes=limit - (4 << 20))
+    assert held.predictions == 0
+    assert held.over_bytes > 0
+    assert held.held_back
+
+
+def test_a_user_is_forgotten(log: TrafficLog) -> None:
+    theirs, open_one = (predict(log, START + i, routing_hash=(1 << 64) - 5) for i in range(2))
+    other = predict(log, routing_hash=9)
     for prediction_id in (theirs, other):
-        say(log, prediction_id)
-    log.join(START + WINDOW_MS)
-    assert log.forget((1 << 64) - 5) == 1
-    assert log.forget((1 << 64) - 5) == 0
+        say(log, prediction_id, Outcome(1, 1.0, final=True), shown=[Exposure(1)])
+    log.join(START)
+    assert log.forget((1 << 64) - 5, START + 50) == 2
+    assert log.forget((1 << 64) - 5, START + 50) == 0
+    assert list(log.records([theirs, open_one, other])) == [other]
+    log.join(START + 3 * WINDOW_MS)
     assert [e.prediction_id for e in log.labelled(0)] == [other]
-    for path in tmp_path.iterdir():
-        assert secret.to_bytes(8, "little") not in path.read_bytes(), f"still in {path.name}"
     assert say(log, other, Outcome(0, 1.0), now_ms=START + WINDOW_MS).outcomes == (ACCEPTED,)
+    assert log.stats(START).open_predictions == 0
 
 
-def test_a_file_of_a_newer_baton_or_of_another_program_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "traffic.db"
-    SqliteTrafficLog(path, IDS).close()
-    with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version=99")
-    db.close()
-    with pytest.raises(InvalidInput, match=r"newer Baton \(format 99"):
-        SqliteTrafficLog(path, IDS)
-    other = tmp_path / "other.db"
-    with sqlite3.connect(other) as db:
-        db.execute("CREATE TABLE cakes (name TEXT)")
-    db.close()
-    with pytest.raises(InvalidInput, match="another program's"):
-        SqliteTrafficLog(other, IDS)
-    text = tmp_path / "text.db"
-    text.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(InvalidInput, match="not a traffic log"):
-        SqliteTrafficLog(text, IDS)
+def test_forgetting_reaches_what_is_parked_and_what_is_on_its_way(log: TrafficLog) -> None:
+    on_its_way, later = IDS.new(START), IDS.new(START + 100)
+    for prediction_id in (on_its_way, later):
+        say(log, prediction_id, Outcome(1, 1.0))
+    log.append_scores([(on_its_way, Scores("candidate", "student", 3, np.zeros(4, np.float32)))])
+    log.forget(7, START + 50)
+    log.append_predictions([sample(on_its_way, START, routing_hash=7), sample(later, START + 100, routing_hash=7)])
+    stats = log.stats(START)
+    assert (stats.predictions, stats.parked) == (1, 0)
+    assert list(log.records([on_its_way, later])) == [later]
 
 
-def test_a_closed_log_and_an_unusable_place_say_so(log: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_a_closed_log_says_so(log: TrafficLog) -> None:
     log.close()
     with pytest.raises(NotReady):
         log.join(START)
     with pytest.raises(NotReady):
         log.labelled(0)
-    (tmp_path / "file").touch()
-    with pytest.raises(NotReady, match="cannot be opened"):
-        SqliteTrafficLog(tmp_path / "file" / "traffic.db", IDS)
+
+
+def test_stores_know_the_same_records(log: TrafficLog) -> None:
+    made = [predict(log, START + i) for i in range(3)]
+    assert log.records([made[2], IDS.new(START), made[0]]) == {
+        made[2]: sample(made[2], START + 2),
+        made[0]: sample(made[0], START),
+    }
+    assert log.latest("ranker", 2) == [sample(made[2], START + 2), sample(made[1], START + 1)]
+    assert log.latest("nobody", 2) == []

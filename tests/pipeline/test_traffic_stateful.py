@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from traffic_places import Place
 from traffic_samples import CANDIDATE, IDS, WINDOW_MS, sample
 
-from pipeline.traffic.log import ACCEPTED, DUPLICATE, INVALID, Exposure, FeedbackEntry, FeedbackReply, Labelled, Outcome
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.log import (
+    ACCEPTED,
+    DUPLICATE,
+    INVALID,
+    Exposure,
+    FeedbackEntry,
+    FeedbackReply,
+    Labelled,
+    Outcome,
+    TrafficLog,
+)
 
 NOBODY = 10**15  # a late limit that nothing reaches
 
@@ -93,17 +108,18 @@ OUTCOMES = st.builds(
 
 
 class TrafficMachine(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__()
-        self.home = Path(tempfile.mkdtemp())
+        self.place = place
+        place.empty()
         self.log = self.open()
         self.now = self.latest = 1_000_000
         self.predictions: list[Model] = []
         self.written = 0
         self.entries: list[Labelled] = []
 
-    def open(self) -> SqliteTrafficLog:
-        return SqliteTrafficLog(self.home / "traffic.db", IDS, WINDOW_MS, NOBODY)
+    def open(self) -> TrafficLog:
+        return self.place.open(late_ms=NOBODY)
 
     @initialize()
     def begin(self) -> None:
@@ -210,7 +226,6 @@ class TrafficMachine(RuleBasedStateMachine):
             assert self.log.stats(self.now).open_predictions == 0
         finally:
             self.log.close()
-            shutil.rmtree(self.home)
 
     def check_all(self) -> None:
         labels: dict[tuple[str, int], float] = {}
@@ -237,11 +252,24 @@ class TrafficMachine(RuleBasedStateMachine):
         assert positions == {key: row.position for key, row in shown.items()}
 
 
-TestTraffic = TrafficMachine.TestCase
-TestTraffic.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+EXAMPLES = {"sqlite": 150, "redis": 80}
+
+
+def check(place: Place, examples: int) -> None:
+    rules = settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    run_state_machine_as_test(lambda: TrafficMachine(place), settings=rules)  # type: ignore[arg-type,no-untyped-call]
+
+
+def test_any_interleaving_gives_what_a_dictionary_would(place: Place) -> None:
+    check(place, EXAMPLES[place.kind])
+
+
+@pytest.mark.long
+def test_many_interleavings_give_what_a_dictionary_would(place: Place) -> None:
+    check(place, 4 * EXAMPLES[place.kind])

@@ -23,7 +23,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from serving.admin import Admin
-from serving.cache import CacheUpkeep, redis_address
+from serving.cache import CacheUpkeep
 from serving.cli.main import app
 from serving.client import RankingClient
 from serving.config import RedisConfig
@@ -31,6 +31,7 @@ from serving.embedding_report import summed
 from serving.http.api import build_app
 from serving.kill import KillSwitch
 from serving.observe import Observer
+from serving.redis_access import redis_address
 from serving.rollout.controller import RolloutController
 from serving.traffic import open_traffic_log
 
@@ -173,14 +174,14 @@ def test_doctor_asks_redis(installation: Installation, server: RedisProcess) -> 
 def test_passwords_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "password").write_text("secret\n")
     monkeypatch.setenv("REDIS_PASSWORD", "other")
-    by_file = redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "password"))
-    by_name = redis_address(RedisConfig(url="redis://h", password_env="REDIS_PASSWORD"))
+    by_file = redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "password"), "embedding.redis")
+    by_name = redis_address(RedisConfig(url="redis://h", password_env="REDIS_PASSWORD"), "embedding.redis")
     assert (by_file.password, by_name.password) == ("secret", "other")
     assert "secret" not in repr(by_file)
     with pytest.raises(InvalidInput, match="password_file"):
-        redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "nowhere"))
+        redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "nowhere"), "embedding.redis")
     with pytest.raises(InvalidInput, match=r"no password in \$NOT_SET"):
-        redis_address(RedisConfig(url="redis://h", password_env="NOT_SET"))
+        redis_address(RedisConfig(url="redis://h", password_env="NOT_SET"), "embedding.redis")
 
 
 def test_without_redis_nothing_imports_it() -> None:

@@ -12,8 +12,9 @@ from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
 from serving.rollout.store import ControlStore
+from serving.telemetry import Telemetry
 from serving.traffic import open_traffic_log
-from serving.upkeep import retain_traffic
+from serving.upkeep import TrafficUpkeep
 
 
 def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: Path) -> None:
@@ -29,9 +30,17 @@ def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: 
     shown = [Outcome(i, 1.0, final=True) for i in range(2)]
     log.append_feedback([FeedbackEntry(one, outcomes=shown, exposed_all=True) for one in made], 2000)
     assert log.join(3000) == 10
-    retain_traffic(config, log, store, {"position": 10, "committed": 4}, 60_000)
+    upkeep = TrafficUpkeep(config, log, store)
+    upkeep.step({"position": 10, "committed": 4}, 60_000)
     assert [entry.seq for entry in log.labelled(0)] == [5, 6, 7, 8, 9, 10]
-    retain_traffic(config, log, store, None, 60_000)
+    assert (upkeep.removed["predictions"], upkeep.held.unread) == (4, 6)
+    upkeep.step(None, 60_000)
     assert len(log.labelled(0)) == 6
+    telemetry = Telemetry("control")
+    upkeep.publish(telemetry)
+    telemetry.write(tmp_path / "metrics")
+    told = (tmp_path / "metrics" / "control.prom").read_text()
+    assert 'baton_traffic_held_back{process="control",what="unread"} 6.0' in told
+    assert 'baton_traffic_removed_total{kind="labelled",process="control"} 4.0' in told
     log.close()
     store.close()

@@ -1,0 +1,435 @@
+"""The traffic log that several machines share: Redis Streams, on a server of the log's own.
+
+The same log as `sqlite`, by the same rules (`feedback`, `join`); here is only *where* things are kept. What changes is
+decided here on what was read, and written by a script only if it is still so (`redis_scripts`, which lists the keys);
+otherwise it is read and decided again. So any number of lanes and joins may work at once, none holds a lock that could
+outlive it, and each labelled entry is written exactly once.
+
+Streams give the orders: predictions as they were written, of which a consumer group `join` has closed those up to its
+place, and labelled entries, in which each reader has a group of its own (`XINFO GROUPS traffic:labelled` shows them).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from pipeline.errors import InvalidInput, NotReady
+from pipeline.prediction import PredictionIds
+from pipeline.redis_address import RedisAddress
+from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refuse
+from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
+from pipeline.traffic.log import (
+    EXPIRED,
+    INVALID,
+    FeedbackEntry,
+    FeedbackReply,
+    Labelled,
+    Retained,
+    Scores,
+    TrafficStats,
+)
+from pipeline.traffic.record import PredictionRecord, finder, unpack
+from pipeline.traffic.redis_retention import forget, retain
+from pipeline.traffic.redis_scripts import CLAMP, FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE
+from pipeline.traffic.redis_server import TrafficRedis
+
+__all__ = ["RedisTrafficLog"]
+
+# What one script does at a time, so that lanes never wait long for it.
+_CHUNK = 64
+# How often a change is decided anew because others were faster.
+_TRIES = 100
+_FIELDS = ("version", "seq", "n", "ms", "closes", "revision", "changes", "parked", "mature")
+_LENGTH = struct.Struct("<I")
+_RECEIVED = struct.Struct("<q")
+_Taken = tuple[list[FeedbackReply], tuple[object, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A prediction as it was read; `seq` is None before it is written."""
+
+    prediction_id: str
+    version: int
+    seq: int | None
+    n: int
+    ms: int
+    closes: int
+    revision: int | None
+    changes: tuple[bytes, ...]
+    parked: tuple[bytes, ...]
+    mature: tuple[bytes, ...]
+
+    def state(self) -> LabelState:
+        return LabelState.fold(self.n, map(Change.unpack, self.changes))
+
+    def waiting(self) -> Iterator[tuple[int, FeedbackEntry]]:
+        """Parked feedback with the time when it came."""
+        for frame in self.parked:
+            yield _RECEIVED.unpack_from(frame)[0], load_entry(self.prediction_id, frame[_RECEIVED.size :].decode())
+
+
+class RedisTrafficLog:
+    """`pipeline.traffic.log.TrafficLog` in a Redis; any number of processes on any machines may have it open.
+
+    Args:
+        address: of a Redis that evicts nothing and keeps an append-only file.
+        ids: tells genuine prediction ids; all machines need the same secret.
+        attribution_window_ms, late_limit_ms: as `SqliteTrafficLog`.
+        timeout: seconds after which a call to a server that is silent is given up.
+
+    Raises:
+        InvalidInput: the Redis would lose labels, or holds something else.
+        NotReady: it cannot be reached now; all methods raise it when it fails or does not answer.
+    """
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        ids: PredictionIds,
+        attribution_window_ms: int = 30 * 60_000,
+        late_limit_ms: int = 24 * 3_600_000,
+        timeout: float = 5.0,
+    ) -> None:
+        self._ids = ids
+        self._window = attribution_window_ms
+        self._late_limit = late_limit_ms
+        self._server = TrafficRedis(address, timeout)
+
+    def append_predictions(self, records: Sequence[bytes]) -> None:
+        """Commit packed prediction records, in order; one written before is left as it is.
+
+        Raises:
+            InvalidInput: one of them is not a record; none is written.
+        """
+        unpacked = [(unpack(blob), blob) for blob in records]
+        for start in range(0, len(unpacked), _CHUNK):
+            left: dict[str, tuple[PredictionRecord, bytes]] = {}
+            for record, blob in unpacked[start : start + _CHUNK]:
+                left.setdefault(record.prediction_id, (record, blob))
+            for _ in range(_TRIES):
+                stored = self._load(left)
+                arguments: list[object] = []
+                for prediction_id, (record, blob) in left.items():
+                    before = stored[prediction_id]
+                    n, ms = record.features.n, record.time_ms
+                    state, changes, refused, find = LabelState.fold(n), [], 0, finder(record)
+                    for received_ms, entry in before.waiting():
+                        # Feedback that came before its prediction counts as of when it came.
+                        change, reply = accept(state, entry, ms, received_ms, find)
+                        refused += (reply.exposed + reply.outcomes).count(INVALID)
+                        changes += [] if change is None else [change.pack()]
+                    closes = closes_at(state, ms, self._window)
+                    arguments += (prediction_id, before.version, n, ms, closes, record.routing_hash, record.endpoint)
+                    arguments += (blob, _frames(changes), len(changes), refused)
+                left = {i.decode(): left[i.decode()] for i in self._server.run(INSERT, *arguments)}
+                if not left:
+                    break
+            else:
+                raise self._contended()
+
+    def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
+        """Commit another arm's scores; a second time for the same version changes nothing."""
+        for start in range(0, len(scores), _CHUNK):
+            arguments: list[object] = []
+            for prediction_id, s in scores[start : start + _CHUNK]:
+                field = f"s:{s.arm}\0{s.bundle}\0{s.version}"
+                arguments += (prediction_id, field, np.ascontiguousarray(s.scores, np.float32).tobytes())
+            self._server.run(SCORES, *arguments)
+
+    def append_feedback(self, entries: Sequence[FeedbackEntry], now_ms: int) -> list[FeedbackReply]:
+        """Commit exposures and labels; on return what is ACCEPTED is in Redis, and on disk under `appendfsync always`."""
+        replies: dict[int, FeedbackReply] = {}
+        places: dict[str, list[int]] = {}
+        for place, entry in enumerate(entries):
+            try:
+                made_ms = self._ids.parse(entry.prediction_id).time_ms
+            except InvalidInput as error:
+                replies[place] = refuse(entry, INVALID, str(error))
+                continue
+            if now_ms - made_ms > self._late_limit:
+                replies[place] = refuse(entry, EXPIRED, "the prediction is too old to be labelled")
+                continue
+            # An id is genuine in capitals too; the log knows it in small letters.
+            places.setdefault(entry.prediction_id.lower(), []).append(place)
+        waiting = iter(places.items())
+        while chunk := dict(islice(waiting, _CHUNK)):
+            for _ in range(_TRIES):
+                stored = self._load(chunk)
+                arguments: list[object] = []
+                for prediction_id, mine in chunk.items():
+                    before = stored[prediction_id]
+                    take = self._park if before.seq is None else self._take
+                    answers, change = take(before, [entries[place] for place in mine], now_ms)
+                    replies.update(zip(mine, answers, strict=True))
+                    if change:
+                        arguments += (prediction_id, before.version, *change)
+                changed = self._server.run(FEEDBACK, *arguments) if arguments else ()
+                chunk = {i.decode(): places[i.decode()] for i in changed}
+                if not chunk:
+                    break
+            else:
+                raise self._contended()
+        return [replies[place] for place in range(len(entries))]
+
+    def join(self, now_ms: int, limit: int = 1000) -> int:
+        """Close predictions that are due and write revisions; the number of labelled entries written.
+
+        It ends early where another process changes what it is about to settle; the next call goes on from there.
+        """
+        entries = 0
+        while entries < limit:
+            room = min(_CHUNK, limit - entries)
+            revised_visits, revised = self._revise(now_ms, room)
+            closed_visits, closed = self._close_due(now_ms, room - revised)
+            entries += revised + closed
+            if not revised_visits and not closed_visits:
+                break
+        return entries
+
+    def labelled(self, after: int, limit: int = 256) -> list[Labelled]:
+        """Entries of the labelled log with seq > after, in order, with all scores stored by now."""
+        (found,) = self._server.many([("XRANGE", f"{PREFIX}labelled", f"({after}", "+", "COUNT", limit)])
+        ids = list(dict.fromkeys(fields[b"i"].decode() for _, fields in found))
+        hashes = dict(zip(ids, self._server.many([("HGETALL", _key(i)) for i in ids]), strict=True))
+        result = []
+        for place, fields in found:
+            prediction_id = fields[b"i"].decode()
+            stored: Mapping[bytes, bytes] = hashes[prediction_id]
+            if b"record" not in stored:
+                continue  # forgotten in between
+            m = MatureRows.unpack(fields[b"m"])
+            result.append(
+                Labelled(
+                    _seq(place), prediction_id, int(fields[b"r"]), int(stored[b"ms"]),
+                    m.indices, m.labels, m.positions, m.previous, stored[b"record"], _other_scores(stored),
+                )
+            )  # fmt: skip
+        return result
+
+    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
+        """Predictions with seq > after, made before `before_ms`, without another arm's scores: (seq, record)."""
+        result: list[tuple[int, bytes]] = []
+        while len(result) < limit:
+            room = limit - len(result)
+            query = ("ZRANGEBYSCORE", f"{PREFIX}unscored", f"({after}", "+inf", "WITHSCORES", "LIMIT", 0, room)
+            (flat,) = self._server.many([query])
+            found = list(zip(flat[::2], flat[1::2], strict=True))
+            times = self._server.many([("HGET", _key(i.decode()), "ms") for i, _ in found])
+            old = [(i, int(seq)) for (i, seq), ms in zip(found, times, strict=True) if ms and int(ms) < before_ms]
+            records = self._server.many([("HGET", _key(i.decode()), "record") for i, _ in old])
+            result += [(seq, record) for (_, seq), record in zip(old, records, strict=True) if record is not None]
+            if len(found) < room:
+                break
+            after = int(found[-1][1])
+        return result
+
+    def latest(self, endpoint: str, limit: int) -> list[bytes]:
+        """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
+        (found,) = self._server.many([("XREVRANGE", f"{PREFIX}predictions", "+", "-", "COUNT", 64 * limit)])
+        ids = [fields[b"i"].decode() for _, fields in found if fields[b"e"].decode() == endpoint]
+        return list(self.records(ids[:limit]).values())
+
+    def records(self, prediction_ids: Sequence[str]) -> dict[str, bytes]:
+        """The records of those predictions that are written, in the order asked."""
+        found = self._server.many([("HGET", _key(i), "record") for i in prediction_ids])
+        return {i: record for i, record in zip(prediction_ids, found, strict=True) if record is not None}
+
+    def commit_position(self, reader: str, seq: int) -> None:
+        """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
+        self._server.run(PLACE, reader, seq)
+
+    def position(self, reader: str) -> int:
+        """Where a reader is, 0 when it never said."""
+        return self._server.groups(f"{PREFIX}labelled").get(reader, 0)
+
+    def stats(self, now_ms: int) -> TrafficStats:
+        """How much there is and how far the join has come; `bytes` is the memory of the server."""
+        first, counters, late = self._server.many(
+            [
+                ("XRANGE", f"{PREFIX}predictions", f"({self._watermark()}", "+", "COUNT", 1),
+                ("HGETALL", f"{PREFIX}counters"),
+                ("ZCARD", f"{PREFIX}late"),
+            ]
+        )
+        oldest = 0
+        if first:
+            (ms,) = self._server.many([("HGET", _key(first[0][1][b"i"].decode()), "ms")])
+            oldest = max(0, now_ms - int(ms)) if ms else 0
+
+        def total(name: bytes) -> int:
+            return int(counters.get(name, 0))
+
+        return TrafficStats(
+            predictions=total(b"predictions"),
+            feedback=total(b"feedback"),
+            labelled_entries=total(b"labelled_entries"),
+            labelled_rows=total(b"labelled_rows"),
+            parked_refused=total(b"parked_refused"),
+            parked_expired=total(b"parked_expired"),
+            open_predictions=total(b"open"),
+            parked=total(b"parked"),
+            late=late,
+            watermark_ms=total(b"watermark_ms"),
+            oldest_open_ms=oldest,
+            last_seq=total(b"labelled_entries"),
+            bytes=self._server.used_bytes(),
+        )
+
+    def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
+        """Delete predictions made before `before_ms`, and the oldest while the server uses more than `max_bytes`.
+
+        Args:
+            protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
+                place of the slowest reader that committed one.
+        """
+        return retain(self._server, before_ms, protect_seq, max_bytes)
+
+    def forget(self, routing_hash: int, now_ms: int) -> int:
+        """Delete every record of one user, also those made by now that are yet to come; the number deleted."""
+        return forget(self._server, routing_hash, now_ms)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._server.close()
+
+    def _load(self, prediction_ids: Iterable[str]) -> dict[str, _Stored]:
+        ids = list(prediction_ids)
+        found = self._server.many([("HMGET", _key(i), *_FIELDS) for i in ids])
+        result = {}
+        for prediction_id, (version, seq, n, ms, closes, revision, changes, parked, mature) in zip(
+            ids, found, strict=True
+        ):
+            result[prediction_id] = _Stored(
+                prediction_id,
+                int(version or 0),
+                None if seq is None else int(seq),
+                int(n or 0),
+                int(ms or 0),
+                int(closes or 0),
+                None if revision is None else int(revision),
+                _unframed(changes),
+                _unframed(parked),
+                _unframed(mature),
+            )
+        return result
+
+    def _take(self, before: _Stored, entries: Sequence[FeedbackEntry], now_ms: int) -> _Taken:
+        """Check entries against their prediction: the answers, and what `FEEDBACK` needs where any is new."""
+        state, changes, replies = before.state(), [], []
+        find = self._stored_finder(before.prediction_id)
+        for entry in entries:
+            change, reply = accept(state, entry, before.ms, now_ms, find)
+            replies.append(reply)
+            changes += [] if change is None else [change.pack()]
+        if not changes:
+            return replies, ()
+        return replies, ("changes", _frames(changes), closes_at(state, before.ms, self._window), len(changes))
+
+    def _park(self, before: _Stored, entries: Sequence[FeedbackEntry], now_ms: int) -> _Taken:
+        """The same for entries whose prediction is not written yet."""
+        earlier, kept, replies = [entry for _, entry in before.waiting()], [], []
+        for entry in entries:
+            keep, reply = accept_parked(earlier, entry)
+            replies.append(reply)
+            if keep is not None:
+                earlier.append(keep)
+                kept.append(_RECEIVED.pack(now_ms) + dump_entry(keep).encode())
+        return replies, ("parked", _frames(kept), 0, len(kept)) if kept else ()
+
+    def _stored_finder(self, prediction_id: str) -> Callable[[int], int | None]:
+        """Looks into the stored record, at the first candidate id only: most clients send indices."""
+        find: Callable[[int], int | None] | None = None
+
+        def lookup(candidate_id: int) -> int | None:
+            nonlocal find
+            if find is None:
+                blob = self.records([prediction_id]).get(prediction_id)
+                # A record that is gone by now has changed its version too: this answer will not be given.
+                find = (lambda _: None) if blob is None else finder(unpack(blob))
+            return find(candidate_id)
+
+        return lookup
+
+    def _watermark(self) -> int:
+        return self._server.groups(f"{PREFIX}predictions")["join"]
+
+    def _revise(self, now_ms: int, room: int) -> tuple[int, int]:
+        """Look again at closed predictions that are due: how many, and entries written."""
+        (due,) = self._server.many([("ZRANGEBYSCORE", f"{PREFIX}late", "-inf", now_ms, "LIMIT", 0, room)])
+        return self._settle(self._load(i.decode() for i in due).values(), False, now_ms)
+
+    def _close_due(self, now_ms: int, room: int) -> tuple[int, int]:
+        """Close predictions in order as long as they are due: how many, and entries written."""
+        if room <= 0:
+            return 0, 0
+        query = ("XRANGE", f"{PREFIX}predictions", f"({self._watermark()}", "+", "COUNT", room)
+        (head,) = self._server.many([query])
+        due = []
+        for stored in self._load(fields[b"i"].decode() for _, fields in head).values():
+            if stored.revision is not None:
+                continue  # another process has closed it since the watermark was read
+            if stored.closes > now_ms:
+                latest = latest_close(now_ms, self._window)
+                if stored.closes > latest:
+                    # A lane's clock was ahead, or the window has been shortened: nobody waits longer than two windows.
+                    self._server.run(CLAMP, stored.prediction_id, latest)
+                break
+            due.append(stored)
+        return self._settle(due, True, now_ms)
+
+    def _settle(self, predictions: Iterable[_Stored], closing: bool, now_ms: int) -> tuple[int, int]:
+        """Write what the labelled log lacks of some predictions, and note when to look at each again."""
+        arguments: list[object] = []
+        for p in predictions:
+            written = written_labels(p.n, map(MatureRows.unpack, p.mature))
+            rows, due_ms = mature_rows(p.state(), written, now_ms, self._window)
+            arguments += (p.prediction_id, p.version, int(closing))
+            arguments += (b"", 0) if rows is None else (rows.pack(), len(rows.indices))
+            arguments.append("" if due_ms is None else due_ms)
+        if not arguments:
+            return 0, 0
+        seen, entries = self._server.run(SETTLE, *arguments)
+        return int(seen), int(entries)
+
+    def _contended(self) -> NotReady:
+        return NotReady(
+            f"traffic log {self._server.url}: others changed the same predictions {_TRIES} times; try again"
+        )
+
+
+def _key(prediction_id: str) -> str:
+    return f"{PREFIX}p:{prediction_id}"
+
+
+def _seq(place: bytes) -> int:
+    return int(place.partition(b"-")[0])
+
+
+def _frames(parts: Iterable[bytes]) -> bytes:
+    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+
+def _unframed(blob: bytes | None) -> tuple[bytes, ...]:
+    parts, at = [], 0
+    while blob and at < len(blob):
+        (size,) = _LENGTH.unpack_from(blob, at)
+        at += _LENGTH.size
+        parts.append(blob[at : at + size])
+        at += size
+    return tuple(parts)
+
+
+def _other_scores(stored: Mapping[bytes, bytes]) -> tuple[Scores, ...]:
+    """In the order in which they were stored, which stands before each as 8 digits."""
+    found = sorted((value[:8], name, value[8:]) for name, value in stored.items() if name.startswith(b"s:"))
+    result = []
+    for _, name, value in found:
+        arm, bundle, version = name[2:].decode().split("\0")
+        result.append(Scores(arm, bundle, int(version), np.frombuffer(value, np.float32)))
+    return tuple(result)

@@ -1,0 +1,89 @@
+"""What leaves the traffic log in Redis: old predictions, those that it has no room for, and those of a user who is to
+be forgotten. The same rules as in `sqlite_retention`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.prediction import smallest_id
+from pipeline.traffic.log import Retained
+from pipeline.traffic.redis_scripts import FORGET, PREFIX, RETAIN
+from pipeline.traffic.redis_server import TrafficRedis
+
+__all__ = ["forget", "retain"]
+
+_CHUNK = 256
+
+
+def retain(server: TrafficRedis, before_ms: int, protect_seq: int | None, max_bytes: int | None) -> Retained:
+    """Delete closed predictions made before `before_ms` whose labelled entries all have seq <= `protect_seq`; then,
+    oldest first, such predictions until the server uses at most `max_bytes`."""
+    cut = smallest_id(before_ms)
+    if protect_seq is None:
+        protect_seq = min(server.groups(f"{PREFIX}labelled").values(), default=1 << 53)
+    done = Retained()
+    for ids in _written(server, f"({cut}"):
+        done += _remove(server, protect_seq, ids)
+    parked = _drop_waiting(server, cut)
+    if max_bytes is not None:
+        for ids in _written(server, "+"):
+            if server.used_bytes() <= max_bytes:
+                break
+            removed = _remove(server, protect_seq, ids)
+            done += Retained(removed.predictions, removed.feedback, removed.labelled)
+        done += Retained(over_bytes=max(0, server.used_bytes() - max_bytes))
+    with server.client() as client:
+        if parked:
+            client.hincrby(f"{PREFIX}counters", "parked_expired", parked)
+        remembered = client.hgetall(f"{PREFIX}forgotten").items()
+        over = [routing for routing, until_ms in remembered if int(until_ms) < before_ms]
+        if over:
+            client.hdel(f"{PREFIX}forgotten", *over)
+    return done + Retained(parked=parked)
+
+
+def forget(server: TrafficRedis, routing_hash: int, now_ms: int) -> int:
+    """Delete all predictions of a routing hash, joined or not, read or not, and refuse those that are still to come."""
+    with server.client() as client:
+        client.hset(f"{PREFIX}forgotten", str(routing_hash), str(now_ms))
+    deleted, after = 0, b"-"
+    while True:
+        (found,) = server.many([("XRANGE", f"{PREFIX}predictions", after, "+", "COUNT", 4 * _CHUNK)])
+        theirs = [fields[b"i"] for _, fields in found if int(fields[b"r"]) == routing_hash]
+        for start in range(0, len(theirs), _CHUNK):
+            server.run(FORGET, "all", *theirs[start : start + _CHUNK])
+        deleted += len(theirs)
+        if len(found) < 4 * _CHUNK:
+            return deleted
+        after = b"(" + found[-1][0]
+
+
+def _written(server: TrafficRedis, end: str) -> Iterator[list[bytes]]:
+    """Ids of written predictions, oldest first, up to `end` as ZRANGEBYLEX says it."""
+    after = "-"
+    while True:
+        (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}ids", after, end, "LIMIT", 0, _CHUNK)])
+        if ids:
+            yield ids
+        if len(ids) < _CHUNK:
+            return
+        after = "(" + ids[-1].decode()
+
+
+def _remove(server: TrafficRedis, protect_seq: int, ids: list[bytes]) -> Retained:
+    predictions, feedback, labelled, unread, unjoined = server.run(RETAIN, protect_seq, *ids)
+    return Retained(predictions, feedback, labelled, unread=unread, unjoined=unjoined)
+
+
+def _drop_waiting(server: TrafficRedis, cut: str) -> int:
+    """Feedback and scores whose prediction has not come by now; the feedback entries dropped."""
+    dropped = 0
+    for name in ("parked", "orphans"):
+        while True:
+            (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}{name}", "-", f"({cut}", "LIMIT", 0, _CHUNK)])
+            if not ids:
+                break
+            counts = server.many([("HGET", f"{PREFIX}p:{i.decode()}", "waiting") for i in ids])
+            dropped += sum(int(count or 0) for count in counts)
+            server.run(FORGET, "waiting", *ids)
+    return dropped

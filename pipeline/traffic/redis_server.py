@@ -1,0 +1,143 @@
+"""The Redis behind the traffic log: whether it may be one, and how it is spoken to.
+
+A traffic log must lose nothing, so a server that evicts keys or keeps them in memory alone is refused. Every call ends
+within the timeout, and every failure is NotReady: who calls decides how often to try again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+
+from pipeline.errors import InvalidInput, NotReady
+from pipeline.redis_address import RedisAddress
+from pipeline.traffic.redis_scripts import OPEN
+
+__all__ = ["FORMAT", "TrafficRedis"]
+
+FORMAT = 1
+_LEAST = (6, 2)
+
+log = logging.getLogger(__name__)
+
+
+class TrafficRedis:
+    """One process's connections; usable from several of its threads.
+
+    Args:
+        timeout: seconds of silence after which a call is given up.
+
+    Raises:
+        InvalidInput: it evicts, keeps no append-only file, is too old, or holds something else.
+        NotReady: it cannot be reached now.
+    """
+
+    def __init__(self, address: RedisAddress, timeout: float = 5.0) -> None:
+        self.url = address.url
+        self._client = address.client(timeout)
+        self._scripts: dict[str, Any] = {}
+        self._closed = False
+        try:
+            self._check()
+        except BaseException:
+            self._client.close()
+            raise
+
+    @contextmanager
+    def client(self) -> Iterator[redis.Redis]:
+        """The client, its failures as NotReady."""
+        if self._closed:
+            raise NotReady(f"traffic log {self.url} is closed")
+        try:
+            yield self._client
+        except redis.RedisError as error:
+            raise NotReady(f"traffic log {self.url}: {error}") from error
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Run a script of `redis_scripts`."""
+        with self.client() as client:
+            known = self._scripts.get(script)
+            if known is None:
+                known = self._scripts[script] = client.register_script(script)
+            return known(args=arguments)
+
+    def many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answers to reading commands, in one round trip; others may write in between."""
+        if not commands:
+            return []
+        with self.client() as client:
+            pipe: Pipeline = client.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+            return list(pipe.execute())
+
+    def groups(self, stream: str) -> dict[str, int]:
+        """Each consumer group of a stream with the seq of its last entry."""
+        with self.client() as client:
+            found: Any = client.xinfo_groups(stream)
+        return {g["name"].decode(): int(bytes(g["last-delivered-id"]).partition(b"-")[0]) for g in found}
+
+    def used_bytes(self) -> int:
+        """Memory that the server uses for data."""
+        with self.client() as client:
+            told: Any = client.info("memory")
+        return int(told["used_memory"])
+
+    def close(self) -> None:
+        """Close the connections; later use raises NotReady."""
+        self._closed = True
+        self._client.close()
+
+    def _check(self) -> None:
+        try:
+            told: Any = self._client.info("everything")
+        except redis.RedisError as error:
+            raise NotReady(f"traffic log {self.url} cannot be opened: {error}") from error
+        version = str(told.get("redis_version", "0.0"))
+        if tuple(int(part) for part in version.split(".")[:2]) < _LEAST:
+            raise InvalidInput(
+                f"traffic log {self.url} is Redis {version}; {'.'.join(map(str, _LEAST))} is needed", "url"
+            )
+        policy = told.get("maxmemory_policy", "")
+        if policy != "noeviction":
+            raise InvalidInput(
+                f"traffic log {self.url} evicts keys when memory is full (maxmemory-policy {policy}), which would lose "
+                "labels; set `maxmemory-policy noeviction`, or name a Redis of the log's own",
+                "url",
+            )
+        if not told.get("aof_enabled"):
+            raise InvalidInput(
+                f"traffic log {self.url} keeps no append-only file, so a restart would lose labels; set `appendonly yes`",
+                "url",
+            )
+        self._check_sync()
+        found = self.run(OPEN, FORMAT)
+        if found == b"foreign":
+            raise InvalidInput(
+                f"{self.url} holds another program's keys; give the traffic log a Redis, or a database number, of its own",
+                "url",
+            )
+        if int(found) > FORMAT:
+            raise InvalidInput(
+                f"{self.url} was written by a newer Baton (format {int(found)}; this one knows {FORMAT}): upgrade this "
+                "installation, or name an empty database",
+                "url",
+            )
+
+    def _check_sync(self) -> None:
+        try:
+            sync: Any = self._client.config_get("appendfsync").get("appendfsync")
+        except redis.RedisError:
+            return  # not ours to ask
+        if sync != "always":
+            log.warning(
+                "traffic log %s has appendfsync %s: an acknowledged label survives the end of any process of ours, but "
+                "a crash of Redis or its machine may take the last seconds; `appendfsync always` closes that gap",
+                self.url,
+                sync,
+            )

@@ -1,0 +1,38 @@
+"""Where a test keeps a traffic log: each test of the log runs once on every store."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from traffic_samples import IDS, WINDOW_MS
+
+from pipeline.redis_address import RedisAddress
+from pipeline.traffic.log import TrafficLog
+from pipeline.traffic.redis import RedisTrafficLog
+from pipeline.traffic.sqlite import SqliteTrafficLog
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder (SQLite) or a server (Redis) of the test's own; goes to other processes."""
+
+    kind: str
+    where: str
+
+    def open(self, window_ms: int = WINDOW_MS, late_ms: int = DAY_MS) -> TrafficLog:
+        if self.kind == "redis":
+            return RedisTrafficLog(RedisAddress(self.where), IDS, window_ms, late_ms)
+        return SqliteTrafficLog(Path(self.where) / "traffic.db", IDS, window_ms, late_ms)
+
+    def empty(self) -> None:
+        """Throw away what is there; nobody has it open."""
+        if self.kind == "redis":
+            with RedisAddress(self.where).client(5.0) as client:
+                client.flushall()
+        else:
+            shutil.rmtree(self.where)
+            Path(self.where).mkdir()
