@@ -17,6 +17,7 @@ from pipeline.bundle import Bundle
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound
 from pipeline.traffic.log import TrafficLog
+from pipeline.verified import NOTES
 from pipeline.versions import Repository
 from serving.config import Config
 from serving.embedding_report import summed
@@ -223,7 +224,8 @@ class Admin:
         endpoint = self._store.endpoint(spec.endpoint)
         if spec.endpoint in self._kill.engaged():
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
-        candidate = self._repository.open(spec.candidate.bundle)
+        bundle = spec.candidate.bundle
+        candidate = self._repository.newest(bundle, verify=True, notes=self._config.segments / bundle / NOTES)[-1]
         _same_inputs(self._bundle(endpoint.stable, "stable"), candidate)
         with self._lock:
             stored = self._controller.start(spec, actor, reason, int(candidate.manifest.version))

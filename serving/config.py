@@ -282,6 +282,9 @@ class WorkerConfig(_Section):
     """How many recent held-out rows the gate and the calibration look at, at most."""
     compact_after: int = Field(16, ge=1)
     """Deltas after which a version is written as a new base."""
+    rows: RowFormat | None = None
+    """How versions store their rows: float32, float16 or int8 (docs/embeddings.md); unless said as the bundle that the
+    worker goes on from does. Training goes on in float32."""
     threads: int = Field(1, ge=1)
     """Threads of the training."""
     nice: int = Field(15, ge=0, le=19)
