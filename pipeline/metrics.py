@@ -117,10 +117,10 @@ class BinnedAuc:
         """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities. A weight of -1 takes them back."""
         self.update_bins(np.asarray(labels, np.float64), self.bin_of(scores), weight)
 
-    def update_bins(self, labels: F64, bins: npt.NDArray[np.intp], weight: float = 1.0) -> None:
-        """As `update`, for rows whose bins are known."""
-        np.add.at(self.positives, bins, weight * labels)
-        np.add.at(self.negatives, bins, weight * (1.0 - labels))
+    def update_bins(self, labels: F64, bins: npt.NDArray[np.intp], weight: float | F64 = 1.0) -> None:
+        """As `update`, for rows whose bins are known; `weight` may be one per row, `[n]`."""
+        self.positives += np.bincount(bins, weight * labels, self.bins)
+        self.negatives += np.bincount(bins, weight * (1.0 - labels), self.bins)
 
     def merge(self, other: BinnedAuc) -> None:
         """Add another histogram of the same bins.
@@ -145,21 +145,41 @@ class BinnedAuc:
 
 @dataclass(slots=True)
 class Sums:
-    """Rows, clicks, predicted clicks, LogLoss and AUC of one arm on one stream; mergeable, and rows can be taken back."""
+    """Rows, clicks, predicted clicks, LogLoss and AUC of one arm on one stream; mergeable, and rows can be taken back.
+
+    `predicted_in` float64 `[binned.bins]` holds the sum of scores per bin, for `pipeline.reliability`.
+    """
 
     rows: int = 0
     clicks: float = 0.0
     predicted: float = 0.0
     losses: float = 0.0
     binned: BinnedAuc = field(default_factory=BinnedAuc)
+    predicted_in: F64 = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.predicted_in = np.zeros(self.binned.bins)
 
     def update(self, labels: Array, scores: Array) -> None:
         """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities."""
-        self._count(labels, scores, 1)
+        y = np.asarray(labels, np.float64)
+        self.update_rows(y, np.asarray(scores, np.float64), row_logloss(y, scores), self.binned.bin_of(scores))
 
     def revert(self, labels: Array, scores: Array) -> None:
         """Take back rows that were added before with these labels and scores."""
-        self._count(labels, scores, -1)
+        y = np.asarray(labels, np.float64)
+        bins = self.binned.bin_of(scores)
+        self.update_rows(y, np.asarray(scores, np.float64), row_logloss(y, scores), bins, np.full(len(y), -1.0))
+
+    def update_rows(self, y: F64, p: F64, losses: F64, bins: npt.NDArray[np.intp], sign: F64 | None = None) -> None:
+        """As `update`, for rows whose LogLoss and bin are known: all `[n]`; `sign` 1 adds a row, -1 takes it back."""
+        sign = np.ones(len(y)) if sign is None else sign
+        self.rows += round(float(sign.sum()))
+        self.clicks += float(sign @ y)
+        self.predicted += float(sign @ p)
+        self.losses += float(sign @ losses)
+        self.binned.update_bins(y, bins, sign)
+        self.predicted_in += np.bincount(bins, sign * p, self.binned.bins)
 
     def merge(self, other: Sums) -> None:
         """Add another stream's sums."""
@@ -168,6 +188,7 @@ class Sums:
         self.predicted += other.predicted
         self.losses += other.losses
         self.binned.merge(other.binned)
+        self.predicted_in += other.predicted_in
 
     @property
     def auc(self) -> float:
@@ -183,14 +204,6 @@ class Sums:
     def bias(self) -> float:
         """`predicted / clicks - 1`; NaN without a positive."""
         return self.predicted / self.clicks - 1.0 if self.clicks > 0 else float("nan")
-
-    def _count(self, labels: Array, scores: Array, sign: int) -> None:
-        y = np.asarray(labels, np.float64)
-        self.rows += sign * len(y)
-        self.clicks += sign * float(y.sum())
-        self.predicted += sign * float(np.sum(scores, dtype=np.float64))
-        self.losses += sign * float(row_logloss(y, scores).sum())
-        self.binned.update(y, scores, sign)
 
 
 def _area(positives: F64, negatives: F64) -> float:

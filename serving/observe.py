@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.clock import Clock
 from pipeline.errors import BatonError
+from pipeline.schema import Schema
 from pipeline.versions import Repository
 from serving.kill import KillSwitch
 from serving.latency import EDGES, quantile
@@ -97,6 +98,10 @@ class Observer:
             versions=self._versions(rollout.spec.candidate.bundle, rollout.state.candidate_version),
             killed=None if why is None else f"{why[0] or 'no reason given'} ({why[1] or 'unknown'})",
         )
+
+    def schema(self, bundle: str) -> Schema:
+        """Inputs of the newest version of a bundle. Raises: NotFound, BundleError."""
+        return self._repository.open(bundle).manifest.model_schema
 
     def _versions(self, bundle: str, after: int) -> tuple[tuple[int, float], ...]:
         """Versions that passed the gate, newer than `after`, with their shift of the mean score."""

@@ -3,26 +3,30 @@
 Both arms score every exposed row (one answers, the shadow lane does the other), so all comparisons are paired. Rows
 whose arm the caller chose are left out and counted; rows that only one arm scored count against coverage. It keeps
 nothing on disk: after a restart it reads the log again from the place that the rollout's state names.
+
+Read next: `figures` makes what people see of these sums, `blocks` and `evidence` what decides.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics import BinnedAuc, Sums, row_logloss
+from pipeline.metrics import BinnedAuc, row_logloss
+from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.rollout import blocks
 from serving.rollout.blocks import BlockTable
+from serving.rollout.figures import PhaseFigures, PhaseSums, Snapshot, field_stability, phase_figures, segment_figures
+from serving.rollout.segments import Segments
+from serving.rollout.spec import Rollout
 
-__all__ = ["Analysis", "ArmFigures", "PhaseFigures", "Snapshot"]
+__all__ = ["Analysis", "new_analysis"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -31,64 +35,6 @@ BLOCK_BINS = 1024
 REVISABLE = 128
 """Newest blocks whose AUC difference still follows late labels; older ones follow them in all other sums."""
 _REMEMBERED = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class ArmFigures:
-    """One arm on the rows of a phase; `low` and `high` are the limits of its bias. None where there is no figure yet."""
-
-    rows: int
-    auc: float | None
-    auc_bound: float | None
-    logloss: float | None
-    bias: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseFigures:
-    """The rows predicted during one stay at a step. `rows` have both arms' scores; `labels` are the clicks on them."""
-
-    step: int
-    weight: float
-    entered_ms: int
-    rows: int
-    labels: float
-    served_by_candidate: int
-    stable: ArmFigures
-    candidate: ArmFigures
-    served: ArmFigures
-    """The candidate on the rows that it answered itself."""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PhaseFigures:
-        """The inverse of `dataclasses.asdict`."""
-        arms = {name: ArmFigures(**data[name]) for name in ("stable", "candidate", "served")}
-        return cls(**{**data, **arms})
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the analysis knows now, as plain numbers."""
-
-    seq: int
-    newest_ms: int | None
-    exposed: int
-    paired: int
-    overridden: int
-    coverage: float | None
-    phases: tuple[PhaseFigures, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
-
-
-class _Phase:
-    def __init__(self, step: int, weight: float, entered_ms: int) -> None:
-        self.step, self.weight, self.entered_ms = step, weight, entered_ms
-        self.stable, self.candidate, self.served = Sums(), Sums(), Sums()
 
 
 class Analysis:
@@ -100,22 +46,32 @@ class Analysis:
         block_ms: length of a block.
         confidence: of the limits in `snapshot`.
         after: place in the labelled log to start after.
+        segments: fields that are looked at in parts; None: none.
     """
 
-    def __init__(self, endpoint: str, bundle: str, block_ms: int, confidence: float = 0.95, after: int = 0) -> None:
-        self.endpoint, self.bundle = endpoint, bundle
+    def __init__(
+        self,
+        endpoint: str,
+        bundle: str,
+        block_ms: int,
+        confidence: float = 0.95,
+        after: int = 0,
+        segments: Segments | None = None,
+    ) -> None:
+        self.endpoint, self.bundle, self.segments = endpoint, bundle, segments
         self.table = BlockTable(block_ms)
         self.seq = after
         self.overridden = self.exposed = self.paired = 0
         self._error = (1.0 - confidence) / 2.0
-        self._phases: list[_Phase] = []
+        self._phases: list[PhaseSums] = []
         self._histograms: OrderedDict[int, tuple[BinnedAuc, BinnedAuc]] = OrderedDict()
         self._touched: set[int] = set()
+        self._settled = -1
         self._lost: OrderedDict[str, None] = OrderedDict()
 
     def begin_phase(self, step: int, weight: float, entered_ms: int) -> None:
         """Rows predicted from `entered_ms` on belong to a stay at `step` with `weight`."""
-        self._phases.append(_Phase(step, weight, entered_ms))
+        self._phases.append(PhaseSums(step, weight, entered_ms))
 
     def add(self, entry: Labelled) -> None:
         """Count one entry of the labelled log."""
@@ -135,31 +91,16 @@ class Analysis:
     def refresh(self) -> BlockTable:
         """The table of blocks with the AUC differences of all touched blocks worked out."""
         for block in self._touched:
-            pair = self._histograms.get(block)
-            if pair is not None:
-                stable, candidate = pair
-                self.table.line(block)[blocks.AUC_DELTA] = candidate.value() - stable.value()
+            stable, candidate = self._histograms[block]
+            self.table.line(block)[blocks.AUC_DELTA] = candidate.value() - stable.value()
         self._touched.clear()
-        while len(self._histograms) > REVISABLE:
-            self._histograms.popitem(last=False)
         return self.table
 
     def phase_figures(self, at: int) -> PhaseFigures:
         """Figures of the phase number `at` (as begun here)."""
-        phase = self._phases[at]
         until = self._phases[at + 1].entered_ms if at + 1 < len(self._phases) else None
-        chosen = self.table.select(phase.entered_ms, until_ms=until)
-        return PhaseFigures(
-            step=phase.step,
-            weight=phase.weight,
-            entered_ms=phase.entered_ms,
-            rows=phase.candidate.rows,
-            labels=phase.candidate.clicks,
-            served_by_candidate=phase.served.rows,
-            stable=_figures(phase.stable, chosen.bias_limits("stable", self._error)),
-            candidate=_figures(phase.candidate, chosen.bias_limits("candidate", self._error)),
-            served=_figures(phase.served, chosen.served_limits(self._error)),
-        )
+        chosen = self.table.select(self._phases[at].entered_ms, until_ms=until)
+        return phase_figures(self._phases[at], self._phases[0], chosen, self._error)
 
     def snapshot(self) -> Snapshot:
         """Everything for display."""
@@ -171,20 +112,29 @@ class Analysis:
             overridden=self.overridden,
             coverage=self.paired / self.exposed if self.exposed else None,
             phases=tuple(self.phase_figures(at) for at in range(len(self._phases))),
+            segments=segment_figures(self.table, self.segments, self._error),
+            psi=field_stability(self.table, self.segments, [phase.entered_ms for phase in self._phases]),
         )
 
     def _collect(self, batch: _Batch, entry: Labelled) -> None:
         record = unpack(entry.record)
         if record.endpoint != self.endpoint or record.arm == "direct" or not len(entry.indices):
             return
-        rows, first = len(entry.indices), entry.revision == 0
+        fresh = np.isnan(entry.previous)  # rows that were not written before
+        rows, first = int(fresh.sum()), entry.revision == 0
         if record.overridden:
-            self.overridden += rows if first else 0
+            self.overridden += rows
             return
         block = record.time_ms // self.table.block_ms
-        if first:
-            self.exposed += rows
-            self.table.line(block)[blocks.EXPOSED] += rows
+        line = self.table.line(block)
+        self.exposed += rows
+        line[blocks.EXPOSED] += rows
+        if record.routing_hash:  # who has no key is not dealt at random
+            served = record.arm == "candidate"
+            requests = blocks.CANDIDATE_REQUESTS if served else blocks.STABLE_REQUESTS
+            outcome = blocks.CANDIDATE_OUTCOME if served else blocks.STABLE_OUTCOME
+            line[requests] += first
+            line[outcome] += float(entry.labels.sum()) - float(entry.previous[~fresh].sum())
         pair = self._pair(record, entry)
         if pair is None:
             if first:
@@ -192,17 +142,16 @@ class Analysis:
             return
         if not first and entry.prediction_id in self._lost:
             return  # its first labels were counted without a pair, so there is nothing to take back
-        if first:
-            self.paired += rows
+        self.paired += rows
         stable, candidate, version = pair
-        line = self.table.line(block)
         line[blocks.VERSION] = min(line[blocks.VERSION], version)
-        phase = self._phase_of(record.time_ms)
-        served = record.arm == "candidate"
-        batch.append(entry.labels, stable, candidate, block, phase, served, 1.0)
-        replaced = ~np.isnan(entry.previous)
-        if not first and replaced.any():
-            batch.append(entry.previous[replaced], stable[replaced], candidate[replaced], block, phase, served, -1.0)
+        mark = (block, self._phase_of(record.time_ms), record.arm == "candidate")
+        parts = {} if self.segments is None else self.segments.of(record.features, entry.indices)
+        batch.append(entry.labels, stable, candidate, parts, *mark, 1.0)
+        if rows < len(fresh):
+            again = ~fresh
+            kept = {name: codes if len(codes) == 1 else codes[again] for name, codes in parts.items()}
+            batch.append(entry.previous[again], stable[again], candidate[again], kept, *mark, -1.0)
 
     def _pair(self, record: PredictionRecord, entry: Labelled) -> tuple[Any, Any, int] | None:
         """(stable's scores, the candidate's, the candidate's version) on the exposed rows, None without both."""
@@ -231,25 +180,50 @@ class Analysis:
                 int(number), y[at], stable[at], candidate[at], losses[1][at] - losses[0][at], served[at], sign[at]
             )
             pair = self._histograms.get(int(number))
-            if pair is None and self._recent(int(number)):
+            if pair is None and number > self._settled:  # a late label gets no empty histogram
                 pair = self._histograms[int(number)] = (BinnedAuc(bins=BLOCK_BINS), BinnedAuc(bins=BLOCK_BINS))
+                if len(self._histograms) > REVISABLE:  # by what was read alone, so that reading again gives the same
+                    self._settle(next(iter(self._histograms)))
             if pair is not None:
                 self._touched.add(int(number))
                 for histogram, fine in zip(pair, bins, strict=True):
-                    _add(histogram, fine[at] // (_FINE.bins // BLOCK_BINS), y[at], sign[at])
+                    histogram.update_bins(y[at], fine[at] // (_FINE.bins // BLOCK_BINS), sign[at])
         for number in np.unique(phase):
             if number >= 0:
                 here = self._phases[int(number)]
                 at = phase == number
-                _sum(here.stable, y[at], stable[at], losses[0][at], bins[0][at], sign[at])
-                _sum(here.candidate, y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
+                here.stable.update_rows(y[at], stable[at], losses[0][at], bins[0][at], sign[at])
+                here.candidate.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
                 at = at & served
                 if at.any():
-                    _sum(here.served, y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
+                    here.served.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
+        if self.segments is not None:
+            columns = np.stack([sign, sign * y, sign * stable, sign * candidate, sign * (losses[1] - losses[0])])
+            for field in self.segments.fields:
+                self._count_segments(field, self.segments.bounded(field, batch.codes(field)), block, columns)
 
-    def _recent(self, block: int) -> bool:
-        """New blocks get histograms; a block whose histograms were dropped does not get empty ones by a late label."""
-        return bool(np.isnan(self.table.line(block)[blocks.AUC_DELTA]))
+    def _count_segments(
+        self, field: str, codes: npt.NDArray[np.int64], block: npt.NDArray[np.int64], columns: F64
+    ) -> None:
+        """Add `columns` `[5, n]` to the lines of each row's part and block."""
+        part, which = np.unique(codes, return_inverse=True)
+        number, when = np.unique(block, return_inverse=True)
+        cell = which * len(number) + when
+        sums = np.stack([np.bincount(cell, column, len(part) * len(number)) for column in columns], axis=1)
+        for at in np.unique(cell).tolist():
+            segment = (field, int(part[at // len(number)]))
+            table = self.table.segments.setdefault(segment, BlockTable(self.table.block_ms))
+            line, at_block = sums[at], int(number[at % len(number)])
+            into = table.line(at_block)
+            into[_SEGMENT_COLUMNS] += line
+            into[blocks.VERSION] = min(into[blocks.VERSION], self.table.line(at_block)[blocks.VERSION])
+
+    def _settle(self, block: int) -> None:
+        """Work out a block's AUC difference for the last time."""
+        stable, candidate = self._histograms.pop(block)
+        self._touched.discard(block)
+        self.table.line(block)[blocks.AUC_DELTA] = candidate.value() - stable.value()
+        self._settled = max(self._settled, block)
 
     def _count_block(
         self, block: int, y: F64, stable: F64, candidate: F64, loss_delta: F64, served: npt.NDArray[np.bool_], sign: F64
@@ -265,6 +239,21 @@ class Analysis:
         line[blocks.SERVED] += (sign * candidate) @ served
 
 
+def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> Analysis:
+    """The analysis that a rollout file asks for, from a place in the labelled log on.
+
+    Raises:
+        InvalidInput: a segment's field is not among the inputs of the candidate.
+    """
+    named = [(guard.field, value) for guard, value in spec.named_segments]
+    segments = None
+    if named or spec.analysis.segments:
+        segments = Segments(schema(spec.candidate.bundle), spec.analysis.segments, named)
+    return Analysis(
+        spec.endpoint, spec.candidate.bundle, spec.analysis.block_ms, spec.analysis.confidence, after, segments
+    )
+
+
 class _Batch:
     """Rows of several entries, to be counted in one go."""
 
@@ -272,15 +261,25 @@ class _Batch:
         self.labels: list[Any] = []
         self._stable: list[Any] = []
         self._candidate: list[Any] = []
+        self._parts: list[Mapping[str, npt.NDArray[np.int64]]] = []
         self._marks: list[tuple[int, int, int, bool, float]] = []
 
     def append(
-        self, labels: Any, stable: Any, candidate: Any, block: int, phase: int, served: bool, sign: float
-    ) -> None:
+        self, labels: Any, stable: Any, candidate: Any, parts: Mapping[str, npt.NDArray[np.int64]], block: int,
+        phase: int, served: bool, sign: float,
+    ) -> None:  # fmt: skip
         self.labels.append(labels)
         self._stable.append(stable)
         self._candidate.append(candidate)
+        self._parts.append(parts)
         self._marks.append((len(labels), block, phase, served, sign))
+
+    def codes(self, field: str) -> npt.NDArray[np.int64]:
+        """Part of each row by a field, `[n]`."""
+        sizes = [mark[0] for mark in self._marks]
+        return np.concatenate(
+            [np.broadcast_to(parts[field], size) for parts, size in zip(self._parts, sizes, strict=True)]
+        )
 
     def arrays(self) -> tuple[F64, F64, F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_], F64]:
         sizes, block, phase, served, sign = zip(*self._marks, strict=True)
@@ -296,35 +295,7 @@ class _Batch:
 
 
 _FINE = BinnedAuc()
-
-
-def _add(histogram: BinnedAuc, bins: npt.NDArray[np.intp], y: F64, sign: F64) -> None:
-    histogram.positives += np.bincount(bins, sign * y, histogram.bins)
-    histogram.negatives += np.bincount(bins, sign * (1.0 - y), histogram.bins)
-
-
-def _sum(sums: Sums, y: F64, p: F64, losses: F64, bins: npt.NDArray[np.intp], sign: F64) -> None:
-    sums.rows += round(float(sign.sum()))
-    sums.clicks += float(sign @ y)
-    sums.predicted += float(sign @ p)
-    sums.losses += float(sign @ losses)
-    _add(sums.binned, bins, y, sign)
-
-
-def _figures(sums: Sums, limits: Any) -> ArmFigures:
-    return ArmFigures(
-        rows=sums.rows,
-        auc=_finite(sums.auc),
-        auc_bound=_finite(sums.binned.bound()),
-        logloss=_finite(sums.logloss),
-        bias=_finite(sums.bias),
-        low=_finite(limits.low),
-        high=_finite(limits.high),
-    )
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+_SEGMENT_COLUMNS = [blocks.ROWS, blocks.CLICKS, blocks.STABLE, blocks.CANDIDATE, blocks.LOSS_DELTA]
 
 
 def _remember(ids: OrderedDict[str, None], prediction_id: str) -> None:

@@ -11,15 +11,18 @@ import numpy.typing as npt
 from serving.rollout import evidence
 from serving.rollout.evidence import Limits, Test
 
-__all__ = ["BlockTable", "Selection"]
+__all__ = ["BlockTable", "Segment", "Selection"]
 
 F64 = npt.NDArray[np.float64]
+Segment = tuple[str, int]
+"""A field's name and what `serving.rollout.segments` makes of one of its values."""
 
 (
     TIME, ROWS, CLICKS, STABLE, CANDIDATE, LOSS_DELTA, AUC_DELTA,
     SERVED_ROWS, SERVED_CLICKS, SERVED, EXPOSED, VERSION,
-) = range(12)  # fmt: skip
-COLUMNS = 12
+    STABLE_REQUESTS, STABLE_OUTCOME, CANDIDATE_REQUESTS, CANDIDATE_OUTCOME,
+) = range(16)  # fmt: skip
+COLUMNS = 16
 SILENT_CLICKS = 20.0
 """A run of blocks without one click where stable expected this many is an outage of labels, not a measurement."""
 
@@ -34,7 +37,9 @@ class Selection:
     `time` start of the block, Unix milliseconds; `rows` paired rows (both arms scored them) and `clicks` on them;
     `stable`, `candidate` sums of the arms' scores over them; `loss_delta` sum of the candidate's LogLoss minus stable's;
     `auc_delta` difference of AUC, NaN with one class only; `served_rows`, `served_clicks`, `served` rows that the
-    candidate answered, clicks and its scores on them; `exposed` exposed rows, paired or not.
+    candidate answered, clicks and its scores on them; `exposed` exposed rows, paired or not; `stable_requests`,
+    `stable_outcome` requests with a routing key that stable answered and the labels of their exposed rows, and the same
+    of the candidate.
     """
 
     def __init__(self, lines: F64) -> None:
@@ -51,6 +56,10 @@ class Selection:
     served_clicks: F64 = _column(SERVED_CLICKS)  # type: ignore[assignment]
     served: F64 = _column(SERVED)  # type: ignore[assignment]
     exposed: F64 = _column(EXPOSED)  # type: ignore[assignment]
+    stable_requests: F64 = _column(STABLE_REQUESTS)  # type: ignore[assignment]
+    stable_outcome: F64 = _column(STABLE_OUTCOME)  # type: ignore[assignment]
+    candidate_requests: F64 = _column(CANDIDATE_REQUESTS)  # type: ignore[assignment]
+    candidate_outcome: F64 = _column(CANDIDATE_OUTCOME)  # type: ignore[assignment]
 
     @property
     def blocks(self) -> int:
@@ -89,6 +98,10 @@ class Selection:
             evidence.test_below(-apart - bound * self.clicks, error, at_least),
         )
 
+    def loss_limits(self, error: float) -> Limits:
+        """The candidate's LogLoss per row minus stable's, with limits each one-sided at `error`."""
+        return _per(self.loss_delta, self.rows, error)
+
     def loss_test(self, most: float, error: float, at_least: int) -> Test:
         """Test that the candidate's LogLoss per row exceeds stable's by less than `most`."""
         return evidence.test_below(self.loss_delta - most * self.rows, error, at_least)
@@ -107,6 +120,27 @@ class Selection:
         above = evidence.test_below(self.served - (ratio + least) * self.served_clicks, error, at_least)
         below = evidence.test_below((ratio - least) * self.served_clicks - self.served, error, at_least)
         return evidence.Verdict.BREACHED in (above.verdict, below.verdict)
+
+    def outcome_limits(self, arm: str, error: float) -> Limits:
+        """Outcome per request on what an arm answered, with limits each one-sided at `error`, linearised like the bias."""
+        return _per(getattr(self, f"{arm}_outcome"), getattr(self, f"{arm}_requests"), error)
+
+    def outcome_delta_limits(self, error: float) -> Limits:
+        """The candidate's outcome per request minus stable's; keys are dealt at random, so this is an effect.
+
+        Blocks in which one arm answered nothing say something about the other all the same.
+        """
+        value, apart = 0.0, np.zeros(self.blocks)
+        for arm, sign in (("candidate", 1.0), ("stable", -1.0)):
+            outcome, requests = getattr(self, f"{arm}_outcome"), getattr(self, f"{arm}_requests")
+            total = float(requests.sum())
+            if total <= 0:
+                return Limits(float("nan"), float("nan"), float("nan"), self.blocks)
+            rate = float(outcome.sum()) / total
+            value += sign * rate
+            apart += sign * (outcome - rate * requests) * (self.blocks / total)
+        around = evidence.limits(apart, error)
+        return Limits(value, value + around.low, value + around.high, self.blocks)
 
     def coverage(self) -> float:
         """Share of exposed rows that both arms scored; NaN without rows."""
@@ -131,18 +165,30 @@ class Selection:
 
 
 class BlockTable:
-    """Lines that grow by block; out of order is fine, what is added can be taken back. Memory: 96 bytes a block."""
+    """Lines that grow by block; out of order is fine, what is added can be taken back. Memory: 128 bytes a block.
+
+    `segments` holds a table of the same kind for every segment that is followed, with a line only where it has rows.
+    """
 
     def __init__(self, block_ms: int) -> None:
         self.block_ms = block_ms
+        self.segments: dict[Segment, BlockTable] = {}
         self._lines = np.zeros((256, COLUMNS))
         self._at: dict[int, int] = {}
         self._open = -1
 
     @property
     def size(self) -> int:
-        """Number of lines."""
-        return len(self._at)
+        """Number of lines, those of segments included."""
+        return len(self._at) + sum(table.size for table in self.segments.values())
+
+    def segment(self, segment: Segment, from_ms: int, version: int = 0, until_ms: int | None = None) -> Selection:
+        """As `select`, of one segment's rows; no blocks where it has none."""
+        table = self.segments.get(segment)
+        if table is None:
+            return Selection(np.zeros((0, COLUMNS)))
+        table._open = self._open  # a block is closed by the rows of all, not by those of the segment
+        return table.select(from_ms, version, until_ms)
 
     def line(self, block: int) -> F64:
         """The line of block number `time_ms // block_ms`, float64 `[COLUMNS]`, to be added to in place."""
@@ -186,6 +232,8 @@ class BlockTable:
 
     def forget(self, before_ms: int) -> None:
         """Drop the lines of blocks that start before `before_ms`."""
+        for table in self.segments.values():
+            table.forget(before_ms)
         kept = {block: at for block, at in self._at.items() if block * self.block_ms >= before_ms}
         self._lines = np.concatenate([self._lines[list(kept.values())], np.zeros((256, COLUMNS))])
         self._at = {block: at for at, block in enumerate(kept)}
@@ -199,9 +247,15 @@ def _two(predicted: F64, clicks: F64, bound: float, error: float, at_least: int)
 
 
 def _ratio_limits(predicted: F64, clicks: F64, error: float) -> Limits:
-    total = float(clicks.sum())
+    found = _per(predicted, clicks, error)
+    return Limits(found.mean - 1.0, found.low - 1.0, found.high - 1.0, found.blocks)
+
+
+def _per(above: F64, below: F64, error: float) -> Limits:
+    """Limits of `sum(above) / sum(below)`, block values `[t]`, by linearising the ratio around its value."""
+    total = float(below.sum())
     if total <= 0:
-        return Limits(float("nan"), float("nan"), float("nan"), len(clicks))
-    ratio = float(predicted.sum()) / total
-    around = evidence.limits((predicted - ratio * clicks) * (len(clicks) / total), error)
-    return Limits(ratio - 1.0, ratio - 1.0 + around.low, ratio - 1.0 + around.high, len(clicks))
+        return Limits(float("nan"), float("nan"), float("nan"), len(below))
+    ratio = float(above.sum()) / total
+    around = evidence.limits((above - ratio * below) * (len(below) / total), error)
+    return Limits(ratio, ratio + around.low, ratio + around.high, len(below))

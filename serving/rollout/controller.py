@@ -15,8 +15,11 @@ from typing import Any
 
 from pipeline.clock import Clock
 from pipeline.errors import Conflict, StaleVersion
+from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
-from serving.rollout.analysis import Analysis, PhaseFigures, Snapshot
+from serving.rollout.analysis import Analysis, new_analysis
+from serving.rollout.explain import Explanation, explain
+from serving.rollout.figures import PhaseFigures, Snapshot
 from serving.rollout.reconcile import Context, Decision, Observed, reconcile
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Event, RolloutState, StepBack, apply, begin
@@ -56,12 +59,18 @@ class RolloutController:
         store: endpoints, rollouts, audit. log: the traffic log whose labelled rows are read.
         clock: wall time decides; tests pass their own.
         observe: called once per rollout and pass with (rollout, endpoint); returns what lanes and registry report.
+        schema: inputs of a bundle by name, asked for only where a rollout looks at parts of the traffic.
     """
 
     def __init__(
-        self, store: ControlStore, log: TrafficLog, clock: Clock, observe: Callable[[StoredRollout, Endpoint], Observed]
+        self,
+        store: ControlStore,
+        log: TrafficLog,
+        clock: Clock,
+        observe: Callable[[StoredRollout, Endpoint], Observed],
+        schema: Callable[[str], Schema],
     ) -> None:
-        self._store, self._log, self._clock, self._observe = store, log, clock, observe
+        self._store, self._log, self._clock, self._observe, self._schema = store, log, clock, observe, schema
         self._runners: dict[str, _Runner] = {}
         self._lock = threading.RLock()
 
@@ -140,6 +149,16 @@ class RolloutController:
         kept = tuple(PhaseFigures.from_json(mark.figures) for mark in earlier if mark.figures)
         return replace(told, phases=kept + told.phases)
 
+    def explain(self, seq: int) -> Explanation:
+        """What the verdict of an audit entry was made of, worked out once more from the log (`explain.explain`).
+
+        Raises:
+            NotFound: no such entry.
+        """
+        entry = self._store.audit_entry(seq)
+        stored = self._store.rollout(entry.rollout) if entry.rollout else None
+        return explain(entry, stored, self._log, self._schema)
+
     def _pass(self, stored: StoredRollout) -> Decision:
         endpoint = self._store.endpoint(stored.spec.endpoint)
         runner = self._runner(stored)
@@ -157,7 +176,9 @@ class RolloutController:
         runner.next_look_ms = decision.next_look_ms
         if decision.event is not None:
             with contextlib.suppress(StaleVersion):  # an operator was faster; the next pass sees what he did
-                self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, now), decision.evidence)
+                # The place in the log goes along: it is what the figures can be worked out again from.
+                seen = {**decision.evidence, "seq": runner.analysis.seq}
+                self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, now), seen)
         if now >= context.next_look_ms or decision.event is not None:
             self._tell(stored.id, runner, decision)
         if runner.analysis.table.size > _MOST_BLOCKS:
@@ -184,14 +205,12 @@ class RolloutController:
     def _runner(self, stored: StoredRollout) -> _Runner:
         runner = self._runners.get(stored.id)
         if runner is None:
-            state, spec = stored.state, stored.spec
+            state = stored.state
             # Rows of stays before the present attempt are read again only while no figures of them are stored.
             first = next((at for at, mark in enumerate(state.marks) if mark.figures is None), len(state.marks) - 1)
             after = min(state.evidence_seq, state.marks[first].seq)
             first = next(at for at, mark in enumerate(state.marks) if mark.seq >= after)
-            analysis = Analysis(
-                spec.endpoint, spec.candidate.bundle, spec.analysis.block_ms, spec.analysis.confidence, after=after
-            )
+            analysis = new_analysis(stored.spec, after, self._schema)
             for mark in state.marks[first:]:
                 analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
             runner = self._runners[stored.id] = _Runner(analysis, first)

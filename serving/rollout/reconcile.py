@@ -17,25 +17,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from serving.rollout.blocks import BlockTable, Selection
-from serving.rollout.evidence import Test, Verdict, attempt_error, share_above
-from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout
+from serving.rollout.blocks import BlockTable
+from serving.rollout.evidence import Verdict, share_above
+from serving.rollout.look import Look
+from serving.rollout.spec import MIN_BLOCKS, Rollout
 from serving.rollout.state import Abort, AdoptVersion, Advance, Complete, Event, Phase, Recover, RolloutState, StepBack
 
 __all__ = ["Context", "Decision", "Observed", "reconcile"]
 
 SHIFT = 0.01
 """A version that moves the mean score by more than this is another candidate: evidence starts anew."""
-RELATIVE_LIMIT = 0.10
-"""With `relative_to_stable`: how far stable's own bias may be off before nothing is concluded from the difference."""
 _FEWEST_SCORED = 500
 _FEWEST_TIMED = 1000
-_FEWEST_SERVED_CLICKS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +105,7 @@ def reconcile(context: Context) -> Decision:
 
     # A breach that needs no labels cannot wait for them.
     if breach := _breach_without_labels(spec, state, observed):
-        return _back(context, hold, *breach)
+        return _back(context, replace(hold, evidence={"observed": _counters(observed)}), *breach)
 
     if newer := [(v, shift) for v, shift in observed.versions if v > state.candidate_version]:
         return _adopt(context, hold, newer)
@@ -132,15 +128,9 @@ def reconcile(context: Context) -> Decision:
     if age > limit:
         return _idle(context, replace(hold, reason=f"labels are stale: the newest mature rows are {age:.0f} s old"))
 
-    all_rows = table.select(state.evidence_from_ms, state.evidence_version)
-    silent = all_rows.silent()
-    if silent.any() and bool(silent[all_rows.time.argmax()]):
+    looked = Look(spec, state, table)
+    if looked.silent:
         return _idle(context, replace(hold, reason="the newest rows have no click at all: labels seem to be missing"))
-    rows = all_rows.where(~silent) if silent.any() else all_rows
-    newest = (table.newest_ms or 0) - spec.analysis.breach_window * 1000
-    window = rows.where(rows.time >= newest)
-
-    looked = _Look(spec, state, rows, window)
     if breach := looked.breach():
         return _back(context, replace(hold, evidence=looked.seen), *breach)
     hold = replace(hold, evidence=looked.seen)
@@ -148,7 +138,7 @@ def reconcile(context: Context) -> Decision:
     if state.phase in (Phase.DEGRADED, Phase.WATCHING, Phase.PAUSED):
         return _idle(context, hold)
 
-    coverage = min(_known(window.coverage()), _known(observed.shadow_coverage))
+    coverage = min(_known(looked.window.coverage()), _known(observed.shadow_coverage))
     if spec.guards.shadow_coverage_min is not None and coverage < spec.guards.shadow_coverage_min:
         wanted = spec.guards.shadow_coverage_min
         return replace(
@@ -163,141 +153,11 @@ def reconcile(context: Context) -> Decision:
     if reason := looked.not_yet():
         return replace(hold, reason=reason, missing_clicks=looked.missing)
 
-    anew = not context.carry or rows.population_moved(looked.error / 2, MIN_BLOCKS)
+    anew = not context.carry or looked.rows.population_moved(looked.error / 2, MIN_BLOCKS)
     weight = spec.steps[state.step + 1].weight
     return replace(
         hold, event=Advance(anew=anew), reason=f"the evidence for weight {weight:g} is there", missing_clicks=0
     )
-
-
-class _Look:
-    """One look at the labels: what is breached, what is not yet shown, and a record of what was seen."""
-
-    def __init__(self, spec: Rollout, state: RolloutState, rows: Selection, window: Selection) -> None:
-        self.spec, self.state, self.rows, self.window = spec, state, rows, window
-        self.here = rows.where(rows.time >= state.entered_ms)
-        self.error = attempt_error(spec.analysis.confidence, state.attempt)
-        self.missing: int | None = None
-        interval = rows.bias_limits("candidate", self.error / 2)
-        self.seen: dict[str, Any] = {
-            "attempt": state.attempt,
-            "error": self.error,
-            "blocks": rows.blocks,
-            "from_ms": state.evidence_from_ms,
-            "until_ms": int(rows.time.max()) if rows.blocks else state.evidence_from_ms,
-            "rows": float(rows.rows.sum()),
-            "clicks": float(rows.clicks.sum()),
-            "bias": _number(interval.mean),
-            "bias_low": _number(interval.low),
-            "bias_high": _number(interval.high),
-            "stable_bias": _number(rows.bias("stable")),
-            "window_bias": _number(window.bias()),
-        }
-
-    def breach(self) -> tuple[str, str] | None:
-        """(guard, what was seen) of the first guard that is shown to be broken, in the window or in all evidence.
-
-        Each guard has its own error. The k-th window length since the evidence began spends a share 1 / (k (k + 1)) of
-        it: a window that slides for weeks would otherwise raise a false alarm sooner or later.
-        """
-        guards = self.spec.guards
-        spanned = float(np.ptp(self.rows.time)) / 1000 if self.rows.blocks else 0.0
-        k = 1 + int(spanned // self.spec.analysis.breach_window)
-        for name, chosen, least, error in (
-            ("window", self.window, MIN_WINDOW_BLOCKS, self.error / (2 * k * (k + 1))),
-            ("evidence", self.rows, MIN_BLOCKS, self.error / 2),
-        ):
-            if chosen.blocks < least:
-                continue
-            bound = self._bound_now()
-            if not self._excused(chosen, bound, error, least):
-                if _breached(chosen.bias_tests(bound, error, least)):
-                    return "bias", f"bias {chosen.bias():+.4f} over the {name} is shown to be beyond {bound:g}"
-                enough = float(chosen.served_clicks.sum()) >= _FEWEST_SERVED_CLICKS
-                if enough and _breached(chosen.served_tests(bound, error, least)):
-                    served = chosen.served_limits(error).mean
-                    return (
-                        "served_bias",
-                        f"bias {served:+.4f} on rows it served ({name}) is shown to be beyond {bound:g}",
-                    )
-            if guards.logloss_delta_max is not None and _breached(
-                (chosen.loss_test(guards.logloss_delta_max, error, least),)
-            ):
-                delta = float(chosen.loss_delta.sum() / chosen.rows.sum())
-                return (
-                    "logloss_delta_max",
-                    f"logloss_delta {delta:+.5f} over the {name}, at most {guards.logloss_delta_max:g}",
-                )
-            if guards.auc_delta_min is not None:
-                test = chosen.auc_test(guards.auc_delta_min, error, least)
-                if _breached((test,)):
-                    delta = guards.auc_delta_min - test.limits.mean
-                    return "auc_delta_min", f"auc_delta {delta:+.5f} over the {name}, at least {guards.auc_delta_min:g}"
-        return None
-
-    def not_yet(self) -> str:
-        """Why the next step cannot be entered yet, empty if it can; sets `missing` to the clicks that are lacking."""
-        here, there = self.spec.steps[self.state.step], self.spec.steps[self.state.step + 1]
-        clicks = float(self.rows.clicks.sum())
-        if here.shadow and clicks < here.min_positives:
-            self.missing = math.ceil(here.min_positives - clicks)
-            return f"min_positives: {self.missing} more clicks of {here.min_positives}"
-        if self.rows.blocks < MIN_BLOCKS:
-            lacking = MIN_BLOCKS - self.rows.blocks
-            self.missing = math.ceil(lacking * clicks / self.rows.blocks) if self.rows.blocks else None
-            return f"{self.rows.blocks} of the {MIN_BLOCKS} blocks that any evidence needs"
-        bound, what = there.bound, f"bias_below {there.bound:g} for weight {there.weight:g}"
-        # With relative_to_stable there are two ways to show it, so each has half of the error.
-        error = self.error / 4 if self.spec.relative_to_stable else self.error / 2
-        tests = self.rows.bias_tests(bound, error, MIN_BLOCKS)
-        relatively = False
-        if self.spec.relative_to_stable and not _all_hold(tests):
-            relative = self.rows.relative_tests(bound, error, MIN_BLOCKS)
-            if _all_hold(relative) and abs(self.rows.bias("stable")) < RELATIVE_LIMIT:
-                tests, relatively = relative, True
-        if not _all_hold(tests):
-            return self._lacking(what, f"bias {self.seen['bias']:+.4f}", tests)
-        if self.here.blocks < MIN_WINDOW_BLOCKS:
-            return f"{self.here.blocks} of the {MIN_WINDOW_BLOCKS} blocks that each step needs of its own"
-        for name, chosen in (("the breach window", self.window), ("this step alone", self.here)):
-            recent = chosen.bias() - (chosen.bias("stable") if relatively else 0.0)
-            if abs(recent) >= bound:
-                return f"{what}: shown over all evidence, but {name} is at {recent:+.4f}"
-        guards = self.spec.guards
-        if guards.logloss_delta_max is not None:
-            test = self.rows.loss_test(guards.logloss_delta_max, self.error, MIN_BLOCKS)
-            delta = float(self.rows.loss_delta.sum() / self.rows.rows.sum())
-            self.seen["logloss_delta"] = _number(delta)
-            if test.verdict is not Verdict.HOLDS:
-                return self._lacking(
-                    f"logloss_delta_max {guards.logloss_delta_max:g}", f"difference {delta:+.5f}", (test,)
-                )
-        if guards.auc_delta_min is not None:
-            test = self.rows.auc_test(guards.auc_delta_min, self.error, MIN_BLOCKS)
-            delta = guards.auc_delta_min - test.limits.mean
-            self.seen["auc_delta"] = _number(delta)
-            if test.verdict is not Verdict.HOLDS:
-                return self._lacking(f"auc_delta_min {guards.auc_delta_min:g}", f"difference {delta:+.5f}", (test,))
-        return ""
-
-    def _bound_now(self) -> float:
-        """The bound that the present step was entered by; in shadow, that of the first weight."""
-        return self.spec.steps[max(1, self.state.step)].bound
-
-    def _excused(self, chosen: Selection, bound: float, error: float, least: int) -> bool:
-        """With `relative_to_stable`: what biases both arms alike is no breach, up to a limit on stable's own bias."""
-        if not self.spec.relative_to_stable or abs(chosen.bias("stable")) >= RELATIVE_LIMIT:
-            return False
-        return not _breached(chosen.relative_tests(bound, error, least))
-
-    def _lacking(self, what: str, estimate: str, tests: tuple[Test, ...]) -> str:
-        open_tests = [test for test in tests if test.verdict is not Verdict.HOLDS]
-        needs = [test.missing() for test in open_tests]
-        if None in needs:
-            return f"{what}: not shown; at the present estimate ({estimate}) no number of labels will show it"
-        more = max(need or 0 for need in needs)
-        self.missing = math.ceil(more * float(self.rows.clicks.sum()) / max(1, self.rows.blocks))
-        return f"{what}: not yet shown ({estimate}); about {self.missing} more clicks at the present estimate"
 
 
 def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observed) -> tuple[str, str] | None:
@@ -325,6 +185,12 @@ def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observe
         if certain:
             return "p99_ms_max", f"p99_ms_max: {observed.p99_ms:.1f} ms over {observed.requests} requests"
     return None
+
+
+def _counters(observed: Observed) -> dict[str, Any]:
+    told = asdict(observed)
+    del told["versions"], told["killed"]
+    return told
 
 
 def _back(context: Context, hold: Decision, guard: str, seen: str) -> Decision:
@@ -378,17 +244,5 @@ def _age(context: Context, table: BlockTable) -> float | None:
     return None if table.newest_ms is None else (context.now_ms - table.newest_ms) / 1000
 
 
-def _breached(tests: tuple[Test, ...]) -> bool:
-    return any(test.verdict is Verdict.BREACHED for test in tests)
-
-
-def _all_hold(tests: tuple[Test, ...]) -> bool:
-    return all(test.verdict is Verdict.HOLDS for test in tests)
-
-
 def _known(value: float | None) -> float:
     return 1.0 if value is None or math.isnan(value) else value
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -8,8 +8,10 @@ hundreds of runs a matter of seconds. Labels are mature at once: a real attribut
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,12 @@ from pipeline.errors import InvalidInput
 from pipeline.metrics import auc, row_logloss
 from serving.rollout import blocks
 from serving.rollout.blocks import BlockTable
+from serving.rollout.evidence import attempt_error
 from serving.rollout.reconcile import Context, Observed, reconcile
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Phase, StepBack, apply, begin
 
-__all__ = ["SCENARIOS", "SimulationReport", "simulate"]
+__all__ = ["SCENARIOS", "SimulationReport", "fixed_horizon", "simulate"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -44,7 +47,11 @@ _CHUNKS = 100
 
 @dataclass(frozen=True, slots=True)
 class SimulationReport:
-    """Shares of runs, 0..1. `labels_to_full`: labelled rows until the last step, over the runs that reached it."""
+    """Shares of runs, 0..1. `labels_to_full`: labelled rows until the last step, over the runs that reached it.
+
+    `stepped_back_in_time` is the share of those whose candidate turned bad that came back within two breach windows of
+    mature rows. `fixed_horizon_labels`: what one look at the end would need, see `fixed_horizon`.
+    """
 
     scenario: str
     runs: int
@@ -55,6 +62,8 @@ class SimulationReport:
     reached_half: float
     blocks_to_full: dict[str, float | None]
     blocks_to_step_back: dict[str, float | None]
+    stepped_back_in_time: float | None
+    fixed_horizon_labels: float | None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -68,6 +77,7 @@ def simulate(
     seed: int = 0,
     *,
     bias: float | None = None,
+    turned_bias: float = 0.05,
     carry: bool = True,
     block_rows: int = BLOCK_ROWS,
     horizon: int = 1600,
@@ -79,6 +89,7 @@ def simulate(
             `turns_bad` (5 % from 50 % of the traffic on), `label_outage` (good, with an outage), `low_traffic` (good,
             30 rows per block), `base_rate_jump` (good; clicks become 8 % more frequent than both arms think).
         bias: of the candidate, instead of the scenario's.
+        turned_bias: of a candidate that turned bad, either way.
         carry: False gathers evidence anew at each step, to compare.
         block_rows: labelled rows per block, 30 in `low_traffic`.
         horizon: blocks after which a run ends.
@@ -92,9 +103,11 @@ def simulate(
         raise InvalidInput("runs must be at least 1", "runs")
     rng = np.random.default_rng(seed)
     done = [
-        _run(spec, scenario, np.random.default_rng(child), bias, carry, block_rows, horizon)
+        _run(spec, scenario, np.random.default_rng(child), bias, turned_bias, carry, block_rows, horizon)
         for child in rng.spawn(runs)
     ]
+    to_back = [run.back_at - run.turned_at if run.back_at else None for run in done if run.turned_at is not None]
+    two_windows = 2 * spec.analysis.breach_window / spec.analysis.block
     return SimulationReport(
         scenario=scenario,
         runs=runs,
@@ -104,8 +117,42 @@ def simulate(
         labels_to_full=_spread([run.rows for run in done if run.promoted_at is not None]),
         blocks_to_full=_spread([run.promoted_at for run in done if run.promoted_at is not None]),
         reached_half=float(np.mean([run.reached_half for run in done])),
-        blocks_to_step_back=_spread([run.back_at - run.turned_at for run in done if run.back_at and run.turned_at]),
+        blocks_to_step_back=_spread([after for after in to_back if after is not None]),
+        stepped_back_in_time=(
+            float(np.mean([after is not None and after <= two_windows for after in to_back])) if to_back else None
+        ),
+        fixed_horizon_labels=fixed_horizon(spec, bias if bias is not None else 0.005, block_rows),
     )
+
+
+def fixed_horizon(
+    spec: Rollout, bias: float = 0.005, block_rows: int = BLOCK_ROWS, power: float = 0.95
+) -> float | None:
+    """Labelled rows that a test with one look, at its end, needs to show what the last step asks of an equal candidate.
+
+    The normal two-moment formula `(z(1 - error) + z(power))^2 sigma^2 / margin^2` in blocks, with the error that the
+    sequential test has in its first attempt, for the most demanding of bias, LogLoss and AUC; None where no number of
+    rows would do. Each condition alone has that power, so together they would need somewhat more.
+    """
+    lines = _pool(block_rows, bias, worse=False, jumped=False).lines
+    error, guards = attempt_error(spec.analysis.confidence, 1), spec.guards
+    bound = spec.steps[-1].bound
+    tests = [
+        (lines[:, blocks.CANDIDATE] - (1 + bound) * lines[:, blocks.CLICKS], error / 2),
+        ((1 - bound) * lines[:, blocks.CLICKS] - lines[:, blocks.CANDIDATE], error / 2),
+    ]
+    if guards.logloss_delta_max is not None:
+        tests.append((lines[:, blocks.LOSS_DELTA] - guards.logloss_delta_max * lines[:, blocks.ROWS], error))
+    if guards.auc_delta_min is not None:
+        tests.append((guards.auc_delta_min - lines[:, blocks.AUC_DELTA], error))
+    normal, needed = NormalDist(), 0.0
+    for values, one_sided in tests:
+        mean = float(np.nanmean(values))
+        if mean >= 0:
+            return None
+        z = normal.inv_cdf(1 - one_sided) + normal.inv_cdf(power)
+        needed = max(needed, (z * float(np.nanstd(values, ddof=1)) / mean) ** 2)
+    return math.ceil(needed) * block_rows
 
 
 @dataclass(slots=True)
@@ -123,6 +170,7 @@ def _run(
     scenario: str,
     rng: np.random.Generator,
     bias: float | None,
+    turned_bias: float,
     carry: bool,
     block_rows: int,
     horizon: int,
@@ -143,7 +191,7 @@ def _run(
     for number in range(horizon):
         if scenario == "turns_bad" and run.turned_at is None and state.weight >= TURN_WEIGHT:
             run.turned_at = number
-        now_bias = side * 0.05 if run.turned_at is not None else usual
+        now_bias = side * turned_bias if run.turned_at is not None else usual
         jumped = scenario == "base_rate_jump" and number >= JUMP_AT
         pool = _pool(rows, now_bias, scenario == "worse_auc", jumped)
         line = pool.draw(rng, state.weight)

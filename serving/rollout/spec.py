@@ -1,7 +1,7 @@
 """The rollout file: what a person demands before traffic moves. Read and checked here; acted upon in `reconcile`.
 
 Wrong files are refused with the line, the step and the field. A guard that is not named has its default; a guard set to
-null is off.
+null is off. The section itself must be there: nobody moves traffic without having thought of what should stop it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import InvalidInput
 from serving.config import Seconds
 
-__all__ = ["MIN_BLOCKS", "MIN_WINDOW_BLOCKS", "AfterFull", "Analysis", "CandidateRef", "Guards", "Rollout", "Step"]
+__all__ = [
+    "MIN_BLOCKS",
+    "MIN_WINDOW_BLOCKS",
+    "AfterFull",
+    "Analysis",
+    "CandidateRef",
+    "Guards",
+    "Rollout",
+    "SegmentGuard",
+    "Step",
+    "place",
+]
 
 MIN_BLOCKS = 50
 """Fewest blocks before evidence may say anything: the confidence sequence is asymptotic."""
@@ -66,6 +77,25 @@ class Step(_Section):
         return self.bias_below
 
 
+class SegmentGuard(_Section):
+    """No named part of the traffic may be worse: shown before each step, and stepping back where it is shown not to hold."""
+
+    field: str = Field(min_length=1)
+    """An id field of the arms' inputs."""
+    values: tuple[str | int | float | bool | None, ...] = Field(min_length=1, max_length=16)
+    """Raw values; each is a segment by itself. null stands for missing."""
+    logloss_delta_max: float | None = 0.005
+    """Candidate's LogLoss minus stable's (nats per row) on the segment's rows, at most."""
+    bias_below: float | None = Field(None, gt=0, lt=1)
+    """The candidate's relative bias on the segment's rows lies within plus and minus this."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> SegmentGuard:
+        if self.logloss_delta_max is None and self.bias_below is None:
+            raise ValueError("asks for nothing; set logloss_delta_max or bias_below")
+        return self
+
+
 class Guards(_Section):
     auc_delta_min: float | None = Field(-0.002, ge=-1, le=1)
     """Candidate's AUC minus stable's, on the same rows, at least."""
@@ -81,6 +111,10 @@ class Guards(_Section):
     """Share of the candidate's requests that fail."""
     shadow_coverage_min: float | None = Field(0.95, ge=0, le=1)
     """Share of exposed rows that both arms scored; below it nothing moves."""
+    outcome_delta_min: float | None = Field(None, ge=-1, le=1)
+    """Candidate's outcome per request minus stable's, relative to stable's, at least, on what each answered itself.
+    Keys are what is dealt, so this asks for thousands of them; off unless set."""
+    segments: tuple[SegmentGuard, ...] = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> Guards:
@@ -102,6 +136,8 @@ class Analysis(_Section):
     """Shortest stay at a step, and the rest after a step back."""
     breach_window: Seconds = 3600.0
     """Sliding window in which a candidate that turns bad is seen."""
+    segments: tuple[str, ...] = Field((), max_length=16)
+    """Fields whose parts are shown with figures of their own: an id by value, a number by power of two."""
 
     @model_validator(mode="after")
     def _lengths(self) -> Analysis:
@@ -131,7 +167,7 @@ class Rollout(_Section):
     endpoint: str = Field(min_length=1)
     candidate: CandidateRef
     steps: tuple[Step, ...] = Field(min_length=1)
-    guards: Guards = Guards()
+    guards: Guards
     relative_to_stable: bool = False
     """True: a base-rate jump that biases both arms alike (up to 0.10) does not hold the candidate back."""
     analysis: Analysis = Analysis()
@@ -147,6 +183,11 @@ class Rollout(_Section):
         if isinstance(steps, list) and steps and isinstance(steps[0], dict) and not steps[0].get("shadow"):
             return {**data, "steps": [*steps, _IMPLIED]}
         return data
+
+    @property
+    def named_segments(self) -> tuple[tuple[SegmentGuard, str | int | float | bool | None], ...]:
+        """Every segment that a guard names: (guard, raw value)."""
+        return tuple((guard, value) for guard in self.guards.segments for value in guard.values)
 
     @model_validator(mode="after")
     def _rises(self) -> Rollout:
@@ -204,6 +245,15 @@ class Rollout(_Section):
             raise InvalidInput("\n".join(problems), _dotted(error.errors()[0]["loc"])) from None
 
 
+def place(name: str, text: str, *loc: str | int) -> str:
+    """`file:line: key` of a place in a file that is read already, for what only somebody who knows bundles finds wrong.
+
+    Args:
+        name: stands for the file; text: its content; loc: keys and indices down to the place.
+    """
+    return f"{name}:{_line(yaml.compose(text, Loader=yaml.SafeLoader), loc)}: {_dotted(loc)}"
+
+
 _IMPLIED = {"shadow": True}
 
 
@@ -216,6 +266,8 @@ def _place(name: str, root: yaml.Node | None, problem: Any) -> str:
         return f"{name}:{_line(root, ('steps', int(number), key))}: {text}"
     if problem["type"] == "extra_forbidden":
         text = "unknown key; remove it or correct its spelling"
+    if problem["type"] == "missing" and tuple(loc) == ("guards",):
+        text = "missing; name what must not get worse, or write `guards: {}` for the defaults"
     where = _dotted(loc)
     return f"{name}:{_line(root, loc)}: {where + ': ' if where else ''}{text}"
 

@@ -282,6 +282,17 @@ class ControlStore:
             ).fetchall()
         return [AuditEntry(*row[:7], *(json.loads(text) for text in row[7:])) for row in rows]
 
+    def audit_entry(self, seq: int) -> AuditEntry:
+        """One entry.
+
+        Raises:
+            NotFound: there is none of that number.
+        """
+        found = self.audit(after=seq - 1, limit=1)
+        if not found or found[0].seq != seq:
+            raise NotFound(f"the audit has no entry {seq}")
+        return found[0]
+
     @contextmanager
     def _write(self) -> Iterator[None]:
         with self._lock:

@@ -29,6 +29,7 @@ ROLLOUT = """
 endpoint: ranker
 candidate: {bundle: student}
 steps: [{shadow: true, min_positives: 100}, {weight: 5, bias_below: 0.05}, {weight: 100, bias_below: 0.02}]
+guards: {}
 """
 
 
@@ -43,7 +44,7 @@ class Place:
         self.repository = Repository(self.config.repository)
         self.log = open_traffic_log(self.config)
         observer = Observer(self.config.status, self.repository, self.kill, self.clock)
-        self.controller = RolloutController(self.store, self.log, self.clock, observer)
+        self.controller = RolloutController(self.store, self.log, self.clock, observer, observer.schema)
         self.admin = Admin(
             self.config,
             self.store,

@@ -217,7 +217,7 @@ def test_stats_shows_what_the_control_process_knows(
     upkeep.step(serving(teacher="1"))
     clock, traffic, kill = SystemClock(), open_traffic_log(installation.config), KillSwitch(installation.home)
     observe = Observer(installation.config.status, installation.repository, kill, clock)
-    controller = RolloutController(installation.store, traffic, clock, observe)
+    controller = RolloutController(installation.store, traffic, clock, observe, observe.schema)
     lock = threading.RLock()
     admin = Admin(
         installation.config, installation.store, traffic, installation.repository, controller, kill, clock, lock, upkeep

@@ -70,7 +70,7 @@ def api(installation: Installation) -> Iterator[Api]:
     config, clock = installation.config, Turned()
     traffic, kill = open_traffic_log(config), KillSwitch(config.home)
     observe = Observer(config.status, installation.repository, kill, clock)
-    controller = RolloutController(installation.store, traffic, clock, observe)
+    controller = RolloutController(installation.store, traffic, clock, observe, observe.schema)
     admin = Admin(
         config, installation.store, traffic, installation.repository, controller, kill, clock, threading.RLock()
     )
@@ -86,7 +86,8 @@ def rollout_file(**changes: Any) -> str:
         {"weight": 10, "bias_below": 0.1},
         {"weight": 100, "bias_below": 0.05},
     ]
-    return yaml.safe_dump({"endpoint": "ranker", "candidate": {"bundle": "student"}, "steps": steps, **changes})
+    file = {"endpoint": "ranker", "candidate": {"bundle": "student"}, "steps": steps, "guards": {}, **changes}
+    return yaml.safe_dump(file)
 
 
 def start(api: Api) -> dict[str, Any]:
@@ -357,9 +358,8 @@ def test_configured_endpoints_are_made_once(api: Api, tmp_path: Path) -> None:
     made.set(weight=30)
     traffic, clock = open_traffic_log(made.config), Turned()
     kill = KillSwitch(made.home)
-    controller = RolloutController(
-        made.store, traffic, clock, Observer(made.config.status, made.repository, kill, clock)
-    )
+    observe = Observer(made.config.status, made.repository, kill, clock)
+    controller = RolloutController(made.store, traffic, clock, observe, observe.schema)
     Admin(made.config, made.store, traffic, made.repository, controller, kill, clock, threading.RLock()).bootstrap()
     assert made.store.endpoint("ranker").weight == 30  # what is known already is left as it is
     traffic.close()

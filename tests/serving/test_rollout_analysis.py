@@ -14,7 +14,8 @@ from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.traffic.log import Labelled, Scores
 from pipeline.traffic.record import PredictionRecord, pack
-from serving.rollout.analysis import Analysis, PhaseFigures
+from serving.rollout.analysis import Analysis
+from serving.rollout.figures import PhaseFigures
 
 BLOCK_MS = 100
 

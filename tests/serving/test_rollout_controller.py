@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import Conflict, StaleVersion
 from pipeline.features import Features, IdPart
 from pipeline.prediction import PredictionIds
+from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite import SqliteTrafficLog
@@ -32,6 +33,7 @@ after_full: {watch: 20s}
 """
 )
 IDS = PredictionIds(b"k" * 32)
+SCHEMA = Schema(fields=(FieldSpec(name="tab", role="context", kind="id"),))
 
 
 class HandClock:
@@ -61,7 +63,7 @@ class World:
         self.controller = self.new_controller()
 
     def new_controller(self) -> RolloutController:
-        return RolloutController(self.store, self.log, self.clock, lambda rollout, endpoint: self.observed)
+        return RolloutController(self.store, self.log, self.clock, lambda rollout, endpoint: self.observed, self.schema)
 
     def seconds(self, count: float, *, labels: bool = True, until: str = "", shadow: bool = True) -> None:
         """Let time pass with traffic, a pass of the controller every half second."""
@@ -92,6 +94,9 @@ class World:
             clicks = np.flatnonzero(self.rng.random(20) < truth)
             outcomes = [Outcome(int(at), 1.0) for at in clicks]
             self.log.append_feedback([FeedbackEntry(made, (), outcomes, exposed_all=True)], self.clock.now)
+
+    def schema(self, bundle: str) -> Schema:
+        return SCHEMA
 
     @property
     def status(self) -> str:

@@ -20,6 +20,7 @@ steps:
   - {weight: 25,  bias_below: 0.03}
   - {weight: 50,  bias_below: 0.02}
   - {weight: 100, bias_below: 0.02}
+guards: {}
 """
 SPEC = Rollout.parse(SAMPLE)
 

@@ -43,7 +43,7 @@ from serving.routing import ArmSpec, Endpoint
 
 SPEC = Rollout.parse(
     "{endpoint: ranker, candidate: {bundle: new}, steps: [{shadow: true}, {weight: 1, bias_below: 0.1}, "
-    "{weight: 50, bias_below: 0.05}, {weight: 100, bias_below: 0.02}]}"
+    "{weight: 50, bias_below: 0.05}, {weight: 100, bias_below: 0.02}], guards: {}}"
 )
 WEIGHTS = {0.0, 1.0, 50.0, 100.0}
 OLD = ArmSpec(bundle="old", version=1)

@@ -1,0 +1,117 @@
+"""What a verdict in the audit was made of: the figures it used, beside the same figures worked out again from the log.
+
+The audit keeps what was seen and how far the labelled log had been read; the log keeps the rows. Read again from the same
+start to the same end, with the rules of the same rollout file, they must say the same. Where retention has removed rows,
+or the verdict rests on counters that only lanes kept, that is said instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.schema import Schema
+from pipeline.traffic.log import TrafficLog
+from serving.rollout.analysis import Analysis, new_analysis
+from serving.rollout.look import Look
+from serving.rollout.state import RolloutState
+from serving.rollout.store import AuditEntry, StoredRollout
+
+__all__ = ["Explanation", "Figure", "explain"]
+
+_BATCH = 256
+_CLOSE = 1e-6
+"""Sums of the same rows in another order of batches differ by rounding only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure as the verdict used it and as the log has it now."""
+
+    name: str
+    used: Any
+    recomputed: Any
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """An audit entry with its figures.
+
+    Args:
+        entry: as stored.
+        figures: used against recomputed; empty where `note` says why there is nothing to compare.
+        verdict: what the guards and the next step's bounds say of the recomputed figures.
+        same: whether all figures agree, None where none could be worked out.
+        note: what stands in the way, or which rows were read.
+    """
+
+    entry: AuditEntry
+    figures: tuple[Figure, ...]
+    verdict: str
+    same: bool | None
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def explain(
+    entry: AuditEntry, stored: StoredRollout | None, log: TrafficLog, schema: Callable[[str], Schema]
+) -> Explanation:
+    """Recompute what a verdict used.
+
+    Args:
+        entry: of the audit; stored: its rollout, None for a change that belongs to none.
+        log: read from where the verdict's evidence began to where it had been read to.
+        schema: inputs of a bundle by name.
+    """
+    evidence = entry.evidence
+    if stored is None or not evidence:
+        return Explanation(entry, (), "", None, f"{entry.actor} decided this; it rests on no figures")
+    if "observed" in evidence:
+        return Explanation(
+            entry,
+            (),
+            "",
+            None,
+            "it rests on counters of the lanes at that moment, which nobody keeps: see evidence.observed",
+        )
+    if "blocks" not in evidence:
+        return Explanation(entry, (), "", None, "it rests on what the gate measured, see the version's manifest")
+    state = RolloutState.from_json({**entry.before["state"], "marks": []})
+    analysis = new_analysis(stored.spec, state.evidence_seq, schema)
+    read = _read(analysis, log, int(evidence["seq"]))
+    look = Look(stored.spec, state, analysis.refresh())
+    breach = look.breach()
+    lacking = "" if breach else look.not_yet()  # looks at what a step up would have needed, and notes it in `seen`
+    figures = tuple(_figure(name, evidence[name], look.seen[name]) for name in look.seen if name in evidence)
+    same = all(figure.same for figure in figures)
+    note = f"{read} predictions of the labelled log, {state.evidence_seq + 1} to {evidence['seq']}"
+    if read < int(evidence["seq"]) - state.evidence_seq:
+        note += f"; {int(evidence['seq']) - state.evidence_seq - read} more have been removed by retention"
+    verdict = (
+        f"breached: {breach[1]}" if breach else f"holds: {lacking}" if lacking else "the next step's evidence is there"
+    )
+    return Explanation(entry, figures, verdict, same, note)
+
+
+def _read(analysis: Analysis, log: TrafficLog, until: int) -> int:
+    """Feed the log up to a place; the number of entries that it still had."""
+    read = 0
+    while entries := log.labelled(analysis.seq, _BATCH):
+        wanted = [entry for entry in entries if entry.seq <= until]
+        analysis.add_many(wanted)
+        read += len(wanted)
+        if len(wanted) < len(entries):
+            break
+    return read
+
+
+def _figure(name: str, used: Any, recomputed: Any) -> Figure:
+    if isinstance(used, (int, float)) and isinstance(recomputed, (int, float)):
+        return Figure(name, used, recomputed, math.isclose(used, recomputed, rel_tol=_CLOSE, abs_tol=_CLOSE))
+    return Figure(name, used, recomputed, used == recomputed)

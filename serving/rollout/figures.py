@@ -1,0 +1,238 @@
+"""What people and programs are shown of a rollout: figures of each stay at a step, and of each part of the traffic.
+
+Made of the sums that `analysis` keeps; decides nothing. Every interval is a confidence sequence (`evidence`), so a reader
+may look as often as he likes, and every figure comes with the rows, clicks or requests that it was made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.metrics import Sums
+from pipeline.reliability import calibration_error, deciles, score_stability, stability
+from serving.rollout.blocks import BlockTable, Segment, Selection
+from serving.rollout.evidence import Limits
+from serving.rollout.segments import Segments
+
+__all__ = [
+    "ArmFigures",
+    "Interval",
+    "PhaseFigures",
+    "PhaseSums",
+    "SegmentFigures",
+    "Snapshot",
+    "field_stability",
+    "phase_figures",
+    "segment_figures",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its limits and the number of blocks behind them; None where there is no figure yet."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    blocks: int
+
+    @classmethod
+    def of(cls, limits: Limits) -> Interval:
+        """Limits as plain numbers."""
+        return cls(_finite(limits.mean), _finite(limits.low), _finite(limits.high), limits.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFigures:
+    """One arm on the rows of a stay. None where there is no figure yet.
+
+    Args:
+        rows, clicks: that the figures are made of.
+        auc, auc_bound: from the histogram; the exact one lies within the bound.
+        logloss: mean, nats.
+        bias, low, high: relative bias and its limits.
+        calibration_error: mean distance of score and click rate over tenths.
+        score_psi: population stability index of the arm's scores against the rollout's first stay.
+        deciles: rows, clicks, mean, rate and bias by tenth of the scores, rising.
+    """
+
+    rows: int
+    auc: float | None
+    auc_bound: float | None
+    logloss: float | None
+    bias: float | None
+    low: float | None
+    high: float | None
+    clicks: float = 0.0
+    calibration_error: float | None = None
+    score_psi: float | None = None
+    deciles: tuple[dict[str, float | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseFigures:
+    """The rows predicted during one stay at a step. `rows` have both arms' scores; `labels` are the clicks on them."""
+
+    step: int
+    weight: float
+    entered_ms: int
+    rows: int
+    labels: float
+    served_by_candidate: int
+    stable: ArmFigures
+    candidate: ArmFigures
+    served: ArmFigures
+    """The candidate on the rows that it answered itself."""
+    requests: dict[str, int] = field(default_factory=dict)
+    """Requests with a routing key that each arm answered; at full weight those of stable are the holdout's."""
+    outcome: dict[str, Interval] = field(default_factory=dict)
+    """Labels of exposed rows per such request: `stable`, `candidate` and their `difference`."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PhaseFigures:
+        """The inverse of `dataclasses.asdict`."""
+        arms = {
+            name: ArmFigures(**{**data[name], "deciles": tuple(data[name].get("deciles", ()))})
+            for name in ("stable", "candidate", "served")
+        }
+        outcome = {name: Interval(**value) for name, value in data.get("outcome", {}).items()}
+        return cls(**{**data, **arms, "outcome": outcome})
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFigures:
+    """Both arms on the rows of one part of the traffic, over the whole rollout.
+
+    `logloss_delta` is the candidate's LogLoss minus stable's, nats per row.
+    """
+
+    field: str
+    segment: str
+    rows: int
+    clicks: float
+    share: float
+    stable: Interval
+    candidate: Interval
+    logloss_delta: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the analysis knows now, as plain numbers.
+
+    `segments` holds the parts of each field, and `psi` each field's population stability index: how its rows fall on
+    its parts in the present stay against the first one.
+    """
+
+    seq: int
+    newest_ms: int | None
+    exposed: int
+    paired: int
+    overridden: int
+    coverage: float | None
+    phases: tuple[PhaseFigures, ...]
+    segments: tuple[SegmentFigures, ...] = ()
+    psi: dict[str, float | None] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+class PhaseSums:
+    """Sums over the rows of one stay."""
+
+    def __init__(self, step: int, weight: float, entered_ms: int) -> None:
+        self.step, self.weight, self.entered_ms = step, weight, entered_ms
+        self.stable, self.candidate, self.served = Sums(), Sums(), Sums()
+
+
+def phase_figures(phase: PhaseSums, first: PhaseSums, chosen: Selection, error: float) -> PhaseFigures:
+    """Figures of a stay with its blocks; `first` is the stay that populations are held against."""
+    return PhaseFigures(
+        step=phase.step,
+        weight=phase.weight,
+        entered_ms=phase.entered_ms,
+        rows=phase.candidate.rows,
+        labels=phase.candidate.clicks,
+        served_by_candidate=phase.served.rows,
+        stable=_arm(phase.stable, first.stable, chosen.bias_limits("stable", error)),
+        candidate=_arm(phase.candidate, first.candidate, chosen.bias_limits("candidate", error)),
+        served=_arm(phase.served, first.candidate, chosen.served_limits(error)),
+        requests={
+            "stable": round(float(chosen.stable_requests.sum())),
+            "candidate": round(float(chosen.candidate_requests.sum())),
+        },
+        outcome={
+            "stable": Interval.of(chosen.outcome_limits("stable", error)),
+            "candidate": Interval.of(chosen.outcome_limits("candidate", error)),
+            "difference": Interval.of(chosen.outcome_delta_limits(error)),
+        },
+    )
+
+
+def segment_figures(table: BlockTable, segments: Segments | None, error: float) -> tuple[SegmentFigures, ...]:
+    """Every part of every field that is looked at in parts, most rows first."""
+    if segments is None:
+        return ()
+    total = float(table.select(0).rows.sum())
+    found = []
+    for segment in table.segments:
+        chosen = table.segment(segment, 0)
+        rows = float(chosen.rows.sum())
+        if rows <= 0:
+            continue
+        found.append(
+            SegmentFigures(
+                field=segment[0],
+                segment=segments.name(segment),
+                rows=round(rows),
+                clicks=float(chosen.clicks.sum()),
+                share=rows / total,
+                stable=Interval.of(chosen.bias_limits("stable", error)),
+                candidate=Interval.of(chosen.bias_limits("candidate", error)),
+                logloss_delta=Interval.of(chosen.loss_limits(error)),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: (one.field, -one.rows)))
+
+
+def field_stability(table: BlockTable, segments: Segments | None, entered_ms: Sequence[int]) -> dict[str, float | None]:
+    """Population stability index by field, between the blocks of the first stay and those of the last."""
+    if segments is None or len(entered_ms) < 2:
+        return {}
+    spans = ((entered_ms[0], entered_ms[1]), (entered_ms[-1], None))
+    found: dict[str, float | None] = {}
+    for name in segments.fields:
+        mine: list[Segment] = [segment for segment in table.segments if segment[0] == name]
+        before, now = (
+            np.array([float(table.segment(one, start, until_ms=end).rows.sum()) for one in mine])
+            for start, end in spans
+        )
+        found[name] = _finite(stability(before, now))
+    return found
+
+
+def _arm(sums: Sums, first: Sums, limits: Limits) -> ArmFigures:
+    return ArmFigures(
+        rows=sums.rows,
+        auc=_finite(sums.auc),
+        auc_bound=_finite(sums.binned.bound()),
+        logloss=_finite(sums.logloss),
+        bias=_finite(sums.bias),
+        low=_finite(limits.low),
+        high=_finite(limits.high),
+        clicks=sums.clicks,
+        calibration_error=_finite(calibration_error(sums)),
+        score_psi=_finite(score_stability(first, sums)),
+        deciles=tuple(asdict(tenth) for tenth in deciles(sums)),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,237 @@
+"""One look at the labels: which guard is shown to be broken, what is not yet shown, and a record of what was seen.
+
+Made by `reconcile` at each look, and again by `explain` from the log when somebody asks what a verdict was made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.hashing import canonical, hash_value
+from serving.rollout.blocks import BlockTable, Selection
+from serving.rollout.evidence import Test, Verdict, attempt_error
+from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout, SegmentGuard
+from serving.rollout.state import RolloutState
+
+__all__ = ["Look"]
+
+RELATIVE_LIMIT = 0.10
+"""With `relative_to_stable`: how far stable's own bias may be off before nothing is concluded from the difference."""
+_FEWEST_SERVED_CLICKS = 100.0
+
+
+class Look:
+    """One look at the labels: what is breached, what is not yet shown, and a record of what was seen."""
+
+    def __init__(self, spec: Rollout, state: RolloutState, table: BlockTable) -> None:
+        self.spec, self.state, self._table = spec, state, table
+        all_rows = table.select(state.evidence_from_ms, state.evidence_version)
+        silent = all_rows.silent()
+        self.silent = bool(silent.any() and silent[all_rows.time.argmax()])
+        """The newest rows have no click at all where many were expected: nothing is to be concluded."""
+        self._outages = frozenset(all_rows.time[silent].tolist())
+        self.rows = all_rows.where(~silent) if silent.any() else all_rows
+        self._window_ms = (table.newest_ms or 0) - spec.analysis.breach_window * 1000
+        self.window = self.rows.where(self.rows.time >= self._window_ms)
+        rows, window = self.rows, self.window
+        self.here = rows.where(rows.time >= state.entered_ms)
+        self.error = attempt_error(spec.analysis.confidence, state.attempt)
+        self.missing: int | None = None
+        interval = rows.bias_limits("candidate", self.error / 2)
+        self.seen: dict[str, Any] = {
+            "attempt": state.attempt,
+            "error": self.error,
+            "blocks": rows.blocks,
+            "from_ms": state.evidence_from_ms,
+            "until_ms": int(rows.time.max()) if rows.blocks else state.evidence_from_ms,
+            "rows": float(rows.rows.sum()),
+            "clicks": float(rows.clicks.sum()),
+            "bias": _number(interval.mean),
+            "bias_low": _number(interval.low),
+            "bias_high": _number(interval.high),
+            "stable_bias": _number(rows.bias("stable")),
+            "window_bias": _number(window.bias()),
+            "logloss_delta": _number(_mean(rows.loss_delta.sum(), rows.rows.sum())),
+            "auc_delta": _number(_mean(np.nansum(rows.auc_delta), np.count_nonzero(~np.isnan(rows.auc_delta)))),
+        }
+
+        for guard, label, part in self._segments("evidence"):
+            self.seen[f"rows of {label}"] = float(part.rows.sum())
+            if guard.logloss_delta_max is not None:
+                self.seen[f"logloss_delta of {label}"] = _number(_mean(part.loss_delta.sum(), part.rows.sum()))
+            if guard.bias_below is not None:
+                self.seen[f"bias of {label}"] = _number(part.bias())
+
+    def breach(self) -> tuple[str, str] | None:
+        """(guard, what was seen) of the first guard that is shown to be broken, in the window or in all evidence.
+
+        Each guard has its own error. The k-th window length since the evidence began spends a share 1 / (k (k + 1)) of
+        it: a window that slides for weeks would otherwise raise a false alarm sooner or later.
+        """
+        guards = self.spec.guards
+        spanned = float(np.ptp(self.rows.time)) / 1000 if self.rows.blocks else 0.0
+        k = 1 + int(spanned // self.spec.analysis.breach_window)
+        for name, chosen, least, error in (
+            ("window", self.window, MIN_WINDOW_BLOCKS, self.error / (2 * k * (k + 1))),
+            ("evidence", self.rows, MIN_BLOCKS, self.error / 2),
+        ):
+            if chosen.blocks < least:
+                continue
+            bound = self._bound_now()
+            if not self._excused(chosen, bound, error, least):
+                if _breached(chosen.bias_tests(bound, error, least)):
+                    return "bias", f"bias {chosen.bias():+.4f} over the {name} is shown to be beyond {bound:g}"
+                enough = float(chosen.served_clicks.sum()) >= _FEWEST_SERVED_CLICKS
+                if enough and _breached(chosen.served_tests(bound, error, least)):
+                    served = chosen.served_limits(error).mean
+                    return (
+                        "served_bias",
+                        f"bias {served:+.4f} on rows it served ({name}) is shown to be beyond {bound:g}",
+                    )
+            if guards.logloss_delta_max is not None and _breached(
+                (chosen.loss_test(guards.logloss_delta_max, error, least),)
+            ):
+                delta = float(chosen.loss_delta.sum() / chosen.rows.sum())
+                return (
+                    "logloss_delta_max",
+                    f"logloss_delta {delta:+.5f} over the {name}, at most {guards.logloss_delta_max:g}",
+                )
+            if guards.auc_delta_min is not None:
+                test = chosen.auc_test(guards.auc_delta_min, error, least)
+                if _breached((test,)):
+                    delta = guards.auc_delta_min - test.limits.mean
+                    return "auc_delta_min", f"auc_delta {delta:+.5f} over the {name}, at least {guards.auc_delta_min:g}"
+            if guards.outcome_delta_min is not None and (
+                float(chosen.candidate_outcome.sum()) >= _FEWEST_SERVED_CLICKS
+            ):
+                effect, base = chosen.outcome_delta_limits(error), chosen.outcome_limits("stable", error).mean
+                if effect.high < guards.outcome_delta_min * base:
+                    return (
+                        "outcome_delta_min",
+                        f"outcome per request {effect.mean / base:+.4f} over the {name} against stable's, at least "
+                        f"{guards.outcome_delta_min:g}",
+                    )
+            # One error is shared by all segments: each of many would otherwise raise a false alarm of its own.
+            for guard, label, part in self._segments(name):
+                if part.blocks < least:
+                    continue
+                for seen, tests in self._segment_tests(guard, part, error / len(self.spec.named_segments), least):
+                    if _breached(tests):
+                        return "segments", f"segment {label}: {seen} over the {name} is shown to be worse"
+        return None
+
+    def not_yet(self) -> str:
+        """Why the next step cannot be entered yet, empty if it can; sets `missing` to the clicks that are lacking."""
+        here, there = self.spec.steps[self.state.step], self.spec.steps[self.state.step + 1]
+        clicks = float(self.rows.clicks.sum())
+        if here.shadow and clicks < here.min_positives:
+            self.missing = math.ceil(here.min_positives - clicks)
+            return f"min_positives: {self.missing} more clicks of {here.min_positives}"
+        if self.rows.blocks < MIN_BLOCKS:
+            lacking = MIN_BLOCKS - self.rows.blocks
+            self.missing = math.ceil(lacking * clicks / self.rows.blocks) if self.rows.blocks else None
+            return f"{self.rows.blocks} of the {MIN_BLOCKS} blocks that any evidence needs"
+        bound, what = there.bound, f"bias_below {there.bound:g} for weight {there.weight:g}"
+        # With relative_to_stable there are two ways to show it, so each has half of the error.
+        error = self.error / 4 if self.spec.relative_to_stable else self.error / 2
+        tests = self.rows.bias_tests(bound, error, MIN_BLOCKS)
+        relatively = False
+        if self.spec.relative_to_stable and not _all_hold(tests):
+            relative = self.rows.relative_tests(bound, error, MIN_BLOCKS)
+            if _all_hold(relative) and abs(self.rows.bias("stable")) < RELATIVE_LIMIT:
+                tests, relatively = relative, True
+        if not _all_hold(tests):
+            return self._lacking(what, f"bias {self.seen['bias']:+.4f}", tests)
+        if self.here.blocks < MIN_WINDOW_BLOCKS:
+            return f"{self.here.blocks} of the {MIN_WINDOW_BLOCKS} blocks that each step needs of its own"
+        for name, chosen in (("the breach window", self.window), ("this step alone", self.here)):
+            recent = chosen.bias() - (chosen.bias("stable") if relatively else 0.0)
+            if abs(recent) >= bound:
+                return f"{what}: shown over all evidence, but {name} is at {recent:+.4f}"
+        guards = self.spec.guards
+        if guards.logloss_delta_max is not None:
+            test = self.rows.loss_test(guards.logloss_delta_max, self.error, MIN_BLOCKS)
+            delta = float(self.rows.loss_delta.sum() / self.rows.rows.sum())
+            if test.verdict is not Verdict.HOLDS:
+                return self._lacking(
+                    f"logloss_delta_max {guards.logloss_delta_max:g}", f"difference {delta:+.5f}", (test,)
+                )
+        if guards.auc_delta_min is not None:
+            test = self.rows.auc_test(guards.auc_delta_min, self.error, MIN_BLOCKS)
+            delta = guards.auc_delta_min - test.limits.mean
+            if test.verdict is not Verdict.HOLDS:
+                return self._lacking(f"auc_delta_min {guards.auc_delta_min:g}", f"difference {delta:+.5f}", (test,))
+        for guard, label, part in self._segments("evidence"):
+            if part.blocks < MIN_BLOCKS:
+                return f"segment {label}: {part.blocks} of the {MIN_BLOCKS} blocks that any evidence needs"
+            for seen, wanted in self._segment_tests(guard, part, self.error, MIN_BLOCKS):
+                if not _all_hold(wanted):
+                    return self._lacking(f"segment {label}", seen, wanted)
+        return ""
+
+    def _segments(self, name: str) -> Iterator[tuple[SegmentGuard, str, Selection]]:
+        """Named segments with their blocks in the breach window or in all evidence, outages of labels left out."""
+        since = self.state.evidence_from_ms
+        if name == "window":
+            since = max(since, math.ceil(self._window_ms))
+        for guard, value in self.spec.named_segments:
+            segment = (guard.field, hash_value(guard.field, value))
+            part = self._table.segment(segment, since, self.state.evidence_version)
+            if self._outages:
+                part = part.where(~np.isin(part.time, list(self._outages)))
+            yield guard, f"{guard.field}={canonical(value)}", part
+
+    def _segment_tests(
+        self, guard: SegmentGuard, part: Selection, error: float, least: int
+    ) -> Iterator[tuple[str, tuple[Test, ...]]]:
+        """(what is seen, tests that must hold) of one segment."""
+        if guard.logloss_delta_max is not None:
+            delta = float(part.loss_delta.sum() / part.rows.sum())
+            yield (
+                f"logloss_delta {delta:+.5f}, at most {guard.logloss_delta_max:g}",
+                (part.loss_test(guard.logloss_delta_max, error, least),),
+            )
+        if guard.bias_below is not None:
+            yield (
+                f"bias {part.bias():+.4f}, within {guard.bias_below:g}",
+                part.bias_tests(guard.bias_below, error / 2, least),
+            )
+
+    def _bound_now(self) -> float:
+        """The bound that the present step was entered by; in shadow, that of the first weight."""
+        return self.spec.steps[max(1, self.state.step)].bound
+
+    def _excused(self, chosen: Selection, bound: float, error: float, least: int) -> bool:
+        """With `relative_to_stable`: what biases both arms alike is no breach, up to a limit on stable's own bias."""
+        if not self.spec.relative_to_stable or abs(chosen.bias("stable")) >= RELATIVE_LIMIT:
+            return False
+        return not _breached(chosen.relative_tests(bound, error, least))
+
+    def _lacking(self, what: str, estimate: str, tests: tuple[Test, ...]) -> str:
+        open_tests = [test for test in tests if test.verdict is not Verdict.HOLDS]
+        needs = [test.missing() for test in open_tests]
+        if None in needs:
+            return f"{what}: not shown; at the present estimate ({estimate}) no number of labels will show it"
+        more = max(need or 0 for need in needs)
+        self.missing = math.ceil(more * float(self.rows.clicks.sum()) / max(1, self.rows.blocks))
+        return f"{what}: not yet shown ({estimate}); about {self.missing} more clicks at the present estimate"
+
+
+def _breached(tests: tuple[Test, ...]) -> bool:
+    return any(test.verdict is Verdict.BREACHED for test in tests)
+
+
+def _all_hold(tests: tuple[Test, ...]) -> bool:
+    return all(test.verdict is Verdict.HOLDS for test in tests)
+
+
+def _mean(total: Any, count: Any) -> float:
+    return float(total) / float(count) if count > 0 else math.nan
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
