@@ -3,8 +3,10 @@
 A count-min sketch of 4-bit counters (Einziger, Friedman, Manes 2017, "TinyLFU: A Highly Efficient Cache Admission
 Policy"): an id has four counters, all in one cache line, and its estimate is the least of them. Counters are halved all
 the time, a line after so many counts, so that every one is halved once per sample; the paper halves all at once, which
-would stop a request. Only every `SAMPLE`-th lookup counts: that divides counters and sample alike, and hit rates stay
-the same. Threads count without locks; a count lost in a race is noise like any other.
+would stop a request. Only every `SAMPLE`-th lookup counts: it saves most of what counting costs, which is a cache miss
+a time, and about one id in a hundred is found less (Zipf 1.05, cache of a tenth: 0.849 of the ids with every lookup
+counted, 0.844 with every 4th, 0.838 with every 8th, 0.830 with every 32nd). Threads count without locks; a count lost in
+a race is noise like any other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What numba lacks for data that several threads or processes read and write at once, and for rows as vectors.
 
-Thin wrappers around LLVM instructions, each one statement: prefetch, plain and ordered loads and stores, compare and swap, fences,
-and moves of a few numbers at a time between row formats. All take addresses (unsigned, bytes). The fences order both
-compiler and processor, so nothing here leans on the order that x86 keeps by itself.
+Thin wrappers around LLVM instructions, each one statement: prefetch, plain and ordered loads and stores, compare and
+swap, fences, and moves of a few numbers at a time between row formats. All take addresses (unsigned, bytes). The fences
+order both compiler and processor, so nothing here leans on the order that x86 keeps by itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import float32, int64, types, uint16, uint32, uint64
+from numba import float32, int64, types, uint8, uint16, uint32, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -22,14 +22,15 @@ __all__ = [
     "first_bit",
     "load_acquire",
     "load_f32",
-    "load_float",
     "load_i64",
+    "load_u8",
     "load_u16",
     "load_u64",
     "match_keys",
     "mover",
     "prefetch",
     "store_release",
+    "store_u8",
 ]
 
 _I8, _I32, _I64, _FLOAT, _HALF = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.HalfType()
@@ -54,13 +55,6 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
     return types.void(types.uintp), emit
 
 
-def _load_float(typing_context: Any, address: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_at(builder, arguments[0], _FLOAT), align=4)
-
-    return float32(types.uintp), emit
-
-
 def _load_acquire(typing_context: Any, address: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(_at(builder, arguments[0], _I32), "acquire", 4)
@@ -74,6 +68,14 @@ def _store_release(typing_context: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uintp, uint32), emit
+
+
+def _store_u8(typing_context: Any, address: Any, value: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], _at(builder, arguments[0], _I8))
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, uint8), emit
 
 
 def _compare_and_swap(typing_context: Any, address: Any, expected: Any, value: Any) -> Any:
@@ -117,8 +119,6 @@ def _first_bit(typing_context: Any, bits: Any) -> Any:
 
 prefetch: Any = intrinsic(_prefetch)
 """`prefetch(address)` asks the processor for a cache line."""
-load_float: Any = intrinsic(_load_float)
-"""`load_float(address) -> float32`."""
 load_acquire: Any = intrinsic(_load_acquire)
 """`load_acquire(address) -> uint32`; nothing after it is read before it."""
 store_release: Any = intrinsic(_store_release)
@@ -162,6 +162,9 @@ load_i64: Any = _load(int64, 4)
 load_u64: Any = _load(uint64, 4)
 load_f32: Any = _load(float32, 4)
 load_u16: Any = _load(uint16, 2)
+load_u8: Any = _load(uint8, 1)
+store_u8: Any = intrinsic(_store_u8)
+"""`store_u8(address, uint8)`."""
 copy_bytes: Any = intrinsic(_copy_bytes)
 """`copy_bytes(to, from, count)` between places that do not overlap."""
 

@@ -28,11 +28,13 @@ from pipeline.embedding.memory import (
     fence_release,
     first_bit,
     load_acquire,
-    load_float,
+    load_f32,
+    load_u8,
     match_keys,
     mover,
     prefetch,
     store_release,
+    store_u8,
 )
 from pipeline.embedding.tier import DEFAULT, PENDING, STALE
 
@@ -105,7 +107,7 @@ def _read_row(kind: Any, source: Any, to: Any, width: Any) -> None:
     elif kind == FLOAT16:
         _unpack16(source, to, width, np.float32(0.0))
     else:
-        _unpack8(source + np.uint64(4), to, width, load_float(source))
+        _unpack8(source + np.uint64(4), to, width, load_f32(source))
 
 
 @njit(inline="always", cache=True)
@@ -130,13 +132,25 @@ def _write_row(kind: Any, stored: Any, floats: Any, slot: Any, rows: Any, at: An
 
 
 @njit(inline="always", cache=True)
-def _is_old(state: Any, home: Any, way: Any, tick: Any) -> Any:
-    return tick >= 0 and np.uint8(np.uint8(tick) - state[home, _BORN + way]) > np.uint8(FRESH_TICKS)
+def _is_old(line: Any, way: Any, tick: Any) -> Any:
+    """Of a place of the set at this address."""
+    born = load_u8(line + np.uint64(_BORN) + np.uint64(way))
+    return tick >= 0 and np.uint8(np.uint8(tick) - born) > np.uint8(FRESH_TICKS)
 
 
 @njit(inline="always", cache=True)
-def _age(state: Any, home: Any, way: Any, now: Any) -> Any:
-    return np.uint8(now - state[home, _STAMPS + way])
+def _age(line: Any, way: Any, now: Any) -> Any:
+    return np.uint8(now - load_u8(line + np.uint64(_STAMPS) + np.uint64(way)))
+
+
+@njit(inline="always", cache=True)
+def _oldest(line: Any, now: Any) -> Any:
+    """The place of the set at this address that was used longest ago."""
+    way = np.int64(0)
+    for w in range(1, WAYS):
+        if _age(line, w, now) > _age(line, way, now):
+            way = np.int64(w)
+    return way
 
 
 @njit(inline="always", cache=True)
@@ -182,34 +196,26 @@ _WANTED = (
 
 @njit(cache=True)
 def _find_again(
-    key: Any,
-    home: Any,
-    rows_at: Any,
-    weight_at: Any,
-    width: Any,
-    kind: Any,
-    tick: Any,
-    sets: Any,
-    state: Any,
-    stored: Any,
+    line: Any, key: Any, rows_of_set: Any, stride: Any, row_to: Any, weight_to: Any, width: Any, kind: Any, tick: Any
 ) -> Any:
-    """One id whose set was written while it was read: a few more tries. 0: not there, 1: copied, 2: copied, and old."""
-    set_at = np.uint64(sets.ctypes.data) + home * np.uint64(LINE_BYTES)
-    lock_at = set_at + np.uint64(4 * _LOCK)
-    stride = np.uint64(stored.shape[1])
+    """One id whose set was written while it was read: a few more tries. 0: not there, 1: copied, 2: copied, and old.
+
+    All places are addresses; `weight_to` 0: there are no weights.
+    """
+    lock_at = line + np.uint64(4 * _LOCK)
     for _ in range(TRIES):
         lock = load_acquire(lock_at)
         if lock & _BUSY:
             continue
-        ways = match_keys(set_at, key) & lock & _TAKEN
+        ways = match_keys(line, key) & lock & _TAKEN
         if ways == 0:
             break
         way = first_bit(ways)
-        source = np.uint64(stored.ctypes.data) + (home * np.uint64(WAYS) + way) * stride
-        _read_row(kind, source, rows_at, width)
-        if weight_at != 0:
-            _copy_weight(weight_at, source + stride - np.uint64(4), np.float32(0.0))
-        old = _is_old(state, home, way, tick)
+        source = rows_of_set + way * stride
+        _read_row(kind, source, row_to, width)
+        if weight_to != 0:
+            _copy_weight(weight_to, source + stride - np.uint64(4), np.float32(0.0))
+        old = _is_old(line, way, tick)
         fence_acquire()
         if load_acquire(lock_at) == lock:
             return 2 if old else 1
@@ -245,94 +251,78 @@ def find_rows(
         tick: the time in ticks; -1: rows do not age.
         head, sets, locks, state, stored, floats, sketch: the cache.
     """
-    size = np.uint64(sets.shape[0])
+    size, total = np.uint64(sets.shape[0]), np.uint64(len(keys))
     lines = np.uint64(len(sketch) // LINE)
     weighted = len(linear) > 0
-    set_at, row_at, sketch_at = (
-        np.uint64(sets.ctypes.data),
-        np.uint64(stored.ctypes.data),
-        np.uint64(sketch.ctypes.data),
-    )
+    set_at, row_at = np.uint64(sets.ctypes.data), np.uint64(stored.ctypes.data)
+    sketch_at = np.uint64(sketch.ctypes.data)
     rows_at, linear_to = np.uint64(rows.ctypes.data), np.uint64(linear.ctypes.data)
     stride = np.uint64(stored.shape[1])
-    lock_at = set_at + np.uint64(4 * _LOCK)
-    mixed = np.empty(2 * BLOCK, np.uint64)
-    home = np.empty(2 * BLOCK, np.uint64)
-    slot = np.empty(BLOCK, np.uint64)
-    seen = np.empty(BLOCK, np.uint32)
-    old = np.zeros(BLOCK, np.bool_)
-    total = np.uint64(len(keys))
-    counted = np.uint64(0)
+    hashes, homes = np.empty(2 * BLOCK, np.uint64), np.empty(2 * BLOCK, np.uint64)
+    ways, locked = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint32)
+    # A cache with room to spare has nothing to choose, and need not count.
+    counting = np.uint64(2) * head[HELD] >= size * np.uint64(WAYS)
     # A new phase for each call, or requests of one length would always count the same fields.
     phase = splitmix64(head[CALLS]) & np.uint64(SAMPLE - 1)
     head[CALLS] += np.uint64(1)
+    counted = np.uint64(0)
     now = np.uint8(head[NOW])
     for p in range(min(_BLOCK, total)):
-        mixed[p] = splitmix64(keys[p])
-        home[p] = _set_of(mixed[p], size)
-        prefetch(set_at + home[p] * np.uint64(LINE_BYTES))
+        hashes[p] = splitmix64(keys[p])
+        homes[p] = _set_of(hashes[p], size)
+        prefetch(set_at + homes[p] * np.uint64(LINE_BYTES))
     half = np.uint64(0)
     for start in range(np.uint64(0), total, _BLOCK):
         block = min(_BLOCK, total - start)
         ahead = min(_BLOCK, total - start - block)
         other = _BLOCK - half
-        for p in range(phase, block, np.uint64(SAMPLE)):
-            prefetch(sketch_at + line_of(mixed[half + p], lines) * np.uint64(8))
+        sampled = block if counting else np.uint64(0)
+        for p in range(phase, sampled, np.uint64(SAMPLE)):
+            prefetch(sketch_at + line_of(hashes[half + p], lines) * np.uint64(8))
         for p in range(block):
             # The sets of the next block travel while the rows of this one do.
             if p < ahead:
-                next_mixed = splitmix64(keys[start + block + p])
-                mixed[other + p] = next_mixed
-                home[other + p] = _set_of(next_mixed, size)
-                prefetch(set_at + home[other + p] * np.uint64(LINE_BYTES))
-            slot[p] = _NONE
-            if found[start + p] != PENDING and found[start + p] < STALE:
+                mixed = splitmix64(keys[start + block + p])
+                hashes[other + p] = mixed
+                homes[other + p] = _set_of(mixed, size)
+                prefetch(set_at + homes[other + p] * np.uint64(LINE_BYTES))
+            ways[p] = _NONE
+            q, home = start + p, homes[half + p]
+            if found[q] != PENDING and found[q] < STALE:
                 continue
-            h = home[half + p]
-            lock = load_acquire(lock_at + h * np.uint64(LINE_BYTES))
-            seen[p] = lock & ~_BUSY  # so that one under way is never what it was
-            ways = match_keys(set_at + h * np.uint64(LINE_BYTES), keys[start + p]) & lock & _TAKEN
-            if ways != 0:
-                slot[p] = h * np.uint64(WAYS) + first_bit(ways)
-                first = row_at + slot[p] * stride
-                prefetch(first)
+            line = set_at + home * np.uint64(LINE_BYTES)
+            lock = load_acquire(line + np.uint64(4 * _LOCK))
+            locked[p] = lock & ~_BUSY  # so that one under way is never what it was
+            held = match_keys(line, keys[q]) & lock & _TAKEN
+            if held != 0:
+                ways[p] = first_bit(held)
+                source = row_at + (home * np.uint64(WAYS) + ways[p]) * stride
+                prefetch(source)
                 if stride > np.uint64(LINE_BYTES):
-                    prefetch(first + np.uint64(LINE_BYTES))
-        for p in range(phase, block, np.uint64(SAMPLE)):
-            count(sketch, mixed[half + p], lines)
+                    prefetch(source + np.uint64(LINE_BYTES))
+        for p in range(phase, sampled, np.uint64(SAMPLE)):
+            count(sketch, hashes[half + p], lines)
             counted += np.uint64(1)
         for p in range(block):
-            if slot[p] != _NONE:
-                source = row_at + slot[p] * stride
-                _read_row(kind, source, rows_at + np.uint64(4 * at[start + p]), width)
-                if weighted:
-                    _copy_weight(
-                        linear_to + np.uint64(4 * linear_at[start + p]),
-                        source + stride - np.uint64(4),
-                        np.float32(0.0),
-                    )
-        if tick >= 0:
-            for p in range(block):
-                if slot[p] != _NONE:
-                    h = home[half + p]
-                    born = state[h, np.uint64(_BORN) + slot[p] - h * np.uint64(WAYS)]
-                    old[p] = np.uint8(np.uint8(tick) - born) > np.uint8(FRESH_TICKS)
-        fence_acquire()
-        for p in range(block):
-            if slot[p] == _NONE:
+            q, way, home = start + p, ways[p], homes[half + p]
+            if way == _NONE:
                 continue
-            h = home[half + p]
-            q = start + p
-            if load_acquire(lock_at + h * np.uint64(LINE_BYTES)) == seen[p]:
-                found[q] = mark | STALE if old[p] else mark
+            line = set_at + home * np.uint64(LINE_BYTES)
+            source = row_at + (home * np.uint64(WAYS) + way) * stride
+            row_to = rows_at + np.uint64(4 * at[q])
+            weight_to = linear_to + np.uint64(4 * linear_at[q]) if weighted else np.uint64(0)
+            _read_row(kind, source, row_to, width)
+            if weighted:
+                _copy_weight(weight_to, source + stride - np.uint64(4), np.float32(0.0))
+            old = _is_old(line, way, tick)
+            fence_acquire()
+            if load_acquire(line + np.uint64(4 * _LOCK)) == locked[p]:
+                found[q] = mark | STALE if old else mark
                 # Once per tick at most: a line written on each read would travel between cores.
-                stamp = np.uint64(_STAMPS) + slot[p] - h * np.uint64(WAYS)
-                if state[h, stamp] != now:
-                    state[h, stamp] = now
+                if load_u8(line + np.uint64(_STAMPS) + way) != now:
+                    store_u8(line + np.uint64(_STAMPS) + way, now)
             else:
-                row_to = rows_at + np.uint64(4 * at[q])
-                weight_to = linear_to + np.uint64(4 * linear_at[q]) if weighted else np.uint64(0)
-                result = _find_again(keys[q], h, row_to, weight_to, width, kind, tick, sets, state, stored)
+                result = _find_again(line, keys[q], source - way * stride, stride, row_to, weight_to, width, kind, tick)
                 found[q] = PENDING if result == 0 else mark if result == 1 else mark | STALE
         half = other
     _advance(head, sketch, total, counted, size, lines)
@@ -368,50 +358,59 @@ def keep_rows(
     lines = np.uint64(len(sketch) // LINE)
     weighted = len(linear) > 0
     set_at, sketch_at = np.uint64(sets.ctypes.data), np.uint64(sketch.ctypes.data)
-    lock_at = set_at + np.uint64(4 * _LOCK)
     now, last = np.uint8(head[NOW]), floats.shape[1] - 1
-    chosen = np.empty(BLOCK, np.int64)
+    chosen, asked = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.uint64)
     total = len(keys)
     start = 0
     while start < total:
         block = 0
         while start < total and block < BLOCK:
             if mark < found[start] < DEFAULT:
-                chosen[block] = start
-                block += 1
                 mixed = splitmix64(keys[start])
+                chosen[block], asked[block] = start, mixed
+                block += 1
                 prefetch(set_at + _set_of(mixed, size) * np.uint64(LINE_BYTES))
                 prefetch(sketch_at + line_of(mixed, lines) * np.uint64(8))
             start += 1
+        # Most of what is offered was hardly ever asked for and goes at once. For what may enter, see who would leave.
+        left = 0
         for p in range(block):
-            q = chosen[p]
-            mixed = splitmix64(keys[q])
+            h = _set_of(asked[p], size)
+            line = set_at + h * np.uint64(LINE_BYTES)
+            lock = load_acquire(line + np.uint64(4 * _LOCK))
+            if lock & _TAKEN == _TAKEN and match_keys(line, keys[chosen[p]]) & _TAKEN == 0:
+                if estimate(sketch, asked[p], lines) == 0:
+                    head[REFUSED] += np.uint64(1)
+                    continue
+                victim = sets[h, _oldest(line, now)]
+                prefetch(sketch_at + line_of(splitmix64(victim), lines) * np.uint64(8))
+            chosen[left], asked[left] = chosen[p], asked[p]
+            left += 1
+        for p in range(left):
+            q, mixed = chosen[p], asked[p]
             h = _set_of(mixed, size)
-            lock = load_acquire(lock_at + h * np.uint64(LINE_BYTES))
+            line = set_at + h * np.uint64(LINE_BYTES)
+            lock = load_acquire(line + np.uint64(4 * _LOCK))
             if lock & _BUSY:
                 head[CONTENDED] += np.uint64(1)
                 continue
             taken = lock & _TAKEN
-            ways = match_keys(set_at + h * np.uint64(LINE_BYTES), keys[q]) & taken
+            ways = match_keys(line, keys[q]) & taken
             held = ways != 0
             if held:
                 way = np.int64(first_bit(ways))
-                old = tick >= 0 and np.uint8(np.uint8(tick) - state[h, _BORN + way]) > np.uint8(FRESH_TICKS)
-                if not (overwrite or old):
+                if not (overwrite or _is_old(line, way, tick)):
                     continue
             elif taken != _TAKEN:
                 way = np.int64(first_bit(~taken))
             else:
-                way = np.int64(0)
-                for w in range(1, WAYS):
-                    if _age(state, h, w, now) > _age(state, h, way, now):
-                        way = np.int64(w)
+                way = _oldest(line, now)
                 rival = estimate(sketch, splitmix64(sets[h, way]), lines)
                 if estimate(sketch, mixed, lines) <= rival:
                     head[REFUSED] += np.uint64(1)
                     continue
             # The lock says what it said before all this was read, or someone else was faster.
-            if not compare_and_swap(lock_at + h * np.uint64(LINE_BYTES), lock, lock | _BUSY):
+            if not compare_and_swap(line + np.uint64(4 * _LOCK), lock, lock | _BUSY):
                 head[CONTENDED] += np.uint64(1)
                 continue
             fence_release()
@@ -422,7 +421,7 @@ def keep_rows(
                 floats[slot, last] = linear[linear_at[q]]
             state[h, _STAMPS + way] = now
             state[h, _BORN + way] = np.uint8(tick)
-            store_release(lock_at + h * np.uint64(LINE_BYTES), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE)
+            store_release(line + np.uint64(4 * _LOCK), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE)
             if not held:
                 head[ENTERED] += np.uint64(1)
                 if taken != _TAKEN:
@@ -440,7 +439,7 @@ def sweep_rows(
         lock = load_acquire(at)
         kept = lock
         for w in range(WAYS):
-            if everything or _is_old(state, h, w, tick):
+            if everything or _is_old(at - np.uint64(4 * _LOCK), w, tick):
                 kept &= ~(np.uint32(1) << np.uint32(w))
         if kept != lock and not lock & _BUSY and compare_and_swap(at, lock, lock | _BUSY):
             store_release(at, kept + _WRITE)
@@ -456,13 +455,14 @@ def held_keys(out: I64, head: U64, sets: I64, locks: U32, state: U8, stored: U8,
     used = 0
     for rank in range(WAYS):
         for h in range(sets.shape[0]):
+            line = np.uint64(sets.ctypes.data) + np.uint64(h) * np.uint64(LINE_BYTES)
             for w in range(WAYS):
                 if not (locks[h, _LOCK] >> np.uint32(w)) & np.uint32(1):
                     continue
                 before = 0
                 for v in range(WAYS):
                     if (locks[h, _LOCK] >> np.uint32(v)) & np.uint32(1):
-                        mine, other = _age(state, h, w, now), _age(state, h, v, now)
+                        mine, other = _age(line, w, now), _age(line, v, now)
                         before += other < mine or (other == mine and v < w)
                 if before == rank:
                     if used == len(out):
