@@ -98,10 +98,15 @@ class QueueConfig(_Section):
     allow_timeout_override: bool | None = None
 
 
+def _lanes(cores: int) -> int:
+    return min(cores, max(2, cores - 1))
+
+
 class EngineConfig(_Section):
-    lanes: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), ge=1, le=256)
-    """Processes that answer, sharing one port; by default one core is left for the rest. `baton bench lanes` tells
-    what split into lanes, `workers` and `network_threads` answers most on this machine."""
+    lanes: int = Field(default_factory=lambda: _lanes(os.cpu_count() or 1), ge=1, le=256)
+    """Processes that answer, sharing one port. By default one a core, and from three cores on one core is left for the
+    rest; on two cores a second lane answers more than half as much again, since the rest steps back for lanes anyway.
+    `baton bench lanes` tells what split into lanes, `workers` and `network_threads` answers most on this machine."""
     workers: int = Field(1, ge=1, le=64)
     """Threads per lane that run the fused stages of a request."""
     network_threads: int = Field(1, ge=1, le=64)
