@@ -61,19 +61,30 @@ def want_ids(
         width, fields: columns of `embeddings` and `linear`.
         keys, at, linear_at, found: of a `Wanted`, at least r k long.
     """
-    r, k = values.shape
-    used = 0
+    r = values.shape[0]
+    mine, salt, offset, place = np.empty((4, len(columns)), np.int64)
+    count = 0
+    for j in range(len(columns)):
+        column = columns[j]
+        if offsets[column] >= 0:
+            mine[count], salt[count] = j, salts[column]
+            offset[count], place[count] = offsets[column], places[column]
+            count += 1
+    # A loop per array, without branches: the compiler makes vectors of them.
     for i in range(r):
-        row, weights = i * width, i * fields
-        for j in range(k):
-            column = columns[j]
-            if offsets[column] >= 0:
-                keys[used] = values[i, j] ^ salts[column]
-                at[used] = row + offsets[column]
-                linear_at[used] = weights + places[column]
-                found[used] = PENDING
-                used += 1
-    return used
+        first = i * count
+        if count == len(columns):
+            for c in range(count):
+                keys[first + c] = values[i, c] ^ salt[c]
+        else:
+            for c in range(count):
+                keys[first + c] = values[i, mine[c]] ^ salt[c]
+        for c in range(count):
+            at[first + c] = i * width + offset[c]
+        for c in range(count):
+            linear_at[first + c] = i * fields + place[c]
+    found[: r * count] = PENDING
+    return r * count
 
 
 @njit(
