@@ -119,7 +119,8 @@ class Repository:
                     return str(version)
 
     def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
-        """Remove the versions that are not in `keep` and that none of those builds on, and marks long passed.
+        """Remove the versions that are not in `keep` and that none of those builds on, and marks long passed. Versions
+        newer than all in `keep` stay: they came after the caller looked.
 
         A version disappears as a whole, and who has its files mapped keeps them. What a publisher that was killed left
         goes too.
@@ -139,7 +140,8 @@ class Repository:
             manifest = self.open(name, version).manifest
             needed |= {*manifest.deltas, *([manifest.base] if manifest.base else [])}
         folder = self.root / name
-        removed = [version for version in there if version not in needed]
+        newest = max(map(int, keep), default=0)
+        removed = [version for version in there if version not in needed and int(version) < newest]
         for version in removed:
             os.rename(folder / version, folder / f".{version}.gone")
         for path in folder.iterdir() if folder.is_dir() else ():

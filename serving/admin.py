@@ -178,11 +178,14 @@ class Admin:
     # --- models ----------------------------------------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
-        """Every version in the repository, with what the gate said and which arms use it."""
+        """Every version in the repository, with what the gate said, which arms use it, and in `fault` why it cannot be
+        loaded (empty: nothing is known against it)."""
         used: dict[tuple[str, str], list[str]] = {}
+        faults: dict[str, str] = {}
         for name, status in self._processes().items():
             if not name.startswith("lane-"):
                 continue
+            faults |= status.get("faults", {})
             for endpoint, arms in status["endpoints"].items():
                 for arm, report in arms.items():
                     place = f"{endpoint}/{arm}"
@@ -205,6 +208,7 @@ class Admin:
                         "base": manifest.base,
                         "servable": manifest.servable,
                         "reasons": list(manifest.gate.reasons) if manifest.gate else [],
+                        "fault": faults.get(f"{name}/{version}", ""),
                         "metrics": manifest.metrics,
                         "arms": used.get((name, version), []),
                     }
@@ -367,7 +371,8 @@ def _damaged(bundle: str, version: str, reason: str) -> dict[str, Any]:
         "architecture": "",
         "base": None,
         "servable": False,
-        "reasons": [reason],
+        "reasons": [],
+        "fault": reason,
         "metrics": {},
         "arms": [],
     }

@@ -68,7 +68,7 @@ class Lookout:
         self._loads = loads
         self._data_version: int | None = None
         self._endpoints: list[Endpoint] = []
-        self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {}
+        self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | None]]] = {}
         self._complaint = ""
 
     def look(self, failed: Collection[Key]) -> Desired:
@@ -124,17 +124,23 @@ class Lookout:
         raise NotFound(f"bundle {spec.bundle!r} has no version that may serve")
 
     def _servable(self, bundle: str) -> list[str]:
-        """Versions that may serve, newest first. A version never changes, so each manifest is read once."""
+        """Versions that may serve, newest first. A version never changes, so each manifest is read once; one that cannot
+        be opened is looked at again, for it may be repaired."""
         versions = tuple(self._repository.versions(bundle))
         known, servable = self._versions.get(bundle, ((), {}))
-        if versions != known:
-            servable = {v: servable[v] if v in servable else self._may_serve(bundle, v) for v in versions}
+        if versions != known or None in servable.values():
+            servable = {v: self._may_serve(bundle, v, servable) for v in versions}
             self._versions[bundle] = versions, servable
         return [v for v in reversed(versions) if servable[v]]
 
-    def _may_serve(self, bundle: str, version: str) -> bool:
+    def _may_serve(self, bundle: str, version: str, known: Mapping[str, bool | None]) -> bool | None:
+        """None: it cannot be opened."""
+        told = known.get(version)
+        if told is not None:
+            return told
         try:
             return self._repository.open(bundle, version).manifest.servable
         except BatonError as error:
-            log.error("version %s of bundle %s cannot be opened and is passed over: %s", version, bundle, error)
-            return False
+            if version not in known:  # once, not ten times a second
+                log.error("version %s of bundle %s cannot be opened and is passed over: %s", version, bundle, error)
+            return None

@@ -152,6 +152,11 @@ class Registry:
                 reports.append(ModelReport(bundle, versions[-1], "UNAVAILABLE", "not loaded"))
         return reports
 
+    def faults(self) -> dict[str, str]:
+        """Why versions could not be loaded, by `bundle/version`."""
+        with self._changed:
+            return {f"{bundle}/{version}": failed.reason for (bundle, version), failed in self._failed.items()}
+
     def load(self, bundle: str, timeout: float = 60.0) -> None:
         """Have all lanes load the newest servable version of a bundle by name, and wait until this one has it.
 

@@ -72,12 +72,12 @@ def test_pruned_versions_are_gone_and_their_numbers_stay_taken(repository: Repos
         write_bundle(repository, random_tables(1, 5), base=base, deltas=deltas)
     left = repository.root / "ranker" / ".9.abcd"
     left.mkdir()
-    assert repository.prune("ranker", ["6", "7"], unfinished_before=0.0) == ["1", "2", "3", "8"]
-    assert repository.versions("ranker") == ["4", "5", "6", "7"]
+    assert repository.prune("ranker", ["6", "7"], unfinished_before=0.0) == ["1", "2", "3"]
+    assert repository.versions("ranker") == ["4", "5", "6", "7", "8"]
     assert [b.manifest.version for b in repository.chain(repository.open("ranker", "6"))] == ["4", "5", "6"]
     assert repository.reserve("ranker") == "9"
     assert left.is_dir()  # its publisher may be at work
-    assert repository.prune("ranker", ["6", "99"], unfinished_before=2e9) == ["7"]
+    assert repository.prune("ranker", ["6", "99"], unfinished_before=2e9) == ["7", "8"]
     assert sorted(p.name for p in (repository.root / "ranker").iterdir()) == [".versions", "4", "5", "6"]
     assert repository.reserve("ranker") == "10"
 
@@ -94,7 +94,7 @@ def test_nothing_is_pruned_beside_a_version_that_cannot_be_read(repository: Repo
 def prune_always(root: Path, stop: str) -> None:
     repository = Repository(root)
     while not Path(stop).exists():
-        repository.prune("ranker", [], unfinished_before=0.0)
+        repository.prune("ranker", ["999"], unfinished_before=0.0)
 
 
 def test_numbers_are_never_given_out_twice_while_versions_are_pruned(tmp_path: Path) -> None:
@@ -145,3 +145,10 @@ def test_a_version_on_a_damaged_base_is_passed_over(repository: Repository) -> N
     write_bundle(repository, random_tables(3, 5), base="2")
     damage(repository, "2", "tables/user.safetensors")
     assert repository.newest("ranker", verify=True)[-1].manifest.version == "1"
+
+
+def test_what_was_published_after_the_look_is_not_pruned(repository: Repository) -> None:
+    for _ in range(4):
+        write_bundle(repository, random_tables(1, 5))
+    assert repository.prune("ranker", ["3"], unfinished_before=0.0) == ["1", "2"]
+    assert repository.versions("ranker") == ["3", "4"]

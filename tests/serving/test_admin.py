@@ -113,7 +113,7 @@ def test_a_damaged_version_is_listed_with_its_fault(place: Place) -> None:
     found = {m["bundle"]: m for m in place.admin.models()}
     assert found["teacher"]["servable"]
     assert not found["student"]["servable"]
-    assert "dense.onnx" in found["student"]["reasons"][0]
+    assert "dense.onnx" in found["student"]["fault"]
 
 
 def test_a_rollout_begins_with_the_newest_version_that_is_whole(place: Place, caplog: pytest.LogCaptureFixture) -> None:
