@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.hierarchy.gpu import measure_card
 from benchmarks.hierarchy.hit_rate import hit_rates
+from benchmarks.hierarchy.loading import measure_loads
 from benchmarks.hierarchy.peers import PEERS, installed
 from benchmarks.hierarchy.redis_server import PrivateRedis
 from benchmarks.hierarchy.stacks import (
@@ -119,6 +120,7 @@ def _measure(report: Report, settings: Settings, count: int, width: int, folder:
     """Everything on one table."""
     progress(f"embedding: writing a table of {count:,} x {width}")
     tables = Tables(folder, count, width)
+    measure_loads(report, tables, progress)
     with ExitStack() as stack:
         stacks = _Stacks(tables, settings, report, stack, progress)
         for distribution in settings.distributions:

@@ -48,8 +48,9 @@ class Tables:
         self.ids = _distinct(count)
         rng = np.random.default_rng(1)
         self.touched = np.sort(rng.choice(count, int(count * touched), replace=False))
+        self._deltas: tuple[str, ...] = ()
         self.base = self._write(np.arange(count), 0, None)
-        self.delta = self._write(self.touched, 1, self.base.manifest.version)
+        self.delta = self.publish(self.touched)
 
     @property
     def raw_bytes(self) -> int:
@@ -69,6 +70,12 @@ class Tables:
             found[changed] = self.delta.stored_table(TABLE).rows[at[changed]]
         return found
 
+    def publish(self, index: I64) -> Bundle:
+        """One more delta, of the rows at some places (sorted), with values of its own."""
+        made = self._write(index, 1 + len(self._deltas), self.base.manifest.version)
+        self._deltas += (made.manifest.version,)
+        return made
+
     def chain(self, version: int) -> list[Bundle]:
         return [self.base, self.delta][: version + 1]
 
@@ -87,7 +94,7 @@ class Tables:
                     schema=schema,
                     tables={TABLE: TableInfo(width=self.width, rows=len(index), default=(0.0,) * self.width)},
                     base=base,
-                    deltas=(number,) if base else (),
+                    deltas=(*self._deltas, number) if base else (),
                 )
             )
 
