@@ -10,13 +10,14 @@ Scale", ACM Queue 2015. Their fixed target of 5 ms is not: for a server whose ca
 when it costs an answer, and a closed loop of 32 callers is no overload.
 
 Nothing is ever refused while the queue is empty, so a wrong estimate cannot lock callers out: the next event is let in,
-and measured. It takes no lock: the engine calls it under its own, but for `hopeless`, which only reads.
+and measured. The one exception is an event that has less time left than answers take of late, as when requests have
+waited long before the engine sees them; what is measured of that fades within seconds, so it cannot lock out either.
+It takes no lock: the engine calls it under its own, but for `hopeless`, which only reads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 __all__ = ["INTERVAL", "Admission", "ServiceTime"]
 
@@ -30,6 +31,8 @@ WEIGHT_OF_NEW = 0.05
 BUDGET_DECAY = 0.01
 LONGEST_BUDGET = 1e6
 STRETCH = (0.25, 4.0)
+MARGIN = 2.0
+HALF_LIFE = 1.0
 
 
 class ServiceTime:
@@ -88,6 +91,8 @@ class Admission:
         self._filled = math.inf
         self._refused = -math.inf
         self._budget = 0.0
+        self._takes = 0.0
+        self._answered = -math.inf
         self.per_event = 0.0
         self.per_row = 0.0
 
@@ -152,15 +157,22 @@ class Admission:
         else:
             self._budget += (left - self._budget) * BUDGET_DECAY
 
-    def hopeless(self, clock: Callable[[], float], events: int, rows: int) -> bool:
-        """Whether even an event with as much time as the longest of late would be refused: no need to read it."""
-        if not events or self.wait(events, rows) <= self._budget * STANDING_SHARE:
-            return False
-        now = clock()
-        if self.standing(now):
+    def answered(self, now: float, seconds: float) -> None:
+        """An answer took so long from its caller's sight, but for waiting in the queue."""
+        self._takes += (seconds - self._takes) * WEIGHT_OF_NEW
+        self._answered = now
+
+    def hopeless(self, now: float, left: float, events: int, rows: int) -> bool:
+        """Whether an event would be refused whatever it is, so that there is no need to read it.
+
+        It is when even as much time as the longest of late would not do, or when its own `left` does not.
+        """
+        wait = self.wait(events, rows)
+        if events and wait > self._budget * STANDING_SHARE and self.standing(now):
             self._refused = now
             return True
-        return False
+        takes = self._takes * math.exp2((self._answered - now) / HALF_LIFE)
+        return left < wait + MARGIN * takes
 
     def retry_after(self, events: int, rows: int) -> float:
         """Seconds after which it makes sense to come again."""

@@ -138,25 +138,30 @@ class Engine:
         self._admit(event, done)
         return future
 
-    def refusal(self) -> Overloaded | None:
+    def refusal(self, seconds_left: float = math.inf) -> Overloaded | None:
         """Why an event that comes now would be refused whatever it is, or None; counted as a refusal if not.
 
-        Costs next to nothing, for callers that then need not even parse a request.
+        Costs next to nothing, for callers that then need not even read a request.
+
+        Args:
+            seconds_left: until its deadline.
         """
         queue = self._queue
-        if not queue.size:
-            return None
+        now = self._now()
         if queue.full_for(0):
-            now = self._now()
             with self._lock:
                 stale = self._sweep(now)
             self._drop(stale, now)
             if not queue.full_for(0):
                 return None
-        elif not self._admission.hopeless(self._now, *queue.ahead(0)):
+        elif not self._admission.hopeless(now, seconds_left, *queue.ahead(0)):
             return None
         self._meter().reject("overloaded")
         return self._overloaded(0)
+
+    def took(self, seconds: float) -> None:
+        """Learn what an answer took all in all, but for the queue: it is refused to whoever has not that much time."""
+        self._admission.answered(self._now(), seconds)
 
     def stats(self) -> EngineStats:
         """Counters and timings since the start."""

@@ -208,9 +208,13 @@ class Dispatcher:
 
     # The answer.
 
-    def refusal(self) -> Overloaded | None:
-        """Why no request can be taken now, for those who would have to parse it first; counted."""
-        error = self._engine.refusal()
+    def refusal(self, seconds_left: float | None) -> Overloaded | None:
+        """Why a request cannot be taken now, for those who would have to read it first; counted.
+
+        Args:
+            seconds_left: until the caller's deadline; None when it brought none.
+        """
+        error = self._engine.refusal(self._default_deadline if seconds_left is None else seconds_left)
         if error is not None:
             self._telemetry.failed("", code_of(error))
         return error
@@ -352,6 +356,7 @@ class Dispatcher:
         # a fraction of what they cost one by one.
         now = self._clock.monotonic()
         rows = len(event.scores) if event.scores is not None else 0
+        self._engine.took(now - started - event.timings.get("queue", 0.0))
         self._answers.append((target, now, now - started, rows, event.timings, event.degraded))
         if len(self._answers) >= COUNTED_AT_ONCE:
             self.settle()

@@ -1,15 +1,18 @@
 """The shell around every method: bytes in, bytes out, and whatever is raised told as `serving.errors` says.
 
 Handlers get bytes and refuse large ones themselves, so that the answer names the limit; gRPC's own limit stands a good
-deal higher and is only there to protect the process. What a lane cannot take is refused before a byte of it is read.
+deal higher and is only there to protect the process. What a lane cannot take is refused before its message is read: a
+handler that gRPC takes for one of a request stream is started before the first message, and asks for it itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -18,7 +21,7 @@ from google.protobuf.message import DecodeError
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
-from serving.errors import failure_of
+from serving.errors import Failure, failure_of
 from serving.tracing import Tracing
 
 __all__ = ["NO_DEADLINE", "Call", "Method", "Shell", "hard_limit", "parse", "serve"]
@@ -26,6 +29,7 @@ __all__ = ["NO_DEADLINE", "Call", "Method", "Shell", "hard_limit", "parse", "ser
 NO_DEADLINE = 1e9
 TIMINGS_KEY = "x-baton-timings"
 TRACE_KEY = "x-baton-trace"
+RETRY_STEP = 0.01
 _HARD_LIMIT = 128 << 20
 
 
@@ -78,7 +82,7 @@ class Call:
 
 
 Method = Callable[[bytes, Call], Awaitable[bytes]]
-Refusal = Callable[[], Overloaded | None]
+Refusal = Callable[[float | None], Overloaded | None]
 
 
 def parse(message: Any, data: bytes) -> Any:
@@ -116,19 +120,24 @@ class Shell:
 
         Args:
             name: service and method, of spans.
-            refusal: asked before a request is parsed.
+            refusal: asked before a request is read, with the seconds until the caller's deadline.
         """
         now = self.clock.monotonic
         tracing = self.tracing
 
-        async def handle(data: bytes, context: Any) -> bytes:
+        async def handle(_: AsyncIterator[bytes], context: Any) -> bytes:
             call = Call(context)
             started = now()
+            if refusal is not None and (refused := refusal(call.seconds_left)) is not None:
+                # Under overload this is most of what is done: no span, no exception of ours, details made before.
+                told = _refusal(math.ceil(refused.retry_after / RETRY_STEP))
+                await context.abort(told.code, told.message, told.metadata)
             span = None if tracing is None else tracing.begin(name, call.header)
             failure: BaseException | None = None
             try:
-                if refusal is not None and (refused := refusal()) is not None:
-                    raise refused
+                data = await context.read()
+                if data is grpc.aio.EOF:
+                    raise InvalidInput("the call brings no request", "request")
                 call.trace = call.header(TRACE_KEY) in ("1", "true")
                 answer = await self._answer(method, data, call)
                 if call.trace and call.event is not None:
@@ -145,7 +154,7 @@ class Shell:
                 if span is not None:
                     span.end(call.event, failure)
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     def streaming(self, name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         """A handler of a stream of requests: several at work at once, answered in the order they came.
@@ -220,6 +229,12 @@ async def _abort(context: Any, call: Call, error: Exception) -> None:
     failure = failure_of(error, call.request_id)
     context.set_trailing_metadata(failure.metadata)
     await context.abort(failure.code, failure.message)
+
+
+@lru_cache(maxsize=1024)
+def _refusal(steps: int) -> Failure:
+    """What a call is told that is not read, to come again after so many steps."""
+    return failure_of(Overloaded("it would not be answered in time: too much waits already", steps * RETRY_STEP), "")
 
 
 async def committed(future: Any) -> Any:

@@ -49,7 +49,7 @@ class Simulated:
 
     def _arrive(self, rows: int) -> None:
         waiting = (len(self.queue), sum(n for _, n, _ in self.queue))
-        if self.at_the_door and self.admission.hopeless(lambda: self.now, *waiting):
+        if self.at_the_door and self.admission.hopeless(self.now, self.deadline, *waiting):
             self.refused.append(self.now)
             return
         if not self.queue:
@@ -119,10 +119,22 @@ def test_nothing_is_refused_while_the_queue_is_empty() -> None:
     admission.executed(0, 1, 100, 60.0)  # something took a minute
     assert admission.admit(0.0, 0.001, 0, 0, 100) == (True, 0.0)
     assert not admission.admit(0.0, 0.001, 1, 100, 100)[0]
-    assert not admission.hopeless(lambda: 0.0, 0, 0)
+    assert not admission.hopeless(0.0, 0.001, 0, 0)
     for _ in range(200):  # what is let in is measured, and it is forgotten
         admission.executed(0, 1, 100, 0.001)
     assert admission.admit(0.0, 0.01, 1, 100, 100)[0]
+
+
+def test_less_time_than_answers_take_of_late_is_hopeless_until_that_is_forgotten() -> None:
+    admission = Admission(1, 1)
+    for _ in range(200):
+        admission.answered(0.0, 0.1)
+    assert admission.hopeless(0.0, 0.15, 0, 0)  # though nothing waits: it waited where nobody saw it
+    assert not admission.hopeless(0.0, 0.25, 0, 0)
+    assert not admission.hopeless(5.0, 0.15, 0, 0)  # nobody was answered since, so nobody knows
+    for _ in range(200):
+        admission.answered(5.0, 0.01)
+    assert not admission.hopeless(5.0, 0.15, 0, 0)
 
 
 def test_a_closed_loop_of_many_callers_is_no_overload() -> None:
@@ -131,7 +143,7 @@ def test_a_closed_loop_of_many_callers_is_no_overload() -> None:
     admission.filled(0.0, 10.0)
     assert admission.standing(1.0)  # 31 of 32 callers always wait
     assert admission.admit(1.0, 11.0, 31, 31 * 500, 500)[0]
-    assert not admission.hopeless(lambda: 1.0, 31, 31 * 500)
+    assert not admission.hopeless(1.0, 10.0, 31, 31 * 500)
 
 
 def test_a_standing_queue_gets_half_of_the_time_that_a_burst_gets() -> None:

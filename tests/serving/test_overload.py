@@ -91,6 +91,22 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(jammed: Any) -> None:
     assert lane.lane.status()["endpoints"]["ranker"]["stable"]["errors"] == 0
 
 
+def test_a_call_without_the_time_that_answers_take_is_refused_unread(installation: Installation) -> None:
+    with running(installation.config) as lane, grpc.insecure_channel(lane.target) as channel:
+        stub = ranking_pb2_grpc.RankingServiceStub(channel)
+        for _ in range(200):
+            lane.lane.engine.took(10.0)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rank(request(installation), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = status_pb2.Status.FromString(dict(caught.value.trailing_metadata())["grpc-status-details-bin"])
+        retry = error_details_pb2.RetryInfo()
+        assert status.details[1].Unpack(retry)
+        assert retry.retry_delay.ToNanoseconds() > 0
+        assert lane.lane.engine.stats().rejected == {"overloaded": 1}
+        assert len(stub.Rank(request(installation), timeout=60).scores) == 20
+
+
 def test_work_whose_deadline_passed_in_the_queue_is_not_done(jammed: Any) -> None:
     made, lane, jam, stub = jammed
     with pytest.raises(grpc.RpcError) as caught:
