@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ from serving.embedding_report import summed
 from serving.kill import KillSwitch
 from serving.observe import read_status
 from serving.rollout.controller import RolloutController
-from serving.rollout.spec import Rollout
+from serving.rollout.segments import Segments
+from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
 from serving.rollout.store import ControlStore, StoredRollout, Who
 from serving.routing import ArmSpec, Endpoint
@@ -225,12 +227,20 @@ class Admin:
             NotFound: unknown endpoint or bundle. Conflict: see `RolloutController.start`.
         """
         spec = Rollout.parse(text, name)
-        endpoint = self._store.endpoint(spec.endpoint)
+        with _at(name, text, "endpoint"):
+            endpoint = self._store.endpoint(spec.endpoint)
         if spec.endpoint in self._kill.engaged():
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
         bundle = spec.candidate.bundle
-        candidate = self._repository.newest(bundle, verify=True, notes=self._config.segments / bundle / NOTES)[-1]
-        _same_inputs(self._bundle(endpoint.stable, "stable"), candidate)
+        with _at(name, text, "candidate", "bundle"):
+            candidate = self._repository.newest(bundle, verify=True, notes=self._config.segments / bundle / NOTES)[-1]
+            _same_inputs(self._bundle(endpoint.stable, "stable"), candidate)
+        schema = candidate.manifest.model_schema
+        with _at(name, text, "analysis", "segments"):
+            Segments(schema, spec.analysis.segments)
+        for number, guard in enumerate(spec.guards.segments):
+            with _at(name, text, "guards", "segments", number, "field"):
+                Segments(schema, (), [(guard.field, value) for value in guard.values])
         with self._lock:
             stored = self._controller.start(spec, actor, reason, int(candidate.manifest.version))
         return self._rollout(stored)
@@ -299,6 +309,13 @@ class Admin:
         """Who changed what, when, why and on which evidence; oldest first."""
         return [asdict(entry) for entry in self._store.audit(endpoint, after, limit)]
 
+    def explain(self, seq: int) -> dict[str, Any]:
+        """What the verdict of an audit entry was made of, as used and as the log has it now. Raises: NotFound.
+
+        It takes as long as reading that stretch of the log; rollouts go on meanwhile.
+        """
+        return self._controller.explain(seq).to_json()
+
     def status(self) -> dict[str, Any]:
         """What every process reports, and how the traffic log stands."""
         processes = self._processes()
@@ -344,6 +361,15 @@ class Admin:
 
     def _who(self, actor: str, reason: str) -> Who:
         return Who(actor, reason, self._clock.wall_ms())
+
+
+@contextmanager
+def _at(name: str, text: str, *loc: str | int) -> Iterator[None]:
+    """Say where in a rollout file it stands what an error within is about."""
+    try:
+        yield
+    except BatonError as error:
+        raise type(error)(f"{place(name, text, *loc)}: {error}") from None
 
 
 def _arm(given: Mapping[str, Any], arm: str) -> ArmSpec:
@@ -418,6 +444,7 @@ def _phase(figures: Mapping[str, Any]) -> dict[str, Any]:
         "auc": {arm: f["auc"] for arm, f in arms.items()},
         "logloss": {arm: f["logloss"] for arm, f in arms.items()},
         "bias": {arm: {"value": f["bias"], "low": f["low"], "high": f["high"]} for arm, f in arms.items()},
+        "outcome": figures["outcome"],
     }
 
 

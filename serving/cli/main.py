@@ -1,14 +1,14 @@
 """`baton`: the one door to serving and to transfer. Noun first, then verb.
 
 Each file of this package holds the commands of one user: who runs processes (`run`), who trains (`learn`), who looks
-after bundles (`bundles`), who operates (`operate`), who measures (`bench`). Imports of what is heavy happen inside the commands.
+after bundles (`bundles`) and the traffic log (`log`), who operates (`operate`, `verdicts`), who measures (`bench`). Imports of what is heavy happen inside the commands.
 """
 
 from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, bundles, cache, check, learn, operate, run
+from serving.cli import bench, bundles, cache, check, learn, log, operate, run, verdicts
 
 __all__ = ["app"]
 
@@ -33,8 +33,9 @@ app.add_typer(operate.models, name="model")
 app.add_typer(operate.endpoints, name="endpoint")
 app.add_typer(operate.rollouts, name="rollout")
 app.add_typer(cache.app, name="cache")
-app.command("metrics")(operate.metrics)
-app.command("audit")(operate.audit)
+app.add_typer(log.app, name="log")
+app.command("metrics")(verdicts.metrics)
+app.add_typer(verdicts.audit, name="audit")
 app.command("doctor")(check.doctor)
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""`baton endpoint`, `baton model`, `baton rollout`, `baton metrics`, `baton audit`: what an operator does to a running
-installation, over its REST API. `endpoint kill` alone works without it."""
+"""`baton endpoint`, `baton model`, `baton rollout`: what an operator does to a running installation, over its REST API.
+`endpoint kill` alone works without it. What verdicts rest on: `baton metrics` and `baton audit`, in `verdicts`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from serving.cli.api import DEFAULT_SERVER, AdminClient, user
 from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
 from serving.cli.output import Output, emit, problems, say
 
-__all__ = ["audit", "endpoints", "metrics", "models", "rollouts"]
+__all__ = ["Format", "Name", "Server", "Token", "endpoints", "models", "rollouts"]
 
 endpoints = typer.Typer(help="Which arms answer a name, and how keys are split.", no_args_is_help=True)
 models = typer.Typer(help="Model versions: which there are, which are loaded.", no_args_is_help=True)
@@ -335,45 +335,6 @@ def simulate(
     with problems():
         result = run(Rollout.load(file), scenario, runs, seed).to_json()
         emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def metrics(endpoint: Name, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
-    """Bias with its interval, AUC, LogLoss and rows per arm and step of the endpoint's newest rollout."""
-    with problems():
-        client = AdminClient(server, token=token)
-        if output is Output.json:
-            emit(output, client.get(f"/metrics/{endpoint}"), "", (), ())
-        else:
-            found = client.get(f"/rollouts/{endpoint}")
-            emit(output, None, f"{endpoint}, both arms on the same rows", PHASE_COLUMNS, phase_rows(found["phases"]))
-
-
-def audit(
-    endpoint: Annotated[str, typer.Option(help="Only this endpoint's")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries at most")] = 1000,
-    server: Server = DEFAULT_SERVER,
-    token: Token = "",
-    output: Format = Output.table,
-) -> None:
-    """Who changed what, when and why, oldest first."""
-    with problems():
-        found = AdminClient(server, token=token).get("/audit", endpoint=endpoint, limit=limit)
-        rows = [
-            (
-                e["seq"],
-                datetime.fromtimestamp(e["time_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-                e["endpoint"],
-                e["actor"],
-                e["verb"],
-                f"{e['after']['endpoint']['weight']:g} %",
-                e["reason"],
-            )
-            for e in found
-        ]
-        emit(output, found, "", ("seq", "time (UTC)", "endpoint", "actor", "verb", "weight after", "reason"), rows)
 
 
 def _arm(text: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import Path as PathParam
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -245,6 +246,12 @@ def _rollouts(app: FastAPI, admin: Admin) -> None:
     ) -> list[dict[str, Any]]:
         """Who changed what, when, why and on which evidence; oldest first."""
         return admin.audit(endpoint, after, limit)
+
+
+    @app.get("/api/v1/audit/{seq}/explain", tags=["audit"])
+    def explain(seq: Annotated[int, PathParam(ge=1)]) -> dict[str, Any]:
+        """The figures of a verdict, as it used them and worked out again from the traffic log."""
+        return admin.explain(seq)
 
 
 def _problem(code: int, kind: str, message: str, field: str = "") -> JSONResponse:

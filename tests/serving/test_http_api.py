@@ -229,6 +229,34 @@ def test_wrong_rollout_files_are_refused(api: Api, file: str, code: int, said: s
     assert api.get("/api/v1/rollouts").json() == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"endpoint": "nobody"}, "mine.yaml:3: endpoint: endpoint 'nobody' is not known"),
+        ({"candidate": {"bundle": "ghost"}}, "mine.yaml:2: candidate.bundle: "),
+        ({"analysis": {"segments": ["colour"]}}, "mine.yaml:2: analysis.segments: 'colour' is no id"),
+        (
+            {"guards": {"segments": [{"field": "user", "values": [7]}, {"field": "hue", "values": [1]}]}},
+            "guards.segments[1].field: 'hue' is no id and no number of the arms' inputs; there are ",
+        ),
+    ],
+)
+def test_what_only_the_repository_knows_is_refused_with_its_line(api: Api, changes: dict[str, Any], said: str) -> None:
+    answer = api.post("/rollouts", file=rollout_file(**changes), name="mine.yaml")
+    assert answer.status_code in (400, 404)
+    assert said in answer.json()["error"]["message"]
+
+
+def test_verdicts_are_explained(api: Api) -> None:
+    start(api)
+    api.post("/rollouts/ranker/pause", reason="lunch")
+    (*_, paused) = api.get("/api/v1/audit", params={"endpoint": "ranker"}).json()
+    told = api.get(f"/api/v1/audit/{paused['seq']}/explain").json()
+    assert told["entry"] == paused
+    assert (told["same"], told["note"]) == (None, "ann decided this; it rests on no figures")
+    refused(api.get("/api/v1/audit/999/explain"), 404, "NotFound", "999")
+
+
 def test_kill_empties_the_candidate_and_aborts_its_rollout(api: Api) -> None:
     start(api)
     api.post("/rollouts/ranker/set-weight", weight=50)

@@ -59,6 +59,15 @@ def test_a_file_without_shadow_step_gets_one() -> None:
         ("5,   bias_below: 0.05", "5", 6, "needs bias_below"),
         ("  - {weight: 5,   bias_below: 0.05}", "  - {shadow: true}", 6, "only the first step can be a shadow step"),
         ("endpoint: ranker\n", "", 1, "endpoint: Field required"),
+        ("guards: {auc_delta_min: -0.002, p99_ms_max: null}\n", "", 1, "guards: missing; name what must not get worse"),
+        ("p99_ms_max: null", "segments: [{field: tab}]", 8, "guards.segments[0].values: Field required"),
+        ("p99_ms_max: null", "segments: [{field: tab, values: []}]", 8, "guards.segments[0].values"),
+        (
+            "p99_ms_max: null",
+            "segments: [{field: t, values: [1], logloss_delta_max: null}]",
+            8,
+            "asks for nothing",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_with_line_and_reason(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:

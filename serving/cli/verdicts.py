@@ -1,0 +1,118 @@
+"""`baton metrics`, `baton audit`, `baton audit explain`: what a rollout's verdicts rest on, over the REST API."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
+from serving.cli.operate import Format, Name, Server, Token
+from serving.cli.output import Output, emit, problems, say
+
+__all__ = ["audit", "metrics"]
+
+audit = typer.Typer(help="Who changed what, when and why, oldest first; and what a verdict was made of.")
+
+_OUTCOME = ("step", "weight %", "requests, stable", "requests, candidate", "per request, stable", "candidate",
+            "difference", "low", "high")  # fmt: skip
+_CALIBRATION = ("step", "arm", "AUC within", "calibration error", "score drift (PSI)", "bias by tenth of the scores")
+_SEGMENT = ("segment", "rows", "clicks", "share", "bias, stable", "bias, candidate", "low", "high", "LogLoss difference",
+            "low", "high")  # fmt: skip
+
+
+def metrics(endpoint: Name, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
+    """Bias with its interval, AUC, LogLoss, outcome, calibration and rows per arm, step and part of the traffic."""
+    with problems():
+        found = AdminClient(server, token=token).get(f"/metrics/{endpoint}")
+        if output is Output.json:
+            emit(output, found, "", (), ())
+            return
+        phases = AdminClient(server, token=token).get(f"/rollouts/{endpoint}")["phases"]
+        emit(output, None, f"{endpoint}, both arms on the same rows", PHASE_COLUMNS, phase_rows(phases))
+        emit(output, None, "outcome per request, each arm on what it answered", _OUTCOME,
+             [_outcome_row(phase) for phase in found["phases"] if phase["outcome"]])  # fmt: skip
+        rows = [_calibration_row(phase, arm) for phase in found["phases"] for arm in ("stable", "candidate")]
+        emit(output, None, "calibration and drift against the first step", _CALIBRATION, rows)
+        if found["segments"]:
+            drift = ", ".join(f"{name} {psi:.3f}" for name, psi in found["psi"].items() if psi is not None)
+            title = "parts of the traffic" + (f"; drift since the first step (PSI): {drift}" if drift else "")
+            emit(output, None, title, _SEGMENT, [_segment_row(one) for one in found["segments"]])
+
+
+@audit.callback(invoke_without_command=True)
+def list_audit(
+    context: typer.Context,
+    endpoint: Annotated[str, typer.Option(help="Only this endpoint's")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries at most")] = 1000,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Who changed what, when and why, oldest first; `explain SEQ` says what a verdict was made of."""
+    if context.invoked_subcommand is not None:
+        return
+    with problems():
+        found = AdminClient(server, token=token).get("/audit", endpoint=endpoint, limit=limit)
+        rows = [
+            (
+                e["seq"],
+                _time(e["time_ms"]),
+                e["endpoint"],
+                e["actor"],
+                e["verb"],
+                f"{e['after']['endpoint']['weight']:g} %",
+                e["reason"],
+            )
+            for e in found
+        ]
+        emit(output, found, "", ("seq", "time (UTC)", "endpoint", "actor", "verb", "weight after", "reason"), rows)
+
+
+@audit.command("explain")
+def explain(
+    seq: Annotated[int, typer.Argument(min=1, help="Number of the entry, from `baton audit`")],
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Work out the figures of a verdict once more from the traffic log and show both; 1 where they differ."""
+    with problems():
+        found = AdminClient(server, token=token).get(f"/audit/{seq}/explain")
+        entry = found["entry"]
+        rows = [(f["name"], f["used"], f["recomputed"], "" if f["same"] else "DIFFERENT") for f in found["figures"]]
+        title = f"{seq}: {entry['verb']} of {entry['endpoint']} by {entry['actor']}, {_time(entry['time_ms'])}"
+        if output is Output.json or rows:
+            emit(output, found, title, ("figure", "used", "from the log now", ""), rows)
+        if output is Output.table:
+            say(f"reason: {entry['reason']}")
+            if found["verdict"]:
+                say(f"from the log now: {found['verdict']}")
+            say(found["note"])
+        if found["same"] is False:
+            raise typer.Exit(1)
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _outcome_row(phase: dict[str, Any]) -> tuple[Any, ...]:
+    outcome, requests = phase["outcome"], phase["requests"]
+    apart = outcome["difference"]
+    return (str(phase["step"]), f"{phase['weight']:g}", requests["stable"], requests["candidate"],
+            outcome["stable"]["value"], outcome["candidate"]["value"], apart["value"], apart["low"], apart["high"])  # fmt: skip
+
+
+def _calibration_row(phase: dict[str, Any], arm: str) -> tuple[Any, ...]:
+    told = phase[arm]
+    tenths = " ".join("-" if tenth["bias"] is None else f"{tenth['bias']:+.2f}" for tenth in told["deciles"])
+    return str(phase["step"]), arm, told["auc_bound"], told["calibration_error"], told["score_psi"], tenths
+
+
+def _segment_row(one: dict[str, Any]) -> tuple[Any, ...]:
+    bias, apart = one["candidate"], one["logloss_delta"]
+    return (one["segment"], one["rows"], one["clicks"], f"{one['share']:.1%}", one["stable"]["value"], bias["value"],
+            bias["low"], bias["high"], apart["value"], apart["low"], apart["high"])  # fmt: skip

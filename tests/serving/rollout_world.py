@@ -1,0 +1,118 @@
+"""A controller over a real traffic log, with a clock that is turned and traffic that is made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.features import Features, IdPart, NumberPart
+from pipeline.hashing import hash_value
+from pipeline.prediction import PredictionIds
+from pipeline.schema import FieldSpec, Schema
+from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
+from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.sqlite import SqliteTrafficLog
+from serving.rollout.controller import RolloutController
+from serving.rollout.reconcile import Observed
+from serving.rollout.spec import Rollout
+from serving.rollout.store import ControlStore, Who
+from serving.routing import ArmSpec, Endpoint
+
+SPEC = Rollout.parse(
+    """
+endpoint: ranker
+candidate: {bundle: new}
+steps: [{shadow: true, min_positives: 100}, {weight: 10, bias_below: 0.3}, {weight: 100, bias_below: 0.2}]
+guards: {auc_delta_min: -0.1, logloss_delta_max: 0.05}
+analysis: {attribution_window: 1s, block: 100ms, interval: 1s, min_step_time: 5s, breach_window: 5s}
+after_full: {watch: 20s}
+"""
+)
+IDS = PredictionIds(b"k" * 32)
+SCHEMA = Schema(
+    fields=(
+        FieldSpec(name="tab", role="context", kind="id"),
+        FieldSpec(name="price", role="candidate", kind="number"),
+        FieldSpec(name="tags", role="candidate", kind="bag", separator="|"),
+    )
+)
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.now = 1_000_000
+
+    def wall_ms(self) -> int:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now / 1000
+
+
+class World:
+    """Traffic of 10 requests of 20 rows a second, whose candidate has a bias that tests turn; a real log and store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = HandClock()
+        self.rng = np.random.default_rng(1)
+        self.bias = 0.0
+        self.bias_of: dict[str, float] = {}
+        """Of a tab alone, on top."""
+        self.taste = 1.0
+        """What being answered by the candidate does to clicks."""
+        self.version = 1
+        self.observed = Observed()
+        self.log = SqliteTrafficLog(folder / "traffic.db", IDS, attribution_window_ms=1000)
+        self.store = ControlStore(folder / "control.db")
+        self.store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
+        self.controller = self.new_controller()
+
+    def new_controller(self) -> RolloutController:
+        return RolloutController(self.store, self.log, self.clock, lambda rollout, endpoint: self.observed, self.schema)
+
+    def seconds(self, count: float, *, labels: bool = True, until: str = "", shadow: bool = True) -> None:
+        """Let time pass with traffic, a pass of the controller every half second."""
+        for _half in range(round(count * 2)):
+            for _ in range(5):
+                self.clock.now += 100
+                self.request(labels, shadow)
+            self.log.join(self.clock.now)
+            self.controller.step()
+            if until and self.store.rollout("ranker").state.phase == until:
+                return
+        assert not until, self.store.rollout("ranker").status
+
+    def request(self, labels: bool, shadow: bool = True) -> None:
+        weight = self.store.endpoint("ranker").weight
+        arm = "candidate" if self.rng.random() < weight / 100 else "stable"
+        tab = str(self.rng.choice(["home", "search"], p=[0.7, 0.3]))
+        truth = self.rng.uniform(0.1, 0.5, 20)
+        scores = {"stable": truth, "candidate": truth * (1 + self.bias + self.bias_of.get(tab, 0.0))}
+        names = {"stable": ("old", 1), "candidate": ("new", self.version)}
+        other = "candidate" if arm == "stable" else "stable"
+        made = IDS.new(self.clock.now)
+        price = self.rng.choice([0.0, 3.0, 5.0, np.nan], (20, 1)).astype(np.float32)
+        features = Features(
+            20,
+            (IdPart(np.zeros(1, np.int32), np.array([[hash_value("tab", tab)]])),),
+            (NumberPart(np.zeros(1, np.int32), price),),
+        )
+        record = PredictionRecord(
+            made, self.clock.now, "ranker", arm, *names[arm], features, scores[arm].astype("f4"), routing_hash=1
+        )
+        self.log.append_predictions([pack(record)])
+        if shadow:
+            self.log.append_scores([(made, Scores(other, *names[other], scores[other].astype("f4")))])
+        if labels:
+            clicks = np.flatnonzero(self.rng.random(20) < truth * (self.taste if arm == "candidate" else 1.0))
+            outcomes = [Outcome(int(at), 1.0) for at in clicks]
+            self.log.append_feedback([FeedbackEntry(made, (), outcomes, exposed_all=True)], self.clock.now)
+
+    def schema(self, bundle: str) -> Schema:
+        return SCHEMA
+
+    @property
+    def status(self) -> str:
+        return str(self.store.rollout("ranker").status["reason"])

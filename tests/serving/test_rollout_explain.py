@@ -1,0 +1,79 @@
+"""What a verdict was made of, worked out again from the log: the same figures, and said where they cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rollout_world import SPEC, World
+
+from pipeline.errors import NotFound
+from serving.rollout.reconcile import Observed
+from serving.rollout.spec import SegmentGuard
+from serving.rollout.state import Pause, Phase, Promote
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.log.close()
+    made.store.close()
+
+
+def test_every_verdict_on_labels_can_be_worked_out_again(world: World) -> None:
+    guard = SegmentGuard(field="tab", values=("home",), logloss_delta_max=0.05)
+    spec = SPEC.model_copy(update={"guards": SPEC.guards.model_copy(update={"segments": (guard,)})})
+    world.seconds(3)
+    world.controller.start(spec, "ada", "try it", version=1)
+    world.seconds(120, until=Phase.WATCHING)
+    world.bias = 0.5
+    world.seconds(15, until=Phase.DEGRADED)
+    world.controller = world.new_controller()  # nothing is remembered
+    entries = [e for e in world.store.audit("ranker") if e.verb in ("advance", "step_back")]
+    assert [entry.verb for entry in entries] == ["advance", "advance", "step_back"]
+    for entry in entries:
+        told = world.controller.explain(entry.seq)
+        assert told.same, [figure for figure in told.figures if not figure.same]
+        figures = {figure.name: figure.recomputed for figure in told.figures}
+        assert figures["clicks"] > 100
+        assert {"bias", "bias_low", "bias_high", "logloss_delta", "auc_delta", "rows of tab=home"} <= figures.keys()
+        json.dumps(told.to_json())
+    advance, back = (world.controller.explain(entry.seq) for entry in entries[1:])
+    assert advance.verdict == "the next step's evidence is there"
+    assert back.verdict == f"breached: {entries[2].reason}"
+
+
+def test_a_figure_that_the_log_does_not_bear_out_is_shown(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(120, until=Phase.WATCHING)
+    entry = next(e for e in world.store.audit("ranker") if e.verb == "advance")
+    evidence = {**entry.evidence, "bias": 0.123}
+    from serving.rollout.explain import explain
+    from serving.rollout.store import AuditEntry
+
+    forged = AuditEntry(
+        entry.seq, entry.time_ms, entry.endpoint, entry.rollout, entry.actor, entry.reason, entry.verb,
+        entry.before, entry.after, evidence,
+    )  # fmt: skip
+    told = explain(forged, world.store.rollout("ranker"), world.log, world.schema)
+    assert told.same is False
+    assert [figure.name for figure in told.figures if not figure.same] == ["bias"]
+
+
+def test_what_rests_on_no_labels_says_so(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.controller.command("ranker", Promote(), "ada", "push")
+    world.observed = Observed(since_ms=world.clock.now, requests=1000, errors=600)
+    world.controller.step()
+    world.controller.command("ranker", Pause(), "bob", "lunch")
+    back, paused = world.store.audit("ranker")[-2:]
+    told = world.controller.explain(back.seq)
+    assert (told.same, told.figures) == (None, ())
+    assert "counters of the lanes" in told.note
+    assert told.entry.evidence["observed"]["errors"] == 600
+    assert "bob decided this" in world.controller.explain(paused.seq).note
+    with pytest.raises(NotFound, match="no entry 99"):
+        world.controller.explain(99)
