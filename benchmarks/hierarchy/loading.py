@@ -1,7 +1,8 @@
 """How long a version takes until it can answer: `Model.load` on a base and on 1 to 16 deltas over it.
 
-`load_seconds` of a version that was loaded before is what a lane pays after a restart or when it goes back; `new` is
-the first load of a delta that was just published, which builds the segment of what it changed.
+`load_seconds` of a version that was loaded before is what a lane pays after a restart or when it goes back. `first`
+builds the base's segment, `new` that of a delta just published, and `unverified` is the first load after a start of the
+machine, which reads bundle and segment once more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import numpy as np
 
 from benchmarks.hierarchy.tables import BUNDLE, Tables
 from benchmarks.report import Progress, Report, median
+from pipeline.embedding.segment_file import CHECKED
 from pipeline.model import Model
+from pipeline.verified import NOTES
 
 __all__ = ["DELTAS", "measure_loads"]
 
@@ -31,6 +34,8 @@ def measure_loads(report: Report, tables: Tables, progress: Progress) -> None:
     setting = f"rows={tables.count}/width={tables.width}"
     version = tables.base.manifest.version
     report.add(f"load/{setting}/first", "load_seconds", _load(tables, version), "s")
+    _forget(tables)
+    report.add(f"load/{setting}/unverified", "load_seconds", _load(tables, version), "s", at_most=READY)
     for deltas in range(DELTAS + 1):
         if deltas == 1:
             version = tables.delta.manifest.version
@@ -41,6 +46,13 @@ def measure_loads(report: Report, tables: Tables, progress: Progress) -> None:
             report.add(f"load/{setting}/deltas={deltas}/new", "load_seconds", _load(tables, version), "s")
         again = median([_load(tables, version) for _ in range(ROUNDS)])
         report.add(f"load/{setting}/deltas={deltas}", "load_seconds", again, "s", at_most=READY)
+
+
+def _forget(tables: Tables) -> None:
+    """Remove the notes of what was verified, as a start of the machine makes them void."""
+    folder = tables.folder / "segments" / BUNDLE
+    for note in (*folder.glob(f"{NOTES}/*"), *folder.glob(f"*/{CHECKED}")):
+        note.unlink()
 
 
 def _load(tables: Tables, version: str) -> float:

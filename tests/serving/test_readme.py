@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from installation import Installation, running
 
 from pipeline.hashing import hash_bag_column, hash_value
 from pipeline.schema import FieldSpec, Schema
@@ -57,3 +58,18 @@ def test_files_that_the_readme_names_are_there() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_embedding_page_shows_a_configuration_that_holds_together(tmp_path: Path) -> None:
+    text = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "embeddings.md").read_text(), re.DOTALL)
+    assert text is not None
+    path = tmp_path / "baton.yaml"
+    path.write_text(text[1])
+    config = Config.load(path)
+    assert config.embedding.tiers == ("device", "segment")
+    assert config.worker is not None
+    assert config.worker.rows == "float16"
+    with running(Installation(tmp_path / "home", embedding=config.embedding.model_dump()).config) as lane:
+        assert lane.lane.registry.wait(lambda snapshot: "ranker" in snapshot.endpoints, 20)
+        tiers = lane.lane.registry.snapshot.endpoints["ranker"].stable.model.store.tiers
+    assert [tier.name for tier in tiers] == ["device", "segment"]
