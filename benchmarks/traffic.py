@@ -3,12 +3,14 @@
 A lane process writes predictions and, for each, feedback (all exposed, clicks final for a fifth of the rows) through
 `TrafficWriter`; this process joins and reads the labelled log at the same time, as control and worker do. Everything
 goes as fast as it can, or at `rate` predictions per second, to see how long an acknowledgement takes then. The figure
-is labelled rows per second from the first row read to the last.
+is labelled rows per second from the first row read to the last. Once into SQLite and, where redis-server is installed,
+into a Redis of the bench's own, with and without a wait for the disk at each acknowledgement.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections import deque
@@ -17,13 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.hierarchy.redis_server import PrivateRedis
 from benchmarks.report import Progress, Report
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.features import Features, IdPart
 from pipeline.prediction import PredictionIds
-from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Outcome
+from pipeline.redis_address import RedisAddress
+from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Outcome, TrafficLog
 from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.redis import RedisTrafficLog
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
 
@@ -32,6 +37,8 @@ __all__ = ["run"]
 KEY = bytes(32)
 WINDOW_MS = 200
 IDLE = 0.02
+LEAST = 20_000.0
+"""Labelled rows per second on two cores, in requests of 100 rows or more."""
 
 
 def record(prediction_id: str, time_ms: int, n: int, fields: int, context: int, rng: np.random.Generator) -> bytes:
@@ -45,6 +52,13 @@ def record(prediction_id: str, time_ms: int, n: int, fields: int, context: int, 
     return pack(PredictionRecord(prediction_id, time_ms, "ranker", "stable", "teacher", 1, Features(n, parts), scores))
 
 
+def open_log(path: Path, ids: PredictionIds) -> TrafficLog:
+    """In the Redis whose socket `path` is, or in the SQLite file there."""
+    if path.suffix == ".sock":
+        return RedisTrafficLog(RedisAddress(f"unix://{path}"), ids, WINDOW_MS)
+    return SqliteTrafficLog(path, ids, WINDOW_MS)
+
+
 def lane(
     path: Path,
     seconds: float,
@@ -56,7 +70,7 @@ def lane(
 ) -> None:
     clock = SystemClock()
     ids = PredictionIds(KEY, 1)
-    log = SqliteTrafficLog(path, ids, WINDOW_MS)
+    log = open_log(path, ids)
     writer = TrafficWriter(log, clock)
     rng = np.random.default_rng(1)
     waiting: deque[Future[list[FeedbackReply]]] = deque()
@@ -111,46 +125,69 @@ def run(
         fields: of each row.
         context: share of the fields that is written once per prediction.
     """
-    progress(f"traffic: {seconds:.0f} s of predictions with {rows} rows")
-    with tempfile.TemporaryDirectory() as home:
-        path = Path(home) / "traffic.db"
-        log = SqliteTrafficLog(path, PredictionIds(KEY), WINDOW_MS)
-        processes = multiprocessing.get_context("spawn")
-        result = processes.Queue()
-        child = processes.Process(
-            target=lane, args=(path, seconds, rows, fields, int(fields * context), rate, result), name="bench-lane"
-        )
-        child.start()
-        clock = SystemClock()
-        after = labelled = 0
-        start = joining = 0.0
-        outcome = None
-        while outcome is None or labelled < outcome["predictions"] * rows:
-            if outcome is None and not child.is_alive() and result.empty():
-                raise BatonError("the process that writes predictions failed; its message is above")
-            before = time.monotonic()
-            log.join(clock.wall_ms())
-            joining += time.monotonic() - before
-            batch = log.labelled(after)
-            if batch:
-                start = start or time.monotonic()
-                after = batch[-1].seq
-                labelled += sum(len(entry.indices) for entry in batch)
-            else:
-                time.sleep(IDLE)
-            if outcome is None and not result.empty():
-                outcome = result.get()
-        taken = time.monotonic() - start
-        child.join()
-        stored = log.stats(clock.wall_ms()).bytes
-        log.close()
     report = Report("traffic")
-    case = f"traffic/rows={rows}"
-    report.add(case, "labelled", labelled / taken, "rows/s")
+    context_fields = int(fields * context)
+    least = None if rate or rows < 100 else LEAST
+    with tempfile.TemporaryDirectory() as home:
+        progress(f"traffic: {seconds:.0f} s of predictions with {rows} rows into SQLite")
+        path = Path(home) / "traffic.db"
+        _measure(report, f"traffic/rows={rows}", path, seconds, rows, rate, fields, context_fields, least)
+        if not PrivateRedis.installed():
+            progress("traffic: redis-server is not installed; nothing is measured over Redis")
+            return report
+        for sync in ("everysec", "always"):
+            progress(f"traffic: the same into Redis, appendfsync {sync}")
+            folder = Path(home) / f"redis-{sync}"
+            with PrivateRedis(folder, "--appendonly", "yes", "--appendfsync", sync):
+                case = f"traffic/redis/{sync}/rows={rows}"
+                _measure(report, case, folder / "r.sock", seconds, rows, rate, fields, context_fields)
+            shutil.rmtree(folder)
+    return report
+
+
+def _measure(
+    report: Report,
+    case: str,
+    path: Path,
+    seconds: float,
+    rows: int,
+    rate: float,
+    fields: int,
+    context: int,
+    at_least: float | None = None,
+) -> None:
+    log = open_log(path, PredictionIds(KEY))
+    processes = multiprocessing.get_context("spawn")
+    result = processes.Queue()
+    child = processes.Process(target=lane, args=(path, seconds, rows, fields, context, rate, result), name="bench-lane")
+    child.start()
+    clock = SystemClock()
+    after = labelled = 0
+    start = joining = 0.0
+    outcome = None
+    while outcome is None or labelled < outcome["predictions"] * rows:
+        if outcome is None and not child.is_alive() and result.empty():
+            raise BatonError("the process that writes predictions failed; its message is above")
+        before = time.monotonic()
+        log.join(clock.wall_ms())
+        joining += time.monotonic() - before
+        batch = log.labelled(after)
+        if batch:
+            start = start or time.monotonic()
+            after = batch[-1].seq
+            labelled += sum(len(entry.indices) for entry in batch)
+        else:
+            time.sleep(IDLE)
+        if outcome is None and not result.empty():
+            outcome = result.get()
+    taken = time.monotonic() - start
+    child.join()
+    stored = log.stats(clock.wall_ms()).bytes
+    log.close()
+    report.add(case, "labelled", labelled / taken, "rows/s", at_least=at_least)
     report.add(case, "predictions", outcome["predictions"] / seconds, "predictions/s")
     report.add(case, "dropped", outcome["dropped"], "predictions")
     report.add(case, "acknowledgement p50", outcome["p50_ms"], "ms")
     report.add(case, "acknowledgement p99", outcome["p99_ms"], "ms")
     report.add(case, "join", joining, "s")
     report.add(case, "stored", stored / max(1, labelled), "bytes/row")
-    return report

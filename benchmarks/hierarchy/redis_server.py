@@ -17,11 +17,12 @@ LIMIT = 10.0
 
 
 class PrivateRedis:
-    """Use as a context manager."""
+    """Use as a context manager; `options` as on the command line, the last one of a name counts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._options = options
         self.address = RedisAddress(f"unix://{folder / 'r.sock'}")
 
     @staticmethod
@@ -37,7 +38,7 @@ class PrivateRedis:
         argv = ["redis-server", "--port", "0", "--unixsocket", str(self._folder / "r.sock"), "--save", ""]
         with open(self._folder / "log", "wb") as log:
             self._process = subprocess.Popen(
-                [*argv, "--appendonly", "no", "--dir", str(self._folder)], stdout=log, stderr=log
+                [*argv, "--appendonly", "no", "--dir", str(self._folder), *self._options], stdout=log, stderr=log
             )
         until = time.monotonic() + LIMIT
         while True:

@@ -191,6 +191,9 @@ class TrafficLog(Protocol):
     def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
         """Predictions with seq > after, older than `before_ms`, for which no other arm's scores are stored: (seq, record)."""
 
+    def predictions(self, after: int, limit: int = 256) -> list[tuple[int, bytes]]:
+        """Predictions with seq > after in the order in which they were written: (seq, record)."""
+
     def latest(self, endpoint: str, limit: int) -> list[bytes]:
         """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
 

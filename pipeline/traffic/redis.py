@@ -11,9 +11,7 @@ place, and labelled entries, in which each reader has a group of its own (`XINFO
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -21,7 +19,7 @@ import numpy as np
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.prediction import PredictionIds
 from pipeline.redis_address import RedisAddress
-from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refuse
+from pipeline.traffic.feedback import LabelState, accept, accept_parked, refuse
 from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
 from pipeline.traffic.log import (
     EXPIRED,
@@ -34,6 +32,7 @@ from pipeline.traffic.log import (
     TrafficStats,
 )
 from pipeline.traffic.record import PredictionRecord, finder, unpack
+from pipeline.traffic.redis_prediction import FIELDS, Stored, frames, key_of, other_scores, parked_frame, seq_of
 from pipeline.traffic.redis_retention import forget, retain
 from pipeline.traffic.redis_scripts import CLAMP, FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE
 from pipeline.traffic.redis_server import TrafficRedis
@@ -44,34 +43,7 @@ __all__ = ["RedisTrafficLog"]
 _CHUNK = 64
 # How often a change is decided anew because others were faster.
 _TRIES = 100
-_FIELDS = ("version", "seq", "n", "ms", "closes", "revision", "changes", "parked", "mature")
-_LENGTH = struct.Struct("<I")
-_RECEIVED = struct.Struct("<q")
 _Taken = tuple[list[FeedbackReply], tuple[object, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A prediction as it was read; `seq` is None before it is written."""
-
-    prediction_id: str
-    version: int
-    seq: int | None
-    n: int
-    ms: int
-    closes: int
-    revision: int | None
-    changes: tuple[bytes, ...]
-    parked: tuple[bytes, ...]
-    mature: tuple[bytes, ...]
-
-    def state(self) -> LabelState:
-        return LabelState.fold(self.n, map(Change.unpack, self.changes))
-
-    def waiting(self) -> Iterator[tuple[int, FeedbackEntry]]:
-        """Parked feedback with the time when it came."""
-        for frame in self.parked:
-            yield _RECEIVED.unpack_from(frame)[0], load_entry(self.prediction_id, frame[_RECEIVED.size :].decode())
 
 
 class RedisTrafficLog:
@@ -126,7 +98,7 @@ class RedisTrafficLog:
                         changes += [] if change is None else [change.pack()]
                     closes = closes_at(state, ms, self._window)
                     arguments += (prediction_id, before.version, n, ms, closes, record.routing_hash, record.endpoint)
-                    arguments += (blob, _frames(changes), len(changes), refused)
+                    arguments += (blob, frames(changes), len(changes), refused)
                 left = {i.decode(): left[i.decode()] for i in self._server.run(INSERT, *arguments)}
                 if not left:
                     break
@@ -196,7 +168,7 @@ class RedisTrafficLog:
         """Entries of the labelled log with seq > after, in order, with all scores stored by now."""
         (found,) = self._server.many([("XRANGE", f"{PREFIX}labelled", f"({after}", "+", "COUNT", limit)])
         ids = list(dict.fromkeys(fields[b"i"].decode() for _, fields in found))
-        hashes = dict(zip(ids, self._server.many([("HGETALL", _key(i)) for i in ids]), strict=True))
+        hashes = dict(zip(ids, self._server.many([("HGETALL", key_of(i)) for i in ids]), strict=True))
         result = []
         for place, fields in found:
             prediction_id = fields[b"i"].decode()
@@ -206,8 +178,8 @@ class RedisTrafficLog:
             m = MatureRows.unpack(fields[b"m"])
             result.append(
                 Labelled(
-                    _seq(place), prediction_id, int(fields[b"r"]), int(stored[b"ms"]),
-                    m.indices, m.labels, m.positions, m.previous, stored[b"record"], _other_scores(stored),
+                    seq_of(place), prediction_id, int(fields[b"r"]), int(stored[b"ms"]),
+                    m.indices, m.labels, m.positions, m.previous, stored[b"record"], other_scores(stored),
                 )
             )  # fmt: skip
         return result
@@ -220,14 +192,21 @@ class RedisTrafficLog:
             query = ("ZRANGEBYSCORE", f"{PREFIX}unscored", f"({after}", "+inf", "WITHSCORES", "LIMIT", 0, room)
             (flat,) = self._server.many([query])
             found = list(zip(flat[::2], flat[1::2], strict=True))
-            times = self._server.many([("HGET", _key(i.decode()), "ms") for i, _ in found])
+            times = self._server.many([("HGET", key_of(i.decode()), "ms") for i, _ in found])
             old = [(i, int(seq)) for (i, seq), ms in zip(found, times, strict=True) if ms and int(ms) < before_ms]
-            records = self._server.many([("HGET", _key(i.decode()), "record") for i, _ in old])
+            records = self._server.many([("HGET", key_of(i.decode()), "record") for i, _ in old])
             result += [(seq, record) for (_, seq), record in zip(old, records, strict=True) if record is not None]
             if len(found) < room:
                 break
             after = int(found[-1][1])
         return result
+
+    def predictions(self, after: int, limit: int = 256) -> list[tuple[int, bytes]]:
+        """Predictions with seq > after in the order in which they were written: (seq, record)."""
+        (found,) = self._server.many([("XRANGE", f"{PREFIX}predictions", f"({after}", "+", "COUNT", limit)])
+        records = self.records([fields[b"i"].decode() for _, fields in found])
+        places = ((seq_of(place), fields[b"i"].decode()) for place, fields in found)
+        return [(seq, records[i]) for seq, i in places if i in records]
 
     def latest(self, endpoint: str, limit: int) -> list[bytes]:
         """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
@@ -237,7 +216,7 @@ class RedisTrafficLog:
 
     def records(self, prediction_ids: Sequence[str]) -> dict[str, bytes]:
         """The records of those predictions that are written, in the order asked."""
-        found = self._server.many([("HGET", _key(i), "record") for i in prediction_ids])
+        found = self._server.many([("HGET", key_of(i), "record") for i in prediction_ids])
         return {i: record for i, record in zip(prediction_ids, found, strict=True) if record is not None}
 
     def commit_position(self, reader: str, seq: int) -> None:
@@ -259,7 +238,7 @@ class RedisTrafficLog:
         )
         oldest = 0
         if first:
-            (ms,) = self._server.many([("HGET", _key(first[0][1][b"i"].decode()), "ms")])
+            (ms,) = self._server.many([("HGET", key_of(first[0][1][b"i"].decode()), "ms")])
             oldest = max(0, now_ms - int(ms)) if ms else 0
 
         def total(name: bytes) -> int:
@@ -298,28 +277,12 @@ class RedisTrafficLog:
         """Close the connections."""
         self._server.close()
 
-    def _load(self, prediction_ids: Iterable[str]) -> dict[str, _Stored]:
+    def _load(self, prediction_ids: Iterable[str]) -> dict[str, Stored]:
         ids = list(prediction_ids)
-        found = self._server.many([("HMGET", _key(i), *_FIELDS) for i in ids])
-        result = {}
-        for prediction_id, (version, seq, n, ms, closes, revision, changes, parked, mature) in zip(
-            ids, found, strict=True
-        ):
-            result[prediction_id] = _Stored(
-                prediction_id,
-                int(version or 0),
-                None if seq is None else int(seq),
-                int(n or 0),
-                int(ms or 0),
-                int(closes or 0),
-                None if revision is None else int(revision),
-                _unframed(changes),
-                _unframed(parked),
-                _unframed(mature),
-            )
-        return result
+        found = self._server.many([("HMGET", key_of(i), *FIELDS) for i in ids])
+        return {i: Stored.of(i, values) for i, values in zip(ids, found, strict=True)}
 
-    def _take(self, before: _Stored, entries: Sequence[FeedbackEntry], now_ms: int) -> _Taken:
+    def _take(self, before: Stored, entries: Sequence[FeedbackEntry], now_ms: int) -> _Taken:
         """Check entries against their prediction: the answers, and what `FEEDBACK` needs where any is new."""
         state, changes, replies = before.state(), [], []
         find = self._stored_finder(before.prediction_id)
@@ -329,9 +292,9 @@ class RedisTrafficLog:
             changes += [] if change is None else [change.pack()]
         if not changes:
             return replies, ()
-        return replies, ("changes", _frames(changes), closes_at(state, before.ms, self._window), len(changes))
+        return replies, ("changes", frames(changes), closes_at(state, before.ms, self._window), len(changes))
 
-    def _park(self, before: _Stored, entries: Sequence[FeedbackEntry], now_ms: int) -> _Taken:
+    def _park(self, before: Stored, entries: Sequence[FeedbackEntry], now_ms: int) -> _Taken:
         """The same for entries whose prediction is not written yet."""
         earlier, kept, replies = [entry for _, entry in before.waiting()], [], []
         for entry in entries:
@@ -339,8 +302,8 @@ class RedisTrafficLog:
             replies.append(reply)
             if keep is not None:
                 earlier.append(keep)
-                kept.append(_RECEIVED.pack(now_ms) + dump_entry(keep).encode())
-        return replies, ("parked", _frames(kept), 0, len(kept)) if kept else ()
+                kept.append(parked_frame(now_ms, keep))
+        return replies, ("parked", frames(kept), 0, len(kept)) if kept else ()
 
     def _stored_finder(self, prediction_id: str) -> Callable[[int], int | None]:
         """Looks into the stored record, at the first candidate id only: most clients send indices."""
@@ -383,7 +346,7 @@ class RedisTrafficLog:
             due.append(stored)
         return self._settle(due, True, now_ms)
 
-    def _settle(self, predictions: Iterable[_Stored], closing: bool, now_ms: int) -> tuple[int, int]:
+    def _settle(self, predictions: Iterable[Stored], closing: bool, now_ms: int) -> tuple[int, int]:
         """Write what the labelled log lacks of some predictions, and note when to look at each again."""
         arguments: list[object] = []
         for p in predictions:
@@ -401,35 +364,3 @@ class RedisTrafficLog:
         return NotReady(
             f"traffic log {self._server.url}: others changed the same predictions {_TRIES} times; try again"
         )
-
-
-def _key(prediction_id: str) -> str:
-    return f"{PREFIX}p:{prediction_id}"
-
-
-def _seq(place: bytes) -> int:
-    return int(place.partition(b"-")[0])
-
-
-def _frames(parts: Iterable[bytes]) -> bytes:
-    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
-
-
-def _unframed(blob: bytes | None) -> tuple[bytes, ...]:
-    parts, at = [], 0
-    while blob and at < len(blob):
-        (size,) = _LENGTH.unpack_from(blob, at)
-        at += _LENGTH.size
-        parts.append(blob[at : at + size])
-        at += size
-    return tuple(parts)
-
-
-def _other_scores(stored: Mapping[bytes, bytes]) -> tuple[Scores, ...]:
-    """In the order in which they were stored, which stands before each as 8 digits."""
-    found = sorted((value[:8], name, value[8:]) for name, value in stored.items() if name.startswith(b"s:"))
-    result = []
-    for _, name, value in found:
-        arm, bundle, version = name[2:].decode().split("\0")
-        result.append(Scores(arm, bundle, int(version), np.frombuffer(value, np.float32)))
-    return tuple(result)

@@ -162,6 +162,12 @@ class SqliteTrafficLog:
                 (after, before_ms, limit),
             ).fetchall()
 
+    def predictions(self, after: int, limit: int = 256) -> list[tuple[int, bytes]]:
+        """Predictions with seq > after in the order in which they were written: (seq, record)."""
+        with self._file.read() as db:
+            query = "SELECT seq, record FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
+            return db.execute(query, (after, limit)).fetchall()
+
     def latest(self, endpoint: str, limit: int) -> list[bytes]:
         """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
         with self._file.read() as db:

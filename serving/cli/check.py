@@ -22,6 +22,7 @@ from pipeline.versions import Repository
 from serving.cli.output import Output, emit
 from serving.config import Config, RedisConfig
 from serving.stages import lane_plan
+from serving.traffic import open_traffic_log
 
 __all__ = ["doctor"]
 
@@ -87,6 +88,8 @@ def _configured(path: Path) -> list[Finding]:
         found.append(("stages", True, ", ".join(step.name for step in steps)))
     if config.embedding.redis is not None:
         found.append(_redis(config.embedding.redis))
+    if config.traffic.url:
+        found.append(_traffic(config))
     repository = Repository(config.repository)
     for endpoint, arms in config.endpoints.items():
         for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
@@ -99,6 +102,14 @@ def _configured(path: Path) -> list[Finding]:
             else:
                 found.append((f"{endpoint}/{arm}", True, f"{spec.bundle} {version} is whole"))
     return found
+
+
+def _traffic(config: Config) -> Finding:
+    try:
+        open_traffic_log(config).close()
+    except BatonError as error:
+        return ("traffic", False, str(error))
+    return ("traffic", True, f"{config.traffic.url} answers, evicts nothing and keeps an append-only file")
 
 
 def _redis(config: RedisConfig) -> Finding:

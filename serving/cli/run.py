@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import InvalidInput
+from pipeline.errors import InvalidInput, NotReady
 from serving.cli.output import Output, problems, say
 from serving.config import Config
 
@@ -29,6 +29,7 @@ def serve(config: ConfigFile = Path("baton.yaml")) -> None:
     with problems():
         settings = Config.load(config)
         _log_to_stderr(settings)
+        _check_traffic_log(settings)
         supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
@@ -118,6 +119,16 @@ def demo(
             show(result)
         if not result["ok"]:
             raise typer.Exit(1)
+
+
+def _check_traffic_log(settings: Config) -> None:
+    """Refuse here, once and readably, what every process would refuse; a log that is away may come."""
+    from serving.traffic import open_traffic_log
+
+    try:
+        open_traffic_log(settings).close()
+    except NotReady as error:
+        say(f"{error}; processes start once it answers")
 
 
 def _stop_on_signal() -> threading.Event:

@@ -1,0 +1,261 @@
+"""Labelled rows as a Parquet file: out of the log in its order, and back as what `restore` takes.
+
+One row per exposed candidate and revision, with what training and analysis know of it: hashed ids, raw numbers and bags
+in schema order, the scores of each arm, the label and the one that it replaces. Both ways work page by page, so memory
+does not grow with the log; only late labels and late exposures of the file are held while it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+from pipeline.features import Bag, Features, Rows
+from pipeline.traffic.log import Labelled, Scores, TrafficLog
+from pipeline.traffic.record import ARMS, PredictionRecord, unpack
+from pipeline.traffic.restore import Restored
+
+__all__ = ["SCHEMA", "export_rows", "read_rows"]
+
+_PAGE = 256
+_GROUP_ROWS = 65_536
+_ARM = pa.struct([("bundle", pa.string()), ("version", pa.int64()), ("score", pa.float32())])
+SCHEMA = pa.schema(
+    [
+        pa.field("seq", pa.int64(), False),
+        pa.field("prediction_id", pa.string(), False),
+        pa.field("revision", pa.int32(), False),
+        pa.field("time", pa.timestamp("ms", "UTC"), False),
+        pa.field("endpoint", pa.string(), False),
+        pa.field("arm", pa.string(), False),
+        pa.field("overridden", pa.bool_(), False),
+        pa.field("routing_hash", pa.uint64(), False),
+        pa.field("candidates", pa.int32(), False),
+        pa.field("index", pa.int32(), False),
+        pa.field("candidate_id", pa.int64()),
+        pa.field("position", pa.int32(), False),
+        pa.field("label", pa.float32(), False),
+        pa.field("previous", pa.float32()),
+        *(pa.field(arm, _ARM) for arm in ARMS),
+        pa.field("ids", pa.list_(pa.int64()), False),
+        pa.field("numbers", pa.list_(pa.float32()), False),
+        pa.field("bags", pa.list_(pa.list_(pa.int64())), False),
+    ],
+    metadata={"baton.traffic": "1"},
+)
+_Row = dict[str, Any]
+
+
+def export_rows(
+    log: TrafficLog,
+    path: Path,
+    *,
+    endpoint: str = "",
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Write labelled rows to `path`, which appears when it is whole; the number of rows.
+
+    Args:
+        endpoint: whose rows; empty: all.
+        since_ms, until_ms: of predictions made then (Unix milliseconds), the end not included.
+        progress: is told the rows written so far.
+    """
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    rows = after = 0
+    held: list[pa.RecordBatch] = []
+    try:
+        with pq.ParquetWriter(staging, SCHEMA, compression="zstd") as writer:
+            while page := log.labelled(after, _PAGE):
+                after = page[-1].seq
+                for entry in page:
+                    if (since_ms is not None and entry.time_ms < since_ms) or (
+                        until_ms is not None and entry.time_ms >= until_ms
+                    ):
+                        continue
+                    record = unpack(entry.record)
+                    if endpoint and record.endpoint != endpoint:
+                        continue
+                    held.append(_batch(entry, record))
+                    rows += len(entry.indices)
+                if sum(b.num_rows for b in held) >= _GROUP_ROWS:
+                    writer.write_table(pa.Table.from_batches(held, SCHEMA))
+                    held = []
+                progress(rows)
+            if held:
+                writer.write_table(pa.Table.from_batches(held, SCHEMA))
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+    return rows
+
+
+def read_rows(path: Path) -> Iterator[Restored]:
+    """The predictions of an exported file, each once with all its rows and their last labels.
+
+    Raises:
+        DataError: the file is not one that `export_rows` wrote.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: is not Parquet: {error}") from None
+    with file:
+        if not file.schema_arrow.equals(SCHEMA):
+            missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+            raise DataError(
+                f"{path}: is not an export of a traffic log"
+                + (f": it has no column {missing[0]!r}" if missing else ": its columns are of other types")
+                + "; describe other logs by a dataset.yaml"
+            )
+        labels, late = _later(file)
+        for prediction_id, rows in groupby(_rows(file), lambda row: str(row["prediction_id"])):
+            first = [row for row in rows if not row["revision"]]
+            if first:
+                yield _restored(first + late.pop(prediction_id, []), labels)
+        for shown_late in late.values():  # nothing was shown yet when it closed
+            yield _restored(shown_late, labels)
+
+
+def _later(file: pq.ParquetFile) -> tuple[dict[tuple[str, int], float], dict[str, list[_Row]]]:
+    """What revisions say: the last label of each row that has several, and rows that came after their prediction closed."""
+    labels: dict[tuple[str, int], float] = {}
+    late: defaultdict[str, list[_Row]] = defaultdict(list)
+    for row in _rows(file):
+        if row["revision"]:
+            if row["previous"] is None:
+                late[row["prediction_id"]].append(row)
+            else:
+                labels[row["prediction_id"], row["index"]] = row["label"]
+    return labels, late
+
+
+def _rows(file: pq.ParquetFile) -> Iterator[_Row]:
+    for batch in file.iter_batches(4096):
+        yield from batch.to_pylist()
+
+
+def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restored:
+    head = rows[0]
+    n = head["candidates"]
+    index = np.array([row["index"] for row in rows], np.int32)
+    known: dict[str, Scores] = {}
+    for arm in ARMS:
+        told = [row[arm] for row in rows]
+        given = next((t for t in told if t is not None), None)
+        if given is not None:
+            scores = np.full(n, np.nan, np.float32)
+            scores[index] = [np.nan if t is None else t["score"] for t in told]
+            known[arm] = Scores(arm, given["bundle"], given["version"], scores)
+    own = known.pop(head["arm"])
+    ids = np.zeros((n, len(head["ids"])), np.int64)
+    ids[index] = [row["ids"] for row in rows]
+    numbers = np.full((n, len(head["numbers"])), np.nan, np.float32)
+    numbers[index] = [row["numbers"] for row in rows]
+    candidate_ids = None
+    if head["candidate_id"] is not None:
+        candidate_ids = np.zeros(n, np.int64)
+        candidate_ids[index] = [row["candidate_id"] for row in rows]
+    record = PredictionRecord(
+        prediction_id=head["prediction_id"],
+        time_ms=round(head["time"].timestamp() * 1000),
+        endpoint=head["endpoint"],
+        arm=head["arm"],
+        bundle=own.bundle,
+        version=own.version,
+        features=Features.from_rows(Rows(ids, numbers, _bags(rows, index, n))),
+        scores=own.scores,
+        routing_hash=head["routing_hash"],
+        overridden=True,
+        candidate_ids=candidate_ids,
+    )
+    last = np.array([labels.get((row["prediction_id"], row["index"]), row["label"]) for row in rows], np.float32)
+    positions = np.array([row["position"] for row in rows], np.int32)
+    return Restored(record, index, last, positions, tuple(known.values()))
+
+
+def _bags(rows: list[_Row], index: npt.NDArray[np.int32], n: int) -> tuple[Bag, ...]:
+    bags = []
+    for column in range(len(rows[0]["bags"])):
+        parts: list[list[int]] = [[] for _ in range(n)]
+        for at, row in zip(index.tolist(), rows, strict=True):
+            parts[at] = row["bags"][column]
+        offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int32)
+        bags.append(Bag(column, offsets, np.array([v for p in parts for v in p], np.int64)))
+    return tuple(bags)
+
+
+def _batch(entry: Labelled, record: PredictionRecord) -> pa.RecordBatch:
+    m = len(entry.indices)
+    known = {other.arm: other for other in entry.other}
+    known[record.arm] = Scores(record.arm, record.bundle, record.version, record.scores)
+    rows = _spread(record.features, entry.indices)
+    candidate_ids = None if record.candidate_ids is None else record.candidate_ids[entry.indices]
+
+    def same(value: Any, kind: pa.DataType) -> pa.Array:
+        return pa.repeat(pa.scalar(value, kind), m)
+
+    def arm(name: str) -> pa.Array:
+        scores = known.get(name)
+        if scores is None:
+            return pa.nulls(m, _ARM)
+        columns = [same(scores.bundle, pa.string()), same(scores.version, pa.int64())]
+        return pa.StructArray.from_arrays([*columns, pa.array(scores.scores[entry.indices])], fields=list(_ARM))
+
+    return pa.RecordBatch.from_arrays(
+        [
+            same(entry.seq, pa.int64()),
+            same(entry.prediction_id, pa.string()),
+            same(entry.revision, pa.int32()),
+            same(record.time_ms, pa.timestamp("ms", "UTC")),
+            same(record.endpoint, pa.string()),
+            same(record.arm, pa.string()),
+            same(record.overridden, pa.bool_()),
+            same(record.routing_hash, pa.uint64()),
+            same(record.features.n, pa.int32()),
+            pa.array(entry.indices),
+            pa.nulls(m, pa.int64()) if candidate_ids is None else pa.array(candidate_ids),
+            pa.array(entry.positions),
+            pa.array(entry.labels),
+            pa.array(entry.previous, from_pandas=True),  # NaN is null
+            *(arm(name) for name in ARMS),
+            _lists(rows.ids, pa.int64()),
+            _lists(rows.numbers, pa.float32()),
+            pa.array(
+                [[b.values[b.offsets[i] : b.offsets[i + 1]] for b in rows.bags] for i in range(m)],
+                pa.list_(pa.list_(pa.int64())),
+            ),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def _lists(matrix: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    rows, width = matrix.shape
+    return pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * width, pa.array(matrix.reshape(-1), kind))
+
+
+def _spread(features: Features, index: npt.NDArray[np.int32]) -> Rows:
+    """Dense rows of some candidates, as wide as the parts say; the log keeps no schema."""
+
+    def wide(parts: Any, kind: Any) -> npt.NDArray[Any]:
+        width = max((int(p.columns.max()) + 1 for p in parts if len(p.columns)), default=0)
+        dense = np.zeros((len(index), width), kind)
+        for part in parts:
+            dense[:, part.columns] = part.values if len(part.values) == 1 else part.values[index]
+        return dense
+
+    first = np.zeros(len(index), np.int64)
+    bags = tuple(b.take(first if b.rows == 1 else index) for b in sorted(features.bags, key=lambda b: b.column))
+    return Rows(wide(features.ids, np.int64), wide(features.numbers, np.float32), bags)

@@ -1,0 +1,103 @@
+"""One prediction as the traffic log in Redis holds it: a hash, whose long fields are frames one after the other.
+
+The layout is that of `redis_scripts`, which writes it; here it is read, and the frames are made.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.traffic.feedback import Change, LabelState, dump_entry, load_entry
+from pipeline.traffic.log import FeedbackEntry, Scores
+from pipeline.traffic.redis_scripts import PREFIX
+
+__all__ = ["FIELDS", "Stored", "frames", "key_of", "other_scores", "parked_frame", "seq_of"]
+
+FIELDS = ("version", "seq", "n", "ms", "closes", "revision", "changes", "parked", "mature")
+_LENGTH = struct.Struct("<I")
+_RECEIVED = struct.Struct("<q")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A prediction as it was read; `seq` is None before it is written."""
+
+    prediction_id: str
+    version: int
+    seq: int | None
+    n: int
+    ms: int
+    closes: int
+    revision: int | None
+    changes: tuple[bytes, ...]
+    parked: tuple[bytes, ...]
+    mature: tuple[bytes, ...]
+
+    def state(self) -> LabelState:
+        return LabelState.fold(self.n, map(Change.unpack, self.changes))
+
+    def waiting(self) -> Iterator[tuple[int, FeedbackEntry]]:
+        """Parked feedback with the time when it came."""
+        for frame in self.parked:
+            yield _RECEIVED.unpack_from(frame)[0], load_entry(self.prediction_id, frame[_RECEIVED.size :].decode())
+
+    @classmethod
+    def of(cls, prediction_id: str, values: Sequence[bytes | None]) -> Stored:
+        """From the values of `FIELDS`."""
+        version, seq, n, ms, closes, revision, changes, parked, mature = values
+        return cls(
+            prediction_id,
+            int(version or 0),
+            None if seq is None else int(seq),
+            int(n or 0),
+            int(ms or 0),
+            int(closes or 0),
+            None if revision is None else int(revision),
+            _unframed(changes),
+            _unframed(parked),
+            _unframed(mature),
+        )
+
+
+def key_of(prediction_id: str) -> str:
+    """Where a prediction is."""
+    return f"{PREFIX}p:{prediction_id}"
+
+
+def seq_of(place: bytes) -> int:
+    """The number in the id of a stream's entry."""
+    return int(place.partition(b"-")[0])
+
+
+def frames(parts: Iterable[bytes]) -> bytes:
+    """Each part behind its length."""
+    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+
+def _unframed(blob: bytes | None) -> tuple[bytes, ...]:
+    parts, at = [], 0
+    while blob and at < len(blob):
+        (size,) = _LENGTH.unpack_from(blob, at)
+        at += _LENGTH.size
+        parts.append(blob[at : at + size])
+        at += size
+    return tuple(parts)
+
+
+def other_scores(stored: Mapping[bytes, bytes]) -> tuple[Scores, ...]:
+    """Scores of other arms from a whole hash, in the order in which they were stored, which stands before each as 8 digits."""
+    found = sorted((value[:8], name, value[8:]) for name, value in stored.items() if name.startswith(b"s:"))
+    result = []
+    for _, name, value in found:
+        arm, bundle, version = name[2:].decode().split("\0")
+        result.append(Scores(arm, bundle, int(version), np.frombuffer(value, np.float32)))
+    return tuple(result)
+
+
+def parked_frame(received_ms: int, entry: FeedbackEntry) -> bytes:
+    """Feedback that waits for its prediction, with the time when it came."""
+    return _RECEIVED.pack(received_ms) + dump_entry(entry).encode()

@@ -1,0 +1,124 @@
+"""Labelled rows from elsewhere into a traffic log, exactly once however often they are brought.
+
+Each prediction goes the usual way: its record, then feedback that shows the rows and labels them as final, from which
+the join makes labelled rows. What is there already stays as it is, for ids follow from the rows alone and feedback that
+says nothing new is a duplicate. Restored predictions are marked `overridden`: the worker learns from them, and no
+rollout is judged by traffic that it did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InvalidInput
+from pipeline.prediction import PredictionIds
+from pipeline.traffic.log import ACCEPTED, INVALID, Exposure, FeedbackEntry, Outcome, Scores, TrafficLog
+from pipeline.traffic.record import PredictionRecord, pack, unpack
+
+__all__ = ["RestoreReport", "Restored", "restore"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """One prediction with labels.
+
+    Args:
+        record: its id need not be genuine here: then it gets one that follows from it.
+        indices: int32 `[m]`, exposed candidates; labels, positions: float32 and int32 `[m]`, -1 where it is not known.
+        other: other arms' scores.
+    """
+
+    record: PredictionRecord
+    indices: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int32]
+    other: tuple[Scores, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What became of it: predictions read, and of these new in the log; rows read, of these said anew, and of these left
+    out, because an earlier import wrote their prediction without them. `newest_ms`: time of the last prediction."""
+
+    predictions: int = 0
+    new: int = 0
+    rows: int = 0
+    new_rows: int = 0
+    left_out: int = 0
+    newest_ms: int = 0
+
+
+def restore(
+    log: TrafficLog,
+    ids: PredictionIds,
+    predictions: Iterable[Restored],
+    progress: Callable[[RestoreReport], None] = lambda _: None,
+) -> RestoreReport:
+    """Bring predictions with labels into `log`; the join has to run after it (or goes on running beside it)."""
+    report = RestoreReport()
+    for batch in _batches(predictions):
+        mine = [replace(p, record=replace(p.record, prediction_id=_genuine(ids, p.record))) for p in batch]
+        known = log.records([p.record.prediction_id for p in mine])
+        fresh = [p for p in mine if p.record.prediction_id not in known]
+        log.append_scores([(p.record.prediction_id, scores) for p in fresh for scores in p.other])
+        log.append_predictions([pack(p.record) for p in fresh])
+        entries, left_out = [], 0
+        for p in mine:
+            stored = known.get(p.record.prediction_id)
+            there = np.ones(len(p.indices), np.bool_) if stored is None else _has(unpack(stored), p.indices)
+            left_out += int((~there).sum())
+            entries.append(_entry(p, there))
+        # No time of theirs is late by this clock, whatever the late limit.
+        replies = log.append_feedback(entries, min(p.record.time_ms for p in mine))
+        refused = next((r.reason for r in replies if INVALID in r.exposed + r.outcomes), "")
+        if refused:
+            raise InvalidInput(f"a row does not fit the prediction that the log has: {refused}")
+        report = RestoreReport(
+            report.predictions + len(mine),
+            report.new + len(fresh),
+            report.rows + sum(len(p.indices) for p in mine),
+            report.new_rows + sum(reply.exposed.count(ACCEPTED) for reply in replies),
+            report.left_out + left_out,
+            max(report.newest_ms, *(p.record.time_ms for p in mine)),
+        )
+        progress(report)
+    return report
+
+
+def _batches(predictions: Iterable[Restored]) -> Iterator[list[Restored]]:
+    left = iter(predictions)
+    while batch := list(islice(left, _BATCH)):
+        yield batch
+
+
+def _genuine(ids: PredictionIds, record: PredictionRecord) -> str:
+    try:
+        ids.parse(record.prediction_id)
+    except InvalidInput:
+        return ids.derive(record.time_ms, record.prediction_id)
+    return record.prediction_id
+
+
+def _has(record: PredictionRecord, index: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which rows the stored record has: an import fills those that it does not know with padding."""
+    parts = [p for p in record.features.ids if len(p.columns)]
+    if not parts:
+        return np.ones(len(index), np.bool_)
+    known = np.zeros(len(index), np.bool_)
+    for part in parts:
+        known |= (part.values if len(part.values) == 1 else part.values[index]).any(axis=1)
+    return known
+
+
+def _entry(p: Restored, there: npt.NDArray[np.bool_]) -> FeedbackEntry:
+    rows = list(zip(p.indices[there].tolist(), p.labels[there].tolist(), p.positions[there].tolist(), strict=True))
+    shown = [Exposure(index, None, position, p.record.time_ms) for index, _, position in rows]
+    said = [Outcome(index, label, None, p.record.time_ms, True) for index, label, _ in rows]
+    return FeedbackEntry(p.record.prediction_id, shown, said)

@@ -1,0 +1,268 @@
+"""`baton log`: look at the traffic log, take labelled rows out of it as Parquet, bring labelled rows into it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from pipeline.clock import SystemClock
+from pipeline.errors import DataError, InvalidInput
+from pipeline.prediction import PredictionIds, load_secret
+from pipeline.traffic.log import Labelled, TrafficLog
+from pipeline.traffic.record import PredictionRecord, unpack
+from pipeline.traffic.restore import Restored, RestoreReport, restore
+from serving.cli.output import Output, emit, problems, say, show_table
+from serving.config import Config
+from serving.traffic import open_traffic_log
+
+if TYPE_CHECKING:
+    from transfer.data import Log
+
+__all__ = ["app"]
+
+LOOK_EVERY = 0.5
+PAGE = 256
+SHOWN_ROWS = 3
+
+app = typer.Typer(help="Predictions and labels: look, export, import.", no_args_is_help=True)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
+Endpoint = Annotated[str, typer.Option(help="Of this endpoint alone")]
+Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
+
+
+class What(StrEnum):
+    """Value of `--what`."""
+
+    labelled = "labelled"
+    predictions = "predictions"
+
+
+@app.command()
+def tail(
+    config: ConfigFile = Path("baton.yaml"),
+    endpoint: Endpoint = "",
+    what: Annotated[What, typer.Option(help="Labelled rows, or predictions as they were answered")] = What.labelled,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many of the last entries")] = 10,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new ones until Ctrl-C")] = False,
+    output: Format = Output.table,
+) -> None:
+    """Show the newest entries; as JSON one object per line."""
+    with problems(), _opened(config) as (log, _):
+        read = _labelled if what is What.labelled else _predictions
+        stats = log.stats(SystemClock().wall_ms())
+        after = max(0, (stats.last_seq if what is What.labelled else stats.predictions) - number)
+        while True:
+            page = read(log, after)
+            shown = [told for told in page if not endpoint or told["endpoint"] == endpoint]
+            if output is Output.json:
+                for told in shown:
+                    sys.stdout.write(json.dumps(told) + "\n")
+                sys.stdout.flush()
+            elif shown or not follow:
+                _table(what, shown)
+            if page:
+                after = page[-1]["seq"]
+            elif not follow:
+                return
+            else:
+                try:
+                    time.sleep(LOOK_EVERY)
+                except KeyboardInterrupt:
+                    return
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Parquet file to write")],
+    config: ConfigFile = Path("baton.yaml"),
+    endpoint: Endpoint = "",
+    since: Annotated[datetime | None, typer.Option(help="Of predictions made from then on, UTC")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Of predictions made before then, UTC")] = None,
+    output: Format = Output.table,
+) -> None:
+    """Write labelled rows as Parquet: hashed ids, numbers, scores of each arm, labels with all their revisions."""
+    from pipeline.traffic.parquet import export_rows
+
+    with problems(), _opened(config) as (log, _):
+        if not out.absolute().parent.is_dir():
+            raise InvalidInput(f"there is no directory {out.absolute().parent} to write {out.name} into", "out")
+        rows = export_rows(log, out, endpoint=endpoint, since_ms=_ms(since), until_ms=_ms(until))
+        told = {"file": str(out), "rows": rows, "bytes": out.stat().st_size}
+        emit(output, told, "", tuple(told), [tuple(told.values())])
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="A file of `baton log export`, or a dataset.yaml that describes a log")
+    ],
+    config: ConfigFile = Path("baton.yaml"),
+    endpoint: Annotated[str, typer.Option(help="Whose traffic it is to be; an exported file knows its own")] = "",
+    cache: Annotated[Path, typer.Option(help="Where a described log is prepared")] = Path(".baton/cache"),
+    output: Format = Output.table,
+) -> None:
+    """Bring labelled rows into the log, for the worker to learn from; no rollout is judged by them.
+
+    What is there already stays, so an import can be repeated. Rows of a described log have no scores.
+    """
+    with problems(), _opened(config) as (log, settings):
+        predictions = (
+            _described(source, endpoint, cache, settings)
+            if source.suffix in (".yaml", ".yml")
+            else _exported(source, endpoint)
+        )
+        clock = SystemClock()
+        done = restore(log, PredictionIds(load_secret(settings.secret)), predictions)
+        labelled = 0
+        while entries := log.join(clock.wall_ms()):
+            labelled += entries
+        if done.left_out:
+            say(f"{done.left_out} rows were left out: an earlier import wrote their predictions without them")
+        if done.predictions and done.newest_ms < clock.wall_ms() - 1000 * settings.traffic.retention:
+            say(
+                "all of it is older than traffic.retention: it goes once the worker has read it, and without a worker at "
+                "the control process's next look"
+            )
+        told = _report(done) | {"labelled_entries": labelled}
+        emit(output, told, "", tuple(told), [tuple(told.values())])
+
+
+def _report(done: RestoreReport) -> dict[str, Any]:
+    told = asdict(done)
+    del told["newest_ms"]
+    return told
+
+
+@contextmanager
+def _opened(config: Path) -> Iterator[tuple[TrafficLog, Config]]:
+    settings = Config.load(config)
+    log = open_traffic_log(settings)
+    try:
+        yield log, settings
+    finally:
+        log.close()
+
+
+def _ms(when: datetime | None) -> int | None:
+    return None if when is None else round(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1000)
+
+
+def _exported(source: Path, endpoint: str) -> Iterable[Restored]:
+    from pipeline.traffic.parquet import read_rows
+
+    for one in read_rows(source):
+        yield replace(one, record=replace(one.record, endpoint=endpoint)) if endpoint else one
+
+
+def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> Iterable[Restored]:
+    from transfer.data import open_log
+
+    if not endpoint:
+        raise InvalidInput("say by --endpoint whose traffic the rows are to be", "endpoint")
+    log = open_log(source, cache)
+    _check_schema(log, source, endpoint, settings)
+    for request in log.requests():
+        n = request.features.n
+        record = PredictionRecord(
+            prediction_id=f"{log.name}\0{request.request}",
+            time_ms=request.time_ms,
+            endpoint=endpoint,
+            arm="stable",
+            bundle=log.name,
+            version=0,
+            features=request.features,
+            scores=np.full(n, np.nan, np.float32),
+            overridden=True,
+        )
+        every = np.arange(n, dtype=np.int32)
+        yield Restored(record, every, request.labels, np.full(n, -1, np.int32))
+
+
+def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> None:
+    """Rows of other fields than the endpoint's would lie in the log and never be used."""
+    from pipeline.versions import Repository
+    from serving.rollout.store import ControlStore
+
+    arms: dict[str, Any] = dict(settings.endpoints)
+    if settings.control_db.exists():
+        store = ControlStore(settings.control_db)
+        arms.update(store.endpoints())
+        store.close()
+    if endpoint not in arms:
+        raise InvalidInput(f"there is no endpoint {endpoint!r}; there are {sorted(arms) or 'none'}", "endpoint")
+    spec = arms[endpoint].stable
+    schema = Repository(settings.repository).open(spec.bundle, spec.version).manifest.model_schema
+    described, wanted = ([(f.name, f.kind) for f in s.fields] for s in (log.schema, schema))
+    if described != wanted:
+        odd = next((f"{a} where {b} is wanted" for a, b in zip(described, wanted, strict=False) if a != b), "")
+        raise DataError(
+            f"{source}: its fields are not those of endpoint {endpoint!r}: "
+            f"{odd or f'{len(described)} fields where {len(wanted)} are wanted'}"
+        )
+
+
+def _labelled(log: TrafficLog, after: int) -> list[dict[str, Any]]:
+    return [_told(e.seq, unpack(e.record), e) for e in log.labelled(after, PAGE)]
+
+
+def _predictions(log: TrafficLog, after: int) -> list[dict[str, Any]]:
+    return [_told(seq, unpack(blob), None) for seq, blob in log.predictions(after, PAGE)]
+
+
+def _told(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "seq": seq,
+        "time": datetime.fromtimestamp(record.time_ms / 1000, UTC).isoformat(timespec="milliseconds"),
+        "prediction_id": record.prediction_id,
+        "endpoint": record.endpoint,
+        "arm": record.arm,
+        "bundle": record.bundle,
+        "version": str(record.version),
+        "overridden": record.overridden,
+        "candidates": record.features.n,
+    }
+    if entry is None:
+        return told | {"scores": _numbers(record.scores)}
+    arms = {record.arm: record.scores} | {other.arm: other.scores for other in entry.other}
+    return told | {
+        "revision": entry.revision,
+        "indices": entry.indices.tolist(),
+        "labels": _numbers(entry.labels),
+        "previous": _numbers(entry.previous),
+        "positions": entry.positions.tolist(),
+        "scores": {arm: _numbers(scores[entry.indices]) for arm, scores in arms.items()},
+    }
+
+
+def _numbers(values: Any) -> list[float | None]:
+    return [None if np.isnan(v) else round(float(v), 6) for v in values]
+
+
+def _table(what: What, shown: list[dict[str, Any]]) -> None:
+    head = ("seq", "time", "endpoint", "arm", "bundle", "version", "candidates")
+    if what is What.predictions:
+        show_table("", (*head, "scores"), [(*(t[c] for c in head), _few(t["scores"])) for t in shown])
+        return
+    rows = [
+        (*(t[c] for c in head), t["revision"], len(t["labels"]), sum(t["labels"]), " ".join(sorted(t["scores"])))
+        for t in shown
+    ]
+    show_table("", (*head, "revision", "rows", "positives", "scored by"), rows)
+
+
+def _few(scores: list[float | None]) -> str:
+    return " ".join("-" if s is None else f"{s:.3f}" for s in scores[:SHOWN_ROWS]) + (
+        " ..." if len(scores) > SHOWN_ROWS else ""
+    )

@@ -1,0 +1,117 @@
+"""`baton log`: what is in the traffic log, out of it and into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from handmade import SCHEMA
+from installation import Installation
+from typer.testing import CliRunner, Result
+
+from pipeline.features import Features, IdPart
+from pipeline.prediction import PredictionIds, load_secret
+from pipeline.traffic.log import FeedbackEntry, Outcome
+from pipeline.traffic.record import PredictionRecord, pack, unpack
+from serving.cli.main import app
+from serving.traffic import open_traffic_log
+
+START = 1_700_000_000_000
+
+
+def baton(made: Installation, *words: str) -> Result:
+    config = made.home / "baton.yaml"
+    endpoints = {"ranker": {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}}}
+    config.write_text(yaml.safe_dump({"home": ".", "endpoints": endpoints}))
+    return CliRunner().invoke(app, ["log", *words, "--config", str(config)])
+
+
+def fill(made: Installation, count: int = 5) -> list[str]:
+    log = open_traffic_log(made.config)
+    ids = PredictionIds(load_secret(made.config.secret))
+    made_ids = [ids.new(START + i) for i in range(count)]
+    features = Features(2, (IdPart(np.zeros(1, np.int32), np.ones((2, 1), np.int64)),))
+    scores = np.array([0.25, 0.5], np.float32)
+    log.append_predictions(
+        [pack(PredictionRecord(one, START + i, "ranker", "stable", "teacher", 1, features, scores)) for i, one in enumerate(made_ids)]
+    )  # fmt: skip
+    log.append_feedback(
+        [FeedbackEntry(one, outcomes=[Outcome(r, float(r), final=True) for r in (0, 1)], exposed_all=True) for one in made_ids],
+        START + count,
+    )  # fmt: skip
+    log.join(START + count)
+    log.close()
+    return made_ids
+
+
+def test_tail_shows_the_last_entries_as_json_lines(installation: Installation) -> None:
+    ids = fill(installation)
+    shown = [json.loads(line) for line in baton(installation, "tail", "-n", "2", "-o", "json").stdout.splitlines()]
+    assert [(s["seq"], s["prediction_id"], s["labels"]) for s in shown] == [(4, ids[3], [0, 1]), (5, ids[4], [0, 1])]
+    assert shown[0]["scores"] == {"stable": [0.25, 0.5]}
+    answered = baton(installation, "tail", "--what", "predictions", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["prediction_id"] for line in answered] == ids
+    assert "teacher" in baton(installation, "tail").stdout
+
+
+def test_an_export_comes_back_once(installation: Installation, tmp_path: Path) -> None:
+    fill(installation)
+    out = tmp_path / "rows.parquet"
+    told = json.loads(baton(installation, "export", str(out), "-o", "json", "--since", "2023-11-14T22:13:20").stdout)
+    assert (told["rows"], pq.read_metadata(out).num_rows) == (10, 10)
+    other = Installation(tmp_path / "other")
+    for expected in ((5, 10, 5), (0, 0, 0)):
+        done = baton(other, "import", str(out), "-o", "json")
+        found = json.loads(done.stdout)
+        assert (found["new"], found["new_rows"], found["labelled_entries"]) == expected
+    other.store.close()
+    assert baton(installation, "export", str(tmp_path / "no" / "rows.parquet")).exit_code == 1
+
+
+def test_a_described_log_comes_in_as_labelled_rows_without_scores(installation: Installation, tmp_path: Path) -> None:
+    rows = 40
+    table: dict[str, list[object]] = {
+        "when": [START // 1000 + i // 4 for i in range(rows)],
+        "list": [i // 4 for i in range(rows)],
+        "click": [i % 4 == 1 for i in range(rows)],
+    }
+    for field in SCHEMA.fields:
+        values = {"id": lambda i: f"v{i % 7}", "number": float, "bag": lambda i: "a,b"}
+        table[field.name] = [values[field.kind](i // 4 if field.role == "context" else i) for i in range(rows)]  # type: ignore[operator]
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    described = {
+        "name": "old",
+        "files": ["log.parquet"],
+        "time": {"column": "when", "unit": "s"},
+        "label": {"column": "click", "positive": [True]},
+        "request": "list",
+        "fields": [
+            {"name": f.name, "role": f.role, "kind": f.kind, **({"separator": f.separator} if f.separator else {})}
+            for f in SCHEMA.fields
+        ],
+    }
+    path = tmp_path / "dataset.yaml"
+    path.write_text(yaml.safe_dump(described))
+    words = ("import", str(path), "--cache", str(tmp_path / "cache"), "-o", "json")
+    assert "--endpoint" in baton(installation, *words).output
+    for expected in ((10, 40, 10), (0, 0, 0)):
+        done = baton(installation, *words, "--endpoint", "ranker")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert (found["new"], found["new_rows"], found["labelled_entries"]) == expected
+    log = open_traffic_log(installation.config)
+    entries = log.labelled(0)
+    log.close()
+    assert [e.labels.tolist() for e in entries] == [[0.0, 1.0, 0.0, 0.0]] * 10
+    record = unpack(entries[0].record)
+    record.features.check(SCHEMA)
+    assert (record.endpoint, record.overridden, record.bundle) == ("ranker", True, "old")
+    assert np.isnan(record.scores).all()
+    assert not entries[0].other
+    described["fields"] = described["fields"][:-1]  # type: ignore[index]
+    path.write_text(yaml.safe_dump(described))
+    assert "its fields are not those of endpoint 'ranker'" in baton(installation, *words, "--endpoint", "ranker").output
