@@ -72,9 +72,9 @@ def test_what_is_no_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 # --- logs ------------------------------------------------------------------------------------------------------------
 
 
-def descriptor(folder: Path, *, label: str = "click", item: str = "item") -> Path:
-    rows = "time,user,item,click\n" + "".join(f"{1000 + i},u{i % 5},i{i % 7},{i % 3 == 0:d}\n" for i in range(60))
-    (folder / "rows.csv").write_text(rows)
+def descriptor(folder: Path, *, label: str = "click", item: str = "item", rows: int = 60) -> Path:
+    lines = "time,user,item,click\n" + "".join(f"{1000 + i},u{i % 5},i{i % 7},{i % 3 == 0:d}\n" for i in range(rows))
+    (folder / "rows.csv").write_text(lines)
     path = folder / "dataset.yaml"
     path.write_text(
         f"name: tiny\nfiles: [rows.csv]\ntime: {{column: time, unit: s}}\nlabel: {{column: {label}, positive: [1]}}\n"
@@ -98,6 +98,20 @@ def test_training_writes_a_bundle_that_verifies_and_never_over_another(tmp_path:
     assert json.loads(done.stdout)["bundle"] == str(tmp_path / "out")
     assert baton("bundle", "verify", tmp_path / "out").exit_code == 0
     refused(baton(*command, tmp_path / "out"), "out")
+
+
+def test_teacher_and_student_are_stored_as_told(tmp_path: Path) -> None:
+    common = ("--data", descriptor(tmp_path, rows=2000), "--cache", tmp_path / "cache", "--arch", "fm-4")
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    for command in (
+        ("train", *common, "--out", teacher, "--rows", "float16"),
+        ("transfer", *common, "--out", student, "--teacher", teacher, "--rows", "int8"),
+    ):
+        done = baton(*command)
+        assert done.exit_code == 0, (done.output, done.exception)
+    for path, stored in ((teacher, "float16"), (student, "int8")):
+        assert {info.dtype for info in Bundle.open(path).manifest.tables.values()} == {stored}
+    assert baton("train", *common, "--out", tmp_path / "other", "--rows", "int4").exit_code == 2
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, bundle: Bundle) -> None:
