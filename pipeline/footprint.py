@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipeline.bundle import CONTEXT, DENSE, Manifest
@@ -23,15 +24,18 @@ class Footprint:
 
     Attributes:
         private: of each process that loads it.
-        shared: in mapped segments, once per machine; what lies on a base that is mapped already is counted again.
+        shared: in mapped segments, once per machine.
     """
 
     private: int
     shared: int
 
 
-def memory_needed(repository: Repository, name: str, version: str = "") -> Footprint:
+def memory_needed(repository: Repository, name: str, version: str = "", mapped: Collection[str] = ()) -> Footprint:
     """An estimate, from above, of what `Model.load` of a version takes.
+
+    Args:
+        mapped: versions of the same name whose segments are mapped already; what this one builds on is shared.
 
     Raises:
         NotFound: no such name or version, or one that it builds on is gone.
@@ -40,6 +44,8 @@ def memory_needed(repository: Repository, name: str, version: str = "") -> Footp
     bundle = repository.open(name, version)
     raw = 0
     for link in repository.chain(bundle):
+        if link.manifest.version in mapped:
+            continue
         for info in link.manifest.tables.values():
             scale = 4 if info.dtype == "int8" else 0
             weight = 0 if info.linear_default is None else 4

@@ -97,7 +97,7 @@ class Lane:
         )
         self.sender = HandoffSender(config.shadow_socket, config.engine.shadow_queue)
         self.engine = Engine(
-            lane_plan(Record(clock, self.writer.offer, self._to_shadow), config.stages),
+            lane_plan(Record(clock, self.writer.offer, self._to_shadow, self._has_candidate), config.stages),
             workers=config.engine.workers,
             policy=config.engine.policy(),
             clock=clock,
@@ -233,6 +233,10 @@ class Lane:
 
     def _to_shadow(self, record: bytes) -> bool:
         return self.sender.offer(record)
+
+    def _has_candidate(self, endpoint: str) -> bool:
+        served = self.registry.snapshot.endpoints.get(endpoint)
+        return served is not None and served.endpoint.candidate is not None
 
     def _first_load(self) -> None:
         """Wait for the models, so that a lane which comes back takes no connection that it cannot serve."""

@@ -1,7 +1,6 @@
 """Whether one more model version fits into memory, asked before it is loaded: the one that serves must not be swapped out.
 
-An estimate from the manifest: tables as they will be mapped, and each network twice, since ONNX Runtime keeps the weights
-once more, packed for its kernels. Versions on one base share the base's tables.
+What it will take is `pipeline.footprint`'s estimate. Versions on one base share the base's tables.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.footprint import memory_needed
 from pipeline.versions import Repository
 from serving.served import Key
 
-__all__ = ["Room", "available_bytes", "needed_bytes"]
+__all__ = ["Room", "available_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -38,7 +38,10 @@ class Room:
         Raises:
             NotFound, BundleError: there is no such version to look at.
         """
-        needed = needed_bytes(self._repository, key, loaded)
+        footprint = memory_needed(
+            self._repository, *key, mapped={version for name, version in loaded if name == key[0]}
+        )
+        needed = footprint.private + footprint.shared
         free = self._available()
         if needed + self._reserve <= free:
             return ""
@@ -46,23 +49,6 @@ class Room:
             f"it needs about {_mebibytes(needed)} and {_mebibytes(free)} are free, of which {_mebibytes(self._reserve)} "
             "are kept (setting engine.memory_reserve_bytes): free memory, or unload another model"
         )
-
-
-def needed_bytes(repository: Repository, key: Key, loaded: Collection[Key]) -> int:
-    """Memory that a version will need, beside versions that are loaded."""
-    bundle = repository.open(*key)
-    shared = {k[1] for k in loaded if k[0] == key[0]}
-    total = 0
-    for link in repository.chain(bundle):
-        manifest = link.manifest
-        if manifest.version in shared:
-            continue
-        for name, info in manifest.files.items():
-            if name.startswith("tables/"):
-                total += info.bytes
-            elif name.endswith(".onnx") and manifest.version == key[1]:
-                total += 2 * info.bytes
-    return total
 
 
 def available_bytes(cgroup: Path = _CGROUP) -> int:

@@ -26,9 +26,11 @@ class Record:
         clock: of the record's time.
         sink: takes a packed record without waiting; False when it had to drop it.
         shadow: the same for the hand-off to the shadow lane; None: there is none.
+        shadowed: whether an endpoint has two arms, so that the one that did not answer can be scored.
 
     Counters: `recorded`, `dropped` and `failed` by receiver, `sink` and `shadow`. Events without a prediction id are not
-    recorded; what a model called by name answered is, but goes to no shadow lane, for there is no other arm.
+    recorded; what has no other arm (a model called by name, an endpoint without a candidate) or was overridden goes to
+    no shadow lane.
     """
 
     name = "record"
@@ -41,8 +43,10 @@ class Record:
         clock: Clock,
         sink: Callable[[bytes], bool],
         shadow: Callable[[bytes], bool] | None = None,
+        shadowed: Callable[[str], bool] = lambda endpoint: True,
     ) -> None:
         self._clock = clock
+        self._shadowed = shadowed
         self._receivers = [("sink", sink)] + ([("shadow", shadow)] if shadow is not None else [])
         self._lock = threading.Lock()
         self.recorded = {name: 0 for name, _ in self._receivers}
@@ -75,7 +79,7 @@ class Record:
             self._fail("sink")
             return
         for name, offer in self._receivers:
-            if name == "shadow" and event.arm == "direct":
+            if name == "shadow" and (event.arm == "direct" or event.overridden or not self._shadowed(event.endpoint)):
                 continue
             try:
                 kept = offer(blob)

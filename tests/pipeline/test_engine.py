@@ -306,7 +306,7 @@ def test_each_answer_is_of_its_own_rows_none_lost_none_twice(
 
 
 def serving_plan(sink: Callable[[bytes], bool], shadow: Callable[[bytes], bool] | None = None) -> tuple[Plan, Record]:
-    record = Record(HandClock(), sink, shadow)
+    record = Record(HandClock(), sink, shadow, lambda endpoint: endpoint == "ranker")
     return Plan([Decode(), Embed(), Infer(), record]), record
 
 
@@ -333,16 +333,20 @@ async def test_a_request_goes_through_decode_embed_infer_record(model: Model) ->
         await engine.run(event)
         silent = Event(model=model, features=Features.from_rows(rows))
         await engine.run(silent)
-        direct = Event(model=model, features=Features.from_rows(rows), prediction_id="p2")
-        await engine.run(direct)
+        for alone in (
+            {},
+            {"endpoint": "solo", "arm": "stable"},
+            {"endpoint": "ranker", "arm": "stable", "overridden": True},
+        ):
+            await engine.run(Event(model=model, features=Features.from_rows(rows), prediction_id="p2", **alone))
     np.testing.assert_allclose(event.scores, model.score(Features.from_context(model.schema, rows)))
     stored = unpack(kept[0])
     assert (stored.prediction_id, stored.endpoint, stored.arm, stored.bundle) == ("p1", "ranker", "stable", "ranker")
     np.testing.assert_array_equal(stored.scores, event.scores)
     np.testing.assert_array_equal(stored.features.rows(model.schema).ids, event.features.rows(model.schema).ids)
-    assert len(kept) == 2
+    assert len(kept) == 4
     assert handed == kept[:1]
-    assert record.recorded == {"sink": 2, "shadow": 1}
+    assert record.recorded == {"sink": 4, "shadow": 1}
 
 
 async def test_a_sink_that_fails_or_drops_never_fails_the_answer(model: Model) -> None:
@@ -355,7 +359,12 @@ async def test_a_sink_that_fails_or_drops_never_fails_the_answer(model: Model) -
     with running(plan) as engine:
         for rows_hint in (0, 3):
             event = Event(
-                model=model, features=Features.from_rows(rows), prediction_id="p", arm="stable", rows=rows_hint
+                model=model,
+                features=Features.from_rows(rows),
+                prediction_id="p",
+                endpoint="ranker",
+                arm="stable",
+                rows=rows_hint,
             )
             assert (await engine.run(event)).scores.shape == (3,)
     assert record.failed == {"sink": 2, "shadow": 0}

@@ -8,22 +8,24 @@ from installation import Installation, eventually, running
 
 from pipeline.clock import SystemClock
 from pipeline.features import Features
+from pipeline.footprint import Footprint, memory_needed
 from pipeline.model import Model
 from serving.client import RankingClient
 from serving.kill import KillSwitch
 from serving.registry import Registry
-from serving.room import Room, available_bytes, needed_bytes
+from serving.room import Room, available_bytes
 from serving.routing import ArmSpec
 
 
-def test_a_version_needs_its_tables_and_its_network_twice(installation: Installation) -> None:
-    files = installation.repository.open("student", "1").manifest.files
-    tables = sum(info.bytes for name, info in files.items() if name.startswith("tables/"))
-    assert tables > 0
-    needed = needed_bytes(installation.repository, ("student", "1"), [])
-    assert needed == tables + 2 * files["dense.onnx"].bytes
-    # A second version that is a base of its own shares nothing; the same one again needs nothing more.
-    assert needed_bytes(installation.repository, ("student", "1"), [("student", "1")]) == 0
+def test_a_version_needs_its_own_tables_and_network_and_no_mapped_base_again(installation: Installation) -> None:
+    repository = installation.repository
+    alone = memory_needed(repository, "student", "1")
+    assert Model.load(repository, "student", "1", segments=installation.config.segments).store.bytes <= alone.shared
+    assert memory_needed(repository, "student", "1", mapped={"1"}) == Footprint(alone.private, 0)
+    room = Room(repository, 0, lambda: alone.private)
+    assert room.refusal(("student", "1"), []) != ""
+    assert room.refusal(("student", "1"), [("teacher", "1")]) != ""  # another bundle's tables are not shared
+    assert room.refusal(("student", "1"), [("student", "1")]) == ""
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
