@@ -70,7 +70,7 @@ def tail(
                 for told in shown:
                     sys.stdout.write(json.dumps(told) + "\n")
                 sys.stdout.flush()
-            elif shown or not follow:
+            elif shown:
                 _table(what, shown)
             if page:
                 after = page[-1]["seq"]

@@ -79,9 +79,9 @@ def free_ports(count: int) -> list[int]:
 
 
 class Machine:
-    """One `baton serve` on a home of its own. `start`, then `stop`."""
+    """One `baton serve` on a home of its own. `start`, then `stop`. `sections` replace those of its baton.yaml."""
 
-    def __init__(self, home: Path, models: Models) -> None:
+    def __init__(self, home: Path, models: Models, **sections: Any) -> None:
         self.home = home
         self.log = models.log
         home.mkdir(parents=True)
@@ -110,6 +110,7 @@ class Machine:
                         "publish_batches": 3,
                         "teacher_publish_interval": "1h",
                     },
+                    **sections,
                 }
             )
         )
