@@ -1,6 +1,9 @@
 """`baton bench overload`: three times what the machine can do, for a minute: what is still answered, and how soon it is over.
 
-One open loop in three phases: half load, three times the peak, half load again. The peak is that of closed loops before.
+One open loop in three phases: half load, three times the peak, half load again. The peak is that of closed loops before,
+with the same requests. Client and server share the machine, and at three times the load the client takes more of it
+than at the peak: `client cores` says how much. A refusal is not free either: on few cores what goodput lacks of the
+peak is mostly these two.
 """
 
 from __future__ import annotations
@@ -84,6 +87,9 @@ def run(
     for code in sorted(outcome.errors):
         share = float((outcome.status[during] == code).mean())
         report.add(f"overload/refused/code={code}", "requests", share, "share")
+    sent = float(during.sum()) / seconds
+    report.add("overload/client", "offered", sent, "requests/s", limit=TIMES * peak)
+    report.add("overload/client", "cores", sent * outcome.cpu_seconds / outcome.calls, "cores")
     # A generator that is late itself offers less than it says.
     report.add("overload/client", "late p99", 1e3 * float(np.quantile(outcome.late, 0.99)), "ms")
     report.add("overload/client", "cpu", 1e6 * outcome.cpu_seconds / outcome.calls, "us/request")
