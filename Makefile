@@ -36,7 +36,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # All that is measured in minutes; `baton bench soak` and longer settings are run by hand (docs/performance.md).
-BENCHES := serve shadow swap overload context embedding engine traffic train
+BENCHES := serve shadow swap overload context embedding engine traffic analysis train
 
 bench: $(STAMP)
 	missed=; for part in $(BENCHES); do $(BIN)/baton bench $$part || missed="$$missed $$part"; done; \

@@ -173,13 +173,15 @@ class Sums:
 
     def update_rows(self, y: F64, p: F64, losses: F64, bins: npt.NDArray[np.intp], sign: F64 | None = None) -> None:
         """As `update`, for rows whose LogLoss and bin are known: all `[n]`; `sign` 1 adds a row, -1 takes it back."""
+        # Sums of products and no dot products: BLAS would wake a pool of threads for them.
         sign = np.ones(len(y)) if sign is None else sign
+        weighted = sign * p
         self.rows += round(float(sign.sum()))
-        self.clicks += float(sign @ y)
-        self.predicted += float(sign @ p)
-        self.losses += float(sign @ losses)
+        self.clicks += float((sign * y).sum())
+        self.predicted += float(weighted.sum())
+        self.losses += float((sign * losses).sum())
         self.binned.update_bins(y, bins, sign)
-        self.predicted_in += np.bincount(bins, sign * p, self.binned.bins)
+        self.predicted_in += np.bincount(bins, weighted, self.binned.bins)
 
     def merge(self, other: Sums) -> None:
         """Add another stream's sums."""

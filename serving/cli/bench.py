@@ -224,6 +224,20 @@ def traffic(
         _show(traffic.run(seconds, rows, rate, progress=say), output, out)
 
 
+@app.command("analysis")
+def analysis(
+    total: Annotated[int, typer.Option(min=10_000, help="Labelled rows")] = 10_000_000,
+    rows: RowsOption = 100,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """What a look at the labels costs after millions of labelled rows, in time and in memory."""
+    from benchmarks import analysis
+
+    with problems():
+        _show(analysis.run(total, rows, progress=say), output, out)
+
+
 @app.command("train")
 def train(
     batch: Annotated[int, typer.Option(min=1, help="Rows of one step")] = 4096,

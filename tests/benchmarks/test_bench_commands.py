@@ -120,6 +120,13 @@ def test_traffic() -> None:
     assert rows["traffic/rows=20", "labelled"]["value"] > 0
 
 
+def test_analysis() -> None:
+    rows = rows_of(bench("analysis", "--total", "20000", "-o", "json"))
+    assert rows["analysis/rows=20000", "blocks"]["value"] >= 15
+    assert rows["analysis/rows=20000", "pass"]["budget"] == 2.0
+    assert rows["analysis/rows=20000", "read"]["value"] > 0
+
+
 def test_train() -> None:
     rows = rows_of(bench("train", "--batch", "64", "--vocabulary", "100", "--rounds", "1", "-o", "json"))
     assert rows["train/dcnv2/batch=64", "throughput"]["budget"] == 0.6
