@@ -36,7 +36,7 @@ def read(url: str, folder: Path, said: Any) -> None:
     def run(number: int) -> None:
         tier = open_tier(made, versions, versions.repository.versions("ranker")[number])
         while time.monotonic() < until and not wrong:
-            looked = look(tier, ids, 1.0)
+            looked = look(tier, ids, SECONDS)
             if looked.fault:
                 wrong.append(f"fault {looked.fault}")
             for name in WIDTHS:
