@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, njit
+from numba import float32, float64
+
+from pipeline.compiled import njit
 
 __all__ = ["probabilities"]
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import njit
 
 __all__ = ["LINE", "PERIOD", "SAMPLE", "WORDS_PER_ROW", "count", "estimate", "halve", "line_of"]
 

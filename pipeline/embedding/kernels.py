@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from pipeline.compiled import njit
 
 __all__ = ["IdIndex", "build", "capacity_for", "find", "find_or_insert", "splitmix64"]
 

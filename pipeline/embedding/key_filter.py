@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from pipeline.compiled import njit
 
 __all__ = ["add_to_filter", "bits_of", "empty_filter", "union", "word_of"]
 

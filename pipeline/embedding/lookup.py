@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, int32, int64, njit, types, uint8
+from numba import float32, int32, int64, types, uint8
 
+from pipeline.compiled import njit
 from pipeline.embedding.tier import DEFAULT, PENDING
 
 __all__ = ["pool_bag", "settle_bag", "settle_ids", "want_bag", "want_ids"]
@@ -61,7 +62,7 @@ def want_ids(
         width, fields: columns of `embeddings` and `linear`.
         keys, at, linear_at, found: of a `Wanted`, at least r k long.
     """
-    r = values.shape[0]
+    r: int = values.shape[0]
     mine, salt, offset, place = np.empty((4, len(columns)), np.int64)
     count = 0
     for j in range(len(columns)):

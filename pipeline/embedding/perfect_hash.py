@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 
 __all__ = ["PILOTS", "bucket_of", "cell_of", "count_partitions", "partition_of", "place_partition", "route"]

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types, uint8, uint16, uint32, uint64
+from numba import types, uint8, uint16, uint32, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.tier import PENDING, STALE
 from pipeline.row_format import RowFormat, encode_rows

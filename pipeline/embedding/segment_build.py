@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from numba import njit
 
 from pipeline.bundle import Bundle, StoredTable
+from pipeline.compiled import njit
 from pipeline.embedding.key_filter import add_to_filter, empty_filter
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.memory import copy_bytes, prefetch

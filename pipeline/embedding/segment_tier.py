@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, int64, njit, types, uint8, uint64
+from numba import float32, int64, types, uint8, uint64
 
+from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.key_filter import bits_of, union, word_of
 from pipeline.embedding.memory import copy_bytes, load_f32, load_i64, load_u16, load_u64, mover, prefetch

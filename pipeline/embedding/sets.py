@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import boolean, float32, int64, njit, types, uint8, uint32, uint64
+from numba import boolean, float32, int64, types, uint8, uint32, uint64
 
+from pipeline.compiled import njit
 from pipeline.embedding.admission import LINE, PERIOD, SAMPLE, count, estimate, halve, line_of
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.memory import (

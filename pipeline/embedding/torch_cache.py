@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 
+from pipeline.compiled import njit
 from pipeline.embedding.device import CacheShape
 from pipeline.embedding.tier import DEFAULT, STALE, Wanted, is_open
 from pipeline.embedding.torch_sets import ENTERED, HELD, REFUSED, WAYS, Sets, find_rows, keep_rows
