@@ -11,7 +11,8 @@ from rollout_world import SPEC, World
 from pipeline.errors import Conflict, StaleVersion
 from serving.rollout.reconcile import Observed
 from serving.rollout.state import Pause, Phase, Promote, Resume
-from serving.routing import ArmSpec
+from serving.rollout.store import Who
+from serving.routing import ArmSpec, Endpoint
 
 
 @pytest.fixture
@@ -78,6 +79,46 @@ def test_silence_never_moves_anything(world: World) -> None:
     world.controller.step()
     assert len(world.store.rollout("ranker").state.marks) == 1
     assert world.store.endpoint("ranker").weight == 0
+
+
+@pytest.mark.parametrize("silence", ["no traffic", "no labels", "clock jumps"])
+def test_silence_at_a_weight_neither_promotes_nor_rolls_back(world: World, silence: str) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    while world.store.endpoint("ranker").weight != 10:
+        world.seconds(1)
+    world.seconds(1)
+    before = world.store.rollout("ranker").state
+    if silence == "no labels":
+        world.seconds(60, labels=False)
+    for _ in range(120):
+        world.clock.now += 7_200_000 if silence == "clock jumps" else 500
+        world.log.join(world.clock.now)
+        world.controller.step()
+    assert world.store.rollout("ranker").state == before
+    assert world.store.endpoint("ranker").weight == 10
+    assert "stale" in world.status or "missing" in world.status
+    next_look = world.store.rollout("ranker").status["next_look_ms"]
+    assert next_look > world.clock.now - 1000, "it goes on looking"
+
+
+def test_without_new_versions_a_rollout_goes_on_with_what_serves(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.observed = Observed(versions=())  # a worker that stands still publishes nothing
+    world.seconds(120, until=Phase.WATCHING)
+    state = world.store.rollout("ranker").state
+    assert (state.candidate_version, state.attempt) == (1, 1)
+
+
+def test_each_endpoint_has_a_rollout_of_its_own(world: World) -> None:
+    world.store.put_endpoint(Endpoint(name="shop", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
+    world.controller.start(SPEC.model_copy(update={"endpoint": "shop"}), "ada", "too", version=1)
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(120, until=Phase.WATCHING)
+    assert world.store.endpoint("ranker").weight == 100
+    assert world.store.endpoint("shop").weight == 0
+    assert world.store.rollout("shop").status["reason"] == "no mature labelled rows yet"
+    world.controller.command("shop", Promote(), "ada", "push")
+    assert (world.store.endpoint("shop").weight, world.store.endpoint("ranker").weight) == (10, 100)
 
 
 def test_without_the_shadows_scores_nothing_moves(world: World) -> None:

@@ -1,0 +1,177 @@
+"""Two controllers' worth of history: any order of verbs, verdicts, alarms, kills at every write, and restarts.
+
+A kill is simulated where it hurts: the database stops taking statements at the n-th one of a change, nothing is rolled
+back in order, and the next process opens the file as it was left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from rollout_world import SCHEMA, HandClock
+
+from pipeline.errors import BatonError, Conflict
+from pipeline.prediction import PredictionIds
+from pipeline.traffic.sqlite import SqliteTrafficLog
+from serving.rollout.controller import RolloutController
+from serving.rollout.reconcile import Observed
+from serving.rollout.spec import Rollout
+from serving.rollout.state import Abort, Advance, Complete, Event, Pause, Promote, Recover, Resume, SetWeight, Undo
+from serving.rollout.store import ControlStore, StoredRollout, Who
+from serving.routing import ArmSpec, Endpoint
+
+NAMES = ("ranker", "shop")
+WEIGHTS = (0.0, 10.0, 50.0, 100.0)
+MANUAL = (0.0, 33.0, 100.0)
+VERBS: tuple[Event, ...] = (
+    Pause(), Resume(), Promote(), Promote(full=True), Abort(), Undo(), SetWeight(33.0), SetWeight(100.0),
+    Advance(), Advance(anew=True), Complete(), Recover(),
+)  # fmt: skip
+
+
+def spec(name: str) -> Rollout:
+    return Rollout.parse(
+        f"{{endpoint: {name}, candidate: {{bundle: new}}, guards: {{}}, after_full: {{watch: 1s}}, "
+        "steps: [{shadow: true}, {weight: 10, bias_below: 0.1}, {weight: 50, bias_below: 0.05}, "
+        "{weight: 100, bias_below: 0.02}]}"
+    )
+
+
+class Killed(BaseException):
+    """The process is gone; nothing of it runs any more."""
+
+
+class Dying:
+    """A connection that dies at its n-th statement from now on."""
+
+    def __init__(self, db: sqlite3.Connection, statements: int) -> None:
+        self._db, self._left = db, statements
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        self._left -= 1
+        if self._left < 0:
+            raise Killed
+        return self._db.execute(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+
+class Crashes(RuleBasedStateMachine):
+    """Two endpoints, each with rollouts one after another, on one store that processes die on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.clock = HandClock()
+        self.log = SqliteTrafficLog(self.folder / "traffic.db", PredictionIds(b"k" * 32), attribution_window_ms=1000)
+        self.observed: dict[str, Observed] = {}
+        self.open()
+
+    def open(self) -> None:
+        self.store = ControlStore(self.folder / "control.db")
+        self.controller = RolloutController(
+            self.store, self.log, self.clock, lambda rollout, endpoint: self.observe(rollout), lambda bundle: SCHEMA
+        )
+
+    def observe(self, rollout: StoredRollout) -> Observed:
+        return self.observed.get(rollout.spec.endpoint, Observed())
+
+    def dead_or_done(self, change: Any, at: int | None) -> None:
+        """Run a change; with `at`, in a process that dies at that statement of it."""
+        self.clock.now += 7
+        if at is not None:
+            self.store._db = Dying(self.store._db, at)  # type: ignore[assignment]
+        try:
+            change()
+        except (Conflict, BatonError):
+            pass
+        except Killed:
+            self.reopen()
+            return
+        if at is not None:
+            self.reopen()
+
+    def reopen(self) -> None:
+        db = self.store._db
+        (db._db if isinstance(db, Dying) else db).close()
+        self.open()
+
+    @initialize()
+    def endpoints(self) -> None:
+        for name in NAMES:
+            self.store.put_endpoint(Endpoint(name=name, stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
+
+    @rule(name=st.sampled_from(NAMES), at=st.none() | st.integers(0, 12))
+    def start(self, name: str, at: int | None) -> None:
+        self.dead_or_done(lambda: self.controller.start(spec(name), "ada", "go", version=1), at)
+
+    @precondition(lambda self: self.store.rollouts())
+    @rule(name=st.sampled_from(NAMES), event=st.sampled_from(VERBS), at=st.none() | st.integers(0, 12))
+    def verb(self, name: str, event: Event, at: int | None) -> None:
+        self.dead_or_done(lambda: self.controller.command(name, event, "ada", "because"), at)
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        seen=st.sampled_from(
+            [
+                {},
+                {"requests": 1000, "errors": 500},
+                {"scored_rows": 5000, "predicted_stable": 100.0, "predicted_candidate": 130.0},
+                {"killed": "complaints"},
+                {"versions": ((2, 0.0), (3, 0.5))},
+            ]
+        ),
+        at=st.none() | st.integers(0, 30),
+    )
+    def a_pass(self, name: str, seen: dict[str, Any], at: int | None) -> None:
+        self.observed = {name: Observed(since_ms=self.clock.now, **seen)}
+        self.dead_or_done(self.controller.step, at)
+        self.observed = {}
+
+    @rule(ms=st.sampled_from([-3_600_000, 0, 1000, 700_000]))
+    def time(self, ms: int) -> None:
+        self.clock.now = max(1_000_000, self.clock.now + ms)
+
+    @rule()
+    def restart(self) -> None:
+        self.reopen()
+
+    @invariant()
+    def whatever_happened(self) -> None:
+        endpoints = self.store.endpoints()
+        for name in endpoints:
+            audit = self.store.audit(name)
+            for before, after in itertools.pairwise(audit):
+                assert after.before["endpoint"] == before.after["endpoint"], "a change is missing in the audit"
+            assert audit[-1].after["endpoint"] == endpoints[name].model_dump(), "the last change is not in the audit"
+            mine = self.store.rollouts(endpoint=name)
+            active = [one for one in mine if one.state.active]
+            assert len(active) <= 1
+            assert endpoints[name].weight in {*WEIGHTS, *MANUAL}
+            raised = [e for e in audit if e.after["endpoint"]["weight"] > e.before.get("endpoint", {}).get("weight", 0)]
+            assert {entry.verb for entry in raised} <= {"advance", "promote", "set_weight"}
+            if mine:
+                newest = mine[-1].state
+                assert endpoints[name].weight == newest.weight, "rollout and endpoint were not written together"
+                told = [e for e in audit if e.rollout == mine[-1].id][-1].after["state"]
+                assert (told["phase"], told["weight"]) == (newest.phase, newest.weight)
+                assert endpoints[name].stable.bundle == "old", "stable answers the rest: two arms are never both full"
+
+    def teardown(self) -> None:
+        self.reopen()
+        self.store.close()
+        self.log.close()
+        shutil.rmtree(self.folder)
+
+
+TestCrashes = Crashes.TestCase
+TestCrashes.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
