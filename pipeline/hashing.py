@@ -72,11 +72,9 @@ def hash_value(field: str, value: Any) -> int:
 def hash_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any]) -> Ids:
     """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once."""
     array = _as_array(field, values)
-    if not len(array):  # arrow cannot combine empty chunks of nulls
+    if not len(array):
         return np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
     distinct = np.fromiter((hash_value(field, v) for v in encoded.dictionary.to_pylist()), np.int64)
     ids: Ids = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
     return ids
@@ -91,8 +89,6 @@ def hash_bag_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any],
     if not len(array):
         return np.zeros(1, np.int32), np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
     texts = [canonical(v) for v in encoded.dictionary.to_pylist()]
     bags = [[hash_value(field, e) for e in text.split(separator)] if text else [] for text in texts]
     codes = encoded.indices.to_numpy(zero_copy_only=False)
@@ -110,9 +106,12 @@ def bucket(salt: str, key: str) -> int:
     return int(xxhash.xxh3_64_intdigest(f"{salt}:{key}".encode())) % BUCKETS
 
 
-def _as_array(field: str, values: pa.Array | npt.NDArray[Any] | list[Any]) -> pa.Array | pa.ChunkedArray:
+def _as_array(field: str, values: pa.Array | pa.ChunkedArray | npt.NDArray[Any] | list[Any]) -> pa.Array:
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
-        return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        # One array before it is encoded: arrow cannot unite dictionaries that hold nulls.
+        return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

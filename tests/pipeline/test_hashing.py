@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import InvalidInput
@@ -84,6 +84,9 @@ values = st.one_of(
 
 
 @given(values)
+@example([None, math.nan])
+@example([])
+@example([None])
 def test_a_column_hashes_as_its_values(column: list[Any]) -> None:
     expected = [hash_value("f", v) for v in column]
     ids = hash_column("f", column)
