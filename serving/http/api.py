@@ -247,7 +247,6 @@ def _rollouts(app: FastAPI, admin: Admin) -> None:
         """Who changed what, when, why and on which evidence; oldest first."""
         return admin.audit(endpoint, after, limit)
 
-
     @app.get("/api/v1/audit/{seq}/explain", tags=["audit"])
     def explain(seq: Annotated[int, PathParam(ge=1)]) -> dict[str, Any]:
         """The figures of a verdict, as it used them and worked out again from the traffic log."""
