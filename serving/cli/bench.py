@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 
 from pipeline.errors import InvalidInput
 from serving.cli.output import Output, emit, problems, say
@@ -59,7 +60,7 @@ def serve(
         models, rows, inflight, seconds = models[:1], [1, 100], [8], min(seconds, 0.5)
     with problems():
         report = serve.run(
-            models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=say
+            models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=_tell
         )
         _show(report, output, out)
 
@@ -84,7 +85,7 @@ def lanes(
     with problems():
         splits = [lanes.Split.parse(text) for text in split or []]
         report = lanes.run(
-            splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=say
+            splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=_tell
         )
         _show(report, output, out)
 
@@ -103,7 +104,7 @@ def shadow(
     from benchmarks import shadow
 
     with problems():
-        report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=say)
+        report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=_tell)
         _show(report, output, out)
 
 
@@ -122,7 +123,7 @@ def swap(
     from benchmarks import swap
 
     with problems():
-        report = swap.run(5.0 if quick else seconds, rounds, interval, rows, table_rows=table_rows, progress=say)
+        report = swap.run(5.0 if quick else seconds, rounds, interval, rows, table_rows=table_rows, progress=_tell)
         _show(report, output, out)
 
 
@@ -141,7 +142,7 @@ def overload(
 
     with problems():
         length = 10.0 if quick else seconds
-        report = overload.run(length, min(10.0, length), deadline, rows, table_rows=table_rows, progress=say)
+        report = overload.run(length, min(10.0, length), deadline, rows, table_rows=table_rows, progress=_tell)
         _show(report, output, out)
 
 
@@ -158,7 +159,7 @@ def soak(
     from benchmarks import soak
 
     with problems():
-        _show(soak.run(minutes, load, rows, table_rows=table_rows, progress=say), output, out)
+        _show(soak.run(minutes, load, rows, table_rows=table_rows, progress=_tell), output, out)
 
 
 @app.command("embedding")
@@ -177,7 +178,7 @@ def embedding(
     chosen = embedding.FULL if full else embedding.QUICK
     settings = replace(chosen, rows=rows or chosen.rows, widths=widths or chosen.widths, redis=redis)
     with problems():
-        _show(embedding.run(settings, progress=say, folder=folder), output, out)
+        _show(embedding.run(settings, progress=_tell, folder=folder), output, out)
 
 
 @app.command("context")
@@ -192,7 +193,7 @@ def context(
     from benchmarks import context
 
     with problems():
-        _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=say), output, out)
+        _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=_tell), output, out)
 
 
 @app.command("engine")
@@ -206,7 +207,7 @@ def engine(
     from benchmarks import engine
 
     with problems():
-        _show(engine.run(rows, rounds=rounds, progress=say), output, out)
+        _show(engine.run(rows, rounds=rounds, progress=_tell), output, out)
 
 
 @app.command("traffic")
@@ -221,7 +222,7 @@ def traffic(
     from benchmarks import traffic
 
     with problems():
-        _show(traffic.run(seconds, rows, rate, progress=say), output, out)
+        _show(traffic.run(seconds, rows, rate, progress=_tell), output, out)
 
 
 @app.command("analysis")
@@ -235,7 +236,7 @@ def analysis(
     from benchmarks import analysis
 
     with problems():
-        _show(analysis.run(total, rows, progress=say), output, out)
+        _show(analysis.run(total, rows, progress=_tell), output, out)
 
 
 @app.command("train")
@@ -250,7 +251,7 @@ def train(
     from benchmarks import training
 
     with problems():
-        _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=say), output, out)
+        _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_tell), output, out)
 
 
 def _settings(config: Path | None) -> dict[str, Any]:
@@ -269,6 +270,10 @@ def _settings(config: Path | None) -> dict[str, Any]:
     if own:
         raise InvalidInput(f"--config {config}: a bench sets {sorted(own)[0]!r} itself; leave it out", sorted(own)[0])
     return found
+
+
+def _tell(text: str) -> None:
+    say(escape(text))
 
 
 def _show(report: Report, output: Output, out: Path | None) -> None:
