@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from numba import boolean, int32, int64, njit, types
+from numba import boolean, int32, int64, types
 
+from pipeline.compiled import njit
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.schema import Schema
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+from pipeline import compiled
 from pipeline.compiled import stamp_of
 
 KERNEL = """
@@ -73,3 +75,10 @@ def test_a_kernel_is_compiled_anew_when_what_it_imports_has_changed(tmp_path: Pa
     assert run(20, 3) == [23, 0]
     assert run(20, 5) == [25, 0]
     assert run(20, 5) == [25, 1]
+
+
+def test_every_kernel_is_compiled_by_it() -> None:
+    root = Path(compiled.__file__).parent.parent
+    files = [file for package in ("pipeline", "serving", "transfer") for file in (root / package).rglob("*.py")]
+    own = re.compile(r"^from numba import .*\bn?jit\b|\bnumba\.n?jit\b", re.MULTILINE)
+    assert [file.name for file in files if own.search(file.read_text())] == ["compiled.py"]
