@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install redis demo test test-long lint bench protos lock clean
+.PHONY: install tools demo test test-long lint bench protos lock clean
 
 install: $(STAMP)
 
@@ -15,19 +15,21 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Tests start redis-server processes of their own. Bring it where we may; without it those tests fail and say so.
-redis:
-	@command -v redis-server > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server; } \
-	  || echo "redis-server is missing: install it (Debian: apt-get install redis-server)" >&2
+# Tests start these as processes of their own. Bring them where we may; without one its tests fail and say so.
+TOOLS := redis-server:redis-server chromium:chromium prometheus:prometheus
+tools:
+	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} > /dev/null || missing="$$missing $${tool##*:}"; done; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; } \
+	|| echo "missing:$$missing (Debian: apt-get install$$missing)" >&2
 
 demo: $(STAMP)
 	$(BIN)/baton demo
 
-test: $(STAMP) redis
+test: $(STAMP) tools
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(STAMP) redis
+test-long: $(STAMP) tools
 	$(BIN)/python -m pytest -m long --timeout 900
 
 lint: $(STAMP)

@@ -1,0 +1,35 @@
+"""baton.yaml: everything a person sets, in one file. Each setting says here what it does.
+
+A relative path is relative to the file. Nothing here is read from a bundle or a request. A file of this package
+per section.
+"""
+
+from serving.config.embedding import DeviceConfig, EmbeddingConfig, RedisConfig
+from serving.config.endpoint import ArmConfig, EndpointConfig
+from serving.config.engine import EngineConfig, StageConfig
+from serving.config.file import Config
+from serving.config.listen import ListenConfig
+from serving.config.redis_access import RedisAccess
+from serving.config.section import Seconds, parse_duration
+from serving.config.telemetry import TelemetryConfig
+from serving.config.traffic import SampleConfig, TrafficConfig
+from serving.config.worker import WorkerConfig
+
+__all__ = [
+    "ArmConfig",
+    "Config",
+    "DeviceConfig",
+    "EmbeddingConfig",
+    "EndpointConfig",
+    "EngineConfig",
+    "ListenConfig",
+    "RedisAccess",
+    "RedisConfig",
+    "SampleConfig",
+    "Seconds",
+    "StageConfig",
+    "TelemetryConfig",
+    "TrafficConfig",
+    "WorkerConfig",
+    "parse_duration",
+]

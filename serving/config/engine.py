@@ -1,0 +1,103 @@
+"""`engine` and `stages`: how a lane works through requests."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from pipeline.batching import BatchPolicy, QueuePolicy
+from pipeline.errors import InvalidInput
+from serving.config.section import Seconds, Section
+
+__all__ = ["EngineConfig", "StageConfig"]
+
+
+class QueueConfig(Section):
+    """What a priority level has of its own; unsaid settings are those of the engine."""
+
+    max_queue_size: int | None = Field(None, ge=1)
+    timeout_action: Literal["REJECT", "DELAY"] | None = None
+    default_timeout_microseconds: int | None = Field(None, ge=0)
+    allow_timeout_override: bool | None = None
+
+
+def _lanes(cores: int) -> int:
+    return min(cores, max(2, cores - 1))
+
+
+class EngineConfig(Section):
+    lanes: int = Field(default_factory=lambda: _lanes(os.cpu_count() or 1), ge=1, le=256)
+    """Processes that answer, sharing one port. By default one a core, and from three cores on one core is left for the
+    rest; on two cores a second lane answers more than half as much again, since the rest steps back for lanes anyway.
+    `baton bench lanes` tells what split into lanes, `workers` and `network_threads` answers most on this machine."""
+    workers: int = Field(1, ge=1, le=64)
+    """Threads per lane that run the fused stages of a request."""
+    network_threads: int = Field(1, ge=1, le=64)
+    """Threads inside one ONNX Runtime session."""
+    max_batch_size: int = Field(512, ge=1)
+    """Rows of one batch; requests of one version that wait go through the network together. A larger request goes alone."""
+    preferred_batch_size: tuple[int, ...] = ()
+    """Rows; a batch ends at the largest of these that the waiting requests reach."""
+    max_queue_delay_microseconds: int = Field(0, ge=0)
+    """How long a free worker may hold the oldest request back for company, while all others are busy."""
+    max_queue_size: int = Field(512, ge=1)
+    """Requests that may wait per lane; one more is refused with RESOURCE_EXHAUSTED or takes a less important one's place."""
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    """What becomes of a request that waited for its queue timeout: RESOURCE_EXHAUSTED, or to go behind the others."""
+    default_timeout_microseconds: int = Field(0, ge=0)
+    """Queue timeout; 0: none. A request's deadline holds in any case."""
+    allow_timeout_override: bool = False
+    """Whether a request may shorten its queue timeout by the parameter `timeout`, which is a deadline otherwise."""
+    priority_levels: int = Field(0, ge=0, le=64)
+    """Levels of importance, 1 the highest; 0: all requests are alike."""
+    default_priority_level: int = Field(0, ge=0)
+    """Level of requests that name none."""
+    priority_queue_policy: dict[int, QueueConfig] = Field(default_factory=dict)
+    """Settings of single levels, over those above; `max_queue_size` above bounds all levels together."""
+    default_deadline: Seconds = 10.0
+    """Deadline of a request that brings none, and longest one of a message in a stream."""
+    memory_reserve_bytes: int = Field(256 << 20, ge=0)
+    """What must stay free on the machine (or in its container) once a version is loaded; one that does not fit is not
+    loaded, and tried again later."""
+    shadow_queue: int = Field(2048, ge=1)
+    """Predictions that may wait for the shadow lane; beyond it the oldest are dropped and counted."""
+    shadow_nice: int = Field(10, ge=0, le=19)
+    """How far the shadow lane steps back for the primary lanes."""
+
+    @model_validator(mode="after")
+    def _valid_policy(self) -> EngineConfig:
+        try:
+            self.policy()
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def policy(self) -> BatchPolicy:
+        """The settings of queue and batches as the engine takes them."""
+        default = QueuePolicy(
+            self.max_queue_size, self.timeout_action, self.default_timeout_microseconds, self.allow_timeout_override
+        )
+        return BatchPolicy(
+            max_batch_size=self.max_batch_size,
+            preferred_batch_size=self.preferred_batch_size,
+            max_queue_delay_microseconds=self.max_queue_delay_microseconds,
+            priority_levels=self.priority_levels,
+            default_priority_level=self.default_priority_level,
+            default_queue_policy=default,
+            priority_queue_policy={
+                level: replace(default, **own.model_dump(exclude_none=True))
+                for level, own in self.priority_queue_policy.items()
+            },
+        )
+
+
+class StageConfig(Section):
+    model_config = ConfigDict(populate_by_name=True)
+
+    class_: str = Field(alias="class", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:Class`, importable where Baton runs: installed, or on PYTHONPATH."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Named arguments of the class."""

@@ -1,0 +1,126 @@
+"""The whole of baton.yaml, and every path that follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.errors import InvalidInput
+from serving.config.embedding import EmbeddingConfig
+from serving.config.endpoint import EndpointConfig
+from serving.config.engine import EngineConfig, StageConfig
+from serving.config.listen import ListenConfig
+from serving.config.section import Section
+from serving.config.telemetry import TelemetryConfig
+from serving.config.traffic import TrafficConfig
+from serving.config.worker import WorkerConfig
+
+__all__ = ["Config"]
+
+
+class Config(Section):
+    """The whole file."""
+
+    home: Path = Path(".baton")
+    """State of this installation: traffic log, rollouts, audit, embedding segments, secret."""
+    bundles: Path | None = None
+    """Repository of bundles; `<home>/bundles` unless said."""
+    bundles_keep: int = Field(20, ge=1)
+    """Newest versions of each bundle that are kept beside those in use; older ones are removed."""
+    listen: ListenConfig = ListenConfig()
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """Stages of your own, put into every lane's plan where the values that they consume and produce say; see
+    docs/pipeline.md."""
+    endpoints: dict[str, EndpointConfig] = Field(default_factory=dict)
+    """Endpoints that are made at start when the installation does not know them yet."""
+    traffic: TrafficConfig = TrafficConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    worker: WorkerConfig | None = None
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.worker is not None and self.endpoints and self.worker.endpoint not in self.endpoints:
+            raise ValueError(
+                f"worker.endpoint {self.worker.endpoint!r} is not one of the endpoints {sorted(self.endpoints)}"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read a file.
+
+        Raises:
+            InvalidInput: naming the setting at fault.
+        """
+        try:
+            raw = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise InvalidInput(f"config {path} cannot be read: {error.strerror}", "config") from None
+        except yaml.YAMLError as error:
+            raise InvalidInput(f"config {path} is not YAML: {error}", "config") from None
+        if not isinstance(raw, dict):
+            raise InvalidInput(f"config {path} must be a mapping of settings", "config")
+        try:
+            config = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "config"
+            raise InvalidInput(f"config {path}: {where}: {first['msg']}", where) from None
+        base = path.resolve().parent
+        worker = config.worker
+        if worker is not None and worker.retained is not None:
+            worker = worker.model_copy(update={"retained": base / worker.retained})
+        embedding = config.embedding
+        if embedding.redis is not None:
+            embedding = embedding.model_copy(update={"redis": embedding.redis.below(base)})
+        return config.model_copy(
+            update={
+                "embedding": embedding,
+                "traffic": config.traffic.below(base),
+                "home": base / config.home,
+                "bundles": base / config.bundles if config.bundles else None,
+                "worker": worker,
+            }
+        )
+
+    # One place for every path under home, so that all processes agree.
+
+    @property
+    def repository(self) -> Path:
+        return self.bundles or self.home / "bundles"
+
+    @property
+    def traffic_db(self) -> Path:
+        return self.home / "traffic.db"
+
+    @property
+    def control_db(self) -> Path:
+        return self.home / "control.db"
+
+    @property
+    def segments(self) -> Path:
+        return self.home / "segments"
+
+    @property
+    def hot_keys(self) -> Path:
+        """Keys that device caches begin with."""
+        return self.home / "hotkeys"
+
+    @property
+    def secret(self) -> Path:
+        return self.home / "secret.key"
+
+    @property
+    def shadow_socket(self) -> Path:
+        return self.home / "run" / "shadow.sock"
+
+    @property
+    def status(self) -> Path:
+        """Folder where each process writes what it is doing, as JSON, for the control process to read."""
+        return self.home / "run" / "status"
