@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import Enum
@@ -25,6 +25,7 @@ from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
 from serving.embedding import open_hierarchy, publish_lookups
 from serving.handoff import HandoffReceiver
+from serving.paired import PairedWindow
 from serving.process import die_with_parent, step_back, write_status
 from serving.registry import Registry
 from serving.served import Served
@@ -117,34 +118,6 @@ class CatchUp:
             staging.write_text(str(self._kept))
             staging.replace(self._path)
             self._written = self._kept
-
-
-class PairedWindow:
-    """Sums of both arms' scores on the same rows over the last `seconds`, per endpoint: a ratio that needs no labels."""
-
-    def __init__(self, seconds: int = 10) -> None:
-        self.seconds = seconds
-        self._slots: deque[tuple[int, str, int, float, float]] = deque()
-
-    def add(self, now: float, endpoint: str, rows: int, stable: float, candidate: float) -> None:
-        """Rows scored at `now` (monotonic seconds) and the sums of their scores."""
-        self._slots.append((int(now), endpoint, rows, stable, candidate))
-        self._expire(now)
-
-    def sums(self, now: float) -> dict[str, dict[str, float]]:
-        """Endpoint -> seconds, rows, stable, candidate."""
-        self._expire(now)
-        found: dict[str, dict[str, float]] = {}
-        for _, endpoint, rows, stable, candidate in self._slots:
-            told = found.setdefault(endpoint, {"seconds": self.seconds, "rows": 0, "stable": 0.0, "candidate": 0.0})
-            told["rows"] += rows
-            told["stable"] += stable
-            told["candidate"] += candidate
-        return found
-
-    def _expire(self, now: float) -> None:
-        while self._slots and self._slots[0][0] <= int(now) - self.seconds:
-            self._slots.popleft()
 
 
 class ShadowLane:

@@ -1,0 +1,58 @@
+"""Sums of both arms' scores over the last seconds, per endpoint: the ratio of a rollout's guard that needs no labels.
+
+The shadow lane adds what it scores, `serving.observe` reads the sums from its status file.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PairedWindow"]
+
+_ROWS, _STABLE, _CANDIDATE = range(3)
+
+
+class PairedWindow:
+    """A line of sums for each of the last `seconds` whole seconds and each endpoint; memory does not grow with traffic."""
+
+    def __init__(self, seconds: int = 10) -> None:
+        self.seconds = seconds
+        self._second = np.full(seconds, -1, np.int64)
+        self._lines: dict[str, npt.NDArray[np.float64]] = {}
+
+    def add(self, now: float, endpoint: str, rows: int, stable: float, candidate: float) -> None:
+        """Rows scored at `now` (monotonic seconds, never going back) and the sums of their scores."""
+        lines = self._lines.get(endpoint)
+        if lines is None:
+            lines = self._lines[endpoint] = np.zeros((self.seconds, 3))
+        line = lines[self._slot(int(now))]
+        line[_ROWS] += rows
+        line[_STABLE] += stable
+        line[_CANDIDATE] += candidate
+
+    def sums(self, now: float) -> dict[str, dict[str, float]]:
+        """Endpoint -> seconds, rows, stable, candidate; endpoints without a row in the window are left out."""
+        recent = self._second > int(now) - self.seconds
+        found: dict[str, dict[str, float]] = {}
+        for endpoint, lines in list(self._lines.items()):
+            rows, stable, candidate = lines[recent].sum(axis=0).tolist()
+            if rows:
+                found[endpoint] = {
+                    "seconds": self.seconds,
+                    "rows": round(rows),
+                    "stable": stable,
+                    "candidate": candidate,
+                }
+            else:
+                del self._lines[endpoint]
+        return found
+
+    def _slot(self, second: int) -> int:
+        """The line of a second, emptied for all endpoints when the second begins."""
+        slot = second % self.seconds
+        if self._second[slot] != second:
+            self._second[slot] = second
+            for lines in self._lines.values():
+                lines[slot] = 0.0
+        return slot
