@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, bundles, cache, check, learn, log, operate, run, verdicts
+from serving.cli import bench, bundles, cache, check, learn, log, operate, run, token, verdicts
 
 __all__ = ["app"]
 
@@ -36,6 +36,7 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(log.app, name="log")
 app.command("metrics")(verdicts.metrics)
 app.add_typer(verdicts.audit, name="audit")
+app.add_typer(token.app, name="token")
 app.command("doctor")(check.doctor)
 
 if __name__ == "__main__":

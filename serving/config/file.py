@@ -117,6 +117,11 @@ class Config(Section):
         return self.home / "secret.key"
 
     @property
+    def tokens(self) -> Path:
+        """Bearer tokens, see `baton token`."""
+        return self.home / "tokens.json"
+
+    @property
     def shadow_socket(self) -> Path:
         return self.home / "run" / "shadow.sock"
 

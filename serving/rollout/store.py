@@ -282,6 +282,11 @@ class ControlStore:
             ).fetchall()
         return [AuditEntry(*row[:7], *(json.loads(text) for text in row[7:])) for row in rows]
 
+    def note(self, verb: str, who: Who, after: Mapping[str, Any]) -> None:
+        """An entry about what is neither an endpoint nor a rollout: who may enter, say."""
+        with self._write():
+            self._audit("", "", who, verb, {}, after, {})
+
     def audit_entry(self, seq: int) -> AuditEntry:
         """One entry.
 

@@ -1,0 +1,127 @@
+"""`baton token`: who may enter. Works on the home directory of the configuration; no server need run.
+
+A process that runs notices within its next call. Each change is written into the audit, secrets never.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.clock import SystemClock
+from pipeline.errors import InvalidInput
+from serving.cli.output import Output, emit, problems, say
+from serving.config import Config, parse_duration
+from serving.security.principal import Role
+from serving.security.tokens import Token, TokenStore
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Bearer tokens. The first one ends open access on this machine: from then on admin verbs need a token.",
+    no_args_is_help=True,
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file of the installation")]
+Reason = Annotated[str, typer.Option(help="Why; goes into the audit")]
+Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
+_COLUMNS = ("id", "name", "role", "created", "expires", "state")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose it is: a person or program; the audit says it")],
+    role: Annotated[Role, typer.Option(help="viewer sees, operator acts")] = Role.VIEWER,
+    expires: Annotated[
+        str, typer.Option(help="For how long it is good, for example 12h or 90d; forever unless said")
+    ] = "",
+    reason: Reason = "",
+    config: ConfigFile = Path("baton.yaml"),
+    output: Format = Output.table,
+) -> None:
+    """Make a token and print it, this once: only its hash is kept.
+
+    Example: baton token create ann --role operator --expires 90d
+    """
+    with problems():
+        now = SystemClock().wall_ms()
+        until = now + _milliseconds(expires) if expires else 0
+        settings = Config.load(config)
+        token, told = TokenStore(settings.tokens).create(name, role, now, until)
+        _audit(settings, "token-create", reason, [token], now)
+        if output is Output.json:
+            sys.stdout.write(json.dumps({**_shown(token, now), "token": told}) + "\n")
+        else:
+            say(f"token {token.id} of {name}, a {role}; keep it now, it is not shown again (BATON_TOKEN, --token):")
+            sys.stdout.write(told + "\n")  # alone on stdout, for scripts, and never broken into lines
+
+
+@app.command("list")
+def list_tokens(config: ConfigFile = Path("baton.yaml"), output: Format = Output.table) -> None:
+    """Show all tokens, without their secrets."""
+    with problems():
+        now = SystemClock().wall_ms()
+        found = TokenStore(Config.load(config).tokens).tokens()
+        tokens = sorted((found or {}).values(), key=lambda t: t.created_ms)
+        emit(output, [_shown(t, now) for t in tokens], "", _COLUMNS, [_row(t, now) for t in tokens])
+        if found is None:
+            say("no token was ever made: on this machine everyone may do everything, and nothing is served off it")
+
+
+@app.command()
+def revoke(
+    which: Annotated[str, typer.Argument(help="Id of a token, or a name: then all tokens of that name")],
+    reason: Reason = "",
+    config: ConfigFile = Path("baton.yaml"),
+    output: Format = Output.table,
+) -> None:
+    """Take tokens back; the next call with one is refused, consoles that were opened with it are logged out."""
+    with problems():
+        now = SystemClock().wall_ms()
+        settings = Config.load(config)
+        store = TokenStore(settings.tokens)
+        gone = store.revoke(which)
+        _audit(settings, "token-revoke", reason, gone, now)
+        emit(output, [_shown(t, now) for t in gone], "", _COLUMNS, [_row(t, now) for t in gone])
+        if not store.tokens():
+            say(f"no token is left, so nobody may enter; make another, or remove {store.path} to open this machine")
+
+
+def _milliseconds(duration: str) -> int:
+    try:
+        return round(1000 * parse_duration(duration))
+    except ValueError as error:
+        raise InvalidInput(f"--expires: {error}", "expires") from None
+
+
+def _audit(config: Config, verb: str, reason: str, tokens: list[Token], now_ms: int) -> None:
+    from serving.cli.api import user
+    from serving.rollout.store import ControlStore, Who
+
+    store = ControlStore(config.control_db)
+    try:
+        store.note(verb, Who(user(), reason, now_ms), {"tokens": [_shown(t, now_ms) for t in tokens]})
+    finally:
+        store.close()
+
+
+def _state(token: Token, now_ms: int) -> str:
+    return "expired" if token.expired(now_ms) else "good"
+
+
+def _row(token: Token, now_ms: int) -> tuple[str, ...]:
+    until = _day(token.expires_ms) if token.expires_ms else "never"
+    return token.id, token.name, token.role, _day(token.created_ms), until, _state(token, now_ms)
+
+
+def _shown(token: Token, now_ms: int) -> dict[str, object]:
+    return {**token.model_dump(mode="json", exclude={"digest"}), "state": _state(token, now_ms)}
+
+
+def _day(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
