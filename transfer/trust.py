@@ -2,8 +2,9 @@
 
     logit(a) = logit(start) + eta * clip(z, -3, 3)
 
-`z` is the discounted paired z-score of the student's label loss minus the teacher's, per batch. Equal models keep the
-start; a student that has overtaken its teacher gets away from it, one that is behind leans on it.
+`z` is the discounted paired z-score of the student's label loss minus the teacher's. Equal models keep the start; a
+student that has overtaken its teacher gets away from it, one that is behind leans on it. Rows of one request resemble
+each other, so what is counted are means of blocks of neighbouring rows.
 """
 
 from __future__ import annotations
@@ -34,42 +35,64 @@ class Trust:
         eta: how strongly evidence moves it.
         discount: of a batch per later batch.
         highest: bound on a.
-        least: batches before it moves.
+        least: blocks before it moves.
+        blocks: of a batch, at most; none is shorter than `SHORTEST` rows.
 
     >>> trust = Trust(0.7)
     >>> trust.a
     0.7
     """
 
-    _STATE = ("_batches", "_weight", "_square_weight", "_sum", "_square", "a")
+    SHORTEST = 64
+    _STATE = ("_blocks", "_weight", "_square_weight", "_sum", "_square", "z", "a")
 
     def __init__(
-        self, start: float, *, eta: float = 1.5, discount: float = 0.98, highest: float = 0.9, least: int = 5
+        self,
+        start: float,
+        *,
+        eta: float = 1.5,
+        discount: float = 0.98,
+        highest: float = 0.9,
+        least: int = 5,
+        blocks: int = 8,
     ) -> None:
         if not 0.0 <= start <= 1.0 or not 0.0 < discount < 1.0:
             raise InvalidInput(f"a of {start} and a discount of {discount} must lie between 0 and 1", "a")
         self._start, self._eta, self._discount, self._highest, self._least = start, eta, discount, highest, least
-        self._batches = 0
+        self._most = blocks
+        self._blocks = 0
         self._weight = self._square_weight = self._sum = self._square = 0.0
+        self.z = 0.0
         self.a = start
 
-    def update(self, student_losses: npt.NDArray[Any], teacher_losses: npt.NDArray[Any]) -> float:
-        """Take in a batch's losses per row, both before training on it; the new a."""
-        difference = float(np.mean(student_losses, dtype=np.float64) - np.mean(teacher_losses, dtype=np.float64))
+    def update(self, student_losses: npt.NDArray[Any], teacher_losses: npt.NDArray[Any], lean: float = 0.0) -> float:
+        """Take in a batch's losses per row, both before training on it; the new a.
+
+        Args:
+            lean: added to the log-odds of a, for what is known beside the losses.
+        """
+        difference = np.asarray(student_losses, np.float64) - teacher_losses
+        count = int(np.clip(len(difference) // self.SHORTEST, 1, self._most))
+        means = np.array([part.mean() for part in np.array_split(difference, count)])
         d = self._discount
-        self._weight = d * self._weight + 1.0
-        self._square_weight = d * d * self._square_weight + 1.0
-        self._sum = d * self._sum + difference
-        self._square = d * self._square + difference * difference
-        self._batches += 1
-        if self._batches < self._least or self._start in (0.0, 1.0):
+        self._weight = d * self._weight + count
+        self._square_weight = d * d * self._square_weight + count
+        self._sum = d * self._sum + float(means.sum())
+        self._square = d * self._square + float((means * means).sum())
+        self._blocks += count
+        if self._blocks < self._least or self._start in (0.0, 1.0):
             return self.a
         mean = self._sum / self._weight
         variance = max(self._square / self._weight - mean * mean, 1e-18)
-        z = mean / np.sqrt(variance * self._square_weight) * self._weight
-        moved = np.log(self._start / (1.0 - self._start)) + self._eta * float(np.clip(z, -3.0, 3.0))
+        self.z = float(mean / np.sqrt(variance * self._square_weight) * self._weight)
+        moved = np.log(self._start / (1.0 - self._start)) + self._eta * float(np.clip(self.z, -3.0, 3.0)) + lean
         self.a = float(min(self._highest, 1.0 / (1.0 + np.exp(-moved))))
         return self.a
+
+    def forget(self, kept: float) -> None:
+        """Let what was seen so far count for a share `kept` of what it counted, since it may not hold any more."""
+        self._weight, self._square_weight = kept * self._weight, kept * self._square_weight
+        self._sum, self._square = kept * self._sum, kept * self._square
 
     def state(self) -> dict[str, float]:
         """What `restore` takes, as JSON values."""

@@ -27,6 +27,7 @@ from pipeline.row_format import RowFormat
 from pipeline.traffic.log import TrafficLog
 from pipeline.verified import NOTES
 from pipeline.versions import Repository
+from transfer.adapt import AdaptSettings
 from transfer.checkpoint import Checkpoints, Place
 from transfer.codistill import CoDistiller
 from transfer.gate import GateLimits
@@ -57,9 +58,7 @@ class WorkerSettings:
     segments: Path
     status: Path
     batch_rows: int = 4096
-    teacher_every: int = 10
-    weight: float = 0.7
-    replay_ratio: float = 0.1
+    adapt: AdaptSettings = field(default_factory=AdaptSettings)
     retained: Path | None = None
     holdout: float = 0.05
     publish_interval: float = 60.0
@@ -119,9 +118,7 @@ class Worker:
             self._teacher.model,
             self._student.model,
             ReplayRows(settings.retained) if settings.retained else None,
-            weight=settings.weight,
-            replay_ratio=settings.replay_ratio,
-            teacher_every=settings.teacher_every,
+            settings=settings.adapt,
             seed=settings.seed,
             teacher_learns=not self._teacher.model.frozen,
         )
@@ -173,7 +170,7 @@ class Worker:
         """Write a checkpoint of everything up to the present place."""
         lines = {line.role: line.state() for line in self._lines}
         self.place.extra["lines"] = lines
-        self.place.extra["trust"] = self._distiller.trust.state()
+        self.place.extra["adaptation"] = self._distiller.adaptation.state()
         arrays: dict[str, Any] = {"held": self._held.state()}
         for line in self._lines:
             header, tensors = line.model.state_dict()
@@ -267,7 +264,7 @@ class Worker:
                 )
         self.place = place
         self._held.restore(arrays.get("held", {}))
-        self._distiller.trust.restore(place.extra["trust"])
+        self._distiller.adaptation.restore(place.extra["adaptation"])
         for line in self._lines:
             line.model.load_state(place.extra[f"{line.role}_model"], arrays[line.role])
             line.recent.restore(arrays[f"{line.role}_recent"])
@@ -284,9 +281,9 @@ class Worker:
             "trained_rows": newest.trained_rows,
             "held_rows": newest.held_rows,
             "loss": self._last_loss if math.isfinite(self._last_loss or 0.0) else None,
-            "weight": self._distiller.trust.a,
-            "replay_ratio": self._distiller.replay_ratio,
-            "teacher_every": self._distiller.teacher_every,
+            "weight": self._distiller.adaptation.a,
+            "replay_ratio": self._distiller.adaptation.replay,
+            "teacher_every": self._distiller.adaptation.every,
             "versions": {line.name: line.version for line in self._lines},
             # Versions that it needs to go on, from here or after a crash from its last checkpoint.
             "chains": {

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 
 from pipeline.errors import InvalidInput
-from pipeline.versions import Repository
+from serving.bundles import open_repository
 from serving.config import Config, EndpointConfig
-from serving.rollout.store import ControlStore
 from serving.routing import Endpoint
+from serving.state import stored_endpoints
 from serving.traffic import open_traffic_log
+from transfer.adapt import AdaptSettings
 from transfer.gate import GateLimits
 from transfer.worker import Worker, WorkerSettings
 
@@ -37,9 +38,7 @@ def build(config: Config) -> Worker:
         segments=config.segments,
         status=config.status / "worker.json",
         batch_rows=w.batch_rows,
-        teacher_every=w.teacher_every,
-        weight=w.weight,
-        replay_ratio=w.replay_ratio,
+        adapt=AdaptSettings(a=w.weight, replay=w.replay_ratio, every=w.teacher_every, adapt=w.adapt),
         retained=w.retained,
         holdout=w.holdout,
         publish_interval=w.publish_interval,
@@ -51,17 +50,12 @@ def build(config: Config) -> Worker:
         rows=w.rows,
         seed=w.seed,
     )
-    return Worker(settings, open_traffic_log(config), Repository(config.repository), anchor=_anchor(config, w.endpoint))
+    return Worker(settings, open_traffic_log(config), open_repository(config), anchor=_anchor(config, w.endpoint))
 
 
 def _arms(config: Config, endpoint: str) -> tuple[str, str]:
     # The live endpoint counts; the file is for the first start.
-    known: dict[str, Endpoint] = {}
-    if config.control_db.exists():
-        store = ControlStore(config.control_db)
-        known = store.endpoints()
-        store.close()
-    arms: Endpoint | EndpointConfig | None = known.get(endpoint) or config.endpoints.get(endpoint)
+    arms: Endpoint | EndpointConfig | None = stored_endpoints(config).get(endpoint) or config.endpoints.get(endpoint)
     if arms is None or arms.candidate is None:
         raise InvalidInput(
             f"endpoint {endpoint!r} has no candidate to teach; set one with `baton endpoint set` or in the config",

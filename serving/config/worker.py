@@ -18,11 +18,13 @@ class WorkerConfig(Section):
     batch_rows: int = Field(4096, ge=1)
     """Rows of one student step."""
     teacher_every: int = Field(10, ge=1, le=1000)
-    """K: the teacher takes one step on the mean gradient of K batches."""
+    """K: the teacher takes one step on the mean gradient of K batches, before adaptation."""
     weight: float = Field(0.7, ge=0, le=0.9)
     """a: share of the teacher in the student's loss, before adaptation."""
     replay_ratio: float = Field(0.1, ge=0, le=0.3)
     """r: rows from the retained window per row of the stream, before adaptation."""
+    adapt: bool = True
+    """Whether a, r and K follow what the stream shows (docs/training.md); false keeps them as they are."""
     retained: Path | None = None
     """Rows of the retained window to replay, as `baton transfer` wrote them; none: no replay."""
     holdout: float = Field(0.05, gt=0, lt=0.5)

@@ -29,6 +29,7 @@ from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.versions import Repository
+from transfer.adapt import AdaptSettings
 from transfer.checkpoint import Checkpoints
 from transfer.gate import GateLimits
 from transfer.model import ClickModel
@@ -128,13 +129,12 @@ def settings(folder: Path, **changes: object) -> WorkerSettings:
         "segments": folder / "segments",
         "status": folder / "status" / "worker.json",
         "batch_rows": 200,
-        "teacher_every": 3,
         "holdout": 0.2,
         "publish_interval": 0.0,
         "publish_batches": 5,
         "teacher_publish_interval": 0.0,
         "gate": GateLimits(0.05, 0.05, 0.2, min_positives=50),
-        "replay_ratio": 0.0,
+        "adapt": AdaptSettings(every=3),
     }
     return WorkerSettings(**(values | changes))  # type: ignore[arg-type]
 

@@ -1,0 +1,239 @@
+"""How the online stage adapts to what the stream shows: whom to believe (a), how far to look back (r), how often the
+teacher steps (K).
+
+All signals are taken on rows before either model trains on them:
+
+    paired loss of student and teacher on the stream     -> a        (transfer.trust)
+    surprise: loss above what the scores themselves say   \\
+    level: clicks above or below the sum of scores         > drift    -> r down, K down, a leans to the labels
+    stability of score and id histograms                  /
+    paired loss of student and teacher on replay rows     -> forgetting -> r up
+
+Every batch gives one `Adapted` record: what was seen and what followed. Constants (`adapt=False`) give the same records,
+so that both can be drawn into one plot. Next stop: `transfer.codistill`, which feeds it and obeys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InvalidInput
+from transfer.drift import Cusum, Stability
+from transfer.trust import Trust, label_losses
+
+__all__ = ["AdaptSettings", "Adaptation", "Adapted", "Seen"]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+SCORE_BINS = 20
+UNSTABLE, VERY_UNSTABLE = 0.1, 0.25
+"""Stability indices between which drift heats from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptSettings:
+    """Where a, r and K start, which is where calm keeps them, and how far they may go.
+
+    Args:
+        a: the teacher's share of the student's loss while both models are equally good.
+        replay: r, rows of the retained window per row of the stream.
+        every: K, batches per step of the teacher.
+        adapt: False keeps all three for ever.
+        highest_a, least_replay, most_replay, least_every: bounds.
+        lean: how far drift alone moves the log-odds of a towards the labels: what the teacher says is as old as its
+            last publication.
+        kept: share of the paired evidence that still counts when a drift begins.
+    """
+
+    a: float = 0.7
+    replay: float = 0.1
+    every: int = 10
+    adapt: bool = True
+    highest_a: float = 0.9
+    least_replay: float = 0.02
+    most_replay: float = 0.3
+    least_every: int = 2
+    lean: float = 2.0
+    kept: float = 0.1
+
+    def __post_init__(self) -> None:
+        for good, name, value, wanted in (
+            (0 <= self.a <= self.highest_a < 1, "a", self.a, f"between 0 and {self.highest_a}"),
+            (0 <= self.replay <= self.most_replay, "replay", self.replay, f"between 0 and {self.most_replay}"),
+            (1 <= self.every <= 1000, "every", self.every, "between 1 and 1000"),
+        ):
+            if not good:
+                raise InvalidInput(f"{name} is {value}; it must lie {wanted}", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A batch before anything was trained on it. Logits are calibrated, float32, of n rows of the stream.
+
+    Args:
+        student, teacher: logits `[n]`; the teacher's are of the version that serves, NaN where it has not scored.
+        labels: float32 `[n]`.
+        ids: int64 `[n, F]`, hashed.
+        replay_student, replay_teacher, replay_labels: the same of the replay rows of this batch, `[m]`, m may be 0.
+    """
+
+    student: F32
+    teacher: F32
+    labels: F32
+    ids: I64
+    replay_student: F32
+    replay_teacher: F32
+    replay_labels: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """One batch: what was seen and which weights the *next* batch is trained with. JSON by `dataclasses.asdict`; a figure
+    that does not exist is None.
+
+    Args:
+        batch: its number, from 1.
+        rows: of the stream up to this batch, with it.
+        a, replay, every: a, r and K from now on.
+        student_loss, teacher_loss: mean LogLoss on the same rows, those that the teacher has scored.
+        z: paired z-score of the two, discounted over batches; above 0 the student is worse.
+        stream_loss, replay_loss: of the student, on the rows of the stream and of the retained window.
+        surprise: LogLoss above the entropy of the scores, in standard errors; about 0 for a model that is right.
+        level: labels above the sum of scores, in standard errors.
+        stability: population stability index, the larger of scores and id fields.
+        drift, forgetting: heat of both, 0 calm to 1 alarm.
+        alarms: of drift so far.
+    """
+
+    batch: int
+    rows: int
+    a: float
+    replay: float
+    every: int
+    student_loss: float | None
+    teacher_loss: float | None
+    z: float
+    stream_loss: float
+    replay_loss: float | None
+    surprise: float
+    level: float
+    stability: float
+    drift: float
+    forgetting: float
+    alarms: int
+
+
+class Adaptation:
+    """Feed it every batch in order; read `a`, `replay` and `every` for the next one.
+
+    Args:
+        settings: start and bounds.
+        fields: number of id fields.
+    """
+
+    def __init__(self, settings: AdaptSettings, fields: int) -> None:
+        self.settings = settings
+        self.a, self.replay, self.every = settings.a, settings.replay, settings.every
+        self._trust = Trust(settings.a, highest=settings.highest_a)
+        self._watches = {name: Cusum() for name in ("surprise", "rise", "fall", "forgetting")}
+        self._stability = Stability(1 + fields, SCORE_BINS)
+        self._rows = 0
+
+    def update(self, batch: int, seen: Seen) -> Adapted:
+        """Take in batch number `batch`; its record, with the weights for the next."""
+        self._rows += len(seen.labels)
+        scored = np.isfinite(seen.teacher)
+        losses = label_losses(seen.student, seen.labels)
+        mine, theirs = losses[scored], label_losses(seen.teacher[scored], seen.labels[scored])
+        surprise, level = _surprise(seen.student, seen.labels, losses)
+        watches = self._watches
+        before = self._alarms
+        for name, x in (("surprise", surprise), ("rise", level), ("fall", -level)):
+            watches[name].update(x)
+        stability = self._stability.update(self._histograms(seen))
+        moved = float(np.clip((stability - UNSTABLE) / (VERY_UNSTABLE - UNSTABLE), 0.0, 1.0))
+        drift = max(moved, *(watches[name].heat for name in ("surprise", "rise", "fall")))
+        replay_losses = label_losses(seen.replay_student, seen.replay_labels)
+        known = np.isfinite(seen.replay_teacher)
+        if known.any():
+            paired = replay_losses[known] - label_losses(seen.replay_teacher[known], seen.replay_labels[known])
+            watches["forgetting"].update(float(paired.mean()))
+        forgetting = watches["forgetting"].heat
+        s = self.settings
+        if self._alarms > before:
+            self._trust.forget(s.kept)
+        if len(mine):
+            self._trust.update(mine, theirs, lean=-s.lean * drift)
+        if s.adapt:
+            self.a = self._trust.a
+            # What the retained window holds is of the past: a drift weighs more than forgetting.
+            more = (1 - drift) * forgetting * (s.most_replay - s.replay)
+            less = drift * max(0.0, s.replay - s.least_replay)
+            self.replay = s.replay + more - less if s.replay else 0.0
+            faster = (min(s.least_every, s.every) / s.every) ** drift
+            self.every = max(1, round(s.every * faster))
+        return Adapted(
+            batch,
+            self._rows,
+            self.a,
+            self.replay,
+            self.every,
+            float(mine.mean()) if len(mine) else None,
+            float(theirs.mean()) if len(theirs) else None,
+            self._trust.z,
+            float(losses.mean()),
+            float(replay_losses.mean()) if len(replay_losses) else None,
+            surprise,
+            level,
+            stability,
+            drift,
+            forgetting,
+            self._alarms,
+        )
+
+    @property
+    def _alarms(self) -> int:
+        return sum(self._watches[name].alarms for name in ("surprise", "rise", "fall"))
+
+    def _histograms(self, seen: Seen) -> npt.NDArray[np.int64]:
+        bins = np.clip(SCORE_BINS // 2 + np.round(2 * seen.student), 0, SCORE_BINS - 1).astype(np.int64)
+        histograms = [np.bincount(bins, minlength=SCORE_BINS)]
+        for column in seen.ids.T:
+            # Once per request where the field is of the context. Ids are hashes already: which of them share a bin is
+            # chance, so a change of the mix shows.
+            fresh = np.concatenate([[True], column[1:] != column[:-1]])[: len(column)]
+            histograms.append(np.bincount(column[fresh] % SCORE_BINS, minlength=SCORE_BINS))
+        return np.stack(histograms)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, as JSON values."""
+        return {
+            "weights": [self.a, self.replay, self.every, self._rows],
+            "trust": self._trust.state(),
+            "watches": {name: watch.state() for name, watch in self._watches.items()},
+            "stability": self._stability.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.a, self.replay, self.every, self._rows = state["weights"]
+        self._trust.restore(state["trust"])
+        for name, watch in self._watches.items():
+            watch.restore(state["watches"][name])
+        self._stability.restore(state["stability"])
+
+
+def _surprise(logits: F32, labels: F32, losses: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """LogLoss above the entropy of the scores, and labels above their sum, each in standard errors of their own."""
+    z = logits.astype(np.float64)
+    p = 1.0 / (1.0 + np.exp(-np.clip(z, -500, 500)))
+    variance = p * (1 - p)
+    expected = np.logaddexp(0.0, z) - p * z
+    surprise = (losses - expected).sum() / np.sqrt((variance * z * z).sum() + 1e-12)
+    level = (labels - p).sum() / np.sqrt(variance.sum() + 1e-12)
+    return float(surprise), float(level)
