@@ -33,7 +33,7 @@ from pipeline.errors import (
     Unauthenticated,
 )
 from serving.admin import Admin
-from serving.telemetry import METRICS_DIR, merged
+from serving.telemetry import METRICS_DIR, Format, merged
 
 __all__ = ["build_app"]
 
@@ -154,9 +154,10 @@ def _health(app: FastAPI, admin: Admin, home: Path) -> None:
         return JSONResponse({"ready": ready, "missing": missing}, 200 if ready else 503)
 
     @app.get("/metrics", tags=["health"])
-    def metrics() -> Response:
-        """All processes' figures in Prometheus' text format."""
-        return Response(merged(home / METRICS_DIR), media_type="text/plain; version=0.0.4; charset=utf-8")
+    def metrics(accept: Annotated[str, Header()] = "") -> Response:
+        """All processes' figures: as OpenMetrics with exemplars where it is asked for, else as Prometheus' text."""
+        form = Format.of(accept)
+        return Response(merged(home / METRICS_DIR, form), media_type=form.value)
 
     @app.get("/api/v1/status", tags=["status"])
     def status() -> dict[str, Any]:

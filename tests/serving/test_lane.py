@@ -225,7 +225,7 @@ def test_metrics_of_all_processes_make_one_text(tmp_path: Path) -> None:
         telemetry.answered("ranker", "stable", "1", 0.01, 10, {"embed": 0.001})
         telemetry.tally("baton_lost", "Lost things, by reason", "reason", lambda: {"full": 3})
         telemetry.write(tmp_path)
-    (tmp_path / "dead.prom").write_text("# HELP x y\n# TYPE x counter\nx 1\n")
+    (tmp_path / "other.prom").write_text("# HELP x y\n# TYPE x counter\nx_total 1\n# EOF\n")
     text = merged(tmp_path).decode()
     assert text.count("# TYPE baton_rows_total counter") == 1
     families = {family.name: family for family in text_string_to_metric_families(text)}

@@ -1,33 +1,32 @@
 """What every process counts, in Prometheus' terms: seconds, `_total`, labels endpoint, arm, version, stage.
 
 Each process writes its figures to `<home>/run/metrics/<process>.prom` every second, under a label `process`; the one
-that answers `/metrics` puts the files together with `merged`. So a scrape costs a lane nothing, and a process that died
-leaves the answer when its file grows old. Never a label by user, request or candidate.
+that answers `/metrics` puts the files together with `exposition.merged`. So a scrape costs a lane nothing, and a process
+that died leaves the answer when its file grows old. Never a label by user, request or candidate; a latency's exemplar
+names the trace of one request, where calls are traced.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from serving.histogram import Histogram
+from serving.telemetry.exposition import rendered
+from serving.telemetry.histogram import Histogram
 
 # One more sample per series that says when it began: of no use to anyone here.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-__all__ = ["METRICS_DIR", "Telemetry", "merged"]
+__all__ = ["Telemetry"]
 
-METRICS_DIR = Path("run") / "metrics"
-STALE_AFTER = 10.0
 KEPT_VERSIONS = 4
 QUEUE = "queue"
 """The stage under which an event's timings hold its waiting; it is told apart from work."""
@@ -75,14 +74,22 @@ class Telemetry(Collector):
         self._pending = 0
 
     def answered(
-        self, endpoint: str, arm: str, version: str, seconds: float, rows: int, stages: Mapping[str, float]
+        self,
+        endpoint: str,
+        arm: str,
+        version: str,
+        seconds: float,
+        rows: int,
+        stages: Mapping[str, float],
+        trace_id: str = "",
     ) -> None:
-        """A request answered with scores; `stages` are an event's timings in seconds."""
+        """A request answered with scores; `stages` are an event's timings in seconds, `trace_id` of its spans if it has
+        any."""
         series = self._series.get((endpoint, arm, version))
         if series is None:
             series = _Series()
             self._series = _latest(self._series, (endpoint, arm, version), series)
-        series.latency.observe(seconds)
+        series.latency.observe(seconds, trace_id)
         series.rows += rows
         for stage, spent in stages.items():
             if stage == QUEUE:
@@ -107,13 +114,13 @@ class Telemetry(Collector):
     def pending(self, count: int) -> None:
         self._pending = count
 
-    def shadowed(self, endpoint: str, arm: str, version: str, seconds: float) -> None:
+    def shadowed(self, endpoint: str, arm: str, version: str, seconds: float, trace_id: str = "") -> None:
         """A prediction scored by the arm that did not answer."""
         histogram = self._shadowed.get((endpoint, arm, version))
         if histogram is None:
             histogram = Histogram(_LATENCY)
             self._shadowed = _latest(self._shadowed, (endpoint, arm, version), histogram)
-        histogram.observe(seconds)
+        histogram.observe(seconds, trace_id)
 
     def ready(self, arms: Mapping[tuple[str, str], str]) -> None:
         """The versions that answer now: (endpoint, arm) -> version."""
@@ -141,11 +148,15 @@ class Telemetry(Collector):
         """Publish a histogram that someone else keeps; `read` gives the counts (one more than bounds) and the sum."""
         self._registry.register(_Sizes(self.process, name, text, bounds, read))
 
+    def include(self, collector: Collector) -> None:
+        """Publish families that someone else makes whenever the figures are written."""
+        self._registry.register(collector)
+
     def write(self, folder: Path) -> None:
-        """Write the figures for `merged`; a reader sees them whole."""
+        """Write the figures for `merged`, as OpenMetrics; a reader sees them whole."""
         folder.mkdir(parents=True, exist_ok=True)
         staging = folder / f".{self.process}.{os.getpid()}"
-        staging.write_bytes(generate_latest(self._registry))
+        staging.write_text(rendered(self._registry.collect()))
         staging.replace(folder / f"{self.process}.prom")
 
     def collect(self) -> Iterator[Metric]:
@@ -263,28 +274,3 @@ class _Sizes(Collector):
         histogram.counts = list(counts)
         family.add_metric([process], histogram.buckets(), total)
         yield family
-
-
-def merged(folder: Path, *, now: Callable[[], float] = time.time, stale_after: float = STALE_AFTER) -> bytes:
-    """All processes' figures as one Prometheus text; files older than `stale_after` seconds are left out."""
-    heads: dict[str, list[str]] = {}
-    samples: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*.prom")) if folder.is_dir() else []:
-        try:
-            if now() - path.stat().st_mtime > stale_after:
-                continue
-            text = path.read_text()
-        except FileNotFoundError:
-            continue
-        family = ""
-        for line in text.splitlines():
-            if line.startswith("# HELP "):
-                family = line.split(" ", 3)[2]
-                heads.setdefault(family, [line])
-            elif line.startswith("# TYPE "):
-                if len(heads.setdefault(family, [])) < 2:
-                    heads[family].append(line)
-            elif line:
-                samples.setdefault(family, []).append(line)
-    lines = [line for family in heads if samples.get(family) for line in (*heads[family], *samples[family])]
-    return ("\n".join(lines) + "\n").encode() if lines else b""
