@@ -347,6 +347,15 @@ class Lane:
             "baton_engine_rejected", "Events that left the engine without an answer, by reason", "reason",
             lambda: self.engine.stats().rejected,
         )  # fmt: skip
+        self.telemetry.tallies(
+            "baton_arm_failures", "Requests that an arm did not answer, by our fault or too late",
+            ("endpoint", "arm", "kind"),
+            lambda: {
+                (*key, kind): count
+                for key, window in list(self.dispatcher.windows.items())
+                for kind, count in (("error", window.errors), ("deadline", window.deadline_misses))
+            },
+        )  # fmt: skip
         self.telemetry.tally(
             "baton_routing", "Requests without a routing key, whose candidate was not ready, or not recorded", "case",
             lambda: self.dispatcher.counters,

@@ -97,8 +97,8 @@ class RankingService:
         entries: list[FeedbackEntry] = entries_of(request)
         replies = await committed(self._writer.feedback(entries)) if entries else []
         for reply in replies:
-            for status in (*reply.exposed, *reply.outcomes):
-                self._telemetry.feedback(status)
+            self._telemetry.feedback("exposure", reply.exposed)
+            self._telemetry.feedback("outcome", reply.outcomes)
         return response_of(request, replies).SerializeToString()
 
 

@@ -108,8 +108,10 @@ class Telemetry(Collector):
     def degraded(self, endpoint: str, reason: str) -> None:
         self._degraded[endpoint, reason] += 1
 
-    def feedback(self, status: str) -> None:
-        self._feedback[status,] += 1
+    def feedback(self, kind: str, statuses: Iterable[str]) -> None:
+        """What became of some exposures or outcomes (`kind`)."""
+        for status in statuses:
+            self._feedback[kind, status] += 1
 
     def pending(self, count: int) -> None:
         self._pending = count
@@ -186,7 +188,10 @@ class Telemetry(Collector):
             "baton_degraded", "Answers that could have been better", ["process", "endpoint", "reason"], self._degraded
         )
         yield self._counters(
-            "baton_feedback", "Exposures and outcomes by what became of them", ["process", "status"], self._feedback
+            "baton_feedback",
+            "Exposures and outcomes by what became of them",
+            ["process", "kind", "status"],
+            self._feedback,
         )
         ready = GaugeMetricFamily("baton_model_ready", "1 where a version answers for an arm", labels=_ARM)
         for (endpoint, arm), version in self._ready.items():

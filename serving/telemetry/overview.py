@@ -1,0 +1,273 @@
+"""What only the control process can tell: who is alive, how labels come in, where rollouts stand, what the worker did.
+
+Made of the stores and the other processes' status files when the control process writes its figures, so it costs nobody
+a request. Times are given as Unix seconds, not as ages: a scrape that comes late would show an age that is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from pipeline.bundle import Bundle
+from pipeline.clock import Clock
+from pipeline.errors import BatonError, NotFound
+from pipeline.traffic.log import TrafficStats
+from serving.rollout.figures import ArmFigures, Snapshot
+from serving.rollout.state import Phase
+from serving.rollout.store import StoredRollout
+from serving.routing import Endpoint
+
+__all__ = ["Overview", "made_ms"]
+
+FIGURES_EVERY = 5.0
+"""Seconds for which figures that take reading are told again."""
+log = logging.getLogger(__name__)
+
+PHASES = tuple(value for name, value in vars(Phase).items() if name.isupper())
+
+Processes = Mapping[str, Mapping[str, Any]]
+
+
+class _Store(Protocol):
+    def endpoints(self) -> dict[str, Endpoint]: ...
+
+    def rollout(self, name: str) -> StoredRollout: ...
+
+
+class Overview(Collector):
+    """Collected by the control process's `Telemetry`.
+
+    Args:
+        expected: names of the processes that should run.
+        processes: status files by process (`observe.read_status`).
+        store: endpoints and rollouts.
+        figures: of a rollout by id (`RolloutController.snapshot`).
+        traffic: how the traffic log stands, given Unix milliseconds.
+        created_ms: when a version was made, of (bundle, version). Raises: BatonError or OSError, it is gone.
+    """
+
+    def __init__(
+        self,
+        expected: Sequence[str],
+        processes: Callable[[], Processes],
+        store: _Store,
+        figures: Callable[[str], Snapshot],
+        traffic: Callable[[int], TrafficStats],
+        created_ms: Callable[[str, str], int],
+        clock: Clock,
+    ) -> None:
+        self._expected = expected
+        self._processes = processes
+        self._store = store
+        self._read_figures = figures
+        self._read_traffic = traffic
+        self._read_created = created_ms
+        self._clock = clock
+        self._created: dict[tuple[str, str], int] = {}
+        self._next = -FIGURES_EVERY
+        self._endpoints: dict[str, Endpoint] = {}
+        self._newest: dict[str, StoredRollout] = {}
+        self._figures: dict[str, Snapshot] = {}
+        self._traffic: TrafficStats | None = None
+        self._feedback_at = (-1, clock.wall_ms())
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, as of now; what takes reading as of at most `FIGURES_EVERY` seconds ago."""
+        processes = self._processes()
+        yield from self._liveness(processes)
+        yield from self._versions(processes)
+        now = self._clock.monotonic()
+        if now >= self._next:
+            self._next = now + FIGURES_EVERY
+            try:
+                self._look()
+            except BatonError as error:
+                log.warning("figures of rollouts and labels are those of before: %s", error)
+        yield from self._labels()
+        yield from self._worker(processes.get("worker", {}))
+        yield from self._rollouts()
+        yield from self._evidence()
+
+    def _look(self) -> None:
+        self._endpoints = self._store.endpoints()
+        for name in self._endpoints:
+            with suppress(NotFound):  # it has never had a rollout
+                self._newest[name] = self._store.rollout(name)
+        active = {name: stored for name, stored in self._newest.items() if stored.state.active}
+        self._figures = {name: self._read_figures(stored.id) for name, stored in active.items()}
+        self._traffic = self._read_traffic(self._clock.wall_ms())
+        if self._traffic.feedback != self._feedback_at[0]:
+            self._feedback_at = self._traffic.feedback, self._clock.wall_ms()
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def _liveness(self, processes: Processes) -> Iterator[Metric]:
+        up = _gauge("baton_process_up", "1 where a process tells how it is, 0 where it should and does not", "process")
+        for name in self._expected:
+            # This very process is writing; its file may be from before.
+            up.add_metric([name], name == "control" or bool(processes.get(name, {}).get("fresh")))
+        yield up
+        restarts = CounterMetricFamily(
+            "baton_process_restarts", "Times that the supervisor has started a process again", labels=["process"]
+        )
+        for name, child in processes.get("supervisor", {}).get("children", {}).items():
+            restarts.add_metric([name], child["restarts"])
+        yield restarts
+
+    def _versions(self, processes: Processes) -> Iterator[Metric]:
+        made = _gauge(
+            "baton_model_created_timestamp_seconds", "When a version that answers now was made", "endpoint", "arm",
+            "version",
+        )  # fmt: skip
+        lanes = _gauge(
+            "baton_model_lanes", "Lanes that answer with a version, by whether it is the wanted one", "endpoint", "arm",
+            "wanted",
+        )  # fmt: skip
+        counts: dict[tuple[str, str, str], int] = {}
+        found: dict[tuple[str, str, str], str] = {}
+        for name, status in processes.items():
+            if not name.startswith("lane-") or not status.get("fresh"):
+                continue
+            for endpoint, arms in status.get("endpoints", {}).items():
+                for arm, told in arms.items():
+                    right = told["state"] == "READY" and told["version"] == told["wanted"]
+                    for case in (True, False):
+                        key = endpoint, arm, str(case).lower()
+                        counts[key] = counts.get(key, 0) + (right is case)
+                    if told["version"]:
+                        found[endpoint, arm, told["version"]] = told["bundle"]
+        for (endpoint, arm, version), bundle in found.items():
+            if at := self._created_ms(bundle, version):
+                made.add_metric([endpoint, arm, version], at / 1000)
+        for key, count in counts.items():
+            lanes.add_metric(key, count)
+        yield made
+        yield lanes
+
+    def _labels(self) -> Iterator[Metric]:
+        stats = self._traffic
+        if stats is None:
+            return
+        for name, text, count in (
+            ("baton_log_predictions", "Predictions in the traffic log, since it was made", stats.predictions),
+            ("baton_log_feedback", "Feedback taken into the traffic log, since it was made", stats.feedback),
+            ("baton_log_matured_rows", "Labelled rows that the join has given out, since the log was made",
+             stats.labelled_rows),
+        ):  # fmt: skip
+            yield CounterMetricFamily(name, text, value=count)
+        for name, text, value in (
+            ("baton_label_last_timestamp_seconds", "When a label was last seen to come in", self._feedback_at[1] / 1000),
+            ("baton_join_watermark_timestamp_seconds", "Time of the last prediction whose rows have matured",
+             stats.watermark_ms / 1000),
+            ("baton_join_open_predictions", "Predictions whose rows have not all matured", stats.open_predictions),
+            ("baton_log_size_bytes", "What the traffic log takes", stats.bytes),
+        ):  # fmt: skip
+            yield GaugeMetricFamily(name, text, value=value)
+
+    def _worker(self, status: Mapping[str, Any]) -> Iterator[Metric]:
+        if "position" not in status:
+            return
+        published = _gauge("baton_worker_last_publish_timestamp_seconds", "When it last published a version", "bundle")
+        refused = CounterMetricFamily("baton_gate_refusals", "Versions that the gate refused", labels=["bundle"])
+        row = _gauge("baton_gate_refused_in_a_row", "Versions refused since the last one that passed", "bundle")
+        for bundle, version in status["versions"].items():
+            if at := self._created_ms(bundle, version):
+                published.add_metric([bundle], at / 1000)
+            turned_down = [int(v) for v in status["refused"].get(bundle, ())]
+            refused.add_metric([bundle], len(turned_down))
+            row.add_metric([bundle], sum(v > int(version) for v in turned_down))
+        yield from (published, refused, row)
+        yield CounterMetricFamily("baton_worker_trained_rows", "Rows trained on", value=status["trained_rows"])
+        last = self._traffic.last_seq if self._traffic else status["position"]
+        for name, text, value in (
+            (
+                "baton_worker_unread_entries",
+                "Entries of the labelled log that it has not read",
+                last - status["position"],
+            ),
+            ("baton_worker_loss", "Loss of the student over the last batch, nats per row", status["loss"]),
+            ("baton_worker_teacher_weight_ratio", "Weight of the teacher in the student's loss", status["weight"]),
+            ("baton_worker_replay_ratio", "Share of replayed rows in a batch", status["replay_ratio"]),
+        ):
+            if value is not None:
+                yield GaugeMetricFamily(name, text, value=max(0.0, value))
+
+    def _rollouts(self) -> Iterator[Metric]:
+        weight = _gauge("baton_endpoint_candidate_weight_ratio", "Share of keys that the candidate answers", "endpoint")
+        for name, endpoint in self._endpoints.items():
+            weight.add_metric([name], 0.0 if endpoint.killed else endpoint.weight / 100)
+        yield weight
+        phase = _gauge("baton_rollout_phase", "1 for the phase of an endpoint's newest rollout", "endpoint", "phase")
+        step = _gauge(
+            "baton_rollout_step", "Step of the rollout file that it stands at; 0 is the shadow step", "endpoint"
+        )
+        steps = _gauge("baton_rollout_last_step", "The last step of the rollout file", "endpoint")
+        back = _gauge("baton_rollout_steps_back", "Times that it has stepped back", "endpoint")
+        missing = _gauge("baton_rollout_missing_clicks", "Clicks that the next step is estimated to need", "endpoint")
+        for endpoint_name, stored in self._newest.items():
+            for one in PHASES:
+                phase.add_metric([endpoint_name, one], stored.state.phase == one)
+            step.add_metric([endpoint_name], stored.state.step)
+            steps.add_metric([endpoint_name], len(stored.spec.steps) - 1)
+            back.add_metric([endpoint_name], stored.state.stepped_back)
+            clicks = stored.status.get("missing_clicks")
+            if clicks is not None:
+                missing.add_metric([endpoint_name], clicks)
+        yield from (phase, step, steps, back, missing)
+
+    def _evidence(self) -> Iterator[Metric]:
+        by_arm = {
+            "bias": _gauge("baton_bias_ratio", "Relative bias on the rows of the present stay", "endpoint", "arm"),
+            "low": _gauge("baton_bias_low_ratio", "Lower limit of the bias", "endpoint", "arm"),
+            "high": _gauge("baton_bias_high_ratio", "Upper limit of the bias", "endpoint", "arm"),
+            "auc": _gauge("baton_auc_ratio", "AUC on the same rows", "endpoint", "arm"),
+            "logloss": _gauge("baton_logloss_nats", "LogLoss on the same rows, nats per row", "endpoint", "arm"),
+            "rows": _gauge("baton_stay_rows", "Rows that these figures are made of", "endpoint", "arm"),
+            "clicks": _gauge("baton_stay_clicks", "Clicks on them", "endpoint", "arm"),
+        }
+        bound = _gauge("baton_bias_bound_ratio", "Bound of the bias at the present step, either way", "endpoint")
+        coverage = _gauge("baton_shadow_coverage_ratio", "Share of exposed rows that both arms scored", "endpoint")
+        least = _gauge("baton_shadow_coverage_min_ratio", "Below this share the rollout holds", "endpoint")
+        for endpoint, told in self._figures.items():
+            stored = self._newest[endpoint]
+            stay = told.phases[-1] if told.phases else None
+            arms: dict[str, ArmFigures] = {"stable": stay.stable, "candidate": stay.candidate} if stay else {}
+            for arm, figures in arms.items():
+                for name, family in by_arm.items():
+                    value = getattr(figures, name)
+                    if value is not None:
+                        family.add_metric([endpoint, arm], value)
+            bound.add_metric([endpoint], stored.spec.steps[max(1, stored.state.step)].bound)
+            if told.coverage is not None:
+                coverage.add_metric([endpoint], told.coverage)
+            if stored.spec.guards.shadow_coverage_min is not None:
+                least.add_metric([endpoint], stored.spec.guards.shadow_coverage_min)
+        yield from (*by_arm.values(), bound, coverage, least)
+
+    def _created_ms(self, bundle: str, version: str) -> int:
+        """When a version was made; 0 where it does not say or is gone."""
+        if (bundle, version) not in self._created:
+            try:
+                self._created[bundle, version] = self._read_created(bundle, version)
+            except (BatonError, OSError):
+                self._created[bundle, version] = 0
+            while len(self._created) > 256:  # versions come without end
+                del self._created[next(iter(self._created))]
+        return self._created[bundle, version]
+
+
+def made_ms(bundle: Bundle) -> int:
+    """When a version was made, Unix milliseconds: as it says, else when its directory was written."""
+    return bundle.manifest.created_ms or round(1000 * bundle.path.stat().st_mtime)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
