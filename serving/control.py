@@ -24,7 +24,7 @@ from serving.kill import KillSwitch
 from serving.observe import Observer, read_status
 from serving.process import die_with_parent, step_back, write_status
 from serving.rollout.controller import RolloutController
-from serving.rollout.store import ControlStore
+from serving.state import open_control_store
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.traffic import open_traffic_log
 from serving.upkeep import TrafficUpkeep
@@ -47,7 +47,7 @@ def run_control(config: Config) -> None:
     """Be the control process until SIGTERM or SIGINT."""
     die_with_parent()
     clock = SystemClock()
-    store = ControlStore(config.control_db)
+    store = open_control_store(config)
     joined, read = open_traffic_log(config), open_traffic_log(config)
     repository = Repository(config.repository)
     kill = KillSwitch(config.home)

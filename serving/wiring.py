@@ -13,8 +13,8 @@ from pipeline.versions import Repository
 from serving.config import Config
 from serving.kill import KillSwitch
 from serving.registry import NICE, Registry
-from serving.rollout.store import ControlStore
 from serving.room import Room
+from serving.state import open_control_store
 
 __all__ = ["open_registry"]
 
@@ -38,7 +38,7 @@ def open_registry(
     repository = Repository(config.repository)
     threads = config.engine.network_threads
     return Registry(
-        ControlStore(config.control_db),
+        open_control_store(config),
         KillSwitch(config.home),
         repository,
         partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),

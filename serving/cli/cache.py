@@ -39,18 +39,14 @@ def warm(
     from pipeline.versions import Repository
     from serving.cache import redis_updater, versions_of
     from serving.config import Config
-    from serving.rollout.store import ControlStore
+    from serving.state import stored_endpoints
 
     with problems():
         settings = Config.load(config)
         if settings.embedding.redis is None:
             raise InvalidInput(f"{config} names no embedding.redis; there is nothing to load rows into", "embedding")
         repository = Repository(settings.repository)
-        endpoints: dict[str, Any] = dict(settings.endpoints)
-        if settings.control_db.exists():
-            store = ControlStore(settings.control_db)
-            endpoints.update(store.endpoints())
-            store.close()
+        endpoints: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
         updater = redis_updater(settings.embedding.redis, repository)
         try:
             done = [_warm(updater, repository, b) for b in versions_of(repository, endpoints, name, version)]

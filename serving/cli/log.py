@@ -193,13 +193,9 @@ def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> It
 def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> None:
     """Rows of other fields than the endpoint's would lie in the log and never be used."""
     from pipeline.versions import Repository
-    from serving.rollout.store import ControlStore
+    from serving.state import stored_endpoints
 
-    arms: dict[str, Any] = dict(settings.endpoints)
-    if settings.control_db.exists():
-        store = ControlStore(settings.control_db)
-        arms.update(store.endpoints())
-        store.close()
+    arms: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
     if endpoint not in arms:
         raise InvalidInput(f"there is no endpoint {endpoint!r}; there are {sorted(arms) or 'none'}", "endpoint")
     spec = arms[endpoint].stable

@@ -118,10 +118,10 @@ def kill(
 
 def _known(home: Path, name: str) -> None:
     """Complain of a misspelt name, after the switch is set: nothing may come before that."""
-    from serving.rollout.store import ControlStore
+    from serving.rollout.sqlite_store import SqliteControlStore
 
     path = home / "control.db"
-    names = sorted(ControlStore(path).endpoints()) if path.exists() else [name]
+    names = sorted(SqliteControlStore(path).endpoints()) if path.exists() else [name]
     if name not in names:
         raise InvalidInput(f"the switch of {name!r} is set, but there is no such endpoint; there are {names}", "name")
 

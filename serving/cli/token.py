@@ -101,9 +101,10 @@ def _milliseconds(duration: str) -> int:
 
 def _audit(config: Config, verb: str, reason: str, tokens: list[Token], now_ms: int) -> None:
     from serving.cli.api import user
-    from serving.rollout.store import ControlStore, Who
+    from serving.rollout.store import Who
+    from serving.state import open_control_store
 
-    store = ControlStore(config.control_db)
+    store = open_control_store(config)
     try:
         store.note(verb, Who(user(), reason, now_ms), {"tokens": [_shown(t, now_ms) for t in tokens]})
     finally:

@@ -26,7 +26,8 @@ from pipeline.bundle import Bundle, Calibration
 from pipeline.versions import Repository
 from serving.config import Config
 from serving.lane import Lane
-from serving.rollout.store import ControlStore, Who
+from serving.rollout.sqlite_store import SqliteControlStore
+from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
 
 WHO = Who("test", "a test", 1)
@@ -61,7 +62,7 @@ class Installation:
         self.tables = random_tables(1)
         self.publish("teacher", 1)
         self.publish("student", 2)
-        self.store = ControlStore(self.config.control_db)
+        self.store = SqliteControlStore(self.config.control_db)
         self.set(weight=0)
 
     def publish(self, name: str, seed: int) -> Bundle:

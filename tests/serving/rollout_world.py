@@ -16,7 +16,8 @@ from pipeline.traffic.sqlite import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
 from serving.rollout.spec import Rollout
-from serving.rollout.store import ControlStore, Who
+from serving.rollout.sqlite_store import SqliteControlStore
+from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
 
 SPEC = Rollout.parse(
@@ -56,7 +57,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.clock = HandClock()
-        self.rng = np.random.default_rng(1)
+        self.rng, self.keys = np.random.default_rng(1), np.random.default_rng(2)
         self.bias = 0.0
         self.bias_of: dict[str, float] = {}
         """Of a tab alone, on top."""
@@ -65,7 +66,7 @@ class World:
         self.version = 1
         self.observed = Observed()
         self.log = SqliteTrafficLog(folder / "traffic.db", IDS, attribution_window_ms=1000)
-        self.store = ControlStore(folder / "control.db")
+        self.store = SqliteControlStore(folder / "control.db")
         self.store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
         self.controller = self.new_controller()
 
@@ -99,8 +100,9 @@ class World:
             (IdPart(np.zeros(1, np.int32), np.array([[hash_value("tab", tab)]])),),
             (NumberPart(np.zeros(1, np.int32), price),),
         )
+        key = int(self.keys.integers(1, 1 << 62))
         record = PredictionRecord(
-            made, self.clock.now, "ranker", arm, *names[arm], features, scores[arm].astype("f4"), routing_hash=1
+            made, self.clock.now, "ranker", arm, *names[arm], features, scores[arm].astype("f4"), routing_hash=key
         )
         self.log.append_predictions([pack(record)])
         if shadow:

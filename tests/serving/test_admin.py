@@ -20,8 +20,8 @@ from serving.config import ArmConfig, Config, EndpointConfig
 from serving.kill import KillSwitch
 from serving.observe import Observer, read_status
 from serving.rollout.controller import RolloutController
+from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort
-from serving.rollout.store import ControlStore
 from serving.traffic import open_traffic_log
 from transfer.model import ClickModel
 
@@ -38,7 +38,7 @@ class Place:
 
     def __init__(self, home: Path, endpoints: dict[str, EndpointConfig]) -> None:
         self.config = Config(home=home, endpoints=endpoints)
-        self.store = ControlStore(self.config.control_db)
+        self.store = SqliteControlStore(self.config.control_db)
         self.kill = KillSwitch(home)
         self.clock = SystemClock()
         self.repository = Repository(self.config.repository)

@@ -15,7 +15,8 @@ from pipeline.model import Model
 from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
 from serving.bundle_upkeep import BundleUpkeep
-from serving.rollout.store import ControlStore, Who
+from serving.rollout.sqlite_store import SqliteControlStore
+from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
 from transfer.model import ClickModel
 
@@ -27,7 +28,7 @@ class Home:
 
     def __init__(self, path: Path) -> None:
         self.repository, self.segments = Repository(path / "bundles"), path / "segments"
-        self.store = ControlStore(path / "control.db")
+        self.store = SqliteControlStore(path / "control.db")
         model = ClickModel.create(SCHEMA, "fm", 4, seed=0)
         for base in (1, 7):
             model.save_bundle(self.repository, "m")

@@ -13,13 +13,13 @@ from serving.cli.api import AdminClient
 from serving.cli.main import app
 from serving.config import ListenConfig
 from serving.kill import KillSwitch
-from serving.rollout.store import ControlStore
+from serving.rollout.sqlite_store import SqliteControlStore
 from serving.routing import ArmSpec, Endpoint
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    store = ControlStore(tmp_path / "control.db")
+    store = SqliteControlStore(tmp_path / "control.db")
     store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="teacher"), candidate=STUDENT, weight=50), WHO)
     store.close()
     return tmp_path

@@ -24,8 +24,9 @@ from pipeline.traffic.sqlite import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
 from serving.rollout.spec import Rollout
+from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort, Advance, Complete, Event, Pause, Promote, Recover, Resume, SetWeight, Undo
-from serving.rollout.store import ControlStore, StoredRollout, Who
+from serving.rollout.store import StoredRollout, Who
 from serving.routing import ArmSpec, Endpoint
 
 NAMES = ("ranker", "shop")
@@ -77,7 +78,7 @@ class Crashes(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.store = ControlStore(self.folder / "control.db")
+        self.store = SqliteControlStore(self.folder / "control.db")
         self.controller = RolloutController(
             self.store, self.log, self.clock, lambda rollout, endpoint: self.observe(rollout), lambda bundle: SCHEMA
         )

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pipeline.errors import Conflict, InvalidInput, NotFound, StaleVersion
 from serving.rollout.spec import Rollout
+from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import (
     Abort,
     AdoptVersion,
@@ -76,7 +77,7 @@ class Verbs(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.store = ControlStore(self.folder / "control.db")
+        self.store = SqliteControlStore(self.folder / "control.db")
         self.manual: set[float] = set()
         self.applied = 0
         self.now = 1
@@ -109,7 +110,7 @@ class Verbs(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.store.close()
-        self.store = ControlStore(self.folder / "control.db")
+        self.store = SqliteControlStore(self.folder / "control.db")
 
     @rule()
     def second_rollout_is_refused_while_one_is_active(self) -> None:
@@ -190,7 +191,7 @@ def test_state_survives_json() -> None:
 
 
 def test_writers_with_an_old_version_are_told_so(tmp_path: Path) -> None:
-    store = ControlStore(tmp_path / "control.db")
+    store = SqliteControlStore(tmp_path / "control.db")
     stored = started(store)
     change(store, stored, Advance())
     with pytest.raises(StaleVersion, match="rollout"):
@@ -210,7 +211,7 @@ def test_writers_with_an_old_version_are_told_so(tmp_path: Path) -> None:
 
 
 def test_a_reader_in_another_connection_sees_that_something_changed(tmp_path: Path) -> None:
-    writer, lane = ControlStore(tmp_path / "control.db"), ControlStore(tmp_path / "control.db")
+    writer, lane = SqliteControlStore(tmp_path / "control.db"), SqliteControlStore(tmp_path / "control.db")
     before = lane.data_version()
     assert lane.data_version() == before
     stored = started(writer)
@@ -220,7 +221,7 @@ def test_a_reader_in_another_connection_sees_that_something_changed(tmp_path: Pa
 
 
 def test_the_audit_refuses_to_forget(tmp_path: Path) -> None:
-    store = ControlStore(tmp_path / "control.db")
+    store = SqliteControlStore(tmp_path / "control.db")
     started(store)
     raw = sqlite3.connect(tmp_path / "control.db")
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -234,8 +235,9 @@ import sys
 from pathlib import Path
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, StepBack, apply
-from serving.rollout.store import ControlStore, Who
-store = ControlStore(Path(sys.argv[1]))
+from serving.rollout.sqlite_store import SqliteControlStore
+from serving.rollout.store import Who
+store = SqliteControlStore(Path(sys.argv[1]))
 now = 10
 while True:
     stored = store.rollout("ranker")
@@ -253,7 +255,7 @@ while True:
 
 def test_kill_9_leaves_rollout_endpoint_and_audit_together(tmp_path: Path) -> None:
     path = tmp_path / "control.db"
-    first = ControlStore(path)
+    first = SqliteControlStore(path)
     started(first)
     first.close()
     for wait in (1, 3, 6):
@@ -265,7 +267,7 @@ def test_kill_9_leaves_rollout_endpoint_and_audit_together(tmp_path: Path) -> No
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        store = ControlStore(path)
+        store = SqliteControlStore(path)
         stored, endpoint, audit = store.rollout("ranker"), store.endpoint("ranker"), store.audit("ranker")
         store.close()
         assert endpoint.weight == stored.state.weight == audit[-1].after["state"]["weight"]

@@ -11,7 +11,7 @@ from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
-from serving.rollout.store import ControlStore
+from serving.rollout.sqlite_store import SqliteControlStore
 from serving.telemetry import Telemetry
 from serving.traffic import open_traffic_log
 from serving.upkeep import TrafficUpkeep
@@ -19,7 +19,7 @@ from serving.upkeep import TrafficUpkeep
 
 def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: Path) -> None:
     config = Config(home=tmp_path, worker=WorkerConfig(endpoint="ranker"), traffic=TrafficConfig(retention=1.0))
-    store, log = ControlStore(config.control_db), open_traffic_log(config)
+    store, log = SqliteControlStore(config.control_db), open_traffic_log(config)
     ids = PredictionIds(load_secret(config.secret))
     features = Features(2, (IdPart(np.zeros(1, np.int32), np.ones((2, 1), np.int64)),))
     scores = np.full(2, 0.5, np.float32)

@@ -1,0 +1,202 @@
+"""The control store in one SQLite file, for all processes of one machine.
+
+The audit can only grow: the database itself refuses to change or delete an entry.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from serving.rollout.spec import Rollout
+from serving.rollout.state import RolloutState
+from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
+from serving.routing import Endpoint
+
+__all__ = ["SqliteControlStore"]
+
+T = TypeVar("T")
+
+_OPEN_TRIES = 50
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS endpoints (
+    name TEXT PRIMARY KEY, body TEXT NOT NULL, resource_version INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS rollouts (
+    id TEXT PRIMARY KEY, endpoint TEXT NOT NULL, spec TEXT NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL,
+    active INTEGER NOT NULL, created_ms INTEGER NOT NULL, resource_version INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS one_active_rollout ON rollouts (endpoint) WHERE active = 1;
+CREATE TABLE IF NOT EXISTS audit (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL, endpoint TEXT NOT NULL, rollout TEXT NOT NULL,
+    actor TEXT NOT NULL, reason TEXT NOT NULL, verb TEXT NOT NULL,
+    before TEXT NOT NULL, after TEXT NOT NULL, evidence TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS audit_by_endpoint ON audit (endpoint, seq);
+CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+"""
+
+
+class SqliteControlStore(ControlStore):
+    """The file `control.db`.
+
+    Who has the lead on one machine holds a lock on a file (`serving.lead`), so there is no token to check here.
+
+    Args:
+        path: of the database; made with its folder if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        self._write_ahead()
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+
+    def _write_ahead(self) -> None:
+        # Turning the log on needs the file alone, and SQLite does not wait for that as it waits for other locks.
+        for attempt in range(_OPEN_TRIES):
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if attempt == _OPEN_TRIES - 1:
+                    raise
+                time.sleep(0.02)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def data_version(self) -> int:
+        with self._lock:
+            (others,) = self._db.execute("PRAGMA data_version").fetchone()
+            return int(others) + self._db.total_changes
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        with self._lock:
+            rows = self._db.execute("SELECT name, body FROM endpoints ORDER BY name").fetchall()
+        return {name: Endpoint.model_validate_json(body) for name, body in rows}
+
+    def find_endpoint(self, name: str) -> Endpoint | None:
+        with self._lock:
+            return _Transaction(self._db).endpoint(name)
+
+    def rollouts(self, *, active: bool = False, endpoint: str = "") -> list[StoredRollout]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT id, spec, state, created_ms, resource_version, status FROM rollouts "
+                "WHERE active >= ? AND (? = '' OR endpoint = ?) ORDER BY created_ms, rowid",
+                (int(active), endpoint, endpoint),
+            ).fetchall()
+        return [_rollout(row) for row in rows]
+
+    def find_rollout(self, name: str) -> StoredRollout | None:
+        with self._lock:
+            row = self._db.execute(
+                "SELECT id, spec, state, created_ms, resource_version, status FROM rollouts "
+                "WHERE id = ?1 OR endpoint = ?1 ORDER BY id = ?1 DESC, active DESC, created_ms DESC, rowid DESC LIMIT 1",
+                (name,),
+            ).fetchone()
+        return None if row is None else _rollout(row)
+
+    def audit(self, endpoint: str = "", after: int = 0, limit: int = 1000) -> list[AuditEntry]:
+        return self._entries("seq > ?1", after, endpoint, "ASC", limit)
+
+    def latest_audit(self, endpoint: str = "", before: int | None = None, limit: int = 1000) -> list[AuditEntry]:
+        return self._entries("(?1 IS NULL OR seq < ?1)", before, endpoint, "DESC", limit)
+
+    def _entries(self, where: str, seq: int | None, endpoint: str, order: str, limit: int) -> list[AuditEntry]:
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT * FROM audit WHERE {where} AND (?2 = '' OR endpoint = ?2) ORDER BY seq {order} LIMIT ?3",
+                (seq, endpoint, limit),
+            ).fetchall()
+        return [AuditEntry(*row[:7], *(json.loads(text) for text in row[7:])) for row in rows]
+
+    def transact(self, change: Callable[[Transaction], T]) -> T:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                result = change(_Transaction(self._db))
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        return result
+
+
+class _Transaction:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def endpoint(self, name: str) -> Endpoint | None:
+        row = self._db.execute("SELECT body FROM endpoints WHERE name = ?", (name,)).fetchone()
+        return Endpoint.model_validate_json(row[0]) if row else None
+
+    def owner(self, endpoint: str) -> str | None:
+        row = self._db.execute("SELECT id FROM rollouts WHERE endpoint = ? AND active = 1", (endpoint,)).fetchone()
+        return str(row[0]) if row else None
+
+    def rollout_version(self, rollout: str) -> int | None:
+        row = self._db.execute("SELECT resource_version FROM rollouts WHERE id = ?", (rollout,)).fetchone()
+        return int(row[0]) if row else None
+
+    def put_endpoint(self, endpoint: Endpoint) -> None:
+        self._db.execute(
+            "INSERT INTO endpoints VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "body = excluded.body, resource_version = excluded.resource_version",
+            (endpoint.name, endpoint.model_dump_json(), endpoint.resource_version),
+        )
+
+    def insert_rollout(self, made: StoredRollout) -> None:
+        self._db.execute(
+            "INSERT INTO rollouts VALUES (?, ?, ?, ?, '{}', 1, ?, ?)",
+            (
+                made.id,
+                made.spec.endpoint,
+                made.spec.model_dump_json(),
+                json.dumps(made.state.to_json()),
+                made.created_ms,
+                made.resource_version,
+            ),
+        )
+
+    def update_rollout(self, saved: StoredRollout) -> None:
+        self._db.execute(
+            "UPDATE rollouts SET state = ?, active = ?, resource_version = ? WHERE id = ?",
+            (json.dumps(saved.state.to_json()), int(saved.state.active), saved.resource_version, saved.id),
+        )
+
+    def put_status(self, rollout: str, status: Mapping[str, Any]) -> None:
+        self._db.execute("UPDATE rollouts SET status = ? WHERE id = ?", (json.dumps(status), rollout))
+
+    def append_audit(self, entry: AuditEntry) -> None:
+        self._db.execute(
+            "INSERT INTO audit (time_ms, endpoint, rollout, actor, reason, verb, before, after, evidence) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.time_ms, entry.endpoint, entry.rollout, entry.actor, entry.reason, entry.verb,
+                json.dumps(entry.before), json.dumps(entry.after), json.dumps(entry.evidence),
+            ),
+        )  # fmt: skip
+
+
+def _rollout(row: tuple[Any, ...]) -> StoredRollout:
+    name, spec, state, created_ms, version, status = row
+    return StoredRollout(
+        id=name,
+        spec=Rollout.model_validate_json(spec),
+        state=RolloutState.from_json(json.loads(state)),
+        created_ms=created_ms,
+        resource_version=version,
+        status=json.loads(status),
+    )
