@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -39,7 +39,10 @@ from pipeline.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.schema import Schema
 from pipeline.verified import verify_once
 
-__all__ = ["Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo"]
+__all__ = [
+    "MANIFEST", "Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo",
+    "read_manifest", "sha256_of",
+]  # fmt: skip
 
 MANIFEST = "manifest.json"
 DENSE = "dense.onnx"
@@ -190,19 +193,7 @@ class Bundle:
         Raises:
             BundleError: naming the file at fault.
         """
-        try:
-            raw = json.loads((path / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}", MANIFEST) from None
-        except (ValueError, OSError) as error:
-            raise BundleError(f"{path / MANIFEST} cannot be read as JSON: {error}", MANIFEST) from None
-        try:
-            manifest = Manifest.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise BundleError(f"{path / MANIFEST}: {where}: {first['msg']}", where) from None
-        bundle = cls(path, manifest)
+        bundle = cls(path, read_manifest(path / MANIFEST))
         bundle._check_files()
         if verify:
             bundle._verify(notes)
@@ -317,9 +308,6 @@ class Bundle:
     def _check_files(self) -> None:
         root = self.path.resolve()
         for name, info in self.manifest.files.items():
-            pure = PurePosixPath(name)
-            if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-                raise BundleError(f"{self.path}: {name!r} leaves the bundle's directory", name)
             path = self.path / name
             if not path.is_file() or not path.resolve().is_relative_to(root):
                 raise BundleError(f"{self.path}: {name} is listed in the manifest but is not there", name)
@@ -343,7 +331,7 @@ class Bundle:
 
     def _check_contents(self) -> None:
         for name, info in self.manifest.files.items():
-            if _sha256(self.path / name) != info.sha256:
+            if sha256_of(self.path / name) != info.sha256:
                 raise BundleError(
                     f"{self.path}: {name} does not match its SHA-256 in the manifest: it was damaged", name
                 )
@@ -407,10 +395,14 @@ class BundleWriter:
                 {"ids": table.ids, "rows": table.linear[:, None], "counts": table.counts},
             )
 
-    def finish(self, manifest: Manifest) -> Bundle:
-        """Hash what was written, write the manifest, sync and rename into place."""
+    def finish(self, manifest: Manifest, publish: Callable[[Path, Manifest], None] | None = None) -> Bundle:
+        """Hash what was written, write the manifest, sync and rename into place.
+
+        Args:
+            publish: told where the complete version lies before it gets its name; what it raises ends the writing.
+        """
         files = {
-            str(path.relative_to(self._staging).as_posix()): FileInfo(sha256=_sha256(path), bytes=path.stat().st_size)
+            str(path.relative_to(self._staging).as_posix()): FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size)
             for path in sorted(self._staging.rglob("*"))
             if path.is_file()
         }
@@ -422,11 +414,39 @@ class BundleWriter:
         # Later versions build on this one: all of it is on disk before it can be seen.
         for path in (*sorted(self._staging.rglob("*")), self._staging):
             sync(path)
+        if publish is not None:
+            publish(self._staging, manifest)
         os.rename(self._staging, self._target)
         sync(self._target.parent)
         return Bundle.open(self._target, verify=False)
 
 
-def _sha256(path: Path) -> str:
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest's file.
+
+    Raises:
+        BundleError: naming what is wrong, a file that would lie outside the bundle's directory included.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent} is not a bundle: it has no {path.name}", path.name) from None
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}", path.name) from None
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{path}: {where}: {first['msg']}", where) from None
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+            raise BundleError(f"{path.parent}: {name!r} leaves the bundle's directory", name)
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

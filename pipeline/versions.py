@@ -1,6 +1,6 @@
 """The repository of bundles: `<root>/<name>/<version>/`, versions counted up per name and never used twice.
 
-Every number given out leaves a mark in `<root>/<name>/.versions/`; the highest are never removed.
+One that machines share behind a URL is in `pipeline.remote_bundles`. Every number given out leaves a mark in `<root>/<name>/.versions/`; the highest are never removed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from pipeline.disk import writing
 from pipeline.errors import BundleError, NotFound
 
@@ -37,11 +37,29 @@ class Repository:
 
     def versions(self, name: str) -> list[str]:
         """Complete versions of a bundle, oldest first, those that the gate refused included."""
+        return self.held(name)
+
+    def held(self, name: str) -> list[str]:
+        """The versions whose files are on this machine, oldest first."""
         folder = self.root / name
         if not folder.is_dir():
             return []
-        found = [int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / "manifest.json").is_file()]
+        found = [int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / MANIFEST).is_file()]
         return [str(v) for v in sorted(found)]
+
+    def manifest(self, name: str, version: str) -> Manifest:
+        """What a version says of itself; its other files are not looked at.
+
+        Raises:
+            NotFound: no such name or version.
+            BundleError: it is damaged.
+        """
+        if version not in self.versions(name):
+            raise NotFound(f"bundle {name!r} has no version {version!r}; it has {self.versions(name) or 'none'}")
+        return read_manifest(self.path(name, version) / MANIFEST)
+
+    def publish(self, staging: Path, manifest: Manifest) -> None:
+        """Told of a version that is complete in a folder `staging` before it appears; nothing else is to be done here."""
 
     def path(self, name: str, version: str) -> Path:
         return self.root / name / version
@@ -74,8 +92,8 @@ class Repository:
         faults: list[BundleError | NotFound] = []
         for version in reversed(self.versions(name)):
             try:
-                bundle = self.open(name, version, verify=verify, notes=notes)
-                if bundle.manifest.servable:
+                if self.manifest(name, version).servable:
+                    bundle = self.open(name, version, verify=verify, notes=notes)
                     return self.chain(bundle, verify=verify, notes=notes)
             except (BundleError, NotFound) as error:
                 log.error("version %s of bundle %s is passed over: %s", version, name, error)
@@ -134,15 +152,22 @@ class Repository:
         Raises:
             BundleError: a version to keep is damaged, so what it builds on is not known; nothing was removed.
         """
+        removed = self._unneeded(name, keep)
+        self._remove(name, removed, unfinished_before)
+        return removed
+
+    def _unneeded(self, name: str, keep: Collection[str]) -> list[str]:
         there = self.versions(name)
         needed = set(keep)
         for version in needed & set(there):
-            manifest = self.open(name, version).manifest
+            manifest = self.manifest(name, version)
             needed |= {*manifest.deltas, *([manifest.base] if manifest.base else [])}
-        folder = self.root / name
         newest = max(map(int, keep), default=0)
-        removed = [version for version in there if version not in needed and int(version) < newest]
-        for version in removed:
+        return [version for version in there if version not in needed and int(version) < newest]
+
+    def _remove(self, name: str, versions: Collection[str], unfinished_before: float) -> None:
+        folder = self.root / name
+        for version in versions:
             os.rename(folder / version, folder / f".{version}.gone")
         for path in folder.iterdir() if folder.is_dir() else ():
             hidden = path.name.startswith(".") and path.name[1:].split(".")[0].isdecimal()
@@ -150,10 +175,9 @@ class Repository:
                 if hidden and (path.suffix == ".gone" or path.stat().st_mtime < unfinished_before):
                     shutil.rmtree(path, ignore_errors=True)
         # A publisher that looked before others went on must still meet their marks, so more than the highest stay.
-        marks = [int(p.name) for p in self._marks(name).iterdir()] if removed else []
+        marks = [int(p.name) for p in self._marks(name).iterdir()] if versions and self._marks(name).is_dir() else []
         for number in sorted(marks)[:-MARKS]:
             (self._marks(name) / str(number)).unlink(missing_ok=True)
-        return removed
 
     def _marks(self, name: str) -> Path:
         return self.root / name / ".versions"

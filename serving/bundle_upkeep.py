@@ -110,7 +110,7 @@ class BundleUpkeep:
             log.info("removed versions %s of bundle %s", ", ".join(removed), name)
 
     def _tend(self, name: str, used: set[str]) -> None:
-        there = self._repository.versions(name)
+        there = self._repository.held(name)
         mapped = (used & set(there)) | set(there[-KEEP_MAPPED:])
         with suppress(NotFound):
             mapped.add(self._repository.latest(name))

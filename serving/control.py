@@ -18,6 +18,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.versions import Repository
 from serving.admin import Admin
 from serving.bundle_upkeep import BundleUpkeep
+from serving.bundles import open_repository
 from serving.config import Config
 from serving.http.api import build_app
 from serving.kill import KillSwitch
@@ -49,7 +50,7 @@ def run_control(config: Config) -> None:
     clock = SystemClock()
     store = open_control_store(config)
     joined, read = open_traffic_log(config), open_traffic_log(config)
-    repository = Repository(config.repository)
+    repository = open_repository(config)
     kill = KillSwitch(config.home)
     observer = Observer(config.status, repository, kill, clock)
     controller = RolloutController(store, read, clock, observer, observer.schema)

@@ -139,7 +139,7 @@ class Lookout:
         if told is not None:
             return told
         try:
-            return self._repository.open(bundle, version).manifest.servable
+            return self._repository.manifest(bundle, version).servable
         except BatonError as error:
             if version not in known:  # once, not ten times a second
                 log.error("version %s of bundle %s cannot be opened and is passed over: %s", version, bundle, error)

@@ -10,7 +10,7 @@ from pipeline.clock import Clock
 from pipeline.embedding.device_tier import DeviceSource
 from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.tier import TierSource
-from pipeline.versions import Repository
+from serving.bundles import open_repository
 from serving.config import Config
 from serving.served import Snapshot
 from serving.telemetry import Telemetry
@@ -49,7 +49,7 @@ def open_hierarchy(config: Config, clock: Clock) -> Hierarchy:
             # What talks to Redis is loaded only where there is one.
             from serving.cache import redis_source
 
-            repository = Repository(config.repository)
+            repository = open_repository(config)
             workers = config.engine.workers
             sources.append(redis_source(embedding.redis, repository, clock, random.Random(), workers=workers))
     return Hierarchy(sources, embedding.budget, clock)

@@ -118,7 +118,7 @@ class Observer:
 
     def _shift(self, bundle: str, version: str) -> float | None:
         try:
-            manifest = self._repository.open(bundle, version).manifest
+            manifest = self._repository.manifest(bundle, version)
         except BatonError:
             return None
         if not manifest.servable:

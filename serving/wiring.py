@@ -9,7 +9,7 @@ from pipeline.clock import Clock
 from pipeline.embedding.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model import Model
-from pipeline.versions import Repository
+from serving.bundles import open_repository
 from serving.config import Config
 from serving.kill import KillSwitch
 from serving.registry import NICE, Registry
@@ -35,7 +35,7 @@ def open_registry(
         nice: of its loading thread; None: as the process. A network with threads of its own would hand it on to them
             for good, so then it is not lowered.
     """
-    repository = Repository(config.repository)
+    repository = open_repository(config)
     threads = config.engine.network_threads
     return Registry(
         open_control_store(config),

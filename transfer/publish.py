@@ -101,9 +101,9 @@ def write_snapshot(
         raise BundleError("a delta needs the version of its base, and a snapshot of all rows is itself a base", "base")
     if isinstance(target, Repository):
         version = version or target.reserve(name)
-        path = target.path(name, version)
+        path, publish = target.path(name, version), target.publish
     else:
-        version, path = version or "1", target
+        version, path, publish = version or "1", target, None
     manifest = Manifest(
         name=name,
         version=version,
@@ -129,7 +129,7 @@ def write_snapshot(
             if snapshot.header is not None:
                 header = np.frombuffer(json.dumps(snapshot.header).encode(), np.uint8)
                 writer.tensors(STATE, {**snapshot.arrays, HEADER: header})
-        return writer.finish(manifest)
+        return writer.finish(manifest, publish)
 
 
 def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:

@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import Conflict, InvalidInput
+from serving.bundles import open_repository
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.output import Output, console, emit, problems, say, show_table
 
@@ -36,7 +37,6 @@ def warm(
     output: Format = Output.table,
 ) -> None:
     """Write a version's rows into Redis, or what of it is missing there; goes on where an earlier run was ended."""
-    from pipeline.versions import Repository
     from serving.cache import redis_updater, versions_of
     from serving.config import Config
     from serving.state import stored_endpoints
@@ -45,7 +45,7 @@ def warm(
         settings = Config.load(config)
         if settings.embedding.redis is None:
             raise InvalidInput(f"{config} names no embedding.redis; there is nothing to load rows into", "embedding")
-        repository = Repository(settings.repository)
+        repository = open_repository(settings)
         endpoints: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
         updater = redis_updater(settings.embedding.redis, repository)
         try:

@@ -18,7 +18,7 @@ import typer
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.stages.record import Record
-from pipeline.versions import Repository
+from serving.bundles import open_repository
 from serving.cli.output import Output, emit
 from serving.config import Config, RedisConfig
 from serving.stages import lane_plan
@@ -90,7 +90,7 @@ def _configured(path: Path) -> list[Finding]:
         found.append(_redis(config.embedding.redis))
     if config.traffic.url:
         found.append(_traffic(config))
-    repository = Repository(config.repository)
+    repository = open_repository(config)
     for endpoint, arms in config.endpoints.items():
         for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
             if spec is None:

@@ -29,6 +29,7 @@ import yaml
 from pipeline.bundle import Calibration
 from pipeline.errors import Conflict, NotReady
 from pipeline.versions import Repository
+from serving.bundles import open_repository
 from serving.cli.api import AdminClient
 from serving.cli.demo_view import DemoView
 from serving.cli.figures import figures_of
@@ -266,7 +267,7 @@ class Demo:
             for name, (arm, arch, width) in names.items()
         }
         student_bundle = f"{ENDPOINT}-{STUDENT}"
-        repository = Repository(config.repository)
+        repository = open_repository(config)
         versions = repository.versions(student_bundle)
         refused = [v for v in versions if not repository.open(student_bundle, v).manifest.servable]
         return {

@@ -22,6 +22,7 @@ from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.record import PredictionRecord, unpack
 from pipeline.traffic.restore import Restored, RestoreReport, restore
+from serving.bundles import open_repository
 from serving.cli.output import Output, emit, problems, say, show_table
 from serving.config import Config
 from serving.traffic import open_traffic_log
@@ -192,14 +193,13 @@ def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> It
 
 def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> None:
     """Rows of other fields than the endpoint's would lie in the log and never be used."""
-    from pipeline.versions import Repository
     from serving.state import stored_endpoints
 
     arms: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
     if endpoint not in arms:
         raise InvalidInput(f"there is no endpoint {endpoint!r}; there are {sorted(arms) or 'none'}", "endpoint")
     spec = arms[endpoint].stable
-    schema = Repository(settings.repository).open(spec.bundle, spec.version).manifest.model_schema
+    schema = open_repository(settings).open(spec.bundle, spec.version).manifest.model_schema
     described, wanted = ([(f.name, f.kind) for f in s.fields] for s in (log.schema, schema))
     if described != wanted:
         odd = next((f"{a} where {b} is wanted" for a, b in zip(described, wanted, strict=False) if a != b), "")

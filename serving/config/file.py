@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -26,8 +26,11 @@ class Config(Section):
 
     home: Path = Path(".baton")
     """State of this installation: traffic log, rollouts, audit, embedding segments, secret."""
-    bundles: Path | None = None
-    """Repository of bundles; `<home>/bundles` unless said."""
+    bundles: str = ""
+    """Repository of bundles: a folder, `<home>/bundles` unless said; or a URL that fsspec knows (s3://bucket/bundles), from
+    which each machine fetches what it serves into `<home>/bundles`, and to which the worker publishes."""
+    bundles_options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the URL's file system, such as `endpoint_url` of s3; keys and secrets come from its environment."""
     bundles_keep: int = Field(20, ge=1)
     """Newest versions of each bundle that are kept beside those in use; older ones are removed."""
     listen: ListenConfig = ListenConfig()
@@ -84,7 +87,7 @@ class Config(Section):
                 "embedding": embedding,
                 "traffic": config.traffic.below(base),
                 "home": base / config.home,
-                "bundles": base / config.bundles if config.bundles else None,
+                "bundles": str(base / config.bundles) if config.bundles and not config.bundles_url else config.bundles,
                 "worker": worker,
             }
         )
@@ -93,7 +96,13 @@ class Config(Section):
 
     @property
     def repository(self) -> Path:
-        return self.bundles or self.home / "bundles"
+        """Where bundles lie on this machine; opened by `serving.bundles`."""
+        return Path(self.bundles) if self.bundles and not self.bundles_url else self.home / "bundles"
+
+    @property
+    def bundles_url(self) -> str:
+        """Where they come from; empty: from nowhere else."""
+        return self.bundles if "://" in self.bundles else ""
 
     @property
     def traffic_db(self) -> Path:

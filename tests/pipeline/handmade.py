@@ -128,7 +128,8 @@ def write_bundle(
                 base=base,
                 deltas=(*deltas, version) if base else (),
                 **more,
-            )
+            ),
+            repository.publish,
         )
 
 

@@ -1,0 +1,313 @@
+"""Bundles that lie behind a URL and are shared by machines: any file system that fsspec knows (s3, gs, az, file, ...).
+
+    <url>/<name>/<version>/...    as in a local repository; written file by file, its manifest last
+    <url>/<name>/.versions/<n>    a mark for every number given out
+
+A version is there once its manifest is, so nobody sees half of one. On each machine a local repository holds what was
+fetched: small manifests of all versions (`<name>/.remote/`), so that choosing one costs no download, and the files of
+those that were opened. One process of the machine fetches, the others wait for it; what a killed one left is gone on
+from. A version that was removed behind the URL is removed here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.bundle import MANIFEST, Bundle, Manifest, read_manifest, sha256_of
+from pipeline.disk import sync, writing
+from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, NotReady
+from pipeline.versions import Repository
+
+__all__ = ["RemoteRepository"]
+
+REFRESH = 2.0
+"""Seconds for which a machine takes the last listing for true."""
+RESERVE = 256 << 20
+"""Bytes of the disk that a download leaves free."""
+_BLOCK = 8 << 20
+
+log = logging.getLogger(__name__)
+
+
+class RemoteRepository(Repository):
+    """A repository behind a URL.
+
+    Args:
+        root: this machine's copy; only machines of one installation may share it.
+        url: of fsspec, for example s3://bucket/bundles.
+        options: of the file system (`storage_options` of fsspec).
+        refresh: seconds for which a listing counts as new.
+        reserve_bytes: what a download leaves free on the disk.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        url: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        refresh: float = REFRESH,
+        reserve_bytes: int = RESERVE,
+    ) -> None:
+        super().__init__(root)
+        self.url = url.rstrip("/")
+        try:
+            self._fs, self._base = fsspec.core.url_to_fs(self.url, **{"use_listings_cache": False, **(options or {})})
+        except (ImportError, ValueError) as error:
+            raise InvalidInput(f"bundles {url!r}: {error}", "bundles") from None
+        self._refresh_after = refresh
+        self._reserve_bytes = reserve_bytes
+        self._refreshing = threading.Lock()
+        self._looked = False
+        self._complaint = ""
+
+    # What is there.
+
+    def names(self) -> list[str]:
+        self._look()
+        return super().names()
+
+    def versions(self, name: str) -> list[str]:
+        self._look()
+        known = {path.stem for path in self._known(name).glob("*.json") if path.stem.isdecimal()}
+        return sorted(known | set(self.held(name)), key=int)
+
+    def manifest(self, name: str, version: str) -> Manifest:
+        path = self.path(name, version) / MANIFEST
+        if not path.is_file():
+            path = self._known(name) / f"{version}.json"
+        if not path.is_file():
+            self.refresh()
+        if not path.is_file():
+            raise NotFound(f"bundle {name!r} has no version {version!r} at {self.url}; it has {self.versions(name)}")
+        return read_manifest(path)
+
+    def open(self, name: str, version: str = "", *, verify: bool = False, notes: Path | None = None) -> Bundle:
+        """As `Repository.open`; fetches what is not on this machine yet, which may take as long as its bytes take.
+
+        Raises:
+            NotReady: the URL does not answer or the disk is full; it can be tried again.
+        """
+        version = version or self.newest(name)[-1].manifest.version
+        self.fetch(name, version)
+        return super().open(name, version, verify=verify, notes=notes)
+
+    # Fetching.
+
+    def fetch(self, name: str, version: str) -> None:
+        """Have the files of a version on this machine, each as its manifest says.
+
+        Raises:
+            NotFound: there is no such version.
+            NotReady: the URL does not answer or the disk is full.
+            BundleError: what came is not what the manifest says.
+        """
+        target = self.path(name, version)
+        if (target / MANIFEST).is_file():
+            return
+        manifest = self.manifest(name, version)
+        locks = self.root / ".locks"
+        with writing(locks):
+            locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / f"{name}-{version}", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (target / MANIFEST).is_file():  # another process has done it meanwhile
+                return
+            staging = target.with_name(f".{version}.part")
+            with writing(staging):
+                staging.mkdir(parents=True, exist_ok=True)
+                self._fill(staging, manifest)
+                shutil.copyfile(self._known(name) / f"{version}.json", staging / MANIFEST)
+                for path in (*sorted(staging.rglob("*")), staging):
+                    sync(path)
+                os.rename(staging, target)
+                sync(target.parent)
+            log.info("fetched version %s of bundle %s from %s", version, name, self.url)
+
+    def _fill(self, staging: Path, manifest: Manifest) -> None:
+        """Bring every file that is not whole there already."""
+        missing = {}
+        for name, info in manifest.files.items():
+            path = staging / name
+            if not (path.is_file() and path.stat().st_size == info.bytes and sha256_of(path) == info.sha256):
+                path.unlink(missing_ok=True)
+                missing[name] = info
+        needed, free = sum(info.bytes for info in missing.values()), shutil.disk_usage(staging).free
+        if needed + self._reserve_bytes > free:
+            raise NotReady(
+                f"version {manifest.version} of bundle {manifest.name} needs {needed:,} bytes in {self.root}, where "
+                f"{free:,} are free and {self._reserve_bytes:,} are kept: make room, or set another home"
+            )
+        for name, info in missing.items():
+            path = staging / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source = f"{self._base}/{manifest.name}/{manifest.version}/{name}"
+            with (
+                self._remote(f"read {name} of {manifest.name}/{manifest.version}"),
+                self._fs.open(source, "rb", block_size=_BLOCK) as stream,
+                open(path, "wb") as file,
+            ):
+                shutil.copyfileobj(stream, file, _BLOCK)
+            if path.stat().st_size != info.bytes or sha256_of(path) != info.sha256:
+                path.unlink()
+                raise BundleError(
+                    f"{self.url}/{manifest.name}/{manifest.version}: {name} does not match its SHA-256 in the manifest: "
+                    "it was damaged there or on its way",
+                    name,
+                )
+
+    # Publishing.
+
+    def reserve(self, name: str) -> str:
+        self.refresh()
+        folder = f"{self._base}/{name}/.versions"
+        with self._remote(f"reserve a version of {name}"):
+            self._fs.makedirs(folder, exist_ok=True)
+            taken = {int(mark) for mark in _decimals(self._fs.ls(folder, detail=False))}
+            while True:
+                version = super().reserve(name)
+                if int(version) not in taken and self._mark(f"{folder}/{version}"):
+                    return version
+
+    def publish(self, staging: Path, manifest: Manifest) -> None:
+        """Write a complete version behind the URL, its manifest last and by renaming.
+
+        Raises:
+            NotReady: it cannot be written now.
+        """
+        folder = f"{self._base}/{manifest.name}/{manifest.version}"
+        with self._remote(f"write {manifest.name}/{manifest.version}"):
+            for name in manifest.files:
+                self._fs.makedirs(f"{folder}/{name}".rpartition("/")[0], exist_ok=True)
+                self._fs.put_file(str(staging / name), f"{folder}/{name}")
+            self._fs.makedirs(folder, exist_ok=True)
+            hidden = f"{folder}/.{MANIFEST}.{uuid.uuid4().hex}"
+            self._fs.put_file(str(staging / MANIFEST), hidden)
+            self._fs.mv(hidden, f"{folder}/{MANIFEST}")
+        self._note(manifest.name, manifest.version, (staging / MANIFEST).read_bytes())
+
+    def _mark(self, path: str) -> bool:
+        try:
+            self._fs.pipe_file(path, b"", mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    # Removing.
+
+    def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
+        """As `Repository.prune`, behind the URL and here; other machines follow with their next look."""
+        removed = self._unneeded(name, keep)
+        with self._remote(f"remove versions of {name}"):
+            for version in removed:
+                folder = f"{self._base}/{name}/{version}"
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(f"{folder}/{MANIFEST}")  # first: who has not begun to fetch it does not begin
+                with suppress(FileNotFoundError):
+                    self._fs.rm(folder, recursive=True)
+        self._forget(name, removed, unfinished_before)
+        return removed
+
+    def _forget(self, name: str, versions: Collection[str], unfinished_before: float) -> None:
+        for version in versions:
+            (self._known(name) / f"{version}.json").unlink(missing_ok=True)
+        self._remove(name, set(versions) & set(self.held(name)), unfinished_before)
+
+    # Looking.
+
+    def refresh(self) -> None:
+        """Look behind the URL now. One that does not answer leaves what is known, and the log says so once.
+
+        One process of the machine lists for all; who comes meanwhile waits for it.
+        """
+        with self._refreshing:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with open(self.root / ".listing", "ab") as lock:
+                began = time.time()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._listed() > began:  # while we waited
+                    return
+                try:
+                    self._list()
+                    self._complaint = ""
+                except BatonError as error:
+                    if str(error) != self._complaint:
+                        self._complaint = str(error)
+                        log.error("%s; going on with what is known", error)
+                finally:
+                    (self.root / ".listed").touch()
+
+    def _listed(self) -> float:
+        """Unix time of the last look by any process of this machine."""
+        try:
+            return (self.root / ".listed").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _look(self) -> None:
+        """Refresh what is old: the first time at once, later beside the caller, who must not wait for a network."""
+        if time.time() - self._listed() <= self._refresh_after:
+            return
+        if not self._looked:
+            self._looked = True
+            self.refresh()
+        elif not self._refreshing.locked():
+            threading.Thread(target=self.refresh, name="bundles-refresh", daemon=True).start()
+
+    def _list(self) -> None:
+        folders: list[str] = []
+        with self._remote("list"), suppress(FileNotFoundError):  # where nothing was published yet there is no folder
+            folders = self._fs.ls(self._base, detail=False)
+        for name in (last for last in map(_last, folders) if not last.startswith(".")):
+            known = self._known(name)
+            with self._remote(f"list {name}"):
+                there = set(_decimals(self._fs.ls(f"{self._base}/{name}", detail=False)))
+                for version in sorted(there, key=int):
+                    if not (known / f"{version}.json").exists():
+                        with suppress(FileNotFoundError):  # being written, or refused to be whole
+                            self._note(name, version, self._fs.cat_file(f"{self._base}/{name}/{version}/{MANIFEST}"))
+            seen = {path.stem for path in known.glob("*.json")}
+            newest = max(map(int, there), default=0)
+            gone = {version for version in seen - there if version.isdecimal() and int(version) < newest}
+            if gone:
+                self._forget(name, gone, unfinished_before=0.0)
+
+    def _note(self, name: str, version: str, text: bytes) -> None:
+        path = self._known(name) / f"{version}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        staging.write_bytes(text)
+        staging.replace(path)
+
+    def _known(self, name: str) -> Path:
+        return self.root / name / ".remote"
+
+    @contextmanager
+    def _remote(self, what: str) -> Iterator[None]:
+        """Errors of file systems, of which each has its own kinds, as one of ours."""
+        try:
+            yield
+        except BatonError:
+            raise
+        except Exception as error:
+            raise NotReady(f"{self.url}: cannot {what}: {type(error).__name__}: {error}") from error
+
+
+def _last(entry: str) -> str:
+    return entry.rstrip("/").rpartition("/")[2]
+
+
+def _decimals(entries: Collection[str]) -> list[str]:
+    return [last for last in map(_last, entries) if last.isdecimal()]
