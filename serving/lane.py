@@ -44,6 +44,7 @@ from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
 from serving.stages import lane_plan
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.telemetry.triton import TritonNames
 from serving.tracing import open_tracing
 from serving.traffic import open_traffic_log
 from serving.wiring import open_registry
@@ -356,6 +357,8 @@ class Lane:
                 for kind, count in (("error", window.errors), ("deadline", window.deadline_misses))
             },
         )  # fmt: skip
+        if self._config.telemetry.triton_names:
+            self.telemetry.include(TritonNames(self._name, lambda: self.dispatcher.tallies))
         self.telemetry.tally(
             "baton_routing", "Requests without a routing key, whose candidate was not ready, or not recorded", "case",
             lambda: self.dispatcher.counters,

@@ -1,4 +1,4 @@
-"""`telemetry`: where spans go."""
+"""`telemetry`: where spans go, and under which other names figures are told."""
 
 from __future__ import annotations
 
@@ -15,3 +15,5 @@ class TelemetryConfig(Section):
     extra `otel`."""
     sample: float = Field(0.01, ge=0, le=1)
     """Share of requests that get spans; a request with a `traceparent` follows its caller's choice."""
+    triton_names: bool = False
+    """Whether lanes tell some figures once more under Triton's names, `nv_inference_*`; see docs/operations.md."""

@@ -107,6 +107,8 @@ def _openmetrics(name: str, head: dict[str, str], samples: list[str]) -> list[st
 
 def _text(name: str, head: dict[str, str], samples: list[str]) -> list[str]:
     kind = head.get("TYPE", "unknown")
+    if kind == "unknown" and name.startswith("nv_inference_"):
+        return [f"# HELP {name} {head.get('HELP', '')}", f"# TYPE {name} counter", *samples]
     name = f"{name}_total" if kind == "counter" else name
     return [
         f"# HELP {name} {head.get('HELP', '')}",

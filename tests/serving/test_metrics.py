@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from handmade import SCHEMA, random_rows
+from installation import Installation, eventually, running
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
-from serving.telemetry import Format, Telemetry, merged
+from pipeline.features import Features
+from serving.client import RankingClient
+from serving.telemetry import METRICS_DIR, Format, Telemetry, merged
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -47,6 +52,30 @@ def test_the_older_format_says_the_same_without_exemplars(tmp_path: Path) -> Non
         told = [(s.name, s.labels, s.value) for s in family.samples]
         assert told == [(s.name, s.labels, s.value) for s in new[name].samples]
     assert {s.labels["name"] for s in old["baton_odd"].samples} == {'a "b" \\ # {c}\n'}
+
+
+def test_tritons_names_are_told_where_they_are_asked_for(tmp_path: Path) -> None:
+    made = Installation(tmp_path / "home", telemetry={"triton_names": True})
+    rows = random_rows(np.random.default_rng(1), 20, made.tables)
+    folder = made.home / METRICS_DIR
+    with running(made.config) as lane, RankingClient(lane.target) as client:
+        for _ in range(3):
+            client.rank("ranker", SCHEMA, Features.from_context(SCHEMA, rows))
+        eventually(lambda: b"nv_inference_count" in merged(folder), "the lane has written its figures")
+    made.store.close()
+    families = {f.name: f for f in parser.text_string_to_metric_families(merged(folder).decode())}
+    told = {name: f.samples for name, f in families.items() if name.startswith("nv_inference_")}
+    assert {f.type for name, f in families.items() if name in told} == {"counter"}
+    values = {name: [s.value for s in samples if s.labels["model"] == "teacher"] for name, samples in told.items()}
+    assert values["nv_inference_request_success"] == [3]
+    assert values["nv_inference_request_failure"] == [0]
+    assert values["nv_inference_count"] == [60]
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    spent = sum(values[f"nv_inference_{part}_duration_us"][0] for part in parts)
+    assert 0 < spent <= values["nv_inference_request_duration_us"][0]
+    assert all(set(s.labels) >= {"process", "model", "version"} for samples in told.values() for s in samples)
+    new = openmetrics.text_string_to_metric_families(merged(folder, Format.OPENMETRICS).decode())
+    assert {f.name for f in new} >= set(told)
 
 
 @pytest.mark.parametrize(
