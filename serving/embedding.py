@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.clock import Clock
@@ -66,23 +66,25 @@ def publish_lookups(telemetry: Telemetry, hierarchy: Hierarchy) -> None:
 
 
 def publish_tiers(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> None:
-    """Publish what the tiers of every arm say of themselves, by figure; `breaker`: 0 closed, 1 half open, 2 open."""
+    """Publish what the tiers of every arm say of themselves, by figure, and the state of their breakers."""
 
-    def read() -> dict[tuple[str, ...], float]:
-        found: dict[tuple[str, ...], float] = {}
+    def read() -> Iterator[tuple[tuple[str, str, str], str, float | str]]:
         for name, endpoint in snapshot().endpoints.items():
             for arm in ("stable", "candidate"):
                 served = endpoint.arm(arm)
                 for told in served.model.store.describe() if served is not None else ():
                     for figure, value in told.items():
-                        number = BREAKER.get(str(value)) if figure == "breaker" else value
-                        if isinstance(number, (int, float)):
-                            found[name, arm, str(told["tier"]), figure] = number
-        return found
+                        yield (name, arm, str(told["tier"])), figure, value
 
     telemetry.gauges(
-        "baton_embedding_tier", "What a tier of an arm says of itself", ("endpoint", "arm", "tier", "figure"), read
-    )
+        "baton_embedding_tier", "What a tier of an arm says of itself", ("endpoint", "arm", "tier", "figure"),
+        lambda: {(*tier, figure): value for tier, figure, value in read() if isinstance(value, (int, float))},
+    )  # fmt: skip
+    telemetry.gauges(
+        "baton_embedding_breaker", "Circuit breaker of a tier: 0 closed, 1 half open, 2 open",
+        ("endpoint", "arm", "tier"),
+        lambda: {tier: BREAKER[str(value)] for tier, figure, value in read() if figure == "breaker"},
+    )  # fmt: skip
 
 
 def embedding_status(hierarchy: Hierarchy, snapshot: Snapshot) -> dict[str, Any]:

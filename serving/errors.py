@@ -65,16 +65,18 @@ def code_of(error: BaseException) -> str:
     return next((code for kind, code in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL).name
 
 
-def failure_of(error: BaseException, request_id: str) -> Failure:
+def failure_of(error: BaseException, request_id: str, trace_id: str = "") -> Failure:
     """How to tell an exception. One that is not ours is logged here with its stack trace, and only its id leaves.
 
     Args:
         error: what was raised.
         request_id: what an INTERNAL answer names, so that the caller's report finds the log entry.
+        trace_id: of the call, where it is traced; for the log.
     """
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
     if code is None:
-        log.error("request %s failed", request_id, exc_info=error)
+        about = {"request_id": request_id, "trace_id": trace_id}
+        log.error("request %s failed", request_id, exc_info=error, extra=about)
         return _failure(grpc.StatusCode.INTERNAL, f"internal error; request id {request_id}", "Internal", request_id)
     if not isinstance(error, BatonError):
         raise TypeError(f"{type(error).__name__} is in the table of codes and is no BatonError")

@@ -15,11 +15,14 @@ import typer
 from pipeline.errors import InvalidInput, NotReady
 from serving.cli.output import Output, problems, say
 from serving.config import Config
+from serving.logs import ending, write_logs
 
 __all__ = ["demo", "process", "serve", "worker"]
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
 DEMO_HOME = Path(".baton/demo")
+
+log = logging.getLogger(__name__)
 
 
 def serve(config: ConfigFile = Path("baton.yaml")) -> None:
@@ -28,13 +31,14 @@ def serve(config: ConfigFile = Path("baton.yaml")) -> None:
 
     with problems():
         settings = Config.load(config)
-        _log_to_stderr(settings)
+        write_logs("supervisor", settings.log_level, settings.log_format)
         _check_traffic_log(settings)
         supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
         listen = settings.listen
-        say(
+        tell = log.info if settings.log_format == "json" else say
+        tell(
             f"gRPC on {listen.address(listen.grpc_port)}, HTTP on http://{listen.address(listen.http_port)}, "
             f"home {settings.home}; no tokens: admin verbs answer on loopback only"
         )
@@ -49,7 +53,7 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
 
     with problems():
         settings = Config.load(config)
-        _log_to_stderr(settings)
+        write_logs("worker", settings.log_level, settings.log_format)
         if settings.worker is None:
             raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
         die_with_parent()
@@ -57,7 +61,8 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
         stop = _stop_on_signal()
         from serving.cli.worker import build
 
-        build(settings).run(stop)
+        with ending():
+            build(settings).run(stop)
 
 
 def process(
@@ -68,21 +73,22 @@ def process(
     """Run one of the processes that `baton serve` starts."""
     with problems():
         settings = Config.load(config)
-        _log_to_stderr(settings)
-        if role == "lane":
-            from serving.lane import run_lane
+        write_logs(f"lane-{index}" if role == "lane" else role, settings.log_level, settings.log_format)
+        with ending():
+            if role == "lane":
+                from serving.lane import run_lane
 
-            run_lane(settings, index)
-        elif role == "shadow":
-            from serving.shadow import run_shadow
+                run_lane(settings, index)
+            elif role == "shadow":
+                from serving.shadow import run_shadow
 
-            run_shadow(settings)
-        elif role == "control":
-            from serving.control import run_control
+                run_shadow(settings)
+            elif role == "control":
+                from serving.control import run_control
 
-            run_control(settings)
-        else:
-            raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
+                run_control(settings)
+            else:
+                raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
 
 
 def demo(
@@ -140,11 +146,3 @@ def _stop_on_signal() -> threading.Event:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     return stop
-
-
-def _log_to_stderr(settings: Config) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)-7s %(processName)s[%(process)d] %(name)s: %(message)s",
-        stream=sys.stderr,
-    )

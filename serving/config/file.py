@@ -45,6 +45,8 @@ class Config(Section):
     worker: WorkerConfig | None = None
     embedding: EmbeddingConfig = EmbeddingConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    """Of the entries that every process writes to stderr: text for people, or an object per line for programs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -1,0 +1,135 @@
+"""How every process writes its log: a line per entry on stderr, as text for people or as JSON for programs.
+
+An entry says when (UTC), how bad, which process, which module, and what; where it is about one request also
+`request_id`, and `trace_id` if its call is traced. Code logs by the standard `logging`, and gives these two by `extra`.
+What looks like a token or a password is blotted out whoever wrote it. Names of JSON keys are an interface: programs
+read them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Literal, TextIO
+
+from pipeline.errors import BatonError
+
+__all__ = ["JsonLines", "TextLines", "ending", "write_logs"]
+
+ABOUT = ("request_id", "trace_id")
+"""What an entry may say of the request that it is about."""
+_SECRETS = (
+    (re.compile(r"\b(baton_[^_\s]+_)[\w\-]+"), r"\1***"),
+    (re.compile(r"\b(bearer\s+)(?!baton_)[^\s\"',]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(://[^/\s:@]*:)[^@/\s]+@"), r"\1***@"),
+)
+
+log = logging.getLogger(__name__)
+
+
+class TextLines(logging.Formatter):
+    """`2026-01-02T03:04:05.678Z ERROR lane-0 serving.errors: what happened request_id=...`, a stack trace below it."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        about = "".join(f" {name}={value}" for name, value in _about(record).items())
+        line = f"{_time(record)} {record.levelname} {self._process} {record.name}: {record.getMessage()}{about}"
+        trace = _trace(self, record)
+        return _clean(f"{line}\n{trace}" if trace else line)
+
+
+class JsonLines(logging.Formatter):
+    """An object per line: `time`, `level`, `process`, `pid`, `thread`, `logger`, `message`, and where there is one
+    `request_id`, `trace_id`, `exception`."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "pid": os.getpid(),
+            "thread": record.threadName,
+            "logger": record.name,
+            "message": _clean(record.getMessage()),
+            **_about(record),
+        }
+        if trace := _trace(self, record):
+            entry["exception"] = _clean(trace)
+        return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def write_logs(
+    process: str, level: str = "info", form: Literal["text", "json"] = "text", stream: TextIO | None = None
+) -> None:
+    """Have this process log so, libraries and what ends a thread or the process by an exception included.
+
+    Args:
+        process: its name in every entry.
+        level: least that is written.
+        stream: where to; stderr unless said.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines(process) if form == "json" else TextLines(process))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    sys.excepthook = _died
+    threading.excepthook = _thread_died
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Turn an expected error, which ends the process, into its last entry and exit code 1."""
+    try:
+        yield
+    except BatonError as error:
+        log.critical("the process ends: %s", error)
+        raise SystemExit(1) from None
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _about(record: logging.LogRecord) -> dict[str, str]:
+    return {name: str(value) for name in ABOUT if (value := getattr(record, name, ""))}
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    parts = [formatter.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
+    return "\n".join([*parts, record.stack_info] if record.stack_info else parts)
+
+
+def _clean(text: str) -> str:
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _died(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    log.critical("the process ends by an exception", exc_info=(kind, error, trace))
+
+
+def _thread_died(told: threading.ExceptHookArgs) -> None:
+    if told.exc_type is not SystemExit and told.exc_value is not None:
+        name = told.thread.name if told.thread else "?"
+        log.critical(
+            "thread %s ends by an exception", name, exc_info=(told.exc_type, told.exc_value, told.exc_traceback)
+        )
