@@ -110,7 +110,7 @@ class Lane:
             clock,
             self.telemetry,
             secret=secret,
-            overrides=lambda name: name in config.endpoints and config.endpoints[name].overrides,
+            overrides=lambda name: name in config.endpoints and config.endpoints[name].overrides is not False,
             default_deadline=config.engine.default_deadline,
             priority_levels=config.engine.priority_levels,
             record_direct=config.traffic.record_direct,

@@ -8,9 +8,10 @@ from serving.config.embedding import DeviceConfig, EmbeddingConfig, RedisConfig
 from serving.config.endpoint import ArmConfig, EndpointConfig
 from serving.config.engine import EngineConfig, StageConfig
 from serving.config.file import Config
-from serving.config.listen import ListenConfig
+from serving.config.listen import LimitsConfig, ListenConfig, TlsConfig
 from serving.config.redis_access import RedisAccess
 from serving.config.section import Seconds, parse_duration
+from serving.config.state import StateConfig
 from serving.config.telemetry import TelemetryConfig
 from serving.config.traffic import SampleConfig, TrafficConfig
 from serving.config.worker import WorkerConfig
@@ -22,13 +23,16 @@ __all__ = [
     "EmbeddingConfig",
     "EndpointConfig",
     "EngineConfig",
+    "LimitsConfig",
     "ListenConfig",
     "RedisAccess",
     "RedisConfig",
     "SampleConfig",
     "Seconds",
     "StageConfig",
+    "StateConfig",
     "TelemetryConfig",
+    "TlsConfig",
     "TrafficConfig",
     "WorkerConfig",
     "parse_duration",

@@ -19,5 +19,6 @@ class EndpointConfig(Section):
     candidate: ArmConfig | None = None
     salt: str | None = None
     """Of the assignment of keys to arms; the endpoint's name unless said. Changing it deals all keys anew."""
-    overrides: bool = False
-    """Whether a caller may choose the arm with the parameter `arm`."""
+    overrides: bool | tuple[str, ...] = False
+    """Who may choose the arm with the parameter `arm`: nobody, operators (true; on a machine without tokens that is
+    everyone on it), or operators and the callers whose token or client certificate is named here."""

@@ -14,6 +14,7 @@ from serving.config.endpoint import EndpointConfig
 from serving.config.engine import EngineConfig, StageConfig
 from serving.config.listen import ListenConfig
 from serving.config.section import Section
+from serving.config.state import StateConfig
 from serving.config.telemetry import TelemetryConfig
 from serving.config.traffic import TrafficConfig
 from serving.config.worker import WorkerConfig
@@ -41,6 +42,7 @@ class Config(Section):
     endpoints: dict[str, EndpointConfig] = Field(default_factory=dict)
     """Endpoints that are made at start when the installation does not know them yet."""
     traffic: TrafficConfig = TrafficConfig()
+    state: StateConfig = StateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     worker: WorkerConfig | None = None
     embedding: EmbeddingConfig = EmbeddingConfig()
@@ -87,6 +89,8 @@ class Config(Section):
         return config.model_copy(
             update={
                 "embedding": embedding,
+                "listen": config.listen.below(base),
+                "state": config.state.below(base),
                 "traffic": config.traffic.below(base),
                 "home": base / config.home,
                 "bundles": str(base / config.bundles) if config.bundles and not config.bundles_url else config.bundles,
@@ -122,6 +126,11 @@ class Config(Section):
     def hot_keys(self) -> Path:
         """Keys that device caches begin with."""
         return self.home / "hotkeys"
+
+    @property
+    def loads(self) -> Path:
+        """Folder with a file for every bundle that someone asked to have loaded by name."""
+        return self.home / "loads"
 
     @property
     def secret(self) -> Path:

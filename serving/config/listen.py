@@ -1,23 +1,93 @@
-"""`listen`: what the servers bind and how much they take in."""
+"""`listen`: what the servers bind, whom they let in and how much they take in."""
 
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from serving.config.section import Seconds, Section
+from serving.security.principal import Role
 
-__all__ = ["ListenConfig"]
+__all__ = ["LimitsConfig", "ListenConfig", "TlsConfig"]
+
+
+class TlsConfig(Section):
+    """TLS 1.2 or newer on all three ports. The files are looked at before each handshake, so that new certificates
+    are used without a restart; new files that do not fit together are complained of and the old ones kept."""
+
+    cert: Path
+    """Certificate of this server with what leads to its root, PEM."""
+    key: Path
+    """Its private key, PEM, without a password."""
+    client_ca: Path | None = None
+    """Roots of client certificates, PEM."""
+    require_client_cert: bool = False
+    """Whether every connection to any port needs a client certificate from `client_ca`. Without it the HTTP port asks
+    for one and the gRPC ports do not: there, gRPC knows only all or none."""
+    roles: dict[str, Role] = Field(default_factory=dict)
+    """Roles of client certificates by common name or subject alternative name, for admin verbs without a token. A
+    certificate that is not named here may rank and send feedback."""
+
+    @model_validator(mode="after")
+    def _has_roots(self) -> TlsConfig:
+        if self.client_ca is None and (self.require_client_cert or self.roles):
+            raise ValueError("client certificates cannot be told without client_ca; name the file of their roots")
+        return self
+
+    def below(self, base: Path) -> Self:
+        """The same with relative paths read from `base`."""
+        ca = base / self.client_ca if self.client_ca is not None else None
+        return self.model_copy(update={"cert": base / self.cert, "key": base / self.key, "client_ca": ca})
+
+
+class LimitsConfig(Section):
+    """What one client may do in a second, and at once after a pause. A client is a token, else a client certificate,
+    else an address (of IPv6 the first 64 bits). Not counted where nobody needs to say who they are."""
+
+    admin: float = Field(50.0, gt=0)
+    """Admin calls per second, over gRPC and over HTTP each."""
+    admin_burst: float = Field(200.0, ge=1)
+    feedback: float = Field(2000.0, gt=0)
+    """Predictions per second that feedback is taken for, per lane."""
+    feedback_burst: float = Field(20_000.0, ge=1)
+    wrong_tokens: float = Field(0.2, gt=0)
+    """Wrong tokens per second, per address."""
+    wrong_tokens_burst: float = Field(10.0, ge=1)
+    connections: int = Field(1000, ge=1)
+    """HTTP connections at once; more are answered 503."""
+    streams: int = Field(1000, ge=1)
+    """Calls at once on one gRPC connection; the client's library holds back more."""
 
 
 class ListenConfig(Section):
     host: str = "127.0.0.1"
-    """Address that all servers bind. Off loopback is refused until tokens can be configured."""
+    """Address that all servers bind. Off loopback it takes `tls`, or `insecure: true`."""
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Data plane: Open Inference, ranking, health."""
+    admin_port: int = Field(8003, ge=0, le=65535)
+    """gRPC admin."""
     http_port: int = Field(8000, ge=0, le=65535)
-    """REST admin, /metrics, /healthz, /readyz."""
+    """Console, REST admin, /metrics, /healthz, /readyz."""
+    tls: TlsConfig | None = None
+    insecure: bool = False
+    """Whether to serve off loopback without TLS, where something in front brings it: tokens and traffic can be read
+    and changed by whoever is between."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which browsers may call the HTTP port, beside loopback names and, off loopback, plain addresses; those
+    of a proxy in front belong here."""
+    ranking: Literal["open", "identified"] = "open"
+    """`identified`: ranking and inference, too, take a token or a client certificate."""
+    feedback: Literal["auto", "open", "identified"] = "auto"
+    """Whether labels are taken from callers that say who they are only. `auto`: off loopback. Set `identified` where a
+    proxy on this machine brings strangers."""
+    feedback_from: tuple[str, ...] = ()
+    """Names of tokens and client certificates whose labels are taken; all that say who they are, unless said."""
+    open_metrics: bool = False
+    """Whether /metrics answers without a token although there are tokens."""
+    limits: LimitsConfig = LimitsConfig()
     max_message_bytes: int = Field(16 << 20, ge=1 << 16, le=1 << 30)
     """Largest request or answer; a larger request is refused before it is read."""
     max_candidates: int = Field(10_000, ge=1)
@@ -25,7 +95,8 @@ class ListenConfig(Section):
     max_connection_age: Seconds = 0.0
     """After which a client is asked to connect anew, so that connections spread over lanes and hosts that came later; a
     tenth more or less, so that not all do at once. 0, the default, is never: right on one machine, where lanes come and
-    go together. Behind a balancer of connections set some minutes. Calls under way are finished."""
+    go together. Behind a balancer of connections set some minutes; with client certificates as well, for they are
+    looked at when a connection begins. Calls under way are finished."""
     max_connection_age_grace: Seconds = 30.0
     """How long calls under way may go on after that; streams, too, end then and are opened anew by their clients."""
 
@@ -33,11 +104,27 @@ class ListenConfig(Section):
         """host:port, an IPv6 address in brackets."""
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach us."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def identified_feedback(self) -> bool:
+        """Whether labels are taken from callers that say who they are only."""
+        return self.feedback == "identified" or (self.feedback == "auto" and not self.loopback)
+
     @model_validator(mode="after")
-    def _loopback(self) -> ListenConfig:
-        if self.host != "localhost" and not ipaddress.ip_address(self.host).is_loopback:
+    def _guarded(self) -> ListenConfig:
+        if not self.loopback and self.tls is None and not self.insecure:
             raise ValueError(
-                f"host {self.host} is not loopback: without configured tokens nothing is served off this machine; "
-                "use 127.0.0.1 and a proxy that authenticates"
+                f"host {self.host} is not loopback: set tls (cert and key), or insecure: true where a proxy in front "
+                "brings TLS"
             )
+        if self.feedback == "open" and not self.loopback:
+            raise ValueError("feedback steers training and promotion: off loopback it cannot be open; use identified")
         return self
+
+    def below(self, base: Path) -> Self:
+        """The same with relative paths read from `base`."""
+        return self if self.tls is None else self.model_copy(update={"tls": self.tls.below(base)})

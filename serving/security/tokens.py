@@ -136,16 +136,19 @@ class TokenStore:
         """The token whose `authorization` value this is; None: it is none of ours, or expired.
 
         What is compared is compared in constant time, whether or not there is a token of that id.
+
+        Raises:
+            InvalidInput: see `tokens`.
         """
-        scheme, _, value = authorization.partition(" ")
-        prefix, _, rest = value.strip().partition("_")
-        number, _, secret = rest.partition("_")
-        tokens = self.tokens() or {}
-        token = tokens.get(number)
+        number, secret = _parts(authorization)
+        token = (self.tokens() or {}).get(number)
         right = hmac.compare_digest(_digest(secret), token.digest if token is not None else _NOBODY)
-        if scheme.lower() != "bearer" or prefix != PREFIX or token is None or not right or token.expired(now_ms):
-            return None
-        return token
+        return None if token is None or not right or token.expired(now_ms) else token
+
+    def id_of(self, authorization: str) -> str:
+        """The id that an `authorization` value names, if there is a token of that id, right or not; else empty."""
+        number, _ = _parts(authorization)
+        return number if number in (self.tokens() or {}) else ""
 
     def _read(self) -> _Seen | None:
         try:
@@ -209,10 +212,6 @@ class TokenAuthenticator:
             self._needed = self._store.tokens() is not None
         return not self._needed
 
-    def token(self, authorization: str) -> Token | None:
-        """The token behind an `authorization` value, see `TokenStore.find`."""
-        return self._store.find(authorization, self._clock.wall_ms())
-
     def authenticate(self, authorization: str) -> Principal:
         """The caller whose `authorization` header or metadata this is (empty: none was sent).
 
@@ -222,14 +221,49 @@ class TokenAuthenticator:
         try:
             if self.open():
                 return LOCAL
-            token = self.token(authorization)
         except InvalidInput:
-            # What is the matter stands in our log and in `baton doctor`; strangers need not know.
+            pass  # `find` says so
+        token = self.find(authorization)
+        return Principal(token.name, token.role)
+
+    def find(self, authorization: str) -> Token:
+        """The token behind an `authorization` value.
+
+        Raises:
+            Unauthenticated: there is none, or it is none of ours.
+        """
+        try:
+            token = self._store.find(authorization, self._clock.wall_ms())
+        except InvalidInput:
+            # What is the matter stands in `baton doctor`; strangers need not know.
             raise Unauthenticated("tokens cannot be read at present; `baton doctor` says why") from None
         if token is None:
             said = "this token is not known, was revoked or has expired" if authorization else "this takes a token"
             raise Unauthenticated(f"{said}; make one with `baton token create` and send `authorization: Bearer TOKEN`")
-        return Principal(token.name, token.role)
+        return token
+
+    def good(self, number: str) -> Token | None:
+        """The token of an id while it is good; for sessions, which outlive the call that showed the secret."""
+        try:
+            token = (self._store.tokens() or {}).get(number)
+        except InvalidInput:
+            return None
+        return None if token is None or token.expired(self._clock.wall_ms()) else token
+
+    def id_of(self, authorization: str) -> str:
+        """See `TokenStore.id_of`; empty, too, while tokens cannot be read."""
+        try:
+            return self._store.id_of(authorization)
+        except InvalidInput:
+            return ""
+
+
+def _parts(authorization: str) -> tuple[str, str]:
+    """Id and secret of `Bearer baton_<id>_<secret>`; empty where it is nothing of that form."""
+    scheme, _, value = authorization.partition(" ")
+    prefix, _, rest = value.strip().partition("_")
+    number, _, secret = rest.partition("_")
+    return (number, secret) if scheme.lower() == "bearer" and prefix == PREFIX else ("", "")
 
 
 def _digest(secret: str) -> str:

@@ -25,6 +25,9 @@ def load(folder: Path, text: str) -> Config:
         ("listen: {grpc_port: many}", "listen.grpc_port", "integer"),
         ("listen: {host: 0.0.0.0}", "listen", "not loopback"),
         ("listen: {host: 192.168.1.5}", "listen", "not loopback"),
+        ("listen: {host: 192.168.1.5, insecure: true, feedback: open}", "listen", "identified"),
+        ("listen: {tls: {cert: c, key: k, require_client_cert: true}}", "listen.tls", "client_ca"),
+        ("listen: {tls: {cert: c, key: k, client_ca: a, roles: {x: king}}}", "listen.tls.roles.x", "operator"),
         ("listen: {host: example.org}", "listen", "example.org"),
         ("engine: {lanes: 0}", "engine.lanes", "greater than or equal to 1"),
         ("traffic: {retention: soon}", "traffic.retention", "not a duration"),
@@ -90,9 +93,19 @@ def test_loopback_hosts(tmp_path: Path, host: str) -> None:
     assert load(tmp_path, yaml.safe_dump({"listen": {"host": host}})).listen.host == host
 
 
+def test_off_loopback_takes_tls_or_a_word_that_says_otherwise(tmp_path: Path) -> None:
+    for how in ("insecure: true", "tls: {cert: c.pem, key: k.pem}"):
+        listen = load(tmp_path, f"listen: {{host: 0.0.0.0, {how}}}").listen
+        assert not listen.loopback
+        assert listen.identified_feedback
+    assert not load(tmp_path, "{}").listen.identified_feedback
+
+
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    text = "{home: state, bundles: ../models, worker: {endpoint: r, retained: rows.safetensors}}"
-    config = load(tmp_path, text)
+    text = "{home: state, bundles: ../models, worker: {endpoint: r, retained: rows.safetensors},"
+    config = load(tmp_path, f"{text} listen: {{tls: {{cert: c.pem, key: k.pem}}}}}}")
+    assert config.listen.tls is not None
+    assert config.listen.tls.key == tmp_path / "k.pem"
     assert config.home == tmp_path / "state"
     assert config.traffic_db == tmp_path / "state" / "traffic.db"
     assert config.repository.resolve() == tmp_path.parent / "models"

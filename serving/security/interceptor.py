@@ -1,0 +1,96 @@
+"""The doorkeeper at the gRPC admin port: every method of every service but health's needs a principal.
+
+Handlers ask `Admitted` who calls, and the verb's table whether that is enough. What is refused is refused before the
+handler runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from pipeline.errors import BatonError
+from serving.errors import failure_of
+from serving.security.admitted import admitted
+from serving.security.doorkeeper import Caller, Doorkeeper
+
+__all__ = ["AdmitInterceptor", "caller_of"]
+
+OPEN = "/grpc.health.v1.Health/"
+
+
+class AdmitInterceptor(grpc.aio.ServerInterceptor):
+    """Asks the doorkeeper before each call."""
+
+    def __init__(self, doorkeeper: Doorkeeper) -> None:
+        self._doorkeeper = doorkeeper
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(OPEN):
+            return handler
+        # The connection is known to the call's context only, not here: so it is the behaviour that is wrapped.
+        if handler.response_streaming:
+            make, behaviour = (
+                (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
+                if handler.request_streaming
+                else (grpc.unary_stream_rpc_method_handler, handler.unary_stream)
+            )
+            wrapped: Any = self._stream(behaviour)
+        else:
+            make, behaviour = (
+                (grpc.stream_unary_rpc_method_handler, handler.stream_unary)
+                if handler.request_streaming
+                else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
+            )
+            wrapped = self._single(behaviour)
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _single(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            await self._admit(context)
+            return await behaviour(request, context)
+
+        return call
+
+    def _stream(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            await self._admit(context)
+            async for answer in behaviour(request, context):
+                yield answer
+
+        return call
+
+    async def _admit(self, context: Any) -> None:
+        try:
+            admitted.set(self._doorkeeper.admit(caller_of(context)))
+        except BatonError as error:
+            failure = failure_of(error, "")
+            context.set_trailing_metadata(failure.metadata)
+            await context.abort(failure.code, failure.message)
+
+
+def caller_of(context: Any) -> Caller:
+    """What a gRPC call and its connection say of themselves."""
+    metadata = context.invocation_metadata() or ()
+    given = [value for key, value in metadata if key == "authorization"]
+    names: list[str] = []
+    # gRPC fills these from a verified certificate alone; without TLS there are none.
+    identity = context.auth_context()
+    for key in ("x509_common_name", "x509_subject_alternative_name"):
+        names += [name.decode(errors="replace") for name in identity.get(key, ())]
+    # Several values become one that is no token: it must not be open which of them counts.
+    return Caller(", ".join(given), _address(context.peer()), tuple(names))
+
+
+def _address(peer: str) -> str:
+    """The address of `ipv4:192.0.2.7:123` or `ipv6:%5B2001:db8::1%5D:123`; empty for a local socket."""
+    family, _, rest = peer.partition(":")
+    if family not in ("ipv4", "ipv6"):
+        return ""
+    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")

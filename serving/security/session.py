@@ -1,0 +1,119 @@
+"""Sessions of browsers: a signed cookie that stands for a token, and a value against requests that other sites forge.
+
+Nothing is stored: the cookie names the token's id and its own end and is signed with the installation's secret, so a
+restart logs nobody out; revoking the token ends its sessions at once. Logging out is remembered until the session
+would have ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from itsdangerous import BadSignature, URLSafeSerializer
+
+from pipeline.clock import Clock
+from pipeline.errors import PermissionDenied
+from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.principal import Principal
+from serving.security.tokens import LOCAL
+
+__all__ = ["CSRF_HEADER", "Session", "Sessions"]
+
+CSRF_HEADER = "x-baton-csrf"
+LENGTH = 12 * 3600
+"""Seconds until one has to log in again: a shift."""
+MOST_ENDED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser that is logged in. `csrf`: what its requests that change something have to send in `CSRF_HEADER`."""
+
+    principal: Principal
+    csrf: str
+    ends_ms: int
+
+
+class Sessions:
+    """Of one installation.
+
+    Args:
+        secret: of the installation.
+        secure: whether the port speaks TLS; the cookie is then sent over TLS alone and bound to this host.
+    """
+
+    def __init__(self, doorkeeper: Doorkeeper, secret: bytes, clock: Clock, *, secure: bool) -> None:
+        self._doorkeeper = doorkeeper
+        signing = {"digest_method": hashlib.sha256, "key_derivation": "hmac"}
+        self._signer = URLSafeSerializer(secret, salt="baton session", signer_kwargs=signing)
+        self._csrf_key = hmac.digest(secret, b"baton csrf", "sha256")
+        self._clock = clock
+        self._secure = secure
+        self._ended: dict[str, int] = {}
+        self.cookie = "__Host-baton_session" if secure else "baton_session"
+        """Name of the cookie."""
+
+    def begin(self, caller: Caller) -> str:
+        """The cookie's value for a caller that showed a token.
+
+        Raises:
+            Unauthenticated, Overloaded: it did not; see `Doorkeeper.identify`.
+            PermissionDenied: it showed a certificate only, which it shows with each request anyway.
+        """
+        known = self._doorkeeper.known(caller)
+        if not known.token:
+            raise PermissionDenied("a session stands for a token; log in with one")
+        ends = self._clock.wall_ms() + 1000 * LENGTH
+        value: str = self._signer.dumps([known.token, ends, secrets.token_urlsafe(12)])
+        return value
+
+    def find(self, value: str) -> Session | None:
+        """The session of a cookie's value; None: there is none, or it has ended."""
+        content = self._content(value)
+        if content is None:
+            return None
+        token, ends, nonce = content
+        principal = self._doorkeeper.good(token)
+        if principal is None or ends <= self._clock.wall_ms() or nonce in self._ended:
+            return None
+        return Session(principal, hmac.new(self._csrf_key, nonce.encode(), "sha256").hexdigest(), ends)
+
+    def who(self, value: str) -> Principal | None:
+        """Whom a page is shown to: the session's principal, everyone where nobody needs a token, or nobody.
+
+        A page lives longer than the request that made it: ask again at each update and before each action.
+        """
+        if self._doorkeeper.open:
+            return LOCAL
+        session = self.find(value)
+        return None if session is None else session.principal
+
+    def end(self, value: str) -> None:
+        """Log out."""
+        content = self._content(value)
+        if content is None:
+            return
+        now = self._clock.wall_ms()
+        kept = sorted(((ends, nonce) for nonce, ends in self._ended.items() if ends > now), reverse=True)
+        self._ended = {nonce: ends for ends, nonce in kept[: MOST_ENDED - 1]}
+        self._ended[content[2]] = content[1]
+
+    def flags(self) -> dict[str, Any]:
+        """Arguments of Starlette's `Response.set_cookie` beside key, value and `max_age`, and of `delete_cookie`.
+
+        Lax, so that a link in an alert opens a console that is logged in; what changes something is no link.
+        """
+        return {"path": "/", "secure": self._secure, "httponly": True, "samesite": "lax"}
+
+    def _content(self, value: str) -> tuple[str, int, str] | None:
+        if not value or len(value) > 500:
+            return None
+        try:
+            token, ends, nonce = self._signer.loads(value)
+        except (BadSignature, ValueError):
+            return None
+        return str(token), int(ends), str(nonce)

@@ -1,0 +1,256 @@
+"""The doorkeeper at the HTTP port, around the whole application: who asks, from which page, how much and how often.
+
+Everything but `OPEN` needs a principal: a token, a client certificate with a role, or a browser's session; a browser
+without one is sent to the login page. A request that another site's page made is refused by its Host or Origin, and a
+session's requests that change something need the session's CSRF value as well. Handlers ask `Admitted` who calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import math
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from pipeline.errors import BatonError, Overloaded, PermissionDenied, Unauthenticated
+from serving.config import ListenConfig
+from serving.security.admitted import admitted
+from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.headers import response_headers
+from serving.security.principal import Principal
+from serving.security.session import CSRF_HEADER, Sessions
+
+__all__ = ["LOGIN", "OPEN", "WebGuard"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOGIN = "/login"
+OPEN = ("/healthz", "/readyz", LOGIN, "/_nicegui/")
+"""What needs no principal; a name that ends in / stands for reading all below it (scripts and styles of the console)."""
+SAFE = ("GET", "HEAD", "OPTIONS")
+MOST_BODY = 2 << 20
+"""Bytes of a request; the largest is a rollout file."""
+BODY_SECONDS = 20.0
+
+
+class WebGuard:
+    """An ASGI application around another.
+
+    Args:
+        app: what answers requests that are let in.
+        sessions: of browsers.
+        open_paths: see `OPEN`.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        doorkeeper: Doorkeeper,
+        sessions: Sessions,
+        listen: ListenConfig,
+        open_paths: Collection[str] = OPEN,
+    ) -> None:
+        self._app = app
+        self._doorkeeper = doorkeeper
+        self._sessions = sessions
+        self._listen = listen
+        self._open = (*open_paths, "/metrics") if listen.open_metrics else tuple(open_paths)
+        self._hosts = frozenset(name.lower() for name in listen.allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+        # Browsers would keep it for every port of a loopback name, so there it is not said.
+        only_tls = scope["scheme"] in ("https", "wss") and not self._listen.loopback
+        answer = _Answer(scope, send, response_headers(scope["path"], only_tls=only_tls))
+        try:
+            self._same_site(scope, headers)
+            limited = _limited(scope, headers, receive, answer)
+            principal = self._admit(scope, headers)
+        except BatonError as error:
+            await self._refuse(scope, headers, answer, error)
+            return
+        except _TooLarge:
+            await answer.refuse(413, "InvalidInput", f"a request has {MOST_BODY} bytes at most")
+            return
+        token = admitted.set(principal)
+        try:
+            await self._app(scope, limited, answer.send)
+        except _TooLarge:
+            if not answer.started:
+                await answer.refuse(413, "InvalidInput", f"a request has {MOST_BODY} bytes at most")
+        finally:
+            admitted.reset(token)
+
+    def _same_site(self, scope: Scope, headers: dict[str, list[str]]) -> None:
+        """Refuse what a page of another site asks.
+
+        A name of theirs that was made to lead here shows in Host. A plain address cannot be made to, so off loopback
+        every one is fine. Browsers tell the page in Origin, on every request that changes something and every socket.
+        """
+        host = headers.get("host", [])
+        if len(host) != 1 or not self._host(host[0]):
+            raise PermissionDenied("Host names another site; listen.allowed_hosts lets more names in")
+        for origin in headers.get("origin", []):
+            parts = _split(origin)
+            if parts is None or not (parts[1].lower() == host[0].lower() or parts[0] in self._hosts):
+                raise PermissionDenied("only pages of this server may ask; Origin is another site")
+        changes = scope["type"] == "websocket" or scope["method"] not in SAFE
+        if changes and any(site in ("cross-site", "same-site") for site in headers.get("sec-fetch-site", [])):
+            raise PermissionDenied("only pages of this server may ask; Sec-Fetch-Site is another site")
+
+    def _host(self, netloc: str) -> bool:
+        parts = _split(f"//{netloc}")
+        if parts is None:
+            return False
+        name = parts[0]
+        if name == "localhost" or name in self._hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not self._listen.loopback
+
+    def _admit(self, scope: Scope, headers: dict[str, list[str]]) -> Principal | None:
+        authorization = ", ".join(headers.get("authorization", []))
+        client = scope.get("client")
+        caller = Caller(authorization, client[0] if client else "", scope.get("extensions", {}).get("baton.names", ()))
+        cookie = _cookie(headers, self._sessions.cookie)
+        if cookie and not authorization and not self._doorkeeper.open:
+            session = self._sessions.find(cookie)
+            if session is not None:
+                self._not_forged(scope, headers, session.csrf)
+                return session.principal
+        return None if self._is_open(scope) else self._doorkeeper.admit(caller)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path, reads = scope["path"], scope["type"] == "http" and scope["method"] in SAFE
+        return any(reads and path.startswith(name) if name.endswith("/") else path == name for name in self._open)
+
+    def _not_forged(self, scope: Scope, headers: dict[str, list[str]], csrf: str) -> None:
+        if scope["type"] == "http" and scope["method"] not in SAFE and headers.get(CSRF_HEADER) != [csrf]:
+            raise PermissionDenied(f"{CSRF_HEADER} is missing or is not this session's")
+
+    async def _refuse(self, scope: Scope, headers: dict[str, list[str]], answer: _Answer, error: BatonError) -> None:
+        if isinstance(error, Unauthenticated):
+            page = scope["type"] == "http" and scope["method"] == "GET" and not scope["path"].startswith("/api/")
+            if page and "text/html" in ",".join(headers.get("accept", [])):
+                back = "/" + scope["path"].lstrip("/\\")  # two slashes would be another site's name
+                await answer.redirect(f"{LOGIN}?next={quote(back)}")
+                return
+            await answer.refuse(401, "Unauthenticated", str(error), ("www-authenticate", 'Bearer realm="baton"'))
+        elif isinstance(error, Overloaded):
+            seconds = str(math.ceil(error.retry_after))
+            await answer.refuse(429, "Overloaded", str(error), ("retry-after", seconds))
+        else:
+            await answer.refuse(403, "PermissionDenied", str(error))
+
+
+class _TooLarge(Exception):
+    """A body goes on after `MOST_BODY` bytes."""
+
+
+class _Answer:
+    """What goes back: the application's answer with our headers, or a refusal."""
+
+    def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._websocket = scope["type"] == "websocket"
+        self._send = send
+        self._headers = headers
+        self.too_large = False
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        """Of the application."""
+        if message["type"] in ("http.response.start", "websocket.accept"):
+            if self.too_large:
+                raise _TooLarge  # whatever the application makes of the end of its input, this is what was wrong
+            self.started = True
+            given = {name.lower() for name, _ in message.get("headers", ())}
+            extra = [(name, value) for name, value in self._headers if name not in given]
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await self._send(message)
+
+    async def refuse(self, code: int, kind: str, said: str, *headers: tuple[str, str]) -> None:
+        """An error in the form of the REST API."""
+        if self._websocket:
+            await self._send({"type": "websocket.close", "code": 1008, "reason": said[:120]})
+            return
+        body = json.dumps({"error": {"kind": kind, "message": said, "field": ""}}).encode()
+        await self._end(code, body, ("content-type", "application/json"), *headers)
+
+    async def redirect(self, where: str) -> None:
+        """To a page of ours."""
+        await self._end(303, b"", ("location", where))
+
+    async def _end(self, code: int, body: bytes, *headers: tuple[str, str]) -> None:
+        told = [(name.encode(), value.encode()) for name, value in (*headers, ("content-length", str(len(body))))]
+        await self._send({"type": "http.response.start", "status": code, "headers": [*told, *self._headers]})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _limited(scope: Scope, headers: dict[str, list[str]], receive: Receive, answer: _Answer) -> Receive:
+    """`receive` of a body that may be neither too large nor too slow.
+
+    Raises:
+        _TooLarge: its length says already that it is.
+    """
+    if scope["type"] == "websocket":
+        return receive
+    told = headers.get("content-length", ["0"])[0]
+    if told.isdecimal() and int(told) > MOST_BODY:
+        raise _TooLarge
+    left = MOST_BODY
+    whole = False
+
+    async def limited() -> Message:
+        nonlocal left, whole
+        if whole:
+            return await receive()  # waits until the client goes, however long that takes
+        try:
+            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        left -= len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        if left < 0:
+            answer.too_large = True
+            raise _TooLarge
+        return message
+
+    return limited
+
+
+def _split(url: str) -> tuple[str, str] | None:
+    """Host in lower case and host:port of a URL; None: it has none, or more than these."""
+    try:
+        parts = urlsplit(url)
+        found = parts.hostname, parts.netloc
+        _ = parts.port
+    except ValueError:
+        return None
+    if not found[0] or "@" in found[1] or parts.path or parts.query or parts.fragment:
+        return None
+    return found[0], found[1]
+
+
+def _cookie(headers: dict[str, list[str]], name: str) -> str:
+    """A cookie's value, empty when there is none."""
+    try:
+        found = SimpleCookie("; ".join(headers.get("cookie", []))).get(name)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value

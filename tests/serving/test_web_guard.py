@@ -1,0 +1,299 @@
+"""The HTTP port's guard over a real uvicorn server: who is let in, from which page, how much, with which headers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from installation import eventually, free_port
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from pipeline.clock import SystemClock
+from serving.config import Config
+from serving.security.admitted import admitted
+from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.principal import Role
+from serving.security.session import CSRF_HEADER, Sessions
+from serving.security.tokens import TokenStore
+from serving.security.web import MOST_BODY, WebGuard
+
+
+def _who() -> str:
+    principal = admitted.get()
+    return "nobody" if principal is None else f"{principal.name}/{principal.role}"
+
+
+async def _answer(request: Request) -> Response:
+    body = await request.body()
+    return JSONResponse({"who": _who(), "bytes": len(body)})
+
+
+async def _socket(socket: WebSocket) -> None:
+    await socket.accept()
+    await socket.send_text(_who())
+    await socket.close()
+
+
+PATHS = ("/healthz", "/readyz", "/metrics", "/login", "/", "/_nicegui/x.js", "/api/v1/endpoints", "/api/openapi.json")
+
+
+@dataclass
+class Guarded:
+    """A server with a guard. Tokens: none until made."""
+
+    port: int
+    tokens: TokenStore
+    sessions: Sessions
+    doorkeeper: Doorkeeper
+    http: httpx.Client
+
+    def call(self, method: str, path: str, token: str = "", **more: Any) -> httpx.Response:
+        headers = {**({"authorization": f"Bearer {token}"} if token else {}), **more.pop("headers", {})}
+        return self.http.request(method, path, headers=headers, **more)
+
+    def token(self, name: str, role: Role) -> str:
+        return self.tokens.create(name, role, SystemClock().wall_ms())[1]
+
+    def raw(self, data: bytes) -> bytes:
+        """What comes back for these bytes, read until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            connection.sendall(data)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        return answer
+
+
+@contextlib.contextmanager
+def guarded(home: Path, **listen: Any) -> Iterator[Guarded]:
+    config = Config.model_validate({"home": home, "listen": listen})
+    clock = SystemClock()
+    doorkeeper = Doorkeeper(config, clock)
+    sessions = Sessions(doorkeeper, b"s" * 32, clock, secure=False)
+    routes = [Route(path, _answer, methods=["GET", "POST", "PUT", "DELETE"]) for path in PATHS]
+    app = WebGuard(Starlette(routes=[*routes, WebSocketRoute("/ws", _socket)]), doorkeeper, sessions, config.listen)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", proxy_headers=False))
+    thread = threading.Thread(target=server.run, name="guarded", daemon=True)
+    thread.start()
+    eventually(lambda: server.started, "the server listens")
+    http = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+    try:
+        yield Guarded(port, TokenStore(config.tokens), sessions, doorkeeper, http)
+    finally:
+        http.close()
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Guarded]:
+    with guarded(tmp_path / "home") as made:
+        yield made
+
+
+def test_without_tokens_everyone_on_this_machine_is_an_operator(door: Guarded) -> None:
+    for path in ("/", "/api/v1/endpoints", "/metrics"):
+        assert door.call("GET", path).json()["who"] == "local/operator", path
+
+
+def test_with_tokens_each_path_answers_whom_it_should(door: Guarded) -> None:
+    ann = door.token("ann", Role.VIEWER)
+    for path in PATHS:
+        is_open = path in ("/healthz", "/readyz", "/login", "/_nicegui/x.js")
+        stranger = door.call("GET", path)
+        assert stranger.status_code == (200 if is_open else 401), path
+        if not is_open:
+            assert stranger.headers["www-authenticate"].startswith("Bearer")
+            assert stranger.json()["error"]["kind"] == "Unauthenticated"
+            assert door.call("GET", path, ann).json()["who"] == "ann/viewer"
+            assert door.call("GET", path, ann + "x").status_code == 401
+    assert door.call("POST", "/_nicegui/x.js").status_code == 401  # only reading is open below a prefix
+    both = f"Host: localhost\r\nAuthorization: Bearer {ann}\r\nAuthorization: Bearer x\r\nConnection: close\r\n\r\n"
+    assert door.raw(f"GET /metrics HTTP/1.1\r\n{both}".encode()).split()[1] == b"401"
+
+
+def test_metrics_can_be_opened(tmp_path: Path) -> None:
+    with guarded(tmp_path, open_metrics=True) as door:
+        door.token("ann", Role.VIEWER)
+        assert door.call("GET", "/metrics").status_code == 200
+        assert door.call("GET", "/api/v1/endpoints").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["//api/v1/endpoints", "/%2e/api/v1/endpoints", "/api%2fv1%2fendpoints", "/_nicegui/../api/v1/endpoints",
+             "/healthz/../api/v1/endpoints", "/login/../metrics", "/API/v1/endpoints", "/healthz%00/api", "/healthz;/metrics"],
+)  # fmt: skip
+def test_no_spelling_of_a_path_goes_past_the_guard(door: Guarded, path: str) -> None:
+    door.token("ann", Role.VIEWER)
+    # Written by hand, for clients tidy paths up.
+    answer = door.raw(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+    status = int(answer.split()[1])
+    assert status in (400, 401, 404), answer
+    assert b"who" not in answer
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example"},
+        {"host": "127.0.0.1:8000@evil.example"},
+        {"host": "localhost@evil.example"},
+        {"host": "localhost/evil"},
+        {"host": "192.168.1.5"},
+        {"host": "2130706433"},
+        {"host": "127.0.0.1:99999"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:1"},
+        {"origin": "http://localhost.evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_what_another_sites_page_asks_is_refused(door: Guarded, headers: dict[str, str]) -> None:
+    ann = door.token("ann", Role.OPERATOR)
+    answer = door.call("POST", "/api/v1/endpoints", ann, headers=headers)
+    assert answer.status_code == 403, headers
+    assert answer.json()["error"]["kind"] == "PermissionDenied"
+
+
+def test_hosts_are_one_and_there(door: Guarded) -> None:
+    for head in ("", "Host: localhost\r\nHost: localhost\r\n", "Host:\r\n"):
+        answer = door.raw(f"GET /api/v1/endpoints HTTP/1.1\r\n{head}Connection: close\r\n\r\n".encode())
+        assert answer.split()[1] in (b"400", b"403"), (head, answer)
+
+
+def test_our_own_pages_and_named_hosts_may_ask(tmp_path: Path) -> None:
+    with guarded(tmp_path, allowed_hosts=["Baton.example"]) as door:
+        own = f"127.0.0.1:{door.port}"
+        for host, origin in (
+            (own, f"http://{own}"),
+            ("localhost:1", "http://localhost:1"),
+            ("[::1]:7", "http://[::1]:7"),
+            ("baton.example", "https://baton.example"),
+            ("127.0.0.1", "https://baton.example"),  # a proxy that does not hand Host on
+        ):
+            answer = door.call("POST", "/api/v1/endpoints", headers={"host": host, "origin": origin})
+            assert answer.status_code == 200, (host, origin)
+
+
+def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) -> None:
+    ann = door.token("ann", Role.OPERATOR)
+    cookie = door.sessions.begin(Caller(f"Bearer {ann}"))
+    session = door.sessions.find(cookie)
+    assert session is not None
+    sent = {"cookie": f"other=1; {door.sessions.cookie}={cookie}"}
+    right = {**sent, CSRF_HEADER: session.csrf}
+    assert door.call("GET", "/", headers=sent).json()["who"] == "ann/operator"
+    assert door.call("POST", "/api/v1/endpoints", headers=sent).status_code == 403
+    assert door.call("POST", "/api/v1/endpoints", headers={**sent, CSRF_HEADER: "x"}).status_code == 403
+    assert door.call("POST", "/api/v1/endpoints", headers=right).json()["who"] == "ann/operator"
+    assert ann.split("_", 2)[2] not in cookie
+    for wrong in (cookie[:-1], cookie + "x", "", "a.b.c", cookie.split(".")[0], "%ff"):
+        spoiled = {"cookie": f"{door.sessions.cookie}={wrong}"}
+        assert door.call("GET", "/api/v1/endpoints", headers=spoiled).status_code == 401, wrong
+    door.sessions.end(cookie)
+    assert door.call("GET", "/api/v1/endpoints", headers=sent).status_code == 401
+    again = {"cookie": f"{door.sessions.cookie}={door.sessions.begin(Caller(f'Bearer {ann}'))}"}
+    assert door.call("GET", "/api/v1/endpoints", headers=again).status_code == 200
+    door.tokens.revoke("ann")
+    door.token("bob", Role.VIEWER)
+    assert door.call("GET", "/api/v1/endpoints", headers=again).status_code == 401
+
+
+def test_a_browser_that_is_not_logged_in_is_sent_to_the_login_page(door: Guarded) -> None:
+    door.token("ann", Role.VIEWER)
+    page = {"accept": "text/html,*/*"}
+    answer = door.call("GET", "/", headers=page)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=/")
+    for path in ("//evil.example/x", "/\\evil.example/x", "///evil.example/x"):
+        away = door.raw(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n".encode()
+        )
+        assert b"\r\nlocation: /login?next=/evil.example/x\r\n" in away  # a path of ours, not another site
+    assert door.call("GET", "/api/v1/endpoints", headers=page).status_code == 401
+
+
+def test_a_socket_needs_a_principal_and_a_page_of_ours(door: Guarded) -> None:
+    at, origin = f"ws://127.0.0.1:{door.port}/ws", f"http://127.0.0.1:{door.port}"
+    with connect(at, origin=origin, proxy=None) as socket:  # type: ignore[arg-type]
+        assert socket.recv() == "local/operator"
+    ann = door.token("ann", Role.VIEWER)
+    cookie = {"cookie": f"{door.sessions.cookie}={door.sessions.begin(Caller(f'Bearer {ann}'))}"}
+    with connect(at, origin=origin, additional_headers=cookie, proxy=None) as socket:  # type: ignore[arg-type]
+        assert socket.recv() == "ann/viewer"
+    for page, headers in ((origin, {}), ("http://evil.example", cookie), ("null", cookie)):
+        with pytest.raises(InvalidStatus) as refused, connect(at, origin=page, additional_headers=headers, proxy=None):  # type: ignore[arg-type]
+            pass
+        assert refused.value.response.status_code == 403
+
+
+def test_bodies_are_limited_whether_or_not_they_say_their_length(door: Guarded) -> None:
+    path, large = "/api/v1/endpoints", b"x" * (MOST_BODY + 1)
+    assert door.call("POST", path, content=large[:-1]).json()["bytes"] == MOST_BODY
+    assert door.call("POST", path, content=large).status_code == 413
+    assert door.call("POST", path, content=iter([large[:1000], large])).status_code == 413
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MOST_BODY + 1}\r\nConnection: close\r\n\r\n"
+    assert door.raw(head.encode()).split()[1] == b"413"  # before any of it was sent
+
+
+def test_guesses_at_a_token_are_limited_and_hold_up_no_other_token(tmp_path: Path) -> None:
+    with guarded(tmp_path, limits={"wrong_tokens": 0.01}) as door:
+        _guess(door)
+
+
+def _guess(door: Guarded) -> None:
+    ann, bob = door.token("ann", Role.VIEWER), door.token("bob", Role.VIEWER)
+    guess = ann[:-6]
+    answers = [door.call("GET", "/metrics", f"{guess}{i:06}") for i in range(14)]
+    assert [a.status_code for a in answers] == [401] * 10 + [429] * 4
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 100
+    assert door.call("GET", "/metrics", ann).status_code == 429  # a right guess is not told from a wrong one
+    assert door.call("GET", "/metrics", bob).status_code == 200
+    unknown = [door.call("GET", "/metrics", f"baton_{i:08x}_x").status_code for i in range(12)]
+    assert unknown == [401] * 10 + [429] * 2
+    assert door.call("GET", "/metrics", bob).status_code == 200
+    assert door.doorkeeper.counters["wrong_token"] == 20
+
+
+def test_a_client_that_calls_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
+    with guarded(tmp_path, limits={"admin": 0.5, "admin_burst": 3}) as door:
+        ann, bob = door.token("ann", Role.VIEWER), door.token("bob", Role.VIEWER)
+        answers = [door.call("GET", "/api/v1/endpoints", ann) for _ in range(4)]
+        assert [a.status_code for a in answers] == [200, 200, 200, 429]
+        assert answers[-1].headers["retry-after"] == "2"
+        assert answers[-1].json()["error"]["kind"] == "Overloaded"
+        assert door.call("GET", "/api/v1/endpoints", bob).status_code == 200
+
+
+def test_every_answer_carries_the_headers(door: Guarded) -> None:
+    page, api = door.call("GET", "/"), door.call("GET", "/api/v1/endpoints")
+    door.token("ann", Role.VIEWER)
+    for answer in (page, api, door.call("GET", "/"), door.call("POST", "/", headers={"origin": "null"})):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["cross-origin-opener-policy"] == "same-origin"
+        assert "strict-transport-security" not in answer.headers
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert "http" not in page.headers["content-security-policy"]
+    assert api.headers["content-security-policy"].startswith("default-src 'none'")
+    assert api.headers["cache-control"] == "no-store"
+    assert json.dumps(dict(api.headers)).count("evil") == 0
