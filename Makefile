@@ -46,7 +46,7 @@ bench: $(STAMP)
 
 # Stubs come from 1.76 so that they load beside clients that pin protobuf below 7.
 protos: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/baton/ranking/v1/ranking.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/baton/ranking/v1/ranking.proto protos/baton/admin/v1/admin.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --include_imports --descriptor_set_out=protos/inference/inference.binpb protos/inference/inference.proto
 
 # Resolve again and write down what was resolved.

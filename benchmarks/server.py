@@ -46,14 +46,14 @@ class BatonServer:
     ) -> None:
         self.home = home
         self.repository = Repository(home / "bundles")
-        self.port, self._http_port = free_port(), free_port()
+        self.port, self._http_port, admin_port = free_port(), free_port(), free_port()
         arms = {}
         for name, bundles in endpoints.items():
             stable, candidate = (bundles, None) if isinstance(bundles, str) else bundles
             arms[name] = {"stable": {"bundle": stable}} | ({"candidate": {"bundle": candidate}} if candidate else {})
         config = {
             "home": str(home),
-            "listen": {"grpc_port": self.port, "http_port": self._http_port},
+            "listen": {"grpc_port": self.port, "http_port": self._http_port, "admin_port": admin_port},
             "endpoints": arms,
             "log_level": "warning",
             **(settings or {}),

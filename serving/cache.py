@@ -93,12 +93,17 @@ class CacheUpkeep:
         self._config = config
         self._repository = repository
         self._clock = clock
-        self._updater = redis_updater(config, repository, stopped)
+        self._stopped = stopped
+        self._updater = self.updater()
         self._swept = clock.monotonic()
         self._said = ""
         self.rows = 0
         self.removed = 0
         self.failures = 0
+
+    def updater(self) -> RedisUpdater:
+        """Another writer of the same rows, which ends with this one's process; the caller closes it."""
+        return redis_updater(self._config, self._repository, self._stopped)
 
     def step(self, processes: Mapping[str, Mapping[str, Any]]) -> None:
         """Bring every generation that is served to its version; sweep what nobody serves from time to time."""

@@ -1,6 +1,6 @@
 """The control process: joins labels, moves rollouts, answers operators. Clients' requests never pass through it.
 
-Loops in threads of their own and the HTTP server on the main thread. Dead for a while it delays labels and
+Loops in threads of their own, the HTTP and the gRPC server on the main thread. Dead for a while it delays labels and
 promotions and loses nothing: everything it knows is in the stores.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
+import uvloop
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.versions import Repository
@@ -25,6 +26,9 @@ from serving.kill import KillSwitch
 from serving.observe import Observer, read_status
 from serving.process import die_with_parent, step_back, write_status
 from serving.rollout.controller import RolloutController
+from serving.security.tokens import TokenAuthenticator, TokenStore
+from serving.services.admin import AdminServer
+from serving.services.rpc import Shell
 from serving.state import open_control_store
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.traffic import open_traffic_log
@@ -63,7 +67,7 @@ def run_control(config: Config) -> None:
             "baton_redis_updates", "Rows and keys that Redis was told, and failures", "what", cache.counters
         )
     admin = Admin(config, store, read, repository, controller, kill, clock, lock, cache)
-    admin.bootstrap()
+    admin.endpoints.bootstrap()
     upkeep = BundleUpkeep(
         repository, config.segments, store, keep=config.bundles_keep, worker=config.worker is not None
     )
@@ -80,7 +84,7 @@ def run_control(config: Config) -> None:
             pass
         if clock.monotonic() - kept > UPKEEP_EVERY:
             kept = clock.monotonic()
-            admin.bootstrap()
+            admin.endpoints.bootstrap()
             worker = read_status(config.status, clock.wall_ms()).get("worker")
             traffic_upkeep.step(worker, clock.wall_ms())
 
@@ -89,7 +93,7 @@ def run_control(config: Config) -> None:
             for rollout, decision in controller.step():
                 if decision.event is not None:
                     log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
-        versions = {name: {"step_version": admin.step_version(name)} for name in store.endpoints()}
+        versions = {name: {"step_version": admin.rollouts.step_version(name)} for name in store.endpoints()}
         write_status(
             config.status / "control.json", {"process": "control", "time_ms": clock.wall_ms(), "endpoints": versions}
         )
@@ -116,9 +120,10 @@ def run_control(config: Config) -> None:
     for loop in loops:
         loop.start()
     listen = config.listen
+    authenticator = TokenAuthenticator(TokenStore(config.tokens), clock, loopback=listen.loopback)
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(admin, config.home),
+            build_app(admin, config.home, authenticator),
             host=listen.host,
             port=listen.http_port,
             log_level="warning",
@@ -127,6 +132,22 @@ def run_control(config: Config) -> None:
         )
     )
 
+    grpc_server = AdminServer(
+        admin, authenticator, Shell(listen.max_message_bytes, clock), listen.address(listen.admin_port)
+    )
+
+    async def answer() -> None:
+        await grpc_server.start()
+        log.info(
+            "control answers on http://%s, gRPC on %s",
+            listen.address(listen.http_port),
+            listen.address(grpc_server.port),
+        )
+        try:
+            await server.serve()
+        finally:
+            await grpc_server.stop()
+
     def end(*_: object) -> None:
         stop.set()
         server.should_exit = True
@@ -134,13 +155,13 @@ def run_control(config: Config) -> None:
     # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not kill us.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    log.info("control answers on http://%s", listen.address(listen.http_port))
     try:
-        server.run()
+        uvloop.run(answer())
     finally:
         stop.set()
         for loop in loops:
             loop.join(10)
+        admin.close()
         if cache is not None:
             cache.close()
         joined.close()

@@ -43,7 +43,7 @@ def open_registry(
         repository,
         partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),
         clock,
-        loads=config.home / "loads",
+        loads=config.loads,
         max_candidates=config.listen.max_candidates,
         nice=nice if threads == 1 else None,
         room=Room(repository, config.engine.memory_reserve_bytes),

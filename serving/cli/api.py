@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from pipeline.errors import BatonError, InvalidInput, NotReady
 __all__ = ["DEFAULT_SERVER", "AdminClient", "user"]
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+PAGE = 1000
 
 
 def user() -> str:
@@ -41,15 +44,46 @@ class AdminClient:
 
     def get(self, path: str, **query: Any) -> Any:
         """GET /api/v1`path`."""
-        return self._call("GET", path, params={k: v for k, v in query.items() if v is not None})
+        return self._call("GET", path, params=_given(query))
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """POST /api/v1`path`."""
-        return self._call("POST", path, json=body)
+    def list(self, path: str, name: str, *, most: int | None = None, **query: Any) -> list[Any]:
+        """All entries of a list, page by page. `name`: of the field that holds them; `most`: how many at most."""
+        found: list[Any] = []
+        token = ""
+        while True:
+            size = PAGE if most is None else min(PAGE, most - len(found))
+            page = self.get(path, **query, page_size=size, page_token=token or None)
+            found += page[name]
+            token = page["next_page_token"]
+            if not token or (most is not None and len(found) >= most):
+                return found
+
+    def post(self, path: str, body: dict[str, Any], *, timeout: float | None = None) -> Any:
+        """POST /api/v1`path`; an answer that takes longer than `timeout` seconds (10) is not waited for."""
+        return self._call("POST", path, json=_given(body), **({} if timeout is None else {"timeout": timeout}))
 
     def put(self, path: str, body: dict[str, Any]) -> Any:
         """PUT /api/v1`path`."""
-        return self._call("PUT", path, json=body)
+        return self._call("PUT", path, json=_given(body))
+
+    def lines(self, path: str, **query: Any) -> Iterator[Any]:
+        """The objects of a stream, as they come.
+
+        Raises:
+            NotReady: the server went away. BatonError: what it said.
+        """
+        try:
+            with self._http.stream("GET", f"/api/v1{path}", params=_given(query), timeout=httpx.Timeout(10, read=None)) as answer:  # fmt: skip
+                if answer.is_error:
+                    answer.read()
+                    raise BatonError(_message(answer))
+                for line in answer.iter_lines():
+                    told = json.loads(line)
+                    if "error" in told:
+                        raise BatonError(told["error"]["message"])
+                    yield told
+        except httpx.HTTPError as error:
+            raise self._away(error) from None
 
     def ready(self) -> bool:
         """Whether the server says that it can answer traffic."""
@@ -62,14 +96,24 @@ class AdminClient:
         try:
             response = self._http.request(method, f"/api/v1{path}", **arguments)
         except httpx.HTTPError as error:
-            raise NotReady(
-                f"no control process answers at {self._server} ({error}); start one with `baton serve`, "
-                "or name it with --server or BATON_SERVER"
-            ) from None
+            raise self._away(error) from None
         if response.is_error:
-            try:
-                message = response.json()["error"]["message"]
-            except (ValueError, KeyError, TypeError):
-                message = f"{response.status_code} {response.reason_phrase}"
-            raise BatonError(message)
+            raise BatonError(_message(response))
         return response.json()
+
+    def _away(self, error: httpx.HTTPError) -> NotReady:
+        return NotReady(
+            f"no control process answers at {self._server} ({error}); start one with `baton serve`, "
+            "or name it with --server or BATON_SERVER"
+        )
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status_code} {response.reason_phrase}"

@@ -75,7 +75,8 @@ def _configured(path: Path) -> list[Finding]:
     except BatonError as error:
         return [("config", False, str(error))]
     found: list[Finding] = [("config", True, str(path))]
-    for name, port in (("grpc_port", config.listen.grpc_port), ("http_port", config.listen.http_port)):
+    for name in ("grpc_port", "http_port", "admin_port"):
+        port = getattr(config.listen, name)
         family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
         with socket.socket(family) as probe:
             taken = port != 0 and probe.connect_ex((config.listen.host, port)) == 0

@@ -136,10 +136,10 @@ class Demo:
         wanted = max(rows / ROWS_PER_SECOND, requests / MOST_REQUESTS_PER_SECOND)
         duration = min(max(wanted, SHORTEST_STREAM), LONGEST_STREAM)
         rate = min(requests / duration, MOST_REQUESTS_PER_SECOND)
-        grpc_port, http_port = _free_ports(2)
+        grpc_port, http_port, admin_port = _free_ports(3)
         config: dict[str, Any] = {
             "home": ".",
-            "listen": {"grpc_port": grpc_port, "http_port": http_port},
+            "listen": {"grpc_port": grpc_port, "http_port": http_port, "admin_port": admin_port},
             "endpoints": {
                 ENDPOINT: {
                     "stable": {"bundle": f"{ENDPOINT}-{TEACHER}"},

@@ -86,7 +86,7 @@ class DemoView:
         Raises:
             NotReady: the server is gone.
         """
-        return {**self._read(), "audit": self._admin.get("/audit", endpoint=self._endpoint)}
+        return {**self._read(), "audit": self._admin.list("/audit", "entries", endpoint=self._endpoint)}
 
     def _read(self) -> dict[str, Any]:
         return {

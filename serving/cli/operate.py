@@ -43,7 +43,7 @@ _ROLLOUT = ("rollout", "endpoint", "phase", "step", "weight %", "waiting")
 def list_endpoints(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
     """Show all endpoints."""
     with problems():
-        found = AdminClient(server, token=token).get("/endpoints")
+        found = AdminClient(server, token=token).list("/endpoints", "endpoints")
         emit(output, found, "", _ENDPOINT, [_endpoint_row(e) for e in found])
 
 
@@ -133,7 +133,7 @@ def _known(home: Path, name: str) -> None:
 def list_models(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
     """Show every version in the repository, what the gate said of it and who uses it."""
     with problems():
-        found = AdminClient(server, token=token).get("/models")
+        found = AdminClient(server, token=token).list("/models", "models")
         rows = [
             (
                 m["bundle"],
@@ -217,7 +217,7 @@ def start(
 def list_rollouts(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
     """Show all rollouts, oldest first, and what each waits for."""
     with problems():
-        found = AdminClient(server, token=token).get("/rollouts")
+        found = AdminClient(server, token=token).list("/rollouts", "rollouts")
         emit(output, found, "", _ROLLOUT, [_rollout_row(r) for r in found])
 
 

@@ -55,7 +55,7 @@ def list_audit(
     if context.invoked_subcommand is not None:
         return
     with problems():
-        found = AdminClient(server, token=token).get("/audit", endpoint=endpoint, limit=limit)
+        found = AdminClient(server, token=token).list("/audit", "entries", most=limit, endpoint=endpoint or None)
         rows = [
             (
                 e["seq"],
@@ -63,7 +63,7 @@ def list_audit(
                 e["endpoint"],
                 e["actor"],
                 e["verb"],
-                f"{e['after']['endpoint']['weight']:g} %",
+                _weight(e),
                 e["reason"],
             )
             for e in found
@@ -97,6 +97,12 @@ def explain(
 
 def _time(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _weight(entry: dict[str, Any]) -> str:
+    """After the change; entries about tokens, models or the cache have none."""
+    endpoint = entry["after"].get("endpoint")
+    return f"{endpoint['weight']:g} %" if endpoint else "-"
 
 
 def _outcome_row(phase: dict[str, Any]) -> tuple[Any, ...]:

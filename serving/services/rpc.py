@@ -8,9 +8,10 @@ handler that gRPC takes for one of a request stream is started before the first 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.event import Event
 from serving.errors import Failure, failure_of
 from serving.tracing import Tracing
 
-__all__ = ["NO_DEADLINE", "Call", "Method", "Shell", "hard_limit", "parse", "serve"]
+__all__ = ["NO_DEADLINE", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
 
 NO_DEADLINE = 1e9
 TIMINGS_KEY = "x-baton-timings"
@@ -82,6 +83,7 @@ class Call:
 
 
 Method = Callable[[bytes, Call], Awaitable[bytes]]
+Feed = Callable[[bytes, Call], AsyncGenerator[bytes]]
 Refusal = Callable[[float | None], Overloaded | None]
 
 
@@ -205,14 +207,42 @@ class Shell:
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
+    def feed(self, name: str, method: Feed) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler of one request and a stream of answers."""
+        tracing = self.tracing
+
+        async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
+            call = Call(context)
+            span = None if tracing is None else tracing.begin(name, call.header)
+            failure: BaseException | None = None
+            try:
+                self._fits(data)
+                async with contextlib.aclosing(method(data, call)) as answers:
+                    async for answer in answers:
+                        yield answer
+            except (asyncio.CancelledError, GeneratorExit) as error:
+                failure = error
+                raise
+            except Exception as error:
+                failure = error
+                await _abort(context, call, error)
+            finally:
+                if span is not None:
+                    span.end(None, failure)
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
     async def _answer(self, method: Method, data: bytes, call: Call) -> bytes:
+        self._fits(data)
+        return await method(data, call)
+
+    def _fits(self, data: bytes) -> None:
         if len(data) > self.max_bytes:
             raise InvalidInput(
                 f"the request has {len(data)} bytes, more than the {self.max_bytes} allowed; "
                 "send fewer candidates at once",
                 "request",
             )
-        return await method(data, call)
 
 
 def serve(service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:

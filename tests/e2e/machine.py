@@ -86,13 +86,18 @@ class Machine:
         self.log = models.log
         home.mkdir(parents=True)
         shutil.copytree(models.folder, home / "bundles")
-        grpc_port, http_port = free_ports(2)
+        grpc_port, http_port, admin_port = free_ports(3)
         self.path = home / "baton.yaml"
         self.path.write_text(
             yaml.safe_dump(
                 {
                     "home": ".",
-                    "listen": {"grpc_port": grpc_port, "http_port": http_port, "max_message_bytes": 1 << 20},
+                    "listen": {
+                        "grpc_port": grpc_port,
+                        "http_port": http_port,
+                        "admin_port": admin_port,
+                        "max_message_bytes": 1 << 20,
+                    },
                     "engine": {"lanes": 1},
                     "endpoints": {
                         ENDPOINT: {

@@ -181,7 +181,7 @@ def test_labels_come_back_and_move_the_traffic(machine: Machine, replayed: Repla
     assert dict(report.labels) == {"accepted": rows}
     assert set(report.versions) == {"stable", "candidate"}
     rollout = machine.rollout()
-    assert rollout["weight"] == 100, [(e["verb"], e["reason"]) for e in machine.admin.get("/audit")]
+    assert rollout["weight"] == 100, [(e["verb"], e["reason"]) for e in machine.admin.list("/audit", "entries")]
     assert {1, 2} <= set(rollout["steps_on_evidence"])
     traffic = open_traffic_log(machine.config)
 

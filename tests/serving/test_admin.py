@@ -7,15 +7,18 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from installation import WHO
+from operated import ME
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound
 from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
-from serving.admin import Admin
+from serving.admin import VERBS, Admin
+from serving.admin.door import request_of
 from serving.config import ArmConfig, Config, EndpointConfig
 from serving.kill import KillSwitch
 from serving.observe import Observer, read_status
@@ -56,7 +59,12 @@ class Place:
             threading.RLock(),
         )
 
+    def call(self, verb: str, **fields: Any) -> Any:
+        asked = VERBS[verb]
+        return self.admin.call(asked, request_of(asked, fields), ME)
+
     def close(self) -> None:
+        self.admin.close()
         self.log.close()
         self.store.close()
 
@@ -71,49 +79,49 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path, {"ranker": pair(), "broken": pair("absent")})
     for name, arch in (("teacher", "fm"), ("student", "dnn")):
         ClickModel.create(schema, arch, 4, seed=0).save_bundle(made.repository, name)
-    made.admin.bootstrap()
+    made.admin.endpoints.bootstrap()
     yield made
     made.close()
 
 
 def test_an_endpoint_that_cannot_be_made_does_not_hold_back_the_others(place: Place) -> None:
-    assert [e["name"] for e in place.admin.endpoints()] == ["ranker"]
+    assert [e.name for e in place.call("endpoints.list").endpoints] == ["ranker"]
     (place.config.repository / "student").rename(place.config.repository / "absent")
-    place.admin.bootstrap()
-    assert [e["name"] for e in place.admin.endpoints()] == ["broken", "ranker"]
+    place.admin.endpoints.bootstrap()
+    assert [e.name for e in place.call("endpoints.list").endpoints] == ["broken", "ranker"]
 
 
 def test_release_of_what_is_not_killed_moves_no_traffic(place: Place) -> None:
-    place.admin.set_endpoint(
-        "ranker", {"bundle": "teacher"}, {"bundle": "student"}, weight=40, actor="me", reason="by hand"
-    )
+    arms = {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}}
+    place.call("endpoints.set", name="ranker", **arms, weight=40, reason="by hand")
     with pytest.raises(Conflict, match="not killed"):
-        place.admin.release("ranker", actor="me", reason="a slip")
-    assert place.admin.endpoint("ranker")["weight"] == 40
-    place.admin.kill("ranker", actor="me", reason="trouble")
-    assert place.admin.release("ranker", actor="me", reason="over") | {"resource_version": 0} == {
-        **place.admin.endpoint("ranker"), "weight": 0.0, "killed": False, "resource_version": 0,
-    }  # fmt: skip
+        place.call("endpoints.release", name="ranker", reason="a slip")
+    assert place.call("endpoints.get", name="ranker").weight == 40
+    place.call("endpoints.kill", name="ranker", reason="trouble")
+    assert place.call("endpoints.get", name="ranker").killed_reason == "trouble"
+    released = place.call("endpoints.release", name="ranker", reason="over")
+    assert (released.weight, released.killed, released.killed_reason) == (0, False, "")
+    assert released == place.call("endpoints.get", name="ranker")
 
 
 def test_no_rollout_begins_on_a_killed_endpoint(place: Place) -> None:
-    place.admin.kill("ranker", actor="me", reason="trouble")
+    place.call("endpoints.kill", name="ranker", reason="trouble")
     with pytest.raises(Conflict, match="release it first"):
-        place.admin.start_rollout(ROLLOUT, actor="me", reason="try")
+        place.call("rollouts.start", file=ROLLOUT, reason="try")
 
 
 @pytest.mark.parametrize("bundle", ["", "../student", "a/b", "."])
 def test_a_bundle_name_is_no_path(place: Place, bundle: str) -> None:
     with pytest.raises(InvalidInput, match="not the name of a bundle"):
-        place.admin.set_endpoint("other", {"bundle": bundle}, None, actor="me", reason="")
+        place.call("endpoints.set", name="other", stable={"bundle": bundle})
 
 
 def test_a_damaged_version_is_listed_with_its_fault(place: Place) -> None:
     (place.repository.path("student", "1") / "dense.onnx").unlink()
-    found = {m["bundle"]: m for m in place.admin.models()}
-    assert found["teacher"]["servable"]
-    assert not found["student"]["servable"]
-    assert "dense.onnx" in found["student"]["fault"]
+    found = {m.bundle: m for m in place.call("models.list").models}
+    assert found["teacher"].servable
+    assert not found["student"].servable
+    assert "dense.onnx" in found["student"].fault
 
 
 def test_a_rollout_begins_with_the_newest_version_that_is_whole(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,27 +129,27 @@ def test_a_rollout_begins_with_the_newest_version_that_is_whole(place: Place, ca
     manifest = place.repository.path("student", "2") / "manifest.json"
     whole = manifest.read_text()
     manifest.write_text(whole[:-20])
-    started = place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
-    assert started["candidate"] == {"bundle": "student", "version": "1"}
+    started = place.call("rollouts.start", file=ROLLOUT, reason="go")
+    assert (started.candidate.bundle, started.candidate.version) == ("student", "1")
     assert "version 2 of bundle student is passed over" in caplog.text
-    place.admin.command(started["id"], "abort", actor="me", reason="again")
+    place.call("rollouts.abort", name=started.id, reason="again")
     manifest.write_text(whole.replace('"version": "1"', '"version": "2"'))
     table = next((manifest.parent / "tables").iterdir())
     content = bytearray(table.read_bytes())
     content[-1] ^= 1
     table.write_bytes(content)
-    started = place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
-    assert started["candidate"] == {"bundle": "student", "version": "1"}
+    started = place.call("rollouts.start", file=ROLLOUT, reason="go")
+    assert (started.candidate.bundle, started.candidate.version) == ("student", "1")
     assert table.name in caplog.text
 
 
 def test_the_version_of_a_step_is_found_in_a_long_audit(place: Place) -> None:
     for _ in range(1100):
         place.store.put_endpoint(place.store.endpoint("ranker"), WHO)
-    place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
-    assert place.admin.step_version("ranker") == "1"
+    place.call("rollouts.start", file=ROLLOUT, reason="go")
+    assert place.admin.rollouts.step_version("ranker") == "1"
     place.controller.command("ranker", Abort(), "me", "enough")
-    assert place.admin.step_version("ranker") is None
+    assert place.admin.rollouts.step_version("ranker") is None
 
 
 def test_foreign_status_files_do_not_stop_a_rollout(place: Place) -> None:
@@ -152,10 +160,10 @@ def test_foreign_status_files_do_not_stop_a_rollout(place: Place) -> None:
     (status / "lane-7.json").write_text(json.dumps({"time_ms": place.clock.wall_ms()}))
     (status / "words.json").write_text(json.dumps({"time_ms": "now"}))
     assert set(read_status(status, place.clock.wall_ms())) == {"lane-7", "words"}
-    place.admin.start_rollout(ROLLOUT, actor="me", reason="go")
+    place.call("rollouts.start", file=ROLLOUT, reason="go")
     assert len(place.controller.step()) == 1
 
 
 def test_the_candidate_of_a_rollout_must_exist(place: Place) -> None:
     with pytest.raises(NotFound):
-        place.admin.start_rollout(ROLLOUT.replace("student", "nobody"), actor="me", reason="go")
+        place.call("rollouts.start", file=ROLLOUT.replace("student", "nobody"), reason="go")

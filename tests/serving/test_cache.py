@@ -33,6 +33,7 @@ from serving.kill import KillSwitch
 from serving.observe import Observer
 from serving.redis_access import redis_address
 from serving.rollout.controller import RolloutController
+from serving.security.tokens import TokenAuthenticator, TokenStore
 from serving.traffic import open_traffic_log
 
 
@@ -223,7 +224,8 @@ def test_stats_shows_what_the_control_process_knows(
         installation.config, installation.store, traffic, installation.repository, controller, kill, clock, lock, upkeep
     )
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(build_app(admin, installation.home), port=port, log_level="error"))
+    tokens = TokenAuthenticator(TokenStore(installation.config.tokens), clock, loopback=True)
+    server = uvicorn.Server(uvicorn.Config(build_app(admin, installation.home, tokens), port=port, log_level="error"))
     thread = threading.Thread(target=server.run, name="test-http")
     thread.start()
     monkeypatch.setenv("BATON_SERVER", f"http://127.0.0.1:{port}")

@@ -1,0 +1,284 @@
+"""What each admin verb answers. Typed where the shape is settled; `Figures` where what is measured may grow.
+
+Field names are those of `baton.admin.v1` and of REST. Versions are decimal strings, times Unix milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+__all__ = [
+    "Answer",
+    "Arm",
+    "AuditEntry",
+    "AuditPage",
+    "Cache",
+    "CacheWarming",
+    "Endpoint",
+    "EndpointPage",
+    "Explanation",
+    "Figure",
+    "Figures",
+    "Metrics",
+    "Model",
+    "ModelLoaded",
+    "ModelPage",
+    "Processes",
+    "Refused",
+    "Rollout",
+    "RolloutPage",
+    "RolloutSummary",
+    "Step",
+    "Worker",
+]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: what is not a number is told as none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
+
+
+Figures = Annotated[dict[str, Any], BeforeValidator(_finite)]
+FiguresList = Annotated[list[dict[str, Any]], BeforeValidator(_finite)]
+Number = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class Answer(BaseModel):
+    """Of any verb."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# Endpoints
+
+
+class Arm(Answer):
+    bundle: str
+    version: str
+    """Empty: the newest that may serve."""
+
+
+class Endpoint(Answer):
+    name: str
+    stable: Arm
+    candidate: Arm | None = None
+    weight: float
+    salt: str
+    holdout: float
+    killed: bool
+    killed_reason: str = ""
+    killed_by: str = ""
+    resource_version: int
+
+
+class EndpointPage(Answer):
+    endpoints: list[Endpoint]
+    next_page_token: str = ""
+
+
+# Models
+
+
+class Model(Answer):
+    bundle: str
+    version: str
+    architecture: str
+    base: str | None = None
+    """Version that a delta builds on."""
+    servable: bool
+    reasons: list[str]
+    """Why the gate refused it."""
+    fault: str
+    """Why it cannot be loaded; empty: nothing is known against it."""
+    metrics: Figures
+    arms: list[str]
+    """Where it answers, as ENDPOINT/ARM."""
+    lanes: list[str]
+    """That have it loaded."""
+
+
+class ModelPage(Answer):
+    models: list[Model]
+    next_page_token: str = ""
+
+
+class ModelLoaded(Answer):
+    """How far a load or unload has come. `done`: every lane that runs is where it should be, and there is one."""
+
+    bundle: str
+    version: str
+    wanted: bool
+    done: bool
+    lanes: dict[str, str]
+    """By lane: READY, LOADING, UNLOADED, or why it cannot be loaded."""
+
+
+# Rollouts
+
+
+class Step(Answer):
+    shadow: bool = False
+    min_positives: int = 0
+    weight: float = 0.0
+    bias_below: float | None = None
+
+
+class RolloutSummary(Answer):
+    id: str
+    endpoint: str
+    candidate: Arm
+    phase: str
+    step: int
+    weight: float
+    steps: list[Step]
+    steps_on_evidence: list[int]
+    stepped_back: int
+    attempt: int
+    entered_ms: int
+    waiting: str
+    next_look_ms: int | None = None
+    missing_clicks: Number = None
+    evidence: Figures
+    created_ms: int
+    resource_version: int
+
+
+class Rollout(RolloutSummary):
+    """With its figures per stay at a step."""
+
+    coverage: Number = None
+    phases: FiguresList
+
+
+class RolloutPage(Answer):
+    rollouts: list[RolloutSummary]
+    next_page_token: str = ""
+
+
+# Figures
+
+
+class Metrics(Answer):
+    """Of an endpoint's newest rollout; see `serving.rollout.figures`."""
+
+    seq: int
+    newest_ms: int | None = None
+    exposed: int
+    paired: int
+    overridden: int
+    coverage: Number = None
+    phases: FiguresList
+    segments: FiguresList
+    psi: Figures
+
+
+class Processes(Answer):
+    """What every process reports of itself, and how the traffic log stands."""
+
+    lanes: Figures
+    shadow: Figures
+    worker: Figures | None = None
+    supervisor: Figures | None = None
+    traffic: Figures
+
+
+# Audit
+
+
+class AuditEntry(Answer):
+    seq: int
+    time_ms: int
+    endpoint: str
+    rollout: str
+    actor: str
+    reason: str
+    verb: str
+    before: Figures
+    after: Figures
+    evidence: Figures
+
+
+class AuditPage(Answer):
+    entries: list[AuditEntry]
+    next_page_token: str = ""
+
+
+class Figure(Answer):
+    name: str
+    used: Annotated[Any, BeforeValidator(_finite)] = None
+    recomputed: Annotated[Any, BeforeValidator(_finite)] = None
+    same: bool
+
+
+class Explanation(Answer):
+    entry: AuditEntry
+    figures: list[Figure]
+    verdict: str
+    same: bool | None = None
+    note: str
+
+
+# Cache and worker
+
+
+class CacheWarming(Answer):
+    """A run of `cache.warm`. `error` is empty while nothing went wrong."""
+
+    name: str
+    running: bool
+    total: int
+    written: int
+    seconds: float
+    error: str
+    loaded: FiguresList
+
+
+class Cache(Answer):
+    tables: FiguresList
+    tiers: FiguresList
+    shared: Figures | None = None
+    """What Redis holds; none where the configuration names no Redis."""
+    warming: CacheWarming | None = None
+
+
+class Refused(Answer):
+    """A version that the gate refused, and why; no reasons: it has been removed since."""
+
+    bundle: str
+    version: str
+    reasons: list[str]
+
+
+class Worker(Answer):
+    """What the transfer worker does. The names in brackets are those of the method it follows."""
+
+    running: bool
+    """Its report is younger than ten seconds."""
+    age_seconds: Number = None
+    weight: Number = None
+    """Weight of the teacher's scores in the student's loss (a)."""
+    replay_ratio: Number = None
+    """Retained rows per fresh row (r)."""
+    teacher_every: int | None = None
+    """Batches between two updates of the teacher (K)."""
+    versions: dict[str, str]
+    """By bundle: last version published, which serves."""
+    refused: list[Refused]
+    batches: int = 0
+    trained_rows: int = 0
+    held_rows: int = 0
+    loss: Number = None
+    position: int = 0
+    """Place in the labelled log up to which it has learned."""
+    committed: int = 0
+    """Place that its last checkpoint holds."""
+    reports: Figures

@@ -1,0 +1,45 @@
+"""Verbs of the audit: who changed what, when, why and on which evidence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from serving.admin import answers as a
+from serving.admin import requests as r
+from serving.admin.pages import read_token, write_token
+from serving.rollout.controller import RolloutController
+from serving.rollout.store import ControlStore
+from serving.security.principal import Principal
+
+__all__ = ["Audit"]
+
+
+class Audit:
+    """See `serving.admin.verbs`; every method is the verb of its name."""
+
+    def __init__(self, store: ControlStore, controller: RolloutController) -> None:
+        self._store = store
+        self._controller = controller
+
+    def list(self, request: r.AuditList, by: Principal) -> a.AuditPage:
+        """Entries in the order in which things happened, or the other way round."""
+        cursor = read_token(request, int)
+        at = None if cursor is None else int(cursor[0])
+        wanted = request.page_size + 1  # one more tells whether there is a next page
+        if request.newest_first:
+            entries = self._store.latest_audit(request.endpoint, at, wanted)
+        else:
+            entries = self._store.audit(request.endpoint, at or 0, wanted)
+        found = entries[: request.page_size]
+        more = len(entries) > len(found)
+        return a.AuditPage(
+            entries=[a.AuditEntry(**asdict(entry)) for entry in found],
+            next_page_token=write_token(request, (found[-1].seq,)) if more else "",
+        )
+
+    def explain(self, request: r.AuditSeq, by: Principal) -> a.Explanation:
+        """What the verdict of an entry was made of, as used and as the log has it now. Raises: NotFound.
+
+        It takes as long as reading that stretch of the log; rollouts go on meanwhile.
+        """
+        return a.Explanation.model_validate(self._controller.explain(request.seq).to_json())

@@ -1,0 +1,119 @@
+"""`Admin`: what an operator can ask and do, once. gRPC, REST, the command line and the console are shells over `call`.
+
+Everything here is safe to call from several threads. It decides nothing about traffic by itself: rollouts are the
+controller's, endpoints the store's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pydantic import ValidationError
+
+from pipeline.clock import Clock
+from pipeline.errors import InvalidInput
+from pipeline.traffic.log import TrafficLog
+from pipeline.versions import Repository
+from serving.admin.answers import Answer
+from serving.admin.audit import Audit
+from serving.admin.cache import Cache
+from serving.admin.endpoints import Endpoints
+from serving.admin.metrics import Metrics
+from serving.admin.models import Models
+from serving.admin.once import Once
+from serving.admin.processes import Processes
+from serving.admin.requests import Request
+from serving.admin.rollouts import Rollouts
+from serving.admin.verbs import VERBS, Verb
+from serving.admin.worker import Worker
+from serving.config import Config
+from serving.kill import KillSwitch
+from serving.rollout.controller import RolloutController
+from serving.rollout.store import ControlStore
+from serving.security.principal import Principal
+
+if TYPE_CHECKING:
+    from serving.cache import CacheUpkeep
+
+__all__ = ["Admin", "request_of"]
+
+Q = TypeVar("Q", bound=Request)
+A = TypeVar("A", bound=Answer)
+
+
+class Admin:
+    """The verbs of one installation.
+
+    Args:
+        lock: held by everyone who uses `controller`, the rollout loop included.
+        upkeep: who keeps the Redis tier up to date, where there is one.
+
+    Attributes:
+        endpoints, models, rollouts, metrics, audit, cache, worker: a service each; doors go through `call`.
+        processes: what the machine's processes report.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: ControlStore,
+        traffic: TrafficLog,
+        repository: Repository,
+        controller: RolloutController,
+        kill: KillSwitch,
+        clock: Clock,
+        lock: threading.RLock,
+        upkeep: CacheUpkeep | None = None,
+    ) -> None:
+        self.processes = Processes(config.status, clock, config.engine.lanes)
+        self.endpoints = Endpoints(config, store, repository, kill, clock, lock)
+        self.models = Models(config, store, repository, self.processes, clock)
+        self.rollouts = Rollouts(config, store, repository, controller, kill, lock)
+        self.metrics = Metrics(store, controller, traffic, self.processes, clock, lock)
+        self.audit = Audit(store, controller)
+        self.cache = Cache(store, repository, self.processes, clock, upkeep)
+        self.worker = Worker(self.processes, repository)
+        self._once = Once(config.control_db, clock)
+        self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
+
+    def call(self, verb: Verb[Q, A], request: Q, by: Principal, key: str = "") -> A:
+        """Do what a verb says.
+
+        Args:
+            by: who asks; the audit has his name.
+            key: idempotency key of a verb that changes something, "" for none.
+
+        Raises:
+            PermissionDenied: the caller's role does not suffice. See `Once.run` for keys, the verb's method for the rest.
+        """
+        by.require(verb.role)
+        handler = cast("Callable[[Q, Principal], A]", self._handlers[verb.name])
+        if not (key and verb.mutating):
+            return handler(request, by)
+        return self._once.run(by.name, key, verb.name, request, verb.answer, lambda: handler(request, by))
+
+    def close(self) -> None:
+        """End what runs in the background and release what this has opened."""
+        self.cache.close()
+        self._once.close()
+
+    def _handler(self, name: str) -> Callable[[Any, Principal], Any]:
+        service, _, method = name.partition(".")
+        found: Callable[[Any, Principal], Any] = getattr(getattr(self, service), method)
+        return found
+
+
+def request_of(verb: Verb[Q, A], fields: dict[str, Any]) -> Q:
+    """A verb's request from what a caller sent.
+
+    Raises:
+        InvalidInput: naming the first field at fault.
+    """
+    try:
+        return verb.request.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"{field}: {first['msg']}", field) from None

@@ -1,0 +1,197 @@
+"""Verbs of endpoints: which arms answer a name and how keys are split; and the kill switch."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+
+from pipeline.bundle import Bundle
+from pipeline.clock import Clock
+from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound
+from pipeline.versions import Repository
+from serving.admin import answers as a
+from serving.admin import requests as r
+from serving.admin.pages import cut
+from serving.config import ArmConfig, Config
+from serving.kill import KillSwitch
+from serving.rollout.store import ControlStore, Who
+from serving.routing import ArmSpec, Endpoint
+from serving.security.principal import Principal, Role
+
+__all__ = ["Endpoints", "open_arm", "same_inputs"]
+
+CONFIG = Principal("config", Role.OPERATOR)
+_BUNDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+
+log = logging.getLogger(__name__)
+
+
+class Endpoints:
+    """See `serving.admin.verbs`; every method is the verb of its name.
+
+    Args:
+        lock: held by everyone who moves traffic.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: ControlStore,
+        repository: Repository,
+        kill: KillSwitch,
+        clock: Clock,
+        lock: threading.RLock,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._repository = repository
+        self._kill = kill
+        self._clock = clock
+        self._lock = lock
+
+    def list(self, request: r.EndpointList, by: Principal) -> a.EndpointPage:
+        """All endpoints by name."""
+        found, token = cut(self._store.endpoints().values(), request, lambda endpoint: (endpoint.name,), str)
+        return a.EndpointPage(endpoints=[self._told(endpoint) for endpoint in found], next_page_token=token)
+
+    def get(self, request: r.EndpointName, by: Principal) -> a.Endpoint:
+        """One endpoint. Raises: NotFound."""
+        return self._told(self._store.endpoint(request.name))
+
+    def set(self, request: r.EndpointSet, by: Principal) -> a.Endpoint:
+        """Make or change an endpoint.
+
+        Raises:
+            NotFound: a bundle or version is not in the repository.
+            InvalidInput: the arms' inputs differ, or the name is that of a bundle.
+            Conflict: a rollout owns the endpoint. StaleVersion: it changed since `expected`.
+        """
+        name = request.name
+        self._kill.check_name(name)
+        if name in self._repository.names():
+            raise InvalidInput(
+                f"endpoint {name!r}: a bundle has that name; endpoints and bundles share one namespace", "name"
+            )
+        stable = _spec(request.stable, "stable")
+        candidate = _spec(request.candidate, "candidate") if request.candidate else None
+        bundle = open_arm(self._repository, stable, "stable")
+        if candidate is not None:
+            same_inputs(bundle, open_arm(self._repository, candidate, "candidate"))
+        elif request.weight:
+            raise InvalidInput(f"endpoint {name!r} has no candidate; name one or set weight 0", "weight")
+        known = self._store.endpoints().get(name)
+        made = Endpoint(
+            name=name,
+            stable=stable,
+            candidate=candidate,
+            weight=request.weight,
+            salt=request.salt or (known.salt if known else name),
+            holdout=known.holdout if known else 0.0,
+        )
+        return self._told(self._store.put_endpoint(made, self._who(by, request.reason), request.expected))
+
+    def kill(self, request: r.EndpointKill, by: Principal) -> a.Endpoint:
+        """Empty the candidate at once; its rollout is aborted at the next pass. Raises: NotFound."""
+        name = request.name
+        self._store.endpoint(name)
+        self._kill.engage(name, request.reason, by.name)
+        with self._lock:
+            self._store.put_endpoint(self._store.endpoint(name), self._who(by, request.reason), verb="kill")
+        return self._told(self._store.endpoint(name))
+
+    def release(self, request: r.EndpointRelease, by: Principal) -> a.Endpoint:
+        """Take the kill switch back; traffic returns only by a rollout or a weight.
+
+        Raises:
+            NotFound: no such endpoint. StaleVersion: it changed since `expected`.
+            Conflict: it is not engaged, or the rollout that it aborts is still active.
+        """
+        name = request.name
+        with self._lock:
+            endpoint = self._store.endpoint(name)
+            if name not in self._kill.engaged():
+                raise Conflict(f"endpoint {name!r} is not killed")
+            if self._store.rollouts(active=True, endpoint=name):
+                raise Conflict(f"the rollout of {name!r} has not been aborted yet; try again in a moment")
+            # What the switch held back must not come back by itself.
+            stopped = endpoint.model_copy(update={"weight": 0.0})
+            seen = endpoint.resource_version if request.expected is None else request.expected
+            self._store.put_endpoint(stopped, self._who(by, request.reason), seen, "release")
+            self._kill.release(name)
+        return self._told(self._store.endpoint(name))
+
+    def bootstrap(self) -> None:
+        """Make the endpoints of the configuration that the installation does not know yet.
+
+        One that cannot be made is logged and tried again at the next call; it must not hold back the others.
+        """
+        known = self._store.endpoints()
+        for name, wanted in self._config.endpoints.items():
+            if name in known:
+                continue
+            try:
+                request = r.EndpointSet(
+                    name=name,
+                    stable=_arm(wanted.stable),
+                    candidate=_arm(wanted.candidate) if wanted.candidate else None,
+                    salt=wanted.salt or "",
+                    reason="named in the configuration",
+                    expected=0,
+                )
+                self.set(request, CONFIG)
+            except (BatonError, ValueError) as error:
+                log.error("endpoint %s of the configuration cannot be made: %s", name, error)
+
+    def _told(self, endpoint: Endpoint) -> a.Endpoint:
+        why = self._kill.why(endpoint.name)
+        reason, actor = why or ("", "")
+        return a.Endpoint(
+            name=endpoint.name,
+            stable=_shown(endpoint.stable),
+            candidate=_shown(endpoint.candidate) if endpoint.candidate else None,
+            weight=endpoint.weight,
+            salt=endpoint.salt,
+            holdout=endpoint.holdout,
+            killed=endpoint.killed or why is not None,
+            killed_reason=reason,
+            killed_by=actor,
+            resource_version=endpoint.resource_version,
+        )
+
+    def _who(self, by: Principal, reason: str) -> Who:
+        return Who(by.name, reason, self._clock.wall_ms())
+
+
+def open_arm(repository: Repository, spec: ArmSpec, arm: str) -> Bundle:
+    """The version that an arm names. Raises: NotFound, naming the arm; BundleError."""
+    try:
+        return repository.open(spec.bundle, str(spec.version) if spec.version else "")
+    except NotFound as error:
+        raise NotFound(f"{arm}: {error}") from None
+
+
+def same_inputs(stable: Bundle, candidate: Bundle) -> None:
+    """Raises: BundleError: the two arms do not take the same request."""
+    difference = stable.manifest.model_schema.inputs_match(candidate.manifest.model_schema)
+    if difference:
+        raise BundleError(
+            f"{candidate.manifest.name} does not take what {stable.manifest.name} takes: {difference}", "candidate"
+        )
+
+
+def _spec(arm: r.ArmRequest, name: str) -> ArmSpec:
+    version = arm.version or "0"
+    if not (version.isascii() and version.isdecimal()) or int(version) > r.LARGEST:
+        raise InvalidInput(f"{name}: version {version!r} is not a decimal number; leave it empty for the newest", name)
+    if not _BUNDLE.fullmatch(arm.bundle):
+        raise InvalidInput(f"{name}: {arm.bundle!r} is not the name of a bundle", name)
+    return ArmSpec(bundle=arm.bundle, version=int(version))
+
+
+def _arm(arm: ArmConfig) -> r.ArmRequest:
+    return r.ArmRequest(bundle=arm.bundle, version=str(arm.version))
+
+
+def _shown(spec: ArmSpec) -> a.Arm:
+    return a.Arm(bundle=spec.bundle, version=str(spec.version) if spec.version else "")

@@ -1,0 +1,153 @@
+"""Verbs of models: which versions there are, and having lanes load one under its own name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline.clock import Clock
+from pipeline.errors import BatonError, Conflict, NotFound
+from pipeline.versions import Repository
+from serving.admin import answers as a
+from serving.admin import requests as r
+from serving.admin.pages import cut
+from serving.admin.processes import Processes
+from serving.config import Config
+from serving.rollout.store import ControlStore, Who
+from serving.security.principal import Principal
+
+__all__ = ["Models"]
+
+LOOK_EVERY = 0.2
+READY, LOADING, UNLOADED = "READY", "LOADING", "UNLOADED"
+
+
+class Models:
+    """See `serving.admin.verbs`; every method is the verb of its name.
+
+    A wish to have a bundle loaded is a file that all lanes look at; what they made of it stands in their reports, which
+    are a second old at most. So `load` can tell at once how far it has come, or wait.
+    """
+
+    def __init__(
+        self, config: Config, store: ControlStore, repository: Repository, processes: Processes, clock: Clock
+    ) -> None:
+        self._wishes = config.loads
+        self._store = store
+        self._repository = repository
+        self._processes = processes
+        self._clock = clock
+
+    def list(self, request: r.ModelList, by: Principal) -> a.ModelPage:
+        """Every version in the repository, by bundle and number."""
+        names = [name for name in self._repository.names() if request.bundle in ("", name)]
+        versions = [(name, int(version)) for name in names for version in self._repository.versions(name)]
+        found, token = cut(versions, request, lambda version: version, str, int)
+        lanes = self._processes.lanes()
+        arms = _arms(lanes)
+        models = [self._told(name, str(version), lanes, arms) for name, version in found]
+        return a.ModelPage(models=models, next_page_token=token)
+
+    def load(self, request: r.ModelLoad, by: Principal) -> a.ModelLoaded:
+        """Have all lanes load the newest version that may serve, so that it answers under the bundle's own name.
+
+        Raises:
+            NotFound: no such bundle, or none of its versions may serve. BundleError: those that may are damaged.
+        """
+        bundle = request.bundle
+        self._known(bundle)
+        version = self._repository.latest(bundle)
+        self._wishes.mkdir(parents=True, exist_ok=True)
+        (self._wishes / bundle).touch()
+        self._store.note("model-load", self._who(by, request.reason), {"bundle": bundle, "version": version})
+        return self._settled(request, version, lambda lane: _loading(lane, bundle, version), READY)
+
+    warm = load
+
+    def unload(self, request: r.ModelLoad, by: Principal) -> a.ModelLoaded:
+        """Take a load back.
+
+        Raises:
+            NotFound: no such bundle, or nobody had it loaded by name.
+            Conflict: an endpoint serves it.
+        """
+        bundle = request.bundle
+        self._known(bundle)
+        for endpoint in self._store.endpoints().values():
+            if bundle in (endpoint.stable.bundle, endpoint.candidate.bundle if endpoint.candidate else ""):
+                raise Conflict(
+                    f"model {bundle!r} is an arm of endpoint {endpoint.name!r}; set the endpoint's arms first"
+                )
+        try:
+            (self._wishes / bundle).unlink()
+        except FileNotFoundError:
+            raise NotFound(f"model {bundle!r} is not loaded by name") from None
+        self._store.note("model-unload", self._who(by, request.reason), {"bundle": bundle})
+        return self._settled(request, "", lambda lane: _unloading(lane, bundle), UNLOADED)
+
+    def _settled(
+        self, request: r.ModelLoad, version: str, state: Callable[[Mapping[str, Any]], str], aim: str
+    ) -> a.ModelLoaded:
+        """What the lanes say, as soon as none of them is on its way any more or the caller's patience is over."""
+        until = self._clock.monotonic() + request.wait_seconds
+        while True:
+            lanes = {name: state(lane) for name, lane in self._processes.lanes().items()}
+            on_their_way = any(told in (LOADING, READY) and told != aim for told in lanes.values())
+            if not on_their_way or self._clock.monotonic() >= until:
+                done = bool(lanes) and all(told == aim for told in lanes.values())
+                return a.ModelLoaded(
+                    bundle=request.bundle, version=version, wanted=aim == READY, done=done, lanes=lanes
+                )
+            time.sleep(LOOK_EVERY)
+
+    def _known(self, bundle: str) -> None:
+        if bundle not in self._repository.names():
+            raise NotFound(f"model {bundle!r} is not in the repository; it has {self._repository.names() or 'none'}")
+
+    def _told(
+        self, bundle: str, version: str, lanes: Mapping[str, Any], arms: Mapping[tuple[str, str], Sequence[str]]
+    ) -> a.Model:
+        key = f"{bundle}/{version}"
+        shared: dict[str, Any] = {
+            "bundle": bundle,
+            "version": version,
+            "arms": arms.get((bundle, version), []),
+            "lanes": sorted(name for name, lane in lanes.items() if key in lane.get("models", ())),
+        }
+        try:
+            manifest = self._repository.open(bundle, version).manifest
+        except BatonError as error:
+            return a.Model(**shared, architecture="", servable=False, reasons=[], fault=str(error), metrics={})
+        return a.Model(
+            **shared,
+            architecture=manifest.architecture,
+            base=manifest.base,
+            servable=manifest.servable,
+            reasons=list(manifest.gate.reasons) if manifest.gate else [],
+            fault=next((lane["faults"][key] for lane in lanes.values() if key in lane.get("faults", {})), ""),
+            metrics=dict(manifest.metrics),
+        )
+
+    def _who(self, by: Principal, reason: str) -> Who:
+        return Who(by.name, reason, self._clock.wall_ms())
+
+
+def _loading(lane: Mapping[str, Any], bundle: str, version: str) -> str:
+    key = f"{bundle}/{version}"
+    return READY if key in lane.get("models", ()) else str(lane.get("faults", {}).get(key, LOADING))
+
+
+def _unloading(lane: Mapping[str, Any], bundle: str) -> str:
+    return READY if any(key.partition("/")[0] == bundle for key in lane.get("models", ())) else UNLOADED
+
+
+def _arms(lanes: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """By bundle and version: where it answers, as ENDPOINT/ARM."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for lane in lanes.values():
+        for endpoint, arms in lane.get("endpoints", {}).items():
+            for arm, report in arms.items():
+                if report["version"]:
+                    found.setdefault((report["bundle"], report["version"]), set()).add(f"{endpoint}/{arm}")
+    return {key: sorted(places) for key, places in found.items()}

@@ -1,0 +1,72 @@
+"""Pages of a list. A token says behind which entry the next page begins, so that entries which come or go between two
+calls shift nothing; it fits only the list and the filter that it was given for.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from pipeline.errors import InvalidInput
+from serving.admin.requests import LARGEST, Page
+
+__all__ = ["Cursor", "cut", "read_token", "write_token"]
+
+T = TypeVar("T")
+Cursor = tuple[str | int, ...]
+"""What a list is sorted by, of one entry."""
+
+
+def write_token(scope: Page, cursor: Cursor) -> str:
+    """The token of what follows the entry at `cursor`. `scope`: the request, whose filter counts."""
+    text = json.dumps([_digest(scope), *cursor], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def read_token(scope: Page, *kinds: type) -> Cursor | None:
+    """The entry that a page begins behind, None for the first page.
+
+    Args:
+        kinds: of the cursor's parts, str or int.
+
+    Raises:
+        InvalidInput: the token was not given for this list.
+    """
+    token = scope.page_token
+    if not token:
+        return None
+    wrong = InvalidInput(
+        "page_token is not one that this list gave; send `next_page_token` unchanged, with the same filter",
+        "page_token",
+    )
+    try:
+        digest, *cursor = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True))
+    except (ValueError, TypeError):
+        raise wrong from None
+    fits = len(cursor) == len(kinds) and all(type(part) is kind for part, kind in zip(cursor, kinds, strict=True))
+    if digest != _digest(scope) or not fits or any(type(p) is int and not 0 <= p <= LARGEST for p in cursor):
+        raise wrong
+    return tuple(cursor)
+
+
+def cut(entries: Iterable[T], page: Page, key: Callable[[T], Cursor], *kinds: type) -> tuple[list[T], str]:
+    """One page of a list that is held in memory, and the next page's token; sorted by `key`.
+
+    Args:
+        kinds: of the key's parts.
+
+    Raises:
+        InvalidInput: the page's token was not given for this list.
+    """
+    after = read_token(page, *kinds)
+    rest = sorted((entry for entry in entries if after is None or key(entry) > after), key=key)
+    found = rest[: page.page_size]
+    return found, write_token(page, key(found[-1])) if len(rest) > len(found) else ""
+
+
+def _digest(scope: Page) -> str:
+    asked = f"{type(scope).__name__} {scope.model_dump_json(exclude={'page_size', 'page_token'})}"
+    return hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()

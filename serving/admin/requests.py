@@ -1,0 +1,205 @@
+"""What each admin verb is asked with. Every door fills these, so all refuse the same things in the same words.
+
+Field names are those of `baton.admin.v1` and of REST bodies and queries. Next: `answers`, `verbs`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "ArmRequest",
+    "AuditList",
+    "AuditSeq",
+    "CacheWarm",
+    "EndpointChange",
+    "EndpointKill",
+    "EndpointList",
+    "EndpointName",
+    "EndpointRelease",
+    "EndpointSet",
+    "MetricsOf",
+    "ModelChange",
+    "ModelList",
+    "ModelLoad",
+    "Mutation",
+    "Nothing",
+    "Page",
+    "Release",
+    "Request",
+    "RolloutFile",
+    "RolloutList",
+    "RolloutName",
+    "RolloutPromote",
+    "RolloutSetWeight",
+    "RolloutSteer",
+    "RolloutWatch",
+    "Steer",
+    "SteerForward",
+    "SteerWeight",
+    "Warm",
+]
+
+LARGEST = 2**63 - 1
+"""Of an INTEGER in SQLite and an int64 on the wire."""
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Expected = Annotated[
+    int | None,
+    Field(ge=0, le=LARGEST, description="resource version that the caller looked at; absent: whatever is there"),
+]
+Weight = Annotated[
+    float, Field(ge=0, le=100, allow_inf_nan=False, description="percent of routing keys for the candidate")
+]
+
+
+class Request(BaseModel):
+    """Of any verb. Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Nothing(Request):
+    """No question but the verb."""
+
+
+class Mutation(Request):
+    """Of any verb that changes something."""
+
+    reason: str = Field("", max_length=2000, description="why; written into the audit")
+
+
+class Page(Request):
+    """Of any list."""
+
+    page_size: int = Field(100, ge=1, le=1000, description="entries at most")
+    page_token: str = Field("", max_length=2000, description="`next_page_token` of the page before; empty: the first")
+
+
+# Endpoints
+
+
+class ArmRequest(Request):
+    bundle: str = Field(max_length=200)
+    version: str = Field("", max_length=20, description="decimal; empty: the newest that may serve")
+
+
+class EndpointList(Page):
+    pass
+
+
+class EndpointName(Request):
+    name: Name
+
+
+class EndpointChange(Mutation):
+    stable: ArmRequest
+    candidate: ArmRequest | None = None
+    weight: Weight = 0.0
+    salt: str = Field("", max_length=200, description="of the assignment of keys; empty: as it was")
+    expected: Expected = None
+
+
+class EndpointSet(EndpointChange):
+    name: Name
+
+
+class EndpointKill(Mutation):
+    name: Name
+
+
+class Release(Mutation):
+    expected: Expected = None
+
+
+class EndpointRelease(Release):
+    name: Name
+
+
+# Models
+
+
+class ModelList(Page):
+    bundle: str = Field("", max_length=200, description="only this bundle's versions")
+
+
+class ModelChange(Mutation):
+    wait_seconds: float = Field(
+        0.0, ge=0, le=120, allow_inf_nan=False, description="how long to wait for the lanes; 0: not at all"
+    )
+
+
+class ModelLoad(ModelChange):
+    bundle: Name
+
+
+# Rollouts
+
+
+class RolloutFile(Mutation):
+    file: str = Field(max_length=1 << 20, description="the rollout file, as text")
+    name: str = Field("rollout", max_length=200, description="stands for the file in messages")
+    expected: Expected = Field(None, description="resource version of the endpoint that the caller looked at")
+
+
+class RolloutList(Page):
+    endpoint: str = Field("", max_length=200, description="only this endpoint's")
+    active: bool = Field(False, description="only those that can still move by themselves")
+
+
+class RolloutName(Request):
+    name: Name
+
+
+class RolloutWatch(RolloutName):
+    interval: float = Field(1.0, ge=0.2, le=60, allow_inf_nan=False, description="seconds between two looks")
+
+
+class Steer(Mutation):
+    expected: Expected = None
+
+
+class SteerForward(Steer):
+    full: bool = Field(False, description="straight to the last step")
+
+
+class SteerWeight(Steer):
+    weight: Weight
+
+
+class RolloutSteer(Steer):
+    name: Name
+
+
+class RolloutPromote(SteerForward):
+    name: Name
+
+
+class RolloutSetWeight(SteerWeight):
+    name: Name
+
+
+# Figures, audit, cache
+
+
+class MetricsOf(Request):
+    endpoint: Name
+
+
+class AuditList(Page):
+    endpoint: str = Field("", max_length=200, description="only this endpoint's")
+    newest_first: bool = False
+
+
+class AuditSeq(Request):
+    seq: int = Field(ge=1, le=LARGEST, description="number of the entry")
+
+
+class Warm(Mutation):
+    version: str = Field("", max_length=20, description="of the bundle; the newest that may serve unless said")
+
+
+class CacheWarm(Warm):
+    name: Name = Field(description="endpoint (both its arms) or bundle")

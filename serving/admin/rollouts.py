@@ -1,0 +1,203 @@
+"""Verbs of rollouts. They decide nothing about traffic: that is the controller's business."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.errors import BatonError, Conflict, StaleVersion
+from pipeline.verified import NOTES
+from pipeline.versions import Repository
+from serving.admin import answers as a
+from serving.admin import requests as r
+from serving.admin.endpoints import open_arm, same_inputs
+from serving.admin.pages import cut
+from serving.config import Config
+from serving.kill import KillSwitch
+from serving.rollout.controller import RolloutController
+from serving.rollout.segments import Segments
+from serving.rollout.spec import Rollout, place
+from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
+from serving.rollout.store import ControlStore, StoredRollout
+from serving.security.principal import Principal
+
+__all__ = ["Rollouts"]
+
+
+class Rollouts:
+    """See `serving.admin.verbs`; every method is the verb of its name.
+
+    Those that steer raise NotFound: no such rollout; Conflict: its phase does not allow the verb; StaleVersion: it
+    changed since `expected`.
+
+    Args:
+        lock: held by everyone who uses `controller`, the rollout loop included.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: ControlStore,
+        repository: Repository,
+        controller: RolloutController,
+        kill: KillSwitch,
+        lock: threading.RLock,
+    ) -> None:
+        self._segments = config.segments
+        self._store = store
+        self._repository = repository
+        self._controller = controller
+        self._kill = kill
+        self._lock = lock
+        self._entered: dict[str, tuple[tuple[str, int], str | None]] = {}
+
+    def start(self, request: r.RolloutFile, by: Principal) -> a.Rollout:
+        """Begin a rollout.
+
+        Raises:
+            InvalidInput: the file is wrong, or the candidate's inputs are not the stable arm's.
+            NotFound: unknown endpoint or bundle. Conflict: see `RolloutController.start`.
+            StaleVersion: the endpoint changed since `expected`.
+        """
+        name, text = request.name, request.file
+        spec = Rollout.parse(text, name)
+        with _at(name, text, "endpoint"):
+            endpoint = self._store.endpoint(spec.endpoint)
+        if request.expected is not None and request.expected != endpoint.resource_version:
+            raise StaleVersion(
+                f"endpoint {endpoint.name!r} is at resource version {endpoint.resource_version}, "
+                f"not {request.expected}; read it again"
+            )
+        if spec.endpoint in self._kill.engaged():
+            raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
+        bundle = spec.candidate.bundle
+        with _at(name, text, "candidate", "bundle"):
+            candidate = self._repository.newest(bundle, verify=True, notes=self._segments / bundle / NOTES)[-1]
+            same_inputs(open_arm(self._repository, endpoint.stable, "stable"), candidate)
+        schema = candidate.manifest.model_schema
+        with _at(name, text, "analysis", "segments"):
+            Segments(schema, spec.analysis.segments)
+        for number, guard in enumerate(spec.guards.segments):
+            with _at(name, text, "guards", "segments", number, "field"):
+                Segments(schema, (), [(guard.field, value) for value in guard.values])
+        with self._lock:
+            stored = self._controller.start(spec, by.name, request.reason, int(candidate.manifest.version))
+        return self._told(stored)
+
+    def list(self, request: r.RolloutList, by: Principal) -> a.RolloutPage:
+        """All rollouts, oldest first, without figures."""
+        stored = self._store.rollouts(active=request.active, endpoint=request.endpoint)
+        found, token = cut(stored, request, lambda one: (one.created_ms, one.id), int, str)
+        return a.RolloutPage(rollouts=[_summary(one) for one in found], next_page_token=token)
+
+    def get(self, request: r.RolloutName, by: Principal) -> a.Rollout:
+        """One rollout, by id or the newest of an endpoint, with its figures per stay. Raises: NotFound."""
+        return self._told(self._store.rollout(request.name))
+
+    def pause(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
+        """Stay at this step whatever the evidence says in favour; breaches still step back."""
+        return self._steer(request, Pause(), by)
+
+    def resume(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
+        """Go on by evidence."""
+        return self._steer(request, Resume(), by)
+
+    def promote(self, request: r.RolloutPromote, by: Principal) -> a.Rollout:
+        """Enter the next step, or the last, without waiting for its evidence."""
+        return self._steer(request, Promote(full=request.full), by)
+
+    def abort(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
+        """All traffic to stable, and the end of this rollout."""
+        return self._steer(request, Abort(), by)
+
+    def undo(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
+        """Take a finished hand-over back: stable answers all again."""
+        return self._steer(request, Undo(), by)
+
+    def set_weight(self, request: r.RolloutSetWeight, by: Principal) -> a.Rollout:
+        """Set the weight by hand; the rollout pauses there."""
+        return self._steer(request, SetWeight(request.weight), by)
+
+    def step_version(self, endpoint: str) -> str | None:
+        """The candidate's version when the present step of the active rollout was entered, None without a rollout."""
+        for stored in self._store.rollouts(active=True, endpoint=endpoint):
+            step = (stored.id, stored.state.entered_ms)
+            known = self._entered.get(endpoint)
+            if known is None or known[0] != step:
+                known = self._entered[endpoint] = (step, self._entered_with(endpoint, *step))
+            return known[1]
+        return None
+
+    def _entered_with(self, endpoint: str, rollout: str, entered_ms: int) -> str | None:
+        """The candidate's version in the audit entry that first tells of a step."""
+        after = 0
+        while page := self._store.audit(endpoint, after):
+            for entry in page:
+                state = entry.after.get("state", {})
+                if entry.rollout == rollout and state.get("entered_ms") == entered_ms:
+                    return str(state["candidate_version"])
+            after = page[-1].seq
+        return None
+
+    def _steer(self, request: r.RolloutSteer | r.RolloutPromote | r.RolloutSetWeight, event: Event, by: Principal) -> a.Rollout:  # fmt: skip
+        with self._lock:
+            done = self._controller.command(request.name, event, by.name, request.reason, request.expected)
+            return self._told(done)
+
+    def _told(self, stored: StoredRollout) -> a.Rollout:
+        with self._lock:
+            snapshot = self._controller.snapshot(stored.id).to_json()
+        summary = {name: getattr(shown, name) for shown in [_summary(stored)] for name in a.RolloutSummary.model_fields}
+        return a.Rollout(**summary, coverage=snapshot["coverage"], phases=[_phase(p) for p in snapshot["phases"]])
+
+
+@contextmanager
+def _at(name: str, text: str, *loc: str | int) -> Iterator[None]:
+    """Say where in a rollout file it stands what an error within is about."""
+    try:
+        yield
+    except BatonError as error:
+        raise type(error)(f"{place(name, text, *loc)}: {error}") from None
+
+
+def _summary(stored: StoredRollout) -> a.RolloutSummary:
+    state, status = stored.state, stored.status
+    candidate = a.Arm(bundle=stored.spec.candidate.bundle, version=str(state.candidate_version))
+    return a.RolloutSummary(
+        id=stored.id,
+        endpoint=stored.spec.endpoint,
+        candidate=candidate,
+        phase=state.phase,
+        step=state.step,
+        weight=state.weight,
+        steps=[a.Step(**step.model_dump()) for step in stored.spec.steps],
+        steps_on_evidence=sorted(state.steps_on_evidence()),
+        stepped_back=state.stepped_back,
+        attempt=state.attempt,
+        entered_ms=state.entered_ms,
+        waiting=status.get("reason", "the first look is still to come"),
+        next_look_ms=status.get("next_look_ms"),
+        missing_clicks=status.get("missing_clicks"),
+        evidence=status.get("evidence", {}),
+        created_ms=stored.created_ms,
+        resource_version=stored.resource_version,
+    )
+
+
+def _phase(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A stay's figures by metric and arm."""
+    arms = {"stable": figures["stable"], "candidate": figures["candidate"]}
+    return {
+        "step": figures["step"],
+        "weight": figures["weight"],
+        "entered_ms": figures["entered_ms"],
+        "rows": figures["rows"],
+        "labels": figures["labels"],
+        "served_by_candidate": figures["served_by_candidate"],
+        "auc": {arm: f["auc"] for arm, f in arms.items()},
+        "logloss": {arm: f["logloss"] for arm, f in arms.items()},
+        "bias": {arm: {"value": f["bias"], "low": f["low"], "high": f["high"]} for arm, f in arms.items()},
+        "outcome": figures["outcome"],
+    }

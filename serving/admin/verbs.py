@@ -1,0 +1,75 @@
+"""The one table of admin verbs: what each is called, who may use it, whether it changes anything.
+
+gRPC, REST, the command line and the console all go through it, so it is also the list of what must be tested. A name is
+SERVICE.METHOD as in `baton.admin.v1`. Next: `door`, which calls what a verb names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from serving.admin import answers as a
+from serving.admin import requests as r
+from serving.security.principal import Role
+
+__all__ = ["VERBS", "Verb"]
+
+Q = TypeVar("Q", bound=r.Request)
+A = TypeVar("A", bound=a.Answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Verb(Generic[Q, A]):
+    """One verb.
+
+    Args:
+        name: SERVICE.METHOD.
+        role: that a caller needs.
+        request, answer: what it takes and gives.
+        streams: it answers again and again.
+    """
+
+    name: str
+    role: Role
+    request: type[Q]
+    answer: type[A]
+    streams: bool = False
+
+    @property
+    def mutating(self) -> bool:
+        """Whether it changes anything: then it takes a reason and an idempotency key, and stands in the audit."""
+        return issubclass(self.request, r.Mutation)
+
+
+VIEWER, OPERATOR = Role.VIEWER, Role.OPERATOR
+
+ENDPOINTS_LIST = Verb("endpoints.list", VIEWER, r.EndpointList, a.EndpointPage)
+ENDPOINTS_GET = Verb("endpoints.get", VIEWER, r.EndpointName, a.Endpoint)
+ENDPOINTS_SET = Verb("endpoints.set", OPERATOR, r.EndpointSet, a.Endpoint)
+ENDPOINTS_KILL = Verb("endpoints.kill", OPERATOR, r.EndpointKill, a.Endpoint)
+ENDPOINTS_RELEASE = Verb("endpoints.release", OPERATOR, r.EndpointRelease, a.Endpoint)
+MODELS_LIST = Verb("models.list", VIEWER, r.ModelList, a.ModelPage)
+MODELS_LOAD = Verb("models.load", OPERATOR, r.ModelLoad, a.ModelLoaded)
+MODELS_UNLOAD = Verb("models.unload", OPERATOR, r.ModelLoad, a.ModelLoaded)
+MODELS_WARM = Verb("models.warm", OPERATOR, r.ModelLoad, a.ModelLoaded)
+ROLLOUTS_START = Verb("rollouts.start", OPERATOR, r.RolloutFile, a.Rollout)
+ROLLOUTS_LIST = Verb("rollouts.list", VIEWER, r.RolloutList, a.RolloutPage)
+ROLLOUTS_GET = Verb("rollouts.get", VIEWER, r.RolloutName, a.Rollout)
+ROLLOUTS_WATCH = Verb("rollouts.watch", VIEWER, r.RolloutWatch, a.Rollout, streams=True)
+ROLLOUTS_PAUSE = Verb("rollouts.pause", OPERATOR, r.RolloutSteer, a.Rollout)
+ROLLOUTS_RESUME = Verb("rollouts.resume", OPERATOR, r.RolloutSteer, a.Rollout)
+ROLLOUTS_PROMOTE = Verb("rollouts.promote", OPERATOR, r.RolloutPromote, a.Rollout)
+ROLLOUTS_ABORT = Verb("rollouts.abort", OPERATOR, r.RolloutSteer, a.Rollout)
+ROLLOUTS_UNDO = Verb("rollouts.undo", OPERATOR, r.RolloutSteer, a.Rollout)
+ROLLOUTS_SET_WEIGHT = Verb("rollouts.set_weight", OPERATOR, r.RolloutSetWeight, a.Rollout)
+METRICS_GET = Verb("metrics.get", VIEWER, r.MetricsOf, a.Metrics)
+METRICS_PROCESSES = Verb("metrics.processes", VIEWER, r.Nothing, a.Processes)
+AUDIT_LIST = Verb("audit.list", VIEWER, r.AuditList, a.AuditPage)
+AUDIT_EXPLAIN = Verb("audit.explain", VIEWER, r.AuditSeq, a.Explanation)
+CACHE_STATS = Verb("cache.stats", VIEWER, r.Nothing, a.Cache)
+CACHE_WARM = Verb("cache.warm", OPERATOR, r.CacheWarm, a.CacheWarming)
+WORKER_STATUS = Verb("worker.status", VIEWER, r.Nothing, a.Worker)
+
+VERBS: dict[str, Verb[Any, Any]] = {verb.name: verb for verb in list(globals().values()) if isinstance(verb, Verb)}
+"""All of them, by name."""

@@ -1,0 +1,60 @@
+"""`rollouts.watch`: a rollout now, and again whenever something about it has changed, until it has ended.
+
+The number of watchers is bounded. Who watches is asked again at every look, so that a token which was revoked sees no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from pipeline.errors import Overloaded
+from serving.admin import answers as a
+from serving.admin.door import Admin
+from serving.admin.requests import RolloutName, RolloutWatch
+from serving.admin.verbs import ROLLOUTS_GET
+from serving.rollout.state import ACTIVE
+from serving.security.principal import Principal
+
+__all__ = ["Watchers"]
+
+MOST = 64
+
+
+class Watchers:
+    """All who watch rollouts of one installation through one door. For one event loop."""
+
+    def __init__(self, admin: Admin, most: int = MOST) -> None:
+        self._admin = admin
+        self._most = most
+        self.watching = 0
+
+    async def watch(self, request: RolloutWatch, who: Callable[[], Principal]) -> AsyncGenerator[a.Rollout]:
+        """The rollout, as `rollouts.get` tells it.
+
+        Args:
+            who: the caller; it raises once he may not look any more.
+
+        Raises:
+            Overloaded: too many watch already. And whatever `rollouts.get` and `who` raise.
+        """
+        if self.watching >= self._most:
+            raise Overloaded(f"{self._most} watch already, the most that are served; ask again later", 1.0)
+        self.watching += 1
+        try:
+            name = RolloutName(name=request.name)
+            last: a.Rollout | None = None
+            while True:
+                found = await asyncio.to_thread(self._look, name, who)
+                if found != last:
+                    last = found
+                    name = RolloutName(name=found.id)  # a newer one of the same endpoint is another rollout
+                    yield found
+                if found.phase not in ACTIVE:
+                    return
+                await asyncio.sleep(request.interval)
+        finally:
+            self.watching -= 1
+
+    def _look(self, name: RolloutName, who: Callable[[], Principal]) -> a.Rollout:
+        return self._admin.call(ROLLOUTS_GET, name, who())

@@ -1,0 +1,201 @@
+"""The admin verbs as REST under `/api/v1`: a route each, which says nothing but where the verb's fields come from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import StreamingResponse
+
+from serving.admin import Admin
+from serving.admin import answers as a
+from serving.admin import requests as r
+from serving.admin import verbs as v
+from serving.admin.watch import Watchers
+from serving.http.ask import Ask, asker, changer
+from serving.http.errors import REFUSALS, problem_of
+from serving.security.principal import Authenticator
+
+__all__ = ["admin_routes"]
+
+Name = Annotated[str, Path(min_length=1, max_length=200)]
+LINES = "application/x-ndjson"
+
+
+def admin_routes(admin: Admin, authenticator: Authenticator) -> APIRouter:
+    """All of them."""
+    routes = APIRouter(prefix="/api/v1", responses=REFUSALS)
+    reads = Depends(asker(admin, authenticator))
+    changes = Depends(changer(admin, authenticator))
+    _endpoints(routes, reads, changes)
+    _models(routes, reads, changes)
+    _rollouts(routes, reads, changes)
+    _watch(routes, reads, Watchers(admin))
+    _figures(routes, reads, changes)
+    return routes
+
+
+def _endpoints(routes: APIRouter, reads: Ask, changes: Ask) -> None:
+    @routes.get("/endpoints", tags=["endpoints"])
+    def list_endpoints(query: Annotated[r.EndpointList, Query()], ask: Ask = reads) -> a.EndpointPage:
+        """All endpoints by name."""
+        return ask(v.ENDPOINTS_LIST, query)
+
+    @routes.get("/endpoints/{name}", tags=["endpoints"])
+    def get_endpoint(name: Name, ask: Ask = reads) -> a.Endpoint:
+        """One endpoint."""
+        return ask(v.ENDPOINTS_GET, name=name)
+
+    @routes.put("/endpoints/{name}", tags=["endpoints"])
+    def set_endpoint(name: Name, body: r.EndpointChange, ask: Ask = changes) -> a.Endpoint:
+        """Make or change an endpoint that no rollout owns."""
+        return ask(v.ENDPOINTS_SET, body, name=name)
+
+    @routes.post("/endpoints/{name}/kill", tags=["endpoints"])
+    def kill_endpoint(name: Name, body: r.Mutation, ask: Ask = changes) -> a.Endpoint:
+        """Empty the candidate at once and abort its rollout."""
+        return ask(v.ENDPOINTS_KILL, body, name=name)
+
+    @routes.post("/endpoints/{name}/release", tags=["endpoints"])
+    def release_endpoint(name: Name, body: r.Release, ask: Ask = changes) -> a.Endpoint:
+        """Take the kill switch back; traffic returns only by a rollout or a weight."""
+        return ask(v.ENDPOINTS_RELEASE, body, name=name)
+
+
+def _models(routes: APIRouter, reads: Ask, changes: Ask) -> None:
+    @routes.get("/models", tags=["models"])
+    def list_models(query: Annotated[r.ModelList, Query()], ask: Ask = reads) -> a.ModelPage:
+        """Every version in the repository, by bundle and number."""
+        return ask(v.MODELS_LIST, query)
+
+    @routes.post("/models/{bundle}/load", tags=["models"])
+    def load_model(bundle: Name, body: r.ModelChange, ask: Ask = changes) -> a.ModelLoaded:
+        """Have all lanes load a bundle's newest version, so that it answers under its own name."""
+        return ask(v.MODELS_LOAD, body, bundle=bundle)
+
+    @routes.post("/models/{bundle}/unload", tags=["models"])
+    def unload_model(bundle: Name, body: r.ModelChange, ask: Ask = changes) -> a.ModelLoaded:
+        """Take a load back; what an endpoint's arm needs stays."""
+        return ask(v.MODELS_UNLOAD, body, bundle=bundle)
+
+    @routes.post("/models/{bundle}/warm", tags=["models"])
+    def warm_model(bundle: Name, body: r.ModelChange, ask: Ask = changes) -> a.ModelLoaded:
+        """The same as a load, which never skips the warm-up requests."""
+        return ask(v.MODELS_WARM, body, bundle=bundle)
+
+
+def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
+    @routes.get("/rollouts", tags=["rollouts"])
+    def list_rollouts(query: Annotated[r.RolloutList, Query()], ask: Ask = reads) -> a.RolloutPage:
+        """All rollouts, oldest first, without figures."""
+        return ask(v.ROLLOUTS_LIST, query)
+
+    @routes.post("/rollouts", tags=["rollouts"])
+    def start_rollout(body: r.RolloutFile, ask: Ask = changes) -> a.Rollout:
+        """Begin a rollout."""
+        return ask(v.ROLLOUTS_START, body)
+
+    @routes.get("/rollouts/{name}", tags=["rollouts"])
+    def get_rollout(name: Name, ask: Ask = reads) -> a.Rollout:
+        """One rollout, by id or the newest of an endpoint, with its figures per stay at a step."""
+        return ask(v.ROLLOUTS_GET, name=name)
+
+    @routes.post("/rollouts/{name}/pause", tags=["rollouts"])
+    def pause_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
+        """Stay at this step whatever the evidence says in favour; breaches still step back."""
+        return ask(v.ROLLOUTS_PAUSE, body, name=name)
+
+    @routes.post("/rollouts/{name}/resume", tags=["rollouts"])
+    def resume_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
+        """Go on by evidence."""
+        return ask(v.ROLLOUTS_RESUME, body, name=name)
+
+    @routes.post("/rollouts/{name}/promote", tags=["rollouts"])
+    def promote_rollout(name: Name, body: r.SteerForward, ask: Ask = changes) -> a.Rollout:
+        """Enter the next step, or the last, without waiting for its evidence."""
+        return ask(v.ROLLOUTS_PROMOTE, body, name=name)
+
+    @routes.post("/rollouts/{name}/abort", tags=["rollouts"])
+    def abort_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
+        """All traffic to stable, and the end of this rollout."""
+        return ask(v.ROLLOUTS_ABORT, body, name=name)
+
+    @routes.post("/rollouts/{name}/undo", tags=["rollouts"])
+    def undo_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
+        """Take a finished hand-over back: stable answers all again."""
+        return ask(v.ROLLOUTS_UNDO, body, name=name)
+
+    @routes.post("/rollouts/{name}/set-weight", tags=["rollouts"])
+    def set_weight(name: Name, body: r.SteerWeight, ask: Ask = changes) -> a.Rollout:
+        """Set the weight by hand; the rollout pauses there."""
+        return ask(v.ROLLOUTS_SET_WEIGHT, body, name=name)
+
+
+def _watch(routes: APIRouter, reads: Ask, watchers: Watchers) -> None:
+    line: dict[str, Any] = {"content": {LINES: {"schema": {"type": "string"}}}}
+    told: dict[int | str, dict[str, Any]] = {200: {**line, "description": "a `Rollout` per line, as JSON"}}
+
+    @routes.get("/rollouts/{name}/watch", tags=["rollouts"], response_class=StreamingResponse, responses=told)
+    async def watch_rollout(
+        request: Request,
+        name: Name,
+        interval: Annotated[float, Query(ge=0.2, le=60, description="seconds between two looks")] = 1.0,
+        ask: Ask = reads,
+    ) -> StreamingResponse:
+        """The rollout now and whenever something about it changes, until it has ended: a JSON object per line.
+
+        What goes wrong on the way is the last line, as the body of an error.
+        """
+        found = watchers.watch(r.RolloutWatch(name=name, interval=interval), ask.by)
+        first = await anext(found)  # refused before the status is sent, if at all
+
+        async def lines() -> AsyncIterator[str]:
+            yield first.model_dump_json() + "\n"
+            try:
+                async for one in found:
+                    yield one.model_dump_json() + "\n"
+            except Exception as error:
+                _, problem = problem_of(error, request.url.path)
+                yield problem.model_dump_json() + "\n"
+            finally:
+                await found.aclose()
+
+        return StreamingResponse(lines(), media_type=LINES)
+
+
+def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
+    @routes.get("/metrics/{endpoint}", tags=["figures"])
+    def metrics(endpoint: Name, ask: Ask = reads) -> a.Metrics:
+        """Bias with its limits, AUC, LogLoss and rows per arm of an endpoint's newest rollout."""
+        return ask(v.METRICS_GET, endpoint=endpoint)
+
+    @routes.get("/status", tags=["figures"])
+    def processes(ask: Ask = reads) -> a.Processes:
+        """What every process reports, and how the traffic log stands."""
+        return ask(v.METRICS_PROCESSES)
+
+    @routes.get("/worker", tags=["figures"])
+    def worker(ask: Ask = reads) -> a.Worker:
+        """What the transfer worker learns with, what it published, what the gate refused and why."""
+        return ask(v.WORKER_STATUS)
+
+    @routes.get("/cache", tags=["figures"])
+    def cache(ask: Ask = reads) -> a.Cache:
+        """Which embedding tier answers, what Redis holds, and how far a run that loads rows has come."""
+        return ask(v.CACHE_STATS)
+
+    @routes.post("/cache/{name}/warm", tags=["figures"])
+    def warm_cache(name: Name, body: r.Warm, ask: Ask = changes) -> a.CacheWarming:
+        """Begin to write a version's rows into Redis; `/cache` says how far it has come."""
+        return ask(v.CACHE_WARM, body, name=name)
+
+    @routes.get("/audit", tags=["audit"])
+    def audit(query: Annotated[r.AuditList, Query()], ask: Ask = reads) -> a.AuditPage:
+        """Who changed what, when, why and on which evidence."""
+        return ask(v.AUDIT_LIST, query)
+
+    @routes.get("/audit/{seq}/explain", tags=["audit"])
+    def explain(seq: Annotated[int, Path(ge=1, le=r.LARGEST)], ask: Ask = reads) -> a.Explanation:
+        """The figures of a verdict, as it used them and worked out again from the traffic log."""
+        return ask(v.AUDIT_EXPLAIN, seq=seq)

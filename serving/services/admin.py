@@ -1,0 +1,176 @@
+"""`baton.admin.v1` on a port of its own: every method is the verb of its name, so there is one handler for all of them.
+
+Messages have the fields of `serving.admin.requests` and `answers`; what the two say of a value's kind must agree, and a
+test holds that they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos.baton.admin.v1 import admin_pb2 as pb
+from serving.admin import VERBS, Admin, Verb
+from serving.admin.answers import Answer
+from serving.admin.caller import ACTOR, KEY, caller
+from serving.admin.door import request_of
+from serving.admin.watch import Watchers
+from serving.security.principal import Authenticator, Principal
+from serving.services.rpc import Call, Method, Shell, hard_limit, parse, serve
+
+__all__ = ["SERVICES", "AdminServer", "AdminServices", "verb_of"]
+
+SERVICES: dict[str, Any] = {service.full_name: service for service in pb.DESCRIPTOR.services_by_name.values()}
+"""Descriptors by full name."""
+THREADS = 8
+MOST_CALLS = 256
+"""Calls at once on the port, watchers included; more are refused."""
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def verb_of(service: str, method: str) -> Verb[Any, Any]:
+    """The verb behind a method: `SetWeight` of `Rollouts` is `rollouts.set_weight`."""
+    words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in method).lstrip("_")
+    return VERBS[f"{service.lower()}.{words}"]
+
+
+class AdminServices:
+    """All services of the package.
+
+    Args:
+        authenticator: of callers.
+    """
+
+    def __init__(self, admin: Admin, authenticator: Authenticator, shell: Shell) -> None:
+        self._admin = admin
+        self._authenticator = authenticator
+        self._shell = shell
+        self._watchers = Watchers(admin)
+        # Verbs look into files and wait for locks: not on the loop.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="admin-grpc")
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """What a server takes."""
+        return [
+            serve(name, {method.name: self._handler(name, method) for method in service.methods})
+            for name, service in SERVICES.items()
+        ]
+
+    def close(self) -> None:
+        """End the threads once their calls are done."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _handler(self, service: str, method: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        verb = verb_of(method.containing_service.name, method.name)
+        message = GetMessageClass(method.input_type)
+        answer = GetMessageClass(method.output_type)
+        if verb.streams:
+            return self._shell.feed(f"{service}/{method.name}", self._watch(verb, message, answer))
+        return self._shell.unary(f"{service}/{method.name}", self._unary(verb, message, answer))
+
+    def _unary(self, verb: Verb[Any, Any], message: Any, answer: type[Message]) -> Method:
+        async def handle(data: bytes, call: Call) -> bytes:
+            def act() -> bytes:
+                by = self._caller(call)
+                by.require(verb.role)  # before the request is looked at: who may not ask learns nothing of it
+                request = request_of(verb, _fields(parse(message, data)))
+                return _written(self._admin.call(verb, request, by, call.header(KEY)), answer)
+
+            context = copy_context()  # it may say who calls
+            return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, act)
+
+        return handle
+
+    def _watch(
+        self, verb: Verb[Any, Any], message: Any, answer: type[Message]
+    ) -> Callable[[bytes, Call], AsyncGenerator[bytes]]:
+        async def handle(data: bytes, call: Call) -> AsyncGenerator[bytes]:
+            self._caller(call).require(verb.role)
+            request = request_of(verb, _fields(parse(message, data)))
+            async for found in self._watchers.watch(request, lambda: self._caller(call)):
+                yield _written(found, answer)
+
+        return handle
+
+    def _caller(self, call: Call) -> Principal:
+        return caller(self._authenticator, call.header("authorization"), call.header(ACTOR))
+
+
+class AdminServer:
+    """The gRPC server of the admin port, with health and reflection. For one event loop.
+
+    Args:
+        address: host:port; port 0 takes a free one.
+        authenticator: of callers.
+        interceptors: in front of all methods, reflection's included.
+        credentials: of TLS; None: none.
+
+    Attributes:
+        port: that it listens on.
+    """
+
+    def __init__(
+        self,
+        admin: Admin,
+        authenticator: Authenticator,
+        shell: Shell,
+        address: str,
+        *,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self._services = AdminServices(admin, authenticator, shell)
+        self._address = address
+        self._interceptors = interceptors
+        self._credentials = credentials
+        self._limit = hard_limit(shell.max_bytes)
+        self._health = health.aio.HealthServicer()
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. Raises: OSError, RuntimeError: the port is taken."""
+        self._server = grpc.aio.server(
+            interceptors=list(self._interceptors),
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", self._limit),
+                ("grpc.max_send_message_length", self._limit),
+            ],
+            maximum_concurrent_rpcs=MOST_CALLS,
+        )
+        self._server.add_generic_rpc_handlers(tuple(self._services.handlers()))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(self._address)
+        else:
+            self.port = self._server.add_secure_port(self._address, self._credentials)
+        await self._server.start()
+        for name in ("", *SERVICES):
+            await self._health.set(name, _SERVING)
+
+    async def stop(self, grace: float = 3.0) -> None:
+        """Say NOT_SERVING, finish what is under way within `grace` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+        await asyncio.to_thread(self._services.close)
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """Set fields by name; 64-bit integers come as text, which requests take."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _written(answer: Answer, kind: type[Message]) -> bytes:
+    message = json_format.ParseDict(answer.model_dump(exclude_none=True), kind())
+    return message.SerializeToString()

@@ -1,0 +1,133 @@
+"""An installation as operators meet it: real stores, the rollout loop by hand, and the doors over one `Admin`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+import yaml
+from fastapi import FastAPI
+from installation import Installation, eventually
+
+from serving.admin import Admin
+from serving.http.api import build_app
+from serving.kill import KillSwitch
+from serving.observe import Observer
+from serving.rollout.controller import RolloutController
+from serving.security.principal import Role
+from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
+from serving.services.admin import AdminServer
+from serving.services.rpc import Shell
+from serving.traffic import open_traffic_log
+
+ME = LOCAL
+MESSAGE_BYTES = 4 << 20
+
+
+class Turned:
+    """A clock that the test turns."""
+
+    now = 1_700_000_000.0
+
+    def wall_ms(self) -> int:
+        return round(self.now * 1000)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def rollout_file(**changes: Any) -> str:
+    """A rollout of `ranker` to `student` in three steps."""
+    steps = [
+        {"shadow": True, "min_positives": 100},
+        {"weight": 10, "bias_below": 0.1},
+        {"weight": 100, "bias_below": 0.05},
+    ]
+    file = {"endpoint": "ranker", "candidate": {"bundle": "student"}, "steps": steps, "guards": {}, **changes}
+    return yaml.safe_dump(file)
+
+
+class Operated:
+    """`admin` of an installation without processes, its `controller`, whose `step` is the rollout loop, and its clock."""
+
+    def __init__(self, made: Installation) -> None:
+        self.made = made
+        self.clock = Turned()
+        self.traffic = open_traffic_log(made.config)
+        self.kill = KillSwitch(made.home)
+        observe = Observer(made.config.status, made.repository, self.kill, self.clock)
+        self.controller = RolloutController(made.store, self.traffic, self.clock, observe, observe.schema)
+        self.admin = Admin(
+            made.config,
+            made.store,
+            self.traffic,
+            made.repository,
+            self.controller,
+            self.kill,
+            self.clock,
+            threading.RLock(),
+        )
+        self.tokens = TokenStore(made.config.tokens)
+        self.authenticator = TokenAuthenticator(self.tokens, self.clock, loopback=True)
+
+    def token(self, role: Role) -> str:
+        """A token; from the first one on every call needs one."""
+        return self.tokens.create(f"the-{role}", role, self.clock.wall_ms())[1]
+
+    def app(self) -> FastAPI:
+        return build_app(self.admin, self.made.home, self.authenticator)
+
+    def close(self) -> None:
+        self.admin.close()
+        self.traffic.close()
+
+
+@contextlib.contextmanager
+def operated(home: Path, **settings: object) -> Iterator[Operated]:
+    """One in a home of its own."""
+    made = Installation(home, **settings)
+    world = Operated(made)
+    try:
+        yield world
+    finally:
+        world.close()
+        made.store.close()
+
+
+@contextlib.contextmanager
+def http_port(world: Operated) -> Iterator[int]:
+    """The HTTP port, listening."""
+    server = uvicorn.Server(
+        uvicorn.Config(world.app(), port=0, log_level="error", timeout_graceful_shutdown=1, lifespan="off")
+    )
+    thread = threading.Thread(target=server.run, name="test-http", daemon=True)
+    thread.start()
+    try:
+        eventually(lambda: server.started, "the HTTP port listens", 60)
+        yield int(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@contextlib.contextmanager
+def admin_port(world: Operated) -> Iterator[int]:
+    """The gRPC admin port, listening on a loop of its own."""
+    loop = uvloop.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="test-admin", daemon=True)
+    thread.start()
+    server = AdminServer(world.admin, world.authenticator, Shell(MESSAGE_BYTES, world.clock), "127.0.0.1:0")
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
+        yield server.port
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(1), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+        loop.close()
