@@ -154,8 +154,8 @@ class Lane:
 
         `endpoints.NAME.ARM`: bundle, version that answers and the one wanted, state (READY, LOADING, UNAVAILABLE) and
         reason; totals; and under `recent` the last 60 seconds with quantiles and `counts`, latencies by bucket of
-        `serving.latency.EDGES`, which add up over lanes. `direct`: the same figures of models called by name. `faults`:
-        why versions could not be loaded, by `bundle/version`.
+        `serving.latency.EDGES`, which add up over lanes. `direct`: the same figures of models called by name. `models`:
+        versions that are loaded, and `faults`: why others could not be, by `bundle/version`.
         """
         self.dispatcher.settle()
         now = self._clock.monotonic()
@@ -173,6 +173,7 @@ class Lane:
                 for name, arms in self.registry.arms().items()
             },
             "direct": {name: self._window(name, DIRECT, now) for name, arm in self.dispatcher.windows if arm == DIRECT},
+            "models": sorted("/".join(key) for key in self.registry.snapshot.models),
             "faults": self.registry.faults(),
             "killed": sorted(name for name, e in self.registry.snapshot.endpoints.items() if e.killed),
             "counters": {
