@@ -1,0 +1,26 @@
+"""Calling Baton from Python: rank candidates, send labels back, in terms of features and typed errors.
+
+`AsyncRankingClient` and `RankingClient` differ in nothing but `await`. Both spread calls over several connections, send
+again what a server has not taken, within a budget, and raise the exceptions of `pipeline.errors`. Ids are hashed by the
+caller (`pipeline.hashing`), so requests are a few packed arrays. A label is on disk once `feedback` has returned.
+
+`serving.client.testing` has a server to test callers against. How to use all this: docs/client.md.
+"""
+
+from serving.client.aio import AsyncRankingClient
+from serving.client.failures import error_of
+from serving.client.messages import RankResult, feedback_request, rank_request
+from serving.client.options import Options, Retry, Tls
+from serving.client.sync import RankingClient
+
+__all__ = [
+    "AsyncRankingClient",
+    "Options",
+    "RankResult",
+    "RankingClient",
+    "Retry",
+    "Tls",
+    "error_of",
+    "feedback_request",
+    "rank_request",
+]

@@ -1,0 +1,196 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from pipeline.clock import Clock
+from pipeline.errors import NotReady
+from pipeline.features import Features
+from pipeline.schema import Schema
+from pipeline.traffic.log import FeedbackEntry, FeedbackReply
+from protos.baton.ranking.v1 import ranking_pb2 as pb
+from serving.client.attempts import Attempt, Core, Pause
+from serving.client.failures import error_of
+from serving.client.messages import RankResult, feedback_request, rank_request, rank_result, replies_of
+from serving.client.options import Options
+from serving.client.trace import outgoing
+
+__all__ = ["AsyncRankingClient"]
+
+
+class AsyncRankingClient:
+    """For asyncio. Close it, or use it as an async context manager. Make it where its event loop runs.
+
+    Args:
+        target: `host:port`, or several; each serves all endpoints that are asked for.
+        options: connections, deadlines, who calls, repetitions.
+        clock, rng: of deadlines and pauses.
+
+    Raises:
+        InvalidInput: a target or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        options: Options | None = None,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._core = Core(grpc.aio, target, options, clock, rng)
+
+    async def __aenter__(self) -> AsyncRankingClient:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all connections; calls under way fail."""
+        await asyncio.gather(*(connection.channel.close() for connection in self._core.pool.connections))
+
+    async def ready(self, timeout: float) -> None:
+        """Wait until a server can be reached.
+
+        Raises:
+            NotReady: none could within `timeout` seconds.
+        """
+        waiting = [asyncio.create_task(one.channel.channel_ready()) for one in self._core.pool.connections]
+        done, rest = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        if not done:
+            raise NotReady(f"no server could be reached within {timeout:g} s")
+
+    async def rank(
+        self,
+        endpoint: str,
+        schema: Schema,
+        features: Features,
+        *,
+        routing_key: str = "",
+        request_id: str = "",
+        top_k: int = 0,
+        arm: str = "",
+        timeout: float | None = None,
+        traceparent: str = "",
+    ) -> RankResult:
+        """Score candidates.
+
+        Args:
+            timeout: seconds, with all attempts; None: `Options.timeout`.
+            traceparent: W3C trace context to go on from, where it does not come from OpenTelemetry by itself.
+
+        Raises:
+            BatonError: of the class that the answer's code stands for.
+        """
+        request = rank_request(
+            endpoint, schema, features, routing_key=routing_key, request_id=request_id, top_k=top_k, arm=arm
+        )
+        return await self.rank_message(request, timeout=timeout, traceparent=traceparent)
+
+    async def rank_message(
+        self, request: pb.RankRequest, *, timeout: float | None = None, traceparent: str = ""
+    ) -> RankResult:
+        """`rank` of a message that the caller has made itself: with named or raw values, say."""
+        hedge, lost_too = self._core.options.hedge_after, self._core.options.retry.lost
+        return rank_result(await self._call("Rank", request, timeout, traceparent, lost_too=lost_too, hedge=hedge))
+
+    def rank_stream(
+        self, requests: AsyncIterable[pb.RankRequest], *, timeout: float | None = None
+    ) -> AsyncIterator[RankResult]:
+        """Answers to many requests (`rank_request` makes them) over one call, in their order.
+
+        The server works on several at once, so do not wait for an answer before the next request. One that fails ends
+        the stream after the answers before it; open another for the rest. The call begins at once, and is not repeated.
+
+        Args:
+            timeout: seconds for the whole stream; None: as long as it lasts.
+
+        Raises:
+            BatonError: of the class that the stream's code stands for.
+        """
+        connection = self._core.pool.take()
+        with outgoing("baton.ranking.v1.RankingService/RankStream") as trace:
+            metadata = [*self._core.options.authorization(), *trace]
+            call = connection.stub.RankStream(requests, timeout=timeout, metadata=metadata)
+        call.add_done_callback(lambda _: self._core.pool.give_back(connection))
+        return _answers(call)
+
+    async def feedback(
+        self, entries: Sequence[FeedbackEntry], *, timeout: float | None = None, traceparent: str = ""
+    ) -> list[FeedbackReply]:
+        """Send exposures and labels; what is answered as accepted is stored. Sent twice it counts once (`duplicate`)."""
+        request = feedback_request(entries)
+        return replies_of(await self._call("Feedback", request, timeout, traceparent, lost_too=True))
+
+    async def _call(
+        self, method: str, request: Any, timeout: float | None, traceparent: str, *, lost_too: bool,
+        hedge: float | None = None,
+    ) -> Any:  # fmt: skip
+        plan = self._core.course(timeout, lost_too=lost_too)
+        with outgoing(f"baton.ranking.v1.RankingService/{method}", traceparent) as trace:
+            metadata = [*self._core.options.authorization(), *trace]
+            try:
+                step = next(plan)
+                while True:
+                    if isinstance(step, Pause):
+                        await asyncio.sleep(step.seconds)
+                        step = plan.send(None)
+                    else:
+                        step = plan.send(await self._attempt(method, request, step, metadata, hedge))
+            except StopIteration as done:
+                return done.value
+            finally:
+                plan.close()
+
+    async def _attempt(self, method: str, request: Any, attempt: Attempt, metadata: Any, hedge: float | None) -> Any:
+        """The answer, or gRPC's error."""
+        call = getattr(attempt.connection.stub, method)(request, timeout=attempt.timeout, metadata=metadata)
+        if hedge is None or hedge >= attempt.timeout:
+            return await _outcome(call)
+        first = asyncio.ensure_future(_outcome(call))
+        racing = {first}
+        spare = None
+        try:
+            await asyncio.wait(racing, timeout=hedge)
+            if not first.done() and self._core.budget.spend():
+                spare = self._core.pool.take([attempt.connection])
+                again = getattr(spare.stub, method)(request, timeout=attempt.timeout - hedge, metadata=metadata)
+                racing.add(asyncio.ensure_future(_outcome(again)))
+            while racing:
+                done, racing = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
+                answer = next((task.result() for task in done if not isinstance(task.result(), grpc.RpcError)), None)
+                if answer is not None:
+                    return answer
+            return first.result()
+        finally:
+            for task in racing:
+                task.cancel()  # which ends its call
+            if spare is not None:
+                self._core.pool.give_back(spare)
+
+
+async def _outcome(call: Any) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return error
+
+
+async def _answers(call: Any) -> AsyncIterator[RankResult]:
+    try:
+        async for response in call:
+            yield rank_result(response)
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from None
+    finally:
+        call.cancel()

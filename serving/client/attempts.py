@@ -1,0 +1,154 @@
+"""The course of a call: what is tried when, without doing it.
+
+A generator says what to do next and is sent what came of it, so that the rules are written once and both clients carry
+them out, each in its own way of waiting:
+
+    Attempt(connection, timeout)  ──►  the answer, or gRPC's error
+    Pause(seconds)                ──►  None
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import DeadlineExceeded
+from protos.baton.ranking.v1 import ranking_pb2_grpc
+from serving.client.failures import Failure, Fate, failure_of
+from serving.client.options import Options, Retry
+from serving.client.pool import Connection, Pool
+
+__all__ = ["Attempt", "Budget", "Core", "Course", "Pause"]
+
+_CONNECTION_FAULTS = frozenset({Fate.UNSENT, Fate.REFUSED, Fate.LOST})
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Send the request over a connection."""
+
+    connection: Connection
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+Course = Generator[Attempt | Pause, Any, Any]
+
+
+class Budget:
+    """How much may be repeated: each call earns a little, each repetition costs one. Safe for several threads.
+
+    >>> budget = Budget(ratio=0.5, burst=1)
+    >>> budget.spend(), budget.spend(), [budget.earn() for _ in range(2)] and budget.spend()
+    (True, False, True)
+    """
+
+    def __init__(self, ratio: float, burst: float) -> None:
+        self._ratio, self._burst = ratio, burst
+        self._saved = burst
+        self._lock = threading.Lock()
+
+    def earn(self) -> None:
+        """A call is made."""
+        with self._lock:
+            self._saved = min(self._burst, self._saved + self._ratio)
+
+    def spend(self) -> bool:
+        """Whether one more may be sent now."""
+        with self._lock:
+            if self._saved < 1:
+                return False
+            self._saved -= 1
+            return True
+
+
+class Core:
+    """What both clients are made of: connections, the budget, and the course of a call.
+
+    Args:
+        transport: `grpc` or `grpc.aio`, whose channels are of one kind each.
+        targets, options, clock, rng: as the clients take them.
+
+    Raises:
+        InvalidInput: a target or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        transport: Any,
+        targets: str | Sequence[str],
+        options: Options | None,
+        clock: Clock | None,
+        rng: random.Random | None,
+    ) -> None:
+        self.options = options or Options()
+        self._clock = clock or SystemClock()
+        self._rng = rng or random.Random()
+        self.budget = Budget(self.options.retry.ratio, self.options.retry.burst)
+        arguments = self.options.channel_arguments()
+        credentials = self.options.tls.credentials() if self.options.tls else None
+
+        def open(target: str) -> Any:
+            if credentials is None:
+                return transport.insecure_channel(target, options=arguments)
+            return transport.secure_channel(target, credentials, options=arguments)
+
+        self.pool = Pool(targets, self.options, open, ranking_pb2_grpc.RankingServiceStub, self._clock)
+
+    def course(self, timeout: float | None, *, lost_too: bool) -> Course:
+        """The course of one call; its value is the answer.
+
+        Args:
+            timeout: seconds for all of it; None: as the options say.
+            lost_too: whether it may be repeated when the server may have taken it.
+
+        Raises:
+            BatonError: the last attempt's.
+        """
+        pool, retry, now = self.pool, self.options.retry, self._clock.monotonic
+        timeout = self.options.timeout if timeout is None else timeout
+        until = now() + timeout
+        tried: list[Connection] = []
+        self.budget.earn()
+        while True:
+            left = until - now()
+            if left <= 0:
+                raise DeadlineExceeded(f"no answer within {timeout:g} s")
+            connection = pool.take(tried)
+            failure: Failure | None = None
+            try:
+                answer = yield Attempt(connection, left)
+                if not isinstance(answer, grpc.RpcError):
+                    return answer
+                failure = failure_of(answer)
+            finally:
+                pool.give_back(connection, failure is not None and failure.fate in _CONNECTION_FAULTS)
+            tried.append(connection)
+            pause = _pause(failure, len(tried), retry, self._rng, lost_too)
+            if pause is None or now() + pause >= until or not self.budget.spend():
+                raise failure.error
+            yield Pause(pause)
+
+
+def _pause(failure: Failure, attempts: int, retry: Retry, rng: random.Random, lost_too: bool) -> float | None:
+    """Seconds before the next attempt; None: there shall be none."""
+    if attempts >= retry.attempts:
+        return None
+    if failure.fate is Fate.BUSY:
+        # Not before it says, and not all at once.
+        return float(getattr(failure.error, "retry_after", 0.0)) * rng.uniform(1.0, 1.5)
+    if failure.fate in (Fate.UNSENT, Fate.REFUSED) or (failure.fate is Fate.LOST and lost_too):
+        return rng.uniform(0.0, min(retry.longest_pause, retry.first_pause * 2.0 ** (attempts - 1)))
+    return None

@@ -1,0 +1,113 @@
+"""Messages of the ranking service from features and labels, and results from its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.features import Features
+from pipeline.schema import Schema
+from pipeline.traffic.log import FeedbackEntry, FeedbackReply
+from protos.baton.ranking.v1 import ranking_pb2 as pb
+from serving.wire.packed import PackedRankRequest, original
+
+__all__ = ["RankResult", "feedback_request", "rank_request", "rank_result", "replies_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """An answer: `scores` float32 `[n]` in request order (empty with `top_k`), or `indices` and `scores` best first."""
+
+    prediction_id: str
+    scores: npt.NDArray[np.float32]
+    arm: str
+    bundle: str
+    version: str
+    degraded: tuple[str, ...] = ()
+    indices: npt.NDArray[np.int64] | None = None
+
+
+def rank_request(
+    endpoint: str,
+    schema: Schema,
+    features: Features,
+    *,
+    routing_key: str = "",
+    request_id: str = "",
+    top_k: int = 0,
+    arm: str = "",
+    sheddable: bool = False,
+) -> pb.RankRequest:
+    """The message for some features whose parts hold fields of one role each, as `Features.from_context` makes them.
+
+    Args:
+        sheddable: whether the server may leave it unanswered under load.
+    """
+    request = PackedRankRequest(
+        endpoint=endpoint,
+        routing_key=routing_key,
+        request_id=request_id,
+        top_k=top_k,
+        arm=arm,
+        criticality=pb.SHEDDABLE if sheddable else pb.CRITICALITY_UNSPECIFIED,
+    )
+    sides = {"context": request.context, "candidate": request.candidates}
+    for part in features.ids:
+        fields = [schema.ids[c] for c in part.columns]
+        matrix = sides[fields[0].role].ids
+        matrix.fields.extend(f.name for f in fields)
+        matrix.values += part.values.astype("<i8", copy=False).tobytes()
+    for number in features.numbers:
+        fields = [schema.numbers[c] for c in number.columns]
+        matrix = sides[fields[0].role].numbers
+        matrix.fields.extend(f.name for f in fields)
+        matrix.values += number.values.astype("<f4", copy=False).tobytes()
+    for bag in features.bags:
+        field = schema.bags[bag.column]
+        column = sides[field.role].columns.add(field=field.name)
+        column.bags.offsets = bag.offsets.astype("<u4").tobytes()
+        column.bags.values = bag.values.astype("<i8", copy=False).tobytes()
+    return original(request.SerializeToString())
+
+
+def feedback_request(entries: Sequence[FeedbackEntry]) -> pb.FeedbackRequest:
+    """The message for some labels; candidates are named by index."""
+    request = pb.FeedbackRequest()
+    for entry in entries:
+        prediction = request.predictions.add(prediction_id=entry.prediction_id, exposed_all=entry.exposed_all)
+        for shown in entry.exposed:
+            exposure = prediction.exposed.add(index=shown.index, time_ms=shown.time_ms)
+            if shown.position >= 0:
+                exposure.position = shown.position
+        for outcome in entry.outcomes:
+            prediction.outcomes.add(
+                index=outcome.index, label=outcome.label, time_ms=outcome.time_ms, final=outcome.final
+            )
+    return request
+
+
+def rank_result(response: pb.RankResponse) -> RankResult:
+    """An answer, read."""
+    ranked = len(response.ranking.indices) > 0
+    return RankResult(
+        prediction_id=response.prediction_id,
+        scores=np.array(response.ranking.scores if ranked else response.scores, np.float32),
+        arm=response.arm,
+        bundle=response.bundle,
+        version=response.version,
+        degraded=tuple(response.degraded),
+        indices=np.array(response.ranking.indices, np.int64) if ranked else None,
+    )
+
+
+def replies_of(response: pb.FeedbackResponse) -> list[FeedbackReply]:
+    """What became of each entry, in order."""
+
+    def names(statuses: Any) -> tuple[str, ...]:
+        return tuple(pb.Status.Name(status).lower() for status in statuses)
+
+    return [FeedbackReply(names(r.exposed), names(r.outcomes), r.reason) for r in response.results]

@@ -1,0 +1,133 @@
+"""What a caller may choose about its connections and repetitions; the defaults suit one service calling another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from pipeline.errors import InvalidInput
+
+__all__ = ["Options", "Retry", "Tls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a call is made again. What a server has taken is not, but for Feedback, which may be sent any number of times.
+
+    Args:
+        attempts: of one call at most; 1: never again.
+        first_pause, longest_pause: seconds; a pause is drawn between 0 and a bound that doubles from one to the other.
+            Where the server says when to come again, that counts.
+        ratio, burst: of the budget: so many repetitions per call, with so many saved up at most. Where everything fails,
+            a client sends `1 + ratio` times its calls and not `attempts` times as many.
+        lost: whether Rank is made again, too, when its connection broke after the server may have taken it. It does no
+            harm to the log (an answer that nobody saw has no exposure and so no row), but a request that ends its
+            server would go on to the next.
+    """
+
+    attempts: int = 3
+    first_pause: float = 0.02
+    longest_pause: float = 1.0
+    ratio: float = 0.1
+    burst: float = 10.0
+    lost: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise InvalidInput(f"attempts is 1 or more, not {self.attempts}", "attempts")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Encrypted connections.
+
+    Args:
+        ca: PEM file of the authorities that the server's certificate is held against; None: the system's.
+        certificate, key: PEM files by which the caller shows who it is (mTLS).
+        server_name: in the server's certificate, where it is not the target's.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str = ""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """As gRPC takes them.
+
+        Raises:
+            InvalidInput: a file cannot be read, or one of certificate and key is missing.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidInput("certificate and key go together: name both or neither", "tls")
+        return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.certificate))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to reach the servers.
+
+    Args:
+        connections: per target. A connection stays with the lane that took it, so one of them would leave the other
+            lanes idle; calls go to the connection with the fewest under way.
+        timeout: seconds for a call with all its attempts, where it does not say.
+        token: bearer token, or what gives it before each call.
+        tls: None: in the clear.
+        clear_token: whether a token may go unencrypted to another machine, as where a service mesh encrypts.
+        retry: when a call is made again.
+        hedge_after: seconds after which a Rank without an answer is sent once more over another connection, out of the
+            same budget; the first answer counts. Off unless set: it costs the servers work, and helps only where a few
+            calls are slow by chance. Set it to the 99th percentile.
+        keepalive: seconds of silence after which a connection is tested.
+        max_message: bytes of a request or an answer.
+    """
+
+    connections: int = 4
+    timeout: float = 5.0
+    token: str | Callable[[], str] | None = None
+    tls: Tls | None = None
+    clear_token: bool = False
+    retry: Retry = Retry()
+    hedge_after: float | None = None
+    keepalive: float = 30.0
+    max_message: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        if self.connections < 1:
+            raise InvalidInput(f"connections is 1 or more, not {self.connections}", "connections")
+        if self.hedge_after is not None and self.hedge_after <= 0:
+            raise InvalidInput("hedge_after is a number of seconds above 0, or None for never", "hedge_after")
+
+    def channel_arguments(self) -> list[tuple[str, str | int]]:
+        """For each channel of gRPC's."""
+        arguments: list[tuple[str, str | int]] = [
+            ("grpc.max_send_message_length", self.max_message),
+            ("grpc.max_receive_message_length", self.max_message),
+            ("grpc.use_local_subchannel_pool", 1),  # or channels to one target would share one connection
+            ("grpc.lb_policy_name", "round_robin"),  # a name that stands for several hosts is spread over them
+            ("grpc.keepalive_time_ms", round(1000 * self.keepalive)),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes are longer than any restart here
+        ]
+        if self.tls is not None and self.tls.server_name:
+            arguments.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return arguments
+
+    def authorization(self) -> list[tuple[str, str]]:
+        """The metadata of a call that says who calls."""
+        token = self.token() if callable(self.token) else self.token
+        return [("authorization", f"Bearer {token}")] if token else []
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", "tls") from None

@@ -1,0 +1,113 @@
+"""Connections: which one takes the next call.
+
+One HTTP/2 connection ends in one lane for as long as it lives, so a client has several to each target, and picks the one
+with the fewest calls under way; in turn where that is a tie. One that has failed rests for a moment while others are
+there. It knows neither messages nor whether its channels are sync or async.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from pipeline.clock import Clock
+from pipeline.errors import InvalidInput
+from serving.client.options import Options
+
+__all__ = ["Connection", "Pool"]
+
+REST = 1.0
+
+
+class Connection:
+    """A channel of gRPC's. `under_way`: calls; `rests_until`: monotonic seconds."""
+
+    __slots__ = ("channel", "rests_until", "stub", "target", "under_way")
+
+    def __init__(self, target: str, channel: Any, stub: Any) -> None:
+        self.target, self.channel, self.stub = target, channel, stub
+        self.under_way = 0
+        self.rests_until = 0.0
+
+
+class Pool:
+    """All connections of a client. Safe for several threads.
+
+    Args:
+        targets: `host:port` each; `unix:` and `dns:` names as gRPC knows them.
+        open: makes a channel to a target. stub: its methods.
+
+    Raises:
+        InvalidInput: there is no target, or a token would go to another machine in the clear.
+    """
+
+    def __init__(
+        self,
+        targets: str | Sequence[str],
+        options: Options,
+        open: Callable[[str], Any],
+        stub: Callable[[Any], Any],
+        clock: Clock,
+    ) -> None:
+        named = [targets] if isinstance(targets, str) else list(targets)
+        if not named or not all(named):
+            raise InvalidInput("name at least one target, as host:port", "target")
+        if options.token is not None and options.tls is None and not options.clear_token:
+            for target in named:
+                if not _local(target):
+                    raise InvalidInput(
+                        f"the token would go to {target} unencrypted: set tls, or clear_token where something else "
+                        "encrypts",
+                        "token",
+                    )
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._turn = 0
+        # Targets take turns, so that a tie is broken in favour of another host.
+        self.connections = [
+            Connection(target, channel, stub(channel))
+            for _ in range(options.connections)
+            for target in named
+            for channel in [open(target)]
+        ]
+
+    def take(self, tried: Collection[Connection] = ()) -> Connection:
+        """The connection for a call; `give_back` it. Not one of `tried`, nor of their targets, if there are others."""
+        now = self._clock.monotonic()
+        hosts = {connection.target for connection in tried}
+        with self._lock:
+            count = len(self.connections)
+            self._turn = (self._turn + 1) % count
+            turn = self._turn
+
+            def worth(place: int) -> tuple[bool, bool, bool, int, int]:
+                one = self.connections[place]
+                return (
+                    one.rests_until > now,
+                    one in tried,
+                    one.target in hosts,
+                    one.under_way,
+                    (place - turn) % count,
+                )
+
+            chosen = self.connections[min(range(count), key=worth)]
+            chosen.under_way += 1
+        return chosen
+
+    def give_back(self, connection: Connection, failed: bool = False) -> None:
+        """A call is over; `failed`: for want of a connection or a server that is ready."""
+        with self._lock:
+            connection.under_way -= 1
+            connection.rests_until = self._clock.monotonic() + REST if failed else 0.0
+
+
+def _local(target: str) -> bool:
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.removeprefix("ipv4:").strip("[]")).is_loopback
+    except ValueError:
+        return False

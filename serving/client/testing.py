@@ -1,0 +1,221 @@
+"""A server to test callers against: real gRPC in this process, answers and faults as the test says, labels as they came.
+
+    with FakeServer() as server, RankingClient(server.target) as client:
+        server.fail(Overloaded("busy", 0.01))
+        ...
+        assert server.labels == [...]
+
+It speaks the wire format and tells errors as a lane does, but scores by the test's own function, checks no schema and
+keeps nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+
+from pipeline.errors import BatonError
+from pipeline.traffic.log import ACCEPTED, DUPLICATE, INVALID, FeedbackEntry, FeedbackReply
+from protos.baton.ranking.v1 import ranking_pb2 as pb
+from protos.baton.ranking.v1 import ranking_pb2_grpc
+from serving.errors import failure_of
+from serving.wire.feedback import entries_of, response_of
+
+__all__ = ["FakeServer"]
+
+Method = Literal["Rank", "Feedback"]
+Scores = Callable[[pb.RankRequest], Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    error: BatonError | None
+    delay: float
+
+
+class FakeServer:
+    """Answers Rank, RankStream, Feedback and FeedbackStream on a free port of 127.0.0.1 while its block lasts.
+
+    Args:
+        scores: of a request's candidates, in their order; one half each unless said.
+        arm, bundle, version: what answers say of themselves.
+        degraded: why answers are less than they could be.
+        credentials: of TLS; None: in the clear.
+
+    Attributes:
+        target: `127.0.0.1:port`.
+        requests: Rank requests as they came, those that failed included.
+        metadata: of every call, in the order of their coming.
+        labels: feedback entries that were accepted.
+        peers: addresses of connections that calls came by.
+    """
+
+    def __init__(
+        self,
+        scores: Scores | None = None,
+        *,
+        arm: str = "stable",
+        bundle: str = "fake",
+        version: str = "1",
+        degraded: Sequence[str] = (),
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self._scores = scores or (lambda request: [0.5] * candidates_of(request))
+        self._template = pb.RankResponse(arm=arm, bundle=bundle, version=version, degraded=degraded)
+        self._lock = threading.Lock()
+        self._faults: dict[str, deque[_Fault]] = {"Rank": deque(), "Feedback": deque()}
+        self._answered: dict[str, int] = {}
+        self._seen: set[tuple[Any, ...]] = set()
+        self.requests: list[pb.RankRequest] = []
+        self.metadata: list[dict[str, str]] = []
+        self.labels: list[FeedbackEntry] = []
+        self.peers: set[str] = set()
+        self._server = grpc.server(ThreadPoolExecutor(16, thread_name_prefix="fake-baton"))
+        ranking_pb2_grpc.add_RankingServiceServicer_to_server(_Servicer(self), self._server)  # type: ignore[no-untyped-call]
+        if credentials is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self.target = f"127.0.0.1:{port}"
+
+    def __enter__(self) -> FakeServer:
+        self._server.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Break all connections and listen no more."""
+        self._server.stop(0).wait()
+
+    def fail(self, error: BatonError, times: int = 1, method: Method = "Rank") -> None:
+        """The next calls end with an error, told as a lane tells it."""
+        self._faults[method].extend([_Fault(error, 0.0)] * times)
+
+    def lose(self, times: int = 1, method: Method = "Rank") -> None:
+        """The next calls are taken, and then end as when their connection breaks before the answer."""
+        self._faults[method].extend([_Fault(None, 0.0)] * times)
+
+    def delay(self, seconds: float, times: int = 1, method: Method = "Rank") -> None:
+        """The next calls are answered so much later."""
+        self._faults[method].extend([_Fault(None, seconds)] * times)
+
+    def _rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
+        with self._lock:
+            self.requests.append(request)
+            number = len(self.requests)
+        lost = self._meet(context, "Rank")
+        scores = np.asarray(self._scores(request), np.float32)
+        prediction_id = f"fake-{number}"
+        with self._lock:
+            self._answered[prediction_id] = len(scores)
+        if lost:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        response = pb.RankResponse(prediction_id=prediction_id, request_id=request.request_id)
+        response.MergeFrom(self._template)
+        if not request.top_k:
+            response.scores.extend(scores.tolist())
+            return response
+        best = np.argsort(-scores, kind="stable")[: request.top_k].tolist()
+        response.ranking.indices.extend(best)
+        response.ranking.scores.extend(float(scores[i]) for i in best)
+        response.ranking.candidate_ids.extend(request.candidate_ids[i] for i in best if request.candidate_ids)
+        return response
+
+    def _feedback(self, request: pb.FeedbackRequest, context: Any) -> pb.FeedbackResponse:
+        lost = self._meet(context, "Feedback")
+        try:
+            replies = [self._judge(entry) for entry in entries_of(request)]
+        except BatonError as error:
+            _abort(context, error)
+        if lost:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return response_of(request, replies)
+
+    def _judge(self, entry: FeedbackEntry) -> FeedbackReply:
+        with self._lock:
+            rows = self._answered.get(entry.prediction_id)
+            if rows is None:
+                unknown = (INVALID,) * len(entry.exposed), (INVALID,) * len(entry.outcomes)
+                return FeedbackReply(*unknown, f"prediction {entry.prediction_id!r} is not one of this server's")
+            exposed = tuple(self._status(entry, "exposed", one, rows) for one in entry.exposed)
+            outcomes = tuple(self._status(entry, "outcome", one, rows) for one in entry.outcomes)
+            if ACCEPTED in (*exposed, *outcomes) or (entry.exposed_all and not entry.outcomes):
+                self.labels.append(entry)
+            return FeedbackReply(exposed, outcomes, "no such candidate" if INVALID in (*exposed, *outcomes) else "")
+
+    def _status(self, entry: FeedbackEntry, kind: str, said: Any, rows: int) -> str:
+        if said.index is not None and said.index >= rows:
+            return INVALID
+        key = (entry.prediction_id, kind, said.index, said.candidate_id, getattr(said, "label", None))
+        if key in self._seen:
+            return DUPLICATE
+        self._seen.add(key)
+        return ACCEPTED
+
+    def _meet(self, context: Any, method: Method) -> bool:
+        """Note a call and carry out the fault that waits for it; whether its answer shall be lost."""
+        with self._lock:
+            self.metadata.append({key: value for key, value in context.invocation_metadata() if isinstance(value, str)})
+            self.peers.add(context.peer())
+            fault = self._faults[method].popleft() if self._faults[method] else None
+        if fault is None:
+            return False
+        if fault.error is not None:
+            _abort(context, fault.error)
+        if fault.delay:
+            over = threading.Event()
+            context.add_callback(over.set)  # or a caller that has gone would hold the thread
+            over.wait(fault.delay)
+            return False
+        return True
+
+
+class _Servicer(ranking_pb2_grpc.RankingServiceServicer):
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+
+    def Rank(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._server._rank(request, context)
+
+    def RankStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        for request in requests:
+            yield self._server._rank(request, context)
+
+    def Feedback(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._server._feedback(request, context)
+
+    def FeedbackStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        for request in requests:
+            yield self._server._feedback(request, context)
+
+
+def candidates_of(request: pb.RankRequest) -> int:
+    """How many candidates a request has, however it sends them."""
+    rows = request.candidates
+    if request.candidate_ids:
+        return len(request.candidate_ids)
+    for matrix in (rows.ids, rows.numbers):
+        if matrix.fields:
+            return len(matrix.values) // len(matrix.fields)
+    for column in rows.columns:
+        kind = column.WhichOneof("values")
+        if kind == "bags":
+            return len(column.bags.offsets) - 1
+        if kind is not None:
+            return len(getattr(column, kind).values)
+    return 0
+
+
+def _abort(context: Any, error: BatonError) -> None:
+    told = failure_of(error, "fake")
+    context.set_trailing_metadata(told.metadata)
+    context.abort(told.code, told.message)
