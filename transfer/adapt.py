@@ -31,6 +31,7 @@ __all__ = ["AdaptSettings", "Adaptation", "Adapted", "Seen"]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
+DRIFTS = ("surprise", "rise", "fall")
 SCORE_BINS = 20
 UNSTABLE, VERY_UNSTABLE = 0.1, 0.25
 """Stability indices between which drift heats from 0 to 1."""
@@ -141,9 +142,10 @@ class Adaptation:
         self.settings = settings
         self.a, self.replay, self.every = settings.a, settings.replay, settings.every
         self._trust = Trust(settings.a, highest=settings.highest_a)
-        self._watches = {name: Cusum() for name in ("surprise", "rise", "fall", "forgetting")}
+        self._watches = {name: Cusum() for name in (*DRIFTS, "forgetting")}
         self._stability = Stability(1 + fields, SCORE_BINS)
-        self._rows = 0
+        self._rows = self._alarms = 0
+        self._alarmed = False
 
     def update(self, batch: int, seen: Seen) -> Adapted:
         """Take in batch number `batch`; its record, with the weights for the next."""
@@ -153,12 +155,11 @@ class Adaptation:
         mine, theirs = losses[scored], label_losses(seen.teacher[scored], seen.labels[scored])
         surprise, level = _surprise(seen.student, seen.labels, losses)
         watches = self._watches
-        before = self._alarms
-        for name, x in (("surprise", surprise), ("rise", level), ("fall", -level)):
+        for name, x in zip(DRIFTS, (surprise, level, -level), strict=True):
             watches[name].update(x)
         stability = self._stability.update(self._histograms(seen))
         moved = float(np.clip((stability - UNSTABLE) / (VERY_UNSTABLE - UNSTABLE), 0.0, 1.0))
-        drift = max(moved, *(watches[name].heat for name in ("surprise", "rise", "fall")))
+        drift = max(moved, *(watches[name].heat for name in DRIFTS))
         replay_losses = label_losses(seen.replay_student, seen.replay_labels)
         known = np.isfinite(seen.replay_teacher)
         if known.any():
@@ -166,8 +167,11 @@ class Adaptation:
             watches["forgetting"].update(float(paired.mean()))
         forgetting = watches["forgetting"].heat
         s = self.settings
-        if self._alarms > before:
+        alarmed = any(watches[name].alarmed for name in DRIFTS)
+        if alarmed and not self._alarmed:
+            self._alarms += 1
             self._trust.forget(s.kept)
+        self._alarmed = alarmed
         if len(mine):
             self._trust.update(mine, theirs, lean=-s.lean * drift)
         if s.adapt:
@@ -197,10 +201,6 @@ class Adaptation:
             self._alarms,
         )
 
-    @property
-    def _alarms(self) -> int:
-        return sum(self._watches[name].alarms for name in ("surprise", "rise", "fall"))
-
     def _histograms(self, seen: Seen) -> npt.NDArray[np.int64]:
         bins = np.clip(SCORE_BINS // 2 + np.round(2 * seen.student), 0, SCORE_BINS - 1).astype(np.int64)
         histograms = [np.bincount(bins, minlength=SCORE_BINS)]
@@ -214,14 +214,16 @@ class Adaptation:
     def state(self) -> dict[str, Any]:
         """What `restore` takes, as JSON values."""
         return {
-            "weights": [self.a, self.replay, self.every, self._rows],
+            "weights": [self.a, self.replay, self.every],
+            "seen": [self._rows, self._alarms, self._alarmed],
             "trust": self._trust.state(),
             "watches": {name: watch.state() for name, watch in self._watches.items()},
             "stability": self._stability.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.a, self.replay, self.every, self._rows = state["weights"]
+        self.a, self.replay, self.every = state["weights"]
+        self._rows, self._alarms, self._alarmed = state["seen"]
         self._trust.restore(state["trust"])
         for name, watch in self._watches.items():
             watch.restore(state["watches"][name])

@@ -254,6 +254,20 @@ def train(
         _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_tell), output, out)
 
 
+@app.command("drift")
+def drift(
+    rows: Annotated[int, typer.Option(min=20_000, help="Of every generated log")] = 500_000,
+    seeds: Annotated[int, typer.Option(min=1, help="Logs, each with its own models")] = 3,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Rows that the online stage needs to recover from an abrupt change, adapting against constants; some minutes."""
+    from benchmarks import drift
+
+    with problems():
+        _show(drift.run(rows, seeds, progress=_tell), output, out)
+
+
 def _settings(config: Path | None) -> dict[str, Any]:
     """Sections of baton.yaml other than those that a bench sets itself."""
     if config is None:

@@ -161,3 +161,10 @@ def test_recovery_is_when_answers_are_good_and_quick_again() -> None:
     assert overload.recovery_of(outcome(20.0), 10.0, 20.0) == 0.25
     assert overload.recovery_of(outcome(21.9), 10.0, 20.0) == pytest.approx(2.0, abs=0.26)
     assert overload.recovery_of(outcome(30.0), 10.0, 20.0) == 10.0
+
+
+@pytest.mark.long
+def test_drift() -> None:
+    rows = rows_of(bench("drift", "--rows", "160000", "--seeds", "1", "-o", "json"))
+    assert rows["abrupt/seed=0", "rows to recover"]["budget"] == 0.5
+    assert rows["still/seed=0", "LogLoss"]["value"] > 0
