@@ -23,6 +23,7 @@ from pipeline.traffic.record import PredictionRecord, unpack
 from serving.rollout import blocks
 from serving.rollout.blocks import BlockTable
 from serving.rollout.figures import PhaseFigures, PhaseSums, Snapshot, field_stability, phase_figures, segment_figures
+from serving.rollout.outcome import count_outcome
 from serving.rollout.segments import Segments
 from serving.rollout.spec import Rollout
 
@@ -72,6 +73,7 @@ class Analysis:
     def begin_phase(self, step: int, weight: float, entered_ms: int) -> None:
         """Rows predicted from `entered_ms` on belong to a stay at `step` with `weight`."""
         self._phases.append(PhaseSums(step, weight, entered_ms))
+        self.table.outcome = self._phases[-1].outcome
 
     def add(self, entry: Labelled) -> None:
         """Count one entry of the labelled log."""
@@ -129,12 +131,9 @@ class Analysis:
         line = self.table.line(block)
         self.exposed += rows
         line[blocks.EXPOSED] += rows
-        if record.routing_hash:  # who has no key is not dealt at random
-            served = record.arm == "candidate"
-            requests = blocks.CANDIDATE_REQUESTS if served else blocks.STABLE_REQUESTS
-            outcome = blocks.CANDIDATE_OUTCOME if served else blocks.STABLE_OUTCOME
-            line[requests] += first
-            line[outcome] += float(entry.labels.sum()) - float(entry.previous[~fresh].sum())
+        phase = self._phase_of(record.time_ms)
+        if phase >= 0:
+            count_outcome(self._phases[phase].outcome, record, entry)
         pair = self._pair(record, entry)
         if pair is None:
             if first:
@@ -145,7 +144,7 @@ class Analysis:
         self.paired += rows
         stable, candidate, version = pair
         line[blocks.VERSION] = min(line[blocks.VERSION], version)
-        mark = (block, self._phase_of(record.time_ms), record.arm == "candidate")
+        mark = (block, phase, record.arm == "candidate")
         parts = {} if self.segments is None else self.segments.of(record.features, entry.indices)
         batch.append(entry.labels, stable, candidate, parts, *mark, 1.0)
         if rows < len(fresh):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from serving.rollout import evidence
 from serving.rollout.evidence import Limits, Test
+from serving.rollout.outcome import OutcomeSums
 
 __all__ = ["BlockTable", "Segment", "Selection"]
 
@@ -20,9 +21,8 @@ Segment = tuple[str, int]
 (
     TIME, ROWS, CLICKS, STABLE, CANDIDATE, LOSS_DELTA, AUC_DELTA,
     SERVED_ROWS, SERVED_CLICKS, SERVED, EXPOSED, VERSION,
-    STABLE_REQUESTS, STABLE_OUTCOME, CANDIDATE_REQUESTS, CANDIDATE_OUTCOME,
-) = range(16)  # fmt: skip
-COLUMNS = 16
+) = range(12)  # fmt: skip
+COLUMNS = 12
 SILENT_CLICKS = 20.0
 """A run of blocks without one click where stable expected this many is an outage of labels, not a measurement."""
 
@@ -37,9 +37,7 @@ class Selection:
     `time` start of the block, Unix milliseconds; `rows` paired rows (both arms scored them) and `clicks` on them;
     `stable`, `candidate` sums of the arms' scores over them; `loss_delta` sum of the candidate's LogLoss minus stable's;
     `auc_delta` difference of AUC, NaN with one class only; `served_rows`, `served_clicks`, `served` rows that the
-    candidate answered, clicks and its scores on them; `exposed` exposed rows, paired or not; `stable_requests`,
-    `stable_outcome` requests with a routing key that stable answered and the labels of their exposed rows, and the same
-    of the candidate.
+    candidate answered, clicks and its scores on them; `exposed` exposed rows, paired or not.
     """
 
     def __init__(self, lines: F64) -> None:
@@ -56,10 +54,6 @@ class Selection:
     served_clicks: F64 = _column(SERVED_CLICKS)  # type: ignore[assignment]
     served: F64 = _column(SERVED)  # type: ignore[assignment]
     exposed: F64 = _column(EXPOSED)  # type: ignore[assignment]
-    stable_requests: F64 = _column(STABLE_REQUESTS)  # type: ignore[assignment]
-    stable_outcome: F64 = _column(STABLE_OUTCOME)  # type: ignore[assignment]
-    candidate_requests: F64 = _column(CANDIDATE_REQUESTS)  # type: ignore[assignment]
-    candidate_outcome: F64 = _column(CANDIDATE_OUTCOME)  # type: ignore[assignment]
 
     @property
     def blocks(self) -> int:
@@ -121,27 +115,6 @@ class Selection:
         below = evidence.test_below((ratio - least) * self.served_clicks - self.served, error, at_least)
         return evidence.Verdict.BREACHED in (above.verdict, below.verdict)
 
-    def outcome_limits(self, arm: str, error: float) -> Limits:
-        """Outcome per request on what an arm answered, with limits each one-sided at `error`, linearised like the bias."""
-        return _per(getattr(self, f"{arm}_outcome"), getattr(self, f"{arm}_requests"), error)
-
-    def outcome_delta_limits(self, error: float) -> Limits:
-        """The candidate's outcome per request minus stable's; keys are dealt at random, so this is an effect.
-
-        Blocks in which one arm answered nothing say something about the other all the same.
-        """
-        value, apart = 0.0, np.zeros(self.blocks)
-        for arm, sign in (("candidate", 1.0), ("stable", -1.0)):
-            outcome, requests = getattr(self, f"{arm}_outcome"), getattr(self, f"{arm}_requests")
-            total = float(requests.sum())
-            if total <= 0:
-                return Limits(float("nan"), float("nan"), float("nan"), self.blocks)
-            rate = float(outcome.sum()) / total
-            value += sign * rate
-            apart += sign * (outcome - rate * requests) * (self.blocks / total)
-        around = evidence.limits(apart, error)
-        return Limits(value, value + around.low, value + around.high, self.blocks)
-
     def coverage(self) -> float:
         """Share of exposed rows that both arms scored; NaN without rows."""
         exposed = float(self.exposed.sum())
@@ -165,14 +138,16 @@ class Selection:
 
 
 class BlockTable:
-    """Lines that grow by block; out of order is fine, what is added can be taken back. Memory: 128 bytes a block.
+    """Lines that grow by block; out of order is fine, what is added can be taken back. Memory: 96 bytes a block.
 
     `segments` holds a table of the same kind for every segment that is followed, with a line only where it has rows.
+    `outcome` is what the arms' answers led to during the present stay, by key and not by block.
     """
 
     def __init__(self, block_ms: int) -> None:
         self.block_ms = block_ms
         self.segments: dict[Segment, BlockTable] = {}
+        self.outcome = OutcomeSums()
         self._lines = np.zeros((256, COLUMNS))
         self._at: dict[int, int] = {}
         self._open = -1

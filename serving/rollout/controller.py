@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.clock import Clock
-from pipeline.errors import Conflict, StaleVersion
+from pipeline.errors import Conflict, NotFound, StaleVersion
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
 from serving.rollout.analysis import Analysis, new_analysis
 from serving.rollout.explain import Explanation, explain
 from serving.rollout.figures import PhaseFigures, Snapshot
+from serving.rollout.long_run import FOLLOWED, LongRun
 from serving.rollout.reconcile import Context, Decision, Observed, reconcile
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Event, RolloutState, StepBack, apply, begin
@@ -35,6 +36,7 @@ _BATCH = 256
 _BATCHES = 40
 """Entries read per rollout and pass: bounded, so that one long log cannot starve the others."""
 _MOST_BLOCKS = 200_000
+_SAVE_EVERY_MS = 60_000
 _ENDED_KEPT = 8
 """Rollouts that are over and whose figures are still in memory for whoever asks."""
 
@@ -72,6 +74,7 @@ class RolloutController:
     ) -> None:
         self._store, self._log, self._clock, self._observe, self._schema = store, log, clock, observe, schema
         self._runners: dict[str, _Runner] = {}
+        self._long_runs: dict[str, LongRun] = {}
         self._lock = threading.RLock()
 
     def start(self, spec: Rollout, actor: str, reason: str, version: int = 0) -> StoredRollout:
@@ -127,9 +130,11 @@ class RolloutController:
                     done.append((stored.id, self._pass(stored)))
                 except Exception:
                     log.exception("a pass of rollout %s failed; the others go on", stored.id)
+            self._follow()
             ended = [name for name in self._runners if name not in {stored.id for stored in active}]
             for name in ended[:-_ENDED_KEPT]:
                 del self._runners[name]
+                self._long_runs.pop(name, None)
         return done
 
     def snapshot(self, name: str) -> Snapshot:
@@ -145,9 +150,10 @@ class RolloutController:
                 self._read(runner)
             runner.analysis.refresh()
             told = runner.analysis.snapshot()
+            followed = self._long_run(stored)
         earlier = stored.state.marks[: runner.first_mark]
         kept = tuple(PhaseFigures.from_json(mark.figures) for mark in earlier if mark.figures)
-        return replace(told, phases=kept + told.phases)
+        return replace(told, phases=kept + told.phases, long_run=followed.figures() if followed else None)
 
     def explain(self, seq: int) -> Explanation:
         """What the verdict of an audit entry was made of, worked out once more from the log (`explain.explain`).
@@ -234,6 +240,33 @@ class RolloutController:
                 marks[at] = replace(marks[at], figures=asdict(runner.analysis.phase_figures(at - runner.first_mark)))
         return replace(state, marks=tuple(marks))
 
+    def _follow(self) -> None:
+        """Go on with the long-run effect of each endpoint's newest rollout, and store it now and then."""
+        now = self._clock.wall_ms()
+        for endpoint in self._store.endpoints().values():
+            try:
+                newest = self._store.rollout(endpoint.name)
+            except NotFound:
+                continue
+            followed = self._long_run(newest)
+            if followed is None or followed.until_ms is not None:
+                continue
+            killed = self._observe(newest, endpoint).killed is not None
+            followed.step(self._log, endpoint, now, killed)
+            if followed.until_ms is not None or now - followed.saved_ms >= _SAVE_EVERY_MS:
+                self._store.put_status(newest.id, {**newest.status, "long_run": followed.save(now)})
+
+    def _long_run(self, stored: StoredRollout) -> LongRun | None:
+        """The effect of a rollout as this process or an earlier one left it, or begun; None without a last step."""
+        followed = self._long_runs.get(stored.id)
+        if followed is None and (kept := stored.status.get("long_run")):
+            followed = LongRun.from_json(stored.spec, kept)
+        if stored.state.phase in FOLLOWED and (followed is None or followed.since_ms != stored.state.entered_ms):
+            followed = LongRun.begin(stored)
+        if followed is not None:
+            self._long_runs[stored.id] = followed
+        return followed
+
     def _tell(self, rollout: str, runner: _Runner, decision: Decision) -> None:
         status = {
             "reason": decision.reason,
@@ -242,7 +275,9 @@ class RolloutController:
             "evidence": decision.evidence,
         }
         if status != runner.status:
-            self._store.put_status(rollout, status)
+            followed = self._long_runs.get(rollout)
+            kept = {} if followed is None else {"long_run": followed.saved}
+            self._store.put_status(rollout, status | kept)
             runner.status = status
 
     def _end_of_log(self) -> int:

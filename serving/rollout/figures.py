@@ -17,16 +17,19 @@ from pipeline.metrics import Sums
 from pipeline.reliability import calibration_error, deciles, score_stability, stability
 from serving.rollout.blocks import BlockTable, Segment, Selection
 from serving.rollout.evidence import Limits
+from serving.rollout.outcome import ARMS, OutcomeSums
 from serving.rollout.segments import Segments
 
 __all__ = [
     "ArmFigures",
     "Interval",
+    "LongRunFigures",
     "PhaseFigures",
     "PhaseSums",
     "SegmentFigures",
     "Snapshot",
     "field_stability",
+    "outcome_figures",
     "phase_figures",
     "segment_figures",
 ]
@@ -91,7 +94,7 @@ class PhaseFigures:
     requests: dict[str, int] = field(default_factory=dict)
     """Requests with a routing key that each arm answered; at full weight those of stable are the holdout's."""
     outcome: dict[str, Interval] = field(default_factory=dict)
-    """Labels of exposed rows per such request: `stable`, `candidate` and their `difference`."""
+    """Labels of exposed rows per such request: `stable`, `candidate` and their `difference`; limits over groups of keys."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PhaseFigures:
@@ -122,11 +125,30 @@ class SegmentFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class LongRunFigures:
+    """What a hand-over led to so far, see `long_run`.
+
+    Args:
+        since_ms: entry of the last step; until_ms: when the endpoint was routed otherwise, None while it goes on.
+        holdout: share of keys that stay on stable.
+        requests: with a routing key, by the arm that answered; at full weight those of stable are the holdout's.
+        outcome: labels of exposed rows per such request: `stable`, `candidate`, their `difference`.
+    """
+
+    since_ms: int
+    until_ms: int | None
+    weight: float
+    holdout: float
+    requests: dict[str, int]
+    outcome: dict[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the analysis knows now, as plain numbers.
 
     `segments` holds the parts of each field, and `psi` each field's population stability index: how its rows fall on
-    its parts in the present stay against the first one.
+    its parts in the present stay against the first one. `long_run` is there once the last step has been entered.
     """
 
     seq: int
@@ -138,6 +160,7 @@ class Snapshot:
     phases: tuple[PhaseFigures, ...]
     segments: tuple[SegmentFigures, ...] = ()
     psi: dict[str, float | None] = field(default_factory=dict)
+    long_run: LongRunFigures | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -150,6 +173,7 @@ class PhaseSums:
     def __init__(self, step: int, weight: float, entered_ms: int) -> None:
         self.step, self.weight, self.entered_ms = step, weight, entered_ms
         self.stable, self.candidate, self.served = Sums(), Sums(), Sums()
+        self.outcome = OutcomeSums()
 
 
 def phase_figures(phase: PhaseSums, first: PhaseSums, chosen: Selection, error: float) -> PhaseFigures:
@@ -164,16 +188,15 @@ def phase_figures(phase: PhaseSums, first: PhaseSums, chosen: Selection, error: 
         stable=_arm(phase.stable, first.stable, chosen.bias_limits("stable", error)),
         candidate=_arm(phase.candidate, first.candidate, chosen.bias_limits("candidate", error)),
         served=_arm(phase.served, first.candidate, chosen.served_limits(error)),
-        requests={
-            "stable": round(float(chosen.stable_requests.sum())),
-            "candidate": round(float(chosen.candidate_requests.sum())),
-        },
-        outcome={
-            "stable": Interval.of(chosen.outcome_limits("stable", error)),
-            "candidate": Interval.of(chosen.outcome_limits("candidate", error)),
-            "difference": Interval.of(chosen.outcome_delta_limits(error)),
-        },
+        requests={arm: phase.outcome.requests(arm) for arm in ARMS},
+        outcome=outcome_figures(phase.outcome, error),
     )
+
+
+def outcome_figures(sums: OutcomeSums, error: float) -> dict[str, Interval]:
+    """Outcome per request of each arm and their difference; the limits' `blocks` are groups of keys."""
+    found = {arm: Interval.of(sums.limits(arm, error)) for arm in ARMS}
+    return {**found, "difference": Interval.of(sums.difference(error))}
 
 
 def segment_figures(table: BlockTable, segments: Segments | None, error: float) -> tuple[SegmentFigures, ...]:

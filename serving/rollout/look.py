@@ -59,6 +59,8 @@ class Look:
             "auc_delta": _number(_mean(np.nansum(rows.auc_delta), np.count_nonzero(~np.isnan(rows.auc_delta)))),
         }
 
+        if spec.guards.outcome_delta_min is not None:
+            self.seen["outcome_delta"] = _number(table.outcome.difference(self.error / 2).mean)
         for guard, label, part in self._segments("evidence"):
             self.seen[f"rows of {label}"] = float(part.rows.sum())
             if guard.logloss_delta_max is not None:
@@ -75,6 +77,8 @@ class Look:
         guards = self.spec.guards
         spanned = float(np.ptp(self.rows.time)) / 1000 if self.rows.blocks else 0.0
         k = 1 + int(spanned // self.spec.analysis.breach_window)
+        if worse := self._clicked_less():
+            return worse
         for name, chosen, least, error in (
             ("window", self.window, MIN_WINDOW_BLOCKS, self.error / (2 * k * (k + 1))),
             ("evidence", self.rows, MIN_BLOCKS, self.error / 2),
@@ -105,16 +109,6 @@ class Look:
                 if _breached((test,)):
                     delta = guards.auc_delta_min - test.limits.mean
                     return "auc_delta_min", f"auc_delta {delta:+.5f} over the {name}, at least {guards.auc_delta_min:g}"
-            if guards.outcome_delta_min is not None and (
-                float(chosen.candidate_outcome.sum()) >= _FEWEST_SERVED_CLICKS
-            ):
-                effect, base = chosen.outcome_delta_limits(error), chosen.outcome_limits("stable", error).mean
-                if effect.high < guards.outcome_delta_min * base:
-                    return (
-                        "outcome_delta_min",
-                        f"outcome per request {effect.mean / base:+.4f} over the {name} against stable's, at least "
-                        f"{guards.outcome_delta_min:g}",
-                    )
             # One error is shared by all segments: each of many would otherwise raise a false alarm of its own.
             for guard, label, part in self._segments(name):
                 if part.blocks < least:
@@ -200,6 +194,18 @@ class Look:
                 f"bias {part.bias():+.4f}, within {guard.bias_below:g}",
                 part.bias_tests(guard.bias_below, error / 2, least),
             )
+
+    def _clicked_less(self) -> tuple[str, str] | None:
+        """As `breach`, of the outcome per request during the present stay; the stays of an attempt share one error."""
+        least, sums = self.spec.guards.outcome_delta_min, self._table.outcome
+        if least is None or sums.outcome("candidate") < _FEWEST_SERVED_CLICKS:
+            return None
+        error = self.error / (2 * (len(self.spec.steps) - 1))
+        effect, base = sums.difference(error), sums.limits("stable", error).mean
+        if effect.high >= least * base:
+            return None
+        seen = f"outcome per request {effect.mean / base:+.4f} against stable's at this weight, at least {least:g}"
+        return "outcome_delta_min", seen
 
     def _bound_now(self) -> float:
         """The bound that the present step was entered by; in shadow, that of the first weight."""

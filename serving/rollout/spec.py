@@ -112,8 +112,8 @@ class Guards(_Section):
     shadow_coverage_min: float | None = Field(0.95, ge=0, le=1)
     """Share of exposed rows that both arms scored; below it nothing moves."""
     outcome_delta_min: float | None = Field(None, ge=-1, le=1)
-    """Candidate's outcome per request minus stable's, relative to stable's, at least, on what each answered itself.
-    Keys are what is dealt, so this asks for thousands of them; off unless set."""
+    """Candidate's outcome per request minus stable's, relative to stable's, at least, on what each answered itself during
+    the present stay. Keys are what is dealt, so this asks for thousands of them; off unless set."""
     segments: tuple[SegmentGuard, ...] = ()
 
     @model_validator(mode="after")

@@ -94,10 +94,12 @@ def test_drift_of_a_field_is_seen(world: World) -> None:
 
 def test_outcome_per_request_is_measured_on_what_each_arm_answered(world: World) -> None:
     world.taste = 1.25
-    world.controller.start(guarded(), "ada", "try it", version=1)
-    world.seconds(180, until=Phase.WATCHING)
+    spec = guarded()
+    steps = (spec.steps[0], spec.steps[1].model_copy(update={"weight": 50.0}))
+    world.controller.start(spec.model_copy(update={"steps": steps}), "ada", "try it", version=1)
+    world.seconds(180, until=Phase.COMPLETED)
     phase = world.controller.snapshot("ranker").phases[1]
-    assert phase.weight == 10
+    assert phase.weight == 50
     assert phase.requests["candidate"] > 0
     outcome = phase.outcome
     assert outcome["stable"].value == pytest.approx(0.3 * 20, rel=0.1)
@@ -112,8 +114,7 @@ def test_a_candidate_that_is_clicked_less_is_stepped_back(world: World) -> None:
     world.taste = 0.75
     spec = guarded(outcome=-0.05)
     steps = tuple(step.model_copy(update={"bias_below": 0.6} if step.weight else {}) for step in spec.steps)
-    steps = (steps[0], steps[1].model_copy(update={"weight": 50.0}), steps[2])
-    spec = spec.model_copy(update={"steps": steps})
+    spec = spec.model_copy(update={"steps": (steps[0], steps[1].model_copy(update={"weight": 50.0}))})
     world.controller.start(spec, "ada", "try it", version=1)
     world.seconds(120, until=Phase.DEGRADED)
     assert world.store.audit("ranker")[-1].evidence["guard"] == "outcome_delta_min"

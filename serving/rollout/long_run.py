@@ -1,0 +1,117 @@
+"""What a finished hand-over leads to: outcome per request of the candidate's keys against those that stay on stable.
+
+At a weight of 100 the keys on stable are the holdout. Their outcome is summed from the entry of the last step for as
+long as the endpoint is routed as the rollout left it, through the watch and long after it; sums and their place in the
+labelled log are stored together, so that the effect outlives processes and the log's retention.
+
+Driven by `controller`, which stores it with the rollout's status; nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.traffic.log import TrafficLog
+from pipeline.traffic.record import unpack
+from serving.rollout.figures import LongRunFigures, outcome_figures
+from serving.rollout.outcome import ARMS, OutcomeSums, count_outcome
+from serving.rollout.spec import Rollout
+from serving.rollout.state import Phase
+from serving.rollout.store import StoredRollout
+from serving.routing import Endpoint
+
+__all__ = ["FOLLOWED", "LongRun"]
+
+FOLLOWED = frozenset({Phase.WATCHING, Phase.COMPLETED})
+"""Phases in which the keys are dealt as the last step says."""
+_BATCH = 256
+_BATCHES = 8
+
+
+class LongRun:
+    """Sums over the last stay of one rollout.
+
+    Args:
+        spec: of the rollout; weight: of the stay; since_ms: its entry; seq: place in the labelled log to start after.
+        until_ms: set where it is over; sums: so far, as in `OutcomeSums`.
+
+    Attributes:
+        saved, saved_ms: what `save` last returned, and when.
+    """
+
+    def __init__(
+        self, spec: Rollout, weight: float, since_ms: int, seq: int, until_ms: int | None = None, sums: Any = None
+    ) -> None:
+        self._spec, self._weight = spec, weight
+        self.since_ms, self.until_ms, self.seq = since_ms, until_ms, seq
+        self.sums = OutcomeSums(sums)
+        self.saved: dict[str, Any] = {}
+        self.saved_ms = 0
+
+    @classmethod
+    def begin(cls, stored: StoredRollout) -> LongRun:
+        """With the stay that a rollout is in."""
+        last = stored.state.marks[-1]
+        return cls(stored.spec, last.weight, last.entered_ms, last.seq)
+
+    @classmethod
+    def from_json(cls, spec: Rollout, kept: Mapping[str, Any]) -> LongRun:
+        """Go on from what `save` returned."""
+        made = cls(spec, **kept)
+        made.saved = dict(kept)
+        return made
+
+    def step(self, log: TrafficLog, endpoint: Endpoint, now_ms: int, killed: bool) -> None:
+        """Count what has come since, a bounded number of entries.
+
+        Once the keys are dealt otherwise (another candidate or weight, the kill switch) it is over: rows made before and
+        not mature yet are not waited for, since those made after could not be told from them.
+        """
+        if self.until_ms is not None:
+            return
+        if killed or not self._as_left(endpoint):
+            self.until_ms = now_ms
+            return
+        for _ in range(_BATCHES):
+            entries = log.labelled(self.seq, _BATCH)
+            for entry in entries:
+                self.seq = entry.seq
+                record = unpack(entry.record)
+                if record.endpoint == self._spec.endpoint and record.time_ms >= self.since_ms:
+                    count_outcome(self.sums, record, entry)
+            if len(entries) < _BATCH:
+                break
+
+    def figures(self) -> LongRunFigures:
+        """The effect so far, with limits of the rollout's confidence."""
+        error = (1.0 - self._spec.analysis.confidence) / 2.0
+        return LongRunFigures(
+            since_ms=self.since_ms,
+            until_ms=self.until_ms,
+            weight=self._weight,
+            holdout=self._spec.holdout,
+            requests={arm: self.sums.requests(arm) for arm in ARMS},
+            outcome=outcome_figures(self.sums, error),
+        )
+
+    def save(self, now_ms: int) -> dict[str, Any]:
+        """What a restart goes on from."""
+        self.saved_ms = now_ms
+        self.saved = {
+            "weight": self._weight,
+            "since_ms": self.since_ms,
+            "seq": self.seq,
+            "until_ms": self.until_ms,
+            "sums": self.sums.sums.tolist(),
+        }
+        return self.saved
+
+    def _as_left(self, endpoint: Endpoint) -> bool:
+        candidate = endpoint.candidate
+        return (
+            candidate is not None
+            and candidate.bundle == self._spec.candidate.bundle
+            and (endpoint.weight, endpoint.holdout) == (self._weight, self._spec.holdout)
+            and not endpoint.killed
+        )

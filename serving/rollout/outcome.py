@@ -1,0 +1,116 @@
+"""What serving changes: labels per request of each arm, with limits that know that users come back.
+
+Keys are dealt to the arms at random, not requests, and the same keys come back for weeks: what the keys of one arm like
+does not average out over time. So sums are kept by group of keys, and the spread between groups is the error of a
+difference (linearised ratios over clusters, Cochran 1977, chapter 6). Groups are the same for both arms and all times.
+
+Such a difference, looked at again and again, is a process with independent increments in its information 1 / se^2
+(Jennison and Turnbull 1999, chapter 3), so Robbins' normal mixture (1970, "Statistical methods related to the law of the
+iterated logarithm") gives limits that hold at all looks together; its coverage with keys that come back is simulated in
+`tests/serving/test_rollout_coverage.py`.
+
+Knows sums only: `analysis` adds to them by stay, `long_run` for as long as a finished hand-over lasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.traffic.log import Labelled
+from pipeline.traffic.record import PredictionRecord
+from serving.rollout.evidence import Limits
+
+__all__ = ["ARMS", "GROUPS", "OutcomeSums", "count_outcome", "mixture_radius"]
+
+F64 = npt.NDArray[np.float64]
+
+ARMS = ("stable", "candidate")
+GROUPS = 128
+"""Groups of keys, by their hash."""
+MIN_GROUPS = 30
+"""Fewest groups with requests of an arm before its limits may say anything: their spread is an estimate too."""
+MIXED = 0.1
+"""Spread of the mixture, relative to the rate. Limits are tightest at a standard error of a third of it; from a tenth to
+half of it they are at most a tenth wider than they could be."""
+_REQUESTS, _OUTCOME = range(2)
+
+
+class OutcomeSums:
+    """Requests and labels of their exposed rows by group of keys and arm; mergeable, and labels can be taken back.
+
+    Args:
+        sums: float64 `[GROUPS, 2, 2]` by group, arm (stable, candidate) and requests or outcome; zeros when absent.
+    """
+
+    def __init__(self, sums: F64 | Sequence[Sequence[Sequence[float]]] | None = None) -> None:
+        self.sums: F64 = np.zeros((GROUPS, 2, 2)) if sums is None else np.asarray(sums, np.float64)
+
+    def add(self, routing_hash: int, arm: str, requests: int, outcome: float) -> None:
+        """Count what one key did.
+
+        Args:
+            routing_hash: of the key; requests of it: 1 for a new one, 0 for a revision; outcome: labels, or their change.
+        """
+        cell = self.sums[routing_hash % GROUPS, ARMS.index(arm)]
+        cell[_REQUESTS] += requests
+        cell[_OUTCOME] += outcome
+
+    def requests(self, arm: str) -> int:
+        """Requests with a routing key that an arm answered."""
+        return round(float(self.sums[:, ARMS.index(arm), _REQUESTS].sum()))
+
+    def outcome(self, arm: str) -> float:
+        """Labels of the exposed rows of those requests."""
+        return float(self.sums[:, ARMS.index(arm), _OUTCOME].sum())
+
+    def limits(self, arm: str, error: float) -> Limits:
+        """Outcome per request of an arm, each limit one-sided at `error` over all looks; `blocks` counts groups of keys."""
+        rate, apart, groups = self._linearised(ARMS.index(arm))
+        return _around(rate, rate, apart, groups, error)
+
+    def difference(self, error: float) -> Limits:
+        """The candidate's outcome per request minus stable's, as `limits`. Keys are dealt at random: it is an effect."""
+        (stable, s_apart, s_groups), (candidate, c_apart, c_groups) = (self._linearised(arm) for arm in (0, 1))
+        rate = 0.5 * (stable + candidate)
+        return _around(candidate - stable, rate, c_apart - s_apart, min(s_groups, c_groups), error)
+
+    def _linearised(self, arm: int) -> tuple[float, F64, int]:
+        """(rate, each group's share in the error of the rate `[GROUPS]`, groups with requests)."""
+        requests, outcome = self.sums[:, arm, _REQUESTS], self.sums[:, arm, _OUTCOME]
+        total = float(requests.sum())
+        if total <= 0:
+            return math.nan, np.full(GROUPS, math.nan), 0
+        rate = float(outcome.sum()) / total
+        return rate, (outcome - rate * requests) / total, int(np.count_nonzero(requests))
+
+
+def count_outcome(sums: OutcomeSums, record: PredictionRecord, entry: Labelled) -> None:
+    """Count one entry of the labelled log; who has no key is not dealt at random, and is left out."""
+    if record.routing_hash and record.arm in ARMS and not record.overridden:
+        known = entry.previous[~np.isnan(entry.previous)]
+        change = float(entry.labels.sum(dtype=np.float64)) - float(known.sum(dtype=np.float64))
+        sums.add(record.routing_hash, record.arm, int(entry.revision == 0), change)
+
+
+def mixture_radius(information: float, scale: float, error: float) -> float:
+    """Half the width of limits of a normal estimate with information 1 / se^2, each one-sided at `error` at all looks.
+
+    Robbins' mixture over effects with standard deviation `scale`.
+
+    >>> round(mixture_radius(1 / 0.03**2, 0.1, 0.025) / 0.03, 2)
+    3.04
+    """
+    mixed = information * scale * scale
+    return math.sqrt((1.0 + 1.0 / mixed) * math.log((1.0 + mixed) / (2.0 * error) ** 2) / information)
+
+
+def _around(value: float, rate: float, apart: F64, groups: int, error: float) -> Limits:
+    variance = GROUPS / (GROUPS - 1) * float(apart @ apart)
+    if groups < MIN_GROUPS or not rate > 0 or not variance > 0:
+        return Limits(value, -math.inf, math.inf, groups)
+    wide = mixture_radius(1.0 / variance, MIXED * rate, error)
+    return Limits(value, value - wide, value + wide, groups)
