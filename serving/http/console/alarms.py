@@ -1,0 +1,99 @@
+"""What is wrong with what an operator is looking at, in order of urgency: read at the top of every page.
+
+Figures that nobody renews look like figures. So everything that should be renewed is held against its age.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.http.console.reader import Reading
+from serving.http.console.wording import span
+from serving.rollout.state import ACTIVE
+
+__all__ = ["OLD_MS", "Alarm", "alarms", "endpoint_alarms"]
+
+OLD_MS = 8_000
+"""Age at which a reading is called old; a fresh one comes every two seconds."""
+OVERDUE = 15.0
+"""Seconds after which a look that was due and was not made means that the rollout loop stands still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """`bad`: traffic or its control is affected; otherwise something to look at."""
+
+    text: str
+    bad: bool = True
+
+
+def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) -> list[Alarm]:
+    """Of the whole installation. `worker`: whether the configuration has a transfer worker."""
+    if reading is None:
+        return [
+            Alarm(f"The installation cannot be read: {error}")
+            if error
+            else Alarm("Reading for the first time …", False)
+        ]
+    found = []
+    if now_ms - reading.time_ms > OLD_MS:
+        because = f" ({error})" if error else ": the control process's loops do not answer"
+        found.append(Alarm(f"These figures are {span((now_ms - reading.time_ms) / 1000)} old{because}."))
+    found += _loop(reading, now_ms)
+    if reading.missing:
+        lanes = [name for name in reading.missing if name != "shadow"]
+        if lanes:
+            found.append(Alarm(f"Not answering: {', '.join(lanes)}."))
+        if "shadow" in reading.missing:
+            found.append(Alarm("The shadow lane is gone: the other arm is not scored, so evidence stands still."))
+    learner = reading.processes.worker or {}
+    if worker and not learner.get("fresh"):
+        age = learner.get("age_s")
+        since = f"has not reported for {span(age)}" if age is not None else "has not reported yet"
+        found.append(Alarm(f"The transfer worker {since}: the student learns nothing new.", False))
+    children = (reading.processes.supervisor or {}).get("children", {})
+    for name, child in children.items():
+        if child.get("restarts"):
+            last = f", last by {child['last_exit']}" if child.get("last_exit") else ""
+            found.append(Alarm(f"{name} was restarted {child['restarts']} times{last}.", False))
+    return found
+
+
+def _loop(reading: Reading, now_ms: int) -> list[Alarm]:
+    """Whether the loop that moves traffic goes round: its process reports, leads, and looks when a look is due."""
+    control = reading.control
+    if not control.get("fresh"):
+        since = control.get("age_s")
+        when = "has not reported yet" if since is None else f"last reported {span(since)} ago"
+        return [Alarm(f"The control process {when}. No step is taken, up or down.")]
+    if not control.get("leads", True):
+        return [Alarm(f"Another control process moves the traffic: {control.get('leader') or 'unknown'}.", False)]
+    late = [
+        (now_ms - view.rollout.next_look_ms) / 1000
+        for view in reading.views.values()
+        if view.rollout is not None and view.rollout.phase in ACTIVE and view.rollout.next_look_ms
+    ]
+    if max(late, default=0.0) > OVERDUE:
+        return [
+            Alarm(f"The rollout loop stands still: a look was due {span(max(late))} ago. No step is taken, up or down.")
+        ]
+    return []
+
+
+def endpoint_alarms(reading: Reading, name: str) -> list[Alarm]:
+    """Of one endpoint."""
+    view = reading.views.get(name)
+    if view is None:
+        return [Alarm(f"There is no endpoint {name}.")]
+    found = []
+    endpoint = view.endpoint
+    if endpoint.killed:
+        by = f" by {endpoint.killed_by}" if endpoint.killed_by else ""
+        why = f": {endpoint.killed_reason}" if endpoint.killed_reason else ""
+        found.append(Alarm(f"Killed{by}{why}. The candidate answers nothing until the switch is released."))
+    for arm, traffic in view.arms.items():
+        if traffic.state == "UNAVAILABLE" and (arm == "stable" or endpoint.candidate is not None):
+            found.append(
+                Alarm(f"The {arm} arm cannot be served: {traffic.reason or 'no lane has it'}.", arm == "stable")
+            )
+    return found

@@ -1,0 +1,185 @@
+"""Puts the console into the application of the control process, and keeps its open pages up to date.
+
+One thread reads (`reader`), one task tells all open pages; a page costs what it takes to compare and send what changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from nicegui import app as nicegui_app
+from nicegui import background_tasks, ui
+from starlette.routing import Match, Mount
+from starlette.types import Scope
+
+from pipeline.clock import Clock
+from pipeline.errors import BatonError
+from serving.admin import Admin
+from serving.config import Config
+from serving.http.console.actions import Actions
+from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
+from serving.http.console.audit import Audit
+from serving.http.console.headline import Headline, Steps
+from serving.http.console.live import element
+from serving.http.console.login import login_routes
+from serving.http.console.overview import Endpoints, Labels, Processes
+from serving.http.console.policy import PAGES, Nonces
+from serving.http.console.quality import Bias, Calibration, OverTime, Stays
+from serving.http.console.reader import Reader, Reading
+from serving.http.console.shell import THEME, Tab, Theme, frame
+from serving.http.console.sockets import guard_sockets
+from serving.http.console.source import Source
+from serving.http.console.theme import STYLE
+from serving.http.console.traffic import Arms, Latency, Shadow, Tiers, Versions
+from serving.http.console.visitors import Visitors
+from serving.http.console.worker import Learner
+from serving.security.doorkeeper import Doorkeeper
+from serving.security.session import Sessions
+
+__all__ = ["mount_console"]
+
+TELL_EVERY = 1.0
+KEPT = 30.0
+"""Seconds that a page is kept for a browser that lost its connection; later it loads the page anew."""
+log = logging.getLogger(__name__)
+
+
+class _Only(Mount):
+    """NiceGUI's application for the console's own paths: what else there is not is the API's to say."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope.get("path", "")
+        if PAGES.fullmatch(path) or path.startswith("/_nicegui"):
+            return super().matches(scope)
+        return Match.NONE, {}
+
+
+def mount_console(
+    app: FastAPI, admin: Admin, config: Config, clock: Clock, doorkeeper: Doorkeeper, sessions: Sessions
+) -> None:
+    """Add the console to the application; the last routes to be added. Once per process: NiceGUI is one application."""
+    console = _Console(admin, config, clock, Visitors(doorkeeper, sessions))
+    ui.add_head_html(f"<style>{STYLE}</style>", shared=True)
+    ui.page("/", title="Baton", reconnect_timeout=KEPT)(console.landing)
+    ui.page("/endpoints/{name}", title="Baton", reconnect_timeout=KEPT)(console.endpoint)
+    app.include_router(login_routes(console.visitors))
+    nicegui_app.add_middleware(Nonces)
+    # No storage of NiceGUI's is used, so it gets no secret, sets no cookie and writes no file.
+    ui.run_with(app, title="Baton", language="en-US", tailwind=False, show_welcome_message=False, dark=None)
+    guard_sockets(sessions.cookie, console.owner)
+    app.router.routes[-1] = _Only("/", app=nicegui_app)
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(own: FastAPI) -> AsyncIterator[None]:
+        async with inner(own), console.running():
+            yield
+
+    app.router.lifespan_context = lifespan
+
+
+class _Console:
+    """The pages, and who has one open."""
+
+    def __init__(self, admin: Admin, config: Config, clock: Clock, visitors: Visitors) -> None:
+        self._admin, self._config, self._clock, self.visitors = admin, config, clock, visitors
+        self._reader = Reader(Source(admin), clock)
+        self._tabs: dict[str, Tab] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Read and tell until the application ends."""
+        self._reader.start()
+        telling = background_tasks.create(self._tell(), name="console-tell")
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.to_thread(self._reader.stop)
+
+    def landing(self, request: Request) -> None:
+        """`/`"""
+        visitor = self.visitors.of(request)
+        with frame(visitor, _theme(request), "/"):
+            tab = self._open(Tab(ui.context.client, visitor, lambda reading: ()))
+            with element("div", "grid"):
+                tab.panels += [Endpoints(), Processes(), Labels()]
+
+    def endpoint(self, request: Request, name: str) -> None:
+        """`/endpoints/NAME`"""
+        visitor, client = self.visitors.of(request), ui.context.client
+        client.title = f"{name}, Baton"
+
+        def own(reading: Reading) -> list[Alarm]:
+            return endpoint_alarms(reading, name)
+
+        with frame(visitor, _theme(request), f"/endpoints/{quote(name, safe='')}", [name]):
+            tab = self._open(Tab(client, visitor, own))
+            tab.panels.append(Headline(name))
+            if visitor.operator:
+                tab.panels.append(Actions(name, self._admin, self._reader, visitor))
+            worker = self._config.worker is not None and self._config.worker.endpoint == name
+            with element("div", "grid"):
+                tab.panels += [
+                    Bias(name),
+                    Steps(name),
+                    OverTime(name, "AUC", "auc", "since each step was entered"),
+                    OverTime(name, "LogLoss", "logloss", "nats per row, since each step was entered"),
+                    Calibration(name),
+                    Stays(name),
+                ]
+                with element("div", "stack half"):
+                    tab.panels += [Arms(name), Versions(name), Tiers(name)]
+                with element("div", "stack half"):
+                    tab.panels += [Latency(name), Shadow(), Learner(name, configured=worker)]
+                tab.panels.append(Audit(name, self._admin, visitor))
+
+    def owner(self, client: str) -> str | None:
+        """The session that an open page was made for, None: there is no such page."""
+        tab = self._tabs.get(client)
+        return None if tab is None else tab.visitor.cookie
+
+    def _open(self, tab: Tab) -> Tab:
+        client = tab.client
+        self._tabs[client.id] = tab
+        client.on_delete(lambda: self._close(client.id))
+        self._reader.watchers = len(self._tabs)
+        self._reader.hurry()
+        return tab
+
+    def _close(self, client: str) -> None:
+        self._tabs.pop(client, None)
+        self._reader.watchers = len(self._tabs)
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY)
+            reader, now = self._reader, self._clock.wall_ms()
+            general = alarms(reader.reading, reader.error, now, worker=self._config.worker is not None)
+            for tab in list(self._tabs.values()):
+                try:
+                    with tab.client:
+                        self._tell_one(tab, reader.reading, general, now)
+                except Exception:  # one page must not keep the others from being told
+                    log.exception("a page of the console cannot be told")
+                await asyncio.sleep(0)
+
+    def _tell_one(self, tab: Tab, reading: Reading | None, general: list[Alarm], now: int) -> None:
+        try:
+            tab.visitor.principal()
+        except BatonError:
+            ui.navigate.to(f"/login?next={quote(tab.client.request.url.path)}")
+            self._close(tab.client.id)
+            return
+        tab.tell(reading, general, now)
+
+
+def _theme(request: Request) -> Theme:
+    found = request.cookies.get(THEME)
+    return cast("Theme", found) if found in ("light", "dark") else "system"

@@ -1,0 +1,117 @@
+"""The top of an endpoint's page: who answers how much, how biased, what the rollout waits for and until when."""
+
+from __future__ import annotations
+
+from nicegui.element import Element
+
+from serving.http.console.live import Facts, Text, element, put
+from serving.http.console.overview import bound_of, phase_of, state_of
+from serving.http.console.reader import Reading
+from serving.http.console.wording import NONE, clock, count, share, signed_share, span, weight
+from serving.rollout.state import ACTIVE, Phase
+
+__all__ = ["Headline", "Steps"]
+
+_CHIPS = {Phase.PAUSED: "warn", Phase.DEGRADED: "warn", Phase.PROGRESSING: "live", Phase.WATCHING: "live"}
+
+
+class Headline:
+    """One endpoint in one look."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        with element("section", "panel", aria_label=f"Endpoint {name}"), element("div", "headline"):
+            with element("div"):
+                with element("div", "title"):
+                    Text(name, "h1")
+                    self._phase, self._state = Text(classes="chip"), Text(classes="chip")
+                with element("div", "weight"):
+                    self._weight = Text(classes="big")
+                    self._share = Text(classes="note")
+                with element("div", "split", aria_hidden="true"):
+                    self._bar = element("div")
+                with element("div", "arms"):
+                    self._candidate = Text(classes="candidate")
+                    self._stable = Text()
+            with element("div"):
+                Text("Waits for", "h2")
+                self._waits = Text(tag="p", classes="waits")
+                self._facts = Facts("bias of the candidate", "interval", "must be within", "missing clicks", "next look", "at this step since")  # fmt: skip
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None:
+            return
+        endpoint, rollout = view.endpoint, view.rollout
+        phase, _ = phase_of(view)
+        self._phase.tell(phase, _CHIPS.get(phase, ""))
+        word, tone = state_of(view)
+        self._state.tell(word, tone.split(" ")[0])
+        answers = 0.0 if endpoint.killed else endpoint.weight
+        self._weight.tell(weight(answers), "bad" if endpoint.killed else "")
+        held = f", {share(endpoint.holdout)} of keys held back" if endpoint.holdout else ""
+        self._share.tell(f"of routing keys go to the candidate{held}")
+        self._bar.style(replace=f"width:{answers:g}%")
+        candidate = view.endpoint.candidate
+        self._candidate.tell(f"candidate {candidate.bundle}" if candidate else "no candidate")
+        self._stable.tell(f"stable {endpoint.stable.bundle}")
+        if rollout is None:
+            self._waits.tell("Nothing: there is no rollout. An operator may start one from a file.")
+            return
+        self._waits.tell(rollout.waiting if rollout.phase in ACTIVE else f"Nothing: the rollout is {rollout.phase}.")
+        seen, bound = rollout.evidence, bound_of(view)
+        bias, low, high = (seen.get(name) for name in ("bias", "bias_low", "bias_high"))
+        outside = bias is not None and bound is not None and abs(bias) > bound
+        self._facts.tell("bias of the candidate", signed_share(bias), "bad strong" if outside else "strong")
+        known = low is not None and high is not None
+        self._facts.tell("interval", f"{signed_share(low, 1)} to {signed_share(high, 1)}" if known else NONE)
+        self._facts.tell("must be within", NONE if bound is None else f"±{share(bound)}")
+        self._facts.tell("missing clicks", count(rollout.missing_clicks))
+        look = rollout.next_look_ms if rollout.phase in ACTIVE else None
+        wait = f"in {span((look - now_ms) / 1000)}, {clock(look, now_ms)} UTC" if look else NONE
+        self._facts.tell("next look", wait)
+        self._facts.tell("at this step since", f"{clock(rollout.entered_ms, now_ms)} UTC")
+
+
+class Steps:
+    """The rollout's steps: those behind, the one it is at, those to come."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._rollout = name, ""
+        self._lines: list[tuple[Element, Text]] = []
+        with element("section", "panel third", aria_label="Rollout steps"):
+            with element("header"):
+                Text("Rollout steps", "h2")
+                self._about = Text(tag="p", classes="note")
+            self._list = element("ol", "steps")
+            self._none = Text("No rollout.", "p", "note")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None or view.rollout is None:
+            return
+        rollout = view.rollout
+        self._none.set_visibility(False)
+        back = f", stepped back {rollout.stepped_back} times" if rollout.stepped_back else ""
+        self._about.tell(f"{rollout.candidate.bundle} {rollout.candidate.version}, attempt {rollout.attempt}{back}")
+        if rollout.id != self._rollout:
+            self._rollout = rollout.id
+            self._list.clear()
+            self._lines = []
+            for step in rollout.steps:
+                with self._list, element("li") as line:
+                    name = "shadow, answers nothing" if step.shadow else weight(step.weight)
+                    Text(name, "span", "name")
+                    when = Text(classes="when")
+                    needs = (
+                        f"{step.min_positives:,} clicks" if step.shadow else f"bias within ±{share(step.bias_below)}"
+                    )
+                    Text()
+                    Text(needs, classes="note")
+                self._lines.append((line, when))
+        for at, (line, when) in enumerate(self._lines):
+            place = "now" if at == rollout.step else "done" if at < rollout.step else ""
+            line.classes(replace=place)
+            put(line, "aria-current", "step" if place == "now" else "false")
+            how = "on evidence" if at in rollout.steps_on_evidence else "by hand"
+            when.tell("now" if place == "now" else how if place == "done" else "")

@@ -1,0 +1,91 @@
+"""Signing in: a page without scripts that takes a token and gives a session. And the cookie that says light or dark."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Annotated
+from urllib.parse import quote, unquote
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from pipeline.errors import Overloaded, PermissionDenied, Unauthenticated
+from serving.http.console.policy import HEADER, PAGES, policy
+from serving.http.console.shell import THEME, Theme
+from serving.http.console.theme import STYLE
+from serving.http.console.visitors import Visitors
+from serving.security.doorkeeper import Caller
+from serving.security.session import LENGTH
+
+__all__ = ["login_routes"]
+
+LOGIN = "/login"
+_YEAR = 365 * 86400
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>Sign in, Baton</title><style>{style}</style></head>
+<body class="plain {theme}"><main class="signin"><form method="post" action="/login" aria-label="Sign in">
+<h1>Baton</h1>
+<input type="hidden" name="next" value="{next}">
+<label for="token">Token</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus
+ aria-describedby="said" maxlength="500">
+<p id="said" class="{tone}" role="alert">{said}</p>
+<button type="submit">Sign in</button>
+<p class="note">An operator of this machine makes one: baton token create NAME --role viewer</p>
+</form></main></body></html>
+"""
+
+
+def login_routes(visitors: Visitors) -> APIRouter:
+    """`/login` and `/theme`."""
+    routes = APIRouter(include_in_schema=False)
+    sessions = visitors.sessions
+
+    def page(request: Request, back: str, said: str = "", code: int = 200) -> Response:
+        theme = {"dark": "body--dark", "light": "light"}.get(request.cookies.get(THEME, ""), "")
+        body = _PAGE.format(
+            style=STYLE, next=escape(back), said=escape(said), tone="bad" if said else "note", theme=theme
+        )
+        headers = {HEADER: policy("'none'"), "cache-control": "no-store"}
+        return HTMLResponse(body, code, headers)
+
+    @routes.get(LOGIN)
+    def ask(request: Request, next: str = "/") -> Response:
+        if sessions.who(request.cookies.get(sessions.cookie, "")) is not None:
+            return RedirectResponse(_ours(next), 303)
+        answer = page(request, next)
+        answer.delete_cookie(sessions.cookie, **sessions.flags())
+        return answer
+
+    @routes.post(LOGIN)
+    def begin(
+        request: Request, token: Annotated[str, Form(max_length=500)], next: Annotated[str, Form()] = "/"
+    ) -> Response:  # fmt: skip
+        caller = Caller(f"Bearer {token.strip()}", request.client.host if request.client else "")
+        try:
+            value = sessions.begin(caller)
+        except (Unauthenticated, PermissionDenied):
+            return page(request, next, "This token is not known, was revoked or has expired.", 401)
+        except Overloaded:
+            return page(request, next, "Too many wrong tokens came from your address. Wait a minute.", 429)
+        answer = RedirectResponse(_ours(next), 303)
+        answer.set_cookie(sessions.cookie, value, max_age=LENGTH, **sessions.flags())
+        return answer
+
+    @routes.get("/theme/{name}")
+    def theme(name: Theme, back: str = "/") -> Response:
+        answer = RedirectResponse(_ours(back), 303)
+        if name == "system":
+            answer.delete_cookie(THEME, **sessions.flags())
+        else:
+            answer.set_cookie(THEME, name, max_age=_YEAR, **sessions.flags())
+        return answer
+
+    return routes
+
+
+def _ours(path: str) -> str:
+    """A page of ours to go on to, whatever was asked: nobody is sent elsewhere."""
+    known = unquote(path)
+    return quote(known) if PAGES.fullmatch(known) else "/"

@@ -1,0 +1,121 @@
+"""The landing page: every endpoint at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from serving.http.console.live import Cell, Facts, Table, panel
+from serving.http.console.reader import Reading, View
+from serving.http.console.wording import NONE, age, count, milliseconds, share, signed_share, span, weight
+from serving.rollout.state import Phase
+
+__all__ = ["Endpoints", "Labels", "Processes", "bound_of", "phase_of", "state_of"]
+
+_COLUMNS = ("endpoint", "state", ">weight", "phase", ">bias", ">bound", ">answers/s", ">p99", "waits for")
+_TONES = {Phase.PAUSED: "warn", Phase.DEGRADED: "warn", Phase.ABORTED: "muted", Phase.UNDONE: "muted"}
+
+
+class Endpoints:
+    """The table of endpoints."""
+
+    def __init__(self) -> None:
+        with panel("Endpoints"):
+            self._table = Table(
+                _COLUMNS, "Endpoints", "No endpoint yet: name one under endpoints: in baton.yaml.", "cards"
+            )
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        self._table.tell([_row(view) for view in reading.views.values()])
+
+
+class Processes:
+    """Whether every process of this machine reports, and how much it has to do."""
+
+    def __init__(self) -> None:
+        with panel("Processes", classes="half"):
+            columns = ("process", "state", ">reported", ">waiting", ">restarts")
+            self._table = Table(columns, "Processes", "No process has reported yet.")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        told = reading.processes
+        reports: dict[str, Mapping[str, Any]] = {"control": reading.control, **told.lanes}
+        reports |= {"shadow": told.shadow} | ({"worker": told.worker} if told.worker else {})
+        children = (told.supervisor or {}).get("children", {})
+        rows: list[list[Cell | str]] = []
+        for name, status in reports.items():
+            since = status.get("age_s")
+            state = status.get("state", "running") if status.get("fresh") else "gone"
+            waiting = status.get("engine", {}).get("pending", status.get("queue"))
+            rows.append(
+                [
+                    Cell(name, "strong"),
+                    Cell(state, "bad strong" if state == "gone" else ""),
+                    NONE if since is None else f"{span(since)} ago",
+                    count(waiting),
+                    count(children.get(name, {}).get("restarts")),
+                ]
+            )
+        self._table.tell(rows)
+
+
+class Labels:
+    """How labels come in and are joined to predictions."""
+
+    def __init__(self) -> None:
+        with panel("Labels", "predictions wait for theirs until the attribution window is over", "half"):
+            self._facts = Facts("predictions", "labelled rows", "joined up to", "open predictions", "labels without prediction", "late")  # fmt: skip
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        traffic = reading.processes.traffic
+        self._facts.tell("predictions", count(traffic.get("predictions")))
+        self._facts.tell("labelled rows", count(traffic.get("labelled_rows")))
+        self._facts.tell("joined up to", age(traffic.get("watermark_ms"), now_ms))
+        self._facts.tell("open predictions", count(traffic.get("open_predictions")))
+        self._facts.tell("labels without prediction", count(traffic.get("parked")))
+        self._facts.tell("late", count(traffic.get("late")))
+
+
+def _row(view: View) -> list[Cell | str]:
+    endpoint, rollout = view.endpoint, view.rollout
+    word, tone = state_of(view)
+    bound, bias = bound_of(view), rollout.evidence.get("bias") if rollout else None
+    phase, phase_tone = phase_of(view)
+    outside = "bad" if bound is not None and bias is not None and abs(bias) > bound else ""
+    p99 = [arm.p99 for arm in view.arms.values() if arm.p99 is not None]
+    return [
+        Cell(endpoint.name, "strong", f"/endpoints/{quote(endpoint.name, safe='')}"),
+        Cell(word, tone),
+        weight(endpoint.weight),
+        Cell(phase, phase_tone),
+        Cell(signed_share(bias), outside),
+        NONE if bound is None else f"±{share(bound)}",
+        f"{sum(arm.rate for arm in view.arms.values()):.1f}",
+        milliseconds(max(p99, default=None)),
+        Cell(rollout.waiting if rollout else NONE, "wide"),
+    ]
+
+
+def state_of(view: View) -> tuple[str, str]:
+    """One word for an endpoint, and its tone."""
+    if view.endpoint.killed:
+        return "killed", "bad strong"
+    if view.arms["stable"].state != "READY":
+        return "stable arm not ready", "bad strong"
+    if view.endpoint.candidate is not None and view.arms["candidate"].state == "UNAVAILABLE":
+        return "candidate not ready", "warn"
+    return "answering", ""
+
+
+def phase_of(view: View) -> tuple[str, str]:
+    """The rollout's phase, and its tone."""
+    if view.rollout is None:
+        return "no rollout", "muted"
+    return view.rollout.phase, _TONES.get(view.rollout.phase, "candidate")
+
+
+def bound_of(view: View) -> float | None:
+    """What the bias is held against now: the next step's bound, at the last step that one's."""
+    rollout = view.rollout
+    return None if rollout is None else rollout.steps[min(rollout.step + 1, len(rollout.steps) - 1)].bias_below

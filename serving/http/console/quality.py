@@ -1,0 +1,147 @@
+"""How well both arms predict: bias against its bound, AUC and LogLoss over time, calibration, and figures per stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving.http.console.charts import (
+    bias_curves,
+    bias_options,
+    calibration_options,
+    calibration_points,
+    curves,
+    line_options,
+)
+from serving.http.console.live import Cell, Chart, Table, Text, element, panel
+from serving.http.console.reader import Reading
+from serving.http.console.wording import NONE, clock, count, figure, share, signed_share, weight
+
+__all__ = ["Bias", "Calibration", "OverTime", "Stays"]
+
+
+def _legend(**names: str) -> None:
+    with element("div", "legend"):
+        for kind, name in names.items():
+            Text(name, classes=kind.replace("_", "-"))
+
+
+class Bias:
+    """The candidate's bias with its interval against the bound, over the rollout."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        with panel("Bias", classes="two-thirds") as self._panel:
+            self._chart = Chart("The candidate's bias with its interval against the bound", bias_options)
+            self._note = Text(tag="p", classes="note")
+        with self._panel.default_slot.children[0]:
+            _legend(of_candidate="candidate", of_interval="its interval", of_stable="stable", of_bound="bound")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None or view.track is None or view.rollout is None:
+            self._note.tell("Figures begin with a rollout.")
+            return
+        self._chart.tell(bias_curves(view.track))
+        seen = view.rollout.evidence
+        if seen.get("rows") is None:
+            self._note.tell("No mature labelled rows at the last look.")
+            return
+        made_of = f"{count(seen['rows'])} rows, {count(seen['clicks'])} clicks, {seen['blocks']} blocks"
+        self._note.tell(
+            f"Sum of scores over clicks, minus 1. From {made_of} since {clock(seen['from_ms'], now_ms)} UTC; "
+            f"over the breach window {signed_share(seen.get('window_bias'))}."
+        )
+
+
+class OverTime:
+    """One metric of both arms over time."""
+
+    def __init__(self, name: str, title: str, metric: str, note: str) -> None:
+        self._name, self._metric = name, metric
+        with panel(title, note, "third") as section:
+            self._chart = Chart(f"{title} of both arms over time", line_options)
+            self._now = Text(tag="p", classes="note")
+        with section.default_slot.children[0]:
+            _legend(of_candidate="candidate", of_stable="stable")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None or view.track is None:
+            return
+        names = f"{self._metric}_stable", f"{self._metric}_candidate"
+        self._chart.tell(curves(view.track.quality, *names, digits=5))
+        if view.rollout is not None and view.rollout.phases:
+            now: Mapping[str, Any] = view.rollout.phases[-1][self._metric]
+            both = None not in (now["stable"], now["candidate"])
+            apart = figure(now["candidate"] - now["stable"], 5) if both else NONE
+            self._now.tell(
+                f"At this step: candidate {figure(now['candidate'])}, stable {figure(now['stable'])}, difference {apart}."
+            )
+
+
+class Calibration:
+    """Click rate against mean score by tenth of the scores."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        with panel("Calibration", "by tenth of the scores", "third"):
+            self._chart = Chart("Click rate against mean score by tenth of the scores", calibration_options)
+            self._note = Text(tag="p", classes="note")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None or view.metrics is None:
+            return
+        phase = next((p for p in reversed(view.metrics.phases) if p["candidate"]["deciles"]), None)
+        if phase is None:
+            self._note.tell("No labelled rows yet.")
+            return
+        self._chart.tell(calibration_points(phase))
+        off = phase["candidate"]["calibration_error"], phase["stable"]["calibration_error"]
+        self._note.tell(
+            f"At weight {weight(phase['weight'])}: off by {share(off[0], 2)} (candidate), {share(off[1], 2)} (stable) in the mean."
+        )
+
+
+class Stays:
+    """Every stay at a step with its figures, the present one first."""
+
+    _COLUMNS = (
+        "since, UTC", ">weight", "", ">rows", ">clicks", ">bias cand.", "interval", ">bias stable", ">AUC cand.",
+        ">AUC stable", ">LogLoss cand.", ">LogLoss stable",
+    )  # fmt: skip
+    MOST = 12
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        with panel("Stays at a step", "both arms score the same rows"):
+            self._table = Table(self._COLUMNS, "Figures of every stay at a step", "Figures begin with a rollout.")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None or view.rollout is None:
+            return
+        rollout = view.rollout
+        rows: list[list[Cell | str]] = []
+        for at, phase in reversed(list(enumerate(rollout.phases))[-self.MOST :]):
+            bias = phase["bias"]
+            low, high = bias["candidate"]["low"], bias["candidate"]["high"]
+            present = at == len(rollout.phases) - 1
+            rows.append(
+                [
+                    Cell(clock(phase["entered_ms"], now_ms), "strong" if present else ""),
+                    weight(phase["weight"]),
+                    "now" if present else "",
+                    count(phase["rows"]),
+                    count(phase["labels"]),
+                    signed_share(bias["candidate"]["value"]),
+                    f"{signed_share(low, 1)} to {signed_share(high, 1)}" if None not in (low, high) else NONE,
+                    signed_share(bias["stable"]["value"]),
+                    figure(phase["auc"]["candidate"]),
+                    figure(phase["auc"]["stable"]),
+                    figure(phase["logloss"]["candidate"]),
+                    figure(phase["logloss"]["stable"]),
+                ]
+            )
+        self._table.tell(rows)

@@ -1,0 +1,219 @@
+"""One reader for all tabs: a thread asks `Admin` every two seconds, and every ten while nobody looks.
+
+What it found is one immutable `Reading`, replaced as a whole, so that pages take it without a lock. A reading that does
+not come (the rollout loop holds its lock, the disk hangs) leaves the old one in place; its age is what pages show.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.clock import Clock
+from pipeline.errors import BatonError, NotFound
+from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Processes, Rollout, Worker
+from serving.http.console.history import Track
+from serving.http.console.source import Source
+from serving.latency import EDGES, quantile
+from serving.rollout.state import ACTIVE
+
+__all__ = ["ArmTraffic", "Reader", "Reading", "View"]
+
+WATCHED_EVERY = 2.0
+IDLE_EVERY = 10.0
+SLOW_EVERY = 10.0
+"""For what is read from many files and changes seldom."""
+AUDIT_STEP, AUDIT_KEPT = 20, 500
+"""Newest audit entries asked for at a reading, and kept per endpoint; `baton audit` has all."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTraffic:
+    """One arm over all lanes. `versions`: what answers, by lane; the rest is of the last `seconds` and in milliseconds."""
+
+    bundle: str
+    wanted: str
+    versions: Mapping[str, str]
+    state: str
+    reason: str
+    seconds: float
+    requests: int
+    errors: int
+    deadline_misses: int
+    p50: float | None
+    p99: float | None
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return self.requests / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All of one endpoint. `rollout`, `metrics` and `track` are None before its first rollout."""
+
+    endpoint: Endpoint
+    arms: Mapping[str, ArmTraffic]
+    rollout: Rollout | None
+    metrics: Metrics | None
+    track: Track | None
+    audit: Sequence[AuditEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found at one time."""
+
+    time_ms: int
+    processes: Processes
+    views: Mapping[str, View]
+    cache: Cache | None
+    worker: Worker | None
+    versions: Mapping[str, Sequence[Model]] = field(default_factory=dict)
+    """By bundle, the newest first."""
+    control: Mapping[str, Any] = field(default_factory=dict)
+    """Status of the rollout loop, with `fresh` and `age_s`."""
+    missing: Sequence[str] = ()
+    """Lanes that should answer and do not."""
+    shadow_lately: Mapping[str, int] = field(default_factory=dict)
+    """Shadow drops of the last minute by reason."""
+
+
+class Reader:
+    """Reads in a thread of its own from `start` to `stop`."""
+
+    def __init__(self, source: Source, clock: Clock) -> None:
+        self._source, self._clock = source, clock
+        self.reading: Reading | None = None
+        self.error = ""
+        """Why the last attempt failed; empty: it did not."""
+        self.watchers = 0
+        self._tracks: dict[str, Track] = {}
+        self._audit: dict[str, tuple[AuditEntry, ...]] = {}
+        self._drops: deque[tuple[int, dict[str, int]]] = deque(maxlen=64)
+        self._slow: tuple[float, Cache, Worker, Mapping[str, Sequence[Model]]] | None = None
+        self._ended: dict[str, tuple[str, int, Rollout, Metrics]] = {}
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="console-reader", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(10)
+
+    def hurry(self) -> None:
+        """Read as soon as possible: somebody came, or changed something."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                self.reading, self.error = self.read(), ""
+            except Exception as error:  # whatever it is, the pages say that they are old and the next try may do
+                if not self.error:
+                    log.exception("the console cannot read the installation")
+                self.error = f"{type(error).__name__}: {error}" if isinstance(error, BatonError) else "see the log"
+            self._wake.wait(WATCHED_EVERY if self.watchers else IDLE_EVERY)
+
+    def read(self) -> Reading:
+        """Everything, now."""
+        source, now = self._source, self._clock.wall_ms()
+        processes = source.processes()
+        views = {}
+        for endpoint in source.endpoints():
+            views[endpoint.name] = self._view(endpoint, processes, now)
+        for gone in self._tracks.keys() - views.keys():
+            del self._tracks[gone]
+        if self._slow is None or self._clock.monotonic() - self._slow[0] >= SLOW_EVERY:
+            self._slow = self._clock.monotonic(), source.cache(), source.worker(), source.versions()
+        dropped = dict(processes.shadow.get("dropped_by_reason", {}))
+        self._drops.append((now, dropped))
+        before = next((counts for at, counts in self._drops if now - at <= 60_000), {})
+        lately = {reason: max(0, number - before.get(reason, 0)) for reason, number in dropped.items()}
+        _, cache, worker, versions = self._slow
+        control, missing = source.control(), source.missing()
+        return Reading(now, processes, views, cache, worker, versions, control, missing, lately)
+
+    def _view(self, endpoint: Endpoint, processes: Processes, now: int) -> View:
+        name = endpoint.name
+        arms = {arm: _arm(name, arm, processes) for arm in ("stable", "candidate")}
+        audit = self._new_audit(name)
+        try:
+            rollout, metrics = self._rollout(name)
+        except NotFound:
+            return View(endpoint, arms, None, None, None, audit)
+        track = self._tracks.get(name)
+        if track is None or track.rollout != rollout.id:
+            track = self._tracks[name] = Track(rollout.id)
+            track.begin(rollout, audit)
+        if rollout.phase in ACTIVE:
+            track.look(rollout, {arm: traffic.p99 for arm, traffic in arms.items()}, now)
+        return View(endpoint, arms, rollout, metrics, track, audit)
+
+    def _rollout(self, name: str) -> tuple[Rollout, Metrics]:
+        """The newest rollout of an endpoint and its figures; of one that is over they are asked for once."""
+        ended = self._ended.get(name)
+        rollout = self._source.rollout(name)
+        if ended is not None and ended[:2] == (rollout.id, rollout.resource_version):
+            return ended[2:]
+        metrics = self._source.metrics(name)
+        if rollout.phase not in ACTIVE:
+            self._ended[name] = (rollout.id, rollout.resource_version, rollout, metrics)
+        return rollout, metrics
+
+    def _new_audit(self, name: str) -> tuple[AuditEntry, ...]:
+        """The newest entries of an endpoint; only what came since the last reading is asked for."""
+        kept = self._audit.get(name, ())
+        new: list[AuditEntry] = []
+        for many in (AUDIT_STEP, AUDIT_KEPT):
+            new = [e for e in self._source.audit(name, many) if not kept or e.seq > kept[-1].seq]
+            if len(new) < many:
+                break
+        self._audit[name] = (*kept, *new)[-AUDIT_KEPT:]
+        return self._audit[name]
+
+
+def _arm(endpoint: str, arm: str, processes: Processes) -> ArmTraffic:
+    """One arm's traffic, added up over the lanes that report."""
+    reports = {
+        lane: status["endpoints"][endpoint][arm]
+        for lane, status in processes.lanes.items()
+        if status.get("fresh") and arm in status.get("endpoints", {}).get(endpoint, {})
+    }
+    recent = [report["recent"] for report in reports.values()]
+    counts = np.zeros(len(EDGES) + 1, np.int64)
+    for window in recent:
+        for bucket, number in window["counts"].items():
+            counts[int(bucket)] += number
+    worst = next((r for r in reports.values() if r["state"] != "READY"), next(iter(reports.values()), None))
+
+    def milliseconds(q: float) -> float | None:
+        seconds = quantile(counts, q)
+        return None if seconds is None else 1000 * seconds
+
+    return ArmTraffic(
+        bundle=worst["bundle"] if worst else "",
+        wanted=worst["wanted"] if worst else "",
+        versions={lane: report["version"] for lane, report in reports.items()},
+        state=worst["state"] if worst else "",
+        reason=worst["reason"] if worst else "",
+        seconds=max((window["seconds"] for window in recent), default=0.0),
+        requests=int(counts.sum()),
+        errors=sum(window["errors"] for window in recent),
+        deadline_misses=sum(window["deadline_misses"] for window in recent),
+        p50=milliseconds(0.5),
+        p99=milliseconds(0.99),
+    )

@@ -1,0 +1,93 @@
+"""What every page has: the bar with who looks and how it should look, the alarms, and a place for its panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+from urllib.parse import quote
+
+from nicegui import ui
+from nicegui.client import Client
+
+from serving.http.console.alarms import Alarm
+from serving.http.console.live import Text, element, show
+from serving.http.console.reader import Reading
+from serving.http.console.visitors import Visitor
+
+__all__ = ["THEME", "Panel", "Tab", "Theme", "frame"]
+
+Theme = Literal["system", "light", "dark"]
+THEME = "baton-theme"
+"""Cookie with the chosen theme; without one the system's is followed."""
+_DARK: dict[str, bool | None] = {"light": False, "dark": True}
+MOST_ALARMS = 8
+
+
+class Panel(Protocol):
+    """A part of a page."""
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        """Show what was found."""
+
+
+class Tab:
+    """One open page: its panels and its alarms.
+
+    Args:
+        alarms: of what the page shows, beside those of the installation.
+    """
+
+    def __init__(self, client: Client, visitor: Visitor, alarms: Callable[[Reading], Sequence[Alarm]]) -> None:
+        self.client, self.visitor, self._own = client, visitor, alarms
+        self.panels: list[Panel] = []
+        with element("div", "alarms", role="status", aria_live="polite", aria_label="What is wrong"):
+            self._alarms = [Text(tag="div", classes="alarm") for _ in range(MOST_ALARMS)]
+
+    def tell(self, reading: Reading | None, general: Sequence[Alarm], now_ms: int) -> None:
+        """Show what was found and what is wrong."""
+        found = [*general, *(self._own(reading) if reading is not None else ())]
+        for at, line in enumerate(self._alarms):
+            show(line, at < len(found))
+            if at < len(found):
+                line.tell(found[at].text, "bad" if found[at].bad else "")
+        if reading is None:
+            return
+        for panel in self.panels:
+            panel.tell(reading, now_ms)
+
+
+@contextmanager
+def frame(visitor: Visitor, theme: Theme, here: str, trail: Sequence[str] = ()) -> Iterator[None]:
+    """Bar and main part of a page; entered by `with`.
+
+    Args:
+        here: the page's path.
+        trail: names behind the brand's.
+    """
+    ui.dark_mode(_DARK.get(theme))
+    who = visitor.principal()
+    Text("Skip to the content", "a", "skip").props("href=#content")
+    with element("header", "bar"):
+        with element("nav", aria_label="Where you are"):
+            Text("Baton", "a", "brand").props("href=/")
+            for name in trail:
+                Text("/", classes="muted").props("aria-hidden=true")
+                Text(name)
+        with element("div", "right"):
+            Text(f"{who.name}, {who.role}" if visitor.signed_in else f"{who.role}, without sign-in on this machine")
+            with element("nav", "themes", aria_label="Theme"):
+                for name in ("system", "light", "dark"):
+                    link = Text(name, "a")
+                    link.props["href"] = f"/theme/{name}?back={quote(here, safe='')}"
+                    if name == theme:
+                        link.props["aria-current"] = "true"
+            if visitor.signed_in:
+
+                def leave() -> None:
+                    visitor.leave()
+                    ui.navigate.to("/login")
+
+                Text("Sign out", "button", "linklike").props("type=button").on("click", leave)
+    with element("div", "content", id="content"):
+        yield

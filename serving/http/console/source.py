@@ -1,0 +1,80 @@
+"""What the console asks of `Admin`, as a viewer of its own; it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serving.admin import requests as r
+from serving.admin import verbs as v
+from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Processes, Rollout, Worker
+from serving.admin.door import Admin
+from serving.security.principal import Principal, Role
+
+__all__ = ["Source"]
+
+READER = Principal("console", Role.VIEWER)
+PAGE = 1000
+
+
+class Source:
+    """Reads one installation. From any thread; each call may take as long as the rollout loop holds its lock."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+
+    def endpoints(self) -> list[Endpoint]:
+        """All of them."""
+        found: list[Endpoint] = []
+        page = r.EndpointList(page_size=PAGE)
+        while True:
+            told = self._admin.call(v.ENDPOINTS_LIST, page, READER)
+            found += told.endpoints
+            if not told.next_page_token:
+                return found
+            page = r.EndpointList(page_size=PAGE, page_token=told.next_page_token)
+
+    def rollout(self, endpoint: str) -> Rollout:
+        """The newest of an endpoint. Raises: NotFound."""
+        return self._admin.call(v.ROLLOUTS_GET, r.RolloutName(name=endpoint), READER)
+
+    def metrics(self, endpoint: str) -> Metrics:
+        """Figures of that rollout. Raises: NotFound."""
+        return self._admin.call(v.METRICS_GET, r.MetricsOf(endpoint=endpoint), READER)
+
+    def processes(self) -> Processes:
+        """What lanes, shadow lane, worker and supervisor report."""
+        return self._admin.call(v.METRICS_PROCESSES, r.Nothing(), READER)
+
+    def control(self) -> Mapping[str, Any]:
+        """What our own rollout loop last wrote; empty before its first pass."""
+        return self._admin.processes.all().get("control", {})
+
+    def missing(self) -> list[str]:
+        """Lanes that should answer and do not."""
+        return self._admin.processes.ready()[1]
+
+    def cache(self) -> Cache:
+        """Which embedding tier answers."""
+        return self._admin.call(v.CACHE_STATS, r.Nothing(), READER)
+
+    def worker(self) -> Worker:
+        """What the transfer worker does, and what the gate refused."""
+        return self._admin.call(v.WORKER_STATUS, r.Nothing(), READER)
+
+    def versions(self) -> Mapping[str, Sequence[Model]]:
+        """By bundle all versions, the newest first."""
+        found: dict[str, list[Model]] = {}
+        page = r.ModelList(page_size=PAGE)
+        while True:
+            told = self._admin.call(v.MODELS_LIST, page, READER)
+            for model in told.models:
+                found.setdefault(model.bundle, []).insert(0, model)
+            if not told.next_page_token:
+                return found
+            page = r.ModelList(page_size=PAGE, page_token=told.next_page_token)
+
+    def audit(self, endpoint: str, least: int) -> list[AuditEntry]:
+        """The newest entries of an endpoint, oldest first."""
+        page = r.AuditList(endpoint=endpoint, newest_first=True, page_size=least)
+        return self._admin.call(v.AUDIT_LIST, page, READER).entries[::-1]

@@ -1,0 +1,169 @@
+"""What answers and how: arms with their versions, latency and errors, the shadow lane, the embedding tiers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from serving.http.console.charts import curves, line_options
+from serving.http.console.live import Cell, Chart, Facts, Table, Text, panel
+from serving.http.console.reader import Reading
+from serving.http.console.wording import NONE, age, count, milliseconds, share
+
+__all__ = ["Arms", "Latency", "Shadow", "Tiers", "Versions"]
+
+ARMS = ("candidate", "stable")
+
+
+class Arms:
+    """Which version of which bundle answers for each arm."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        columns = ("arm", "bundle", ">answers", ">wanted", "lanes", "state")
+        with panel("Arms"):
+            self._table = Table(columns, "Arms and versions")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None:
+            return
+        rows: list[list[Cell | str]] = []
+        for arm in ARMS:
+            spec = view.endpoint.candidate if arm == "candidate" else view.endpoint.stable
+            if spec is None:
+                continue
+            traffic = view.arms[arm]
+            versions = Counter(version for version in traffic.versions.values() if version)
+            lanes = f"{sum(versions.values())} of {len(reading.processes.lanes)}"
+            state = traffic.state.lower() + (f": {traffic.reason}" if traffic.reason else "")
+            tone = {"READY": "wide", "LOADING": "wide warn"}.get(traffic.state, "wide bad")
+            rows.append(
+                [
+                    Cell(arm, "candidate strong" if arm == "candidate" else "strong"),
+                    spec.bundle,
+                    ", ".join(sorted(versions)) or NONE,
+                    traffic.wanted or spec.version or "newest",
+                    lanes,
+                    Cell(state or "no lane reports", tone),
+                ]
+            )
+        self._table.tell(rows)
+
+
+class Versions:
+    """The newest versions of both arms' bundles, and what the gate and the lanes say of them."""
+
+    MOST = 4
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        with panel("Versions", "newest first"):
+            columns = ("bundle", ">version", "kind", "may serve")
+            self._table = Table(columns, "Newest versions of both arms", "No version in the repository.")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None:
+            return
+        rows: list[list[Cell | str]] = []
+        for spec in (view.endpoint.candidate, view.endpoint.stable):
+            for model in reading.versions.get(spec.bundle if spec else "", ())[: self.MOST]:
+                answers = "answers" if any(place.startswith(f"{self._name}/") for place in model.arms) else "yes"
+                wrong = model.fault or "; ".join(model.reasons)
+                kind = f"{model.architecture}, on {model.base}" if model.base else model.architecture
+                may = Cell(f"refused: {wrong}", "wide bad") if wrong or not model.servable else Cell(answers, "wide")
+                rows.append([model.bundle, model.version, kind, may])
+        self._table.tell(rows)
+
+
+class Latency:
+    """Latency, errors and missed deadlines per arm."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        columns = ("arm", ">answers/s", ">p50", ">p99", ">errors", ">late")
+        with panel("Latency and errors", "of the last minute, all lanes; line: p99 in ms"):
+            self._table = Table(columns, "Latency and errors per arm")
+            self._chart = Chart("p99 latency per arm over time", line_options, "low")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        view = reading.views.get(self._name)
+        if view is None:
+            return
+        rows: list[list[Cell | str]] = []
+        for arm in ARMS:
+            traffic = view.arms[arm]
+            asked = traffic.requests + traffic.errors + traffic.deadline_misses
+            rows.append(
+                [
+                    Cell(arm, "candidate strong" if arm == "candidate" else "strong"),
+                    f"{traffic.rate:.1f}",
+                    milliseconds(traffic.p50),
+                    milliseconds(traffic.p99),
+                    _part(traffic.errors, asked),
+                    _part(traffic.deadline_misses, asked),
+                ]
+            )
+        self._table.tell(rows)
+        if view.track is not None:
+            self._chart.tell(curves(view.track.latency, "p99_stable", "p99_candidate", digits=2))
+
+
+def _part(number: int, of: int) -> Cell:
+    return Cell(f"{count(number)} ({share(number / of)})" if number and of else count(number), "bad" if number else "")
+
+
+class Shadow:
+    """What the shadow lane scored, and what it could not, by reason."""
+
+    def __init__(self) -> None:
+        with panel("Shadow lane", "scores the arm that did not answer"):
+            self._facts = Facts("scored", "of them late", "waiting", "last scored")
+            self._table = Table(("dropped because", ">in all", ">last minute"), "Shadow drops by reason", "Nothing was dropped.")  # fmt: skip
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        shadow = reading.processes.shadow
+        self._facts.tell("scored", count(shadow.get("scored")))
+        self._facts.tell("of them late", count(shadow.get("caught_up")))
+        self._facts.tell("waiting", count(shadow.get("queue")))
+        self._facts.tell("last scored", age(shadow.get("last_scored_ms"), now_ms))
+        reasons = {reason: number for reason, number in shadow.get("dropped_by_reason", {}).items() if number}
+        rows: list[list[Cell | str]] = []
+        for reason, number in sorted(reasons.items(), key=lambda one: -one[1]):
+            lately = reading.shadow_lately.get(reason, 0)
+            rows.append([reason, count(number), Cell(count(lately), "warn" if lately else "")])
+        self._table.tell(rows)
+
+
+class Tiers:
+    """How many embedding lookups each tier answered."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        with panel(
+            "Embedding tiers", "share of lookups answered, since the lanes began; default: id not known", "half"
+        ):
+            columns = ("arm", "table", ">lookups", ">device", ">segment", ">redis", ">default", ">stale", ">failed")
+            self._table = Table(columns, "Embedding lookups by tier", "No lookups yet.")
+            self._note = Text(tag="p", classes="note")
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        if reading.cache is None:
+            return
+        rows = []
+        for table in reading.cache.tables:
+            if table["endpoint"] != self._name:
+                continue
+            ids = table["ids"] or 0
+            failed = table["late"] + table["error"] + table["open"]
+            tiers = [
+                share(table["hits"].get(tier, 0) / ids) if ids else NONE for tier in ("device", "segment", "redis")
+            ]
+            rest = [share(table[case] / ids) if ids else NONE for case in ("default", "stale")]
+            arm = Cell(table["arm"], "candidate" if table["arm"] == "candidate" else "")
+            rows.append([arm, table["table"], count(ids), *tiers, *rest, Cell(count(failed), "warn" if failed else "")])
+        self._table.tell(rows)
+        shared = reading.cache.shared
+        if shared is not None:
+            wrong = f"; last failure: {shared['error']}" if shared.get("error") else ""
+            self._note.tell(f"Redis {'answers' if shared.get('redis') else 'cannot be reached'}{wrong}")

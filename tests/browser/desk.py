@@ -1,0 +1,52 @@
+"""What a person does with the console: sign in, press, give a reason, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from conftest import SHOT
+
+
+def sign_in(page: Any, url: str, token: str, path: str = "/endpoints/ranker") -> None:
+    """Go to a page and sign in on the way."""
+    page.goto(url + path)
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(url + path)
+    settled(page)
+
+
+def settled(page: Any) -> None:
+    """Wait until a page shows figures."""
+    page.locator(".chip, .cards td").first.filter(has_text=r"").wait_for()
+    page.get_by_text("Reading for the first time").wait_for(state="hidden")
+    page.locator("h1 + .chip:not(:empty), .cards td").first.wait_for()
+
+
+def act(page: Any, button: str, reason: str, **fields: str) -> None:
+    """Press a button, fill its dialog, confirm it, and wait until it is gone."""
+    page.get_by_role("button", name=button, exact=True).click()
+    dialog = page.get_by_role("dialog")
+    for label, value in fields.items():
+        dialog.get_by_label(label.replace("_", " ")).fill(value)
+    dialog.get_by_label("Reason").fill(reason)
+    dialog.get_by_role("button", name=button, exact=True).click()
+    dialog.wait_for(state="hidden")
+
+
+def phase(page: Any, name: str) -> None:
+    """Wait until the rollout is shown in a phase."""
+    page.locator(".title .chip", has_text=name).wait_for()
+
+
+def fits(page: Any) -> bool:
+    """Whether nothing makes a page scroll sideways."""
+    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+def shoot(page: Any, folder: Path, name: str) -> None:
+    """Take a screenshot of a whole page."""
+    path = folder / f"{name}.png"
+    page.screenshot(path=path, full_page=True)
+    SHOT.append(path)
