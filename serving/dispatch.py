@@ -7,7 +7,6 @@ Next stop: `serving.registry` (who could answer), `pipeline.engine` (the work).
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import threading
 from collections import Counter, defaultdict, deque
@@ -30,6 +29,7 @@ from serving.errors import code_of
 from serving.latency import Recent
 from serving.registry import Registry
 from serving.routing import choose_arm
+from serving.routing_key import RoutingHash
 from serving.served import Served, ServedEndpoint
 from serving.telemetry import Telemetry
 
@@ -114,7 +114,7 @@ class Dispatcher:
         self._ids = ids
         self._clock = clock
         self._telemetry = telemetry
-        self._routing = hashlib.blake2b(key=secret, digest_size=8, person=b"routing")
+        self.routing_hash = RoutingHash(secret)
         self._overrides = overrides
         self._default_deadline = default_deadline
         self.least_important = priority_levels
@@ -307,14 +307,6 @@ class Dispatcher:
             self.counters["unsampled"] += 1
             return ""
         return prediction_id
-
-    def routing_hash(self, key: str) -> int:
-        """Keyed 64-bit hash of a routing key; 0 for no key. Who knows the secret can find a user's rows, nobody else."""
-        if not key:
-            return 0
-        keyed = self._routing.copy()
-        keyed.update(key.encode())
-        return int.from_bytes(keyed.digest(), "big") or 1
 
     def refused(self, name: str, error: Exception) -> None:
         """Count a request that met its end before or after the engine."""

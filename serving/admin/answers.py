@@ -22,6 +22,7 @@ __all__ = [
     "Explanation",
     "Figure",
     "Figures",
+    "Forgotten",
     "Metrics",
     "Model",
     "ModelLoaded",
@@ -179,6 +180,7 @@ class Metrics(Answer):
     phases: FiguresList
     segments: FiguresList
     psi: Figures
+    long_run: Figures | None = None
 
 
 class Processes(Answer):
@@ -282,3 +284,11 @@ class Worker(Answer):
     committed: int = 0
     """Place that its last checkpoint holds."""
     reports: Figures
+
+
+# Traffic log
+
+
+class Forgotten(Answer):
+    predictions: int
+    """Deleted, with their labels, scores and labelled rows."""

@@ -20,6 +20,7 @@ from serving.admin.answers import Answer
 from serving.admin.audit import Audit
 from serving.admin.cache import Cache
 from serving.admin.endpoints import Endpoints
+from serving.admin.log import Log
 from serving.admin.metrics import Metrics
 from serving.admin.models import Models
 from serving.admin.once import Once
@@ -51,7 +52,7 @@ class Admin:
         upkeep: who keeps the Redis tier up to date, where there is one.
 
     Attributes:
-        endpoints, models, rollouts, metrics, audit, cache, worker: a service each; doors go through `call`.
+        endpoints, models, rollouts, metrics, audit, cache, log, worker: a service each; doors go through `call`.
         processes: what the machine's processes report.
     """
 
@@ -74,6 +75,7 @@ class Admin:
         self.metrics = Metrics(store, controller, traffic, self.processes, clock, lock)
         self.audit = Audit(store, controller)
         self.cache = Cache(store, repository, self.processes, clock, upkeep)
+        self.log = Log(config, store, traffic, clock)
         self.worker = Worker(self.processes, repository)
         self._once = Once(config.control_db, clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}

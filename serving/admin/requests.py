@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "ArmRequest",
@@ -20,6 +20,7 @@ __all__ = [
     "EndpointName",
     "EndpointRelease",
     "EndpointSet",
+    "LogForget",
     "MetricsOf",
     "ModelChange",
     "ModelList",
@@ -203,3 +204,21 @@ class Warm(Mutation):
 
 class CacheWarm(Warm):
     name: Name = Field(description="endpoint (both its arms) or bundle")
+
+
+# Traffic log
+
+
+class LogForget(Mutation):
+    """Exactly one of the two says whose records go."""
+
+    routing_key: str = Field("", max_length=1000, description="of the user")
+    prediction_id: str = Field(
+        "", max_length=100, description="one of the user's; those of the same routing key go too"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> LogForget:
+        if bool(self.routing_key) == bool(self.prediction_id):
+            raise ValueError("name the user by routing_key or by prediction_id, one of them")
+        return self

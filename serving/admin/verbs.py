@@ -69,6 +69,7 @@ AUDIT_LIST = Verb("audit.list", VIEWER, r.AuditList, a.AuditPage)
 AUDIT_EXPLAIN = Verb("audit.explain", VIEWER, r.AuditSeq, a.Explanation)
 CACHE_STATS = Verb("cache.stats", VIEWER, r.Nothing, a.Cache)
 CACHE_WARM = Verb("cache.warm", OPERATOR, r.CacheWarm, a.CacheWarming)
+LOG_FORGET = Verb("log.forget", OPERATOR, r.LogForget, a.Forgotten)
 WORKER_STATUS = Verb("worker.status", VIEWER, r.Nothing, a.Worker)
 
 VERBS: dict[str, Verb[Any, Any]] = {verb.name: verb for verb in list(globals().values()) if isinstance(verb, Verb)}

@@ -190,6 +190,11 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         """Begin to write a version's rows into Redis; `/cache` says how far it has come."""
         return ask(v.CACHE_WARM, body, name=name)
 
+    @routes.post("/log/forget", tags=["log"])
+    def forget(body: r.LogForget, ask: Ask = changes) -> a.Forgotten:
+        """Delete all records of a user from the traffic log."""
+        return ask(v.LOG_FORGET, body)
+
     @routes.get("/audit", tags=["audit"])
     def audit(query: Annotated[r.AuditList, Query()], ask: Ask = reads) -> a.AuditPage:
         """Who changed what, when, why and on which evidence."""

@@ -349,7 +349,7 @@ class GetMetricsRequest(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ...) -> None: ...
 
 class EndpointMetrics(_message.Message):
-    __slots__ = ("seq", "newest_ms", "exposed", "paired", "overridden", "coverage", "phases", "segments", "psi")
+    __slots__ = ("seq", "newest_ms", "exposed", "paired", "overridden", "coverage", "phases", "segments", "psi", "long_run")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     NEWEST_MS_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_FIELD_NUMBER: _ClassVar[int]
@@ -359,6 +359,7 @@ class EndpointMetrics(_message.Message):
     PHASES_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     PSI_FIELD_NUMBER: _ClassVar[int]
+    LONG_RUN_FIELD_NUMBER: _ClassVar[int]
     seq: int
     newest_ms: int
     exposed: int
@@ -368,7 +369,8 @@ class EndpointMetrics(_message.Message):
     phases: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
     segments: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
     psi: _struct_pb2.Struct
-    def __init__(self, seq: _Optional[int] = ..., newest_ms: _Optional[int] = ..., exposed: _Optional[int] = ..., paired: _Optional[int] = ..., overridden: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., psi: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    long_run: _struct_pb2.Struct
+    def __init__(self, seq: _Optional[int] = ..., newest_ms: _Optional[int] = ..., exposed: _Optional[int] = ..., paired: _Optional[int] = ..., overridden: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., psi: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., long_run: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class ProcessesRequest(_message.Message):
     __slots__ = ()
@@ -560,3 +562,19 @@ class WorkerStatus(_message.Message):
     committed: int
     reports: _struct_pb2.Struct
     def __init__(self, running: bool = ..., age_seconds: _Optional[float] = ..., weight: _Optional[float] = ..., replay_ratio: _Optional[float] = ..., teacher_every: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ..., refused: _Optional[_Iterable[_Union[RefusedVersion, _Mapping]]] = ..., batches: _Optional[int] = ..., trained_rows: _Optional[int] = ..., held_rows: _Optional[int] = ..., loss: _Optional[float] = ..., position: _Optional[int] = ..., committed: _Optional[int] = ..., reports: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ForgetRequest(_message.Message):
+    __slots__ = ("routing_key", "prediction_id", "reason")
+    ROUTING_KEY_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    routing_key: str
+    prediction_id: str
+    reason: str
+    def __init__(self, routing_key: _Optional[str] = ..., prediction_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Forgotten(_message.Message):
+    __slots__ = ("predictions",)
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    predictions: int
+    def __init__(self, predictions: _Optional[int] = ...) -> None: ...

@@ -1357,3 +1357,76 @@ class Worker(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class LogStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Forget = channel.unary_unary(
+                '/baton.admin.v1.Log/Forget',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Forgotten.FromString,
+                _registered_method=True)
+
+
+class LogServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Forget(self, request, context):
+        """Deletes all records of a user from the traffic log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_LogServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ForgetRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Forgotten.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.admin.v1.Log', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.admin.v1.Log', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Log(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Log/Forget',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ForgetRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Forgotten.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

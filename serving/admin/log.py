@@ -1,0 +1,58 @@
+"""Verbs of the traffic log that need the control process: forgetting a user."""
+
+from __future__ import annotations
+
+from pipeline.clock import Clock
+from pipeline.errors import Conflict, NotFound
+from pipeline.prediction import load_secret
+from pipeline.traffic.log import TrafficLog
+from pipeline.traffic.record import unpack
+from serving.admin import answers as a
+from serving.admin import requests as r
+from serving.config import Config
+from serving.rollout.store import ControlStore, Who
+from serving.routing_key import RoutingHash
+from serving.security.principal import Principal
+
+__all__ = ["Log"]
+
+
+class Log:
+    """See `serving.admin.verbs`; every method is the verb of its name."""
+
+    def __init__(self, config: Config, store: ControlStore, traffic: TrafficLog, clock: Clock) -> None:
+        self._config = config
+        self._store = store
+        self._traffic = traffic
+        self._clock = clock
+
+    def forget(self, request: r.LogForget, by: Principal) -> a.Forgotten:
+        """Delete all records of a user, named by routing key or by one of his predictions.
+
+        The audit says who asked, why and how much went; not of whom, for that would be a record of the user again.
+
+        Raises:
+            NotFound: the log has no such prediction. Conflict: it has no routing key, so nothing else is known to be its
+                user's.
+        """
+        if request.routing_key:
+            hashed = RoutingHash(load_secret(self._config.secret))(request.routing_key)
+        else:
+            hashed = self._user_of(request.prediction_id)
+        deleted = self._traffic.forget(hashed, self._clock.wall_ms())
+        named = "routing_key" if request.routing_key else "prediction_id"
+        who = Who(by.name, request.reason, self._clock.wall_ms())
+        self._store.note("log-forget", who, {"named_by": named, "predictions": deleted})
+        return a.Forgotten(predictions=deleted)
+
+    def _user_of(self, prediction_id: str) -> int:
+        found = self._traffic.records([prediction_id.lower()])
+        if not found:
+            raise NotFound("the traffic log has no such prediction; it may have gone by retention already")
+        hashed = unpack(next(iter(found.values()))).routing_hash
+        if not hashed:
+            raise Conflict(
+                "that prediction was made without a routing key: which others are its user's nobody knows; it goes with "
+                "traffic.retention"
+            )
+        return hashed
