@@ -37,7 +37,10 @@ from serving.embedding import embedding_status, open_hierarchy, publish_lookups,
 from serving.handoff import HandoffSender
 from serving.latency import quantile
 from serving.process import die_with_parent, write_status
+from serving.security.certificates import bind, open_certificates
+from serving.security.doorkeeper import Doorkeeper
 from serving.served import Snapshot
+from serving.services.access import Access
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
@@ -59,6 +62,7 @@ DRAIN = 10.0
 STALL = 5.0
 SWITCH = 5e-5
 LOGGED_SAMPLES = 16
+METADATA_BYTES = 16 << 10
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +92,8 @@ class Lane:
         """
         config, clock = self._config, self._clock
         secret = load_secret(config.secret)
+        self._doorkeeper = Doorkeeper(config, clock)
+        self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)
         self._tracing = open_tracing(config.telemetry, self._name)
         self._log = open_traffic_log(config)
@@ -266,6 +272,8 @@ class Lane:
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.max_concurrent_streams", listen.limits.streams),
+                ("grpc.max_metadata_size", METADATA_BYTES),
                 *_ages(listen),
             ]
         )
@@ -277,12 +285,13 @@ class Lane:
             self._tracing,
             message_seconds=self._config.engine.default_deadline,
         )
+        access = Access(self._config, self._doorkeeper)
         inference = InferenceService(
-            self.dispatcher, shell, ready=lambda: not self._draining and is_ready(self.registry.snapshot)
+            self.dispatcher, shell, access, ready=lambda: not self._draining and is_ready(self.registry.snapshot)
         )
-        ranking = RankingService(self.dispatcher, self.writer, self.telemetry, shell)
+        ranking = RankingService(self.dispatcher, self.writer, self.telemetry, shell, access)
         self._server.add_generic_rpc_handlers((inference.handler(), ranking.handler()))
-        self.port = self._server.add_insecure_port(listen.address(listen.grpc_port))
+        self.port = bind(self._server, listen.address(listen.grpc_port), self._certificates)
         await self._server.start()
         await self.health.update(self.registry.snapshot)
         log.info("%s listens on %s", self._name, listen.address(self.port))
@@ -360,6 +369,10 @@ class Lane:
         )  # fmt: skip
         if self._config.telemetry.triton_names:
             self.telemetry.include(TritonNames(self._name, lambda: self.dispatcher.tallies))
+        self.telemetry.tally(
+            "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
+            lambda: self._doorkeeper.counters,
+        )  # fmt: skip
         self.telemetry.tally(
             "baton_routing", "Requests without a routing key, whose candidate was not ready, or not recorded", "case",
             lambda: self.dispatcher.counters,

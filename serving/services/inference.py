@@ -17,25 +17,30 @@ from pipeline.errors import InvalidInput, NotFound, NotReady
 from pipeline.features import Features
 from protos.inference import SERVICE, methods
 from serving.dispatch import Dispatcher, ModelTally
+from serving.services.access import Access
 from serving.services.rpc import Call, Method, Shell, parse, serve
 from serving.wire.inference import parameters_of, read_request
 
 __all__ = ["EXTENSIONS", "InferenceService"]
 
 EXTENSIONS = ("model_repository", "statistics", "model_configuration")
+OPERATED = ("RepositoryModelLoad", "RepositoryModelUnload")
+PROBES = ("ServerLive", "ServerReady", "ModelReady")
 
 
 class InferenceService:
     """All methods of the service.
 
     Args:
+        access: who may do what.
         ready: whether the server takes requests; False before the first model and while it drains.
     """
 
-    def __init__(self, dispatcher: Dispatcher, shell: Shell, *, ready: Callable[[], bool]) -> None:
+    def __init__(self, dispatcher: Dispatcher, shell: Shell, access: Access, *, ready: Callable[[], bool]) -> None:
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry
         self._shell = shell
+        self._access = access
         self._clock = shell.clock
         self._ready = ready
         self._answers = {name: answer for name, (_, answer) in methods().items()}
@@ -58,10 +63,14 @@ class InferenceService:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        handlers = {"ModelInfer": self._shell.unary(f"{SERVICE}/ModelInfer", self._infer, self._dispatcher.refusal)}
+        access = self._access
+        infer = self._shell.unary(f"{SERVICE}/ModelInfer", self._infer, self._dispatcher.refusal, access.rank)
+        handlers = {"ModelInfer": infer}
         for name, (request, _) in methods().items():
             if name in calls:
-                handlers[name] = self._shell.unary(f"{SERVICE}/{name}", _parsed(request, calls[name]))
+                admission = access.operate if name in OPERATED else None if name in PROBES else access.rank
+                method = _parsed(request, calls[name])
+                handlers[name] = self._shell.unary(f"{SERVICE}/{name}", method, admission=admission)
         return serve(SERVICE, handlers)
 
     async def _infer(self, data: bytes, call: Call) -> bytes:
@@ -72,7 +81,10 @@ class InferenceService:
             name = request.model_name
             parameters = parameters_of(request)
             key = _text(parameters, "routing_key") or call.header("x-routing-key")
-            target = self._dispatcher.route(name, request.model_version, key, _text(parameters, "arm"))
+            arm = _text(parameters, "arm")
+            target = self._dispatcher.route(name, request.model_version, key, arm)
+            if arm:
+                self._access.override(name, call)
             codec = target.served.infer
             call.trace = call.trace or _flag(parameters, "trace")
             first = request.inputs[0].shape if request.inputs else ()

@@ -16,6 +16,7 @@ from pipeline.traffic.log import FeedbackEntry
 from pipeline.traffic.writer import TrafficWriter
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.dispatch import Dispatcher
+from serving.services.access import Access
 from serving.services.rpc import Call, Shell, committed, parse, serve
 from serving.telemetry import Telemetry
 from serving.wire.feedback import entries_of, response_of
@@ -32,25 +33,29 @@ class RankingService:
 
     Args:
         writer: commits feedback.
+        access: who may do what.
     """
 
-    def __init__(self, dispatcher: Dispatcher, writer: TrafficWriter, telemetry: Telemetry, shell: Shell) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, writer: TrafficWriter, telemetry: Telemetry, shell: Shell, access: Access
+    ) -> None:
         self._dispatcher = dispatcher
         self._writer = writer
         self._telemetry = telemetry
         self._shell = shell
+        self._access = access
         self._clock = shell.clock
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server takes."""
-        shell = self._shell
+        shell, access = self._shell, self._access
         return serve(
             SERVICE,
             {
-                "Rank": shell.unary(f"{SERVICE}/Rank", self._rank, self._dispatcher.refusal),
-                "RankStream": shell.streaming(f"{SERVICE}/RankStream", self._rank),
-                "Feedback": shell.unary(f"{SERVICE}/Feedback", self._feedback),
-                "FeedbackStream": shell.streaming(f"{SERVICE}/FeedbackStream", self._feedback),
+                "Rank": shell.unary(f"{SERVICE}/Rank", self._rank, self._dispatcher.refusal, access.rank),
+                "RankStream": shell.streaming(f"{SERVICE}/RankStream", self._rank, access.rank),
+                "Feedback": shell.unary(f"{SERVICE}/Feedback", self._feedback, admission=access.label),
+                "FeedbackStream": shell.streaming(f"{SERVICE}/FeedbackStream", self._feedback, access.label),
             },
         )
 
@@ -64,6 +69,8 @@ class RankingService:
             if not name:
                 raise InvalidInput("a request must name its endpoint", "endpoint")
             target = self._dispatcher.route(name, key=key, arm=request.arm)
+            if request.arm:
+                self._access.override(name, call)
             codec = target.served.rank
 
             def decode(message: Any) -> Features:
@@ -94,6 +101,7 @@ class RankingService:
 
     async def _feedback(self, data: bytes, call: Call) -> bytes:
         request = parse(pb.FeedbackRequest, data)
+        self._access.labels(call, len(request.predictions))
         entries: list[FeedbackEntry] = entries_of(request)
         replies = await committed(self._writer.feedback(entries)) if entries else []
         for reply in replies:

@@ -23,6 +23,8 @@ from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
 from serving.errors import Failure, failure_of
+from serving.security.doorkeeper import Caller, Known
+from serving.security.interceptor import caller_of
 from serving.tracing import Tracing
 
 __all__ = ["NO_DEADLINE", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
@@ -48,9 +50,10 @@ class Call:
     Attributes:
         event: set by a method that answered with scores; what is told about the call is read from it.
         trace: whether the caller wants its timings; a method may set it as well.
+        known: who calls, where a method needs to know before it reads.
     """
 
-    __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "trace")
+    __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "known", "trace")
 
     def __init__(self, context: Any, most: float | None = None) -> None:
         self._context = context
@@ -58,6 +61,7 @@ class Call:
         self._most = most
         self._request_id = ""
         self.event: Event | None = None
+        self.known: Known | None = None
         self.trace = False
 
     @property
@@ -67,6 +71,11 @@ class Call:
         if left is None or left > NO_DEADLINE:
             return self._most
         return float(left) if self._most is None else min(float(left), self._most)
+
+    @property
+    def caller(self) -> Caller:
+        """What the call and its connection say of who is there."""
+        return caller_of(self._context)
 
     def header(self, name: str) -> str:
         """A metadata value, "" when absent."""
@@ -85,6 +94,7 @@ class Call:
 Method = Callable[[bytes, Call], Awaitable[bytes]]
 Feed = Callable[[bytes, Call], AsyncGenerator[bytes]]
 Refusal = Callable[[float | None], Overloaded | None]
+Admission = Callable[[Call], None]
 
 
 def parse(message: Any, data: bytes) -> Any:
@@ -117,12 +127,15 @@ class Shell:
     message_seconds: float = 10.0
     stream_window: int = 32
 
-    def unary(self, name: str, method: Method, refusal: Refusal | None = None) -> grpc.RpcMethodHandler[Any, Any]:
+    def unary(
+        self, name: str, method: Method, refusal: Refusal | None = None, admission: Admission | None = None
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         """A handler of one request and one answer.
 
         Args:
             name: service and method, of spans.
             refusal: asked before a request is read, with the seconds until the caller's deadline.
+            admission: raises before a request is read when the caller may not ask; None: everyone may.
         """
         now = self.clock.monotonic
         tracing = self.tracing
@@ -137,6 +150,8 @@ class Shell:
             span = None if tracing is None else tracing.begin(name, call.header)
             failure: BaseException | None = None
             try:
+                if admission is not None:
+                    admission(call)
                 data = await context.read()
                 if data is grpc.aio.EOF:
                     raise InvalidInput("the call brings no request", "request")
@@ -158,10 +173,15 @@ class Shell:
 
         return grpc.stream_unary_rpc_method_handler(handle)
 
-    def streaming(self, name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    def streaming(
+        self, name: str, method: Method, admission: Admission | None = None
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         """A handler of a stream of requests: several at work at once, answered in the order they came.
 
         A request that fails ends the stream with its error, once those before it are answered.
+
+        Args:
+            admission: raises when the caller may not ask, or not any longer: asked at first and with each request.
         """
         tracing = self.tracing
 
@@ -175,7 +195,11 @@ class Shell:
 
             async def read() -> None:
                 try:
+                    if admission is not None:
+                        admission(call)
                     async for data in requests:
+                        if admission is not None:
+                            admission(call)
                         task = asyncio.ensure_future(self._answer(method, data, call))
                         working.add(task)
                         await window.put(task)
