@@ -30,7 +30,9 @@ from serving.security.tokens import TokenAuthenticator, TokenStore
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
 from serving.state import open_control_store
+from serving.supervisor import children_of
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.telemetry.overview import Overview, made_ms
 from serving.traffic import open_traffic_log
 from serving.upkeep import TrafficUpkeep
 
@@ -76,6 +78,17 @@ def run_control(config: Config) -> None:
     )
     traffic_upkeep = TrafficUpkeep(config, joined, store)
     traffic_upkeep.publish(telemetry)
+    telemetry.include(
+        Overview(
+            [child.name for child in children_of(config, config.home)],
+            lambda: read_status(config.status, clock.wall_ms()),
+            store,
+            controller.snapshot,
+            read.stats,
+            lambda bundle, version: made_ms(repository.open(bundle, version)),
+            clock,
+        )
+    )
     started = kept = clock.monotonic()
 
     def join() -> None:
@@ -126,6 +139,7 @@ def run_control(config: Config) -> None:
             build_app(admin, config.home, authenticator),
             host=listen.host,
             port=listen.http_port,
+            log_config=None,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=3,
