@@ -97,8 +97,12 @@ def smallest_id(time_ms: int) -> str:
     return base64.b32hexencode(body).decode().lower()
 
 
-def load_secret(path: Path) -> bytes:
-    """The installation's secret (32 bytes), made on first use and readable by its owner alone; safe against races."""
+def load_secret(path: Path, first: bytes = b"") -> bytes:
+    """The installation's secret (32 bytes), made on first use and readable by its owner alone; safe against races.
+
+    Args:
+        first: what it is on first use; random unless said.
+    """
     try:
         return _read(path)
     except FileNotFoundError:
@@ -106,7 +110,7 @@ def load_secret(path: Path) -> bytes:
         staging = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
+            file.write(first or secrets.token_bytes(32))
         try:
             os.link(staging, path)  # fails when another process was first: then its key counts
         except FileExistsError:

@@ -22,14 +22,14 @@ from serving.bundle_upkeep import BundleUpkeep
 from serving.bundles import open_repository
 from serving.config import Config
 from serving.http.api import build_app
-from serving.kill import KillSwitch
+from serving.lead import LeadLost
 from serving.observe import Observer, read_status
 from serving.process import die_with_parent, step_back, write_status
 from serving.rollout.controller import RolloutController
 from serving.security.tokens import TokenAuthenticator, TokenStore
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
-from serving.state import open_control_store
+from serving.state import open_control_store, open_kill_switch, open_lead
 from serving.supervisor import children_of
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
@@ -43,6 +43,7 @@ __all__ = ["run_control"]
 
 JOIN_EVERY = 0.2
 PASS_EVERY = 0.5
+LEAD_EVERY = 0.5
 UPKEEP_EVERY = 60.0
 UPKEEP_NICE = 10
 REFRESH_EVERY = 1.0
@@ -57,11 +58,12 @@ def run_control(config: Config) -> None:
     store = open_control_store(config)
     joined, read = open_traffic_log(config), open_traffic_log(config)
     repository = open_repository(config)
-    kill = KillSwitch(config.home)
+    kill = open_kill_switch(config)
     observer = Observer(config.status, repository, kill, clock)
     controller = RolloutController(store, read, clock, observer, observer.schema)
     lock = threading.RLock()
     stop = threading.Event()
+    lead, leads = open_lead(config, clock), threading.Event()
     cache = _open_cache(config, repository, clock, stop)
     telemetry = Telemetry("control")
     if cache is not None:
@@ -91,6 +93,30 @@ def run_control(config: Config) -> None:
     )
     started = kept = clock.monotonic()
 
+    def take_lead() -> None:
+        if lead.hold() == leads.is_set():
+            return
+        if leads.is_set():
+            leads.clear()
+            log.warning("another control process leads now; this one answers and stands by")
+        else:
+            leads.set()
+            log.info("this control process leads")
+
+    def leading(body: Callable[[], None]) -> Callable[[], None]:
+        """Do nothing while another process leads; write nothing once one does."""
+
+        def guarded() -> None:
+            if not leads.is_set():
+                return
+            try:
+                with store.fenced(lead.token):
+                    body()
+            except LeadLost as error:
+                log.warning("%s", error)
+
+        return guarded
+
     def join() -> None:
         nonlocal kept
         while joined.join(clock.wall_ms()) and not stop.is_set():
@@ -106,9 +132,18 @@ def run_control(config: Config) -> None:
             for rollout, decision in controller.step():
                 if decision.event is not None:
                     log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
+
+    def tell() -> None:
         versions = {name: {"step_version": admin.rollouts.step_version(name)} for name in store.endpoints()}
         write_status(
-            config.status / "control.json", {"process": "control", "time_ms": clock.wall_ms(), "endpoints": versions}
+            config.status / "control.json",
+            {
+                "process": "control",
+                "time_ms": clock.wall_ms(),
+                "endpoints": versions,
+                "leads": leads.is_set(),
+                "leader": lead.holder(),
+            },
         )
         telemetry.write(config.home / METRICS_DIR)
 
@@ -118,14 +153,20 @@ def run_control(config: Config) -> None:
         step_back(UPKEEP_NICE, thread=True)
         upkeep.step(read_status(config.status, clock.wall_ms()))
 
-    bodies = [("label-join", join, JOIN_EVERY), ("rollout", move, PASS_EVERY), ("bundle-upkeep", tidy, UPKEEP_EVERY)]
+    bodies = [
+        ("lead", take_lead, LEAD_EVERY),
+        ("label-join", leading(join), JOIN_EVERY),
+        ("rollout", leading(move), PASS_EVERY),
+        ("status", tell, PASS_EVERY),
+        ("bundle-upkeep", tidy, UPKEEP_EVERY),
+    ]
     if cache is not None:
         update = cache.step
 
         def refresh() -> None:
             update({k: s for k, s in read_status(config.status, clock.wall_ms()).items() if s.get("fresh")})
 
-        bodies.append(("redis-updates", refresh, REFRESH_EVERY))
+        bodies.append(("redis-updates", leading(refresh), REFRESH_EVERY))
     loops = [
         threading.Thread(target=_repeat, args=(name, body, pause, stop), name=name, daemon=True)
         for name, body, pause in bodies
@@ -145,7 +186,6 @@ def run_control(config: Config) -> None:
             timeout_graceful_shutdown=3,
         )
     )
-
     grpc_server = AdminServer(
         admin, authenticator, Shell(listen.max_message_bytes, clock), listen.address(listen.admin_port)
     )
@@ -175,6 +215,7 @@ def run_control(config: Config) -> None:
         stop.set()
         for loop in loops:
             loop.join(10)
+        lead.release()
         admin.close()
         if cache is not None:
             cache.close()

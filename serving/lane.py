@@ -25,7 +25,7 @@ from pipeline.engine import Engine
 from pipeline.errors import BatonError
 from pipeline.features import Features
 from pipeline.meter import BUCKET_SIZES
-from pipeline.prediction import PredictionIds, load_secret
+from pipeline.prediction import PredictionIds
 from pipeline.stages.record import Record
 from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
@@ -46,6 +46,7 @@ from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
 from serving.stages import lane_plan
+from serving.state import installation_secret
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.triton import TritonNames
 from serving.tracing import open_tracing
@@ -91,7 +92,7 @@ class Lane:
             OSError: the port is taken by something that does not share it.
         """
         config, clock = self._config, self._clock
-        secret = load_secret(config.secret)
+        secret = installation_secret(config)
         self._doorkeeper = Doorkeeper(config, clock)
         self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)

@@ -1,26 +1,113 @@
-"""Opens the state that processes share, as the configuration names it: in `home`."""
+"""Opens what processes share, as the configuration names it: in `home`, or in a Redis that several machines share."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+
+from pipeline.clock import Clock
+from pipeline.prediction import load_secret
+from pipeline.redis_address import RedisAddress
 from serving.config import Config
+from serving.kill import KillSwitch
+from serving.lead import FileLead, Lead
+from serving.redis_access import redis_address
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import ControlStore
 from serving.routing import Endpoint
 
-__all__ = ["open_control_store", "stored_endpoints"]
+__all__ = [
+    "installation_secret",
+    "node_name",
+    "open_control_store",
+    "open_kill_switch",
+    "open_lead",
+    "relaying",
+    "stored_endpoints",
+]
 
 
 def open_control_store(config: Config) -> ControlStore:
-    """Endpoints, rollouts and audit of the installation, made when absent."""
-    return SqliteControlStore(config.control_db)
+    """Endpoints, rollouts and audit of the installation, made when absent.
+
+    Raises:
+        InvalidInput: the Redis may not be one. NotReady: it cannot be reached now.
+    """
+    if not config.state.url:
+        return SqliteControlStore(config.control_db)
+    # What talks to Redis is loaded only where there is one.
+    from serving.rollout.redis_store import RedisControlStore
+
+    return RedisControlStore(_address(config))
 
 
 def stored_endpoints(config: Config) -> dict[str, Endpoint]:
     """What the installation knows of endpoints; nothing, and nothing is made, where it has never run."""
-    if not config.control_db.exists():
+    if not config.state.url and not config.control_db.exists():
         return {}
     store = open_control_store(config)
     try:
         return store.endpoints()
     finally:
         store.close()
+
+
+def open_kill_switch(config: Config) -> KillSwitch:
+    """The kill switch of the installation."""
+    if not config.state.url:
+        return KillSwitch(config.home)
+    from serving.cluster.kill import SharedKillSwitch
+
+    return SharedKillSwitch(config.home, _address(config))
+
+
+def open_lead(config: Config, clock: Clock) -> Lead:
+    """The lead among the control processes of the installation, not taken yet."""
+    owner = f"{node_name(config)} pid {os.getpid()}"
+    if not config.state.url:
+        return FileLead(config.home / "run" / "lead", owner)
+    from serving.cluster.lead import RedisLead
+
+    return RedisLead(_address(config), owner, clock, config.state.lease)
+
+
+def node_name(config: Config) -> str:
+    """This machine's name among those that share a state; two homes on one machine are two nodes."""
+    home = hashlib.blake2b(os.fsencode(config.home.resolve()), digest_size=3).hexdigest()
+    return config.state.node or f"{socket.gethostname()}-{home}"
+
+
+def installation_secret(config: Config) -> bytes:
+    """The secret that prediction ids and routing hashes are made with; machines that share a state have one.
+
+    Raises:
+        InvalidInput: this home has another one. NotReady: the shared state cannot be reached now.
+    """
+    if not config.state.url:
+        return load_secret(config.secret)
+    from serving.cluster.secret import agree_on_secret
+
+    return agree_on_secret(_address(config), config.secret)
+
+
+@contextlib.contextmanager
+def relaying(config: Config, clock: Clock, name: str, *, hear: bool = False) -> Iterator[None]:
+    """Within, other machines know of this process by its status file, where there are others; see `Relay`."""
+    if not config.state.url:
+        yield
+        return
+    from serving.cluster.relay import Relay
+
+    relay = Relay(_address(config), config.status, node_name(config), clock, name=name, hear=hear)
+    relay.start()
+    try:
+        yield
+    finally:
+        relay.stop()
+
+
+def _address(config: Config) -> RedisAddress:
+    return redis_address(config.state, "state")

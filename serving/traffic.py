@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.prediction import PredictionIds, load_secret
+from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from serving.config import Config
+from serving.state import installation_secret
 
 __all__ = ["open_traffic_log"]
 
@@ -19,7 +20,7 @@ def open_traffic_log(config: Config) -> TrafficLog:
     """
     config.home.mkdir(parents=True, exist_ok=True)
     traffic = config.traffic
-    ids = PredictionIds(load_secret(config.secret))
+    ids = PredictionIds(installation_secret(config))
     window_ms, late_ms = round(1000 * traffic.attribution_window), round(1000 * traffic.late_limit)
     if not traffic.url:
         return SqliteTrafficLog(config.traffic_db, ids, window_ms, late_ms)

@@ -11,10 +11,9 @@ from pipeline.features import Features
 from pipeline.model import Model
 from serving.bundles import open_repository
 from serving.config import Config
-from serving.kill import KillSwitch
 from serving.registry import NICE, Registry
 from serving.room import Room
-from serving.state import open_control_store
+from serving.state import open_control_store, open_kill_switch
 
 __all__ = ["open_registry"]
 
@@ -39,7 +38,7 @@ def open_registry(
     threads = config.engine.network_threads
     return Registry(
         open_control_store(config),
-        KillSwitch(config.home),
+        open_kill_switch(config),
         repository,
         partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),
         clock,

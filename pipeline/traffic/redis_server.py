@@ -6,7 +6,6 @@ within the timeout, and every failure is NotReady: who calls decides how often t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +15,12 @@ from redis.client import Pipeline
 
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis_address import RedisAddress
+from pipeline.redis_durable import require_durable
 from pipeline.traffic.redis_scripts import OPEN
 
 __all__ = ["FORMAT", "TrafficRedis"]
 
 FORMAT = 1
-_LEAST = (6, 2)
-
-log = logging.getLogger(__name__)
 
 
 class TrafficRedis:
@@ -94,28 +91,7 @@ class TrafficRedis:
         self._client.close()
 
     def _check(self) -> None:
-        try:
-            told: Any = self._client.info("everything")
-        except redis.RedisError as error:
-            raise NotReady(f"traffic log {self.url} cannot be opened: {error}") from error
-        version = str(told.get("redis_version", "0.0"))
-        if tuple(int(part) for part in version.split(".")[:2]) < _LEAST:
-            raise InvalidInput(
-                f"traffic log {self.url} is Redis {version}; {'.'.join(map(str, _LEAST))} is needed", "url"
-            )
-        policy = told.get("maxmemory_policy", "")
-        if policy != "noeviction":
-            raise InvalidInput(
-                f"traffic log {self.url} evicts keys when memory is full (maxmemory-policy {policy}), which would lose "
-                "labels; set `maxmemory-policy noeviction`, or name a Redis of the log's own",
-                "url",
-            )
-        if not told.get("aof_enabled"):
-            raise InvalidInput(
-                f"traffic log {self.url} keeps no append-only file, so a restart would lose labels; set `appendonly yes`",
-                "url",
-            )
-        self._check_sync()
+        require_durable(self._client, f"traffic log {self.url}", "labels")
         found = self.run(OPEN, FORMAT)
         if found == b"foreign":
             raise InvalidInput(
@@ -127,17 +103,4 @@ class TrafficRedis:
                 f"{self.url} was written by a newer Baton (format {int(found)}; this one knows {FORMAT}): upgrade this "
                 "installation, or name an empty database",
                 "url",
-            )
-
-    def _check_sync(self) -> None:
-        try:
-            sync: Any = self._client.config_get("appendfsync").get("appendfsync")
-        except redis.RedisError:
-            return  # not ours to ask
-        if sync != "always":
-            log.warning(
-                "traffic log %s has appendfsync %s: an acknowledged label survives the end of any process of ours, but "
-                "a crash of Redis or its machine may take the last seconds; `appendfsync always` closes that gap",
-                self.url,
-                sync,
             )

@@ -18,13 +18,14 @@ import typer
 
 from pipeline.clock import SystemClock
 from pipeline.errors import DataError, InvalidInput
-from pipeline.prediction import PredictionIds, load_secret
+from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.record import PredictionRecord, unpack
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.bundles import open_repository
 from serving.cli.output import Output, emit, problems, say, show_table
 from serving.config import Config
+from serving.state import installation_secret, stored_endpoints
 from serving.traffic import open_traffic_log
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def import_(
             else _exported(source, endpoint)
         )
         clock = SystemClock()
-        done = restore(log, PredictionIds(load_secret(settings.secret)), predictions)
+        done = restore(log, PredictionIds(installation_secret(settings)), predictions)
         labelled = 0
         while entries := log.join(clock.wall_ms()):
             labelled += entries
@@ -193,8 +194,6 @@ def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> It
 
 def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> None:
     """Rows of other fields than the endpoint's would lie in the log and never be used."""
-    from serving.state import stored_endpoints
-
     arms: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
     if endpoint not in arms:
         raise InvalidInput(f"there is no endpoint {endpoint!r}; there are {sorted(arms) or 'none'}", "endpoint")

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from serving.cli.output import Output, problems, say
 from serving.config import Config
 from serving.logs import ending, write_logs
+from serving.state import relaying
 
 __all__ = ["demo", "process", "serve", "worker"]
 
@@ -61,7 +63,7 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
         stop = _stop_on_signal()
         from serving.cli.worker import build
 
-        with ending():
+        with ending(), relaying(settings, SystemClock(), "worker"):
             build(settings).run(stop)
 
 
@@ -73,8 +75,9 @@ def process(
     """Run one of the processes that `baton serve` starts."""
     with problems():
         settings = Config.load(config)
-        write_logs(f"lane-{index}" if role == "lane" else role, settings.log_level, settings.log_format)
-        with ending():
+        name = f"lane-{index}" if role == "lane" else role
+        write_logs(name, settings.log_level, settings.log_format)
+        with ending(), relaying(settings, SystemClock(), name, hear=role == "control"):
             if role == "lane":
                 from serving.lane import run_lane
 

@@ -47,6 +47,7 @@ class _Runner:
 
     analysis: Analysis
     first_mark: int
+    entered: tuple[int, int]
     behind: bool = True
     next_look_ms: int = 0
     status: dict[str, Any] | None = None
@@ -146,8 +147,7 @@ class RolloutController:
         with self._lock:
             stored = self._store.rollout(name)
             runner = self._runner(stored)
-            if runner.behind or not stored.state.active:
-                self._read(runner)
+            self._read(runner)
             runner.analysis.refresh()
             told = runner.analysis.snapshot()
             followed = self._long_run(stored)
@@ -202,6 +202,7 @@ class RolloutController:
         if state.marks[-1] != stored.state.marks[-1]:
             mark = state.marks[-1]
             runner.analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
+            runner.entered = _entered(state)
             if len(stored.state.marks) == len(state.marks):  # the oldest mark made room
                 runner.first_mark -= 1
         if isinstance(event, (StepBack, Abort)):
@@ -210,8 +211,10 @@ class RolloutController:
 
     def _runner(self, stored: StoredRollout) -> _Runner:
         runner = self._runners.get(stored.id)
+        state = stored.state
+        if runner is not None and runner.entered != _entered(state):
+            runner = None  # another control process has moved it
         if runner is None:
-            state = stored.state
             # Rows of stays before the present attempt are read again only while no figures of them are stored.
             first = next((at for at, mark in enumerate(state.marks) if mark.figures is None), len(state.marks) - 1)
             after = min(state.evidence_seq, state.marks[first].seq)
@@ -219,7 +222,7 @@ class RolloutController:
             analysis = new_analysis(stored.spec, after, self._schema)
             for mark in state.marks[first:]:
                 analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
-            runner = self._runners[stored.id] = _Runner(analysis, first)
+            runner = self._runners[stored.id] = _Runner(analysis, first, _entered(state))
         return runner
 
     def _read(self, runner: _Runner) -> None:
@@ -291,6 +294,11 @@ class RolloutController:
             middle = (low + high) // 2
             low, high = (middle + 1, high) if self._log.labelled(middle, 1) else (low, middle)
         return high
+
+
+def _entered(state: RolloutState) -> tuple[int, int]:
+    """Which stay the newest is: when it began, and where in the log."""
+    return state.marks[-1].entered_ms, state.marks[-1].seq
 
 
 def _route(spec: Rollout, endpoint: Endpoint, state: RolloutState) -> Endpoint:

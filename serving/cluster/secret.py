@@ -1,0 +1,42 @@
+"""One secret for all machines of an installation: the first one's, kept in the Redis that they share and in each home."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from pipeline.errors import InvalidInput, NotReady
+from pipeline.prediction import load_secret
+from pipeline.redis_address import RedisAddress
+
+__all__ = ["agree_on_secret"]
+
+_KEY = "control:secret"
+_BYTES = 32
+
+
+def agree_on_secret(address: RedisAddress, path: Path) -> bytes:
+    """The installation's secret; `path` is where this home keeps it, so that it is known while Redis is away.
+
+    Raises:
+        InvalidInput: this home has another one.
+        NotReady: this home has none yet, and Redis cannot be reached.
+    """
+    mine = load_secret(path) if path.exists() else None
+    try:
+        with contextlib.closing(address.client(5.0)) as client:
+            client.set(_KEY, mine or secrets.token_bytes(_BYTES), nx=True)
+            shared: Any = client.get(_KEY)
+    except redis.RedisError as error:
+        if mine is None:
+            raise NotReady(f"state {address.url}: {error}") from error
+        return mine
+    if mine is not None and mine != shared:
+        raise InvalidInput(
+            f"{path} is not the secret of the installation that shares {address.url}: start with a new home", "home"
+        )
+    return load_secret(path, bytes(shared))

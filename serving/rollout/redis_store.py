@@ -1,0 +1,233 @@
+"""The control store in a Redis that several machines share; it must evict nothing and keep an append-only file.
+
+    control:format       of what is stored, 1
+    control:version      counts the changes; every one watches it, so of two at once one is run again
+    control:fence        the highest token of a lead (`serving.lead`)
+    control:endpoints    name -> endpoint; control:active: endpoint -> its active rollout
+    control:rollouts     id -> rollout without status; control:order: ids as they were started; control:status: id -> status
+    control:audit        a stream whose ids are the entries' numbers, which Redis lets only grow
+    control:audit:NAME   the numbers of the entries about one endpoint
+
+A change is read, checked and queued here and takes effect in one MULTI/EXEC, so a process that dies at any point of it
+has written all or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import redis
+from redis.client import Pipeline
+
+from pipeline.errors import InvalidInput, NotReady
+from pipeline.redis_address import RedisAddress
+from pipeline.redis_durable import require_durable
+from serving.cluster.lead import FENCE
+from serving.lead import LeadLost
+from serving.rollout.spec import Rollout
+from serving.rollout.state import RolloutState
+from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
+from serving.routing import Endpoint
+
+__all__ = ["RedisControlStore"]
+
+T = TypeVar("T")
+
+FORMAT = 1
+_TRIES = 100
+_PREFIX = "control:"
+_FORMAT, _VERSION, _ENDPOINTS, _ACTIVE, _ROLLOUTS, _ORDER, _STATUS, _AUDIT = (
+    _PREFIX + name for name in ("format", "version", "endpoints", "active", "rollouts", "order", "status", "audit")
+)
+
+
+class RedisControlStore(ControlStore):
+    """Endpoints, rollouts and audit of all machines that name the same Redis.
+
+    Args:
+        timeout: seconds of silence after which a call is given up.
+
+    Raises:
+        InvalidInput: the Redis may lose what it is given, or a newer Baton wrote it.
+        NotReady: it cannot be reached now; all methods raise it.
+    """
+
+    def __init__(self, address: RedisAddress, timeout: float = 5.0) -> None:
+        super().__init__()
+        self.url = address.url
+        self._client = address.client(timeout)
+        try:
+            require_durable(self._client, f"state {self.url}", "rollouts and their audit")
+            with self._reached():
+                self._client.set(_FORMAT, FORMAT, nx=True)
+                found = int(self._client.get(_FORMAT) or FORMAT)
+            if found > FORMAT:
+                raise InvalidInput(
+                    f"state {self.url} was written by a newer Baton (format {found}; this one knows {FORMAT}): upgrade "
+                    "this installation, or name an empty database",
+                    "state.url",
+                )
+        except BaseException:
+            self._client.close()
+            raise
+
+    def close(self) -> None:
+        self._client.close()
+
+    def data_version(self) -> int:
+        with self._reached():
+            return int(self._client.get(_VERSION) or 0)
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        with self._reached():
+            found: Any = self._client.hgetall(_ENDPOINTS)
+        return {name.decode(): Endpoint.model_validate_json(found[name]) for name in sorted(found)}
+
+    def find_endpoint(self, name: str) -> Endpoint | None:
+        with self._reached():
+            return _endpoint(self._client.hget(_ENDPOINTS, name))
+
+    def rollouts(self, *, active: bool = False, endpoint: str = "") -> list[StoredRollout]:
+        with self._reached():
+            ids: Any = self._client.lrange(_ORDER, 0, -1)
+            found = self._read(ids)
+        found.sort(key=lambda stored: stored.created_ms)  # stable: else as they were started
+        return [s for s in found if (s.state.active or not active) and endpoint in ("", s.spec.endpoint)]
+
+    def find_rollout(self, name: str) -> StoredRollout | None:
+        with self._reached():
+            direct = self._read([name])
+        if direct:
+            return direct[0]
+        of_endpoint = self.rollouts(endpoint=name)
+        return next((s for s in of_endpoint if s.state.active), of_endpoint[-1] if of_endpoint else None)
+
+    def audit(self, endpoint: str = "", after: int = 0, limit: int = 1000) -> list[AuditEntry]:
+        start = f"({after}-0" if after > 0 else "-"
+        with self._reached():
+            return self._audit(endpoint, lambda stream: self._client.xrange(stream, start, "+", limit))
+
+    def latest_audit(self, endpoint: str = "", before: int | None = None, limit: int = 1000) -> list[AuditEntry]:
+        end = "+" if before is None else f"({before}-0"
+        with self._reached():
+            return self._audit(endpoint, lambda stream: self._client.xrevrange(stream, end, "-", limit))
+
+    def _audit(self, endpoint: str, read: Callable[[str], Any]) -> list[AuditEntry]:
+        """What a range of the audit holds, of one endpoint by way of its own stream."""
+        if not endpoint:
+            return [_entry(entry) for entry in read(_AUDIT)]
+        pipe: Pipeline = self._client.pipeline(transaction=False)
+        for number, _ in read(f"{_AUDIT}:{endpoint}"):
+            pipe.xrange(_AUDIT, number, number)
+        return [_entry(found[0]) for found in pipe.execute() if found]
+
+    def transact(self, change: Callable[[Transaction], T]) -> T:
+        token = getattr(self._fence, "token", None)
+        for _ in range(_TRIES):
+            with self._reached(), self._client.pipeline() as pipe:
+                pipe.watch(_VERSION, FENCE)  # type: ignore[no-untyped-call]
+                if token is not None and token != int(pipe.get(FENCE) or 0):
+                    raise LeadLost("another control process has the lead by now; nothing was written")
+                tx = _Transaction(pipe)
+                result = change(tx)
+                pipe.multi()
+                for command in tx.commands:
+                    pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+                pipe.incr(_VERSION)
+                try:
+                    pipe.execute()
+                except redis.WatchError:
+                    continue  # somebody was faster: look again at what there is now
+                return result
+        raise NotReady(f"state {self.url} changes faster than this process can write to it")
+
+    def _read(self, ids: Sequence[Any]) -> list[StoredRollout]:
+        if not ids:
+            return []
+        bodies: Any = self._client.hmget(_ROLLOUTS, list(ids))
+        statuses: Any = self._client.hmget(_STATUS, list(ids))
+        return [_rollout(body, status) for body, status in zip(bodies, statuses, strict=True) if body is not None]
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise NotReady(f"state {self.url}: {error}") from error
+
+
+class _Transaction:
+    """Reads at once, from what is watched; writes are kept in `commands`."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self._pipe = pipe
+        self.commands: list[tuple[Any, ...]] = []
+
+    def endpoint(self, name: str) -> Endpoint | None:
+        return _endpoint(self._pipe.hget(_ENDPOINTS, name))
+
+    def owner(self, endpoint: str) -> str | None:
+        found: Any = self._pipe.hget(_ACTIVE, endpoint)
+        return None if found is None else found.decode()
+
+    def rollout_version(self, rollout: str) -> int | None:
+        found: Any = self._pipe.hget(_ROLLOUTS, rollout)
+        return None if found is None else int(json.loads(found)["resource_version"])
+
+    def put_endpoint(self, endpoint: Endpoint) -> None:
+        self.commands.append(("HSET", _ENDPOINTS, endpoint.name, endpoint.model_dump_json()))
+
+    def insert_rollout(self, made: StoredRollout) -> None:
+        self.commands.append(("RPUSH", _ORDER, made.id))
+        self.update_rollout(made)
+
+    def update_rollout(self, saved: StoredRollout) -> None:
+        body = {
+            "id": saved.id,
+            "spec": saved.spec.model_dump_json(),
+            "state": saved.state.to_json(),
+            "created_ms": saved.created_ms,
+            "resource_version": saved.resource_version,
+        }
+        self.commands.append(("HSET", _ROLLOUTS, saved.id, json.dumps(body)))
+        if saved.state.active:
+            self.commands.append(("HSET", _ACTIVE, saved.spec.endpoint, saved.id))
+        elif self.owner(saved.spec.endpoint) == saved.id:
+            self.commands.append(("HDEL", _ACTIVE, saved.spec.endpoint))
+
+    def put_status(self, rollout: str, status: Mapping[str, Any]) -> None:
+        self.commands.append(("HSET", _STATUS, rollout, json.dumps(status)))
+
+    def append_audit(self, entry: AuditEntry) -> None:
+        last: Any = self._pipe.xrevrange(_AUDIT, count=1)
+        before = int(bytes(last[0][0]).partition(b"-")[0]) if last else 0
+        seq = before + 1 + sum(1 for command in self.commands if command[:2] == ("XADD", _AUDIT))
+        body = {key: value for key, value in asdict(entry).items() if key != "seq"}
+        self.commands.append(("XADD", _AUDIT, f"{seq}-0", "entry", json.dumps(body)))
+        if entry.endpoint:
+            self.commands.append(("XADD", f"{_AUDIT}:{entry.endpoint}", f"{seq}-0", "at", ""))
+
+
+def _endpoint(body: Any) -> Endpoint | None:
+    return None if body is None else Endpoint.model_validate_json(body)
+
+
+def _rollout(body: Any, status: Any) -> StoredRollout:
+    found = json.loads(body)
+    return StoredRollout(
+        id=found["id"],
+        spec=Rollout.model_validate_json(found["spec"]),
+        state=RolloutState.from_json(found["state"]),
+        created_ms=found["created_ms"],
+        resource_version=found["resource_version"],
+        status=json.loads(status) if status else {},
+    )
+
+
+def _entry(entry: Any) -> AuditEntry:
+    number, fields = entry
+    return AuditEntry(seq=int(bytes(number).partition(b"-")[0]), **json.loads(fields[b"entry"]))
