@@ -27,15 +27,22 @@ def user() -> str:
 
 
 class AdminClient:
-    """Calls `/api/v1` of one server; errors come back as exceptions with the server's own message."""
+    """Calls `/api/v1` of one server; errors come back as exceptions with the server's own message.
 
-    def __init__(self, server: str = DEFAULT_SERVER, *, token: str = "", actor: str = "") -> None:
+    Args:
+        server: its URL. token: bearer token. timeout: of a call, in seconds.
+        actor: who asks, for the audit of a server without tokens; the user who runs this unless said.
+    """
+
+    def __init__(
+        self, server: str = DEFAULT_SERVER, *, token: str = "", actor: str = "", timeout: float = 10.0
+    ) -> None:
         headers = {"x-baton-actor": actor or os.environ.get("BATON_ACTOR") or user()}
         if token:
             headers["authorization"] = f"Bearer {token}"
         self._server = server.rstrip("/")
         try:
-            self._http = httpx.Client(base_url=self._server, headers=headers, timeout=10.0, trust_env=False)
+            self._http = httpx.Client(base_url=self._server, headers=headers, timeout=timeout, trust_env=False)
         except httpx.InvalidURL as error:
             raise InvalidInput(
                 f"server {server!r} is not a URL ({error}); write http://HOST:PORT, an IPv6 address in brackets",

@@ -53,7 +53,10 @@ def serve(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """In-process ONNX Runtime (the limit), a bare grpc.aio server, and Baton by OIP, Rank and RankStream, in turns."""
+    """In-process ONNX Runtime (the limit), a bare grpc.aio server, and Baton by OIP, Rank and RankStream, in turns.
+
+    Example: baton bench serve --quick
+    """
     from benchmarks import serve
 
     if quick:
@@ -79,7 +82,10 @@ def lanes(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """Which split of the cores into lanes, workers and network threads answers most; the best comes first."""
+    """Which split of the cores into lanes, workers and network threads answers most; the best comes first.
+
+    Example: baton bench lanes --split 2x1x1
+    """
     from benchmarks import lanes
 
     with problems():
@@ -100,7 +106,10 @@ def shadow(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """p50 and p99 at half load with the shadow lane on, against off."""
+    """p50 and p99 at half load with the shadow lane on, against off.
+
+    Example: baton bench shadow --quick
+    """
     from benchmarks import shadow
 
     with problems():
@@ -119,7 +128,10 @@ def swap(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """p99 and errors at half load while versions are swapped, against none."""
+    """p99 and errors at half load while versions are swapped, against none.
+
+    Example: baton bench swap --quick
+    """
     from benchmarks import swap
 
     with problems():
@@ -137,7 +149,10 @@ def overload(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """Three times the peak: goodput, p99 of what was accepted, memory, recovery."""
+    """Three times the peak: goodput, p99 of what was accepted, memory, recovery.
+
+    Example: baton bench overload --quick
+    """
     from benchmarks import overload
 
     with problems():
@@ -155,7 +170,10 @@ def soak(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """Memory after minutes at 80 % load."""
+    """Memory after minutes at 80 % load.
+
+    Example: baton bench soak
+    """
     from benchmarks import soak
 
     with problems():
@@ -172,7 +190,10 @@ def embedding(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """Tiers, stacks and other stores against torch.index_select of the same rows; 5M x 16, Zipf, unless told."""
+    """Tiers, stacks and other stores against torch.index_select of the same rows; 5M x 16, Zipf, unless told.
+
+    Example: baton bench embedding
+    """
     from benchmarks import embedding
 
     chosen = embedding.FULL if full else embedding.QUICK
@@ -189,7 +210,10 @@ def context(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """What computing the context once per request is worth, in process."""
+    """What computing the context once per request is worth, in process.
+
+    Example: baton bench context
+    """
     from benchmarks import context
 
     with problems():
@@ -203,7 +227,10 @@ def engine(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """What the engine costs around a model, and when running inline pays, in process."""
+    """What the engine costs around a model, and when running inline pays, in process.
+
+    Example: baton bench engine
+    """
     from benchmarks import engine
 
     with problems():
@@ -218,7 +245,10 @@ def traffic(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """How fast the traffic log takes predictions and labels, joins them and reads them back."""
+    """How fast the traffic log takes predictions and labels, joins them and reads them back.
+
+    Example: baton bench traffic
+    """
     from benchmarks import traffic
 
     with problems():
@@ -232,7 +262,10 @@ def analysis(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """What a look at the labels costs after millions of labelled rows, in time and in memory."""
+    """What a look at the labels costs after millions of labelled rows, in time and in memory.
+
+    Example: baton bench analysis
+    """
     from benchmarks import analysis
 
     with problems():
@@ -247,7 +280,10 @@ def train(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """Rows per second of training with growing tables, against the same network alone on dense inputs."""
+    """Rows per second of training with growing tables, against the same network alone on dense inputs.
+
+    Example: baton bench train
+    """
     from benchmarks import training
 
     with problems():
@@ -261,7 +297,10 @@ def drift(
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
-    """Rows that the online stage needs to recover from an abrupt change, adapting against constants; some minutes."""
+    """Rows that the online stage needs to recover from an abrupt change, adapting against constants; some minutes.
+
+    Example: baton bench drift -o json
+    """
     from benchmarks import drift
 
     with problems():

@@ -20,7 +20,10 @@ Format = Annotated[Output, typer.Option("-o", "--output", help="table for people
 
 @app.command()
 def inspect(folder: Folder, output: Format = Output.table) -> None:
-    """Show what a bundle is: architecture, fields, tables, calibration, metrics, lineage."""
+    """Show what a bundle is: architecture, fields, tables, calibration, metrics, lineage.
+
+    Example: baton bundle inspect .baton/bundles/ranker-deepfm/1
+    """
     with problems():
         bundle = Bundle.open(folder, verify=False)
         m = bundle.manifest
@@ -63,7 +66,10 @@ def inspect(folder: Folder, output: Format = Output.table) -> None:
 
 @app.command()
 def verify(folder: Folder, output: Format = Output.table) -> None:
-    """Check every file against its hash, the network's graph and the tables; exit code 1 when anything is wrong."""
+    """Check every file against its hash, the network's graph and the tables; exit code 1 when anything is wrong.
+
+    Example: baton bundle verify .baton/bundles/ranker-deepfm/1
+    """
     with problems():
         bundle = Bundle.open(folder, verify=True)
         m = bundle.manifest

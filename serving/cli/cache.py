@@ -3,104 +3,97 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pipeline.errors import Conflict, InvalidInput
+from pipeline.errors import BatonError, InvalidInput
 from serving.bundles import open_repository
 from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.options import Format, Reason, Server, Token
 from serving.cli.output import Output, console, emit, problems, say, show_table
-
-if TYPE_CHECKING:
-    from pipeline.bundle import Bundle
-    from pipeline.embedding.redis_updates import Brought, RedisUpdater
 
 __all__ = ["app"]
 
-TRIES, PAUSE = 20, 0.5
+LOOK_EVERY = 0.2
+_KEYS = ("bundle", "version", "rows", "rows_per_second", "seconds")
 
 app = typer.Typer(help="Embedding rows: load them into Redis, see which tier answers.", no_args_is_help=True)
-
-Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
-Server = Annotated[str, typer.Option(envvar="BATON_SERVER", help="Admin API of the control process")]
-Token = Annotated[str, typer.Option(envvar="BATON_TOKEN", help="Bearer token")]
 
 
 @app.command()
 def warm(
     name: Annotated[str, typer.Argument(help="Endpoint (both its arms) or bundle")],
-    config: Annotated[Path, typer.Option("--config", help="Configuration file")] = Path("baton.yaml"),
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Configuration file: do it here instead of asking the server")
+    ] = None,
     version: Annotated[str, typer.Option(help="Of the bundle; the newest that may serve unless said")] = "",
+    reason: Reason = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Write a version's rows into Redis, or what of it is missing there; goes on where an earlier run was ended."""
+    """Write a version's rows into Redis, or what of it is missing there; goes on where an earlier run was ended.
+
+    Example: baton cache warm ranker --reason 'new machine'
+    """
+    with problems():
+        done = (
+            _here(config, name, version) if config else _there(AdminClient(server, token=token), name, version, reason)
+        )
+        if done["error"]:
+            raise BatonError(done["error"])
+        columns = ("bundle", "version", "rows", "rows/s", "seconds")
+        emit(output, {"loaded": done["loaded"]}, "", columns, [tuple(d[c] for c in _KEYS) for d in done["loaded"]])
+
+
+def _there(client: AdminClient, name: str, version: str, reason: str) -> dict[str, Any]:
+    began = client.post(f"/cache/{name}/warm", {"version": version, "reason": reason})
+    return _watched(lambda: client.get("/cache")["warming"] or began)
+
+
+def _here(config: Path, name: str, version: str) -> dict[str, Any]:
+    from pipeline.clock import SystemClock
     from serving.cache import redis_updater, versions_of
+    from serving.cache_warm import Warming
     from serving.config import Config
     from serving.state import stored_endpoints
 
-    with problems():
-        settings = Config.load(config)
-        if settings.embedding.redis is None:
-            raise InvalidInput(f"{config} names no embedding.redis; there is nothing to load rows into", "embedding")
-        repository = open_repository(settings)
-        endpoints: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
-        updater = redis_updater(settings.embedding.redis, repository)
-        try:
-            done = [_warm(updater, repository, b) for b in versions_of(repository, endpoints, name, version)]
-        finally:
-            updater.close()
-        columns = ("bundle", "version", "rows", "rows/s", "seconds")
-        emit(output, {"loaded": done}, "", columns, [tuple(d[c] for c in _KEYS) for d in done])
+    settings = Config.load(config)
+    if settings.embedding.redis is None:
+        raise InvalidInput(f"{config} names no embedding.redis; there is nothing to load rows into", "embedding")
+    repository = open_repository(settings)
+    endpoints: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
+    versions = versions_of(repository, endpoints, name, version)
+    updater = redis_updater(settings.embedding.redis, repository)
+    return _watched(Warming(name, versions, updater, repository, SystemClock()).told)
 
 
-_KEYS = ("bundle", "version", "rows", "rows_per_second", "seconds")
-
-
-def _warm(updater: RedisUpdater, repository: Any, bundle: Bundle) -> dict[str, Any]:
-    chain = repository.chain(bundle)
-    total = sum(info.rows for link in chain for info in link.manifest.tables.values())
-    title = f"{bundle.manifest.name} {bundle.manifest.version}"
-    start = time.perf_counter()
+def _watched(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Draw a run until it has ended; how it ended."""
     with Progress(
-        TextColumn(title), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]} rows/s"), TimeRemainingColumn(), console=console, transient=True,
     ) as bar:  # fmt: skip
-        task = bar.add_task("rows", total=total, rate="-")
-        written = 0
-
-        def wrote(rows: int) -> None:
-            nonlocal written
-            written += rows
-            bar.update(task, completed=written, rate=f"{written / (time.perf_counter() - start):,.0f}")
-
-        brought = _bring(updater, chain, wrote)
-    seconds = time.perf_counter() - start
-    return {
-        "bundle": bundle.manifest.name,
-        "version": brought.applied[-1],
-        "generation": brought.generation.name,
-        "rows": brought.rows,
-        "rows_per_second": round(brought.rows / seconds),
-        "seconds": round(seconds, 3),
-    }
-
-
-def _bring(updater: RedisUpdater, chain: list[Bundle], wrote: Any) -> Brought:
-    """The control process looks after the same rows every second, for a moment: wait for it a few times."""
-    for _ in range(TRIES - 1):
-        try:
-            return updater.bring(chain, wrote)
-        except Conflict:
-            time.sleep(PAUSE)
-    return updater.bring(chain, wrote)
+        task = bar.add_task("rows", total=None, rate="-")
+        while True:
+            told = look()
+            rate = f"{told['written'] / told['seconds']:,.0f}" if told["seconds"] else "-"
+            bar.update(task, description=told["name"], total=told["total"], completed=told["written"], rate=rate)
+            if not told["running"]:
+                return told
+            time.sleep(LOOK_EVERY)
 
 
 @app.command()
 def stats(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
-    """Show which tier answers, what is stale, late or failed, the breakers, and what Redis holds."""
+    """Show which tier answers, what is stale, late or failed, the breakers, and what Redis holds.
+
+    Example: baton cache stats
+    """
     with problems():
         found = AdminClient(server, token=token).get("/cache")
         if output is Output.json:

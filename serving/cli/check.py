@@ -41,7 +41,10 @@ def doctor(
         Output, typer.Option("-o", "--output", help="table for people, json for programs")
     ] = Output.table,
 ) -> None:
-    """Check Python, libraries, memory, disk, ports and the configured bundles; exit code 1 when something is wrong."""
+    """Check Python, libraries, memory, disk, ports and the configured bundles; exit code 1 when something is wrong.
+
+    Example: baton doctor --config baton.yaml
+    """
     findings = [*_machine(), *_configured(config)]
     data = [{"check": name, "ok": ok, "detail": detail} for name, ok, detail in findings]
     emit(output, {"ok": all(ok for _, ok, _ in findings), "checks": data}, "", ("check", "ok", "detail"), findings)

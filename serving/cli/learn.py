@@ -49,7 +49,10 @@ def train(
     threads: Threads = 1,
     output: Format = Output.table,
 ) -> None:
-    """Train a teacher on a log, in time order, and write it as a bundle."""
+    """Train a teacher on a log, in time order, and write it as a bundle.
+
+    Example: baton train --data dataset.yaml --arch deepfm --out teacher --to 0.4
+    """
     import torch
 
     from serving.cli.progress import rows_progress
@@ -88,7 +91,10 @@ def transfer(
     threads: Threads = 1,
     output: Format = Output.table,
 ) -> None:
-    """Teach a student of another architecture from a teacher and the rows that are still there."""
+    """Teach a student of another architecture from a teacher and the rows that are still there.
+
+    Example: baton transfer --teacher teacher --arch dcnv2 --data dataset.yaml --out student --from 0.4 --to 0.8
+    """
     import torch
 
     from pipeline.bundle import Bundle
@@ -127,7 +133,10 @@ def replay(
     cache: Cache = CACHE,
     output: Format = Output.table,
 ) -> None:
-    """Send the rows of a log as live requests, and their labels late."""
+    """Send the rows of a log as live requests, and their labels late.
+
+    Example: baton replay --data dataset.yaml --target 127.0.0.1:8001 --endpoint ranker --rate 50 --label-delay 30
+    """
     from serving.cli.progress import rows_progress
     from serving.cli.replay import Replay
     from transfer.data import open_log

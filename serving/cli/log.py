@@ -60,7 +60,10 @@ def tail(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new ones until Ctrl-C")] = False,
     output: Format = Output.table,
 ) -> None:
-    """Show the newest entries; as JSON one object per line."""
+    """Show the newest entries; as JSON one object per line.
+
+    Example: baton log tail --endpoint ranker
+    """
     with problems(), _opened(config) as (log, _):
         read = _labelled if what is What.labelled else _predictions
         stats = log.stats(SystemClock().wall_ms())
@@ -94,7 +97,10 @@ def export(
     until: Annotated[datetime | None, typer.Option(help="Of predictions made before then, UTC")] = None,
     output: Format = Output.table,
 ) -> None:
-    """Write labelled rows as Parquet: hashed ids, numbers, scores of each arm, labels with all their revisions."""
+    """Write labelled rows as Parquet: hashed ids, numbers, scores of each arm, labels with all their revisions.
+
+    Example: baton log export rows.parquet --endpoint ranker
+    """
     from pipeline.traffic.parquet import export_rows
 
     with problems(), _opened(config) as (log, _):
@@ -118,6 +124,8 @@ def import_(
     """Bring labelled rows into the log, for the worker to learn from; no rollout is judged by them.
 
     What is there already stays, so an import can be repeated. Rows of a described log have no scores.
+
+    Example: baton log import rows.parquet --endpoint ranker
     """
     with problems(), _opened(config) as (log, settings):
         predictions = (

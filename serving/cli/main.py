@@ -1,43 +1,63 @@
 """`baton`: the one door to serving and to transfer. Noun first, then verb.
 
 Each file of this package holds the commands of one user: who runs processes (`run`), who trains (`learn`), who looks
-after bundles (`bundles`) and the traffic log (`log`), who operates (`operate`, `verdicts`), who measures (`bench`). Imports of what is heavy happen inside the commands.
+after bundles (`bundles`) and the traffic log (`log`), who operates (`rollouts`, `endpoints`, `models`, `status`,
+`verdicts`), who measures (`bench`). Imports of what is heavy happen inside the commands.
 """
 
 from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, bundles, cache, check, learn, log, operate, run, token, verdicts
+from serving.cli import (
+    bench,
+    bundles,
+    cache,
+    check,
+    endpoints,
+    examples,
+    learn,
+    log,
+    models,
+    rollouts,
+    run,
+    status,
+    token,
+    verdicts,
+)
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="baton",
-    help="Hand live ranking traffic from an old click model to a new one, on evidence.",
+    help="Hand live ranking traffic from an old click model to a new one, on evidence. "
+    "To stop a rollout: baton rollout list, then baton rollout pause ENDPOINT --reason '...'.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+OPERATE, RUN, LEARN, MEASURE = "Operate", "Run", "Learn", "Measure"
 
-app.command("demo")(run.demo)
-app.command("serve")(run.serve)
-app.command("worker")(run.worker)
+app.add_typer(rollouts.app, name="rollout", rich_help_panel=OPERATE)
+app.add_typer(endpoints.app, name="endpoint", rich_help_panel=OPERATE)
+app.add_typer(models.app, name="model", rich_help_panel=OPERATE)
+app.command("status", rich_help_panel=OPERATE)(status.status)
+app.command("metrics", rich_help_panel=OPERATE)(verdicts.metrics)
+app.add_typer(verdicts.audit, name="audit", rich_help_panel=OPERATE)
+app.add_typer(cache.app, name="cache", rich_help_panel=OPERATE)
+app.add_typer(log.app, name="log", rich_help_panel=OPERATE)
+app.add_typer(token.app, name="token", rich_help_panel=OPERATE)
+app.command("demo", rich_help_panel=RUN)(run.demo)
+app.command("serve", rich_help_panel=RUN)(run.serve)
+app.command("worker", rich_help_panel=RUN)(run.worker)
 app.command("process", hidden=True)(run.process)
-app.command("replay")(learn.replay)
-app.command("train")(learn.train)
-app.command("transfer")(learn.transfer)
-app.add_typer(bundles.app, name="bundle")
-app.add_typer(bench.app, name="bench")
-app.add_typer(operate.models, name="model")
-app.add_typer(operate.endpoints, name="endpoint")
-app.add_typer(operate.rollouts, name="rollout")
-app.add_typer(cache.app, name="cache")
-app.add_typer(log.app, name="log")
-app.command("metrics")(verdicts.metrics)
-app.add_typer(verdicts.audit, name="audit")
-app.add_typer(token.app, name="token")
-app.command("doctor")(check.doctor)
+app.command("replay", rich_help_panel=RUN)(learn.replay)
+app.command("doctor", rich_help_panel=RUN)(check.doctor)
+app.command("train", rich_help_panel=LEARN)(learn.train)
+app.command("transfer", rich_help_panel=LEARN)(learn.transfer)
+app.add_typer(bundles.app, name="bundle", rich_help_panel=LEARN)
+app.add_typer(bench.app, name="bench", rich_help_panel=MEASURE)
+examples.put_last(app)
 
 if __name__ == "__main__":
     app()

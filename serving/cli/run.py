@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def serve(config: ConfigFile = Path("baton.yaml")) -> None:
-    """Start all processes of one machine and keep them running; Ctrl-C ends them in order."""
+    """Start all processes of one machine and keep them running; Ctrl-C ends them in order.
+
+    Example: baton serve --config baton.yaml
+    """
     from serving.supervisor import Supervisor, children_of
 
     with problems():
@@ -48,7 +51,10 @@ def serve(config: ConfigFile = Path("baton.yaml")) -> None:
 
 
 def worker(config: ConfigFile = Path("baton.yaml")) -> None:
-    """Run the transfer worker alone: learn from labelled traffic, publish new versions."""
+    """Run the transfer worker alone: learn from labelled traffic, publish new versions.
+
+    Example: baton worker --config baton.yaml
+    """
     import os
 
     from serving.process import die_with_parent
@@ -72,7 +78,10 @@ def process(
     config: ConfigFile = Path("baton.yaml"),
     index: Annotated[int, typer.Option(help="Number of the lane")] = 0,
 ) -> None:
-    """Run one of the processes that `baton serve` starts."""
+    """Run one of the processes that `baton serve` starts.
+
+    Example: baton process lane --index 0
+    """
     with problems():
         settings = Config.load(config)
         name = f"lane-{index}" if role == "lane" else role
@@ -111,6 +120,8 @@ def demo(
 
     Exit code 0: a good student reached 100 % by passing every step (on your own log: it ran through, whatever the
     evidence allowed), or a bad one was kept out.
+
+    Example: baton demo --report demo.json
     """
     from serving.cli.demo import Demo
     from serving.cli.demo_view import show

@@ -63,7 +63,10 @@ def create(
 
 @app.command("list")
 def list_tokens(config: ConfigFile = Path("baton.yaml"), output: Format = Output.table) -> None:
-    """Show all tokens, without their secrets."""
+    """Show all tokens, without their secrets.
+
+    Example: baton token list
+    """
     with problems():
         now = SystemClock().wall_ms()
         found = TokenStore(Config.load(config).tokens).tokens()
@@ -80,7 +83,10 @@ def revoke(
     config: ConfigFile = Path("baton.yaml"),
     output: Format = Output.table,
 ) -> None:
-    """Take tokens back; the next call with one is refused, consoles that were opened with it are logged out."""
+    """Take tokens back; the next call with one is refused, consoles that were opened with it are logged out.
+
+    Example: baton token revoke ann --reason 'left the team'
+    """
     with problems():
         now = SystemClock().wall_ms()
         settings = Config.load(config)

@@ -9,7 +9,7 @@ import typer
 
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
-from serving.cli.operate import Format, Name, Server, Token
+from serving.cli.options import Endpoint, Format, Server, Token
 from serving.cli.output import Output, emit, problems, say
 
 __all__ = ["audit", "metrics"]
@@ -23,8 +23,13 @@ _SEGMENT = ("segment", "rows", "clicks", "share", "bias, stable", "bias, candida
             "low", "high")  # fmt: skip
 
 
-def metrics(endpoint: Name, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
-    """Bias with its interval, AUC, LogLoss, outcome, calibration and rows per arm, step and part of the traffic."""
+def metrics(
+    endpoint: Endpoint, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table
+) -> None:
+    """Bias with its interval, AUC, LogLoss, outcome, calibration and rows per arm, step and part of the traffic.
+
+    Example: baton metrics ranker
+    """
     with problems():
         found = AdminClient(server, token=token).get(f"/metrics/{endpoint}")
         if output is Output.json:
@@ -51,7 +56,10 @@ def list_audit(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Who changed what, when and why, oldest first; `explain SEQ` says what a verdict was made of."""
+    """Who changed what, when and why, oldest first; `explain SEQ` says what a verdict was made of.
+
+    Example: baton audit --endpoint ranker
+    """
     if context.invoked_subcommand is not None:
         return
     with problems():
@@ -78,7 +86,10 @@ def explain(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Work out the figures of a verdict once more from the traffic log and show both; 1 where they differ."""
+    """Work out the figures of a verdict once more from the traffic log and show both; 1 where they differ.
+
+    Example: baton audit explain 42
+    """
     with problems():
         found = AdminClient(server, token=token).get(f"/audit/{seq}/explain")
         entry = found["entry"]

@@ -186,3 +186,28 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     done = baton(*path, "--help")
     assert done.exit_code == 0
     assert "Usage:" in done.stdout
+    if not getattr(command_at(path), "commands", {}):
+        assert f"Example: baton {' '.join(path)}" in " ".join(done.stdout.split()).rpartition("╰")[2]
+
+
+def command_at(path: tuple[str, ...]) -> click.Command:
+    found: click.Command = typer.main.get_command(app)
+    for name in path:
+        found = getattr(found, "commands", {})[name]
+    return found
+
+
+def test_a_newcomer_finds_how_to_pause_a_rollout() -> None:
+    said = " ".join(baton("--help").stdout.replace("│", " ").split())
+    assert "To stop a rollout: baton rollout list, then baton rollout pause ENDPOINT --reason" in said
+    for command in (("rollout", "list"), ("rollout", "pause")):  # the two others of the three
+        assert command_at(command).help
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("baton roll", "rollout"), ("baton rollout pau", "pause"), ("baton endpoint ki", "kill")]
+)
+def test_the_shell_completes_commands(typed: str, completed: str) -> None:
+    asked = {"_BATON_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = CliRunner().invoke(app, [], env=asked, prog_name="baton")
+    assert done.stdout.split() == [completed], (done.output, done.exception)

@@ -1,0 +1,142 @@
+"""`baton endpoint`: which arms answer a name. `kill` alone works without the control process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import InvalidInput
+from serving.cli.api import DEFAULT_SERVER, AdminClient, user
+from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
+from serving.cli.output import Output, emit, problems
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Which arms answer a name, and how keys are split.", no_args_is_help=True)
+
+_COLUMNS = ("endpoint", "stable", "candidate", "weight %", "killed", "resource version")
+
+
+@app.command("list")
+def list_endpoints(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
+    """Show all endpoints.
+
+    Example: baton endpoint list
+    """
+    with problems():
+        found = AdminClient(server, token=token).list("/endpoints", "endpoints")
+        emit(output, found, "", _COLUMNS, [_row(e) for e in found])
+
+
+@app.command("get")
+def get_endpoint(
+    name: Endpoint, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table
+) -> None:
+    """Show one endpoint.
+
+    Example: baton endpoint get ranker -o json
+    """
+    with problems():
+        found = AdminClient(server, token=token).get(f"/endpoints/{name}")
+        emit(output, found, "", _COLUMNS, [_row(found)])
+
+
+@app.command("set")
+def set_endpoint(
+    name: Endpoint,
+    stable: Annotated[str, typer.Option(help="BUNDLE or BUNDLE:VERSION")],
+    candidate: Annotated[str, typer.Option(help="BUNDLE or BUNDLE:VERSION")] = "",
+    weight: Annotated[float, typer.Option(min=0, max=100, help="Percent of keys for the candidate")] = 0.0,
+    salt: Annotated[str, typer.Option(help="Of the assignment of keys; a new one deals all keys anew")] = "",
+    expected: Expected = None,
+    reason: Reason = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Make or change an endpoint that no rollout owns.
+
+    Example: baton endpoint set ranker --stable ranker-deepfm --candidate ranker-dcnv2:3 --weight 5 --reason 'by hand'
+    """
+    with problems():
+        body = {
+            "stable": _arm(stable),
+            "candidate": _arm(candidate) if candidate else None,
+            "weight": weight,
+            "salt": salt,
+            "expected": expected,
+            "reason": reason,
+        }
+        saved = AdminClient(server, token=token).put(f"/endpoints/{name}", body)
+        emit(output, saved, "", _COLUMNS, [_row(saved)])
+
+
+@app.command("kill")
+def kill(
+    name: Endpoint,
+    reason: Reason = "",
+    release: Annotated[bool, typer.Option("--release", help="Take the switch back")] = False,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="The installation's home: write the kill file there instead of asking the server"),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Take all traffic from the candidate within a second; with --home it works though the control process is dead.
+
+    Example: baton endpoint kill ranker --reason 'clicks collapsed' --home .baton
+    """
+    from serving.kill import KillSwitch
+
+    with problems():
+        if home is not None:
+            if not home.is_dir():
+                raise InvalidInput(f"--home {home} is not a directory", "home")
+            if release:
+                raise InvalidInput(
+                    "release goes through the server, which sees to it that no traffic comes back by itself; "
+                    "leave --home out",
+                    "release",
+                )
+            KillSwitch(home).engage(name, reason, user())
+            _known(home, name)
+            found = {"endpoint": name, "killed": True}
+        else:
+            verb = "release" if release else "kill"
+            saved = AdminClient(server, token=token).post(f"/endpoints/{name}/{verb}", {"reason": reason})
+            found = {"endpoint": name, "killed": saved["killed"]}
+        emit(output, found, "", tuple(found), [tuple(found.values())])
+
+
+def _known(home: Path, name: str) -> None:
+    """Complain of a misspelt name, after the switch is set: nothing may come before that."""
+    from serving.rollout.sqlite_store import SqliteControlStore
+
+    path = home / "control.db"
+    names = sorted(SqliteControlStore(path).endpoints()) if path.exists() else [name]
+    if name not in names:
+        raise InvalidInput(f"the switch of {name!r} is set, but there is no such endpoint; there are {names}", "name")
+
+
+def _arm(text: str) -> dict[str, str]:
+    bundle, _, version = text.partition(":")
+    return {"bundle": bundle, "version": version}
+
+
+def _spec(arm: dict[str, Any] | None) -> str:
+    return "-" if not arm else f"{arm['bundle']}:{arm['version'] or 'newest'}"
+
+
+def _row(e: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        e["name"],
+        _spec(e["stable"]),
+        _spec(e["candidate"]),
+        f"{e['weight']:g}",
+        e["killed"],
+        e["resource_version"],
+    )

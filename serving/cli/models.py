@@ -1,0 +1,141 @@
+"""`baton model`: which versions there are, and having lanes load one under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.options import Bundle, Format, Reason, Server, Token
+from serving.cli.output import Output, emit, problems, say
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Model versions: which there are, which are loaded.", no_args_is_help=True)
+
+Wait = Annotated[float, typer.Option(min=0, max=120, help="Seconds to wait for the lanes; 0: not at all")]
+Target = Annotated[
+    str, typer.Option(help="host:port of a lane's data plane, asked instead of the server by Open Inference")
+]
+PATIENCE = 10.0
+
+
+@app.command("list")
+def list_models(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
+    """Show every version in the repository, what the gate said of it, who uses it and which lanes have it loaded.
+
+    Example: baton model list
+    """
+    with problems():
+        found = AdminClient(server, token=token).list("/models", "models")
+        rows = [
+            (
+                m["bundle"],
+                int(m["version"]),
+                m["architecture"],
+                f"delta on {m['base']}" if m["base"] else "base",
+                _standing(m),
+                ", ".join(m["arms"]),
+                ", ".join(m["lanes"]),
+            )
+            for m in found
+        ]
+        columns = ("bundle", "version", "architecture", "kind", "gate", "answers for", "loaded by")
+        emit(output, found, "", columns, rows)
+
+
+@app.command("load")
+def load(
+    bundle: Bundle,
+    wait: Wait = 60.0,
+    reason: Reason = "",
+    target: Target = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Have all lanes load a bundle's newest version, so that it answers under its own name; 1 where one cannot.
+
+    Example: baton model load ranker-dcnv2 --reason 'compare by hand'
+    """
+    _change("load", "RepositoryModelLoad", bundle, wait, reason, target, server, token, output)
+
+
+@app.command("unload")
+def unload(
+    bundle: Bundle,
+    wait: Wait = 10.0,
+    reason: Reason = "",
+    target: Target = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Take back a `load`; what an endpoint's arm needs stays.
+
+    Example: baton model unload ranker-dcnv2
+    """
+    _change("unload", "RepositoryModelUnload", bundle, wait, reason, target, server, token, output)
+
+
+@app.command("warm")
+def warm(
+    bundle: Bundle,
+    wait: Wait = 60.0,
+    reason: Reason = "",
+    target: Target = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Load a bundle and wait until it has answered its warm-up requests; the same as `load`, which never skips them.
+
+    Example: baton model warm ranker-dcnv2
+    """
+    _change("warm", "RepositoryModelLoad", bundle, wait, reason, target, server, token, output)
+
+
+def _standing(model: Mapping[str, Any]) -> str:
+    if model["fault"]:
+        return f"cannot be loaded: {model['fault']}"
+    return "may serve" if model["servable"] else "refused: " + "; ".join(model["reasons"])
+
+
+def _change(
+    verb: str, method: str, bundle: str, wait: float, reason: str, target: str, server: str, token: str, output: Output
+) -> None:
+    with problems():
+        if target:
+            _ask_lane(method, bundle, target, token)
+            return
+        body = {"wait_seconds": wait, "reason": reason}
+        told = AdminClient(server, token=token).post(f"/models/{bundle}/{verb}", body, timeout=wait + PATIENCE)
+        name = f"{bundle}:{told['version']}" if told["version"] else bundle
+        emit(output, told, "", ("lane", name), sorted(told["lanes"].items()))
+        if not told["lanes"]:
+            say("no lane runs; those that start will see it")
+        if not told["done"]:
+            raise typer.Exit(1)
+
+
+def _ask_lane(method: str, bundle: str, target: str, token: str) -> None:
+    import grpc
+
+    from protos import inference
+    from serving.client import error_of
+
+    request, response = inference.methods()[method]
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(target) as channel:
+        call = channel.unary_unary(
+            f"/{inference.SERVICE}/{method}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        try:
+            call(request(model_name=bundle), timeout=120, metadata=metadata)
+        except grpc.RpcError as error:
+            raise error_of(error) from None
+    say(f"{bundle}: done")

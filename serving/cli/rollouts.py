@@ -1,0 +1,214 @@
+"""`baton rollout`: hand traffic over and steer it. What verdicts rest on: `baton metrics` and `baton audit`, in `verdicts`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import InvalidInput
+from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
+from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
+from serving.cli.output import Output, emit, problems
+from serving.cli.watch import watch
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Hand traffic over. To stop one: baton rollout list, then baton rollout pause ENDPOINT --reason '...'.",
+    no_args_is_help=True,
+)
+
+_COLUMNS = ("rollout", "endpoint", "phase", "step", "weight %", "waiting")
+
+
+@app.command("start")
+def start(
+    file: Annotated[Path, typer.Argument(help="Rollout file")],
+    reason: Reason = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Begin a rollout: the candidate in shadow, then step by step on evidence.
+
+    Example: baton rollout start rollout.yaml --reason 'ranker 2'
+    """
+    with problems():
+        try:
+            text = file.read_text()
+        except OSError as error:
+            raise InvalidInput(f"rollout file {file} cannot be read: {error.strerror}", "file") from None
+        except UnicodeDecodeError:
+            raise InvalidInput(f"rollout file {file} is not text in UTF-8", "file") from None
+        body = {"file": text, "name": str(file), "reason": reason}
+        _show(AdminClient(server, token=token).post("/rollouts", body), output)
+
+
+@app.command("list")
+def list_rollouts(
+    endpoint: Annotated[str, typer.Option(help="Only this endpoint's")] = "",
+    active: Annotated[bool, typer.Option("--active", help="Only those that can still move by themselves")] = False,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Show all rollouts, oldest first, and what each waits for.
+
+    Example: baton rollout list --active
+    """
+    with problems():
+        found = AdminClient(server, token=token).list("/rollouts", "rollouts", endpoint=endpoint, active=active)
+        emit(output, found, "", _COLUMNS, [_row(r) for r in found])
+
+
+@app.command("get")
+def get_rollout(
+    name: Endpoint, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table
+) -> None:
+    """Show an endpoint's newest rollout: step, weight, what it waits for, figures per step.
+
+    Example: baton rollout get ranker
+    """
+    with problems():
+        _show(AdminClient(server, token=token).get(f"/rollouts/{name}"), output)
+
+
+app.command("watch")(watch)
+
+
+def _verb(verb: str, name: str, server: str, token: str, output: Output, **body: Any) -> None:
+    with problems():
+        _show(AdminClient(server, token=token).post(f"/rollouts/{name}/{verb}", body), output)
+
+
+@app.command()
+def pause(
+    name: Endpoint,
+    reason: Reason = "",
+    expected: Expected = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Stay at this step whatever the evidence says in favour; breaches still step back.
+
+    Example: baton rollout pause ranker --reason 'holiday traffic'
+    """
+    _verb("pause", name, server, token, output, reason=reason, expected=expected)
+
+
+@app.command()
+def resume(
+    name: Endpoint,
+    reason: Reason = "",
+    expected: Expected = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Go on by evidence.
+
+    Example: baton rollout resume ranker --reason 'holiday is over'
+    """
+    _verb("resume", name, server, token, output, reason=reason, expected=expected)
+
+
+@app.command()
+def promote(
+    name: Endpoint,
+    full: Annotated[bool, typer.Option("--full", help="Straight to the last step")] = False,
+    reason: Reason = "",
+    expected: Expected = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Enter the next step without waiting for its evidence.
+
+    Example: baton rollout promote ranker --reason 'seen enough'
+    """
+    _verb("promote", name, server, token, output, reason=reason, full=full, expected=expected)
+
+
+@app.command()
+def abort(
+    name: Endpoint,
+    reason: Reason = "",
+    expected: Expected = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """All traffic to stable, and the end of this rollout.
+
+    Example: baton rollout abort ranker --reason 'wrong features'
+    """
+    _verb("abort", name, server, token, output, reason=reason, expected=expected)
+
+
+@app.command()
+def undo(
+    name: Endpoint,
+    reason: Reason = "",
+    expected: Expected = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Take a finished hand-over back: stable answers all again.
+
+    Example: baton rollout undo ranker --reason 'revenue fell'
+    """
+    _verb("undo", name, server, token, output, reason=reason, expected=expected)
+
+
+@app.command("set-weight")
+def set_weight(
+    name: Endpoint,
+    weight: Annotated[float, typer.Argument(min=0, max=100, help="Percent of keys for the candidate")],
+    reason: Reason = "",
+    expected: Expected = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Set the weight by hand; the rollout pauses there.
+
+    Example: baton rollout set-weight ranker 10 --reason 'back to a tenth'
+    """
+    _verb("set-weight", name, server, token, output, reason=reason, weight=weight, expected=expected)
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="Rollout file")],
+    scenario: Annotated[
+        str, typer.Option(help="good, biased, worse_auc, turns_bad, label_outage, low_traffic, base_rate_jump")
+    ] = "good",
+    runs: Annotated[int, typer.Option(min=1, help="Simulated rollouts")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the generated streams")] = 0,
+    output: Format = Output.table,
+) -> None:
+    """Try a rollout file's thresholds on generated streams, without a server.
+
+    Example: baton rollout simulate rollout.yaml --scenario biased --runs 1000
+    """
+    from serving.rollout.simulate import simulate as run
+    from serving.rollout.spec import Rollout
+
+    with problems():
+        result = run(Rollout.load(file), scenario, runs, seed).to_json()
+        emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
+
+
+def _row(r: dict[str, Any]) -> tuple[Any, ...]:
+    return (r["id"], r["endpoint"], r["phase"], f"{r['step']}/{len(r['steps']) - 1}", f"{r['weight']:g}", r["waiting"])
+
+
+def _show(r: dict[str, Any], output: Output) -> None:
+    emit(output, r, "", _COLUMNS, [_row(r)])
+    if output is Output.table and r["phases"]:
+        emit(output, None, "figures per step, both arms on the same rows", PHASE_COLUMNS, phase_rows(r["phases"]))

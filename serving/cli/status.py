@@ -1,0 +1,52 @@
+"""`baton status`: every process of a machine, and what the transfer worker learns and publishes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.options import Format, Server, Token
+from serving.cli.output import Output, emit, problems, show_table
+
+__all__ = ["status"]
+
+
+def status(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
+    """Show which processes live, and the worker: its weights, its last versions, what the gate refused and why.
+
+    Example: baton status
+    """
+    with problems():
+        client = AdminClient(server, token=token)
+        processes, worker = client.get("/status"), client.get("/worker")
+        told = {
+            **processes["lanes"],
+            **{name: processes[name] for name in ("shadow", "worker", "supervisor") if processes[name]},
+        }
+        rows = [
+            (name, "lives" if said.get("fresh") else "does not report", said.get("age_s"), said.get("state", "-"))
+            for name, said in told.items()
+        ]
+        emit(output, {"processes": processes, "worker": worker}, "", ("process", "", "seconds ago", "state"), rows)
+        if output is Output.table and worker["versions"]:
+            _show_worker(worker)
+
+
+def _show_worker(worker: dict[str, Any]) -> None:
+    facts = [
+        ("a, weight of the teacher in the loss", worker["weight"]),
+        ("r, retained rows per fresh row", worker["replay_ratio"]),
+        ("K, batches between two updates of the teacher", worker["teacher_every"]),
+        ("last versions", ", ".join(f"{bundle}:{version}" for bundle, version in worker["versions"].items())),
+        ("batches", worker["batches"]),
+        ("rows trained on", worker["trained_rows"]),
+        ("loss of the last batch", worker["loss"]),
+    ]
+    show_table("worker", ("what", "value"), [(name, _text(value)) for name, value in facts])
+    if worker["refused"]:
+        refused = [(r["bundle"], r["version"], "; ".join(r["reasons"])) for r in worker["refused"]]
+        show_table("refused by the gate", ("bundle", "version", "why"), refused)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
