@@ -9,8 +9,12 @@ hundreds of runs a matter of seconds. Labels are mature at once: a real attribut
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist
 from typing import Any
 
@@ -43,6 +47,8 @@ OUTAGE = (60, 160)
 """`label_outage`: blocks without a click; the second half of them without any row."""
 JUMP_AT = 60
 _CHUNKS = 100
+_MANY = 40
+"""Runs from which starting more processes pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ def simulate(
     carry: bool = True,
     block_rows: int = BLOCK_ROWS,
     horizon: int = 1600,
+    processes: int | None = None,
 ) -> SimulationReport:
     """Run a rollout file `runs` times against a scenario.
 
@@ -93,6 +100,7 @@ def simulate(
         carry: False gathers evidence anew at each step, to compare.
         block_rows: labelled rows per block, 30 in `low_traffic`.
         horizon: blocks after which a run ends.
+        processes: that share the runs; None: one per core where there are many runs. They change no figure.
 
     Raises:
         InvalidInput: an unknown scenario, or fewer than one run.
@@ -101,11 +109,8 @@ def simulate(
         raise InvalidInput(f"scenario {scenario!r} is not one of {', '.join(SCENARIOS)}", "scenario")
     if runs < 1:
         raise InvalidInput("runs must be at least 1", "runs")
-    rng = np.random.default_rng(seed)
-    done = [
-        _run(spec, scenario, np.random.default_rng(child), bias, turned_bias, carry, block_rows, horizon)
-        for child in rng.spawn(runs)
-    ]
+    one = partial(_run, spec, scenario, bias, turned_bias, carry, block_rows, horizon)
+    done = _all_runs(one, np.random.default_rng(seed).spawn(runs), processes)
     to_back = [run.back_at - run.turned_at if run.back_at else None for run in done if run.turned_at is not None]
     two_windows = 2 * spec.analysis.breach_window / spec.analysis.block
     return SimulationReport(
@@ -165,15 +170,28 @@ class _Run:
     reached_half: bool = False
 
 
+def _all_runs(
+    one: Callable[[np.random.Generator], _Run], streams: list[np.random.Generator], processes: int | None
+) -> list[_Run]:
+    """A run for each stream; a stream is a run's own, so that it does not matter which process has it."""
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if len(streams) >= _MANY else 1
+    if processes == 1:
+        return [one(stream) for stream in streams]
+    chunk = max(1, len(streams) // (8 * processes))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(one, streams, chunksize=chunk))
+
+
 def _run(
     spec: Rollout,
     scenario: str,
-    rng: np.random.Generator,
     bias: float | None,
     turned_bias: float,
     carry: bool,
     block_rows: int,
     horizon: int,
+    rng: np.random.Generator,
 ) -> _Run:
     run = _Run()
     block_ms = spec.analysis.block_ms

@@ -28,6 +28,7 @@ SPEC = Rollout.parse(SAMPLE)
 def test_a_good_candidate_is_promoted_and_runs_can_be_repeated() -> None:
     report = simulate(SPEC, "good", runs=4, seed=1)
     assert report == simulate(SPEC, "good", runs=4, seed=1)
+    assert report == simulate(SPEC, "good", runs=4, seed=1, processes=2), "who runs what changes nothing"
     assert (report.promoted, report.aborted) == (1.0, 0.0)
     told = json.loads(json.dumps(report.to_json()))
     assert {"scenario", "runs", "promoted", "stepped_back", "aborted", "labels_to_full"} <= told.keys()
