@@ -1,8 +1,8 @@
 """Offline transfer, stage 1: a student of another architecture learns what its teacher knows from a retained window.
 
 S1A projects the tables, S1B trains the dense part on frozen tables, S1C trains everything; each of the latter walks the
-window once, in time order. The teacher scores the window once. `ours` and `published` differ in the ways that
-`Stage1Settings` names. Next stop: the online worker, which goes on from the student's bundle.
+window once, in time order, on all rows or on a share of them. The teacher scores a row once. `ours` and `published` differ
+in the ways that `Stage1Settings` names. Next stop: the online worker, which goes on from the student's bundle.
 """
 
 from __future__ import annotations
@@ -10,34 +10,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError, InvalidInput
-from pipeline.features import Rows
+from pipeline.errors import InvalidInput
 from pipeline.row_format import RowFormat
-from pipeline.schema import Schema
+from transfer.blocks import TableSettings
 from transfer.data.log import Log
 from transfer.model import ClickModel, LearningSettings
 from transfer.projection import project_tables
-from transfer.sampling import Batch, log_k, strategic_batches
-from transfer.tables import TableSettings
-from transfer.train import Held, Progress, batch_for, first_rows, window_rows
+from transfer.sampling import Drawn, even_batches, log_k, strategic_batches
+from transfer.train import Held, Progress, batch_for, first_rows
 from transfer.trust import Trust, label_losses
+from transfer.window import Teacher, Window
 
-__all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "Teacher", "transfer_offline"]
+__all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "transfer_offline"]
 
 F32 = npt.NDArray[np.float32]
-
-
-class Teacher(Protocol):
-    """Whoever can score rows: a `ClickModel`, or a frozen model from elsewhere (then S1A is skipped)."""
-
-    schema: Schema
-
-    def calibrated_logits(self, rows: Rows) -> F32: ...
+CALIBRATION_ERROR = 0.01
+"""Standard error of beta beyond which more rows of the tail are scored, if there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +38,19 @@ class Stage1Settings:
     """What stage 1 does.
 
     Args:
-        a: share of the teacher's term.
+        a: share of the teacher's term in S1C.
+        dense_a: the same in S1B.
         adapt: move the share with the evidence of paired losses (`transfer.trust`), from `a` for equal models.
         temperature: T.
-        batch: rows per step; None: as `transfer.train.batch_for` says.
-        ratio: share of the rows that is trained on, by balanced draws from chunks of `batch / ratio` rows; None: all
-            rows, at their natural rate.
+        batch: rows per step; None: as `transfer.train.batch_for` says, or for about 200 steps on a share of the rows.
+        ratio: share of the rows that S1C trains on, drawn from chunks of `batch / ratio` rows; None: all of them.
+        dense_ratio: the same of S1B.
+        least_rows: a share smaller than this many rows is enlarged to it.
+        balanced: half of the drawn rows are positives; else they come at their natural rate.
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
-        calibrate: fit the calibration on the tail, scored before it is trained on.
-        tail: last share of the window, held out in time for that.
+        calibrate: fit the calibration on the tail: on rows of it that the student did not train on, or, when it trains on
+            all rows, on their scores from before.
+        tail: last share of the window, for that.
         teacher_saw_window: the teacher has trained on these rows, so what it hands over remembers their labels. Then only
             the level (beta) is calibrated, and no metrics at birth are claimed.
         per_table, weighted, centered: of S1A, see `transfer.projection.project_tables`.
@@ -64,10 +61,14 @@ class Stage1Settings:
     """
 
     a: float = 0.7
+    dense_a: float = 0.7
     adapt: bool = True
     temperature: float = 1.0
     batch: int | None = None
     ratio: float | None = None
+    dense_ratio: float | None = None
+    least_rows: int = 0
+    balanced: bool = False
     correct_offset: bool = True
     calibrate: bool = True
     tail: float = 0.2
@@ -82,22 +83,27 @@ class Stage1Settings:
     stored: RowFormat = "float32"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.a <= 1.0:
-            raise InvalidInput(f"a is {self.a}; the teacher's share lies in 0..1", "a")
+        for name, share in (("a", self.a), ("dense_a", self.dense_a)):
+            if not 0.0 <= share <= 1.0:
+                raise InvalidInput(f"{name} is {share}; the teacher's share lies in 0..1", name)
         if self.temperature <= 0 or (self.batch is not None and self.batch < 2) or not 0.0 < self.tail < 1.0:
             raise InvalidInput("temperature must be positive, batch at least 2 and tail between 0 and 1", "settings")
-        if self.ratio is not None and not 0.0 < self.ratio <= 1.0:
-            raise InvalidInput(f"ratio is {self.ratio}; the sampled share lies in 0..1", "ratio")
+        for name, part in (("ratio", self.ratio), ("dense_ratio", self.dense_ratio)):
+            if part is not None and not 0.0 < part <= 1.0:
+                raise InvalidInput(f"{name} is {part}; the sampled share lies in 0..1", name)
         if self.calibrate and not self.joint_passes:
             raise InvalidInput("calibration needs a joint pass; set calibrate to False without one", "joint_passes")
 
 
-OURS = Stage1Settings()
+OURS = Stage1Settings(ratio=0.1, dense_ratio=0.1, least_rows=4096)
+"""What the teacher's tables hold need not be learned again: a tenth of the rows, twice, is enough for the rest."""
 PUBLISHED = Stage1Settings(
     adapt=False,
     temperature=4.0,
     batch=4096,
     ratio=0.1,
+    dense_ratio=0.1,
+    balanced=True,
     correct_offset=False,
     calibrate=False,
     per_table=True,
@@ -166,20 +172,18 @@ def transfer_offline(
     )
     student.stored = s.stored
     seconds: dict[str, float] = {}
-    began = clock()
+    window = Window(teacher, log, start, stop, calibrated=mode == "ours", clock=clock)
+    began, asked = clock(), 0.0
 
     def lap(part: str) -> None:
-        nonlocal began
-        seconds[part] = clock() - began
-        began = clock()
+        """Note a part's seconds without those of the teacher's scoring within it."""
+        nonlocal began, asked
+        seconds[part] = clock() - began - (window.seconds - asked)
+        began, asked = clock(), window.seconds
 
-    window = window_rows(log, start, stop)
-    s = replace(s, batch=s.batch or batch_for(window))
-    count = _Counter(window * (1 + s.dense_passes + s.joint_passes), progress)
-    cached = _score_window(teacher, log, start, stop, calibrated=mode == "ours", count=count)
-    window, offset = len(cached.logits), log_k(cached.rate)
-    lap("score")
-
+    offset = log_k(window.rate)
+    s = _fitted(s, window.rows)
+    run = _Stage1(student, window, s, offset, np.random.default_rng(seed), progress)
     if isinstance(teacher, ClickModel):
         project_tables(teacher, student, per_table=s.per_table, weighted=s.weighted, centered=s.centered, seed=seed)
         if teacher.network.transform is not None and student.network.transform is not None:
@@ -188,122 +192,129 @@ def transfer_offline(
         student.fit_numbers(first_rows(log, start, stop))
     lap("s1a")
 
-    run = _Stage1(student, s, offset if s.correct_offset and s.ratio is not None else 0.0, np.random.default_rng(seed))
     for _ in range(s.dense_passes if isinstance(teacher, ClickModel) else 0):
-        run.learn(cached.chunks(log, start, stop, run.chunk_rows, count), train_tables=False)
+        run.learn(s.dense_ratio, s.dense_a, train_tables=False)
     lap("s1b")
 
-    held = Held()
+    spare = s.ratio is not None and not s.balanced
     for passed in range(s.joint_passes):
-        last = passed == s.joint_passes - 1
-        body = round(window * (1.0 - s.tail)) if last and s.calibrate else window
-        chunks = cached.chunks(log, start, stop, run.chunk_rows, count)
-        run.learn(_scoring(chunks, student, held, body), train_tables=True)
+        last = s.calibrate and passed == s.joint_passes - 1
+        run.learn(s.ratio, s.a, train_tables=True, hold_out=last and not spare)
     if s.calibrate:
-        student.calibration, metrics = held.calibrate(slope=not s.teacher_saw_window)
+        if spare:
+            run.score_tail()
+        student.calibration, metrics = run.held.calibrate(slope=not s.teacher_saw_window)
         student.metrics = {} if s.teacher_saw_window else metrics
     lap("s1c")
     return student, Stage1Report(
         mode,
-        window,
-        cached.rate,
+        window.rows,
+        window.rate,
         offset,
         student.steps,
         student.rows_trained,
-        seconds,
+        {"score": window.seconds, **seconds},
         student.metrics,
-        s.a if run.trust is None else run.trust.a,
+        run.a,
     )
+
+
+def _fitted(s: Stage1Settings, rows: int) -> Stage1Settings:
+    """The settings for a window of so many rows."""
+    least = min(1.0, s.least_rows / rows)
+    ratio, dense = (None if r is None else max(r, least) for r in (s.ratio, s.dense_ratio))
+    batch = s.batch
+    if batch is None:
+        share = None if ratio is None else 1 << min(max(round(ratio * rows / 150).bit_length() - 1, 6), 11)
+        batch = share or batch_for(rows)
+    return replace(s, ratio=ratio, dense_ratio=dense, batch=batch)
 
 
 class _Stage1:
     """Steps of one kind on the batches of a window."""
 
-    def __init__(self, student: ClickModel, settings: Stage1Settings, offset: float, rng: np.random.Generator) -> None:
-        self._student, self._settings, self._offset, self._rng = student, settings, offset, rng
+    def __init__(
+        self,
+        student: ClickModel,
+        window: Window,
+        settings: Stage1Settings,
+        offset: float,
+        rng: np.random.Generator,
+        progress: Progress | None,
+    ) -> None:
+        self._student, self._window, self._settings, self._rng = student, window, settings, rng
+        self._offset = offset if settings.balanced and settings.correct_offset else 0.0
         # A teacher that has trained on the rows remembers labels: its losses there say nothing of whom to believe.
         adapts = settings.adapt and not settings.teacher_saw_window
-        self.trust = Trust(settings.a, highest=max(0.9, settings.a)) if adapts else None
+        self._trust = Trust(settings.a, highest=max(0.9, settings.a)) if adapts else None
+        self._progress = progress or (lambda done, total: None)
+        self._done, self._total = 0, window.rows * (settings.dense_passes + settings.joint_passes)
+        self._used = np.zeros(window.rows, np.bool_)
+        self.held = Held()
+        """Rows of the last part of the window, scored by the student before it trained on them, or without."""
 
     @property
-    def chunk_rows(self) -> int:
+    def a(self) -> float:
+        """The teacher's share in S1C."""
+        return self._settings.a if self._trust is None else self._trust.a
+
+    def learn(self, ratio: float | None, a: float, *, train_tables: bool, hold_out: bool = False) -> None:
+        """One pass over the window, on a share of its rows."""
+        s, window = self._settings, self._window
+        assert s.batch is not None
+        chunks = self._watched(window.chunks(s.batch if ratio is None else max(s.batch, round(s.batch / ratio))))
+        if hold_out:
+            chunks = self._scored(chunks, round(window.rows * (1.0 - s.tail)))
+        for batch in self._drawn(chunks, ratio):
+            self._step(batch, self.a if train_tables else a, train_tables)
+
+    def _scored(self, chunks: Iterator[Drawn], first: int) -> Iterator[Drawn]:
+        """The same chunks; those from row `first` on are held out: scored before they are handed on."""
+        for chunk in chunks:
+            if chunk.places[0] >= first:
+                self.held.add(self._student.served_logits(chunk.rows), chunk.labels)
+            yield chunk
+
+    def score_tail(self) -> None:
+        """Hold out the newest rows that no step was taken on: the whole tail, or as many as give beta to 1 %.
+
+        Only after draws at the natural rate: what balanced ones leave behind has too few positives.
+        """
+        s, window = self._settings, self._window
+        enough = 1.0 / (CALIBRATION_ERROR**2 * window.rate * (1.0 - window.rate))
+        for chunk in window.chunks(8192, newest=min(s.tail, enough / window.rows)):
+            unused = np.flatnonzero(~self._used[chunk.places])
+            if len(unused):
+                self.held.add(self._student.served_logits(chunk.rows.take(unused)), chunk.labels[unused])
+
+    def _drawn(self, chunks: Iterator[Drawn], ratio: float | None) -> Iterator[Drawn]:
         s = self._settings
         assert s.batch is not None
-        return s.batch if s.ratio is None else max(s.batch, round(s.batch / s.ratio))
+        if ratio is None:
+            return chunks
+        if s.balanced:
+            return strategic_batches(chunks, batch=s.batch, rng=self._rng)
+        return even_batches(chunks, ratio=ratio, rng=self._rng)
 
-    def learn(self, chunks: Iterator[Batch], *, train_tables: bool) -> None:
-        s = self._settings
-        assert s.batch is not None
-        batches = chunks if s.ratio is None else strategic_batches(chunks, batch=s.batch, rng=self._rng)
-        for batch in batches:
-            self._student.step(
-                batch.rows,
-                batch.labels,
-                teacher_logits=batch.teacher_logits,
-                a=s.a if self.trust is None else self.trust.a,
-                temperature=s.temperature,
-                label_offset=self._offset,
-                train_tables=train_tables,
-            )
-            if self.trust is not None:
-                # Both on the log-odds of the labels as drawn, so that the pair is fair whatever the sampling.
-                mine, theirs = self._student.last_logits + self._offset, batch.teacher_logits + self._offset
-                self.trust.update(label_losses(mine, batch.labels), label_losses(theirs, batch.labels))
+    def _step(self, batch: Drawn, a: float, train_tables: bool) -> None:
+        s, guide = self._settings, self._window.teacher_logits(batch)
+        self._used[batch.places] = True
+        self._student.step(
+            batch.rows,
+            batch.labels,
+            teacher_logits=guide,
+            a=a,
+            temperature=s.temperature,
+            label_offset=self._offset,
+            train_tables=train_tables,
+        )
+        if self._trust is not None:
+            # Both on the log-odds of the labels as drawn, so that the pair is fair whatever the sampling.
+            mine, theirs = self._student.last_logits + self._offset, guide + self._offset
+            self._trust.update(label_losses(mine, batch.labels), label_losses(theirs, batch.labels))
 
-
-class _Counter:
-    """Rows done, told to whoever shows progress."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total, self._progress, self._done = total, progress, 0
-
-    def __call__(self, rows: int) -> None:
-        self._done = min(self._total, self._done + rows)  # a window's edge may move by one request
-        if self._progress is not None:
+    def _watched(self, chunks: Iterator[Drawn]) -> Iterator[Drawn]:
+        for chunk in chunks:
+            yield chunk
+            self._done = min(self._total, self._done + len(chunk.labels))
             self._progress(self._done, self._total)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """The teacher's logits beside the rows of a window, float32 `[window]`, and the window's positive share."""
-
-    logits: F32
-    rate: float
-
-    def chunks(self, log: Log, start: float, stop: float, chunk_rows: int, count: _Counter) -> Iterator[Batch]:
-        at = 0
-        for chunk in log.chunks(start, stop, chunk_rows):
-            n = len(chunk.labels)
-            yield Batch(chunk.rows, chunk.labels, self.logits[at : at + n])
-            at += n
-            count(n)
-
-
-def _score_window(
-    teacher: Teacher, log: Log, start: float, stop: float, *, calibrated: bool, count: _Counter
-) -> _Scored:
-    logits: list[F32] = []
-    positives = 0.0
-    for chunk in log.chunks(start, stop, 16_384):
-        if calibrated or not isinstance(teacher, ClickModel):
-            logits.append(teacher.calibrated_logits(chunk.rows))
-        else:
-            logits.append(teacher.logits(chunk.rows))
-        if not np.isfinite(logits[-1]).all():
-            raise DataError("the teacher's logits hold NaN or infinity; no student can learn from it", "teacher")
-        positives += float(chunk.labels.sum())
-        count(len(chunk.labels))
-    if not logits:
-        raise DataError(f"there are no rows between {start} and {stop} of the log; widen the window", "from")
-    joined = np.concatenate(logits)
-    return _Scored(joined, positives / len(joined))
-
-
-def _scoring(chunks: Iterator[Batch], student: ClickModel, held: Held, body: int) -> Iterator[Batch]:
-    """The same chunks; those after the first `body` rows are scored before they are handed on."""
-    seen = 0
-    for chunk in chunks:
-        if seen >= body:
-            held.add(student.served_logits(chunk.rows), chunk.labels)
-        seen += len(chunk.labels)
-        yield chunk

@@ -1,7 +1,8 @@
-"""Strategic sampling: balanced batches that walk a window in time order, so that every part of it counts equally.
+"""A share of a window's rows, drawn so that the walk goes along it in time order and every part of it counts equally.
 
-Chunks of `batch / ratio` rows; from each one batch, half positives and half negatives, drawn with replacement (published:
-CrossAdapt, arXiv 2602.01775). The price is a shifted log-odds, `log k`, which the label term has to be trained with.
+One batch from each chunk of `batch / ratio` rows. Published (CrossAdapt, arXiv 2602.01775): half positives and half
+negatives, drawn with replacement; the price is a shifted log-odds, `log k`, which the label term has to be trained with.
+Ours: rows at their natural rate, none twice.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ import numpy.typing as npt
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 
-__all__ = ["Batch", "log_k", "strategic_batches"]
+__all__ = ["Drawn", "even_batches", "log_k", "strategic_batches"]
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows to train on, with labels and the teacher's logits, float32 `[n]` each."""
+class Drawn:
+    """Rows to train on, with labels float32 `[n]` and their places in the window, int64 `[n]`."""
 
     rows: Rows
     labels: F32
-    teacher_logits: F32
+    places: I64
 
-    def take(self, index: npt.NDArray[np.integer]) -> Batch:
-        return Batch(self.rows.take(index), self.labels[index], self.teacher_logits[index])
+    def take(self, index: npt.NDArray[np.integer]) -> Drawn:
+        return Drawn(self.rows.take(index), self.labels[index], self.places[index])
 
 
 def log_k(rate: float, sampled_rate: float = 0.5) -> float:
@@ -58,8 +60,8 @@ def log_k(rate: float, sampled_rate: float = 0.5) -> float:
 
 
 def strategic_batches(
-    chunks: Iterable[Batch], *, batch: int, rng: np.random.Generator, positives: int | None = None
-) -> Iterator[Batch]:
+    chunks: Iterable[Drawn], *, batch: int, rng: np.random.Generator, positives: int | None = None
+) -> Iterator[Drawn]:
     """One balanced batch of every chunk, in order.
 
     Args:
@@ -70,7 +72,7 @@ def strategic_batches(
         positives: rows of a batch that are positive; half of them unless said.
     """
     ones = batch // 2 if positives is None else positives
-    waiting: list[Batch] = []
+    waiting: list[Drawn] = []
     for chunk in chunks:
         waiting.append(chunk)
         joined = _join(waiting)
@@ -85,11 +87,24 @@ def strategic_batches(
         waiting = []
 
 
-def _join(parts: list[Batch]) -> Batch:
+def even_batches(chunks: Iterable[Drawn], *, ratio: float, rng: np.random.Generator) -> Iterator[Drawn]:
+    """A share of every chunk's rows, drawn without replacement at their natural rate, in time order.
+
+    Args:
+        chunks: of about `batch / ratio` rows each.
+        ratio: the share.
+        rng: draws.
+    """
+    for chunk in chunks:
+        n = len(chunk.labels)
+        yield chunk.take(np.sort(rng.choice(n, max(1, round(n * ratio)), replace=False)))
+
+
+def _join(parts: list[Drawn]) -> Drawn:
     if len(parts) == 1:
         return parts[0]
-    return Batch(
+    return Drawn(
         concat_rows([p.rows for p in parts]),
         np.concatenate([p.labels for p in parts]),
-        np.concatenate([p.teacher_logits for p in parts]),
+        np.concatenate([p.places for p in parts]),
     )

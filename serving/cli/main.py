@@ -16,11 +16,13 @@ from serving.cli import (
     check,
     endpoints,
     examples,
+    experiment,
     learn,
     log,
     models,
     rollouts,
     run,
+    service,
     status,
     token,
     verdicts,
@@ -49,6 +51,7 @@ app.add_typer(log.app, name="log", rich_help_panel=OPERATE)
 app.add_typer(token.app, name="token", rich_help_panel=OPERATE)
 app.command("demo", rich_help_panel=RUN)(run.demo)
 app.command("serve", rich_help_panel=RUN)(run.serve)
+app.add_typer(service.app, name="service", rich_help_panel=RUN)
 app.command("worker", rich_help_panel=RUN)(run.worker)
 app.command("process", hidden=True)(run.process)
 app.command("replay", rich_help_panel=RUN)(learn.replay)
@@ -56,6 +59,7 @@ app.command("doctor", rich_help_panel=RUN)(check.doctor)
 app.command("train", rich_help_panel=LEARN)(learn.train)
 app.command("transfer", rich_help_panel=LEARN)(learn.transfer)
 app.add_typer(bundles.app, name="bundle", rich_help_panel=LEARN)
+app.add_typer(experiment.app, name="experiment", rich_help_panel=MEASURE)
 app.add_typer(bench.app, name="bench", rich_help_panel=MEASURE)
 examples.put_last(app)
 

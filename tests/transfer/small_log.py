@@ -46,6 +46,10 @@ class SmallLog:
         self.rows = self.request_count = rows
         self.positives = int(y.sum())
 
+    def rows_between(self, start, stop):
+        first, last = row_range(start, stop, self.rows)
+        return last - first
+
     def chunks(self, start=0.0, stop=1.0, chunk_rows=65_536):
         first, last = row_range(start, stop, self.rows)
         for at in range(first, last, chunk_rows):

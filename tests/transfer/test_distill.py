@@ -25,7 +25,10 @@ def bias(model):
     return model.scores(test.rows).sum() / test.truth.sum() - 1
 
 
-@pytest.mark.parametrize(("width", "settings"), [(8, OURS), (16, OURS), (4, replace(OURS, ratio=0.5))])
+@pytest.mark.parametrize(
+    ("width", "settings"),
+    [(8, OURS), (16, replace(OURS, ratio=None, dense_ratio=None)), (4, replace(OURS, ratio=0.5, balanced=True))],
+)
 def test_our_student_is_unbiased_and_ranks_like_its_teacher(teacher, width, settings):
     student, report = transfer_offline(teacher, LOG, "dcnv2", width=width, start=0.4, stop=0.8, settings=settings)
     # Against the true probabilities; the labels that calibrate have a relative error of a few percent themselves.
@@ -39,12 +42,22 @@ def test_our_student_is_unbiased_and_ranks_like_its_teacher(teacher, width, sett
 
 def test_balanced_draws_bias_the_student_that_nobody_corrects(teacher):
     published, report = transfer_offline(
-        teacher, LOG, "dcnv2", start=0.4, stop=0.8, settings=replace(PUBLISHED, a=0.0, batch=256, ratio=0.25)
+        teacher,
+        LOG,
+        "dcnv2",
+        start=0.4,
+        stop=0.8,
+        settings=replace(PUBLISHED, a=0.0, dense_a=0.0, batch=256, ratio=0.25),
     )
     assert report.log_k > 0.5
     assert bias(published) > 0.25
     corrected, _ = transfer_offline(
-        teacher, LOG, "dcnv2", start=0.4, stop=0.8, settings=replace(OURS, a=0.0, ratio=0.25)
+        teacher,
+        LOG,
+        "dcnv2",
+        start=0.4,
+        stop=0.8,
+        settings=replace(OURS, a=0.0, dense_a=0.0, ratio=0.25, balanced=True),
     )
     assert abs(bias(corrected)) < bias(published) / 2
 
@@ -62,6 +75,25 @@ def test_s1b_leaves_the_tables_alone_and_the_run_repeats_itself(teacher):
     for name in a.tables.names:
         np.testing.assert_array_equal(a.tables.export(name).rows, teacher.tables.export(name).rows)
     np.testing.assert_array_equal(a.logits(LOG.window(0, 0.1).rows), b.logits(LOG.window(0, 0.1).rows))
+
+
+def test_a_share_of_the_rows_is_scored_and_trained_on(teacher):
+    class Counting:
+        schema = SCHEMA
+        scored = 0
+
+        def calibrated_logits(self, rows):
+            self.scored += len(rows)
+            return teacher.calibrated_logits(rows)
+
+    counting = Counting()
+    settings = replace(OURS, ratio=0.2, least_rows=0)
+    _, report = transfer_offline(counting, LOG, "dnn", width=4, start=0.4, stop=0.8, settings=settings)
+    assert report.rows_trained == pytest.approx(0.2 * 24_000, rel=0.02)
+    assert counting.scored == report.rows_trained
+    enlarged = replace(OURS, ratio=0.01, least_rows=12_000)
+    _, report = transfer_offline(counting, LOG, "dnn", width=4, start=0.4, stop=0.8, settings=enlarged)
+    assert report.rows_trained == pytest.approx(12_000, rel=0.02)
 
 
 def test_a_teacher_from_elsewhere_gives_logits_only(teacher):
@@ -95,6 +127,8 @@ def test_what_cannot_be_transferred_is_named_before_training(teacher):
         transfer_offline(teacher, LOG, "fm", mode="theirs")
     with pytest.raises(InvalidInput, match="ratio"):
         replace(OURS, ratio=2.0)
+    with pytest.raises(InvalidInput, match="dense_a"):
+        replace(OURS, dense_a=-0.1)
 
 
 def test_trust_follows_the_better_model():

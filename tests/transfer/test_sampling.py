@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.features import Rows
-from transfer.sampling import Batch, log_k, strategic_batches
+from transfer.sampling import Drawn, even_batches, log_k, strategic_batches
 
 
 def chunk(first, labels):
     n = len(labels)
     ids = np.arange(first, first + n, dtype=np.int64).reshape(-1, 1)
-    return Batch(Rows(ids, np.zeros((n, 0), np.float32)), np.array(labels, np.float32), ids[:, 0].astype(np.float32))
+    return Drawn(Rows(ids, np.zeros((n, 0), np.float32)), np.array(labels, np.float32), ids[:, 0])
 
 
 @given(rate=st.floats(0.001, 0.999), logit=st.floats(-4, 4))
@@ -40,7 +40,7 @@ def test_batches_are_balanced_in_time_order_and_keep_rows_together():
         ids = batch.rows.ids[:, 0]
         assert ids.min() >= 100 * number
         assert ids.max() < 100 * (number + 1)
-        np.testing.assert_array_equal(batch.teacher_logits, ids)
+        np.testing.assert_array_equal(batch.places, ids)
         np.testing.assert_array_equal(batch.labels, ids % 10 == 0)
 
 
@@ -49,3 +49,15 @@ def test_a_chunk_of_one_class_waits_for_the_next():
     batches = list(strategic_batches(chunks, batch=4, rng=np.random.default_rng(0)))
     assert [b.labels.sum() for b in batches] == [2, 2]
     assert max(b.rows.ids.max() for b in batches) < 20
+
+
+def test_even_draws_take_a_share_of_every_chunk_and_no_row_twice():
+    chunks = [chunk(at, [1, 0, 0, 0, 0] * 20) for at in range(0, 500, 100)]
+    batches = list(even_batches(chunks, ratio=0.3, rng=np.random.default_rng(0)))
+    assert [len(b.labels) for b in batches] == [30] * 5
+    for number, batch in enumerate(batches):
+        assert (np.diff(batch.places) > 0).all()
+        assert batch.places.min() >= 100 * number
+        assert batch.places.max() < 100 * (number + 1)
+        np.testing.assert_array_equal(batch.labels, batch.places % 5 == 0)
+    assert np.mean([b.labels.mean() for b in batches]) == pytest.approx(0.2, abs=0.06)

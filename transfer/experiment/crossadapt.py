@@ -1,0 +1,217 @@
+"""`baton experiment crossadapt`: a teacher, its student, and what else a team could do, on the same rows.
+
+    history | retained window | stream                     | test
+    teacher ------------------> every run: test, then train | every run: test alone
+
+Per seed one teacher is trained on history and window; then each run of `runs` is made, goes along the stream and is judged.
+Next stop: `report` (tables and JSON) and `plots`.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InvalidInput
+from transfer.data.log import Log
+from transfer.data.memory import MemoryLog
+from transfer.experiment.learners import Judged
+from transfer.experiment.measured import PeakMemory, Stopwatch
+from transfer.experiment.runs import RUNS, Start, Task
+from transfer.figures import Decile, deciles
+from transfer.model import ClickModel
+from transfer.model_zoo import parse_arch
+from transfer.train import batch_for, measure, train
+
+__all__ = ["Point", "RunResult", "Split", "crossadapt"]
+
+F32 = npt.NDArray[np.float32]
+Tell = Callable[[str], None]
+Metrics = dict[str, float | None]
+
+POINTS = 24
+"""Of a curve along the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where the parts of the log end, as shares of its rows in time order; the test part ends with the log."""
+
+    history: float = 0.4
+    retained: float = 0.8
+    stream: float = 0.9
+
+    def __post_init__(self) -> None:
+        edges = (0.0, self.history, self.retained, self.stream, 1.0)
+        if not all(a < b for a, b in pairwise(edges)):
+            raise InvalidInput(f"the parts of the log end at {edges[1:]}; they must follow each other", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One stretch of the stream: rows before its end, Unix milliseconds there, seconds trained until there, metrics of the
+    stretch alone, and a, r, K at its end where the run has them."""
+
+    rows: int
+    time_ms: int
+    train_seconds: float
+    auc: float | None
+    logloss: float | None
+    bias: float | None
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What one run of one seed came to; metrics as of `transfer.train.measure`."""
+
+    name: str
+    seed: int
+    stream: Metrics
+    test: Metrics
+    stage1: Metrics | None
+    train_seconds: float
+    rows_per_second: float
+    peak_mb: float
+    curve: list[Point] = field(default_factory=list)
+    deciles: list[Decile] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return asdict(self)
+
+
+def crossadapt(
+    log: Log,
+    teacher_arch: str,
+    student_arch: str,
+    *,
+    seeds: Sequence[int],
+    runs: Sequence[str] = tuple(RUNS),
+    split: Split | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    tell: Tell = lambda _: None,
+) -> Iterator[RunResult]:
+    """The results of all runs, one after another.
+
+    Args:
+        log: rows in time order; kept in memory while the runs walk them.
+        teacher_arch, student_arch: as in `dnn-8`: a name of the zoo or `package.module:Class`, and the vectors' width.
+        seeds: a teacher and all runs for each.
+        runs: their names, of `RUNS`.
+        split: of the log.
+        clock: seconds that training is measured in.
+        tell: takes one line for the person who waits.
+
+    Raises:
+        InvalidInput: an unknown run or architecture, no seeds.
+        DataError: a part of the log has no rows or labels of one class.
+    """
+    split = split or Split()
+    unknown = [name for name in runs if name not in RUNS]
+    if unknown or not runs or not seeds:
+        raise InvalidInput(f"runs are {', '.join(RUNS)}, and there must be a seed; got {list(runs)}, {seeds}", "runs")
+    kept = log if isinstance(log, MemoryLog) else MemoryLog(log)
+    teacher_kind, teacher_width = parse_arch(teacher_arch)
+    student_kind, student_width = parse_arch(student_arch)
+    _warm_up(kept)
+    for seed in seeds:
+        tell(f"seed {seed}: teacher {teacher_arch} on {kept.rows_between(0, split.retained):,} rows")
+        watch = Stopwatch(clock)
+        with watch.running():
+            teacher = train(kept, teacher_kind, width=teacher_width, stop=split.retained, seed=seed)
+        task = Task(
+            log=kept,
+            retained=(split.history, split.retained),
+            stream_rows=kept.rows_between(split.retained, split.stream),
+            arch=student_kind,
+            width=student_width,
+            teacher=teacher.state_dict(),
+            teacher_seconds=watch.seconds,
+            seed=seed,
+            batch=batch_for(kept.rows_between(split.history, split.retained)),
+        )
+        for name in runs:
+            result = _run(name, task, split, clock)
+            tell(_line(result))
+            yield result
+
+
+def _run(name: str, task: Task, split: Split, clock: Callable[[], float]) -> RunResult:
+    gc.collect()
+    memory, watch = PeakMemory(), Stopwatch(clock)
+    start = RUNS[name](task, watch)
+    model = start.learner.model
+    stage1 = _judge(model, task.log, split.retained, split.stream) if start.transferred else None
+    stream, curve = _follow(start, task, split, watch)
+    test = _scores(model, task.log, split.stream, 1.0)
+    seconds = watch.seconds + start.seconds_before
+    return RunResult(
+        name=name,
+        seed=task.seed,
+        stream=measure(*stream),
+        test=measure(*test),
+        stage1=stage1,
+        train_seconds=seconds,
+        rows_per_second=model.rows_trained / seconds,
+        peak_mb=memory.megabytes,
+        curve=curve,
+        deciles=deciles(*test),
+    )
+
+
+def _warm_up(log: MemoryLog) -> None:
+    """What a process does once (loading kernels, starting threads) is no run's work."""
+    model = ClickModel.create(log.schema, "deepfm", 4, seed=0)
+    for chunk in itertools.islice(log.chunks(0.0, 1.0, 256), 20):
+        model.step(chunk.rows, chunk.labels)
+    model.scores(chunk.rows)
+
+
+def _follow(start: Start, task: Task, split: Split, watch: Stopwatch) -> tuple[tuple[F32, F32], list[Point]]:
+    """Scores and labels of the whole stream, each row judged before it was learned, and the curve."""
+    every, rows, first = max(1, task.stream_rows // POINTS), 0, 0
+    judged: list[Judged] = []
+    curve: list[Point] = []
+
+    def point(time_ms: int) -> None:
+        part = measure(*_joined(judged[first:]))
+        seconds = watch.seconds + start.seconds_before
+        curve.append(Point(rows, time_ms, seconds, part["auc"], part["logloss"], part["bias"], judged[-1].weights))
+
+    for chunk in task.log.chunks(split.retained, split.stream, task.batch):
+        judged.append(start.learner.learn(chunk, watch))
+        rows += len(chunk)
+        if rows >= (len(curve) + 1) * every:
+            point(int(chunk.time_ms[-1]))
+            first = len(judged)
+    start.learner.finish(watch)
+    return _joined(judged), curve
+
+
+def _joined(judged: Sequence[Judged]) -> tuple[F32, F32]:
+    return np.concatenate([j.scores for j in judged]), np.concatenate([j.labels for j in judged])
+
+
+def _scores(model: ClickModel, log: Log, start: float, stop: float) -> tuple[F32, F32]:
+    scored = [(model.scores(chunk.rows), chunk.labels) for chunk in log.chunks(start, stop)]
+    return np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored])
+
+
+def _judge(model: ClickModel, log: Log, start: float, stop: float) -> Metrics:
+    return measure(*_scores(model, log, start, stop))
+
+
+def _line(r: RunResult) -> str:
+    def text(metrics: Metrics) -> str:
+        return " ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k in ("auc", "logloss", "bias") and v is not None)
+
+    return f"seed {r.seed}: {r.name:<16} stream {text(r.stream)}  test {text(r.test)}  {r.train_seconds:.1f} s"

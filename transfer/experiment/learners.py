@@ -1,0 +1,181 @@
+"""What a run does with the stream: give the scores of a batch from before it is learned, then learn it.
+
+Next stop: `runs`, which says what each run starts from and which of these it goes on with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.calibration import probabilities
+from pipeline.features import Rows
+from transfer.codistill import CoDistiller
+from transfer.data.log import Log, LogChunk
+from transfer.experiment.measured import Stopwatch
+from transfer.model import ClickModel
+from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
+from transfer.replay_store import ReplayRows, keep_sample
+from transfer.stream import StreamBatch, StreamRows, held_out
+
+__all__ = ["CoDistilled", "Distilled", "Frozen", "Judged", "LabelsOnly", "Learner", "RareSteps", "keep_replay"]
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Scores of rows from before they were learned, float32 `[n]`, with the labels, and what steered the step."""
+
+    scores: F32
+    labels: F32
+    weights: dict[str, float]
+
+
+class Learner(Protocol):
+    """Goes along the stream, batch by batch; `watch` runs while it trains and stands still while it is judged."""
+
+    model: ClickModel
+
+    def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged: ...
+
+    def finish(self, watch: Stopwatch) -> None:
+        """The stream has ended: make the model ready to be judged on what comes after it."""
+
+
+class Frozen:
+    """Learns nothing."""
+
+    def __init__(self, model: ClickModel) -> None:
+        self.model = model
+
+    def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
+        return Judged(self.model.scores(chunk.rows), chunk.labels, {})
+
+    def finish(self, watch: Stopwatch) -> None:
+        return
+
+
+class LabelsOnly(Frozen):
+    """A step per batch on its labels."""
+
+    def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
+        scores = self.model.scores(chunk.rows)
+        with watch.running():
+            self.model.step(chunk.rows, chunk.labels)
+        return Judged(scores, chunk.labels, {})
+
+
+class RareSteps(Frozen):
+    """A step per `every` batches on the mean gradient of their labels: how a teacher learns online."""
+
+    def __init__(self, model: ClickModel, every: int) -> None:
+        super().__init__(model)
+        self._every = every
+
+    def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
+        scores = self.model.scores(chunk.rows)
+        with watch.running():
+            self.model.accumulate(chunk.rows, chunk.labels)
+            if self.model.pending_batches >= self._every:
+                self.model.apply_accumulated()
+        return Judged(scores, chunk.labels, {"K": float(self._every)})
+
+
+class Distilled(Frozen):
+    """A step per batch on its labels and on the logits of a teacher that stands still, in fixed shares."""
+
+    def __init__(self, model: ClickModel, teacher: ClickModel, a: float) -> None:
+        super().__init__(model)
+        self._teacher, self._a = teacher, a
+
+    def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
+        scores = self.model.scores(chunk.rows)
+        with watch.running():
+            guide = self._teacher.calibrated_logits(chunk.rows)
+            self.model.step(chunk.rows, chunk.labels, teacher_logits=guide, a=self._a)
+        return Judged(scores, chunk.labels, {"a": self._a})
+
+
+class CoDistilled:
+    """Asymmetric co-distillation as the worker does it (`transfer.codistill`), with its held-out requests and calibration.
+
+    The teacher's logged scores are made here, as serving would have made them, and their time counts.
+
+    Args:
+        holdout: share of the requests that is never trained on; with 0 nothing is calibrated (published).
+        calibrate_every: batches between two calibrations, that is between two publications.
+    """
+
+    HELD_ROWS, RECENT_ROWS = 20_000, 200_000
+
+    def __init__(self, distiller: CoDistiller, *, holdout: float, calibrate_every: int) -> None:
+        self._distiller = distiller
+        self.model = distiller.student
+        self._holdout, self._every = holdout, calibrate_every
+        self._recent = Ring(self.RECENT_ROWS)
+        self._held = HeldRows(self.HELD_ROWS, ("student",))
+        self._batches = self._passed = 0
+
+    def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
+        held = self._chosen(chunk)
+        with watch.running():
+            logged = probabilities(self._distiller.teacher.calibrated_logits(chunk.rows), 1.0, 0.0)
+            batch = StreamBatch(self._batches, _rows(chunk, logged, ~held), _rows(chunk, logged, held))
+            self._batches += 1
+            passed = self._distiller.learn(batch, self._batches)
+            calibration = self.model.calibration
+            if self._holdout:
+                self._recent.add(passed.student, batch.train.labels)
+                logits = {"student": passed.held_student}
+                self._held.add(batch.held.rows, batch.held.labels, logits, self._passed)
+                self._passed += len(batch.train)
+                if self._batches % self._every == 0:
+                    self._calibrate()
+        scores = probabilities(
+            np.concatenate([passed.student, passed.held_student]), calibration.alpha, calibration.beta
+        )
+        steered = passed.adapted
+        weights = {"a": steered.a, "r": steered.replay, "K": float(steered.every)}
+        return Judged(scores, np.concatenate([batch.train.labels, batch.held.labels]), weights)
+
+    def finish(self, watch: Stopwatch) -> None:
+        if self._holdout:
+            with watch.running():
+                self._calibrate()
+
+    def _calibrate(self) -> None:
+        current = self.model.calibration
+        window = window_for(current, self._recent)
+        held = self._held.newest(self._passed - window, 500)
+        if held.rows is None:
+            return
+        after = self.model.logits(held.rows)
+        self.model.calibration = recalibrate(current, self._recent, window, held.logits["student"], after)
+
+    def _chosen(self, chunk: LogChunk) -> npt.NDArray[np.bool_]:
+        """Which rows are never trained on."""
+        requests, of = np.unique(chunk.request, return_inverse=True)
+        chosen = np.array([held_out(str(number), self._holdout) for number in requests.tolist()], np.bool_)
+        rows: npt.NDArray[np.bool_] = chosen[of]
+        return rows
+
+
+def keep_replay(log: Log, start: float, stop: float, teacher: ClickModel, capacity: int, seed: int) -> ReplayRows:
+    """A uniform sample of a window to replay from, as `baton transfer --retained` keeps it."""
+    with TemporaryDirectory(prefix="baton-replay-") as folder:
+        path = Path(folder) / "rows.safetensors"
+        keep_sample(log, start, stop, path, teacher.calibrated_logits, capacity=capacity, seed=seed)
+        return ReplayRows(path)
+
+
+def _rows(chunk: LogChunk, logged: F32, chosen: npt.NDArray[np.bool_]) -> StreamRows:
+    index = np.flatnonzero(chosen)
+    none = np.full(len(index), np.nan, np.float32)
+    rows: Rows = chunk.rows.take(index)
+    return StreamRows(rows, chunk.labels[index], none, logged[index], none)

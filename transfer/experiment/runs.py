@@ -1,0 +1,176 @@
+"""The seven runs of an experiment: what each starts from, and how it goes on along the stream.
+
+All of them see the same rows in the same order and batches of the same size on the stream. Next stop: `crossadapt`, which
+takes them through the stream and judges them; `learners`, what one does with a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.features import Rows
+from pipeline.schema import Schema
+from transfer.adapt import AdaptSettings
+from transfer.codistill import CoDistiller
+from transfer.data.log import Log
+from transfer.distill import OURS, PUBLISHED, Stage1Settings, transfer_offline
+from transfer.experiment.learners import (
+    CoDistilled,
+    Distilled,
+    Frozen,
+    LabelsOnly,
+    Learner,
+    RareSteps,
+    keep_replay,
+)
+from transfer.experiment.measured import Stopwatch
+from transfer.model import ClickModel
+from transfer.train import train
+from transfer.window import Teacher
+
+__all__ = ["RUNS", "Start", "Task"]
+
+F32 = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the runs of one seed have in common.
+
+    Args:
+        log: all rows.
+        retained: first and last row of the window that is still on disk, as shares; the stream follows it.
+        stream_rows: rows of the stream.
+        arch, width: of the student.
+        teacher: the state of the teacher, trained up to the end of the window.
+        teacher_seconds: that this took.
+        batch: rows per step on the stream.
+        adapt, holdout: of co-distillation, as the worker's settings.
+        calibrate_every: batches between two publications of the student.
+    """
+
+    log: Log
+    retained: tuple[float, float]
+    stream_rows: int
+    arch: str
+    width: int
+    teacher: tuple[Mapping[str, Any], Arrays]
+    teacher_seconds: float
+    seed: int
+    batch: int
+    adapt: AdaptSettings = field(default_factory=AdaptSettings)
+    holdout: float = 0.05
+    calibrate_every: int = 20
+    ours: Stage1Settings = field(default_factory=lambda: replace(OURS, teacher_saw_window=True))
+
+    def a_teacher(self) -> ClickModel:
+        """A copy of the teacher of this run's own."""
+        return ClickModel.from_state(*self.teacher)
+
+    @property
+    def replay_rows(self) -> int:
+        """Rows to keep for replay: as many as the largest ratio may draw from a stream of this length."""
+        return max(1, round(0.3 * self.stream_rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run before the stream: what goes on from here, and whether a transfer (stage 1) lies behind it."""
+
+    learner: Learner
+    transferred: bool = False
+    seconds_before: float = 0.0
+    """Training that happened before this run was made, or (negative) work within it that its way does not need."""
+
+
+class _LogitsOnly:
+    """A teacher of which nothing but its predictions is known."""
+
+    def __init__(self, teacher: ClickModel) -> None:
+        self._teacher = teacher
+        self.schema: Schema = teacher.schema
+
+    def calibrated_logits(self, rows: Rows) -> F32:
+        return self._teacher.calibrated_logits(rows)
+
+
+def _teacher_frozen(task: Task, watch: Stopwatch) -> Start:
+    return Start(Frozen(task.a_teacher()), seconds_before=task.teacher_seconds)
+
+
+def _teacher_online(task: Task, watch: Stopwatch) -> Start:
+    return Start(RareSteps(task.a_teacher(), task.adapt.every), seconds_before=task.teacher_seconds)
+
+
+def _scratch(task: Task, watch: Stopwatch) -> Start:
+    start, stop = task.retained
+    with watch.running():
+        model = train(task.log, task.arch, width=task.width, start=start, stop=stop, seed=task.seed)
+    return Start(LabelsOnly(model))
+
+
+def _warm_embeddings(task: Task, watch: Stopwatch) -> Start:
+    labels_only = Stage1Settings(a=0.0, adapt=False, dense_passes=0, teacher_saw_window=True)
+    with watch.running():
+        model, seconds = _stage1(task, task.a_teacher(), labels_only, "ours", watch)
+    # Labels alone need no teacher's logits.
+    return Start(LabelsOnly(model), transferred=True, seconds_before=-seconds["score"])
+
+
+def _plain_kd(task: Task, watch: Stopwatch) -> Start:
+    teacher = task.a_teacher()
+    plain = Stage1Settings(a=task.adapt.a, adapt=False, dense_passes=0, teacher_saw_window=True)
+    with watch.running():
+        model, _ = _stage1(task, _LogitsOnly(teacher), plain, "ours", watch)
+    return Start(Distilled(model, teacher, task.adapt.a), transferred=True)
+
+
+def _published(task: Task, watch: Stopwatch) -> Start:
+    teacher = task.a_teacher()
+    with watch.running():
+        student, _ = _stage1(task, teacher, PUBLISHED, "published", watch)
+        distiller = _distiller(task, teacher, student, adapt=False)
+    return Start(CoDistilled(distiller, holdout=0.0, calibrate_every=task.calibrate_every), transferred=True)
+
+
+def _ours(task: Task, watch: Stopwatch) -> Start:
+    teacher = task.a_teacher()
+    with watch.running():
+        student, _ = _stage1(task, teacher, task.ours, "ours", watch)
+        distiller = _distiller(task, teacher, student, adapt=True)
+    learner = CoDistilled(distiller, holdout=task.holdout, calibrate_every=task.calibrate_every)
+    return Start(learner, transferred=True)
+
+
+def _stage1(
+    task: Task, teacher: Teacher, settings: Stage1Settings, mode: Any, watch: Stopwatch
+) -> tuple[ClickModel, dict[str, float]]:
+    start, stop = task.retained
+    student, report = transfer_offline(
+        teacher, task.log, task.arch, width=task.width, start=start, stop=stop, mode=mode, settings=settings,
+        seed=task.seed, clock=watch.clock,
+    )  # fmt: skip
+    return student, report.seconds
+
+
+def _distiller(task: Task, teacher: ClickModel, student: ClickModel, *, adapt: bool) -> CoDistiller:
+    replay = keep_replay(task.log, *task.retained, teacher, task.replay_rows, task.seed)
+    settings = task.adapt if adapt else replace(task.adapt, adapt=False)
+    return CoDistiller(teacher, student, replay, settings=settings, seed=task.seed)
+
+
+RUNS: dict[str, Callable[[Task, Stopwatch], Start]] = {
+    "teacher_frozen": _teacher_frozen,
+    "teacher_online": _teacher_online,
+    "scratch": _scratch,
+    "warm_embeddings": _warm_embeddings,
+    "plain_kd": _plain_kd,
+    "published": _published,
+    "ours": _ours,
+}

@@ -1,0 +1,41 @@
+"""What a practitioner asks of a model beyond AUC, LogLoss and bias: how far its scores can be taken at their word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Decile", "deciles"]
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Decile:
+    """A tenth of the rows by score: their number, their mean score and the share of them that was clicked."""
+
+    rows: int
+    predicted: float
+    observed: float
+
+
+def deciles(scores: Array, labels: Array, parts: int = 10) -> list[Decile]:
+    """Calibration by tenths of the rows in order of their score, lowest first.
+
+    Args:
+        scores: probabilities `[n]`.
+        labels: 0 or 1, `[n]`.
+        parts: how many of about equal size; fewer where there are fewer rows.
+
+    >>> [(d.rows, round(d.predicted, 2), d.observed) for d in deciles(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 1, 1, 1]), 2)]
+    [(2, 0.2, 0.5), (2, 0.8, 1.0)]
+    """
+    order = np.argsort(scores, kind="stable")
+    found = []
+    for part in np.array_split(order, min(parts, max(1, len(order)))):
+        if len(part):
+            predicted, observed = scores[part].mean(dtype=np.float64), labels[part].mean(dtype=np.float64)
+            found.append(Decile(len(part), float(predicted), float(observed)))
+    return found
