@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 
 from pipeline.bundle import Bundle, Calibration, GateReport
-from pipeline.errors import DataError, InvalidInput
+from pipeline.errors import InvalidInput
 from pipeline.features import Rows
 from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
 from pipeline.versions import Repository
-from transfer.export import DenseGraph, trace
+from transfer.batch_check import checked_labels
+from transfer.blocks import TableSettings
+from transfer.export import DenseGraph
 from transfer.loss import distillation_loss
 from transfer.model_state import load_into, state_of
 from transfer.model_zoo import resolve
 from transfer.network import Network
-from transfer.publish import Snapshot, load_model, training_arrays, write_snapshot
-from transfer.tables import Tables, TableSettings
+from transfer.publish import Snapshot, load_model, snapshot_of, write_snapshot
+from transfer.tables import Tables
 
 __all__ = ["ClickModel", "LearningSettings"]
 
@@ -71,6 +73,7 @@ class ClickModel:
         self.calibration = Calibration()
         self.steps = 0
         self.rows_trained = 0
+        self.device = torch.device("cpu")
         self.frozen = False
         """True for a model whose bundle has no training state: it scores and does not learn."""
         self.metrics: dict[str, float | None] = {}
@@ -83,7 +86,8 @@ class ClickModel:
         """The last batch's logits, float32 `[n]`, from before it was trained on."""
         self.pending_batches = 0
         self.pending_rows = 0
-        self._graphs: dict[str, DenseGraph] = {}
+        self.graphs: dict[str, DenseGraph] = {}
+        """The exported network by file, once one was needed."""
 
     @classmethod
     def create(
@@ -119,6 +123,14 @@ class ClickModel:
             learning=learning or LearningSettings(),
         )
 
+    def to(self, device: torch.device) -> ClickModel:
+        """Move the network there, for steps and scores from now on; tables stay in the machine's memory."""
+        self.network.to(device)
+        for state in self.optimiser.state.values():
+            state.update({key: value.to(device) for key, value in state.items() if key != "step"})
+        self.device = device
+        return self
+
     # --- scoring -----------------------------------------------------------------------------------------------------
 
     def logits(self, rows: Rows) -> F32:
@@ -140,7 +152,8 @@ class ClickModel:
             part = rows.slice(start, min(start + SCORING_ROWS, len(rows)))
             vectors, linear = self.tables.gather(self.tables.lookup(part, create=False), stored)
             with torch.inference_mode():
-                out[start : start + len(part)] = self._forward(part, torch.from_numpy(vectors), linear).numpy()
+                logits = self._forward(part, self._there(vectors), None if linear is None else self._there(linear))
+                out[start : start + len(part)] = logits.cpu().numpy()
         return out
 
     def calibrated_logits(self, rows: Rows) -> F32:
@@ -151,11 +164,13 @@ class ClickModel:
         """Calibrated probabilities float32 `[n]`."""
         return torch.sigmoid(torch.from_numpy(self.calibrated_logits(rows))).numpy()
 
-    def _forward(self, rows: Rows, vectors: Tensor, linear: F32 | Tensor | None) -> Tensor:
-        numbers = torch.from_numpy(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None
-        weights = torch.from_numpy(linear) if isinstance(linear, np.ndarray) else linear
+    def _forward(self, rows: Rows, vectors: Tensor, weights: Tensor | None) -> Tensor:
+        numbers = self._there(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None
         logit: Tensor = self.network(vectors.flatten(1), weights, numbers)
         return logit
+
+    def _there(self, array: F32) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
@@ -209,25 +224,16 @@ class ClickModel:
             The batch's mean loss before the step.
 
         Raises:
-            DataError: labels outside 0..1, or logits that are not finite.
+            DataError: labels outside 0..1, or logits or numbers that are not finite; nothing has changed.
             InvalidInput: the model came from a bundle without training state.
         """
         if self.frozen:
             raise InvalidInput("this model is frozen: its bundle has no training state; it can score, not learn")
-        n = len(rows)
-        y = np.array(labels, np.float32)  # a copy: a log's own arrays are read-only
-        if n == 0 or y.shape != (n,) or not ((y >= 0.0) & (y <= 1.0)).all():
-            raise DataError(
-                f"a batch needs rows and one label from 0 to 1 for each; got {n} rows, labels {y.shape}", "label"
-            )
-        if teacher_logits is not None and not np.isfinite(teacher_logits).all():
-            raise DataError(
-                "the teacher's logits hold NaN or infinity; check the teacher before distilling", "teacher_logits"
-            )
+        n, y = len(rows), checked_labels(self.schema, rows, labels, teacher_logits)
         lookup = self.tables.lookup(rows, create=train_tables)
         vectors, linear = self.tables.gather(lookup)
-        embeddings = torch.from_numpy(vectors).requires_grad_(train_tables)
-        weights = None if linear is None else torch.from_numpy(linear).requires_grad_(train_tables)
+        embeddings = self._there(vectors).requires_grad_(train_tables)
+        weights = None if linear is None else self._there(linear).requires_grad_(train_tables)
         with torch.random.fork_rng(devices=[]):
             # Dropout, where there is any, depends on seed and step alone: a resumed run draws the same masks.
             torch.manual_seed(hash((self.seed, self.steps, self.pending_batches)) & 0x7FFFFFFF)
@@ -235,20 +241,20 @@ class ClickModel:
             logits = self._forward(rows, embeddings, weights)
         loss = distillation_loss(
             logits,
-            torch.from_numpy(y),
-            teacher_logits=None if teacher_logits is None else torch.from_numpy(np.asarray(teacher_logits, np.float32)),
-            a=_tensor(a),
+            self._there(y),
+            teacher_logits=None if teacher_logits is None else self._there(np.array(teacher_logits, np.float32)),
+            a=self._there(a) if isinstance(a, np.ndarray) else a,
             temperature=temperature,
-            label_offset=_tensor(label_offset),
+            label_offset=self._there(label_offset) if isinstance(label_offset, np.ndarray) else label_offset,
         ).mean()
-        self.last_logits = logits.detach().numpy()
+        self.last_logits = logits.detach().cpu().numpy()
         loss.backward()  # type: ignore[no-untyped-call]
         self.pending_batches += 1
         self.pending_rows += n
         self.rows_trained += n
         if train_tables:
-            grad = None if embeddings.grad is None else embeddings.grad.numpy()
-            linear_grad = None if weights is None or weights.grad is None else weights.grad.numpy()
+            grad = None if embeddings.grad is None else embeddings.grad.cpu().numpy()
+            linear_grad = None if weights is None or weights.grad is None else weights.grad.cpu().numpy()
             self.tables.collect(lookup, grad, linear_grad, self.rows_trained)
         return float(loss.detach())
 
@@ -267,12 +273,23 @@ class ClickModel:
         self.tables.apply(share * (self.pending_rows * share))
         self.steps += 1
         self.pending_batches = self.pending_rows = 0
+        self.tables.age(self.rows_trained)
+
+    def finite(self) -> bool:
+        """Whether all weights, and all rows changed since the last `tables.saved`, are finite."""
+        weights = (*self.network.parameters(), *self.network.buffers())
+        return all(bool(torch.isfinite(w).all()) for w in weights) and self.tables.finite()
 
     # --- checkpoint --------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> tuple[dict[str, Any], Arrays]:
-        """Header (JSON values) and arrays (copies) from which `load_state` goes on exactly, to the bit."""
-        return state_of(self)
+    def state_dict(self, *, changes: bool = False) -> tuple[dict[str, Any], Arrays]:
+        """Header (JSON values) and arrays (copies) from which `load_state` goes on exactly, to the bit.
+
+        Args:
+            changes: of the tables, only rows changed since `tables.saved`; `transfer.model_state.brought_up` adds them to
+                the state of then. All rows where slots mean others since.
+        """
+        return state_of(self, self.tables.changed() if changes else None)
 
     def load_state(self, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take over what `state_dict` gave.
@@ -306,28 +323,7 @@ class ClickModel:
         Writing it (`transfer.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
         the version counts as published.
         """
-        self._graphs = self._graphs or trace(self.network, self.schema)
-        slots = None if full else self.tables.touched()
-        header, arrays = self.state_dict() if training else (None, {})
-        return Snapshot(
-            architecture=self.arch,
-            hyperparameters={"width": self.width, **self.hyperparameters},
-            schema=self.schema,
-            calibration=self.calibration,
-            networks={name: graph.write() for name, graph in self._graphs.items()},
-            tables={name: self.tables.export(name, slots) for name in self.tables.names},
-            defaults={
-                name: (
-                    tuple(self.tables.default[t].tolist()),
-                    float(self.tables.default_linear[t]) if self.network.uses_linear else None,
-                )
-                for t, name in enumerate(self.tables.names)
-            },
-            full=full,
-            stored=self.stored,
-            header=header,
-            arrays=training_arrays(arrays, self.stored),
-        )
+        return snapshot_of(self, full=full, training=training)
 
     def save_bundle(
         self,
@@ -398,7 +394,3 @@ class ClickModel:
         if source is None and bundle.manifest.base is not None:
             raise InvalidInput(f"{bundle.path} is a delta; pass the repository that holds its base", "source")
         return load_model(cls, source or [bundle])
-
-
-def _tensor(value: float | F32) -> Tensor | float:
-    return torch.from_numpy(np.asarray(value, np.float32)) if isinstance(value, np.ndarray) else value

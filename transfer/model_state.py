@@ -16,18 +16,19 @@ import torch
 
 from pipeline.bundle import Calibration
 from pipeline.errors import InvalidInput
+from transfer.tables import merged
 
 if TYPE_CHECKING:
     from transfer.model import ClickModel
 
-__all__ = ["load_into", "state_of"]
+__all__ = ["brought_up", "load_into", "state_of"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 _IDENTITY = ("schema", "arch", "width", "hyperparameters")
 
 
-def state_of(model: ClickModel) -> tuple[dict[str, Any], Arrays]:
-    """Header (JSON values) and arrays (copies)."""
+def state_of(model: ClickModel, slots: npt.NDArray[np.int64] | None = None) -> tuple[dict[str, Any], Arrays]:
+    """Header (JSON values) and arrays (copies); with `slots`, of the tables' rows only these."""
     header = {
         **_identity(model),
         "seed": model.seed,
@@ -38,15 +39,24 @@ def state_of(model: ClickModel) -> tuple[dict[str, Any], Arrays]:
         "rows_trained": model.rows_trained,
         "pending": [model.pending_batches, model.pending_rows],
     }
-    arrays: Arrays = {f"tables.{key}": value for key, value in model.tables.state().items()}
+    arrays: Arrays = {f"tables.{key}": value for key, value in model.tables.state(slots).items()}
     for name, value in model.network.state_dict().items():
-        arrays[f"dense.{name}"] = value.numpy().copy()
+        arrays[f"dense.{name}"] = value.cpu().numpy().copy()
     for name, parameter in model.network.named_parameters():
         for key, tensor in model.optimiser.state.get(parameter, {}).items():
-            arrays[f"adam.{key}.{name}"] = tensor.numpy().copy()
+            arrays[f"adam.{key}.{name}"] = tensor.cpu().numpy().copy()
         if parameter.grad is not None:
-            arrays[f"grad.{name}"] = parameter.grad.numpy().copy()
+            arrays[f"grad.{name}"] = parameter.grad.cpu().numpy().copy()
     return header, arrays | {f"extra.{key}": value for key, value in model.extra.items()}
+
+
+def brought_up(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    """The arrays of a whole state with those of a later `state_of`, which may hold changed rows only."""
+    if "tables.slots" not in newer:
+        return dict(newer)
+    tables = merged(_under("tables.", state), _under("tables.", newer))
+    rest = {key: value for key, value in newer.items() if not key.startswith("tables.")}
+    return rest | {f"tables.{key}": value for key, value in tables.items()}
 
 
 def load_into(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -67,14 +77,14 @@ def load_into(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str,
     model.optimiser.state.clear()
     for name, parameter in model.network.named_parameters():
         kept = {
-            key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"]))
+            key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"])).to("cpu" if key == "step" else model.device)
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"adam.{key}.{name}" in arrays
         }
         if kept:
             model.optimiser.state[parameter] = kept
         grad = arrays.get(f"grad.{name}")
-        parameter.grad = None if grad is None else torch.from_numpy(grad.copy())
+        parameter.grad = None if grad is None else torch.from_numpy(grad.copy()).to(model.device)
     model.seed = header["seed"]
     model.tables.seed = header["seed"]
     model.calibration = Calibration(**header["calibration"])

@@ -24,12 +24,12 @@ from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
 from pipeline.versions import Repository
 from pipeline.warmup import synthetic_requests, write_warmup
-from transfer.export import graph_weights
+from transfer.export import graph_weights, trace
 
 if TYPE_CHECKING:
     from transfer.model import ClickModel
 
-__all__ = ["Snapshot", "load_model", "write_snapshot"]
+__all__ = ["Snapshot", "load_model", "snapshot_of", "write_snapshot"]
 
 STATE = "training/state.safetensors"
 HEADER = "header"
@@ -65,6 +65,35 @@ class Snapshot:
             )
             for name, (default, linear_default) in self.defaults.items()
         }
+
+
+def snapshot_of(model: ClickModel, *, full: bool, training: bool) -> Snapshot:
+    """See `ClickModel.snapshot`."""
+    model.network.cpu()
+    model.graphs = model.graphs or trace(model.network, model.schema)
+    networks = {name: graph.write() for name, graph in model.graphs.items()}
+    model.network.to(model.device)
+    slots = None if full else model.tables.touched()
+    header, arrays = model.state_dict() if training else (None, {})
+    return Snapshot(
+        architecture=model.arch,
+        hyperparameters={"width": model.width, **model.hyperparameters},
+        schema=model.schema,
+        calibration=model.calibration,
+        networks=networks,
+        tables={name: model.tables.export(name, slots) for name in model.tables.names},
+        defaults={
+            name: (
+                tuple(model.tables.default[t].tolist()),
+                float(model.tables.default_linear[t]) if model.network.uses_linear else None,
+            )
+            for t, name in enumerate(model.tables.names)
+        },
+        full=full,
+        stored=model.stored,
+        header=header,
+        arrays=training_arrays(arrays, model.stored),
+    )
 
 
 def write_snapshot(

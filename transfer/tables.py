@@ -1,15 +1,15 @@
 """Embedding tables of unbounded ids that training grows: id -> row, with optimiser state beside each row.
 
 All tables of a model share one width, so they share one index and one block of rows; every row knows its table. Gradients
-are collected per row touched and applied to those rows only. It knows nothing of networks, losses or files.
+are collected per row touched and applied to those rows only. Ids seen rarely may have to wait for a row, and rows not
+seen for long may go (`TableSettings`). It knows nothing of networks, losses or files.
 Next stop: `transfer.model`, which puts a network on top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,74 +22,20 @@ from pipeline.hashing import PAD
 from pipeline.row_format import RowFormat, check_rows, decode_rows, encode_rows
 from pipeline.schema import Schema
 from transfer import kernels
+from transfer.blocks import Block, Changed, TableSettings, grown
+from transfer.lookup import Lookup, apart, without_padding
+from transfer.sightings import Sightings
 
-__all__ = ["Lookup", "TableSettings", "Tables"]
+__all__ = ["Tables", "merged"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 Arrays = dict[str, npt.NDArray[Any]]
 
-
-@dataclass(frozen=True, slots=True)
-class TableSettings:
-    """How rows learn.
-
-    Gradients are sums over the rows of a batch (not means), so that a step does not depend on the size of the batch.
-    """
-
-    optimiser: Literal["adagrad", "adam"] = "adagrad"
-    rate: float = 0.03
-    linear_rate: float = 0.03
-    initial_square: float = 0.1
-    """Where Adagrad's accumulators start: larger means smaller first steps for ids that are seen once or twice."""
-    noise: float = 0.01
-    """Deviation of a new row around its table's default row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lookup:
-    """Slots of a batch: `ids` int64 `[n, k]`, one `(column of the network, offsets, slots)` per bag; -1 is unknown."""
-
-    n: int
-    ids: I64
-    bags: tuple[tuple[int, I32, I64], ...]
-
-
-class _Block:
-    """Values of one width with their optimiser state, by slot."""
-
-    def __init__(self, width: int, settings: TableSettings, rate: float, capacity: int) -> None:
-        self.rate, self._settings = rate, settings
-        self.values: F32 = np.zeros((capacity, width), np.float32)
-        self.squares: F32 = np.full(capacity, self._start, np.float32)
-        adam = settings.optimiser == "adam"
-        self.momentum: F32 = np.zeros((capacity if adam else 0, width), np.float32)
-        self.steps: I64 = np.zeros(capacity if adam else 0, np.int64)
-
-    @property
-    def _start(self) -> float:
-        return self._settings.initial_square if self._settings.optimiser == "adagrad" else 0.0
-
-    def grow(self, capacity: int) -> None:
-        self.values = _grown(self.values, capacity)
-        self.squares = _grown(self.squares, capacity, self._start)
-        if self._settings.optimiser == "adam":
-            self.momentum, self.steps = _grown(self.momentum, capacity), _grown(self.steps, capacity)
-
-    def apply(self, batch: I64, sums: F32, scale: float) -> None:
-        if self._settings.optimiser == "adagrad":
-            kernels.adagrad(batch, sums, scale, self.rate, self.values, self.squares)
-        else:
-            kernels.adam(batch, sums, scale, self.rate, self.values, self.squares, self.momentum, self.steps)
-
-    def arrays(self, used: int) -> Arrays:
-        return {key: getattr(self, key)[:used].copy() for key in ("values", "squares", "momentum", "steps")}
-
-    def load(self, arrays: Mapping[str, npt.NDArray[Any]], capacity: int) -> None:
-        for key in ("values", "squares", "momentum", "steps"):
-            setattr(self, key, arrays[key].copy())
-        self.grow(capacity)
+AGED_EVERY = 8
+"""Old rows go in portions: this many times per `evict_after`."""
+_BY_SLOT = ("ids", "tags", "counts", "seen")
 
 
 class Tables:
@@ -118,24 +64,26 @@ class Tables:
         self._salts = self._salts.astype(np.int64)
         self.default: F32 = np.zeros((len(self.names), width), np.float32)
         self.default_linear: F32 = np.zeros(len(self.names), np.float32)
+        self._sightings = Sightings() if settings.admit_after > 1 else None
+        self._aged = 0
         self._clear(1024)
 
     def _clear(self, capacity: int) -> None:
         self._index = IdIndex(capacity)
         self._capacity = capacity
-        self._rows = _Block(width=self.width, settings=self.settings, rate=self.settings.rate, capacity=capacity)
-        self._weights = _Block(1, self.settings, self.settings.linear_rate, capacity if self.linear else 0)
+        self._rows = Block(width=self.width, settings=self.settings, rate=self.settings.rate, capacity=capacity)
+        self._weights = Block(1, self.settings, self.settings.linear_rate, capacity if self.linear else 0)
         self.ids: I64 = np.zeros(capacity, np.int64)
         self.tags: I32 = np.zeros(capacity, np.int32)
         self.counts: I64 = np.zeros(capacity, np.int64)
         self.seen: I64 = np.zeros(capacity, np.int64)
-        self._touched: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
+        self._published, self._saved = Changed(capacity), Changed(capacity)
+        self._renumbered = True
         self._place: I32 = np.full(capacity, -1, np.int32)
         self._batch: I64 = np.zeros(0, np.int64)
         self._sums: F32 = np.zeros((0, self.width), np.float32)
         self._linear_sums: F32 = np.zeros(0, np.float32)
         self._collected = 0
-        self._news: list[I64] = []
 
     def __len__(self) -> int:
         """Rows of all tables together."""
@@ -159,13 +107,14 @@ class Tables:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def lookup(self, rows: Rows, *, create: bool) -> Lookup:
-        """Slots of a batch; with `create`, ids never seen get rows at their table's default, plus noise."""
+        """Slots of a batch; with `create`, ids never seen get rows at their table's default, plus noise, as soon as they
+        were seen often enough."""
         ids = self._slots(np.ascontiguousarray(rows.ids), self._tables, create)
         bags = []
         for bag, (column, table) in zip(rows.bags, self._bags, strict=True):
             values, offsets = bag.values, bag.offsets.astype(np.int32, copy=False)
             if not values.all():
-                values, offsets = _without_padding(values, offsets)
+                values, offsets = without_padding(values, offsets)
             slots = self._slots(values.reshape(-1, 1), np.array([table], np.int32), create)
             bags.append((column, offsets, slots.reshape(-1)))
         return Lookup(len(rows.ids) if rows.ids.shape[1] else len(rows), ids, tuple(bags))
@@ -179,7 +128,7 @@ class Tables:
         """
         values, weights = self._rows.values, self._weights.values.reshape(-1)
         if stored != "float32":
-            lookup, slots = _apart(lookup)
+            lookup, slots = apart(lookup)
             values = np.ascontiguousarray(decode_rows(*encode_rows(values[slots], stored)))
             weights = weights[slots] if self.linear else weights
         out = np.empty((lookup.n, self._fields, self.width), np.float32)
@@ -231,7 +180,7 @@ class Tables:
     def set_rows(self, name: str, table: Table) -> None:
         """Write rows of one table, adding ids it lacks; their optimiser state starts over. They count as touched."""
         index = self._table_index(name)
-        slots = self._slots(table.ids.reshape(-1, 1), np.array([index], np.int32), create=True).reshape(-1)
+        slots = self._slots(table.ids.reshape(-1, 1), np.array([index], np.int32), create=True, admit=False).reshape(-1)
         if len(slots) and slots.min() < 0:
             raise InvalidInput(f"table {name!r} holds id {PAD}, which only pads", name)
         self._rows.values[slots] = table.rows
@@ -244,8 +193,8 @@ class Tables:
         """Write rows of one table from a bundle: as `set_rows`, but they count as published already."""
         before = self.touched()
         self.set_rows(name, table)
-        self.take_touched()
-        self._mark(before)
+        self._published.take()
+        self._published.mark(before)
 
     def default_to_mean(self, *, least_count: int = 1) -> None:
         """Set every table's default row to the mean of its rows seen at least `least_count` times."""
@@ -257,22 +206,60 @@ class Tables:
                 if self.linear:
                     self.default_linear[t] = self._weights.values[slots].mean(dtype=np.float64)
 
+    def age(self, now: int) -> int:
+        """Let go of rows not seen for long, if it is time to; how many went. Slots are other ones then.
+
+        Args:
+            now: rows trained so far. Call it between `apply` and `lookup`.
+        """
+        after = self.settings.evict_after
+        if after is None or now - self._aged < max(1, after // AGED_EVERY):
+            return 0
+        self._aged = now
+        keep = np.flatnonzero(self.seen[: len(self)] >= now - after)
+        gone = len(self) - len(keep)
+        if gone:
+            place = np.full(len(self), -1, np.int64)
+            place[keep] = np.arange(len(keep))
+            touched = place[self.touched()]
+            state = self.state() | self._rows_state(keep)
+            self.load_state(state | {"touched": touched[touched >= 0]})
+        return gone
+
     # --- publishing and saving ---------------------------------------------------------------------------------------
 
     def touched(self) -> I64:
         """Slots changed since `take_touched`, sorted; the cost follows their number."""
-        return np.sort(np.concatenate(self._news)) if self._news else np.zeros(0, np.int64)
+        return self._published.slots()
 
     def take_touched(self) -> I64:
         """Like `touched`, and start over."""
-        slots = self.touched()
-        self._touched[slots] = False
-        self._news = []
-        return slots
+        return self._published.take()
 
     def put_back(self, slots: I64) -> None:
         """Mark slots as touched again, for a publication that failed."""
-        self._mark(slots)
+        self._published.mark(slots)
+
+    def changed(self) -> I64 | None:
+        """Slots changed since `saved`, sorted; None where slots mean others since, and all have to be saved."""
+        if self._renumbered:
+            return None
+        self._saved.mark(self._batch[: self._collected])  # their counts have moved
+        return self._saved.slots()
+
+    def saved(self) -> None:
+        """All changes are safe: start over."""
+        self._saved.take()
+        self._renumbered = False
+
+    def finite(self) -> bool:
+        """Whether all rows changed since `saved` are finite; all rows where slots mean others since."""
+        slots = self.changed()
+        at: I64 | slice = slice(len(self)) if slots is None else slots
+        return bool(
+            np.isfinite(self._rows.values[at]).all()
+            and (not self.linear or np.isfinite(self._weights.values[at]).all())
+        )
 
     def export(self, name: str, slots: I64 | None = None) -> Table:
         """Rows of one table, copied and sorted by id: all of them, or those among `slots`."""
@@ -293,23 +280,29 @@ class Tables:
         if stored != "float32":
             check_rows(self.rows if slots is None else self.rows[slots], stored)
 
-    def state(self) -> Arrays:
-        """Everything, copied, as a flat dict of arrays."""
-        used, collected = len(self), self._collected
+    def state(self, slots: I64 | None = None) -> Arrays:
+        """Everything, copied, as a flat dict of arrays; with `slots`, of the rows only these, for `merged`."""
+        collected = self._collected
         arrays: Arrays = {
-            "ids": self.ids[:used].copy(),
-            "tags": self.tags[:used].copy(),
-            "counts": self.counts[:used].copy(),
-            "seen": self.seen[:used].copy(),
             "touched": self.touched(),
             "default": self.default.copy(),
             "default_linear": self.default_linear.copy(),
             "batch": self._batch[:collected].copy(),
             "sums": self._sums[:collected].copy(),
             "linear_sums": self._linear_sums[:collected].copy(),
+            "aged": np.array([self._aged]),
         }
-        arrays |= {f"rows.{key}": value for key, value in self._rows.arrays(used).items()}
-        return arrays | {f"weights.{key}": value for key, value in self._weights.arrays(used).items()}
+        if self._sightings is not None:
+            arrays |= {f"sightings.{key}": value for key, value in self._sightings.state().items()}
+        if slots is not None:
+            arrays |= {"slots": slots, "used": np.array([len(self)])}
+        return arrays | self._rows_state(slice(len(self)) if slots is None else slots)
+
+    def _rows_state(self, slots: I64 | slice) -> Arrays:
+        arrays: Arrays = {key: np.array(getattr(self, key)[slots]) for key in _BY_SLOT}
+        for name, block in (("rows", self._rows), ("weights", self._weights)):
+            arrays |= {f"{name}.{key}": value for key, value in block.arrays(slots).items()}
+        return arrays
 
     def load_state(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take the state of tables made with the same schema, width and settings."""
@@ -318,28 +311,31 @@ class Tables:
         self.ids[:used], self.tags[:used] = arrays["ids"], arrays["tags"]
         self._index.insert(self.ids[:used] ^ self._salts[self.tags[:used]])
         self.counts[:used], self.seen[:used] = arrays["counts"], arrays["seen"]
-        self._rows.load({k: arrays[f"rows.{k}"] for k in ("values", "squares", "momentum", "steps")}, self._capacity)
+        self._rows.load({k: arrays[f"rows.{k}"] for k in Block.KEYS}, self._capacity)
         if self.linear:
-            block = {k: arrays[f"weights.{k}"] for k in ("values", "squares", "momentum", "steps")}
-            self._weights.load(block, self._capacity)
+            self._weights.load({k: arrays[f"weights.{k}"] for k in Block.KEYS}, self._capacity)
         self.default[:], self.default_linear[:] = arrays["default"], arrays["default_linear"]
-        self._mark(arrays["touched"])
+        self._published.mark(arrays["touched"])
         collected = len(arrays["batch"])
         self._reserve_sums(collected)
         self._batch[:collected], self._sums[:collected] = arrays["batch"], arrays["sums"]
         self._linear_sums[:collected] = arrays["linear_sums"]
         self._place[arrays["batch"]] = np.arange(collected, dtype=np.int32)
         self._collected = collected
+        if "aged" in arrays:  # bundles from before rows could go have none
+            self._aged = int(arrays["aged"][0])
+        if self._sightings is not None and "sightings.counts" in arrays:
+            self._sightings.restore(arrays["sightings.counts"], arrays["sightings.added"])
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _slots(self, ids: I64, tables: I32, create: bool) -> I64:
+    def _slots(self, ids: I64, tables: I32, create: bool, *, admit: bool = True) -> I64:
         keys = np.empty(ids.shape, np.int64)
         kernels.salted(ids, self._salts[tables], keys)
         if not create:
             return self._index.find(keys)
         before = len(self._index)
-        slots: I64 = self._index.insert(keys)
+        slots: I64 = self._index.insert(self._admitted(keys) if admit else keys)
         after = len(self._index)
         if after > before:
             self._grow(after)
@@ -348,7 +344,18 @@ class Tables:
             kernels.initialise(before, after, self.ids, self.tags, seed, noise, self.default, self._rows.values)
             if self.linear:
                 self._weights.values[before:after, 0] = self.default_linear[self.tags[before:after]]
+            self._saved.mark(np.arange(before, after))
         return slots
+
+    def _admitted(self, keys: I64) -> I64:
+        """The keys with padding in place of those that have no row and were not seen often enough to get one."""
+        if self._sightings is None:
+            return keys
+        waiting = (self._index.find(keys) < 0) & (keys != PAD)
+        if waiting.any():
+            rare = self._sightings.add(keys[waiting]) < self.settings.admit_after
+            keys[waiting] = np.where(rare, PAD, keys[waiting])
+        return keys
 
     def _grow(self, needed: int) -> None:
         if needed <= self._capacity:
@@ -357,21 +364,21 @@ class Tables:
         self._rows.grow(capacity)
         if self.linear:
             self._weights.grow(capacity)
-        self.ids, self.tags = _grown(self.ids, capacity), _grown(self.tags, capacity)
-        self.counts, self.seen = _grown(self.counts, capacity), _grown(self.seen, capacity)
-        self._touched, self._place = _grown(self._touched, capacity), _grown(self._place, capacity, -1)
+        self.ids, self.tags = grown(self.ids, capacity), grown(self.tags, capacity)
+        self.counts, self.seen = grown(self.counts, capacity), grown(self.seen, capacity)
+        self._place = grown(self._place, capacity, -1)
+        self._published.grow(capacity)
+        self._saved.grow(capacity)
 
     def _reserve_sums(self, more: int) -> None:
         needed = self._collected + more
         if needed > len(self._batch):
-            self._batch, self._linear_sums = _grown(self._batch, needed), _grown(self._linear_sums, needed)
-            self._sums = _grown(self._sums, needed)
+            self._batch, self._linear_sums = grown(self._batch, needed), grown(self._linear_sums, needed)
+            self._sums = grown(self._sums, needed)
 
     def _mark(self, slots: I64) -> None:
-        news = slots[~self._touched[slots]]
-        if len(news):
-            self._touched[news] = True
-            self._news.append(news.copy())
+        self._published.mark(slots)
+        self._saved.mark(slots)
 
     def _table_index(self, name: str) -> int:
         try:
@@ -380,27 +387,12 @@ class Tables:
             raise InvalidInput(f"there is no table {name!r}; there are {self.names}", name) from None
 
 
-def _grown(array: npt.NDArray[Any], capacity: int, fill: float = 0) -> npt.NDArray[Any]:
-    """A copy with `capacity` rows, new ones set to `fill`."""
-    if len(array) >= capacity:
-        return array
-    out = np.full((capacity, *array.shape[1:]), fill, array.dtype)
-    out[: len(array)] = array
+def merged(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    """A whole state, brought up to date by the `state(slots)` of a later moment."""
+    slots, used = newer["slots"], int(newer["used"][0])
+    out = {key: value for key, value in newer.items() if key not in ("slots", "used")}
+    for key in (*_BY_SLOT, *(f"{name}.{part}" for name in ("rows", "weights") for part in Block.KEYS)):
+        if len(newer[key]) or len(state[key]):
+            out[key] = grown(np.array(state[key]), used)
+            out[key][slots] = newer[key]
     return out
-
-
-def _apart(lookup: Lookup) -> tuple[Lookup, I64]:
-    """A lookup's slots, each once, and the lookup with places among them in their stead; -1 stays -1."""
-    parts = [lookup.ids, *(slots for _, _, slots in lookup.bags)]
-    slots, at = np.unique(np.concatenate([part.reshape(-1) for part in parts]), return_inverse=True)
-    unknown = int(len(slots) > 0 and slots[0] < 0)
-    ends = np.cumsum([part.size for part in parts])[:-1]
-    ids, *bags = np.split((at - unknown).astype(np.int64), ends)
-    apart = tuple((column, offsets, bag) for (column, offsets, _), bag in zip(lookup.bags, bags, strict=True))
-    return Lookup(lookup.n, ids.reshape(lookup.ids.shape), apart), slots[unknown:]
-
-
-def _without_padding(values: I64, offsets: I32) -> tuple[I64, I32]:
-    kept = values != PAD
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return values[kept], before[offsets].astype(np.int32)

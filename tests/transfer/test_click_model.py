@@ -10,7 +10,7 @@ from pipeline.errors import BundleError, DataError, InvalidInput
 from pipeline.versions import Repository
 from transfer.loss import distillation_loss
 from transfer.model import ClickModel, LearningSettings
-from transfer.tables import TableSettings
+from transfer.blocks import TableSettings
 
 LOG = SmallLog(4000)
 

@@ -5,7 +5,8 @@ from pipeline.bundle import Table
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Rows
 from pipeline.schema import FieldSpec, Schema
-from transfer.tables import Tables, TableSettings
+from transfer.blocks import TableSettings
+from transfer.tables import Tables, merged
 
 SCHEMA = Schema(
     fields=(
@@ -134,3 +135,75 @@ def test_default_to_mean():
     t.lookup(BATCH, create=True)
     t.default_to_mean(least_count=0)
     np.testing.assert_allclose(t.default[t.names.index("user")], t.export("user").rows.mean(0), rtol=1e-6)
+
+
+def test_a_rare_id_waits_for_its_row():
+    t = tables(admit_after=3)
+    for seen in range(3):
+        lookup = t.lookup(rows([[1, 2]], [[7]]), create=True)
+        assert (lookup.ids >= 0).all() == (seen == 2)
+        t.collect(lookup, np.ones((1, 3, 3), np.float32), np.ones((1, 3), np.float32), seen)
+        t.apply()
+    assert len(t) == 3
+    t.lookup(rows([[5, 5], [5, 6], [5, 7]], [[], [], []]), create=True)
+    assert t.export("user").ids.tolist() == [1, 5]  # three times in one batch is often enough
+    again = tables(admit_after=3)
+    again.load_state(t.state())
+    for both in (t, again):
+        both.lookup(rows([[9, 6], [9, 6]], [[], []]), create=True)
+        assert both.export("item").ids.tolist() == [2, 6]  # 6 was seen once before
+
+
+def test_rows_not_seen_for_long_go_and_the_others_stay_as_they_are():
+    t = tables(evict_after=100)
+    t.collect(t.lookup(BATCH, create=True), np.ones((3, 3, 3), np.float32), None, 10)
+    t.apply()
+    t.take_touched()
+    t.collect(t.lookup(rows([[1, 2], [50, 60]], [[7], []]), create=True), np.ones((2, 3, 3), np.float32), None, 105)
+    t.apply()
+    before = {name: t.export(name) for name in t.names}
+    assert t.age(112) == 3  # 3, 4 and the tag 8
+    for name in t.names:
+        after, kept = t.export(name), np.isin(before[name].ids, [1, 2, 7, 50, 60])
+        assert after.ids.tolist() == before[name].ids[kept].tolist()
+        np.testing.assert_array_equal(after.rows, before[name].rows[kept])
+    assert sorted(t.ids[t.touched()].tolist()) == [1, 2, 7, 50, 60]
+    assert t.age(113) == 0  # not yet time to look again
+    t.lookup(rows([[4, 3]], [[8]]), create=True)
+    assert len(t) == 8
+
+
+def test_changes_bring_an_older_state_up_to_date():
+    rng = np.random.default_rng(0)
+    t = tables(optimiser="adam")
+    whole, parts = None, []
+    for step in range(12):
+        ids = rng.integers(1, 10 + 5 * step, (6, 2))
+        batch = rows(ids, [rng.integers(1, 20, rng.integers(0, 3)).tolist() for _ in ids])
+        t.collect(t.lookup(batch, create=True), rng.random((6, 3, 3), np.float32), rng.random((6, 3), np.float32), step)
+        if step % 3:
+            t.apply(0.5)
+        if step % 4 == 0:  # also with gradients that wait
+            changed = t.changed()
+            if whole is None:
+                whole = t.state()
+            else:
+                assert changed is not None
+                parts.append(t.state(changed))
+            t.saved()
+    assert len(parts[-1]["ids"]) < len(t)
+    for part in parts:
+        whole = merged(whole, part)
+    mirror = tables(optimiser="adam")
+    mirror.load_state(whole)
+    parts.append(t.state(t.changed()))
+    final = merged(whole, parts[-1])
+    for key, value in t.state().items():
+        np.testing.assert_array_equal(final[key], value, err_msg=key)
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(InvalidInput, match="admit_after"):
+        TableSettings(admit_after=0)
+    with pytest.raises(InvalidInput, match="evict_after"):
+        TableSettings(evict_after=0)

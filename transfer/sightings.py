@@ -1,0 +1,54 @@
+"""How often ids without a row have been seen: a sketch of fixed size that decides which of them are worth one.
+
+A count-min sketch (Cormode, Muthukrishnan, J. Algorithms 2005) of two hashes over one array of bytes. It may think that
+an id was seen more often than it was, never less; when it has filled up all counts are halved, so that what was seen long
+ago counts less.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Sightings"]
+
+I64 = npt.NDArray[np.int64]
+
+BITS = 20
+_MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+
+
+class Sightings:
+    """Counts up to 255 of 64-bit keys in 1 MiB.
+
+    >>> seen = Sightings()
+    >>> key = np.array([42])
+    >>> [seen.add(key).tolist() for _ in range(3)]
+    [[1], [2], [3]]
+    """
+
+    def __init__(self) -> None:
+        self.counts: npt.NDArray[np.uint8] = np.zeros(1 << BITS, np.uint8)
+        self._added = 0
+
+    def add(self, keys: I64) -> I64:
+        """Count every key once more, int64 `[n]`, repeated ones together; how often each was seen, with this time."""
+        cells = [
+            ((keys.astype(np.uint64) * m) >> np.uint64(64 - BITS)).astype(np.int64) for m in _MULTIPLIERS
+        ]  # fmt: skip
+        for at in cells:
+            distinct, times = np.unique(at, return_counts=True)
+            self.counts[distinct] = np.minimum(self.counts[distinct].astype(np.int64) + times, 255)
+        found = np.minimum(self.counts[cells[0]], self.counts[cells[1]]).astype(np.int64)
+        self._added += len(keys)
+        if self._added > len(self.counts):
+            self.counts >>= 1
+            self._added //= 2
+        return found
+
+    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What `restore` takes."""
+        return {"counts": self.counts.copy(), "added": np.array([self._added])}
+
+    def restore(self, counts: npt.NDArray[np.uint8], added: I64) -> None:
+        self.counts, self._added = counts.copy(), int(added[0])
