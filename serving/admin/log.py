@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pipeline.clock import Clock
 from pipeline.errors import Conflict, NotFound
-from pipeline.prediction import load_secret
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.record import unpack
 from serving.admin import answers as a
@@ -13,6 +12,7 @@ from serving.config import Config
 from serving.rollout.store import ControlStore, Who
 from serving.routing_key import RoutingHash
 from serving.security.principal import Principal
+from serving.state import installation_secret
 
 __all__ = ["Log"]
 
@@ -36,7 +36,7 @@ class Log:
                 user's.
         """
         if request.routing_key:
-            hashed = RoutingHash(load_secret(self._config.secret))(request.routing_key)
+            hashed = RoutingHash(installation_secret(self._config))(request.routing_key)
         else:
             hashed = self._user_of(request.prediction_id)
         deleted = self._traffic.forget(hashed, self._clock.wall_ms())

@@ -1,4 +1,4 @@
-"""`baton log`: look at the traffic log, take labelled rows out of it as Parquet, bring labelled rows into it."""
+"""`baton log`: look at the traffic log, take labelled rows out of it as Parquet, bring labelled rows into it, forget a user."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.record import PredictionRecord, unpack
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.bundles import open_repository
+from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.options import Reason, Server, Token
 from serving.cli.output import Output, emit, problems, say, show_table
 from serving.config import Config
 from serving.state import installation_secret, stored_endpoints
@@ -36,8 +38,9 @@ __all__ = ["app"]
 LOOK_EVERY = 0.5
 PAGE = 256
 SHOWN_ROWS = 3
+FORGET_SECONDS = 600.0
 
-app = typer.Typer(help="Predictions and labels: look, export, import.", no_args_is_help=True)
+app = typer.Typer(help="Predictions and labels: look, export, import, forget.", no_args_is_help=True)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
 Endpoint = Annotated[str, typer.Option(help="Of this endpoint alone")]
@@ -146,6 +149,27 @@ def import_(
                 "the control process's next look"
             )
         told = _report(done) | {"labelled_entries": labelled}
+        emit(output, told, "", tuple(told), [tuple(told.values())])
+
+
+@app.command()
+def forget(
+    key: Annotated[str, typer.Option(help="Routing key of the user")] = "",
+    prediction: Annotated[
+        str, typer.Option(help="Id of one of the user's predictions; those of the same routing key go too")
+    ] = "",
+    reason: Reason = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Delete all records of a user, those that are still on their way to the log included; there is no way back.
+
+    Example: baton log forget --key user:712 --reason 'request of 3 May'
+    """
+    with problems():
+        body = {"routing_key": key, "prediction_id": prediction, "reason": reason}
+        told = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_SECONDS)
         emit(output, told, "", tuple(told), [tuple(told.values())])
 
 

@@ -18,6 +18,7 @@ audit = typer.Typer(help="Who changed what, when and why, oldest first; and what
 
 _OUTCOME = ("step", "weight %", "requests, stable", "requests, candidate", "per request, stable", "candidate",
             "difference", "low", "high")  # fmt: skip
+_LONG_RUN = ("answered by", "requests", "per request", "low", "high")
 _CALIBRATION = ("step", "arm", "AUC within", "calibration error", "score drift (PSI)", "bias by tenth of the scores")
 _SEGMENT = ("segment", "rows", "clicks", "share", "bias, stable", "bias, candidate", "low", "high", "LogLoss difference",
             "low", "high")  # fmt: skip
@@ -39,6 +40,8 @@ def metrics(
         emit(output, None, f"{endpoint}, both arms on the same rows", PHASE_COLUMNS, phase_rows(phases))
         emit(output, None, "outcome per request, each arm on what it answered", _OUTCOME,
              [_outcome_row(phase) for phase in found["phases"] if phase["outcome"]])  # fmt: skip
+        if found["long_run"] is not None:
+            _long_run(found["long_run"])
         rows = [_calibration_row(phase, arm) for phase in found["phases"] for arm in ("stable", "candidate")]
         emit(output, None, "calibration and drift against the first step", _CALIBRATION, rows)
         if found["segments"]:
@@ -121,6 +124,20 @@ def _outcome_row(phase: dict[str, Any]) -> tuple[Any, ...]:
     apart = outcome["difference"]
     return (str(phase["step"]), f"{phase['weight']:g}", requests["stable"], requests["candidate"],
             outcome["stable"]["value"], outcome["candidate"]["value"], apart["value"], apart["low"], apart["high"])  # fmt: skip
+
+
+def _long_run(told: dict[str, Any]) -> None:
+    """What the hand-over led to: keys that were moved against those that stayed."""
+    until = "now" if told["until_ms"] is None else _time(told["until_ms"])
+    title = (
+        f"long run at weight {told['weight']:g} with a holdout of {told['holdout']:.1%}: outcome per request from "
+        f"{_time(told['since_ms'])} until {until} (UTC)"
+    )
+    rows = [
+        (arm, told["requests"].get(arm), *(one[name] for name in ("value", "low", "high")))
+        for arm, one in told["outcome"].items()
+    ]
+    emit(Output.table, None, title, _LONG_RUN, rows)
 
 
 def _calibration_row(phase: dict[str, Any], arm: str) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from operated import Operated, admin_port, http_port, operated
+from typer.testing import CliRunner
 
 from pipeline.features import Features
 from pipeline.prediction import PredictionIds, load_secret
@@ -18,6 +20,7 @@ from pipeline.traffic.log import FeedbackEntry
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from protos.baton.admin.v1 import admin_pb2 as pb
 from protos.baton.admin.v1 import admin_pb2_grpc as rpc
+from serving.cli.main import app
 from serving.routing_key import RoutingHash
 from serving.traffic import open_traffic_log
 
@@ -92,3 +95,14 @@ def test_grpc_forgets_the_user_of_a_prediction(users: Users) -> None:
             stub.Forget(keyless, timeout=30)
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert users.left() == ["ann", ""], "those without a key are many users'"
+
+
+def test_the_command_forgets_and_says_how_much(users: Users) -> None:
+    with http_port(users.world) as port:
+        server = ("--server", f"http://127.0.0.1:{port}")
+        done = CliRunner().invoke(app, ["log", "forget", "--key", "bob", "--reason", "he asked", "-o", "json", *server])
+        assert (done.exit_code, json.loads(done.stdout)) == (0, {"predictions": 3})
+        assert users.left() == ["ann", ""]
+        neither = CliRunner().invoke(app, ["log", "forget", *server])
+        assert neither.exit_code == 1
+        assert "one of them" in neither.stderr
