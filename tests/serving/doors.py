@@ -1,0 +1,190 @@
+"""Ways to an installation's `Admin`: one class each, so that one test can go through all of them.
+
+A door does a verb with the fields of its request and gives the answer as JSON, or raises `Refused`. Another door is
+another class with `do`; `doors` opens those that the scenario goes through.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+import httpx
+from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+from typer.testing import CliRunner
+
+from serving.cli.main import app
+from serving.errors import DETAILS_KEY
+from serving.services.admin import SERVICES, verb_of
+
+__all__ = ["METHODS", "ROUTES", "CommandLine", "Door", "Grpc", "Refused", "Rest"]
+
+ROUTES = {
+    "endpoints.list": ("GET", "/endpoints"),
+    "endpoints.get": ("GET", "/endpoints/{name}"),
+    "endpoints.set": ("PUT", "/endpoints/{name}"),
+    "endpoints.kill": ("POST", "/endpoints/{name}/kill"),
+    "endpoints.release": ("POST", "/endpoints/{name}/release"),
+    "models.list": ("GET", "/models"),
+    "models.load": ("POST", "/models/{bundle}/load"),
+    "models.unload": ("POST", "/models/{bundle}/unload"),
+    "models.warm": ("POST", "/models/{bundle}/warm"),
+    "rollouts.start": ("POST", "/rollouts"),
+    "rollouts.list": ("GET", "/rollouts"),
+    "rollouts.get": ("GET", "/rollouts/{name}"),
+    "rollouts.watch": ("GET", "/rollouts/{name}/watch"),
+    "rollouts.pause": ("POST", "/rollouts/{name}/pause"),
+    "rollouts.resume": ("POST", "/rollouts/{name}/resume"),
+    "rollouts.promote": ("POST", "/rollouts/{name}/promote"),
+    "rollouts.abort": ("POST", "/rollouts/{name}/abort"),
+    "rollouts.undo": ("POST", "/rollouts/{name}/undo"),
+    "rollouts.set_weight": ("POST", "/rollouts/{name}/set-weight"),
+    "metrics.get": ("GET", "/metrics/{endpoint}"),
+    "metrics.processes": ("GET", "/status"),
+    "audit.list": ("GET", "/audit"),
+    "audit.explain": ("GET", "/audit/{seq}/explain"),
+    "cache.stats": ("GET", "/cache"),
+    "cache.warm": ("POST", "/cache/{name}/warm"),
+    "log.forget": ("POST", "/log/forget"),
+    "worker.status": ("GET", "/worker"),
+}
+"""Where REST has each verb, below `/api/v1`."""
+METHODS = {
+    verb_of(service.name, method.name).name: (name, method)
+    for name, service in SERVICES.items()
+    for method in service.methods
+}
+"""Full name of the gRPC service and method's descriptor of each verb."""
+
+
+class Refused(Exception):
+    """A verb was not done. `kind`: class of the error, "" where the door does not tell it."""
+
+    def __init__(self, kind: str, message: str, field: str = "") -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind, self.message, self.field = kind, message, field
+
+
+class Door(Protocol):
+    """A way in."""
+
+    def do(self, verb: str, **fields: Any) -> dict[str, Any]:
+        """The answer of a verb; of a stream the first. Raises: Refused."""
+
+
+class Rest:
+    """`/api/v1` over a socket."""
+
+    def __init__(self, port: int, actor: str = "", token: str = "", key: str = "") -> None:
+        headers = {"x-baton-actor": actor, "authorization": f"Bearer {token}" if token else "", "idempotency-key": key}
+        self._http = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}/api/v1", headers={k: v for k, v in headers.items() if v}, timeout=60
+        )
+
+    def do(self, verb: str, **fields: Any) -> dict[str, Any]:
+        method, path = ROUTES[verb]
+        places = re.findall(r"{(\w+)}", path)
+        path = path.format(**{name: fields.pop(name) for name in places})
+        sent = {"params": fields} if method == "GET" else {"json": fields}
+        with self._http.stream(method, path, **sent) as answer:  # type: ignore[arg-type]
+            if answer.is_error:
+                error = json.loads(answer.read())["error"]
+                raise Refused(error["kind"], error["message"], error["field"])
+            told: dict[str, Any] = json.loads(next(answer.iter_lines()))
+            return told
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class Grpc:
+    """`baton.admin.v1`."""
+
+    def __init__(self, port: int, actor: str = "", token: str = "", key: str = "") -> None:
+        metadata = {"x-baton-actor": actor, "authorization": f"Bearer {token}" if token else "", "idempotency-key": key}
+        self._metadata = tuple((k, v) for k, v in metadata.items() if v)
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+
+    def do(self, verb: str, **fields: Any) -> dict[str, Any]:
+        service, method = METHODS[verb]
+        request = json_format.ParseDict(fields, GetMessageClass(method.input_type)())
+        kind = self._channel.unary_stream if method.server_streaming else self._channel.unary_unary
+        call = kind(
+            f"/{service}/{method.name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        try:
+            found = call(request, metadata=self._metadata, timeout=60)
+            if method.server_streaming:
+                stream, found = found, next(iter(found))
+                stream.cancel()
+        except grpc.RpcError as error:
+            raise _refused(error) from None
+        told: dict[str, Any] = json_format.MessageToDict(
+            found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return told
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class CommandLine:
+    """`baton`, in this process, against a server's URL. It knows the commands that the scenario needs."""
+
+    def __init__(self, port: int, actor: str, monkeypatch: Callable[[str, str], None]) -> None:
+        self._server = f"http://127.0.0.1:{port}"
+        monkeypatch("BATON_ACTOR", actor)
+
+    def do(self, verb: str, **fields: Any) -> dict[str, Any]:
+        service, _, method = verb.partition(".")
+        options = [part for name, value in fields.items() for part in self._option(verb, name, value)]
+        command = {"endpoints": "endpoint", "rollouts": "rollout", "models": "model"}.get(service, service)
+        words = {
+            "endpoints.release": ["kill", "--release"],
+            "rollouts.set_weight": ["set-weight"],
+            "audit.list": [],
+            "metrics.get": [],
+            "worker.status": [],
+        }.get(verb, [method])
+        if verb == "worker.status":
+            command = "status"
+        done = CliRunner().invoke(app, [command, *words, *options, "--server", self._server, "-o", "json"])
+        if done.exit_code:
+            raise Refused("", " ".join(done.stderr.split()))
+        if method == "watch":
+            first: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
+            return first
+        told = json.loads(done.stdout)
+        lists = {"audit": "entries"}
+        answer: dict[str, Any] = {lists.get(service, service): told} if isinstance(told, list) else told
+        return answer["worker"] if verb == "worker.status" else answer
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def _option(verb: str, name: str, value: Any) -> list[str]:
+        plain = (name == "name" and verb != "rollouts.start") or (name == "weight" and verb == "rollouts.set_weight")
+        if plain or (name, verb) in (("endpoint", "metrics.get"), ("file", "rollouts.start"), ("seq", "audit.explain")):
+            return [str(value)]
+        if isinstance(value, dict):  # an arm
+            value = ":".join(filter(None, (value["bundle"], value.get("version", ""))))
+        if value is True:
+            return [f"--{name}"]
+        return [f"--{name.replace('_', '-')}", str(value)]
+
+
+def _refused(error: Any) -> Refused:
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ()).get(DETAILS_KEY, b""))
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info) or detail.Unpack(bad)
+    field = bad.field_violations[0].field if bad.field_violations else ""
+    return Refused(info.reason or error.code().name, error.details(), field)
