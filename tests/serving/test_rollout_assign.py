@@ -12,8 +12,13 @@ from pipeline.errors import InvalidInput
 from pipeline.hashing import bucket
 from serving.kill import KillSwitch
 from serving.rollout.assign import held_out, on_candidate
+from serving.rollout.spec import Rollout
+from serving.rollout.sqlite_store import SqliteControlStore
+from serving.rollout.state import Abort, apply, begin
+from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint, choose_arm
 
+WHO = Who("ada", "test", 1)
 KEYS = [f"user:{i}" for i in range(100_000)]
 
 
@@ -72,6 +77,52 @@ def test_the_holdout_stays_on_stable_at_any_weight() -> None:
     assert all(choose_arm(here, key) == "stable" for key in held)
     low = sum(bucket("r1", key) < 5000 for key in held) / len(held)
     assert abs(low - 0.5) < 0.03, "the holdout is independent of the buckets"
+
+
+@pytest.mark.parametrize("salt", ["r1", "ranker", "shop-2026", "", "ü"])
+@pytest.mark.parametrize("share", [0.01, 0.2])
+def test_holdout_and_moved_keys_exclude_each_other_at_every_weight(salt: str, share: float) -> None:
+    held = {key for key in KEYS[:30_000] if held_out(salt, key, share)}
+    assert abs(len(held) / 30_000 - share) < 4 * (share * (1 - share) / 30_000) ** 0.5
+    for weight in (0, 0.1, 1, 25, 50, 99.9, 100):
+        here = endpoint(salt=salt, holdout=share, weight=weight)
+        moved = {key for key in KEYS[:30_000] if choose_arm(here, key) == "candidate"}
+        assert not held & moved
+        wanted = (1 - share) * weight / 100
+        assert abs(len(moved) / 30_000 - wanted) < 4 * (wanted * (1 - wanted) / 30_000) ** 0.5 + 1e-9
+    assert moved == set(KEYS[:30_000]) - held, "at full weight the keys on stable are the holdout, all of it"
+
+
+def test_holdouts_of_two_endpoints_know_nothing_of_each_other() -> None:
+    one, two = ({key for key in KEYS if held_out(salt, key, 0.1)} for salt in ("ranker", "shop"))
+    assert abs(len(one & two) / len(KEYS) - 0.01) < 0.002
+    assert {key for key in KEYS[:1000] if held_out("ranker", key, 0.05)} < one, "a larger holdout only adds keys"
+
+
+def test_the_holdout_stays_the_same_over_restarts_and_rollouts(tmp_path: Path) -> None:
+    code = (
+        "import sys; from serving.rollout.assign import held_out\n"
+        "print(''.join(str(int(held_out(sys.argv[1], f'user:{i}', 0.2))) for i in range(2000)))"
+    )
+    store = SqliteControlStore(tmp_path / "control.db")
+    store.put_endpoint(endpoint(candidate=None, salt="r1"), WHO)
+    seen = []
+    for candidate in ("new", "newer"):
+        spec = Rollout.parse(
+            f"{{endpoint: ranker, candidate: {{bundle: {candidate}}}, guards: {{}}, holdout: 0.2, "
+            "steps: [{weight: 50, bias_below: 0.1}]}"
+        )
+        chosen = store.endpoint("ranker").model_copy(
+            update={"candidate": ArmSpec(bundle=candidate), "holdout": spec.holdout}
+        )
+        stored = store.start_rollout(spec, begin(spec, 1, 0, 0), chosen, WHO)
+        kept = store.endpoint("ranker")
+        out = subprocess.run([sys.executable, "-c", code, kept.salt], capture_output=True, text=True, check=True)
+        seen.append(out.stdout.strip())
+        ended = apply(spec, stored.state, Abort(), 1, 0)
+        store.save_rollout(stored, ended, kept, WHO, "abort")
+    store.close()
+    assert seen[0] == seen[1] == "".join(str(int(held_out("r1", key, 0.2))) for key in KEYS[:2000])
 
 
 def test_who_has_no_key_or_no_candidate_gets_stable() -> None:
