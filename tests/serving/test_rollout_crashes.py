@@ -51,14 +51,16 @@ class Killed(BaseException):
 
 
 class Dying:
-    """A connection that dies at its n-th statement from now on."""
+    """A connection that dies at its n-th statement from now on; `last` is that statement, empty while it lives."""
 
     def __init__(self, db: sqlite3.Connection, statements: int) -> None:
         self._db, self._left = db, statements
+        self.last = ""
 
     def execute(self, *args: Any) -> sqlite3.Cursor:
         self._left -= 1
         if self._left < 0:
+            self.last = self.last or args[0]
             raise Killed
         return self._db.execute(*args)
 
@@ -176,3 +178,42 @@ class Crashes(RuleBasedStateMachine):
 
 TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+
+
+def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_path: Path) -> None:
+    log = SqliteTrafficLog(tmp_path / "traffic.db", PredictionIds(b"k" * 32), attribution_window_ms=1000)
+    path, clock = tmp_path / "control.db", HandClock()
+
+    def opened() -> tuple[SqliteControlStore, RolloutController]:
+        store = SqliteControlStore(path)
+        return store, RolloutController(store, log, clock, lambda rollout, endpoint: Observed(), lambda bundle: SCHEMA)
+
+    store, controller = opened()
+    store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
+    died: list[str] = []
+    changes: dict[str, Any] = {
+        "start": lambda: controller.start(spec("ranker"), "ada", "go", version=1),
+        "promote": lambda: controller.command("ranker", Promote(), "ada", "push"),
+        "abort": lambda: controller.command("ranker", Abort(), "ada", "stop"),
+    }
+    for name in changes:
+        for at in itertools.count():
+            before = store.endpoint("ranker"), store.rollouts(), store.audit()
+            db = store._db
+            dying = Dying(db, at)
+            store._db = dying  # type: ignore[assignment]
+            try:
+                changes[name]()
+            except Killed:
+                died.append(dying.last)
+                db.close()
+                store, controller = opened()
+            else:
+                store._db = db
+                break
+            after = store.endpoint("ranker"), store.rollouts(), store.audit()
+            assert after == before, f"{name} died at {dying.last!r} and left a part of itself"
+    store.close()
+    log.close()
+    for table in ("INTO endpoints", "INTO rollouts", "UPDATE rollouts", "INTO audit", "COMMIT"):
+        assert any(table in statement for statement in died), f"no change was cut off at {table}"
