@@ -14,7 +14,8 @@ from pipeline.schema import Schema
 
 __all__ = ["check_graph", "inputs_of"]
 
-_DOMAINS = {"", "ai.onnx"}
+# The two that ONNX itself defines, and ONNX Runtime has built in: networks, and trees and linear models.
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 
 def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False) -> None:

@@ -43,7 +43,8 @@ class Stage1Settings:
         adapt: move the share with the evidence of paired losses (`transfer.trust`), from `a` for equal models.
         temperature: T.
         batch: rows per step; None: as `transfer.train.batch_for` says, or for about 200 steps on a share of the rows.
-        ratio: share of the rows that S1C trains on, drawn from chunks of `batch / ratio` rows; None: all of them.
+        ratio: share of the rows that S1C trains on, drawn from chunks of `batch / ratio` rows; None: all of them, as
+            when the teacher has no tables to hand over.
         dense_ratio: the same of S1B.
         least_rows: a share smaller than this many rows is enlarged to it.
         balanced: half of the drawn rows are positives; else they come at their natural rate.
@@ -182,6 +183,8 @@ def transfer_offline(
         began, asked = clock(), window.seconds
 
     offset = log_k(window.rate)
+    if not isinstance(teacher, ClickModel) and not s.balanced:
+        s = replace(s, ratio=None)  # without its tables every id has to be learned from its own rows
     s = _fitted(s, window.rows)
     run = _Stage1(student, window, s, offset, np.random.default_rng(seed), progress)
     if isinstance(teacher, ClickModel):

@@ -1,4 +1,4 @@
-"""`baton bundle`: look at a model version on disk."""
+"""`baton bundle`: look at a model version on disk, make one of a model from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.cli.output import Output, emit, problems
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at model versions on disk.", no_args_is_help=True)
+app = typer.Typer(help="Look at model versions on disk; import models from elsewhere.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="The bundle's directory, for example .baton/bundles/ranker-deepfm/1")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
@@ -62,6 +62,30 @@ def inspect(folder: Folder, output: Format = Output.table) -> None:
             for f in m.model_schema.fields
         ]  # fmt: skip
         emit(output, None, "fields", ("field", "role", "kind", "table", "width", "rows", "transform/pooling"), fields)
+
+
+@app.command("import-onnx")
+def import_onnx(
+    file: Annotated[Path, typer.Argument(help="An ONNX network, or a tree or linear model converted to ONNX")],
+    schema: Annotated[Path, typer.Option(help="YAML: fields, columns, codes, see docs/transfer.md")],
+    out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
+    name: Annotated[str, typer.Option(help="Bundle name; the file's unless said")] = "",
+    output: Format = Output.table,
+) -> None:
+    """Make a frozen teacher of a model from elsewhere: it serves and teaches, and does not learn."""
+    from transfer.import_onnx import ImportSpec
+    from transfer.import_onnx import import_onnx as run
+
+    with problems():
+        m = run(file, ImportSpec.load(schema), out, name=name or file.stem).manifest
+        result = {
+            "bundle": str(out),
+            "name": m.name,
+            "fields": len(m.model_schema.fields),
+            "read": ", ".join(m.hyperparameters["columns"]),
+            "codes": sum(table.rows for table in m.tables.values()),
+        }
+        emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
 
 
 @app.command()

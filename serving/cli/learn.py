@@ -97,11 +97,10 @@ def transfer(
     """
     import torch
 
-    from pipeline.bundle import Bundle
     from serving.cli.progress import rows_progress
     from transfer.data import open_log
     from transfer.distill import OURS, PUBLISHED, transfer_offline
-    from transfer.model import ClickModel
+    from transfer.frozen import load_teacher
     from transfer.model_zoo import parse_arch
     from transfer.replay_store import keep_sample
 
@@ -110,7 +109,7 @@ def transfer(
         torch.set_num_threads(threads)
         kind, width = parse_arch(arch)
         log = open_log(data, cache)
-        model = ClickModel.from_bundle(None, Bundle.open(teacher))
+        model = load_teacher(teacher)
         with rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress:
             student, _ = transfer_offline(
                 model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress,

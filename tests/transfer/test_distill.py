@@ -78,20 +78,19 @@ def test_s1b_leaves_the_tables_alone_and_the_run_repeats_itself(teacher):
 
 
 def test_a_share_of_the_rows_is_scored_and_trained_on(teacher):
-    class Counting:
-        schema = SCHEMA
+    class Counting(ClickModel):
         scored = 0
 
         def calibrated_logits(self, rows):
             self.scored += len(rows)
-            return teacher.calibrated_logits(rows)
+            return super().calibrated_logits(rows)
 
-    counting = Counting()
-    settings = replace(OURS, ratio=0.2, least_rows=0)
+    counting = Counting.from_state(*teacher.state_dict())
+    settings = replace(OURS, ratio=0.2, least_rows=0, dense_passes=0)
     _, report = transfer_offline(counting, LOG, "dnn", width=4, start=0.4, stop=0.8, settings=settings)
     assert report.rows_trained == pytest.approx(0.2 * 24_000, rel=0.02)
     assert counting.scored == report.rows_trained
-    enlarged = replace(OURS, ratio=0.01, least_rows=12_000)
+    enlarged = replace(OURS, ratio=0.01, least_rows=12_000, dense_passes=0)
     _, report = transfer_offline(counting, LOG, "dnn", width=4, start=0.4, stop=0.8, settings=enlarged)
     assert report.rows_trained == pytest.approx(12_000, rel=0.02)
 

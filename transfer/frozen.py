@@ -1,0 +1,73 @@
+"""A frozen teacher: a published model that nothing here can train, scored the way serving scores it.
+
+It gives logits, so a student learns from it; it has no tables that could be projected. `load_teacher` is the door.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bundle import DENSE, Bundle, Calibration
+from pipeline.embedding.store import EmbeddingStore
+from pipeline.features import Features, Rows
+from pipeline.inputs import Layout
+from pipeline.model import Model
+from pipeline.network import Network
+from pipeline.schema import Schema
+from transfer.import_onnx import ARCHITECTURE
+from transfer.model import ClickModel
+
+__all__ = ["FrozenTeacher", "load_teacher"]
+
+F32 = npt.NDArray[np.float32]
+SCORING_ROWS = 8192
+
+
+class FrozenTeacher:
+    """The logits of a base bundle. One thread.
+
+    Attributes:
+        schema, calibration: as published.
+        frozen: True: it cannot learn.
+
+    Raises:
+        BundleError: the bundle is damaged.
+    """
+
+    frozen = True
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.schema: Schema = manifest.model_schema
+        self.calibration: Calibration = manifest.calibration
+        self._segments = TemporaryDirectory(prefix="baton-teacher-")
+        store = EmbeddingStore.open([bundle], Path(self._segments.name))
+        network = Network(bundle.file(DENSE), Layout.full(self.schema), linear=manifest.linear, device="cpu")
+        self._model = Model(bundle, store, network)
+
+    def logits(self, rows: Rows) -> F32:
+        """Logits float32 `[n]`, before calibration."""
+        out = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), SCORING_ROWS):
+            part = rows.slice(start, min(start + SCORING_ROWS, len(rows)))
+            out[start : start + len(part)] = self._model.whole.run(self._model.embed(Features.from_rows(part)))
+        return out
+
+    def calibrated_logits(self, rows: Rows) -> F32:
+        """Logits float32 `[n]` after calibration."""
+        return (self.calibration.alpha * self.logits(rows) + self.calibration.beta).astype(np.float32)
+
+
+def load_teacher(path: Path) -> ClickModel | FrozenTeacher:
+    """The teacher in a bundle's directory: a model that can learn on, or an imported one that only scores.
+
+    Raises:
+        BundleError: it is no bundle, or damaged.
+        InvalidInput: it is a delta, which needs the repository that holds its base.
+    """
+    bundle = Bundle.open(path)
+    return FrozenTeacher(bundle) if bundle.manifest.architecture == ARCHITECTURE else ClickModel.from_bundle(None, bundle)
