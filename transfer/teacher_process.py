@@ -1,0 +1,109 @@
+"""A member of a teacher pool in a process of its own on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bundle import Bundle
+from pipeline.errors import BatonError
+from pipeline.features import Rows
+from transfer.model import ClickModel
+from transfer.teacher_pool import MemberGone
+
+__all__ = ["BundleTeacher", "ProcessMember", "Scorer"]
+
+F32 = npt.NDArray[np.float32]
+Scorer = Callable[[Rows], F32]
+START = 120.0
+
+
+class BundleTeacher:
+    """Loads the teacher of a bundle directory wherever it is called.
+
+    Args:
+        calibrated: logits after the bundle's calibration; without it, as its network gives them.
+        threads: of the network.
+    """
+
+    def __init__(self, path: str, *, calibrated: bool = True, threads: int = 1) -> None:
+        self._path, self._calibrated, self._threads = path, calibrated, threads
+
+    def __call__(self) -> Scorer:
+        from pathlib import Path
+
+        import torch
+
+        torch.set_num_threads(self._threads)
+        model = ClickModel.from_bundle(None, Bundle.open(Path(self._path)))
+        return model.calibrated_logits if self._calibrated else model.logits
+
+
+class ProcessMember:
+    """Starts a process that loads a teacher and scores what it is sent.
+
+    Args:
+        load: called in that process; gives what scores rows. Must survive pickling.
+
+    Raises:
+        MemberGone: it did not start.
+    """
+
+    slots = 1
+
+    def __init__(self, name: str, load: Callable[[], Scorer]) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, load), name=f"teacher-{name}", daemon=True)
+        self.process.start()
+        theirs.close()
+        self._lock = threading.Lock()
+        try:
+            ready = self._pipe.recv() if self._pipe.poll(START) else "it did not come up in time"
+        except (EOFError, OSError):
+            ready = "it ended while it started"
+        if ready is not True:
+            self.close()
+            raise MemberGone(f"teacher {name}: {ready}")
+
+    def score(self, rows: Rows) -> F32:
+        with self._lock:
+            try:
+                self._pipe.send(rows)
+                answer: F32 | str = self._pipe.recv()
+            except (EOFError, OSError) as error:
+                raise MemberGone(f"the process of teacher {self.name} is gone ({type(error).__name__})") from None
+        if isinstance(answer, str):
+            raise BatonError(answer)
+        return answer
+
+    def close(self) -> None:
+        self._pipe.close()
+        self.process.terminate()
+        self.process.join(5.0)
+
+
+def _serve(pipe: Connection, load: Callable[[], Scorer]) -> None:
+    """Until the other end is closed, which is also what happens when its process dies."""
+    try:
+        score = load()
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+        return
+    pipe.send(True)
+    while True:
+        try:
+            rows = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: F32 | str = score(rows)
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"
+        pipe.send(answer)
