@@ -22,14 +22,19 @@ from serving.bundle_upkeep import BundleUpkeep
 from serving.bundles import open_repository
 from serving.config import Config
 from serving.http.api import build_app
+from serving.http.port import http_server
 from serving.lead import LeadLost
 from serving.observe import Observer, read_status
 from serving.process import die_with_parent, step_back, write_status
 from serving.rollout.controller import RolloutController
-from serving.security.tokens import TokenAuthenticator, TokenStore
+from serving.security.admitted import Admitted
+from serving.security.certificates import open_certificates
+from serving.security.doorkeeper import Doorkeeper
+from serving.security.interceptor import AdmitInterceptor
+from serving.security.session import Sessions
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
-from serving.state import open_control_store, open_kill_switch, open_lead
+from serving.state import installation_secret, open_control_store, open_kill_switch, open_lead
 from serving.supervisor import children_of
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
@@ -63,6 +68,16 @@ def run_control(config: Config) -> None:
     controller = RolloutController(store, read, clock, observer, observer.schema)
     lock = threading.RLock()
     stop = threading.Event()
+    server: uvicorn.Server | None = None
+
+    def end(*_: object) -> None:
+        stop.set()
+        if server is not None:
+            server.should_exit = True
+
+    # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not kill us.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     lead, leads = open_lead(config, clock), threading.Event()
     cache = _open_cache(config, repository, clock, stop)
     telemetry = Telemetry("control")
@@ -174,26 +189,32 @@ def run_control(config: Config) -> None:
     for loop in loops:
         loop.start()
     listen = config.listen
-    authenticator = TokenAuthenticator(TokenStore(config.tokens), clock, loopback=listen.loopback)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build_app(admin, config.home, authenticator),
-            host=listen.host,
-            port=listen.http_port,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=3,
-        )
-    )
+    doorkeeper, certificates = Doorkeeper(config, clock), open_certificates(listen)
+    telemetry.tally(
+        "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
+        lambda: doorkeeper.counters,
+    )  # fmt: skip
+    sessions = Sessions(doorkeeper, installation_secret(config), clock, secure=listen.tls is not None)
+    app = build_app(admin, config.home, Admitted())
+    # A second of importing that only whoever shows pages is to pay, and after the loops have begun.
+    from serving.http.console.app import mount_console
+
+    mount_console(app, admin, config, clock, doorkeeper, sessions)
+    server = http_server(app, doorkeeper, sessions, listen, certificates)
     grpc_server = AdminServer(
-        admin, authenticator, Shell(listen.max_message_bytes, clock), listen.address(listen.admin_port)
+        admin,
+        Admitted(),
+        Shell(listen.max_message_bytes, clock),
+        listen.address(listen.admin_port),
+        interceptors=[AdmitInterceptor(doorkeeper)],
+        credentials=None if certificates is None else certificates.server_credentials(),
     )
 
     async def answer() -> None:
         await grpc_server.start()
         log.info(
-            "control answers on http://%s, gRPC on %s",
+            "control answers on %s://%s, gRPC on %s",
+            "http" if certificates is None else "https",
             listen.address(listen.http_port),
             listen.address(grpc_server.port),
         )
@@ -202,13 +223,7 @@ def run_control(config: Config) -> None:
         finally:
             await grpc_server.stop()
 
-    def end(*_: object) -> None:
-        stop.set()
-        server.should_exit = True
-
-    # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not kill us.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    server.should_exit = stop.is_set()
     try:
         uvloop.run(answer())
     finally:
