@@ -193,6 +193,8 @@ class Lane:
                 "answered": engine.answered,
                 "failed": engine.failed,
                 "rejected": engine.rejected,
+                "worked_seconds": sum(stage.sum for stage in engine.stages.values()),
+                "waited_seconds": engine.queue.sum,
                 "stalled_seconds": stalled,
                 "stalled_stage": stage,
             },

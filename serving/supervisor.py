@@ -2,7 +2,8 @@
 
 It answers no request and holds no state, so there is nothing to lose when it dies; its children then end by themselves.
 A child that dies is started again after a pause that doubles from `FIRST_PAUSE` to `LONGEST_PAUSE` and is forgotten
-once the child has stayed up. What happened is in `<home>/run/status/supervisor.json`.
+once the child has stayed up. What happened is in `<home>/run/status/<name>.json`, name being `supervisor` where one
+machine has one of them.
 """
 
 from __future__ import annotations
@@ -80,11 +81,14 @@ class Supervisor:
     """Keeps `children` running until `stop` is set.
 
     Raises:
-        Conflict: another supervisor runs on the same home.
+        Conflict: another supervisor of this name runs on the same home.
     """
 
     home: Path
     children: list[Child]
+    name: str = "supervisor"
+    alone: bool = True
+    """Whether no other supervisor works on this home, so that all status files are those of our children."""
     clock: Clock = field(default_factory=SystemClock)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -102,18 +106,24 @@ class Supervisor:
         their death signal is tied to it."""
         run = self.home / "run"
         (run / "status").mkdir(parents=True, exist_ok=True)
-        with open(run / "supervisor.lock", "w") as lock:
+        with open(run / f"{self.name}.lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Conflict(f"another `baton serve` runs on {self.home}; end it or set another home") from None
-            for stale in (run / "status").glob("*.json"):  # ours alone to remove now
-                stale.unlink()
+            self._sweep(run / "status")
             try:
                 while not self._stop.wait(TICK):
                     self._tick()
             finally:
                 self._end_all()
+
+    def _sweep(self, status: Path) -> None:
+        """Remove what predecessors left."""
+        ours = {self.name, *(child.name for child in self.children)}
+        for path in status.glob("*.json"):
+            if self.alone or path.stem in ours:
+                path.unlink(missing_ok=True)
 
     def _tick(self) -> None:
         now = self.clock.monotonic()
@@ -182,7 +192,7 @@ class Supervisor:
         if text == self._written:
             return
         try:
-            write_status(self.home / "run" / "status" / "supervisor.json", status)
+            write_status(self.home / "run" / "status" / f"{self.name}.json", status)
         except OSError as error:  # a full disk must not end the processes that answer
             if not self._complained:
                 log.error("the supervisor's status cannot be written: %s", error)

@@ -27,8 +27,14 @@ DEMO_HOME = Path(".baton/demo")
 log = logging.getLogger(__name__)
 
 
-def serve(config: ConfigFile = Path("baton.yaml")) -> None:
-    """Start all processes of one machine and keep them running; Ctrl-C ends them in order.
+def serve(
+    config: ConfigFile = Path("baton.yaml"),
+    ray: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster instead: auto, HOST:PORT or ray://HOST:PORT")
+    ] = "",
+) -> None:
+    """Start all processes of one machine and keep them running; Ctrl-C ends them in order. With --ray, deploy replicas
+    on a Ray cluster, where they stay, or replace those of an earlier configuration or release one after another.
 
     Example: baton serve --config baton.yaml
     """
@@ -36,6 +42,9 @@ def serve(config: ConfigFile = Path("baton.yaml")) -> None:
 
     with problems():
         settings = Config.load(config)
+        if ray:
+            _serve_on_ray(settings, ray)
+            return
         write_logs("supervisor", settings.log_level, settings.log_format)
         _check_traffic_log(settings)
         supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
@@ -139,6 +148,17 @@ def demo(
             show(result)
         if not result["ok"]:
             raise typer.Exit(1)
+
+
+def _serve_on_ray(settings: Config, address: str) -> None:
+    try:
+        from serving.ray_app import APP, serve_on
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise InvalidInput("Ray is not installed: pip install 'baton[ray]'", "ray") from None
+    serve_on(address, settings)
+    say(f"application {APP} runs on the Ray cluster at {address}; `baton service list` tells where replicas answer")
 
 
 def _check_traffic_log(settings: Config) -> None:

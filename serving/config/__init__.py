@@ -9,6 +9,7 @@ from serving.config.endpoint import ArmConfig, EndpointConfig
 from serving.config.engine import EngineConfig, StageConfig
 from serving.config.file import Config
 from serving.config.listen import LimitsConfig, ListenConfig, TlsConfig
+from serving.config.ray import RayConfig
 from serving.config.redis_access import RedisAccess
 from serving.config.section import Seconds, parse_duration
 from serving.config.state import StateConfig
@@ -25,6 +26,7 @@ __all__ = [
     "EngineConfig",
     "LimitsConfig",
     "ListenConfig",
+    "RayConfig",
     "RedisAccess",
     "RedisConfig",
     "SampleConfig",

@@ -13,6 +13,7 @@ from serving.config.embedding import EmbeddingConfig
 from serving.config.endpoint import EndpointConfig
 from serving.config.engine import EngineConfig, StageConfig
 from serving.config.listen import ListenConfig
+from serving.config.ray import RayConfig
 from serving.config.section import Section
 from serving.config.state import StateConfig
 from serving.config.telemetry import TelemetryConfig
@@ -45,6 +46,8 @@ class Config(Section):
     state: StateConfig = StateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     worker: WorkerConfig | None = None
+    ray: RayConfig = RayConfig()
+    """What `baton serve --ray` runs; of no effect otherwise."""
     embedding: EmbeddingConfig = EmbeddingConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

@@ -1,0 +1,47 @@
+"""`baton service`: where replicas on a cluster can be reached."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.clock import SystemClock
+from serving.cli.output import Output, emit, problems
+from serving.config import Config
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Where replicas on a cluster can be reached", no_args_is_help=True)
+
+
+@app.callback()
+def _noun() -> None:
+    """Keeps `list` a verb of its own while there is no other."""
+
+
+@app.command("list")
+def list_replicas(
+    config: Annotated[Path, typer.Option("--config", help="Configuration file")] = Path("baton.yaml"),
+    output: Annotated[
+        Output, typer.Option("-o", "--output", help="table for people, json for programs")
+    ] = Output.table,
+) -> None:
+    """Show the replicas that answer now, and the gRPC target that names them all.
+
+    Example: baton service list --config baton.yaml
+    """
+    from serving.service_record import open_directory, target_of
+
+    with problems():
+        records = open_directory(Config.load(config), SystemClock()).replicas()
+        target = target_of(records) if records else ""
+        emit(
+            output,
+            {"replicas": [asdict(record) for record in records], "target": target},
+            f"gRPC target {target or '-'}",
+            ("replica", "address", "node"),
+            [(record.replica, record.address, record.node) for record in records],
+        )

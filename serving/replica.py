@@ -1,0 +1,286 @@
+"""One replica: the lanes of one share of a cluster, started, watched and drained for whoever places replicas.
+
+Several may run on one machine and in one `home`: each claims a number there, from which follow its port, the numbers of
+its lanes and so the names of their files. One of them also keeps the machine's shadow lane. It knows no Ray; next stops:
+`serving.supervisor` for the processes, `serving.ray_app` for who calls this.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import json
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import Conflict, NotReady
+from serving.config import Config
+from serving.scaling import Load, LoadMeter
+from serving.service_record import ServiceRecord, open_directory
+from serving.supervisor import Child, Supervisor
+
+__all__ = ["ControlReplica", "LaneReplica", "write_config"]
+
+ANNOUNCE_EVERY = 2.0
+STALLED = 30.0
+"""Seconds of work on one request after which a lane counts as ill."""
+POLL = 0.1
+END_LIMIT = 60.0
+MOST_REPLICAS = 100
+
+log = logging.getLogger(__name__)
+
+
+def write_config(config: Config, path: Path) -> Path:
+    """Write a configuration as a file that `Config.load` reads as the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
+    return path
+
+
+def _command(path: Path, *words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "serving.cli.main", *words, "--config", str(path))
+
+
+class _Processes:
+    """A supervisor in a thread of its own: children live as long as the thread that started them."""
+
+    def __init__(self, home: Path, name: str, children: Sequence[Child], *, alone: bool = False) -> None:
+        self._supervisor = Supervisor(home, list(children), name, alone)
+        self._failure = ""
+        self._thread = threading.Thread(target=self._run, name=f"{name}-processes", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._supervisor.run()
+        except Exception as error:
+            self._failure = str(error)
+            log.exception("the supervisor of %s ended", self._supervisor.name)
+
+    @property
+    def failure(self) -> str:
+        """Why nobody watches the processes any more; "" where somebody does."""
+        return "" if self._thread.is_alive() else self._failure or "it was stopped"
+
+    def stop(self) -> None:
+        """End all children in order; a second call does nothing."""
+        self._supervisor.stop()
+        self._thread.join(END_LIMIT)
+
+
+class LaneReplica:
+    """The lanes of one replica. `start`, then `check` and `load` as often as you like, then `drain`.
+
+    Args:
+        config: of the installation.
+        name: of the replica, unique in the installation.
+        host: address of this machine, for clients.
+        node: of the machine, for people.
+    """
+
+    def __init__(self, config: Config, name: str, host: str, node: str = "", clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._directory = open_directory(config, self._clock)
+        self.number, self.port, self._claim = _claim(config)
+        listen = config.listen.model_copy(update={"grpc_port": self.port})
+        self._config = config.model_copy(update={"listen": listen})
+        lanes = config.engine.lanes
+        self._lanes = [f"lane-{self.number * lanes + index}" for index in range(lanes)]
+        self.record = ServiceRecord(
+            name, _join(config.ray.advertise_host or _reachable(listen.host, host), self.port), node
+        )
+        self._meter = LoadMeter(lanes * config.engine.workers)
+        self._stop = threading.Event()
+        self._processes: _Processes | None = None
+        self._shadow: _Processes | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the lanes and wait until all can answer.
+
+        Raises:
+            NotReady: they could not within `ray.start_limit`; everything was stopped again.
+        """
+        run = self._config.home / "run"
+        path = write_config(self._config, run / f"replica-{self.number}.yaml")
+        children = [
+            Child(name, _command(path, "process", "lane", "--index", name.removeprefix("lane-")), 0)
+            for name in self._lanes
+        ]
+        self._processes = processes = _Processes(self._config.home, f"replica-{self.number}", children)
+        self._begin("shadow-keeper", lambda: self._keep_shadow(path))
+        until = time.monotonic() + self._config.ray.start_limit
+        while waiting := [name for name in self._lanes if self._status(name).get("state") != "ready"]:
+            if processes.failure or time.monotonic() > until:
+                why = processes.failure or "; ".join(filter(None, map(self._trouble, waiting)))
+                self.drain()
+                raise NotReady(f"{', '.join(waiting)} cannot answer: {why or 'no word from them'}")
+            time.sleep(POLL)
+        self._begin("announce", self._announce)
+        log.info("replica %s answers at %s", self.record.replica, self.record.address)
+
+    def check(self) -> None:
+        """See that every lane lives, tells of itself, is not stuck and can be connected to. A model that is missing is
+        not an illness: another process would not have it either.
+
+        Raises:
+            NotReady: naming what is wrong.
+        """
+        if self._processes is None or self._processes.failure:
+            raise NotReady(f"nobody watches the lanes: {self._processes.failure if self._processes else 'not started'}")
+        for name in self._lanes:
+            status = self._status(name)
+            if not status:
+                raise NotReady(f"{name} has not said how it is for 10 s")
+            if status["engine"]["stalled_seconds"] > STALLED:
+                raise NotReady(f"{name} has worked on one request for {status['engine']['stalled_seconds']:.0f} s")
+        host = self._config.listen.host
+        with socket.create_connection((_reachable(host, "localhost"), self.port), 3.0):
+            pass
+
+    def load(self) -> Load:
+        """How busy the lanes were since the last call."""
+        return self._meter.read({name: status for name in self._lanes if (status := self._status(name))})
+
+    def drain(self) -> None:
+        """Withdraw the record, have the lanes say NOT_SERVING and answer what they accepted, end them."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(END_LIMIT)
+        try:
+            self._directory.withdraw(self.record.replica)
+        except NotReady as error:
+            log.warning("%s; it expires by itself", error)
+        for processes in (self._processes, self._shadow):
+            if processes is not None:
+                processes.stop()
+        self._claim.close()
+
+    def _begin(self, name: str, body: Callable[[], None]) -> None:
+        thread = threading.Thread(target=body, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _announce(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._directory.announce(self.record)
+            except NotReady as error:
+                log.warning("%s", error)
+            self._stop.wait(ANNOUNCE_EVERY)
+
+    def _keep_shadow(self, path: Path) -> None:
+        """Run the machine's shadow lane for as long as no other replica of the machine does."""
+        with open(self._config.home / "run" / "shadow.lock", "wb") as lock:
+            while not _locked(lock):
+                if self._stop.wait(1.0):
+                    return
+            child = Child("shadow", _command(path, "process", "shadow"), 0)
+            self._shadow = _Processes(self._config.home, "shadow-supervisor", [child])
+            self._stop.wait()
+            self._shadow.stop()
+
+    def _status(self, lane: str) -> dict[str, Any]:
+        """What a lane says of itself, of the last seconds; empty where it says nothing."""
+        try:
+            found: dict[str, Any] = json.loads((self._config.status / f"{lane}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if self._clock.wall_ms() - found.get("time_ms", 0) <= 10_000 else {}
+
+    def _trouble(self, lane: str) -> str:
+        return "; ".join(f"{version}: {fault}" for version, fault in self._status(lane).get("faults", {}).items())
+
+
+class ControlReplica:
+    """The control process, and the worker where there is one; one of them in an installation.
+
+    Raises:
+        Conflict: another runs on the same home.
+    """
+
+    def __init__(self, config: Config) -> None:
+        path = write_config(config, config.home / "run" / "control.yaml")
+        children = [Child("control", _command(path, "process", "control"), 1)]
+        if config.worker is not None:
+            children.append(Child("worker", _command(path, "worker"), 0))
+        self._config = config
+        self._processes = _Processes(config.home, "supervisor", children)
+
+    def check(self) -> None:
+        """See that the processes are watched; what dies is started again here, not by moving all elsewhere.
+
+        Raises:
+            NotReady: nobody watches them.
+        """
+        if self._processes.failure:
+            raise NotReady(f"nobody watches the control process: {self._processes.failure}")
+
+    def drain(self) -> None:
+        """End worker and control."""
+        self._processes.stop()
+
+
+def _claim(config: Config) -> tuple[int, int, BinaryIO]:
+    """The first number of this home that no replica holds and whose port is free, and the lock that holds it.
+
+    Raises:
+        Conflict: there is none.
+    """
+    folder = config.home / "run" / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(config.ray.replicas_per_node or MOST_REPLICAS):
+        lock = open(folder / str(number), "wb")  # noqa: SIM115 - held until the replica ends
+        port = config.listen.grpc_port + number
+        if _locked(lock) and _free(config.listen.host, port):
+            return number, port, lock
+        lock.close()
+    first = config.listen.grpc_port
+    raise Conflict(
+        f"no port from {first} on is free for a replica in {config.home}: set ray.replicas_per_node, or another "
+        "listen.grpc_port"
+    )
+
+
+def _locked(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _free(host: str, port: int) -> bool:
+    """Whether nobody listens there, lanes that are still draining included."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def _reachable(listen_host: str, otherwise: str) -> str:
+    try:
+        anywhere = ipaddress.ip_address(listen_host).is_unspecified
+    except ValueError:
+        anywhere = False
+    return otherwise if anywhere else listen_host
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
