@@ -1,23 +1,18 @@
 """HTTP of the control process: REST admin under `/api/v1`, `/metrics`, `/healthz`, `/readyz`.
 
-A thin shell over `serving.admin`; routes are in `verbs`. Without tokens it answers on loopback only, and refuses requests
-whose Host is not a loopback name (a page elsewhere that had its name resolved to us) or whose Origin is another site's.
+A thin shell over `serving.admin`; routes are in `verbs`. Who may ask at all is settled before it, by `port`.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Header, Response
 from fastapi.responses import JSONResponse
 
-from pipeline.errors import PermissionDenied
 from serving.admin import Admin
-from serving.http.errors import add_error_handlers, problem_of
+from serving.http.errors import add_error_handlers
 from serving.http.verbs import admin_routes
 from serving.security.principal import Authenticator
 from serving.telemetry import METRICS_DIR, Format, merged
@@ -40,7 +35,6 @@ def build_app(admin: Admin, home: Path, authenticator: Authenticator) -> FastAPI
         redoc_url=None,
         description="Endpoints, models, rollouts, metrics and audit of one installation.",
     )
-    _guard(app)
     add_error_handlers(app)
     _health(app, admin, home)
     app.include_router(admin_routes(admin, authenticator))
@@ -59,25 +53,6 @@ class _Api(FastAPI):
                 document["components"]["schemas"].pop(name, None)
         assert self.openapi_schema is not None
         return self.openapi_schema
-
-
-def _guard(app: FastAPI) -> None:
-    @app.middleware("http")
-    async def loopback_only(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        origin = request.headers.get("origin")
-        if not _loopback(f"//{request.headers.get('host', '')}") or (origin is not None and not _loopback(origin)):
-            error = PermissionDenied("only pages and programs of this machine may ask; check Host and Origin")
-            code, problem = problem_of(error, "")
-            return JSONResponse(problem.model_dump(), code)
-        return await call(request)
-
-
-def _loopback(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _health(app: FastAPI, admin: Admin, home: Path) -> None:

@@ -132,7 +132,8 @@ class WebGuard:
         if cookie and not authorization and not self._doorkeeper.open:
             session = self._sessions.find(cookie)
             if session is not None:
-                self._not_forged(scope, headers, session.csrf)
+                if scope["path"] != LOGIN:  # which begins another session and has none to be forged in
+                    self._not_forged(scope, headers, session.csrf)
                 return session.principal
         return None if self._is_open(scope) else self._doorkeeper.admit(caller)
 
@@ -189,7 +190,7 @@ class _Answer:
         if self._websocket:
             await self._send({"type": "websocket.close", "code": 1008, "reason": said[:120]})
             return
-        body = json.dumps({"error": {"kind": kind, "message": said, "field": ""}}).encode()
+        body = json.dumps({"error": {"kind": kind, "message": said, "field": "", "request_id": ""}}).encode()
         await self._end(code, body, ("content-type", "application/json"), *headers)
 
     async def redirect(self, where: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from installation import eventually, free_port
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,12 +24,13 @@ from websockets.sync.client import connect
 
 from pipeline.clock import SystemClock
 from serving.config import Config
+from serving.http.port import HEADER_BYTES, http_server
 from serving.security.admitted import admitted
 from serving.security.doorkeeper import Caller, Doorkeeper
 from serving.security.principal import Role
 from serving.security.session import CSRF_HEADER, Sessions
 from serving.security.tokens import TokenStore
-from serving.security.web import MOST_BODY, WebGuard
+from serving.security.web import MOST_BODY
 
 
 def _who() -> str:
@@ -86,9 +86,9 @@ def guarded(home: Path, **listen: Any) -> Iterator[Guarded]:
     doorkeeper = Doorkeeper(config, clock)
     sessions = Sessions(doorkeeper, b"s" * 32, clock, secure=False)
     routes = [Route(path, _answer, methods=["GET", "POST", "PUT", "DELETE"]) for path in PATHS]
-    app = WebGuard(Starlette(routes=[*routes, WebSocketRoute("/ws", _socket)]), doorkeeper, sessions, config.listen)
+    app = Starlette(routes=[*routes, WebSocketRoute("/ws", _socket)])
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", proxy_headers=False))
+    server = http_server(app, doorkeeper, sessions, config.listen, port=port)
     thread = threading.Thread(target=server.run, name="guarded", daemon=True)
     thread.start()
     eventually(lambda: server.started, "the server listens")
@@ -197,6 +197,7 @@ def test_our_own_pages_and_named_hosts_may_ask(tmp_path: Path) -> None:
 def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) -> None:
     ann = door.token("ann", Role.OPERATOR)
     cookie = door.sessions.begin(Caller(f"Bearer {ann}"))
+    assert len(cookie) < 200
     session = door.sessions.find(cookie)
     assert session is not None
     sent = {"cookie": f"other=1; {door.sessions.cookie}={cookie}"}
@@ -252,6 +253,14 @@ def test_bodies_are_limited_whether_or_not_they_say_their_length(door: Guarded) 
     assert door.call("POST", path, content=iter([large[:1000], large])).status_code == 413
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MOST_BODY + 1}\r\nConnection: close\r\n\r\n"
     assert door.raw(head.encode()).split()[1] == b"413"  # before any of it was sent
+
+
+def test_heads_of_requests_are_limited(door: Guarded) -> None:
+    filler = "x" * (10 * HEADER_BYTES)  # more than comes with one read
+    with contextlib.suppress(ConnectionError):  # it does not read to the end
+        answer = door.raw(f"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {filler}\r\n\r\n".encode())
+        assert answer.split()[1] in (b"400", b"431")
+    assert "server" not in door.call("GET", "/healthz").headers
 
 
 def test_guesses_at_a_token_are_limited_and_hold_up_no_other_token(tmp_path: Path) -> None:

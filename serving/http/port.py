@@ -1,0 +1,102 @@
+"""The HTTP port: the application behind its guard, in a server that reads no more than it should.
+
+uvicorn hands requests on without saying what the connection knows; the protocols here add the names of a verified
+client certificate (`extensions["baton.names"]`) and end connections on which no request comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from serving.config import ListenConfig
+from serving.security.certificates import Certificates
+from serving.security.doorkeeper import Doorkeeper
+from serving.security.session import Sessions
+from serving.security.web import Application, Receive, Scope, Send, WebGuard
+
+__all__ = ["http_server"]
+
+HEADER_BYTES = 32 << 10
+SOCKET_BYTES = 1 << 20
+"""Most of one message of a page's socket."""
+FIRST_REQUEST = 20.0
+"""Seconds until a new connection has sent the head of its first request."""
+GRACE = 3
+
+
+class _Socket(WebSocketsSansIOProtocol):
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app = _named(self.app, transport)
+
+
+class _Http(H11Protocol):
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app = _named(self.app, transport)
+        self._silence = self.loop.call_later(FIRST_REQUEST, self._end_silence)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silence.cancel()
+        super().connection_lost(exc)
+
+    def _end_silence(self) -> None:
+        if self.scope is None:
+            self.transport.close()  # type: ignore[unreachable]  # it is None until the first request
+
+
+def http_server(
+    app: Application,
+    doorkeeper: Doorkeeper,
+    sessions: Sessions,
+    listen: ListenConfig,
+    certificates: Certificates | None = None,
+    *,
+    port: int | None = None,
+) -> uvicorn.Server:
+    """A server of the application, not started. `port`: another than the configured one."""
+    config = uvicorn.Config(
+        WebGuard(app, doorkeeper, sessions, listen),
+        host=listen.host,
+        port=listen.http_port if port is None else port,
+        http=_Http,
+        ws=_Socket,
+        ws_max_size=SOCKET_BYTES,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        limit_concurrency=listen.limits.connections,
+        # A header must not say who calls: where a proxy is in front, its own limits count addresses.
+        proxy_headers=False,
+        server_header=False,
+        ssl_context_factory=None if certificates is None else lambda *_: certificates.ssl_context(),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    return uvicorn.Server(config)
+
+
+def _named(app: Any, transport: asyncio.BaseTransport) -> Any:
+    """The application, told the names in the connection's client certificate, if there is one."""
+    connection = transport.get_extra_info("ssl_object")
+    names = () if connection is None else _names(connection.getpeercert() or {})
+    if not names:
+        return app
+
+    async def named(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"] = {**scope.get("extensions", {}), "baton.names": names}
+        await app(scope, receive, send)
+
+    return named
+
+
+def _names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Common name first, then alternative names; as gRPC's own (`serving.security.interceptor`)."""
+    common = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return (*common, *(value for _, value in certificate.get("subjectAltName", ())))
