@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
+from pipeline.features import Rows
 from pipeline.row_format import RowFormat
 from transfer.blocks import TableSettings
 from transfer.data.log import Log
@@ -143,6 +144,7 @@ def transfer_offline(
     settings: Stage1Settings | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    score: Callable[[Rows], F32] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[ClickModel, Stage1Report]:
     """A student that starts where its teacher is.
@@ -156,6 +158,7 @@ def transfer_offline(
         settings: instead of the mode's own.
         seed: of weights, projection and draws.
         progress: told of rows done.
+        score: gives the teacher's logits in its place, calibrated as the mode wants them; see `Window`.
         clock: seconds, for the report.
 
     Raises:
@@ -173,7 +176,7 @@ def transfer_offline(
     )
     student.stored = s.stored
     seconds: dict[str, float] = {}
-    window = Window(teacher, log, start, stop, calibrated=mode == "ours", clock=clock)
+    window = Window(teacher, log, start, stop, calibrated=mode == "ours", score=score, clock=clock)
     began, asked = clock(), 0.0
 
     def lap(part: str) -> None:

@@ -25,6 +25,7 @@ from pipeline.features import Rows
 __all__ = ["TRIES", "Member", "MemberGone", "PoolCounters", "TeacherPool"]
 
 TRIES = 3
+PART = 4096
 MEMBERS_TO_FAIL = 3
 """So many members must have given a task back before it, not they, is held to be at fault."""
 
@@ -151,6 +152,11 @@ class TeacherPool:
                 self._done.clear()
                 self._failure = None
                 self._scoring = False
+
+    def spread(self, rows: Rows) -> F32:
+        """Logits of rows that are in memory, float32 `[n]`, scored in parts by all members. Raises: as `score`."""
+        parts = (rows.take(np.arange(at, min(at + PART, len(rows)))) for at in range(0, len(rows), PART))
+        return np.concatenate([np.empty(0, np.float32), *self.score(parts)])
 
     def close(self) -> None:
         """Let all members go."""

@@ -6,13 +6,15 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from pipeline.bundle import Bundle
 from pipeline.errors import BatonError
 from pipeline.features import Rows
+from transfer.frozen import load_teacher
 from transfer.model import ClickModel
 from transfer.teacher_pool import MemberGone
 
@@ -31,17 +33,13 @@ class BundleTeacher:
         threads: of the network.
     """
 
-    def __init__(self, path: str, *, calibrated: bool = True, threads: int = 1) -> None:
+    def __init__(self, path: Path, *, calibrated: bool = True, threads: int = 1) -> None:
         self._path, self._calibrated, self._threads = path, calibrated, threads
 
     def __call__(self) -> Scorer:
-        from pathlib import Path
-
-        import torch
-
         torch.set_num_threads(self._threads)
-        model = ClickModel.from_bundle(None, Bundle.open(Path(self._path)))
-        return model.calibrated_logits if self._calibrated else model.logits
+        teacher = load_teacher(self._path)
+        return teacher.logits if isinstance(teacher, ClickModel) and not self._calibrated else teacher.calibrated_logits
 
 
 class ProcessMember:

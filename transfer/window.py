@@ -37,6 +37,7 @@ class Window:
 
     Args:
         calibrated: the teacher's logits after its calibration; without it, as its network gives them (published).
+        score: who gives them in the teacher's place, `TeacherPool.spread` for example; the teacher unless said.
         clock: seconds, for `seconds`.
 
     Attributes:
@@ -56,10 +57,13 @@ class Window:
         stop: float,
         *,
         calibrated: bool,
+        score: Callable[[Rows], F32] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._teacher, self._log, self._start, self._stop = teacher, log, start, stop
-        self._plain = isinstance(teacher, ClickModel) and not calibrated
+        self._log, self._start, self._stop = log, start, stop
+        self._score = score or (
+            teacher.logits if isinstance(teacher, ClickModel) and not calibrated else teacher.calibrated_logits
+        )
         self._clock = clock
         self.seconds = 0.0
         sizes = [(len(chunk), float(chunk.labels.sum())) for chunk in log.chunks(start, stop)]
@@ -96,9 +100,3 @@ class Window:
             self.seconds += self._clock() - began
         found: F32 = self._logits[drawn.places]
         return found
-
-    def _score(self, rows: Rows) -> F32:
-        teacher = self._teacher
-        return (
-            teacher.logits(rows) if self._plain and isinstance(teacher, ClickModel) else teacher.calibrated_logits(rows)
-        )

@@ -89,6 +89,10 @@ def transfer(
     cache: Cache = CACHE,
     seed: Seed = 0,
     threads: Threads = 1,
+    teachers: Annotated[
+        int, typer.Option(min=0, help="Processes that score rows for the student; 0: this one does")
+    ] = 0,
+    ray: Annotated[str, typer.Option(help="Address of a Ray cluster whose nodes the teachers run on")] = "",
     output: Format = Output.table,
 ) -> None:
     """Teach a student of another architecture from a teacher and the rows that are still there.
@@ -98,6 +102,7 @@ def transfer(
     import torch
 
     from serving.cli.progress import rows_progress
+    from serving.cli.teachers import pooled
     from transfer.data import open_log
     from transfer.distill import OURS, PUBLISHED, transfer_offline
     from transfer.frozen import load_teacher
@@ -110,9 +115,13 @@ def transfer(
         kind, width = parse_arch(arch)
         log = open_log(data, cache)
         model = load_teacher(teacher)
-        with rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress:
+        with (
+            pooled(teacher, teachers, ray, calibrated=mode is Mode.ours) as score,
+            rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress,
+        ):
             student, _ = transfer_offline(
                 model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress,
+                score=score,
                 settings=replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows),
             )  # fmt: skip
         if retained is not None:

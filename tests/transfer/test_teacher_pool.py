@@ -168,7 +168,7 @@ def test_members_killed_at_random_lose_and_double_no_row(bundle: Path) -> None:
     model = ClickModel.from_bundle(None, Bundle.open(bundle))
     expected = np.concatenate([model.calibrated_logits(part.rows) for part in log.chunks(0.0, 1.0, 100)])
     pool = TeacherPool()
-    load = BundleTeacher(str(bundle))
+    load = BundleTeacher(bundle)
     members = [ProcessMember(f"p{at}", load) for at in range(2)]
     for member in members:
         pool.join(member)
@@ -189,4 +189,4 @@ def test_members_killed_at_random_lose_and_double_no_row(bundle: Path) -> None:
 
 def test_a_teacher_that_cannot_be_loaded_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(MemberGone, match="manifest"):
-        ProcessMember("none", BundleTeacher(str(tmp_path)))
+        ProcessMember("none", BundleTeacher(tmp_path))

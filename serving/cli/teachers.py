@@ -1,0 +1,54 @@
+"""Who scores rows for a student that learns: this process, processes beside it, or actors on a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InvalidInput
+
+__all__ = ["pooled"]
+
+
+@contextmanager
+def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator[Callable[[Any], Any] | None]:
+    """What scores rows in the teacher's place; None where the teacher does it itself.
+
+    Args:
+        teacher: its bundle; on a cluster every node must find it there.
+        count: processes, or actors.
+        ray: address of a cluster; "": this machine.
+        calibrated: logits after the bundle's calibration.
+
+    Raises:
+        InvalidInput: a cluster is named without a number of teachers, or Ray is not installed.
+    """
+    if not count:
+        if ray:
+            raise InvalidInput("--ray needs --teachers: how many actors are to score", "teachers")
+        yield None
+        return
+    from transfer.teacher_pool import TeacherPool
+    from transfer.teacher_process import BundleTeacher, ProcessMember
+
+    load = BundleTeacher(teacher.resolve(), calibrated=calibrated)
+    pool = TeacherPool()
+    if ray:
+        try:
+            from transfer.ray_pool import RayTeachers
+        except ImportError:
+            raise InvalidInput("Ray is not installed: pip install 'baton[ray]'", "ray") from None
+        actors = RayTeachers(pool, load, count, address=ray)
+        try:
+            yield pool.spread
+        finally:
+            actors.close()
+        return
+    try:
+        for at in range(count):
+            pool.join(ProcessMember(f"process-{at}", load))
+        yield pool.spread
+    finally:
+        pool.close()
