@@ -19,9 +19,7 @@ def sign_in(page: Any, url: str, token: str, path: str = "/endpoints/ranker") ->
 
 def settled(page: Any) -> None:
     """Wait until a page shows figures."""
-    page.locator(".chip, .cards td").first.filter(has_text=r"").wait_for()
-    page.get_by_text("Reading for the first time").wait_for(state="hidden")
-    page.locator("h1 + .chip:not(:empty), .cards td").first.wait_for()
+    page.locator(".title .chip:not(:empty), .cards tbody td").first.wait_for()
 
 
 def act(page: Any, button: str, reason: str, **fields: str) -> None:

@@ -35,7 +35,7 @@ from serving.http.console.reader import Reader, Reading
 from serving.http.console.shell import THEME, Tab, Theme, frame
 from serving.http.console.sockets import guard_sockets
 from serving.http.console.source import Source
-from serving.http.console.theme import STYLE
+from serving.http.console.theme import ICON, STYLE
 from serving.http.console.traffic import Arms, Latency, Shadow, Tiers, Versions
 from serving.http.console.visitors import Visitors
 from serving.http.console.worker import Learner
@@ -45,6 +45,8 @@ from serving.security.session import Sessions
 __all__ = ["mount_console"]
 
 TELL_EVERY = 1.0
+PATIENCE = 10.0
+"""Seconds after which browser and server, hearing nothing of each other, call the connection lost (pings come sooner)."""
 KEPT = 30.0
 """Seconds that a page is kept for a browser that lost its connection; later it loads the page anew."""
 log = logging.getLogger(__name__)
@@ -71,7 +73,17 @@ def mount_console(
     app.include_router(login_routes(console.visitors))
     nicegui_app.add_middleware(Nonces)
     # No storage of NiceGUI's is used, so it gets no secret, sets no cookie and writes no file.
-    ui.run_with(app, title="Baton", language="en-US", tailwind=False, show_welcome_message=False, dark=None)
+    ui.run_with(
+        app,
+        title="Baton",
+        favicon=ICON,
+        language="en-US",
+        tailwind=False,
+        show_welcome_message=False,
+        dark=None,
+        reconnect_timeout=PATIENCE,
+        binding_refresh_interval=None,
+    )
     guard_sockets(sessions.cookie, console.owner)
     app.router.routes[-1] = _Only("/", app=nicegui_app)
     inner = app.router.lifespan_context
@@ -129,8 +141,8 @@ class _Console:
                 tab.panels += [
                     Bias(name),
                     Steps(name),
-                    OverTime(name, "AUC", "auc", "since each step was entered"),
-                    OverTime(name, "LogLoss", "logloss", "nats per row, since each step was entered"),
+                    OverTime(name, "AUC", "auc", "per step"),
+                    OverTime(name, "LogLoss", "logloss", "nats per row, per step"),
                     Calibration(name),
                     Stays(name),
                 ]

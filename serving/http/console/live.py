@@ -145,15 +145,15 @@ class Chart:
 
     def __init__(self, title: str, options: Callable[[Any], dict[str, Any]], classes: str = "") -> None:
         self._options, self._shown = options, None
-        self._chart = ui.echart(options(None), renderer="svg").classes(f"chart {classes}")
-        self._chart.props["role"] = "img"
-        self._chart.props["aria-label"] = title
+        self.element = ui.echart(options(None), renderer="svg").classes(f"chart {classes}")
+        self.element.props["role"] = "img"
+        self.element.props["aria-label"] = title
 
     def tell(self, data: Any) -> None:
         """Show data; nothing is sent where it equals what is shown."""
         if data == self._shown:
             return
         self._shown = data
-        self._chart.options.clear()
-        self._chart.options.update(self._options(data))
-        self._chart.update()
+        self.element.options.clear()
+        self.element.options.update(self._options(data))
+        self.element.update()

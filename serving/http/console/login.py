@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pipeline.errors import Overloaded, PermissionDenied, Unauthenticated
 from serving.http.console.policy import HEADER, PAGES, policy
 from serving.http.console.shell import THEME, Theme
-from serving.http.console.theme import STYLE
+from serving.http.console.theme import ICON, STYLE
 from serving.http.console.visitors import Visitors
 from serving.security.doorkeeper import Caller
 from serving.security.session import LENGTH
@@ -23,7 +23,7 @@ LOGIN = "/login"
 _YEAR = 365 * 86400
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>Sign in, Baton</title><style>{style}</style></head>
+<meta name="color-scheme" content="light dark"><title>Sign in, Baton</title><link rel="icon" href="{icon}"><style>{style}</style></head>
 <body class="plain {theme}"><main class="signin"><form method="post" action="/login" aria-label="Sign in">
 <h1>Baton</h1>
 <input type="hidden" name="next" value="{next}">
@@ -45,7 +45,12 @@ def login_routes(visitors: Visitors) -> APIRouter:
     def page(request: Request, back: str, said: str = "", code: int = 200) -> Response:
         theme = {"dark": "body--dark", "light": "light"}.get(request.cookies.get(THEME, ""), "")
         body = _PAGE.format(
-            style=STYLE, next=escape(back), said=escape(said), tone="bad" if said else "note", theme=theme
+            style=STYLE,
+            icon=f"data:image/svg+xml,{quote(ICON)}",
+            next=escape(back),
+            said=escape(said),
+            tone="bad" if said else "note",
+            theme=theme,
         )
         headers = {HEADER: policy("'none'"), "cache-control": "no-store"}
         return HTMLResponse(body, code, headers)

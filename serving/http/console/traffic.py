@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from serving.http.console.charts import curves, line_options
-from serving.http.console.live import Cell, Chart, Facts, Table, Text, panel
+from serving.http.console.live import Cell, Chart, Facts, Table, Text, panel, show
 from serving.http.console.reader import Reading
 from serving.http.console.wording import NONE, age, count, milliseconds, share
 
@@ -105,6 +105,7 @@ class Latency:
                 ]
             )
         self._table.tell(rows)
+        show(self._chart.element, view.track is not None and bool(view.track.latency.points))
         if view.track is not None:
             self._chart.tell(curves(view.track.latency, "p99_stable", "p99_candidate", digits=2))
 
