@@ -7,6 +7,7 @@ file each with `run(..., progress) -> Report`, and are imported by the command t
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +67,27 @@ def serve(
             models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=_tell
         )
         _show(report, output, out)
+
+
+@app.command("ray")
+def ray(
+    rows: RowsOption = 100,
+    inflight: Annotated[int, typer.Option(min=2, help="Calls in flight")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 7,
+    table_rows: TableRows = TABLE_ROWS,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """What it costs that Ray places the lanes; as root, for the cluster gets a network of its own.
+
+    Example: baton bench ray --rounds 3
+    """
+    from benchmarks import cluster
+
+    with problems():
+        cluster.enter_own_network(sys.argv[1:])
+        _show(cluster.run(rows, inflight, seconds, rounds, table_rows, progress=_tell), output, out)
 
 
 @app.command("lanes")
