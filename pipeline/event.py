@@ -42,6 +42,8 @@ class Event:
         error: what went wrong; later stages are passed over, except those that handle errors.
         cancelled: set by anyone at any time; the event leaves the queue unanswered.
         timings: seconds of work by stage name (of its batch, where it was done in one), and of waiting under `queue`.
+        traceparent: W3C trace context of whoever watches this event; "" where nobody does.
+        parts: of a watched event, what a stage was made of: seconds by part, by stage name.
     """
 
     request: Any = None
@@ -68,3 +70,5 @@ class Event:
 
     cancelled: bool = False
     timings: dict[str, float] = field(default_factory=dict)
+    traceparent: str = ""
+    parts: dict[str, dict[str, float]] | None = None

@@ -138,9 +138,10 @@ class DenseInputs:
         whole: the inputs that this is a window of, which one run of the network does for all its windows; else itself.
         start: first row of the window in `whole`.
         degraded: why the rows are less than they should be, in words; empty as a rule.
+        tiers: seconds that each embedding tier took, by name, where there are several.
     """
 
-    __slots__ = ("blocks", "degraded", "layout", "n", "request", "start", "whole")
+    __slots__ = ("blocks", "degraded", "layout", "n", "request", "start", "tiers", "whole")
 
     def __init__(self, layout: Layout, blocks: tuple[Block, ...], request: I64) -> None:
         self.layout = layout
@@ -150,6 +151,7 @@ class DenseInputs:
         self.whole = self
         self.start = 0
         self.degraded: Sequence[str] = ()
+        self.tiers: dict[str, float] = {}
 
     @classmethod
     def zeros(cls, layout: Layout, rows: int, *, linear: bool, requests: int = 1) -> DenseInputs:

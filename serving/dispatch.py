@@ -32,6 +32,7 @@ from serving.routing import choose_arm
 from serving.routing_key import RoutingHash
 from serving.served import Served, ServedEndpoint
 from serving.telemetry import Telemetry
+from serving.tracing import trace_id_of
 
 __all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Target"]
 
@@ -124,7 +125,7 @@ class Dispatcher:
         self.tallies: dict[tuple[str, str], ModelTally] = {}
         self.counters: Counter[str] = Counter()
         self.pending = 0
-        self._answers: deque[tuple[Target, float, float, int, Mapping[str, float], Sequence[str]]] = deque()
+        self._answers: deque[tuple[Target, float, float, int, Mapping[str, float], Sequence[str], str]] = deque()
         self._settling = threading.Lock()
         self._samples: defaultdict[str, deque[Features]] = defaultdict(lambda: deque(maxlen=SAMPLES))
         self._next_sample = 0.0
@@ -248,6 +249,7 @@ class Dispatcher:
         routing_key: str = "",
         candidate_ids: npt.NDArray[np.int64] | None = None,
         priority: int = 0,
+        traceparent: str = "",
     ) -> Event:
         """Run a request through the engine; the event with features, scores and prediction id.
 
@@ -259,6 +261,7 @@ class Dispatcher:
             timeout: seconds that the request allows itself; 0: it does not say. Of waiting, where the engine's policy
                 lets requests say so; else it is a deadline.
             priority: level in the engine's queue, as `priority` and `least_important` give it.
+            traceparent: of the call's span, where it is traced.
 
         Raises:
             BatonError: of the class that says why not.
@@ -282,6 +285,7 @@ class Dispatcher:
             overridden=target.overridden,
             candidate_ids=candidate_ids,
             degraded=list(target.degraded),
+            traceparent=traceparent,
         )
         self.pending += 1
         try:
@@ -349,7 +353,7 @@ class Dispatcher:
         now = self._clock.monotonic()
         rows = len(event.scores) if event.scores is not None else 0
         self._engine.took(now - started - event.timings.get("queue", 0.0))
-        self._answers.append((target, now, now - started, rows, event.timings, event.degraded))
+        self._answers.append((target, now, now - started, rows, event.timings, event.degraded, event.traceparent))
         if len(self._answers) >= COUNTED_AT_ONCE:
             self.settle()
         if now >= self._next_sample and event.features is not None:
@@ -364,6 +368,7 @@ class Dispatcher:
         rows: int,
         timings: Mapping[str, float],
         degraded: Sequence[str],
+        traceparent: str,
     ) -> None:
         window = self.window(target.endpoint, target.arm)
         window.requests += 1
@@ -376,7 +381,9 @@ class Dispatcher:
         tally.last_ms = self._clock.wall_ms()
         for stage, spent in timings.items():
             tally.stages[stage] += spent
-        self._telemetry.answered(target.endpoint, target.arm, target.served.model.version, seconds, rows, timings)
+        self._telemetry.answered(
+            target.endpoint, target.arm, target.served.model.version, seconds, rows, timings, trace_id_of(traceparent)
+        )
         for reason in degraded:
             self._telemetry.degraded(target.endpoint, reason)
 

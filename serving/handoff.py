@@ -1,6 +1,6 @@
 """How a primary lane hands answered predictions to the shadow lane: packed records over a Unix socket, never waiting.
 
-A record is a length (4 bytes, little endian) and its bytes. Both ends hold a bounded queue, drop the oldest when it is
+A record is its length and that of its trace context (4 bytes and 1, little endian), both follow. Both ends hold a bounded queue, drop the oldest when it is
 full, and count every drop with a reason. What is dropped here is scored later from the traffic log.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["MAX_RECORD", "HandoffReceiver", "HandoffSender"]
 MAX_RECORD = 64 << 20
 RECONNECT = 0.2
 SEND_LIMIT = 2.0
-_LENGTH = struct.Struct("<I")
+_HEAD = struct.Struct("<IB")
 _PATH_LIMIT = 100  # a Unix socket's address holds 108 bytes
 
 
@@ -35,7 +35,7 @@ class HandoffSender:
     def __init__(self, path: Path, capacity: int) -> None:
         self._path = path
         self._capacity = capacity
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, str]] = deque()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._connected = False
@@ -44,8 +44,12 @@ class HandoffSender:
         self._thread = threading.Thread(target=self._run, name="shadow-sender", daemon=True)
         self._thread.start()
 
-    def offer(self, record: bytes) -> bool:
-        """Queue a record; False when it is too large. Makes room by dropping the oldest one."""
+    def offer(self, record: bytes, traceparent: str = "") -> bool:
+        """Queue a record; False when it is too large. Makes room by dropping the oldest one.
+
+        Args:
+            traceparent: W3C trace context that its scoring goes on from; "" where nobody watches.
+        """
         with self._changed:
             if len(record) > MAX_RECORD:
                 self.dropped["too_large"] += 1
@@ -53,7 +57,7 @@ class HandoffSender:
             if len(self._queue) >= self._capacity:
                 self._queue.popleft()
                 self.dropped["queue_full" if self._connected else "no_shadow"] += 1
-            self._queue.append(record)
+            self._queue.append((record, traceparent))
             self._changed.notify()
             return True
 
@@ -91,9 +95,10 @@ class HandoffSender:
                     if self._stopping.is_set():
                         return
                     continue
-                record = self._queue.popleft()
+                record, traceparent = self._queue.popleft()
+            trace = traceparent.encode()
             try:
-                connection.sendall(_LENGTH.pack(len(record)) + record)
+                connection.sendall(_HEAD.pack(len(record), len(trace)) + trace + record)
             except OSError:
                 with self._changed:
                     self.dropped["no_shadow"] += 1
@@ -112,7 +117,7 @@ class HandoffReceiver:
     def __init__(self, path: Path, capacity: int) -> None:
         self._path = path
         self._capacity = capacity
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, str]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._connections: set[socket.socket] = set()
@@ -127,8 +132,8 @@ class HandoffReceiver:
         self._listener.listen()
         threading.Thread(target=self._accept, name="shadow-accept", daemon=True).start()
 
-    def take(self, limit: int, timeout: float) -> list[bytes]:
-        """Up to `limit` records in the order of their arrival; waits up to `timeout` seconds for the first."""
+    def take(self, limit: int, timeout: float) -> list[tuple[bytes, str]]:
+        """Up to `limit` records, each with its trace context, as they came; waits up to `timeout` seconds for the first."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed, timeout)
             return [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
@@ -167,28 +172,28 @@ class HandoffReceiver:
     def _read(self, connection: socket.socket) -> None:
         try:
             with connection, connection.makefile("rb", buffering=1 << 18) as stream:
-                while head := stream.read(_LENGTH.size):
-                    if len(head) < _LENGTH.size:
+                while head := stream.read(_HEAD.size):
+                    if len(head) < _HEAD.size:
                         return
-                    (size,) = _LENGTH.unpack(head)
+                    size, trace = _HEAD.unpack(head)
                     if size > MAX_RECORD:
                         return
-                    record = stream.read(size)
-                    if len(record) < size:
+                    data = stream.read(trace + size)
+                    if len(data) < trace + size:
                         return
-                    self._put(record)
+                    self._put(data[trace:], data[:trace].decode("ascii", "replace"))
         except OSError:
             pass
         finally:
             with self._changed:
                 self._connections.discard(connection)
 
-    def _put(self, record: bytes) -> None:
+    def _put(self, record: bytes, traceparent: str) -> None:
         with self._changed:
             if len(self._queue) >= self._capacity:
                 self._queue.popleft()
                 self.dropped["queue_full"] += 1
-            self._queue.append(record)
+            self._queue.append((record, traceparent))
             self.received += 1
             self._changed.notify()
 

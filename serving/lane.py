@@ -242,8 +242,8 @@ class Lane:
                 log.warning("the traffic log gives no requests to warm with: %s", error)
         return found
 
-    def _to_shadow(self, record: bytes) -> bool:
-        return self.sender.offer(record)
+    def _to_shadow(self, record: bytes, traceparent: str) -> bool:
+        return self.sender.offer(record, traceparent)
 
     def _has_candidate(self, endpoint: str) -> bool:
         served = self.registry.snapshot.endpoints.get(endpoint)

@@ -30,6 +30,7 @@ from serving.process import die_with_parent, step_back, write_status
 from serving.registry import Registry
 from serving.served import Served
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.tracing import Tracing, open_tracing, trace_id_of
 from serving.wiring import open_registry
 
 __all__ = ["CatchUp", "ShadowLane", "run_shadow"]
@@ -131,7 +132,7 @@ class ShadowLane:
 
     def __init__(
         self, registry: Registry, receiver: HandoffReceiver, source: ScoreLog, catch_up: CatchUp,
-        clock: Clock, telemetry: Telemetry,
+        clock: Clock, telemetry: Telemetry, tracing: Tracing | None = None,
     ) -> None:  # fmt: skip
         self._registry = registry
         self._receiver = receiver
@@ -139,6 +140,7 @@ class ShadowLane:
         self._catch_up = catch_up
         self._clock = clock
         self._telemetry = telemetry
+        self._tracing = tracing
         self.scored = 0
         self.caught_up = 0
         self.rows = 0
@@ -182,16 +184,16 @@ class ShadowLane:
             "paired": self.paired.sums(self._clock.monotonic()),
         }
 
-    def _live(self, blobs: list[bytes]) -> None:
-        records = []
-        for blob in blobs:
+    def _live(self, blobs: list[tuple[bytes, str]]) -> None:
+        records: list[tuple[PredictionRecord, str]] = []
+        for blob, traceparent in blobs:
             try:
-                records.append(unpack(blob))
+                records.append((unpack(blob), traceparent))
             except InvalidInput:
                 self.dropped["invalid"] += 1
         done: list[tuple[str, Scores]] = []
-        for record in records:
-            outcome, scores, reason = self._score(record)
+        for record, traceparent in records:
+            outcome, scores, reason = self._score(record, traceparent)
             if scores is not None:
                 done.append((record.prediction_id, scores))
                 sums = {record.arm: float(record.scores.sum()), scores.arm: float(scores.scores.sum())}
@@ -227,7 +229,7 @@ class ShadowLane:
             self.rows += sum(len(scores.scores) for _, scores in done)
             self.last_scored_ms = self._clock.wall_ms()
 
-    def _score(self, record: PredictionRecord) -> tuple[Outcome, Scores | None, str]:
+    def _score(self, record: PredictionRecord, traceparent: str = "") -> tuple[Outcome, Scores | None, str]:
         if record.overridden or record.arm not in ("stable", "candidate"):
             return Outcome.SKIPPED, None, "overridden" if record.overridden else "direct"
         served = self._registry.snapshot.endpoints.get(record.endpoint)
@@ -248,7 +250,10 @@ class ShadowLane:
         except Exception:
             log.exception("scoring prediction %s by %s %s failed", record.prediction_id, model.name, model.version)
             return Outcome.SKIPPED, None, "failed"
-        self._telemetry.shadowed(record.endpoint, arm, model.version, self._clock.monotonic() - started)
+        seconds = self._clock.monotonic() - started
+        self._telemetry.shadowed(record.endpoint, arm, model.version, seconds, trace_id_of(traceparent))
+        if self._tracing is not None and traceparent:
+            self._tracing.shadowed(traceparent, record.prediction_id, arm, model.name, model.version, seconds)
         return Outcome.SCORED, Scores(arm, model.name, int(model.version), scores), ""
 
 
@@ -269,7 +274,8 @@ def run_shadow(config: Config) -> None:
     receiver = HandoffReceiver(config.shadow_socket, config.engine.shadow_queue)
     telemetry = Telemetry("shadow")
     catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place")
-    lane = ShadowLane(registry, receiver, source, catch_up, clock, telemetry)
+    tracing = open_tracing(config.telemetry, "shadow")
+    lane = ShadowLane(registry, receiver, source, catch_up, clock, telemetry, tracing)
     publish_lookups(telemetry, hierarchy)
     telemetry.tally(
         "baton_shadow_dropped",
@@ -305,6 +311,8 @@ def run_shadow(config: Config) -> None:
     receiver.close()
     lane.drain()
     tell()
+    if tracing is not None:
+        tracing.close()
     registry.stop()
     hierarchy.close()
     source.close()

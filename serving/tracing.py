@@ -1,13 +1,14 @@
 """OpenTelemetry spans, where a collector is configured: one for a call, below it one for waiting and one for each stage.
 
 A caller's `traceparent` is followed and its choice to sample kept; calls without one are sampled at the configured
-share. The stages' spans are made when the call ends, from its timings. Without configuration none of this is imported.
+share. The stages' spans, and below `embed` those of its tiers, are made when the call ends, from its timings; the shadow
+lane's scoring comes below the same call. Without configuration none of this is imported.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InvalidInput
@@ -18,9 +19,18 @@ from serving.errors import code_of
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
-__all__ = ["CallSpan", "Tracing", "open_tracing"]
+__all__ = ["CallSpan", "Tracing", "open_tracing", "trace_id_of"]
 
 Header = Callable[[str], str]
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The trace's id in hex, "" of nothing.
+
+    >>> trace_id_of("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    '0af7651916cd43dd8448eb211c80319c'
+    """
+    return traceparent[3:35]
 
 
 class CallSpan:
@@ -33,6 +43,14 @@ class CallSpan:
         self._context = context
         self._start = time.time_ns()
         self._span: Span = tracer.start_span(name, context=context, kind=kind, start_time=self._start)
+
+    @property
+    def traceparent(self) -> str:
+        """What goes on from here, in W3C's form; "" of a call that is not sampled."""
+        context = self._span.get_span_context()
+        if not context.trace_flags.sampled:
+            return ""
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
 
     def end(self, event: Event | None, failure: BaseException | None) -> None:
         """The call is over.
@@ -67,6 +85,19 @@ class CallSpan:
         at = self._start
         for stage, seconds in event.timings.items():
             child = self._tracer.start_span(stage, context=inside, start_time=at)
+            parts = event.parts.get(stage) if event.parts else None
+            if parts:
+                self._tell_parts(child, at, stage, parts)
+            at += int(1e9 * seconds)
+            child.end(at)
+
+    def _tell_parts(self, stage: Span, at: int, name: str, parts: Mapping[str, float]) -> None:
+        """Spans below a stage's, one after the other."""
+        from opentelemetry.trace import set_span_in_context
+
+        inside = set_span_in_context(stage, self._context)
+        for part, seconds in parts.items():
+            child = self._tracer.start_span(f"{name}/{part}", context=inside, start_time=at)
             at += int(1e9 * seconds)
             child.end(at)
 
@@ -119,6 +150,24 @@ class Tracing:
         """A span for a call that has just come; `header` gives its metadata."""
         carrier = {key: value for key in ("traceparent", "tracestate") if (value := header(key))}
         return CallSpan(self._tracer, name, self._propagator.extract(carrier), self._server)
+
+    def shadowed(
+        self, traceparent: str, prediction_id: str, arm: str, bundle: str, version: str, seconds: float
+    ) -> None:
+        """A span for a prediction that has just been scored by the other arm, below the call that was answered."""
+        end = time.time_ns()
+        span = self._tracer.start_span(
+            "shadow",
+            context=self._propagator.extract({"traceparent": traceparent}),
+            start_time=end - int(1e9 * seconds),
+            attributes={
+                "baton.prediction_id": prediction_id,
+                "baton.arm": arm,
+                "baton.bundle": bundle,
+                "baton.version": version,
+            },
+        )
+        span.end(end)
 
     def close(self) -> None:
         """Send what waits, within the exporter's own limit, and end."""

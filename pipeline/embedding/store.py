@@ -188,7 +188,8 @@ class EmbeddingStore:
         if out.n == 0:
             return []
         parts = self._wanted(features, out)
-        degraded = self._find([part.wanted for part in parts], lambda p: _tables_of(parts[p]))
+        out.tiers = {}
+        degraded = self._find([part.wanted for part in parts], lambda p: _tables_of(parts[p]), out.tiers)
         counts = self._room.counts
         for wanted, group, block, fields, source in parts:
             mine = counts[group.first : group.first + len(group.defaults)]
@@ -223,20 +224,25 @@ class EmbeddingStore:
         found = np.empty(n, np.uint8)
         want_bag(np.require(ids, np.int64, ["C", "A"]), salt_of(table), group.width, keys, at, linear_at, found)
         wanted = Wanted(group.index, group.width, keys, at, flat, linear_at, weights, found)
-        self._find([wanted], lambda _: np.full(n, group.first + t))
+        self._find([wanted], lambda _: np.full(n, group.first + t), {})
         mine = self._room.counts[group.first : group.first + len(group.defaults)]
         settle_bag(t, group.defaults[t], group.default_weights[t], flat, weights, found, mine)
         names = [tier.name for tier in self.tiers]
         tiers = tuple("default" if f == DEFAULT else names[(f & ~STALE) - 1] for f in found.tolist())
         return TableRows(flat.reshape(n, -1), weights, tiers, found >= STALE)
 
-    def _find(self, wanted: Sequence[Wanted], tables: Callable[[int], I64]) -> list[str]:
+    def _find(self, wanted: Sequence[Wanted], tables: Callable[[int], I64], spent: dict[str, float]) -> list[str]:
         """Pass ids down the tiers, and what lower ones found up again. `tables`: rows of the counts by id of one `Wanted`,
-        asked for only when something went wrong."""
+        asked for only when something went wrong. `spent`: seconds by tier go here, where there are several."""
         degraded: list[str] = []
-        deadline = self._clock.monotonic() + self._budget
+        now = self._clock.monotonic()
+        deadline = now + self._budget
+        timed = len(self._marked) > 1
         for mark, tier in self._marked:
             fault = tier.find(wanted, mark, deadline)
+            if timed:
+                began, now = now, self._clock.monotonic()
+                spent[tier.name] = spent.get(tier.name, 0.0) + now - began
             if fault is not None:
                 missed = np.zeros(len(self._tables), np.int64)
                 for w, want in enumerate(wanted):

@@ -41,4 +41,6 @@ class Embed:
 
 def _take(event: Event, inputs: DenseInputs) -> None:
     event.dense = inputs
+    if event.traceparent:
+        event.parts = {"embed": inputs.tiers}
     event.degraded.extend(inputs.degraded)

@@ -25,7 +25,7 @@ class Record:
     Args:
         clock: of the record's time.
         sink: takes a packed record without waiting; False when it had to drop it.
-        shadow: the same for the hand-off to the shadow lane; None: there is none.
+        shadow: the same for the hand-off to the shadow lane, with the event's trace; None: there is none.
         shadowed: whether an endpoint has two arms, so that the one that did not answer can be scored.
 
     Counters: `recorded`, `dropped` and `failed` by receiver, `sink` and `shadow`. Events without a prediction id are not
@@ -42,14 +42,14 @@ class Record:
         self,
         clock: Clock,
         sink: Callable[[bytes], bool],
-        shadow: Callable[[bytes], bool] | None = None,
+        shadow: Callable[[bytes, str], bool] | None = None,
         shadowed: Callable[[str], bool] = lambda endpoint: True,
     ) -> None:
         self._clock = clock
         self._shadowed = shadowed
-        self._receivers = [("sink", sink)] + ([("shadow", shadow)] if shadow is not None else [])
+        self._sink, self._shadow = sink, shadow
         self._lock = threading.Lock()
-        self.recorded = {name: 0 for name, _ in self._receivers}
+        self.recorded = {"sink": 0} if shadow is None else {"sink": 0, "shadow": 0}
         self.dropped = dict(self.recorded)
         self.failed = dict(self.recorded)
 
@@ -78,16 +78,19 @@ class Record:
         except Exception:
             self._fail("sink")
             return
-        for name, offer in self._receivers:
-            if name == "shadow" and (event.arm == "direct" or event.overridden or not self._shadowed(event.endpoint)):
-                continue
-            try:
-                kept = offer(blob)
-            except Exception:
-                self._fail(name)
-            else:
-                with self._lock:
-                    (self.recorded if kept else self.dropped)[name] += 1
+        self._offer("sink", self._sink, blob)
+        shadow = self._shadow
+        if shadow is not None and event.arm != "direct" and not event.overridden and self._shadowed(event.endpoint):
+            self._offer("shadow", shadow, blob, event.traceparent)
+
+    def _offer(self, name: str, offer: Callable[..., bool], *what: object) -> None:
+        try:
+            kept = offer(*what)
+        except Exception:
+            self._fail(name)
+        else:
+            with self._lock:
+                (self.recorded if kept else self.dropped)[name] += 1
 
     def _fail(self, name: str) -> None:
         with self._lock:

@@ -99,6 +99,7 @@ class InferenceService:
                 started=started,
                 rows=first[0] if first else 0,
                 seconds_left=call.seconds_left,
+                traceparent=call.traceparent,
                 timeout=_timeout(parameters),
                 routing_key=key,
                 priority=self._dispatcher.priority(parameters.get("priority", 0)),

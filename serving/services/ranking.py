@@ -83,6 +83,7 @@ class RankingService:
                 started=started,
                 rows=codec.rows_hint(request),
                 seconds_left=call.seconds_left,
+                traceparent=call.traceparent,
                 routing_key=key,
                 candidate_ids=candidate_hashes(request.candidate_ids),
                 priority=self._priority(request.criticality),

@@ -25,7 +25,7 @@ from pipeline.event import Event
 from serving.errors import Failure, failure_of
 from serving.security.doorkeeper import Caller, Known
 from serving.security.interceptor import caller_of
-from serving.tracing import Tracing
+from serving.tracing import CallSpan, Tracing, trace_id_of
 
 __all__ = ["NO_DEADLINE", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
 
@@ -51,9 +51,10 @@ class Call:
         event: set by a method that answered with scores; what is told about the call is read from it.
         trace: whether the caller wants its timings; a method may set it as well.
         known: who calls, where a method needs to know before it reads.
+        traceparent: of the call's own span, where it has one that is sampled.
     """
 
-    __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "known", "trace")
+    __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "known", "trace", "traceparent")
 
     def __init__(self, context: Any, most: float | None = None) -> None:
         self._context = context
@@ -63,6 +64,7 @@ class Call:
         self.event: Event | None = None
         self.known: Known | None = None
         self.trace = False
+        self.traceparent = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -147,7 +149,7 @@ class Shell:
                 # Under overload this is most of what is done: no span, no exception of ours, details made before.
                 told = _refusal(math.ceil(refused.retry_after / RETRY_STEP))
                 await context.abort(told.code, told.message, told.metadata)
-            span = None if tracing is None else tracing.begin(name, call.header)
+            span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
             try:
                 if admission is not None:
@@ -187,7 +189,7 @@ class Shell:
 
         async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             call = Call(context, self.message_seconds)
-            span = None if tracing is None else tracing.begin(name, call.header)
+            span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
             # The one that is awaited below is at work as well, so the queue holds one less.
             window: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(self.stream_window - 1)
@@ -237,7 +239,7 @@ class Shell:
 
         async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
             call = Call(context)
-            span = None if tracing is None else tracing.begin(name, call.header)
+            span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
             try:
                 self._fits(data)
@@ -279,8 +281,14 @@ def _timings(event: Event, total: float) -> str:
     return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in (*event.timings.items(), ("total", total)))
 
 
+def _begin(tracing: Tracing, name: str, call: Call) -> CallSpan:
+    span = tracing.begin(name, call.header)
+    call.traceparent = span.traceparent
+    return span
+
+
 async def _abort(context: Any, call: Call, error: Exception) -> None:
-    failure = failure_of(error, call.request_id)
+    failure = failure_of(error, call.request_id, trace_id_of(call.traceparent))
     context.set_trailing_metadata(failure.metadata)
     await context.abort(failure.code, failure.message)
 

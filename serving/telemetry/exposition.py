@@ -52,12 +52,17 @@ def rendered(families: Iterable[Metric]) -> str:
         lines.append(f"# HELP {family.name} {_escaped(family.documentation)}")
         lines.append(f"# TYPE {family.name} {family.type}")
         for sample in family.samples:
-            labels = ",".join([f'{name}="{_escaped(value)}"' for name, value in sample.labels.items()])
+            labels = ",".join([f'{name}="{_escaped(value)}"' for name, value in sorted(sample.labels.items())])
             where = f"{{{labels}}}" if labels else ""
             exemplar = _exemplar(sample.exemplar) if sample.exemplar else ""
-            lines.append(f"{sample.name}{where} {floatToGoString(sample.value)}{exemplar}")
+            lines.append(f"{sample.name}{where} {_number(sample.value)}{exemplar}")
     lines.append("# EOF\n")
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return text
 
 
 def _escaped(text: str) -> str:
@@ -66,7 +71,7 @@ def _escaped(text: str) -> str:
 
 def _exemplar(exemplar: Exemplar) -> str:
     labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in exemplar.labels.items())
-    return f" # {{{labels}}} {floatToGoString(exemplar.value)} {exemplar.timestamp:.3f}"
+    return f" # {{{labels}}} {_number(exemplar.value)} {exemplar.timestamp:.3f}"
 
 
 def merged(

@@ -26,7 +26,7 @@ class Histogram:
     >>> for value in (0.05, 0.1, 0.5, 7.0):
     ...     seconds.observe(value)
     >>> seconds.buckets(), seconds.total
-    ([('0.1', 2, None), ('1.0', 3, None), ('+Inf', 4, None)], 7.65)
+    ([('0.1', 2), ('1.0', 3), ('+Inf', 4)], 7.65)
     """
 
     __slots__ = ("_exemplars", "_now", "bounds", "counts", "total")
@@ -46,11 +46,13 @@ class Histogram:
         if trace_id:
             self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, self._now())
 
-    def buckets(self) -> list[tuple[str, int, Exemplar | None]]:
-        """Upper bound as text, how many values are not above it, and one of those above the bound before."""
-        told = []
+    def buckets(self) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+        """Upper bound as text, how many values are not above it, and where there is one the bucket's exemplar."""
+        told: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
         running = 0
         for bucket, (bound, count) in enumerate(zip((*self.bounds, None), list(self.counts), strict=True)):
             running += count
-            told.append(("+Inf" if bound is None else repr(float(bound)), running, self._exemplars.get(bucket)))
+            name = "+Inf" if bound is None else repr(float(bound))
+            exemplar = self._exemplars.get(bucket)
+            told.append((name, running) if exemplar is None else (name, running, exemplar))
         return told

@@ -305,7 +305,9 @@ def test_each_answer_is_of_its_own_rows_none_lost_none_twice(
     assert stats.accepted + refused <= len(requests)
 
 
-def serving_plan(sink: Callable[[bytes], bool], shadow: Callable[[bytes], bool] | None = None) -> tuple[Plan, Record]:
+def serving_plan(
+    sink: Callable[[bytes], bool], shadow: Callable[[bytes, str], bool] | None = None
+) -> tuple[Plan, Record]:
     record = Record(HandClock(), sink, shadow, lambda endpoint: endpoint == "ranker")
     return Plan([Decode(), Embed(), Infer(), record]), record
 
@@ -320,7 +322,7 @@ async def test_a_request_goes_through_decode_embed_infer_record(model: Model) ->
     rows = random_rows(np.random.default_rng(3), 30, random_tables(1))
     kept: list[bytes] = []
     handed: list[bytes] = []
-    plan, record = serving_plan(lambda b: kept.append(b) is None, lambda b: handed.append(b) is None)
+    plan, record = serving_plan(lambda b: kept.append(b) is None, lambda b, trace: handed.append(b) is None)
     with running(plan) as engine:
         event = Event(
             request=rows,
@@ -355,7 +357,7 @@ async def test_a_sink_that_fails_or_drops_never_fails_the_answer(model: Model) -
     def broken(_: bytes) -> bool:
         raise OSError("disk full")
 
-    plan, record = serving_plan(broken, lambda _: False)
+    plan, record = serving_plan(broken, lambda _, trace: False)
     with running(plan) as engine:
         for rows_hint in (0, 3):
             event = Event(

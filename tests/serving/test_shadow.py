@@ -144,7 +144,7 @@ def test_a_full_queue_drops_the_oldest_and_says_so(tmp_path: Path) -> None:
     receiver = HandoffReceiver(tmp_path / "nobody.sock", 2)
     eventually(lambda: receiver.received == 3, "what waited arrives")
     assert receiver.dropped == {"queue_full": 1}
-    assert receiver.take(10, 1) == [b"\x03", b"\x04"]
+    assert receiver.take(10, 1) == [(b"\x03", ""), (b"\x04", "")]
     sender.close()
     receiver.close()
 
@@ -153,9 +153,9 @@ def test_a_socket_may_lie_deep(tmp_path: Path) -> None:
     folder = tmp_path.joinpath(*(["deep" * 10] * 4))
     receiver = HandoffReceiver(folder / "shadow.sock", 10)
     sender = HandoffSender(folder / "shadow.sock", 10)
-    sender.offer(b"x" * 100_000)
+    sender.offer(b"x" * 100_000, "00-trace-span-01")
     eventually(lambda: receiver.received == 1, "the record arrives")
-    assert receiver.take(1, 1) == [b"x" * 100_000]
+    assert receiver.take(1, 1) == [(b"x" * 100_000, "00-trace-span-01")]
     sender.close()
     receiver.close()
 
@@ -168,7 +168,7 @@ def test_offering_never_waits_for_a_shadow_lane_that_hangs(tmp_path: Path) -> No
 
         def offer() -> None:
             for _ in range(200):
-                sender.offer(b"x" * 100_000)
+                sender.offer(b"x" * 100_000, "00-trace-span-01")
             done.set()
 
         threading.Thread(target=offer, daemon=True).start()
