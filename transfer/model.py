@@ -236,7 +236,11 @@ class ClickModel:
         weights = None if linear is None else self._there(linear).requires_grad_(train_tables)
         with torch.random.fork_rng(devices=[]):
             # Dropout, where there is any, depends on seed and step alone: a resumed run draws the same masks.
-            torch.manual_seed(hash((self.seed, self.steps, self.pending_batches)) & 0x7FFFFFFF)
+            # `torch.manual_seed` would also take a stack trace for a GPU that was never used, a tenth of a small step.
+            seed = hash((self.seed, self.steps, self.pending_batches)) & 0x7FFFFFFF
+            torch.default_generator.manual_seed(seed)
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
             self.network.train()
             logits = self._forward(rows, embeddings, weights)
         loss = distillation_loss(

@@ -312,6 +312,22 @@ def train(
         _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_tell), output, out)
 
 
+@app.command("projection")
+def projection(
+    rows: Annotated[int, typer.Option(min=1, help="Of the table")] = 10_000_000,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Seconds and peak memory of S1A on one large table, 16 -> 32 and 32 -> 16.
+
+    Example: baton bench projection
+    """
+    from benchmarks import projection
+
+    with problems():
+        _show(projection.run(rows, progress=_tell), output, out)
+
+
 @app.command("drift")
 def drift(
     rows: Annotated[int, typer.Option(min=20_000, help="Of every generated log")] = 500_000,

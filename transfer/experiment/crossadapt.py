@@ -37,6 +37,8 @@ F32 = npt.NDArray[np.float32]
 Tell = Callable[[str], None]
 Metrics = dict[str, float | None]
 
+STREAM_BATCH = 512
+"""Least rows per step on the stream: below it a step costs more in calls than in work, most of all co-distillation's."""
 POINTS = 24
 """Of a curve along the stream."""
 
@@ -137,7 +139,7 @@ def crossadapt(
             teacher=teacher.state_dict(),
             teacher_seconds=watch.seconds,
             seed=seed,
-            batch=batch_for(kept.rows_between(split.history, split.retained)),
+            batch=max(STREAM_BATCH, batch_for(kept.rows_between(split.history, split.retained))),
         )
         for name in runs:
             result = _run(name, task, split, clock)
