@@ -23,7 +23,7 @@ from serving.config import Config
 from serving.replica import STALLED, ControlReplica, LaneReplica
 from serving.scaling import Load, wanted_replicas
 
-__all__ = ["APP", "Arguments", "Control", "Lanes", "ScalingPolicy", "application", "build", "serve_on"]
+__all__ = ["APP", "Arguments", "Control", "Lanes", "ScalingPolicy", "application", "build", "remove", "serve_on"]
 
 APP = "baton"
 DRAIN_LIMIT = 90.0
@@ -196,3 +196,10 @@ def serve_on(address: str, config: Config) -> None:
         serve.run(application(config), name=APP, route_prefix=None)
     except (ConnectionError, RuntimeError) as error:
         raise NotReady(f"the application does not run on the Ray cluster at {address}: {error}") from error
+
+
+def remove() -> None:
+    """End the application on the cluster that `serve_on` connected this process to, and disconnect."""
+    if ray.is_initialized():
+        serve.delete(APP)
+        ray.shutdown()

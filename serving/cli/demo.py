@@ -27,6 +27,7 @@ import torch
 import yaml
 
 from pipeline.bundle import Calibration
+from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
 from pipeline.versions import Repository
 from serving.bundles import open_repository
@@ -37,6 +38,7 @@ from serving.cli.output import console, say
 from serving.cli.progress import rows_progress
 from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
+from serving.service_record import open_directory, target_of
 from serving.supervisor import running
 from serving.traffic import open_traffic_log
 from transfer.data import open_log
@@ -62,6 +64,8 @@ LABEL_DELAY = 2.0
 SETTLE = 20.0
 START_LIMIT = 120.0
 MARK = ".baton-demo"
+REPLICAS = 2
+"""On a Ray cluster; each of one lane."""
 
 
 @dataclass
@@ -73,6 +77,7 @@ class Demo:
         data: descriptor of a log, or None for the generator.
         rows: of the generated log.
         bad: plant a student that must not be promoted.
+        ray: address of a Ray cluster to serve on, whose nodes see this file system; empty: serve here.
     """
 
     home: Path
@@ -80,6 +85,7 @@ class Demo:
     rows: int | None = None
     bad: bool = False
     seed: int = 0
+    ray: str = ""
     _began: float = field(default_factory=time.monotonic)
 
     def run(self) -> dict[str, Any]:
@@ -148,6 +154,8 @@ class Demo:
             },
             "traffic": {"attribution_window": "10s"},
         }
+        if self.ray:
+            config |= {"engine": {"lanes": 1}, "ray": {"min_replicas": REPLICAS, "max_replicas": REPLICAS}}
         if not self.bad:
             config["worker"] = {
                 "endpoint": ENDPOINT,
@@ -188,6 +196,10 @@ class Demo:
     @contextmanager
     def _served(self, config_path: Path, config: Config) -> Iterator[AdminClient]:
         admin = AdminClient(f"http://127.0.0.1:{config.listen.http_port}", actor="demo")
+        if self.ray:
+            with self._on_ray(config, admin):
+                yield admin
+            return
         log_path = self.home / "serve.log"
         with open(log_path, "wb") as log_file:
             server = subprocess.Popen(
@@ -212,14 +224,33 @@ class Demo:
                     server.kill()
                     server.wait()
 
+    @contextmanager
+    def _on_ray(self, config: Config, admin: AdminClient) -> Iterator[None]:
+        from serving.ray_app import remove, serve_on
+
+        try:
+            with console.status(f"placing replicas, control and worker on the Ray cluster at {self.ray}"):
+                serve_on(self.ray, config)
+                deadline = time.monotonic() + START_LIMIT
+                while not admin.ready():
+                    if time.monotonic() > deadline:
+                        raise NotReady(f"the installation on Ray did not become ready; its home is {config.home}")
+                    time.sleep(0.2)
+            yield
+        finally:
+            remove()
+
+    def _target(self, config: Config) -> str:
+        if not self.ray:
+            return f"127.0.0.1:{config.listen.grpc_port}"
+        return target_of(open_directory(config, SystemClock()).replicas())
+
     # --- traffic -------------------------------------------------------------------------------------------------------
 
     def _replay(
         self, log: Log, config: Config, admin: AdminClient, rate: float, duration: float
     ) -> tuple[ReplayReport, dict[str, Any]]:
-        sender = Replay(
-            f"127.0.0.1:{config.listen.grpc_port}", ENDPOINT, log.schema, rate=rate, label_delay=LABEL_DELAY
-        )
+        sender = Replay(self._target(config), ENDPOINT, log.schema, rate=rate, label_delay=LABEL_DELAY)
         say(
             f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY:g} s late; "
             f"console data at http://127.0.0.1:{config.listen.http_port}/api/docs"

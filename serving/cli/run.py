@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import signal
@@ -121,6 +122,9 @@ def demo(
     report: Annotated[Path | None, typer.Option(help="Write the closing figures here as JSON")] = None,
     home: Annotated[Path, typer.Option(help="Where the demo keeps its state; emptied first")] = DEMO_HOME,
     seed: Annotated[int, typer.Option(help="Of everything random")] = 0,
+    ray: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Serve on this Ray cluster, whose nodes see this file system")
+    ] = "",
     output: Annotated[
         Output, typer.Option("-o", "--output", help="table for people, json for programs")
     ] = Output.table,
@@ -138,7 +142,9 @@ def demo(
     with problems():
         if student not in ("good", "bad"):
             raise InvalidInput(f"--student is good or bad, not {student!r}", "student")
-        result = Demo(home=home, data=data, rows=rows, bad=student == "bad", seed=seed).run()
+        if ray:
+            _need_ray()
+        result = Demo(home=home, data=data, rows=rows, bad=student == "bad", seed=seed, ray=ray).run()
         if report is not None:
             report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(json.dumps(result, indent=1) + "\n")
@@ -151,14 +157,16 @@ def demo(
 
 
 def _serve_on_ray(settings: Config, address: str) -> None:
-    try:
-        from serving.ray_app import APP, serve_on
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "ray":
-            raise
-        raise InvalidInput("Ray is not installed: pip install 'baton[ray]'", "ray") from None
+    _need_ray()
+    from serving.ray_app import APP, serve_on
+
     serve_on(address, settings)
     say(f"application {APP} runs on the Ray cluster at {address}; `baton service list` tells where replicas answer")
+
+
+def _need_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise InvalidInput("Ray is not installed: pip install 'baton[ray]'", "ray")
 
 
 def _check_traffic_log(settings: Config) -> None:

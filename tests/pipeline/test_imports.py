@@ -19,6 +19,8 @@ TRANSPORTS = {"grpc", "fastapi", "starlette", "uvicorn", "ray", "uvloop", "torch
 WITH_TORCH = {"torch_sets.py", "torch_cache.py"}
 """The device tier of a GPU. Whoever opens one imports them then, so that a process without has no torch."""
 
+WITH_RAY = {"serving/ray_app.py", "transfer/ray_pool.py"}
+
 
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
@@ -40,3 +42,14 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
         if package == "pipeline":
             refused = found & TRANSPORTS - ({"torch"} if path.name in WITH_TORCH else set())
             assert not refused, f"{path.relative_to(ROOT)} imports {refused}"
+
+
+def test_ray_is_imported_where_it_is_asked_for_alone() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for package in sorted(OURS)
+        for path in (ROOT / package).rglob("*.py")
+        if "ray" in imports(path)
+    }
+    assert "serving/ray_app.py" in found
+    assert found <= WITH_RAY

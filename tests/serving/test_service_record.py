@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis_process import RedisProcess
+from typer.testing import CliRunner
 
-from pipeline.clock import Clock
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import NotReady
+from serving.cli.main import app
 from serving.config import Config
 from serving.service_record import ALIVE, ServiceRecord, open_directory, target_of
 
@@ -91,3 +94,15 @@ def test_a_redis_that_is_away_is_told(tmp_path: Path) -> None:
 def test_targets_are_what_grpc_takes() -> None:
     assert target_of([ONE, OTHER]) == "ipv4:10.0.0.1:8001,10.0.0.2:8001"
     assert target_of([ServiceRecord("a", "[::1]:8001")]) == "ipv6:[::1]:8001"
+
+
+def test_the_command_line_lists_them(tmp_path: Path) -> None:
+    path = tmp_path / "baton.yaml"
+    path.write_text("home: home\n")
+    ask = ["service", "list", "--config", str(path), "-o", "json"]
+    assert json.loads(CliRunner().invoke(app, ask).stdout) == {"replicas": [], "target": ""}
+    open_directory(Config.load(path), SystemClock()).announce(ONE)
+    told = json.loads(CliRunner().invoke(app, ask).stdout)
+    assert told == {
+        "replicas": [{"replica": "a", "address": "10.0.0.1:8001", "node": "n1"}], "target": "ipv4:10.0.0.1:8001"
+    }  # fmt: skip
