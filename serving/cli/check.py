@@ -21,6 +21,8 @@ from pipeline.stages.record import Record
 from serving.bundles import open_repository
 from serving.cli.output import Output, emit
 from serving.config import Config, RedisConfig
+from serving.security.certificates import Certificates
+from serving.security.exposure import exposure, weak_files
 from serving.stages import lane_plan
 from serving.traffic import open_traffic_log
 
@@ -90,6 +92,7 @@ def _configured(path: Path) -> list[Finding]:
         found.append(("stages", False, str(error)))
     else:
         found.append(("stages", True, ", ".join(step.name for step in steps)))
+    found += _security(config)
     if config.embedding.redis is not None:
         found.append(_redis(config.embedding.redis))
     if config.traffic.url:
@@ -105,6 +108,25 @@ def _configured(path: Path) -> list[Finding]:
                 found.append((f"{endpoint}/{arm}", False, str(error)))
             else:
                 found.append((f"{endpoint}/{arm}", True, f"{spec.bundle} {version} is whole"))
+    return found
+
+
+def _security(config: Config) -> list[Finding]:
+    weak = [said for _, said in weak_files(config)]
+    found: list[Finding] = [
+        ("file modes", not weak, "; ".join(weak) or "keys, tokens and passwords are their owner's alone")
+    ]
+    try:
+        found.append(("exposure", True, "; ".join(exposure(config)) or "tokens are needed"))
+    except BatonError as error:
+        found.append(("exposure", False, str(error)))
+    if config.listen.tls is not None:
+        try:
+            Certificates(config.listen.tls)
+        except BatonError as error:
+            found.append(("tls", False, str(error)))
+        else:
+            found.append(("tls", True, "certificate, key and roots load and fit together"))
     return found
 
 

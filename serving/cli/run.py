@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from pipeline.errors import InvalidInput, NotReady
 from serving.cli.output import Output, problems, say
 from serving.config import Config
 from serving.logs import ending, write_logs
+from serving.process import PARENT
+from serving.security.exposure import close_home, exposure
 from serving.state import relaying
 
 __all__ = ["demo", "process", "serve", "worker"]
@@ -47,16 +50,21 @@ def serve(
             _serve_on_ray(settings, ray)
             return
         write_logs("supervisor", settings.log_level, settings.log_format)
+        close_home(settings)
+        warnings = exposure(settings)
         _check_traffic_log(settings)
         supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
         listen = settings.listen
         tell = log.info if settings.log_format == "json" else say
+        scheme = "http" if listen.tls is None else "https"
         tell(
-            f"gRPC on {listen.address(listen.grpc_port)}, HTTP on http://{listen.address(listen.http_port)}, "
-            f"home {settings.home}; no tokens: admin verbs answer on loopback only"
+            f"gRPC on {listen.address(listen.grpc_port)}, admin on {listen.address(listen.admin_port)}, "
+            f"HTTP on {scheme}://{listen.address(listen.http_port)}, home {settings.home}"
         )
+        for warning in warnings:
+            tell(warning)
         supervisor.run()
 
 
@@ -65,8 +73,6 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
 
     Example: baton worker --config baton.yaml
     """
-    import os
-
     from serving.process import die_with_parent
 
     with problems():
@@ -96,6 +102,10 @@ def process(
         settings = Config.load(config)
         name = f"lane-{index}" if role == "lane" else role
         write_logs(name, settings.log_level, settings.log_format)
+        close_home(settings)
+        for warning in exposure(settings):
+            if PARENT not in os.environ:  # else the supervisor has said so
+                log.warning("%s", warning)
         with ending(), relaying(settings, SystemClock(), name, hear=role == "control"):
             if role == "lane":
                 from serving.lane import run_lane
