@@ -67,7 +67,9 @@ class Nothing(Request):
 
 
 class Mutation(Request):
-    """Of any verb that changes something."""
+    """Of any verb that changes something. Values are of their fields' kinds, not what could be read as one."""
+
+    model_config = ConfigDict(strict=True)
 
     reason: str = Field("", max_length=2000, description="why; written into the audit")
 

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from pipeline.errors import (
     BatonError,
@@ -115,7 +116,20 @@ def add_error_handlers(app: FastAPI) -> None:
     async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
         said = f"{request.method} {request.url.path}: {error.detail}"
         body = _problem(_KINDS.get(error.status_code, "InvalidInput"), said)
-        return JSONResponse(body.model_dump(), error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if methods := _methods(request) if error.status_code == 405 else ():
+            headers["allow"] = ", ".join(sorted(methods))
+        return JSONResponse(body.model_dump(), error.status_code, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path takes, by whichever of its routes; the framework names those of the first one alone."""
+    return {
+        method.upper()
+        for path, operations in request.app.openapi()["paths"].items()
+        if compile_path(path)[0].match(request.url.path)
+        for method in operations
+    }
 
 
 def _problem(kind: str, message: str, field: str = "", request_id: str = "") -> Problem:

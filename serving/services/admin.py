@@ -167,8 +167,12 @@ class AdminServer:
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    """Set fields by name; 64-bit integers come as text, which requests take."""
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+    """Set fields by name."""
+    found = {}
+    for field, value in message.ListFields():
+        plain = field.message_type is None
+        found[field.name] = value if plain else json_format.MessageToDict(value, preserving_proto_field_name=True)
+    return found
 
 
 def _written(answer: Answer, kind: type[Message]) -> bytes:
