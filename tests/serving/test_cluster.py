@@ -142,6 +142,41 @@ for at in range(100):
     store.close()
 
 
+WRITER = """
+import sys
+from dataclasses import replace
+from pipeline.redis_address import RedisAddress
+from serving.rollout.redis_store import RedisControlStore
+from serving.rollout.state import Advance, StepBack, apply
+from serving.rollout.store import Who
+from serving.routing import ArmSpec
+store = RedisControlStore(RedisAddress(sys.argv[1]))
+now = 10
+while True:
+    stored = store.rollout("ranker")
+    now += 1
+    state = replace(stored.state, weight=float(now % 50), entered_ms=now)
+    endpoint = store.endpoint("ranker").model_copy(update={"weight": state.weight, "candidate": ArmSpec(bundle="new")})
+    store.save_rollout(stored, state, endpoint, Who("child", "loop", now), "set_weight")
+    print(now, flush=True)
+"""
+
+
+def test_kill_9_leaves_rollout_endpoint_and_audit_together(server: RedisProcess, store: RedisControlStore) -> None:
+    started(store)
+    for lines in (1, 7, 23):
+        child = subprocess.Popen([sys.executable, "-c", WRITER, server.address.url], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        for _ in range(lines):
+            assert child.stdout.readline()
+        os.kill(child.pid, signal.SIGKILL)  # somewhere within a write; every place must do
+        child.wait()
+        child.stdout.close()
+        stored, endpoint, audit = store.rollout("ranker"), store.endpoint("ranker"), store.audit("ranker")
+        assert endpoint.weight == stored.state.weight == audit[-1].after["state"]["weight"]
+        assert stored.resource_version == len(audit) - 1
+
+
 def test_who_lost_the_lead_writes_nothing(server: RedisProcess, store: RedisControlStore) -> None:
     clock = SystemClock()
     first, second = (RedisLead(server.address, name, clock, lease=1.0) for name in ("first", "second"))
