@@ -12,6 +12,7 @@ __all__ = [
     "Conflict",
     "DataError",
     "DeadlineExceeded",
+    "Diverged",
     "InvalidInput",
     "NotFound",
     "NotReady",
@@ -45,6 +46,10 @@ class BundleError(InvalidInput):
 
 class DataError(InvalidInput):
     """A data set descriptor or the files that it names cannot be used."""
+
+
+class Diverged(BatonError):
+    """A model in training gives logits that are not finite or beyond all reason."""
 
 
 class NotFound(BatonError):

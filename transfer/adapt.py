@@ -144,8 +144,20 @@ class Adaptation:
         self._trust = Trust(settings.a, highest=settings.highest_a)
         self._watches = {name: Cusum() for name in (*DRIFTS, "forgetting")}
         self._stability = Stability(1 + fields, SCORE_BINS)
+        self._retired = False
         self._rows = self._alarms = 0
         self._alarmed = False
+
+    @property
+    def retired(self) -> bool:
+        """Whether the teacher has retired: a is 0 then."""
+        return self._retired
+
+    @retired.setter
+    def retired(self, retired: bool) -> None:
+        if retired != self._retired:
+            self.a = 0.0 if retired else self.settings.a
+        self._retired = retired
 
     def update(self, batch: int, seen: Seen) -> Adapted:
         """Take in batch number `batch`; its record, with the weights for the next."""
@@ -175,7 +187,7 @@ class Adaptation:
         if len(mine):
             self._trust.update(mine, theirs, lean=-s.lean * drift)
         if s.adapt:
-            self.a = self._trust.a
+            self.a = 0.0 if self._retired else self._trust.a
             # What the retained window holds is of the past: a drift weighs more than forgetting.
             more = (1 - drift) * forgetting * (s.most_replay - s.replay)
             less = drift * max(0.0, s.replay - s.least_replay)

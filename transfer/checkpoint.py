@@ -1,7 +1,9 @@
 """Where the worker stands, on disk: model states and the place in the labelled log, committed in one rename.
 
 `<folder>/<number>/state.json` and one safetensors file per model. The newest complete one counts; a crash at any moment
-leaves either the old or the new place, never a mix, so that no labelled row is trained on twice or left out.
+leaves either the old or the new place, never a mix, so that no labelled row is trained on twice or left out. A checkpoint
+may hold changed rows alone and name those before it, so that committing costs what changed; when these have become as
+large as a whole one, a whole one is due.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from pipeline.disk import sync, writing
+from transfer.model_state import brought_up
 
 __all__ = ["Checkpoints", "Place"]
 
-KEEP = 2
+KEEP, LONGEST = 2, 32
+"""Newest checkpoints that are kept, with those that they name; most changes on top of a whole one."""
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -34,6 +38,7 @@ class Place:
     Args:
         position: last seq of the labelled log that is in the models.
         batches, trained_rows, held_rows: done since the very start.
+        set_aside: batches that could not be learned from and were passed over.
         extra: JSON values of other parts (the lines of versions, the heads of the models' states).
     """
 
@@ -41,6 +46,7 @@ class Place:
     batches: int = 0
     trained_rows: int = 0
     held_rows: int = 0
+    set_aside: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,45 +54,72 @@ class Checkpoints:
     """The worker's checkpoints in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+        self._chain: list[int] = []
 
-    def save(self, place: Place, arrays: Mapping[str, Arrays]) -> None:
+    @property
+    def whole_due(self) -> bool:
+        """Whether the next checkpoint has to hold everything."""
+        sizes = [_size(self.folder / str(number)) for number in self._chain]
+        return not sizes or len(sizes) > LONGEST or sum(sizes[1:]) > sizes[0]
+
+    def save(self, place: Place, arrays: Mapping[str, Arrays], *, changes: bool = False) -> None:
         """Commit. `arrays`: file name -> named arrays.
+
+        Args:
+            changes: the models' arrays may be changes to the checkpoint before this one.
 
         Raises:
             NotReady: the disk is full or fails; the last checkpoint is still the one to go on from.
         """
         number = max(self._numbers(), default=0) + 1
-        staging = self._folder / f".{number}.{os.getpid()}"
+        staging = self.folder / f".{number}.{os.getpid()}"
+        chain = [*self._chain, number] if changes else [number]
         try:
-            with writing(self._folder / str(number)):
+            with writing(self.folder / str(number)):
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir(parents=True)
                 for name, tensors in arrays.items():
                     path = staging / f"{name}.safetensors"
                     save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path)
                     sync(path)
-                (staging / "state.json").write_text(json.dumps(asdict(place)))
+                (staging / "state.json").write_text(json.dumps({"place": asdict(place), "chain": chain}))
                 sync(staging / "state.json")
                 sync(staging)
-                os.rename(staging, self._folder / str(number))
-                sync(self._folder)
+                os.rename(staging, self.folder / str(number))
+                sync(self.folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        for old in self._numbers()[:-KEEP]:
-            shutil.rmtree(self._folder / str(old), ignore_errors=True)
+        self._chain = chain
+        numbers = self._numbers()
+        needed = {older for kept in numbers[-KEEP:] for older in self._read(kept)["chain"]}
+        for old in set(numbers) - needed:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def load(self) -> tuple[Place, dict[str, dict[str, npt.NDArray[Any]]]] | None:
         """The newest complete checkpoint, or None at the very start; what a crash left half-written is removed."""
-        for stale in self._folder.glob(".[0-9]*"):
+        for stale in self.folder.glob(".[0-9]*"):
             shutil.rmtree(stale, ignore_errors=True)
-        for number in reversed(self._numbers()):
-            folder = self._folder / str(number)
-            place = Place(**json.loads((folder / "state.json").read_text()))
-            return place, {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-        return None
+        numbers = self._numbers()
+        if not numbers:
+            return None
+        told = self._read(numbers[-1])
+        self._chain = list(told["chain"])
+        arrays: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        for number in self._chain:
+            for path in sorted((self.folder / str(number)).glob("*.safetensors")):
+                arrays[path.stem] = brought_up(arrays.get(path.stem, {}), load_file(path))
+        return Place(**told["place"]), arrays
+
+    def _read(self, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / str(number) / "state.json").read_text())
+        return found
 
     def _numbers(self) -> list[int]:
-        if not self._folder.is_dir():
+        if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import Diverged
 from pipeline.features import Rows, concat_rows
 from transfer.adapt import Adaptation, Adapted, AdaptSettings, Seen
 from transfer.model import ClickModel
@@ -27,6 +28,9 @@ F32 = npt.NDArray[np.float32]
 # float32 probabilities carry no more than this.
 _EDGE = 1e-6
 
+EXPLODED = 1e3
+"""A |logit| from which no later batch leads back."""
+
 
 def logit_of(scores: F32) -> F32:
     """Log-odds of probabilities, float32, NaN where there is none."""
@@ -37,13 +41,14 @@ def logit_of(scores: F32) -> F32:
 @dataclass(frozen=True, slots=True)
 class Passed:
     """What one batch looked like before it was learned: logits float32 before calibration, of the student's present
-    weights and of the teacher that serves (NaN where it has not scored), the student's loss, and what followed from it all."""
+    weights and of the teacher that serves (NaN where it has not scored), the losses of both, and what followed from it all."""
 
     student: F32
     teacher: F32
     held_student: F32
     held_teacher: F32
     loss: float
+    teacher_loss: float | None
     adapted: Adapted
 
 
@@ -85,24 +90,36 @@ class CoDistiller:
             settings if replay else dataclasses.replace(settings, replay=0.0), len(student.schema.ids)
         )
         self._seed = seed
+        self.unguided_rows = 0
+        """Rows without a finite score of any teacher, since this was made."""
+
+    def retire_teacher(self, retired: bool) -> None:
+        """Whether the student serves alone: then it learns from labels, and its teacher learns no more."""
+        self.adaptation.retired = retired
 
     def learn(self, batch: StreamBatch, number: int) -> Passed:
         """Train on batch `number` (counted from 1 over the whole life of the models).
 
         Raises:
             DataError: the batch cannot be learned from; neither model has changed.
+            Diverged: the student has; neither model has changed by this batch.
         """
         train, held = batch.train, batch.held
         # Before the step: what is measured must not have been learned.
         student, held_student = self.student.logits(train.rows), self.student.logits(held.rows)
+        largest = float(np.abs(student).max(initial=0.0))
+        if not largest < EXPLODED:
+            raise Diverged(f"the student's largest |logit| is {largest:g}")
         old = self._drawn(len(train), number)
         loss = self._teach_student(train, old)
         record = self.adaptation.update(number, self._seen(train, student, old))
-        if self.teacher_learns:
-            self.teacher.accumulate(train.rows, train.labels)
+        teacher_loss = None
+        if self.teacher_learns and not self.adaptation.retired:
+            teacher_loss = self.teacher.accumulate(train.rows, train.labels)
             if self.teacher.pending_batches >= self.adaptation.every:
                 self.teacher.apply_accumulated()
-        return Passed(student, self._served(train.stable), held_student, self._served(held.stable), loss, record)
+        guides = self._served(train.stable), self._served(held.stable)
+        return Passed(student, guides[0], held_student, guides[1], loss, teacher_loss, record)
 
     def _served(self, scores: F32) -> F32:
         """The serving teacher's logits before its calibration, which is that of the last version published."""
@@ -120,13 +137,17 @@ class CoDistiller:
         rows, labels = train.rows, train.labels
         guide = logit_of(train.stable)
         unscored = ~np.isfinite(train.stable)
-        if unscored.any():
+        if unscored.any() and self.adaptation.a:
             # The serving teacher never saw these (its lane dropped them): the one in training stands in.
             guide[unscored] = self.teacher.calibrated_logits(rows.take(np.flatnonzero(unscored)))
         if old is not None:
             rows = concat_rows([rows, old.rows])
             labels, guide = np.concatenate([labels, old.labels]), np.concatenate([guide, old.teacher])
-        return self.student.step(rows, labels, teacher_logits=guide, a=self.adaptation.a)
+        # A row that no teacher has a finite score for is learned from its label alone.
+        unguided = ~np.isfinite(guide)
+        self.unguided_rows += int(unguided.sum())
+        a = np.where(unguided, 0.0, self.adaptation.a).astype(np.float32)
+        return self.student.step(rows, labels, teacher_logits=np.where(unguided, np.float32(0.0), guide), a=a)
 
     def _seen(self, train: StreamRows, student: F32, old: _Replayed | None) -> Seen:
         first = np.isnan(train.previous)  # a revised label belongs to a row that was trained on

@@ -45,6 +45,8 @@ class Line:
         name: bundle name.
         chain: [base, delta, ...] of the last published version.
         published_batch: number of the batch after which that was.
+        refused: versions that did not pass the gate.
+        healed: how often the model went back to a good state, because it had diverged.
     """
 
     role: str
@@ -57,6 +59,7 @@ class Line:
     chain: list[str]
     published_batch: int = 0
     refused: list[str] = field(default_factory=list)
+    healed: int = 0
     recent: Ring = field(default_factory=lambda: Ring(RECENT_ROWS))
 
     @property
@@ -168,12 +171,14 @@ class Line:
             "chain": self.chain,
             "published_batch": self.published_batch,
             "refused": self.refused,
+            "healed": self.healed,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.chain = list(state["chain"])
         self.published_batch = int(state["published_batch"])
         self.refused = list(state["refused"])
+        self.healed = int(state["healed"])
 
 
 def _probabilities(logits: F32, calibration: Calibration) -> F32:

@@ -81,13 +81,15 @@ class HeldRows:
         self.rows: Rows | None = None
         self.labels: F32 = np.empty(0, np.float32)
         self.passed: I64 = np.empty(0, np.int64)
+        self.keys: I64 = np.empty(0, np.int64)
         self.logits: dict[str, F32] = {name: np.empty(0, np.float32) for name in models}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def add(self, rows: Rows, labels: F32, logits: Mapping[str, F32], passed: int) -> None:
-        """Append rows, forgetting the oldest beyond the capacity. `passed`: rows trained on so far, to tell their age."""
+    def add(self, rows: Rows, labels: F32, logits: Mapping[str, F32], passed: int, keys: I64 | None = None) -> None:
+        """Append rows, forgetting the oldest beyond the capacity. `passed`: rows trained on so far, to tell their age;
+        `keys`: int64 `[n]`, for `revise`."""
         if not len(labels):
             return
         rows = rows if self.rows is None else concat_rows([self.rows, rows])
@@ -95,9 +97,18 @@ class HeldRows:
         start = max(0, len(labels) - self._capacity)
         self.rows = rows.slice(start, len(labels))
         self.labels = labels[start:]
+        keys = np.zeros(len(labels) - len(self.keys), np.int64) if keys is None else keys
+        self.keys = np.concatenate([self.keys, keys])[start:]
         at = np.full(len(labels) - len(self.passed), passed, np.int64)
         self.passed = np.concatenate([self.passed, at])[start:]
         self.logits = {name: np.concatenate([old, logits[name]])[start:] for name, old in self.logits.items()}
+
+    def revise(self, keys: I64, labels: F32) -> None:
+        """Give rows that are still held a later label; a row stands once, whatever becomes of its label."""
+        newer = dict(zip(keys.tolist(), labels.tolist(), strict=True))
+        at = np.flatnonzero(np.isin(self.keys, keys))
+        self.labels = self.labels.copy()
+        self.labels[at] = [newer[key] for key in self.keys[at].tolist()]
 
     def newest(self, since: int, least_positives: int) -> HeldRows:
         """The rows that came after `since` rows had passed, or as many more as it takes for enough positives."""
@@ -108,7 +119,7 @@ class HeldRows:
         if self.rows is not None:
             start = max(0, start)
             chosen.rows = self.rows.slice(start, len(self))
-            chosen.labels, chosen.passed = self.labels[start:], self.passed[start:]
+            chosen.labels, chosen.passed, chosen.keys = self.labels[start:], self.passed[start:], self.keys[start:]
             chosen.logits = {name: values[start:] for name, values in self.logits.items()}
         return chosen
 
@@ -117,12 +128,12 @@ class HeldRows:
         if self.rows is None:
             return {}
         arrays = {f"logits.{name}": values for name, values in self.logits.items()}
-        return {**rows_to_arrays(self.rows), "labels": self.labels, "passed": self.passed, **arrays}
+        return {**rows_to_arrays(self.rows), "labels": self.labels, "passed": self.passed, "keys": self.keys, **arrays}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         if state:
             self.rows = rows_from_arrays(state)
-            self.labels, self.passed = state["labels"], state["passed"]
+            self.labels, self.passed, self.keys = state["labels"], state["passed"], state["keys"]
             self.logits = {name: state[f"logits.{name}"] for name in self.logits}
 
 

@@ -100,6 +100,16 @@ class ReplayRows:
                 f"{path} holds no replay rows ({error}); write it with `baton transfer`", "retained"
             ) from None
 
+        bad = (
+            ~np.isfinite(self.teacher) | ~((self.labels >= 0) & (self.labels <= 1)) | np.isinf(self.rows.numbers).any(1)
+        )
+        if bad.any():
+            raise DataError(
+                f"{path}: {int(bad.sum())} of {len(self)} replay rows have a label outside 0..1, an infinite number or "
+                "no finite logit of the teacher; write it anew with `baton transfer`",
+                "retained",
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 

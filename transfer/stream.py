@@ -11,10 +11,11 @@ nothing but the position, so they do not move the cuts either. Rows whose arm th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Rows, concat_rows
@@ -29,19 +30,22 @@ HOLDOUT_SALT = "holdout"
 _PAGE = 256
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 _Entry = tuple[Labelled, PredictionRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRows:
     """Labelled rows with what serving thought of them: scores float32 `[m]`, NaN where an arm did not score. `previous`
-    is the label that a late one replaces, float32 `[m]`, NaN for rows that come for the first time."""
+    is the label that a late one replaces, float32 `[m]`, NaN for rows that come for the first time. `keys` tell rows apart,
+    int64 `[m]`, the same for a row whenever its label comes; needed where rows are held."""
 
     rows: Rows
     labels: F32
     previous: F32
     stable: F32
     candidate: F32
+    keys: I64 = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,7 +132,13 @@ def _rows(entries: Sequence[_Entry], schema: Schema) -> StreamRows:
         np.concatenate([entry.previous for entry, _ in entries]),
         np.concatenate(scores["stable"]),
         np.concatenate(scores["candidate"]),
+        np.concatenate([_keys(entry) for entry, _ in entries]),
     )
+
+
+def _keys(entry: Labelled) -> I64:
+    request = xxhash.xxh3_64_intdigest(entry.prediction_id.encode())
+    return (np.uint64(request) + entry.indices.astype(np.uint64)).view(np.int64)
 
 
 def empty_rows(schema: Schema) -> Rows:

@@ -2,9 +2,10 @@
 
     labelled log -> batches (stream) -> co-distillation (codistill) -> checkpoint -> calibrate, judge, publish (line)
 
-The place in the log is committed together with the models (checkpoint), so a worker killed at any moment goes on from a
-state in which every row up to its place has been trained on exactly once. It knows no server: it reads a traffic log
-and writes bundles; serving finds them by itself.
+The place in the log is committed together with the models (resume), so a worker killed at any moment goes on from a
+state in which every row up to its place has been trained on exactly once. A model that diverges goes back to its last
+good state. It knows no server: it reads a traffic log and writes bundles; serving finds them by itself. A worker has one
+teacher and one student; `transfer.follow` makes another when they change.
 """
 
 from __future__ import annotations
@@ -12,30 +13,31 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.bundle import GateReport
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import InvalidInput, NotReady
+from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
 from pipeline.row_format import RowFormat
 from pipeline.traffic.log import TrafficLog
 from pipeline.verified import NOTES
 from pipeline.versions import Repository
 from transfer.adapt import AdaptSettings
 from transfer.checkpoint import Checkpoints, Place
-from transfer.codistill import CoDistiller
+from transfer.codistill import CoDistiller, Passed
+from transfer.device import DeviceChoice, device_for
 from transfer.gate import GateLimits
 from transfer.line import Line
 from transfer.model import ClickModel
 from transfer.recalibrate import HeldRows
 from transfer.replay_store import ReplayRows
-from transfer.stream import StreamBatch, read_batches
+from transfer.resume import Resume
+from transfer.steering import Steering
+from transfer.stream import StreamBatch, StreamRows, read_batches
 
 __all__ = ["Worker", "WorkerSettings"]
 
@@ -43,6 +45,8 @@ POLL = 0.2
 IDLE_SHARE = 0.1
 """Most of its time that a worker without a full batch spends on reading the rows of the next one again."""
 CHECKPOINT_EVERY = 300.0
+MOST_ASIDE = 3
+"""Batches in a row that may be to blame; after that the student is."""
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +72,7 @@ class WorkerSettings:
     gate_rows: int = 20_000
     compact_after: int = 16
     rows: RowFormat | None = None
+    device: DeviceChoice = "cpu"
     seed: int = 0
 
 
@@ -76,6 +81,7 @@ class Worker:
 
     Args:
         anchor: gives the student version at which the current rollout step began, or None.
+        begin: position of the log to start after, where the folder holds no state yet.
 
     Raises:
         InvalidInput: the student's bundle is frozen, teacher and student are one bundle or do not take the same fields,
@@ -90,6 +96,7 @@ class Worker:
         *,
         anchor: Callable[[], str | None] = lambda: None,
         clock: Clock | None = None,
+        begin: int = 0,
     ) -> None:
         self._settings = settings
         self._traffic = traffic
@@ -100,8 +107,6 @@ class Worker:
                 f"endpoint {settings.endpoint!r}: teacher and student are both bundle {settings.student!r}; "
                 "the student needs a name of its own"
             )
-        self._checkpoints = Checkpoints(settings.folder)
-        self._repository = repository
         self._student = self._line("student", settings.student, repository)
         self._teacher = self._line("teacher", settings.teacher, repository)
         if self._student.model.frozen:
@@ -113,7 +118,7 @@ class Worker:
         if difference:
             raise InvalidInput(f"{settings.student} and {settings.teacher} take different fields: {difference}")
         self._held = HeldRows(settings.gate_rows, ("student", "teacher"))
-        self.place = Place()
+        self.place = Place(position=begin)
         self._distiller = CoDistiller(
             self._teacher.model,
             self._student.model,
@@ -122,7 +127,9 @@ class Worker:
             seed=settings.seed,
             teacher_learns=not self._teacher.model.frozen,
         )
-        self._restore()
+        self._resume = Resume(Checkpoints(settings.folder), repository, self._lines, self._held, self._distiller)
+        self.place = self._resume.restore() or self.place
+        self._steering = Steering(settings.folder / "steering.jsonl", self.place.batches)
         now = self._clock.monotonic()
         self._last_publish = {"student": now, "teacher": now}
         self._last_commit = now
@@ -130,21 +137,22 @@ class Worker:
         self._goes_on_from = {line.name: list(line.chain) for line in self._lines}
         self._last_report: dict[str, GateReport] = {}
         self._last_loss: float | None = None
+        self._aside_in_row = 0
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set, then commit what was learned."""
-        while not stop.is_set():
+    def run(self, leave: Callable[[], bool], wait: Callable[[float], object]) -> None:
+        """Work until `leave` says so, then commit what was learned. `wait` waits for so many seconds, or until told."""
+        while not leave():
             began = self._clock.monotonic()
             try:
-                learned = self.step(stop)
+                learned = self.step(leave)
             except NotReady as error:
                 log.warning("waiting: %s", error)
                 learned = False
             if not learned:
-                stop.wait(max(POLL, (self._clock.monotonic() - began) / IDLE_SHARE))
+                wait(max(POLL, (self._clock.monotonic() - began) / IDLE_SHARE))
         self.commit()
 
-    def step(self, stop: threading.Event | None = None) -> bool:
+    def step(self, leave: Callable[[], bool] = lambda: False) -> bool:
         """Learn the full batches that are there, publishing when due; whether there were any."""
         s = self._settings
         schema = self._student.model.schema
@@ -159,25 +167,25 @@ class Worker:
             if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY:
                 self._last_commit = self._clock.monotonic()  # one that fails is tried again after as long
                 self.commit()
-            self._write_status()
-            if stop is not None and stop.is_set():
+            self.write_status()
+            if leave():
                 break
         if not learned:
-            self._write_status()
+            self.write_status()
         return learned
 
+    def retire_teacher(self, retired: bool) -> None:
+        """Whether the student serves all traffic for good: it then learns from labels alone and its teacher rests."""
+        if retired != self._distiller.adaptation.retired:
+            log.info("the teacher %s %s", self._teacher.name, "retires" if retired else "teaches again")
+            self._distiller.retire_teacher(retired)
+
     def commit(self) -> None:
-        """Write a checkpoint of everything up to the present place."""
-        lines = {line.role: line.state() for line in self._lines}
-        self.place.extra["lines"] = lines
-        self.place.extra["adaptation"] = self._distiller.adaptation.state()
-        arrays: dict[str, Any] = {"held": self._held.state()}
+        """Write a checkpoint of everything up to the present place. A model that has diverged goes back first."""
         for line in self._lines:
-            header, tensors = line.model.state_dict()
-            self.place.extra[f"{line.role}_model"] = header
-            arrays[line.role] = tensors
-            arrays[f"{line.role}_recent"] = line.recent.state()
-        self._checkpoints.save(self.place, arrays)
+            if not line.model.finite():
+                self._resume.heal(line, "its weights are not finite")
+        self._resume.commit(self.place)
         self._committed = self.place.position
         self._goes_on_from = {line.name: list(line.chain) for line in self._lines}
         self._last_commit = self._clock.monotonic()
@@ -189,25 +197,49 @@ class Worker:
 
     def _learn(self, batch: StreamBatch) -> None:
         number = self.place.batches + 1
-        if len(batch.train):
-            passed = self._distiller.learn(batch, number)
+        passed = self._taught(batch, number) if len(batch.train) else None
+        if passed is not None:
             # A late label is no second row: it brings the difference of the labels, and a probability of 0.
             late = ~np.isnan(batch.train.previous)
             labels = np.where(late, batch.train.labels - batch.train.previous, batch.train.labels)
             self._student.recent.add(np.where(late, np.float32(-np.inf), passed.student), labels)
             scored = np.isfinite(passed.teacher)
             self._teacher.recent.add(np.where(late, np.float32(-np.inf), passed.teacher)[scored], labels[scored])
-            self._held.add(
-                batch.held.rows,
-                batch.held.labels,
-                {"student": passed.held_student, "teacher": passed.held_teacher},
-                self.place.trained_rows,
-            )
+            self._hold(batch.held, passed)
             self._last_loss = passed.loss
+            self._steering.add(passed.adapted)
+            self.place.trained_rows += len(batch.train)
         self.place.position = batch.last
         self.place.batches = number
-        self.place.trained_rows += len(batch.train)
         self.place.held_rows += len(batch.held)
+
+    def _taught(self, batch: StreamBatch, number: int) -> Passed | None:
+        """What learning a batch gave; None for one that is set aside."""
+        try:
+            try:
+                passed = self._distiller.learn(batch, number)
+            except Diverged as error:
+                # Is it the batch or the student? A student whose weights are finite may be out of its mind all the same.
+                if self._student.model.finite() and self._aside_in_row < MOST_ASIDE:
+                    raise
+                self._resume.heal(self._student, str(error))
+                passed = self._distiller.learn(batch, number)
+        except (DataError, Diverged) as error:
+            self._aside_in_row += 1
+            self.place.set_aside += 1
+            log.warning("batch %d, up to position %d of the log, is set aside: %s", number, batch.last, error)
+            return None
+        self._aside_in_row = 0
+        if passed.teacher_loss is not None and not math.isfinite(passed.teacher_loss):
+            self._resume.heal(self._teacher, "its loss is not finite")
+        return passed
+
+    def _hold(self, held: StreamRows, passed: Passed) -> None:
+        first = np.isnan(held.previous)
+        self._held.revise(held.keys[~first], held.labels[~first])
+        index = np.flatnonzero(first)
+        logits = {"student": passed.held_student[first], "teacher": passed.held_teacher[first]}
+        self._held.add(held.rows.take(index), held.labels[first], logits, self.place.trained_rows, held.keys[first])
 
     def _publish_if_due(self) -> None:
         s = self._settings
@@ -216,6 +248,7 @@ class Worker:
             line
             for line, interval in ((self._student, s.publish_interval), (self._teacher, s.teacher_publish_interval))
             if line in self._lines
+            and not (line is self._teacher and self._distiller.adaptation.retired)
             and now - self._last_publish[line.role] >= interval
             and self.place.batches - line.published_batch >= s.publish_batches
         ]
@@ -239,39 +272,12 @@ class Worker:
         chain = repository.newest(name, verify=True, notes=s.segments / name / NOTES)
         model = ClickModel.from_bundle(chain, chain[-1])
         model.stored = s.rows or model.stored
+        model.to(device_for(s.device))
         versions = [bundle.manifest.version for bundle in chain]
         return Line(role, name, model, repository, s.segments, s.gate, s.compact_after, versions)
 
-    def _restore(self) -> None:
-        found = self._checkpoints.load()
-        if found is None:
-            return
-        place, arrays = found
-        lines = place.extra["lines"]
-        names = {line.role: line.name for line in self._lines}
-        if any(lines[role]["name"] != name for role, name in names.items() if role in lines):
-            raise InvalidInput(
-                f"{self._settings.folder} holds the state of another pair of models ({lines}); "
-                "give this worker a folder of its own or remove that one"
-            )
-        for line in self._lines:
-            there = self._repository.versions(line.name)
-            gone = [version for version in lines[line.role]["chain"] if version not in there]
-            if gone:
-                raise InvalidInput(
-                    f"{self._settings.folder} goes on from versions {', '.join(gone)} of {line.name}, which are not in "
-                    "the repository any more; bring them back, or remove that folder to start from the newest version"
-                )
-        self.place = place
-        self._held.restore(arrays.get("held", {}))
-        self._distiller.adaptation.restore(place.extra["adaptation"])
-        for line in self._lines:
-            line.model.load_state(place.extra[f"{line.role}_model"], arrays[line.role])
-            line.recent.restore(arrays[f"{line.role}_recent"])
-            line.restore(lines[line.role])
-        log.info("going on from position %d after %d batches", place.position, place.batches)
-
-    def _write_status(self) -> None:
+    def write_status(self) -> None:
+        """Tell others how far it is."""
         newest = self.place
         status = {
             "time_ms": self._clock.wall_ms(),
@@ -280,6 +286,10 @@ class Worker:
             "batches": newest.batches,
             "trained_rows": newest.trained_rows,
             "held_rows": newest.held_rows,
+            "set_aside": newest.set_aside,
+            "unguided_rows": self._distiller.unguided_rows,
+            "healed": {line.name: line.healed for line in self._lines},
+            "teacher_retired": self._distiller.adaptation.retired,
             "loss": self._last_loss if math.isfinite(self._last_loss or 0.0) else None,
             "weight": self._distiller.adaptation.a,
             "replay_ratio": self._distiller.adaptation.replay,

@@ -11,57 +11,77 @@ from pipeline.errors import InvalidInput
 from serving.bundles import open_repository
 from serving.config import Config, EndpointConfig
 from serving.routing import Endpoint
-from serving.state import stored_endpoints
+from serving.state import open_control_store, stored_endpoints
 from serving.traffic import open_traffic_log
 from transfer.adapt import AdaptSettings
+from transfer.device import device_for
+from transfer.follow import Arms, Follower
 from transfer.gate import GateLimits
 from transfer.worker import Worker, WorkerSettings
 
 __all__ = ["build"]
 
 
-def build(config: Config) -> Worker:
-    """The worker of an installation; its teacher and student are the arms of its endpoint.
+def build(config: Config) -> Follower:
+    """The worker of an installation; its teacher and student are the arms of its endpoint, whichever these are.
 
     Raises:
-        InvalidInput: the endpoint has no candidate, or the worker's models do not fit together.
+        InvalidInput: the endpoint does not exist, or the device does not.
     """
     w = config.worker
     assert w is not None
-    stable, candidate = _arms(config, w.endpoint)
     torch.set_num_threads(w.threads)
-    settings = WorkerSettings(
-        endpoint=w.endpoint,
-        teacher=stable,
-        student=candidate,
-        folder=config.home / "worker",
-        segments=config.segments,
-        status=config.status / "worker.json",
-        batch_rows=w.batch_rows,
-        adapt=AdaptSettings(a=w.weight, replay=w.replay_ratio, every=w.teacher_every, adapt=w.adapt),
-        retained=w.retained,
-        holdout=w.holdout,
-        publish_interval=w.publish_interval,
-        publish_batches=w.publish_batches,
-        teacher_publish_interval=w.teacher_publish_interval,
-        gate=GateLimits(w.gate_logloss_margin, w.gate_auc_margin, w.gate_bias),
-        gate_rows=w.gate_rows,
-        compact_after=w.compact_after,
-        rows=w.rows,
-        seed=w.seed,
-    )
-    return Worker(settings, open_traffic_log(config), open_repository(config), anchor=_anchor(config, w.endpoint))
+    device_for(w.device)
+    traffic, repository = open_traffic_log(config), open_repository(config)
+
+    def make(arms: Arms, begin: int) -> Worker:
+        settings = WorkerSettings(
+            endpoint=w.endpoint,
+            teacher=arms.teacher,
+            student=arms.student,
+            folder=config.home / "worker" / f"{arms.teacher}+{arms.student}",
+            segments=config.segments,
+            status=config.status / "worker.json",
+            batch_rows=w.batch_rows,
+            adapt=AdaptSettings(a=w.weight, replay=w.replay_ratio, every=w.teacher_every, adapt=w.adapt),
+            retained=w.retained,
+            holdout=w.holdout,
+            publish_interval=w.publish_interval,
+            publish_batches=w.publish_batches,
+            teacher_publish_interval=w.teacher_publish_interval,
+            gate=GateLimits(w.gate_logloss_margin, w.gate_auc_margin, w.gate_bias),
+            gate_rows=w.gate_rows,
+            compact_after=w.compact_after,
+            rows=w.rows,
+            device=w.device,
+            seed=w.seed,
+        )
+        return Worker(settings, traffic, repository, anchor=_anchor(config, w.endpoint), begin=begin)
+
+    return Follower(lambda: _arms(config, w.endpoint), make)
 
 
-def _arms(config: Config, endpoint: str) -> tuple[str, str]:
+def _arms(config: Config, endpoint: str) -> Arms | None:
     # The live endpoint counts; the file is for the first start.
     arms: Endpoint | EndpointConfig | None = stored_endpoints(config).get(endpoint) or config.endpoints.get(endpoint)
-    if arms is None or arms.candidate is None:
+    if arms is None:
         raise InvalidInput(
-            f"endpoint {endpoint!r} has no candidate to teach; set one with `baton endpoint set` or in the config",
-            "worker.endpoint",
+            f"there is no endpoint {endpoint!r}; set it with `baton endpoint set` or in the config", "worker.endpoint"
         )
-    return arms.stable.bundle, arms.candidate.bundle
+    if arms.candidate is None:
+        return None
+    return Arms(arms.stable.bundle, arms.candidate.bundle, retired=_handed_over(config, arms))
+
+
+def _handed_over(config: Config, endpoint: Endpoint | EndpointConfig) -> bool:
+    """Whether the candidate has all traffic and no rollout watches it any more."""
+    if not isinstance(endpoint, Endpoint) or endpoint.weight < 100:
+        return False
+    store = open_control_store(config)
+    try:
+        return not store.rollouts(active=True, endpoint=endpoint.name)
+    finally:
+        store.close()
 
 
 def _anchor(config: Config, endpoint: str) -> Callable[[], str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -50,6 +51,9 @@ class WorkerConfig(Section):
     worker goes on from does. Training goes on in float32."""
     threads: int = Field(1, ge=1)
     """Threads of the training."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the networks are trained; auto is a GPU where there is one. Tables stay in the machine's memory. A worker that
+    is killed ends with the same bits as one that is not on the processor only."""
     nice: int = Field(15, ge=0, le=19)
     """How far the worker steps back for serving."""
     seed: int = 0

@@ -109,7 +109,8 @@ def test_killed_helpers_cost_clients_and_labels_nothing(machine: Machine) -> Non
     # The worker has learned each row once: what it counts is what lies before its place.
     until(lambda: machine.status("worker").get("position", 0) > 0.9 * entries[-1].seq, "the worker keeps up")
     assert machine.stop() == 0
-    found = Checkpoints(machine.home / "worker").load()
+    (pair,) = (machine.home / "worker").iterdir()
+    found = Checkpoints(pair).load()
     assert found is not None
     place, _ = found
     passed = [e for e in entries if e.seq <= place.position]

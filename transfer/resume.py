@@ -1,0 +1,118 @@
+"""What a worker must keep to go on after a kill, and how a model that has diverged goes back to its last good state.
+
+Everything is committed together: models, versions, held-out rows, calibration windows, adaptation and the place in the
+log. Next stop: `transfer.checkpoint`, the files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.errors import InvalidInput
+from pipeline.versions import Repository
+from transfer.checkpoint import Checkpoints, Place
+from transfer.codistill import CoDistiller
+from transfer.line import Line
+from transfer.model import ClickModel
+from transfer.recalibrate import HeldRows
+
+__all__ = ["Resume"]
+
+log = logging.getLogger(__name__)
+
+
+class Resume:
+    """Commits the parts of a worker and gives them back.
+
+    Args:
+        checkpoints: where.
+        repository: of the versions that the lines go on from.
+        lines, held, distiller: the parts; `restore` and `heal` write into them.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        repository: Repository,
+        lines: Sequence[Line],
+        held: HeldRows,
+        distiller: CoDistiller,
+    ) -> None:
+        self._checkpoints, self._repository = checkpoints, repository
+        self._lines, self._held, self._distiller = lines, held, distiller
+
+    def commit(self, place: Place) -> None:
+        """Write a checkpoint: what changed since the last one, or everything where that is due.
+
+        Raises:
+            NotReady: the disk is full or fails; the last checkpoint is still the one to go on from.
+        """
+        changes = not self._checkpoints.whole_due
+        place.extra["lines"] = {line.role: line.state() for line in self._lines}
+        place.extra["adaptation"] = self._distiller.adaptation.state()
+        arrays: dict[str, Any] = {"held": self._held.state()}
+        for line in self._lines:
+            header, tensors = line.model.state_dict(changes=changes)
+            place.extra[f"{line.role}_model"] = header
+            arrays[line.role] = tensors
+            arrays[f"{line.role}_recent"] = line.recent.state()
+        self._checkpoints.save(place, arrays, changes=changes)
+        for line in self._lines:
+            line.model.tables.saved()
+
+    def restore(self) -> Place | None:
+        """Give all parts the state of the newest checkpoint; its place, or None where there is none.
+
+        Raises:
+            InvalidInput: it is of other models, or goes on from versions that are gone.
+        """
+        found = self._checkpoints.load()
+        if found is None:
+            return None
+        place, arrays = found
+        self._check(place.extra["lines"])
+        self._held.restore(arrays.get("held", {}))
+        self._distiller.adaptation.restore(place.extra["adaptation"])
+        for line in self._lines:
+            line.model.load_state(place.extra[f"{line.role}_model"], arrays[line.role])
+            line.recent.restore(arrays[f"{line.role}_recent"])
+            line.restore(place.extra["lines"][line.role])
+        for line in self._lines:
+            line.model.tables.saved()
+        log.info("going on from position %d after %d batches", place.position, place.batches)
+        return place
+
+    def heal(self, line: Line, reason: str) -> None:
+        """Take a model that has diverged back to the last checkpoint, or to its last version where there is none.
+
+        Rows that it learned since then are lost to it; the place in the log stays.
+        """
+        line.healed += 1
+        found = self._checkpoints.load()
+        if found is not None:
+            place, arrays = found
+            line.model.load_state(place.extra[f"{line.role}_model"], arrays[line.role])
+            back = f"the state at position {place.position} of the log"
+        if found is None or not line.model.finite():
+            chain = [self._repository.open(line.name, version) for version in line.chain]
+            line.model.load_state(*ClickModel.from_bundle(chain, chain[-1]).state_dict())
+            back = f"version {line.version}"
+        log.error("%s has diverged (%s) and goes back to %s; %d times so far", line.name, reason, back, line.healed)
+
+    def _check(self, lines: dict[str, Any]) -> None:
+        for line in self._lines:
+            theirs = lines.get(line.role)
+            if theirs is None or theirs["name"] != line.name:
+                raise InvalidInput(
+                    f"{self._checkpoints.folder} holds the state of another pair of models ({lines}); "
+                    "give this worker a folder of its own or remove that one"
+                )
+            there = self._repository.versions(line.name)
+            gone = [version for version in theirs["chain"] if version not in there]
+            if gone:
+                raise InvalidInput(
+                    f"{self._checkpoints.folder} goes on from versions {', '.join(gone)} of {line.name}, which are not "
+                    "in the repository any more; bring them back, or remove that folder to start from the newest version"
+                )
