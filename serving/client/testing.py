@@ -148,7 +148,10 @@ class FakeServer:
                 return FeedbackReply(*unknown, f"prediction {entry.prediction_id!r} is not one of this server's")
             exposed = tuple(self._status(entry, "exposed", one, rows) for one in entry.exposed)
             outcomes = tuple(self._status(entry, "outcome", one, rows) for one in entry.outcomes)
-            if ACCEPTED in (*exposed, *outcomes) or (entry.exposed_all and not entry.outcomes):
+            everything = entry.exposed_all and (entry.prediction_id, "all") not in self._seen
+            if everything:
+                self._seen.add((entry.prediction_id, "all"))
+            if everything or ACCEPTED in (*exposed, *outcomes):
                 self.labels.append(entry)
             return FeedbackReply(exposed, outcomes, "no such candidate" if INVALID in (*exposed, *outcomes) else "")
 
