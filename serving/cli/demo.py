@@ -253,7 +253,7 @@ class Demo:
         sender = Replay(self._target(config), ENDPOINT, log.schema, rate=rate, label_delay=LABEL_DELAY)
         say(
             f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY:g} s late; "
-            f"console data at http://127.0.0.1:{config.listen.http_port}/api/docs"
+            f"console at http://127.0.0.1:{config.listen.http_port}/"
         )
         view = DemoView(admin, ENDPOINT, duration, sender.report)
         began = time.monotonic()
