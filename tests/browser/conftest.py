@@ -14,7 +14,7 @@ from scene import Scene
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make install")
 
-LIMIT_MS = 60_000
+LIMIT_MS = 120_000
 """Of every wait in a browser; they end as soon as what they wait for is there."""
 NOISE = ("WebSocket connection to", "ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
 """What Chromium itself says of a server that is gone."""

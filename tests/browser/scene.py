@@ -100,7 +100,7 @@ class Scene:
 
     def start_control(self) -> None:
         self.control = Process(self.made, "from serving.control import run_control; run_control(config)")
-        eventually(self._answers, "the control process answers", 60)
+        eventually(self._answers, "the control process answers", 240)
 
     def stop_control(self) -> None:
         """As a crash does it."""

@@ -128,7 +128,7 @@ class _Dialog:
         self._admin, self._reader, self._visitor, self._view = admin, reader, visitor, view
         self._action: _Action | None = None
         self._fields: dict[str, Any] = {}
-        with ui.dialog() as self._box, element("form", "ask") as form:
+        with ui.dialog() as self._box, element("div", "ask"), element("form") as form:
             form.on("submit.prevent", self._confirm)
             self._title = Text(tag="h2")
             self._says = Text(tag="p")

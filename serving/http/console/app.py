@@ -72,6 +72,8 @@ def mount_console(
     ui.page("/endpoints/{name}", title="Baton", reconnect_timeout=KEPT)(console.endpoint)
     app.include_router(login_routes(console.visitors))
     nicegui_app.add_middleware(Nonces)
+    # Its other transport posts, and what posts has to send a value that NiceGUI does not know of.
+    nicegui_app.config.socket_io_js_transports = ["websocket"]
     # No storage of NiceGUI's is used, so it gets no secret, sets no cookie and writes no file.
     ui.run_with(
         app,

@@ -13,7 +13,7 @@ from serving.http.console.charts import (
     curves,
     line_options,
 )
-from serving.http.console.live import Cell, Chart, Table, Text, element, panel
+from serving.http.console.live import Cell, Chart, Table, Text, element, panel, show
 from serving.http.console.reader import Reading
 from serving.http.console.wording import NONE, clock, count, figure, share, signed_share, weight
 
@@ -39,6 +39,7 @@ class Bias:
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         view = reading.views.get(self._name)
+        show(self._chart.element, view is not None and view.track is not None)
         if view is None or view.track is None or view.rollout is None:
             self._note.tell("Figures begin with a rollout.")
             return
@@ -59,14 +60,15 @@ class OverTime:
 
     def __init__(self, name: str, title: str, metric: str, note: str) -> None:
         self._name, self._metric = name, metric
-        with panel(title, note, "third") as section:
+        with panel(title, note, "third") as self._section:
             self._chart = Chart(f"{title} of both arms over time", line_options)
             self._now = Text(tag="p", classes="note")
-        with section.default_slot.children[0]:
+        with self._section.default_slot.children[0]:
             _legend(of_candidate="candidate", of_stable="stable")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         view = reading.views.get(self._name)
+        show(self._section, view is not None and view.track is not None)
         if view is None or view.track is None:
             return
         names = f"{self._metric}_stable", f"{self._metric}_candidate"
@@ -85,12 +87,13 @@ class Calibration:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        with panel("Calibration", "by tenth of the scores", "third"):
+        with panel("Calibration", "by tenth of the scores", "third") as self._section:
             self._chart = Chart("Click rate against mean score by tenth of the scores", calibration_options)
             self._note = Text(tag="p", classes="note")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         view = reading.views.get(self._name)
+        show(self._section, view is not None and view.metrics is not None)
         if view is None or view.metrics is None:
             return
         phase = next((p for p in reversed(view.metrics.phases) if p["candidate"]["deciles"]), None)

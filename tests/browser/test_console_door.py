@@ -1,0 +1,79 @@
+"""The scenario that goes through REST, gRPC and the command line, through the console's buttons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import test_admin_doors
+from conftest import Open
+from desk import act, sign_in
+from doors import Refused, Rest
+from scene import Scene
+from test_admin_doors import ANN
+
+from pipeline.clock import SystemClock
+from serving.kill import KillSwitch
+from serving.security.principal import Role
+
+pytestmark = pytest.mark.long
+
+
+class Console:
+    """What changes something is pressed; what came of it is read over REST."""
+
+    BUTTONS: ClassVar = {
+        "rollouts.start": "Start rollout",
+        "rollouts.pause": "Pause",
+        "rollouts.resume": "Resume",
+        "rollouts.promote": "Promote one step",
+        "rollouts.set_weight": "Set weight",
+        "rollouts.undo": "Undo",
+        "endpoints.kill": "Kill",
+        "endpoints.release": "Release",
+    }
+
+    def __init__(self, page: Any, rest: Rest) -> None:
+        self._page, self._rest = page, rest
+
+    def do(self, verb: str, **fields: Any) -> dict[str, Any]:
+        if verb not in self.BUTTONS:
+            return self._rest.do(verb, **fields)
+        label = "Promote fully" if fields.get("full") else self.BUTTONS[verb]
+        button = self._page.get_by_role("button", name=label, exact=True)
+        if "reason" not in fields:  # then it is to be refused
+            button.wait_for(state="hidden")
+            raise Refused("", f"there is no button for {verb}")
+        more = {name: str(fields[key]) for key, name in (("file", "Rollout_file,_as_text"), ("weight", "Weight")) if key in fields}  # fmt: skip
+        act(self._page, label, fields["reason"], **more)
+        return self._rest.do(f"{verb.partition('.')[0]}.get", name="ranker")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    scene = Scene(tmp_path / "home", lanes=False)
+    token = scene.token(ANN, Role.OPERATOR)
+    scene.start_control()
+    yield SimpleNamespace(
+        made=scene.made, kill=KillSwitch(scene.made.home), clock=SystemClock(), scene=scene, token=token
+    )
+    scene.close()
+
+
+@pytest.fixture
+def door(world: SimpleNamespace, opened: Open) -> Iterator[Console]:
+    page = opened()
+    sign_in(page, world.scene.url, world.token)
+    rest = Rest(world.scene.config.listen.http_port, token=world.token)
+    yield Console(page, rest)
+    rest.close()
+
+
+class TestConsole(test_admin_doors.TestScenario):
+    """An operator's day, but for making endpoints, for which the console has no button."""
+
+    test_an_endpoint_is_made_and_changed = None  # type: ignore[assignment]
+    test_the_worker_is_seen = None  # type: ignore[assignment]
