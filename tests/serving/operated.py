@@ -56,9 +56,9 @@ def rollout_file(**changes: Any) -> str:
 class Operated:
     """`admin` of an installation without processes, its `controller`, whose `step` is the rollout loop, and its clock."""
 
-    def __init__(self, made: Installation) -> None:
+    def __init__(self, made: Installation, clock: Any = None) -> None:
         self.made = made
-        self.clock = Turned()
+        self.clock = clock or Turned()
         self.traffic = open_traffic_log(made.config)
         self.kill = KillSwitch(made.home)
         observe = Observer(made.config.status, made.repository, self.kill, self.clock)

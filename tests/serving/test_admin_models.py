@@ -1,0 +1,50 @@
+"""Having a running lane load a bundle by its name through the admin door, and take it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from installation import Installation, eventually, running
+from operated import ME, Operated
+
+from pipeline.clock import SystemClock
+from pipeline.errors import Conflict, NotFound
+from serving.admin import VERBS
+from serving.admin.door import request_of
+
+
+def call(world: Operated, verb: str, **fields: Any) -> Any:
+    asked = VERBS[verb]
+    return world.admin.call(asked, request_of(asked, fields), ME)
+
+
+def test_a_bundle_is_loaded_by_its_name_and_taken_back(tmp_path: Path) -> None:
+    made = Installation(tmp_path / "home")
+    made.publish("other", 7)
+    world = Operated(made, SystemClock())
+    nobody = call(world, "models.load", bundle="other", wait_seconds=60)  # no lane runs: the wish waits, the caller not
+    assert (nobody.done, nobody.lanes, nobody.version) == (False, {}, "1")
+    with running(made.config):
+        eventually(lambda: bool(world.admin.processes.lanes()), "the lane has told", 60)
+        loaded = call(world, "models.load", bundle="other", wait_seconds=120, reason="compare")
+        assert (loaded.done, loaded.lanes) == (True, {"lane-0": "READY"})
+        (listed,) = [m for m in call(world, "models.list").models if m.bundle == "other"]
+        assert (listed.lanes, listed.arms) == (["lane-0"], [])
+        gone = call(world, "models.unload", bundle="other", wait_seconds=120)
+        assert (gone.done, gone.wanted, gone.lanes) == (True, False, {"lane-0": "UNLOADED"})
+        with pytest.raises(NotFound, match="not loaded by name"):
+            call(world, "models.unload", bundle="other")
+        with pytest.raises(Conflict, match="endpoint 'ranker'"):
+            call(world, "models.unload", bundle="student")
+        with pytest.raises(NotFound, match="nobody"):
+            call(world, "models.load", bundle="nobody")
+    entries = [(e.verb, e.after) for e in made.store.audit() if e.verb.startswith("model")]
+    assert entries == [
+        ("model-load", {"bundle": "other", "version": "1"}),
+        ("model-load", {"bundle": "other", "version": "1"}),
+        ("model-unload", {"bundle": "other"}),
+    ]
+    world.close()
+    made.store.close()
