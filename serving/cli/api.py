@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,23 @@ def user() -> str:
         return f"uid {os.getuid()}"
 
 
+def _trust(server: str) -> ssl.SSLContext | bool:
+    """Whose certificates are trusted and which one is shown, as `baton --ca --cert --key` or the environment say."""
+    ca, cert, key = (os.environ.get(f"BATON_{name}") or None for name in ("CA", "CERT", "KEY"))
+    if not server.startswith("https:") or not (ca or cert):
+        return True
+    if (cert is None) != (key is None):
+        raise InvalidInput("a client certificate and its key go together: give both --cert and --key", "cert")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if cert is not None:
+            context.load_cert_chain(cert, key)
+    except OSError as error:
+        files = ", ".join(file for file in (ca, cert, key) if file)
+        raise InvalidInput(f"{files}: cannot be read, or is not PEM that fits together ({error})", "ca") from None
+    return context
+
+
 class AdminClient:
     """Calls `/api/v1` of one server; errors come back as exceptions with the server's own message.
 
@@ -42,7 +60,9 @@ class AdminClient:
             headers["authorization"] = f"Bearer {token}"
         self._server = server.rstrip("/")
         try:
-            self._http = httpx.Client(base_url=self._server, headers=headers, timeout=timeout, trust_env=False)
+            self._http = httpx.Client(
+                base_url=self._server, headers=headers, timeout=timeout, trust_env=False, verify=_trust(self._server)
+            )
         except httpx.InvalidURL as error:
             raise InvalidInput(
                 f"server {server!r} is not a URL ({error}); write http://HOST:PORT, an IPv6 address in brackets",

@@ -7,6 +7,10 @@ after bundles (`bundles`) and the traffic log (`log`), who operates (`rollouts`,
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from serving.cli import (
@@ -38,6 +42,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def trust(
+    ca: Annotated[Path | None, typer.Option(envvar="BATON_CA", help="Roots to trust in a server's certificate")] = None,
+    cert: Annotated[Path | None, typer.Option(envvar="BATON_CERT", help="Client certificate to show")] = None,
+    key: Annotated[Path | None, typer.Option(envvar="BATON_KEY", help="Its private key")] = None,
+) -> None:
+    """Options before the command: how to talk to a server with TLS."""
+    for name, file in (("BATON_CA", ca), ("BATON_CERT", cert), ("BATON_KEY", key)):
+        if file is not None:
+            os.environ[name] = str(file)
+
+
 OPERATE, RUN, LEARN, MEASURE = "Operate", "Run", "Learn", "Measure"
 
 app.add_typer(rollouts.app, name="rollout", rich_help_panel=OPERATE)

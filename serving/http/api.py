@@ -31,7 +31,7 @@ def build_app(admin: Admin, home: Path, authenticator: Authenticator) -> FastAPI
         title="Baton admin",
         version="1",
         openapi_url="/api/openapi.json",
-        docs_url="/api/docs",
+        docs_url=None,  # its page would run scripts from elsewhere beside the console's sessions
         redoc_url=None,
         description="Endpoints, models, rollouts, metrics and audit of one installation.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -103,3 +104,16 @@ def test_the_doctor_finds_open_keys_passwords_and_certificates_that_do_not_fit(t
     assert "password" in found["file modes"]["detail"]
     assert not found["tls"]["ok"]
     assert "k.pem" in found["tls"]["detail"]
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "SECURITY.md").read_text()
+    named = re.findall(r"`((?:pipeline|serving)/test_\w+\.py)(?:::(test_\w+))?", text)
+    assert len(named) > 25
+    for file, test in named:
+        content = (root / "tests" / file).read_text()
+        assert not test or f"def {test}(" in content, f"{file}::{test}"
+    known = "".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
+    for test in re.findall(r"`…::(test_\w+)`", text):
+        assert f"def {test}(" in known, test

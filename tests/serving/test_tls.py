@@ -20,10 +20,14 @@ import httpx
 import pytest
 import trustme
 import uvloop
+from doors import METHODS, ROUTES
 from installation import Installation, RunningLane, eventually, free_port
 from operated import MESSAGE_BYTES, Operated
+from typer.testing import CliRunner
 
 from protos import inference
+from serving.admin import VERBS
+from serving.cli.main import app
 from serving.http.api import build_app
 from serving.http.port import http_server
 from serving.security.admitted import Admitted
@@ -66,7 +70,8 @@ class Paper:
         made = (issuer or self.clients).issue_cert(
             f"{name}@example.org", common_name=name, not_after=until, not_before=before
         )
-        pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+        number = len(list(self.folder.glob("*.key")))
+        pair = Pair(self.folder / f"{name}-{number}.pem", self.folder / f"{name}-{number}.key")
         pair.cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
         pair.key.write_bytes(made.private_key_pem.bytes())
         return pair
@@ -205,6 +210,44 @@ def test_a_port_with_mtls_knows_its_clients(asked: Ports, port: str) -> None:
     said = {"data": "ok", "admin": "PERMISSION_DENIED", "http": "403"}[port]
     assert asked.ask(port, bob) == said  # known, and without a role
     assert asked.ask(port, bob, token=asked.world.token(Role.VIEWER)) == "ok"
+
+
+def test_an_expired_certificate_opens_no_admin_verb(asked: Ports) -> None:
+    """The last column of the table in `test_admin_access`: the connection is refused, so that no verb is even named."""
+    was, now = asked.paper.client("ann", until=LONG_AGO), asked.paper.client("ann")
+    assert set(METHODS) == set(ROUTES) == set(VERBS)
+    with secure(f"127.0.0.1:{asked.numbers['admin']}", was, asked.paper.folder / "ca.pem") as channel:
+        for name, (service, method) in METHODS.items():
+            call: Any = channel.unary_stream(f"/{service}/{method.name}")
+            with pytest.raises(grpc.RpcError) as refused:
+                next(call(b"", timeout=20))
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE, name  # type: ignore[attr-defined]
+    context = ssl.create_default_context(cafile=asked.paper.folder / "ca.pem")
+    context.load_cert_chain(was.cert, was.key)
+    with httpx.Client(base_url=f"https://127.0.0.1:{asked.numbers['http']}", verify=context, trust_env=False) as client:
+        for verb, path in ROUTES.values():
+            with pytest.raises(httpx.TransportError):
+                client.request(verb, f"/api/v1{path}")
+    # The same name in a certificate that is good is an operator's, so it was the date alone.
+    assert [asked.ask(port, now) for port in PORTS] == ["ok"] * 3
+
+
+def test_the_command_line_trusts_and_shows_what_it_is_told(asked: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CA", "CERT", "KEY"):
+        monkeypatch.setenv(f"BATON_{name}", "")  # put back at the end, whatever the command sets
+    pair = asked.paper.client("ann")
+    server = ("endpoint", "list", "--server", f"https://127.0.0.1:{asked.numbers['http']}", "-o", "json")
+    ca = ("--ca", str(asked.paper.folder / "ca.pem"))
+    shown = (*ca, "--cert", str(pair.cert), "--key", str(pair.key))
+    found = CliRunner().invoke(app, [*shown, *server])
+    assert found.exit_code == 0, found.output
+    assert "ranker" in found.stdout
+    for name in ("CA", "CERT", "KEY"):
+        monkeypatch.setenv(f"BATON_{name}", "")
+    for options, said in (((), "certificate"), (ca, ""), ((*ca, "--cert", str(pair.cert)), "--key")):
+        refused = CliRunner().invoke(app, [*options, *server])
+        assert refused.exit_code == 1
+        assert said in refused.stderr
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
