@@ -240,7 +240,7 @@ def _claim(config: Config) -> tuple[int, int, BinaryIO]:
     """
     folder = config.home / "run" / "claims"
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(config.ray.replicas_per_node or MOST_REPLICAS):
+    for number in range(1 if config.ray.fixed_port else MOST_REPLICAS):
         lock = open(folder / str(number), "wb")  # noqa: SIM115 - held until the replica ends
         port = config.listen.grpc_port + number
         if _locked(lock) and _free(config.listen.host, port):
@@ -248,7 +248,7 @@ def _claim(config: Config) -> tuple[int, int, BinaryIO]:
         lock.close()
     first = config.listen.grpc_port
     raise Conflict(
-        f"no port from {first} on is free for a replica in {config.home}: set ray.replicas_per_node, or another "
+        f"no port from {first} on is free for a replica in {config.home}: end what listens there, or set another "
         "listen.grpc_port"
     )
 

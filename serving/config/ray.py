@@ -23,8 +23,11 @@ class RayConfig(Section):
     control_resources: dict[str, float] = Field(default_factory=dict)
     """The same of the control process; they keep it on the head, for example."""
     replicas_per_node: int | None = Field(None, ge=1, le=100)
-    """Most replicas on one node; unsaid, as many as fit. With 1 every replica answers at `listen.grpc_port`, which is
-    what headless DNS needs; else the n-th replica of a node answers at `listen.grpc_port` + n."""
+    """Most replicas on one node; unsaid, as many as fit, and then a node that is lost may have been that of all. With 1 an
+    upgrade takes a node to spare."""
+    fixed_port: bool = False
+    """Whether every replica answers at `listen.grpc_port`, as headless DNS needs it: one per node, each in a `home` of its
+    own. Else the n-th replica of a home answers at `listen.grpc_port` + n."""
     control: bool = True
     """Whether the control process, and the worker where there is one, run on the cluster too."""
     advertise_host: str = ""
@@ -49,4 +52,6 @@ class RayConfig(Section):
     def _bounds(self) -> RayConfig:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        if self.fixed_port and self.replicas_per_node != 1:
+            raise ValueError("fixed_port: two replicas of a node cannot answer at one port; set replicas_per_node: 1")
         return self

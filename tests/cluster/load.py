@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
-
 from handmade import SCHEMA, Reference, random_rows
 from installation import Installation
 
@@ -43,23 +37,30 @@ class Load:
 
     Attributes:
         seen: answers by kind: `right`, `wrong`, or the code of the failure.
+        errors: failures by what they said.
+        latest: by arm, when its latest answer came (monotonic).
     """
 
     def __init__(self, made: Installation, ports: range, *, light: int = 2, heavy: int = 6) -> None:
         self._target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-        self._reference = Reference([made.repository.open("teacher", "1")])
+        self._arms = {
+            arm: Reference([made.repository.open(bundle, "1")])
+            for arm, bundle in (("stable", "teacher"), ("candidate", "student"))
+        }
         self._calls = [self._call(made, seed) for seed in range(REQUESTS)]
         self._counts = (light, heavy)
         self.in_flight = light
         self.heavy = threading.Event()
         self.seen: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.latest: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load", daemon=True)
 
-    def _call(self, made: Installation, seed: int) -> tuple[Any, Any]:
+    def _call(self, made: Installation, seed: int) -> tuple[Any, dict[str, Any]]:
         features = Features.from_context(SCHEMA, random_rows(np.random.default_rng(seed), ROWS, made.tables))
-        return rank_request("ranker", SCHEMA, features), self._reference.score(features.rows(SCHEMA))
+        expected = {arm: reference.score(features.rows(SCHEMA)) for arm, reference in self._arms.items()}
+        return rank_request("ranker", SCHEMA, features, routing_key=f"user {seed}"), expected
 
     def __enter__(self) -> Load:
         self._thread.start()
@@ -93,8 +94,9 @@ class Load:
                 self.seen[error.code().name] += 1
                 self.errors[f"{error.code().name}: {error.details()}"[:200]] += 1
             else:
-                right = np.allclose(np.array(answer.scores), expected, atol=1e-6)
+                right = np.allclose(np.array(answer.scores), expected[answer.arm], atol=1e-6)
                 self.seen["right" if right else "wrong"] += 1
+                self.latest[answer.arm] = time.monotonic()
             await asyncio.sleep(pause)
 
 

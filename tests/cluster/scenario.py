@@ -14,8 +14,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import psutil
 from installation import Installation
 from load import Load, until
@@ -34,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "listen": {"grpc_port": PORT, "http_port": 9100, "admin_port": 9103},
     "engine": {"lanes": 1},
     "ray": {
-        "min_replicas": 2, "max_replicas": 3, "replicas_per_node": PLACES, "num_cpus": 1,
+        "min_replicas": 2, "max_replicas": 3, "replicas_per_node": 1, "num_cpus": 1,
         # Waiting alone brings nobody here, so that what the machine is busy with besides does not count.
         "utilisation": 0.9, "queue_wait": "10s", "upscale_delay": "1s", "downscale_delay": "1s", "look_back": "2s",
         "health_period": "1s",
@@ -89,6 +87,7 @@ class Scenario:
             ray = self.config.ray.model_copy(update={"min_replicas": 1, "utilisation": 0.03})
             self.phase(load, "scaled_down", lambda: self.scale(self.config.model_copy(update={"ray": ray}), 1))
             self.phase(load, "scaled_up", lambda: (load.heavy.set(), self.expect(3)))
+            self.phase(load, "weighted", lambda: self.give_all_to_the_candidate(load))
             self.phase(load, "scaled_back", lambda: (load.heavy.clear(), self.expect(1)))
             self.told["all"] = dict(load.seen)
             self.told["errors"] = dict(load.errors)
@@ -134,6 +133,16 @@ class Scenario:
         self.upgrade(config)
         self.expect(count)
 
+    def give_all_to_the_candidate(self, load: Load) -> None:
+        """All replicas read the weight from the state; the last answer of the old arm tells when the last one did."""
+        began = time.monotonic()
+        self.made.set(weight=100)
+        time.sleep(4.0)
+        self.told["weights"] = {
+            "last_of_stable": load.latest["stable"] - began,
+            "candidate": "candidate" in load.latest,
+        }
+
     # What is there.
 
     def records(self) -> list[ServiceRecord]:
@@ -158,5 +167,5 @@ class Scenario:
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # replicas need nothing of the tests
     print("\n" + json.dumps(Scenario(Path(sys.argv[1])).run()))

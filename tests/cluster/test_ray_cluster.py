@@ -22,7 +22,7 @@ SETTINGS = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_enable_metrics_collection": "0",
     "RAY_usage_stats_enabled": "0",
-    "PYTHONPATH": str(HERE.parents[1]),
+    "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE, HERE.parent / "serving", HERE.parent / "pipeline"))),
 }
 
 
@@ -39,6 +39,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             env={**os.environ, **SETTINGS}, stdout=subprocess.PIPE, stderr=log, timeout=600, check=False,
         )  # fmt: skip
     assert done.returncode == 0, (folder / "log").read_text(errors="replace")[-4000:]
+    (folder / "told.json").write_bytes(done.stdout.splitlines()[-1])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -66,7 +67,13 @@ def test_a_loss_costs_what_was_in_flight_there_at_most(told: dict[str, Any], nam
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["upgraded", "scaled_down", "scaled_up", "scaled_back"])
+@pytest.mark.parametrize("name", ["upgraded", "scaled_down", "scaled_up", "weighted", "scaled_back"])
 def test_planned_changes_cost_nothing(told: dict[str, Any], name: str) -> None:
     assert failures(told[name]) == 0, told["errors"]
     assert told[name]["seen"]["right"] > 20
+
+
+@pytest.mark.long
+def test_all_replicas_follow_a_weight_within_two_seconds(told: dict[str, Any]) -> None:
+    assert told["weights"]["candidate"]
+    assert told["weights"]["last_of_stable"] < 2.0

@@ -104,7 +104,7 @@ def test_replicas_fit_the_pods_that_are_made_for_them() -> None:
     (group,) = SERVICE.spec.rayClusterConfig.workerGroupSpecs
     head = SERVICE.spec.rayClusterConfig.headGroupSpec
     assert (group.minReplicas, group.maxReplicas) == (CONFIG.ray.min_replicas, CONFIG.ray.max_replicas)
-    assert CONFIG.ray.replicas_per_node == 1
+    assert CONFIG.ray.fixed_port
     for start, needed, cpus in (
         (group.rayStartParams, CONFIG.ray.resources, CONFIG.ray.num_cpus or CONFIG.engine.lanes),
         (head.rayStartParams, CONFIG.ray.control_resources, 2),

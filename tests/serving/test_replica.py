@@ -29,7 +29,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
         tmp_path / "home",
         listen={"grpc_port": free_port()},
         engine={"lanes": 1},
-        ray={"start_limit": 90, "replicas_per_node": 3},
+        ray={"start_limit": 90},
     )
 
 
@@ -78,10 +78,9 @@ def test_a_port_that_somebody_listens_on_is_left_out(made: Installation) -> None
         taken.listen()
         replica = LaneReplica(made.config, "a", "127.0.0.1")
         assert (replica.number, replica.port) == (1, made.config.listen.grpc_port + 1)
-        other = LaneReplica(made.config, "b", "127.0.0.1")
-        with pytest.raises(Conflict, match=r"set ray\.replicas_per_node"):
-            LaneReplica(made.config, "c", "127.0.0.1")
-        assert other.number == 2
+        ray = made.config.ray.model_copy(update={"replicas_per_node": 1, "fixed_port": True})
+        with pytest.raises(Conflict, match=r"no port from \d+ on is free"):
+            LaneReplica(made.config.model_copy(update={"ray": ray}), "b", "127.0.0.1")
 
 
 def test_a_lane_that_stands_still_makes_the_replica_ill(made: Installation) -> None:
