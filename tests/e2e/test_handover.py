@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from machine import ENDPOINT, STUDENT, TEACHER, Machine, Models, rollout_file, until
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus import Prometheus
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from typer.testing import CliRunner, Result
 
 from pipeline.errors import BatonError, InvalidInput, NotFound
@@ -33,15 +36,26 @@ from transfer.data.log import LogRequest
 FEWEST, AFTER, MOST = 250, 50, 2500
 RATE = 50.0
 CLOSE = 1e-5
+DEPLOY = Path(__file__).parents[2] / "deploy"
 KSERVE = Path(__file__).parents[1] / "serving" / "kserve_client.py"
 
 
 @pytest.fixture(scope="module")
 def machine(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    made = Machine(tmp_path_factory.mktemp("machine") / "home", models)
+    made = Machine(tmp_path_factory.mktemp("machine") / "home", models, log_format="json")
     made.start()
     yield made
     assert made.stop() == 0
+    lines = (made.home / "serve.log").read_text().splitlines()
+    entries = [json.loads(line) for line in lines if line.startswith("{")]  # a C library has its say at the end
+    assert {e["process"] for e in entries} >= {"supervisor", "control", "shadow", "lane-0"}
+
+
+@pytest.fixture(scope="module")
+def prometheus(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    rules = DEPLOY / "prometheus" / "alerts.yml"
+    with Prometheus(tmp_path_factory.mktemp("prometheus") / "home", machine.url, rules) as running:
+        yield running
 
 
 @dataclass
@@ -53,7 +67,7 @@ class Replayed:
 
 
 @pytest.fixture(scope="module")
-def replayed(machine: Machine) -> Replayed:
+def replayed(machine: Machine, prometheus: Prometheus) -> Replayed:
     """Traffic with late labels while a rollout runs, until it has reached its last step."""
     machine.admin.post("/rollouts", {"file": rollout_file(), "reason": "hand over"})
     sender = Replay(machine.target, ENDPOINT, machine.log.schema, rate=RATE, label_delay=0.5)
@@ -233,20 +247,47 @@ def test_the_worker_learns_and_what_it_publishes_answers(machine: Machine, repla
     np.testing.assert_allclose(scores, machine.model(STUDENT, newest).scores(rows), rtol=0, atol=CLOSE)
 
 
-def test_metrics_are_prometheus_text(machine: Machine, replayed: Replayed) -> None:
+def test_metrics_are_what_prometheus_asks_for(machine: Machine, replayed: Replayed) -> None:
+    def scraped(accept: str) -> str:
+        answer = httpx.get(f"{machine.url}/metrics", headers={"accept": accept}, trust_env=False, timeout=60)
+        assert answer.raise_for_status().headers["content-type"].startswith(accept)
+        return answer.text
+
     def totals() -> dict[str, float]:
-        text = httpx.get(f"{machine.url}/metrics", trust_env=False).raise_for_status().text
-        families = {f.name: sum(s.value for s in f.samples) for f in text_string_to_metric_families(text)}
-        return {name: value for name, value in families.items() if name.startswith("baton_")}
+        families = text_string_to_metric_families(scraped("application/openmetrics-text"))
+        return {f.name: sum(s.value for s in f.samples) for f in families if f.name.startswith("baton_")}
 
     until(
         lambda: totals().get("baton_traffic_committed", 0) >= 2 * len(replayed.sent), "the lane's figures are written"
     )
-    found = totals()
-    assert found["baton_shadow_scored"] > 0
-    assert len(found) > 5
+    until(lambda: totals()["baton_process_up"] == 4, "all processes are told to be up")
+    assert totals()["baton_shadow_scored"] > 0
     figures = machine.admin.get(f"/metrics/{ENDPOINT}")
     assert figures["coverage"] > 0.3
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=scraped("text/plain"), capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_every_query_of_the_dashboard_gives_data(prometheus: Prometheus, replayed: Replayed) -> None:
+    dashboard = json.loads((DEPLOY / "grafana" / "baton.json").read_text())
+    queries = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", ())]
+    assert len(queries) > 40
+    values = {"$__rate_interval": "5s", "$instance": ".*", "$endpoint": ".*"}
+
+    def silent() -> list[str]:
+        return [q for q in filled if not any(v != "NaN" for s in prometheus.series(q) for _, v in s["values"])]
+
+    filled = [reduce(lambda q, pair: q.replace(*pair), values.items(), query) for query in queries]
+    until(lambda: not silent(), "all queries give data") if silent() else None
+    assert silent() == []
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            metric, label = re.fullmatch(r"label_values\((\w+)(?:\{.*\})?, (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
+            assert any(label in series["metric"] for series in prometheus.series(metric)), variable["name"]
+    alerts = prometheus.get("rules")["groups"]
+    assert [rule["name"] for group in alerts for rule in group["rules"] if rule["health"] != "ok"] == []
 
 
 def baton(machine: Machine, *arguments: str, server: str = "") -> Result:
