@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.report import Progress, Report
-from transfer.experiment.measured import PeakMemory
+from transfer.measured import PeakMemory
 from transfer.projection import fit_projection
 
 __all__ = ["run"]

@@ -47,7 +47,7 @@ class Stage1Settings:
         ratio: share of the rows that S1C trains on, drawn from chunks of `batch / ratio` rows; None: all of them, as
             when the teacher has no tables to hand over.
         dense_ratio: the same of S1B.
-        least_rows: a share smaller than this many rows is enlarged to it.
+        least_rows: a share smaller than this many rows is enlarged to it; to all rows where it would be above half of them.
         balanced: half of the drawn rows are positives; else they come at their natural rate.
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
         calibrate: fit the calibration on the tail: on rows of it that the student did not train on, or, when it trains on
@@ -228,7 +228,10 @@ def transfer_offline(
 def _fitted(s: Stage1Settings, rows: int) -> Stage1Settings:
     """The settings for a window of so many rows."""
     least = min(1.0, s.least_rows / rows)
-    ratio, dense = (None if r is None else max(r, least) for r in (s.ratio, s.dense_ratio))
+    # A part that would leave less than half of the rows aside takes all: some must be left to calibrate on.
+    ratio, dense = (
+        None if r is None or (least > r and least > 0.5) else max(r, least) for r in (s.ratio, s.dense_ratio)
+    )
     batch = s.batch
     if batch is None:
         share = None if ratio is None else 1 << min(max(round(ratio * rows / 150).bit_length() - 1, 6), 11)

@@ -24,9 +24,9 @@ from pipeline.errors import InvalidInput
 from transfer.data.log import Log
 from transfer.data.memory import MemoryLog
 from transfer.experiment.learners import Judged
-from transfer.experiment.measured import PeakMemory, Stopwatch
 from transfer.experiment.runs import RUNS, Start, Task
 from transfer.figures import Decile, deciles
+from transfer.measured import PeakMemory, Stopwatch
 from transfer.model import ClickModel
 from transfer.model_zoo import parse_arch
 from transfer.train import batch_for, measure, train

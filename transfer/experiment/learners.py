@@ -17,7 +17,7 @@ from pipeline.calibration import probabilities
 from pipeline.features import Rows
 from transfer.codistill import CoDistiller
 from transfer.data.log import Log, LogChunk
-from transfer.experiment.measured import Stopwatch
+from transfer.measured import Stopwatch
 from transfer.model import ClickModel
 from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
 from transfer.replay_store import ReplayRows, keep_sample

@@ -28,7 +28,7 @@ from transfer.experiment.learners import (
     RareSteps,
     keep_replay,
 )
-from transfer.experiment.measured import Stopwatch
+from transfer.measured import Stopwatch
 from transfer.model import ClickModel
 from transfer.train import train
 from transfer.window import Teacher

@@ -1,4 +1,4 @@
-"""What a run costs: seconds of training, without those of judging it, and the most memory that it held."""
+"""What training costs: its seconds, without those of judging it, and the most memory that it held."""
 
 from __future__ import annotations
 
