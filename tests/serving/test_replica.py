@@ -83,6 +83,7 @@ def test_a_port_that_somebody_listens_on_is_left_out(made: Installation) -> None
             LaneReplica(made.config.model_copy(update={"ray": ray}), "b", "127.0.0.1")
 
 
+@pytest.mark.long
 def test_a_lane_that_stands_still_makes_the_replica_ill(made: Installation) -> None:
     with started(made.config, "a") as replica:
         replica.check()
@@ -99,7 +100,7 @@ def test_a_lane_that_stands_still_makes_the_replica_ill(made: Installation) -> N
 
 def test_models_that_do_not_load_are_why_it_does_not_start(made: Installation) -> None:
     (made.config.repository / "teacher" / "1" / "dense.onnx").write_bytes(b"not a network")
-    config = made.config.model_copy(update={"ray": made.config.ray.model_copy(update={"start_limit": 8.0})})
+    config = made.config.model_copy(update={"ray": made.config.ray.model_copy(update={"start_limit": 4.0})})
     with pytest.raises(NotReady, match="lane-0 cannot answer"):
         LaneReplica(config, "a", "127.0.0.1").start()
     LaneReplica(config, "b", "127.0.0.1").drain()  # nothing was left behind
