@@ -110,7 +110,8 @@ class Steps:
                     Text(needs, classes="note")
                 self._lines.append((line, when))
         for at, (line, when) in enumerate(self._lines):
-            place = "now" if at == rollout.step else "done" if at < rollout.step else ""
+            here = rollout.phase in ACTIVE and at == rollout.step
+            place = "now" if here else "done" if at < rollout.step else ""
             line.classes(replace=place)
             put(line, "aria-current", "step" if place == "now" else "false")
             how = "on evidence" if at in rollout.steps_on_evidence else "by hand"

@@ -105,7 +105,8 @@ class Latency:
                 ]
             )
         self._table.tell(rows)
-        show(self._chart.element, view.track is not None and bool(view.track.latency.points))
+        points = () if view.track is None else view.track.latency.points
+        show(self._chart.element, any(value is not None for _, values in points for value in values))
         if view.track is not None:
             self._chart.tell(curves(view.track.latency, "p99_stable", "p99_candidate", digits=2))
 
