@@ -168,8 +168,8 @@ class TokenStore:
     @contextmanager
     def _change(self) -> Iterator[dict[str, Token]]:
         """The tokens, to be changed; written when the block ends well, while nobody else writes."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "w") as lock:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             seen = self._read()
             tokens = dict(seen.tokens) if seen is not None else {}
