@@ -48,8 +48,8 @@ class DataError(InvalidInput):
     """A data set descriptor or the files that it names cannot be used."""
 
 
-class Diverged(BatonError):
-    """A model in training gives logits that are not finite or beyond all reason."""
+class Diverged(InvalidInput):
+    """A model in training gives logits for a batch that are not finite or beyond all reason."""
 
 
 class NotFound(BatonError):

@@ -1,0 +1,70 @@
+"""A process that runs a worker in children and kills them with SIGKILL at random moments, until one ends by itself.
+
+Imported once and forked from then on, so that a life costs no start of an interpreter. Run by `test_worker_kills`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from worker_world import Turned, open_log, settings
+
+from pipeline.versions import Repository
+from transfer.worker import Worker
+
+__all__ = ["live", "main"]
+
+PUBLISH = 4
+
+
+def live(folder: Path, tell: int | None = None) -> None:
+    """Work through the log with a commit after every batch; a byte to the pipe `tell` after each."""
+    log = open_log(folder)
+    worker = Worker(settings(folder, publish_batches=PUBLISH), log, Repository(folder / "bundles"), clock=Turned())
+    while worker.step(lambda: True):
+        worker.commit()
+        if tell is not None:
+            os.write(tell, b".")
+    log.close()
+
+
+def main(folder: Path, seed: int, kills: int) -> None:
+    """Kill `kills` lives, each within its first few batches, and let the next one finish; prints how many were killed."""
+    torch.set_num_threads(1)
+    random = np.random.default_rng(seed)
+    killed = 0
+    while True:
+        hear, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(hear)
+            code = 1
+            try:
+                live(folder, tell)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(tell)
+        if killed < kills:
+            for _ in range(int(random.integers(0, 3))):
+                select.select([hear], [], [], 120)
+                os.read(hear, 1)
+            time.sleep(float(random.uniform(0, 0.05)))  # anywhere within a batch, a commit or a publication
+            os.kill(child, signal.SIGKILL)
+            killed += 1
+        _, status = os.waitpid(child, 0)
+        os.close(hear)
+        if not os.WIFSIGNALED(status):
+            print(killed, flush=True)
+            sys.exit(os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
