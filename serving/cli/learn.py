@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from pipeline.errors import InvalidInput
 from pipeline.row_format import RowFormat
 from serving.cli.output import Output, emit, problems, say
+
+if TYPE_CHECKING:
+    from transfer.data import Log
+    from transfer.measured import PeakMemory, Stopwatch
+    from transfer.model import ClickModel
 
 __all__ = ["replay", "train", "transfer"]
 
@@ -27,6 +33,8 @@ Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 CACHE = Path(".baton/cache")
 RETAINED_ROWS = 200_000
+NEXT = 0.1
+"""Share of the log after the window on which a fresh model is judged."""
 
 
 class Mode(StrEnum):
@@ -57,6 +65,7 @@ def train(
 
     from serving.cli.progress import rows_progress
     from transfer.data import open_log
+    from transfer.measured import PeakMemory, Stopwatch
     from transfer.model_zoo import parse_arch
     from transfer.train import TrainSettings
     from transfer.train import train as run
@@ -66,11 +75,12 @@ def train(
         torch.set_num_threads(threads)
         kind, width = parse_arch(arch)
         log = open_log(data, cache)
-        with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress:
+        memory, watch = PeakMemory(), Stopwatch()
+        with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress, watch.running():
             settings = TrainSettings(stored=rows)
             model = run(log, kind, width=width, start=start, stop=stop, seed=seed, settings=settings, progress=progress)
         bundle = model.save_bundle(out, name or _plain(kind), metrics=model.metrics)
-        _show_bundle(output, out, bundle.manifest.metrics)
+        _show_bundle(output, out, {**bundle.manifest.metrics, **_cost(model, watch, memory)}, _after(model, log, stop))
 
 
 def transfer(
@@ -106,6 +116,7 @@ def transfer(
     from transfer.data import open_log
     from transfer.distill import OURS, PUBLISHED, transfer_offline
     from transfer.frozen import load_teacher
+    from transfer.measured import PeakMemory, Stopwatch
     from transfer.model_zoo import parse_arch
     from transfer.replay_store import keep_sample
 
@@ -115,9 +126,11 @@ def transfer(
         kind, width = parse_arch(arch)
         log = open_log(data, cache)
         model = load_teacher(teacher)
+        memory, watch = PeakMemory(), Stopwatch()
         with (
             pooled(teacher, teachers, ray, calibrated=mode is Mode.ours) as score,
             rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress,
+            watch.running(),
         ):
             student, _ = transfer_offline(
                 model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress,
@@ -127,7 +140,8 @@ def transfer(
         if retained is not None:
             keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
         bundle = student.save_bundle(out, name or _plain(kind), metrics=student.metrics)
-        _show_bundle(output, out, bundle.manifest.metrics)
+        cost = _cost(student, watch, memory)
+        _show_bundle(output, out, {**bundle.manifest.metrics, **cost}, _after(student, log, stop))
 
 
 def replay(
@@ -184,8 +198,37 @@ def _window(start: float, stop: float) -> None:
         raise InvalidInput(f"--from {start} must be below --to {stop}", "from")
 
 
-def _show_bundle(output: Output, out: Path, metrics: dict[str, float | None]) -> None:
-    result = {"bundle": str(out), **metrics}
-    emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
+def _cost(model: ClickModel, watch: Stopwatch, memory: PeakMemory) -> dict[str, float | None]:
+    """Seconds of training (a teacher's scoring counted in), rows in its steps per second, peak memory of this process."""
+    return {
+        "train_seconds": watch.seconds,
+        "rows_per_second": model.rows_trained / watch.seconds,
+        "peak_mb": memory.megabytes,
+    }
+
+
+def _after(model: ClickModel, log: Log, stop: float) -> dict[str, Any] | None:
+    """Metrics and calibration by decile on the rows that follow the window, which no step has seen; None: there are none."""
+    from transfer.figures import deciles
+    from transfer.train import measure
+
+    chunks = list(log.chunks(stop, min(1.0, stop + NEXT)))
+    if not chunks:
+        return None
+    scores = np.concatenate([model.scores(chunk.rows) for chunk in chunks])
+    labels = np.concatenate([chunk.labels for chunk in chunks])
+    return {**measure(scores, labels), "deciles": [asdict(decile) for decile in deciles(scores, labels)]}
+
+
+def _show_bundle(output: Output, out: Path, figures: dict[str, float | None], after: dict[str, Any] | None) -> None:
+    result = {"bundle": str(out), **figures, "after": after}
+    rows = [(key, value) for key, value in result.items() if key != "after"]
+    rows += [(f"{key} on the rows after", value) for key, value in (after or {}).items() if key != "deciles"]
+    emit(output, result, f"wrote {out}", ("what", "value"), rows)
     if output is Output.table:
+        if after is not None:
+            table = [(n + 1, *decile.values()) for n, decile in enumerate(after["deciles"])]
+            emit(
+                output, None, "calibration on the rows after", ("decile", "rows", "mean score", "share clicked"), table
+            )
         say(f"look at it with: baton bundle inspect {out}")

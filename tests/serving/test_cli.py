@@ -104,11 +104,14 @@ def test_teacher_and_student_are_stored_as_told(tmp_path: Path) -> None:
     common = ("--data", descriptor(tmp_path, rows=2000), "--cache", tmp_path / "cache", "--arch", "fm-4")
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     for command in (
-        ("train", *common, "--out", teacher, "--rows", "float16"),
-        ("transfer", *common, "--out", student, "--teacher", teacher, "--rows", "int8"),
+        ("train", *common, "--out", teacher, "--rows", "float16", "--to", "0.8", "-o", "json"),
+        ("transfer", *common, "--out", student, "--teacher", teacher, "--rows", "int8", "--to", "0.8", "-o", "json"),
     ):
         done = baton(*command)
         assert done.exit_code == 0, (done.output, done.exception)
+        told = json.loads(done.stdout)
+        assert min(told["train_seconds"], told["rows_per_second"], told["peak_mb"]) > 0
+        assert told["after"]["rows"] == sum(decile["rows"] for decile in told["after"]["deciles"]) == 200
     for path, stored in ((teacher, "float16"), (student, "int8")):
         assert {info.dtype for info in Bundle.open(path).manifest.tables.values()} == {stored}
     assert baton("train", *common, "--out", tmp_path / "other", "--rows", "int4").exit_code == 2
