@@ -7,17 +7,19 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pipeline.clock import Clock
 from pipeline.prediction import load_secret
-from pipeline.redis_address import RedisAddress
 from serving.config import Config
 from serving.kill import KillSwitch
 from serving.lead import FileLead, Lead
-from serving.redis_access import redis_address
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import ControlStore
 from serving.routing import Endpoint
+
+if TYPE_CHECKING:
+    from pipeline.redis_address import RedisAddress
 
 __all__ = [
     "installation_secret",
@@ -110,4 +112,6 @@ def relaying(config: Config, clock: Clock, name: str, *, hear: bool = False) -> 
 
 
 def _address(config: Config) -> RedisAddress:
+    from serving.redis_access import redis_address  # imports redis, which is not needed without one
+
     return redis_address(config.state, "state")

@@ -72,7 +72,10 @@ def import_onnx(
     name: Annotated[str, typer.Option(help="Bundle name; the file's unless said")] = "",
     output: Format = Output.table,
 ) -> None:
-    """Make a frozen teacher of a model from elsewhere: it serves and teaches, and does not learn."""
+    """Make a frozen teacher of a model from elsewhere: it serves and teaches, and does not learn.
+
+    Example: baton bundle import-onnx model.onnx --schema schema.yaml --out teacher
+    """
     from transfer.import_onnx import ImportSpec
     from transfer.import_onnx import import_onnx as run
 
