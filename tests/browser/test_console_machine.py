@@ -53,7 +53,7 @@ def test_every_panel_has_something_to_show(machine: Machine, opened: Open, scree
     page.goto(f"{machine.url}/endpoints/{ENDPOINT}")
     settled(page)
     act(page, "Start rollout", "hand over", Rollout_file=rollout_file())
-    page.locator(".weight .big", has_text="30 %").wait_for()
+    page.locator(".weight .big", has_text="100 %").wait_for()
     page.locator("dt", has_text="teacher's weight a").wait_for()
     until(lambda: machine.repository.versions("ranker-dcnv2")[1:], "a version was published")
     for heading, least in (

@@ -22,7 +22,7 @@ class Learner:
         self._configured = configured
         with panel("Transfer worker"):
             self._note = Text(tag="p", classes="note")
-            self._facts = Facts("teacher's weight a", "replay r", "teacher step K", "batches", "rows learned", "rows behind", "loss", "last report")  # fmt: skip
+            self._facts = Facts("teacher's weight a", "replay r", "teacher step K", "batches", "rows learned", "entries behind", "loss", "last report")  # fmt: skip
             self._versions = Table(("bundle", ">last version"), "Versions that the worker published last")
             self._refused = Table(("refused version", "because"), "Versions that the gate refused", "The gate has refused nothing.")  # fmt: skip
 
@@ -47,7 +47,7 @@ class Learner:
         self._facts.tell("batches", count(worker.batches))
         self._facts.tell("rows learned", count(worker.trained_rows))
         last = reading.processes.traffic.get("last_seq", 0)
-        self._facts.tell("rows behind", f"{count(max(0, last - worker.position))} entries")
+        self._facts.tell("entries behind", count(max(0, last - worker.position)))
         self._facts.tell("loss", figure(worker.loss))
         self._facts.tell("last report", f"{span(since)} ago", "" if running else "bad")
         self._versions.tell(sorted(worker.versions.items()))
