@@ -28,7 +28,7 @@ from transfer.experiment.runs import RUNS, Start, Task
 from transfer.figures import Decile, deciles
 from transfer.measured import PeakMemory, Stopwatch
 from transfer.model import ClickModel
-from transfer.model_zoo import parse_arch
+from transfer.model_zoo import parse_arch, resolve
 from transfer.train import batch_for, measure, train
 
 __all__ = ["Point", "RunResult", "Split", "crossadapt"]
@@ -121,9 +121,11 @@ def crossadapt(
     unknown = [name for name in runs if name not in RUNS]
     if unknown or not runs or not seeds:
         raise InvalidInput(f"runs are {', '.join(RUNS)}, and there must be a seed; got {list(runs)}, {seeds}", "runs")
-    kept = log if isinstance(log, MemoryLog) else MemoryLog(log)
     teacher_kind, teacher_width = parse_arch(teacher_arch)
     student_kind, student_width = parse_arch(student_arch)
+    for kind in (teacher_kind, student_kind):
+        resolve(kind)  # a name that is wrong is refused before anything is trained
+    kept = log if isinstance(log, MemoryLog) else MemoryLog(log)
     _warm_up(kept)
     for seed in seeds:
         tell(f"seed {seed}: teacher {teacher_arch} on {kept.rows_between(0, split.retained):,} rows")

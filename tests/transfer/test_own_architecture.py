@@ -1,0 +1,98 @@
+"""A user's own architecture, named as package.module:Class, goes the whole way that one of the zoo goes."""
+
+import numpy as np
+import pytest
+import torch
+from small_log import SmallLog
+from torch import nn
+
+from pipeline.errors import InvalidInput
+from pipeline.features import Features
+from pipeline.model import Model
+from pipeline.versions import Repository
+from transfer.distill import transfer_offline
+from transfer.model import ClickModel
+from transfer.model_zoo import ZOO, Architecture, DCNv2, FiBiNET, resolve
+from transfer.train import train
+
+LOG = SmallLog(6_000)
+
+
+class Gated(Architecture):
+    """Fields weighted by a gate, then one layer."""
+
+    def __init__(self, fields, width, numbers, *, units=8):
+        super().__init__(fields, width, numbers)
+        self.gate = nn.Linear(fields * width, fields)
+        self.out = nn.Sequential(nn.Linear(self.dense_width, units), nn.ReLU(), nn.Linear(units, 1))
+
+    def forward(self, embeddings, linear, numbers):
+        gate = torch.sigmoid(self.gate(embeddings.flatten(1))).unsqueeze(2)
+        return self.out(self.dense_input(embeddings * gate, numbers)).squeeze(1)
+
+
+OWN = f"{__name__}:Gated"
+
+
+@pytest.mark.parametrize("arch", [*ZOO, OWN])
+def test_contract_of_an_architecture(arch, tmp_path):
+    """Trains, gives one finite logit per row, serves the trainer's scores through ONNX, goes on from its bundle."""
+    model = train(LOG, arch, width=4, stop=0.3)
+    rows = LOG.window(0.3, 0.35).rows
+    logits = model.logits(rows)
+    assert logits.shape == (len(rows),)
+    assert np.isfinite(logits).all()
+    bundle = model.save_bundle(tmp_path / "bundles" / "m" / "1", "m")
+    served = Model.load(Repository(tmp_path / "bundles"), "m", segments=tmp_path / "segments")
+    np.testing.assert_allclose(served.score(Features.from_rows(rows)), model.scores(rows), atol=1e-5)
+    again = ClickModel.from_bundle(None, bundle)
+    for one in (model, again):
+        one.step(rows, LOG.window(0.3, 0.35).labels)
+    np.testing.assert_array_equal(model.logits(rows), again.logits(rows))
+
+
+def test_an_own_architecture_teaches_and_is_taught():
+    teacher = train(LOG, OWN, width=4, stop=0.4)
+    student, _ = transfer_offline(teacher, LOG, OWN, width=8, start=0.4, stop=0.8)
+    assert student.arch == OWN
+    other, _ = transfer_offline(teacher, LOG, "dcnv2", width=8, start=0.4, stop=0.8)
+    assert abs(float(other.scores(LOG.window(0.8, 1.0).rows).mean()) - LOG.window(0.8, 1.0).labels.mean()) < 0.1
+
+
+def test_what_is_no_architecture_is_refused():
+    assert resolve(OWN) is Gated
+    with pytest.raises(InvalidInput, match="wings"):
+        ClickModel.create(LOG.schema, OWN, 4, seed=0, hyperparameters={"wings": 2})
+
+
+def test_dcnv2_is_cross_and_deep_side_by_side():
+    # Paper: equation 1 and section 3.4; two inputs, one cross layer, one deep unit.
+    model = DCNv2(1, 2, 0, cross=1, hidden=[1])
+    with torch.no_grad():
+        model.cross[0].weight.copy_(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+        model.cross[0].bias.copy_(torch.tensor([1.0, -1.0]))
+        model.deep[0].weight.copy_(torch.tensor([[1.0, -2.0]]))
+        model.deep[0].bias.fill_(5.0)
+        model.head.weight.copy_(torch.tensor([[1.0, 10.0, 100.0]]))
+        model.head.bias.fill_(0.5)
+    x = torch.tensor([[[2.0, 3.0]]])
+    # cross: x0 * [3 + 1, 4 - 1] + x0 = [10, 12]; deep: relu(2 - 6 + 5) = 1
+    assert model(x, None, torch.zeros(1, 0)).item() == pytest.approx(10 + 120 + 100 + 0.5)
+
+
+def test_fibinet_is_gate_pairs_and_a_linear_part():
+    # Paper: squeeze (mean), excitation (two ReLU layers), bilinear pairs of both, equation 11; two fields of width 2.
+    model = FiBiNET(2, 2, 0, reduction=2, hidden=[])
+    with torch.no_grad():
+        model.gate[0].weight.copy_(torch.tensor([[1.0, 1.0]]))
+        model.gate[2].weight.copy_(torch.tensor([[2.0], [0.5]]))
+        model.original.copy_(torch.eye(2).unsqueeze(0))
+        model.gated.copy_(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
+        model.deep[0].weight.copy_(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
+        model.deep[0].bias.zero_()
+        model.first.bias.fill_(0.25)
+    v = torch.tensor([[[1.0, 3.0], [2.0, -1.0]]])
+    # means 2 and 0.5, squeezed to 2.5, excited to 5 and 1.25; gated vectors [5, 15] and [2.5, -1.25]
+    # original pair: [1 * 2, 3 * -1] = [2, -3]; gated pair: [15 * 2.5, 5 * -1.25] = [37.5, -6.25]
+    expected = 2 - 30 + 3750 - 6250 + 0.25 + 0.1 - 0.2
+    assert model(v, torch.tensor([[0.1, -0.2]]), torch.zeros(1, 0)).item() == pytest.approx(expected, rel=1e-6)
