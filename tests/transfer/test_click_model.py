@@ -8,9 +8,9 @@ from small_log import SCHEMA, SmallLog
 from pipeline.bundle import Bundle, Calibration, GateReport
 from pipeline.errors import BundleError, DataError, InvalidInput
 from pipeline.versions import Repository
+from transfer.blocks import TableSettings
 from transfer.loss import distillation_loss
 from transfer.model import ClickModel, LearningSettings
-from transfer.blocks import TableSettings
 
 LOG = SmallLog(4000)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,82 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from worker_world import ITEMS, KEY, SCHEMA, USERS, Turned, draw, fill, models, open_log, settings
 
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows
-from pipeline.hashing import hash_value
 from pipeline.metrics import bias
 from pipeline.model import Model
 from pipeline.prediction import PredictionIds
-from pipeline.schema import FieldSpec, Schema
-from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
-from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from pipeline.versions import Repository
-from transfer.adapt import AdaptSettings
 from transfer.checkpoint import Checkpoints
 from transfer.gate import GateLimits
 from transfer.model import ClickModel
 from transfer.stream import held_out
-from transfer.worker import Worker, WorkerSettings
-
-SCHEMA = Schema(
-    fields=(
-        FieldSpec(name="user", role="context"),
-        FieldSpec(name="item", role="candidate"),
-        FieldSpec(name="age", role="candidate", kind="number"),
-    )
-)
-USERS = np.array([hash_value("user", i) for i in range(40)])
-ITEMS = np.array([hash_value("item", i) for i in range(60)])
-TASTE = np.random.default_rng(1).normal(0, 1.0, (40, 60))
-PER_REQUEST = 20
-KEY = bytes(32)
-
-
-class Turned:
-    """A clock that the test turns."""
-
-    now = 1_700_000_000.0
-
-    def wall_ms(self) -> int:
-        return round(self.now * 1000)
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-def draw(random: np.random.Generator) -> tuple[Rows, np.ndarray]:
-    user = int(random.integers(40))
-    items = random.integers(0, 60, PER_REQUEST)
-    ids = np.stack([np.full(PER_REQUEST, USERS[user]), ITEMS[items]], 1)
-    p = 1 / (1 + np.exp(1.2 - TASTE[user, items]))
-    labels = (random.random(PER_REQUEST) < p).astype(np.float32)
-    return Rows(ids, random.random((PER_REQUEST, 1), np.float32)), labels
-
-
-def fill(log: SqliteTrafficLog, requests: int, seed: int = 0, teacher: Model | None = None, share: float = 1.0) -> None:
-    """Requests answered by the stable arm, shown, labelled and joined. `share`: what a click counts."""
-    random = np.random.default_rng(seed)
-    ids = PredictionIds(KEY)
-    start = 1_700_000_000_000 + seed * 10_000_000
-    records, feedback, others = [], [], []
-    for number in range(requests):
-        rows, labels = draw(random)
-        features = Features.from_context(SCHEMA, rows)
-        prediction_id = ids.new(start + number)
-        scores = teacher.score(features) if teacher else np.full(PER_REQUEST, 0.25, np.float32)
-        records.append(
-            pack(PredictionRecord(prediction_id, start + number, "ranker", "stable", "teacher", 1, features, scores))
-        )
-        outcomes = [Outcome(i, share * float(y), final=True) for i, y in enumerate(labels)]
-        feedback.append(FeedbackEntry(prediction_id, outcomes=outcomes, exposed_all=True))
-        others.append((prediction_id, Scores("candidate", "student", 1, scores)))
-    log.append_predictions(records)
-    log.append_scores(others)
-    log.append_feedback(feedback, start + requests)
-    while log.join(start + requests + 10):
-        pass
+from transfer.worker import Worker
 
 
 @pytest.fixture
@@ -99,43 +35,6 @@ def traffic(tmp_path: Path) -> Iterator[SqliteTrafficLog]:
     log = open_log(tmp_path)
     yield log
     log.close()
-
-
-def open_log(folder: Path) -> SqliteTrafficLog:
-    return SqliteTrafficLog(folder / "traffic.db", PredictionIds(KEY), attribution_window_ms=1000)
-
-
-def models(folder: Path) -> Repository:
-    """A teacher that has seen some rows and a student that has seen fewer; both can learn on."""
-    repository = Repository(folder / "bundles")
-    random = np.random.default_rng(7)
-    for name, arch, width, batches in (("teacher", "fm", 4, 200), ("student", "dnn", 8, 200)):
-        model = ClickModel.create(SCHEMA, arch, width, seed=3)
-        for _ in range(batches):
-            parts = [draw(random) for _ in range(10)]
-            rows = Rows(np.concatenate([p[0].ids for p in parts]), np.concatenate([p[0].numbers for p in parts]))
-            model.step(rows, np.concatenate([p[1] for p in parts]))
-        model.save_bundle(repository, name)
-    return repository
-
-
-def settings(folder: Path, **changes: object) -> WorkerSettings:
-    values: dict[str, object] = {
-        "endpoint": "ranker",
-        "teacher": "teacher",
-        "student": "student",
-        "folder": folder / "worker",
-        "segments": folder / "segments",
-        "status": folder / "status" / "worker.json",
-        "batch_rows": 200,
-        "holdout": 0.2,
-        "publish_interval": 0.0,
-        "publish_batches": 5,
-        "teacher_publish_interval": 0.0,
-        "gate": GateLimits(0.05, 0.05, 0.2, min_positives=50),
-        "adapt": AdaptSettings(every=3),
-    }
-    return WorkerSettings(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_learns_and_publishes_versions_that_serve(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
@@ -407,49 +306,3 @@ def test_a_crash_while_publishing_loses_no_row_and_no_number(
     rows = Rows(np.stack([np.resize(USERS, 240), np.resize(ITEMS, 240)], 1), np.full((240, 1), 0.5, np.float32))
     served = Model.load(repository, "student", segments=tmp_path / "segments")
     np.testing.assert_allclose(served.score(Features.from_rows(rows)), again._student.model.scores(rows), atol=1e-5)
-
-
-def run_child(folder: str) -> None:
-    """Body of the process that gets killed: works through the log with a commit after every batch."""
-    import torch
-
-    torch.set_num_threads(1)
-    log = open_log(Path(folder))
-    worker = Worker(
-        settings(Path(folder), publish_batches=4), log, Repository(Path(folder) / "bundles"), clock=Turned()
-    )
-    while worker.step(lambda: True):
-        worker.commit()
-        print(worker.place.position, flush=True)
-
-
-def test_killed_at_any_moment_it_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    undisturbed.mkdir()
-    models(undisturbed)
-    log = open_log(undisturbed)
-    fill(log, 150)
-    log.close()
-    shutil.copytree(undisturbed, killed)
-    run_child(str(undisturbed))
-    random = np.random.default_rng(11)
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_worker; test_worker.run_child({str(killed)!r})"
-    for kills_left in (2, 1, 0):
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            if kills_left:
-                for _ in range(int(random.integers(1, 4))):
-                    child.stdout.readline()
-                child.send_signal(signal.SIGKILL)
-            child.communicate()
-    assert child.returncode == 0
-    expected, found = Checkpoints(undisturbed / "worker").load(), Checkpoints(killed / "worker").load()
-    assert expected is not None
-    assert found is not None
-    place, arrays = expected
-    other_place, other_arrays = found
-    assert place.position == other_place.position > 0
-    assert (place.batches, place.trained_rows) == (other_place.batches, other_place.trained_rows)
-    for file, tensors in arrays.items():
-        for key, tensor in tensors.items():
-            np.testing.assert_array_equal(tensor, other_arrays[file][key], err_msg=f"{file} {key}")
