@@ -70,4 +70,6 @@ def load_teacher(path: Path) -> ClickModel | FrozenTeacher:
         InvalidInput: it is a delta, which needs the repository that holds its base.
     """
     bundle = Bundle.open(path)
-    return FrozenTeacher(bundle) if bundle.manifest.architecture == ARCHITECTURE else ClickModel.from_bundle(None, bundle)
+    return (
+        FrozenTeacher(bundle) if bundle.manifest.architecture == ARCHITECTURE else ClickModel.from_bundle(None, bundle)
+    )
