@@ -10,12 +10,12 @@ import fcntl
 from pathlib import Path
 from typing import IO, Protocol
 
-from pipeline.errors import BatonError
+from pipeline.errors import NotReady
 
 __all__ = ["FileLead", "Lead", "LeadLost"]
 
 
-class LeadLost(BatonError):
+class LeadLost(NotReady):
     """A write by a process that has the lead no more."""
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.clock import Clock
 from pipeline.prediction import load_secret
 from serving.config import Config
+from serving.idempotency import Keys, SqliteKeys
 from serving.kill import KillSwitch
 from serving.lead import FileLead, Lead
 from serving.rollout.sqlite_store import SqliteControlStore
@@ -25,11 +26,15 @@ __all__ = [
     "installation_secret",
     "node_name",
     "open_control_store",
+    "open_keys",
     "open_kill_switch",
     "open_lead",
     "relaying",
     "stored_endpoints",
 ]
+
+KEYS_KEPT = 1000
+KEYS_KEPT_MS = 24 * 3600 * 1000
 
 
 def open_control_store(config: Config) -> ControlStore:
@@ -64,6 +69,15 @@ def open_kill_switch(config: Config) -> KillSwitch:
     from serving.cluster.kill import SharedKillSwitch
 
     return SharedKillSwitch(config.home, _address(config))
+
+
+def open_keys(config: Config) -> Keys:
+    """Idempotency keys of the last 24 hours; in a file the newest 1,000 at most."""
+    if not config.state.url:
+        return SqliteKeys(config.control_db, kept=KEYS_KEPT, kept_ms=KEYS_KEPT_MS)
+    from serving.cluster.idempotency import RedisKeys
+
+    return RedisKeys(_address(config), kept_ms=KEYS_KEPT_MS)
 
 
 def open_lead(config: Config, clock: Clock) -> Lead:

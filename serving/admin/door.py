@@ -34,6 +34,7 @@ from serving.kill import KillSwitch
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
 from serving.security.principal import Principal
+from serving.state import open_keys
 
 if TYPE_CHECKING:
     from serving.cache import CacheUpkeep
@@ -77,7 +78,7 @@ class Admin:
         self.cache = Cache(store, repository, self.processes, clock, upkeep)
         self.log = Log(config, store, traffic, clock)
         self.worker = Worker(self.processes, repository)
-        self._once = Once(config.control_db, clock)
+        self._once = Once(open_keys(config), clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 
     def call(self, verb: Verb[Q, A], request: Q, by: Principal, key: str = "") -> A:

@@ -1,6 +1,6 @@
 """Idempotency keys: a mutating call that is sent twice with one key happens once, and both get the first answer.
 
-A key is written down before the verb runs and its answer after it, in `control.db`, so that a caller who lost the answer
+A key is written down before the verb runs and its answer after it (`serving.idempotency`), so that a caller who lost the answer
 to a crash may ask again. Where the crash fell between the two nobody knows what happened, and the second call is told so
 instead of doing it again. Refused calls changed nothing: their keys are free again.
 """
@@ -9,47 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sqlite3
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline.clock import Clock
 from pipeline.errors import Conflict, InvalidInput
 from serving.admin.answers import Answer
 from serving.admin.requests import Request
+from serving.idempotency import Keys, Taken
 
 __all__ = ["Once"]
 
 A = TypeVar("A", bound=Answer)
-KEPT = 1000
-KEPT_MS = 24 * 3600 * 1000
 _KEY = re.compile(r"[!-~]{1,200}")
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    caller TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, answer TEXT, time_ms INTEGER NOT NULL,
-    PRIMARY KEY (caller, key)
-) STRICT;
-"""
 
 
 class Once:
-    """The keys of the last 24 hours, the newest 1,000 at most. Safe for several threads of one process.
+    """Safe for several threads."""
 
-    Args:
-        path: `control.db`.
-    """
-
-    def __init__(self, path: Path, clock: Clock, *, kept: int = KEPT, kept_ms: int = KEPT_MS) -> None:
+    def __init__(self, keys: Keys, clock: Clock) -> None:
+        self._keys = keys
         self._clock = clock
-        self._kept = kept
-        self._kept_ms = kept_ms
         self._lock = threading.Lock()
         self._running: set[tuple[str, str]] = set()
-        self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
 
     def run(self, caller: str, key: str, verb: str, request: Request, answer: type[A], act: Callable[[], A]) -> A:
         """Do it, or give the answer of the time that it was done.
@@ -71,54 +54,38 @@ class Once:
         try:
             done = act()
         except BaseException:
-            self._write("DELETE FROM answers WHERE caller = ? AND key = ?", caller, key)
+            self._keys.free(caller, key)
             raise
         else:
-            text = done.model_dump_json()
-            self._write("UPDATE answers SET answer = ? WHERE caller = ? AND key = ?", text, caller, key)
+            self._keys.answer(caller, key, done.model_dump_json())
             return done
         finally:
             with self._lock:
                 self._running.discard((caller, key))
 
     def close(self) -> None:
-        """Release the file."""
-        with self._lock:
-            self._db.close()
+        """Release where the keys are."""
+        self._keys.close()
 
     def _begin(self, caller: str, key: str, digest: str) -> str | None:
         """The answer that there is; None: it is to be found, and the key is taken."""
         with self._lock:
-            row = self._db.execute(
-                "SELECT digest, answer FROM answers WHERE caller = ? AND key = ? AND time_ms > ?",
-                (caller, key, self._clock.wall_ms() - self._kept_ms),
-            ).fetchone()
-            if row is not None:
-                return self._known(caller, key, digest, *row)
-            now = self._clock.wall_ms()
-            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, NULL, ?)", (caller, key, digest, now))
-            self._db.execute(
-                "DELETE FROM answers WHERE time_ms <= ? OR rowid IN "
-                "(SELECT rowid FROM answers ORDER BY time_ms DESC, rowid DESC LIMIT -1 OFFSET ?)",
-                (now - self._kept_ms, self._kept),
-            )
-            self._running.add((caller, key))
-        return None
+            known = self._keys.take(caller, key, digest, self._clock.wall_ms())
+            if known is None:
+                self._running.add((caller, key))
+                return None
+            return self._known(caller, key, digest, known)
 
-    def _known(self, caller: str, key: str, digest: str, stored: str, answer: str | None) -> str:
-        if stored != digest:
+    def _known(self, caller: str, key: str, digest: str, known: Taken) -> str:
+        if known.digest != digest:
             raise InvalidInput(
                 f"idempotency-key {key!r} was used for another request; use a new key", "idempotency-key"
             )
-        if answer is not None:
-            return answer
+        if known.answer is not None:
+            return known.answer
         if (caller, key) in self._running:
             raise Conflict(f"the first call with idempotency-key {key!r} is still under way; ask again in a moment")
         raise Conflict(
-            f"the first call with idempotency-key {key!r} was cut off and may have been carried out; "
-            "look at what is there, then use a new key"
+            f"the first call with idempotency-key {key!r} was cut off and may have been carried out, or is under way at "
+            "another control process; look at what is there, then use a new key"
         )
-
-    def _write(self, statement: str, *values: str) -> None:
-        with self._lock:
-            self._db.execute(statement, values)

@@ -21,6 +21,7 @@ from serving.admin.answers import CacheWarming
 from serving.admin.door import request_of
 from serving.admin.once import Once
 from serving.admin.requests import EndpointName
+from serving.idempotency import SqliteKeys
 
 DONE = CacheWarming(name="x", running=False, total=1, written=1, seconds=0.5, error="", loaded=[{"rows": 1}])
 
@@ -29,6 +30,10 @@ DONE = CacheWarming(name="x", running=False, total=1, written=1, seconds=0.5, er
 def world(tmp_path: Path) -> Iterator[Operated]:
     with operated(tmp_path / "home") as made:
         yield made
+
+
+def keys(folder: Path, kept: int = 1000) -> SqliteKeys:
+    return SqliteKeys(folder / "control.db", kept=kept, kept_ms=24 * 3600 * 1000)
 
 
 def call(world: Operated, verb: str, key: str = "", **fields: Any) -> Any:
@@ -70,13 +75,13 @@ def test_keys_are_plain(world: Operated, key: str) -> None:
 
 def test_keys_outlive_a_restart_and_what_was_cut_off_is_not_done_again(tmp_path: Path) -> None:
     path, clock, request = tmp_path / "control.db", Turned(), EndpointName(name="a")
-    once = Once(path, clock)
+    once = Once(keys(tmp_path), clock)
     assert once.run("ann", "k", "v", request, CacheWarming, lambda: DONE) == DONE
     once.close()
     with sqlite3.connect(path) as database:  # as a crash in the middle leaves it
         database.execute("INSERT INTO answers SELECT caller, 'cut', digest, NULL, time_ms FROM answers")
     database.close()
-    again = Once(path, clock)
+    again = Once(keys(tmp_path), clock)
     assert again.run("ann", "k", "v", request, CacheWarming, _never) == DONE
     with pytest.raises(Conflict, match="cut off"):
         again.run("ann", "cut", "v", request, CacheWarming, _never)
@@ -84,7 +89,7 @@ def test_keys_outlive_a_restart_and_what_was_cut_off_is_not_done_again(tmp_path:
 
 
 def test_the_second_of_two_at_once_is_told_to_wait(tmp_path: Path) -> None:
-    once, request = Once(tmp_path / "control.db", Turned()), EndpointName(name="a")
+    once, request = Once(keys(tmp_path), Turned()), EndpointName(name="a")
     begun, go = threading.Event(), threading.Event()
 
     def slow() -> CacheWarming:
@@ -105,7 +110,7 @@ def test_the_second_of_two_at_once_is_told_to_wait(tmp_path: Path) -> None:
 
 def test_keys_are_kept_for_a_day_and_in_bounds(tmp_path: Path) -> None:
     clock, request = Turned(), EndpointName(name="a")
-    once = Once(tmp_path / "control.db", clock, kept=3)
+    once = Once(keys(tmp_path, kept=3), clock)
     for number in range(10):
         clock.now += 1
         once.run("ann", f"k{number}", "v", request, CacheWarming, lambda: DONE)

@@ -17,6 +17,7 @@ from rollout_world import HandClock
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound, NotReady, StaleVersion
+from serving.cluster.idempotency import RedisKeys
 from serving.cluster.kill import SharedKillSwitch
 from serving.cluster.lead import RedisLead
 from serving.cluster.relay import Relay
@@ -264,6 +265,20 @@ def test_status_of_other_machines_lies_beside_ones_own(tmp_path: Path, server: R
     write_status(folders["a"] / "lane-0.json", {"process": "lane of a", "time_ms": clock.now})
     relays["a"].step()
     assert set(read_status(folders["a"], clock.now)) == {"lane-0"}, "a machine that is gone is forgotten"
+
+
+def test_a_key_used_at_one_control_process_is_known_at_another(server: RedisProcess) -> None:
+    first, second = (RedisKeys(server.address, kept_ms=60_000) for _ in range(2))
+    assert first.take("ada", "k", "promote", 1) is None
+    assert second.take("ada", "k", "promote", 2) == ("promote", None)
+    first.answer("ada", "k", '{"weight": 5}')
+    assert second.take("ada", "k", "abort", 3) == ("promote", '{"weight": 5}')
+    assert second.take("bob", "k", "abort", 3) is None
+    second.free("bob", "k")
+    assert first.take("bob", "k", "pause", 4) is None
+    server.kill()
+    with pytest.raises(NotReady):
+        first.take("ada", "k2", "promote", 5)
 
 
 def test_machines_share_one_secret(tmp_path: Path, server: RedisProcess) -> None:

@@ -1,0 +1,83 @@
+"""Where idempotency keys and the answers to them are kept: beside the control store, in a file or in a shared Redis."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+__all__ = ["Keys", "SqliteKeys", "Taken"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    caller TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, answer TEXT, time_ms INTEGER NOT NULL,
+    PRIMARY KEY (caller, key)
+) STRICT;
+"""
+
+
+class Taken(NamedTuple):
+    """What is known of a key: of which request it is, and the answer, None before there is one."""
+
+    digest: str
+    answer: str | None
+
+
+class Keys(Protocol):
+    """Safe for several threads and processes. A key is one of its caller's."""
+
+    def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
+        """Write a key down; what is known of it where it is taken already, and then nothing is written."""
+
+    def answer(self, caller: str, key: str, answer: str) -> None:
+        """Write the answer to a key that was taken."""
+
+    def free(self, caller: str, key: str) -> None:
+        """Forget a key."""
+
+    def close(self) -> None:
+        """Release what this has opened."""
+
+
+class SqliteKeys:
+    """In `control.db`.
+
+    Args:
+        kept: keys at most, the newest ones; kept_ms: for how long.
+    """
+
+    def __init__(self, path: Path, *, kept: int, kept_ms: int) -> None:
+        self._kept, self._kept_ms = kept, kept_ms
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+
+    def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
+        with self._lock:
+            row = self._db.execute(
+                "SELECT digest, answer FROM answers WHERE caller = ? AND key = ? AND time_ms > ?",
+                (caller, key, now_ms - self._kept_ms),
+            ).fetchone()
+            if row is not None:
+                return Taken(*row)
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, NULL, ?)", (caller, key, digest, now_ms))
+            self._db.execute(
+                "DELETE FROM answers WHERE time_ms <= ? OR rowid IN "
+                "(SELECT rowid FROM answers ORDER BY time_ms DESC, rowid DESC LIMIT -1 OFFSET ?)",
+                (now_ms - self._kept_ms, self._kept),
+            )
+        return None
+
+    def answer(self, caller: str, key: str, answer: str) -> None:
+        with self._lock:
+            self._db.execute("UPDATE answers SET answer = ? WHERE caller = ? AND key = ?", (answer, caller, key))
+
+    def free(self, caller: str, key: str) -> None:
+        with self._lock:
+            self._db.execute("DELETE FROM answers WHERE caller = ? AND key = ?", (caller, key))
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
