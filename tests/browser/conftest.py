@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from desk import LIMIT_MS, SHOT, Open
 from scene import Scene
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make install")
 
-LIMIT_MS = 120_000
-"""Of every wait in a browser; they end as soon as what they wait for is there."""
 NOISE = ("WebSocket connection to", "ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
 """What Chromium itself says of a server that is gone."""
-
-Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +84,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Say where they are."""
     for folder in sorted({str(path.parent) for path in SHOT}):
         terminalreporter.write_line(f"screenshots: {folder}")
-
-
-SHOT: list[Path] = []
-"""Screenshots taken in this run."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import SHOT
+LIMIT_MS = 120_000
+"""Of every wait in a browser; they end as soon as what they wait for is there."""
+Open = Callable[..., Any]
+"""Opens a page: `opened(width=1280, scheme="light")`."""
+SHOT: list[Path] = []
+"""Screenshots taken in this run."""
 
 
 def sign_in(page: Any, url: str, token: str, path: str = "/endpoints/ranker") -> None:

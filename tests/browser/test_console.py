@@ -11,8 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LIMIT_MS, Open
-from desk import act, fits, phase, settled, shoot, sign_in
+from desk import LIMIT_MS, Open, act, fits, phase, settled, shoot, sign_in
 from installation import eventually
 from scene import ROLLOUT, Scene
 

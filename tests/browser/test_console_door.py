@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import test_admin_doors
-from conftest import Open
-from desk import act, sign_in
+from desk import Open, act, sign_in
 from doors import Refused, Rest
 from scene import Scene
 from test_admin_doors import ANN

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Open
-from desk import act, fits, phase, settled, shoot
+from desk import Open, act, fits, phase, settled, shoot
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
