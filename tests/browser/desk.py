@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from serving.http.console.charts import CANDIDATE
+
 LIMIT_MS = 120_000
 """Of every wait in a browser; they end as soon as what they wait for is there."""
 Open = Callable[..., Any]
@@ -42,6 +44,17 @@ def act(page: Any, button: str, reason: str, **fields: str) -> None:
 def phase(page: Any, name: str) -> None:
     """Wait until the rollout is shown in a phase."""
     page.locator(".title .chip", has_text=name).wait_for()
+
+
+def drawn(page: Any, title: str) -> None:
+    """Wait until the candidate's curve is seen in the chart that says this of itself.
+
+    Not the first path of the picture: those are lines of the grid, which have no height and are never called visible.
+    """
+    curve = f"[role=img][aria-label*='{title}'] svg path[stroke='{CANDIDATE}']"
+    page.wait_for_function(
+        "curve => [...document.querySelectorAll(curve)].some(path => path.getTotalLength() > 5)", arg=curve
+    )
 
 
 def fits(page: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,13 @@ from typing import Any, ClassVar
 
 import pytest
 import test_admin_doors
-from desk import Open, act, sign_in
+from desk import Open, act, phase, sign_in
 from doors import Refused, Rest
 from scene import Scene
 from test_admin_doors import ANN
 
 from pipeline.clock import SystemClock
+from serving.http.console.wording import weight
 from serving.kill import KillSwitch
 from serving.security.principal import Role
 
@@ -48,7 +50,13 @@ class Console:
             raise Refused("", f"there is no button for {verb}")
         more = {name: str(fields[key]) for key, name in (("file", "Rollout_file,_as_text"), ("weight", "Weight")) if key in fields}  # fmt: skip
         act(self._page, label, fields["reason"], **more)
-        return self._rest.do(f"{verb.partition('.')[0]}.get", name="ranker")
+        told = self._rest.do(f"{verb.partition('.')[0]}.get", name="ranker")
+        # As a person would: what is pressed next is pressed on what has been seen to be so.
+        answers = weight(0.0 if told.get("killed") else told["weight"])
+        self._page.locator(".weight .big", has_text=re.compile(f"^{answers}$")).wait_for()
+        if "phase" in told:
+            phase(self._page, told["phase"])
+        return told
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import Open, act, fits, phase, settled, shoot
+import yaml
+from desk import Open, act, drawn, fits, phase, settled, shoot
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
@@ -65,7 +66,7 @@ def test_every_panel_has_something_to_show(machine: Machine, opened: Open, scree
         page.locator(f"section[aria-label='{heading}'] tbody tr").nth(least - 1).wait_for()
     page.locator("section[aria-label='Latency and errors'] td", has_text="ms").first.wait_for()
     for title in ("bias", "AUC", "LogLoss", "Click rate", "p99"):
-        page.locator(f"[role=img][aria-label*='{title}'] svg path").first.wait_for()
+        drawn(page, title)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -79,7 +80,7 @@ def test_every_page_fits(
         settled(page)
         page.locator(f"body.body--{scheme}").wait_for()
         if name == "endpoint":
-            page.locator("[role=img] svg path").first.wait_for()
+            drawn(page, "bias")
             page.locator("section[aria-label='Transfer worker'] dd:not(:empty)").first.wait_for()
         assert fits(page)
         shoot(page, screenshots, f"machine-{name}-{device}-{scheme}")
@@ -90,12 +91,20 @@ def test_many_tabs_are_all_told(machine: Machine, opened: Open) -> None:
     for page in pages:
         page.goto(f"{machine.url}/endpoints/{ENDPOINT}")
         settled(page)
+    machine.admin.post(f"/rollouts/{ENDPOINT}/abort", {"reason": "from elsewhere"})
+    for page in pages:
+        phase(page, "aborted")
+    waits = yaml.safe_load(rollout_file())
+    waits["analysis"]["min_step_time"] = "1h"
+    machine.admin.post("/rollouts", {"file": yaml.safe_dump(waits), "reason": "from elsewhere"})
+    for page in pages:
+        phase(page, "progressing")
     machine.admin.post(f"/rollouts/{ENDPOINT}/pause", {"reason": "from elsewhere"})
     for page in pages:
         phase(page, "paused")
     machine.admin.post(f"/rollouts/{ENDPOINT}/resume", {"reason": "from elsewhere"})
     for page in pages:
-        page.locator(".title .chip", has_text="paused").wait_for(state="hidden")
+        phase(page, "progressing")
 
 
 def test_a_dead_worker_is_told_of(machine: Machine, opened: Open) -> None:
@@ -103,6 +112,6 @@ def test_a_dead_worker_is_told_of(machine: Machine, opened: Open) -> None:
     page.goto(f"{machine.url}/")
     settled(page)
     machine.kill("worker")
-    page.get_by_text("worker was restarted 1 times").wait_for()
+    page.get_by_text("worker was restarted once").wait_for()
     page.goto(f"{machine.url}/endpoints/nobody")
     page.get_by_text("There is no endpoint nobody.").wait_for()

@@ -55,7 +55,8 @@ def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) ->
     for name, child in children.items():
         if child.get("restarts"):
             last = f", last by {child['last_exit']}" if child.get("last_exit") else ""
-            found.append(Alarm(f"{name} was restarted {child['restarts']} times{last}.", False))
+            times = "once" if child["restarts"] == 1 else f"{child['restarts']} times"
+            found.append(Alarm(f"{name} was restarted {times}{last}.", False))
     return found
 
 

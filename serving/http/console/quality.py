@@ -46,7 +46,7 @@ class Bias:
         self._chart.tell(bias_curves(view.track))
         seen = view.rollout.evidence
         if seen.get("rows") is None:
-            self._note.tell("No mature labelled rows at the last look.")
+            self._note.tell("The last look rests on no mature labelled rows.")
             return
         made_of = f"{count(seen['rows'])} rows, {count(seen['clicks'])} clicks, {seen['blocks']} blocks"
         self._note.tell(
