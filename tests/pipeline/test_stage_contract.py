@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Sequence
@@ -149,7 +150,8 @@ class SharesBuffers(Double):
         super().run(event)
         if threading.current_thread() is not threading.main_thread():
             self.buffer = event.scores
-            self.meet.wait(20)
+            with contextlib.suppress(threading.BrokenBarrierError):  # the last one meets nobody
+                self.meet.wait(3)
             event.scores = self.buffer
 
 

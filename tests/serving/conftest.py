@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +26,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installat
     with running(made.config) as lane:
         yield made, lane
     made.store.close()
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """Commands that are run within a test set up the logs of their process, which here is that of all tests."""
+    root = logging.getLogger()
+    handlers, level, hooks = list(root.handlers), root.level, (sys.excepthook, threading.excepthook)
+    yield
+    if root.handlers != handlers:
+        root.handlers[:], root.level = handlers, level
+        sys.excepthook, threading.excepthook = hooks
+        logging.captureWarnings(False)
