@@ -13,10 +13,11 @@ from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import Processes
 from serving.rollout.controller import RolloutController
+from serving.rollout.figures import Snapshot
 from serving.rollout.store import ControlStore
 from serving.security.principal import Principal
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "metrics_of"]
 
 
 class Metrics:
@@ -42,8 +43,8 @@ class Metrics:
         """Bias with its limits, AUC, LogLoss and rows per arm, of the present rollout. Raises: NotFound."""
         self._store.endpoint(request.endpoint)
         with self._lock:
-            snapshot = self._controller.snapshot(request.endpoint).to_json()
-        return a.Metrics(**{name: snapshot[name] for name in a.Metrics.model_fields})
+            snapshot = self._controller.snapshot(request.endpoint)
+        return metrics_of(snapshot)
 
     def processes(self, request: r.Nothing, by: Principal) -> a.Processes:
         """What every process reports, and how the traffic log stands."""
@@ -55,6 +56,12 @@ class Metrics:
             supervisor=found.get("supervisor"),
             traffic=asdict(self._traffic.stats(self._clock.wall_ms())),
         )
+
+
+def metrics_of(snapshot: Snapshot) -> a.Metrics:
+    """The answer that tells of a snapshot."""
+    figures = snapshot.to_json()
+    return a.Metrics(**{name: figures[name] for name in a.Metrics.model_fields})
 
 
 def _shadow(processes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

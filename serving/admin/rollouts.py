@@ -13,10 +13,12 @@ from pipeline.versions import Repository
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.endpoints import open_arm, same_inputs
+from serving.admin.metrics import metrics_of
 from serving.admin.pages import cut
 from serving.config import Config
 from serving.kill import KillSwitch
 from serving.rollout.controller import RolloutController
+from serving.rollout.figures import Snapshot
 from serving.rollout.segments import Segments
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
@@ -96,6 +98,17 @@ class Rollouts:
         """One rollout, by id or the newest of an endpoint, with its figures per stay. Raises: NotFound."""
         return self._told(self._store.rollout(request.name))
 
+    def newest(self, endpoint: str) -> a.RolloutSummary:
+        """The newest of an endpoint, without figures, so at no cost. Raises: NotFound."""
+        return _summary(self._store.rollout(endpoint))
+
+    def with_metrics(self, rollout: str) -> tuple[a.Rollout, a.Metrics]:
+        """What `get` and `metrics.get` tell, both of the same moment and worked out once. Raises: NotFound."""
+        with self._lock:
+            stored = self._store.rollout(rollout)
+            snapshot = self._controller.snapshot(stored.id)
+        return _told(stored, snapshot), metrics_of(snapshot)
+
     def pause(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
         """Stay at this step whatever the evidence says in favour; breaches still step back."""
         return self._steer(request, Pause(), by)
@@ -148,9 +161,8 @@ class Rollouts:
 
     def _told(self, stored: StoredRollout) -> a.Rollout:
         with self._lock:
-            snapshot = self._controller.snapshot(stored.id).to_json()
-        summary = {name: getattr(shown, name) for shown in [_summary(stored)] for name in a.RolloutSummary.model_fields}
-        return a.Rollout(**summary, coverage=snapshot["coverage"], phases=[_phase(p) for p in snapshot["phases"]])
+            snapshot = self._controller.snapshot(stored.id)
+        return _told(stored, snapshot)
 
 
 @contextmanager
@@ -160,6 +172,13 @@ def _at(name: str, text: str, *loc: str | int) -> Iterator[None]:
         yield
     except BatonError as error:
         raise type(error)(f"{place(name, text, *loc)}: {error}") from None
+
+
+def _told(stored: StoredRollout, snapshot: Snapshot) -> a.Rollout:
+    shown = _summary(stored)
+    summary = {name: getattr(shown, name) for name in a.RolloutSummary.model_fields}
+    phases = [_phase(phase) for phase in snapshot.to_json()["phases"]]
+    return a.Rollout(**summary, coverage=snapshot.coverage, phases=phases)
 
 
 def _summary(stored: StoredRollout) -> a.RolloutSummary:

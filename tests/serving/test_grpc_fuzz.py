@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import random
 from collections import Counter
@@ -129,9 +130,9 @@ class Fuzz:
     def _call(self, path: str, sent: bytes, ask_stream: bool, answer_stream: bool) -> tuple[str, str]:
         try:
             if ask_stream and answer_stream:
-                _drain(self._channel.stream_stream(path)(iter([sent, sent]), timeout=2))
+                _answers(self._channel.stream_stream(path)(iter([sent, sent]), timeout=20), 2)
             elif answer_stream:
-                _drain(self._channel.unary_stream(path)(sent, timeout=2))
+                _answers(self._channel.unary_stream(path)(sent, timeout=20), 1)  # it watches, and may say nothing more
             else:
                 self._channel.unary_unary(path)(sent, timeout=20)
         except grpc.RpcError as error:
@@ -142,9 +143,9 @@ class Fuzz:
         self._channel.close()
 
 
-def _drain(stream: Any) -> None:
-    """Two answers are enough of one that may not end."""
-    for _, _ in zip(range(2), stream, strict=False):
+def _answers(stream: Any, most: int) -> None:
+    """The first answers of a stream that may not end."""
+    for _ in itertools.islice(stream, most):
         pass
     stream.cancel()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 from urllib.parse import quote
 
@@ -45,6 +45,7 @@ from serving.security.session import Sessions
 __all__ = ["mount_console"]
 
 TELL_EVERY = 1.0
+"""Seconds after which pages are told how old their figures are, if there are no new ones, which they are told at once."""
 PATIENCE = 10.0
 """Seconds after which browser and server, hearing nothing of each other, call the connection lost (pings come sooner)."""
 KEPT = 30.0
@@ -105,11 +106,13 @@ class _Console:
         self._admin, self._config, self._clock, self.visitors = admin, config, clock, visitors
         self._reader = Reader(Source(admin), clock)
         self._tabs: dict[str, Tab] = {}
+        self._news = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Read and tell until the application ends."""
-        self._reader.start()
+        loop = asyncio.get_running_loop()
+        self._reader.start(lambda: loop.call_soon_threadsafe(self._news.set))
         telling = background_tasks.create(self._tell(), name="console-tell")
         try:
             yield
@@ -173,7 +176,9 @@ class _Console:
 
     async def _tell(self) -> None:
         while True:
-            await asyncio.sleep(TELL_EVERY)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), TELL_EVERY)
+            self._news.clear()
             reader, now = self._reader, self._clock.wall_ms()
             general = alarms(reader.reading, reader.error, now, worker=self._config.worker is not None)
             for tab in list(self._tabs.values()):

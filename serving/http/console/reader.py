@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,11 +101,14 @@ class Reader:
         self._audit: dict[str, tuple[AuditEntry, ...]] = {}
         self._drops: deque[tuple[int, dict[str, int]]] = deque(maxlen=64)
         self._slow: tuple[float, Cache, Worker, Mapping[str, Sequence[Model]]] | None = None
-        self._ended: dict[str, tuple[str, int, Rollout, Metrics]] = {}
+        self._ended: dict[str, tuple[Rollout, Metrics]] = {}
+        self._told: Callable[[], None] = lambda: None
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="console-reader", daemon=True)
 
-    def start(self) -> None:
+    def start(self, told: Callable[[], None]) -> None:
+        """Begin; `told` is called in the reader's thread after every attempt."""
+        self._told = told
         self._thread.start()
 
     def stop(self) -> None:
@@ -126,6 +129,8 @@ class Reader:
                 if not self.error:
                     log.exception("the console cannot read the installation")
                 self.error = f"{type(error).__name__}: {error}" if isinstance(error, BatonError) else "see the log"
+            if not self._stop.is_set():  # nobody listens any more
+                self._told()
             self._wake.wait(WATCHED_EVERY if self.watchers else IDLE_EVERY)
 
     def read(self) -> Reading:
@@ -165,14 +170,13 @@ class Reader:
 
     def _rollout(self, name: str) -> tuple[Rollout, Metrics]:
         """The newest rollout of an endpoint and its figures; of one that is over they are asked for once."""
-        ended = self._ended.get(name)
-        rollout = self._source.rollout(name)
-        if ended is not None and ended[:2] == (rollout.id, rollout.resource_version):
-            return ended[2:]
-        metrics = self._source.metrics(name)
-        if rollout.phase not in ACTIVE:
-            self._ended[name] = (rollout.id, rollout.resource_version, rollout, metrics)
-        return rollout, metrics
+        newest, ended = self._source.newest(name), self._ended.get(name)
+        if ended is not None and (ended[0].id, ended[0].resource_version) == (newest.id, newest.resource_version):
+            return ended
+        found = self._source.rollout(newest.id)
+        if found[0].phase not in ACTIVE:
+            self._ended[name] = found
+        return found
 
     def _new_audit(self, name: str) -> tuple[AuditEntry, ...]:
         """The newest entries of an endpoint; only what came since the last reading is asked for."""

@@ -7,7 +7,17 @@ from typing import Any
 
 from serving.admin import requests as r
 from serving.admin import verbs as v
-from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Processes, Rollout, Worker
+from serving.admin.answers import (
+    AuditEntry,
+    Cache,
+    Endpoint,
+    Metrics,
+    Model,
+    Processes,
+    Rollout,
+    RolloutSummary,
+    Worker,
+)
 from serving.admin.door import Admin
 from serving.security.principal import Principal, Role
 
@@ -34,13 +44,13 @@ class Source:
                 return found
             page = r.EndpointList(page_size=PAGE, page_token=told.next_page_token)
 
-    def rollout(self, endpoint: str) -> Rollout:
-        """The newest of an endpoint. Raises: NotFound."""
-        return self._admin.call(v.ROLLOUTS_GET, r.RolloutName(name=endpoint), READER)
+    def newest(self, endpoint: str) -> RolloutSummary:
+        """The newest rollout of an endpoint, without figures. Raises: NotFound."""
+        return self._admin.rollouts.newest(endpoint)
 
-    def metrics(self, endpoint: str) -> Metrics:
-        """Figures of that rollout. Raises: NotFound."""
-        return self._admin.call(v.METRICS_GET, r.MetricsOf(endpoint=endpoint), READER)
+    def rollout(self, name: str) -> tuple[Rollout, Metrics]:
+        """A rollout with all its figures, worked out once for both. Raises: NotFound."""
+        return self._admin.rollouts.with_metrics(name)
 
     def processes(self) -> Processes:
         """What lanes, shadow lane, worker and supervisor report."""
