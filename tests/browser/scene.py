@@ -58,7 +58,7 @@ ROLLOUT = yaml.safe_dump(
         },
         "analysis": {
             "attribution_window": "500ms",
-            "block": "25ms",
+            "block": "50ms",
             "interval": "500ms",
             "min_step_time": "1s",
             "breach_window": "60s",

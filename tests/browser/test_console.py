@@ -71,10 +71,11 @@ def test_an_operator_starts_a_rollout_and_watches_bias_fall_and_steps_taken(
     phase(page, "progressing")
     page.wait_for_function("/^[+\u2212]/.test(document.querySelector('dl.facts dd').innerText)")
     first = abs(number(page, "bias of the candidate"))
-    page.locator(".weight .big", has_text="10 %").wait_for()
     page.locator(".weight .big", has_text="50 %").wait_for()
     assert abs(number(page, "bias of the candidate")) < first
     assert page.locator(".steps li.now", has_text="50 %").count() == 1
+    # Of a step that is over in less than two readings the page need not have shown the weight; the trail has it.
+    page.get_by_role("button", name="advance, 10 to 50 %").wait_for()
     page.get_by_role("button", name="advance, 0 to 10 %").click()
     evidence = page.get_by_role("dialog")
     evidence.get_by_text("bias_high").wait_for()

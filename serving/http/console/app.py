@@ -112,7 +112,11 @@ class _Console:
     async def running(self) -> AsyncIterator[None]:
         """Read and tell until the application ends."""
         loop = asyncio.get_running_loop()
-        self._reader.start(lambda: loop.call_soon_threadsafe(self._news.set))
+
+        def told() -> None:
+            loop.call_soon_threadsafe(self._news.set)
+
+        self._reader.start(told)
         telling = background_tasks.create(self._tell(), name="console-tell")
         try:
             yield
