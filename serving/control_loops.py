@@ -1,0 +1,217 @@
+"""What the control process does by itself: join labels, move rollouts, look after logs, bundles and the shared cache.
+
+Each in a thread of its own, so that one which hangs holds up no other. Where several control processes share one state
+the one that has the lead acts (`serving.lead`); the others keep reading, so that they can answer and take over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.clock import Clock
+from pipeline.versions import Repository
+from serving.admin import Admin
+from serving.bundle_upkeep import BundleUpkeep
+from serving.bundles import open_repository
+from serving.config import Config
+from serving.lead import LeadLost
+from serving.observe import Observer, read_status
+from serving.process import step_back, write_status
+from serving.rollout.controller import RolloutController
+from serving.state import open_control_store, open_kill_switch, open_lead
+from serving.supervisor import children_of
+from serving.telemetry import METRICS_DIR, Telemetry
+from serving.telemetry.overview import Overview, made_ms
+from serving.traffic import open_traffic_log
+from serving.upkeep import TrafficUpkeep
+
+if TYPE_CHECKING:
+    from serving.cache import CacheUpkeep
+
+__all__ = ["ControlLoops"]
+
+JOIN_EVERY = 0.2
+PASS_EVERY = 0.5
+LEAD_EVERY = 0.5
+UPKEEP_EVERY = 60.0
+UPKEEP_NICE = 10
+REFRESH_EVERY = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class ControlLoops:
+    """Opens what the control process works on. Use `start`, then `close`.
+
+    Attributes:
+        admin: what operators ask and do; may be called at any time in between.
+        telemetry: of the process.
+    """
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config, self._clock = config, clock
+        self._stop = threading.Event()
+        self._store = open_control_store(config)
+        # The join waits for the disk; whoever reads must not wait for it.
+        self._joined, self._read = open_traffic_log(config), open_traffic_log(config)
+        repository = open_repository(config)
+        kill = open_kill_switch(config)
+        observer = Observer(config.status, repository, kill, clock)
+        self._controller = RolloutController(self._store, self._read, clock, observer, observer.schema)
+        self._lock = threading.RLock()
+        self._lead, self._leads = open_lead(config, clock), threading.Event()
+        self._cache = self._open_cache(repository)
+        self.admin = Admin(
+            config, self._store, self._read, repository, self._controller, kill, clock, self._lock, self._cache
+        )
+        self.admin.endpoints.bootstrap()
+        self._bundles = BundleUpkeep(
+            repository, config.segments, self._store, keep=config.bundles_keep, worker=config.worker is not None
+        )
+        self._traffic = TrafficUpkeep(config, self._joined, self._store)
+        self.telemetry = Telemetry("control")
+        self._publish(repository)
+        self._started = self._kept = clock.monotonic()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to act."""
+        bodies = [
+            ("lead", self._take_lead, LEAD_EVERY),
+            ("label-join", self._leading(self._join), JOIN_EVERY),
+            ("rollout", self._leading(self._move), PASS_EVERY),
+            ("status", self._tell, PASS_EVERY),
+            ("bundle-upkeep", self._tidy, UPKEEP_EVERY),
+        ]
+        if self._cache is not None:
+            bodies.append(("redis-updates", self._leading(self._refresh), REFRESH_EVERY))
+        for name, body, pause in bodies:
+            thread = threading.Thread(target=self._repeat, args=(name, body, pause), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def end(self) -> None:
+        """Ask the loops to end; may be called from a signal handler."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """End the loops and release everything."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(10)
+        self._lead.release()
+        self.admin.close()
+        if self._cache is not None:
+            self._cache.close()
+        self._joined.close()
+        self._read.close()
+        self._store.close()
+
+    # What is done again and again.
+
+    def _take_lead(self) -> None:
+        if self._lead.hold() == self._leads.is_set():
+            return
+        if self._leads.is_set():
+            self._leads.clear()
+            log.warning("another control process leads now; this one answers and stands by")
+        else:
+            self._leads.set()
+            log.info("this control process leads")
+
+    def _join(self) -> None:
+        while self._joined.join(self._clock.wall_ms()) and not self._stop.is_set():
+            pass
+        if self._clock.monotonic() - self._kept > UPKEEP_EVERY:
+            self._kept = self._clock.monotonic()
+            self.admin.endpoints.bootstrap()
+            self._traffic.step(self._processes().get("worker"), self._clock.wall_ms())
+
+    def _move(self) -> None:
+        with self._lock:
+            for rollout, decision in self._controller.step():
+                if decision.event is not None:
+                    log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
+
+    def _tell(self) -> None:
+        endpoints = {name: {"step_version": self.admin.rollouts.step_version(name)} for name in self._store.endpoints()}
+        status = {
+            "process": "control",
+            "time_ms": self._clock.wall_ms(),
+            "endpoints": endpoints,
+            "leads": self._leads.is_set(),
+            "leader": self._lead.holder(),
+        }
+        write_status(self._config.status / "control.json", status)
+        self.telemetry.write(self._config.home / METRICS_DIR)
+
+    def _tidy(self) -> None:
+        if self._clock.monotonic() - self._started < UPKEEP_EVERY:
+            return  # until then not every process has said what it needs
+        step_back(UPKEEP_NICE, thread=True)
+        self._bundles.step(self._processes())
+
+    def _refresh(self) -> None:
+        assert self._cache is not None
+        self._cache.step({name: status for name, status in self._processes().items() if status.get("fresh")})
+
+    def _leading(self, body: Callable[[], None]) -> Callable[[], None]:
+        """Do nothing while another process leads; write nothing once one does."""
+
+        def guarded() -> None:
+            if not self._leads.is_set():
+                return
+            try:
+                with self._store.fenced(self._lead.token):
+                    body()
+            except LeadLost as error:
+                log.warning("%s", error)
+
+        return guarded
+
+    def _repeat(self, name: str, body: Callable[[], None], pause: float) -> None:
+        """A pass that fails is logged, and the next one tries anew."""
+        while not self._stop.is_set():
+            try:
+                body()
+            except Exception:
+                log.exception("a pass of %s failed; trying again", name)
+                self._stop.wait(1.0)
+            self._stop.wait(pause)
+
+    def _processes(self) -> Mapping[str, dict[str, Any]]:
+        return read_status(self._config.status, self._clock.wall_ms())
+
+    def _open_cache(self, repository: Repository) -> CacheUpkeep | None:
+        """Who keeps Redis up to date; imported only where there is one."""
+        if self._config.embedding.redis is None:
+            return None
+        from serving.cache import CacheUpkeep
+
+        return CacheUpkeep(self._config.embedding.redis, repository, self._clock, self._stop.is_set)
+
+    def _publish(self, repository: Repository) -> None:
+        telemetry = self.telemetry
+        if self._cache is not None:
+            telemetry.tally(
+                "baton_redis_updates", "Rows and keys that Redis was told, and failures", "what", self._cache.counters
+            )
+        telemetry.tally(
+            "baton_bundle_upkeep", "Versions and segments removed, segments merged, and failures", "what",
+            self._bundles.counters,
+        )  # fmt: skip
+        self._traffic.publish(telemetry)
+        telemetry.include(
+            Overview(
+                [child.name for child in children_of(self._config, self._config.home)],
+                self._processes,
+                self._store,
+                self._controller.snapshot,
+                self._read.stats,
+                lambda bundle, version: made_ms(repository.open(bundle, version)),
+                self._clock,
+            )
+        )
