@@ -328,6 +328,24 @@ def projection(
         _show(projection.run(rows, progress=_tell), output, out)
 
 
+@app.command("teachers")
+def teachers(
+    members: Annotated[list[int], typer.Option(min=1, help="Processes in the pool; repeatable")] = [1, 2, 3, 4],  # noqa: B006
+    rows: Annotated[int, typer.Option(min=1, help="Scored in each turn")] = 200_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns; figures are their medians")] = 3,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Rows per second that a pool of teachers scores, by members.
+
+    Example: baton bench teachers --members 1 --members 2
+    """
+    from benchmarks import teachers
+
+    with problems():
+        _show(teachers.run(tuple(members), rows, rounds, progress=_tell), output, out)
+
+
 @app.command("drift")
 def drift(
     rows: Annotated[int, typer.Option(min=20_000, help="Of every generated log")] = 500_000,

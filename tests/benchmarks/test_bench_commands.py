@@ -164,6 +164,14 @@ def test_recovery_is_when_answers_are_good_and_quick_again() -> None:
 
 
 @pytest.mark.long
+def test_teachers() -> None:
+    rows = rows_of(
+        bench("teachers", "--members", "1", "--members", "2", "--rows", "20000", "--rounds", "1", "-o", "json")
+    )
+    assert rows["pool/dcnv2/members=2", "growth"]["limit"] == rows["pool/dcnv2/members=1", "throughput"]["value"]
+
+
+@pytest.mark.long
 def test_drift() -> None:
     rows = rows_of(bench("drift", "--rows", "160000", "--seeds", "1", "-o", "json"))
     assert rows["abrupt/seed=0", "rows to recover"]["budget"] == 0.5
