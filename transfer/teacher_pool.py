@@ -34,7 +34,7 @@ F32 = npt.NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 
-class MemberGone(BatonError):
+class MemberGone(NotReady):
     """A member that will never answer again."""
 
 

@@ -214,10 +214,14 @@ def wrong(keys: I64, wanted: Wanted) -> int:
     return int(((rows[hit] != expected).any(1) | (weights[hit] != expected_weights)).sum())
 
 
-def hammer(
-    memory: mmap.mmap, seed: int, seconds: float, out: multiprocessing.SimpleQueue[tuple[int, int, int]]
-) -> None:
+def shared(path: Path) -> mmap.mmap:
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), 0)
+
+
+def hammer(path: Path, seed: int, seconds: float, out: multiprocessing.SimpleQueue[tuple[int, int, int]]) -> None:
     """Find, offer and update the same few sets from three threads until the time is up."""
+    memory = shared(path)
     shape = CacheShape(48, 16, True)
     results: list[tuple[int, int, int]] = []
 
@@ -246,11 +250,12 @@ def hammer(
     out.put((rounds, found, bad))
 
 
-def stress(seconds: float) -> None:
-    memory = mmap.mmap(-1, CacheShape(48, 16, True).bytes)  # shared with the processes that are forked
-    context = multiprocessing.get_context("fork")
+def stress(seconds: float, path: Path) -> None:
+    path.write_bytes(bytes(CacheShape(48, 16, True).bytes))
+    # Not forked: other tests leave threads of gRPC behind, which do not survive a fork.
+    context = multiprocessing.get_context("spawn")
     out: multiprocessing.SimpleQueue[tuple[int, int, int]] = context.SimpleQueue()
-    processes = [context.Process(target=hammer, args=(memory, seed, seconds, out)) for seed in range(3)]
+    processes = [context.Process(target=hammer, args=(path, seed, seconds, out)) for seed in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -261,16 +266,16 @@ def stress(seconds: float) -> None:
         assert bad == 0
         assert rounds > 10
         assert found > 1000
-    assert DeviceCache(CacheShape(48, 16, True), memory).counts()["entered"] > 50
+    assert DeviceCache(CacheShape(48, 16, True), shared(path)).counts()["entered"] > 50
 
 
-def test_no_reader_sees_half_a_row_or_another_ids() -> None:
-    stress(1.5)
+def test_no_reader_sees_half_a_row_or_another_ids(tmp_path: Path) -> None:
+    stress(1.5, tmp_path / "cache")
 
 
 @pytest.mark.long
-def test_no_reader_sees_half_a_row_or_another_ids_for_a_minute() -> None:
-    stress(62.0)
+def test_no_reader_sees_half_a_row_or_another_ids_for_a_minute(tmp_path: Path) -> None:
+    stress(62.0, tmp_path / "cache")
 
 
 def test_a_writer_that_died_costs_its_set_alone() -> None:

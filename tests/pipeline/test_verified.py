@@ -95,13 +95,13 @@ def verify_slowly(folder: str, log: str) -> None:
 
 
 def test_of_processes_that_come_together_one_reads(tmp_path: Path, files: list[Path]) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
     several = [context.Process(target=verify_slowly, args=(str(tmp_path), str(log))) for _ in range(4)]
     for process in several:
         process.start()
     for process in several:
-        process.join(20)
+        process.join(60)
         assert process.exitcode == 0
     assert log.read_text() == "x"
 
