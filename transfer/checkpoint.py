@@ -39,6 +39,7 @@ class Place:
         position: last seq of the labelled log that is in the models.
         batches, trained_rows, held_rows: done since the very start.
         set_aside: batches that could not be learned from and were passed over.
+        publishing: roles of the lines whose next version is written from this state.
         extra: JSON values of other parts (the lines of versions, the heads of the models' states).
     """
 
@@ -47,6 +48,7 @@ class Place:
     trained_rows: int = 0
     held_rows: int = 0
     set_aside: int = 0
+    publishing: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import Diverged
 from pipeline.features import Rows, concat_rows
 from transfer.adapt import Adaptation, Adapted, AdaptSettings, Seen
 from transfer.model import ClickModel
@@ -54,12 +53,11 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class _Replayed:
-    """Rows of the retained window with labels, the teacher's logits of then and the student's of now."""
+    """Rows of the retained window with labels and the teacher's logits of then."""
 
     rows: Rows
     labels: F32
     teacher: F32
-    student: F32
 
 
 class CoDistiller:
@@ -106,13 +104,10 @@ class CoDistiller:
         """
         train, held = batch.train, batch.held
         # Before the step: what is measured must not have been learned.
-        student, held_student = self.student.logits(train.rows), self.student.logits(held.rows)
-        largest = float(np.abs(student).max(initial=0.0))
-        if not largest < EXPLODED:
-            raise Diverged(f"the student's largest |logit| is {largest:g}")
+        held_student = self.student.logits(held.rows)
         old = self._drawn(len(train), number)
-        loss = self._teach_student(train, old)
-        record = self.adaptation.update(number, self._seen(train, student, old))
+        loss, student, old_student = self._teach_student(train, old)
+        record = self.adaptation.update(number, self._seen(train, student, old, old_student))
         teacher_loss = None
         if self.teacher_learns and not self.adaptation.retired:
             teacher_loss = self.teacher.accumulate(train.rows, train.labels)
@@ -130,10 +125,10 @@ class CoDistiller:
         count = round(self.adaptation.replay * rows)
         if self._replay is None or not count:
             return None
-        rows_, labels, teacher = self._replay.draw(count, seed=self._seed, batch=number)
-        return _Replayed(rows_, labels, teacher, self.student.logits(rows_))
+        return _Replayed(*self._replay.draw(count, seed=self._seed, batch=number))
 
-    def _teach_student(self, train: StreamRows, old: _Replayed | None) -> float:
+    def _teach_student(self, train: StreamRows, old: _Replayed | None) -> tuple[float, F32, F32]:
+        """A step on the batch; its loss and the logits from before it, of the stream's rows and of the replayed ones."""
         rows, labels = train.rows, train.labels
         guide = logit_of(train.stable)
         unscored = ~np.isfinite(train.stable)
@@ -145,11 +140,16 @@ class CoDistiller:
             labels, guide = np.concatenate([labels, old.labels]), np.concatenate([guide, old.teacher])
         # A row that no teacher has a finite score for is learned from its label alone.
         unguided = ~np.isfinite(guide)
-        self.unguided_rows += int(unguided.sum())
         a = np.where(unguided, 0.0, self.adaptation.a).astype(np.float32)
-        return self.student.step(rows, labels, teacher_logits=np.where(unguided, np.float32(0.0), guide), a=a)
+        guide = np.where(unguided, np.float32(0.0), guide)
+        before = None if self.student.steady else self.student.logits(rows)
+        loss = self.student.step(rows, labels, teacher_logits=guide, a=a, most=EXPLODED)
+        # The step has run the network on these rows already; a second time only where it runs another way in training.
+        before = self.student.last_logits if before is None else before
+        self.unguided_rows += int(unguided.sum())
+        return loss, before[: len(train)], before[len(train) :]
 
-    def _seen(self, train: StreamRows, student: F32, old: _Replayed | None) -> Seen:
+    def _seen(self, train: StreamRows, student: F32, old: _Replayed | None, old_student: F32) -> Seen:
         first = np.isnan(train.previous)  # a revised label belongs to a row that was trained on
         none = np.empty(0, np.float32)
         return Seen(
@@ -157,7 +157,7 @@ class CoDistiller:
             logit_of(train.stable[first]),
             train.labels[first],
             train.rows.ids[first],
-            none if old is None else self._calibrated(old.student),
+            self._calibrated(old_student),
             none if old is None else old.teacher,
             none if old is None else old.labels,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bundle import Bundle, Calibration, GateReport
-from pipeline.errors import InvalidInput
+from pipeline.errors import Diverged, InvalidInput
 from pipeline.features import Rows
 from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
@@ -29,7 +30,7 @@ from transfer.export import DenseGraph
 from transfer.loss import distillation_loss
 from transfer.model_state import load_into, state_of
 from transfer.model_zoo import resolve
-from transfer.network import Network
+from transfer.network import Network, steady
 from transfer.publish import Snapshot, load_model, snapshot_of, write_snapshot
 from transfer.tables import Tables
 
@@ -83,7 +84,8 @@ class ClickModel:
         self.extra: Arrays = {}
         """Arrays that travel with the training state, for example the maps of an embedding projection."""
         self.last_logits: F32 = np.empty(0, np.float32)
-        """The last batch's logits, float32 `[n]`, from before it was trained on."""
+        """The last batch's logits, float32 `[n]`, from before it was trained on. What `logits` would have given where
+        `steady`, except that an id seen for the first time has its new row already: the default one, plus noise."""
         self.pending_batches = 0
         self.pending_rows = 0
         self.graphs: dict[str, DenseGraph] = {}
@@ -130,6 +132,11 @@ class ClickModel:
             state.update({key: value.to(device) for key, value in state.items() if key != "step"})
         self.device = device
         return self
+
+    @cached_property
+    def steady(self) -> bool:
+        """Whether the network gives the same logits in training as in scoring (no dropout, no batch statistics)."""
+        return steady(self.network)
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 
@@ -189,11 +196,12 @@ class ClickModel:
         temperature: float = 1.0,
         label_offset: float | F32 = 0.0,
         train_tables: bool = True,
+        most: float = np.inf,
     ) -> float:
         """Learn from a batch: `accumulate`, then `apply_accumulated`; same arguments, result and errors."""
         loss = self.accumulate(
             rows, labels, teacher_logits=teacher_logits, a=a, temperature=temperature, label_offset=label_offset,
-            train_tables=train_tables,
+            train_tables=train_tables, most=most,
         )  # fmt: skip
         self.apply_accumulated()
         return loss
@@ -208,6 +216,7 @@ class ClickModel:
         temperature: float = 1.0,
         label_offset: float | F32 = 0.0,
         train_tables: bool = True,
+        most: float = np.inf,
     ) -> float:
         """Add the gradients of a batch to those that wait for a step; the loss is `transfer.loss.distillation_loss`.
 
@@ -219,12 +228,14 @@ class ClickModel:
             temperature: T.
             label_offset: log k of the sampling, one number or `[n]`.
             train_tables: False freezes the tables: no row is made or changed.
+            most: the largest |logit| that a batch may have.
 
         Returns:
             The batch's mean loss before the step.
 
         Raises:
             DataError: labels outside 0..1, or logits or numbers that are not finite; nothing has changed.
+            Diverged: a logit of this model is not below `most`; nothing has been learned.
             InvalidInput: the model came from a bundle without training state.
         """
         if self.frozen:
@@ -243,6 +254,10 @@ class ClickModel:
                 torch.cuda.manual_seed(seed)
             self.network.train()
             logits = self._forward(rows, embeddings, weights)
+        self.last_logits = logits.detach().cpu().numpy()
+        largest = float(np.abs(self.last_logits).max())
+        if most < np.inf and not largest < most:
+            raise Diverged(f"{self.arch}-{self.width}: the largest |logit| is {largest:g}")
         loss = distillation_loss(
             logits,
             self._there(y),
@@ -251,7 +266,6 @@ class ClickModel:
             temperature=temperature,
             label_offset=self._there(label_offset) if isinstance(label_offset, np.ndarray) else label_offset,
         ).mean()
-        self.last_logits = logits.detach().cpu().numpy()
         loss.backward()  # type: ignore[no-untyped-call]
         self.pending_batches += 1
         self.pending_rows += n

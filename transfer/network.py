@@ -6,6 +6,7 @@ wrong. Next stop: `transfer.model` (training it) and `transfer.export` (writing 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.schema import Schema
 from transfer.model_zoo import resolve
 from transfer.model_zoo.split import Half, Halves
 
-__all__ = ["Network", "NumberTransform", "SplitNetwork"]
+__all__ = ["Network", "NumberTransform", "SplitNetwork", "steady"]
 
 
 class NumberTransform(nn.Module):
@@ -113,6 +114,22 @@ class Network(nn.Module):
     def _logit(self, vectors: Tensor, linear: Tensor | None, numbers: Tensor) -> Tensor:
         logit: Tensor = self.body(vectors, linear, numbers)
         return logit
+
+
+def steady(network: Network) -> bool:
+    """Whether a network gives the same logits in training as in evaluation, tried on random rows.
+
+    Dropout and batch statistics are what makes the difference; asking the modules for their kind would miss functional ones.
+    """
+    probe, draw = copy.deepcopy(network).cpu(), torch.Generator().manual_seed(0)
+    rows = 64
+    linear = torch.randn(rows, network.fields, generator=draw) if network.uses_linear else None
+    numbers = None if network.transform is None else torch.randn(rows, len(network.transform.mean), generator=draw)
+    inputs = torch.randn(rows, network.fields * network.width, generator=draw), linear, numbers
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.default_generator.manual_seed(0)
+        evaluated, trained = probe.eval()(*inputs), probe.train()(*inputs)
+    return torch.equal(evaluated, trained)
 
 
 class SplitNetwork(nn.Module):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,6 +157,7 @@ class Worker:
         s = self._settings
         schema = self._student.model.schema
         learned = False
+        self._publish([line for line in self._lines if line.role in self.place.publishing], commit=False)
         batches = read_batches(
             self._traffic, s.endpoint, schema, self.place.position, rows=s.batch_rows, holdout=s.holdout
         )
@@ -254,10 +255,19 @@ class Worker:
         ]
         if not due or self._held.labels.sum() < s.gate.min_positives:
             return
+        # A worker killed from here on publishes them as soon as it is back: what is learned after a publication depends on
+        # its calibration, and so must not depend on whether it was cut short.
+        self.place.publishing = [line.role for line in due]
+        self._publish(due, commit=True)
+
+    def _publish(self, due: Sequence[Line], *, commit: bool) -> None:
+        """Publish the next versions of lines from the state as it is, which the newest checkpoint holds or, with
+        `commit`, will hold."""
         for line in due:
-            self._last_publish[line.role] = now  # what fails is tried again after as long
+            self._last_publish[line.role] = self._clock.monotonic()  # what fails is tried again after as long
         try:
-            self.commit()
+            if commit:
+                self.commit()
             for line in due:
                 anchor = self._anchor() if line is self._student else None
                 self._last_report[line.role] = line.publish(
@@ -266,6 +276,8 @@ class Worker:
                 self._last_publish[line.role] = self._clock.monotonic()
         except NotReady as error:
             log.error("nothing is published now: %s", error)
+        finally:
+            self.place.publishing = []
 
     def _line(self, role: str, name: str, repository: Repository) -> Line:
         s = self._settings
