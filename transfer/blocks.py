@@ -65,6 +65,10 @@ class Block:
     def _start(self) -> float:
         return self._settings.initial_square if self._settings.optimiser == "adagrad" else 0.0
 
+    def restart(self) -> None:
+        """Optimiser state as it is for new rows."""
+        self.squares[:], self.momentum[:], self.steps[:] = self._start, 0.0, 0
+
     def grow(self, capacity: int) -> None:
         self.values = grown(self.values, capacity)
         self.squares = grown(self.squares, capacity, self._start)

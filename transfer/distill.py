@@ -20,9 +20,9 @@ from pipeline.features import Rows
 from pipeline.row_format import RowFormat
 from transfer.blocks import TableSettings
 from transfer.data.log import Log
-from transfer.model import ClickModel, LearningSettings
+from transfer.model import SCORING_ROWS, ClickModel, LearningSettings
 from transfer.projection import project_tables
-from transfer.sampling import Drawn, even_batches, log_k, strategic_batches
+from transfer.sampling import Drawn, log_k, strategic_batches
 from transfer.train import Held, Progress, batch_for, first_rows
 from transfer.trust import Trust, label_losses
 from transfer.window import Teacher, Window
@@ -30,8 +30,6 @@ from transfer.window import Teacher, Window
 __all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "transfer_offline"]
 
 F32 = npt.NDArray[np.float32]
-CALIBRATION_ERROR = 0.01
-"""Standard error of beta beyond which more rows of the tail are scored, if there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +42,15 @@ class Stage1Settings:
         adapt: move the share with the evidence of paired losses (`transfer.trust`), from `a` for equal models.
         temperature: T.
         batch: rows per step; None: as `transfer.train.batch_for` says, or for about 200 steps on a share of the rows.
-        ratio: share of the rows that S1C trains on, drawn from chunks of `batch / ratio` rows; None: all of them, as
-            when the teacher has no tables to hand over.
+        ratio: share of the rows that S1C trains on; None: all of them, as when the teacher has no tables to hand over.
         dense_ratio: the same of S1B.
         least_rows: a share smaller than this many rows is enlarged to it; to all rows where it would be above half of them.
-        balanced: half of the drawn rows are positives; else they come at their natural rate.
+        balanced: a share is drawn along the whole window, one batch from every `batch / ratio` rows, half of it positives;
+            else it is the newest rows, as they come.
+        extend: a student that overtakes its teacher on the share goes over all rows: what it can learn there the teacher
+            does not know. Needs `adapt`, and a teacher that has not seen the window.
+        warm: rows of the tables come with what their optimiser gathered at the teacher, so that an id that was seen
+            often goes on in small steps.
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
         calibrate: fit the calibration on the tail: on rows of it that the student did not train on, or, when it trains on
             all rows, on their scores from before.
@@ -71,6 +73,8 @@ class Stage1Settings:
     dense_ratio: float | None = None
     least_rows: int = 0
     balanced: bool = False
+    extend: bool = False
+    warm: bool = False
     correct_offset: bool = True
     calibrate: bool = True
     tail: float = 0.2
@@ -97,9 +101,9 @@ class Stage1Settings:
             raise InvalidInput("calibration needs a joint pass; set calibrate to False without one", "joint_passes")
 
 
-OURS = Stage1Settings(dense_ratio=0.1, least_rows=4096)
-"""A tenth of the rows brings the network to the tables that were handed over; all of them then train both. With a tenth
-for that too (`ratio`) it takes a quarter of the time and starts with less AUC where the teacher is far behind."""
+OURS = Stage1Settings(ratio=0.1, dense_ratio=0.1, least_rows=4096, extend=True, warm=True)
+"""What the tables know needs no rows. The newest tenth brings the network to them and both to the present; the rest is
+for a student that has more to learn than its teacher knows."""
 PUBLISHED = Stage1Settings(
     adapt=False,
     temperature=4.0,
@@ -192,7 +196,9 @@ def transfer_offline(
     s = _fitted(s, window.rows)
     run = _Stage1(student, window, s, offset, np.random.default_rng(seed), progress)
     if isinstance(teacher, ClickModel):
-        project_tables(teacher, student, per_table=s.per_table, weighted=s.weighted, centered=s.centered, seed=seed)
+        project_tables(
+            teacher, student, per_table=s.per_table, weighted=s.weighted, centered=s.centered, warm=s.warm, seed=seed
+        )
         if teacher.network.transform is not None and student.network.transform is not None:
             student.network.transform.load_state_dict(teacher.network.transform.state_dict())
     else:
@@ -200,17 +206,17 @@ def transfer_offline(
     lap("s1a")
 
     for _ in range(s.dense_passes if isinstance(teacher, ClickModel) else 0):
-        run.learn(s.dense_ratio, s.dense_a, train_tables=False)
+        run.learn_dense()
     lap("s1b")
 
-    spare = s.ratio is not None and not s.balanced
-    for passed in range(s.joint_passes):
-        last = s.calibrate and passed == s.joint_passes - 1
-        run.learn(s.ratio, s.a, train_tables=True, hold_out=last and not spare)
+    for _ in range(s.joint_passes):
+        run.learn(s.ratio)
+    if s.extend and s.ratio is not None and run.overtaken:
+        student.tables.restart()  # what the teacher's rows had settled on is no longer what they go to
+        run.learn(None)
     if s.calibrate:
-        if spare:
-            run.score_tail()
-        student.calibration, metrics = run.held.calibrate(slope=not s.teacher_saw_window)
+        calibration, metrics = run.held.calibrate(slope=not s.teacher_saw_window)
+        student.calibrate(calibration)
         student.metrics = {} if s.teacher_saw_window else metrics
     lap("s1c")
     return student, Stage1Report(
@@ -233,11 +239,14 @@ def _fitted(s: Stage1Settings, rows: int) -> Stage1Settings:
     ratio, dense = (
         None if r is None or (least > r and least > 0.5) else max(r, least) for r in (s.ratio, s.dense_ratio)
     )
-    batch = s.batch
-    if batch is None:
-        share = None if ratio is None else 1 << min(max(round(ratio * rows / 150).bit_length() - 1, 6), 11)
-        batch = share or batch_for(rows)
-    return replace(s, ratio=ratio, dense_ratio=dense, batch=batch)
+    return replace(s, ratio=ratio, dense_ratio=dense)
+
+
+def _batch(rows: int, ratio: float | None) -> int:
+    """Rows per step. On a share enough steps count more than what each costs: about 200, of a power of two from 64 to 2,048."""
+    if ratio is None:
+        return batch_for(rows)
+    return 1 << min(max(round(ratio * rows / 150).bit_length() - 1, 6), 11)
 
 
 class _Stage1:
@@ -259,56 +268,79 @@ class _Stage1:
         self._trust = Trust(settings.a, highest=max(0.9, settings.a)) if adapts else None
         self._progress = progress or (lambda done, total: None)
         self._done, self._total = 0, window.rows * (settings.dense_passes + settings.joint_passes)
-        self._used = np.zeros(window.rows, np.bool_)
+        self._fresh, self._ahead = 1.0, 0.0
         self.held = Held()
-        """Rows of the last part of the window, scored by the student before it trained on them, or without."""
+        """Rows of the end of the window, scored before the tables learned from them."""
 
     @property
     def a(self) -> float:
         """The teacher's share in S1C."""
         return self._settings.a if self._trust is None else self._trust.a
 
-    def learn(self, ratio: float | None, a: float, *, train_tables: bool, hold_out: bool = False) -> None:
-        """One pass over the window, on a share of its rows."""
-        s, window = self._settings, self._window
-        assert s.batch is not None
-        chunks = self._watched(window.chunks(s.batch if ratio is None else max(s.batch, round(s.batch / ratio))))
-        if hold_out:
-            chunks = self._scored(chunks, round(window.rows * (1.0 - s.tail)))
-        for batch in self._drawn(chunks, ratio):
-            self._step(batch, self.a if train_tables else a, train_tables)
+    @property
+    def overtaken(self) -> bool:
+        """Whether the student, with its share learned, is ahead of its teacher on the rows before that, by a standard
+        error or more."""
+        return self._trust is not None and self._ahead > 1.0
 
-    def _scored(self, chunks: Iterator[Drawn], first: int) -> Iterator[Drawn]:
-        """The same chunks; those from row `first` on are held out: scored before they are handed on."""
+    def learn_dense(self) -> None:
+        """S1B: a pass over the share of rows before S1C's own, the oldest where S1C takes all, with the tables frozen."""
+        s = self._settings
+        first = max(0.0, 1.0 - (s.ratio or 1.0) - (s.dense_ratio or 1.0))
+        for batch in self._drawn(s.dense_ratio, first):
+            self._step(batch, s.dense_a, train_tables=False)
+
+    def learn(self, ratio: float | None) -> None:
+        """S1C: a pass over the newest share of the rows, or all of them; rows of the end of the window are held out."""
+        s = self._settings
+        share = ratio or 1.0
+        whole = ratio is None or s.balanced
+        # Of a share the newer half: the student is still on its way in the older one.
+        held = (1.0 - (s.tail if whole else share / 2), self._fresh)
+        self.held = Held()
+        for batch in self._drawn(ratio, 1.0 - share, held if s.calibrate else None):
+            self._step(batch, self.a, train_tables=True)
+        if not whole:
+            self._fresh = 1.0 - share
+            self._look_back()
+
+    def _look_back(self) -> None:
+        """Score rows from before a share, which were not in these tables either: a share alone is few to calibrate on,
+        and they tell whether the student is ahead of its teacher."""
+        s = self._settings
+        if not (s.calibrate or s.extend):
+            return
+        trust = Trust(s.a, discount=1.0 - 1e-9)
+        first = max(0.0, min(1.0 - s.tail, self._fresh - s.tail / 2))
+        for chunk in self._window.chunks(SCORING_ROWS, first, self._fresh):
+            logits = self._student.served_logits(chunk.rows)
+            self.held.add(logits, chunk.labels)
+            if self._trust is not None and s.extend:
+                guide = self._window.teacher_logits(chunk)
+                trust.update(label_losses(logits, chunk.labels), label_losses(guide, chunk.labels))
+        self._ahead = -trust.z
+
+    def _drawn(self, ratio: float | None, first: float, held: tuple[float, float] | None = None) -> Iterator[Drawn]:
+        """Batches: balanced ones along the whole window, or the share of its rows that begins at `first`, as they come."""
+        s, window = self._settings, self._window
+        size = s.batch or _batch(window.rows, ratio)
+        if ratio is not None and s.balanced:
+            chunks = self._scored(window.chunks(max(size, round(size / ratio))), held)
+            return strategic_batches(chunks, batch=size, rng=self._rng)
+        return self._scored(window.chunks(size, first, first + (ratio or 1.0)), held)
+
+    def _scored(self, chunks: Iterator[Drawn], held: tuple[float, float] | None) -> Iterator[Drawn]:
+        """The same chunks; those between these shares of the window are scored before they are handed on."""
+        first, last = (round(self._window.rows * share) for share in held or (1.0, 1.0))
         for chunk in chunks:
-            if chunk.places[0] >= first:
+            if first <= chunk.places[0] < last:
                 self.held.add(self._student.served_logits(chunk.rows), chunk.labels)
             yield chunk
-
-    def score_tail(self) -> None:
-        """Hold out the newest rows that no step was taken on: the whole tail, or as many as give beta to 1 %.
-
-        Only after draws at the natural rate: what balanced ones leave behind has too few positives.
-        """
-        s, window = self._settings, self._window
-        enough = 1.0 / (CALIBRATION_ERROR**2 * window.rate * (1.0 - window.rate))
-        for chunk in window.chunks(8192, newest=min(s.tail, enough / window.rows)):
-            unused = np.flatnonzero(~self._used[chunk.places])
-            if len(unused):
-                self.held.add(self._student.served_logits(chunk.rows.take(unused)), chunk.labels[unused])
-
-    def _drawn(self, chunks: Iterator[Drawn], ratio: float | None) -> Iterator[Drawn]:
-        s = self._settings
-        assert s.batch is not None
-        if ratio is None:
-            return chunks
-        if s.balanced:
-            return strategic_batches(chunks, batch=s.batch, rng=self._rng)
-        return even_batches(chunks, ratio=ratio, rng=self._rng)
+            self._done = min(self._total, self._done + len(chunk.labels))
+            self._progress(self._done, self._total)
 
     def _step(self, batch: Drawn, a: float, train_tables: bool) -> None:
         s, guide = self._settings, self._window.teacher_logits(batch)
-        self._used[batch.places] = True
         self._student.step(
             batch.rows,
             batch.labels,
@@ -322,9 +354,3 @@ class _Stage1:
             # Both on the log-odds of the labels as drawn, so that the pair is fair whatever the sampling.
             mine, theirs = self._student.last_logits + self._offset, guide + self._offset
             self._trust.update(label_losses(mine, batch.labels), label_losses(theirs, batch.labels))
-
-    def _watched(self, chunks: Iterator[Drawn]) -> Iterator[Drawn]:
-        for chunk in chunks:
-            yield chunk
-            self._done = min(self._total, self._done + len(chunk.labels))
-            self._progress(self._done, self._total)

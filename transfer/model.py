@@ -30,7 +30,7 @@ from transfer.export import DenseGraph
 from transfer.loss import distillation_loss
 from transfer.model_state import load_into, state_of
 from transfer.model_zoo import resolve
-from transfer.network import Network, steady
+from transfer.network import Network, shift, steady
 from transfer.publish import Snapshot, load_model, snapshot_of, write_snapshot
 from transfer.tables import Tables
 
@@ -170,6 +170,12 @@ class ClickModel:
     def scores(self, rows: Rows) -> F32:
         """Calibrated probabilities float32 `[n]`."""
         return torch.sigmoid(torch.from_numpy(self.calibrated_logits(rows))).numpy()
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Take a calibration before training goes on: its offset becomes part of the network where that has a bias of its
+        own. Training brings the network's logits to the level of the labels; an offset beside it would count twice then."""
+        folded = shift(self.network, calibration.beta / calibration.alpha)
+        self.calibration = Calibration(alpha=calibration.alpha, beta=0.0) if folded else calibration
 
     def _forward(self, rows: Rows, vectors: Tensor, weights: Tensor | None) -> Tensor:
         numbers = self._there(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None

@@ -20,7 +20,7 @@ from pipeline.schema import Schema
 from transfer.model_zoo import resolve
 from transfer.model_zoo.split import Half, Halves
 
-__all__ = ["Network", "NumberTransform", "SplitNetwork", "steady"]
+__all__ = ["Network", "NumberTransform", "SplitNetwork", "shift", "steady"]
 
 
 class NumberTransform(nn.Module):
@@ -116,16 +116,46 @@ class Network(nn.Module):
         return logit
 
 
+def _probe(network: Network) -> tuple[Network, tuple[Tensor, Tensor | None, Tensor | None]]:
+    """A copy of a network and some random rows for it."""
+    draw, rows = torch.Generator().manual_seed(0), 64
+    linear = torch.randn(rows, network.fields, generator=draw) if network.uses_linear else None
+    numbers = None if network.transform is None else torch.randn(rows, len(network.transform.mean), generator=draw)
+    return copy.deepcopy(network).cpu(), (
+        torch.randn(rows, network.fields * network.width, generator=draw),
+        linear,
+        numbers,
+    )
+
+
+def shift(network: Network, by: float) -> bool:
+    """Add a number to all logits of a network, in its own bias; False, and nothing has changed, where it has none.
+
+    Which parameter that is, is tried on random rows, so that an architecture need not say.
+    """
+    probe, inputs = _probe(network)
+    probe.eval()
+    with torch.inference_mode():
+        before = probe(*inputs)
+        for name, parameter in probe.named_parameters():
+            if parameter.numel() != 1:
+                continue
+            kept = parameter.clone()
+            parameter.add_(by)
+            if torch.allclose(probe(*inputs), before + by, rtol=1e-4, atol=1e-4):
+                with torch.no_grad():
+                    network.get_parameter(name).add_(by)
+                return True
+            parameter.copy_(kept)
+    return False
+
+
 def steady(network: Network) -> bool:
     """Whether a network gives the same logits in training as in evaluation, tried on random rows.
 
     Dropout and batch statistics are what makes the difference; asking the modules for their kind would miss functional ones.
     """
-    probe, draw = copy.deepcopy(network).cpu(), torch.Generator().manual_seed(0)
-    rows = 64
-    linear = torch.randn(rows, network.fields, generator=draw) if network.uses_linear else None
-    numbers = None if network.transform is None else torch.randn(rows, len(network.transform.mean), generator=draw)
-    inputs = torch.randn(rows, network.fields * network.width, generator=draw), linear, numbers
+    probe, inputs = _probe(network)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.default_generator.manual_seed(0)
         evaluated, trained = probe.eval()(*inputs), probe.train()(*inputs)

@@ -86,6 +86,7 @@ def project_tables(
     per_table: bool = False,
     weighted: bool = True,
     centered: bool = False,
+    warm: bool = False,
     seed: int = 0,
 ) -> dict[str, Projection]:
     """Fill a student's tables with the projected rows of its teacher; both have the same fields.
@@ -97,6 +98,8 @@ def project_tables(
         per_table: narrow every table along its own axes (published). One set of axes for all keeps the inner products
             between fields as well, as far as the width allows.
         weighted: by frequency.
+        warm: hand over the optimiser's accumulated squares too, where both models have row-wise Adagrad: a row that has
+            been learned for long then goes on in small steps. Per number of a row, so they shrink as rows widen.
         centered, seed: see `fit_projection`.
 
     Returns:
@@ -124,6 +127,8 @@ def project_tables(
         for shard in _shards(source, name):
             linear = shard.linear if target.linear else None
             target.set_rows(name, Table(shard.ids, maps[name](shard.rows), shard.counts, linear))
+        if warm:
+            target.take_over_squares(name, source)
         student.extra[f"projection.{name}.matrix"] = maps[name].matrix
         student.extra[f"projection.{name}.mean"] = maps[name].mean
     return maps

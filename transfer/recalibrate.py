@@ -26,8 +26,9 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-# Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
-LEAST_ROWS = 2_000
+# Rows that the newest window starts with, of all and of those held out, and how many standard errors its older half may
+# differ before it is left out.
+LEAST_ROWS, LEAST_HELD = 2_000, 250
 TOLERANCE = 3.0
 # Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
 PRIOR = 400.0
@@ -179,8 +180,12 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
     known = np.isfinite(before)
     if not known.any():
         return Calibration(alpha=alpha, beta=old)
-    mean_before = float(_sigmoid(alpha * before[known].astype(np.float64) + old).sum())
-    return Calibration(alpha=alpha, beta=offset_for(alpha * after[known].astype(np.float64), mean_before))
+    then, now = (alpha * logits[known].astype(np.float64) for logits in (before, after))
+    # Where the world moves the weights have followed it: on rows of long ago they differ by that, which says nothing of
+    # today's level.
+    change = _sigmoid(now + old) - _sigmoid(then + old)
+    size = _agreeing(change, np.square(change - change.mean()), LEAST_HELD)
+    return Calibration(alpha=alpha, beta=offset_for(now[-size:], float(_sigmoid(then[-size:] + old).sum())))
 
 
 def window_for(calibration: Calibration, recent: Ring) -> int:
@@ -190,15 +195,19 @@ def window_for(calibration: Calibration, recent: Ring) -> int:
     the price of noise, where nothing moves it is as long as it can be (after Lepskii 1991, adaptive bandwidth choice).
     """
     p = _sigmoid(calibration.alpha * recent.logits.astype(np.float64) + calibration.beta)
-    labels = recent.labels
-    excess = np.concatenate([[0.0], np.cumsum((labels - p)[::-1])])
-    variance = np.concatenate([[0.0], np.cumsum((p * (1 - p))[::-1])])
-    size = min(LEAST_ROWS, len(p))
-    while size < len(p):
-        longer = min(2 * size, len(p))
+    return _agreeing(recent.labels - p, p * (1 - p), LEAST_ROWS)
+
+
+def _agreeing(values: F64, variances: F64, least: int) -> int:
+    """How many of the newest values, oldest first, have one mean: at least `least` of them, if there are so many."""
+    sums = np.concatenate([[0.0], np.cumsum(values[::-1])])
+    errors = np.concatenate([[0.0], np.cumsum(variances[::-1])])
+    size = min(least, len(values))
+    while size < len(values):
+        longer = min(2 * size, len(values))
         older = longer - size
-        difference = excess[size] / size - (excess[longer] - excess[size]) / older
-        error = np.sqrt(variance[size] / size**2 + (variance[longer] - variance[size]) / older**2)
+        difference = sums[size] / size - (sums[longer] - sums[size]) / older
+        error = np.sqrt(errors[size] / size**2 + (errors[longer] - errors[size]) / older**2)
         if abs(difference) > TOLERANCE * error:
             break
         size = longer

@@ -1,8 +1,7 @@
 """A share of a window's rows, drawn so that the walk goes along it in time order and every part of it counts equally.
 
-One batch from each chunk of `batch / ratio` rows. Published (CrossAdapt, arXiv 2602.01775): half positives and half
-negatives, drawn with replacement; the price is a shifted log-odds, `log k`, which the label term has to be trained with.
-Ours: rows at their natural rate, none twice.
+Published (CrossAdapt, arXiv 2602.01775): one batch from each chunk of `batch / ratio` rows, half positives and half
+negatives, drawn with replacement. The price is a shifted log-odds, `log k`, which the label term has to be trained with.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 
-__all__ = ["Drawn", "even_batches", "log_k", "strategic_batches"]
+__all__ = ["Drawn", "log_k", "strategic_batches"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -85,19 +84,6 @@ def strategic_batches(
             )
             yield joined.take(index)
         waiting = []
-
-
-def even_batches(chunks: Iterable[Drawn], *, ratio: float, rng: np.random.Generator) -> Iterator[Drawn]:
-    """A share of every chunk's rows, drawn without replacement at their natural rate, in time order.
-
-    Args:
-        chunks: of about `batch / ratio` rows each.
-        ratio: the share.
-        rng: draws.
-    """
-    for chunk in chunks:
-        n = len(chunk.labels)
-        yield chunk.take(np.sort(rng.choice(n, max(1, round(n * ratio)), replace=False)))
 
 
 def _join(parts: list[Drawn]) -> Drawn:

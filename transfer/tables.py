@@ -189,6 +189,25 @@ class Tables:
             self._weights.values[slots, 0] = table.linear
         self._mark(slots)
 
+    def take_over_squares(self, name: str, source: Tables) -> None:
+        """Give the rows of one table what row-wise Adagrad gathered for the same ids at tables of another width, which
+        hold no others; nothing where either learns otherwise."""
+        if self.settings.optimiser != "adagrad" or source.settings.optimiser != "adagrad":
+            return
+        theirs, index = source.slots_of(name), self._table_index(name)
+        mine = self._index.find(source.ids[theirs] ^ self._salts[index])
+        pairs = [(self._rows, source._rows, source.width / self.width)]
+        if self.linear and source.linear:
+            pairs.append((self._weights, source._weights, 1.0))
+        for block, other, share in pairs:
+            gathered = other.squares[theirs] - source.settings.initial_square
+            block.squares[mine] = self.settings.initial_square + np.float32(share) * gathered
+
+    def restart(self) -> None:
+        """Let the optimiser of all rows start over, as for new ones."""
+        self._rows.restart()
+        self._weights.restart()
+
     def load_rows(self, name: str, table: Table) -> None:
         """Write rows of one table from a bundle: as `set_rows`, but they count as published already."""
         before = self.touched()

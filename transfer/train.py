@@ -161,7 +161,8 @@ def train(
         held.add(model.served_logits(chunk.rows), chunk.labels)
         model.step(chunk.rows, chunk.labels)
         tell(len(chunk.labels))
-    model.calibration, model.metrics = held.calibrate()
+    calibration, model.metrics = held.calibrate()
+    model.calibrate(calibration)
     return model
 
 

@@ -73,11 +73,11 @@ class Window:
         self.rate = sum(positives for _, positives in sizes) / self.rows
         self._logits: F32 = np.full(self.rows, np.nan, np.float32)
 
-    def chunks(self, chunk_rows: int, newest: float = 1.0) -> Iterator[Drawn]:
-        """The rows, or about the newest share of them, once, in time order, in chunks of about that many."""
-        first = self._stop - newest * (self._stop - self._start)
-        at = self.rows - self._log.rows_between(first, self._stop)
-        for chunk in self._log.chunks(first, self._stop, chunk_rows):
+    def chunks(self, chunk_rows: int, first: float = 0.0, last: float = 1.0) -> Iterator[Drawn]:
+        """The rows between about these shares of the window, once, in time order, in chunks of about that many."""
+        start, stop = (self._start + share * (self._stop - self._start) for share in (first, min(last, 1.0)))
+        at = self.rows - self._log.rows_between(start, self._stop)
+        for chunk in self._log.chunks(start, stop, chunk_rows):
             n = len(chunk.labels)
             yield Drawn(chunk.rows, chunk.labels, np.arange(at, at + n))
             at += n

@@ -34,6 +34,29 @@ def same(a, b):
         np.testing.assert_array_equal(value, arrays_b[key], err_msg=key)
 
 
+@pytest.mark.parametrize("arch", ["lr", "fm", "dnn", "deepfm", "dcnv2", "fibinet"])
+def test_a_calibration_becomes_part_of_the_network(arch):
+    m, rows = model(arch), batch(0)[0]
+    before = m.logits(rows)
+    m.calibrate(Calibration(alpha=0.8, beta=0.4))
+    assert m.calibration == Calibration(alpha=0.8, beta=0.0)
+    np.testing.assert_allclose(m.calibrated_logits(rows), 0.8 * before + 0.4, atol=1e-5)
+
+
+def test_a_network_without_a_bias_of_its_own_keeps_the_calibration_beside_it():
+    m, rows = model("dnn"), batch(0)[0]
+    m.network.body.deep[-1].register_parameter("bias", None)
+    before = m.logits(rows)
+    m.calibrate(Calibration(beta=0.4))
+    assert m.calibration == Calibration(beta=0.4)
+    np.testing.assert_array_equal(m.logits(rows), before)
+
+
+def test_dropout_is_seen():
+    assert model("dnn").steady
+    assert not model("dnn", hyperparameters={"dropout": 0.2}).steady
+
+
 def test_training_lowers_the_loss_and_scoring_makes_no_rows():
     m = model()
     first = m.step(*batch(0))

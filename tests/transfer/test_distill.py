@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from small_log import SCHEMA, SmallLog
 
+from pipeline.bundle import Calibration
 from pipeline.errors import DataError, InvalidInput
 from pipeline.metrics import auc
 from pipeline.schema import Schema
 from transfer.distill import OURS, PUBLISHED, transfer_offline
 from transfer.model import ClickModel
+from transfer.recalibrate import offset_for
 from transfer.train import train
 from transfer.trust import Trust
 
@@ -86,13 +88,54 @@ def test_a_share_of_the_rows_is_scored_and_trained_on(teacher):
             return super().calibrated_logits(rows)
 
     counting = Counting.from_state(*teacher.state_dict())
-    settings = replace(OURS, ratio=0.2, least_rows=0, dense_passes=0)
+    settings = replace(OURS, ratio=0.2, least_rows=0, dense_passes=0, extend=False)
     _, report = transfer_offline(counting, LOG, "dnn", width=4, start=0.4, stop=0.8, settings=settings)
     assert report.rows_trained == pytest.approx(0.2 * 24_000, rel=0.02)
     assert counting.scored == report.rows_trained
-    enlarged = replace(OURS, ratio=0.01, least_rows=12_000, dense_passes=0)
+    enlarged = replace(OURS, ratio=0.01, least_rows=12_000, dense_passes=0, extend=False)
     _, report = transfer_offline(counting, LOG, "dnn", width=4, start=0.4, stop=0.8, settings=enlarged)
     assert report.rows_trained == pytest.approx(12_000, rel=0.02)
+
+
+def test_a_student_goes_over_the_whole_window_where_its_teacher_is_behind(teacher):
+    """A teacher that has forgotten what its ids mean is overtaken on the newest share already."""
+    forgetful = ClickModel.from_state(*teacher.state_dict())
+    for name in forgetful.tables.names:
+        rows = forgetful.tables.export(name)
+        forgetful.tables.set_rows(name, replace(rows, rows=np.zeros_like(rows.rows), linear=np.zeros_like(rows.linear)))
+    reports = {}
+    for name, model in (("good", teacher), ("forgetful", forgetful)):
+        _, reports[name] = transfer_offline(model, LOG, "dcnv2", width=8, start=0.4, stop=0.8)
+    share = 2 * OURS.least_rows
+    assert reports["good"].rows_trained == pytest.approx(share, rel=0.1)
+    assert reports["forgetful"].rows_trained == pytest.approx(share + 24_000, rel=0.1)
+    assert reports["forgetful"].a < 0.5 < reports["good"].a
+
+
+@pytest.mark.parametrize("off", [1.1, 0.9])
+def test_a_teacher_that_is_off_by_a_tenth_does_not_make_the_student_so(teacher, off):
+    wrong = ClickModel.from_state(*teacher.state_dict())
+    rows, alpha, beta = LOG.window(0.4, 0.8).rows, wrong.calibration.alpha, wrong.calibration.beta
+    target = off * float(wrong.scores(rows).sum())
+    scaled = alpha * wrong.logits(rows).astype(np.float64)
+    wrong.calibration = Calibration(alpha=alpha, beta=offset_for(scaled + beta, target) + beta)
+    assert wrong.scores(rows).sum() == pytest.approx(target, rel=1e-3)
+    students = [transfer_offline(model, LOG, "dcnv2", width=8, start=0.4, stop=0.8)[0] for model in (teacher, wrong)]
+    test = LOG.window(0.8, 1).rows
+    right, misled = (student.scores(test).sum() for student in students)
+    assert misled / right == pytest.approx(1.0, abs=0.02)
+
+
+def test_warm_rows_keep_what_the_optimiser_gathered(teacher):
+    settings = replace(OURS, dense_passes=0, joint_passes=0, calibrate=False)
+    for width in (8, 16):
+        student, _ = transfer_offline(teacher, LOG, "deepfm", width=width, start=0.4, stop=0.8, settings=settings)
+        for part, share in (("rows", 8 / width), ("weights", 1.0)):
+            theirs, mine = ({key[len("tables.") :]: v for key, v in m.state_dict()[1].items() if key.startswith("tables.")}
+                            for m in (teacher, student))  # fmt: skip
+            known = dict(zip(zip(theirs["tags"], theirs["ids"], strict=True), theirs[f"{part}.squares"], strict=True))
+            for key, square in zip(zip(mine["tags"], mine["ids"], strict=True), mine[f"{part}.squares"], strict=True):
+                assert square == pytest.approx(0.1 + share * (known[key] - 0.1), rel=1e-5)
 
 
 def test_a_teacher_from_elsewhere_gives_logits_only(teacher):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.features import Rows
-from transfer.sampling import Drawn, even_batches, log_k, strategic_batches
+from transfer.sampling import Drawn, log_k, strategic_batches
 
 
 def chunk(first, labels):
@@ -49,15 +49,3 @@ def test_a_chunk_of_one_class_waits_for_the_next():
     batches = list(strategic_batches(chunks, batch=4, rng=np.random.default_rng(0)))
     assert [b.labels.sum() for b in batches] == [2, 2]
     assert max(b.rows.ids.max() for b in batches) < 20
-
-
-def test_even_draws_take_a_share_of_every_chunk_and_no_row_twice():
-    chunks = [chunk(at, [1, 0, 0, 0, 0] * 20) for at in range(0, 500, 100)]
-    batches = list(even_batches(chunks, ratio=0.3, rng=np.random.default_rng(0)))
-    assert [len(b.labels) for b in batches] == [30] * 5
-    for number, batch in enumerate(batches):
-        assert (np.diff(batch.places) > 0).all()
-        assert batch.places.min() >= 100 * number
-        assert batch.places.max() < 100 * (number + 1)
-        np.testing.assert_array_equal(batch.labels, batch.places % 5 == 0)
-    assert np.mean([b.labels.mean() for b in batches]) == pytest.approx(0.2, abs=0.06)

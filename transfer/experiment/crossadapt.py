@@ -29,7 +29,7 @@ from transfer.figures import Decile, deciles
 from transfer.measured import PeakMemory, Stopwatch
 from transfer.model import ClickModel
 from transfer.model_zoo import parse_arch, resolve
-from transfer.train import batch_for, measure, train
+from transfer.train import measure, train
 
 __all__ = ["Point", "RunResult", "Split", "crossadapt"]
 
@@ -141,12 +141,17 @@ def crossadapt(
             teacher=teacher.state_dict(),
             teacher_seconds=watch.seconds,
             seed=seed,
-            batch=max(STREAM_BATCH, batch_for(kept.rows_between(split.history, split.retained))),
+            batch=stream_batch(kept.rows_between(split.retained, split.stream)),
         )
         for name in runs:
             result = _run(name, task, split, clock)
             tell(_line(result))
             yield result
+
+
+def stream_batch(rows: int) -> int:
+    """Rows per step on a stream of so many: a power of two from `STREAM_BATCH` that gives 20 to 40 steps, up to the worker's."""
+    return min(max(STREAM_BATCH, 1 << ((rows // 20).bit_length() - 1)), 4096)
 
 
 def _run(name: str, task: Task, split: Split, clock: Callable[[], float]) -> RunResult:
