@@ -68,6 +68,7 @@ class CoDistiller:
         settings: where a, r and K start and whether they adapt.
         seed: of the replay draws.
         teacher_learns: False for one that is frozen or has retired.
+        temperature: T of the teacher's term.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class CoDistiller:
         settings: AdaptSettings,
         seed: int,
         teacher_learns: bool = True,
+        temperature: float = 1.0,
     ) -> None:
+        self._temperature = temperature
         self.teacher = teacher
         self.student = student
         self.teacher_learns = teacher_learns
@@ -143,7 +146,7 @@ class CoDistiller:
         a = np.where(unguided, 0.0, self.adaptation.a).astype(np.float32)
         guide = np.where(unguided, np.float32(0.0), guide)
         before = None if self.student.steady else self.student.logits(rows)
-        loss = self.student.step(rows, labels, teacher_logits=guide, a=a, most=EXPLODED)
+        loss = self.student.step(rows, labels, teacher_logits=guide, a=a, temperature=self._temperature, most=EXPLODED)
         # The step has run the network on these rows already; a second time only where it runs another way in training.
         before = self.student.last_logits if before is None else before
         self.unguided_rows += int(unguided.sum())

@@ -135,7 +135,7 @@ def _published(task: Task, watch: Stopwatch) -> Start:
     teacher = task.a_teacher()
     with watch.running():
         student, _ = _stage1(task, teacher, PUBLISHED, "published", watch)
-        distiller = _distiller(task, teacher, student, adapt=False)
+        distiller = _distiller(task, teacher, student, adapt=False, temperature=PUBLISHED.temperature)
     return Start(CoDistilled(distiller, holdout=0.0, calibrate_every=task.calibrate_every), transferred=True)
 
 
@@ -159,10 +159,12 @@ def _stage1(
     return student, report.seconds
 
 
-def _distiller(task: Task, teacher: ClickModel, student: ClickModel, *, adapt: bool) -> CoDistiller:
+def _distiller(
+    task: Task, teacher: ClickModel, student: ClickModel, *, adapt: bool, temperature: float = 1.0
+) -> CoDistiller:
     replay = keep_replay(task.log, *task.retained, teacher, task.replay_rows, task.seed)
     settings = task.adapt if adapt else replace(task.adapt, adapt=False)
-    return CoDistiller(teacher, student, replay, settings=settings, seed=task.seed)
+    return CoDistiller(teacher, student, replay, settings=settings, seed=task.seed, temperature=temperature)
 
 
 RUNS: dict[str, Callable[[Task, Stopwatch], Start]] = {
