@@ -1,7 +1,9 @@
 """The bounded writer between a serving lane and the traffic log: answers never wait for a disk.
 
-Predictions are offered and may be dropped, which is counted; feedback is answered only once it is committed. One thread
-takes what has gathered since its last commit, so commits grow with the load. It knows the `TrafficLog` protocol only.
+Predictions are offered; while the log cannot be reached they wait, and what does not fit the queue any more is dropped,
+which is counted. Feedback is answered only once it is committed, and refused after a few tries, for its sender still has
+it. One thread writes what has gathered since its last commit, so commits grow with the load. It knows the `TrafficLog`
+protocol only.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from pipeline.clock import Clock
@@ -23,6 +27,8 @@ __all__ = ["TrafficWriter", "WriterCounters"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+LOG_AGAIN_S = 0.5
+"""Pause between two attempts at a log that failed every try."""
 _Submission = tuple[Sequence[FeedbackEntry], "Future[list[FeedbackReply]]"]
 
 
@@ -32,10 +38,11 @@ class WriterCounters:
 
     Args:
         offered: predictions offered; committed: of these, written; dropped: of these, lost, by reason: `full` (the queue
-            was), `store` (the log failed every try), `invalid` (not a record), `closed`, `error` (a fault of ours).
+            was), `store` (the log failed every try while the writer was closed), `invalid` (not a record), `closed`,
+            `error` (a fault of ours).
         feedback: feedback entries committed; refused: entries turned away or failed, by reason: `full`, `store`, `error`.
         commits: transactions; retries: tries again after the store failed.
-        queued, queued_bytes, queued_feedback: waiting.
+        queued, queued_bytes, queued_feedback: waiting, predictions that are just being written included.
     """
 
     offered: int
@@ -55,11 +62,12 @@ class TrafficWriter:
 
     Args:
         log: where to; only this writer's thread calls it.
-        capacity: predictions that may wait; capacity_bytes: their bytes.
+        capacity: predictions that may wait, those included that are just being written; capacity_bytes: their bytes.
         feedback_capacity: feedback entries that may wait.
         batch: predictions of one commit at most; feedback entries too, but a submission is never split.
         delay_s: how long the first prediction of a batch waits for others. Feedback is written at once.
-        tries: how often a commit is tried while the store fails, `backoff_s` apart, doubling.
+        tries: how often a commit is tried at once while the log fails, `backoff_s` apart, doubling. Then feedback is
+            refused, and predictions are tried again when there is feedback, or `LOG_AGAIN_S` later.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class TrafficWriter:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._given_up: NotReady | None = None
+        self._away = False
         self._offered = self._committed = self._written_feedback = self._commits = self._retries = 0
         self._dropped: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -168,16 +177,17 @@ class TrafficWriter:
                 if not self._records and not self._feedback:
                     return
                 self._changed.wait_for(self._ready, self._delay)
-                records = list(self._records)
+                waiting = len(self._records)
                 submissions = list(self._feedback)
-                self._records.clear()
                 self._feedback.clear()
-                self._bytes = self._entries = 0
+                self._entries = 0
             try:
-                for start in range(0, len(records), self._batch):
-                    self._write_records(records[start : start + self._batch])
-                if submissions:
+                away = self._write_predictions(waiting)
+                if away is None:
                     self._write_feedback(submissions)
+                else:
+                    self._fail([s for s in submissions if s[1].set_running_or_notify_cancel()], "store", away)
+                    self._wait_for_log(away)
             except Exception:
                 # Nothing above should raise; a fault here must not end the lane's only writer silently.
                 logger.exception("traffic writer: unexpected fault; it goes on")
@@ -188,25 +198,53 @@ class TrafficWriter:
     def _ready(self) -> bool:
         return bool(self._feedback) or len(self._records) >= self._batch or self._closing.is_set()
 
-    def _write_records(self, records: list[bytes]) -> None:
-        try:
-            self._try(lambda: self._log.append_predictions(records))
-        except InvalidInput as error:
-            if len(records) > 1:  # one bad record must not take its neighbours along
-                for record in records:
-                    self._write_records([record])
-                return
-            logger.error("traffic writer: a prediction was dropped: %s", error)
-            self._count_dropped("invalid", 1)
-        except NotReady as error:
-            logger.error("traffic writer: %d predictions were dropped: %s", len(records), error)
-            self._count_dropped("store", len(records))
-        except Exception:
-            logger.exception("traffic writer: %d predictions were dropped", len(records))
-            self._count_dropped("error", len(records))
-        else:
+    def _write_predictions(self, count: int) -> NotReady | None:
+        """Write the `count` that wait longest; what the log said where it could not be reached, and then they wait on."""
+        singly = 0
+        while count:
             with self._changed:
-                self._committed += len(records)
+                records = list(islice(self._records, min(1 if singly else self._batch, count)))
+            why = ""
+            try:
+                self._try(partial(self._log.append_predictions, records))
+            except NotReady as error:
+                return error
+            except InvalidInput as error:
+                if len(records) > 1:  # one bad record must not take its neighbours along
+                    singly = len(records)
+                    continue
+                logger.error("traffic writer: a prediction was dropped: %s", error)
+                why = "invalid"
+            except Exception:
+                logger.exception("traffic writer: %d predictions were dropped", len(records))
+                why = "error"
+            self._settle(len(records), why)
+            count -= len(records)
+            singly = max(0, singly - len(records))
+        if self._away:
+            logger.warning("traffic writer: the traffic log is back")
+            self._away = False
+        return None
+
+    def _settle(self, count: int, why: str) -> None:
+        """The oldest predictions wait no more: they are written, or dropped for a reason."""
+        with self._changed:
+            self._bytes -= sum(len(self._records.popleft()) for _ in range(count))
+            if why:
+                self._dropped[why] += count
+            else:
+                self._committed += count
+
+    def _wait_for_log(self, error: NotReady) -> None:
+        if self._closing.is_set():  # nobody is to wait for it
+            logger.error("traffic writer: %d predictions were dropped: %s", len(self._records), error)
+            self._settle(len(self._records), "store")
+            return
+        if not self._away:  # once, not twice a second
+            logger.error("traffic writer: predictions wait in memory, up to %d: %s", self._capacity, error)
+        self._away = True
+        with self._changed:
+            self._changed.wait_for(lambda: self._feedback or self._closing.is_set(), LOG_AGAIN_S)
 
     def _write_feedback(self, submissions: list[_Submission]) -> None:
         wanted = [(entries, future) for entries, future in submissions if future.set_running_or_notify_cancel()]
@@ -274,7 +312,3 @@ class TrafficWriter:
         with self._changed:
             self._commits += 1
         return result
-
-    def _count_dropped(self, reason: str, records: int) -> None:
-        with self._changed:
-            self._dropped[reason] += records

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def log(tmp_path: Path) -> Iterator[GatedLog]:
     log = GatedLog(tmp_path / "traffic.db")
     yield log
     log.close()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 def entry(prediction_id: str, label: float = 1.0) -> FeedbackEntry:
@@ -138,17 +146,41 @@ def test_a_store_that_goes_on_failing_is_told_and_the_writer_lives(log: GatedLog
     writer = TrafficWriter(log, StoppedClock(), tries=2, backoff_s=0.001)
     with pytest.raises(NotReady, match="disk full"):
         writer.feedback([entry(IDS.new(START))]).result(LIMIT_S)
-    log.failures = [NotReady("disk full")] * 2
-    writer.offer(sample(IDS.new(START), START))
-    prediction_id = IDS.new(START)
-    assert writer.feedback([entry(prediction_id)]).result(LIMIT_S)[0].outcomes == (ACCEPTED,)
     log.failures = [RuntimeError("a fault of ours")]
+    prediction_id = IDS.new(START)
     with pytest.raises(RuntimeError):
         writer.feedback([entry(prediction_id, 0.5)]).result(LIMIT_S)
     assert writer.feedback([entry(prediction_id, 0.5)]).result(LIMIT_S)[0].outcomes == (ACCEPTED,)
     writer.close()
     counters = writer.counters()
-    assert (counters.dropped, counters.refused) == ({"store": 1}, {"store": 1, "error": 1})
+    assert (counters.dropped, counters.refused) == ({}, {"store": 1, "error": 1})
+
+
+def test_predictions_wait_for_a_store_that_is_away_and_no_more_than_fit(log: GatedLog) -> None:
+    log.failures = [NotReady("away")] * 1_000_000
+    writer = TrafficWriter(log, StoppedClock(), capacity=3, batch=2, tries=2, backoff_s=0.001)
+    ids = [IDS.new(START + at) for at in range(5)]
+    assert [writer.offer(sample(i, START)) for i in ids] == [True, True, True, False, False]
+    with pytest.raises(NotReady, match="away"):  # what labels are for is not written yet
+        writer.feedback([entry(ids[0])]).result(LIMIT_S)
+    log.failures.clear()
+    eventually(lambda: not writer.counters().queued)
+    assert writer.feedback([entry(i) for i in ids[:3]]).result(LIMIT_S)[2].outcomes == (ACCEPTED,)
+    writer.close()
+    stats, counters = log.stats(START), writer.counters()
+    assert (stats.predictions, stats.parked, counters.committed) == (3, 0, 3)
+    assert counters.dropped == {"full": 2}
+    assert (counters.queued, counters.queued_bytes) == (0, 0)
+
+
+def test_who_closes_does_not_wait_for_a_store_that_is_away(log: GatedLog) -> None:
+    log.failures = [NotReady("away")] * 1_000_000
+    writer = TrafficWriter(log, StoppedClock(), tries=2, backoff_s=0.001)
+    for _ in range(3):
+        assert writer.offer(sample(IDS.new(START), START))
+    assert log.waiting.wait(LIMIT_S)
+    writer.close()
+    assert writer.counters().dropped == {"store": 3}
 
 
 def test_a_lock_held_by_another_process_is_waited_for(log: GatedLog, tmp_path: Path) -> None:
