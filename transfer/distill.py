@@ -48,7 +48,7 @@ class Stage1Settings:
         balanced: a share is drawn along the whole window, one batch from every `batch / ratio` rows, half of it positives;
             else it is the newest rows, as they come.
         extend: a student that overtakes its teacher on the share goes over all rows: what it can learn there the teacher
-            does not know. Needs `adapt`, and a teacher that has not seen the window.
+            does not know. Needs rows that the teacher has not seen; not where draws are balanced.
         warm: rows of the tables come with what their optimiser gathered at the teacher, so that an id that was seen
             often goes on in small steps.
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
@@ -150,6 +150,7 @@ def transfer_offline(
     seed: int = 0,
     progress: Progress | None = None,
     score: Callable[[Rows], F32] | None = None,
+    unseen: Log | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[ClickModel, Stage1Report]:
     """A student that starts where its teacher is.
@@ -164,6 +165,8 @@ def transfer_offline(
         seed: of weights, projection and draws.
         progress: told of rows done.
         score: gives the teacher's logits in its place, calibrated as the mode wants them; see `Window`.
+        unseen: rows of the same time that neither the teacher nor the student trains on: then they, and not the window's
+            own, tell whether the student is ahead. What stands in the window too is not held out of it.
         clock: seconds, for the report.
 
     Raises:
@@ -211,7 +214,7 @@ def transfer_offline(
 
     for _ in range(s.joint_passes):
         run.learn(s.ratio)
-    if s.extend and s.ratio is not None and run.overtaken:
+    if s.extend and s.ratio is not None and not s.balanced and run.overtaken(unseen):
         student.tables.restart()  # what the teacher's rows had settled on is no longer what they go to
         run.learn(None)
     if s.calibrate:
@@ -268,7 +271,8 @@ class _Stage1:
         self._trust = Trust(settings.a, highest=max(0.9, settings.a)) if adapts else None
         self._progress = progress or (lambda done, total: None)
         self._done, self._total = 0, window.rows * (settings.dense_passes + settings.joint_passes)
-        self._fresh, self._ahead = 1.0, 0.0
+        self._fresh = 1.0
+        """Where the rows end that S1C has not trained on."""
         self.held = Held()
         """Rows of the end of the window, scored before the tables learned from them."""
 
@@ -277,11 +281,19 @@ class _Stage1:
         """The teacher's share in S1C."""
         return self._settings.a if self._trust is None else self._trust.a
 
-    @property
-    def overtaken(self) -> bool:
-        """Whether the student, with its share learned, is ahead of its teacher on the rows before that, by a standard
-        error or more."""
-        return self._trust is not None and self._ahead > 1.0
+    def overtaken(self, unseen: Log | None) -> bool:
+        """Whether the student, with its share learned, is ahead of its teacher by a standard error or more, on rows that
+        neither has trained on: on those given, else on those of the window before the share."""
+        window, trust = self._window, Trust(self._settings.a, discount=1.0 - 1e-9)
+        if unseen is None and self._trust is None:
+            return False  # the teacher remembers the labels of the window's own rows
+        for chunk in self._before_share() if unseen is None else unseen.chunks(chunk_rows=SCORING_ROWS):
+            guide = window.teacher_logits(chunk) if isinstance(chunk, Drawn) else window.score(chunk.rows)
+            mine = label_losses(self._student.served_logits(chunk.rows), chunk.labels)
+            trust.update(mine, label_losses(guide, chunk.labels))
+        if trust.z < -1.0:
+            self._trust = trust
+        return trust.z < -1.0
 
     def learn_dense(self) -> None:
         """S1B: a pass over the share of rows before S1C's own, the oldest where S1C takes all, with the tables frozen."""
@@ -302,23 +314,14 @@ class _Stage1:
             self._step(batch, self.a, train_tables=True)
         if not whole:
             self._fresh = 1.0 - share
-            self._look_back()
+            # A share is few rows to calibrate on; those before it were not in these tables either.
+            for chunk in self._before_share() if s.calibrate else ():
+                self.held.add(self._student.served_logits(chunk.rows), chunk.labels)
 
-    def _look_back(self) -> None:
-        """Score rows from before a share, which were not in these tables either: a share alone is few to calibrate on,
-        and they tell whether the student is ahead of its teacher."""
+    def _before_share(self) -> Iterator[Drawn]:
         s = self._settings
-        if not (s.calibrate or s.extend):
-            return
-        trust = Trust(s.a, discount=1.0 - 1e-9)
         first = max(0.0, min(1.0 - s.tail, self._fresh - s.tail / 2))
-        for chunk in self._window.chunks(SCORING_ROWS, first, self._fresh):
-            logits = self._student.served_logits(chunk.rows)
-            self.held.add(logits, chunk.labels)
-            if self._trust is not None and s.extend:
-                guide = self._window.teacher_logits(chunk)
-                trust.update(label_losses(logits, chunk.labels), label_losses(guide, chunk.labels))
-        self._ahead = -trust.z
+        return self._window.chunks(SCORING_ROWS, first, self._fresh)
 
     def _drawn(self, ratio: float | None, first: float, held: tuple[float, float] | None = None) -> Iterator[Drawn]:
         """Batches: balanced ones along the whole window, or the share of its rows that begins at `first`, as they come."""

@@ -48,7 +48,7 @@ def crossadapt(
     data: Annotated[Path | None, typer.Option(help="Data set descriptor; a built-in generator without one")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions: a teacher and all runs for each")] = 3,
     runs: Annotated[
-        list[str] | None, typer.Option(help="Only this run; may be repeated; all seven unless said")
+        list[str] | None, typer.Option(help="Only this run; may be repeated; all but ours_all unless said")
     ] = None,
     rows: Annotated[
         int | None, typer.Option(min=1000, help="First rows of the log only; for the generator how many it makes")
@@ -65,7 +65,7 @@ def crossadapt(
         Output, typer.Option("-o", "--output", help="table for people, json for programs")
     ] = Output.table,
 ) -> None:
-    """Teacher, student from scratch, and five ways between them, on the same rows of one log.
+    """Teacher, student from scratch, and ways between them, on the same rows of one log.
 
     40 % of the rows are history, 40 % the retained window, 10 % the stream (each row judged before it is learned) and
     10 % the test.
@@ -75,7 +75,7 @@ def crossadapt(
     import torch
 
     from transfer.data.memory import MemoryLog
-    from transfer.experiment import RUNS, Outcome, write_report
+    from transfer.experiment import STANDARD, Outcome, write_report
     from transfer.experiment import crossadapt as run
 
     with problems():
@@ -85,7 +85,15 @@ def crossadapt(
         log = MemoryLog(_log(data, rows, drift, cache), 0.0, 1.0, most_rows=rows)
         seconds = time.perf_counter if clock is ClockName.wall else time.process_time
         results = list(
-            run(log, teacher_arch, student_arch, seeds=range(seeds), runs=tuple(runs or RUNS), clock=seconds, tell=say)
+            run(
+                log,
+                teacher_arch,
+                student_arch,
+                seeds=range(seeds),
+                runs=tuple(runs or STANDARD),
+                clock=seconds,
+                tell=say,
+            )
         )
         outcome = Outcome(
             dataset=log.name if data else f"generator, drift {drift.value}",

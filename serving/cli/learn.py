@@ -103,6 +103,15 @@ def transfer(
         int, typer.Option(min=0, help="Processes that score rows for the student; 0: this one does")
     ] = 0,
     ray: Annotated[str, typer.Option(help="Address of a Ray cluster whose nodes the teachers run on")] = "",
+    share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=1.0,
+            help="Newest share of the window to train on; 1 for all of it; a tenth, and all of it where "
+            "the student is ahead of its teacher then, unless said",
+        ),
+    ] = None,
     output: Format = Output.table,
 ) -> None:
     """Teach a student of another architecture from a teacher and the rows that are still there.
@@ -124,6 +133,11 @@ def transfer(
         _window(start, stop)
         torch.set_num_threads(threads)
         kind, width = parse_arch(arch)
+        settings = replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows)
+        if share is not None:
+            settings = replace(
+                settings, ratio=share if share < 1 else None, extend=False, warm=settings.warm and share < 1
+            )
         log = open_log(data, cache)
         model = load_teacher(teacher)
         memory, watch = PeakMemory(), Stopwatch()
@@ -135,7 +149,7 @@ def transfer(
             student, _ = transfer_offline(
                 model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress,
                 score=score,
-                settings=replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows),
+                settings=settings,
             )  # fmt: skip
         if retained is not None:
             keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)

@@ -30,11 +30,11 @@ class Ticks:
 
 @pytest.fixture(scope="module")
 def outcome():
-    results = list(crossadapt(LOG, "fm-4", "dnn-8", seeds=[3], clock=Ticks()))
+    results = list(crossadapt(LOG, "fm-4", "dnn-8", seeds=[3], runs=list(RUNS), clock=Ticks()))
     return Outcome("small", LOG.rows, "fm-4", "dnn-8", "ticks", results)
 
 
-def test_all_seven_runs_are_judged_on_the_same_rows(outcome):
+def test_all_runs_are_judged_on_the_same_rows(outcome):
     assert [r.name for r in outcome.results] == list(RUNS)
     stream = LOG.window(0.8, 0.9)
     for r in outcome.results:
@@ -47,8 +47,12 @@ def test_all_seven_runs_are_judged_on_the_same_rows(outcome):
         assert r.peak_mb > 50
         assert r.curve[-1].rows == len(stream)
         assert sum(d.rows for d in r.deciles) == 600
-    assert len({r.test["logloss"] for r in outcome.results[2:]}) == 5  # each student learned in a way of its own
-    ours = outcome.results[-1].curve[-1].weights
+    by_name = {r.name: r for r in outcome.results}
+    # Each student learned in a way of its own; all of a window this short is what ours takes anyway.
+    assert (
+        len({r.test["logloss"] for name, r in by_name.items() if name not in ("teacher_frozen", "teacher_online")}) >= 5
+    )
+    ours = by_name["ours"].curve[-1].weights
     assert set(ours) == {"a", "r", "K"}
 
 

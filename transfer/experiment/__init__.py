@@ -5,6 +5,6 @@
 
 from transfer.experiment.crossadapt import Point, RunResult, Split, crossadapt
 from transfer.experiment.report import Outcome, write_report
-from transfer.experiment.runs import RUNS
+from transfer.experiment.runs import RUNS, STANDARD
 
-__all__ = ["RUNS", "Outcome", "Point", "RunResult", "Split", "crossadapt", "write_report"]
+__all__ = ["RUNS", "STANDARD", "Outcome", "Point", "RunResult", "Split", "crossadapt", "write_report"]

@@ -18,7 +18,7 @@ __all__ = ["draw"]
 F64 = npt.NDArray[np.float64]
 COLOURS = {
     "teacher_frozen": "#8c8c8c", "teacher_online": "#4d4d4d", "scratch": "#1f77b4", "warm_embeddings": "#17becf",
-    "plain_kd": "#9467bd", "published": "#ff7f0e", "ours": "#d62728",
+    "plain_kd": "#9467bd", "published": "#ff7f0e", "ours": "#d62728", "ours_all": "#e377c2",
 }  # fmt: skip
 
 

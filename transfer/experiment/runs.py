@@ -1,4 +1,4 @@
-"""The seven runs of an experiment: what each starts from, and how it goes on along the stream.
+"""The runs of an experiment: what each starts from, and how it goes on along the stream.
 
 All of them see the same rows in the same order and batches of the same size on the stream. Next stop: `crossadapt`, which
 takes them through the stream and judges them; `learners`, what one does with a batch.
@@ -33,7 +33,7 @@ from transfer.model import ClickModel
 from transfer.train import train
 from transfer.window import Teacher
 
-__all__ = ["RUNS", "Start", "Task"]
+__all__ = ["RUNS", "STANDARD", "Start", "Task"]
 
 F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -51,6 +51,7 @@ class Task:
         teacher: the state of the teacher, trained up to the end of the window.
         teacher_seconds: that this took.
         batch: rows per step on the stream.
+        unseen: rows of the window that the teacher has not trained on either; None: there are too few.
         adapt, holdout: of co-distillation, as the worker's settings.
         calibrate_every: batches between two publications of the student.
     """
@@ -64,6 +65,7 @@ class Task:
     teacher_seconds: float
     seed: int
     batch: int
+    unseen: Log | None = None
     adapt: AdaptSettings = field(default_factory=AdaptSettings)
     holdout: float = 0.05
     calibrate_every: int = 20
@@ -140,21 +142,29 @@ def _published(task: Task, watch: Stopwatch) -> Start:
 
 
 def _ours(task: Task, watch: Stopwatch) -> Start:
+    return _our_way(task, watch, task.ours)
+
+
+def _ours_all(task: Task, watch: Stopwatch) -> Start:
+    return _our_way(task, watch, replace(task.ours, ratio=None, warm=False))
+
+
+def _our_way(task: Task, watch: Stopwatch, settings: Stage1Settings) -> Start:
     teacher = task.a_teacher()
     with watch.running():
-        student, _ = _stage1(task, teacher, task.ours, "ours", watch)
+        student, _ = _stage1(task, teacher, settings, "ours", watch, task.unseen)
         distiller = _distiller(task, teacher, student, adapt=True)
     learner = CoDistilled(distiller, holdout=task.holdout, calibrate_every=task.calibrate_every)
     return Start(learner, transferred=True)
 
 
 def _stage1(
-    task: Task, teacher: Teacher, settings: Stage1Settings, mode: Any, watch: Stopwatch
+    task: Task, teacher: Teacher, settings: Stage1Settings, mode: Any, watch: Stopwatch, unseen: Log | None = None
 ) -> tuple[ClickModel, dict[str, float]]:
     start, stop = task.retained
     student, report = transfer_offline(
         teacher, task.log, task.arch, width=task.width, start=start, stop=stop, mode=mode, settings=settings,
-        seed=task.seed, clock=watch.clock,
+        seed=task.seed, clock=watch.clock, unseen=unseen,
     )  # fmt: skip
     return student, report.seconds
 
@@ -175,4 +185,8 @@ RUNS: dict[str, Callable[[Task, Stopwatch], Start]] = {
     "plain_kd": _plain_kd,
     "published": _published,
     "ours": _ours,
+    "ours_all": _ours_all,
 }
+
+STANDARD = tuple(name for name in RUNS if name != "ours_all")
+"""What an experiment makes unless told."""
