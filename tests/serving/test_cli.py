@@ -117,6 +117,25 @@ def test_teacher_and_student_are_stored_as_told(tmp_path: Path) -> None:
     assert baton("train", *common, "--out", tmp_path / "other", "--rows", "int4").exit_code == 2
 
 
+def test_a_student_trains_on_the_share_that_is_told(tmp_path: Path) -> None:
+    common = ("--data", descriptor(tmp_path, rows=12_000), "--cache", tmp_path / "cache", "--arch", "fm-4")
+    assert baton("train", *common, "--out", tmp_path / "teacher").exit_code == 0
+    trained = {}
+    for share in ("0.5", "1"):
+        out = tmp_path / f"student{share}"
+        done = baton(
+            "transfer", *common, "--out", out, "--teacher", tmp_path / "teacher", "--share", share, "-o", "json"
+        )
+        assert done.exit_code == 0, (done.output, done.exception)
+        told = json.loads(done.stdout)
+        trained[share] = told["rows_per_second"] * told["train_seconds"]
+    assert trained["1"] - trained["0.5"] == pytest.approx(6_000, rel=0.01)
+    refused_option = baton(
+        "transfer", *common, "--out", tmp_path / "o", "--teacher", tmp_path / "teacher", "--share", "2"
+    )
+    assert refused_option.exit_code == 2
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     data, cache = descriptor(tmp_path), tmp_path / "cache"
     train = ("train", "--data", data, "--cache", cache, "--out", tmp_path / "out")
