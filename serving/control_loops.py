@@ -6,12 +6,14 @@ the one that has the lead acts (`serving.lead`); the others keep reading, so tha
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.clock import Clock
+from pipeline.errors import NotReady
 from pipeline.versions import Repository
 from serving.admin import Admin
 from serving.bundle_upkeep import BundleUpkeep
@@ -75,6 +77,7 @@ class ControlLoops:
         self.telemetry = Telemetry("control")
         self._publish(repository)
         self._started = self._kept = clock.monotonic()
+        self._steps: dict[str, dict[str, str | None]] = {}
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -137,12 +140,16 @@ class ControlLoops:
                     log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
 
     def _tell(self) -> None:
-        endpoints = {name: {"step_version": self.admin.rollouts.step_version(name)} for name in self._store.endpoints()}
+        with contextlib.suppress(NotReady):  # a store that is away leaves what was told of it last
+            steps = {name: self.admin.rollouts.step_version(name) for name in self._store.endpoints()}
+            self._steps = {name: {"step_version": version} for name, version in steps.items()}
+        leads = self._leads.is_set()
         status = {
             "process": "control",
             "time_ms": self._clock.wall_ms(),
-            "endpoints": endpoints,
-            "leads": self._leads.is_set(),
+            "endpoints": self._steps,
+            "leads": leads,
+            "lead_token": self._lead.token if leads else None,
             "leader": self._lead.holder(),
         }
         write_status(self._config.status / "control.json", status)
@@ -177,6 +184,9 @@ class ControlLoops:
         while not self._stop.is_set():
             try:
                 body()
+            except NotReady as error:  # what is away is not a fault of ours
+                log.error("a pass of %s failed; trying again: %s", name, error)
+                self._stop.wait(1.0)
             except Exception:
                 log.exception("a pass of %s failed; trying again", name)
                 self._stop.wait(1.0)

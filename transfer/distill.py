@@ -270,7 +270,8 @@ class _Stage1:
         adapts = settings.adapt and not settings.teacher_saw_window
         self._trust = Trust(settings.a, highest=max(0.9, settings.a)) if adapts else None
         self._progress = progress or (lambda done, total: None)
-        self._done, self._total = 0, window.rows * (settings.dense_passes + settings.joint_passes)
+        passes = settings.dense_passes * (settings.dense_ratio or 1.0) + settings.joint_passes * (settings.ratio or 1.0)
+        self._done, self._total = 0, round(window.rows * (2.0 if settings.balanced else passes))
         self._fresh = 1.0
         """Where the rows end that S1C has not trained on."""
         self.held = Held()
@@ -287,13 +288,15 @@ class _Stage1:
         window, trust = self._window, Trust(self._settings.a, discount=1.0 - 1e-9)
         if unseen is None and self._trust is None:
             return False  # the teacher remembers the labels of the window's own rows
-        for chunk in self._before_share() if unseen is None else unseen.chunks(chunk_rows=SCORING_ROWS):
+        own = window.chunks(SCORING_ROWS, *self._fresh_tail())
+        for chunk in own if unseen is None else unseen.chunks(chunk_rows=SCORING_ROWS):
             guide = window.teacher_logits(chunk) if isinstance(chunk, Drawn) else window.score(chunk.rows)
             mine = label_losses(self._student.served_logits(chunk.rows), chunk.labels)
             trust.update(mine, label_losses(guide, chunk.labels))
-        if trust.z < -1.0:
-            self._trust = trust
-        return trust.z < -1.0
+        if trust.z > -1.0:
+            return False
+        self._trust, self._total = trust, self._total + window.rows
+        return True
 
     def learn_dense(self) -> None:
         """S1B: a pass over the share of rows before S1C's own, the oldest where S1C takes all, with the tables frozen."""
@@ -308,20 +311,20 @@ class _Stage1:
         share = ratio or 1.0
         whole = ratio is None or s.balanced
         # Of a share the newer half: the student is still on its way in the older one.
-        held = (1.0 - (s.tail if whole else share / 2), self._fresh)
+        held = self._fresh_tail() if whole else (1.0 - share / 2, 1.0)
         self.held = Held()
         for batch in self._drawn(ratio, 1.0 - share, held if s.calibrate else None):
             self._step(batch, self.a, train_tables=True)
         if not whole:
             self._fresh = 1.0 - share
             # A share is few rows to calibrate on; those before it were not in these tables either.
-            for chunk in self._before_share() if s.calibrate else ():
+            for chunk in self._window.chunks(SCORING_ROWS, *self._fresh_tail()) if s.calibrate else ():
                 self.held.add(self._student.served_logits(chunk.rows), chunk.labels)
 
-    def _before_share(self) -> Iterator[Drawn]:
-        s = self._settings
-        first = max(0.0, min(1.0 - s.tail, self._fresh - s.tail / 2))
-        return self._window.chunks(SCORING_ROWS, first, self._fresh)
+    def _fresh_tail(self) -> tuple[float, float]:
+        """The newest part of the window that S1C has not trained on: from where to where, as shares."""
+        tail = self._settings.tail
+        return max(0.0, min(1.0 - tail, self._fresh - tail / 2)), self._fresh
 
     def _drawn(self, ratio: float | None, first: float, held: tuple[float, float] | None = None) -> Iterator[Drawn]:
         """Batches: balanced ones along the whole window, or the share of its rows that begins at `first`, as they come."""

@@ -55,17 +55,15 @@ class RedisLead:
         asked = self._clock.monotonic()
         lease = round(1000 * self._lease)
         try:
-            if self.token is not None and self._renew(keys=[_HOLDER], args=[self._name(), lease]):
-                self._until = asked + _SAFE * self._lease
-                return True
-            self.token = None
-            taken: Any = self._take(keys=[_HOLDER, FENCE], args=[self._owner, lease])
+            if self.token is None or not self._renew(keys=[_HOLDER], args=[self._name(), lease]):
+                self._until = 0.0
+                taken: Any = self._take(keys=[_HOLDER, FENCE], args=[self._owner, lease])
+                if not taken:
+                    return False  # the old token stays: what another thread still writes under it is refused
+                self.token = int(taken)
         except redis.RedisError:
             # Nobody can take it while Redis is away, and nobody could write either; ours ends before it may lapse.
-            return self.token is not None and self._clock.monotonic() < self._until
-        if not taken:
-            return False
-        self.token = int(taken)
+            return self._clock.monotonic() < self._until
         self._until = asked + _SAFE * self._lease
         return True
 

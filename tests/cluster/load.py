@@ -35,14 +35,17 @@ class Load:
     """`light` calls in flight with a pause after each, and while `heavy` is set as many more without any. It repeats no
     call that failed.
 
+    Args:
+        targets: ports that calls are spread over, of each target as many calls.
+
     Attributes:
         seen: answers by kind: `right`, `wrong`, or the code of the failure.
         errors: failures by what they said.
-        latest: by arm, when its latest answer came (monotonic).
+        latest: for each target, by arm, when its latest answer came (monotonic).
     """
 
-    def __init__(self, made: Installation, ports: range, *, light: int = 2, heavy: int = 6) -> None:
-        self._target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
+    def __init__(self, made: Installation, *targets: range, light: int = 2, heavy: int = 6) -> None:
+        self._targets = ["ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports) for ports in targets]
         self._arms = {
             arm: Reference([made.repository.open(bundle, "1")])
             for arm, bundle in (("stable", "teacher"), ("candidate", "student"))
@@ -53,7 +56,7 @@ class Load:
         self.heavy = threading.Event()
         self.seen: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
-        self.latest: dict[str, float] = {}
+        self.latest: list[dict[str, float]] = [{} for _ in targets]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load", daemon=True)
 
@@ -75,13 +78,16 @@ class Load:
         return Counter(self.seen)
 
     async def _run(self) -> None:
-        light, heavy = self._counts
-        async with grpc.aio.insecure_channel(self._target, options=OPTIONS) as channel:
-            stub = ranking_pb2_grpc.RankingServiceStub(channel)  # type: ignore[no-untyped-call]
-            lines = [self._line(stub, i, 0.05) for i in range(light)] + [self._line(stub, i, 0.0) for i in range(heavy)]
-            await asyncio.gather(*lines)
+        await asyncio.gather(*map(self._call_target, self._targets, self.latest))
 
-    async def _line(self, stub: Any, n: int, pause: float) -> None:
+    async def _call_target(self, target: str, latest: dict[str, float]) -> None:
+        light, heavy = self._counts
+        async with grpc.aio.insecure_channel(target, options=OPTIONS) as channel:
+            stub = ranking_pb2_grpc.RankingServiceStub(channel)  # type: ignore[no-untyped-call]
+            pauses = [0.05] * light + [0.0] * heavy
+            await asyncio.gather(*(self._line(stub, latest, n, pause) for n, pause in enumerate(pauses)))
+
+    async def _line(self, stub: Any, latest: dict[str, float], n: int, pause: float) -> None:
         while not self._stop.is_set():
             if not pause and not self.heavy.is_set():
                 await asyncio.sleep(0.05)
@@ -96,7 +102,7 @@ class Load:
             else:
                 right = np.allclose(np.array(answer.scores), expected[answer.arm], atol=1e-6)
                 self.seen["right" if right else "wrong"] += 1
-                self.latest[answer.arm] = time.monotonic()
+                latest[answer.arm] = time.monotonic()
             await asyncio.sleep(pause)
 
 

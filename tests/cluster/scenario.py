@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 from installation import Installation
 from load import Load, until
+from nodes import Nodes
 from ray import serve
-from ray.cluster_utils import Cluster
 
 from pipeline.clock import SystemClock
 from serving.config import Config
@@ -40,32 +40,11 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Nodes:
-    """Three nodes of Ray on this machine, without dashboard and with small object stores."""
-
-    def __init__(self) -> None:
-        self._made = 0
-        self.cluster = Cluster(initialize_head=True, head_node_args=self._arguments(2))
-        self.workers = [self.add(), self.add()]
-
-    def add(self) -> Any:
-        return self.cluster.add_node(**self._arguments(3))
-
-    def _arguments(self, cpus: int) -> dict[str, Any]:
-        self._made += 1
-        agents = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-        ports = {name: 20_000 + 100 * i + self._made for i, name in enumerate(agents)}
-        return {
-            "num_cpus": cpus, "object_store_memory": 80 << 20, "include_dashboard": False,
-            "node_ip_address": "127.0.0.1", **ports,
-        }  # fmt: skip
-
-
 class Scenario:
     """The installation under load, and what is done to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.nodes = Nodes()
+        self.nodes = Nodes(workers=2)
         self.made = Installation(folder, **SETTINGS)
         self.config = self.made.config
         self.directory = open_directory(self.config, SystemClock())
@@ -138,10 +117,8 @@ class Scenario:
         began = time.monotonic()
         self.made.set(weight=100)
         time.sleep(4.0)
-        self.told["weights"] = {
-            "last_of_stable": load.latest["stable"] - began,
-            "candidate": "candidate" in load.latest,
-        }
+        (latest,) = load.latest
+        self.told["weights"] = {"last_of_stable": latest["stable"] - began, "candidate": "candidate" in latest}
 
     # What is there.
 

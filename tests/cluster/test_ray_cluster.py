@@ -1,47 +1,20 @@
-"""Replicas on a real Ray cluster under constant load: what is lost when one dies, and that planned changes lose nothing.
-
-Ray listens on all interfaces, so the cluster gets a network of its own, which takes root.
-"""
+"""Replicas on a real Ray cluster under constant load: what is lost when one dies, and that planned changes lose nothing."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from apart import told_by
 
-HERE = Path(__file__).parent
 IN_FLIGHT = 8
 """Calls of the load at once: what a replica may have had when it died."""
-SETTINGS = {
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_usage_stats_enabled": "0",
-    "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE, HERE.parent / "serving", HERE.parent / "pipeline"))),
-}
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the scenario says; it runs once for all tests here."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("Ray would listen on all interfaces: a network namespace of its own needs root, unshare and ip")
-    folder = tmp_path_factory.mktemp("cluster")
-    inside = f"ip link set lo up && exec {sys.executable} {HERE / 'scenario.py'} {folder / 'home'}"
-    with (folder / "log").open("wb") as log:
-        done = subprocess.run(
-            ["unshare", "-n", "--kill-child", "--pid", "--fork", "--mount-proc", "sh", "-c", inside],
-            env={**os.environ, **SETTINGS}, stdout=subprocess.PIPE, stderr=log, timeout=600, check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, (folder / "log").read_text(errors="replace")[-4000:]
-    (folder / "told.json").write_bytes(done.stdout.splitlines()[-1])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return told_by("scenario.py", tmp_path_factory.mktemp("cluster"), 600)
 
 
 def failures(phase: dict[str, Any]) -> int:

@@ -26,9 +26,9 @@ from pipeline.bundle import Bundle, Calibration
 from pipeline.versions import Repository
 from serving.config import Config
 from serving.lane import Lane
-from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
+from serving.state import open_control_store
 
 WHO = Who("test", "a test", 1)
 STUDENT = ArmSpec(bundle="student")
@@ -62,7 +62,7 @@ class Installation:
         self.tables = random_tables(1)
         self.publish("teacher", 1)
         self.publish("student", 2)
-        self.store = SqliteControlStore(self.config.control_db)
+        self.store = open_control_store(self.config)
         self.set(weight=0)
 
     def publish(self, name: str, seed: int) -> Bundle:

@@ -200,6 +200,8 @@ def test_who_lost_the_lead_writes_nothing(server: RedisProcess, store: RedisCont
     with store.fenced(second.token):
         stored = advance(store, stored)
     assert not first.hold()
+    with store.fenced(first.token), pytest.raises(LeadLost):  # also of a thread that has not heard of it yet
+        store.put_status(stored.id, {"reason": "of yesterday"})
     second.release()
     assert first.hold(), "who lets go makes room at once"
     first.release()
