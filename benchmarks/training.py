@@ -70,7 +70,7 @@ def run(batch: int = 4096, vocabulary: int = 20_000, rounds: int = 20, progress:
 
 def _dense_step(model: ClickModel, rows: Rows, labels: np.ndarray) -> Callable[[int], object]:
     network = Network(model.schema, model.arch, model.width, model.hyperparameters)
-    optimiser = torch.optim.Adam(network.parameters(), lr=model.learning.dense_rate)
+    optimiser = torch.optim.Adam(network.parameters(), lr=model.learning.dense_rate, fused=True)
     vectors, linear = model.tables.gather(model.tables.lookup(rows, create=True))
     embeddings = torch.from_numpy(vectors).flatten(1).requires_grad_()
     weights = None if linear is None else torch.from_numpy(linear).requires_grad_()

@@ -70,7 +70,7 @@ class ClickModel:
             torch.manual_seed(seed)
             self.network = Network(self.schema, arch, width, self.hyperparameters)
         self.tables = Tables(self.schema, width, linear=self.network.uses_linear, settings=learning.tables, seed=seed)
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=learning.dense_rate)
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=learning.dense_rate, fused=True)
         self.calibration = Calibration()
         self.steps = 0
         self.rows_trained = 0
@@ -129,7 +129,7 @@ class ClickModel:
         """Move the network there, for steps and scores from now on; tables stay in the machine's memory."""
         self.network.to(device)
         for state in self.optimiser.state.values():
-            state.update({key: value.to(device) for key, value in state.items() if key != "step"})
+            state.update({key: value.to(device) for key, value in state.items()})
         self.device = device
         return self
 

@@ -77,7 +77,7 @@ def load_into(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str,
     model.optimiser.state.clear()
     for name, parameter in model.network.named_parameters():
         kept = {
-            key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"])).to("cpu" if key == "step" else model.device)
+            key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"])).to(model.device)
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"adam.{key}.{name}" in arrays
         }

@@ -1,6 +1,7 @@
 """Teachers as Ray actors, wherever the cluster places them. The only file of this package that knows Ray.
 
-An actor that dies is replaced, up to a limit, while the pool goes on with the others; Ray decides on which node.
+An actor that dies is replaced, up to a limit, while the pool goes on with the others; Ray decides on which node. One for
+which there is no room yet waits in Ray's queue, where an autoscaler sees it, and joins once a node has come.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from pipeline.clock import SystemClock
+from pipeline.errors import NotReady
 from pipeline.features import Rows
 from transfer.teacher_pool import MemberGone, TeacherPool
 from transfer.teacher_process import Scorer
@@ -43,13 +46,13 @@ class _Teacher:
 
 
 class RayMember:
-    """One actor. Two tasks at a time, so that the next one's rows travel while it works.
+    """One actor, which begins to start. Two tasks at a time, so that the next one's rows travel while it works.
 
     Args:
         cpus, gpus: that it needs to be placed.
 
-    Raises:
-        MemberGone: it cannot be placed or started.
+    Attributes:
+        ready: Ray's reference that is there once it has started, or failed to.
     """
 
     slots = 2
@@ -58,11 +61,18 @@ class RayMember:
         self.name = name
         actor: Any = ray.remote(_Teacher)
         self.actor = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote(load)
+        self.ready: Any = self.actor.ready.remote()
+
+    def started(self) -> None:
+        """Wait until it can score.
+
+        Raises:
+            MemberGone: it did not start.
+        """
         try:
-            ray.get(self.actor.ready.remote(), timeout=START)
+            ray.get(self.ready)
         except RayError as error:
-            self.close()
-            raise MemberGone(f"teacher {name} did not start: {error}") from None
+            raise MemberGone(f"teacher {self.name} did not start: {error}") from None
 
     def score(self, rows: Rows) -> F32:
         try:
@@ -76,12 +86,18 @@ class RayMember:
 
 
 class RayTeachers:
-    """Keeps `count` actors in a pool, until closed.
+    """Keeps `count` actors in a pool, until closed. There is one by the time this is made.
 
     Args:
         address: of the cluster; it is joined where this process has not joined one.
-        load: see `RayMember`.
+        load: what each actor calls to get its teacher; must survive pickling.
+        cpus, gpus: that an actor needs to be placed.
         most_restarts: actors that may be replaced in all.
+        start: seconds that the first actor may take to be placed and to load.
+
+    Raises:
+        MemberGone: an actor could not load its teacher, before any could.
+        NotReady: none was there in time.
     """
 
     def __init__(
@@ -94,6 +110,7 @@ class RayTeachers:
         cpus: float = 1.0,
         gpus: float = 0.0,
         most_restarts: int = 100,
+        start: float = START,
     ) -> None:
         if not ray.is_initialized():
             ray.init(address=address or "auto", log_to_driver=False)
@@ -101,23 +118,75 @@ class RayTeachers:
         self._cpus, self._gpus = cpus, gpus
         self._names = (f"ray-{at}" for at in itertools.count())
         self._left = most_restarts + count
+        self._starting: dict[Any, RayMember] = {}
+        self._joined: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="ray-teachers", daemon=True)
+        try:
+            self._first(start)
+        except BaseException:
+            self._end()
+            raise
         self._thread.start()
 
     def close(self) -> None:
         """End all actors."""
         self._stop.set()
-        self._thread.join(START)
+        self._thread.join()
+        self._end()
+
+    def _end(self) -> None:
+        for member in self._starting.values():
+            member.close()
         self._pool.close()
+
+    def _first(self, limit: float) -> None:
+        now = SystemClock().monotonic
+        until = now() + limit
+        while not self._joined:
+            failures = self._step()
+            if failures and not self._joined:
+                raise failures[0]
+            if now() > until:
+                raise NotReady(
+                    f"the cluster has started no teacher within {limit:g} s; each needs {self._cpus:g} CPUs and "
+                    f"{self._gpus:g} GPUs of one node"
+                )
 
     def _keep(self) -> None:
         while not self._stop.is_set():
-            missing = self._count - len(self._pool.members)
-            for _ in range(min(missing, self._left)):
-                self._left -= 1
-                try:
-                    self._pool.join(RayMember(next(self._names), self._load, cpus=self._cpus, gpus=self._gpus))
-                except MemberGone as error:
-                    log.error("%s", error)
+            try:
+                failures = self._step()
+            except RayError as error:
+                log.error("the cluster does not answer: %s", error)
+                self._stop.wait(WATCH)
+                continue
+            for failure in failures:
+                log.error("%s", failure)
+
+    def _step(self) -> list[MemberGone]:
+        """Have others started for those that are gone, and let those join that have started; takes `WATCH` seconds at most.
+        Why some have not."""
+        self._joined &= set(self._pool.members)
+        missing = self._count - len(self._joined) - len(self._starting)
+        for _ in range(min(missing, self._left)):
+            self._left -= 1
+            member = RayMember(next(self._names), self._load, cpus=self._cpus, gpus=self._gpus)
+            self._starting[member.ready] = member
+        if not self._starting:
             self._stop.wait(WATCH)
+            return []
+        refs = list(self._starting)
+        started, _ = ray.wait(refs, num_returns=len(refs), timeout=WATCH)
+        failures = []
+        for ref in started:
+            member = self._starting.pop(ref)
+            try:
+                member.started()
+            except MemberGone as error:
+                member.close()
+                failures.append(error)
+                continue
+            self._pool.join(member)
+            self._joined.add(member.name)
+        return failures

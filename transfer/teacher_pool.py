@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from threading import Semaphore
 from typing import Protocol
 
 import numpy as np
@@ -52,7 +53,7 @@ class Member(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of it; a second time does nothing."""
 
 
 @dataclass
@@ -106,16 +107,17 @@ class TeacherPool:
         with self._changed:
             self._members[member.name] = member
             self.counters.joined += 1
+            at_work = Semaphore(member.slots - 1)
             for slot in range(member.slots):
                 thread = threading.Thread(
-                    target=self._work, args=(member,), name=f"teacher-{member.name}-{slot}", daemon=True
+                    target=self._work, args=(member, at_work), name=f"teacher-{member.name}-{slot}", daemon=True
                 )
                 self._threads.append(thread)
                 thread.start()
             self._changed.notify_all()
 
     def leave(self, name: str) -> None:
-        """Give a member no more work; it ends what it has."""
+        """Give a member no more work; it ends what it has, and is closed then."""
         with self._changed:
             self._members.pop(name, None)
             self._changed.notify_all()
@@ -195,16 +197,18 @@ class TeacherPool:
             self.counters.returned += len(logits)
             return logits
 
-    def _work(self, member: Member) -> None:
+    def _work(self, member: Member, at_work: Semaphore) -> None:
         while (task := self._next(member)) is not None:
             try:
                 logits = self._try(member, task)
             except Exception as error:
                 self._give_back(member, task, error)
-                return
+                break
             with self._changed:
                 self._done.setdefault(task.at, logits)
                 self._changed.notify_all()
+        if not at_work.acquire(blocking=False):  # the last of its threads
+            member.close()
 
     def _next(self, member: Member) -> _Task | None:
         with self._changed:

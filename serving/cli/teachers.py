@@ -24,6 +24,7 @@ def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator
 
     Raises:
         InvalidInput: a cluster is named without a number of teachers, or Ray is not installed.
+        NotReady: no teacher could be started.
     """
     if not count:
         if ray:

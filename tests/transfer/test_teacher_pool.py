@@ -120,9 +120,12 @@ def test_without_members_it_gives_up_after_its_patience() -> None:
     pool = TeacherPool(patience=0.05)
     with pytest.raises(NotReady, match="no teacher"):
         list(pool.score(chunks([2])))
-    pool.join(Scripted("late"))
+    late = Scripted("late", slots=2)
+    pool.join(late)
     assert collected(pool, [2, 1]).tolist() == [0, 1, 2], "and may be used again"
     pool.leave("late")
+    while not late.closed:
+        time.sleep(0.001)
     with pytest.raises(NotReady):
         list(pool.score(chunks([2])))
     pool.close()
