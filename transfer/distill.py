@@ -48,7 +48,7 @@ class Stage1Settings:
         balanced: a share is drawn along the whole window, one batch from every `batch / ratio` rows, half of it positives;
             else it is the newest rows, as they come.
         extend: a student that overtakes its teacher on the share goes over all rows: what it can learn there the teacher
-            does not know. Needs rows that the teacher has not seen; not where draws are balanced.
+            does not know. Never where the teacher has seen the window, or draws are balanced.
         warm: rows of the tables come with what their optimiser gathered at the teacher, so that an id that was seen
             often goes on in small steps.
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
@@ -150,7 +150,6 @@ def transfer_offline(
     seed: int = 0,
     progress: Progress | None = None,
     score: Callable[[Rows], F32] | None = None,
-    unseen: Log | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[ClickModel, Stage1Report]:
     """A student that starts where its teacher is.
@@ -165,8 +164,6 @@ def transfer_offline(
         seed: of weights, projection and draws.
         progress: told of rows done.
         score: gives the teacher's logits in its place, calibrated as the mode wants them; see `Window`.
-        unseen: rows of the same time that neither the teacher nor the student trains on: then they, and not the window's
-            own, tell whether the student is ahead. What stands in the window too is not held out of it.
         clock: seconds, for the report.
 
     Raises:
@@ -214,7 +211,7 @@ def transfer_offline(
 
     for _ in range(s.joint_passes):
         run.learn(s.ratio)
-    if s.extend and s.ratio is not None and not s.balanced and run.overtaken(unseen):
+    if s.extend and s.ratio is not None and not s.balanced and run.overtakes():
         student.tables.restart()  # what the teacher's rows had settled on is no longer what they go to
         run.learn(None)
     if s.calibrate:
@@ -282,17 +279,19 @@ class _Stage1:
         """The teacher's share in S1C."""
         return self._settings.a if self._trust is None else self._trust.a
 
-    def overtaken(self, unseen: Log | None) -> bool:
-        """Whether the student, with its share learned, is ahead of its teacher by a standard error or more, on rows that
-        neither has trained on: on those given, else on those of the window before the share."""
+    def overtakes(self) -> bool:
+        """Whether the student, with its share learned, is ahead of its teacher by a standard error or more on the rows
+        before the share; from then on that evidence sets the teacher's share.
+
+        Never where the teacher has seen the window: it remembers labels, so it looks better than it is, and the rows that
+        it hands over remember them too, so that more training on labels would only lean on that memory.
+        """
+        if self._trust is None:
+            return False
         window, trust = self._window, Trust(self._settings.a, discount=1.0 - 1e-9)
-        if unseen is None and self._trust is None:
-            return False  # the teacher remembers the labels of the window's own rows
-        own = window.chunks(SCORING_ROWS, *self._fresh_tail())
-        for chunk in own if unseen is None else unseen.chunks(chunk_rows=SCORING_ROWS):
-            guide = window.teacher_logits(chunk) if isinstance(chunk, Drawn) else window.score(chunk.rows)
+        for chunk in window.chunks(SCORING_ROWS, *self._fresh_tail()):
             mine = label_losses(self._student.served_logits(chunk.rows), chunk.labels)
-            trust.update(mine, label_losses(guide, chunk.labels))
+            trust.update(mine, label_losses(window.teacher_logits(chunk), chunk.labels))
         if trust.z > -1.0:
             return False
         self._trust, self._total = trust, self._total + window.rows

@@ -82,13 +82,6 @@ class Window:
             yield Drawn(chunk.rows, chunk.labels, np.arange(at, at + n))
             at += n
 
-    def score(self, rows: Rows) -> F32:
-        """The teacher's logits of rows that may not stand in the window, float32 `[n]`."""
-        began = self._clock()
-        logits = self._score(rows)
-        self.seconds += self._clock() - began
-        return logits
-
     def teacher_logits(self, drawn: Drawn) -> F32:
         """The teacher's logits of drawn rows, float32 `[n]`.
 

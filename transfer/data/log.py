@@ -60,18 +60,6 @@ class LogChunk:
             None if self.truth is None else self.truth[start:stop],
         )
 
-    def take(self, index: npt.NDArray[np.integer]) -> LogChunk:
-        """Some rows, copied."""
-        return LogChunk(
-            self.rows.take(index),
-            self.labels[index],
-            self.time_ms[index],
-            self.request[index],
-            self.routing_key[index],
-            self.position[index],
-            None if self.truth is None else self.truth[index],
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.errors import DataError
 from pipeline.features import concat_rows
@@ -22,25 +21,16 @@ class MemoryLog:
         log: to read from.
         start, stop: row quantiles.
         most_rows: keep no more than about the first so many of all its rows; None: no bound.
-        keep: which rows of a chunk count, bool `[n]`, whole requests; None: all.
 
     Raises:
         DataError: there are no rows, or all labels are the same.
     """
 
-    def __init__(
-        self,
-        log: Log,
-        start: float = 0.0,
-        stop: float = 1.0,
-        *,
-        most_rows: int | None = None,
-        keep: Callable[[LogChunk], npt.NDArray[np.bool_]] | None = None,
-    ) -> None:
+    def __init__(self, log: Log, start: float = 0.0, stop: float = 1.0, *, most_rows: int | None = None) -> None:
         if most_rows is not None:
             stop = min(stop, start + most_rows / log.rows)
-        parts = [part if keep is None else part.take(np.flatnonzero(keep(part))) for part in log.chunks(start, stop)]
-        if not any(map(len, parts)):
+        parts = list(log.chunks(start, stop))
+        if not parts:
             raise DataError(
                 f"there are no rows between {start} and {stop} of log {log.name!r}; widen the window", "rows"
             )

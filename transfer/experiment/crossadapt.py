@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError, InvalidInput
+from pipeline.errors import InvalidInput
 from transfer.data.log import Log
 from transfer.data.memory import MemoryLog
-from transfer.experiment.learners import Judged, held_requests
+from transfer.experiment.learners import Judged
 from transfer.experiment.runs import RUNS, STANDARD, Start, Task
 from transfer.figures import Decile, deciles
 from transfer.measured import PeakMemory, Stopwatch
@@ -39,8 +39,6 @@ Metrics = dict[str, float | None]
 
 STREAM_BATCH = 512
 """Least rows per step on the stream: below it a step costs more in calls than in work, most of all co-distillation's."""
-HOLDOUT = 0.05
-"""Of the requests that the worker and the teacher that it makes never train on."""
 POINTS = 24
 """Of a curve along the stream."""
 
@@ -128,18 +126,12 @@ def crossadapt(
     for kind in (teacher_kind, student_kind):
         resolve(kind)  # a name that is wrong is refused before anything is trained
     kept = log if isinstance(log, MemoryLog) else MemoryLog(log)
-    # The teacher that serves comes from the worker, which holds out a share of all requests.
-    learned = MemoryLog(kept, 0.0, split.retained, keep=lambda chunk: ~held_requests(chunk, HOLDOUT))
-    try:
-        unseen = MemoryLog(kept, split.history, split.retained, keep=lambda chunk: held_requests(chunk, HOLDOUT))
-    except DataError:
-        unseen = None  # of a small log they are too few
     _warm_up(kept)
     for seed in seeds:
         tell(f"seed {seed}: teacher {teacher_arch} on {kept.rows_between(0, split.retained):,} rows")
         watch = Stopwatch(clock)
         with watch.running():
-            teacher = train(learned, teacher_kind, width=teacher_width, seed=seed)
+            teacher = train(kept, teacher_kind, width=teacher_width, stop=split.retained, seed=seed)
         task = Task(
             log=kept,
             retained=(split.history, split.retained),
@@ -149,8 +141,6 @@ def crossadapt(
             teacher=teacher.state_dict(),
             teacher_seconds=watch.seconds,
             seed=seed,
-            unseen=unseen,
-            holdout=HOLDOUT,
             batch=stream_batch(kept.rows_between(split.retained, split.stream)),
         )
         for name in runs:

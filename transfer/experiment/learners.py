@@ -23,17 +23,7 @@ from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
 from transfer.replay_store import ReplayRows, keep_sample
 from transfer.stream import StreamBatch, StreamRows, held_out
 
-__all__ = [
-    "CoDistilled",
-    "Distilled",
-    "Frozen",
-    "Judged",
-    "LabelsOnly",
-    "Learner",
-    "RareSteps",
-    "held_requests",
-    "keep_replay",
-]
+__all__ = ["CoDistilled", "Distilled", "Frozen", "Judged", "LabelsOnly", "Learner", "RareSteps", "keep_replay"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -133,7 +123,7 @@ class CoDistilled:
         self._batches = self._passed = 0
 
     def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
-        held = held_requests(chunk, self._holdout)
+        held = self._chosen(chunk)
         with watch.running():
             logged = probabilities(self._distiller.teacher.calibrated_logits(chunk.rows), 1.0, 0.0)
             batch = StreamBatch(self._batches, _rows(chunk, logged, ~held), _rows(chunk, logged, held))
@@ -168,13 +158,12 @@ class CoDistilled:
         after = self.model.logits(held.rows)
         self.model.calibration = recalibrate(current, self._recent, window, held.logits["student"], after)
 
-
-def held_requests(chunk: LogChunk, share: float) -> npt.NDArray[np.bool_]:
-    """Which rows of a chunk are never trained on, as the worker chooses them."""
-    requests, of = np.unique(chunk.request, return_inverse=True)
-    chosen = np.array([held_out(str(number), share) for number in requests.tolist()], np.bool_)
-    rows: npt.NDArray[np.bool_] = chosen[of]
-    return rows
+    def _chosen(self, chunk: LogChunk) -> npt.NDArray[np.bool_]:
+        """Which rows are never trained on."""
+        requests, of = np.unique(chunk.request, return_inverse=True)
+        chosen = np.array([held_out(str(number), self._holdout) for number in requests.tolist()], np.bool_)
+        rows: npt.NDArray[np.bool_] = chosen[of]
+        return rows
 
 
 def keep_replay(log: Log, start: float, stop: float, teacher: ClickModel, capacity: int, seed: int) -> ReplayRows:

@@ -51,7 +51,6 @@ class Task:
         teacher: the state of the teacher, trained up to the end of the window.
         teacher_seconds: that this took.
         batch: rows per step on the stream.
-        unseen: rows of the window that the teacher has not trained on either; None: there are too few.
         adapt, holdout: of co-distillation, as the worker's settings.
         calibrate_every: batches between two publications of the student.
     """
@@ -65,7 +64,6 @@ class Task:
     teacher_seconds: float
     seed: int
     batch: int
-    unseen: Log | None = None
     adapt: AdaptSettings = field(default_factory=AdaptSettings)
     holdout: float = 0.05
     calibrate_every: int = 20
@@ -152,19 +150,19 @@ def _ours_all(task: Task, watch: Stopwatch) -> Start:
 def _our_way(task: Task, watch: Stopwatch, settings: Stage1Settings) -> Start:
     teacher = task.a_teacher()
     with watch.running():
-        student, _ = _stage1(task, teacher, settings, "ours", watch, task.unseen)
+        student, _ = _stage1(task, teacher, settings, "ours", watch)
         distiller = _distiller(task, teacher, student, adapt=True)
     learner = CoDistilled(distiller, holdout=task.holdout, calibrate_every=task.calibrate_every)
     return Start(learner, transferred=True)
 
 
 def _stage1(
-    task: Task, teacher: Teacher, settings: Stage1Settings, mode: Any, watch: Stopwatch, unseen: Log | None = None
+    task: Task, teacher: Teacher, settings: Stage1Settings, mode: Any, watch: Stopwatch
 ) -> tuple[ClickModel, dict[str, float]]:
     start, stop = task.retained
     student, report = transfer_offline(
         teacher, task.log, task.arch, width=task.width, start=start, stop=stop, mode=mode, settings=settings,
-        seed=task.seed, clock=watch.clock, unseen=unseen,
+        seed=task.seed, clock=watch.clock,
     )  # fmt: skip
     return student, report.seconds
 
