@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.clock import SystemClock
-from pipeline.errors import NotReady
+from pipeline.errors import BatonError, NotReady
 from pipeline.features import Rows
 from transfer.teacher_pool import MemberGone, TeacherPool
 from transfer.teacher_process import Scorer
@@ -27,19 +27,25 @@ __all__ = ["RayMember", "RayTeachers"]
 
 F32 = npt.NDArray[np.float32]
 START = 300.0
+END = 30.0
 WATCH = 0.5
 
 log = logging.getLogger(__name__)
 
 
 class _Teacher:
-    """What runs in the actor."""
+    """What runs in the actor. A teacher that cannot be loaded is told as an answer: Ray would make a traceback of it."""
 
     def __init__(self, load: Callable[[], Scorer]) -> None:
-        self._score = load()
+        self._trouble = ""
+        try:
+            self._score = load()
+        except Exception as error:
+            self._trouble = f"{type(error).__name__}: {error}"
 
-    def ready(self) -> bool:
-        return True
+    def trouble(self) -> str:
+        """Why it cannot score; empty where it can."""
+        return self._trouble
 
     def score(self, rows: Rows) -> F32:
         return self._score(rows)
@@ -52,7 +58,7 @@ class RayMember:
         cpus, gpus: that it needs to be placed.
 
     Attributes:
-        ready: Ray's reference that is there once it has started, or failed to.
+        trouble: Ray's reference to why it did not start; there once it has started, or failed to.
     """
 
     slots = 2
@@ -61,7 +67,7 @@ class RayMember:
         self.name = name
         actor: Any = ray.remote(_Teacher)
         self.actor = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote(load)
-        self.ready: Any = self.actor.ready.remote()
+        self.trouble: Any = self.actor.trouble.remote()
 
     def started(self) -> None:
         """Wait until it can score.
@@ -70,15 +76,19 @@ class RayMember:
             MemberGone: it did not start.
         """
         try:
-            ray.get(self.ready)
+            trouble = ray.get(self.trouble)
         except RayError as error:
-            raise MemberGone(f"teacher {self.name} did not start: {error}") from None
+            trouble = str(error)
+        if trouble:
+            raise MemberGone(f"teacher {self.name} did not start: {trouble}")
 
     def score(self, rows: Rows) -> F32:
         try:
             logits: F32 = ray.get(self.actor.score.remote(rows))
         except RayActorError as error:
             raise MemberGone(f"the actor of teacher {self.name} is gone: {error}") from None
+        except RayTaskError as error:
+            raise BatonError(f"{type(error.cause).__name__}: {error.cause}") from None
         return logits
 
     def close(self) -> None:
@@ -132,7 +142,7 @@ class RayTeachers:
     def close(self) -> None:
         """End all actors."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(END)
         self._end()
 
     def _end(self) -> None:
@@ -172,7 +182,7 @@ class RayTeachers:
         for _ in range(min(missing, self._left)):
             self._left -= 1
             member = RayMember(next(self._names), self._load, cpus=self._cpus, gpus=self._gpus)
-            self._starting[member.ready] = member
+            self._starting[member.trouble] = member
         if not self._starting:
             self._stop.wait(WATCH)
             return []
