@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
 
-__all__ = ["ARMS", "PredictionRecord", "finder", "pack", "unpack"]
+__all__ = ["ARMS", "PredictionRecord", "RecordHead", "finder", "pack", "read_head", "unpack"]
 
 MAGIC = b"BPR1"
 ARMS = ("stable", "candidate", "direct")
@@ -28,6 +28,7 @@ I64 = npt.NDArray[np.int64]
 # magic, time_ms, arm, flags, n, version, routing hash, counts of id, number and bag parts, length of the names
 _HEAD = struct.Struct("<4sxxxxqBBxxIQQHHHH")
 _PART = struct.Struct("<II")
+_OFFSET = struct.Struct("<i")
 _OVERRIDDEN = 1
 _HAS_CANDIDATE_IDS = 2
 
@@ -60,6 +61,16 @@ class PredictionRecord:
     routing_hash: int = 0
     overridden: bool = False
     candidate_ids: I64 | None = None
+
+
+class RecordHead(NamedTuple):
+    """What a log files a record under; attributes as of `PredictionRecord`, and `n`, the number of candidates."""
+
+    prediction_id: str
+    time_ms: int
+    endpoint: str
+    n: int
+    routing_hash: int
 
 
 def pack(record: PredictionRecord) -> bytes:
@@ -112,11 +123,44 @@ def unpack(blob: bytes | memoryview) -> PredictionRecord:
         raise InvalidInput(f"not a prediction record: {error}") from None
 
 
+def read_head(blob: bytes) -> RecordHead:
+    """What a log needs to file a record; it is checked to be whole, but no array is made, which takes a third of the time.
+
+    Raises:
+        InvalidInput: the blob is not a whole record.
+    """
+    try:
+        return _head_of(blob)
+    except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"not a prediction record: {error}") from None
+
+
 def finder(record: PredictionRecord) -> Callable[[int], int | None]:
     """Tells the row of a hashed candidate id, None where the record has no such candidate."""
     ids = record.candidate_ids
     rows = {} if ids is None else {candidate: row for row, candidate in enumerate(ids.tolist())}
     return rows.get
+
+
+def _head_of(blob: bytes) -> RecordHead:
+    head = _HEAD.unpack_from(blob)
+    magic, time_ms, arm, flags, n, _, routing_hash, id_parts, number_parts, bag_parts, length = head
+    if magic != MAGIC or arm >= len(ARMS):
+        raise ValueError(f"it starts with {magic!r} and arm {arm}")
+    endpoint, _, prediction_id = blob[_HEAD.size : _HEAD.size + length].decode().split("\0")
+    at = _aligned(_HEAD.size + length) + _aligned(4 * n) + (8 * n if flags & _HAS_CANDIDATE_IDS else 0)
+    for part in range(id_parts + number_parts):
+        r, k = _PART.unpack_from(blob, at)
+        at += 8 + _aligned(4 * k) + (8 * r * k if part < id_parts else _aligned(4 * r * k))
+    for _ in range(bag_parts):
+        r, _ = _PART.unpack_from(blob, at)
+        (count,) = _OFFSET.unpack_from(blob, at + 8 + 4 * r)
+        if count < 0:
+            raise ValueError(f"a bag ends at {count}")
+        at += 8 + _aligned(4 * (r + 1)) + 8 * count
+    if at != len(blob):
+        raise ValueError(f"it has {len(blob)} bytes where its arrays end at {at}")
+    return RecordHead(prediction_id, time_ms, endpoint, n, routing_hash)
 
 
 def _unpack(blob: memoryview) -> PredictionRecord:

@@ -30,7 +30,7 @@ from pipeline.traffic.log import (
     Scores,
     TrafficStats,
 )
-from pipeline.traffic.record import PredictionRecord, finder, unpack
+from pipeline.traffic.record import RecordHead, finder, read_head, unpack
 from pipeline.traffic.sqlite_file import TrafficFile
 from pipeline.traffic.sqlite_retention import forget, retain
 from pipeline.traffic.sqlite_stats import count, read_stats
@@ -75,11 +75,11 @@ class SqliteTrafficLog:
         Raises:
             InvalidInput: one of them is not a record; none is written.
         """
-        unpacked = [(unpack(blob), blob) for blob in records]
+        read = [(read_head(blob), blob) for blob in records]
         with self._file.write(durable=False) as db:
             written = 0
-            for start in range(0, len(unpacked), _AT_ONCE):
-                written += self._insert(db, unpacked[start : start + _AT_ONCE])
+            for start in range(0, len(read), _AT_ONCE):
+                written += self._insert(db, read[start : start + _AT_ONCE])
             count(db, predictions=written)
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
@@ -221,12 +221,12 @@ class SqliteTrafficLog:
         """Release the file."""
         self._file.close()
 
-    def _insert(self, db: sqlite3.Connection, records: Sequence[tuple[PredictionRecord, bytes]]) -> int:
+    def _insert(self, db: sqlite3.Connection, records: Sequence[tuple[RecordHead, bytes]]) -> int:
         """Write a few records by one statement for each table, since each statement gives the GIL away; how many were new."""
         ids = list(dict.fromkeys(record.prediction_id for record, _ in records))
         known = _among(db, "predictions", ids)
         forgotten = dict(db.execute("SELECT routing_hash, until_ms FROM forgotten"))
-        new: dict[str, tuple[PredictionRecord, bytes]] = {}
+        new: dict[str, tuple[RecordHead, bytes]] = {}
         for record, blob in records:
             if forgotten and record.time_ms <= forgotten.get(_signed(record.routing_hash), -1):
                 db.execute("DELETE FROM parked WHERE prediction_id = ?", (record.prediction_id,))
@@ -247,7 +247,7 @@ class SqliteTrafficLog:
                 prediction_id,
                 time_ms,
                 record.endpoint,
-                record.features.n,
+                record.n,
                 _signed(record.routing_hash),
                 time_ms + self._window,
                 prediction_id in scored,
@@ -260,13 +260,14 @@ class SqliteTrafficLog:
         )
         db.execute("INSERT INTO records VALUES " + ", ".join(["(?, ?)"] * len(new)), blobs)
         parked = _among(db, "parked", ids)
-        for seq, (prediction_id, (record, _)) in enumerate(new.items(), first):
+        for seq, (prediction_id, (_, blob)) in enumerate(new.items(), first):
             if prediction_id in parked:
-                self._unpark(db, seq, record)
+                self._unpark(db, seq, blob)
         return len(new)
 
-    def _unpark(self, db: sqlite3.Connection, seq: int, record: PredictionRecord) -> None:
+    def _unpark(self, db: sqlite3.Connection, seq: int, blob: bytes) -> None:
         """Feedback that came before its prediction: check and store it as if it came now, at the times when it came."""
+        record = unpack(blob)
         rows = db.execute(
             "SELECT received_ms, entry FROM parked WHERE prediction_id = ? ORDER BY seq", (record.prediction_id,)
         ).fetchall()

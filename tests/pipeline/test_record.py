@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
-from pipeline.traffic.record import ARMS, PredictionRecord, pack, unpack
+from pipeline.traffic.record import ARMS, PredictionRecord, pack, read_head, unpack
 
 NAMES = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=12)
 I64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -67,6 +67,10 @@ def same(a: npt.NDArray | None, b: npt.NDArray | None) -> None:
 @settings(derandomize=True, deadline=None)
 def test_round_trip(record: PredictionRecord) -> None:
     back = unpack(pack(record))
+    head = read_head(pack(record))
+    for name in ("prediction_id", "time_ms", "endpoint", "routing_hash"):
+        assert getattr(head, name) == getattr(record, name)
+    assert head.n == record.features.n
     for name in ("prediction_id", "time_ms", "endpoint", "arm", "bundle", "version", "routing_hash", "overridden"):
         assert getattr(back, name) == getattr(record, name)
     same(back.scores, record.scores)
@@ -86,10 +90,11 @@ def test_round_trip(record: PredictionRecord) -> None:
 @settings(derandomize=True, deadline=None)
 def test_a_part_of_a_record_is_refused(record: PredictionRecord, data: st.DataObject) -> None:
     blob = pack(record)
-    with pytest.raises(InvalidInput, match="not a prediction record"):
-        unpack(blob[: data.draw(st.integers(0, len(blob) - 1))])
-    with pytest.raises(InvalidInput, match="not a prediction record"):
-        unpack(blob + b"\0" * 8)
+    for read in (unpack, read_head):
+        with pytest.raises(InvalidInput, match="not a prediction record"):
+            read(blob[: data.draw(st.integers(0, len(blob) - 1))])
+        with pytest.raises(InvalidInput, match="not a prediction record"):
+            read(blob + b"\0" * 8)
 
 
 @given(records(), st.data())
@@ -97,8 +102,13 @@ def test_a_part_of_a_record_is_refused(record: PredictionRecord, data: st.DataOb
 def test_damage_is_refused_or_harmless(record: PredictionRecord, data: st.DataObject) -> None:
     blob = bytearray(pack(record))
     blob[data.draw(st.integers(0, len(blob) - 1))] ^= data.draw(st.integers(1, 255))
-    with contextlib.suppress(InvalidInput):
-        unpack(bytes(blob))
+    try:
+        back = unpack(bytes(blob))
+    except InvalidInput:
+        with contextlib.suppress(InvalidInput):
+            read_head(bytes(blob))
+    else:
+        assert read_head(bytes(blob)).prediction_id == back.prediction_id
 
 
 def test_arrays_are_views_of_the_blob() -> None:
