@@ -7,20 +7,22 @@ from typing import Any
 import pytest
 from apart import told_by
 
+LIMIT = 300.0
+"""Seconds for the scenario, which the first test waits for."""
+pytestmark = [pytest.mark.long, pytest.mark.timeout(LIMIT + 30)]
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the scenario says; it runs once for all tests here."""
-    return told_by("teachers_scenario.py", tmp_path_factory.mktemp("teachers"), 300)
+    return told_by("teachers_scenario.py", tmp_path_factory.mktemp("teachers"), LIMIT)
 
 
-@pytest.mark.long
 def test_every_row_comes_back_once_with_the_score_of_the_local_teacher(told: dict[str, Any]) -> None:
     assert told["fed"] == told["returned"] == told["rows"]
     assert told["equal"]
 
 
-@pytest.mark.long
 def test_members_that_die_are_replaced_and_a_new_node_brings_more(told: dict[str, Any]) -> None:
     assert told["members"] == [2, 2, 4, 2]
     assert told["lost"] >= 3
@@ -28,7 +30,6 @@ def test_members_that_die_are_replaced_and_a_new_node_brings_more(told: dict[str
     assert told["joined"] >= 2 + told["lost"]
 
 
-@pytest.mark.long
 def test_teachers_that_cannot_be_loaded_or_placed_are_told_at_once(told: dict[str, Any]) -> None:
     unloadable, unplaceable = told["refused"]
     assert unloadable.endswith("is not a bundle: it has no manifest.json")

@@ -9,28 +9,29 @@ from typing import Any
 import pytest
 from apart import told_by
 
+LIMIT = 300.0
+"""Seconds for the scenario, which the first test waits for."""
+pytestmark = [pytest.mark.long, pytest.mark.timeout(LIMIT + 30)]
+
 PHASES = ("restarted", "crashed", "leader_killed", "endpoint_killed")
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the scenario says; it runs once for all tests here."""
-    return told_by("state_scenario.py", tmp_path_factory.mktemp("state"), 300)
+    return told_by("state_scenario.py", tmp_path_factory.mktemp("state"), LIMIT)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", PHASES)
 def test_no_answer_is_wrong_and_no_call_fails(told: dict[str, Any], name: str) -> None:
     assert set(told[name]["seen"]) == {"right"}, told["errors"]
     assert told[name]["seen"]["right"] > 100
 
 
-@pytest.mark.long
 def test_every_answer_is_in_the_traffic_log(told: dict[str, Any]) -> None:
     assert told["recorded"] == sum(told["all"].values())
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", PHASES)
 def test_a_weight_stands_and_one_given_afterwards_is_everywhere_within_two_seconds(
     told: dict[str, Any], name: str
@@ -40,14 +41,12 @@ def test_a_weight_stands_and_one_given_afterwards_is_everywhere_within_two_secon
         assert replica["left"] < 2.0 < replica["taken"]
 
 
-@pytest.mark.long
 def test_a_lead_that_lapsed_is_taken_with_a_higher_token(told: dict[str, Any]) -> None:
     for name in ("crashed", "leader_killed"):
         before, after = told[name]["tokens"]
         assert after > before
 
 
-@pytest.mark.long
 def test_there_are_never_two_leaders(told: dict[str, Any]) -> None:
     claims, holders = told["leaders"]["claims"], told["leaders"]["holders"]
     tokens = [token for _, token in claims]
@@ -57,7 +56,6 @@ def test_there_are_never_two_leaders(told: dict[str, Any]) -> None:
     assert len({token for token, _ in holders}) == len(holders) >= 3
 
 
-@pytest.mark.long
 def test_every_change_is_audited_once_and_none_that_was_refused(told: dict[str, Any]) -> None:
     assert [seq for seq, *_ in told["audit"]] == list(range(1, len(told["audit"]) + 1))
     by_hand = Counter(reason for _, _, actor, reason in told["audit"] if actor == "operator")
