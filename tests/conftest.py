@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A busy machine is no finding, and a run finds what the run before it found.
-settings.register_profile("baton", deadline=None, derandomize=True)
+settings.register_profile("baton", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("baton")
