@@ -82,9 +82,11 @@ class ProcessMember:
         return answer
 
     def close(self) -> None:
-        self._pipe.close()
+        # Its process first: whoever waits for an answer then sees its end and lets go of the pipe.
         self.process.terminate()
         self.process.join(5.0)
+        with self._lock:
+            self._pipe.close()  # a second time nothing happens
 
 
 def _serve(pipe: Connection, load: Callable[[], Scorer]) -> None:
