@@ -31,6 +31,8 @@ HALF = 0.5
 CAPACITY_SECONDS = 5.0
 TOUCHED = 5_000
 NICE = 15
+COMPACT_AFTER = 16
+"""Deltas on one base, as the worker's."""
 SETTLE = 20.0
 
 
@@ -113,7 +115,7 @@ def _settle(site: Site, model: str) -> None:
 
 
 def _publish(repository: Repository, name: str, interval: float) -> None:
-    """Publish deltas until stdin ends."""
+    """Publish deltas, and bases as often as the worker does, until stdin ends."""
     import select
 
     import torch
@@ -132,8 +134,10 @@ def _publish(repository: Repository, name: str, interval: float) -> None:
         if select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
             return
         _touch(model, rng)
-        bundle = model.save_delta(repository, name, base=base, deltas=deltas)
-        deltas.append(bundle.manifest.version)
+        if len(deltas) == COMPACT_AFTER:
+            base, deltas = model.save_bundle(repository, name, training=False).manifest.version, []
+        else:
+            deltas.append(model.save_delta(repository, name, base=base, deltas=deltas).manifest.version)
 
 
 def _touch(model: ClickModel, rng: np.random.Generator) -> None:

@@ -20,6 +20,7 @@ from pipeline.features import Rows
 from pipeline.row_format import RowFormat
 from transfer.blocks import TableSettings
 from transfer.data.log import Log
+from transfer.device import DeviceChoice, device_for
 from transfer.model import SCORING_ROWS, ClickModel, LearningSettings
 from transfer.projection import project_tables
 from transfer.sampling import Drawn, log_k, strategic_batches
@@ -62,6 +63,7 @@ class Stage1Settings:
         learning: rates of the student.
         hyperparameters: of the student's architecture.
         stored: how bundles store the student's rows; calibration and metrics are of rows rounded so.
+        device: where the student's network is trained; tables stay in the machine's memory.
     """
 
     a: float = 0.7
@@ -87,6 +89,7 @@ class Stage1Settings:
     learning: LearningSettings = field(default_factory=LearningSettings)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     stored: RowFormat = "float32"
+    device: DeviceChoice = "cpu"
 
     def __post_init__(self) -> None:
         for name, share in (("a", self.a), ("dense_a", self.dense_a)):
@@ -180,6 +183,7 @@ def transfer_offline(
         log.schema, arch, width, seed=seed, hyperparameters=s.hyperparameters, learning=s.learning
     )
     student.stored = s.stored
+    student.to(device_for(s.device))
     seconds: dict[str, float] = {}
     window = Window(teacher, log, start, stop, calibrated=mode == "ours", score=score, clock=clock)
     began, asked = clock(), 0.0

@@ -20,6 +20,7 @@ from pipeline.metrics import auc, bias, logloss
 from pipeline.row_format import RowFormat
 from transfer.calibration import ALPHA_POSITIVES, fit_calibration
 from transfer.data.log import Log, row_range
+from transfer.device import DeviceChoice, device_for
 from transfer.model import ClickModel, LearningSettings
 
 __all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
@@ -43,6 +44,7 @@ class TrainSettings:
         learning: rates.
         hyperparameters: of the architecture.
         stored: how bundles store the rows; calibration and metrics are of rows rounded so.
+        device: where the network is trained; tables stay in the machine's memory.
     """
 
     batch: int | None = None
@@ -52,6 +54,7 @@ class TrainSettings:
     learning: LearningSettings = field(default_factory=LearningSettings)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     stored: RowFormat = "float32"
+    device: DeviceChoice = "cpu"
 
     def __post_init__(self) -> None:
         if (self.batch is not None and self.batch < 1) or self.passes < 1 or not 0.0 < self.tail < 1.0:
@@ -131,6 +134,7 @@ def train(
         log.schema, arch, width, seed=seed, hyperparameters=settings.hyperparameters, learning=settings.learning
     )
     model.stored = settings.stored
+    model.to(device_for(settings.device))
     model.fit_numbers(first_rows(log, start, stop))
 
     body, tail = window_rows(log, start, tail_start), window_rows(log, tail_start, stop)

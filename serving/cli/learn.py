@@ -23,25 +23,48 @@ if TYPE_CHECKING:
 
 __all__ = ["replay", "train", "transfer"]
 
-Data = Annotated[Path, typer.Option(help="Data set descriptor (dataset.yaml)")]
-Start = Annotated[float, typer.Option("--from", min=0, max=1, help="First row, as a share of the rows in time order")]
-Stop = Annotated[float, typer.Option("--to", min=0, max=1, help="Last row, as a share of the rows in time order")]
-Cache = Annotated[Path, typer.Option(help="Where the prepared log is kept between runs")]
-Seed = Annotated[int, typer.Option(help="Of everything random")]
-Threads = Annotated[int, typer.Option(min=1, help="Of training; more than 1 pays for large networks only")]
-Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below float32 it serves what was rounded")]
-Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
-CACHE = Path(".baton/cache")
-RETAINED_ROWS = 200_000
-NEXT = 0.1
-"""Share of the log after the window on which a fresh model is judged."""
-
 
 class Mode(StrEnum):
     """Value of `--mode`."""
 
     ours = "ours"
     published = "published"
+
+
+class Device(StrEnum):
+    """Value of `--device`."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Data = Annotated[Path, typer.Option(help="Data set descriptor (dataset.yaml)")]
+Start = Annotated[float, typer.Option("--from", min=0, max=1, help="First row, as a share of the rows in time order")]
+Stop = Annotated[float, typer.Option("--to", min=0, max=1, help="Last row, as a share of the rows in time order")]
+Cache = Annotated[Path, typer.Option(help="Where the prepared log is kept between runs")]
+Seed = Annotated[int, typer.Option(help="Of everything random")]
+Threads = Annotated[int, typer.Option(min=1, help="Of training; more than 1 pays for large networks only")]
+Where = Annotated[
+    Device,
+    typer.Option(
+        help="Where the network is trained; auto is a GPU where there is one, whose sums vary in their last bits"
+    ),
+]
+Admit = Annotated[
+    int,
+    typer.Option(min=1, max=255, help="Sightings before an id gets a row of its own; from now on, in the worker too"),
+]
+Evict = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rows trained since an id was last seen after which its row goes; never unless said"),
+]
+Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below float32 it serves what was rounded")]
+Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
+CACHE = Path(".baton/cache")
+RETAINED_ROWS = 200_000
+NEXT = 0.1
+"""Share of the log after the window on which a fresh model is judged."""
 
 
 def train(
@@ -55,6 +78,9 @@ def train(
     cache: Cache = CACHE,
     seed: Seed = 0,
     threads: Threads = 1,
+    device: Where = Device.auto,
+    admit_after: Admit = 1,
+    evict_after: Evict = None,
     output: Format = Output.table,
 ) -> None:
     """Train a teacher on a log, in time order, and write it as a bundle.
@@ -64,8 +90,10 @@ def train(
     import torch
 
     from serving.cli.progress import rows_progress
+    from transfer.blocks import TableSettings
     from transfer.data import open_log
     from transfer.measured import PeakMemory, Stopwatch
+    from transfer.model import LearningSettings
     from transfer.model_zoo import parse_arch
     from transfer.train import TrainSettings
     from transfer.train import train as run
@@ -77,7 +105,8 @@ def train(
         log = open_log(data, cache)
         memory, watch = PeakMemory(), Stopwatch()
         with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress, watch.running():
-            settings = TrainSettings(stored=rows)
+            learning = LearningSettings(tables=TableSettings(admit_after=admit_after, evict_after=evict_after))
+            settings = TrainSettings(stored=rows, device=device.value, learning=learning)
             model = run(log, kind, width=width, start=start, stop=stop, seed=seed, settings=settings, progress=progress)
         bundle = model.save_bundle(out, name or _plain(kind), metrics=model.metrics)
         _show_bundle(output, out, {**bundle.manifest.metrics, **_cost(model, watch, memory)}, _after(model, log, stop))
@@ -99,6 +128,9 @@ def transfer(
     cache: Cache = CACHE,
     seed: Seed = 0,
     threads: Threads = 1,
+    device: Where = Device.auto,
+    admit_after: Admit = 1,
+    evict_after: Evict = None,
     teachers: Annotated[
         int, typer.Option(min=0, help="Processes that score rows for the student; 0: this one does")
     ] = 0,
@@ -123,9 +155,11 @@ def transfer(
     from serving.cli.progress import rows_progress
     from serving.cli.teachers import pooled
     from transfer.data import open_log
+    from transfer.device import device_for
     from transfer.distill import OURS, PUBLISHED, transfer_offline
     from transfer.frozen import load_teacher
     from transfer.measured import PeakMemory, Stopwatch
+    from transfer.model import ClickModel
     from transfer.model_zoo import parse_arch
     from transfer.replay_store import keep_sample
 
@@ -133,13 +167,17 @@ def transfer(
         _window(start, stop)
         torch.set_num_threads(threads)
         kind, width = parse_arch(arch)
-        settings = replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows)
+        settings = replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows, device=device.value)
+        tables = replace(settings.learning.tables, admit_after=admit_after, evict_after=evict_after)
+        settings = replace(settings, learning=replace(settings.learning, tables=tables))
         if share is not None:
             settings = replace(
                 settings, ratio=share if share < 1 else None, extend=False, warm=settings.warm and share < 1
             )
         log = open_log(data, cache)
         model = load_teacher(teacher)
+        if isinstance(model, ClickModel):
+            model.to(device_for(device.value))
         memory, watch = PeakMemory(), Stopwatch()
         with (
             pooled(teacher, teachers, ray, calibrated=mode is Mode.ours) as score,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 import typer
 from handmade import random_tables, write_bundle
 from typer.testing import CliRunner, Result
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 from pipeline.bundle import Bundle
 from pipeline.versions import Repository
 from serving.cli.main import app
+from transfer.model import ClickModel
 
 
 def baton(*arguments: object) -> Result:
@@ -115,6 +117,21 @@ def test_teacher_and_student_are_stored_as_told(tmp_path: Path) -> None:
     for path, stored in ((teacher, "float16"), (student, "int8")):
         assert {info.dtype for info in Bundle.open(path).manifest.tables.values()} == {stored}
     assert baton("train", *common, "--out", tmp_path / "other", "--rows", "int4").exit_code == 2
+
+
+def test_tables_and_device_are_as_told_and_the_worker_finds_them_so(tmp_path: Path) -> None:
+    common = ("--data", descriptor(tmp_path, rows=2000), "--cache", tmp_path / "cache", "--arch", "fm-4")
+    rare = ("--admit-after", "3", "--evict-after", "1500", "--device", "auto")
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    for command in (("train", "--out", teacher), ("transfer", "--teacher", teacher, "--out", student)):
+        done = baton(*command, *common, *rare)
+        assert done.exit_code == 0, (done.output, done.exception)
+    for path in (teacher, student):
+        opened = Bundle.open(path)
+        tables = ClickModel.from_bundle([opened], opened).learning.tables
+        assert (tables.admit_after, tables.evict_after) == (3, 1500)
+    if not torch.cuda.is_available():
+        refused(baton("train", *common, "--out", tmp_path / "card", "--device", "cuda"), "device", "no GPU")
 
 
 def test_a_student_trains_on_the_share_that_is_told(tmp_path: Path) -> None:
