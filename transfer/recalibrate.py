@@ -26,9 +26,10 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-# Rows that the newest window starts with, of all and of those held out, and how many standard errors its older half may
-# differ before it is left out.
-LEAST_ROWS, LEAST_HELD = 2_000, 250
+# Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
+LEAST_ROWS = 2_000
+# The same of held-out rows, in blocks: rows of one request move together.
+BLOCK, LEAST_BLOCKS = 128, 8
 TOLERANCE = 3.0
 # Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
 PRIOR = 400.0
@@ -183,8 +184,8 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
     then, now = (alpha * logits[known].astype(np.float64) for logits in (before, after))
     # Where the world moves the weights have followed it: on rows of long ago they differ by that, which says nothing of
     # today's level.
-    change = _sigmoid(now + old) - _sigmoid(then + old)
-    size = _agreeing(change, np.square(change - change.mean()), LEAST_HELD)
+    change = _in_blocks(_sigmoid(now + old) - _sigmoid(then + old))
+    size = BLOCK * _agreeing(change, np.full(len(change), change.var()), LEAST_BLOCKS) or len(now)
     return Calibration(alpha=alpha, beta=offset_for(now[-size:], float(_sigmoid(then[-size:] + old).sum())))
 
 
@@ -196,6 +197,13 @@ def window_for(calibration: Calibration, recent: Ring) -> int:
     """
     p = _sigmoid(calibration.alpha * recent.logits.astype(np.float64) + calibration.beta)
     return _agreeing(recent.labels - p, p * (1 - p), LEAST_ROWS)
+
+
+def _in_blocks(values: F64) -> F64:
+    """Means of blocks of `BLOCK` values; what is left over at the old end is no block."""
+    whole = len(values) // BLOCK * BLOCK
+    means: F64 = values[len(values) - whole :].reshape(-1, BLOCK).mean(1)
+    return means
 
 
 def _agreeing(values: F64, variances: F64, least: int) -> int:

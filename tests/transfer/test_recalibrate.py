@@ -81,6 +81,18 @@ def test_what_the_weights_have_learned_of_the_past_does_not_move_the_level_of_to
     assert fitted(recent, held, noisy).beta == pytest.approx(-0.2, abs=0.04)
 
 
+def test_rows_of_one_request_move_together_and_are_no_drift() -> None:
+    truth, labels = draw(100_000, 7)
+    recent = Ring(100_000)
+    recent.add(truth, labels)
+    random = np.random.default_rng(8)
+    held, _ = draw(10_000, 9)
+    moved = np.repeat(random.normal(0.1, 0.5, 100), 100)  # by request
+    found = fitted(recent, held, (held + moved).astype(np.float32))
+    level = offset_for((held + moved).astype(np.float64), float(sigmoid(held.astype(np.float64)).sum()))
+    assert found.beta == pytest.approx(level, abs=0.02)  # what all rows say
+
+
 def test_without_drift_all_rows_count() -> None:
     truth, labels = draw(64_000, 7)
     recent = Ring(64_000)
