@@ -28,8 +28,6 @@ F64 = npt.NDArray[np.float64]
 
 # Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
 LEAST_ROWS = 2_000
-# The same of held-out rows, in blocks: rows of one request move together.
-BLOCK, LEAST_BLOCKS = 128, 8
 TOLERANCE = 3.0
 # Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
 PRIOR = 400.0
@@ -181,12 +179,8 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
     known = np.isfinite(before)
     if not known.any():
         return Calibration(alpha=alpha, beta=old)
-    then, now = (alpha * logits[known].astype(np.float64) for logits in (before, after))
-    # Where the world moves the weights have followed it: on rows of long ago they differ by that, which says nothing of
-    # today's level.
-    change = _in_blocks(_sigmoid(now + old) - _sigmoid(then + old))
-    size = BLOCK * _agreeing(change, np.full(len(change), change.var()), LEAST_BLOCKS) or len(now)
-    return Calibration(alpha=alpha, beta=offset_for(now[-size:], float(_sigmoid(then[-size:] + old).sum())))
+    mean_before = float(_sigmoid(alpha * before[known].astype(np.float64) + old).sum())
+    return Calibration(alpha=alpha, beta=offset_for(alpha * after[known].astype(np.float64), mean_before))
 
 
 def window_for(calibration: Calibration, recent: Ring) -> int:
@@ -196,26 +190,15 @@ def window_for(calibration: Calibration, recent: Ring) -> int:
     the price of noise, where nothing moves it is as long as it can be (after Lepskii 1991, adaptive bandwidth choice).
     """
     p = _sigmoid(calibration.alpha * recent.logits.astype(np.float64) + calibration.beta)
-    return _agreeing(recent.labels - p, p * (1 - p), LEAST_ROWS)
-
-
-def _in_blocks(values: F64) -> F64:
-    """Means of blocks of `BLOCK` values; what is left over at the old end is no block."""
-    whole = len(values) // BLOCK * BLOCK
-    means: F64 = values[len(values) - whole :].reshape(-1, BLOCK).mean(1)
-    return means
-
-
-def _agreeing(values: F64, variances: F64, least: int) -> int:
-    """How many of the newest values, oldest first, have one mean: at least `least` of them, if there are so many."""
-    sums = np.concatenate([[0.0], np.cumsum(values[::-1])])
-    errors = np.concatenate([[0.0], np.cumsum(variances[::-1])])
-    size = min(least, len(values))
-    while size < len(values):
-        longer = min(2 * size, len(values))
+    labels = recent.labels
+    excess = np.concatenate([[0.0], np.cumsum((labels - p)[::-1])])
+    variance = np.concatenate([[0.0], np.cumsum((p * (1 - p))[::-1])])
+    size = min(LEAST_ROWS, len(p))
+    while size < len(p):
+        longer = min(2 * size, len(p))
         older = longer - size
-        difference = sums[size] / size - (sums[longer] - sums[size]) / older
-        error = np.sqrt(errors[size] / size**2 + (errors[longer] - errors[size]) / older**2)
+        difference = excess[size] / size - (excess[longer] - excess[size]) / older
+        error = np.sqrt(variance[size] / size**2 + (variance[longer] - variance[size]) / older**2)
         if abs(difference) > TOLERANCE * error:
             break
         size = longer

@@ -68,31 +68,6 @@ def test_a_base_rate_that_moved_is_followed() -> None:
     assert found.beta == pytest.approx(0.3, abs=0.06)
 
 
-def test_what_the_weights_have_learned_of_the_past_does_not_move_the_level_of_today() -> None:
-    """Items of long ago have died, and the weights know: on their held rows they fell by two thirds, on those of today not."""
-    truth, labels = draw(100_000, 4)
-    recent = Ring(100_000)
-    recent.add(truth, labels)
-    held, _ = draw(4_000, 5)
-    fallen = np.where(np.arange(4_000) < 3_000, held - 1.0, held).astype(np.float32)
-    assert fitted(recent, held, fallen).beta == pytest.approx(0.0, abs=0.05)
-    # Noise alone leaves no rows out.
-    noisy = (held + np.random.default_rng(6).normal(0.2, 0.3, 4_000)).astype(np.float32)
-    assert fitted(recent, held, noisy).beta == pytest.approx(-0.2, abs=0.04)
-
-
-def test_rows_of_one_request_move_together_and_are_no_drift() -> None:
-    truth, labels = draw(100_000, 7)
-    recent = Ring(100_000)
-    recent.add(truth, labels)
-    random = np.random.default_rng(8)
-    held, _ = draw(10_000, 9)
-    moved = np.repeat(random.normal(0.1, 0.5, 100), 100)  # by request
-    found = fitted(recent, held, (held + moved).astype(np.float32))
-    level = offset_for((held + moved).astype(np.float64), float(sigmoid(held.astype(np.float64)).sum()))
-    assert found.beta == pytest.approx(level, abs=0.02)  # what all rows say
-
-
 def test_without_drift_all_rows_count() -> None:
     truth, labels = draw(64_000, 7)
     recent = Ring(64_000)
