@@ -103,7 +103,7 @@ class CoDistiller:
 
         Raises:
             DataError: the batch cannot be learned from; neither model has changed.
-            Diverged: the student has; neither model has changed by this batch.
+            Diverged: the student has; neither model has learned from this batch.
         """
         train, held = batch.train, batch.held
         # Before the step: what is measured must not have been learned.

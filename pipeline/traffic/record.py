@@ -124,7 +124,7 @@ def unpack(blob: bytes | memoryview) -> PredictionRecord:
 
 
 def read_head(blob: bytes) -> RecordHead:
-    """What a log needs to file a record; it is checked to be whole, but no array is made, which takes a third of the time.
+    """What a log needs to file a record; it is checked to be whole, but no array is made: a quarter of the time.
 
     Raises:
         InvalidInput: the blob is not a whole record.
