@@ -19,10 +19,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -306,13 +308,20 @@ class Bundle:
         return counts
 
     def _check_files(self) -> None:
-        root = self.path.resolve()
+        root = os.path.realpath(self.path)
+        real = cache(os.path.realpath)  # of folders, which many files share
         for name, info in self.manifest.files.items():
-            path = self.path / name
-            if not path.is_file() or not path.resolve().is_relative_to(root):
+            place = os.path.join(root, name)
+            try:
+                status = os.stat(place)
+                folder, last = os.path.split(place)
+                whole = os.path.realpath(place) if os.path.islink(place) else os.path.join(real(folder), last)
+            except OSError:
+                status, whole = None, ""
+            if status is None or not stat.S_ISREG(status.st_mode) or not whole.startswith(root + os.sep):
                 raise BundleError(f"{self.path}: {name} is listed in the manifest but is not there", name)
-            if path.stat().st_size != info.bytes:
-                raise BundleError(f"{self.path}: {name} has {path.stat().st_size} bytes instead of {info.bytes}", name)
+            if status.st_size != info.bytes:
+                raise BundleError(f"{self.path}: {name} has {status.st_size} bytes instead of {info.bytes}", name)
         if self.manifest.servable:
             for needed in [DENSE, *(f"tables/{t}.safetensors" for t in self.manifest.tables)]:
                 self.file(needed)
@@ -428,9 +437,20 @@ def read_manifest(path: Path) -> Manifest:
         BundleError: naming what is wrong, a file that would lie outside the bundle's directory included.
     """
     try:
-        raw = json.loads(path.read_bytes())
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     except FileNotFoundError:
         raise BundleError(f"{path.parent} is not a bundle: it has no {path.name}", path.name) from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}", path.name) from None
+    return _parsed(path, identity)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, identity: tuple[int, ...]) -> Manifest:
+    """The manifest in a file that was not written to since: a chain of versions is opened anew with each of them."""
+    try:
+        raw = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}", path.name) from None
     try:

@@ -25,7 +25,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.bundle import MANIFEST, Bundle, Manifest, read_manifest, sha256_of
+from pipeline.bundle import MANIFEST, Manifest, read_manifest, sha256_of
 from pipeline.disk import sync, writing
 from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, NotReady
 from pipeline.versions import Repository
@@ -93,16 +93,6 @@ class RemoteRepository(Repository):
         if not path.is_file():
             raise NotFound(f"bundle {name!r} has no version {version!r} at {self.url}; it has {self.versions(name)}")
         return read_manifest(path)
-
-    def open(self, name: str, version: str = "", *, verify: bool = False, notes: Path | None = None) -> Bundle:
-        """As `Repository.open`; fetches what is not on this machine yet, which may take as long as its bytes take.
-
-        Raises:
-            NotReady: the URL does not answer or the disk is full; it can be tried again.
-        """
-        version = version or self.newest(name)[-1].manifest.version
-        self.fetch(name, version)
-        return super().open(name, version, verify=verify, notes=notes)
 
     # Fetching.
 

@@ -54,9 +54,18 @@ class Repository:
             NotFound: no such name or version.
             BundleError: it is damaged.
         """
-        if version not in self.versions(name):
+        path = self.path(name, version) / MANIFEST
+        if not (version.isdecimal() and path.is_file()):
             raise NotFound(f"bundle {name!r} has no version {version!r}; it has {self.versions(name) or 'none'}")
-        return read_manifest(self.path(name, version) / MANIFEST)
+        return read_manifest(path)
+
+    def fetch(self, name: str, version: str) -> None:
+        """Have the files of a version on this machine, where they always are.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        self.manifest(name, version)
 
     def publish(self, staging: Path, manifest: Manifest) -> None:
         """Told of a version that is complete in a folder `staging` before it appears; nothing else is to be done here."""
@@ -73,8 +82,7 @@ class Repository:
         """
         if not version:
             version = self.latest(name)
-        if version not in self.versions(name):
-            raise NotFound(f"bundle {name!r} has no version {version!r}; it has {self.versions(name) or 'none'}")
+        self.fetch(name, version)
         return Bundle.open(self.path(name, version), verify=verify, notes=notes)
 
     def latest(self, name: str) -> str:
@@ -103,8 +111,12 @@ class Repository:
         raise NotFound(f"bundle {name!r} has no version that may serve; known names: {self.names() or 'none'}")
 
     def chain(self, bundle: Bundle, *, verify: bool = False, notes: Path | None = None) -> list[Bundle]:
-        """The bundles whose tables make up a version, base first: itself, or its base and deltas in order. `verify` and
-        `notes` as `Bundle.open`, of those that it builds on.
+        """The bundles whose tables make up a version, base first: itself, or its base and deltas in order.
+
+        Args:
+            verify: also hold the files of those that it builds on against their manifests; else who reads one does. With
+                every version that is loaded come all those before it, mostly to find that their segments are there.
+            notes: as `Bundle.open`.
 
         Raises:
             NotFound: a link is missing.
@@ -113,8 +125,13 @@ class Repository:
         manifest = bundle.manifest
         if manifest.base is None:
             return [bundle]
-        links = (manifest.base, *manifest.deltas[:-1])
-        return [*(self.open(manifest.name, v, verify=verify, notes=notes) for v in links), bundle]
+        return [*(self._link(manifest.name, v, verify, notes) for v in (manifest.base, *manifest.deltas[:-1])), bundle]
+
+    def _link(self, name: str, version: str, verify: bool, notes: Path | None) -> Bundle:
+        if verify:
+            return self.open(name, version, verify=True, notes=notes)
+        self.fetch(name, version)
+        return Bundle(self.path(name, version), self.manifest(name, version))
 
     def reserve(self, name: str) -> str:
         """A new version number, higher than every one ever given out for this name, also across crashes and processes.

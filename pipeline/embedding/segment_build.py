@@ -39,6 +39,7 @@ from pipeline.embedding.segment_file import (
 )
 from pipeline.errors import BundleError
 from pipeline.row_format import RowFormat, decode_rows
+from pipeline.verified import NOTES
 
 __all__ = ["build_segment"]
 
@@ -75,7 +76,7 @@ def build_segment(path: Path, bundles: Sequence[Bundle], source: str, width: int
 
     Args:
         path: directory to make; its caller moves it into place, or removes it where this fails.
-        bundles: one base, or deltas in their order; verified here.
+        bundles: one base, or deltas in their order; verified here, unless this machine has.
         source: what it is built from, for `Segment.open`.
 
     Raises:
@@ -83,7 +84,7 @@ def build_segment(path: Path, bundles: Sequence[Bundle], source: str, width: int
         OSError: the disk is full or fails.
     """
     layout = _layout(bundles, width)
-    sources = list(_sources([Bundle.open(bundle.path, verify=True) for bundle in bundles], width))
+    sources = list(_sources([Bundle.open(b.path, verify=True, notes=path.parent / NOTES) for b in bundles], width))
     rows = sources[-1].last if sources else 0
     if rows >= 1 << 32:
         raise BundleError(f"{path}: {rows} rows are more than one segment holds; split the table over widths")
