@@ -148,14 +148,15 @@ class Candidates:
     picks: I64
 
     @classmethod
-    def draw(cls, vocabulary: Vocabulary, n: int, requests: int, seed: int = 0) -> Candidates:
-        """Zipf-distributed ids; all candidates of a request share the values of the context fields."""
+    def draw(cls, vocabulary: Vocabulary, n: int, requests: int, seed: int = 0, *, shared: bool = True) -> Candidates:
+        """Zipf-distributed ids; `shared`: all candidates of a request have the same values of the context fields."""
         rng = np.random.default_rng(seed)
         size = vocabulary.ids.shape[1]
         # Popular ids lie anywhere in a table, as hashed ids do.
         picks = rng.permutation(size)[rng.zipf(ZIPF, (requests, n, FIELDS)) % size]
-        context = [i for i, f in enumerate(vocabulary.schema.fields) if f.role == "context"]
-        picks[:, :, context] = picks[:, :1, context]
+        if shared:
+            context = [i for i, f in enumerate(vocabulary.schema.fields) if f.role == "context"]
+            picks[:, :, context] = picks[:, :1, context]
         return cls(vocabulary, picks)
 
     @property

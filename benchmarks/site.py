@@ -22,12 +22,14 @@ from protos.baton.ranking.v1 import ranking_pb2 as ranking
 from protos.inference import SERVICE
 from transfer.model import ClickModel
 
-__all__ = ["INFER", "WAYS", "Site", "must_be_good", "opened", "spec_of", "written"]
+__all__ = ["INFER", "MIXED", "WAYS", "Site", "must_be_good", "opened", "spec_of", "written"]
 
 INFER = f"/{SERVICE}/ModelInfer"
 RANKING = "/baton.ranking.v1.RankingService"
 WAYS = {"oip": INFER, "rank": f"{RANKING}/Rank", "rankstream": f"{RANKING}/RankStream"}
 """How Baton is asked: Open Inference with raw tensors, `Rank`, `RankStream`."""
+MIXED = "mixed"
+"""Open Inference as well, every row with a context of its own."""
 REQUESTS = 64
 DEADLINE = 5.0
 WARMUP = 0.3
@@ -47,7 +49,7 @@ class Site:
     bundles: dict[str, Bundle]
     models: dict[str, ClickModel]
     server: BatonServer
-    _drawn: dict[int, Candidates] = field(default_factory=dict)
+    _drawn: dict[tuple[int, bool], Candidates] = field(default_factory=dict)
 
     @contextmanager
     def serving(self, settings: Mapping[str, Any] | None = None) -> Iterator[BatonServer]:
@@ -56,20 +58,20 @@ class Site:
         with self.server:
             yield self.server
 
-    def candidates(self, rows: int) -> Candidates:
-        """Requests of so many candidates; the same ones every time."""
-        if rows not in self._drawn:
-            self._drawn[rows] = Candidates.draw(self.vocabulary, rows, REQUESTS)
-        return self._drawn[rows]
+    def candidates(self, rows: int, *, shared: bool = True) -> Candidates:
+        """Requests of so many candidates, which share their context or not; the same ones every time."""
+        if (rows, shared) not in self._drawn:
+            self._drawn[rows, shared] = Candidates.draw(self.vocabulary, rows, REQUESTS, shared=shared)
+        return self._drawn[rows, shared]
 
     def spec(self, way: str, endpoint: str, rows: int, **load: Any) -> Spec:
-        """Load on Baton, `way` being one of `WAYS`; `load` as in `Spec`."""
+        """Load on Baton, `way` being one of `WAYS` or `MIXED`; `load` as in `Spec`."""
         path = self.folder / f"{way}-{endpoint}-{rows}"
         if not path.exists():
-            drawn = self.candidates(rows)
-            infer = way == "oip"
+            drawn = self.candidates(rows, shared=way != MIXED)
+            infer = way in ("oip", MIXED)
             write_bodies(path, drawn.infer_bodies(endpoint, drawn.hashed) if infer else drawn.rank_bodies(endpoint))
-        return spec_of(self.server.port, WAYS[way], path, several=way == "rankstream", **load)
+        return spec_of(self.server.port, WAYS.get(way, INFER), path, several=way == "rankstream", **load)
 
     def capacity(self, endpoint: str, rows: int, seconds: float, way: str = "rank") -> float:
         """Requests per second of a closed loop with 8 in flight."""

@@ -1,7 +1,8 @@
 """ModelInferRequest to features, scores to ModelInferResponse, and what a model tells about its inputs.
 
 Two forms of one row. Packed: `ids` INT64 [n, F], `numbers` FP32 [n, M], `bag:NAME` INT64 [n, L] with 0 as padding.
-Named: one tensor per field with raw values. It must not know of endpoints, arms or engines.
+Named: one tensor per field with raw values. Context that all rows agree in is kept once from here on. It must not know
+of endpoints, arms or engines.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import InvalidInput
-from pipeline.features import Bag, Features, IdPart, NumberPart, Rows
+from pipeline.features import Bag, Features, Rows
 from pipeline.hashing import hash_bag_column, hash_column
 from pipeline.schema import FieldSpec, Schema
+from pipeline.shared_context import ContextFinder
 from protos.inference import data_type, message
 from serving.wire.delimited import detach, field
 from serving.wire.tensors import Tensor, tensors_of
@@ -76,8 +78,7 @@ class InferCodec:
         self.schema = schema
         self.max_candidates = max_candidates
         self._names = {f.name for f in schema.fields}
-        self._id_columns = np.arange(len(schema.ids), dtype=np.int32)
-        self._number_columns = np.arange(len(schema.numbers), dtype=np.int32)
+        self._context = ContextFinder(schema)
         self._packed = [
             *(["ids"] if schema.ids else []),
             *(["numbers"] if schema.numbers else []),
@@ -114,9 +115,7 @@ class InferCodec:
                 raise InvalidInput(f"input {name!r} is missing; the inputs are {expected}", name)
         n = self._rows(tensors)
         rows = self._named(tensors) if named else self._packed_rows(tensors, n)
-        ids = (IdPart(self._id_columns, rows.ids),) if self.schema.ids else ()
-        numbers = (NumberPart(self._number_columns, rows.numbers),) if self.schema.numbers else ()
-        return Features(n, ids, numbers, rows.bags), len(contents) > 0
+        return self._context.features(rows), len(contents) > 0
 
     def encode(
         self,
