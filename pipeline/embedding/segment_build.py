@@ -84,7 +84,9 @@ def build_segment(path: Path, bundles: Sequence[Bundle], source: str, width: int
         OSError: the disk is full or fails.
     """
     layout = _layout(bundles, width)
-    sources = list(_sources([Bundle.open(b.path, verify=True, notes=path.parent / NOTES) for b in bundles], width))
+    notes = path.parent / NOTES  # whoever loads a version has just had it verified
+    opened = [Bundle.open(b.path, verify=True, notes=notes if notes.is_dir() else None) for b in bundles]
+    sources = list(_sources(opened, width))
     rows = sources[-1].last if sources else 0
     if rows >= 1 << 32:
         raise BundleError(f"{path}: {rows} rows are more than one segment holds; split the table over widths")

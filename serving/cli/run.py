@@ -73,7 +73,7 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
 
     Example: baton worker --config baton.yaml
     """
-    from serving.process import die_with_parent
+    from serving.process import die_with_parent, step_back
 
     with problems():
         settings = Config.load(config)
@@ -81,7 +81,7 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
         if settings.worker is None:
             raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
         die_with_parent()
-        os.nice(settings.worker.nice)
+        step_back(settings.worker.nice)
         stop = _stop_on_signal()
         from serving.cli.worker import build
 

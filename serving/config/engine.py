@@ -64,8 +64,8 @@ class EngineConfig(Section):
     loaded, and tried again later."""
     shadow_queue: int = Field(2048, ge=1)
     """Predictions that may wait for the shadow lane; beyond it the oldest are dropped and counted."""
-    shadow_nice: int = Field(10, ge=0, le=19)
-    """How far the shadow lane steps back for the primary lanes."""
+    shadow_nice: int = Field(19, ge=0, le=19)
+    """How far the shadow lane steps back for the primary lanes; 19: it takes only time that nobody else wants."""
 
     @model_validator(mode="after")
     def _valid_policy(self) -> EngineConfig:

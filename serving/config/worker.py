@@ -55,5 +55,5 @@ class WorkerConfig(Section):
     """Where the networks are trained; auto is a GPU where there is one. Tables stay in the machine's memory. A worker that
     is killed ends with the same bits as one that is not on the processor only."""
     nice: int = Field(15, ge=0, le=19)
-    """How far the worker steps back for serving."""
+    """How far the worker steps back for serving; 19: it takes only time that nobody else wants, which may be none."""
     seed: int = 0
