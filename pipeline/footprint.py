@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.bundle import CONTEXT, DENSE, Manifest
+from pipeline.errors import NotFound
 from pipeline.versions import Repository
 
 __all__ = ["Footprint", "memory_needed", "network_bytes"]
@@ -31,17 +33,22 @@ class Footprint:
     shared: int
 
 
-def memory_needed(repository: Repository, name: str, version: str = "", mapped: Collection[str] = ()) -> Footprint:
+def memory_needed(repository: Repository, name: str, version: str = "", loaded: Collection[str] = ()) -> Footprint:
     """An estimate, from above, of what `Model.load` of a version takes.
 
     Args:
-        mapped: versions of the same name whose segments are mapped already; what this one builds on is shared.
+        loaded: versions of the same name that are loaded: their segments are mapped, with those that they build on.
 
     Raises:
         NotFound: no such name or version, or one that it builds on is gone.
         BundleError: a manifest cannot be read.
     """
     bundle = repository.open(name, version)
+    mapped = set(loaded)
+    for other in loaded:
+        with suppress(NotFound):  # removed since; its base may have gone as well
+            manifest = repository.manifest(name, other)
+            mapped |= {*manifest.deltas, manifest.base or other}
     raw = 0
     for link in repository.chain(bundle):
         if link.manifest.version in mapped:

@@ -39,7 +39,7 @@ class Room:
             NotFound, BundleError: there is no such version to look at.
         """
         footprint = memory_needed(
-            self._repository, *key, mapped={version for name, version in loaded if name == key[0]}
+            self._repository, *key, loaded={version for name, version in loaded if name == key[0]}
         )
         needed = footprint.private + footprint.shared
         free = self._available()

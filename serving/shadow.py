@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import BatonError, InvalidInput
@@ -36,6 +36,8 @@ from serving.wiring import open_registry
 __all__ = ["CatchUp", "ShadowLane", "run_shadow"]
 
 BATCH = 64
+RUN_ROWS = 512
+"""Candidates of one run of a network: what a row costs falls up to there."""
 IDLE = 0.1
 STATUS_EVERY = 1.0
 
@@ -56,6 +58,17 @@ class Outcome(Enum):
     SCORED = "scored"
     SKIPPED = "skipped"
     WAITING = "waiting"
+
+
+class _Verdict(NamedTuple):
+    """What became of a prediction, and why or with which scores."""
+
+    outcome: Outcome
+    reason: str
+    scores: Scores | None = None
+
+
+FAILED = _Verdict(Outcome.SKIPPED, "failed")
 
 
 class CatchUp:
@@ -149,10 +162,11 @@ class ShadowLane:
         self.last_scored_ms = 0
         self.paired = PairedWindow()
         self._next_pass = 0.0
+        self._behind = False
 
     def work(self) -> None:
         """One round: what has come in, or else a little of what was missed."""
-        blobs = self._receiver.take(BATCH, IDLE)
+        blobs = self._receiver.take(BATCH, 0.0 if self._behind else IDLE)
         if blobs:
             self._live(blobs)
         elif self._clock.monotonic() >= self._next_pass:
@@ -161,6 +175,7 @@ class ShadowLane:
             except BatonError as error:  # the log is locked or full: its rows wait there
                 log.error("catching up failed and is tried again: %s", error)
                 seen = 0
+            self._behind = seen > 0
             if not seen:
                 self._next_pass = self._clock.monotonic() + 1.0
 
@@ -192,18 +207,18 @@ class ShadowLane:
             except InvalidInput:
                 self.dropped["invalid"] += 1
         done: list[tuple[str, Scores]] = []
-        for record, traceparent in records:
-            outcome, scores, reason = self._score(record, traceparent)
-            if scores is not None:
-                done.append((record.prediction_id, scores))
-                sums = {record.arm: float(record.scores.sum()), scores.arm: float(scores.scores.sum())}
+        for (record, _), verdict in zip(records, self._judge(records), strict=True):
+            if verdict.scores is not None:
+                done.append((record.prediction_id, verdict.scores))
+                other = verdict.scores
+                sums = {record.arm: float(record.scores.sum()), other.arm: float(other.scores.sum())}
                 self.paired.add(
-                    self._clock.monotonic(), record.endpoint, len(scores.scores), sums["stable"], sums["candidate"]
+                    self._clock.monotonic(), record.endpoint, len(other.scores), sums["stable"], sums["candidate"]
                 )
-            elif outcome is Outcome.SKIPPED:
-                self.skipped[reason] += 1
+            elif verdict.outcome is Outcome.SKIPPED:
+                self.skipped[verdict.reason] += 1
             else:
-                self.dropped[reason] += 1
+                self.dropped[verdict.reason] += 1
         try:
             self._commit(done)
         except BatonError as error:
@@ -213,15 +228,15 @@ class ShadowLane:
             self.scored += len(done)
 
     def _late(self, records: list[PredictionRecord]) -> list[Outcome]:
-        results = [self._score(record) for record in records]
+        verdicts = self._judge([(record, "") for record in records])
         done = [
-            (record.prediction_id, scores)
-            for record, (_, scores, _) in zip(records, results, strict=True)
-            if scores is not None
+            (record.prediction_id, verdict.scores)
+            for record, verdict in zip(records, verdicts, strict=True)
+            if verdict.scores is not None
         ]
         self._commit(done)
         self.caught_up += len(done)
-        return [outcome for outcome, _, _ in results]
+        return [verdict.outcome for verdict in verdicts]
 
     def _commit(self, done: list[tuple[str, Scores]]) -> None:
         if done:
@@ -229,32 +244,69 @@ class ShadowLane:
             self.rows += sum(len(scores.scores) for _, scores in done)
             self.last_scored_ms = self._clock.wall_ms()
 
-    def _score(self, record: PredictionRecord, traceparent: str = "") -> tuple[Outcome, Scores | None, str]:
+    def _judge(self, records: Sequence[tuple[PredictionRecord, str]]) -> list[_Verdict]:
+        """What becomes of some predictions, each with its traceparent; those for one model share runs of its network."""
+        verdicts: list[_Verdict] = []
+        batches: dict[Served, list[int]] = {}
+        for place, (record, _) in enumerate(records):
+            other, verdict = self._other(record)
+            verdicts.append(verdict)
+            if other is None:
+                continue
+            batch = batches.setdefault(other, [])
+            if batch and sum(records[p][0].features.n for p in batch) + record.features.n > RUN_ROWS:
+                self._run(other, records, batch, verdicts)
+                batch.clear()
+            batch.append(place)
+        for other, batch in batches.items():
+            self._run(other, records, batch, verdicts)
+        return verdicts
+
+    def _other(self, record: PredictionRecord) -> tuple[Served | None, _Verdict]:
+        """Who is to score a prediction; None, and why nobody is."""
         if record.overridden or record.arm not in ("stable", "candidate"):
-            return Outcome.SKIPPED, None, "overridden" if record.overridden else "direct"
+            return None, _Verdict(Outcome.SKIPPED, "overridden" if record.overridden else "direct")
         served = self._registry.snapshot.endpoints.get(record.endpoint)
         if served is None or served.endpoint.candidate is None:
-            return Outcome.SKIPPED, None, "no_candidate"
-        arm = "candidate" if record.arm == "stable" else "stable"
-        other: Served | None = served.arm(arm)
+            return None, _Verdict(Outcome.SKIPPED, "no_candidate")
+        other = served.arm("candidate" if record.arm == "stable" else "stable")
         if other is None:
-            return Outcome.WAITING, None, "not_ready"
+            return None, _Verdict(Outcome.WAITING, "not_ready")
+        try:
+            record.features.check(other.model.schema)
+        except InvalidInput:
+            return None, _Verdict(Outcome.SKIPPED, "other_schema")
+        return other, FAILED
+
+    def _run(
+        self,
+        other: Served,
+        records: Sequence[tuple[PredictionRecord, str]],
+        places: Sequence[int],
+        verdicts: list[_Verdict],
+    ) -> None:
+        """Score some of the records by one model and note it in their verdicts."""
         model = other.model
         started = self._clock.monotonic()
+        windows = model.embed_batch([records[place][0].features for place in places])
+        fine = [(place, w) for place, w in zip(places, windows, strict=True) if not isinstance(w, Exception)]
+        for place, window in zip(places, windows, strict=True):
+            if isinstance(window, Exception):
+                name = records[place][0].prediction_id
+                log.error("scoring prediction %s by %s %s failed", name, model.name, model.version, exc_info=window)
         try:
-            record.features.check(model.schema)
-        except InvalidInput:
-            return Outcome.SKIPPED, None, "other_schema"
-        try:
-            scores = model.score(record.features)
+            found = model.infer_batch([window for _, window in fine])
         except Exception:
-            log.exception("scoring prediction %s by %s %s failed", record.prediction_id, model.name, model.version)
-            return Outcome.SKIPPED, None, "failed"
-        seconds = self._clock.monotonic() - started
-        self._telemetry.shadowed(record.endpoint, arm, model.version, seconds, trace_id_of(traceparent))
-        if self._tracing is not None and traceparent:
-            self._tracing.shadowed(traceparent, record.prediction_id, arm, model.name, model.version, seconds)
-        return Outcome.SCORED, Scores(arm, model.name, int(model.version), scores), ""
+            log.exception("scoring %d predictions by %s %s failed", len(fine), model.name, model.version)
+            return
+        seconds = (self._clock.monotonic() - started) / len(places)
+        for (place, _), scores in zip(fine, found, strict=True):
+            record, traceparent = records[place]
+            arm = "candidate" if record.arm == "stable" else "stable"
+            self._telemetry.shadowed(record.endpoint, arm, model.version, seconds, trace_id_of(traceparent))
+            if self._tracing is not None and traceparent:
+                self._tracing.shadowed(traceparent, record.prediction_id, arm, model.name, model.version, seconds)
+            verdicts[place] = _Verdict(Outcome.SCORED, "", Scores(arm, model.name, int(model.version), scores))
 
 
 def run_shadow(config: Config) -> None:

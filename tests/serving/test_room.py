@@ -21,7 +21,7 @@ def test_a_version_needs_its_own_tables_and_network_and_no_mapped_base_again(ins
     repository = installation.repository
     alone = memory_needed(repository, "student", "1")
     assert Model.load(repository, "student", "1", segments=installation.config.segments).store.bytes <= alone.shared
-    assert memory_needed(repository, "student", "1", mapped={"1"}) == Footprint(alone.private, 0)
+    assert memory_needed(repository, "student", "1", loaded={"1"}) == Footprint(alone.private, 0)
     room = Room(repository, 0, lambda: alone.private)
     assert room.refusal(("student", "1"), []) != ""
     assert room.refusal(("student", "1"), [("teacher", "1")]) != ""  # another bundle's tables are not shared
