@@ -30,7 +30,7 @@ class TableSettings:
     """
 
     optimiser: Literal["adagrad", "adam"] = "adagrad"
-    rate: float = 0.03
+    rate: float = 0.05
     linear_rate: float = 0.03
     initial_square: float = 0.1
     """Where Adagrad's accumulators start: larger means smaller first steps for ids that are seen once or twice."""

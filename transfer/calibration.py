@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.bundle import Calibration
 from pipeline.errors import DataError
 
-__all__ = ["ALPHA_POSITIVES", "fit_calibration", "log_odds_error"]
+__all__ = ["ALPHA_POSITIVES", "fit_calibration", "log_odds_error", "offset_for"]
 
 ALPHA_POSITIVES = 5_000
 """Labels of the rarer class above which the slope is fitted as well."""
@@ -53,6 +53,23 @@ def log_odds_error(labels: npt.NDArray[Any]) -> float:
     y = np.asarray(labels, np.float64)
     rate = float(y.mean()) if len(y) else 0.0
     return float("inf") if rate in (0.0, 1.0) else 1.0 / float(np.sqrt(y.sum() * (1.0 - rate)))
+
+
+def offset_for(logits: npt.NDArray[np.float64], target: float) -> float:
+    """The b for which `sum(sigmoid(logits + b)) == target`, by Newton's method from 0, guarded by bisection."""
+    low, high = -30.0, 30.0
+    b = 0.0
+    for _ in range(60):
+        p = 1.0 / (1.0 + np.exp(-(logits + b)))
+        excess = float(p.sum()) - target
+        low, high = (low, b) if excess > 0 else (b, high)
+        slope = float((p * (1 - p)).sum())
+        step = b - excess / slope if slope > 1e-12 else (low + high) / 2
+        step = step if low < step < high else (low + high) / 2
+        if abs(step - b) < 1e-10:
+            return step
+        b = step
+    return b
 
 
 def _newton(s: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, slope: bool) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from pipeline.row_format import RowFormat
 from transfer.blocks import TableSettings
 from transfer.data.log import Log
 from transfer.device import DeviceChoice, device_for
-from transfer.model import SCORING_ROWS, ClickModel, LearningSettings
+from transfer.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
 from transfer.projection import project_tables
 from transfer.sampling import Drawn, log_k, strategic_batches
 from transfer.train import Held, Progress, batch_for, first_rows
@@ -53,6 +53,7 @@ class Stage1Settings:
         warm: rows of the tables come with what their optimiser gathered at the teacher, so that an id that was seen
             often goes on in small steps.
         correct_offset: train the label term on `s + log k`, so that balanced draws leave no bias.
+        level: start at the level of the window's labels, see `ClickModel.start_level`.
         calibrate: fit the calibration on the tail: on rows of it that the student did not train on, or, when it trains on
             all rows, on their scores from before.
         tail: last share of the window, for that.
@@ -78,6 +79,7 @@ class Stage1Settings:
     extend: bool = False
     warm: bool = False
     correct_offset: bool = True
+    level: bool = True
     calibrate: bool = True
     tail: float = 0.2
     teacher_saw_window: bool = False
@@ -115,6 +117,7 @@ PUBLISHED = Stage1Settings(
     dense_ratio=0.1,
     balanced=True,
     correct_offset=False,
+    level=False,
     calibrate=False,
     per_table=True,
     weighted=False,
@@ -206,7 +209,9 @@ def transfer_offline(
         if teacher.network.transform is not None and student.network.transform is not None:
             student.network.transform.load_state_dict(teacher.network.transform.state_dict())
     else:
-        student.fit_numbers(first_rows(log, start, stop))
+        student.fit_numbers(first_rows(log, start, stop)[0])
+    if s.level:
+        student.start_level(next(window.chunks(LEVEL_ROWS, 1.0 - (s.ratio or 1.0))).rows, window.rate)
     lap("s1a")
 
     for _ in range(s.dense_passes if isinstance(teacher, ClickModel) else 0):

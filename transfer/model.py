@@ -26,6 +26,7 @@ from pipeline.schema import Schema
 from pipeline.versions import Repository
 from transfer.batch_check import checked_labels
 from transfer.blocks import TableSettings
+from transfer.calibration import offset_for
 from transfer.export import DenseGraph
 from transfer.loss import distillation_loss
 from transfer.model_state import load_into, state_of
@@ -39,6 +40,7 @@ __all__ = ["ClickModel", "LearningSettings"]
 F32 = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 SCORING_ROWS = 8192
+LEVEL_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +175,20 @@ class ClickModel:
 
     def calibrate(self, calibration: Calibration) -> None:
         """Take a calibration before training goes on: its offset becomes part of the network where that has a bias of its
-        own. Training brings the network's logits to the level of the labels; an offset beside it would count twice then."""
+        own. Training brings the network's logits to the level of the labels; an offset beside it would count twice then.
+        The slope stays, and training sees the logits with it."""
         folded = shift(self.network, calibration.beta / calibration.alpha)
         self.calibration = Calibration(alpha=calibration.alpha, beta=0.0) if folded else calibration
+
+    def start_level(self, rows: Rows, rate: float) -> None:
+        """Give the network's own bias, where it has one, the value at which its scores of some rows have this mean.
+
+        For before the first step: else every row of the tables has to learn the level that one number can tell, as far as
+        it is trained, and rare ids stay at another level than popular ones (a prior as bias: Lin et al. 2017, "Focal Loss
+        for Dense Object Detection", 4.1).
+        """
+        logits = self.logits(rows.slice(0, min(len(rows), LEVEL_ROWS))).astype(np.float64)
+        shift(self.network, offset_for(logits, rate * len(logits)))
 
     def _forward(self, rows: Rows, vectors: Tensor, weights: Tensor | None) -> Tensor:
         numbers = self._there(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None
@@ -265,7 +278,8 @@ class ClickModel:
         if most < np.inf and not largest < most:
             raise Diverged(f"{self.arch}-{self.width}: the largest |logit| is {largest:g}")
         loss = distillation_loss(
-            logits,
+            # The slope is part of what is served: without it training would undo it, and serving apply it all the same.
+            self.calibration.alpha * logits,
             self._there(y),
             teacher_logits=None if teacher_logits is None else self._there(np.array(teacher_logits, np.float32)),
             a=self._there(a) if isinstance(a, np.ndarray) else a,

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from pipeline.bundle import Calibration
 from pipeline.features import Rows, concat_rows
+from transfer.calibration import offset_for
 from transfer.replay_store import rows_from_arrays, rows_to_arrays
 
-__all__ = ["HeldRows", "Ring", "offset_for", "recalibrate", "window_for"]
+__all__ = ["HeldRows", "Ring", "recalibrate", "window_for"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -135,23 +136,6 @@ class HeldRows:
             self.rows = rows_from_arrays(state)
             self.labels, self.passed, self.keys = state["labels"], state["passed"], state["keys"]
             self.logits = {name: state[f"logits.{name}"] for name in self.logits}
-
-
-def offset_for(logits: F64, target: float) -> float:
-    """The b for which `sum(sigmoid(logits + b)) == target`, by Newton's method from 0, guarded by bisection."""
-    low, high = -30.0, 30.0
-    b = 0.0
-    for _ in range(60):
-        p = _sigmoid(logits + b)
-        excess = float(p.sum()) - target
-        low, high = (low, b) if excess > 0 else (b, high)
-        slope = float((p * (1 - p)).sum())
-        step = b - excess / slope if slope > 1e-12 else (low + high) / 2
-        step = step if low < step < high else (low + high) / 2
-        if abs(step - b) < 1e-10:
-            return step
-        b = step
-    return b
 
 
 def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, after: F32) -> Calibration:

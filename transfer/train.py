@@ -135,7 +135,9 @@ def train(
     )
     model.stored = settings.stored
     model.to(device_for(settings.device))
-    model.fit_numbers(first_rows(log, start, stop))
+    first, rate = first_rows(log, start, stop)
+    model.fit_numbers(first)
+    model.start_level(first, rate)
 
     body, tail = window_rows(log, start, tail_start), window_rows(log, tail_start, stop)
     batch = settings.batch or batch_for(body + tail)
@@ -191,8 +193,8 @@ def window_rows(log: Log, start: float, stop: float) -> int:
     return last - first
 
 
-def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> Rows:
-    """The first rows of a window, to take mean and deviation of the numbers from.
+def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> tuple[Rows, float]:
+    """The first rows of a window, to take mean and deviation of the numbers from, and the share of them that is positive.
 
     Raises:
         DataError: the window is empty, or has labels of one class only.
@@ -214,7 +216,7 @@ def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> Ro
             "which values of the label count as positive",
             "label",
         )
-    return concat_rows(parts)
+    return concat_rows(parts), clicks / seen
 
 
 def _tail_loss(model: ClickModel, log: Log, start: float, stop: float) -> float:

@@ -52,6 +52,23 @@ def test_a_network_without_a_bias_of_its_own_keeps_the_calibration_beside_it():
     np.testing.assert_array_equal(m.logits(rows), before)
 
 
+def test_training_sees_the_slope_that_serving_applies():
+    m, (rows, labels) = model(), batch(0)
+    for _ in range(5):
+        m.step(rows, labels)
+    m.calibrate(Calibration(alpha=1.7, beta=0.3))
+    served = torch.from_numpy(m.calibrated_logits(rows))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(served, torch.from_numpy(labels))
+    assert m.accumulate(rows, labels) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.8])
+def test_a_level_to_start_at(rate):
+    m, rows = model(), batch(0)[0]
+    m.start_level(rows, rate)
+    assert m.scores(rows).mean() == pytest.approx(rate, rel=1e-3)
+
+
 def test_dropout_is_seen():
     assert model("dnn").steady
     assert not model("dnn", hyperparameters={"dropout": 0.2}).steady

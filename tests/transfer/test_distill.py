@@ -8,9 +8,9 @@ from pipeline.bundle import Calibration
 from pipeline.errors import DataError, InvalidInput
 from pipeline.metrics import auc
 from pipeline.schema import Schema
+from transfer.calibration import offset_for
 from transfer.distill import OURS, PUBLISHED, transfer_offline
 from transfer.model import ClickModel
-from transfer.recalibrate import offset_for
 from transfer.train import train
 from transfer.trust import Trust
 
@@ -98,18 +98,29 @@ def test_a_share_of_the_rows_is_scored_and_trained_on(teacher):
 
 
 def test_a_student_goes_over_the_whole_window_where_its_teacher_is_behind(teacher):
-    """A teacher that has forgotten what its ids mean is overtaken on the newest share already."""
+    """A teacher that has forgotten what its ids mean is overtaken on the newest share already; one that is right is not."""
     forgetful = ClickModel.from_state(*teacher.state_dict())
     for name in forgetful.tables.names:
         rows = forgetful.tables.export(name)
         forgetful.tables.set_rows(name, replace(rows, rows=np.zeros_like(rows.rows), linear=np.zeros_like(rows.linear)))
+    everything = LOG.window(0, 1)
+    places = {key: place for place, key in enumerate(keys_of(everything.rows))}
+    logits = np.log(everything.truth / (1 - everything.truth))
+
+    def right(rows):
+        return logits[[places[key] for key in keys_of(rows)]]
+
     reports = {}
-    for name, model in (("good", teacher), ("forgetful", forgetful)):
-        _, reports[name] = transfer_offline(model, LOG, "dcnv2", width=8, start=0.4, stop=0.8)
+    for name, model, score in (("right", teacher, right), ("forgetful", forgetful, None)):
+        _, reports[name] = transfer_offline(model, LOG, "dcnv2", width=8, start=0.4, stop=0.8, score=score)
     share = 2 * OURS.least_rows
-    assert reports["good"].rows_trained == pytest.approx(share, rel=0.1)
+    assert reports["right"].rows_trained == pytest.approx(share, rel=0.1)
     assert reports["forgetful"].rows_trained == pytest.approx(share + 24_000, rel=0.1)
-    assert reports["forgetful"].a < 0.5 < reports["good"].a
+    assert reports["forgetful"].a < 0.5 < reports["right"].a
+
+
+def keys_of(rows):
+    return [ids.tobytes() + numbers.tobytes() for ids, numbers in zip(rows.ids, rows.numbers, strict=True)]
 
 
 @pytest.mark.parametrize("off", [1.1, 0.9])

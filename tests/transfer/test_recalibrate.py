@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.bundle import Calibration
 from pipeline.features import Rows
-from transfer.recalibrate import HeldRows, Ring, offset_for, recalibrate, window_for
+from transfer.calibration import offset_for
+from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:

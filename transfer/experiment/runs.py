@@ -52,7 +52,8 @@ class Task:
         teacher_seconds: that this took.
         batch: rows per step on the stream.
         adapt, holdout: of co-distillation, as the worker's settings.
-        calibrate_every: batches between two publications of the student.
+        calibrate_every: batches between two publications of the student; what is a minute to a worker is a few batches of
+            a stream that stands for a day.
     """
 
     log: Log
@@ -66,7 +67,7 @@ class Task:
     batch: int
     adapt: AdaptSettings = field(default_factory=AdaptSettings)
     holdout: float = 0.05
-    calibrate_every: int = 20
+    calibrate_every: int = 5
     ours: Stage1Settings = field(default_factory=lambda: replace(OURS, teacher_saw_window=True))
 
     def a_teacher(self) -> ClickModel:
