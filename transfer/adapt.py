@@ -33,6 +33,7 @@ I64 = npt.NDArray[np.int64]
 
 DRIFTS = ("surprise", "rise", "fall")
 SCORE_BINS = 20
+MOST_A = 0.9
 UNSTABLE, VERY_UNSTABLE = 0.1, 0.25
 """Stability indices between which drift heats from 0 to 1."""
 
@@ -46,7 +47,7 @@ class AdaptSettings:
         replay: r, rows of the retained window per row of the stream.
         every: K, batches per step of the teacher.
         adapt: False keeps all three for ever.
-        highest_a, least_replay, most_replay, least_every: bounds.
+        least_replay, most_replay, least_every: bounds. `a` is one of its own: a teacher that is ahead is not believed more.
         lean: how far drift alone moves the log-odds of a towards the labels: what the teacher says is as old as its
             last publication.
         kept: share of the paired evidence that still counts when a drift begins.
@@ -56,7 +57,6 @@ class AdaptSettings:
     replay: float = 0.1
     every: int = 10
     adapt: bool = True
-    highest_a: float = 0.9
     least_replay: float = 0.02
     most_replay: float = 0.3
     least_every: int = 2
@@ -65,7 +65,7 @@ class AdaptSettings:
 
     def __post_init__(self) -> None:
         for good, name, value, wanted in (
-            (0 <= self.a <= self.highest_a < 1, "a", self.a, f"between 0 and {self.highest_a}"),
+            (0 <= self.a <= MOST_A, "a", self.a, f"between 0 and {MOST_A}"),
             (0 <= self.replay <= self.most_replay, "replay", self.replay, f"between 0 and {self.most_replay}"),
             (1 <= self.every <= 1000, "every", self.every, "between 1 and 1000"),
         ):
@@ -141,7 +141,7 @@ class Adaptation:
     def __init__(self, settings: AdaptSettings, fields: int) -> None:
         self.settings = settings
         self.a, self.replay, self.every = settings.a, settings.replay, settings.every
-        self._trust = Trust(settings.a, highest=settings.highest_a)
+        self._trust = Trust(settings.a, highest=settings.a)
         self._watches = {name: Cusum() for name in (*DRIFTS, "forgetting")}
         self._stability = Stability(1 + fields, SCORE_BINS)
         self._retired = False
