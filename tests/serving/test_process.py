@@ -36,6 +36,18 @@ def test_a_supervisor_that_died_while_the_child_was_starting_is_noticed() -> Non
     assert orphan.stdout == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the idle class is Linux's")
+@pytest.mark.parametrize(("nice", "idle"), [(10, False), (19, True)])
+def test_who_steps_back_the_whole_way_leaves_the_core_to_whoever_wakes_up(nice: int, idle: bool) -> None:
+    code = (
+        f"import os; from serving.process import step_back; step_back({nice}); "
+        "print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    assert found.stdout.split() == [str(max(mine, nice)), str(idle)]
+
+
 def test_a_demo_home_that_is_in_use_is_not_cleared(tmp_path: Path) -> None:
     home = tmp_path / "demo"
     Demo(home)._clear()
