@@ -39,7 +39,6 @@ BATCH = 64
 RUN_ROWS = 512
 """Candidates of one run of a network: what a row costs falls up to there."""
 IDLE = 0.1
-START_NICE = 10
 STATUS_EVERY = 1.0
 
 log = logging.getLogger(__name__)
@@ -315,8 +314,7 @@ def run_shadow(config: Config) -> None:
     from serving.traffic import open_traffic_log
 
     die_with_parent()
-    nice = config.engine.shadow_nice
-    step_back(min(nice, START_NICE))
+    step_back(config.engine.shadow_nice)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -355,8 +353,6 @@ def run_shadow(config: Config) -> None:
 
     registry.looked(10.0)
     tell()
-    # Only now, and this thread alone, which scores: a machine that is busy must not keep it from starting and loading.
-    step_back(nice, thread=True)
     log.info("shadow lane listens on %s", config.shadow_socket)
     told = clock.monotonic()
     while not stop.is_set():
