@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows"]
+__all__ = ["ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows", "sides_of"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -130,18 +130,13 @@ class Features:
     @classmethod
     def from_context(cls, schema: Schema, rows: Rows) -> Features:
         """Dense rows of one request with the context fields kept once, taken from the first row."""
-
-        def split(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
-            roles = np.array([f.role == "context" for f in fields], np.bool_)
-            return np.flatnonzero(roles).astype(np.int32), np.flatnonzero(~roles).astype(np.int32)
-
         n = len(rows)
         ids = []
         numbers = []
-        for once, columns in zip((True, False), split(schema.ids), strict=True):
+        for once, columns in zip((True, False), sides_of(schema.ids), strict=True):
             if len(columns):
                 ids.append(IdPart(columns, np.ascontiguousarray(rows.ids[: 1 if once else n][:, columns])))
-        for once, columns in zip((True, False), split(schema.numbers), strict=True):
+        for once, columns in zip((True, False), sides_of(schema.numbers), strict=True):
             if len(columns):
                 numbers.append(NumberPart(columns, np.ascontiguousarray(rows.numbers[: 1 if once else n][:, columns])))
         bags = tuple(
@@ -240,6 +235,12 @@ class Features:
             if len(schema.arrangements) < ARRANGEMENTS:
                 schema.arrangements[key] = known
         return known
+
+
+def sides_of(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
+    """Columns of the context and of the candidates among some fields, int32."""
+    context = np.array([f.role == "context" for f in fields], np.bool_)
+    return np.flatnonzero(context).astype(np.int32), np.flatnonzero(~context).astype(np.int32)
 
 
 def _wrong_rows(found: int, n: int) -> InvalidInput:

@@ -6,7 +6,6 @@ lookup and one first layer of the context, one copy of it in the traffic log. Ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ import numpy.typing as npt
 from numba import boolean, int32, int64, types
 
 from pipeline.compiled import njit
-from pipeline.features import Bag, Features, IdPart, NumberPart, Rows
-from pipeline.schema import FieldSpec, Schema
+from pipeline.features import Bag, Features, IdPart, NumberPart, Rows, sides_of
+from pipeline.schema import Schema
 
 __all__ = ["ContextFinder"]
 
@@ -30,7 +29,7 @@ class ContextFinder:
     """
 
     def __init__(self, schema: Schema) -> None:
-        self._ids, self._numbers = _sides(schema.ids), _sides(schema.numbers)
+        self._ids, self._numbers = sides_of(schema.ids), sides_of(schema.numbers)
         self._bags = {c for c, f in enumerate(schema.bags) if f.role == "context"}
         self._any = bool(len(self._ids[0]) or len(self._numbers[0]) or self._bags)
 
@@ -66,11 +65,6 @@ class ContextFinder:
             tuple(NumberPart(columns, values.view(np.float32)) for columns, values in number_sides if len(columns)),
             tuple(bags),
         )
-
-
-def _sides(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
-    context = np.array([f.role == "context" for f in fields], np.bool_)
-    return np.flatnonzero(context).astype(np.int32), np.flatnonzero(~context).astype(np.int32)
 
 
 def _room(n: int, sides: tuple[I32, I32], dtype: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
