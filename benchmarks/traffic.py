@@ -25,7 +25,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.features import Features, IdPart
 from pipeline.prediction import PredictionIds
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Outcome, TrafficLog
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.redis import RedisTrafficLog

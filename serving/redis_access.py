@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pipeline.errors import InvalidInput
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from serving.config import RedisAccess
 
 __all__ = ["redis_address"]

@@ -20,7 +20,7 @@ from serving.rollout.store import ControlStore
 from serving.routing import Endpoint
 
 if TYPE_CHECKING:
-    from pipeline.redis_address import RedisAddress
+    from pipeline.redis.address import RedisAddress
 
 __all__ = [
     "installation_secret",

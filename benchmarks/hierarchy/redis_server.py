@@ -9,7 +9,7 @@ from pathlib import Path
 
 import redis
 
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 
 __all__ = ["PrivateRedis"]
 

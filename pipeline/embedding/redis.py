@@ -24,7 +24,7 @@ from pipeline.embedding.redis_marks import Mark, RedisGeneration
 from pipeline.embedding.redis_rows import Layout, collect, scatter, write_mget
 from pipeline.embedding.redis_wire import Late, Link, Links
 from pipeline.embedding.tier import STALE, Fault, Generation, Wanted
-from pipeline.redis_address import RedisAddress, Unusable
+from pipeline.redis.address import RedisAddress, Unusable
 from pipeline.row_format import RowFormat
 from pipeline.versions import Repository
 

@@ -24,7 +24,7 @@ from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis_marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
 from pipeline.embedding.redis_rows import KEY_BYTES, PREFIX, Layout, encode
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from pipeline.row_format import RowFormat
 from pipeline.versions import Repository
 

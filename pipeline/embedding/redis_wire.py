@@ -20,7 +20,7 @@ from pipeline.clock import Clock
 from pipeline.embedding.breaker import CircuitBreaker
 from pipeline.embedding.redis_rows import DONE, KEY_BYTES, MORE, REFUSED, scan
 from pipeline.errors import DeadlineExceeded
-from pipeline.redis_address import RedisAddress, Unusable
+from pipeline.redis.address import RedisAddress, Unusable
 
 __all__ = ["Late", "Link", "Links"]
 

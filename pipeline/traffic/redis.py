@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.prediction import PredictionIds
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from pipeline.traffic.feedback import LabelState, accept, accept_parked, refuse
 from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
 from pipeline.traffic.log import (

@@ -14,8 +14,8 @@ import redis
 from redis.client import Pipeline
 
 from pipeline.errors import InvalidInput, NotReady
-from pipeline.redis_address import RedisAddress
-from pipeline.redis_durable import require_durable
+from pipeline.redis.address import RedisAddress
+from pipeline.redis.durable import require_durable
 from pipeline.traffic.redis_scripts import OPEN
 
 __all__ = ["FORMAT", "TrafficRedis"]

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from pipeline.errors import NotReady
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from serving.kill import KillSwitch
 
 __all__ = ["SharedKillSwitch"]

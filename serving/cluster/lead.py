@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from pipeline.clock import Clock
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 
 __all__ = ["FENCE", "RedisLead"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from pipeline.clock import Clock
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from serving.process import write_status
 
 __all__ = ["Relay"]

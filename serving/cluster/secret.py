@@ -11,7 +11,7 @@ import redis
 
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.prediction import load_secret
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 
 __all__ = ["agree_on_secret"]
 

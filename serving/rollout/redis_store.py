@@ -24,8 +24,8 @@ import redis
 from redis.client import Pipeline
 
 from pipeline.errors import InvalidInput, NotReady
-from pipeline.redis_address import RedisAddress
-from pipeline.redis_durable import require_durable
+from pipeline.redis.address import RedisAddress
+from pipeline.redis.durable import require_durable
 from serving.cluster.lead import FENCE
 from serving.lead import LeadLost
 from serving.rollout.spec import Rollout

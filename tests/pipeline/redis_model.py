@@ -18,7 +18,7 @@ from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis import RedisSource, RedisTier
 from pipeline.embedding.redis_updates import RedisUpdater
 from pipeline.embedding.tier import STALE, Fault, Generation, Group, Wanted
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from pipeline.schema import FieldSpec, Schema
 from pipeline.versions import Repository
 

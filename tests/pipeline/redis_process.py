@@ -12,7 +12,7 @@ from types import TracebackType
 import pytest
 import redis
 
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 
 LIMIT = 10.0
 

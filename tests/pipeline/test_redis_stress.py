@@ -15,7 +15,7 @@ from redis_model import WIDTHS, Versions, look, open_tier, source, updater
 from redis_process import RedisProcess
 
 from pipeline.errors import Conflict
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 
 pytestmark = pytest.mark.long
 

@@ -21,7 +21,7 @@ from redis_proxy import RedisProxy
 from pipeline.embedding.redis import RedisSource, RedisTier
 from pipeline.embedding.redis_marks import RedisGeneration
 from pipeline.errors import InvalidInput, Overloaded
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 
 BUDGET = 0.05
 

@@ -16,7 +16,7 @@ from traffic_places import Place
 from traffic_samples import IDS, WINDOW_MS, sample
 
 from pipeline.errors import InvalidInput, NotReady
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome, Scores
 from pipeline.traffic.redis import RedisTrafficLog
 from pipeline.traffic.writer import TrafficWriter

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from traffic_samples import IDS, WINDOW_MS
 
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.redis import RedisTrafficLog
 from pipeline.traffic.sqlite import SqliteTrafficLog

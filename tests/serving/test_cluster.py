@@ -124,7 +124,7 @@ def test_of_two_writers_at_once_both_succeed_or_are_told(server: RedisProcess) -
     script = """
 import sys
 from pathlib import Path
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from serving.rollout.redis_store import RedisControlStore
 from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
@@ -146,7 +146,7 @@ for at in range(100):
 WRITER = """
 import sys
 from dataclasses import replace
-from pipeline.redis_address import RedisAddress
+from pipeline.redis.address import RedisAddress
 from serving.rollout.redis_store import RedisControlStore
 from serving.rollout.state import Advance, StepBack, apply
 from serving.rollout.store import Who
