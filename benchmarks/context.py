@@ -15,9 +15,9 @@ import numpy as np
 
 from benchmarks.models import Candidates, Vocabulary, write_model
 from benchmarks.report import Progress, Report, interleaved, median
+from pipeline.bundle.versions import Repository
 from pipeline.features import Features, Rows
 from pipeline.model import Model
-from pipeline.versions import Repository
 
 __all__ = ["run"]
 

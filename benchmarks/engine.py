@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.models import Candidates, Vocabulary, write_model
 from benchmarks.report import Progress, Report, interleaved, median
+from pipeline.bundle.versions import Repository
 from pipeline.engine import Engine
 from pipeline.event import Event
 from pipeline.features import Features, Rows
@@ -26,7 +27,6 @@ from pipeline.plan import Plan
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer
-from pipeline.versions import Repository
 
 __all__ = ["run"]
 

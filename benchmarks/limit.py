@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.models import FIELDS, WIDTH, Vocabulary, flat_tables
 from benchmarks.onnx_session import session
-from pipeline.bundle import DENSE, Bundle
+from pipeline.bundle.bundle import DENSE, Bundle
 
 __all__ = ["Limit"]
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from pipeline.bundle import DENSE, Bundle, Table
+from pipeline.bundle.bundle import DENSE, Bundle, Table
+from pipeline.bundle.versions import Repository
 from pipeline.hashing import hash_column
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 from protos.baton.ranking.v1 import ranking_pb2 as ranking
 from protos.inference import message
 from transfer.model import ClickModel

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import yaml
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
-from pipeline.versions import Repository
 from serving.cli.api import AdminClient
 
 __all__ = ["Arms", "BatonServer", "cpu_seconds", "free_port"]

@@ -16,7 +16,7 @@ from benchmarks.load.generator import Spec, write_bodies
 from benchmarks.load.run import Outcome, run
 from benchmarks.models import Candidates, InferResponse, Vocabulary, write_model
 from benchmarks.server import Arms, BatonServer
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
 from pipeline.errors import BatonError
 from protos.baton.ranking.v1 import ranking_pb2 as ranking
 from protos.inference import SERVICE

@@ -18,9 +18,9 @@ import numpy as np
 from benchmarks.load.run import run as run_load
 from benchmarks.report import Progress, Report, interleaved, median
 from benchmarks.site import Site, must_be_good, opened
-from pipeline.bundle import Table
+from pipeline.bundle.bundle import Table
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
-from pipeline.versions import Repository
 from transfer.model import ClickModel
 
 __all__ = ["run"]

@@ -13,18 +13,18 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import CONTEXT, DENSE, WARMUP, Bundle, Calibration, Manifest
+from pipeline.bundle.bundle import CONTEXT, DENSE, WARMUP, Bundle, Calibration, Manifest
+from pipeline.bundle.footprint import network_bytes
+from pipeline.bundle.verified import NOTES
+from pipeline.bundle.versions import Repository
 from pipeline.calibration import probabilities
 from pipeline.embedding.hierarchy import Hierarchy
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import BundleError, InvalidInput, NotFound
 from pipeline.features import Features
-from pipeline.footprint import network_bytes
 from pipeline.inputs import DenseInputs, Layout
 from pipeline.network import Network
 from pipeline.schema import Schema
-from pipeline.verified import NOTES
-from pipeline.versions import Repository
 from pipeline.warmup import read_warmup, synthetic_requests
 from pipeline.workspace import Workspace
 
@@ -85,7 +85,7 @@ class Model:
     ) -> Model:
         """Open a version, every file of it verified, and map its rows.
 
-        A machine verifies a version once while its files stay as they are (`pipeline.verified`). The versions it builds
+        A machine verifies a version once while its files stay as they are (`pipeline.bundle.verified`). The versions it builds
         on are verified when a segment is built from them: a segment carries its own checksums.
 
         Args:

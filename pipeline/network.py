@@ -25,7 +25,7 @@ class Network:
     """A network that is ready to run. `run` may be called from several threads at once.
 
     Args:
-        path: dense.onnx or context.onnx, already checked by `pipeline.graph.check_graph`.
+        path: dense.onnx or context.onnx, already checked by `pipeline.bundle.graph.check_graph`.
         layout: of its inputs: full, or split for context.onnx.
         linear: whether the network has a weight per id.
         threads: of one run (intra-op); each session has a pool of its own.

@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from pipeline.embedding.generations import compact, sweep
 from pipeline.errors import BatonError, NotFound
-from pipeline.versions import Repository
 from serving.observe import served_versions
 from serving.rollout.store import ControlStore
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.versions import Repository
+from pipeline.bundle.versions import Repository
 from serving.config import Config
 
 __all__ = ["open_repository"]
@@ -17,6 +17,6 @@ def open_repository(config: Config) -> Repository:
     if not config.bundles_url:
         return Repository(config.repository)
     # What speaks to file systems of others is loaded only where there is one.
-    from pipeline.remote_bundles import RemoteRepository
+    from pipeline.bundle.remote import RemoteRepository
 
     return RemoteRepository(config.repository, config.bundles_url, config.bundles_options)

@@ -13,13 +13,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.embedding.redis import RedisSource
 from pipeline.embedding.redis_marks import RedisGeneration
 from pipeline.embedding.redis_updates import RedisUpdater
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
-from pipeline.versions import Repository
 from serving.config import RedisConfig
 from serving.observe import served_versions
 from serving.redis_access import redis_address

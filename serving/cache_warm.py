@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.embedding.redis_updates import Brought, RedisUpdater
 from pipeline.errors import BatonError, Conflict
-from pipeline.versions import Repository
 
 __all__ = ["Loaded", "Warming", "warm"]
 

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import NotReady
-from pipeline.versions import Repository
 from serving.admin import Admin
 from serving.bundle_upkeep import BundleUpkeep
 from serving.bundles import open_repository

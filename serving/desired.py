@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, NotFound
-from pipeline.versions import Repository
 from serving.kill import KillSwitch
 from serving.routing import Arm, ArmSpec, Endpoint
 from serving.served import ARM_NAMES, Key

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BatonError
 from pipeline.schema import Schema
-from pipeline.versions import Repository
 from serving.kill import KillSwitch
 from serving.latency import EDGES, quantile
 from serving.rollout.reconcile import Observed

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.features import Features
 from pipeline.model import Model
-from pipeline.versions import Repository
 from serving.desired import DIRECT, Desired, EndpointSource, Lookout
 from serving.kill import KillSwitch
 from serving.process import step_back

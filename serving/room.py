@@ -1,6 +1,6 @@
 """Whether one more model version fits into memory, asked before it is loaded: the one that serves must not be swapped out.
 
-What it will take is `pipeline.footprint`'s estimate. Versions on one base share the base's tables.
+What it will take is `pipeline.bundle.footprint`'s estimate. Versions on one base share the base's tables.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.footprint import memory_needed
-from pipeline.versions import Repository
+from pipeline.bundle.footprint import memory_needed
+from pipeline.bundle.versions import Repository
 from serving.served import Key
 
 __all__ = ["Room", "available_bytes"]

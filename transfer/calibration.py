@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Calibration
+from pipeline.bundle.bundle import Calibration
 from pipeline.errors import DataError
 
 __all__ = ["ALPHA_POSITIVES", "fit_calibration", "log_odds_error", "offset_for"]

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import InvalidInput
 from pipeline.features import Rows
-from pipeline.row_format import RowFormat
 from transfer.blocks import TableSettings
 from transfer.data.log import Log
 from transfer.device import DeviceChoice, device_for

@@ -21,9 +21,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from pipeline.bundle import CONTEXT, DENSE
+from pipeline.bundle.bundle import CONTEXT, DENSE
+from pipeline.bundle.graph import inputs_of
 from pipeline.errors import BundleError
-from pipeline.graph import inputs_of
 from pipeline.inputs import REQUEST
 from pipeline.schema import Schema
 from transfer.network import Network, SplitNetwork
@@ -52,7 +52,7 @@ def trace(network: Network, schema: Schema) -> dict[str, DenseGraph]:
 
 
 class DenseGraph:
-    """The ONNX graph of a network: inputs as `pipeline.graph.inputs_of` says, output `logit` float32 `[n]`.
+    """The ONNX graph of a network: inputs as `pipeline.bundle.graph.inputs_of` says, output `logit` float32 `[n]`.
 
     Args:
         network: to export.

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import DENSE, Bundle, Calibration
+from pipeline.bundle.bundle import DENSE, Bundle, Calibration
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.features import Features, Rows
 from pipeline.inputs import Layout

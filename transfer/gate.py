@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import GateReport
+from pipeline.bundle.bundle import GateReport
 from pipeline.metrics import auc, bias, logloss
 
 __all__ = ["GateLimits", "judge"]

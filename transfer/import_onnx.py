@@ -16,9 +16,9 @@ import onnx
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.bundle import DENSE, WARMUP, Bundle, BundleWriter, Manifest, Table, TableInfo
+from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, Manifest, Table, TableInfo
+from pipeline.bundle.graph import check_graph
 from pipeline.errors import BundleError, DataError
-from pipeline.graph import check_graph
 from pipeline.hashing import hash_value
 from pipeline.schema import FieldSpec, Name, Schema
 from pipeline.warmup import synthetic_requests, write_warmup

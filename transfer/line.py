@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Calibration, GateReport
+from pipeline.bundle.bundle import Calibration, GateReport
+from pipeline.bundle.verified import NOTES
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.model import Model
-from pipeline.verified import NOTES
-from pipeline.versions import Repository
 from transfer.gate import GateLimits, judge
 from transfer.model import ClickModel
 from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for

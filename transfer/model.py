@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.bundle import Bundle, Calibration, GateReport
+from pipeline.bundle.bundle import Bundle, Calibration, GateReport
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.versions import Repository
 from pipeline.errors import Diverged, InvalidInput
 from pipeline.features import Rows
-from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
-from pipeline.versions import Repository
 from transfer.batch_check import checked_labels
 from transfer.blocks import TableSettings
 from transfer.calibration import offset_for

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.bundle import Calibration
+from pipeline.bundle.bundle import Calibration
 from pipeline.errors import InvalidInput
 from transfer.tables import merged
 

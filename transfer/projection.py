@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Table
+from pipeline.bundle.bundle import Table
 from pipeline.errors import InvalidInput
 from transfer.model import ClickModel
 from transfer.tables import Tables

@@ -18,11 +18,21 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from pipeline.bundle import DENSE, WARMUP, Bundle, BundleWriter, Calibration, GateReport, Manifest, Table, TableInfo
+from pipeline.bundle.bundle import (
+    DENSE,
+    WARMUP,
+    Bundle,
+    BundleWriter,
+    Calibration,
+    GateReport,
+    Manifest,
+    Table,
+    TableInfo,
+)
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError
-from pipeline.row_format import RowFormat
 from pipeline.schema import Schema
-from pipeline.versions import Repository
 from pipeline.warmup import synthetic_requests, write_warmup
 from transfer.export import graph_weights, trace
 

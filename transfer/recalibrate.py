@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Calibration
+from pipeline.bundle.bundle import Calibration
 from pipeline.features import Rows, concat_rows
 from transfer.calibration import offset_for
 from transfer.replay_store import rows_from_arrays, rows_to_arrays

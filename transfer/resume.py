@@ -10,8 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
-from pipeline.versions import Repository
 from transfer.checkpoint import Checkpoints, Place
 from transfer.codistill import CoDistiller
 from transfer.line import Line

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Table
+from pipeline.bundle.bundle import Table
+from pipeline.bundle.row_format import RowFormat, check_rows, decode_rows, encode_rows
 from pipeline.embedding.kernels import IdIndex
 from pipeline.errors import InvalidInput
 from pipeline.features import Rows
 from pipeline.hashing import PAD
-from pipeline.row_format import RowFormat, check_rows, decode_rows, encode_rows
 from pipeline.schema import Schema
 from transfer import kernels
 from transfer.blocks import Block, Changed, TableSettings, grown

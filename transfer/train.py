@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Calibration
+from pipeline.bundle.bundle import Calibration
+from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 from pipeline.metrics import auc, bias, logloss
-from pipeline.row_format import RowFormat
 from transfer.calibration import ALPHA_POSITIVES, fit_calibration
 from transfer.data.log import Log, row_range
 from transfer.device import DeviceChoice, device_for

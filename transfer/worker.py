@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.bundle import GateReport
+from pipeline.bundle.bundle import GateReport
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.verified import NOTES
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
-from pipeline.row_format import RowFormat
 from pipeline.traffic.log import TrafficLog
-from pipeline.verified import NOTES
-from pipeline.versions import Repository
 from transfer.adapt import AdaptSettings
 from transfer.checkpoint import Checkpoints, Place
 from transfer.codistill import CoDistiller, Passed

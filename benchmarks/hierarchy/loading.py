@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.hierarchy.tables import BUNDLE, Tables
 from benchmarks.report import Progress, Report, median
+from pipeline.bundle.verified import NOTES
 from pipeline.embedding.segment_file import CHECKED
 from pipeline.model import Model
-from pipeline.verified import NOTES
 
 __all__ = ["DELTAS", "measure_loads"]
 

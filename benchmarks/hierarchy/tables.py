@@ -17,9 +17,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.bundle import Bundle, BundleWriter, Manifest, TableInfo
+from pipeline.bundle.bundle import Bundle, BundleWriter, Manifest, TableInfo
+from pipeline.bundle.versions import Repository
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 
 __all__ = ["BUNDLE", "FIELDS", "TABLE", "Distribution", "IdStream", "Tables", "chunks_of"]
 

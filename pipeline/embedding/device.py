@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.admission import LINE, WORDS_PER_ROW
 from pipeline.embedding.sets import (
     CONTENDED,
@@ -37,7 +38,6 @@ from pipeline.embedding.sets import (
     sweep_rows,
 )
 from pipeline.embedding.tier import Wanted
-from pipeline.row_format import RowFormat
 
 __all__ = ["CacheShape", "DeviceCache"]
 

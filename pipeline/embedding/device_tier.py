@@ -21,13 +21,13 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bundle.row_format import RowFormat
 from pipeline.clock import Clock
 from pipeline.embedding.device import CacheShape, DeviceCache
 from pipeline.embedding.hot_keys import read_keys, write_keys
 from pipeline.embedding.sets import FRESH_TICKS
 from pipeline.embedding.tier import PENDING, Fault, Generation, Group, Tier, Wanted
 from pipeline.errors import InvalidInput
-from pipeline.row_format import RowFormat
 
 __all__ = ["Backend", "DeviceSource", "DeviceTier", "RowCache", "cache_maker"]
 

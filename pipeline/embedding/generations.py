@@ -22,12 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.bundle import MANIFEST, Bundle
+from pipeline.bundle.bundle import MANIFEST, Bundle
+from pipeline.bundle.verified import NOTES
 from pipeline.disk import sync, writing
 from pipeline.embedding.segment_build import build_segment
 from pipeline.embedding.segment_file import Segment
 from pipeline.errors import BundleError
-from pipeline.verified import NOTES
 
 __all__ = ["Stack", "compact", "ensure_segment", "open_stack", "sweep"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
 from pipeline.clock import Clock, SystemClock
 from pipeline.embedding.device_tier import DeviceSource, DeviceTier
 from pipeline.embedding.generations import Stack, open_stack

@@ -18,6 +18,8 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.embedding.breaker import CircuitBreaker
 from pipeline.embedding.redis_marks import Mark, RedisGeneration
@@ -25,8 +27,6 @@ from pipeline.embedding.redis_rows import Layout, collect, scatter, write_mget
 from pipeline.embedding.redis_wire import Late, Link, Links
 from pipeline.embedding.tier import STALE, Fault, Generation, Wanted
 from pipeline.redis.address import RedisAddress, Unusable
-from pipeline.row_format import RowFormat
-from pipeline.versions import Repository
 
 __all__ = ["RedisSource", "RedisTier"]
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 
 import xxhash
 
-from pipeline.bundle import MANIFEST, Bundle
-from pipeline.row_format import RowFormat
+from pipeline.bundle.bundle import MANIFEST, Bundle
+from pipeline.bundle.row_format import RowFormat
 
 __all__ = ["GENERATIONS", "Mark", "Progress", "RedisGeneration"]
 

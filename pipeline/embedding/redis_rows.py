@@ -23,10 +23,10 @@ from numba import types, uint8, uint16, uint32, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.bundle.row_format import RowFormat, encode_rows
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.tier import PENDING, STALE
-from pipeline.row_format import RowFormat, encode_rows
 
 __all__ = ["KEY_BYTES", "PREFIX", "Layout", "collect", "encode", "scan", "scatter", "write_mget"]
 

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from pipeline.bundle import Bundle, Table
+from pipeline.bundle.bundle import Bundle, Table
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.versions import Repository
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis_marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
 from pipeline.embedding.redis_rows import KEY_BYTES, PREFIX, Layout, encode
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
 from pipeline.redis.address import RedisAddress
-from pipeline.row_format import RowFormat
-from pipeline.versions import Repository
 
 __all__ = ["Brought", "RedisUpdater"]
 

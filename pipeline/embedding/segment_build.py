@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.bundle import Bundle, StoredTable
+from pipeline.bundle.bundle import Bundle, StoredTable
+from pipeline.bundle.row_format import RowFormat, decode_rows
+from pipeline.bundle.verified import NOTES
 from pipeline.compiled import njit
 from pipeline.embedding.key_filter import add_to_filter, empty_filter
 from pipeline.embedding.keys import salt_of
@@ -38,8 +40,6 @@ from pipeline.embedding.segment_file import (
     write_meta,
 )
 from pipeline.errors import BundleError
-from pipeline.row_format import RowFormat, decode_rows
-from pipeline.verified import NOTES
 
 __all__ = ["build_segment"]
 

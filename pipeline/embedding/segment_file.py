@@ -11,7 +11,7 @@ of its own holds a copy of one that stands elsewhere, so that any 64-bit key is 
 raw bytes of rows, scales, weights and ids, for any width and dtype.
 
 A torn or damaged segment is refused by `Segment.open`. Checksums are read once after each start of the machine
-(`pipeline.verified`). It knows nothing of versions; `segment_build` writes segments,
+(`pipeline.bundle.verified`). It knows nothing of versions; `segment_build` writes segments,
 `generations` says which a version needs and `segment_tier` looks ids up.
 """
 
@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.verified import verify_once
 from pipeline.errors import BundleError
-from pipeline.row_format import RowFormat
-from pipeline.verified import verify_once
 
 __all__ = ["Layout", "Meta", "Segment"]
 

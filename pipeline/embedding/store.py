@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle import Bundle, Manifest
+from pipeline.bundle.bundle import Bundle, Manifest
 from pipeline.embedding.hierarchy import Hierarchy, generation_of
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.lookup import pool_bag, settle_bag, settle_ids, want_bag, want_ids

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.admission import PERIOD, SAMPLE
 from pipeline.embedding.sets import FRESH_TICKS
-from pipeline.row_format import RowFormat
 
 __all__ = ["ENTERED", "HELD", "LONGEST_TICKS", "REFUSED", "Found", "Sets", "find_rows", "keep_rows", "splitmix64"]
 

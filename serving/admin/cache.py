@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import Conflict
-from pipeline.versions import Repository
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import Processes

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput
 from pipeline.traffic.log import TrafficLog
-from pipeline.versions import Repository
 from serving.admin.answers import Answer
 from serving.admin.audit import Audit
 from serving.admin.cache import Cache

@@ -6,10 +6,10 @@ import logging
 import re
 import threading
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound
-from pipeline.versions import Repository
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut

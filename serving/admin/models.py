@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, Conflict, NotFound
-from pipeline.versions import Repository
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut

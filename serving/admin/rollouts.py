@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.bundle.verified import NOTES
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, Conflict, StaleVersion
-from pipeline.verified import NOTES
-from pipeline.versions import Repository
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.endpoints import open_arm, same_inputs

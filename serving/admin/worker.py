@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
-from pipeline.versions import Repository
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import Processes

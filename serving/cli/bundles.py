@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
 from serving.cli.output import Output, emit, problems
 
 __all__ = ["app"]

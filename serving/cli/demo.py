@@ -26,10 +26,10 @@ import numpy as np
 import torch
 import yaml
 
-from pipeline.bundle import Calibration
+from pipeline.bundle.bundle import Calibration
+from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
-from pipeline.versions import Repository
 from serving.bundles import open_repository
 from serving.cli.api import AdminClient
 from serving.cli.demo_view import DemoView

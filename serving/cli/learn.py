@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import InvalidInput
-from pipeline.row_format import RowFormat
 from serving.cli.output import Output, emit, problems, say
 
 if TYPE_CHECKING:

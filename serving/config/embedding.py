@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.row_format import RowFormat
+from pipeline.bundle.row_format import RowFormat
 from serving.config.redis_access import RedisAccess
 from serving.config.section import Seconds, Section
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.row_format import RowFormat
+from pipeline.bundle.row_format import RowFormat
 from serving.config.section import Seconds, Section
 
 __all__ = ["WorkerConfig"]

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from pipeline.traffic.log import TrafficStats

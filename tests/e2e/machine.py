@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 import yaml
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
-from pipeline.versions import Repository
 from serving.cli.api import AdminClient
 from serving.config import Config
 from transfer.data import open_log

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bundle import CONTEXT, WARMUP
+from pipeline.bundle.bundle import CONTEXT, WARMUP
+from pipeline.bundle.footprint import memory_needed
+from pipeline.bundle.versions import Repository
 from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.tier import Fault, Generation, Wanted
 from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, Rows
-from pipeline.footprint import memory_needed
 from pipeline.inputs import KEPT_ROWS
 from pipeline.model import Model
 from pipeline.schema import FieldSpec, Schema
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer
-from pipeline.versions import Repository
 from pipeline.warmup import read_warmup, synthetic_requests
 from transfer.model import ClickModel
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from pipeline.features import Bag, Features, Rows
 from pipeline.model import Model
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 from transfer.model import ClickModel
 from transfer.model_zoo import ZOO
 

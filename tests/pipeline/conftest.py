@@ -7,7 +7,7 @@ import pytest
 from redis_process import RedisProcess
 from traffic_places import Place
 
-from pipeline.versions import Repository
+from pipeline.bundle.versions import Repository
 
 
 @pytest.fixture

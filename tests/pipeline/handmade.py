@@ -10,11 +10,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.bundle import Bundle, BundleWriter, Calibration, Manifest, Table, TableInfo
+from pipeline.bundle.bundle import Bundle, BundleWriter, Calibration, Manifest, Table, TableInfo
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.versions import Repository
 from pipeline.features import Bag, Rows
-from pipeline.row_format import RowFormat
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 
 SCHEMA = Schema(
     fields=(

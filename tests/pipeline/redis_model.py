@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from handmade import random_table, write_bundle
 
-from pipeline.bundle import Bundle, Table
+from pipeline.bundle.bundle import Bundle, Table
+from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis import RedisSource, RedisTier
@@ -20,7 +21,6 @@ from pipeline.embedding.redis_updates import RedisUpdater
 from pipeline.embedding.tier import STALE, Fault, Generation, Group, Wanted
 from pipeline.redis.address import RedisAddress
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 
 SCHEMA = Schema(
     fields=(

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
 
-from pipeline.bundle import Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
+from pipeline.bundle.bundle import Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
+from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, InvalidInput, NotReady
-from pipeline.row_format import RowFormat, decode_rows, encode_rows
-from pipeline.versions import Repository
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.device import CacheShape, DeviceCache
 from pipeline.embedding.hot_keys import read_keys, write_keys
 from pipeline.embedding.tier import DEFAULT, PENDING, STALE, Wanted
-from pipeline.row_format import RowFormat
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]

@@ -16,12 +16,12 @@ import pytest
 from handmade import WIDTH, random_tables, write_bundle
 from test_segment_tier import ask, check, held
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from pipeline.embedding.generations import Stack, compact, ensure_segment, open_stack, sweep
 from pipeline.embedding.segment_file import CELLS, FILTER, META, PILOTS, Segment
 from pipeline.errors import BundleError, NotReady
 from pipeline.model import Model
-from pipeline.versions import Repository
 
 
 @pytest.fixture

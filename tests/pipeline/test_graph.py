@@ -8,8 +8,8 @@ import pytest
 from handmade import SCHEMA, write_network
 from onnx import TensorProto, helper
 
+from pipeline.bundle.graph import check_graph, inputs_of
 from pipeline.errors import BundleError
-from pipeline.graph import check_graph, inputs_of
 
 WIDE = SCHEMA.with_width(4)
 

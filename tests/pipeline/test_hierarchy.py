@@ -11,7 +11,8 @@ from handmade import WIDTH, random_tables, write_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.bundle import Bundle, Table
+from pipeline.bundle.bundle import Bundle, Table
+from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.embedding.device_tier import DeviceSource
 from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
@@ -22,7 +23,6 @@ from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, IdPart
 from pipeline.inputs import DenseInputs, Layout
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 
 ONE = Schema(fields=(FieldSpec(name="a", role="candidate", kind="id"),))
 IDS = [-(2**63), -3, -1, 0, 1, 2, 3, 4, 5, 2**63 - 1]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from handmade import SCHEMA, Reference, random_rows, random_tables, write_bundle
 
-from pipeline.bundle import GateReport
+from pipeline.bundle.bundle import GateReport
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Features
 from pipeline.model import Model
-from pipeline.versions import Repository
 
 
 @pytest.mark.parametrize("linear", [True, False])

@@ -9,10 +9,10 @@ import pytest
 from handmade import random_table, write_bundle
 from redis_process import RedisProcess
 
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.versions import Repository
 from pipeline.embedding.redis_updates import RedisUpdater
-from pipeline.row_format import RowFormat
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 
 SCHEMA = Schema(fields=(FieldSpec(name="item", role="candidate", kind="id", width=16),))
 IDS = 40_000

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.redis_rows import (
     DONE,
     GARBAGE,
@@ -20,7 +21,6 @@ from pipeline.embedding.redis_rows import (
     scatter,
 )
 from pipeline.embedding.tier import PENDING, STALE
-from pipeline.row_format import RowFormat
 
 I64 = npt.NDArray[np.int64]
 SEED = 0x1234_5678_9ABC_DEF0

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from handmade import random_tables, write_bundle
 
-from pipeline.bundle import Bundle, sha256_of
+from pipeline.bundle.bundle import Bundle, sha256_of
+from pipeline.bundle.remote import RemoteRepository
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, InvalidInput, NotFound, NotReady
-from pipeline.remote_bundles import RemoteRepository
-from pipeline.versions import Repository
 
 TABLES = random_tables(1)
 
@@ -96,7 +96,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
 
 def fetching(root: Path, url: str) -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from pathlib import Path; from pipeline.remote_bundles import RemoteRepository;"
+        "import sys; from pathlib import Path; from pipeline.bundle.remote import RemoteRepository;"
         "RemoteRepository(Path(sys.argv[1]), sys.argv[2]).open('ranker', verify=True)"
     )
     return subprocess.Popen(

@@ -13,16 +13,16 @@ from handmade import EXTREME, random_tables, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bundle import Bundle, Table
+from pipeline.bundle.bundle import Bundle, Table
+from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.versions import Repository
 from pipeline.embedding.generations import ensure_segment, open_stack
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.segment_file import Segment
 from pipeline.embedding.segment_tier import SegmentTier
 from pipeline.embedding.tier import DEFAULT, STALE, Wanted
 from pipeline.errors import BundleError
-from pipeline.row_format import RowFormat
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 
 F32 = npt.NDArray[np.float32]
 MARK = 3

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from handmade import SCHEMA, random_rows, random_tables, write_bundle
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.event import Event
 from pipeline.features import Features
@@ -22,7 +23,6 @@ from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer
 from pipeline.stages.record import Record
-from pipeline.versions import Repository
 
 
 class HandClock:

@@ -10,13 +10,13 @@ from handmade import SCHEMA, WIDTH, Reference, random_rows, random_tables, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.bundle import Bundle, Table
+from pipeline.bundle.bundle import Bundle, Table
+from pipeline.bundle.versions import Repository
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import BundleError
 from pipeline.features import Bag, Features, IdPart, Rows
 from pipeline.inputs import Block, DenseInputs, Layout
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 
 PAIR = Schema(
     fields=(

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from handmade import random_tables, write_bundle
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.verified import NOTES, verify_once
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError
 from pipeline.model import Model
-from pipeline.verified import NOTES, verify_once
-from pipeline.versions import Repository
 
 
 class Verifier:

@@ -20,14 +20,14 @@ import numpy.typing as npt
 import pytest
 from handmade import SCHEMA, WIDTH, write_bundle
 
-from pipeline.bundle import Table
+from pipeline.bundle.bundle import Table
+from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.embedding.device_tier import DeviceSource
 from pipeline.embedding.generations import compact, sweep
 from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
 from pipeline.errors import BatonError
 from pipeline.model import Model
-from pipeline.versions import Repository
 
 pytestmark = pytest.mark.long
 

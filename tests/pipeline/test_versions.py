@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from handmade import random_tables, write_bundle
 
-from pipeline.bundle import GateReport
+from pipeline.bundle.bundle import GateReport
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, NotFound
-from pipeline.versions import Repository
 
 
 def reserve_many(root: Path, count: int) -> list[str]:

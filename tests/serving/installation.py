@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 
 from handmade import random_tables, write_bundle
 
-from pipeline.bundle import Bundle, Calibration
-from pipeline.versions import Repository
+from pipeline.bundle.bundle import Bundle, Calibration
+from pipeline.bundle.versions import Repository
 from serving.config import Config
 from serving.lane import Lane
 from serving.rollout.store import Who

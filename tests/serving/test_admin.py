@@ -13,10 +13,10 @@ import pytest
 from installation import WHO
 from operated import ME
 
+from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 from serving.admin import VERBS, Admin
 from serving.admin.door import request_of
 from serving.config import ArmConfig, Config, EndpointConfig

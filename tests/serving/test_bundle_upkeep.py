@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.bundle import GateReport
+from pipeline.bundle.bundle import GateReport
+from pipeline.bundle.versions import Repository
 from pipeline.features import Rows
 from pipeline.hashing import hash_value
 from pipeline.model import Model
 from pipeline.schema import FieldSpec, Schema
-from pipeline.versions import Repository
 from serving.bundle_upkeep import BundleUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import Who

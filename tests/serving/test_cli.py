@@ -13,8 +13,8 @@ import typer
 from handmade import random_tables, write_bundle
 from typer.testing import CliRunner, Result
 
-from pipeline.bundle import Bundle
-from pipeline.versions import Repository
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from serving.cli.main import app
 from transfer.model import ClickModel
 

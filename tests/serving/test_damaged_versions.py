@@ -10,8 +10,8 @@ from handmade import random_tables, write_bundle
 from installation import Installation, eventually, running, status
 from test_lane import Load
 
-from pipeline.bundle import Bundle
-from pipeline.versions import Repository
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 
 
 def cut(path: Path) -> None:

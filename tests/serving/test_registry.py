@@ -10,7 +10,7 @@ import pytest
 from handmade import write_bundle
 from installation import Installation, eventually
 
-from pipeline.bundle import GateReport
+from pipeline.bundle.bundle import GateReport
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotFound, NotReady
 from pipeline.schema import FieldSpec, Schema

@@ -6,9 +6,9 @@ import numpy as np
 from handmade import SCHEMA, random_rows
 from installation import Installation, eventually, running
 
+from pipeline.bundle.footprint import Footprint, memory_needed
 from pipeline.clock import SystemClock
 from pipeline.features import Features
-from pipeline.footprint import Footprint, memory_needed
 from pipeline.model import Model
 from serving.client import RankingClient
 from serving.kill import KillSwitch

@@ -5,9 +5,9 @@ import pytest
 import torch
 from small_log import SCHEMA, SmallLog
 
-from pipeline.bundle import Bundle, Calibration, GateReport
+from pipeline.bundle.bundle import Bundle, Calibration, GateReport
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, DataError, InvalidInput
-from pipeline.versions import Repository
 from transfer.blocks import TableSettings
 from transfer.loss import distillation_loss
 from transfer.model import ClickModel, LearningSettings

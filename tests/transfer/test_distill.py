@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_log import SCHEMA, SmallLog
 
-from pipeline.bundle import Calibration
+from pipeline.bundle.bundle import Calibration
 from pipeline.errors import DataError, InvalidInput
 from pipeline.metrics import auc
 from pipeline.schema import Schema

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_log import SCHEMA, SmallLog
 
-from pipeline.bundle import DENSE, Bundle
+from pipeline.bundle.bundle import DENSE, Bundle
 from pipeline.features import Rows
 from pipeline.schema import FieldSpec, Schema
 from transfer.export import DenseGraph, trace

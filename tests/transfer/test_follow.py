@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from worker_world import SCHEMA, fill, models, open_log, settings
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
-from pipeline.versions import Repository
 from transfer.follow import Arms, Follower
 from transfer.model import ClickModel
 from transfer.worker import Worker

@@ -16,13 +16,13 @@ from sklearn.linear_model import LogisticRegression
 from small_log import SmallLog
 from typer.testing import CliRunner
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, DataError
 from pipeline.features import Bag, Features, Rows
 from pipeline.hashing import hash_column
 from pipeline.metrics import auc
 from pipeline.model import Model
-from pipeline.versions import Repository
 from serving.cli.main import app
 from transfer.distill import transfer_offline
 from transfer.frozen import FrozenTeacher, load_teacher

@@ -6,10 +6,10 @@ import torch
 from small_log import SmallLog
 from torch import nn
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.model import Model
-from pipeline.versions import Repository
 from transfer.distill import transfer_offline
 from transfer.model import ClickModel
 from transfer.model_zoo import ZOO, Architecture, DCNv2, FiBiNET, resolve

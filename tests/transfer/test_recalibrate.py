@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bundle import Calibration
+from pipeline.bundle.bundle import Calibration
 from pipeline.features import Rows
 from transfer.calibration import offset_for
 from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for

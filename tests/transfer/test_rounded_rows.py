@@ -10,13 +10,13 @@ import pytest
 from small_log import SCHEMA, SmallLog
 from test_worker import Turned, fill, models, settings, traffic  # noqa: F401 - a fixture
 
+from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
+from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.model import Model
-from pipeline.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.traffic.sqlite import SqliteTrafficLog
-from pipeline.versions import Repository
 from transfer.distill import OURS, transfer_offline
 from transfer.model import ClickModel
 from transfer.train import TrainSettings, train

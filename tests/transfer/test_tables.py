@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.bundle import Table
+from pipeline.bundle.bundle import Table
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Rows
 from pipeline.schema import FieldSpec, Schema

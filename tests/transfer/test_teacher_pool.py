@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_log import SmallLog
 
-from pipeline.bundle import Bundle
+from pipeline.bundle.bundle import Bundle
 from pipeline.errors import DataError, NotReady
 from pipeline.features import Rows
 from transfer.model import ClickModel

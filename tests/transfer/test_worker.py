@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from worker_world import ITEMS, KEY, SCHEMA, USERS, Turned, draw, fill, models, open_log, settings
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.metrics import bias
@@ -22,7 +23,6 @@ from pipeline.model import Model
 from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.sqlite import SqliteTrafficLog
-from pipeline.versions import Repository
 from transfer.checkpoint import Checkpoints
 from transfer.gate import GateLimits
 from transfer.model import ClickModel

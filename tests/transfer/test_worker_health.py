@@ -12,13 +12,13 @@ import pytest
 import torch
 from worker_world import KEY, PER_REQUEST, SCHEMA, Turned, draw, fill, models, open_log, settings
 
+from pipeline.bundle.versions import Repository
 from pipeline.errors import DataError
 from pipeline.features import Features, Rows
 from pipeline.model import Model
 from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.sqlite import SqliteTrafficLog
-from pipeline.versions import Repository
 from transfer.device import device_for
 from transfer.model import ClickModel
 from transfer.stream import held_out

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from worker_world import Turned, open_log, settings
 
-from pipeline.versions import Repository
+from pipeline.bundle.versions import Repository
 from transfer.worker import Worker
 
 __all__ = ["live", "main"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.bundle.versions import Repository
 from pipeline.features import Features, Rows
 from pipeline.hashing import hash_value
 from pipeline.prediction import PredictionIds
@@ -13,7 +14,6 @@ from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite import SqliteTrafficLog
-from pipeline.versions import Repository
 from transfer.adapt import AdaptSettings
 from transfer.gate import GateLimits
 from transfer.model import ClickModel

@@ -34,12 +34,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pipeline.bundle.graph import check_graph
+from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
+from pipeline.bundle.verified import verify_once
 from pipeline.disk import sync, writing
 from pipeline.errors import BundleError
-from pipeline.graph import check_graph
-from pipeline.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.schema import Schema
-from pipeline.verified import verify_once
 
 __all__ = [
     "MANIFEST", "Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo",
@@ -190,7 +190,7 @@ class Bundle:
             path: the bundle's directory.
             verify: also hash every file and check the network's graph (reads all bytes once).
             notes: folder where this machine notes what it has verified, so that it is not read again while it stays as
-                it is (`pipeline.verified`); None: read in any case.
+                it is (`pipeline.bundle.verified`); None: read in any case.
 
         Raises:
             BundleError: naming the file at fault.

@@ -1,6 +1,6 @@
 """The repository of bundles: `<root>/<name>/<version>/`, versions counted up per name and never used twice.
 
-One that machines share behind a URL is in `pipeline.remote_bundles`. Every number given out leaves a mark in `<root>/<name>/.versions/`; the highest are never removed.
+One that machines share behind a URL is in `pipeline.bundle.remote`. Every number given out leaves a mark in `<root>/<name>/.versions/`; the highest are never removed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.bundle import MANIFEST, Bundle, Manifest, read_manifest
+from pipeline.bundle.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from pipeline.disk import writing
 from pipeline.errors import BundleError, NotFound
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import fsspec
 
-from pipeline.bundle import MANIFEST, Manifest, read_manifest, sha256_of
+from pipeline.bundle.bundle import MANIFEST, Manifest, read_manifest, sha256_of
+from pipeline.bundle.versions import Repository
 from pipeline.disk import sync, writing
 from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, NotReady
-from pipeline.versions import Repository
 
 __all__ = ["RemoteRepository"]
 

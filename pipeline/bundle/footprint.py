@@ -6,9 +6,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pipeline.bundle import CONTEXT, DENSE, Manifest
+from pipeline.bundle.bundle import CONTEXT, DENSE, Manifest
+from pipeline.bundle.versions import Repository
 from pipeline.errors import NotFound
-from pipeline.versions import Repository
 
 __all__ = ["Footprint", "memory_needed", "network_bytes"]
 
