@@ -40,11 +40,11 @@ from benchmarks.hierarchy.tables import Distribution, IdStream, Tables
 from benchmarks.hierarchy.timing import Lookers
 from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.clock import SystemClock
-from pipeline.embedding.device import CacheShape
-from pipeline.embedding.device_tier import DeviceSource
-from pipeline.embedding.redis import RedisTier
+from pipeline.embedding.device.cache import CacheShape
+from pipeline.embedding.device.tier import DeviceSource
+from pipeline.embedding.device.torch_cache import TorchCache
+from pipeline.embedding.redis.tier import RedisTier
 from pipeline.embedding.tier import PENDING
-from pipeline.embedding.torch_cache import TorchCache
 
 __all__ = ["FULL", "QUICK", "Settings", "run"]
 

@@ -1,7 +1,7 @@
 """A model that is ready to answer: one bundle version with its embeddings mapped, its networks loaded and warm.
 
 Immutable; a new version is another `Model`, and a reference to it is what a swap assigns. It knows nothing of
-endpoints, arms or sockets. Next stop: `pipeline.embedding.store` (rows) and `pipeline.network` (the rest).
+endpoints, arms or sockets. Next stop: `pipeline.embedding.hierarchy.store` (rows) and `pipeline.network` (the rest).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pipeline.bundle.footprint import network_bytes
 from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
 from pipeline.calibration import probabilities
-from pipeline.embedding.hierarchy import Hierarchy
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.hierarchy.hierarchy import Hierarchy
+from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.errors import BundleError, InvalidInput, NotFound
 from pipeline.features import Features
 from pipeline.inputs import DenseInputs, Layout

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
-from pipeline.embedding.generations import compact, sweep
+from pipeline.embedding.segment.generations import compact, sweep
 from pipeline.errors import BatonError, NotFound
 from serving.observe import served_versions
 from serving.rollout.store import ControlStore

@@ -2,7 +2,7 @@
 
 Imported only where the configuration names a Redis. The control process brings every base generation that a lane serves
 or wants to the newest version on it that lanes have, and the newest base in the repository beforehand, so that a lane
-that swaps finds its rows there; `baton cache warm` does the same by hand. What writes is `pipeline.embedding.redis_updates`.
+that swaps finds its rows there; `baton cache warm` does the same by hand. What writes is `pipeline.embedding.redis.updates`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
-from pipeline.embedding.redis import RedisSource
-from pipeline.embedding.redis_marks import RedisGeneration
-from pipeline.embedding.redis_updates import RedisUpdater
+from pipeline.embedding.redis.marks import RedisGeneration
+from pipeline.embedding.redis.tier import RedisSource
+from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
 from serving.config import RedisConfig
 from serving.observe import served_versions

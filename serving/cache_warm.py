@@ -1,7 +1,7 @@
 """One run that brings versions' rows into Redis, by hand: what has been written so far, and what came of it.
 
 The control process looks after the same rows every second, for a moment; a run waits for it a few times. It goes on
-where an earlier one was ended. Next: `pipeline.embedding.redis_updates`.
+where an earlier one was ended. Next: `pipeline.embedding.redis.updates`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
-from pipeline.embedding.redis_updates import Brought, RedisUpdater
+from pipeline.embedding.redis.updates import Brought, RedisUpdater
 from pipeline.errors import BatonError, Conflict
 
 __all__ = ["Loaded", "Warming", "warm"]

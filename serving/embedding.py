@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.clock import Clock
-from pipeline.embedding.device_tier import DeviceSource
-from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.device.tier import DeviceSource
+from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.tier import TierSource
 from serving.bundles import open_repository
 from serving.config import Config

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from pipeline.clock import Clock
-from pipeline.embedding.hierarchy import Hierarchy
+from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model import Model
 from serving.bundles import open_repository

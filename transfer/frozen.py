@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bundle.bundle import DENSE, Bundle, Calibration
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.features import Features, Rows
 from pipeline.inputs import Layout
 from pipeline.model import Model

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.hierarchy.tables import Distribution, IdStream
 from benchmarks.report import Progress, Report, interleaved, median
-from pipeline.embedding.torch_sets import Sets, find_rows, keep_rows
+from pipeline.embedding.device.torch_sets import Sets, find_rows, keep_rows
 
 __all__ = ["measure_card"]
 

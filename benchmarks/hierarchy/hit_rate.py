@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from benchmarks.hierarchy.tables import IdStream
 from benchmarks.report import Progress, Report
-from pipeline.embedding.device import CacheShape, DeviceCache
+from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.tier import PENDING, Wanted
 
 __all__ = ["hit_rates"]

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.hierarchy.tables import BUNDLE, Tables
 from benchmarks.report import Progress, Report, median
 from pipeline.bundle.verified import NOTES
-from pipeline.embedding.segment_file import CHECKED
+from pipeline.embedding.segment.file import CHECKED
 from pipeline.model import Model
 
 __all__ = ["DELTAS", "measure_loads"]

@@ -1,6 +1,6 @@
 """Lookups as the bench times them: ids in, rows in an array out, through a stack of tiers.
 
-Tiers are driven as `pipeline.embedding.store` drives them, on keys that lie ready: what hashing and features cost is the
+Tiers are driven as `pipeline.embedding.hierarchy.store` drives them, on keys that lie ready: what hashing and features cost is the
 engine's bench to tell.
 """
 
@@ -21,14 +21,14 @@ import torch
 from benchmarks.hierarchy.redis_server import PrivateRedis
 from benchmarks.hierarchy.tables import BUNDLE, TABLE, IdStream, Tables, chunks_of
 from pipeline.clock import SystemClock
-from pipeline.embedding.device import CacheShape, DeviceCache
-from pipeline.embedding.generations import open_stack
+from pipeline.embedding.device.cache import CacheShape, DeviceCache
+from pipeline.embedding.device.torch_cache import TorchCache
 from pipeline.embedding.keys import salt_of
-from pipeline.embedding.redis import RedisSource, RedisTier
-from pipeline.embedding.redis_updates import RedisUpdater
-from pipeline.embedding.segment_tier import SegmentTier
+from pipeline.embedding.redis.tier import RedisSource, RedisTier
+from pipeline.embedding.redis.updates import RedisUpdater
+from pipeline.embedding.segment.generations import open_stack
+from pipeline.embedding.segment.tier import SegmentTier
 from pipeline.embedding.tier import Generation, Group, Wanted
-from pipeline.embedding.torch_cache import TorchCache
 
 __all__ = [
     "PATIENCE",

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from benchmarks.hierarchy.stacks import PATIENCE, Lookup, Request
 from benchmarks.hierarchy.tables import FIELDS, Tables
-from pipeline.embedding.hierarchy import Hierarchy
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.hierarchy.hierarchy import Hierarchy
+from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.embedding.tier import TierSource
 from pipeline.features import Features, IdPart
 from pipeline.inputs import Block, DenseInputs, Layout

@@ -16,7 +16,7 @@ NETWORK_FACTOR = 2.0
 """Memory of a loaded network per byte of its file: ONNX Runtime packs the weights for its kernels once more. Measured
 1.9 for one of 2 MB and 1.2 to 1.4 for those of 25 to 50 MB, after a first run of 100 rows."""
 SEGMENT_FACTOR = 1.7
-"""Bytes of a segment per raw byte of rows, weights and ids, at most (`pipeline.embedding.segment_build`)."""
+"""Bytes of a segment per raw byte of rows, weights and ids, at most (`pipeline.embedding.segment.build`)."""
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 

@@ -3,7 +3,7 @@
 A lookup is a few `Wanted`: ids of one width and the places where their rows go. The store passes them down the tiers in
 their configured order; each fills what it holds and marks it, what no tier holds gets the default row of its table, and
 then each tier is offered what the tiers below it found. It knows nothing of features, fields or models. Next stop:
-`pipeline.embedding.store`, which drives tiers; `device`, `segment` and `redis` beside it are some.
+`pipeline.embedding.hierarchy.store`, which drives tiers; `device`, `segment` and `redis` beside it are some.
 """
 
 from __future__ import annotations

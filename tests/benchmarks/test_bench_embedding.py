@@ -12,8 +12,8 @@ from benchmarks.embedding import Settings, run
 from benchmarks.hierarchy.redis_server import PrivateRedis
 from benchmarks.hierarchy.stacks import CacheLevel, Request, Stack, segment_tier, warm
 from benchmarks.hierarchy.tables import Distribution, IdStream, Tables
-from pipeline.embedding.device import CacheShape, DeviceCache
-from pipeline.embedding.torch_cache import TorchCache
+from pipeline.embedding.device.cache import CacheShape, DeviceCache
+from pipeline.embedding.device.torch_cache import TorchCache
 
 
 @pytest.fixture(scope="module")

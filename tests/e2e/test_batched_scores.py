@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.bundle.bundle import CONTEXT, WARMUP
 from pipeline.bundle.footprint import memory_needed
 from pipeline.bundle.versions import Repository
-from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.tier import Fault, Generation, Wanted
 from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, Rows

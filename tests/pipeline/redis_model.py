@@ -16,8 +16,8 @@ from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.embedding.keys import salt_of
-from pipeline.embedding.redis import RedisSource, RedisTier
-from pipeline.embedding.redis_updates import RedisUpdater
+from pipeline.embedding.redis.tier import RedisSource, RedisTier
+from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.embedding.tier import STALE, Fault, Generation, Group, Wanted
 from pipeline.redis.address import RedisAddress
 from pipeline.schema import FieldSpec, Schema

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from pipeline.embedding.breaker import CircuitBreaker
+from pipeline.embedding.redis.breaker import CircuitBreaker
 
 
 class Turned:

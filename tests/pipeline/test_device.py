@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bundle.row_format import RowFormat
-from pipeline.embedding.device import CacheShape, DeviceCache
-from pipeline.embedding.hot_keys import read_keys, write_keys
+from pipeline.embedding.device.cache import CacheShape, DeviceCache
+from pipeline.embedding.device.hot_keys import read_keys, write_keys
 from pipeline.embedding.tier import DEFAULT, PENDING, STALE, Wanted
 
 I64 = npt.NDArray[np.int64]

@@ -18,8 +18,8 @@ from test_segment_tier import ask, check, held
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
-from pipeline.embedding.generations import Stack, compact, ensure_segment, open_stack, sweep
-from pipeline.embedding.segment_file import CELLS, FILTER, META, PILOTS, Segment
+from pipeline.embedding.segment.file import CELLS, FILTER, META, PILOTS, Segment
+from pipeline.embedding.segment.generations import Stack, compact, ensure_segment, open_stack, sweep
 from pipeline.errors import BundleError, NotReady
 from pipeline.model import Model
 

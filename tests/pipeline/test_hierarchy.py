@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
-from pipeline.embedding.device_tier import DeviceSource
-from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
-from pipeline.embedding.store import EmbeddingStore
-from pipeline.embedding.tally import Tallied
+from pipeline.embedding.device.tier import DeviceSource
+from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.hierarchy.store import EmbeddingStore
+from pipeline.embedding.hierarchy.tally import Tallied
 from pipeline.embedding.tier import Fault, Generation, Tier, Wanted
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, IdPart

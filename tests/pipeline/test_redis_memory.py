@@ -11,7 +11,7 @@ from redis_process import RedisProcess
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
-from pipeline.embedding.redis_updates import RedisUpdater
+from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.schema import FieldSpec, Schema
 
 SCHEMA = Schema(fields=(FieldSpec(name="item", role="candidate", kind="id", width=16),))

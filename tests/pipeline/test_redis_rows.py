@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bundle.row_format import RowFormat
-from pipeline.embedding.redis_rows import (
+from pipeline.embedding.redis.rows import (
     DONE,
     GARBAGE,
     MORE,

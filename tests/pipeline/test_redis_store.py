@@ -11,9 +11,9 @@ import pytest
 from redis_model import Versions, eventually, source, updater
 from redis_process import RedisProcess
 
-from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
-from pipeline.embedding.redis import RedisSource
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.hierarchy.store import EmbeddingStore
+from pipeline.embedding.redis.tier import RedisSource
 from pipeline.features import Features, IdPart
 from pipeline.inputs import DenseInputs, Layout
 

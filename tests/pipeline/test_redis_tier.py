@@ -18,8 +18,8 @@ from redis_model import MARK, Looked, Versions, check, eventually, look, open_ti
 from redis_process import RedisProcess
 from redis_proxy import RedisProxy
 
-from pipeline.embedding.redis import RedisSource, RedisTier
-from pipeline.embedding.redis_marks import RedisGeneration
+from pipeline.embedding.redis.marks import RedisGeneration
+from pipeline.embedding.redis.tier import RedisSource, RedisTier
 from pipeline.errors import InvalidInput, Overloaded
 from pipeline.redis.address import RedisAddress
 

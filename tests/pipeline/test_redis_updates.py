@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from redis_model import Versions, check, look, open_tier, source, updater
 from redis_process import RedisProcess
 
-import pipeline.embedding.redis_updates as updates
-from pipeline.embedding.redis import RedisSource
-from pipeline.embedding.redis_marks import RedisGeneration
+import pipeline.embedding.redis.updates as updates
+from pipeline.embedding.redis.marks import RedisGeneration
+from pipeline.embedding.redis.tier import RedisSource
 from pipeline.errors import Conflict, NotReady, Overloaded
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.versions import Repository
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.errors import BundleError
 from pipeline.features import Bag, Features, IdPart, Rows
 from pipeline.inputs import Block, DenseInputs, Layout

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clock import SystemClock
-from pipeline.embedding.device import CacheShape, DeviceCache, RowFormat
-from pipeline.embedding.device_tier import DeviceSource, cache_maker
+from pipeline.embedding.device.cache import CacheShape, DeviceCache, RowFormat
+from pipeline.embedding.device.tier import DeviceSource, cache_maker
+from pipeline.embedding.device.torch_cache import TorchCache
+from pipeline.embedding.device.torch_sets import Sets, find_rows, keep_rows, splitmix64
 from pipeline.embedding.kernels import splitmix64 as compiled_splitmix64
 from pipeline.embedding.tier import DEFAULT, PENDING, STALE, Generation, Group, Wanted
-from pipeline.embedding.torch_cache import TorchCache
-from pipeline.embedding.torch_sets import Sets, find_rows, keep_rows, splitmix64
 from pipeline.errors import InvalidInput
 
 I64 = npt.NDArray[np.int64]

@@ -23,9 +23,9 @@ from handmade import SCHEMA, WIDTH, write_bundle
 from pipeline.bundle.bundle import Table
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
-from pipeline.embedding.device_tier import DeviceSource
-from pipeline.embedding.generations import compact, sweep
-from pipeline.embedding.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.device.tier import DeviceSource
+from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
+from pipeline.embedding.segment.generations import compact, sweep
 from pipeline.errors import BatonError
 from pipeline.model import Model
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.clock import Clock, SystemClock
-from pipeline.embedding.device_tier import DeviceSource, DeviceTier
-from pipeline.embedding.generations import Stack, open_stack
-from pipeline.embedding.segment_tier import SegmentTier
-from pipeline.embedding.tally import LookupTally
+from pipeline.embedding.device.tier import DeviceSource, DeviceTier
+from pipeline.embedding.hierarchy.tally import LookupTally
+from pipeline.embedding.segment.generations import Stack, open_stack
+from pipeline.embedding.segment.tier import SegmentTier
 from pipeline.embedding.tier import Generation, Group, Tier, TierSource
 
 __all__ = ["SEGMENT", "Hierarchy", "generation_of"]

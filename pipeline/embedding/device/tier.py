@@ -1,12 +1,12 @@
 """The device tier: caches shared by the versions on one base, with their age, capacity and start.
 
 A cache belongs to a generation, that is to the base of a bundle, and all versions on it use the same one. Where local
-segments are among the tiers, rows that deltas have touched never come here (`pipeline.embedding.hierarchy`), so what is
+segments are among the tiers, rows that deltas have touched never come here (`pipeline.embedding.hierarchy.hierarchy`), so what is
 kept is the base's and right for every version on it, past or coming. Only a tier whose rows may change under one key
 (Redis) makes rows age: after `max_age` a row is stale, looked for below, and served as stale only if nobody below has it.
 
 A new cache begins with the hot keys of the bundle, those of a live cache of an earlier generation or those on disk.
-Next stop: `pipeline.embedding.device`, or `torch_cache` for caches on a GPU.
+Next stop: `pipeline.embedding.device.cache`, or `torch_cache` for caches on a GPU.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.clock import Clock
-from pipeline.embedding.device import CacheShape, DeviceCache
-from pipeline.embedding.hot_keys import read_keys, write_keys
-from pipeline.embedding.sets import FRESH_TICKS
+from pipeline.embedding.device.cache import CacheShape, DeviceCache
+from pipeline.embedding.device.hot_keys import read_keys, write_keys
+from pipeline.embedding.device.sets import FRESH_TICKS
 from pipeline.embedding.tier import PENDING, Fault, Generation, Group, Tier, Wanted
 from pipeline.errors import InvalidInput
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class RowCache(Protocol):
-    """Rows of one width by key, as `pipeline.embedding.device.DeviceCache`."""
+    """Rows of one width by key, as `pipeline.embedding.device.cache.DeviceCache`."""
 
     @property
     def shape(self) -> CacheShape: ...
@@ -70,7 +70,7 @@ def cache_maker(backend: Backend) -> Callable[[CacheShape], RowCache]:
     """
     if backend != "cuda":
         return DeviceCache
-    from pipeline.embedding.torch_cache import TorchCache, has_card
+    from pipeline.embedding.device.torch_cache import TorchCache, has_card
 
     if not has_card():
         raise InvalidInput("embedding.device.backend is cuda, but torch sees no card here; use cpu", "backend")

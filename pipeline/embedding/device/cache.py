@@ -1,9 +1,9 @@
 """The device cache on the CPU: the rows asked for most, in memory of this process, above a slower or larger tier.
 
 A set-associative cache per width group: a key's set is found by hash, its places are compared at once, the
-row is copied and its last use stamped in the same pass (`pipeline.embedding.sets`). What may enter a full set is decided
-by how often it is asked for (`pipeline.embedding.admission`), what leaves by least recent use. Next stop:
-`pipeline.embedding.device_tier`, which shares caches between versions.
+row is copied and its last use stamped in the same pass (`pipeline.embedding.device.sets`). What may enter a full set is decided
+by how often it is asked for (`pipeline.embedding.device.tinylfu`), what leaves by least recent use. Next stop:
+`pipeline.embedding.device.tier`, which shares caches between versions.
 
 **Processes.** The arrays may lie in memory that several processes map, and then serve them all. Baton gives each lane
 its own: private memory comes in huge pages, which shared memory does not on a stock kernel, and page walks would cost
@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bundle.row_format import RowFormat
-from pipeline.embedding.admission import LINE, WORDS_PER_ROW
-from pipeline.embedding.sets import (
+from pipeline.embedding.device.sets import (
     CONTENDED,
     ENTERED,
     FRESH_TICKS,
@@ -37,6 +36,7 @@ from pipeline.embedding.sets import (
     keep_rows,
     sweep_rows,
 )
+from pipeline.embedding.device.tinylfu import LINE, WORDS_PER_ROW
 from pipeline.embedding.tier import Wanted
 
 __all__ = ["CacheShape", "DeviceCache"]

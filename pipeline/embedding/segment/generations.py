@@ -25,8 +25,8 @@ from typing import NamedTuple
 from pipeline.bundle.bundle import MANIFEST, Bundle
 from pipeline.bundle.verified import NOTES
 from pipeline.disk import sync, writing
-from pipeline.embedding.segment_build import build_segment
-from pipeline.embedding.segment_file import Segment
+from pipeline.embedding.segment.build import build_segment
+from pipeline.embedding.segment.file import Segment
 from pipeline.errors import BundleError
 
 __all__ = ["Stack", "compact", "ensure_segment", "open_stack", "sweep"]

@@ -4,7 +4,7 @@
 
 Anonymous memory is that of one batch of ids and one partition of cells, whatever the number of rows. Files are written
 and not mapped, so that a full disk is an error and not a signal. It knows nothing of places and versions; next stop:
-`pipeline.embedding.generations`.
+`pipeline.embedding.segment.generations`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from pipeline.bundle.bundle import Bundle, StoredTable
 from pipeline.bundle.row_format import RowFormat, decode_rows
 from pipeline.bundle.verified import NOTES
 from pipeline.compiled import njit
-from pipeline.embedding.key_filter import add_to_filter, empty_filter
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.memory import copy_bytes, prefetch
-from pipeline.embedding.perfect_hash import count_partitions, place_partition, route
-from pipeline.embedding.segment_file import (
+from pipeline.embedding.segment.file import (
     BUCKET,
     CELLS,
     FILTER,
@@ -39,6 +37,8 @@ from pipeline.embedding.segment_file import (
     meta_of,
     write_meta,
 )
+from pipeline.embedding.segment.key_filter import add_to_filter, empty_filter
+from pipeline.embedding.segment.perfect_hash import count_partitions, place_partition, route
 from pipeline.errors import BundleError
 
 __all__ = ["build_segment"]

@@ -8,7 +8,7 @@ Key: `PREFIX` bytes of the generation, then the eight bytes of the salted id. Va
 or format, that was cut or never ours, fails it and is never served. All little-endian, as the machines are that this runs on.
 
 A request's ids go out as one MGET and come back as one array of strings; neither becomes Python objects. Functions are
-serial, hold no state and release the GIL. `pipeline.embedding.redis` puts them together.
+serial, hold no state and release the GIL. `pipeline.embedding.redis.tier` puts them together.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ may race; here, a batch is a fixed sequence of gathers, compares and masked scat
 every run. No shape depends on data and nothing is read back by the host, so that a CUDA graph can capture `find_rows` and
 `keep_rows`. What a mask leaves out is written to one spare place behind the last set, where no id is ever looked for.
 
-Calls on one cache run one after another, in the order of one CUDA stream; `pipeline.embedding.torch_cache` sees to it.
+Calls on one cache run one after another, in the order of one CUDA stream; `pipeline.embedding.device.torch_cache` sees to it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pipeline.bundle.row_format import RowFormat
-from pipeline.embedding.admission import PERIOD, SAMPLE
-from pipeline.embedding.sets import FRESH_TICKS
+from pipeline.embedding.device.sets import FRESH_TICKS
+from pipeline.embedding.device.tinylfu import PERIOD, SAMPLE
 
 __all__ = ["ENTERED", "HELD", "LONGEST_TICKS", "REFUSED", "Found", "Sets", "find_rows", "keep_rows", "splitmix64"]
 

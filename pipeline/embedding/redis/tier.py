@@ -21,10 +21,10 @@ import numpy as np
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
-from pipeline.embedding.breaker import CircuitBreaker
-from pipeline.embedding.redis_marks import Mark, RedisGeneration
-from pipeline.embedding.redis_rows import Layout, collect, scatter, write_mget
-from pipeline.embedding.redis_wire import Late, Link, Links
+from pipeline.embedding.redis.breaker import CircuitBreaker
+from pipeline.embedding.redis.marks import Mark, RedisGeneration
+from pipeline.embedding.redis.rows import Layout, collect, scatter, write_mget
+from pipeline.embedding.redis.wire import Late, Link, Links
 from pipeline.embedding.tier import STALE, Fault, Generation, Wanted
 from pipeline.redis.address import RedisAddress, Unusable
 

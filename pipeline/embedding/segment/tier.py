@@ -16,10 +16,10 @@ from numba import float32, int64, types, uint8, uint64
 
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
-from pipeline.embedding.key_filter import bits_of, union, word_of
 from pipeline.embedding.memory import copy_bytes, load_f32, load_i64, load_u16, load_u64, mover, prefetch
-from pipeline.embedding.perfect_hash import bucket_of, cell_of, partition_of
-from pipeline.embedding.segment_file import Segment
+from pipeline.embedding.segment.file import Segment
+from pipeline.embedding.segment.key_filter import bits_of, union, word_of
+from pipeline.embedding.segment.perfect_hash import bucket_of, cell_of, partition_of
 from pipeline.embedding.tier import STALE, Fault, Wanted
 
 __all__ = ["SegmentTier"]

@@ -9,7 +9,7 @@ The lock counts writes and has a bit for one under way (a seqlock): a reader cop
 still what it was, and takes what it has only then. Nobody waits: a reader that loses `TRIES` times has missed, a writer
 that finds a set taken lets its row go. So a process that dies while it writes costs one set.
 
-Functions are serial and release the GIL. `pipeline.embedding.device` owns the arrays.
+Functions are serial and release the GIL. `pipeline.embedding.device.cache` owns the arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from numba import boolean, float32, int64, types, uint8, uint32, uint64
 
 from pipeline.compiled import njit
-from pipeline.embedding.admission import LINE, PERIOD, SAMPLE, count, estimate, halve, line_of
+from pipeline.embedding.device.tinylfu import LINE, PERIOD, SAMPLE, count, estimate, halve, line_of
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.memory import (
     compare_and_swap,

@@ -1,7 +1,7 @@
 """A segment: all rows of one width of one or several versions, mapped from disk, immutable, shared by every process.
 
     segment.json    what it was built from, sizes and checksums; written last
-    pilots.bin      uint16 [P, B], which cell a key stands in (`pipeline.embedding.perfect_hash`)
+    pilots.bin      uint16 [P, B], which cell a key stands in (`pipeline.embedding.segment.perfect_hash`)
     cells.bin       P partitions of C cells: key int64, weight float32, scale float32, row
     filter.bin      uint64 [2^k], whether a key may be here at all; of deltas, whose ids most lookups do not want
 

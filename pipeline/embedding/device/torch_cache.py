@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 
 from pipeline.compiled import njit
-from pipeline.embedding.device import CacheShape
+from pipeline.embedding.device.cache import CacheShape
+from pipeline.embedding.device.torch_sets import ENTERED, HELD, REFUSED, WAYS, Sets, find_rows, keep_rows
 from pipeline.embedding.tier import DEFAULT, STALE, Wanted, is_open
-from pipeline.embedding.torch_sets import ENTERED, HELD, REFUSED, WAYS, Sets, find_rows, keep_rows
 
 __all__ = ["TorchCache", "has_card"]
 

@@ -2,7 +2,7 @@
 
 Before the tiers, ids become keys and places. After them, what nobody found gets its default row, context is spread over
 the candidates, bags are pooled, and every id is counted by table and by who found it. Functions are serial and release
-the GIL. `pipeline.embedding.store` calls them; nothing here knows a tier.
+the GIL. `pipeline.embedding.hierarchy.store` calls them; nothing here knows a tier.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import Clock
-from pipeline.embedding.breaker import CircuitBreaker
-from pipeline.embedding.redis_rows import DONE, KEY_BYTES, MORE, REFUSED, scan
+from pipeline.embedding.redis.breaker import CircuitBreaker
+from pipeline.embedding.redis.rows import DONE, KEY_BYTES, MORE, REFUSED, scan
 from pipeline.errors import DeadlineExceeded
 from pipeline.redis.address import RedisAddress, Unusable
 

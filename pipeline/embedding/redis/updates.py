@@ -23,8 +23,8 @@ from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
 from pipeline.embedding.keys import salt_of
-from pipeline.embedding.redis_marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
-from pipeline.embedding.redis_rows import KEY_BYTES, PREFIX, Layout, encode
+from pipeline.embedding.redis.marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
+from pipeline.embedding.redis.rows import KEY_BYTES, PREFIX, Layout, encode
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
 from pipeline.redis.address import RedisAddress
 

@@ -2,8 +2,8 @@
 
 A lookup makes keys of all ids, context once, and passes them down the tiers under one deadline; then defaults are
 filled in, bags pooled, and rows found low are offered to the tiers above. A tier that is late or down makes the answer
-degraded, never an error. It knows nothing of sockets or networks. Next stop: `pipeline.embedding.hierarchy` for which
-tiers there are, `pipeline.embedding.lookup` for the loops.
+degraded, never an error. It knows nothing of sockets or networks. Next stop: `pipeline.embedding.hierarchy.hierarchy` for which
+tiers there are, `pipeline.embedding.hierarchy.lookup` for the loops.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bundle.bundle import Bundle, Manifest
-from pipeline.embedding.hierarchy import Hierarchy, generation_of
+from pipeline.embedding.hierarchy.hierarchy import Hierarchy, generation_of
+from pipeline.embedding.hierarchy.lookup import pool_bag, settle_bag, settle_ids, want_bag, want_ids
+from pipeline.embedding.hierarchy.tally import StoreCounts, Tallied
 from pipeline.embedding.keys import salt_of
-from pipeline.embedding.lookup import pool_bag, settle_bag, settle_ids, want_bag, want_ids
-from pipeline.embedding.tally import StoreCounts, Tallied
 from pipeline.embedding.tier import DEFAULT, STALE, Generation, Group, Tier, Wanted, is_open
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, IdPart
