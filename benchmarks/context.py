@@ -17,7 +17,7 @@ from benchmarks.models import Candidates, Vocabulary, write_model
 from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.bundle.versions import Repository
 from pipeline.features import Features, Rows
-from pipeline.model import Model
+from pipeline.model.model import Model
 
 __all__ = ["run"]
 

@@ -22,7 +22,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.engine import Engine
 from pipeline.event import Event
 from pipeline.features import Features, Rows
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.plan import Plan
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed

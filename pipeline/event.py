@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.inputs import DenseInputs
-    from pipeline.model import Model
+    from pipeline.model.model import Model
 
 __all__ = ["Event"]
 

@@ -3,7 +3,7 @@
 In the full layout every candidate has a row of all fields. In the split layout the context fields of a request have one
 row in a block of their own, and `request` says to which of its rows each candidate belongs, so that several requests can
 be scored in one run. It knows nothing of ids or tables. Written by `pipeline.embedding.hierarchy.store`, read by
-`pipeline.network`.
+`pipeline.model.network`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from serving.desired import DIRECT, Desired, EndpointSource, Lookout
 from serving.kill import KillSwitch
 from serving.process import step_back

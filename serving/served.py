@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.model import Model
+from pipeline.model.model import Model
 from serving.routing import Arm, Endpoint
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec

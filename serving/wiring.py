@@ -8,7 +8,7 @@ from functools import partial
 from pipeline.clock import Clock
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from serving.bundles import open_repository
 from serving.config import Config
 from serving.registry import NICE, Registry

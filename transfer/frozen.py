@@ -15,8 +15,8 @@ from pipeline.bundle.bundle import DENSE, Bundle, Calibration
 from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.features import Features, Rows
 from pipeline.inputs import Layout
-from pipeline.model import Model
-from pipeline.network import Network
+from pipeline.model.model import Model
+from pipeline.model.network import Network
 from pipeline.schema import Schema
 from transfer.import_onnx import ARCHITECTURE
 from transfer.model import ClickModel

@@ -20,8 +20,8 @@ from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, Manifest
 from pipeline.bundle.graph import check_graph
 from pipeline.errors import BundleError, DataError
 from pipeline.hashing import hash_value
+from pipeline.model.warmup import synthetic_requests, write_warmup
 from pipeline.schema import FieldSpec, Name, Schema
-from pipeline.warmup import synthetic_requests, write_warmup
 from transfer.import_graph import Kind, dressed, try_out
 
 __all__ = ["ARCHITECTURE", "ImportSpec", "import_onnx"]

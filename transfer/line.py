@@ -20,7 +20,7 @@ from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, InvalidInput
 from pipeline.features import Features, Rows
-from pipeline.model import Model
+from pipeline.model.model import Model
 from transfer.gate import GateLimits, judge
 from transfer.model import ClickModel
 from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for

@@ -32,8 +32,8 @@ from pipeline.bundle.bundle import (
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError
+from pipeline.model.warmup import synthetic_requests, write_warmup
 from pipeline.schema import Schema
-from pipeline.warmup import synthetic_requests, write_warmup
 from transfer.export import graph_weights, trace
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from benchmarks.hierarchy.tables import BUNDLE, Tables
 from benchmarks.report import Progress, Report, median
 from pipeline.bundle.verified import NOTES
 from pipeline.embedding.segment.file import CHECKED
-from pipeline.model import Model
+from pipeline.model.model import Model
 
 __all__ = ["DELTAS", "measure_loads"]
 

@@ -29,10 +29,10 @@ from installation import Installation, Process, eventually, free_port, lane_proc
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.features import Features, IdPart
+from pipeline.model.warmup import synthetic_requests
 from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.record import PredictionRecord, pack
-from pipeline.warmup import synthetic_requests
 from serving.client import RankingClient
 from serving.security.principal import Role
 from serving.security.tokens import TokenStore

@@ -20,11 +20,11 @@ from pipeline.embedding.tier import Fault, Generation, Wanted
 from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, Rows
 from pipeline.inputs import KEPT_ROWS
-from pipeline.model import Model
+from pipeline.model.model import Model
+from pipeline.model.warmup import read_warmup, synthetic_requests
 from pipeline.schema import FieldSpec, Schema
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer
-from pipeline.warmup import read_warmup, synthetic_requests
 from transfer.model import ClickModel
 
 SCHEMA = Schema(

@@ -10,7 +10,7 @@ import pytest
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.features import Bag, Features, Rows
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.schema import FieldSpec, Schema
 from transfer.model import ClickModel
 from transfer.model_zoo import ZOO

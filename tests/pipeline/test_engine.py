@@ -18,7 +18,7 @@ from pipeline.engine import Engine
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.plan import Plan
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed

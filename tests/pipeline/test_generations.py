@@ -21,7 +21,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.embedding.segment.file import CELLS, FILTER, META, PILOTS, Segment
 from pipeline.embedding.segment.generations import Stack, compact, ensure_segment, open_stack, sweep
 from pipeline.errors import BundleError, NotReady
-from pipeline.model import Model
+from pipeline.model.model import Model
 
 
 @pytest.fixture

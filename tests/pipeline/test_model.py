@@ -11,7 +11,7 @@ from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 
 
 @pytest.mark.parametrize("linear", [True, False])

@@ -16,7 +16,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.event import Event
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.stage import Stage
 from pipeline.stage_contract import check_stage
 from pipeline.stages.decode import Decode

@@ -14,7 +14,7 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.verified import NOTES, verify_once
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError
-from pipeline.model import Model
+from pipeline.model.model import Model
 
 
 class Verifier:

@@ -27,7 +27,7 @@ from pipeline.embedding.device.tier import DeviceSource
 from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.segment.generations import compact, sweep
 from pipeline.errors import BatonError
-from pipeline.model import Model
+from pipeline.model.model import Model
 
 pytestmark = pytest.mark.long
 

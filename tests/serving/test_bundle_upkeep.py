@@ -12,7 +12,7 @@ from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.versions import Repository
 from pipeline.features import Rows
 from pipeline.hashing import hash_value
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.schema import FieldSpec, Schema
 from serving.bundle_upkeep import BundleUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore

@@ -16,7 +16,7 @@ from redis_process import RedisProcess
 
 from pipeline.clock import SystemClock
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from serving.cache import CacheUpkeep
 from serving.client import RankingClient
 

@@ -17,7 +17,7 @@ from installation import Installation, RunningLane, eventually, running
 
 from pipeline.event import Event
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from protos.baton.ranking.v1 import ranking_pb2_grpc
 from serving.client import RankingClient, rank_request

@@ -9,7 +9,7 @@ from installation import Installation, eventually, running
 from pipeline.bundle.footprint import Footprint, memory_needed
 from pipeline.clock import SystemClock
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from serving.client import RankingClient
 from serving.kill import KillSwitch
 from serving.registry import Registry

@@ -22,7 +22,7 @@ from pipeline.errors import BundleError, DataError
 from pipeline.features import Bag, Features, Rows
 from pipeline.hashing import hash_column
 from pipeline.metrics import auc
-from pipeline.model import Model
+from pipeline.model.model import Model
 from serving.cli.main import app
 from transfer.distill import transfer_offline
 from transfer.frozen import FrozenTeacher, load_teacher

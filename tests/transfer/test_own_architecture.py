@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
-from pipeline.model import Model
+from pipeline.model.model import Model
 from transfer.distill import transfer_offline
 from transfer.model import ClickModel
 from transfer.model_zoo import ZOO, Architecture, DCNv2, FiBiNET, resolve

@@ -15,7 +15,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.traffic.sqlite import SqliteTrafficLog
 from transfer.distill import OURS, transfer_offline
 from transfer.model import ClickModel

@@ -19,7 +19,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.metrics import bias
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.sqlite import SqliteTrafficLog

@@ -15,7 +15,7 @@ from worker_world import KEY, PER_REQUEST, SCHEMA, Turned, draw, fill, models, o
 from pipeline.bundle.versions import Repository
 from pipeline.errors import DataError
 from pipeline.features import Features, Rows
-from pipeline.model import Model
+from pipeline.model.model import Model
 from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.sqlite import SqliteTrafficLog

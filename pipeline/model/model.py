@@ -1,7 +1,7 @@
 """A model that is ready to answer: one bundle version with its embeddings mapped, its networks loaded and warm.
 
 Immutable; a new version is another `Model`, and a reference to it is what a swap assigns. It knows nothing of
-endpoints, arms or sockets. Next stop: `pipeline.embedding.hierarchy.store` (rows) and `pipeline.network` (the rest).
+endpoints, arms or sockets. Next stop: `pipeline.embedding.hierarchy.store` (rows) and `pipeline.model.network` (the rest).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.errors import BundleError, InvalidInput, NotFound
 from pipeline.features import Features
 from pipeline.inputs import DenseInputs, Layout
-from pipeline.network import Network
+from pipeline.model.network import Network
+from pipeline.model.warmup import read_warmup, synthetic_requests
+from pipeline.model.workspace import Workspace
 from pipeline.schema import Schema
-from pipeline.warmup import read_warmup, synthetic_requests
-from pipeline.workspace import Workspace
 
 __all__ = ["Model"]
 

@@ -1,6 +1,6 @@
 """The dense network: an ONNX Runtime session.
 
-It knows inputs and a logit, and nothing of ids, tables or calibration. Next stop: `pipeline.model`.
+It knows inputs and a logit, and nothing of ids, tables or calibration. Next stop: `pipeline.model.model`.
 """
 
 from __future__ import annotations
