@@ -19,11 +19,11 @@ import numpy as np
 from benchmarks.models import Candidates, Vocabulary, write_model
 from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.bundle.versions import Repository
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.plan import Plan
 from pipeline.event import Event
 from pipeline.features import Features, Rows
 from pipeline.model.model import Model
-from pipeline.plan import Plan
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer

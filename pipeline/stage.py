@@ -1,6 +1,6 @@
 """What a stage of the pipeline is: a step that reads some values of an event and adds or rewrites others.
 
-How to write one: docs/pipeline.md. What every stage must keep: `pipeline.stage_contract`. Next stop: `pipeline.plan`.
+How to write one: docs/pipeline.md. What every stage must keep: `pipeline.stage_contract`. Next stop: `pipeline.engine.plan`.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.engine.execution import execute_batch
+from pipeline.engine.meter import Meter
+from pipeline.engine.plan import Step
 from pipeline.event import Event
-from pipeline.execution import execute_batch
-from pipeline.meter import Meter
-from pipeline.plan import Step
 from pipeline.stage import BatchStage, Stage
 
 __all__ = ["check_stage"]

@@ -1,7 +1,7 @@
 """From a name and a key to an answer: who answers, by when, and what is counted about it.
 
 Both services come through here, so an endpoint behaves the same whichever protocol asks. It knows no message formats.
-Next stop: `serving.registry` (who could answer), `pipeline.engine` (the work).
+Next stop: `serving.registry` (who could answer), `pipeline.engine.engine` (the work).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import Clock
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady, Overloaded, PermissionDenied
 from pipeline.event import Event
 from pipeline.features import Features

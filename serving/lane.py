@@ -21,10 +21,10 @@ import grpc
 import uvloop
 
 from pipeline.clock import Clock, SystemClock
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
+from pipeline.engine.meter import BUCKET_SIZES
 from pipeline.errors import BatonError
 from pipeline.features import Features
-from pipeline.meter import BUCKET_SIZES
 from pipeline.prediction import PredictionIds
 from pipeline.stages.record import Record
 from pipeline.traffic.record import unpack

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from pipeline.engine.plan import Plan
 from pipeline.errors import InvalidInput
-from pipeline.plan import Plan
 from pipeline.stage import Stage
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed

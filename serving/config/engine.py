@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pipeline.batching import BatchPolicy, QueuePolicy
+from pipeline.engine.batching import BatchPolicy, QueuePolicy
 from pipeline.errors import InvalidInput
 from serving.config.section import Seconds, Section
 

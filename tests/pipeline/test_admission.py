@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.admission import INTERVAL, Admission, ServiceTime
+from pipeline.engine.admission import INTERVAL, Admission, ServiceTime
 
 PER_EVENT, PER_ROW = 0.0004, 0.000006  # one event of 100 rows: 1 ms
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batching import BatchPolicy, EntryQueue, InnerQueue, QueuePolicy, Ticket
+from pipeline.engine.batching import BatchPolicy, EntryQueue, InnerQueue, QueuePolicy, Ticket
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
 

@@ -13,13 +13,13 @@ from handmade import random_rows, random_tables, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batching import BatchPolicy, QueuePolicy
-from pipeline.engine import Engine
+from pipeline.engine.batching import BatchPolicy, QueuePolicy
+from pipeline.engine.engine import Engine
+from pipeline.engine.plan import Plan
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.model.model import Model
-from pipeline.plan import Plan
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batching import BatchPolicy, QueuePolicy
-from pipeline.engine import Engine
+from pipeline.engine.batching import BatchPolicy, QueuePolicy
+from pipeline.engine.engine import Engine
+from pipeline.engine.plan import Plan
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
-from pipeline.plan import Plan
 
 
 class Score:

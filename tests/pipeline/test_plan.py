@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.engine.plan import CompiledPlan, Plan
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
-from pipeline.plan import CompiledPlan, Plan
 
 
 @dataclass

@@ -13,7 +13,7 @@ import yaml
 from handmade import SCHEMA, random_rows, random_tables
 from installation import Installation, running
 
-from pipeline.batching import BatchPolicy, QueuePolicy
+from pipeline.engine.batching import BatchPolicy, QueuePolicy
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
 from pipeline.features import Features

@@ -2,7 +2,7 @@
 
 Batches count rows, not requests. Settings have the names and meanings of Triton's `ModelDynamicBatching` and
 `ModelQueuePolicy`, where a size there counts requests of one row. It has no threads and takes no lock: the engine calls
-it under its own. Next stop: `pipeline.admission`, which refuses what would wait in vain.
+it under its own. Next stop: `pipeline.engine.admission`, which refuses what would wait in vain.
 """
 
 from __future__ import annotations

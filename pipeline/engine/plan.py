@@ -4,7 +4,7 @@ The edges follow the values. What they say twice is left out (transitive reducti
 other are fused into one run, since a hop between threads costs as much as a small stage: a linear plan is one run.
 Where the graph forks, the branches are runs of their own and go side by side; where it joins, a run waits for all of
 them. All edges into a run share its one queue (JIZHI, arXiv 2106.01674, section 3: a processor is an operator and one
-channel). Next stop: `pipeline.engine`, which executes it.
+channel). Next stop: `pipeline.engine.engine`, which executes it.
 """
 
 from __future__ import annotations

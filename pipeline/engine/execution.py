@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 
+from pipeline.engine.meter import Meter
+from pipeline.engine.plan import Step
 from pipeline.errors import DeadlineExceeded
 from pipeline.event import Event
-from pipeline.meter import Meter
-from pipeline.plan import Step
 
 __all__ = ["execute", "execute_batch"]
 

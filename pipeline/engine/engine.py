@@ -1,7 +1,7 @@
 """The engine: takes events through a compiled plan with named worker threads; each event leaves exactly once.
 
-Events enter at one bounded queue (`pipeline.batching`), past an adaptive limit (`pipeline.admission`); workers take them
-out in batches (`pipeline.execution`). A small event that comes alone runs on the caller's own thread, since the hop would
+Events enter at one bounded queue (`pipeline.engine.batching`), past an adaptive limit (`pipeline.engine.admission`); workers take them
+out in batches (`pipeline.engine.execution`). A small event that comes alone runs on the caller's own thread, since the hop would
 cost more than the work. It knows nothing of requests, models or sockets. Next stop: `pipeline.stages`.
 """
 
@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 
-from pipeline.admission import Admission
-from pipeline.batching import BatchPolicy, EntryQueue, InnerQueue, Ticket
 from pipeline.clock import Clock, SystemClock
+from pipeline.engine.admission import Admission
+from pipeline.engine.batching import BatchPolicy, EntryQueue, InnerQueue, Ticket
+from pipeline.engine.execution import execute, execute_batch
+from pipeline.engine.meter import EngineStats, Meter, summarise
+from pipeline.engine.outbox import Outbox
+from pipeline.engine.plan import Plan
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
-from pipeline.execution import execute, execute_batch
-from pipeline.meter import EngineStats, Meter, summarise
-from pipeline.outbox import Outbox
-from pipeline.plan import Plan
 
 __all__ = ["Engine"]
 
