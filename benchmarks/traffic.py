@@ -24,12 +24,12 @@ from benchmarks.report import Progress, Report
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.features import Features, IdPart
-from pipeline.prediction import PredictionIds
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Outcome, TrafficLog
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
-from pipeline.traffic.redis import RedisTrafficLog
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.redis.log import RedisTrafficLog
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
 
 __all__ = ["run"]

@@ -22,7 +22,7 @@ from pipeline.engine.engine import Engine
 from pipeline.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady, Overloaded, PermissionDenied
 from pipeline.event import Event
 from pipeline.features import Features
-from pipeline.prediction import PredictionIds
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sampling import EVERYTHING, TrafficSample
 from serving.desired import DIRECT
 from serving.errors import code_of

@@ -25,8 +25,8 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.meter import BUCKET_SIZES
 from pipeline.errors import BatonError
 from pipeline.features import Features
-from pipeline.prediction import PredictionIds
 from pipeline.stages.record import Record
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
 from pipeline.traffic.writer import TrafficWriter

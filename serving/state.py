@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.clock import Clock
-from pipeline.prediction import load_secret
+from pipeline.traffic.prediction import load_secret
 from serving.config import Config
 from serving.idempotency import Keys, SqliteKeys
 from serving.kill import KillSwitch

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import TrafficLog
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.prediction import PredictionIds
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.config import Config
 from serving.state import installation_secret
 
@@ -25,7 +25,7 @@ def open_traffic_log(config: Config) -> TrafficLog:
     if not traffic.url:
         return SqliteTrafficLog(config.traffic_db, ids, window_ms, late_ms)
     # What talks to Redis is loaded only where there is one.
-    from pipeline.traffic.redis import RedisTrafficLog
+    from pipeline.traffic.redis.log import RedisTrafficLog
     from serving.redis_access import redis_address
 
     return RedisTrafficLog(redis_address(traffic, "traffic"), ids, window_ms, late_ms)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import ACCEPTED, INVALID, Exposure, FeedbackEntry, Outcome, Scores, TrafficLog
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 
 __all__ = ["RestoreReport", "Restored", "restore"]

@@ -18,8 +18,8 @@ import typer
 
 from pipeline.clock import SystemClock
 from pipeline.errors import DataError, InvalidInput
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import Labelled, TrafficLog
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, unpack
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.bundles import open_repository

@@ -10,8 +10,8 @@ from typing import Any
 import redis
 
 from pipeline.errors import InvalidInput, NotReady
-from pipeline.prediction import load_secret
 from pipeline.redis.address import RedisAddress
+from pipeline.traffic.prediction import load_secret
 
 __all__ = ["agree_on_secret"]
 

@@ -30,8 +30,8 @@ from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.features import Features, IdPart
 from pipeline.model.warmup import synthetic_requests
-from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
+from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.client import RankingClient
 from serving.security.principal import Role

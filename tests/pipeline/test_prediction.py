@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InvalidInput
-from pipeline.prediction import PredictionIds, load_secret
+from pipeline.traffic.prediction import PredictionIds, load_secret
 
 KEY = bytes(range(32))
 LETTERS = "0123456789abcdefghijklmnopqrstuv"

@@ -10,8 +10,8 @@ import pytest
 from traffic_places import Place
 from traffic_samples import WINDOW_MS, sample
 
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome
+from pipeline.traffic.prediction import PredictionIds
 
 START = 1_000_000
 PROCESSES = multiprocessing.get_context("spawn")

@@ -14,12 +14,12 @@ from traffic_samples import CANDIDATE, IDS, LATE_MS, WINDOW_MS
 
 from pipeline.errors import DataError
 from pipeline.features import Bag, Features, IdPart, NumberPart
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import Exposure, FeedbackEntry, Labelled, Outcome, Scores, TrafficLog
 from pipeline.traffic.parquet import export_rows, read_rows
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from pipeline.traffic.restore import restore
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 
 START = 1_700_000_000_000
 N = 5

@@ -10,7 +10,6 @@ from traffic_places import Place
 from traffic_samples import CANDIDATE, IDS, LATE_MS, WINDOW_MS, sample
 
 from pipeline.errors import InvalidInput, NotReady
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import (
     ACCEPTED,
     DUPLICATE,
@@ -24,6 +23,7 @@ from pipeline.traffic.log import (
     Scores,
     TrafficLog,
 )
+from pipeline.traffic.prediction import PredictionIds
 
 START = 1_000_000
 

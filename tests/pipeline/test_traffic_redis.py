@@ -18,7 +18,7 @@ from traffic_samples import IDS, WINDOW_MS, sample
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome, Scores
-from pipeline.traffic.redis import RedisTrafficLog
+from pipeline.traffic.redis.log import RedisTrafficLog
 from pipeline.traffic.writer import TrafficWriter
 
 START = 1_000_000

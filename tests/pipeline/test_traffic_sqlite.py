@@ -10,8 +10,8 @@ from traffic_samples import IDS, WINDOW_MS, sample
 
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.traffic.log import FeedbackEntry
-from pipeline.traffic.sqlite import SqliteTrafficLog
-from pipeline.traffic.sqlite_file import SCHEMA_VERSION
+from pipeline.traffic.sqlite.file import SCHEMA_VERSION
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 
 START = 1_000_000
 

@@ -13,7 +13,7 @@ from traffic_samples import IDS, LATE_MS, WINDOW_MS, sample
 
 from pipeline.errors import NotReady, Overloaded
 from pipeline.traffic.log import ACCEPTED, INVALID, FeedbackEntry, FeedbackReply, Outcome
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
 
 START = 1_000_000

@@ -10,8 +10,8 @@ from traffic_samples import IDS, WINDOW_MS
 
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import TrafficLog
-from pipeline.traffic.redis import RedisTrafficLog
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.redis.log import RedisTrafficLog
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 
 DAY_MS = 86_400_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.features import Features, IdPart
-from pipeline.prediction import PredictionIds
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
 
 IDS = PredictionIds(b"k" * 32, lane=3)

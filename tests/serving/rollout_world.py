@@ -8,11 +8,11 @@ import numpy as np
 
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
-from pipeline.prediction import PredictionIds
 from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
 from serving.rollout.spec import Rollout

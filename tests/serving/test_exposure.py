@@ -15,7 +15,7 @@ import trustme
 from typer.testing import CliRunner
 
 from pipeline.errors import InvalidInput
-from pipeline.prediction import load_secret
+from pipeline.traffic.prediction import load_secret
 from serving.cli.main import app
 from serving.config import Config
 from serving.security.exposure import close_home, exposure, weak_files

@@ -14,8 +14,8 @@ from installation import Installation
 from typer.testing import CliRunner, Result
 
 from pipeline.features import Features, IdPart
-from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import FeedbackEntry, Outcome
+from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.cli.main import app
 from serving.traffic import open_traffic_log

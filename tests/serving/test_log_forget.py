@@ -15,8 +15,8 @@ from operated import Operated, admin_port, http_port, operated
 from typer.testing import CliRunner
 
 from pipeline.features import Features
-from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import FeedbackEntry
+from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from protos.baton.admin.v1 import admin_pb2 as pb
 from protos.baton.admin.v1 import admin_pb2_grpc as rpc

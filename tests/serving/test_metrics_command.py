@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from pipeline.features import Features, IdPart
 from pipeline.hashing import hash_value
-from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
+from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.cli.main import app
 from serving.rollout.spec import Rollout

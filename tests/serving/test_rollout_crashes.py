@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from rollout_world import SCHEMA, HandClock
 
 from pipeline.errors import BatonError, Conflict
-from pipeline.prediction import PredictionIds
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.prediction import PredictionIds
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
 from serving.rollout.spec import Rollout

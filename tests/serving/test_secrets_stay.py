@@ -10,7 +10,7 @@ import pytest
 from installation import Installation, Process, eventually, free_port, status
 
 from pipeline.clock import SystemClock
-from pipeline.prediction import load_secret
+from pipeline.traffic.prediction import load_secret
 from protos import inference
 from serving.security.principal import Role
 from serving.security.session import CSRF_HEADER

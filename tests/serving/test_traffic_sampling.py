@@ -10,8 +10,8 @@ from handmade import SCHEMA, random_rows
 from installation import Installation, eventually, running
 
 from pipeline.features import Features
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, Outcome
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
 from serving.client import RankingClient

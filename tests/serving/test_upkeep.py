@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.features import Features, IdPart
-from pipeline.prediction import PredictionIds, load_secret
 from pipeline.traffic.log import FeedbackEntry, Outcome
+from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
 from serving.rollout.sqlite_store import SqliteControlStore

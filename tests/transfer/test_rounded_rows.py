@@ -16,7 +16,7 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.model.model import Model
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.distill import OURS, transfer_offline
 from transfer.model import ClickModel
 from transfer.train import TrainSettings, train

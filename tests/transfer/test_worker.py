@@ -20,9 +20,9 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.metrics import bias
 from pipeline.model.model import Model
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, Outcome
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.prediction import PredictionIds
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.checkpoint import Checkpoints
 from transfer.gate import GateLimits
 from transfer.model import ClickModel

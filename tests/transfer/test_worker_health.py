@@ -16,9 +16,9 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import DataError
 from pipeline.features import Features, Rows
 from pipeline.model.model import Model
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.log import FeedbackEntry, Outcome
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.prediction import PredictionIds
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.device import device_for
 from transfer.model import ClickModel
 from transfer.stream import held_out

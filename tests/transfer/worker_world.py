@@ -9,11 +9,11 @@ import numpy as np
 from pipeline.bundle.versions import Repository
 from pipeline.features import Features, Rows
 from pipeline.hashing import hash_value
-from pipeline.prediction import PredictionIds
 from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
-from pipeline.traffic.sqlite import SqliteTrafficLog
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.adapt import AdaptSettings
 from transfer.gate import GateLimits
 from transfer.model import ClickModel

@@ -16,7 +16,7 @@ from redis.client import Pipeline
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_durable
-from pipeline.traffic.redis_scripts import OPEN
+from pipeline.traffic.redis.scripts import OPEN
 
 __all__ = ["FORMAT", "TrafficRedis"]
 

@@ -17,7 +17,6 @@ from itertools import islice
 import numpy as np
 
 from pipeline.errors import InvalidInput, NotReady
-from pipeline.prediction import PredictionIds
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.feedback import LabelState, accept, accept_parked, refuse
 from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
@@ -31,11 +30,12 @@ from pipeline.traffic.log import (
     Scores,
     TrafficStats,
 )
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, finder, unpack
-from pipeline.traffic.redis_prediction import FIELDS, Stored, frames, key_of, other_scores, parked_frame, seq_of
-from pipeline.traffic.redis_retention import forget, retain
-from pipeline.traffic.redis_scripts import CLAMP, FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE
-from pipeline.traffic.redis_server import TrafficRedis
+from pipeline.traffic.redis.prediction import FIELDS, Stored, frames, key_of, other_scores, parked_frame, seq_of
+from pipeline.traffic.redis.retention import forget, retain
+from pipeline.traffic.redis.scripts import CLAMP, FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE
+from pipeline.traffic.redis.server import TrafficRedis
 
 __all__ = ["RedisTrafficLog"]
 

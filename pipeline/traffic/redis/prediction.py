@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.traffic.feedback import Change, LabelState, dump_entry, load_entry
 from pipeline.traffic.log import FeedbackEntry, Scores
-from pipeline.traffic.redis_scripts import PREFIX
+from pipeline.traffic.redis.scripts import PREFIX
 
 __all__ = ["FIELDS", "Stored", "frames", "key_of", "other_scores", "parked_frame", "seq_of"]
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InvalidInput
-from pipeline.prediction import PredictionIds
 from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refuse
 from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
 from pipeline.traffic.log import (
@@ -30,10 +29,11 @@ from pipeline.traffic.log import (
     Scores,
     TrafficStats,
 )
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import RecordHead, finder, read_head, unpack
-from pipeline.traffic.sqlite_file import TrafficFile
-from pipeline.traffic.sqlite_retention import forget, retain
-from pipeline.traffic.sqlite_stats import count, read_stats
+from pipeline.traffic.sqlite.file import TrafficFile
+from pipeline.traffic.sqlite.retention import forget, retain
+from pipeline.traffic.sqlite.stats import count, read_stats
 
 __all__ = ["SqliteTrafficLog"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from pipeline.prediction import smallest_id
 from pipeline.traffic.log import Retained
-from pipeline.traffic.sqlite_file import TrafficFile
-from pipeline.traffic.sqlite_stats import count
+from pipeline.traffic.prediction import smallest_id
+from pipeline.traffic.sqlite.file import TrafficFile
+from pipeline.traffic.sqlite.stats import count
 
 __all__ = ["forget", "retain"]
 

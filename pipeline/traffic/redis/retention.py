@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.prediction import smallest_id
 from pipeline.traffic.log import Retained
-from pipeline.traffic.redis_scripts import FORGET, PREFIX, RETAIN
-from pipeline.traffic.redis_server import TrafficRedis
+from pipeline.traffic.prediction import smallest_id
+from pipeline.traffic.redis.scripts import FORGET, PREFIX, RETAIN
+from pipeline.traffic.redis.server import TrafficRedis
 
 __all__ = ["forget", "retain"]
 
