@@ -19,11 +19,11 @@ import torch
 from benchmarks.report import Progress, Report
 from pipeline.calibration import probabilities
 from transfer.adapt import Adapted, AdaptSettings
+from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller
 from transfer.data.generator import GeneratedLog
 from transfer.data.log import LogChunk
 from transfer.distill import transfer_offline
-from transfer.model import ClickModel
 from transfer.replay_store import ReplayRows, keep_sample
 from transfer.stream import StreamBatch, StreamRows
 from transfer.train import train

@@ -21,7 +21,7 @@ from pipeline.hashing import hash_column
 from pipeline.schema import FieldSpec, Schema
 from protos.baton.ranking.v1 import ranking_pb2 as ranking
 from protos.inference import message
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 
 __all__ = [
     "ARCHITECTURES",

@@ -20,7 +20,7 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.errors import BatonError
 from protos.baton.ranking.v1 import ranking_pb2 as ranking
 from protos.inference import SERVICE
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 
 __all__ = ["INFER", "MIXED", "WAYS", "Site", "must_be_good", "opened", "spec_of", "written"]
 

@@ -21,7 +21,7 @@ from benchmarks.site import Site, must_be_good, opened
 from pipeline.bundle.bundle import Table
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 
 __all__ = ["run"]
 

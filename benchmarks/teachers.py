@@ -17,8 +17,8 @@ import torch
 from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.errors import BatonError
 from pipeline.features import Rows
+from transfer.click_model.model import ClickModel
 from transfer.data.generator import GeneratedLog
-from transfer.model import ClickModel
 from transfer.teacher_pool import TeacherPool
 from transfer.teacher_process import BundleTeacher, ProcessMember
 

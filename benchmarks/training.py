@@ -16,10 +16,10 @@ import torch
 from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.features import Bag, Rows
 from pipeline.schema import FieldSpec, Schema
-from transfer.loss import distillation_loss
-from transfer.model import ClickModel
+from transfer.click_model.loss import distillation_loss
+from transfer.click_model.model import ClickModel
+from transfer.click_model.network import Network
 from transfer.model_zoo import ZOO
-from transfer.network import Network
 
 __all__ = ["run"]
 

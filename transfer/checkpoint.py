@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from pipeline.disk import sync, writing
-from transfer.model_state import brought_up
+from transfer.click_model.state import brought_up
 
 __all__ = ["Checkpoints", "Place"]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.features import Rows, concat_rows
 from transfer.adapt import Adaptation, Adapted, AdaptSettings, Seen
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 from transfer.replay_store import ReplayRows
 from transfer.stream import StreamBatch, StreamRows
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import InvalidInput
 from pipeline.features import Rows
-from transfer.blocks import TableSettings
+from transfer.click_model.blocks import TableSettings
+from transfer.click_model.device import DeviceChoice, device_for
+from transfer.click_model.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
 from transfer.data.log import Log
-from transfer.device import DeviceChoice, device_for
-from transfer.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
 from transfer.projection import project_tables
 from transfer.sampling import Drawn, log_k, strategic_batches
 from transfer.train import Held, Progress, batch_for, first_rows

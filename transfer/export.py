@@ -26,7 +26,7 @@ from pipeline.bundle.graph import inputs_of
 from pipeline.errors import BundleError
 from pipeline.inputs import REQUEST
 from pipeline.schema import Schema
-from transfer.network import Network, SplitNetwork
+from transfer.click_model.network import Network, SplitNetwork
 
 __all__ = ["DenseGraph", "graph_weights", "trace"]
 

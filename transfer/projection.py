@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from pipeline.bundle.bundle import Table
 from pipeline.errors import InvalidInput
-from transfer.model import ClickModel
-from transfer.tables import Tables
+from transfer.click_model.model import ClickModel
+from transfer.click_model.tables import Tables
 
 __all__ = ["Projection", "fit_projection", "project_tables", "widening"]
 

@@ -37,7 +37,7 @@ from pipeline.schema import Schema
 from transfer.export import graph_weights, trace
 
 if TYPE_CHECKING:
-    from transfer.model import ClickModel
+    from transfer.click_model.model import ClickModel
 
 __all__ = ["Snapshot", "load_model", "snapshot_of", "write_snapshot"]
 

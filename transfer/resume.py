@@ -13,9 +13,9 @@ from typing import Any
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from transfer.checkpoint import Checkpoints, Place
+from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller
 from transfer.line import Line
-from transfer.model import ClickModel
 from transfer.recalibrate import HeldRows
 
 __all__ = ["Resume"]

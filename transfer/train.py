@@ -18,10 +18,10 @@ from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 from pipeline.metrics import auc, bias, logloss
-from transfer.calibration import ALPHA_POSITIVES, fit_calibration
+from transfer.click_model.calibration import ALPHA_POSITIVES, fit_calibration
+from transfer.click_model.device import DeviceChoice, device_for
+from transfer.click_model.model import ClickModel, LearningSettings
 from transfer.data.log import Log, row_range
-from transfer.device import DeviceChoice, device_for
-from transfer.model import ClickModel, LearningSettings
 
 __all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
 

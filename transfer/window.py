@@ -15,8 +15,8 @@ import numpy.typing as npt
 from pipeline.errors import DataError
 from pipeline.features import Rows
 from pipeline.schema import Schema
+from transfer.click_model.model import ClickModel
 from transfer.data.log import Log
-from transfer.model import ClickModel
 from transfer.sampling import Drawn
 
 __all__ = ["Teacher", "Window"]

@@ -28,11 +28,11 @@ from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
 from pipeline.traffic.log import TrafficLog
 from transfer.adapt import AdaptSettings
 from transfer.checkpoint import Checkpoints, Place
+from transfer.click_model.device import DeviceChoice, device_for
+from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller, Passed
-from transfer.device import DeviceChoice, device_for
 from transfer.gate import GateLimits
 from transfer.line import Line
-from transfer.model import ClickModel
 from transfer.recalibrate import HeldRows
 from transfer.replay_store import ReplayRows
 from transfer.resume import Resume

@@ -41,10 +41,10 @@ from serving.config import Config
 from serving.service_record import open_directory, target_of
 from serving.supervisor import running
 from serving.traffic import open_traffic_log
+from transfer.click_model.model import ClickModel
 from transfer.data import open_log
 from transfer.data.log import Log
 from transfer.distill import transfer_offline
-from transfer.model import ClickModel
 from transfer.replay_store import keep_sample
 from transfer.train import train
 

@@ -17,9 +17,9 @@ from pipeline.errors import InvalidInput
 from serving.cli.output import Output, emit, problems, say
 
 if TYPE_CHECKING:
+    from transfer.click_model.model import ClickModel
     from transfer.data import Log
     from transfer.measured import PeakMemory, Stopwatch
-    from transfer.model import ClickModel
 
 __all__ = ["replay", "train", "transfer"]
 
@@ -90,10 +90,10 @@ def train(
     import torch
 
     from serving.cli.progress import rows_progress
-    from transfer.blocks import TableSettings
+    from transfer.click_model.blocks import TableSettings
+    from transfer.click_model.model import LearningSettings
     from transfer.data import open_log
     from transfer.measured import PeakMemory, Stopwatch
-    from transfer.model import LearningSettings
     from transfer.model_zoo import parse_arch
     from transfer.train import TrainSettings
     from transfer.train import train as run
@@ -154,12 +154,12 @@ def transfer(
 
     from serving.cli.progress import rows_progress
     from serving.cli.teachers import pooled
+    from transfer.click_model.device import device_for
+    from transfer.click_model.model import ClickModel
     from transfer.data import open_log
-    from transfer.device import device_for
     from transfer.distill import OURS, PUBLISHED, transfer_offline
     from transfer.frozen import load_teacher
     from transfer.measured import PeakMemory, Stopwatch
-    from transfer.model import ClickModel
     from transfer.model_zoo import parse_arch
     from transfer.replay_store import keep_sample
 

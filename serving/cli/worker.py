@@ -14,7 +14,7 @@ from serving.routing import Endpoint
 from serving.state import open_control_store, stored_endpoints
 from serving.traffic import open_traffic_log
 from transfer.adapt import AdaptSettings
-from transfer.device import device_for
+from transfer.click_model.device import device_for
 from transfer.follow import Arms, Follower
 from transfer.gate import GateLimits
 from transfer.worker import Worker, WorkerSettings

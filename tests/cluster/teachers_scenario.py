@@ -22,7 +22,7 @@ from small_log import SmallLog
 
 from pipeline.errors import NotReady
 from pipeline.features import Rows
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 from transfer.ray_pool import RayTeachers
 from transfer.teacher_pool import MemberGone, TeacherPool
 from transfer.teacher_process import BundleTeacher

@@ -23,10 +23,10 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
 from serving.cli.api import AdminClient
 from serving.config import Config
+from transfer.click_model.model import ClickModel
 from transfer.data import open_log
 from transfer.data.log import Log
 from transfer.distill import transfer_offline
-from transfer.model import ClickModel
 from transfer.train import train
 
 ENDPOINT, TEACHER, STUDENT = "ranker", "ranker-dnn", "ranker-dcnv2"

@@ -25,7 +25,7 @@ from pipeline.model.warmup import read_warmup, synthetic_requests
 from pipeline.schema import FieldSpec, Schema
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 
 SCHEMA = Schema(
     fields=(

@@ -12,7 +12,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.features import Bag, Features, Rows
 from pipeline.model.model import Model
 from pipeline.schema import FieldSpec, Schema
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 from transfer.model_zoo import ZOO
 
 SCHEMA = Schema(

@@ -26,7 +26,7 @@ from serving.rollout.controller import RolloutController
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort
 from serving.traffic import open_traffic_log
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 
 ROLLOUT = """
 endpoint: ranker

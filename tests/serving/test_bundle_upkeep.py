@@ -18,7 +18,7 @@ from serving.bundle_upkeep import BundleUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
 

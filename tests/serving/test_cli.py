@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from serving.cli.main import app
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 
 
 def baton(*arguments: object) -> Result:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from transfer.calibration import fit_calibration, log_odds_error
+from transfer.click_model.calibration import fit_calibration, log_odds_error
 
 
 def sample(alpha, beta, rows=200_000, seed=1):

@@ -8,9 +8,9 @@ from small_log import SCHEMA, SmallLog
 from pipeline.bundle.bundle import Bundle, Calibration, GateReport
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, DataError, InvalidInput
-from transfer.blocks import TableSettings
-from transfer.loss import distillation_loss
-from transfer.model import ClickModel, LearningSettings
+from transfer.click_model.blocks import TableSettings
+from transfer.click_model.loss import distillation_loss
+from transfer.click_model.model import ClickModel, LearningSettings
 
 LOG = SmallLog(4000)
 

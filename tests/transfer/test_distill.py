@@ -8,9 +8,9 @@ from pipeline.bundle.bundle import Calibration
 from pipeline.errors import DataError, InvalidInput
 from pipeline.metrics import auc
 from pipeline.schema import Schema
-from transfer.calibration import offset_for
+from transfer.click_model.calibration import offset_for
+from transfer.click_model.model import ClickModel
 from transfer.distill import OURS, PUBLISHED, transfer_offline
-from transfer.model import ClickModel
 from transfer.train import train
 from transfer.trust import Trust
 

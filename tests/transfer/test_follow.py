@@ -14,8 +14,8 @@ from worker_world import SCHEMA, fill, models, open_log, settings
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
+from transfer.click_model.model import ClickModel
 from transfer.follow import Arms, Follower
-from transfer.model import ClickModel
 from transfer.worker import Worker
 
 LIMIT = 120.0

@@ -10,8 +10,8 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.model.model import Model
+from transfer.click_model.model import ClickModel
 from transfer.distill import transfer_offline
-from transfer.model import ClickModel
 from transfer.model_zoo import ZOO, Architecture, DCNv2, FiBiNET, resolve
 from transfer.train import train
 

@@ -5,7 +5,7 @@ from small_log import SCHEMA, SmallLog
 from pipeline.errors import InvalidInput
 from pipeline.schema import Schema
 from transfer import projection
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 from transfer.projection import fit_projection, project_tables, widening
 
 

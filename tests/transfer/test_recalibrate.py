@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.bundle.bundle import Calibration
 from pipeline.features import Rows
-from transfer.calibration import offset_for
+from transfer.click_model.calibration import offset_for
 from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
 
 

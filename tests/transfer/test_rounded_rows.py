@@ -17,8 +17,8 @@ from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.model.model import Model
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
+from transfer.click_model.model import ClickModel
 from transfer.distill import OURS, transfer_offline
-from transfer.model import ClickModel
 from transfer.train import TrainSettings, train
 from transfer.worker import Worker
 

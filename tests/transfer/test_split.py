@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pipeline.errors import InvalidInput
 from pipeline.inputs import Layout
 from pipeline.schema import FieldSpec, Schema
+from transfer.click_model.network import Network
 from transfer.export import CONTEXT, DENSE, trace
 from transfer.model_zoo import DNN, ZOO
-from transfer.network import Network
 
 VARIANTS = [
     *((arch, {}) for arch, kind in sorted(ZOO.items()) if kind.can_split()),

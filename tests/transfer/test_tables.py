@@ -5,8 +5,8 @@ from pipeline.bundle.bundle import Table
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Rows
 from pipeline.schema import FieldSpec, Schema
-from transfer.blocks import TableSettings
-from transfer.tables import Tables, merged
+from transfer.click_model.blocks import TableSettings
+from transfer.click_model.tables import Tables, merged
 
 SCHEMA = Schema(
     fields=(

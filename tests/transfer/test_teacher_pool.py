@@ -21,7 +21,7 @@ from small_log import SmallLog
 from pipeline.bundle.bundle import Bundle
 from pipeline.errors import DataError, NotReady
 from pipeline.features import Rows
-from transfer.model import ClickModel
+from transfer.click_model.model import ClickModel
 from transfer.teacher_pool import TRIES, MemberGone, TeacherPool
 from transfer.teacher_process import BundleTeacher, ProcessMember
 

@@ -24,8 +24,8 @@ from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.checkpoint import Checkpoints
+from transfer.click_model.model import ClickModel
 from transfer.gate import GateLimits
-from transfer.model import ClickModel
 from transfer.stream import held_out
 from transfer.worker import Worker
 

@@ -19,8 +19,8 @@ from pipeline.model.model import Model
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
-from transfer.device import device_for
-from transfer.model import ClickModel
+from transfer.click_model.device import device_for
+from transfer.click_model.model import ClickModel
 from transfer.stream import held_out
 from transfer.worker import Worker
 

@@ -4,8 +4,8 @@ import torch
 
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
+from transfer.click_model.network import Network, NumberTransform
 from transfer.model_zoo import DNN, FM, LR, ZOO, Architecture, DCNv2, DeepFM, FiBiNET, parse_arch, resolve
-from transfer.network import Network, NumberTransform
 
 E = torch.tensor([[[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]]])  # one row, three fields, width 2
 L = torch.tensor([[0.1, -0.2, 0.4]])

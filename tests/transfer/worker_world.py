@@ -15,8 +15,8 @@ from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.adapt import AdaptSettings
+from transfer.click_model.model import ClickModel
 from transfer.gate import GateLimits
-from transfer.model import ClickModel
 from transfer.worker import WorkerSettings
 
 SCHEMA = Schema(

@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
+from transfer.click_model.model import ClickModel
 from transfer.data.log import Log
 from transfer.data.memory import MemoryLog
 from transfer.experiment.learners import Judged
 from transfer.experiment.runs import RUNS, STANDARD, Start, Task
 from transfer.figures import Decile, deciles
 from transfer.measured import PeakMemory, Stopwatch
-from transfer.model import ClickModel
 from transfer.model_zoo import parse_arch, resolve
 from transfer.train import measure, train
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.adapt import AdaptSettings
+from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller
 from transfer.data.log import Log
 from transfer.distill import OURS, PUBLISHED, Stage1Settings, transfer_offline
@@ -29,7 +30,6 @@ from transfer.experiment.learners import (
     keep_replay,
 )
 from transfer.measured import Stopwatch
-from transfer.model import ClickModel
 from transfer.train import train
 from transfer.window import Teacher
 

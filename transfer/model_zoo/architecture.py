@@ -1,6 +1,6 @@
 """What every architecture is: pooled embeddings, weights per id and numbers in, one logit per row out.
 
-It knows nothing of ids, tables, logs or files; those are `transfer.tables` and `transfer.model`.
+It knows nothing of ids, tables, logs or files; those are `transfer.click_model.tables` and `transfer.click_model.model`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What is linear in its inputs (a perceptron's first layer, sums over fields) is computed for the context once per request
 and handed to its candidates as a vector; `Halves` has those operations, so that an architecture's `forward_split` reads
-like its `forward`. Next stop: `transfer.network.SplitNetwork`, which makes the halves of a network's inputs.
+like its `forward`. Next stop: `transfer.click_model.network.SplitNetwork`, which makes the halves of a network's inputs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the rows of a batch stand in the tables: slots instead of ids. Arrays only; made and used by `transfer.tables`."""
+"""Where the rows of a batch stand in the tables: slots instead of ids. Arrays only; made and used by `transfer.click_model.tables`."""
 
 from __future__ import annotations
 

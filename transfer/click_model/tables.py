@@ -3,7 +3,7 @@
 All tables of a model share one width, so they share one index and one block of rows; every row knows its table. Gradients
 are collected per row touched and applied to those rows only. Ids seen rarely may have to wait for a row, and rows not
 seen for long may go (`TableSettings`). It knows nothing of networks, losses or files.
-Next stop: `transfer.model`, which puts a network on top.
+Next stop: `transfer.click_model.model`, which puts a network on top.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Rows
 from pipeline.hashing import PAD
 from pipeline.schema import Schema
-from transfer import kernels
-from transfer.blocks import Block, Changed, TableSettings, grown
-from transfer.lookup import Lookup, apart, without_padding
-from transfer.sightings import Sightings
+from transfer.click_model import kernels
+from transfer.click_model.blocks import Block, Changed, TableSettings, grown
+from transfer.click_model.first_seen import Sightings
+from transfer.click_model.slots import Lookup, apart, without_padding
 
 __all__ = ["Tables", "merged"]
 

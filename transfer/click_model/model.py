@@ -24,16 +24,16 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import Diverged, InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
-from transfer.batch_check import checked_labels
-from transfer.blocks import TableSettings
-from transfer.calibration import offset_for
+from transfer.click_model.batch_check import checked_labels
+from transfer.click_model.blocks import TableSettings
+from transfer.click_model.calibration import offset_for
+from transfer.click_model.loss import distillation_loss
+from transfer.click_model.network import Network, shift, steady
+from transfer.click_model.state import load_into, state_of
+from transfer.click_model.tables import Tables
 from transfer.export import DenseGraph
-from transfer.loss import distillation_loss
-from transfer.model_state import load_into, state_of
 from transfer.model_zoo import resolve
-from transfer.network import Network, shift, steady
 from transfer.publish import Snapshot, load_model, snapshot_of, write_snapshot
-from transfer.tables import Tables
 
 __all__ = ["ClickModel", "LearningSettings"]
 
@@ -237,7 +237,7 @@ class ClickModel:
         train_tables: bool = True,
         most: float = np.inf,
     ) -> float:
-        """Add the gradients of a batch to those that wait for a step; the loss is `transfer.loss.distillation_loss`.
+        """Add the gradients of a batch to those that wait for a step; the loss is `transfer.click_model.loss.distillation_loss`.
 
         Args:
             rows: n rows.
@@ -324,7 +324,7 @@ class ClickModel:
         """Header (JSON values) and arrays (copies) from which `load_state` goes on exactly, to the bit.
 
         Args:
-            changes: of the tables, only rows changed since `tables.saved`; `transfer.model_state.brought_up` adds them to
+            changes: of the tables, only rows changed since `tables.saved`; `transfer.click_model.state.brought_up` adds them to
                 the state of then. All rows where slots mean others since.
         """
         return state_of(self, self.tables.changed() if changes else None)

@@ -1,6 +1,6 @@
 """What the rows of embedding tables are made of: values with their optimiser state, and which of them have changed.
 
-Arrays by slot that grow; no ids, no batches. Next stop: `transfer.tables`, which knows whose rows they are.
+Arrays by slot that grow; no ids, no batches. Next stop: `transfer.click_model.tables`, which knows whose rows they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
-from transfer import kernels
+from transfer.click_model import kernels
 
 __all__ = ["Block", "Changed", "TableSettings", "grown"]
 

@@ -16,10 +16,10 @@ import torch
 
 from pipeline.bundle.bundle import Calibration
 from pipeline.errors import InvalidInput
-from transfer.tables import merged
+from transfer.click_model.tables import merged
 
 if TYPE_CHECKING:
-    from transfer.model import ClickModel
+    from transfer.click_model.model import ClickModel
 
 __all__ = ["brought_up", "load_into", "state_of"]
 
