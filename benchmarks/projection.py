@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.report import Progress, Report
-from transfer.measured import PeakMemory
 from transfer.projection import fit_projection
+from transfer.quality.measured import PeakMemory
 
 __all__ = ["run"]
 

@@ -3,7 +3,7 @@ teacher steps (K).
 
 All signals are taken on rows before either model trains on them:
 
-    paired loss of student and teacher on the stream     -> a        (transfer.trust)
+    paired loss of student and teacher on the stream     -> a        (transfer.quality.trust)
     surprise: loss above what the scores themselves say   \\
     level: clicks above or below the sum of scores         > drift    -> r down, K down, a leans to the labels
     stability of score and id histograms                  /
@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
-from transfer.drift import Cusum, Stability
-from transfer.trust import Trust, label_losses
+from transfer.quality.drift import Cusum, Stability
+from transfer.quality.trust import Trust, label_losses
 
 __all__ = ["AdaptSettings", "Adaptation", "Adapted", "Seen"]
 

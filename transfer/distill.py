@@ -23,9 +23,9 @@ from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
 from transfer.data.log import Log
 from transfer.projection import project_tables
+from transfer.quality.trust import Trust, label_losses
 from transfer.sampling import Drawn, log_k, strategic_batches
 from transfer.train import Held, Progress, batch_for, first_rows
-from transfer.trust import Trust, label_losses
 from transfer.window import Teacher, Window
 
 __all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "transfer_offline"]
@@ -40,7 +40,7 @@ class Stage1Settings:
     Args:
         a: share of the teacher's term in S1C.
         dense_a: the same in S1B.
-        adapt: move the share with the evidence of paired losses (`transfer.trust`), from `a` for equal models.
+        adapt: move the share with the evidence of paired losses (`transfer.quality.trust`), from `a` for equal models.
         temperature: T.
         batch: rows per step; None: as `transfer.train.batch_for` says, or for about 200 steps on a share of the rows.
         ratio: share of the rows that S1C trains on; None: all of them, as when the teacher has no tables to hand over.

@@ -31,8 +31,8 @@ from transfer.checkpoint import Checkpoints, Place
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller, Passed
-from transfer.gate import GateLimits
 from transfer.line import Line
+from transfer.quality.gate import GateLimits
 from transfer.recalibrate import HeldRows
 from transfer.replay_store import ReplayRows
 from transfer.resume import Resume

@@ -19,7 +19,7 @@ from serving.cli.output import Output, emit, problems, say
 if TYPE_CHECKING:
     from transfer.click_model.model import ClickModel
     from transfer.data import Log
-    from transfer.measured import PeakMemory, Stopwatch
+    from transfer.quality.measured import PeakMemory, Stopwatch
 
 __all__ = ["replay", "train", "transfer"]
 
@@ -93,8 +93,8 @@ def train(
     from transfer.click_model.blocks import TableSettings
     from transfer.click_model.model import LearningSettings
     from transfer.data import open_log
-    from transfer.measured import PeakMemory, Stopwatch
     from transfer.model_zoo import parse_arch
+    from transfer.quality.measured import PeakMemory, Stopwatch
     from transfer.train import TrainSettings
     from transfer.train import train as run
 
@@ -159,8 +159,8 @@ def transfer(
     from transfer.data import open_log
     from transfer.distill import OURS, PUBLISHED, transfer_offline
     from transfer.frozen import load_teacher
-    from transfer.measured import PeakMemory, Stopwatch
     from transfer.model_zoo import parse_arch
+    from transfer.quality.measured import PeakMemory, Stopwatch
     from transfer.replay_store import keep_sample
 
     with problems():
@@ -261,7 +261,7 @@ def _cost(model: ClickModel, watch: Stopwatch, memory: PeakMemory) -> dict[str, 
 
 def _after(model: ClickModel, log: Log, stop: float) -> dict[str, Any] | None:
     """Metrics and calibration by decile on the rows that follow the window, which no step has seen; None: there are none."""
-    from transfer.figures import deciles
+    from transfer.quality.figures import deciles
     from transfer.train import measure
 
     chunks = list(log.chunks(stop, min(1.0, stop + NEXT)))

@@ -16,7 +16,7 @@ from serving.traffic import open_traffic_log
 from transfer.adapt import AdaptSettings
 from transfer.click_model.device import device_for
 from transfer.follow import Arms, Follower
-from transfer.gate import GateLimits
+from transfer.quality.gate import GateLimits
 from transfer.worker import Worker, WorkerSettings
 
 __all__ = ["build"]

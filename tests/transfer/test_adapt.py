@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import InvalidInput
 from transfer.adapt import Adaptation, Adapted, AdaptSettings, Seen
-from transfer.drift import Cusum, Stability
+from transfer.quality.drift import Cusum, Stability
 
 ROWS = 1000
 

@@ -11,8 +11,8 @@ from pipeline.schema import Schema
 from transfer.click_model.calibration import offset_for
 from transfer.click_model.model import ClickModel
 from transfer.distill import OURS, PUBLISHED, transfer_offline
+from transfer.quality.trust import Trust
 from transfer.train import train
-from transfer.trust import Trust
 
 LOG = SmallLog(60_000)
 

@@ -11,8 +11,8 @@ from pipeline.errors import DataError, InvalidInput
 from serving.cli.main import app
 from transfer.data.memory import MemoryLog
 from transfer.experiment import RUNS, Outcome, Split, crossadapt, write_report
-from transfer.figures import deciles
-from transfer.measured import PeakMemory, Stopwatch
+from transfer.quality.figures import deciles
+from transfer.quality.measured import PeakMemory, Stopwatch
 
 LOG = SmallLog(6_000)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from transfer.gate import GateLimits, judge
+from transfer.quality.gate import GateLimits, judge
 
 LIMITS = GateLimits(logloss_margin=0.002, auc_margin=0.003, bias=0.05)
 

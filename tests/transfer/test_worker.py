@@ -25,7 +25,7 @@ from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.checkpoint import Checkpoints
 from transfer.click_model.model import ClickModel
-from transfer.gate import GateLimits
+from transfer.quality.gate import GateLimits
 from transfer.stream import held_out
 from transfer.worker import Worker
 

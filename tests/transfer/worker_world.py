@@ -16,7 +16,7 @@ from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.adapt import AdaptSettings
 from transfer.click_model.model import ClickModel
-from transfer.gate import GateLimits
+from transfer.quality.gate import GateLimits
 from transfer.worker import WorkerSettings
 
 SCHEMA = Schema(

@@ -26,9 +26,9 @@ from transfer.data.log import Log
 from transfer.data.memory import MemoryLog
 from transfer.experiment.learners import Judged
 from transfer.experiment.runs import RUNS, STANDARD, Start, Task
-from transfer.figures import Decile, deciles
-from transfer.measured import PeakMemory, Stopwatch
 from transfer.model_zoo import parse_arch, resolve
+from transfer.quality.figures import Decile, deciles
+from transfer.quality.measured import PeakMemory, Stopwatch
 from transfer.train import measure, train
 
 __all__ = ["Point", "RunResult", "Split", "crossadapt"]

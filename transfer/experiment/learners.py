@@ -18,7 +18,7 @@ from pipeline.features import Rows
 from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller
 from transfer.data.log import Log, LogChunk
-from transfer.measured import Stopwatch
+from transfer.quality.measured import Stopwatch
 from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
 from transfer.replay_store import ReplayRows, keep_sample
 from transfer.stream import StreamBatch, StreamRows, held_out

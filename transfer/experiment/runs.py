@@ -29,7 +29,7 @@ from transfer.experiment.learners import (
     RareSteps,
     keep_replay,
 )
-from transfer.measured import Stopwatch
+from transfer.quality.measured import Stopwatch
 from transfer.train import train
 from transfer.window import Teacher
 
