@@ -14,8 +14,8 @@ import torch
 
 from pipeline.errors import BatonError
 from pipeline.features import Rows
+from transfer.bundles.frozen import load_teacher
 from transfer.click_model.model import ClickModel
-from transfer.frozen import load_teacher
 from transfer.teacher_pool import MemberGone
 
 __all__ = ["BundleTeacher", "ProcessMember", "Scorer"]

@@ -76,8 +76,8 @@ def import_onnx(
 
     Example: baton bundle import-onnx model.onnx --schema schema.yaml --out teacher
     """
-    from transfer.import_onnx import ImportSpec
-    from transfer.import_onnx import import_onnx as run
+    from transfer.bundles.import_onnx import ImportSpec
+    from transfer.bundles.import_onnx import import_onnx as run
 
     with problems():
         m = run(file, ImportSpec.load(schema), out, name=name or file.stem).manifest

@@ -154,11 +154,11 @@ def transfer(
 
     from serving.cli.progress import rows_progress
     from serving.cli.teachers import pooled
+    from transfer.bundles.frozen import load_teacher
     from transfer.click_model.device import device_for
     from transfer.click_model.model import ClickModel
     from transfer.data import open_log
     from transfer.distill import OURS, PUBLISHED, transfer_offline
-    from transfer.frozen import load_teacher
     from transfer.model_zoo import parse_arch
     from transfer.quality.measured import PeakMemory, Stopwatch
     from transfer.replay_store import keep_sample

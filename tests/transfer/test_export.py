@@ -7,8 +7,8 @@ from small_log import SCHEMA, SmallLog
 from pipeline.bundle.bundle import DENSE, Bundle
 from pipeline.features import Rows
 from pipeline.schema import FieldSpec, Schema
+from transfer.bundles.export import DenseGraph, trace
 from transfer.click_model.model import ClickModel
-from transfer.export import DenseGraph, trace
 from transfer.model_zoo import ZOO, Architecture
 
 

@@ -24,10 +24,10 @@ from pipeline.hashing import hash_column
 from pipeline.metrics import auc
 from pipeline.model.model import Model
 from serving.cli.main import app
+from transfer.bundles.frozen import FrozenTeacher, load_teacher
+from transfer.bundles.import_onnx import ImportSpec, import_onnx
 from transfer.click_model.model import ClickModel
 from transfer.distill import transfer_offline
-from transfer.frozen import FrozenTeacher, load_teacher
-from transfer.import_onnx import ImportSpec, import_onnx
 
 USERS, COUNTRIES = 40, ["br", "de", "fr", "jp", "us"]
 FIELDS = [

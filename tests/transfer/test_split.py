@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pipeline.errors import InvalidInput
 from pipeline.inputs import Layout
 from pipeline.schema import FieldSpec, Schema
+from transfer.bundles.export import CONTEXT, DENSE, trace
 from transfer.click_model.network import Network
-from transfer.export import CONTEXT, DENSE, trace
 from transfer.model_zoo import DNN, ZOO
 
 VARIANTS = [

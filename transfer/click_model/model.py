@@ -24,6 +24,8 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import Diverged, InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
+from transfer.bundles.export import DenseGraph
+from transfer.bundles.publish import Snapshot, load_model, snapshot_of, write_snapshot
 from transfer.click_model.batch_check import checked_labels
 from transfer.click_model.blocks import TableSettings
 from transfer.click_model.calibration import offset_for
@@ -31,9 +33,7 @@ from transfer.click_model.loss import distillation_loss
 from transfer.click_model.network import Network, shift, steady
 from transfer.click_model.state import load_into, state_of
 from transfer.click_model.tables import Tables
-from transfer.export import DenseGraph
 from transfer.model_zoo import resolve
-from transfer.publish import Snapshot, load_model, snapshot_of, write_snapshot
 
 __all__ = ["ClickModel", "LearningSettings"]
 
@@ -358,7 +358,7 @@ class ClickModel:
     def snapshot(self, *, full: bool, training: bool = False) -> Snapshot:
         """Copies of what a bundle is written from: all rows, or (a delta) those touched since `take_touched`.
 
-        Writing it (`transfer.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
+        Writing it (`transfer.bundles.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
         the version counts as published.
         """
         return snapshot_of(self, full=full, training=training)
@@ -375,7 +375,7 @@ class ClickModel:
         training: bool = True,
         created_ms: int = 0,
     ) -> Bundle:
-        """Publish all rows as a base; see `transfer.publish.write_snapshot` for the arguments."""
+        """Publish all rows as a base; see `transfer.bundles.publish.write_snapshot` for the arguments."""
         slots = self.tables.touched()
         if gate is None or gate.passed:
             self.tables.take_touched()

@@ -1,7 +1,7 @@
 """The dense network of a model: one architecture behind the inputs that every bundle's network has.
 
 Raw numbers come in, so transform, fill and missing flag are part of the exported graph and no caller can get them
-wrong. Next stop: `transfer.click_model.model` (training it) and `transfer.export` (writing it as ONNX).
+wrong. Next stop: `transfer.click_model.model` (training it) and `transfer.bundles.export` (writing it as ONNX).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError
 from pipeline.model.warmup import synthetic_requests, write_warmup
 from pipeline.schema import Schema
-from transfer.export import graph_weights, trace
+from transfer.bundles.export import graph_weights, trace
 
 if TYPE_CHECKING:
     from transfer.click_model.model import ClickModel

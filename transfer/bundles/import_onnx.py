@@ -22,7 +22,7 @@ from pipeline.errors import BundleError, DataError
 from pipeline.hashing import hash_value
 from pipeline.model.warmup import synthetic_requests, write_warmup
 from pipeline.schema import FieldSpec, Name, Schema
-from transfer.import_graph import Kind, dressed, try_out
+from transfer.bundles.import_graph import Kind, dressed, try_out
 
 __all__ = ["ARCHITECTURE", "ImportSpec", "import_onnx"]
 

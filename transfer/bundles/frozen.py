@@ -18,8 +18,8 @@ from pipeline.inputs import Layout
 from pipeline.model.model import Model
 from pipeline.model.network import Network
 from pipeline.schema import Schema
+from transfer.bundles.import_onnx import ARCHITECTURE
 from transfer.click_model.model import ClickModel
-from transfer.import_onnx import ARCHITECTURE
 
 __all__ = ["FrozenTeacher", "load_teacher"]
 
