@@ -23,10 +23,10 @@ from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller
 from transfer.data.generator import GeneratedLog
 from transfer.data.log import LogChunk
-from transfer.distill import transfer_offline
+from transfer.offline.distill import transfer_offline
+from transfer.offline.train import train
 from transfer.replay_store import ReplayRows, keep_sample
 from transfer.stream import StreamBatch, StreamRows
-from transfer.train import train
 
 __all__ = ["Followed", "run"]
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.report import Progress, Report
-from transfer.projection import fit_projection
+from transfer.offline.projection import fit_projection
 from transfer.quality.measured import PeakMemory
 
 __all__ = ["run"]

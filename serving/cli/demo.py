@@ -44,9 +44,9 @@ from serving.traffic import open_traffic_log
 from transfer.click_model.model import ClickModel
 from transfer.data import open_log
 from transfer.data.log import Log
-from transfer.distill import transfer_offline
+from transfer.offline.distill import transfer_offline
+from transfer.offline.train import train
 from transfer.replay_store import keep_sample
-from transfer.train import train
 
 __all__ = ["Demo"]
 

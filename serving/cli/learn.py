@@ -94,9 +94,9 @@ def train(
     from transfer.click_model.model import LearningSettings
     from transfer.data import open_log
     from transfer.model_zoo import parse_arch
+    from transfer.offline.train import TrainSettings
+    from transfer.offline.train import train as run
     from transfer.quality.measured import PeakMemory, Stopwatch
-    from transfer.train import TrainSettings
-    from transfer.train import train as run
 
     with problems():
         _window(start, stop)
@@ -158,8 +158,8 @@ def transfer(
     from transfer.click_model.device import device_for
     from transfer.click_model.model import ClickModel
     from transfer.data import open_log
-    from transfer.distill import OURS, PUBLISHED, transfer_offline
     from transfer.model_zoo import parse_arch
+    from transfer.offline.distill import OURS, PUBLISHED, transfer_offline
     from transfer.quality.measured import PeakMemory, Stopwatch
     from transfer.replay_store import keep_sample
 
@@ -261,8 +261,8 @@ def _cost(model: ClickModel, watch: Stopwatch, memory: PeakMemory) -> dict[str, 
 
 def _after(model: ClickModel, log: Log, stop: float) -> dict[str, Any] | None:
     """Metrics and calibration by decile on the rows that follow the window, which no step has seen; None: there are none."""
+    from transfer.offline.train import measure
     from transfer.quality.figures import deciles
-    from transfer.train import measure
 
     chunks = list(log.chunks(stop, min(1.0, stop + NEXT)))
     if not chunks:

@@ -26,8 +26,8 @@ from serving.config import Config
 from transfer.click_model.model import ClickModel
 from transfer.data import open_log
 from transfer.data.log import Log
-from transfer.distill import transfer_offline
-from transfer.train import train
+from transfer.offline.distill import transfer_offline
+from transfer.offline.train import train
 
 ENDPOINT, TEACHER, STUDENT = "ranker", "ranker-dnn", "ranker-dcnv2"
 ROWS = 100_000

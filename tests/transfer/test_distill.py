@@ -10,9 +10,9 @@ from pipeline.metrics import auc
 from pipeline.schema import Schema
 from transfer.click_model.calibration import offset_for
 from transfer.click_model.model import ClickModel
-from transfer.distill import OURS, PUBLISHED, transfer_offline
+from transfer.offline.distill import OURS, PUBLISHED, transfer_offline
+from transfer.offline.train import train
 from transfer.quality.trust import Trust
-from transfer.train import train
 
 LOG = SmallLog(60_000)
 

@@ -27,7 +27,7 @@ from serving.cli.main import app
 from transfer.bundles.frozen import FrozenTeacher, load_teacher
 from transfer.bundles.import_onnx import ImportSpec, import_onnx
 from transfer.click_model.model import ClickModel
-from transfer.distill import transfer_offline
+from transfer.offline.distill import transfer_offline
 
 USERS, COUNTRIES = 40, ["br", "de", "fr", "jp", "us"]
 FIELDS = [

@@ -11,9 +11,9 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.model.model import Model
 from transfer.click_model.model import ClickModel
-from transfer.distill import transfer_offline
 from transfer.model_zoo import ZOO, Architecture, DCNv2, FiBiNET, resolve
-from transfer.train import train
+from transfer.offline.distill import transfer_offline
+from transfer.offline.train import train
 
 LOG = SmallLog(6_000)
 

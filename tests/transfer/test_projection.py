@@ -4,9 +4,9 @@ from small_log import SCHEMA, SmallLog
 
 from pipeline.errors import InvalidInput
 from pipeline.schema import Schema
-from transfer import projection
 from transfer.click_model.model import ClickModel
-from transfer.projection import fit_projection, project_tables, widening
+from transfer.offline import projection
+from transfer.offline.projection import fit_projection, project_tables, widening
 
 
 def rows(n=500, d=8, seed=0):

@@ -18,8 +18,8 @@ from pipeline.metrics import auc, bias, logloss
 from pipeline.model.model import Model
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.click_model.model import ClickModel
-from transfer.distill import OURS, transfer_offline
-from transfer.train import TrainSettings, train
+from transfer.offline.distill import OURS, transfer_offline
+from transfer.offline.train import TrainSettings, train
 from transfer.worker import Worker
 
 LOG = SmallLog(16_000)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.features import Rows
-from transfer.sampling import Drawn, log_k, strategic_batches
+from transfer.offline.sampling import Drawn, log_k, strategic_batches
 
 
 def chunk(first, labels):

@@ -4,7 +4,7 @@ from small_log import SmallLog
 
 from pipeline.errors import DataError, InvalidInput
 from pipeline.metrics import auc
-from transfer.train import TrainSettings, train
+from transfer.offline.train import TrainSettings, train
 
 LOG = SmallLog(16_000)
 

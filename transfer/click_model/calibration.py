@@ -1,6 +1,6 @@
 """Calibration: `score = sigmoid(alpha * logit + beta)`, fitted on labels that come later than what was trained on.
 
-Knows arrays only. Who holds which rows out is `transfer.train`'s and `transfer.distill`'s business.
+Knows arrays only. Who holds which rows out is `transfer.offline.train`'s and `transfer.offline.distill`'s business.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A click model in training: schema, tables, network, optimisers, calibration.
 
 `step` learns from a batch, `logits` scores, `served_logits` with the rows as they are published, `save_bundle` and
-`save_delta` publish, `state_dict` and `load_state` are the checkpoint. One thread. Next stop: `transfer.train` (the loop), `transfer.distill` (stage 1).
+`save_delta` publish, `state_dict` and `load_state` are the checkpoint. One thread. Next stop: `transfer.offline.train` (the loop), `transfer.offline.distill` (stage 1).
 """
 
 from __future__ import annotations

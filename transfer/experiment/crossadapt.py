@@ -27,9 +27,9 @@ from transfer.data.memory import MemoryLog
 from transfer.experiment.learners import Judged
 from transfer.experiment.runs import RUNS, STANDARD, Start, Task
 from transfer.model_zoo import parse_arch, resolve
+from transfer.offline.train import measure, train
 from transfer.quality.figures import Decile, deciles
 from transfer.quality.measured import PeakMemory, Stopwatch
-from transfer.train import measure, train
 
 __all__ = ["Point", "RunResult", "Split", "crossadapt"]
 
@@ -73,7 +73,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What one run of one seed came to; metrics as of `transfer.train.measure`."""
+    """What one run of one seed came to; metrics as of `transfer.offline.train.measure`."""
 
     name: str
     seed: int

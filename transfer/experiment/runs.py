@@ -19,7 +19,6 @@ from transfer.adapt import AdaptSettings
 from transfer.click_model.model import ClickModel
 from transfer.codistill import CoDistiller
 from transfer.data.log import Log
-from transfer.distill import OURS, PUBLISHED, Stage1Settings, transfer_offline
 from transfer.experiment.learners import (
     CoDistilled,
     Distilled,
@@ -29,9 +28,10 @@ from transfer.experiment.learners import (
     RareSteps,
     keep_replay,
 )
+from transfer.offline.distill import OURS, PUBLISHED, Stage1Settings, transfer_offline
+from transfer.offline.train import train
+from transfer.offline.window import Teacher
 from transfer.quality.measured import Stopwatch
-from transfer.train import train
-from transfer.window import Teacher
 
 __all__ = ["RUNS", "STANDARD", "Start", "Task"]
 

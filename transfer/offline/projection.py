@@ -2,7 +2,7 @@
 
 Works on shards of rows and never needs a second copy of a table. Wider: a rotation into more dimensions, which keeps inner
 products. Narrower: principal components, from a covariance that is summed over shards and solved by `eigh`. Equal: a copy.
-A weight per id is copied, never rotated. Next stop: `transfer.distill` (S1B, S1C).
+A weight per id is copied, never rotated. Next stop: `transfer.offline.distill` (S1B, S1C).
 """
 
 from __future__ import annotations

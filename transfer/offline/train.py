@@ -1,7 +1,7 @@
 """Train a click model on a window of a log: once, in time order, the way it will go on learning online.
 
 The last part of the window is scored before it is trained on. That gives the metrics at birth and the labels for the
-calibration, and nothing of the window is lost. Next stop: `transfer.distill`, which trains a student on a teacher.
+calibration, and nothing of the window is lost. Next stop: `transfer.offline.distill`, which trains a student on a teacher.
 """
 
 from __future__ import annotations

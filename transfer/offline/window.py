@@ -17,7 +17,7 @@ from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.click_model.model import ClickModel
 from transfer.data.log import Log
-from transfer.sampling import Drawn
+from transfer.offline.sampling import Drawn
 
 __all__ = ["Teacher", "Window"]
 

@@ -22,11 +22,11 @@ from transfer.click_model.blocks import TableSettings
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
 from transfer.data.log import Log
-from transfer.projection import project_tables
+from transfer.offline.projection import project_tables
+from transfer.offline.sampling import Drawn, log_k, strategic_batches
+from transfer.offline.train import Held, Progress, batch_for, first_rows
+from transfer.offline.window import Teacher, Window
 from transfer.quality.trust import Trust, label_losses
-from transfer.sampling import Drawn, log_k, strategic_batches
-from transfer.train import Held, Progress, batch_for, first_rows
-from transfer.window import Teacher, Window
 
 __all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "transfer_offline"]
 
@@ -42,7 +42,7 @@ class Stage1Settings:
         dense_a: the same in S1B.
         adapt: move the share with the evidence of paired losses (`transfer.quality.trust`), from `a` for equal models.
         temperature: T.
-        batch: rows per step; None: as `transfer.train.batch_for` says, or for about 200 steps on a share of the rows.
+        batch: rows per step; None: as `transfer.offline.train.batch_for` says, or for about 200 steps on a share of the rows.
         ratio: share of the rows that S1C trains on; None: all of them, as when the teacher has no tables to hand over.
         dense_ratio: the same of S1B.
         least_rows: a share smaller than this many rows is enlarged to it; to all rows where it would be above half of them.
@@ -59,7 +59,7 @@ class Stage1Settings:
         tail: last share of the window, for that.
         teacher_saw_window: the teacher has trained on these rows, so what it hands over remembers their labels. Then only
             the level (beta) is calibrated, and no metrics at birth are claimed.
-        per_table, weighted, centered: of S1A, see `transfer.projection.project_tables`.
+        per_table, weighted, centered: of S1A, see `transfer.offline.projection.project_tables`.
         dense_passes, joint_passes: over the window, of S1B and S1C; 0 leaves a part out.
         learning: rates of the student.
         hyperparameters: of the student's architecture.
