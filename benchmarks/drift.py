@@ -18,15 +18,15 @@ import torch
 
 from benchmarks.report import Progress, Report
 from pipeline.calibration import probabilities
-from transfer.adapt import Adapted, AdaptSettings
 from transfer.click_model.model import ClickModel
-from transfer.codistill import CoDistiller
 from transfer.data.generator import GeneratedLog
 from transfer.data.log import LogChunk
 from transfer.offline.distill import transfer_offline
 from transfer.offline.train import train
-from transfer.replay_store import ReplayRows, keep_sample
-from transfer.stream import StreamBatch, StreamRows
+from transfer.online.adapt import Adapted, AdaptSettings
+from transfer.online.codistill import CoDistiller
+from transfer.online.replay_store import ReplayRows, keep_sample
+from transfer.online.stream import StreamBatch, StreamRows
 
 __all__ = ["Followed", "run"]
 

@@ -46,7 +46,7 @@ from transfer.data import open_log
 from transfer.data.log import Log
 from transfer.offline.distill import transfer_offline
 from transfer.offline.train import train
-from transfer.replay_store import keep_sample
+from transfer.online.replay_store import keep_sample
 
 __all__ = ["Demo"]
 

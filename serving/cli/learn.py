@@ -160,8 +160,8 @@ def transfer(
     from transfer.data import open_log
     from transfer.model_zoo import parse_arch
     from transfer.offline.distill import OURS, PUBLISHED, transfer_offline
+    from transfer.online.replay_store import keep_sample
     from transfer.quality.measured import PeakMemory, Stopwatch
-    from transfer.replay_store import keep_sample
 
     with problems():
         _window(start, stop)

@@ -13,11 +13,11 @@ from serving.config import Config, EndpointConfig
 from serving.routing import Endpoint
 from serving.state import open_control_store, stored_endpoints
 from serving.traffic import open_traffic_log
-from transfer.adapt import AdaptSettings
 from transfer.click_model.device import device_for
-from transfer.follow import Arms, Follower
+from transfer.online.adapt import AdaptSettings
+from transfer.online.arms import Arms, Follower
+from transfer.online.worker import Worker, WorkerSettings
 from transfer.quality.gate import GateLimits
-from transfer.worker import Worker, WorkerSettings
 
 __all__ = ["build"]
 

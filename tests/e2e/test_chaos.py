@@ -20,8 +20,8 @@ from serving.cli.main import app
 from serving.cli.replay import Replay, ReplayReport
 from serving.client import RankingClient
 from serving.traffic import open_traffic_log
-from transfer.checkpoint import Checkpoints
-from transfer.stream import held_out
+from transfer.online.checkpoint import Checkpoints
+from transfer.online.stream import held_out
 
 pytestmark = pytest.mark.long
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InvalidInput
-from transfer.adapt import Adaptation, Adapted, AdaptSettings, Seen
+from transfer.online.adapt import Adaptation, Adapted, AdaptSettings, Seen
 from transfer.quality.drift import Cusum, Stability
 
 ROWS = 1000

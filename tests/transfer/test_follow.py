@@ -15,8 +15,8 @@ from worker_world import SCHEMA, fill, models, open_log, settings
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from transfer.click_model.model import ClickModel
-from transfer.follow import Arms, Follower
-from transfer.worker import Worker
+from transfer.online.arms import Arms, Follower
+from transfer.online.worker import Worker
 
 LIMIT = 120.0
 

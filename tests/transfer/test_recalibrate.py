@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.bundle.bundle import Calibration
 from pipeline.features import Rows
 from transfer.click_model.calibration import offset_for
-from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
+from transfer.online.recalibrate import HeldRows, Ring, recalibrate, window_for
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.features import Bag, Rows
-from transfer.replay_store import ReplayRows, Reservoir
+from transfer.online.replay_store import ReplayRows, Reservoir
 
 
 def chunk(start: int, stop: int) -> Rows:

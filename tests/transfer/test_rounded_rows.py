@@ -20,7 +20,7 @@ from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.click_model.model import ClickModel
 from transfer.offline.distill import OURS, transfer_offline
 from transfer.offline.train import TrainSettings, train
-from transfer.worker import Worker
+from transfer.online.worker import Worker
 
 LOG = SmallLog(16_000)
 ROUNDED = ("float16", "int8")

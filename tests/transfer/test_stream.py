@@ -14,7 +14,7 @@ from pipeline.features import Features, Rows
 from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import Labelled, Scores
 from pipeline.traffic.record import PredictionRecord, pack
-from transfer.stream import StreamBatch, held_out, read_batches
+from transfer.online.stream import StreamBatch, held_out, read_batches
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
 OTHER_SCHEMA = Schema(fields=(*SCHEMA.fields, FieldSpec(name="shop", role="candidate")))

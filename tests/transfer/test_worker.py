@@ -23,11 +23,11 @@ from pipeline.model.model import Model
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
-from transfer.checkpoint import Checkpoints
 from transfer.click_model.model import ClickModel
+from transfer.online.checkpoint import Checkpoints
+from transfer.online.stream import held_out
+from transfer.online.worker import Worker
 from transfer.quality.gate import GateLimits
-from transfer.stream import held_out
-from transfer.worker import Worker
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.click_model.device import device_for
 from transfer.click_model.model import ClickModel
-from transfer.stream import held_out
-from transfer.worker import Worker
+from transfer.online.stream import held_out
+from transfer.online.worker import Worker
 
 
 @pytest.fixture

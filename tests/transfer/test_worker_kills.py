@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from worker_world import fill, models, open_log
 
-from transfer.checkpoint import Checkpoints
+from transfer.online.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize(

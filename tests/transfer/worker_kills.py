@@ -17,7 +17,7 @@ import torch
 from worker_world import Turned, open_log, settings
 
 from pipeline.bundle.versions import Repository
-from transfer.worker import Worker
+from transfer.online.worker import Worker
 
 __all__ = ["live", "main"]
 

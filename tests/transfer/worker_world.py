@@ -14,10 +14,10 @@ from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
-from transfer.adapt import AdaptSettings
 from transfer.click_model.model import ClickModel
+from transfer.online.adapt import AdaptSettings
+from transfer.online.worker import WorkerSettings
 from transfer.quality.gate import GateLimits
-from transfer.worker import WorkerSettings
 
 SCHEMA = Schema(
     fields=(

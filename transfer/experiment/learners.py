@@ -16,12 +16,12 @@ import numpy.typing as npt
 from pipeline.calibration import probabilities
 from pipeline.features import Rows
 from transfer.click_model.model import ClickModel
-from transfer.codistill import CoDistiller
 from transfer.data.log import Log, LogChunk
+from transfer.online.codistill import CoDistiller
+from transfer.online.recalibrate import HeldRows, Ring, recalibrate, window_for
+from transfer.online.replay_store import ReplayRows, keep_sample
+from transfer.online.stream import StreamBatch, StreamRows, held_out
 from transfer.quality.measured import Stopwatch
-from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
-from transfer.replay_store import ReplayRows, keep_sample
-from transfer.stream import StreamBatch, StreamRows, held_out
 
 __all__ = ["CoDistilled", "Distilled", "Frozen", "Judged", "LabelsOnly", "Learner", "RareSteps", "keep_replay"]
 
@@ -103,7 +103,7 @@ class Distilled(Frozen):
 
 
 class CoDistilled:
-    """Asymmetric co-distillation as the worker does it (`transfer.codistill`), with its held-out requests and calibration.
+    """Asymmetric co-distillation as the worker does it (`transfer.online.codistill`), with its held-out requests and calibration.
 
     The teacher's logged scores are made here, as serving would have made them, and their time counts.
 

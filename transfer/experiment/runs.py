@@ -15,9 +15,7 @@ import numpy.typing as npt
 
 from pipeline.features import Rows
 from pipeline.schema import Schema
-from transfer.adapt import AdaptSettings
 from transfer.click_model.model import ClickModel
-from transfer.codistill import CoDistiller
 from transfer.data.log import Log
 from transfer.experiment.learners import (
     CoDistilled,
@@ -31,6 +29,8 @@ from transfer.experiment.learners import (
 from transfer.offline.distill import OURS, PUBLISHED, Stage1Settings, transfer_offline
 from transfer.offline.train import train
 from transfer.offline.window import Teacher
+from transfer.online.adapt import AdaptSettings
+from transfer.online.codistill import CoDistiller
 from transfer.quality.measured import Stopwatch
 
 __all__ = ["RUNS", "STANDARD", "Start", "Task"]

@@ -2,7 +2,7 @@
 
 `Cusum` watches a statistic against its own past: a change is an alarm after a few batches, and stays one until the
 evidence for it is gone. `Stability` compares the newest rows of a histogram with the older ones. Neither knows what it
-watches; `transfer.adapt` decides what follows from it.
+watches; `transfer.online.adapt` decides what follows from it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 The place in the log is committed together with the models (resume), so a worker killed at any moment goes on from a
 state in which every row up to its place has been trained on exactly once. A model that diverges goes back to its last
 good state. It knows no server: it reads a traffic log and writes bundles; serving finds them by itself. A worker has one
-teacher and one student; `transfer.follow` makes another when they change.
+teacher and one student; `transfer.online.arms` makes another when they change.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
 from pipeline.traffic.log import TrafficLog
-from transfer.adapt import AdaptSettings
-from transfer.checkpoint import Checkpoints, Place
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import ClickModel
-from transfer.codistill import CoDistiller, Passed
-from transfer.line import Line
+from transfer.online.adapt import AdaptSettings
+from transfer.online.checkpoint import Checkpoints, Place
+from transfer.online.codistill import CoDistiller, Passed
+from transfer.online.lineage import Line
+from transfer.online.recalibrate import HeldRows
+from transfer.online.replay_store import ReplayRows
+from transfer.online.resume import Resume
+from transfer.online.stream import StreamBatch, StreamRows, read_batches
+from transfer.online.weight_schedule import Steering
 from transfer.quality.gate import GateLimits
-from transfer.recalibrate import HeldRows
-from transfer.replay_store import ReplayRows
-from transfer.resume import Resume
-from transfer.steering import Steering
-from transfer.stream import StreamBatch, StreamRows, read_batches
 
 __all__ = ["Worker", "WorkerSettings"]
 

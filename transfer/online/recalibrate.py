@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pipeline.bundle.bundle import Calibration
 from pipeline.features import Rows, concat_rows
 from transfer.click_model.calibration import offset_for
-from transfer.replay_store import rows_from_arrays, rows_to_arrays
+from transfer.online.replay_store import rows_from_arrays, rows_to_arrays
 
 __all__ = ["HeldRows", "Ring", "recalibrate", "window_for"]
 

@@ -1,7 +1,7 @@
 """A worker for whoever the arms of the endpoint are now: when they change, another one, without a restart.
 
 Every pair of teacher and student has its own checkpoints. A pair that comes for the first time starts where the one
-before it stood; one that comes back goes on where it left. Next stop: `transfer.worker`.
+before it stood; one that comes back goes on where it left. Next stop: `transfer.online.worker`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import BatonError, InvalidInput
-from transfer.worker import Worker
+from transfer.online.worker import Worker
 
 __all__ = ["Arms", "Follower"]
 

@@ -3,7 +3,7 @@
 The student takes a step on every batch, from labels and, with weight a, from the teacher that serves. The teacher takes
 one step on the mean gradient of K batches, from labels alone. A share r of rows from the retained window is mixed in so
 that the student does not forget. Scores to be judged by are taken before a row is trained on, and a, r and K follow from
-them (`transfer.adapt`).
+them (`transfer.online.adapt`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.features import Rows, concat_rows
-from transfer.adapt import Adaptation, Adapted, AdaptSettings, Seen
 from transfer.click_model.model import ClickModel
-from transfer.replay_store import ReplayRows
-from transfer.stream import StreamBatch, StreamRows
+from transfer.online.adapt import Adaptation, Adapted, AdaptSettings, Seen
+from transfer.online.replay_store import ReplayRows
+from transfer.online.stream import StreamBatch, StreamRows
 
 __all__ = ["CoDistiller", "Passed", "logit_of"]
 

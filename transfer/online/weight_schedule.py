@@ -1,6 +1,6 @@
 """The worker's records of what it saw and how it steered, one line of JSON per batch, bounded on disk.
 
-Each line is a `transfer.adapt.Adapted`. For people and plots; nothing goes on from it.
+Each line is a `transfer.online.adapt.Adapted`. For people and plots; nothing goes on from it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from transfer.adapt import Adapted
+from transfer.online.adapt import Adapted
 
 __all__ = ["Steering"]
 

@@ -22,8 +22,8 @@ from pipeline.errors import BatonError, InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.model.model import Model
 from transfer.click_model.model import ClickModel
+from transfer.online.recalibrate import HeldRows, Ring, recalibrate, window_for
 from transfer.quality.gate import GateLimits, judge
-from transfer.recalibrate import HeldRows, Ring, recalibrate, window_for
 
 __all__ = ["Line"]
 

@@ -10,7 +10,7 @@ All signals are taken on rows before either model trains on them:
     paired loss of student and teacher on replay rows     -> forgetting -> r up
 
 Every batch gives one `Adapted` record: what was seen and what followed. Constants (`adapt=False`) give the same records,
-so that both can be drawn into one plot. Next stop: `transfer.codistill`, which feeds it and obeys.
+so that both can be drawn into one plot. Next stop: `transfer.online.codistill`, which feeds it and obeys.
 """
 
 from __future__ import annotations

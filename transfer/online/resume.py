@@ -1,7 +1,7 @@
 """What a worker must keep to go on after a kill, and how a model that has diverged goes back to its last good state.
 
 Everything is committed together: models, versions, held-out rows, calibration windows, adaptation and the place in the
-log. Next stop: `transfer.checkpoint`, the files.
+log. Next stop: `transfer.online.checkpoint`, the files.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
-from transfer.checkpoint import Checkpoints, Place
 from transfer.click_model.model import ClickModel
-from transfer.codistill import CoDistiller
-from transfer.line import Line
-from transfer.recalibrate import HeldRows
+from transfer.online.checkpoint import Checkpoints, Place
+from transfer.online.codistill import CoDistiller
+from transfer.online.lineage import Line
+from transfer.online.recalibrate import HeldRows
 
 __all__ = ["Resume"]
 
