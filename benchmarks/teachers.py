@@ -19,8 +19,8 @@ from pipeline.errors import BatonError
 from pipeline.features import Rows
 from transfer.click_model.model import ClickModel
 from transfer.data.generator import GeneratedLog
-from transfer.teacher_pool import TeacherPool
-from transfer.teacher_process import BundleTeacher, ProcessMember
+from transfer.teachers.pool import TeacherPool
+from transfer.teachers.process import BundleTeacher, ProcessMember
 
 __all__ = ["run"]
 

@@ -31,14 +31,14 @@ def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator
             raise InvalidInput("--ray needs --teachers: how many actors are to score", "teachers")
         yield None
         return
-    from transfer.teacher_pool import TeacherPool
-    from transfer.teacher_process import BundleTeacher, ProcessMember
+    from transfer.teachers.pool import TeacherPool
+    from transfer.teachers.process import BundleTeacher, ProcessMember
 
     load = BundleTeacher(teacher.resolve(), calibrated=calibrated)
     pool = TeacherPool()
     if ray:
         try:
-            from transfer.ray_pool import RayTeachers
+            from transfer.teachers.ray_pool import RayTeachers
         except ImportError:
             raise InvalidInput("Ray is not installed: pip install 'baton[ray]'", "ray") from None
         actors = RayTeachers(pool, load, count, address=ray)

@@ -23,9 +23,9 @@ from small_log import SmallLog
 from pipeline.errors import NotReady
 from pipeline.features import Rows
 from transfer.click_model.model import ClickModel
-from transfer.ray_pool import RayTeachers
-from transfer.teacher_pool import MemberGone, TeacherPool
-from transfer.teacher_process import BundleTeacher
+from transfer.teachers.pool import MemberGone, TeacherPool
+from transfer.teachers.process import BundleTeacher
+from transfer.teachers.ray_pool import RayTeachers
 
 COUNT = 4
 ROWS = 60_000

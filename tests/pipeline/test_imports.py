@@ -19,7 +19,7 @@ TRANSPORTS = {"grpc", "fastapi", "starlette", "uvicorn", "ray", "uvloop", "torch
 WITH_TORCH = {"torch_sets.py", "torch_cache.py"}
 """The device tier of a GPU. Whoever opens one imports them then, so that a process without has no torch."""
 
-WITH_RAY = {"serving/ray_app.py", "transfer/ray_pool.py"}
+WITH_RAY = {"serving/ray_app.py", "transfer/teachers/ray_pool.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -14,7 +14,7 @@ sys.modules["ray"] = None  # as where it is not installed
 ours = ["protos", "pipeline", "serving", "transfer"]
 found = [m.name for package in ours for m in pkgutil.walk_packages([package], package + ".")]
 for name in found:
-    if name not in ("serving.ray_app", "transfer.ray_pool", "pipeline.embedding.device.torch_sets"):
+    if name not in ("serving.ray_app", "transfer.teachers.ray_pool", "pipeline.embedding.device.torch_sets"):
         importlib.import_module(name)
 assert len(found) > 150, len(found)
 from typer.testing import CliRunner

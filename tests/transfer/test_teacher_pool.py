@@ -22,8 +22,8 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.errors import DataError, NotReady
 from pipeline.features import Rows
 from transfer.click_model.model import ClickModel
-from transfer.teacher_pool import TRIES, MemberGone, TeacherPool
-from transfer.teacher_process import BundleTeacher, ProcessMember
+from transfer.teachers.pool import TRIES, MemberGone, TeacherPool
+from transfer.teachers.process import BundleTeacher, ProcessMember
 
 F32 = npt.NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from pipeline.errors import BatonError
 from pipeline.features import Rows
 from transfer.bundles.frozen import load_teacher
 from transfer.click_model.model import ClickModel
-from transfer.teacher_pool import MemberGone
+from transfer.teachers.pool import MemberGone
 
 __all__ = ["BundleTeacher", "ProcessMember", "Scorer"]
 

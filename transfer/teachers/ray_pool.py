@@ -20,8 +20,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError, NotReady
 from pipeline.features import Rows
-from transfer.teacher_pool import MemberGone, TeacherPool
-from transfer.teacher_process import Scorer
+from transfer.teachers.pool import MemberGone, TeacherPool
+from transfer.teachers.process import Scorer
 
 __all__ = ["RayMember", "RayTeachers"]
 
