@@ -2,7 +2,7 @@
 
     serve run serving.ray_app:build config=/etc/baton/baton.yaml      or `baton serve --ray ADDRESS`
 
-Each replica is an actor that starts our lanes as processes of their own (`serving.replica`): a request meets the same
+Each replica is an actor that starts our lanes as processes of their own (`serving.processes.replica`): a request meets the same
 server as without Ray. Models are data and are swapped in place; only a change of code or of the configuration replaces
 replicas, new ones first. The only file of serving that imports Ray.
 """
@@ -20,8 +20,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from pipeline.errors import NotReady
 from serving.config import Config
-from serving.replica import STALLED, ControlReplica, LaneReplica
-from serving.scaling import Load, wanted_replicas
+from serving.processes.replica import STALLED, ControlReplica, LaneReplica
+from serving.processes.scaling import Load, wanted_replicas
 
 __all__ = ["APP", "Arguments", "Control", "Lanes", "ScalingPolicy", "application", "build", "remove", "serve_on"]
 
@@ -102,7 +102,7 @@ class Control:
 
 
 class ScalingPolicy:
-    """Ray Serve's question how many replicas there should be, answered by `serving.scaling`."""
+    """Ray Serve's question how many replicas there should be, answered by `serving.processes.scaling`."""
 
     def __init__(self, utilisation: float, queue_wait: float) -> None:
         self._utilisation = utilisation

@@ -83,7 +83,7 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
         die_with_parent()
         step_back(settings.worker.nice)
         stop = _stop_on_signal()
-        from serving.cli.worker import build
+        from serving.processes.worker import build
 
         with ending(), relaying(settings, SystemClock(), "worker"):
             build(settings).run(stop)
@@ -108,15 +108,15 @@ def process(
                 log.warning("%s", warning)
         with ending(), relaying(settings, SystemClock(), name, hear=role == "control"):
             if role == "lane":
-                from serving.lane import run_lane
+                from serving.processes.lane import run_lane
 
                 run_lane(settings, index)
             elif role == "shadow":
-                from serving.shadow import run_shadow
+                from serving.processes.shadow import run_shadow
 
                 run_shadow(settings)
             elif role == "control":
-                from serving.control import run_control
+                from serving.processes.control import run_control
 
                 run_control(settings)
             else:

@@ -99,7 +99,7 @@ class Scene:
         TokenStore(self.config.tokens).revoke(name)
 
     def start_control(self) -> None:
-        self.control = Process(self.made, "from serving.control import run_control; run_control(config)")
+        self.control = Process(self.made, "from serving.processes.control import run_control; run_control(config)")
         eventually(self._answers, "the control process answers", 240)
 
     def stop_control(self) -> None:

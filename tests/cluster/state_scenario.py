@@ -27,8 +27,8 @@ from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from serving.cli.api import AdminClient
 from serving.config import Config
+from serving.processes.replica import write_config
 from serving.ray_app import serve_on
-from serving.replica import write_config
 from serving.service_record import open_directory
 from serving.traffic import open_traffic_log
 

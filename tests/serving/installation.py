@@ -25,7 +25,7 @@ from handmade import random_tables, write_bundle
 from pipeline.bundle.bundle import Bundle, Calibration
 from pipeline.bundle.versions import Repository
 from serving.config import Config
-from serving.lane import Lane
+from serving.processes.lane import Lane
 from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
 from serving.state import open_control_store
@@ -138,11 +138,11 @@ class Process:
 
 
 def shadow_process(made: Installation) -> Process:
-    return Process(made, "from serving.shadow import run_shadow; run_shadow(config)")
+    return Process(made, "from serving.processes.shadow import run_shadow; run_shadow(config)")
 
 
 def lane_process(made: Installation, index: int = 0) -> Process:
-    return Process(made, f"from serving.lane import run_lane; run_lane(config, {index})")
+    return Process(made, f"from serving.processes.lane import run_lane; run_lane(config, {index})")
 
 
 def status(made: Installation, process: str) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def test_passwords_come_from_a_file_or_the_environment(tmp_path: Path, monkeypat
 
 def test_without_redis_nothing_imports_it() -> None:
     code = (
-        "import sys, serving.lane, serving.control, serving.shadow, serving.cli.main;"
+        "import sys, serving.processes.lane, serving.processes.control, serving.processes.shadow, serving.cli.main;"
         "sys.exit(any(name == 'redis' or name.startswith('redis.') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -164,7 +164,7 @@ def test_a_lane_dies_with_its_parent(installation: Installation) -> None:
     settings = installation.home / "settings.json"
     settings.write_text(installation.config.model_dump_json())
     child = (
-        "from pathlib import Path; from serving.config import Config; from serving.lane import run_lane;"
+        "from pathlib import Path; from serving.config import Config; from serving.processes.lane import run_lane;"
         f"run_lane(Config.model_validate_json(Path({str(settings)!r}).read_text()), 0)"
     )
     parent = (

@@ -57,12 +57,12 @@ def test_a_fault_of_ours_is_one_json_line_with_its_request_trace_and_stack(writi
 
 def test_people_read_the_same_as_text(writing: Any) -> None:
     written = writing("text")
-    logging.getLogger("serving.lane").warning("late by %d ms", 7, extra={"request_id": "req-7"})
-    logging.getLogger("serving.lane").debug("not written")
+    logging.getLogger("serving.processes.lane").warning("late by %d ms", 7, extra={"request_id": "req-7"})
+    logging.getLogger("serving.processes.lane").debug("not written")
     (line,) = written()
     time, rest = line.split(" ", 1)
     assert time.endswith("Z")
-    assert rest == "WARNING lane-3 serving.lane: late by 7 ms request_id=req-7"
+    assert rest == "WARNING lane-3 serving.processes.lane: late by 7 ms request_id=req-7"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.scaling import Load, LoadMeter, wanted_replicas
+from serving.processes.scaling import Load, LoadMeter, wanted_replicas
 
 RULE: dict[str, Any] = {"lowest": 1, "highest": 8, "utilisation": 0.5, "queue_wait": 0.005}
 LOADS = st.lists(st.builds(Load, st.floats(0, 1), st.floats(0, 1)), max_size=8)

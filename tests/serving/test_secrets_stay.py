@@ -25,8 +25,10 @@ def test_no_secret_is_in_any_log_status_metric_or_audit_entry(tmp_path: Path) ->
     made = Installation(tmp_path / "home", listen={**ports, "feedback": "identified"})
     operator = TokenStore(made.config.tokens).create("ann", Role.OPERATOR, SystemClock().wall_ms())[1]
     wrong = f"{operator[:20]}{'w' * 36}"
-    lane = Process(made, LOGGED.format("lane-0") + "from serving.lane import run_lane; run_lane(config, 0)")
-    control = Process(made, LOGGED.format("control") + "from serving.control import run_control; run_control(config)")
+    lane = Process(made, LOGGED.format("lane-0") + "from serving.processes.lane import run_lane; run_lane(config, 0)")
+    control = Process(
+        made, LOGGED.format("control") + "from serving.processes.control import run_control; run_control(config)"
+    )
     base = f"http://127.0.0.1:{ports['http_port']}"
     with lane, control, httpx.Client(base_url=base, trust_env=False, timeout=30) as http:
         eventually(lambda: status(made, "lane-0").get("state") == "ready", "the lane is ready", 120)

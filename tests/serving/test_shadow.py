@@ -12,7 +12,7 @@ from pipeline.features import Features
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
 from serving.handoff import HandoffReceiver, HandoffSender
-from serving.shadow import CatchUp, Outcome
+from serving.processes.shadow import CatchUp, Outcome
 from serving.traffic import open_traffic_log
 
 

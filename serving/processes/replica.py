@@ -24,7 +24,7 @@ import yaml
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.config import Config
-from serving.scaling import Load, LoadMeter
+from serving.processes.scaling import Load, LoadMeter
 from serving.service_record import ServiceRecord, open_directory
 from serving.supervisor import Child, Supervisor
 
