@@ -19,8 +19,8 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.embedding.segment.generations import compact, sweep
 from pipeline.errors import BatonError, NotFound
-from serving.observe import served_versions
 from serving.rollout.store import ControlStore
+from serving.wiring.observe import served_versions
 
 __all__ = ["BundleUpkeep"]
 

@@ -21,8 +21,8 @@ from pipeline.embedding.redis.tier import RedisSource
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
 from serving.config import RedisConfig
-from serving.observe import served_versions
 from serving.redis_access import redis_address
+from serving.wiring.observe import served_versions
 
 __all__ = ["CacheUpkeep", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
 

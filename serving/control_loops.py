@@ -17,18 +17,18 @@ from pipeline.clock import Clock
 from pipeline.errors import NotReady
 from serving.admin import Admin
 from serving.bundle_upkeep import BundleUpkeep
-from serving.bundles import open_repository
 from serving.config import Config
 from serving.lead import LeadLost
-from serving.observe import Observer, read_status
 from serving.process import step_back, write_status
 from serving.rollout.controller import RolloutController
-from serving.state import open_control_store, open_kill_switch, open_lead
 from serving.supervisor import children_of
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
-from serving.traffic import open_traffic_log
 from serving.upkeep import TrafficUpkeep
+from serving.wiring.bundles import open_repository
+from serving.wiring.observe import Observer, read_status
+from serving.wiring.state import open_control_store, open_kill_switch, open_lead
+from serving.wiring.traffic import open_traffic_log
 
 if TYPE_CHECKING:
     from serving.cache import CacheUpkeep

@@ -10,10 +10,10 @@ from pipeline.clock import Clock
 from pipeline.embedding.device.tier import DeviceSource
 from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.tier import TierSource
-from serving.bundles import open_repository
 from serving.config import Config
 from serving.served import Snapshot
 from serving.telemetry import Telemetry
+from serving.wiring.bundles import open_repository
 
 __all__ = ["embedding_status", "open_hierarchy", "publish_lookups", "publish_tiers"]
 

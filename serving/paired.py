@@ -1,6 +1,6 @@
 """Sums of both arms' scores over the last seconds, per endpoint: the ratio of a rollout's guard that needs no labels.
 
-The shadow lane adds what it scores, `serving.observe` reads the sums from its status file.
+The shadow lane adds what it scores, `serving.wiring.observe` reads the sums from its status file.
 """
 
 from __future__ import annotations

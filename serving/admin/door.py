@@ -34,7 +34,7 @@ from serving.kill import KillSwitch
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
 from serving.security.principal import Principal
-from serving.state import open_keys
+from serving.wiring.state import open_keys
 
 if TYPE_CHECKING:
     from serving.cache import CacheUpkeep

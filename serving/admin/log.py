@@ -12,7 +12,7 @@ from serving.config import Config
 from serving.rollout.store import ControlStore, Who
 from serving.routing_key import RoutingHash
 from serving.security.principal import Principal
-from serving.state import installation_secret
+from serving.wiring.state import installation_secret
 
 __all__ = ["Log"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.clock import Clock
-from serving.observe import read_status
+from serving.wiring.observe import read_status
 
 __all__ = ["Processes"]
 

@@ -11,10 +11,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import BatonError, InvalidInput
-from serving.bundles import open_repository
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Reason, Server, Token
 from serving.cli.output import Output, console, emit, problems, say, show_table
+from serving.wiring.bundles import open_repository
 
 __all__ = ["app"]
 
@@ -60,7 +60,7 @@ def _here(config: Path, name: str, version: str) -> dict[str, Any]:
     from serving.cache import redis_updater, versions_of
     from serving.cache_warm import Warming
     from serving.config import Config
-    from serving.state import stored_endpoints
+    from serving.wiring.state import stored_endpoints
 
     settings = Config.load(config)
     if settings.embedding.redis is None:

@@ -18,13 +18,13 @@ import typer
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.stages.record import Record
-from serving.bundles import open_repository
 from serving.cli.output import Output, emit
 from serving.config import Config, RedisConfig
 from serving.security.certificates import Certificates
 from serving.security.exposure import exposure, weak_files
 from serving.stages import lane_plan
-from serving.traffic import open_traffic_log
+from serving.wiring.bundles import open_repository
+from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["doctor"]
 

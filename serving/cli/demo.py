@@ -30,7 +30,6 @@ from pipeline.bundle.bundle import Calibration
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
-from serving.bundles import open_repository
 from serving.cli.api import AdminClient
 from serving.cli.demo_view import DemoView
 from serving.cli.figures import figures_of
@@ -40,7 +39,8 @@ from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
 from serving.service_record import open_directory, target_of
 from serving.supervisor import running
-from serving.traffic import open_traffic_log
+from serving.wiring.bundles import open_repository
+from serving.wiring.traffic import open_traffic_log
 from transfer.click_model.model import ClickModel
 from transfer.data import open_log
 from transfer.data.log import Log

@@ -22,13 +22,13 @@ from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, unpack
 from pipeline.traffic.restore import Restored, RestoreReport, restore
-from serving.bundles import open_repository
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Reason, Server, Token
 from serving.cli.output import Output, emit, problems, say, show_table
 from serving.config import Config
-from serving.state import installation_secret, stored_endpoints
-from serving.traffic import open_traffic_log
+from serving.wiring.bundles import open_repository
+from serving.wiring.state import installation_secret, stored_endpoints
+from serving.wiring.traffic import open_traffic_log
 
 if TYPE_CHECKING:
     from transfer.data import Log

@@ -21,7 +21,7 @@ from serving.config import Config
 from serving.logs import ending, write_logs
 from serving.process import PARENT
 from serving.security.exposure import close_home, exposure
-from serving.state import relaying
+from serving.wiring.state import relaying
 
 __all__ = ["demo", "process", "serve", "worker"]
 
@@ -181,7 +181,7 @@ def _need_ray() -> None:
 
 def _check_traffic_log(settings: Config) -> None:
     """Refuse here, once and readably, what every process would refuse; a log that is away may come."""
-    from serving.traffic import open_traffic_log
+    from serving.wiring.traffic import open_traffic_log
 
     try:
         open_traffic_log(settings).close()

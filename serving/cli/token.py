@@ -108,7 +108,7 @@ def _milliseconds(duration: str) -> int:
 def _audit(config: Config, verb: str, reason: str, tokens: list[Token], now_ms: int) -> None:
     from serving.cli.api import user
     from serving.rollout.store import Who
-    from serving.state import open_control_store
+    from serving.wiring.state import open_control_store
 
     store = open_control_store(config)
     try:

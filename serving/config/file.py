@@ -105,7 +105,7 @@ class Config(Section):
 
     @property
     def repository(self) -> Path:
-        """Where bundles lie on this machine; opened by `serving.bundles`."""
+        """Where bundles lie on this machine; opened by `serving.wiring.bundles`."""
         return Path(self.bundles) if self.bundles and not self.bundles_url else self.home / "bundles"
 
     @property

@@ -25,7 +25,7 @@ from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
-from serving.state import installation_secret
+from serving.wiring.state import installation_secret
 
 __all__ = ["run_control"]
 

@@ -46,12 +46,12 @@ from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
 from serving.stages import lane_plan
-from serving.state import installation_secret
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.triton import TritonNames
 from serving.tracing import open_tracing
-from serving.traffic import open_traffic_log
-from serving.wiring import open_registry
+from serving.wiring.registry import open_registry
+from serving.wiring.state import installation_secret
+from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["Lane", "run_lane"]
 

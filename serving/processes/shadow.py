@@ -31,7 +31,7 @@ from serving.registry import Registry
 from serving.served import Served
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.tracing import Tracing, open_tracing, trace_id_of
-from serving.wiring import open_registry
+from serving.wiring.registry import open_registry
 
 __all__ = ["CatchUp", "ShadowLane", "run_shadow"]
 
@@ -311,7 +311,7 @@ class ShadowLane:
 
 def run_shadow(config: Config) -> None:
     """Be the shadow lane until SIGTERM or SIGINT."""
-    from serving.traffic import open_traffic_log
+    from serving.wiring.traffic import open_traffic_log
 
     die_with_parent()
     step_back(config.engine.shadow_nice)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 
 from pipeline.errors import InvalidInput
-from serving.bundles import open_repository
 from serving.config import Config, EndpointConfig
 from serving.routing import Endpoint
-from serving.state import open_control_store, stored_endpoints
-from serving.traffic import open_traffic_log
+from serving.wiring.bundles import open_repository
+from serving.wiring.state import open_control_store, stored_endpoints
+from serving.wiring.traffic import open_traffic_log
 from transfer.click_model.device import device_for
 from transfer.online.adapt import AdaptSettings
 from transfer.online.arms import Arms, Follower

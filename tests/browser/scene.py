@@ -36,7 +36,7 @@ from pipeline.traffic.record import PredictionRecord, pack
 from serving.client import RankingClient
 from serving.security.principal import Role
 from serving.security.tokens import TokenStore
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 ROLLOUT = yaml.safe_dump(
     {

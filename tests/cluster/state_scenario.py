@@ -30,7 +30,7 @@ from serving.config import Config
 from serving.processes.replica import write_config
 from serving.ray_app import serve_on
 from serving.service_record import open_directory
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 REDIS = 6400
 PORT = 9001

@@ -19,7 +19,7 @@ from pipeline.traffic.log import Labelled
 from serving.cli.main import app
 from serving.cli.replay import Replay, ReplayReport
 from serving.client import RankingClient
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 from transfer.online.checkpoint import Checkpoints
 from transfer.online.stream import held_out
 

@@ -30,7 +30,7 @@ from pipeline.hashing import hash_bag_column, hash_column
 from serving.cli.main import app
 from serving.cli.replay import Replay, ReplayReport
 from serving.client import RankingClient
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 from transfer.data.log import LogRequest
 
 FEWEST, AFTER, MOST = 250, 50, 2500

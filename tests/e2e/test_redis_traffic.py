@@ -20,7 +20,7 @@ from redis_process import RedisProcess
 
 from pipeline.traffic.log import Labelled, TrafficLog
 from serving.cli.replay import Replay
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 pytestmark = pytest.mark.long
 

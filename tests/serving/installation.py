@@ -28,7 +28,7 @@ from serving.config import Config
 from serving.processes.lane import Lane
 from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
-from serving.state import open_control_store
+from serving.wiring.state import open_control_store
 
 WHO = Who("test", "a test", 1)
 STUDENT = ArmSpec(bundle="student")

@@ -21,11 +21,11 @@ from serving.admin import VERBS, Admin
 from serving.admin.door import request_of
 from serving.config import ArmConfig, Config, EndpointConfig
 from serving.kill import KillSwitch
-from serving.observe import Observer, read_status
 from serving.rollout.controller import RolloutController
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort
-from serving.traffic import open_traffic_log
+from serving.wiring.observe import Observer, read_status
+from serving.wiring.traffic import open_traffic_log
 from transfer.click_model.model import ClickModel
 
 ROLLOUT = """

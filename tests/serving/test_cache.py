@@ -30,11 +30,11 @@ from serving.config import RedisConfig
 from serving.embedding_report import summed
 from serving.http.api import build_app
 from serving.kill import KillSwitch
-from serving.observe import Observer
 from serving.redis_access import redis_address
 from serving.rollout.controller import RolloutController
 from serving.security.tokens import TokenAuthenticator, TokenStore
-from serving.traffic import open_traffic_log
+from serving.wiring.observe import Observer
+from serving.wiring.traffic import open_traffic_log
 
 
 @pytest.fixture

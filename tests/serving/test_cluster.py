@@ -23,13 +23,13 @@ from serving.cluster.lead import RedisLead
 from serving.cluster.relay import Relay
 from serving.cluster.secret import agree_on_secret
 from serving.lead import FileLead, LeadLost
-from serving.observe import read_status
 from serving.process import write_status
 from serving.rollout.redis_store import RedisControlStore
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, apply, begin
 from serving.rollout.store import ControlStore, StoredRollout, Who
 from serving.routing import ArmSpec, Endpoint
+from serving.wiring.observe import read_status
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 from redis_process import RedisProcess

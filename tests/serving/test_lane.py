@@ -25,7 +25,7 @@ from serving.client import RankingClient
 from serving.kill import KillSwitch
 from serving.latency import EDGES, Recent, quantile
 from serving.telemetry import METRICS_DIR, Telemetry, merged
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 
 def features_of(made: Installation, seed: int = 1, n: int = 10) -> Features:

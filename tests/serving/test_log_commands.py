@@ -18,7 +18,7 @@ from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.cli.main import app
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 START = 1_700_000_000_000
 

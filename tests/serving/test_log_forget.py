@@ -22,7 +22,7 @@ from protos.baton.admin.v1 import admin_pb2 as pb
 from protos.baton.admin.v1 import admin_pb2_grpc as rpc
 from serving.cli.main import app
 from serving.routing_key import RoutingHash
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 KEYS = ("ann", "bob", "")
 

@@ -18,7 +18,7 @@ from protos.baton.ranking.v1 import ranking_pb2 as pb
 from protos.baton.ranking.v1 import ranking_pb2_grpc
 from serving.client import RankingClient, rank_request
 from serving.rollout.assign import on_candidate
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 Served = tuple[Installation, RunningLane]
 N = 10

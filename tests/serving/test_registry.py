@@ -18,7 +18,7 @@ from serving.kill import KillSwitch
 from serving.registry import Registry
 from serving.routing import ArmSpec
 from serving.served import Snapshot
-from serving.wiring import open_registry
+from serving.wiring.registry import open_registry
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from installation import Installation, eventually, free_port
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.config import Config
-from serving.observe import read_status
 from serving.processes.replica import LaneReplica, write_config
 from serving.service_record import open_directory
+from serving.wiring.observe import read_status
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
 from serving.handoff import HandoffReceiver, HandoffSender
 from serving.processes.shadow import CatchUp, Outcome
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 
 def features_of(made: Installation, seed: int) -> Features:

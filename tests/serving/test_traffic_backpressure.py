@@ -17,7 +17,7 @@ from pipeline.features import Features
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from serving.client import RankingClient
 from serving.config import Config
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 FIT = ("--appendonly", "yes")
 

@@ -15,7 +15,7 @@ from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
 from serving.client import RankingClient
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 KEYS = [f"user-{i}" for i in range(60)]
 

@@ -13,8 +13,8 @@ from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.telemetry import Telemetry
-from serving.traffic import open_traffic_log
 from serving.upkeep import TrafficUpkeep
+from serving.wiring.traffic import open_traffic_log
 
 
 def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: Path) -> None:

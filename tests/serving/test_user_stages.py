@@ -23,7 +23,7 @@ from pipeline.traffic.record import unpack
 from serving.client import RankingClient
 from serving.config import Config, EngineConfig, StageConfig
 from serving.stages import lane_plan
-from serving.traffic import open_traffic_log
+from serving.wiring.traffic import open_traffic_log
 
 DOCS = Path(__file__).parents[2] / "docs" / "pipeline.md"
 EXAMPLES = Path(__file__).parents[2] / "examples"

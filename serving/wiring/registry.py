@@ -9,11 +9,11 @@ from pipeline.clock import Clock
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model.model import Model
-from serving.bundles import open_repository
 from serving.config import Config
 from serving.registry import NICE, Registry
 from serving.room import Room
-from serving.state import open_control_store, open_kill_switch
+from serving.wiring.bundles import open_repository
+from serving.wiring.state import open_control_store, open_kill_switch
 
 __all__ = ["open_registry"]
 

@@ -6,7 +6,7 @@ from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.config import Config
-from serving.state import installation_secret
+from serving.wiring.state import installation_secret
 
 __all__ = ["open_traffic_log"]
 
