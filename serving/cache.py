@@ -21,7 +21,7 @@ from pipeline.embedding.redis.tier import RedisSource
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
 from serving.config import RedisConfig
-from serving.redis_access import redis_address
+from serving.state.redis.access import redis_address
 from serving.wiring.observe import served_versions
 
 __all__ = ["CacheUpkeep", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def redis_source(
     config: RedisConfig, repository: Repository, clock: Clock, rng: random.Random, *, workers: int
 ) -> RedisSource:
-    """The tier of one process. `workers`: threads that look up. Raises: InvalidInput, see `serving.redis_access`."""
+    """The tier of one process. `workers`: threads that look up. Raises: InvalidInput, see `serving.state.redis.access`."""
     return RedisSource(
         redis_address(config, "embedding.redis"),
         repository,
@@ -52,7 +52,7 @@ def redis_source(
 def redis_updater(
     config: RedisConfig, repository: Repository, stopped: Callable[[], bool] = lambda: False
 ) -> RedisUpdater:
-    """A writer of its own token. Raises: InvalidInput, see `serving.redis_access`."""
+    """A writer of its own token. Raises: InvalidInput, see `serving.state.redis.access`."""
     return RedisUpdater(
         redis_address(config, "embedding.redis"),
         repository,

@@ -1,7 +1,7 @@
 """What the control process does by itself: join labels, move rollouts, look after logs, bundles and the shared cache.
 
 Each in a thread of its own, so that one which hangs holds up no other. Where several control processes share one state
-the one that has the lead acts (`serving.lead`); the others keep reading, so that they can answer and take over.
+the one that has the lead acts (`serving.state.leader`); the others keep reading, so that they can answer and take over.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pipeline.errors import NotReady
 from serving.admin import Admin
 from serving.bundle_upkeep import BundleUpkeep
 from serving.config import Config
-from serving.lead import LeadLost
 from serving.process import step_back, write_status
 from serving.rollout.controller import RolloutController
+from serving.state.leader import LeadLost
 from serving.supervisor import children_of
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms

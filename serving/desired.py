@@ -13,9 +13,9 @@ from typing import Protocol
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, NotFound
-from serving.kill import KillSwitch
 from serving.routing import Arm, ArmSpec, Endpoint
 from serving.served import ARM_NAMES, Key
+from serving.state.kill import KillSwitch
 
 __all__ = ["DIRECT", "Desired", "EndpointSource", "Lookout"]
 

@@ -21,11 +21,11 @@ from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.desired import DIRECT, Desired, EndpointSource, Lookout
-from serving.kill import KillSwitch
 from serving.process import step_back
 from serving.room import Room
 from serving.routing import Arm
 from serving.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
+from serving.state.kill import KillSwitch
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 

@@ -55,7 +55,7 @@ class Endpoint(BaseModel):
 def choose_arm(endpoint: Endpoint, key: str) -> Arm:
     """The arm that answers `key`; a missing (empty) key goes to stable, and the caller counts it.
 
-    An endpoint whose kill flag is set (`serving.kill`) never reaches this question: the caller answers with stable.
+    An endpoint whose kill flag is set (`serving.state.kill`) never reaches this question: the caller answers with stable.
     """
     if not key or endpoint.killed or endpoint.candidate is None:
         return "stable"

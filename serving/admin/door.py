@@ -30,10 +30,10 @@ from serving.admin.rollouts import Rollouts
 from serving.admin.verbs import VERBS, Verb
 from serving.admin.worker import Worker
 from serving.config import Config
-from serving.kill import KillSwitch
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
 from serving.security.principal import Principal
+from serving.state.kill import KillSwitch
 from serving.wiring.state import open_keys
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Idempotency keys: a mutating call that is sent twice with one key happens once, and both get the first answer.
 
-A key is written down before the verb runs and its answer after it (`serving.idempotency`), so that a caller who lost the answer
+A key is written down before the verb runs and its answer after it (`serving.state.idempotency`), so that a caller who lost the answer
 to a crash may ask again. Where the crash fell between the two nobody knows what happened, and the second call is told so
 instead of doing it again. Refused calls changed nothing: their keys are free again.
 """
@@ -17,7 +17,7 @@ from pipeline.clock import Clock
 from pipeline.errors import Conflict, InvalidInput
 from serving.admin.answers import Answer
 from serving.admin.requests import Request
-from serving.idempotency import Keys, Taken
+from serving.state.idempotency import Keys, Taken
 
 __all__ = ["Once"]
 

@@ -90,7 +90,7 @@ def kill(
 
     Example: baton endpoint kill ranker --reason 'clicks collapsed' --home .baton
     """
-    from serving.kill import KillSwitch
+    from serving.state.kill import KillSwitch
 
     with problems():
         if home is not None:

@@ -33,7 +33,7 @@ def list_replicas(
 
     Example: baton service list --config baton.yaml
     """
-    from serving.service_record import open_directory, target_of
+    from serving.state.directory import open_directory, target_of
 
     with problems():
         records = open_directory(Config.load(config), SystemClock()).replicas()

@@ -1,5 +1,5 @@
 """What several machines agree on through one Redis: who leads, what is killed, how everybody is, the secret.
 
 Imported only where `state.url` names one, by `serving.wiring.state`; the store of endpoints, rollouts and audit is
-`serving.rollout.redis_store`.
+`serving.state.redis.control_store`.
 """

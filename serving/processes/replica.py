@@ -25,7 +25,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.config import Config
 from serving.processes.scaling import Load, LoadMeter
-from serving.service_record import ServiceRecord, open_directory
+from serving.state.directory import ServiceRecord, open_directory
 from serving.supervisor import Child, Supervisor
 
 __all__ = ["ControlReplica", "LaneReplica", "write_config"]

@@ -46,7 +46,7 @@ CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAI
 class SqliteControlStore(ControlStore):
     """The file `control.db`.
 
-    Who has the lead on one machine holds a lock on a file (`serving.lead`), so there is no token to check here.
+    Who has the lead on one machine holds a lock on a file (`serving.state.leader`), so there is no token to check here.
 
     Args:
         path: of the database; made with its folder if it is not there.

@@ -144,7 +144,7 @@ class ControlStore(ABC):
         """Within, what this thread writes raises LeadLost and writes nothing once another process has taken the lead.
 
         Args:
-            token: of our `serving.lead.Lead`.
+            token: of our `serving.state.leader.Lead`.
         """
         self._fence.token = token
         try:

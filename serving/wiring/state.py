@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from pipeline.clock import Clock
 from pipeline.traffic.prediction import load_secret
 from serving.config import Config
-from serving.idempotency import Keys, SqliteKeys
-from serving.kill import KillSwitch
-from serving.lead import FileLead, Lead
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import ControlStore
 from serving.routing import Endpoint
+from serving.state.idempotency import Keys, SqliteKeys
+from serving.state.kill import KillSwitch
+from serving.state.leader import FileLead, Lead
 
 if TYPE_CHECKING:
     from pipeline.redis.address import RedisAddress
@@ -46,7 +46,7 @@ def open_control_store(config: Config) -> ControlStore:
     if not config.state.url:
         return SqliteControlStore(config.control_db)
     # What talks to Redis is loaded only where there is one.
-    from serving.rollout.redis_store import RedisControlStore
+    from serving.state.redis.control_store import RedisControlStore
 
     return RedisControlStore(_address(config))
 
@@ -66,7 +66,7 @@ def open_kill_switch(config: Config) -> KillSwitch:
     """The kill switch of the installation."""
     if not config.state.url:
         return KillSwitch(config.home)
-    from serving.cluster.kill import SharedKillSwitch
+    from serving.state.redis.kill import SharedKillSwitch
 
     return SharedKillSwitch(config.home, _address(config))
 
@@ -75,7 +75,7 @@ def open_keys(config: Config) -> Keys:
     """Idempotency keys of the last 24 hours; in a file the newest 1,000 at most."""
     if not config.state.url:
         return SqliteKeys(config.control_db, kept=KEYS_KEPT, kept_ms=KEYS_KEPT_MS)
-    from serving.cluster.idempotency import RedisKeys
+    from serving.state.redis.idempotency import RedisKeys
 
     return RedisKeys(_address(config), kept_ms=KEYS_KEPT_MS)
 
@@ -85,7 +85,7 @@ def open_lead(config: Config, clock: Clock) -> Lead:
     owner = f"{node_name(config)} pid {os.getpid()}"
     if not config.state.url:
         return FileLead(config.home / "run" / "lead", owner)
-    from serving.cluster.lead import RedisLead
+    from serving.state.redis.leader import RedisLead
 
     return RedisLead(_address(config), owner, clock, config.state.lease)
 
@@ -104,7 +104,7 @@ def installation_secret(config: Config) -> bytes:
     """
     if not config.state.url:
         return load_secret(config.secret)
-    from serving.cluster.secret import agree_on_secret
+    from serving.state.redis.secret import agree_on_secret
 
     return agree_on_secret(_address(config), config.secret)
 
@@ -115,7 +115,7 @@ def relaying(config: Config, clock: Clock, name: str, *, hear: bool = False) -> 
     if not config.state.url:
         yield
         return
-    from serving.cluster.relay import Relay
+    from serving.state.redis.relay import Relay
 
     relay = Relay(_address(config), config.status, node_name(config), clock, name=name, hear=hear)
     relay.start()
@@ -126,6 +126,6 @@ def relaying(config: Config, clock: Clock, name: str, *, hear: bool = False) -> 
 
 
 def _address(config: Config) -> RedisAddress:
-    from serving.redis_access import redis_address  # imports redis, which is not needed without one
+    from serving.state.redis.access import redis_address  # imports redis, which is not needed without one
 
     return redis_address(config.state, "state")

@@ -17,8 +17,8 @@ from test_admin_doors import ANN
 
 from pipeline.clock import SystemClock
 from serving.http.console.wording import weight
-from serving.kill import KillSwitch
 from serving.security.principal import Role
+from serving.state.kill import KillSwitch
 
 pytestmark = pytest.mark.long
 

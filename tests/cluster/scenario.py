@@ -23,7 +23,7 @@ from ray import serve
 from pipeline.clock import SystemClock
 from serving.config import Config
 from serving.ray_app import APP, serve_on
-from serving.service_record import ServiceRecord, open_directory
+from serving.state.directory import ServiceRecord, open_directory
 from serving.wiring.observe import read_status
 
 PORT = 9001

@@ -17,12 +17,12 @@ from installation import Installation, eventually
 
 from serving.admin import Admin
 from serving.http.api import build_app
-from serving.kill import KillSwitch
 from serving.rollout.controller import RolloutController
 from serving.security.principal import Role
 from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
+from serving.state.kill import KillSwitch
 from serving.wiring.observe import Observer
 from serving.wiring.traffic import open_traffic_log
 

@@ -20,10 +20,10 @@ from pipeline.schema import FieldSpec, Schema
 from serving.admin import VERBS, Admin
 from serving.admin.door import request_of
 from serving.config import ArmConfig, Config, EndpointConfig
-from serving.kill import KillSwitch
 from serving.rollout.controller import RolloutController
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort
+from serving.state.kill import KillSwitch
 from serving.wiring.observe import Observer, read_status
 from serving.wiring.traffic import open_traffic_log
 from transfer.click_model.model import ClickModel

@@ -21,7 +21,7 @@ from serving.admin.answers import CacheWarming
 from serving.admin.door import request_of
 from serving.admin.once import Once
 from serving.admin.requests import EndpointName
-from serving.idempotency import SqliteKeys
+from serving.state.idempotency import SqliteKeys
 
 DONE = CacheWarming(name="x", running=False, total=1, written=1, seconds=0.5, error="", loaded=[{"rows": 1}])
 

@@ -29,10 +29,10 @@ from serving.client import RankingClient
 from serving.config import RedisConfig
 from serving.embedding_report import summed
 from serving.http.api import build_app
-from serving.kill import KillSwitch
-from serving.redis_access import redis_address
 from serving.rollout.controller import RolloutController
 from serving.security.tokens import TokenAuthenticator, TokenStore
+from serving.state.kill import KillSwitch
+from serving.state.redis.access import redis_address
 from serving.wiring.observe import Observer
 from serving.wiring.traffic import open_traffic_log
 

@@ -17,18 +17,18 @@ from rollout_world import HandClock
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound, NotReady, StaleVersion
-from serving.cluster.idempotency import RedisKeys
-from serving.cluster.kill import SharedKillSwitch
-from serving.cluster.lead import RedisLead
-from serving.cluster.relay import Relay
-from serving.cluster.secret import agree_on_secret
-from serving.lead import FileLead, LeadLost
 from serving.process import write_status
-from serving.rollout.redis_store import RedisControlStore
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, apply, begin
 from serving.rollout.store import ControlStore, StoredRollout, Who
 from serving.routing import ArmSpec, Endpoint
+from serving.state.leader import FileLead, LeadLost
+from serving.state.redis.control_store import RedisControlStore
+from serving.state.redis.idempotency import RedisKeys
+from serving.state.redis.kill import SharedKillSwitch
+from serving.state.redis.leader import RedisLead
+from serving.state.redis.relay import Relay
+from serving.state.redis.secret import agree_on_secret
 from serving.wiring.observe import read_status
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
@@ -125,7 +125,7 @@ def test_of_two_writers_at_once_both_succeed_or_are_told(server: RedisProcess) -
 import sys
 from pathlib import Path
 from pipeline.redis.address import RedisAddress
-from serving.rollout.redis_store import RedisControlStore
+from serving.state.redis.control_store import RedisControlStore
 from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint
 store = RedisControlStore(RedisAddress(sys.argv[1]))
@@ -147,7 +147,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 from pipeline.redis.address import RedisAddress
-from serving.rollout.redis_store import RedisControlStore
+from serving.state.redis.control_store import RedisControlStore
 from serving.rollout.state import Advance, StepBack, apply
 from serving.rollout.store import Who
 from serving.routing import ArmSpec

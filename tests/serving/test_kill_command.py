@@ -12,9 +12,9 @@ from pipeline.errors import InvalidInput
 from serving.cli.api import AdminClient
 from serving.cli.main import app
 from serving.config import ListenConfig
-from serving.kill import KillSwitch
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.routing import ArmSpec, Endpoint
+from serving.state.kill import KillSwitch
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.config import Config
 from serving.processes.replica import LaneReplica, write_config
-from serving.service_record import open_directory
+from serving.state.directory import open_directory
 from serving.wiring.observe import read_status
 
 

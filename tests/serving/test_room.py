@@ -11,10 +11,10 @@ from pipeline.clock import SystemClock
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.client import RankingClient
-from serving.kill import KillSwitch
 from serving.registry import Registry
 from serving.room import Room, available_bytes
 from serving.routing import ArmSpec
+from serving.state.kill import KillSwitch
 
 
 def test_a_version_needs_its_own_tables_and_network_and_no_mapped_base_again(installation: Installation) -> None:

@@ -12,7 +12,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import NotReady
 from serving.cli.main import app
 from serving.config import Config
-from serving.service_record import ALIVE, ServiceRecord, open_directory, target_of
+from serving.state.directory import ALIVE, ServiceRecord, open_directory, target_of
 
 ONE, OTHER = ServiceRecord("a", "10.0.0.1:8001", "n1"), ServiceRecord("b", "10.0.0.2:8001", "n2")
 

@@ -19,7 +19,7 @@ from pipeline.clock import Clock
 from pipeline.errors import NotReady
 from serving.config import Config
 from serving.process import write_status
-from serving.redis_access import redis_address
+from serving.state.redis.access import redis_address
 
 __all__ = ["ServiceDirectory", "ServiceRecord", "open_directory", "target_of"]
 

@@ -11,13 +11,13 @@ import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
-from serving.idempotency import Taken
+from serving.state.idempotency import Taken
 
 __all__ = ["RedisKeys"]
 
 
 class RedisKeys:
-    """See `serving.idempotency.Keys`; all methods raise NotReady where Redis cannot be reached.
+    """See `serving.state.idempotency.Keys`; all methods raise NotReady where Redis cannot be reached.
 
     Args:
         kept_ms: how long a key is kept.

@@ -1,7 +1,7 @@
 """Which control process acts: of all that share one state, the one that has the lead. The others stand by and answer.
 
 On one machine the lead is a lock on a file, which the kernel takes back when its holder dies. Among several it is a
-lease with a token: `serving.cluster.lead`.
+lease with a token: `serving.state.redis.leader`.
 """
 
 from __future__ import annotations

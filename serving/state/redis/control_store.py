@@ -2,7 +2,7 @@
 
     control:format       of what is stored, 1
     control:version      counts the changes; every one watches it, so of two at once one is run again
-    control:fence        the highest token of a lead (`serving.lead`)
+    control:fence        the highest token of a lead (`serving.state.leader`)
     control:endpoints    name -> endpoint; control:active: endpoint -> its active rollout
     control:rollouts     id -> rollout without status; control:order: ids as they were started; control:status: id -> status
     control:audit        a stream whose ids are the entries' numbers, which Redis lets only grow
@@ -26,12 +26,12 @@ from redis.client import Pipeline
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_durable
-from serving.cluster.lead import FENCE
-from serving.lead import LeadLost
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
 from serving.routing import Endpoint
+from serving.state.leader import LeadLost
+from serving.state.redis.leader import FENCE
 
 __all__ = ["RedisControlStore"]
 

@@ -14,7 +14,7 @@ import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
-from serving.kill import KillSwitch
+from serving.state.kill import KillSwitch
 
 __all__ = ["SharedKillSwitch"]
 
