@@ -31,7 +31,7 @@ from serving.wiring.state import open_control_store, open_kill_switch, open_lead
 from serving.wiring.traffic import open_traffic_log
 
 if TYPE_CHECKING:
-    from serving.cache import CacheUpkeep
+    from serving.tiers.cache import CacheUpkeep
 
 __all__ = ["ControlLoops"]
 
@@ -199,7 +199,7 @@ class ControlLoops:
         """Who keeps Redis up to date; imported only where there is one."""
         if self._config.embedding.redis is None:
             return None
-        from serving.cache import CacheUpkeep
+        from serving.tiers.cache import CacheUpkeep
 
         return CacheUpkeep(self._config.embedding.redis, repository, self._clock, self._stop.is_set)
 

@@ -11,13 +11,13 @@ from pipeline.errors import Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import Processes
-from serving.embedding_report import summed
 from serving.rollout.store import ControlStore, Who
 from serving.security.principal import Principal
+from serving.tiers.report import summed
 
 if TYPE_CHECKING:
-    from serving.cache import CacheUpkeep
-    from serving.cache_warm import Warming
+    from serving.tiers.cache import CacheUpkeep
+    from serving.tiers.warm import Warming
 
 __all__ = ["Cache"]
 
@@ -61,12 +61,12 @@ class Cache:
 
         Raises:
             Conflict: there is no Redis, or another run goes on.
-            NotFound, InvalidInput: see `serving.cache.versions_of`.
+            NotFound, InvalidInput: see `serving.tiers.cache.versions_of`.
         """
         if self._upkeep is None:
             raise Conflict("the configuration names no embedding.redis; there is nothing to load rows into")
-        from serving.cache import versions_of
-        from serving.cache_warm import Warming
+        from serving.tiers.cache import versions_of
+        from serving.tiers.warm import Warming
 
         versions = versions_of(self._repository, self._store.endpoints(), request.name, request.version)
         with self._lock:

@@ -37,7 +37,7 @@ from serving.state.kill import KillSwitch
 from serving.wiring.state import open_keys
 
 if TYPE_CHECKING:
-    from serving.cache import CacheUpkeep
+    from serving.tiers.cache import CacheUpkeep
 
 __all__ = ["Admin", "request_of"]
 

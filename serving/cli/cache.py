@@ -57,9 +57,9 @@ def _there(client: AdminClient, name: str, version: str, reason: str) -> dict[st
 
 def _here(config: Path, name: str, version: str) -> dict[str, Any]:
     from pipeline.clock import SystemClock
-    from serving.cache import redis_updater, versions_of
-    from serving.cache_warm import Warming
     from serving.config import Config
+    from serving.tiers.cache import redis_updater, versions_of
+    from serving.tiers.warm import Warming
     from serving.wiring.state import stored_endpoints
 
     settings = Config.load(config)

@@ -33,7 +33,6 @@ from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config, ListenConfig
 from serving.desired import DIRECT
 from serving.dispatch import Dispatcher
-from serving.embedding import embedding_status, open_hierarchy, publish_lookups, publish_tiers
 from serving.handoff import HandoffSender
 from serving.latency import quantile
 from serving.process import die_with_parent, write_status
@@ -48,6 +47,7 @@ from serving.services.rpc import Shell, hard_limit
 from serving.stages import lane_plan
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.triton import TritonNames
+from serving.tiers.hierarchy import embedding_status, open_hierarchy, publish_lookups, publish_tiers
 from serving.tracing import open_tracing
 from serving.wiring.registry import open_registry
 from serving.wiring.state import installation_secret

@@ -23,16 +23,16 @@ from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from serving.admin import Admin
-from serving.cache import CacheUpkeep
 from serving.cli.main import app
 from serving.client import RankingClient
 from serving.config import RedisConfig
-from serving.embedding_report import summed
 from serving.http.api import build_app
 from serving.rollout.controller import RolloutController
 from serving.security.tokens import TokenAuthenticator, TokenStore
 from serving.state.kill import KillSwitch
 from serving.state.redis.access import redis_address
+from serving.tiers.cache import CacheUpkeep
+from serving.tiers.report import summed
 from serving.wiring.observe import Observer
 from serving.wiring.traffic import open_traffic_log
 

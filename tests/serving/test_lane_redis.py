@@ -17,8 +17,8 @@ from redis_process import RedisProcess
 from pipeline.clock import SystemClock
 from pipeline.features import Features
 from pipeline.model.model import Model
-from serving.cache import CacheUpkeep
 from serving.client import RankingClient
+from serving.tiers.cache import CacheUpkeep
 
 
 class Ranker:

@@ -47,7 +47,7 @@ def open_hierarchy(config: Config, clock: Clock) -> Hierarchy:
             )
         elif embedding.redis is not None:
             # What talks to Redis is loaded only where there is one.
-            from serving.cache import redis_source
+            from serving.tiers.cache import redis_source
 
             repository = open_repository(config)
             workers = config.engine.workers
