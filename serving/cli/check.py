@@ -20,9 +20,9 @@ from pipeline.errors import BatonError
 from pipeline.stages.record import Record
 from serving.cli.output import Output, emit
 from serving.config import Config, RedisConfig
+from serving.lane.stages import lane_plan
 from serving.security.certificates import Certificates
 from serving.security.exposure import exposure, weak_files
-from serving.stages import lane_plan
 from serving.wiring.bundles import open_repository
 from serving.wiring.traffic import open_traffic_log
 

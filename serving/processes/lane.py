@@ -31,20 +31,20 @@ from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
 from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config, ListenConfig
-from serving.desired import DIRECT
-from serving.dispatch import Dispatcher
-from serving.handoff import HandoffSender
+from serving.lane.desired import DIRECT
+from serving.lane.dispatch import Dispatcher
+from serving.lane.served import Snapshot
+from serving.lane.shadow_queue import HandoffSender
+from serving.lane.stages import lane_plan
 from serving.latency import quantile
 from serving.process import die_with_parent, write_status
 from serving.security.certificates import bind, open_certificates
 from serving.security.doorkeeper import Doorkeeper
-from serving.served import Snapshot
 from serving.services.access import Access
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
-from serving.stages import lane_plan
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.triton import TritonNames
 from serving.tiers.hierarchy import embedding_status, open_hierarchy, publish_lookups, publish_tiers

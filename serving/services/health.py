@@ -10,7 +10,7 @@ from typing import Any
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos.inference import SERVICE as INFERENCE
-from serving.served import Snapshot
+from serving.lane.served import Snapshot
 from serving.services.ranking import SERVICE as RANKING
 
 __all__ = ["Health"]

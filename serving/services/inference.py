@@ -1,6 +1,6 @@
 """`inference.GRPCInferenceService`: what a Triton or KServe client calls, over endpoints and models.
 
-A thin shell: formats are `serving.wire.inference`'s business, answers `serving.dispatch`'s.
+A thin shell: formats are `serving.wire.inference`'s business, answers `serving.lane.dispatch`'s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from pipeline.errors import InvalidInput, NotFound, NotReady
 from pipeline.features import Features
 from protos.inference import SERVICE, methods
-from serving.dispatch import Dispatcher, ModelTally
+from serving.lane.dispatch import Dispatcher, ModelTally
 from serving.services.access import Access
 from serving.services.rpc import Call, Method, Shell, parse, serve
 from serving.wire.inference import parameters_of, read_request

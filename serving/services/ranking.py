@@ -1,6 +1,6 @@
 """`baton.ranking.v1.RankingService`: rank candidates, take labels back.
 
-A thin shell: formats are `serving.wire`'s business, answers `serving.dispatch`'s, labels the traffic log's. Feedback is
+A thin shell: formats are `serving.wire`'s business, answers `serving.lane.dispatch`'s, labels the traffic log's. Feedback is
 answered once it is committed, never before.
 """
 
@@ -15,7 +15,7 @@ from pipeline.features import Features
 from pipeline.traffic.log import FeedbackEntry
 from pipeline.traffic.writer import TrafficWriter
 from protos.baton.ranking.v1 import ranking_pb2 as pb
-from serving.dispatch import Dispatcher
+from serving.lane.dispatch import Dispatcher
 from serving.services.access import Access
 from serving.services.rpc import Call, Shell, committed, parse, serve
 from serving.telemetry import Telemetry

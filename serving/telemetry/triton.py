@@ -18,7 +18,7 @@ PREFIX = "nv_inference_"
 
 
 class Tally(Protocol):
-    """Totals of one version; durations in seconds (`serving.dispatch.ModelTally`)."""
+    """Totals of one version; durations in seconds (`serving.lane.dispatch.ModelTally`)."""
 
     answered: int
     failed: int

@@ -11,7 +11,7 @@ from pipeline.embedding.device.tier import DeviceSource
 from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.tier import TierSource
 from serving.config import Config
-from serving.served import Snapshot
+from serving.lane.served import Snapshot
 from serving.telemetry import Telemetry
 from serving.wiring.bundles import open_repository
 

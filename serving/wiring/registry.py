@@ -10,8 +10,8 @@ from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.config import Config
-from serving.registry import NICE, Registry
-from serving.room import Room
+from serving.lane.memory_budget import Room
+from serving.lane.registry import NICE, Registry
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_control_store, open_kill_switch
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.paired import PairedWindow
+from serving.lane.score_ratio import PairedWindow
 
 STEPS = st.lists(
     st.tuples(st.floats(0, 4), st.sampled_from(["ranker", "shop"]), st.integers(1, 50), st.floats(0, 1)), max_size=60

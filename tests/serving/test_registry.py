@@ -14,9 +14,9 @@ from pipeline.bundle.bundle import GateReport
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotFound, NotReady
 from pipeline.schema import FieldSpec, Schema
-from serving.registry import Registry
+from serving.lane.registry import Registry
+from serving.lane.served import Snapshot
 from serving.routing import ArmSpec
-from serving.served import Snapshot
 from serving.state.kill import KillSwitch
 from serving.wiring.registry import open_registry
 

@@ -11,8 +11,8 @@ from pipeline.clock import SystemClock
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.client import RankingClient
-from serving.registry import Registry
-from serving.room import Room, available_bytes
+from serving.lane.memory_budget import Room, available_bytes
+from serving.lane.registry import Registry
 from serving.routing import ArmSpec
 from serving.state.kill import KillSwitch
 

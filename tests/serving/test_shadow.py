@@ -11,7 +11,7 @@ from installation import Installation, eventually, running, shadow_process, stat
 from pipeline.features import Features
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
-from serving.handoff import HandoffReceiver, HandoffSender
+from serving.lane.shadow_queue import HandoffReceiver, HandoffSender
 from serving.processes.shadow import CatchUp, Outcome
 from serving.wiring.traffic import open_traffic_log
 

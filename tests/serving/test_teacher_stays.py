@@ -7,7 +7,7 @@ from pathlib import Path
 from operated import operated, rollout_file
 
 from serving.bundle_upkeep import BundleUpkeep
-from serving.desired import Lookout
+from serving.lane.desired import Lookout
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Complete, Promote, Undo
 from serving.routing import choose_arm

@@ -22,7 +22,7 @@ from pipeline.stages.record import Record
 from pipeline.traffic.record import unpack
 from serving.client import RankingClient
 from serving.config import Config, EngineConfig, StageConfig
-from serving.stages import lane_plan
+from serving.lane.stages import lane_plan
 from serving.wiring.traffic import open_traffic_log
 
 DOCS = Path(__file__).parents[2] / "docs" / "pipeline.md"

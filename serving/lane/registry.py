@@ -20,11 +20,11 @@ from pipeline.clock import Clock
 from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.features import Features
 from pipeline.model.model import Model
-from serving.desired import DIRECT, Desired, EndpointSource, Lookout
+from serving.lane.desired import DIRECT, Desired, EndpointSource, Lookout
+from serving.lane.memory_budget import Room
+from serving.lane.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.process import step_back
-from serving.room import Room
 from serving.routing import Arm
-from serving.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.state.kill import KillSwitch
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec

@@ -1,7 +1,7 @@
 """From a name and a key to an answer: who answers, by when, and what is counted about it.
 
 Both services come through here, so an endpoint behaves the same whichever protocol asks. It knows no message formats.
-Next stop: `serving.registry` (who could answer), `pipeline.engine.engine` (the work).
+Next stop: `serving.lane.registry` (who could answer), `pipeline.engine.engine` (the work).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sampling import EVERYTHING, TrafficSample
-from serving.desired import DIRECT
 from serving.errors import code_of
+from serving.lane.desired import DIRECT
+from serving.lane.registry import Registry
+from serving.lane.served import Served, ServedEndpoint
 from serving.latency import Recent
-from serving.registry import Registry
 from serving.routing import choose_arm
 from serving.routing_key import RoutingHash
-from serving.served import Served, ServedEndpoint
 from serving.telemetry import Telemetry
 from serving.tracing import trace_id_of
 

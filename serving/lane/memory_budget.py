@@ -12,7 +12,7 @@ import psutil
 
 from pipeline.bundle.footprint import memory_needed
 from pipeline.bundle.versions import Repository
-from serving.served import Key
+from serving.lane.served import Key
 
 __all__ = ["Room", "available_bytes"]
 

@@ -1,4 +1,4 @@
-"""What may answer at one moment, and what is told about it. Immutable; `serving.registry` makes it anew on every change."""
+"""What may answer at one moment, and what is told about it. Immutable; `serving.lane.registry` makes it anew on every change."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a process should have and do, read from the control store, the kill files, the repository and the wishes for models.
 
-It decides which version "the newest" is, and knows nothing of what is loaded. Next stop: `serving.registry`.
+It decides which version "the newest" is, and knows nothing of what is loaded. Next stop: `serving.lane.registry`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Protocol
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, NotFound
+from serving.lane.served import ARM_NAMES, Key
 from serving.routing import Arm, ArmSpec, Endpoint
-from serving.served import ARM_NAMES, Key
 from serving.state.kill import KillSwitch
 
 __all__ = ["DIRECT", "Desired", "EndpointSource", "Lookout"]
