@@ -1,6 +1,6 @@
 """The control process: joins labels, moves rollouts, answers operators. Clients' requests never pass through it.
 
-`serving.control_loops` is what it does by itself; here are its ports, console, REST and gRPC, and its beginning and end.
+`serving.control.loops` is what it does by itself; here are its ports, console, REST and gRPC, and its beginning and end.
 Dead for a while it delays labels and promotions and loses nothing: everything it knows is in the stores.
 """
 
@@ -14,7 +14,7 @@ import uvloop
 
 from pipeline.clock import Clock, SystemClock
 from serving.config import Config
-from serving.control_loops import ControlLoops
+from serving.control.loops import ControlLoops
 from serving.http.api import build_app
 from serving.http.port import http_server
 from serving.process import die_with_parent

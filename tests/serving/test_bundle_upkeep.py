@@ -14,7 +14,7 @@ from pipeline.features import Rows
 from pipeline.hashing import hash_value
 from pipeline.model.model import Model
 from pipeline.schema import FieldSpec, Schema
-from serving.bundle_upkeep import BundleUpkeep
+from serving.control.bundle_upkeep import BundleUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import Who
 from serving.routing import ArmSpec, Endpoint

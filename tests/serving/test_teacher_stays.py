@@ -6,7 +6,7 @@ from pathlib import Path
 
 from operated import operated, rollout_file
 
-from serving.bundle_upkeep import BundleUpkeep
+from serving.control.bundle_upkeep import BundleUpkeep
 from serving.lane.desired import Lookout
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Complete, Promote, Undo

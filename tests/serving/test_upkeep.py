@@ -11,9 +11,9 @@ from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
+from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.telemetry import Telemetry
-from serving.upkeep import TrafficUpkeep
 from serving.wiring.traffic import open_traffic_log
 
 

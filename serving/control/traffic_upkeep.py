@@ -2,7 +2,7 @@
 
 What someone still needs stays: rows that the worker has not read, rows that a rollout's evidence began with. Then the
 log is larger or older than it should be, which is said in the log and as `baton_traffic_held_back`. Models are
-`serving.bundle_upkeep`'s.
+`serving.control.bundle_upkeep`'s.
 """
 
 from __future__ import annotations

@@ -16,15 +16,15 @@ from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import NotReady
 from serving.admin import Admin
-from serving.bundle_upkeep import BundleUpkeep
 from serving.config import Config
+from serving.control.bundle_upkeep import BundleUpkeep
+from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.process import step_back, write_status
 from serving.rollout.controller import RolloutController
 from serving.state.leader import LeadLost
 from serving.supervisor import children_of
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
-from serving.upkeep import TrafficUpkeep
 from serving.wiring.bundles import open_repository
 from serving.wiring.observe import Observer, read_status
 from serving.wiring.state import open_control_store, open_kill_switch, open_lead
