@@ -7,9 +7,9 @@ from dataclasses import asdict
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import read_token, write_token
+from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
-from serving.security.principal import Principal
 
 __all__ = ["Audit"]
 

@@ -11,8 +11,8 @@ from pipeline.errors import Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import Processes
+from serving.config.principal import Principal
 from serving.rollout.store import ControlStore, Who
-from serving.security.principal import Principal
 from serving.tiers.report import summed
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import InvalidInput
-from serving.security.principal import Authenticator, Principal
+from serving.config.principal import Authenticator, Principal
 from serving.security.tokens import LOCAL
 
 __all__ = ["ACTOR", "KEY", "caller"]

@@ -30,9 +30,9 @@ from serving.admin.rollouts import Rollouts
 from serving.admin.verbs import VERBS, Verb
 from serving.admin.worker import Worker
 from serving.config import Config
+from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
-from serving.security.principal import Principal
 from serving.state.kill import KillSwitch
 from serving.wiring.state import open_keys
 

@@ -9,9 +9,9 @@ from pipeline.traffic.record import unpack
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.config import Config
+from serving.config.principal import Principal
 from serving.rollout.store import ControlStore, Who
 from serving.routing_key import RoutingHash
-from serving.security.principal import Principal
 from serving.wiring.state import installation_secret
 
 __all__ = ["Log"]

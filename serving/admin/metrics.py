@@ -12,10 +12,10 @@ from pipeline.traffic.log import TrafficLog
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import Processes
+from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.figures import Snapshot
 from serving.rollout.store import ControlStore
-from serving.security.principal import Principal
 
 __all__ = ["Metrics", "metrics_of"]
 

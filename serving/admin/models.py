@@ -14,8 +14,8 @@ from serving.admin import requests as r
 from serving.admin.pages import cut
 from serving.admin.processes import Processes
 from serving.config import Config
+from serving.config.principal import Principal
 from serving.rollout.store import ControlStore, Who
-from serving.security.principal import Principal
 
 __all__ = ["Models"]
 

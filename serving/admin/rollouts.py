@@ -16,13 +16,13 @@ from serving.admin.endpoints import open_arm, same_inputs
 from serving.admin.metrics import metrics_of
 from serving.admin.pages import cut
 from serving.config import Config
+from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.figures import Snapshot
 from serving.rollout.segments import Segments
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
 from serving.rollout.store import ControlStore, StoredRollout
-from serving.security.principal import Principal
 from serving.state.kill import KillSwitch
 
 __all__ = ["Rollouts"]

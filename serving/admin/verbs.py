@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.security.principal import Role
+from serving.config.principal import Role
 
 __all__ = ["VERBS", "Verb"]
 

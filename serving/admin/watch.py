@@ -13,8 +13,8 @@ from serving.admin import answers as a
 from serving.admin.door import Admin
 from serving.admin.requests import RolloutName, RolloutWatch
 from serving.admin.verbs import ROLLOUTS_GET
+from serving.config.principal import Principal
 from serving.rollout.state import ACTIVE
-from serving.security.principal import Principal
 
 __all__ = ["Watchers"]
 

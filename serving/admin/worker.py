@@ -7,7 +7,7 @@ from pipeline.errors import BatonError
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import Processes
-from serving.security.principal import Principal
+from serving.config.principal import Principal
 
 __all__ = ["Worker"]
 

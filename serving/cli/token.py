@@ -17,7 +17,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
 from serving.cli.output import Output, emit, problems, say
 from serving.config import Config, parse_duration
-from serving.security.principal import Role
+from serving.config.principal import Role
 from serving.security.tokens import Token, TokenStore
 
 __all__ = ["app"]

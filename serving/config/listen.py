@@ -8,8 +8,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from serving.config.principal import Role
 from serving.config.section import Seconds, Section
-from serving.security.principal import Role
 
 __all__ = ["LimitsConfig", "ListenConfig", "TlsConfig"]
 

@@ -12,9 +12,9 @@ from fastapi import FastAPI, Header, Response
 from fastapi.responses import JSONResponse
 
 from serving.admin import Admin
+from serving.config.principal import Authenticator
 from serving.http.errors import add_error_handlers
 from serving.http.verbs import admin_routes
-from serving.security.principal import Authenticator
 from serving.telemetry import METRICS_DIR, Format, merged
 
 __all__ = ["build_app"]

@@ -16,7 +16,7 @@ from serving.admin import requests as r
 from serving.admin.answers import Answer
 from serving.admin.caller import ACTOR, KEY, caller
 from serving.admin.door import request_of
-from serving.security.principal import Authenticator, Principal
+from serving.config.principal import Authenticator, Principal
 
 __all__ = ["Ask", "asker", "changer"]
 

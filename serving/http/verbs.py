@@ -13,9 +13,9 @@ from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin import verbs as v
 from serving.admin.watch import Watchers
+from serving.config.principal import Authenticator
 from serving.http.ask import Ask, asker, changer
 from serving.http.errors import REFUSALS, problem_of
-from serving.security.principal import Authenticator
 
 __all__ = ["admin_routes"]
 

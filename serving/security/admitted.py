@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from pipeline.errors import Unauthenticated
-from serving.security.principal import Principal
+from serving.config.principal import Principal
 
 __all__ = ["Admitted", "admitted"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, Overloaded, PermissionDenied, Unauthenticated
 from serving.config import Config
+from serving.config.principal import Principal, Role
 from serving.security.limits import ClientLimit, client_of_address
-from serving.security.principal import Principal, Role
 from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 
 __all__ = ["Caller", "Doorkeeper", "Known"]

@@ -17,8 +17,8 @@ from itsdangerous import BadSignature, URLSafeSerializer
 
 from pipeline.clock import Clock
 from pipeline.errors import PermissionDenied
+from serving.config.principal import Principal
 from serving.security.doorkeeper import Caller, Doorkeeper
-from serving.security.principal import Principal
 from serving.security.tokens import LOCAL
 
 __all__ = ["CSRF_HEADER", "Session", "Sessions"]

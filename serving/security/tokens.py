@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.clock import Clock
 from pipeline.errors import Conflict, InvalidInput, NotFound, Unauthenticated
-from serving.security.principal import Principal, Role
+from serving.config.principal import Principal, Role
 
 __all__ = ["LOCAL", "Token", "TokenAuthenticator", "TokenStore"]
 
@@ -187,7 +187,7 @@ class TokenStore:
 
 
 class TokenAuthenticator:
-    """Tells by its token who calls. See `serving.security.principal.Authenticator`.
+    """Tells by its token who calls. See `serving.config.principal.Authenticator`.
 
     Args:
         store: of the installation.

@@ -18,10 +18,10 @@ from urllib.parse import quote, urlsplit
 
 from pipeline.errors import BatonError, Overloaded, PermissionDenied, Unauthenticated
 from serving.config import ListenConfig
+from serving.config.principal import Principal
 from serving.security.admitted import admitted
 from serving.security.doorkeeper import Caller, Doorkeeper
 from serving.security.headers import response_headers
-from serving.security.principal import Principal
 from serving.security.session import CSRF_HEADER, Sessions
 
 __all__ = ["LOGIN", "OPEN", "WebGuard"]

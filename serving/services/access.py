@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from serving.config import Config
+from serving.config.principal import Role
 from serving.security.doorkeeper import Doorkeeper
-from serving.security.principal import Role
 from serving.services.rpc import Call
 
 __all__ = ["Access"]

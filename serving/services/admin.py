@@ -25,7 +25,7 @@ from serving.admin.answers import Answer
 from serving.admin.caller import ACTOR, KEY, caller
 from serving.admin.door import request_of
 from serving.admin.watch import Watchers
-from serving.security.principal import Authenticator, Principal
+from serving.config.principal import Authenticator, Principal
 from serving.services.rpc import Call, Method, Shell, hard_limit, parse, serve
 
 __all__ = ["SERVICES", "AdminServer", "AdminServices", "verb_of"]

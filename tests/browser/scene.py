@@ -34,7 +34,7 @@ from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.client import RankingClient
-from serving.security.principal import Role
+from serving.config.principal import Role
 from serving.security.tokens import TokenStore
 from serving.wiring.traffic import open_traffic_log
 

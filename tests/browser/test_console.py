@@ -15,7 +15,7 @@ from desk import LIMIT_MS, Open, act, fits, phase, settled, shoot, sign_in
 from installation import eventually
 from scene import ROLLOUT, Scene
 
-from serving.security.principal import Role
+from serving.config.principal import Role
 
 OPERATOR, VIEWER = "ann", "vic"
 MINUS = "\N{MINUS SIGN}"

@@ -16,8 +16,8 @@ from scene import Scene
 from test_admin_doors import ANN
 
 from pipeline.clock import SystemClock
+from serving.config.principal import Role
 from serving.http.console.wording import weight
-from serving.security.principal import Role
 from serving.state.kill import KillSwitch
 
 pytestmark = pytest.mark.long

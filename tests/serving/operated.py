@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from installation import Installation, eventually
 
 from serving.admin import Admin
+from serving.config.principal import Role
 from serving.http.api import build_app
 from serving.rollout.controller import RolloutController
-from serving.security.principal import Role
 from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell

@@ -12,8 +12,8 @@ from doors import METHODS, ROUTES, Grpc, Refused, Rest
 from operated import Operated, admin_port, http_port, operated, rollout_file
 
 from serving.admin import VERBS
+from serving.config.principal import Role
 from serving.rollout.store import ControlStore
-from serving.security.principal import Role
 
 SHOP = {"name": "shop", "stable": {"bundle": "teacher"}}
 # In an order in which an operator may do nearly all of it; what is left is refused for another reason than who asks.

@@ -22,7 +22,7 @@ from protos import inference
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.client import rank_request
 from serving.config import Config
-from serving.security.principal import Role
+from serving.config.principal import Role
 from serving.security.tokens import TokenStore
 from serving.telemetry import METRICS_DIR, merged
 

@@ -18,8 +18,8 @@ from pipeline.errors import InvalidInput
 from pipeline.traffic.prediction import load_secret
 from serving.cli.main import app
 from serving.config import Config
+from serving.config.principal import Role
 from serving.security.exposure import close_home, exposure, weak_files
-from serving.security.principal import Role
 from serving.security.tokens import TokenStore
 
 

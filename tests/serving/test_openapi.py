@@ -18,7 +18,7 @@ from schemathesis.engine.events import EngineFinished, NonFatalError, ScenarioFi
 
 from serving.admin import requests as r
 from serving.admin.verbs import ROLLOUTS_START
-from serving.security.principal import Principal, Role
+from serving.config.principal import Principal, Role
 
 KNOWN = {"name": ("ranker", "student"), "bundle": ("teacher", "student"), "endpoint": ("ranker",)}
 UNCHECKED = {

@@ -12,7 +12,7 @@ from installation import Installation, Process, eventually, free_port, status
 from pipeline.clock import SystemClock
 from pipeline.traffic.prediction import load_secret
 from protos import inference
-from serving.security.principal import Role
+from serving.config.principal import Role
 from serving.security.session import CSRF_HEADER
 from serving.security.tokens import TokenStore
 

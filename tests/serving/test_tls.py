@@ -28,13 +28,13 @@ from typer.testing import CliRunner
 from protos import inference
 from serving.admin import VERBS
 from serving.cli.main import app
+from serving.config.principal import Role
 from serving.http.api import build_app
 from serving.http.port import http_server
 from serving.security.admitted import Admitted
 from serving.security.certificates import Certificates, open_certificates
 from serving.security.doorkeeper import Doorkeeper
 from serving.security.interceptor import AdmitInterceptor
-from serving.security.principal import Role
 from serving.security.session import Sessions
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.errors import InvalidInput, NotFound, Unauthenticated
 from serving.cli.main import app
-from serving.security.principal import Principal, Role
+from serving.config.principal import Principal, Role
 from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 
 NOW = 1_700_000_000_000
@@ -141,7 +141,7 @@ def test_a_name_stands_for_all_its_tokens_and_an_id_for_one(path: Path) -> None:
 
 def test_writers_at_once_lose_nothing_and_readers_never_see_half(path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from serving.security.tokens import *; from serving.security.principal import Role\n"
+        "import sys; from pathlib import Path; from serving.security.tokens import *; from serving.config.principal import Role\n"
         "store = TokenStore(Path(sys.argv[1]))\n"
         "for i in range(20): store.create(f'{sys.argv[2]}-{i}', Role.VIEWER, 1)"
     )

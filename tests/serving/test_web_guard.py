@@ -24,10 +24,10 @@ from websockets.sync.client import connect
 
 from pipeline.clock import SystemClock
 from serving.config import Config
+from serving.config.principal import Role
 from serving.http.port import HEADER_BYTES, http_server
 from serving.security.admitted import admitted
 from serving.security.doorkeeper import Caller, Doorkeeper
-from serving.security.principal import Role
 from serving.security.session import CSRF_HEADER, Sessions
 from serving.security.tokens import TokenStore
 from serving.security.web import MOST_BODY

@@ -19,7 +19,7 @@ from serving.admin.answers import (
     Worker,
 )
 from serving.admin.door import Admin
-from serving.security.principal import Principal, Role
+from serving.config.principal import Principal, Role
 
 __all__ = ["Source"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from pipeline.errors import BatonError, PermissionDenied, Unauthenticated
+from serving.config.principal import Principal, Role
 from serving.security.doorkeeper import Caller, Doorkeeper
-from serving.security.principal import Principal, Role
 from serving.security.session import Sessions
 
 __all__ = ["Visitor", "Visitors"]
