@@ -1,6 +1,6 @@
 """The one tree of exceptions that callers may see.
 
-Each class says *what went wrong*, never how it is told: the table from class to gRPC code is in `serving.errors`.
+Each class says *what went wrong*, never how it is told: the table from class to gRPC code is in `serving.wire.errors`.
 Every message names the field, file or argument at fault and what to change.
 """
 

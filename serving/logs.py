@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-02T03:04:05.678Z ERROR lane-0 serving.errors: what happened request_id=...`, a stack trace below it."""
+    """`2026-01-02T03:04:05.678Z ERROR lane-0 serving.wire.errors: what happened request_id=...`, a stack trace below it."""
 
     def __init__(self, process: str) -> None:
         super().__init__()

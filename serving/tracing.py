@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
 from serving.config import TelemetryConfig
-from serving.errors import code_of
+from serving.wire.errors import code_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

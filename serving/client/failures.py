@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pipeline import errors
 from pipeline.errors import BatonError, InvalidInput, Overloaded
-from serving.errors import CODES, DETAILS_KEY, DOMAIN
+from serving.wire.errors import CODES, DETAILS_KEY, DOMAIN
 
 __all__ = ["Failure", "Fate", "error_of", "failure_of"]
 

@@ -25,7 +25,7 @@ from pipeline.errors import BatonError
 from pipeline.traffic.log import ACCEPTED, DUPLICATE, INVALID, FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from protos.baton.ranking.v1 import ranking_pb2_grpc
-from serving.errors import failure_of
+from serving.wire.errors import failure_of
 from serving.wire.feedback import entries_of, response_of
 
 __all__ = ["FakeServer"]

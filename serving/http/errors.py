@@ -1,6 +1,6 @@
 """The one error body of HTTP, and the one table from what went wrong to the status that tells it.
 
-What is our own fault says nothing but a request id; the log has the rest under it. Its twin for gRPC: `serving.errors`.
+What is our own fault says nothing but a request id; the log has the rest under it. Its twin for gRPC: `serving.wire.errors`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sampling import EVERYTHING, TrafficSample
-from serving.errors import code_of
 from serving.lane.desired import DIRECT
 from serving.lane.registry import Registry
 from serving.lane.served import Served, ServedEndpoint
@@ -33,6 +32,7 @@ from serving.routing import choose_arm
 from serving.routing_key import RoutingHash
 from serving.telemetry import Telemetry
 from serving.tracing import trace_id_of
+from serving.wire.errors import code_of
 
 __all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Target"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 
 from pipeline.errors import BatonError
-from serving.errors import failure_of
 from serving.security.admitted import admitted
 from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.wire.errors import failure_of
 
 __all__ = ["AdmitInterceptor", "caller_of"]
 

@@ -1,4 +1,4 @@
-"""The shell around every method: bytes in, bytes out, and whatever is raised told as `serving.errors` says.
+"""The shell around every method: bytes in, bytes out, and whatever is raised told as `serving.wire.errors` says.
 
 Handlers get bytes and refuse large ones themselves, so that the answer names the limit; gRPC's own limit stands a good
 deal higher and is only there to protect the process. What a lane cannot take is refused before its message is read: a
@@ -22,10 +22,10 @@ from google.protobuf.message import DecodeError
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
-from serving.errors import Failure, failure_of
 from serving.security.doorkeeper import Caller, Known
 from serving.security.interceptor import caller_of
 from serving.tracing import CallSpan, Tracing, trace_id_of
+from serving.wire.errors import Failure, failure_of
 
 __all__ = ["NO_DEADLINE", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
 

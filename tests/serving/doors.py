@@ -19,8 +19,8 @@ from google.rpc import error_details_pb2, status_pb2
 from typer.testing import CliRunner
 
 from serving.cli.main import app
-from serving.errors import DETAILS_KEY
 from serving.services.admin import SERVICES, verb_of
+from serving.wire.errors import DETAILS_KEY
 
 __all__ = ["METHODS", "ROUTES", "CommandLine", "Door", "Grpc", "Refused", "Rest"]
 

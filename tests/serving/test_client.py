@@ -22,7 +22,7 @@ from pipeline.traffic.log import Exposure, FeedbackEntry, Outcome
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.client import AsyncRankingClient, Options, RankingClient, Retry, Tls
 from serving.client.testing import FakeServer
-from serving.errors import CODES
+from serving.wire.errors import CODES
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 QUICK = Retry(first_pause=0.001, longest_pause=0.002)

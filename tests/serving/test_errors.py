@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from pipeline import errors
-from serving.errors import CODES, failure_of
+from serving.wire.errors import CODES, failure_of
 
 
 def details(failure: object) -> status_pb2.Status:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pytest
 
 from pipeline.errors import NotReady
-from serving.errors import failure_of
 from serving.logs import ending, write_logs
+from serving.wire.errors import failure_of
 
 Written = Callable[[], list[str]]
 
@@ -48,7 +48,7 @@ def test_a_fault_of_ours_is_one_json_line_with_its_request_trace_and_stack(writi
     except ZeroDivisionError as error:
         failure_of(error, "req-7", "0af7651916cd43dd8448eb211c80319c")
     (entry,) = entries(written)
-    assert (entry["level"], entry["process"], entry["logger"]) == ("error", "lane-3", "serving.errors")
+    assert (entry["level"], entry["process"], entry["logger"]) == ("error", "lane-3", "serving.wire.errors")
     assert (entry["request_id"], entry["trace_id"]) == ("req-7", "0af7651916cd43dd8448eb211c80319c")
     assert entry["time"].endswith("Z")
     assert 'raise ZeroDivisionError("ü' in entry["exception"]
