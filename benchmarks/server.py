@@ -23,7 +23,9 @@ __all__ = ["Arms", "BatonServer", "cpu_seconds", "free_port"]
 
 Arms = str | tuple[str, str]
 """Bundle of an endpoint's stable arm, or of both its arms."""
-SERVE = "from serving.process import die_with_parent; die_with_parent(); from serving.cli.main import app; app()"
+SERVE = (
+    "from serving.runtime.process import die_with_parent; die_with_parent(); from serving.cli.main import app; app()"
+)
 """`baton` as it is, but that it ends with a bench that is killed."""
 START_LIMIT = 120.0
 STOP_LIMIT = 40.0

@@ -37,8 +37,8 @@ from serving.cli.output import console, say
 from serving.cli.progress import rows_progress
 from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
+from serving.runtime.supervisor import running
 from serving.state.directory import open_directory, target_of
-from serving.supervisor import running
 from serving.wiring.bundles import open_repository
 from serving.wiring.traffic import open_traffic_log
 from transfer.click_model.model import ClickModel

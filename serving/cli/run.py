@@ -18,8 +18,8 @@ from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from serving.cli.output import Output, problems, say
 from serving.config import Config
-from serving.logs import ending, write_logs
-from serving.process import PARENT
+from serving.runtime.logs import ending, write_logs
+from serving.runtime.process import PARENT
 from serving.security.exposure import close_home, exposure
 from serving.wiring.state import relaying
 
@@ -42,7 +42,7 @@ def serve(
 
     Example: baton serve --config baton.yaml
     """
-    from serving.supervisor import Supervisor, children_of
+    from serving.runtime.supervisor import Supervisor, children_of
 
     with problems():
         settings = Config.load(config)
@@ -73,7 +73,7 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
 
     Example: baton worker --config baton.yaml
     """
-    from serving.process import die_with_parent, step_back
+    from serving.runtime.process import die_with_parent, step_back
 
     with problems():
         settings = Config.load(config)

@@ -19,10 +19,10 @@ from serving.admin import Admin
 from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.control.traffic_upkeep import TrafficUpkeep
-from serving.process import step_back, write_status
 from serving.rollout.controller import RolloutController
+from serving.runtime.process import step_back, write_status
+from serving.runtime.supervisor import children_of
 from serving.state.leader import LeadLost
-from serving.supervisor import children_of
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
 from serving.wiring.bundles import open_repository

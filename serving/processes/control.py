@@ -17,7 +17,7 @@ from serving.config import Config
 from serving.control.loops import ControlLoops
 from serving.http.api import build_app
 from serving.http.port import http_server
-from serving.process import die_with_parent
+from serving.runtime.process import die_with_parent
 from serving.security.admitted import Admitted
 from serving.security.certificates import open_certificates
 from serving.security.doorkeeper import Doorkeeper

@@ -37,7 +37,7 @@ from serving.lane.served import Snapshot
 from serving.lane.shadow_queue import HandoffSender
 from serving.lane.stages import lane_plan
 from serving.latency import quantile
-from serving.process import die_with_parent, write_status
+from serving.runtime.process import die_with_parent, write_status
 from serving.security.certificates import bind, open_certificates
 from serving.security.doorkeeper import Doorkeeper
 from serving.services.access import Access

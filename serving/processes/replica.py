@@ -2,7 +2,7 @@
 
 Several may run on one machine and in one `home`: each claims a number there, from which follow its port, the numbers of
 its lanes and so the names of their files. One of them also keeps the machine's shadow lane. It knows no Ray; next stops:
-`serving.supervisor` for the processes, `serving.ray_app` for who calls this.
+`serving.runtime.supervisor` for the processes, `serving.ray_app` for who calls this.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.config import Config
 from serving.processes.scaling import Load, LoadMeter
+from serving.runtime.supervisor import Child, Supervisor
 from serving.state.directory import ServiceRecord, open_directory
-from serving.supervisor import Child, Supervisor
 
 __all__ = ["ControlReplica", "LaneReplica", "write_config"]
 

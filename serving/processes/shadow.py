@@ -27,7 +27,7 @@ from serving.lane.registry import Registry
 from serving.lane.score_ratio import PairedWindow
 from serving.lane.served import Served
 from serving.lane.shadow_queue import HandoffReceiver
-from serving.process import die_with_parent, step_back, write_status
+from serving.runtime.process import die_with_parent, step_back, write_status
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.tiers.hierarchy import open_hierarchy, publish_lookups
 from serving.tracing import Tracing, open_tracing, trace_id_of

@@ -18,7 +18,7 @@ import redis
 from pipeline.clock import Clock
 from pipeline.errors import NotReady
 from serving.config import Config
-from serving.process import write_status
+from serving.runtime.process import write_status
 from serving.state.redis.access import redis_address
 
 __all__ = ["ServiceDirectory", "ServiceRecord", "open_directory", "target_of"]

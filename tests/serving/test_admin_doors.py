@@ -90,7 +90,7 @@ class TestScenario:
         assert {m["bundle"] for m in door.do("models.list")["models"]} == {"teacher", "student"}
 
     def test_the_worker_is_seen(self, door: Door, world: Operated) -> None:
-        from serving.process import write_status
+        from serving.runtime.process import write_status
 
         status = {
             "time_ms": world.clock.wall_ms(), "weight": 0.7, "replay_ratio": 0.1, "teacher_every": 10,

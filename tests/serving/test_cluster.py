@@ -17,11 +17,11 @@ from rollout_world import HandClock
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound, NotReady, StaleVersion
-from serving.process import write_status
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, apply, begin
 from serving.rollout.store import ControlStore, StoredRollout, Who
 from serving.routing import ArmSpec, Endpoint
+from serving.runtime.process import write_status
 from serving.state.leader import FileLead, LeadLost
 from serving.state.redis.control_store import RedisControlStore
 from serving.state.redis.idempotency import RedisKeys

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.schema import FieldSpec, Schema
 from serving.config import Config
-from serving.process import write_status
+from serving.runtime.process import write_status
 from serving.state.kill import KillSwitch
 from serving.telemetry import METRICS_DIR, Telemetry
 

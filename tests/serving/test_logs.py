@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from pipeline.errors import NotReady
-from serving.logs import ending, write_logs
+from serving.runtime.logs import ending, write_logs
 from serving.wire.errors import failure_of
 
 Written = Callable[[], list[str]]

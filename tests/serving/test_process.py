@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.errors import Conflict
 from serving.cli.demo import MARK, Demo
-from serving.process import PARENT
+from serving.runtime.process import PARENT
 
 ROOT = Path(__file__).parents[2]
-CODE = "from serving.process import die_with_parent; die_with_parent(); print('lives')"
+CODE = "from serving.runtime.process import die_with_parent; die_with_parent(); print('lives')"
 
 
 def child(parent: int) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def test_a_supervisor_that_died_while_the_child_was_starting_is_noticed() -> Non
 @pytest.mark.parametrize(("nice", "idle"), [(10, False), (19, True)])
 def test_who_steps_back_the_whole_way_leaves_the_core_to_whoever_wakes_up(nice: int, idle: bool) -> None:
     code = (
-        f"import os; from serving.process import step_back; step_back({nice}); "
+        f"import os; from serving.runtime.process import step_back; step_back({nice}); "
         "print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0) == os.SCHED_IDLE)"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

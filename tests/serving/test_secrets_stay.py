@@ -16,7 +16,7 @@ from serving.config.principal import Role
 from serving.security.session import CSRF_HEADER
 from serving.security.tokens import TokenStore
 
-LOGGED = "from serving.logs import write_logs; write_logs({!r}, 'debug'); "
+LOGGED = "from serving.runtime.logs import write_logs; write_logs({!r}, 'debug'); "
 
 
 @pytest.mark.long

@@ -18,9 +18,9 @@ import pytest
 from installation import eventually
 
 from pipeline.errors import Conflict
-from serving import supervisor as module
 from serving.config import Config
-from serving.supervisor import Child, Supervisor, children_of
+from serving.runtime import supervisor as module
+from serving.runtime.supervisor import Child, Supervisor, children_of
 
 ROOT = Path(__file__).parents[2]
 WAIT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); signal.pause()"
@@ -157,9 +157,9 @@ def test_status_of_an_earlier_life_is_removed(tmp_path: Path) -> None:
 
 
 def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:
-    code = "from serving.process import die_with_parent; die_with_parent(); import signal; signal.pause()"
+    code = "from serving.runtime.process import die_with_parent; die_with_parent(); import signal; signal.pause()"
     parent = (
-        "import sys; from pathlib import Path; from serving.supervisor import Child, Supervisor;"
+        "import sys; from pathlib import Path; from serving.runtime.supervisor import Child, Supervisor;"
         f"Supervisor(Path({str(tmp_path)!r}), [Child('a', (sys.executable, '-c', {code!r}), 0)]).run()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

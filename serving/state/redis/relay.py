@@ -17,7 +17,7 @@ import redis
 
 from pipeline.clock import Clock
 from pipeline.redis.address import RedisAddress
-from serving.process import write_status
+from serving.runtime.process import write_status
 
 __all__ = ["Relay"]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict
 from serving.config import Config
-from serving.process import PARENT, write_status
+from serving.runtime.process import PARENT, write_status
 
 __all__ = ["Child", "Supervisor", "children_of", "running"]
 
