@@ -15,8 +15,8 @@ from serving.admin import requests as r
 from serving.admin.pages import cut
 from serving.config import ArmConfig, Config
 from serving.config.principal import Principal, Role
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.store import ControlStore, Who
-from serving.routing import ArmSpec, Endpoint
 from serving.state.kill import KillSwitch
 
 __all__ = ["Endpoints", "open_arm", "same_inputs"]

@@ -10,8 +10,8 @@ from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.config import Config
 from serving.config.principal import Principal
+from serving.rollout.routing_key import RoutingHash
 from serving.rollout.store import ControlStore, Who
-from serving.routing_key import RoutingHash
 from serving.wiring.state import installation_secret
 
 __all__ = ["Log"]

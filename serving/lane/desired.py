@@ -14,7 +14,7 @@ from typing import Protocol
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, NotFound
 from serving.lane.served import ARM_NAMES, Key
-from serving.routing import Arm, ArmSpec, Endpoint
+from serving.rollout.routing import Arm, ArmSpec, Endpoint
 from serving.state.kill import KillSwitch
 
 __all__ = ["DIRECT", "Desired", "EndpointSource", "Lookout"]

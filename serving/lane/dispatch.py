@@ -28,8 +28,8 @@ from serving.lane.desired import DIRECT
 from serving.lane.registry import Registry
 from serving.lane.served import Served, ServedEndpoint
 from serving.latency import Recent
-from serving.routing import choose_arm
-from serving.routing_key import RoutingHash
+from serving.rollout.routing import choose_arm
+from serving.rollout.routing_key import RoutingHash
 from serving.telemetry import Telemetry
 from serving.tracing import trace_id_of
 from serving.wire.errors import code_of

@@ -23,7 +23,7 @@ from pipeline.model.model import Model
 from serving.lane.desired import DIRECT, Desired, EndpointSource, Lookout
 from serving.lane.memory_budget import Room
 from serving.lane.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
-from serving.routing import Arm
+from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
 from serving.state.kill import KillSwitch
 from serving.wire.inference import InferCodec

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.model.model import Model
-from serving.routing import Arm, Endpoint
+from serving.rollout.routing import Arm, Endpoint
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 

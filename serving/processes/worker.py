@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import InvalidInput
 from serving.config import Config, EndpointConfig
-from serving.routing import Endpoint
+from serving.rollout.routing import Endpoint
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_control_store, stored_endpoints
 from serving.wiring.traffic import open_traffic_log

@@ -22,10 +22,10 @@ from serving.rollout.explain import Explanation, explain
 from serving.rollout.figures import PhaseFigures, Snapshot
 from serving.rollout.long_run import FOLLOWED, LongRun
 from serving.rollout.reconcile import Context, Decision, Observed, reconcile
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Event, RolloutState, StepBack, apply, begin
 from serving.rollout.store import ControlStore, StoredRollout, Who
-from serving.routing import ArmSpec, Endpoint
 
 __all__ = ["RolloutController"]
 

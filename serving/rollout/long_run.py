@@ -16,10 +16,10 @@ from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.record import unpack
 from serving.rollout.figures import LongRunFigures, outcome_figures
 from serving.rollout.outcome import ARMS, OutcomeSums, count_outcome
+from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Phase
 from serving.rollout.store import StoredRollout
-from serving.routing import Endpoint
 
 __all__ = ["FOLLOWED", "LongRun"]
 

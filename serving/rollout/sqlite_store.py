@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
-from serving.routing import Endpoint
 
 __all__ = ["SqliteControlStore"]
 

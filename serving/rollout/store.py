@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import Conflict, NotFound, StaleVersion
+from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
-from serving.routing import Endpoint
 
 __all__ = ["AuditEntry", "ControlStore", "StoredRollout", "Transaction", "Who", "brief"]
 

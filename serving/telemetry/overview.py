@@ -20,9 +20,9 @@ from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from pipeline.traffic.log import TrafficStats
 from serving.rollout.figures import ArmFigures, Snapshot
+from serving.rollout.routing import Endpoint
 from serving.rollout.state import Phase
 from serving.rollout.store import StoredRollout
-from serving.routing import Endpoint
 
 __all__ = ["Overview", "made_ms"]
 

@@ -18,8 +18,8 @@ from pipeline.errors import BatonError
 from pipeline.schema import Schema
 from serving.latency import EDGES, quantile
 from serving.rollout.reconcile import Observed
+from serving.rollout.routing import Endpoint
 from serving.rollout.store import StoredRollout
-from serving.routing import Endpoint
 from serving.state.kill import KillSwitch
 
 __all__ = ["Observer", "read_status", "served_versions"]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from pipeline.clock import Clock
 from pipeline.traffic.prediction import load_secret
 from serving.config import Config
+from serving.rollout.routing import Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import ControlStore
-from serving.routing import Endpoint
 from serving.state.idempotency import Keys, SqliteKeys
 from serving.state.kill import KillSwitch
 from serving.state.leader import FileLead, Lead

@@ -26,8 +26,8 @@ from pipeline.bundle.bundle import Bundle, Calibration
 from pipeline.bundle.versions import Repository
 from serving.config import Config
 from serving.processes.lane import Lane
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.store import Who
-from serving.routing import ArmSpec, Endpoint
 from serving.wiring.state import open_control_store
 
 WHO = Who("test", "a test", 1)

@@ -15,10 +15,10 @@ from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import Who
-from serving.routing import ArmSpec, Endpoint
 
 SPEC = Rollout.parse(
     """

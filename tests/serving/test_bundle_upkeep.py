@@ -15,9 +15,9 @@ from pipeline.hashing import hash_value
 from pipeline.model.model import Model
 from pipeline.schema import FieldSpec, Schema
 from serving.control.bundle_upkeep import BundleUpkeep
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import Who
-from serving.routing import ArmSpec, Endpoint
 from transfer.click_model.model import ClickModel
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))

@@ -11,8 +11,8 @@ from installation import WHO, Installation, eventually, running
 from pipeline.features import Features
 from serving.client import RankingClient
 from serving.config import Config
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
-from serving.routing import ArmSpec, Endpoint
 
 
 def test_a_lane_serves_from_a_url_and_follows_what_is_published_there(tmp_path: Path) -> None:

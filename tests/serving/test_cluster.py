@@ -17,10 +17,10 @@ from rollout_world import HandClock
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound, NotReady, StaleVersion
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, apply, begin
 from serving.rollout.store import ControlStore, StoredRollout, Who
-from serving.routing import ArmSpec, Endpoint
 from serving.runtime.process import write_status
 from serving.state.leader import FileLead, LeadLost
 from serving.state.redis.control_store import RedisControlStore
@@ -127,7 +127,7 @@ from pathlib import Path
 from pipeline.redis.address import RedisAddress
 from serving.state.redis.control_store import RedisControlStore
 from serving.rollout.store import Who
-from serving.routing import ArmSpec, Endpoint
+from serving.rollout.routing import ArmSpec, Endpoint
 store = RedisControlStore(RedisAddress(sys.argv[1]))
 for at in range(100):
     store.put_endpoint(Endpoint(name=sys.argv[2], stable=ArmSpec(bundle="old", version=at + 1)), Who(sys.argv[2], "", at))
@@ -150,7 +150,7 @@ from pipeline.redis.address import RedisAddress
 from serving.state.redis.control_store import RedisControlStore
 from serving.rollout.state import Advance, StepBack, apply
 from serving.rollout.store import Who
-from serving.routing import ArmSpec
+from serving.rollout.routing import ArmSpec
 store = RedisControlStore(RedisAddress(sys.argv[1]))
 now = 10
 while True:

@@ -12,8 +12,8 @@ from pipeline.errors import InvalidInput
 from serving.cli.api import AdminClient
 from serving.cli.main import app
 from serving.config import ListenConfig
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
-from serving.routing import ArmSpec, Endpoint
 from serving.state.kill import KillSwitch
 
 

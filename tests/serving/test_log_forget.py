@@ -21,7 +21,7 @@ from pipeline.traffic.record import PredictionRecord, pack, unpack
 from protos.baton.admin.v1 import admin_pb2 as pb
 from protos.baton.admin.v1 import admin_pb2_grpc as rpc
 from serving.cli.main import app
-from serving.routing_key import RoutingHash
+from serving.rollout.routing_key import RoutingHash
 from serving.wiring.traffic import open_traffic_log
 
 KEYS = ("ann", "bob", "")

@@ -177,7 +177,7 @@ def test_what_was_answered_is_recorded(installation: Installation) -> None:
 
 
 def test_an_unknown_endpoint_and_one_without_a_model_are_told_apart(installation: Installation) -> None:
-    from serving.routing import ArmSpec
+    from serving.rollout.routing import ArmSpec
 
     installation.set(candidate=None, weight=0)
     with running(installation.config) as lane, RankingClient(lane.target) as client:

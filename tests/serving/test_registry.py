@@ -16,7 +16,7 @@ from pipeline.errors import Conflict, NotFound, NotReady
 from pipeline.schema import FieldSpec, Schema
 from serving.lane.registry import Registry
 from serving.lane.served import Snapshot
-from serving.routing import ArmSpec
+from serving.rollout.routing import ArmSpec
 from serving.state.kill import KillSwitch
 from serving.wiring.registry import open_registry
 

@@ -11,11 +11,11 @@ import pytest
 from pipeline.errors import InvalidInput
 from pipeline.hashing import bucket
 from serving.rollout.assign import held_out, on_candidate
+from serving.rollout.routing import ArmSpec, Endpoint, choose_arm
 from serving.rollout.spec import Rollout
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort, apply, begin
 from serving.rollout.store import Who
-from serving.routing import ArmSpec, Endpoint, choose_arm
 from serving.state.kill import KillSwitch
 
 WHO = Who("ada", "test", 1)

@@ -10,9 +10,9 @@ from rollout_world import SPEC, World
 
 from pipeline.errors import Conflict, StaleVersion
 from serving.rollout.reconcile import Observed
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.state import Pause, Phase, Promote, Resume
 from serving.rollout.store import Who
-from serving.routing import ArmSpec, Endpoint
 
 
 @pytest.fixture

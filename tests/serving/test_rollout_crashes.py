@@ -23,11 +23,11 @@ from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort, Advance, Complete, Event, Pause, Promote, Recover, Resume, SetWeight, Undo
 from serving.rollout.store import StoredRollout, Who
-from serving.routing import ArmSpec, Endpoint
 
 NAMES = ("ranker", "shop")
 WEIGHTS = (0.0, 10.0, 50.0, 100.0)

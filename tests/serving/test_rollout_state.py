@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pipeline.errors import Conflict, InvalidInput, NotFound, StaleVersion
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import (
@@ -40,7 +41,6 @@ from serving.rollout.state import (
     begin,
 )
 from serving.rollout.store import ControlStore, StoredRollout, Who
-from serving.routing import ArmSpec, Endpoint
 
 SPEC = Rollout.parse(
     "{endpoint: ranker, candidate: {bundle: new}, steps: [{shadow: true}, {weight: 1, bias_below: 0.1}, "

@@ -13,7 +13,7 @@ from pipeline.model.model import Model
 from serving.client import RankingClient
 from serving.lane.memory_budget import Room, available_bytes
 from serving.lane.registry import Registry
-from serving.routing import ArmSpec
+from serving.rollout.routing import ArmSpec
 from serving.state.kill import KillSwitch
 
 

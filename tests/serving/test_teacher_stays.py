@@ -8,9 +8,9 @@ from operated import operated, rollout_file
 
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.lane.desired import Lookout
+from serving.rollout.routing import choose_arm
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Complete, Promote, Undo
-from serving.routing import choose_arm
 
 KEYS = [f"user:{number}" for number in range(200)]
 

@@ -26,10 +26,10 @@ from redis.client import Pipeline
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_durable
+from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
-from serving.routing import Endpoint
 from serving.state.leader import LeadLost
 from serving.state.redis.leader import FENCE
 
