@@ -27,11 +27,11 @@ from pipeline.traffic.sampling import EVERYTHING, TrafficSample
 from serving.lane.desired import DIRECT
 from serving.lane.registry import Registry
 from serving.lane.served import Served, ServedEndpoint
-from serving.latency import Recent
 from serving.rollout.routing import choose_arm
 from serving.rollout.routing_key import RoutingHash
 from serving.telemetry import Telemetry
-from serving.tracing import trace_id_of
+from serving.telemetry.latency import Recent
+from serving.telemetry.tracing import trace_id_of
 from serving.wire.errors import code_of
 
 __all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Target"]

@@ -36,7 +36,6 @@ from serving.lane.dispatch import Dispatcher
 from serving.lane.served import Snapshot
 from serving.lane.shadow_queue import HandoffSender
 from serving.lane.stages import lane_plan
-from serving.latency import quantile
 from serving.runtime.process import die_with_parent, write_status
 from serving.security.certificates import bind, open_certificates
 from serving.security.doorkeeper import Doorkeeper
@@ -46,9 +45,10 @@ from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.telemetry.latency import quantile
+from serving.telemetry.tracing import open_tracing
 from serving.telemetry.triton import TritonNames
 from serving.tiers.hierarchy import embedding_status, open_hierarchy, publish_lookups, publish_tiers
-from serving.tracing import open_tracing
 from serving.wiring.registry import open_registry
 from serving.wiring.state import installation_secret
 from serving.wiring.traffic import open_traffic_log
@@ -161,7 +161,7 @@ class Lane:
 
         `endpoints.NAME.ARM`: bundle, version that answers and the one wanted, state (READY, LOADING, UNAVAILABLE) and
         reason; totals; and under `recent` the last 60 seconds with quantiles and `counts`, latencies by bucket of
-        `serving.latency.EDGES`, which add up over lanes. `direct`: the same figures of models called by name. `models`:
+        `serving.telemetry.latency.EDGES`, which add up over lanes. `direct`: the same figures of models called by name. `models`:
         versions that are loaded, and `faults`: why others could not be, by `bundle/version`.
         """
         self.dispatcher.settle()

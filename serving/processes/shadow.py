@@ -29,8 +29,8 @@ from serving.lane.served import Served
 from serving.lane.shadow_queue import HandoffReceiver
 from serving.runtime.process import die_with_parent, step_back, write_status
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.telemetry.tracing import Tracing, open_tracing, trace_id_of
 from serving.tiers.hierarchy import open_hierarchy, publish_lookups
-from serving.tracing import Tracing, open_tracing, trace_id_of
 from serving.wiring.registry import open_registry
 
 __all__ = ["CatchUp", "ShadowLane", "run_shadow"]

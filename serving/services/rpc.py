@@ -24,7 +24,7 @@ from pipeline.errors import InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
 from serving.security.doorkeeper import Caller, Known
 from serving.security.interceptor import caller_of
-from serving.tracing import CallSpan, Tracing, trace_id_of
+from serving.telemetry.tracing import CallSpan, Tracing, trace_id_of
 from serving.wire.errors import Failure, failure_of
 
 __all__ = ["NO_DEADLINE", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]

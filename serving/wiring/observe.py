@@ -16,11 +16,11 @@ from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BatonError
 from pipeline.schema import Schema
-from serving.latency import EDGES, quantile
 from serving.rollout.reconcile import Observed
 from serving.rollout.routing import Endpoint
 from serving.rollout.store import StoredRollout
 from serving.state.kill import KillSwitch
+from serving.telemetry.latency import EDGES, quantile
 
 __all__ = ["Observer", "read_status", "served_versions"]
 

@@ -22,9 +22,9 @@ from pipeline.errors import BatonError
 from pipeline.features import Features
 from pipeline.traffic.record import unpack
 from serving.client import RankingClient
-from serving.latency import EDGES, Recent, quantile
 from serving.state.kill import KillSwitch
 from serving.telemetry import METRICS_DIR, Telemetry, merged
+from serving.telemetry.latency import EDGES, Recent, quantile
 from serving.wiring.traffic import open_traffic_log
 
 

@@ -20,8 +20,8 @@ from pipeline.errors import BatonError, NotFound
 from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Processes, Rollout, Worker
 from serving.http.console.history import Track
 from serving.http.console.source import Source
-from serving.latency import EDGES, quantile
 from serving.rollout.state import ACTIVE
+from serving.telemetry.latency import EDGES, quantile
 
 __all__ = ["ArmTraffic", "Reader", "Reading", "View"]
 
