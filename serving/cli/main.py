@@ -2,11 +2,13 @@
 
 Each file of this package holds the commands of one user: who runs processes (`run`), who trains (`learn`), who looks
 after bundles (`bundles`) and the traffic log (`log`), who operates (`rollouts`, `endpoints`, `models`, `status`,
-`verdicts`), who measures (`bench`). Imports of what is heavy happen inside the commands.
+`verdicts`). Imports of what is heavy happen inside the commands. `baton bench` is in `benchmarks/cli.py`, which is
+part of the source checkout alone.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +16,6 @@ from typing import Annotated
 import typer
 
 from serving.cli import (
-    bench,
     bundles,
     cache,
     check,
@@ -78,7 +79,25 @@ app.command("train", rich_help_panel=LEARN)(learn.train)
 app.command("transfer", rich_help_panel=LEARN)(learn.transfer)
 app.add_typer(bundles.app, name="bundle", rich_help_panel=LEARN)
 app.add_typer(experiment.app, name="experiment", rich_help_panel=MEASURE)
-app.add_typer(bench.app, name="bench", rich_help_panel=MEASURE)
+
+
+try:
+    app.add_typer(importlib.import_module("benchmarks.cli").app, name="bench", rich_help_panel=MEASURE)
+except ModuleNotFoundError as error:
+    if error.name not in ("benchmarks", "benchmarks.cli"):
+        raise
+
+    @app.command(
+        "bench",
+        hidden=True,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    )
+    def bench() -> None:
+        """Say where the benches are."""
+        typer.echo("bench is in the source checkout: clone Baton and run `make install` there", err=True)
+        raise typer.Exit(1)
+
+
 examples.put_last(app)
 
 if __name__ == "__main__":
