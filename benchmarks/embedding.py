@@ -44,7 +44,7 @@ from pipeline.embedding.device.cache import CacheShape
 from pipeline.embedding.device.tier import DeviceSource
 from pipeline.embedding.device.torch_cache import TorchCache
 from pipeline.embedding.redis.tier import RedisTier
-from pipeline.embedding.tier import PENDING
+from pipeline.embedding.tier import PENDING_STATUS
 
 __all__ = ["FULL", "QUICK", "Settings", "run"]
 
@@ -286,6 +286,6 @@ def _check(case: _Case, tables: Tables, request: Request) -> None:
     """A figure for wrong rows is worth nothing."""
     out = np.zeros((len(request.places), tables.width), np.float32)
     marks = case.lookup(request, out)
-    held = slice(None) if marks is None else marks != PENDING
+    held = slice(None) if marks is None else marks != PENDING_STATUS
     if not np.array_equal(out[held], tables.rows_at(request.places, case.version)[held]):
         raise RuntimeError(f"{case.name} gave other rows than the table holds")

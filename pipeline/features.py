@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows", "sides_of"]
+__all__ = ["KEPT_ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows", "sides_of"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -24,7 +24,7 @@ Role = Literal["context", "candidate"]
 _Arrangement = tuple[tuple[Role | None, ...], tuple[Role | None, ...], tuple[Role, ...]]
 F32 = npt.NDArray[np.float32]
 
-ARRANGEMENTS = 256
+KEPT_ARRANGEMENTS = 256
 """Ways to put a request's columns together that are remembered; clients use a few."""
 
 
@@ -232,7 +232,7 @@ class Features:
             _cover("numbers", schema.numbers, numbers)
             _cover("bags", schema.bags, [np.array(bags, np.int32)] if bags else [])
             known = _roles(schema.ids, ids), _roles(schema.numbers, numbers), tuple(schema.bags[b].role for b in bags)
-            if len(schema.arrangements) < ARRANGEMENTS:
+            if len(schema.arrangements) < KEPT_ARRANGEMENTS:
                 schema.arrangements[key] = known
         return known
 

@@ -17,9 +17,9 @@ import xxhash
 
 from pipeline.errors import InvalidInput
 
-__all__ = ["PAD", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value"]
+__all__ = ["PAD_ID", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value"]
 
-PAD = 0
+PAD_ID = 0
 BUCKETS = 10_000
 
 Ids = npt.NDArray[np.int64]

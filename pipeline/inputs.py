@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.features import ARRANGEMENTS, NumberPart
+from pipeline.features import KEPT_ARRANGEMENTS, NumberPart
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["ARRAYS", "KEPT_ROWS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
@@ -60,7 +60,7 @@ class Columns:
             known = at = self.numbers[columns]
             if len(at) and (np.diff(at) == 1).all():
                 known = slice(int(at[0]), int(at[0]) + len(at))
-            if len(self._known) < ARRANGEMENTS:
+            if len(self._known) < KEPT_ARRANGEMENTS:
                 self._known[key] = known
         return known
 

@@ -16,7 +16,7 @@ __all__ = ["BinnedAuc", "Sums", "auc", "bias", "logloss", "pcoc", "row_logloss"]
 F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[np.floating] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 
-SMALLEST = 1e-7
+SMALLEST_PROBABILITY = 1e-7
 """Probabilities are clipped to [SMALLEST, 1 - SMALLEST] before a logarithm; float32 scores cannot say more."""
 
 
@@ -48,7 +48,7 @@ def auc(labels: Array, scores: Array) -> float:
 def row_logloss(labels: Array, scores: Array) -> F64:
     """LogLoss (nats) of each row: labels `[n]` in 0..1, scores `[n]` probabilities -> float64 `[n]`."""
     y = np.asarray(labels, np.float64)
-    p = np.clip(np.asarray(scores, np.float64), SMALLEST, 1.0 - SMALLEST)
+    p = np.clip(np.asarray(scores, np.float64), SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY)
     losses: F64 = -(y * np.log(p) + (1.0 - y) * np.log1p(-p))
     return losses
 
@@ -107,7 +107,7 @@ class BinnedAuc:
 
     def bin_of(self, scores: Array) -> npt.NDArray[np.intp]:
         """Bin of each probability: `[n]` -> intp `[n]` in 0..bins-1."""
-        p = np.clip(np.asarray(scores, np.float64), SMALLEST, 1.0 - SMALLEST)
+        p = np.clip(np.asarray(scores, np.float64), SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY)
         logits = np.log(p) - np.log1p(-p)
         at = ((logits - self.low) * (self.bins / (self.high - self.low))).astype(np.intp)
         clipped: npt.NDArray[np.intp] = np.clip(at, 0, self.bins - 1)

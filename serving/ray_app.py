@@ -20,13 +20,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from pipeline.errors import NotReady
 from serving.config import Config
-from serving.processes.replica import STALLED, ControlReplica, LaneReplica
+from serving.processes.replica import STALLED_S, ControlReplica, LaneReplica
 from serving.processes.scaling import Load, wanted_replicas
 
 __all__ = ["APP", "Arguments", "Control", "Lanes", "ScalingPolicy", "application", "build", "remove", "serve_on"]
 
 APP = "baton"
-DRAIN_LIMIT = 90.0
+DRAIN_TIMEOUT_S = 90.0
 """Seconds that a replica may take to end; what it has accepted is answered in 10."""
 
 log = logging.getLogger(__name__)
@@ -156,8 +156,8 @@ def application(config: Config) -> serve.Application:
         **placement,
         max_surge_percent=100,  # a new version answers before the old one goes
         health_check_period_s=settings.health_period,
-        health_check_timeout_s=STALLED,
-        graceful_shutdown_timeout_s=DRAIN_LIMIT,
+        health_check_timeout_s=STALLED_S,
+        graceful_shutdown_timeout_s=DRAIN_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,  # no request comes through Serve, so there is nothing to wait for
     )
     if not settings.control:
@@ -168,7 +168,7 @@ def application(config: Config) -> serve.Application:
             "num_cpus": 1.0 if config.worker is None else 1.0 + config.worker.threads,
             "resources": settings.control_resources,
         },
-        graceful_shutdown_timeout_s=DRAIN_LIMIT,
+        graceful_shutdown_timeout_s=DRAIN_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,
     )
     return lanes.bind(text, control.bind(text))

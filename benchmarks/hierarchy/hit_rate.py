@@ -13,7 +13,7 @@ import numpy.typing as npt
 from benchmarks.hierarchy.tables import IdStream
 from benchmarks.report import Progress, Report
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
-from pipeline.embedding.tier import PENDING, Wanted
+from pipeline.embedding.tier import PENDING_STATUS, Wanted
 
 __all__ = ["hit_rates"]
 
@@ -53,11 +53,11 @@ def _admitted(capacity: int, keys: I64) -> tuple[float, int]:
     at, rows = np.arange(m) * WIDTH, np.zeros(m * WIDTH, np.float32)
     none: npt.NDArray[np.float32] = np.zeros(0, np.float32)
     for turn, asked in enumerate(keys):
-        wanted = Wanted(0, WIDTH, asked, at, rows, at[:0], none, np.full(m, PENDING, np.uint8))
+        wanted = Wanted(0, WIDTH, asked, at, rows, at[:0], none, np.full(m, PENDING_STATUS, np.uint8))
         cache.find(wanted, 1)
         if turn >= len(keys) // 2:
             found += int((wanted.found == 1).sum())
-        wanted.found[wanted.found == PENDING] = 2  # as a tier below that holds everything
+        wanted.found[wanted.found == PENDING_STATUS] = 2  # as a tier below that holds everything
         cache.keep(wanted, 1)
     return found / keys[len(keys) // 2 :].size, cache.counts()["entered"]
 

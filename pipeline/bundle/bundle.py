@@ -54,7 +54,7 @@ LINEAR = ".linear"
 _DTYPES = {name: np.dtype(f"<{kind}") for name, kind in (
     ("I64", "i8"), ("I32", "i4"), ("I8", "i1"), ("F64", "f8"), ("F32", "f4"), ("F16", "f2"),
 )}  # fmt: skip
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 Version = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=128)]
@@ -301,8 +301,8 @@ class Bundle:
                 f"found {scales.dtype} {list(scales.shape)}",
                 name,
             )
-        for start in range(0, len(ids) - 1, _CHUNK):
-            part = ids[start : start + _CHUNK + 1]
+        for start in range(0, len(ids) - 1, _CHUNK_BYTES):
+            part = ids[start : start + _CHUNK_BYTES + 1]
             if not (part[1:] > part[:-1]).all():
                 raise BundleError(f"{self.path}: table {name!r}: ids must be sorted and unique", name)
         return counts

@@ -32,11 +32,11 @@ from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, Not
 
 __all__ = ["RemoteRepository"]
 
-REFRESH = 2.0
+REFRESH_S = 2.0
 """Seconds for which a machine takes the last listing for true."""
-RESERVE = 256 << 20
+RESERVE_BYTES = 256 << 20
 """Bytes of the disk that a download leaves free."""
-_BLOCK = 8 << 20
+_BLOCK_BYTES = 8 << 20
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class RemoteRepository(Repository):
         url: str,
         options: Mapping[str, Any] | None = None,
         *,
-        refresh: float = REFRESH,
-        reserve_bytes: int = RESERVE,
+        refresh: float = REFRESH_S,
+        reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         super().__init__(root)
         self.url = url.rstrip("/")
@@ -146,10 +146,10 @@ class RemoteRepository(Repository):
             source = f"{self._base}/{manifest.name}/{manifest.version}/{name}"
             with (
                 self._remote(f"read {name} of {manifest.name}/{manifest.version}"),
-                self._fs.open(source, "rb", block_size=_BLOCK) as stream,
+                self._fs.open(source, "rb", block_size=_BLOCK_BYTES) as stream,
                 open(path, "wb") as file,
             ):
-                shutil.copyfileobj(stream, file, _BLOCK)
+                shutil.copyfileobj(stream, file, _BLOCK_BYTES)
             if path.stat().st_size != info.bytes or sha256_of(path) != info.sha256:
                 path.unlink()
                 raise BundleError(

@@ -18,7 +18,7 @@ from pipeline.errors import BundleError, NotFound
 
 __all__ = ["Repository"]
 
-MARKS = 1000
+KEPT_MARKS = 1000
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Repository:
                     shutil.rmtree(path, ignore_errors=True)
         # A publisher that looked before others went on must still meet their marks, so more than the highest stay.
         marks = [int(p.name) for p in self._marks(name).iterdir()] if versions and self._marks(name).is_dir() else []
-        for number in sorted(marks)[:-MARKS]:
+        for number in sorted(marks)[:-KEPT_MARKS]:
             (self._marks(name) / str(number)).unlink(missing_ok=True)
 
     def _marks(self, name: str) -> Path:

@@ -18,7 +18,7 @@ __all__ = ["IdIndex", "build", "capacity_for", "find", "find_or_insert", "splitm
 
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
-MISSING = -1
+MISSING_ROW = -1
 
 
 @njit(inline="always", cache=True)

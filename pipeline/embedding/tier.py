@@ -15,17 +15,28 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DEFAULT", "PENDING", "STALE", "Fault", "Generation", "Group", "Tier", "TierSource", "Wanted", "is_open"]
+__all__ = [
+    "DEFAULT_STATUS",
+    "PENDING_STATUS",
+    "STALE_STATUS",
+    "Fault",
+    "Generation",
+    "Group",
+    "Tier",
+    "TierSource",
+    "Wanted",
+    "is_open",
+]
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
-PENDING = 0
+PENDING_STATUS = 0
 """Mark of an id that no tier has found yet. Tiers are 1, 2, ... from the top."""
-DEFAULT = 127
+DEFAULT_STATUS = 127
 """Mark of an id that no tier holds: its row is the default of its table."""
-STALE = 128
+STALE_STATUS = 128
 """Bit beside a tier's mark: the row is in its place but older than it should be. Lower tiers go on looking for it, and
 it is served only if none of them has it."""
 
@@ -84,7 +95,7 @@ class Wanted:
         rows: float32, flat, shared with the network's inputs; elements that no `at` covers are not the tier's.
         linear_at: int64 `[m]`, element of `linear` where an id's weight goes.
         linear: float32, flat; empty where the model has no weight per id, and then `linear_at` is not to be read.
-        found: uint8 `[m]`: `PENDING`, the mark of the tier that filled the row, or that mark with `STALE`.
+        found: uint8 `[m]`: `PENDING_STATUS`, the mark of the tier that filled the row, or that mark with `STALE_STATUS`.
     """
 
     group: int
@@ -103,7 +114,7 @@ def is_open(found: U8) -> npt.NDArray[np.bool_]:
     >>> is_open(np.array([PENDING, 1, STALE | 1, 2], np.uint8)).tolist()
     [True, False, True, False]
     """
-    answer: npt.NDArray[np.bool_] = (found == PENDING) | (found >= STALE)
+    answer: npt.NDArray[np.bool_] = (found == PENDING_STATUS) | (found >= STALE_STATUS)
     return answer
 
 

@@ -2,8 +2,8 @@
 
 The expected wait is Little's law on the measured service: the work that is queued, over the rate at which the workers
 do it (`ServiceTime`), times what waits turned out to be against what was expected. An event is refused when wait and
-own work exceed `BURST_SHARE` of the time that its deadline leaves. A queue that stands, one that has not been empty for
-`INTERVAL`, is no burst but overload: then it is half, which keeps what is let in well inside its deadline. That a
+own work exceed `BURST_FRACTION` of the time that its deadline leaves. A queue that stands, one that has not been empty for
+`INTERVAL_S`, is no burst but overload: then it is half, which keeps what is let in well inside its deadline. That a
 standing queue and not its length is the sign, and the interval, are from CoDel (Nichols and Jacobson, "Controlling
 Queue Delay", ACM Queue 2012); its use for requests, told by when the queue was last empty, from Maurer, "Fail at
 Scale", ACM Queue 2015. Their fixed target of 5 ms is not: for a server whose callers give deadlines, a queue is too long
@@ -19,20 +19,20 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["INTERVAL", "Admission", "ServiceTime"]
+__all__ = ["INTERVAL_S", "Admission", "ServiceTime"]
 
-INTERVAL = 0.1
-BURST_SHARE = 0.8
-STANDING_SHARE = 0.5
-TELLING = 4
-RETRY_SECONDS = (0.01, 10.0)
-DECAY = 0.95
-WEIGHT_OF_NEW = 0.05
-BUDGET_DECAY = 0.01
-LONGEST_BUDGET = 1e6
-STRETCH = (0.25, 4.0)
-MARGIN = 2.0
-HALF_LIFE = 1.0
+INTERVAL_S = 0.1
+BURST_FRACTION = 0.8
+STANDING_FRACTION = 0.5
+TELLING_SAMPLES = 4
+RETRY_S = (0.01, 10.0)
+DECAY_FACTOR = 0.95
+NEW_FRACTION = 0.05
+BUDGET_DECAY_FRACTION = 0.01
+LONGEST_BUDGET_S = 1e6
+STRETCH_FACTORS = (0.25, 4.0)
+MARGIN_FACTOR = 2.0
+HALF_LIFE_S = 1.0
 
 
 class ServiceTime:
@@ -58,11 +58,11 @@ class ServiceTime:
 
     def executed(self, events: int, rows: int, seconds: float) -> None:
         """Learn from one execution."""
-        self._ee = ee = self._ee * DECAY + events * events
-        self._er = er = self._er * DECAY + events * rows
-        self._rr = rr = self._rr * DECAY + rows * rows
-        self._es = es = self._es * DECAY + events * seconds
-        self._rs = rs = self._rs * DECAY + rows * seconds
+        self._ee = ee = self._ee * DECAY_FACTOR + events * events
+        self._er = er = self._er * DECAY_FACTOR + events * rows
+        self._rr = rr = self._rr * DECAY_FACTOR + rows * rows
+        self._es = es = self._es * DECAY_FACTOR + events * seconds
+        self._rs = rs = self._rs * DECAY_FACTOR + rows * seconds
         determinant = ee * rr - er * er
         if determinant > 1e-3 * ee * rr:
             per_event = (es * rr - rs * er) / determinant
@@ -117,8 +117,8 @@ class Admission:
     def waited(self, estimate: float, seconds: float) -> None:
         """An event left the queue for a worker after so long; `estimate` is what `admit` said when it came."""
         if estimate > 0:
-            found = min(max(seconds / estimate, STRETCH[0]), STRETCH[1])
-            self._stretch += (found - self._stretch) * WEIGHT_OF_NEW
+            found = min(max(seconds / estimate, STRETCH_FACTORS[0]), STRETCH_FACTORS[1])
+            self._stretch += (found - self._stretch) * NEW_FRACTION
 
     def wait(self, events: int, rows: int) -> float:
         """Seconds that an event behind so many others, with so many rows, is expected to wait."""
@@ -129,7 +129,7 @@ class Admission:
 
     def standing(self, now: float) -> bool:
         """Whether the queue is long because of overload rather than of a burst."""
-        return now - self._filled > INTERVAL or now - self._refused < INTERVAL
+        return now - self._filled > INTERVAL_S or now - self._refused < INTERVAL_S
 
     def admit(self, now: float, deadline: float, events: int, rows: int, own_rows: int) -> tuple[bool, float]:
         """Whether to let an event in, and the seconds of work before it (0: too short a queue to learn from).
@@ -146,20 +146,20 @@ class Admission:
         work = self._work(events, rows)
         wait = work * self._stretch
         service = self.per_event + own_rows * self.per_row
-        if wait + service <= left * (STANDING_SHARE if self.standing(now) else BURST_SHARE):
-            return True, work if events >= TELLING * self._workers else 0.0
+        if wait + service <= left * (STANDING_FRACTION if self.standing(now) else BURST_FRACTION):
+            return True, work if events >= TELLING_SAMPLES * self._workers else 0.0
         self._refused = now
         return False, work
 
     def _allow(self, left: float) -> None:
         if left > self._budget:
-            self._budget = min(left, LONGEST_BUDGET)
+            self._budget = min(left, LONGEST_BUDGET_S)
         else:
-            self._budget += (left - self._budget) * BUDGET_DECAY
+            self._budget += (left - self._budget) * BUDGET_DECAY_FRACTION
 
     def answered(self, now: float, seconds: float) -> None:
         """An answer took so long from its caller's sight, but for waiting in the queue."""
-        self._takes += (seconds - self._takes) * WEIGHT_OF_NEW
+        self._takes += (seconds - self._takes) * NEW_FRACTION
         self._answered = now
 
     def hopeless(self, now: float, left: float, events: int, rows: int) -> bool:
@@ -168,12 +168,12 @@ class Admission:
         It is when even as much time as the longest of late would not do, or when its own `left` does not.
         """
         wait = self.wait(events, rows)
-        if events and wait > self._budget * STANDING_SHARE and self.standing(now):
+        if events and wait > self._budget * STANDING_FRACTION and self.standing(now):
             self._refused = now
             return True
-        takes = self._takes * math.exp2((self._answered - now) / HALF_LIFE)
-        return left < wait + MARGIN * takes
+        takes = self._takes * math.exp2((self._answered - now) / HALF_LIFE_S)
+        return left < wait + MARGIN_FACTOR * takes
 
     def retry_after(self, events: int, rows: int) -> float:
         """Seconds after which it makes sense to come again."""
-        return min(max(self.wait(events, rows), RETRY_SECONDS[0]), RETRY_SECONDS[1])
+        return min(max(self.wait(events, rows), RETRY_S[0]), RETRY_S[1])

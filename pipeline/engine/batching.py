@@ -18,7 +18,7 @@ from pipeline.event import Event
 
 __all__ = ["BatchPolicy", "EntryQueue", "InnerQueue", "QueuePolicy", "Ticket"]
 
-WEIGHT_OF_NEW_GAP = 0.1
+NEW_GAP_FRACTION = 0.1
 
 
 def _at_least(value: int, least: int, name: str) -> None:
@@ -213,7 +213,7 @@ class EntryQueue:
             gap = ticket.since - self._came
             self._came = ticket.since
             if math.isfinite(gap):
-                self._gap = gap if math.isinf(self._gap) else self._gap + (gap - self._gap) * WEIGHT_OF_NEW_GAP
+                self._gap = gap if math.isinf(self._gap) else self._gap + (gap - self._gap) * NEW_GAP_FRACTION
         return shed
 
     def patience(self, now: float) -> float:

@@ -26,10 +26,10 @@ from pipeline.event import Event
 
 __all__ = ["Engine"]
 
-SWEEP_SECONDS = 0.001
-COMPANY = 1.25
+SWEEP_S = 0.001
+COMPANY_FACTOR = 1.25
 TURNS, PROBES = 40, 8
-WEIGHT_OF_NEW = 0.2
+NEW_FRACTION = 0.2
 
 
 class Engine:
@@ -217,7 +217,7 @@ class Engine:
         """
         if not self._batched:
             return True
-        if self._company > COMPANY:
+        if self._company > COMPANY_FACTOR:
             return False
         self._turn = (self._turn + 1) % TURNS
         return self._turn > PROBES
@@ -288,7 +288,7 @@ class Engine:
 
     def _sweep(self, now: float) -> list[Ticket]:
         """Take out what nobody waits for; called under the lock, and not more often than pays."""
-        if now - self._swept < SWEEP_SECONDS:
+        if now - self._swept < SWEEP_S:
             return []
         self._swept = now
         stale = self._queue.sweep(now)
@@ -345,7 +345,7 @@ class Engine:
         if not queue.size:
             self._admission.emptied()
         if batch:
-            self._company += (len(batch) - self._company) * WEIGHT_OF_NEW
+            self._company += (len(batch) - self._company) * NEW_FRACTION
             self._admission.waited(batch[0].estimate, now - batch[0].since)
         return 0, batch, stale, 0.0
 
@@ -416,7 +416,7 @@ class Engine:
                 self._alarm = self._queue.next_expiry()
                 left = self._alarm - now
             self._drop(stale, now)
-            self._bell.wait(None if math.isinf(left) else min(max(left, SWEEP_SECONDS), threading.TIMEOUT_MAX))
+            self._bell.wait(None if math.isinf(left) else min(max(left, SWEEP_S), threading.TIMEOUT_MAX))
             self._bell.clear()
 
     def _drop(self, tickets: Iterable[Ticket], now: float) -> None:

@@ -11,8 +11,8 @@ BUCKETS = 24
 BUCKET_SECONDS = tuple((1 << i) * 1e-6 for i in range(BUCKETS))
 """Upper bounds of the buckets of times: 1 µs, 2 µs, 4 µs, ... 8.4 s; a last bucket holds the rest."""
 
-SIZES = 15
-BUCKET_SIZES = tuple((1 << i) - 1 for i in range(SIZES))
+SIZE_BUCKETS = 15
+BUCKET_SIZES = tuple((1 << i) - 1 for i in range(SIZE_BUCKETS))
 """Largest sizes in the buckets of batches: 0, 1, 3, 7, ... 16383; a last bucket holds the rest."""
 
 
@@ -40,8 +40,8 @@ class Meter:
         self.wait = [0.0] * runs
         self.waits = [[0] * (BUCKETS + 1) for _ in range(runs)]
         self.events = self.rows_done = 0
-        self.requests = [0] * (SIZES + 1)
-        self.rows = [0] * (SIZES + 1)
+        self.requests = [0] * (SIZE_BUCKETS + 1)
+        self.rows = [0] * (SIZE_BUCKETS + 1)
 
     def reject(self, reason: str) -> None:
         """An event ends without an answer."""
@@ -61,8 +61,8 @@ class Meter:
         """A batch went to work."""
         self.events += events
         self.rows_done += rows
-        self.requests[min(events.bit_length(), SIZES)] += 1
-        self.rows[min(rows.bit_length(), SIZES)] += 1
+        self.requests[min(events.bit_length(), SIZE_BUCKETS)] += 1
+        self.rows[min(rows.bit_length(), SIZE_BUCKETS)] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,8 @@ def summarise(
             name: _sum([m.seconds[i] for m in meters], [m.times[i] for m in meters], BUCKETS)
             for i, name in enumerate(stages)
         },
-        batch_events=_sum([m.events for m in meters], [m.requests for m in meters], SIZES),
-        batch_rows=_sum([m.rows_done for m in meters], [m.rows for m in meters], SIZES),
+        batch_events=_sum([m.events for m in meters], [m.requests for m in meters], SIZE_BUCKETS),
+        batch_rows=_sum([m.rows_done for m in meters], [m.rows for m in meters], SIZE_BUCKETS),
     )
 
 

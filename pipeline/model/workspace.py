@@ -8,7 +8,7 @@ from pipeline.inputs import KEPT_ROWS, DenseInputs, Layout
 
 __all__ = ["Workspace"]
 
-SMALLEST = 128
+SMALLEST_ROWS = 128
 
 
 class Workspace(threading.local):
@@ -27,7 +27,7 @@ class Workspace(threading.local):
         room = self._rooms.get(layout)
         if room is None or not room.holds(rows, requests):
             large = rows > KEPT_ROWS or requests > KEPT_ROWS
-            kept = rows if large else max(SMALLEST, 1 << (rows - 1).bit_length())
+            kept = rows if large else max(SMALLEST_ROWS, 1 << (rows - 1).bit_length())
             room = DenseInputs.zeros(layout, kept, linear=self._linear, requests=1 << (requests - 1).bit_length())
             if not large:
                 self._rooms[layout] = room

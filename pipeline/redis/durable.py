@@ -11,7 +11,7 @@ from pipeline.errors import InvalidInput, NotReady
 
 __all__ = ["require_durable"]
 
-_LEAST = (6, 2)
+_LEAST_VERSION = (6, 2)
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ def require_durable(client: redis.Redis, name: str, kept: str) -> None:
     except redis.RedisError as error:
         raise NotReady(f"{name} cannot be opened: {error}") from error
     version = str(told.get("redis_version", "0.0"))
-    if tuple(int(part) for part in version.split(".")[:2]) < _LEAST:
-        raise InvalidInput(f"{name} is Redis {version}; {'.'.join(map(str, _LEAST))} is needed", "url")
+    if tuple(int(part) for part in version.split(".")[:2]) < _LEAST_VERSION:
+        raise InvalidInput(f"{name} is Redis {version}; {'.'.join(map(str, _LEAST_VERSION))} is needed", "url")
     policy = told.get("maxmemory_policy", "")
     if policy != "noeviction":
         raise InvalidInput(

@@ -26,15 +26,15 @@ from pipeline.traffic.log import (
     Outcome,
 )
 
-__all__ = ["NEVER", "Change", "LabelState", "accept", "accept_parked", "dump_entry", "load_entry", "refuse"]
+__all__ = ["NEVER_MS", "Change", "LabelState", "accept", "accept_parked", "dump_entry", "load_entry", "refuse"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-NEVER = -1
-_MAX = (1 << 31) - 1
+NEVER_MS = -1
+_MAX_POSITION = (1 << 31) - 1
 # exposures, outcomes, time at which all rows were exposed
 _HEAD = struct.Struct("<IIq")
 
@@ -46,7 +46,7 @@ class Change:
     Args:
         exposed: int32 `[k]`, rows shown for the first time; positions: int32 `[k]`; times: int64 `[k]`, Unix milliseconds.
         outcomes: int32 `[m]`, rows labelled, in the order said; labels: float32 `[m]`; final: bool `[m]`.
-        all_ms: when every row not shown before was shown at its own index, or `NEVER`.
+        all_ms: when every row not shown before was shown at its own index, or `NEVER_MS`.
     """
 
     exposed: I32
@@ -55,7 +55,7 @@ class Change:
     outcomes: I32
     labels: F32
     final: Mask
-    all_ms: int = NEVER
+    all_ms: int = NEVER_MS
 
     def pack(self) -> bytes:
         """Write it as bytes."""
@@ -82,7 +82,7 @@ class LabelState:
     """Everything said so far about the `n` rows of a prediction.
 
     Args:
-        exposed_ms: int64 `[n]`, when each row was shown, `NEVER` where it was not.
+        exposed_ms: int64 `[n]`, when each row was shown, `NEVER_MS` where it was not.
         positions: int32 `[n]`, where it was shown, -1 where the client did not say.
         labels: float32 `[n]`, the last label said, NaN without one.
         final: bool `[n]`, some label for the row was said to be final.
@@ -97,7 +97,10 @@ class LabelState:
     def fold(cls, n: int, changes: Iterable[Change] = ()) -> LabelState:
         """The state after changes, in the order in which they were accepted."""
         state = cls(
-            np.full(n, NEVER, np.int64), np.full(n, -1, np.int32), np.full(n, np.nan, np.float32), np.zeros(n, np.bool_)
+            np.full(n, NEVER_MS, np.int64),
+            np.full(n, -1, np.int32),
+            np.full(n, np.nan, np.float32),
+            np.zeros(n, np.bool_),
         )
         for change in changes:
             state.apply(change)
@@ -107,8 +110,8 @@ class LabelState:
         """Add one change, in place."""
         self.exposed_ms[change.exposed] = change.times
         self.positions[change.exposed] = change.positions
-        if change.all_ms != NEVER:
-            rest = np.flatnonzero(self.exposed_ms == NEVER)
+        if change.all_ms != NEVER_MS:
+            rest = np.flatnonzero(self.exposed_ms == NEVER_MS)
             self.exposed_ms[rest] = change.all_ms
             self.positions[rest] = rest
         self.labels[change.outcomes] = change.labels  # numpy assigns repeated rows in order: the last label wins
@@ -164,7 +167,7 @@ def accept(
         if i < 0 or (problem := _position_problem(exposure)):
             reason = reason or problem
             exposed_status.append(INVALID)
-        elif i in shown or state.exposed_ms[i] != NEVER:
+        elif i in shown or state.exposed_ms[i] != NEVER_MS:
             exposed_status.append(DUPLICATE)
         else:
             shown[i] = (exposure.position, max(earliest, min(exposure.time_ms or now_ms, now_ms)))
@@ -192,7 +195,7 @@ def accept(
         finals.append(outcome.final)
         outcome_status.append(ACCEPTED)
 
-    all_new = entry.exposed_all and int((state.exposed_ms == NEVER).sum()) > len(shown)
+    all_new = entry.exposed_all and int((state.exposed_ms == NEVER_MS).sum()) > len(shown)
     reply = FeedbackReply(tuple(exposed_status), tuple(outcome_status), reason)
     if not shown and not rows and not all_new:
         return None, reply
@@ -203,7 +206,7 @@ def accept(
         np.array(rows, np.int32),
         np.array(labels, np.float32),
         np.array(finals, np.bool_),
-        now_ms if all_new else NEVER,
+        now_ms if all_new else NEVER_MS,
     )
     state.apply(change)
     return change, reply
@@ -307,12 +310,20 @@ def _key_problem(said: Exposure | Outcome) -> str:
 def _index_problem(index: int | None) -> str:
     if index is None:
         return "neither index nor candidate id is given; send one of them"
-    return "" if 0 <= index <= _MAX else f"index {index} is out of range; it counts candidates in request order from 0"
+    return (
+        ""
+        if 0 <= index <= _MAX_POSITION
+        else f"index {index} is out of range; it counts candidates in request order from 0"
+    )
 
 
 def _position_problem(exposure: Exposure) -> str:
     position = exposure.position
-    return "" if -1 <= position <= _MAX else f"position {position} is out of range; it counts from 0, -1 is unknown"
+    return (
+        ""
+        if -1 <= position <= _MAX_POSITION
+        else f"position {position} is out of range; it counts from 0, -1 is unknown"
+    )
 
 
 def _label_problem(outcome: Outcome) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.traffic.feedback import NEVER, LabelState
+from pipeline.traffic.feedback import NEVER_MS, LabelState
 
 __all__ = ["MatureRows", "closes_at", "latest_close", "mature_rows", "written_labels"]
 
@@ -63,7 +63,7 @@ def latest_close(time_ms: int, window_ms: int) -> int:
 
 def closes_at(state: LabelState, time_ms: int, window_ms: int) -> int:
     """When a prediction made at `time_ms` closes, as far as is known by now (all Unix milliseconds)."""
-    shown = state.exposed_ms != NEVER
+    shown = state.exposed_ms != NEVER_MS
     if not shown.any():
         return time_ms + window_ms
     matures = np.where(state.final[shown], state.exposed_ms[shown], state.exposed_ms[shown] + window_ms)
@@ -84,7 +84,7 @@ def mature_rows(state: LabelState, written: F32, now_ms: int, window_ms: int) ->
     Returns:
         The rows (None without any), and when the next row shown but not yet mature will be (None without any).
     """
-    new = (state.exposed_ms != NEVER) & np.isnan(written)
+    new = (state.exposed_ms != NEVER_MS) & np.isnan(written)
     mature = state.final | (state.exposed_ms + window_ms <= now_ms)
     labels = np.where(np.isnan(state.labels), np.float32(0), state.labels)
     rows = np.flatnonzero((new & mature) | (~np.isnan(written) & (labels != written))).astype(np.int32)

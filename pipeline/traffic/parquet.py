@@ -27,7 +27,7 @@ from pipeline.traffic.restore import Restored
 
 __all__ = ["SCHEMA", "export_rows", "read_rows"]
 
-_PAGE = 256
+_PAGE_PREDICTIONS = 256
 _GROUP_ROWS = 65_536
 _ARM = pa.struct([("bundle", pa.string()), ("version", pa.int64()), ("score", pa.float32())])
 SCHEMA = pa.schema(
@@ -77,7 +77,7 @@ def export_rows(
     held: list[pa.RecordBatch] = []
     try:
         with pq.ParquetWriter(staging, SCHEMA, compression="zstd") as writer:
-            while page := log.labelled(after, _PAGE):
+            while page := log.labelled(after, _PAGE_PREDICTIONS):
                 after = page[-1].seq
                 for entry in page:
                     if (since_ms is not None and entry.time_ms < since_ms) or (

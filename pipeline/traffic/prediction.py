@@ -20,14 +20,14 @@ from pipeline.errors import InvalidInput
 __all__ = ["ID_BYTES", "PredictionIds", "PredictionInfo", "load_secret", "smallest_id"]
 
 ID_BYTES = 20
-_CHECK = 6
-_RANDOM = 6
-_BATCH = 512
-_DERIVED = (1 << 16) - 1  # in place of a lane
+_CHECK_BYTES = 6
+_RANDOM_BYTES = 6
+_BATCH_IDS = 512
+_DERIVED_LANE = (1 << 16) - 1  # in place of a lane
 
 _LETTERS = "0123456789abcdefghijklmnopqrstuv"
 _PAIRS = [a + b for a in _LETTERS for b in _LETTERS]
-_SHIFTS = range(8 * ID_BYTES - 10, -1, -10)
+_SHIFT_BITS = range(8 * ID_BYTES - 10, -1, -10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class PredictionIds:
     def __init__(self, key: bytes, lane: int = 0) -> None:
         if not 0 <= lane < 1 << 16:
             raise ValueError(f"lane is a number from 0 to 65535, not {lane}")
-        self._keyed = hashlib.blake2b(key=key, digest_size=_CHECK)
+        self._keyed = hashlib.blake2b(key=key, digest_size=_CHECK_BYTES)
         self._lane = lane.to_bytes(2, "big")
         self._random: list[bytes] = []
 
@@ -52,12 +52,12 @@ class PredictionIds:
         """A new id for a prediction made at `time_ms` (Unix milliseconds)."""
         body = time_ms.to_bytes(6, "big") + self._lane + self._take_random()
         bits = int.from_bytes(body + self._check(body), "big")
-        return "".join([_PAIRS[bits >> shift & 1023] for shift in _SHIFTS])
+        return "".join([_PAIRS[bits >> shift & 1023] for shift in _SHIFT_BITS])
 
     def derive(self, time_ms: int, name: str) -> str:
         """The one genuine id that belongs to a name of someone else's and a time (Unix milliseconds): always the same."""
-        body = max(time_ms, 0).to_bytes(6, "big") + _DERIVED.to_bytes(2, "big")
-        body += hashlib.blake2b(name.encode(), digest_size=_RANDOM).digest()
+        body = max(time_ms, 0).to_bytes(6, "big") + _DERIVED_LANE.to_bytes(2, "big")
+        body += hashlib.blake2b(name.encode(), digest_size=_RANDOM_BYTES).digest()
         return base64.b32hexencode(body + self._check(body)).decode().lower()
 
     def _take_random(self) -> bytes:
@@ -66,8 +66,8 @@ class PredictionIds:
             try:
                 return self._random.pop()
             except IndexError:
-                many = secrets.token_bytes(_RANDOM * _BATCH)
-                self._random.extend(many[i : i + _RANDOM] for i in range(0, len(many), _RANDOM))
+                many = secrets.token_bytes(_RANDOM_BYTES * _BATCH_IDS)
+                self._random.extend(many[i : i + _RANDOM_BYTES] for i in range(0, len(many), _RANDOM_BYTES))
 
     def parse(self, prediction_id: str) -> PredictionInfo:
         """Read an id.
@@ -79,7 +79,7 @@ class PredictionIds:
             raw = base64.b32hexdecode(prediction_id.upper())
         except (binascii.Error, ValueError):
             raw = b""
-        if len(raw) != ID_BYTES or not hmac.compare_digest(raw[-_CHECK:], self._check(raw[:-_CHECK])):
+        if len(raw) != ID_BYTES or not hmac.compare_digest(raw[-_CHECK_BYTES:], self._check(raw[:-_CHECK_BYTES])):
             if not prediction_id:
                 raise InvalidInput("prediction_id is empty: an answer without one was not recorded", "prediction_id")
             raise InvalidInput("prediction_id is not one that this installation gave out", "prediction_id")

@@ -29,8 +29,8 @@ I64 = npt.NDArray[np.int64]
 _HEAD = struct.Struct("<4sxxxxqBBxxIQQHHHH")
 _PART = struct.Struct("<II")
 _OFFSET = struct.Struct("<i")
-_OVERRIDDEN = 1
-_HAS_CANDIDATE_IDS = 2
+_OVERRIDDEN_FLAG = 1
+_CANDIDATE_IDS_FLAG = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ def pack(record: PredictionRecord) -> bytes:
     """Write a record as bytes."""
     f = record.features
     names = f"{record.endpoint}\0{record.bundle}\0{record.prediction_id}".encode()
-    flags = (_OVERRIDDEN if record.overridden else 0) | (_HAS_CANDIDATE_IDS if record.candidate_ids is not None else 0)
+    flags = (_OVERRIDDEN_FLAG if record.overridden else 0) | (
+        _CANDIDATE_IDS_FLAG if record.candidate_ids is not None else 0
+    )
     head = _HEAD.pack(
         MAGIC,
         record.time_ms,
@@ -148,7 +150,7 @@ def _head_of(blob: bytes) -> RecordHead:
     if magic != MAGIC or arm >= len(ARMS):
         raise ValueError(f"it starts with {magic!r} and arm {arm}")
     endpoint, _, prediction_id = blob[_HEAD.size : _HEAD.size + length].decode().split("\0")
-    at = _aligned(_HEAD.size + length) + _aligned(4 * n) + (8 * n if flags & _HAS_CANDIDATE_IDS else 0)
+    at = _aligned(_HEAD.size + length) + _aligned(4 * n) + (8 * n if flags & _CANDIDATE_IDS_FLAG else 0)
     for part in range(id_parts + number_parts):
         r, k = _PART.unpack_from(blob, at)
         at += 8 + _aligned(4 * k) + (8 * r * k if part < id_parts else _aligned(4 * r * k))
@@ -171,7 +173,7 @@ def _unpack(blob: memoryview) -> PredictionRecord:
     endpoint, bundle, prediction_id = bytes(blob[_HEAD.size : _HEAD.size + length]).decode().split("\0")
     at = _Reader(blob, _aligned(_HEAD.size + length))
     scores = at.array(np.float32, n)
-    candidate_ids = at.array(np.int64, n) if flags & _HAS_CANDIDATE_IDS else None
+    candidate_ids = at.array(np.int64, n) if flags & _CANDIDATE_IDS_FLAG else None
     ids = []
     for _ in range(id_parts):
         r, k = at.shape()
@@ -196,7 +198,7 @@ def _unpack(blob: memoryview) -> PredictionRecord:
         features=Features(n, tuple(ids), tuple(numbers), tuple(bags)),
         scores=scores,
         routing_hash=routing_hash,
-        overridden=bool(flags & _OVERRIDDEN),
+        overridden=bool(flags & _OVERRIDDEN_FLAG),
         candidate_ids=candidate_ids,
     )
 

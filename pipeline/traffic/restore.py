@@ -22,7 +22,7 @@ from pipeline.traffic.record import PredictionRecord, pack, unpack
 
 __all__ = ["RestoreReport", "Restored", "restore"]
 
-_BATCH = 64
+_BATCH_PREDICTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def restore(
 
 def _batches(predictions: Iterable[Restored]) -> Iterator[list[Restored]]:
     left = iter(predictions)
-    while batch := list(islice(left, _BATCH)):
+    while batch := list(islice(left, _BATCH_PREDICTIONS)):
         yield batch
 
 

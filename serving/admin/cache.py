@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache"]
 
-ENDS_WITHIN = 10.0
+ENDS_WITHIN_S = 10.0
 
 
 class Cache:
@@ -83,4 +83,4 @@ class Cache:
     def close(self) -> None:
         """Wait a moment for a run; the process's end stops it, and the next one goes on where it stood."""
         if self._warming is not None:
-            self._warming.join(ENDS_WITHIN)
+            self._warming.join(ENDS_WITHIN_S)

@@ -182,7 +182,7 @@ def same_inputs(stable: Bundle, candidate: Bundle) -> None:
 
 def _spec(arm: r.ArmRequest, name: str) -> ArmSpec:
     version = arm.version or "0"
-    if not (version.isascii() and version.isdecimal()) or int(version) > r.LARGEST:
+    if not (version.isascii() and version.isdecimal()) or int(version) > r.LARGEST_VERSION:
         raise InvalidInput(f"{name}: version {version!r} is not a decimal number; leave it empty for the newest", name)
     if not _BUNDLE.fullmatch(arm.bundle):
         raise InvalidInput(f"{name}: {arm.bundle!r} is not the name of a bundle", name)

@@ -19,7 +19,7 @@ from serving.rollout.store import ControlStore, Who
 
 __all__ = ["Models"]
 
-LOOK_EVERY = 0.2
+LOOK_EVERY_S = 0.2
 READY, LOADING, UNLOADED = "READY", "LOADING", "UNLOADED"
 
 
@@ -99,7 +99,7 @@ class Models:
                 return a.ModelLoaded(
                     bundle=request.bundle, version=version, wanted=aim == READY, done=done, lanes=lanes
                 )
-            time.sleep(LOOK_EVERY)
+            time.sleep(LOOK_EVERY_S)
 
     def _known(self, bundle: str) -> None:
         if bundle not in self._repository.names():

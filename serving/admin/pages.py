@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from pipeline.errors import InvalidInput
-from serving.admin.requests import LARGEST, Page
+from serving.admin.requests import LARGEST_VERSION, Page
 
 __all__ = ["Cursor", "cut", "read_token", "write_token"]
 
@@ -47,7 +47,7 @@ def read_token(scope: Page, *kinds: type) -> Cursor | None:
     except (ValueError, TypeError):
         raise wrong from None
     fits = len(cursor) == len(kinds) and all(type(part) is kind for part, kind in zip(cursor, kinds, strict=True))
-    if digest != _digest(scope) or not fits or any(type(p) is int and not 0 <= p <= LARGEST for p in cursor):
+    if digest != _digest(scope) or not fits or any(type(p) is int and not 0 <= p <= LARGEST_VERSION for p in cursor):
         raise wrong
     return tuple(cursor)
 

@@ -43,13 +43,15 @@ __all__ = [
     "Warm",
 ]
 
-LARGEST = 2**63 - 1
+LARGEST_VERSION = 2**63 - 1
 """Of an INTEGER in SQLite and an int64 on the wire."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Expected = Annotated[
     int | None,
-    Field(ge=0, le=LARGEST, description="resource version that the caller looked at; absent: whatever is there"),
+    Field(
+        ge=0, le=LARGEST_VERSION, description="resource version that the caller looked at; absent: whatever is there"
+    ),
 ]
 Weight = Annotated[
     float, Field(ge=0, le=100, allow_inf_nan=False, description="percent of routing keys for the candidate")
@@ -197,7 +199,7 @@ class AuditList(Page):
 
 
 class AuditSeq(Request):
-    seq: int = Field(ge=1, le=LARGEST, description="number of the entry")
+    seq: int = Field(ge=1, le=LARGEST_VERSION, description="number of the entry")
 
 
 class Warm(Mutation):

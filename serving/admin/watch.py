@@ -18,13 +18,13 @@ from serving.rollout.state import ACTIVE
 
 __all__ = ["Watchers"]
 
-MOST = 64
+MAX_WATCHERS = 64
 
 
 class Watchers:
     """All who watch rollouts of one installation through one door. For one event loop."""
 
-    def __init__(self, admin: Admin, most: int = MOST) -> None:
+    def __init__(self, admin: Admin, most: int = MAX_WATCHERS) -> None:
         self._admin = admin
         self._most = most
         self.watching = 0

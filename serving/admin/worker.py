@@ -11,7 +11,7 @@ from serving.config.principal import Principal
 
 __all__ = ["Worker"]
 
-MOST_REFUSED = 50
+MAX_REFUSED_VERSIONS = 50
 """Refused versions that are told, the newest of each bundle."""
 
 
@@ -28,7 +28,7 @@ class Worker:
         refused = [
             a.Refused(bundle=bundle, version=version, reasons=self._reasons(bundle, version))
             for bundle, versions in told.get("refused", {}).items()
-            for version in versions[-MOST_REFUSED:]
+            for version in versions[-MAX_REFUSED_VERSIONS:]
         ]
         return a.Worker(
             running=bool(told.get("fresh")),

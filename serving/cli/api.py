@@ -16,7 +16,7 @@ from pipeline.errors import BatonError, InvalidInput, NotReady
 __all__ = ["DEFAULT_SERVER", "AdminClient", "user"]
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
-PAGE = 1000
+PAGE_ENTRIES = 1000
 
 
 def user() -> str:
@@ -78,7 +78,7 @@ class AdminClient:
         found: list[Any] = []
         token = ""
         while True:
-            size = PAGE if most is None else min(PAGE, most - len(found))
+            size = PAGE_ENTRIES if most is None else min(PAGE_ENTRIES, most - len(found))
             page = self.get(path, **query, page_size=size, page_token=token or None)
             found += page[name]
             token = page["next_page_token"]

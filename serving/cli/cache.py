@@ -18,7 +18,7 @@ from serving.wiring.bundles import open_repository
 
 __all__ = ["app"]
 
-LOOK_EVERY = 0.2
+LOOK_EVERY_S = 0.2
 _KEYS = ("bundle", "version", "rows", "rows_per_second", "seconds")
 
 app = typer.Typer(help="Embedding rows: load them into Redis, see which tier answers.", no_args_is_help=True)
@@ -85,7 +85,7 @@ def _watched(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             bar.update(task, description=told["name"], total=told["total"], completed=told["written"], rate=rate)
             if not told["running"]:
                 return told
-            time.sleep(LOOK_EVERY)
+            time.sleep(LOOK_EVERY_S)
 
 
 @app.command()

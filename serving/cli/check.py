@@ -28,9 +28,9 @@ from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["doctor"]
 
-LEAST_MEMORY = 4 << 30
-LEAST_DISK = 2 << 30
-REDIS_LIMIT = 2.0
+LEAST_MEMORY_BYTES = 4 << 30
+LEAST_DISK_BYTES = 2 << 30
+REDIS_TIMEOUT_S = 2.0
 
 Finding = tuple[str, bool, str]
 
@@ -60,8 +60,8 @@ def _machine() -> list[Finding]:
     found: list[Finding] = [
         ("python", sys.version_info >= (3, 11), f"{platform.python_version()} (3.11 or newer is needed)"),
         ("cores", True, str(os.cpu_count())),
-        ("memory", memory >= LEAST_MEMORY, f"{memory / (1 << 30):.1f} GiB (4 or more)"),
-        ("disk", free >= LEAST_DISK, f"{free / (1 << 30):.1f} GiB free here (2 or more)"),
+        ("memory", memory >= LEAST_MEMORY_BYTES, f"{memory / (1 << 30):.1f} GiB (4 or more)"),
+        ("disk", free >= LEAST_DISK_BYTES, f"{free / (1 << 30):.1f} GiB free here (2 or more)"),
         ("sqlite", sqlite3.sqlite_version_info >= (3, 37), f"{sqlite3.sqlite_version} (3.37 or newer)"),
     ]
     for module in ("grpc", "onnxruntime", "torch", "numba", "uvloop"):
@@ -142,7 +142,7 @@ def _redis(config: RedisConfig) -> Finding:
     from serving.state.redis.access import redis_address
 
     try:
-        redis_address(config, "embedding.redis").connect(REDIS_LIMIT).close()
+        redis_address(config, "embedding.redis").connect(REDIS_TIMEOUT_S).close()
     except (BatonError, OSError) as error:
         return ("redis", False, f"{config.url}: {error}; lookups pass it by until it answers")
     return ("redis", True, f"{config.url} answers")

@@ -55,14 +55,14 @@ TEACHER, STUDENT = "dnn", "dcnv2"
 TEACHER_WIDTH, STUDENT_WIDTH = 8, 16
 HISTORY, RETAINED = 0.4, 0.8
 GENERATED_ROWS = 6_000_000
-ROWS_PER_SECOND = 5_000
-LONGEST_STREAM = 240.0
-SHORTEST_STREAM = 90.0
-BAD_STREAM = 75.0
-MOST_REQUESTS_PER_SECOND = 400.0
-LABEL_DELAY = 2.0
-SETTLE = 20.0
-START_LIMIT = 120.0
+GENERATED_ROWS_PER_S = 5_000
+LONGEST_STREAM_S = 240.0
+SHORTEST_STREAM_S = 90.0
+BAD_STREAM_S = 75.0
+MAX_REQUESTS_PER_S = 400.0
+LABEL_DELAY_S = 2.0
+SETTLE_S = 20.0
+START_TIMEOUT_S = 120.0
 MARK = ".baton-demo"
 REPLICAS = 2
 """On a Ray cluster; each of one lane."""
@@ -139,9 +139,9 @@ class Demo:
         first = next(log.chunks(RETAINED, 1.0, 1))
         rows = log.rows_between(RETAINED, 1.0)
         requests = log.request_count - int(first.request[0])
-        wanted = max(rows / ROWS_PER_SECOND, requests / MOST_REQUESTS_PER_SECOND)
-        duration = min(max(wanted, SHORTEST_STREAM), LONGEST_STREAM)
-        rate = min(requests / duration, MOST_REQUESTS_PER_SECOND)
+        wanted = max(rows / GENERATED_ROWS_PER_S, requests / MAX_REQUESTS_PER_S)
+        duration = min(max(wanted, SHORTEST_STREAM_S), LONGEST_STREAM_S)
+        rate = min(requests / duration, MAX_REQUESTS_PER_S)
         grpc_port, http_port, admin_port = _free_ports(3)
         config: dict[str, Any] = {
             "home": ".",
@@ -191,7 +191,7 @@ class Demo:
             "after_full": {"watch": "1h"},
         }
         (self.home / "rollout.yaml").write_text(yaml.safe_dump(rollout, sort_keys=False))
-        return path, rate, BAD_STREAM if self.bad else duration
+        return path, rate, BAD_STREAM_S if self.bad else duration
 
     @contextmanager
     def _served(self, config_path: Path, config: Config) -> Iterator[AdminClient]:
@@ -210,7 +210,7 @@ class Demo:
             )
             try:
                 with console.status("starting lanes, shadow lane, control and worker"):
-                    deadline = time.monotonic() + START_LIMIT
+                    deadline = time.monotonic() + START_TIMEOUT_S
                     while not admin.ready():
                         if server.poll() is not None or time.monotonic() > deadline:
                             raise NotReady(f"the server did not become ready; its log is {log_path}")
@@ -231,7 +231,7 @@ class Demo:
         try:
             with console.status(f"placing replicas, control and worker on the Ray cluster at {self.ray}"):
                 serve_on(self.ray, config)
-                deadline = time.monotonic() + START_LIMIT
+                deadline = time.monotonic() + START_TIMEOUT_S
                 while not admin.ready():
                     if time.monotonic() > deadline:
                         raise NotReady(f"the installation on Ray did not become ready; its home is {config.home}")
@@ -250,9 +250,9 @@ class Demo:
     def _replay(
         self, log: Log, config: Config, admin: AdminClient, rate: float, duration: float
     ) -> tuple[ReplayReport, dict[str, Any]]:
-        sender = Replay(self._target(config), ENDPOINT, log.schema, rate=rate, label_delay=LABEL_DELAY)
+        sender = Replay(self._target(config), ENDPOINT, log.schema, rate=rate, label_delay=LABEL_DELAY_S)
         say(
-            f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY:g} s late; "
+            f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY_S:g} s late; "
             f"console at http://127.0.0.1:{config.listen.http_port}/"
         )
         view = DemoView(admin, ENDPOINT, duration, sender.report)
@@ -263,7 +263,7 @@ class Demo:
 
         with view:
             report = asyncio.run(sender.run(log.requests(RETAINED, 1.0), over))
-            view.settle(SETTLE)
+            view.settle(SETTLE_S)
         return report, view.final()
 
     # --- report --------------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from serving.cli.replay import ReplayReport
 __all__ = ["PHASE_COLUMNS", "DemoView", "phase_rows", "show"]
 
 PHASE_COLUMNS = ("step", "weight %", "arm", "rows", "clicks", "AUC", "LogLoss", "bias", "low", "high")
-POLL = 1.0
-LINE_EVERY = 15.0
-AFTER_LAST_STEP = 15.0
+POLL_S = 1.0
+LINE_EVERY_S = 15.0
+AFTER_LAST_STEP_S = 15.0
 ENDED = {"aborted", "undone", "completed"}
 
 
@@ -62,10 +62,10 @@ class DemoView:
     def finished(self) -> bool:
         """Looked at before each request: polls at most once a second."""
         now = time.monotonic()
-        if now - self._polled >= POLL:
+        if now - self._polled >= POLL_S:
             self._poll(now)
         if self._full_since is not None:
-            return now - self._full_since > AFTER_LAST_STEP
+            return now - self._full_since > AFTER_LAST_STEP_S
         return bool(self._state) and self._state["rollout"]["phase"] in ENDED
 
     def settle(self, limit: float) -> None:
@@ -76,9 +76,9 @@ class DemoView:
             traffic = self._state.get("status", {}).get("traffic", {})
             if traffic and not traffic["open_predictions"]:
                 break
-            time.sleep(POLL)
+            time.sleep(POLL_S)
         # One more look by the rollout at the rows that came last.
-        time.sleep(2 * POLL)
+        time.sleep(2 * POLL_S)
 
     def final(self) -> dict[str, Any]:
         """The last state of everything.
@@ -107,7 +107,7 @@ class DemoView:
         else:
             self._full_since = None
         self._bar.update(self._task, completed=now - self._began, rows=f"{self._report.rows:,}")
-        if self._live is None and now - self._lined > LINE_EVERY:
+        if self._live is None and now - self._lined > LINE_EVERY_S:
             self._lined = now
             say(escape(f"{now - self._began:4.0f} s  {self._report.rows:>9,} rows  {self._line()}"))
 

@@ -15,7 +15,7 @@ from pipeline.traffic.record import unpack
 
 __all__ = ["ArmFigures", "figures_of"]
 
-_PAGE = 512
+_PAGE_ENTRIES = 512
 F32 = npt.NDArray[np.float32]
 
 
@@ -63,7 +63,7 @@ def figures_of(log: TrafficLog, endpoint: str) -> dict[str, ArmFigures]:
 
 def _entries(log: TrafficLog) -> Iterator[Labelled]:
     after = 0
-    while page := log.labelled(after, _PAGE):
+    while page := log.labelled(after, _PAGE_ENTRIES):
         yield from page
         after = page[-1].seq
 

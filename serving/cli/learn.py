@@ -63,7 +63,7 @@ Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 CACHE = Path(".baton/cache")
 RETAINED_ROWS = 200_000
-NEXT = 0.1
+NEXT_FRACTION = 0.1
 """Share of the log after the window on which a fresh model is judged."""
 
 
@@ -264,7 +264,7 @@ def _after(model: ClickModel, log: Log, stop: float) -> dict[str, Any] | None:
     from transfer.offline.train import measure
     from transfer.quality.figures import deciles
 
-    chunks = list(log.chunks(stop, min(1.0, stop + NEXT)))
+    chunks = list(log.chunks(stop, min(1.0, stop + NEXT_FRACTION)))
     if not chunks:
         return None
     scores = np.concatenate([model.scores(chunk.rows) for chunk in chunks])

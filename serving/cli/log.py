@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-LOOK_EVERY = 0.5
-PAGE = 256
+LOOK_EVERY_S = 0.5
+PAGE_ENTRIES = 256
 SHOWN_ROWS = 3
-FORGET_SECONDS = 600.0
+FORGET_TIMEOUT_S = 600.0
 
 app = typer.Typer(help="Predictions and labels: look, export, import, forget.", no_args_is_help=True)
 
@@ -86,7 +86,7 @@ def tail(
                 return
             else:
                 try:
-                    time.sleep(LOOK_EVERY)
+                    time.sleep(LOOK_EVERY_S)
                 except KeyboardInterrupt:
                     return
 
@@ -169,7 +169,7 @@ def forget(
     """
     with problems():
         body = {"routing_key": key, "prediction_id": prediction, "reason": reason}
-        told = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_SECONDS)
+        told = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_TIMEOUT_S)
         emit(output, told, "", tuple(told), [tuple(told.values())])
 
 
@@ -241,11 +241,11 @@ def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> No
 
 
 def _labelled(log: TrafficLog, after: int) -> list[dict[str, Any]]:
-    return [_told(e.seq, unpack(e.record), e) for e in log.labelled(after, PAGE)]
+    return [_told(e.seq, unpack(e.record), e) for e in log.labelled(after, PAGE_ENTRIES)]
 
 
 def _predictions(log: TrafficLog, after: int) -> list[dict[str, Any]]:
-    return [_told(seq, unpack(blob), None) for seq, blob in log.predictions(after, PAGE)]
+    return [_told(seq, unpack(blob), None) for seq, blob in log.predictions(after, PAGE_ENTRIES)]
 
 
 def _told(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Wait = Annotated[float, typer.Option(min=0, max=120, help="Seconds to wait for t
 Target = Annotated[
     str, typer.Option(help="host:port of a lane's data plane, asked instead of the server by Open Inference")
 ]
-PATIENCE = 10.0
+PATIENCE_S = 10.0
 
 
 @app.command("list")
@@ -111,7 +111,7 @@ def _change(
             _ask_lane(method, bundle, target, token)
             return
         body = {"wait_seconds": wait, "reason": reason}
-        told = AdminClient(server, token=token).post(f"/models/{bundle}/{verb}", body, timeout=wait + PATIENCE)
+        told = AdminClient(server, token=token).post(f"/models/{bundle}/{verb}", body, timeout=wait + PATIENCE_S)
         name = f"{bundle}:{told['version']}" if told["version"] else bundle
         emit(output, told, "", ("lane", name), sorted(told["lanes"].items()))
         if not told["lanes"]:

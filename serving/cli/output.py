@@ -22,7 +22,7 @@ from pipeline.errors import BatonError
 __all__ = ["Output", "console", "emit", "problems", "say", "show_table"]
 
 console = Console(stderr=True)
-PLAIN_WIDTH = 160
+PLAIN_COLUMNS = 160
 """Columns of a table that goes to a file or another program."""
 
 
@@ -35,7 +35,7 @@ class Output(StrEnum):
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table on stdout; numbers are right-aligned, None is a dash."""
-    out = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    out = Console() if sys.stdout.isatty() else Console(width=PLAIN_COLUMNS)
     if title:
         out.print(title, style="bold", highlight=False)
     table = Table(header_style="bold")

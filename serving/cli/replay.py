@@ -23,11 +23,11 @@ from transfer.data.log import LogRequest
 
 __all__ = ["Replay", "ReplayReport"]
 
-IN_FLIGHT = 256
-FEEDBACK_EVERY = 0.1
-FEEDBACK_BATCH = 100
+IN_FLIGHT_REQUESTS = 256
+FEEDBACK_EVERY_S = 0.1
+FEEDBACK_BATCH_PREDICTIONS = 100
 FEEDBACK_TRIES = 120
-FEEDBACK_PAUSE = 0.5
+FEEDBACK_PAUSE_S = 0.5
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Replay:
                 wait = due - self._clock.monotonic()
                 if wait > 0:
                     await asyncio.sleep(wait)
-                if len(running) >= IN_FLIGHT:
+                if len(running) >= IN_FLIGHT_REQUESTS:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 task = asyncio.create_task(self._send(client, request, due))
                 running.add(task)
@@ -124,12 +124,12 @@ class Replay:
         while self._due or not self._labels_end.is_set():
             ready: list[FeedbackEntry] = []
             now = self._clock.monotonic()
-            while self._due and self._due[0][0] <= now and len(ready) < FEEDBACK_BATCH:
+            while self._due and self._due[0][0] <= now and len(ready) < FEEDBACK_BATCH_PREDICTIONS:
                 ready.append(self._due.popleft()[1])
             if ready:
                 await self._acknowledged(client, ready)
             else:
-                await asyncio.sleep(FEEDBACK_EVERY)
+                await asyncio.sleep(FEEDBACK_EVERY_S)
 
     async def _acknowledged(self, client: AsyncRankingClient, entries: list[FeedbackEntry]) -> None:
         for _ in range(FEEDBACK_TRIES):
@@ -139,7 +139,7 @@ class Replay:
                 self.report.errors[f"feedback refused: {error}"] += len(entries)
                 return
             except BatonError:  # whatever else it is, the labels are not stored yet
-                await asyncio.sleep(FEEDBACK_PAUSE)
+                await asyncio.sleep(FEEDBACK_PAUSE_S)
                 continue
             for reply in replies:
                 self.report.labels.update(reply.outcomes)

@@ -18,7 +18,7 @@ from serving.client.options import Options
 
 __all__ = ["Connection", "Pool"]
 
-REST = 1.0
+REST_S = 1.0
 
 
 class Connection:
@@ -100,7 +100,7 @@ class Pool:
         """A call is over; `failed`: for want of a connection or a server that is ready."""
         with self._lock:
             connection.under_way -= 1
-            connection.rests_until = self._clock.monotonic() + REST if failed else 0.0
+            connection.rests_until = self._clock.monotonic() + REST_S if failed else 0.0
 
 
 def _local(target: str) -> bool:

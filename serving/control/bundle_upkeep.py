@@ -24,9 +24,9 @@ from serving.wiring.observe import served_versions
 
 __all__ = ["BundleUpkeep"]
 
-KEEP_MAPPED = 3
+KEPT_VERSIONS = 3
 """Newest versions whose segments stay, served or not: a step back costs nothing then."""
-UNFINISHED = 24 * 3600.0
+UNFINISHED_S = 24 * 3600.0
 """Seconds after which a bundle that is still being written is taken for one whose publisher was killed."""
 
 log = logging.getLogger(__name__)
@@ -104,14 +104,14 @@ class BundleUpkeep:
         keep = used | set(self._repository.versions(name)[-self._keep :])
         with suppress(NotFound):  # none has passed the gate yet
             keep.add(self._repository.latest(name))
-        removed = self._repository.prune(name, keep, unfinished_before=self._now() - UNFINISHED)
+        removed = self._repository.prune(name, keep, unfinished_before=self._now() - UNFINISHED_S)
         if removed:
             self._totals["versions_removed"] += len(removed)
             log.info("removed versions %s of bundle %s", ", ".join(removed), name)
 
     def _tend(self, name: str, used: set[str]) -> None:
         there = self._repository.held(name)
-        mapped = (used & set(there)) | set(there[-KEEP_MAPPED:])
+        mapped = (used & set(there)) | set(there[-KEPT_VERSIONS:])
         with suppress(NotFound):
             mapped.add(self._repository.latest(name))
         chains = {version: self._chain(name, version) for version in sorted(mapped, key=int)}

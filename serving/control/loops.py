@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlLoops"]
 
-JOIN_EVERY = 0.2
-PASS_EVERY = 0.5
-LEAD_EVERY = 0.5
-UPKEEP_EVERY = 60.0
+JOIN_EVERY_S = 0.2
+PASS_EVERY_S = 0.5
+LEAD_EVERY_S = 0.5
+UPKEEP_EVERY_S = 60.0
 UPKEEP_NICE = 10
-REFRESH_EVERY = 1.0
+REFRESH_EVERY_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,14 @@ class ControlLoops:
     def start(self) -> None:
         """Begin to act."""
         bodies = [
-            ("lead", self._take_lead, LEAD_EVERY),
-            ("label-join", self._leading(self._join), JOIN_EVERY),
-            ("rollout", self._leading(self._move), PASS_EVERY),
-            ("status", self._tell, PASS_EVERY),
-            ("bundle-upkeep", self._tidy, UPKEEP_EVERY),
+            ("lead", self._take_lead, LEAD_EVERY_S),
+            ("label-join", self._leading(self._join), JOIN_EVERY_S),
+            ("rollout", self._leading(self._move), PASS_EVERY_S),
+            ("status", self._tell, PASS_EVERY_S),
+            ("bundle-upkeep", self._tidy, UPKEEP_EVERY_S),
         ]
         if self._cache is not None:
-            bodies.append(("redis-updates", self._leading(self._refresh), REFRESH_EVERY))
+            bodies.append(("redis-updates", self._leading(self._refresh), REFRESH_EVERY_S))
         for name, body, pause in bodies:
             thread = threading.Thread(target=self._repeat, args=(name, body, pause), name=name, daemon=True)
             self._threads.append(thread)
@@ -128,7 +128,7 @@ class ControlLoops:
     def _join(self) -> None:
         while self._joined.join(self._clock.wall_ms()) and not self._stop.is_set():
             pass
-        if self._clock.monotonic() - self._kept > UPKEEP_EVERY:
+        if self._clock.monotonic() - self._kept > UPKEEP_EVERY_S:
             self._kept = self._clock.monotonic()
             self.admin.endpoints.bootstrap()
             self._traffic.step(self._processes().get("worker"), self._clock.wall_ms())
@@ -156,7 +156,7 @@ class ControlLoops:
         self.telemetry.write(self._config.home / METRICS_DIR)
 
     def _tidy(self) -> None:
-        if self._clock.monotonic() - self._started < UPKEEP_EVERY:
+        if self._clock.monotonic() - self._started < UPKEEP_EVERY_S:
             return  # until then not every process has said what it needs
         step_back(UPKEEP_NICE, thread=True)
         self._bundles.step(self._processes())

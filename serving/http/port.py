@@ -25,9 +25,9 @@ __all__ = ["http_server"]
 HEADER_BYTES = 32 << 10
 SOCKET_BYTES = 1 << 20
 """Most of one message of a page's socket."""
-FIRST_REQUEST = 20.0
+FIRST_REQUEST_S = 20.0
 """Seconds until a new connection has sent the head of its first request."""
-GRACE = 3
+GRACE_S = 3
 
 
 class _Socket(WebSocketsSansIOProtocol):
@@ -40,7 +40,7 @@ class _Http(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.app = _named(self.app, transport)
-        self._silence = self.loop.call_later(FIRST_REQUEST, self._end_silence)
+        self._silence = self.loop.call_later(FIRST_REQUEST_S, self._end_silence)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._silence.cancel()
@@ -77,7 +77,7 @@ def http_server(
         log_config=None,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=GRACE_S,
     )
     return uvicorn.Server(config)
 

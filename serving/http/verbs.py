@@ -201,6 +201,6 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         return ask(v.AUDIT_LIST, query)
 
     @routes.get("/audit/{seq}/explain", tags=["audit"])
-    def explain(seq: Annotated[int, Path(ge=1, le=r.LARGEST)], ask: Ask = reads) -> a.Explanation:
+    def explain(seq: Annotated[int, Path(ge=1, le=r.LARGEST_VERSION)], ask: Ask = reads) -> a.Explanation:
         """The figures of a verdict, as it used them and worked out again from the traffic log."""
         return ask(v.AUDIT_EXPLAIN, seq=seq)

@@ -37,11 +37,11 @@ from serving.wire.errors import code_of
 __all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Target"]
 
 NOT_READY = "candidate_not_ready"
-MOST_TALLIES = 64
-TICK = 0.005
-COUNTED_AT_ONCE = 64
-SAMPLES = 32
-SAMPLE_EVERY = 0.1
+MAX_TALLIES = 64
+TICK_S = 0.005
+COUNTED_REQUESTS = 64
+KEPT_SAMPLES = 32
+SAMPLE_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Dispatcher:
         self.pending = 0
         self._answers: deque[tuple[Target, float, float, int, Mapping[str, float], Sequence[str], str]] = deque()
         self._settling = threading.Lock()
-        self._samples: defaultdict[str, deque[Features]] = defaultdict(lambda: deque(maxlen=SAMPLES))
+        self._samples: defaultdict[str, deque[Features]] = defaultdict(lambda: deque(maxlen=KEPT_SAMPLES))
         self._next_sample = 0.0
 
     # Who answers.
@@ -291,7 +291,7 @@ class Dispatcher:
         try:
             await self._engine.run(event)
         except asyncio.CancelledError:
-            if self._clock.monotonic() >= event.deadline - TICK:  # gRPC cancels its handler when the deadline passes
+            if self._clock.monotonic() >= event.deadline - TICK_S:  # gRPC cancels its handler when the deadline passes
                 self._missed(target, started)
             raise
         except Exception as error:
@@ -332,7 +332,7 @@ class Dispatcher:
     def _tally(self, target: Target) -> ModelTally:
         tally = self.tallies.get(target.served.key)
         if tally is None:
-            if len(self.tallies) >= MOST_TALLIES:  # versions come without end; the oldest goes
+            if len(self.tallies) >= MAX_TALLIES:  # versions come without end; the oldest goes
                 self.tallies.pop(next(iter(self.tallies)))
             tally = self.tallies[target.served.key] = ModelTally()
         return tally
@@ -354,10 +354,10 @@ class Dispatcher:
         rows = len(event.scores) if event.scores is not None else 0
         self._engine.took(now - started - event.timings.get("queue", 0.0))
         self._answers.append((target, now, now - started, rows, event.timings, event.degraded, event.traceparent))
-        if len(self._answers) >= COUNTED_AT_ONCE:
+        if len(self._answers) >= COUNTED_REQUESTS:
             self.settle()
         if now >= self._next_sample and event.features is not None:
-            self._next_sample = now + SAMPLE_EVERY
+            self._next_sample = now + SAMPLE_EVERY_S
             self._samples[target.endpoint].append(event.features)
 
     def _count(

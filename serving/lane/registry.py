@@ -31,8 +31,8 @@ from serving.wire.ranking import RankCodec
 
 __all__ = ["Registry"]
 
-POLL = 0.1
-RETRY = 30.0
+POLL_S = 0.1
+RETRY_S = 30.0
 NICE = 10
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Registry:
         loads: Path,
         max_candidates: int,
         nice: int | None = NICE,
-        retry: float = RETRY,
+        retry: float = RETRY_S,
         room: Room | None = None,
         samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
     ) -> None:
@@ -261,7 +261,7 @@ class Registry:
             with self._changed:
                 self._passes += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._stopping or self._poke, POLL)
+                self._changed.wait_for(lambda: self._stopping or self._poke, POLL_S)
                 if self._stopping:
                     return
                 self._poke = False

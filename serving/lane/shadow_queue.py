@@ -15,13 +15,13 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MAX_RECORD", "HandoffReceiver", "HandoffSender"]
+__all__ = ["MAX_RECORD_BYTES", "HandoffReceiver", "HandoffSender"]
 
-MAX_RECORD = 64 << 20
-RECONNECT = 0.2
-SEND_LIMIT = 2.0
+MAX_RECORD_BYTES = 64 << 20
+RECONNECT_S = 0.2
+SEND_TIMEOUT_S = 2.0
 _HEAD = struct.Struct("<IB")
-_PATH_LIMIT = 100  # a Unix socket's address holds 108 bytes
+_PATH_BYTES = 100  # a Unix socket's address holds 108 bytes
 
 
 class HandoffSender:
@@ -51,7 +51,7 @@ class HandoffSender:
             traceparent: W3C trace context that its scoring goes on from; "" where nobody watches.
         """
         with self._changed:
-            if len(record) > MAX_RECORD:
+            if len(record) > MAX_RECORD_BYTES:
                 self.dropped["too_large"] += 1
                 return False
             if len(self._queue) >= self._capacity:
@@ -78,14 +78,14 @@ class HandoffSender:
                 with _socket() as connection:
                     with _address(self._path) as address:
                         connection.connect(address)
-                    connection.settimeout(SEND_LIMIT)
+                    connection.settimeout(SEND_TIMEOUT_S)
                     self._connected = True
                     self._send_all(connection)
             except OSError:
                 pass
             finally:
                 self._connected = False
-            self._stopping.wait(RECONNECT)
+            self._stopping.wait(RECONNECT_S)
 
     def _send_all(self, connection: socket.socket) -> None:
         while True:
@@ -176,7 +176,7 @@ class HandoffReceiver:
                     if len(head) < _HEAD.size:
                         return
                     size, trace = _HEAD.unpack(head)
-                    if size > MAX_RECORD:
+                    if size > MAX_RECORD_BYTES:
                         return
                     data = stream.read(trace + size)
                     if len(data) < trace + size:
@@ -205,7 +205,7 @@ def _socket() -> socket.socket:
 @contextlib.contextmanager
 def _address(path: Path) -> Iterator[str]:
     """An address for a path of any length: a long one is reached through a handle on its directory."""
-    if len(os.fsencode(path)) <= _PATH_LIMIT:
+    if len(os.fsencode(path)) <= _PATH_BYTES:
         yield str(path)
         return
     handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -55,13 +55,13 @@ from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["Lane", "run_lane"]
 
-FIRST_LOAD = 20.0
-STATUS_EVERY = 1.0
-HEALTH_EVERY = 0.1
-NOTICE = 0.3
-DRAIN = 10.0
-STALL = 5.0
-SWITCH = 5e-5
+FIRST_LOAD_S = 20.0
+STATUS_EVERY_S = 1.0
+HEALTH_EVERY_S = 0.1
+NOTICE_S = 0.3
+DRAIN_S = 10.0
+STALL_S = 5.0
+SWITCH_S = 5e-5
 LOGGED_SAMPLES = 16
 METADATA_BYTES = 16 << 10
 
@@ -133,11 +133,11 @@ class Lane:
         """Do not wait for models any longer: the end is asked for before the start is done."""
         self._draining = True
 
-    async def stop(self, drain: float = DRAIN) -> None:
+    async def stop(self, drain: float = DRAIN_S) -> None:
         """Say NOT_SERVING, answer what was accepted within `drain` seconds, flush, end all threads."""
         self._draining = True
         await self.health.drain()
-        await asyncio.sleep(NOTICE)  # clients that watch their health leave by themselves
+        await asyncio.sleep(NOTICE_S)  # clients that watch their health leave by themselves
         await self._finish(drain)
         for task in self._tasks:
             task.cancel()
@@ -149,7 +149,7 @@ class Lane:
         stopping = asyncio.create_task(self._server.stop(drain))
         quiet = 0
         while not stopping.done():
-            await asyncio.wait({stopping}, timeout=NOTICE)
+            await asyncio.wait({stopping}, timeout=NOTICE_S)
             idle = not self.dispatcher.pending and not self.writer.counters().queued_feedback
             quiet = quiet + 1 if idle else 0
             if quiet == 2:
@@ -251,13 +251,13 @@ class Lane:
 
     def _first_load(self) -> None:
         """Wait for the models, so that a lane which comes back takes no connection that it cannot serve."""
-        self.registry.looked(FIRST_LOAD)
+        self.registry.looked(FIRST_LOAD_S)
         if not self._config.endpoints and not self.registry.wanted():
             return
-        until = self._clock.monotonic() + FIRST_LOAD
+        until = self._clock.monotonic() + FIRST_LOAD_S
         while not self._draining and not self.registry.wait(self._loaded, 0.2):
             if self._clock.monotonic() >= until:
-                log.warning("not every endpoint is ready after %.0f s; listening all the same", FIRST_LOAD)
+                log.warning("not every endpoint is ready after %.0f s; listening all the same", FIRST_LOAD_S)
                 return
 
     def _loaded(self, snapshot: Snapshot) -> bool:
@@ -305,7 +305,7 @@ class Lane:
                 await asyncio.to_thread(self._write, self.status())
             except OSError as error:
                 log.error("the status of %s cannot be written: %s", self._name, error)
-            await asyncio.sleep(STATUS_EVERY)
+            await asyncio.sleep(STATUS_EVERY_S)
 
     def _write(self, status: Mapping[str, Any]) -> None:
         self.telemetry.pending(self.dispatcher.pending)
@@ -320,7 +320,7 @@ class Lane:
         write_status(self._config.status / f"{self._name}.json", status)
         self.telemetry.write(self._config.home / METRICS_DIR)
         self._hierarchy.upkeep()
-        if status["engine"]["stalled_seconds"] > STALL:
+        if status["engine"]["stalled_seconds"] > STALL_S:
             log.error("stage %s has not ended for %.0f s", *self.engine.stalled()[::-1])
 
     async def _health(self) -> None:
@@ -330,7 +330,7 @@ class Lane:
             if snapshot is not seen:
                 await self.health.update(snapshot)
                 seen = snapshot
-            await asyncio.sleep(HEALTH_EVERY)
+            await asyncio.sleep(HEALTH_EVERY_S)
 
     def _publish_counters(self) -> None:
         def rows() -> tuple[Sequence[int], float]:
@@ -408,7 +408,7 @@ def run_lane(config: Config, index: int) -> None:
     die_with_parent()
     # A worker gives the GIL up for every kernel and network, and by default waits 5 ms for it each time that the loop is
     # busy: under overload, when the loop always is, lookups took ten times as long and most of the throughput was lost.
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(SWITCH_S)
     uvloop.run(_run(config, index))
 
 

@@ -30,12 +30,12 @@ from serving.state.directory import ServiceRecord, open_directory
 
 __all__ = ["ControlReplica", "LaneReplica", "write_config"]
 
-ANNOUNCE_EVERY = 2.0
-STALLED = 30.0
+ANNOUNCE_EVERY_S = 2.0
+STALLED_S = 30.0
 """Seconds of work on one request after which a lane counts as ill."""
-POLL = 0.1
-END_LIMIT = 60.0
-MOST_REPLICAS = 100
+POLL_S = 0.1
+END_TIMEOUT_S = 60.0
+MAX_REPLICAS = 100
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class _Processes:
     def stop(self) -> None:
         """End all children in order; a second call does nothing."""
         self._supervisor.stop()
-        self._thread.join(END_LIMIT)
+        self._thread.join(END_TIMEOUT_S)
 
 
 class LaneReplica:
@@ -126,7 +126,7 @@ class LaneReplica:
                 why = processes.failure or "; ".join(filter(None, map(self._trouble, waiting)))
                 self.drain()
                 raise NotReady(f"{', '.join(waiting)} cannot answer: {why or 'no word from them'}")
-            time.sleep(POLL)
+            time.sleep(POLL_S)
         self._begin("announce", self._announce)
         log.info("replica %s answers at %s", self.record.replica, self.record.address)
 
@@ -143,7 +143,7 @@ class LaneReplica:
             status = self._status(name)
             if not status:
                 raise NotReady(f"{name} has not said how it is for 10 s")
-            if status["engine"]["stalled_seconds"] > STALLED:
+            if status["engine"]["stalled_seconds"] > STALLED_S:
                 raise NotReady(f"{name} has worked on one request for {status['engine']['stalled_seconds']:.0f} s")
         host = self._config.listen.host
         with socket.create_connection((_reachable(host, "localhost"), self.port), 3.0):
@@ -157,7 +157,7 @@ class LaneReplica:
         """Withdraw the record, have the lanes say NOT_SERVING and answer what they accepted, end them."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(END_LIMIT)
+            thread.join(END_TIMEOUT_S)
         try:
             self._directory.withdraw(self.record.replica)
         except NotReady as error:
@@ -178,7 +178,7 @@ class LaneReplica:
                 self._directory.announce(self.record)
             except NotReady as error:
                 log.warning("%s", error)
-            self._stop.wait(ANNOUNCE_EVERY)
+            self._stop.wait(ANNOUNCE_EVERY_S)
 
     def _keep_shadow(self, path: Path) -> None:
         """Run the machine's shadow lane for as long as no other replica of the machine does."""
@@ -240,7 +240,7 @@ def _claim(config: Config) -> tuple[int, int, BinaryIO]:
     """
     folder = config.home / "run" / "claims"
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1 if config.ray.fixed_port else MOST_REPLICAS):
+    for number in range(1 if config.ray.fixed_port else MAX_REPLICAS):
         lock = open(folder / str(number), "wb")  # noqa: SIM115 - held until the replica ends
         port = config.listen.grpc_port + number
         if _locked(lock) and _free(config.listen.host, port):

@@ -35,11 +35,11 @@ from serving.wiring.registry import open_registry
 
 __all__ = ["CatchUp", "ShadowLane", "run_shadow"]
 
-BATCH = 64
+BATCH_PREDICTIONS = 64
 RUN_ROWS = 512
 """Candidates of one run of a network: what a row costs falls up to there."""
-IDLE = 0.1
-STATUS_EVERY = 1.0
+IDLE_S = 0.1
+STATUS_EVERY_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class CatchUp:
         self._at = self._kept
         self._blocked = False
 
-    def step(self, score: Callable[[list[PredictionRecord]], list[Outcome]], limit: int = BATCH) -> int:
+    def step(self, score: Callable[[list[PredictionRecord]], list[Outcome]], limit: int = BATCH_PREDICTIONS) -> int:
         """Score the next few; the number looked at, 0 at the end of a pass."""
         now = self._clock.wall_ms()
         rows = self._log.unscored(self._at, now - self._grace_ms, limit)
@@ -166,7 +166,7 @@ class ShadowLane:
 
     def work(self) -> None:
         """One round: what has come in, or else a little of what was missed."""
-        blobs = self._receiver.take(BATCH, 0.0 if self._behind else IDLE)
+        blobs = self._receiver.take(BATCH_PREDICTIONS, 0.0 if self._behind else IDLE_S)
         if blobs:
             self._live(blobs)
         elif self._clock.monotonic() >= self._next_pass:
@@ -181,7 +181,7 @@ class ShadowLane:
 
     def drain(self) -> None:
         """Score what is queued."""
-        while blobs := self._receiver.take(BATCH, 0.0):
+        while blobs := self._receiver.take(BATCH_PREDICTIONS, 0.0):
             self._live(blobs)
 
     def status(self) -> dict[str, Any]:
@@ -357,7 +357,7 @@ def run_shadow(config: Config) -> None:
     told = clock.monotonic()
     while not stop.is_set():
         lane.work()
-        if clock.monotonic() - told >= STATUS_EVERY:
+        if clock.monotonic() - told >= STATUS_EVERY_S:
             told = clock.monotonic()
             tell()
     receiver.close()

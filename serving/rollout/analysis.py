@@ -33,9 +33,9 @@ F64 = npt.NDArray[np.float64]
 
 BLOCK_BINS = 1024
 """Bins of the AUC histograms of one block and arm: 1/32 of log-odds each. Ties hit both arms alike."""
-REVISABLE = 128
+REVISABLE_BLOCKS = 128
 """Newest blocks whose AUC difference still follows late labels; older ones follow them in all other sums."""
-_REMEMBERED = 100_000
+_REMEMBERED_PREDICTIONS = 100_000
 
 
 class Analysis:
@@ -181,7 +181,9 @@ class Analysis:
             pair = self._histograms.get(int(number))
             if pair is None and number > self._settled:  # a late label gets no empty histogram
                 pair = self._histograms[int(number)] = (BinnedAuc(bins=BLOCK_BINS), BinnedAuc(bins=BLOCK_BINS))
-                if len(self._histograms) > REVISABLE:  # by what was read alone, so that reading again gives the same
+                if (
+                    len(self._histograms) > REVISABLE_BLOCKS
+                ):  # by what was read alone, so that reading again gives the same
                     self._settle(next(iter(self._histograms)))
             if pair is not None:
                 self._touched.add(int(number))
@@ -299,5 +301,5 @@ _SEGMENT_COLUMNS = [blocks.ROWS, blocks.CLICKS, blocks.STABLE, blocks.CANDIDATE,
 
 def _remember(ids: OrderedDict[str, None], prediction_id: str) -> None:
     ids[prediction_id] = None
-    if len(ids) > _REMEMBERED:
+    if len(ids) > _REMEMBERED_PREDICTIONS:
         ids.popitem(last=False)

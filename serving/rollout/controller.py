@@ -32,12 +32,12 @@ __all__ = ["RolloutController"]
 ACTOR = "controller"
 log = logging.getLogger(__name__)
 
-_BATCH = 256
+_BATCH_ENTRIES = 256
 _BATCHES = 40
 """Entries read per rollout and pass: bounded, so that one long log cannot starve the others."""
-_MOST_BLOCKS = 200_000
+_MAX_BLOCKS = 200_000
 _SAVE_EVERY_MS = 60_000
-_ENDED_KEPT = 8
+_KEPT_ROLLOUTS = 8
 """Rollouts that are over and whose figures are still in memory for whoever asks."""
 
 
@@ -133,7 +133,7 @@ class RolloutController:
                     log.exception("a pass of rollout %s failed; the others go on", stored.id)
             self._follow()
             ended = [name for name in self._runners if name not in {stored.id for stored in active}]
-            for name in ended[:-_ENDED_KEPT]:
+            for name in ended[:-_KEPT_ROLLOUTS]:
                 del self._runners[name]
                 self._long_runs.pop(name, None)
         return done
@@ -187,7 +187,7 @@ class RolloutController:
                 self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, now), seen)
         if now >= context.next_look_ms or decision.event is not None:
             self._tell(stored.id, runner, decision)
-        if runner.analysis.table.size > _MOST_BLOCKS:
+        if runner.analysis.table.size > _MAX_BLOCKS:
             runner.analysis.table.forget(stored.state.evidence_from_ms)
         return decision
 
@@ -227,9 +227,9 @@ class RolloutController:
 
     def _read(self, runner: _Runner) -> None:
         for _ in range(_BATCHES):
-            entries = self._log.labelled(runner.analysis.seq, _BATCH)
+            entries = self._log.labelled(runner.analysis.seq, _BATCH_ENTRIES)
             runner.analysis.add_many(entries)
-            if len(entries) < _BATCH:
+            if len(entries) < _BATCH_ENTRIES:
                 runner.behind = False
                 return
         # Behind is who reads the log after a restart. Later a full pass is no reason to hold: what was read is in order.

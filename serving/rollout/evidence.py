@@ -22,9 +22,9 @@ __all__ = ["Limits", "Test", "Verdict", "attempt_error", "limits", "radius", "sh
 
 F64 = npt.NDArray[np.float64]
 
-TUNED_FOR = 200
+TUNED_BLOCKS = 200
 """Number of blocks at which the limits are tightest; within a factor of five of it they lose less than a tenth."""
-_FAR = 1 << 22
+_FAR_BLOCKS = 1 << 22
 
 
 class Verdict(StrEnum):
@@ -62,9 +62,9 @@ class Test:
         if lacking > 0:
             return lacking
         deviation = (found.high - found.mean) / radius(found.blocks, self.error)
-        if found.mean >= 0 or radius(_FAR, self.error) * deviation > -found.mean:
+        if found.mean >= 0 or radius(_FAR_BLOCKS, self.error) * deviation > -found.mean:
             return None
-        low, high = found.blocks, _FAR
+        low, high = found.blocks, _FAR_BLOCKS
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if radius(middle, self.error) * deviation < -found.mean else (middle, high)
@@ -76,7 +76,7 @@ def attempt_error(confidence: float, attempt: int) -> float:
     return (1.0 - confidence) / (attempt * (attempt + 1))
 
 
-def tuned_rho(error: float, blocks: int = TUNED_FOR) -> float:
+def tuned_rho(error: float, blocks: int = TUNED_BLOCKS) -> float:
     """The rho that makes the one-sided radius about the smallest after `blocks` (same paper, Appendix B.2, at 2 alpha)."""
     wide = -2.0 * math.log(min(2.0 * error, 0.5))
     return math.sqrt((wide + math.log(wide + 1.0)) / blocks)

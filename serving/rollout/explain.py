@@ -21,8 +21,8 @@ from serving.rollout.store import AuditEntry, StoredRollout
 
 __all__ = ["Explanation", "Figure", "explain"]
 
-_BATCH = 256
-_CLOSE = 1e-6
+_BATCH_ENTRIES = 256
+_CLOSE_RATIO = 1e-6
 """Sums of the same rows in another order of batches differ by rounding only."""
 
 
@@ -103,7 +103,7 @@ def explain(
 def _read(analysis: Analysis, log: TrafficLog, until: int) -> int:
     """Feed the log up to a place; the number of entries that it still had."""
     read = 0
-    while entries := log.labelled(analysis.seq, _BATCH):
+    while entries := log.labelled(analysis.seq, _BATCH_ENTRIES):
         wanted = [entry for entry in entries if entry.seq <= until]
         analysis.add_many(wanted)
         read += len(wanted)
@@ -114,5 +114,7 @@ def _read(analysis: Analysis, log: TrafficLog, until: int) -> int:
 
 def _figure(name: str, used: Any, recomputed: Any) -> Figure:
     if isinstance(used, (int, float)) and isinstance(recomputed, (int, float)):
-        return Figure(name, used, recomputed, math.isclose(used, recomputed, rel_tol=_CLOSE, abs_tol=_CLOSE))
+        return Figure(
+            name, used, recomputed, math.isclose(used, recomputed, rel_tol=_CLOSE_RATIO, abs_tol=_CLOSE_RATIO)
+        )
     return Figure(name, used, recomputed, used == recomputed)

@@ -25,7 +25,7 @@ __all__ = ["FOLLOWED", "LongRun"]
 
 FOLLOWED = frozenset({Phase.WATCHING, Phase.COMPLETED})
 """Phases in which the keys are dealt as the last step says."""
-_BATCH = 256
+_BATCH_ENTRIES = 256
 _BATCHES = 8
 
 
@@ -74,13 +74,13 @@ class LongRun:
             self.until_ms = now_ms
             return
         for _ in range(_BATCHES):
-            entries = log.labelled(self.seq, _BATCH)
+            entries = log.labelled(self.seq, _BATCH_ENTRIES)
             for entry in entries:
                 self.seq = entry.seq
                 record = unpack(entry.record)
                 if record.endpoint == self._spec.endpoint and record.time_ms >= self.since_ms:
                     count_outcome(self.sums, record, entry)
-            if len(entries) < _BATCH:
+            if len(entries) < _BATCH_ENTRIES:
                 break
 
     def figures(self) -> LongRunFigures:

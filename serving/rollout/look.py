@@ -19,9 +19,9 @@ from serving.rollout.state import RolloutState
 
 __all__ = ["Look"]
 
-RELATIVE_LIMIT = 0.10
+RELATIVE_BIAS_LIMIT_FRACTION = 0.10
 """With `relative_to_stable`: how far stable's own bias may be off before nothing is concluded from the difference."""
-_FEWEST_SERVED_CLICKS = 100.0
+_LEAST_SERVED_CLICKS = 100.0
 
 
 class Look:
@@ -89,7 +89,7 @@ class Look:
             if not self._excused(chosen, bound, error, least):
                 if _breached(chosen.bias_tests(bound, error, least)):
                     return "bias", f"bias {chosen.bias():+.4f} over the {name} is shown to be beyond {bound:g}"
-                enough = float(chosen.served_clicks.sum()) >= _FEWEST_SERVED_CLICKS
+                enough = float(chosen.served_clicks.sum()) >= _LEAST_SERVED_CLICKS
                 if enough and _breached(chosen.served_tests(bound, error, least)):
                     served = chosen.served_limits(error).mean
                     return (
@@ -136,7 +136,7 @@ class Look:
         relatively = False
         if self.spec.relative_to_stable and not _all_hold(tests):
             relative = self.rows.relative_tests(bound, error, MIN_BLOCKS)
-            if _all_hold(relative) and abs(self.rows.bias("stable")) < RELATIVE_LIMIT:
+            if _all_hold(relative) and abs(self.rows.bias("stable")) < RELATIVE_BIAS_LIMIT_FRACTION:
                 tests, relatively = relative, True
         if not _all_hold(tests):
             return self._lacking(what, f"bias {self.seen['bias']:+.4f}", tests)
@@ -198,7 +198,7 @@ class Look:
     def _clicked_less(self) -> tuple[str, str] | None:
         """As `breach`, of the outcome per request during the present stay; the stays of an attempt share one error."""
         least, sums = self.spec.guards.outcome_delta_min, self._table.outcome
-        if least is None or sums.outcome("candidate") < _FEWEST_SERVED_CLICKS:
+        if least is None or sums.outcome("candidate") < _LEAST_SERVED_CLICKS:
             return None
         error = self.error / (2 * (len(self.spec.steps) - 1))
         effect, base = sums.difference(error), sums.limits("stable", error).mean
@@ -213,7 +213,7 @@ class Look:
 
     def _excused(self, chosen: Selection, bound: float, error: float, least: int) -> bool:
         """With `relative_to_stable`: what biases both arms alike is no breach, up to a limit on stable's own bias."""
-        if not self.spec.relative_to_stable or abs(chosen.bias("stable")) >= RELATIVE_LIMIT:
+        if not self.spec.relative_to_stable or abs(chosen.bias("stable")) >= RELATIVE_BIAS_LIMIT_FRACTION:
             return False
         return not _breached(chosen.relative_tests(bound, error, least))
 

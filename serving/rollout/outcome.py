@@ -33,7 +33,7 @@ GROUPS = 128
 """Groups of keys, by their hash."""
 MIN_GROUPS = 30
 """Fewest groups with requests of an arm before its limits may say anything: their spread is an estimate too."""
-MIXED = 0.1
+MIXTURE_FRACTION = 0.1
 """Spread of the mixture, relative to the rate. Limits are tightest at a standard error of a third of it; from a tenth to
 half of it they are at most a tenth wider than they could be."""
 _REQUESTS, _OUTCOME = range(2)
@@ -112,5 +112,5 @@ def _around(value: float, rate: float, apart: F64, groups: int, error: float) ->
     variance = GROUPS / (GROUPS - 1) * float(apart @ apart)
     if groups < MIN_GROUPS or not rate > 0 or not variance > 0:
         return Limits(value, -math.inf, math.inf, groups)
-    wide = mixture_radius(1.0 / variance, MIXED * rate, error)
+    wide = mixture_radius(1.0 / variance, MIXTURE_FRACTION * rate, error)
     return Limits(value, value - wide, value + wide, groups)

@@ -28,10 +28,10 @@ from serving.rollout.state import Abort, AdoptVersion, Advance, Complete, Event,
 
 __all__ = ["Context", "Decision", "Observed", "reconcile"]
 
-SHIFT = 0.01
+SHIFT_FRACTION = 0.01
 """A version that moves the mean score by more than this is another candidate: evidence starts anew."""
-_FEWEST_SCORED = 500
-_FEWEST_TIMED = 1000
+_LEAST_SCORED_ROWS = 500
+_LEAST_TIMED_REQUESTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observe
     if observed.since_ms < state.entered_ms or state.phase == Phase.DEGRADED:
         return None  # a window that reaches back before the step back would step back twice for one fault
     guards, error = spec.guards, (1.0 - spec.analysis.confidence) / 2
-    if guards.score_ratio is not None and observed.scored_rows >= _FEWEST_SCORED and observed.predicted_stable > 0:
+    if guards.score_ratio is not None and observed.scored_rows >= _LEAST_SCORED_ROWS and observed.predicted_stable > 0:
         ratio = observed.predicted_candidate / observed.predicted_stable
         if not guards.score_ratio[0] <= ratio <= guards.score_ratio[1]:
             return "score_ratio", f"score_ratio {ratio:.3f} is outside {list(guards.score_ratio)}"
@@ -179,7 +179,7 @@ def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observe
             return name, f"{name}: {hits} of {observed.requests} requests, at most {most:g}"
     if guards.p99_ms_max is not None and observed.p99_ms is not None and observed.p99_ms > guards.p99_ms_max:
         slow = observed.slow
-        certain = observed.requests >= _FEWEST_TIMED if slow is None else (
+        certain = observed.requests >= _LEAST_TIMED_REQUESTS if slow is None else (
             share_above(slow, observed.requests, 0.01, error) is Verdict.BREACHED
         )  # fmt: skip
         if certain:
@@ -207,7 +207,9 @@ def _adopt(context: Context, hold: Decision, newer: list[tuple[int, float]]) -> 
     """Take the newest version; the shifts of those passed over count too."""
     version = max(v for v, _ in newer)
     shift = math.prod(1.0 + s for _, s in newer) - 1.0
-    anew = abs(shift) > SHIFT and context.state.candidate_version > 0  # from 0 on: whatever was newest has been scoring
+    anew = (
+        abs(shift) > SHIFT_FRACTION and context.state.candidate_version > 0
+    )  # from 0 on: whatever was newest has been scoring
     table = context.table() if context.table is not None else None
     blocks = (
         table.select(context.state.evidence_from_ms, context.state.evidence_version).blocks if table else MIN_BLOCKS

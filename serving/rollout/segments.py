@@ -18,16 +18,16 @@ from pipeline.hashing import canonical, hash_value
 from pipeline.schema import Schema
 from serving.rollout.blocks import Segment
 
-__all__ = ["OTHER", "Segments"]
+__all__ = ["OTHER_INDEX", "Segments"]
 
 I64 = npt.NDArray[np.int64]
 
-MOST = 32
+MAX_VALUES = 32
 """Parts per field that are followed by themselves, the first ones seen; rows of all further values are one part."""
-OTHER = 0
+OTHER_INDEX = 0
 """The part of all further values: no id is 0."""
 _ZERO, _MISSING = 1, 2
-_MIDDLE = 2000
+_MIDDLE_VALUES = 2000
 
 
 class Segments:
@@ -77,9 +77,9 @@ class Segments:
         """The same parts `[n]` with those beyond the most that are followed replaced by OTHER."""
         seen = self._seen[field]
         for code in np.unique(codes).tolist():
-            if code not in seen and len(seen) < MOST:
+            if code not in seen and len(seen) < MAX_VALUES:
                 seen.add(code)
-        known: I64 = np.where(np.isin(codes, list(seen)), codes, OTHER)
+        known: I64 = np.where(np.isin(codes, list(seen)), codes, OTHER_INDEX)
         return known
 
     def name(self, segment: Segment) -> str:
@@ -87,7 +87,7 @@ class Segments:
         field, code = segment
         if segment in self._names:
             return self._names[segment]
-        if code == OTHER:
+        if code == OTHER_INDEX:
             return f"{field} of other values"
         if self._places[field][0] is IdPart:
             return f"{field}=#{code & (1 << 64) - 1:016x}"
@@ -95,7 +95,7 @@ class Segments:
             return f"{field} missing"
         if code == _ZERO:
             return f"{field} is 0"
-        power = abs(code) - _MIDDLE
+        power = abs(code) - _MIDDLE_VALUES
         low, high = 2.0 ** (power - 1), 2.0**power
         return f"{field} in [{low:g}, {high:g})" if code > 0 else f"{field} in (-{high:g}, -{low:g}]"
 
@@ -109,7 +109,7 @@ class Segments:
                 values = part.values[:, at[0]]
                 chosen = values if len(values) == 1 else values[rows]
                 return chosen.astype(np.int64) if kind is IdPart else _powers(chosen)
-        return np.array([OTHER], np.int64)
+        return np.array([OTHER_INDEX], np.int64)
 
 
 def _powers(numbers: npt.NDArray[Any]) -> I64:
@@ -117,7 +117,7 @@ def _powers(numbers: npt.NDArray[Any]) -> I64:
     values = numbers.astype(np.float64)
     missing = ~np.isfinite(values)
     _, power = np.frexp(np.where(missing, 0.0, values))
-    codes = np.where(values < 0, -1, 1) * (power.astype(np.int64) + _MIDDLE)
+    codes = np.where(values < 0, -1, 1) * (power.astype(np.int64) + _MIDDLE_VALUES)
     codes = np.where(values == 0, _ZERO, codes)
     found: I64 = np.where(missing, _MISSING, codes).astype(np.int64)
     return found

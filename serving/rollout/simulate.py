@@ -36,18 +36,18 @@ F64 = npt.NDArray[np.float64]
 
 SCENARIOS = ("good", "biased", "worse_auc", "turns_bad", "label_outage", "low_traffic", "base_rate_jump")
 
-CLICK_RATE = 0.2
+CLICK_FRACTION = 0.2
 REQUEST_ROWS = 10
 BLOCK_ROWS = 1250
 LOW_TRAFFIC_ROWS = 30
-POOL = 800
-TURN_WEIGHT = 50.0
+POOL_KEYS = 800
+TURN_WEIGHT_PERCENT = 50.0
 """`turns_bad`: from this weight on."""
-OUTAGE = (60, 160)
+OUTAGE_BLOCKS = (60, 160)
 """`label_outage`: blocks without a click; the second half of them without any row."""
-JUMP_AT = 60
+JUMP_AT_BLOCKS = 60
 _CHUNKS = 100
-_MANY = 40
+_MANY_RUNS = 40
 """Runs from which starting more processes pays."""
 
 
@@ -175,7 +175,7 @@ def _all_runs(
 ) -> list[_Run]:
     """A run for each stream; a stream is a run's own, so that it does not matter which process has it."""
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if len(streams) >= _MANY else 1
+        processes = len(os.sched_getaffinity(0)) if len(streams) >= _MANY_RUNS else 1
     if processes == 1:
         return [one(stream) for stream in streams]
     chunk = max(1, len(streams) // (8 * processes))
@@ -207,18 +207,18 @@ def _run(
     rows = LOW_TRAFFIC_ROWS if scenario == "low_traffic" else block_rows
     next_look = 0
     for number in range(horizon):
-        if scenario == "turns_bad" and run.turned_at is None and state.weight >= TURN_WEIGHT:
+        if scenario == "turns_bad" and run.turned_at is None and state.weight >= TURN_WEIGHT_PERCENT:
             run.turned_at = number
         now_bias = side * turned_bias if run.turned_at is not None else usual
-        jumped = scenario == "base_rate_jump" and number >= JUMP_AT
+        jumped = scenario == "base_rate_jump" and number >= JUMP_AT_BLOCKS
         pool = _pool(rows, now_bias, scenario == "worse_auc", jumped)
         line = pool.draw(rng, state.weight)
         line[blocks.VERSION] = 1
-        out = OUTAGE[0] <= number < OUTAGE[1] if scenario == "label_outage" else False
+        out = OUTAGE_BLOCKS[0] <= number < OUTAGE_BLOCKS[1] if scenario == "label_outage" else False
         if out:
             line[[blocks.CLICKS, blocks.SERVED_CLICKS]] = 0.0
             line[blocks.AUC_DELTA] = np.nan
-        if not (out and number >= sum(OUTAGE) // 2):
+        if not (out and number >= sum(OUTAGE_BLOCKS) // 2):
             table.fill(start // block_ms + number, line[None])
         run.rows += float(line[blocks.ROWS])
         now = start + (number + 1) * block_ms
@@ -233,7 +233,7 @@ def _run(
         if decision.event is None:
             continue
         state = apply(spec, state, decision.event, now, 0)
-        run.reached_half = run.reached_half or state.weight >= TURN_WEIGHT
+        run.reached_half = run.reached_half or state.weight >= TURN_WEIGHT_PERCENT
         if isinstance(decision.event, StepBack | Abort):
             run.back_at = run.back_at or number
             run.aborted = isinstance(decision.event, Abort)
@@ -270,13 +270,13 @@ class _Pool:
 def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     """Blocks of `rows` rows whose candidate has this bias and, if `worse`, an AUC lower by 0.01."""
     rng = np.random.default_rng([rows, worse, jumped])
-    shape = (POOL, rows)
+    shape = (POOL_KEYS, rows)
     known_c = 0.27 if worse else 0.4  # spread of what only that arm knows, in log-odds; 0.4 for both: equal AUC
     known_s, shared, unseen = 0.4, 0.9, 0.3
     base = rng.normal(-1.65, shared, shape)
     only_c, only_s = rng.normal(0, 0.4, shape), rng.normal(0, known_s, shape)
     requests = -(-rows // REQUEST_ROWS)
-    cause = np.repeat(rng.normal(0, unseen, (POOL, requests)), REQUEST_ROWS, axis=1)[:, :rows]
+    cause = np.repeat(rng.normal(0, unseen, (POOL_KEYS, requests)), REQUEST_ROWS, axis=1)[:, :rows]
     truth = _sigmoid(base + only_c + only_s + cause)
     if jumped:
         truth = truth * 1.08
@@ -290,7 +290,7 @@ def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     stable *= clicks.sum() / (1.08 if jumped else 1.0) / stable.sum()
     candidate *= (1.0 + bias) * clicks.sum() / (1.08 if jumped else 1.0) / candidate.sum()
     np.clip(candidate, 0.0, 0.999, out=candidate)
-    lines = np.zeros((POOL, blocks.COLUMNS))
+    lines = np.zeros((POOL_KEYS, blocks.COLUMNS))
     lines[:, blocks.ROWS] = lines[:, blocks.EXPOSED] = rows
     lines[:, blocks.CLICKS] = clicks.sum(1)
     lines[:, blocks.STABLE], lines[:, blocks.CANDIDATE] = stable.sum(1), candidate.sum(1)
@@ -300,7 +300,7 @@ def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     ends = np.round(np.linspace(0, rows, _CHUNKS + 1)).astype(int)
 
     def sums(values: F64) -> F64:
-        total = np.concatenate([np.zeros((POOL, 1)), np.cumsum(values, axis=1)], axis=1)
+        total = np.concatenate([np.zeros((POOL_KEYS, 1)), np.cumsum(values, axis=1)], axis=1)
         taken: F64 = total[:, ends]
         return taken
 

@@ -54,7 +54,7 @@ class Phase:
 
 ACTIVE = frozenset({Phase.PROGRESSING, Phase.PAUSED, Phase.DEGRADED, Phase.WATCHING})
 """Phases in which a rollout owns its endpoint's weight; at most one such rollout per endpoint."""
-_MARKS = 256
+_KEPT_MARKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +310,7 @@ def _weigh(
     state: RolloutState, step: int, weight: float, now_ms: int, seq: int, *, on_evidence: bool = False
 ) -> RolloutState:
     mark = PhaseMark(step, weight, now_ms, seq, on_evidence)
-    return replace(state, step=step, weight=weight, entered_ms=now_ms, marks=(*state.marks, mark)[-_MARKS:])
+    return replace(state, step=step, weight=weight, entered_ms=now_ms, marks=(*state.marks, mark)[-_KEPT_MARKS:])
 
 
 def _anew(state: RolloutState, now_ms: int, seq: int, *, spent: bool = True) -> RolloutState:

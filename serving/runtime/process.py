@@ -17,9 +17,9 @@ __all__ = ["PARENT", "die_with_parent", "step_back", "write_status"]
 
 PARENT = "BATON_SUPERVISOR_PID"
 """Environment variable by which a supervisor tells its children who it is."""
-LOWEST = 19
+LOWEST_NICE = 19
 """Nice value of who wants only what nobody else does."""
-_PR_SET_PDEATHSIG = 1
+_PDEATHSIG_OPTION = 1
 
 
 def die_with_parent(sign: signal.Signals = signal.SIGTERM) -> None:
@@ -32,7 +32,7 @@ def die_with_parent(sign: signal.Signals = signal.SIGTERM) -> None:
         return
     parent = int(os.environ.get(PARENT) or os.getppid())
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(sign), 0, 0, 0) != 0:
+    if libc.prctl(_PDEATHSIG_OPTION, int(sign), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os.kill(os.getpid(), sign)
@@ -49,7 +49,7 @@ def step_back(nice: int, *, thread: bool = False) -> None:
     with suppress(PermissionError):
         if os.getpriority(os.PRIO_PROCESS, who) < nice:
             os.setpriority(os.PRIO_PROCESS, who, nice)
-        if nice == LOWEST and sys.platform == "linux":
+        if nice == LOWEST_NICE and sys.platform == "linux":
             os.sched_setscheduler(who, os.SCHED_IDLE, os.sched_param(0))
 
 

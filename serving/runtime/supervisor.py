@@ -1,7 +1,7 @@
 """`baton serve`: starts every process of one machine, watches them, brings the dead ones back.
 
 It answers no request and holds no state, so there is nothing to lose when it dies; its children then end by themselves.
-A child that dies is started again after a pause that doubles from `FIRST_PAUSE` to `LONGEST_PAUSE` and is forgotten
+A child that dies is started again after a pause that doubles from `FIRST_PAUSE_S` to `LONGEST_PAUSE_S` and is forgotten
 once the child has stayed up. What happened is in `<home>/run/status/<name>.json`, name being `supervisor` where one
 machine has one of them.
 """
@@ -27,11 +27,11 @@ from serving.runtime.process import PARENT, write_status
 
 __all__ = ["Child", "Supervisor", "children_of", "running"]
 
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
-STABLE_AFTER = 30.0
-TICK = 0.05
-STOP_LIMIT = 20.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+STABLE_AFTER_S = 30.0
+TICK_S = 0.05
+STOP_TIMEOUT_S = 20.0
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restarts: int = 0
-    pause: float = FIRST_PAUSE
+    pause: float = FIRST_PAUSE_S
     due: float = 0.0
     last_exit: int | None = None
 
@@ -113,7 +113,7 @@ class Supervisor:
                 raise Conflict(f"another `baton serve` runs on {self.home}; end it or set another home") from None
             self._sweep(run / "status")
             try:
-                while not self._stop.wait(TICK):
+                while not self._stop.wait(TICK_S):
                     self._tick()
             finally:
                 self._end_all()
@@ -132,8 +132,8 @@ class Supervisor:
                 self._bury(child, now)
             if child.process is None and now >= child.due:
                 self._start(child, now)
-            elif child.process is not None and now - child.started > STABLE_AFTER:
-                child.pause = FIRST_PAUSE
+            elif child.process is not None and now - child.started > STABLE_AFTER_S:
+                child.pause = FIRST_PAUSE_S
         self._write_status()
 
     def _start(self, child: Child, now: float) -> None:
@@ -148,7 +148,7 @@ class Supervisor:
         except OSError as error:
             child.due = now + child.pause
             log.error("%s cannot be started: %s; trying again in %.1f s", child.name, error, child.pause)
-            child.pause = min(2 * child.pause, LONGEST_PAUSE)
+            child.pause = min(2 * child.pause, LONGEST_PAUSE_S)
             return
         child.started = now
         log.info("%s runs as pid %d", child.name, child.process.pid)
@@ -160,7 +160,7 @@ class Supervisor:
         child.restarts += 1
         child.due = now + child.pause
         log.error("%s ended with %s; starting it again in %.1f s", child.name, _exit(child.last_exit), child.pause)
-        child.pause = min(2 * child.pause, LONGEST_PAUSE)
+        child.pause = min(2 * child.pause, LONGEST_PAUSE_S)
 
     def _end_all(self) -> None:
         for stage in sorted({child.stage for child in self.children}):
@@ -168,13 +168,13 @@ class Supervisor:
             for child in running:
                 assert child.process is not None
                 child.process.send_signal(signal.SIGTERM)
-            deadline = self.clock.monotonic() + STOP_LIMIT
+            deadline = self.clock.monotonic() + STOP_TIMEOUT_S
             for child in running:
                 assert child.process is not None
                 try:
                     child.process.wait(max(0.1, deadline - self.clock.monotonic()))
                 except subprocess.TimeoutExpired:
-                    log.error("%s did not end within %.0f s and is killed", child.name, STOP_LIMIT)
+                    log.error("%s did not end within %.0f s and is killed", child.name, STOP_TIMEOUT_S)
                     child.process.kill()
                     child.process.wait()
 

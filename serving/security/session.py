@@ -24,9 +24,9 @@ from serving.security.tokens import LOCAL
 __all__ = ["CSRF_HEADER", "Session", "Sessions"]
 
 CSRF_HEADER = "x-baton-csrf"
-LENGTH = 12 * 3600
+LENGTH_S = 12 * 3600
 """Seconds until one has to log in again: a shift."""
-MOST_ENDED = 10_000
+MAX_ENDED_SESSIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Sessions:
         known = self._doorkeeper.known(caller)
         if not known.token:
             raise PermissionDenied("a session stands for a token; log in with one")
-        ends = self._clock.wall_ms() + 1000 * LENGTH
+        ends = self._clock.wall_ms() + 1000 * LENGTH_S
         value: str = self._signer.dumps([known.token, ends, secrets.token_urlsafe(12)])
         return value
 
@@ -99,7 +99,7 @@ class Sessions:
             return
         now = self._clock.wall_ms()
         kept = sorted(((ends, nonce) for nonce, ends in self._ended.items() if ends > now), reverse=True)
-        self._ended = {nonce: ends for ends, nonce in kept[: MOST_ENDED - 1]}
+        self._ended = {nonce: ends for ends, nonce in kept[: MAX_ENDED_SESSIONS - 1]}
         self._ended[content[2]] = content[1]
 
     def flags(self) -> dict[str, Any]:

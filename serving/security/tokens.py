@@ -29,7 +29,7 @@ __all__ = ["LOCAL", "Token", "TokenAuthenticator", "TokenStore"]
 LOCAL = Principal("local", Role.OPERATOR)
 """Everyone on this machine, where no tokens are configured and nothing is served off it."""
 PREFIX = "baton"
-MOST = 1000
+MAX_TOKENS = 1000
 """Tokens of one installation."""
 _NOBODY = hashlib.sha256(b"").hexdigest()
 
@@ -105,7 +105,7 @@ class TokenStore:
             raise InvalidInput("the token would have expired already", "expires")
         secret = secrets.token_urlsafe(32)
         with self._change() as tokens:
-            if len(tokens) >= MOST:
+            if len(tokens) >= MAX_TOKENS:
                 raise Conflict(f"there are {len(tokens)} tokens, the most that one installation keeps; revoke some")
             token = Token(
                 id=secrets.token_hex(4),

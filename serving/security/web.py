@@ -36,9 +36,9 @@ LOGIN = "/login"
 OPEN = ("/healthz", "/readyz", LOGIN, "/_nicegui/")
 """What needs no principal; a name that ends in / stands for reading all below it (scripts and styles of the console)."""
 SAFE = ("GET", "HEAD", "OPTIONS")
-MOST_BODY = 2 << 20
+MAX_BODY_BYTES = 2 << 20
 """Bytes of a request; the largest is a rollout file."""
-BODY_SECONDS = 20.0
+BODY_TIMEOUT_S = 20.0
 
 
 class WebGuard:
@@ -83,14 +83,14 @@ class WebGuard:
             await self._refuse(scope, headers, answer, error)
             return
         except _TooLarge:
-            await answer.refuse(413, "InvalidInput", f"a request has {MOST_BODY} bytes at most")
+            await answer.refuse(413, "InvalidInput", f"a request has {MAX_BODY_BYTES} bytes at most")
             return
         token = admitted.set(principal)
         try:
             await self._app(scope, limited, answer.send)
         except _TooLarge:
             if not answer.started:
-                await answer.refuse(413, "InvalidInput", f"a request has {MOST_BODY} bytes at most")
+                await answer.refuse(413, "InvalidInput", f"a request has {MAX_BODY_BYTES} bytes at most")
         finally:
             admitted.reset(token)
 
@@ -161,7 +161,7 @@ class WebGuard:
 
 
 class _TooLarge(Exception):
-    """A body goes on after `MOST_BODY` bytes."""
+    """A body goes on after `MAX_BODY_BYTES` bytes."""
 
 
 class _Answer:
@@ -212,9 +212,9 @@ def _limited(scope: Scope, headers: dict[str, list[str]], receive: Receive, answ
     if scope["type"] == "websocket":
         return receive
     told = headers.get("content-length", ["0"])[0]
-    if told.isdecimal() and int(told) > MOST_BODY:
+    if told.isdecimal() and int(told) > MAX_BODY_BYTES:
         raise _TooLarge
-    left = MOST_BODY
+    left = MAX_BODY_BYTES
     whole = False
 
     async def limited() -> Message:
@@ -222,7 +222,7 @@ def _limited(scope: Scope, headers: dict[str, list[str]], receive: Receive, answ
         if whole:
             return await receive()  # waits until the client goes, however long that takes
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
         except TimeoutError:
             return {"type": "http.disconnect"}
         left -= len(message.get("body", b""))

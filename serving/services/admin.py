@@ -33,7 +33,7 @@ __all__ = ["SERVICES", "AdminServer", "AdminServices", "verb_of"]
 SERVICES: dict[str, Any] = {service.full_name: service for service in pb.DESCRIPTOR.services_by_name.values()}
 """Descriptors by full name."""
 THREADS = 8
-MOST_CALLS = 256
+MAX_CALLS = 256
 """Calls at once on the port, watchers included; more are refused."""
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -146,7 +146,7 @@ class AdminServer:
                 ("grpc.max_receive_message_length", self._limit),
                 ("grpc.max_send_message_length", self._limit),
             ],
-            maximum_concurrent_rpcs=MOST_CALLS,
+            maximum_concurrent_rpcs=MAX_CALLS,
         )
         self._server.add_generic_rpc_handlers(tuple(self._services.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -27,18 +27,18 @@ from serving.security.interceptor import caller_of
 from serving.telemetry.tracing import CallSpan, Tracing, trace_id_of
 from serving.wire.errors import Failure, failure_of
 
-__all__ = ["NO_DEADLINE", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
+__all__ = ["NO_DEADLINE_S", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
 
-NO_DEADLINE = 1e9
+NO_DEADLINE_S = 1e9
 TIMINGS_KEY = "x-baton-timings"
 TRACE_KEY = "x-baton-trace"
-RETRY_STEP = 0.01
-_HARD_LIMIT = 128 << 20
+RETRY_STEP_S = 0.01
+_HARD_LIMIT_BYTES = 128 << 20
 
 
 def hard_limit(max_message_bytes: int) -> int:
     """Message size at which gRPC itself cuts a caller off, in bytes."""
-    return max(_HARD_LIMIT, 2 * max_message_bytes)
+    return max(_HARD_LIMIT_BYTES, 2 * max_message_bytes)
 
 
 class Call:
@@ -70,7 +70,7 @@ class Call:
     def seconds_left(self) -> float | None:
         """Seconds until the caller's deadline; None when it set none."""
         left = self._context.time_remaining()
-        if left is None or left > NO_DEADLINE:
+        if left is None or left > NO_DEADLINE_S:
             return self._most
         return float(left) if self._most is None else min(float(left), self._most)
 
@@ -147,7 +147,7 @@ class Shell:
             started = now()
             if refusal is not None and (refused := refusal(call.seconds_left)) is not None:
                 # Under overload this is most of what is done: no span, no exception of ours, details made before.
-                told = _refusal(math.ceil(refused.retry_after / RETRY_STEP))
+                told = _refusal(math.ceil(refused.retry_after / RETRY_STEP_S))
                 await context.abort(told.code, told.message, told.metadata)
             span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
@@ -296,7 +296,7 @@ async def _abort(context: Any, call: Call, error: Exception) -> None:
 @lru_cache(maxsize=1024)
 def _refusal(steps: int) -> Failure:
     """What a call is told that is not read, to come again after so many steps."""
-    return failure_of(Overloaded("it would not be answered in time: too much waits already", steps * RETRY_STEP), "")
+    return failure_of(Overloaded("it would not be answered in time: too much waits already", steps * RETRY_STEP_S), "")
 
 
 async def committed(future: Any) -> Any:

@@ -23,9 +23,9 @@ from serving.state.redis.access import redis_address
 
 __all__ = ["ServiceDirectory", "ServiceRecord", "open_directory", "target_of"]
 
-ALIVE = 10.0
+ALIVE_S = 10.0
 """Seconds after which a replica that said nothing is taken for gone."""
-TIMEOUT = 2.0
+TIMEOUT_S = 2.0
 _PREFIX = "baton:replica:"
 _INDEX = "baton:replicas"
 
@@ -43,7 +43,7 @@ class ServiceDirectory(Protocol):
     """Who answers, and where."""
 
     def announce(self, record: ServiceRecord) -> None:
-        """Say that a replica answers; good for `ALIVE` seconds. Raises: NotReady."""
+        """Say that a replica answers; good for `ALIVE_S` seconds. Raises: NotReady."""
 
     def withdraw(self, replica: str) -> None:
         """Say that it does not any more. Raises: NotReady."""
@@ -55,7 +55,7 @@ class ServiceDirectory(Protocol):
 def open_directory(config: Config, clock: Clock) -> ServiceDirectory:
     """The directory of an installation."""
     if config.state.url:
-        return _RedisDirectory(redis_address(config.state, "state").client(TIMEOUT))
+        return _RedisDirectory(redis_address(config.state, "state").client(TIMEOUT_S))
     return _FileDirectory(config.home / "run" / "replicas", clock)
 
 
@@ -90,7 +90,7 @@ class _FileDirectory:
                 raw = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue  # withdrawn under our hands
-            if self._clock.wall_ms() - raw.pop("time_ms") <= 1000 * ALIVE:
+            if self._clock.wall_ms() - raw.pop("time_ms") <= 1000 * ALIVE_S:
                 found.append(ServiceRecord(**raw))
         return found
 
@@ -107,7 +107,7 @@ class _RedisDirectory:
     def announce(self, record: ServiceRecord) -> None:
         try:
             with self._redis.pipeline() as pipe:
-                pipe.set(_PREFIX + record.replica, json.dumps(asdict(record)), px=int(1000 * ALIVE))
+                pipe.set(_PREFIX + record.replica, json.dumps(asdict(record)), px=int(1000 * ALIVE_S))
                 pipe.sadd(_INDEX, record.replica)
                 pipe.execute()
         except redis.RedisError as error:

@@ -23,7 +23,7 @@ from prometheus_client.utils import floatToGoString
 __all__ = ["METRICS_DIR", "Format", "merged", "rendered"]
 
 METRICS_DIR = Path("run") / "metrics"
-STALE_AFTER = 10.0
+STALE_AFTER_S = 10.0
 _EXEMPLAR = re.compile(r" # \{[^{}]*\} \S+(?: \S+)?$")
 _OLD_TYPES = {"unknown": "untyped", "info": "gauge", "stateset": "gauge"}
 
@@ -79,7 +79,7 @@ def merged(
     form: Format = Format.TEXT,
     *,
     now: Callable[[], float] = time.time,
-    stale_after: float = STALE_AFTER,
+    stale_after: float = STALE_AFTER_S,
 ) -> bytes:
     """All processes' figures as one text; files older than `stale_after` seconds are left out."""
     heads: dict[str, dict[str, str]] = {}

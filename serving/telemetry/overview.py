@@ -26,7 +26,7 @@ from serving.rollout.store import StoredRollout
 
 __all__ = ["Overview", "made_ms"]
 
-FIGURES_EVERY = 5.0
+FIGURES_EVERY_S = 5.0
 """Seconds for which figures that take reading are told again."""
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Overview(Collector):
         self._read_created = created_ms
         self._clock = clock
         self._created: dict[tuple[str, str], int] = {}
-        self._next = -FIGURES_EVERY
+        self._next = -FIGURES_EVERY_S
         self._endpoints: dict[str, Endpoint] = {}
         self._newest: dict[str, StoredRollout] = {}
         self._figures: dict[str, Snapshot] = {}
@@ -79,13 +79,13 @@ class Overview(Collector):
         self._feedback_at = (-1, clock.wall_ms())
 
     def collect(self) -> Iterator[Metric]:
-        """All families, as of now; what takes reading as of at most `FIGURES_EVERY` seconds ago."""
+        """All families, as of now; what takes reading as of at most `FIGURES_EVERY_S` seconds ago."""
         processes = self._processes()
         yield from self._liveness(processes)
         yield from self._versions(processes)
         now = self._clock.monotonic()
         if now >= self._next:
-            self._next = now + FIGURES_EVERY
+            self._next = now + FIGURES_EVERY_S
             try:
                 self._look()
             except BatonError as error:

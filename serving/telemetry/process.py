@@ -31,8 +31,8 @@ KEPT_VERSIONS = 4
 QUEUE = "queue"
 """The stage under which an event's timings hold its waiting; it is told apart from work."""
 
-_LATENCY = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-_STAGE = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+_LATENCY_EDGES_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_STAGE_EDGES_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 _Arm = tuple[str, str, str]
 """Endpoint, arm, version."""
@@ -48,8 +48,8 @@ class _Series:
     __slots__ = ("latency", "queue", "rows", "stages")
 
     def __init__(self) -> None:
-        self.latency = Histogram(_LATENCY)
-        self.queue = Histogram(_STAGE)
+        self.latency = Histogram(_LATENCY_EDGES_S)
+        self.queue = Histogram(_STAGE_EDGES_S)
         self.rows = 0
         self.stages: dict[str, Histogram] = {}
 
@@ -97,7 +97,7 @@ class Telemetry(Collector):
                 continue
             histogram = series.stages.get(stage)
             if histogram is None:
-                histogram = Histogram(_STAGE)
+                histogram = Histogram(_STAGE_EDGES_S)
                 series.stages = {**series.stages, stage: histogram}
             histogram.observe(spent)
 
@@ -120,7 +120,7 @@ class Telemetry(Collector):
         """A prediction scored by the arm that did not answer."""
         histogram = self._shadowed.get((endpoint, arm, version))
         if histogram is None:
-            histogram = Histogram(_LATENCY)
+            histogram = Histogram(_LATENCY_EDGES_S)
             self._shadowed = _latest(self._shadowed, (endpoint, arm, version), histogram)
         histogram.observe(seconds, trace_id)
 

@@ -26,7 +26,7 @@ from serving.wiring.observe import served_versions
 
 __all__ = ["CacheUpkeep", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
 
-SWEEP_EVERY = 60.0
+SWEEP_EVERY_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class CacheUpkeep:
                 log.info(
                     "redis has %s at version %s: %d rows written", bundle.manifest.name, done.applied[-1], done.rows
                 )
-        if used and self._clock.monotonic() - self._swept > SWEEP_EVERY:
+        if used and self._clock.monotonic() - self._swept > SWEEP_EVERY_S:
             self._swept = self._clock.monotonic()
             try:
                 self.removed += self._updater.sweep(used, self._config.keep_unused)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["detach", "field"]
 
-_DELIMITED = 2
+_DELIMITED_TYPE = 2
 _FIXED = {1: 8, 5: 4}
 
 
@@ -17,7 +17,7 @@ def detach(data: bytes, number: int) -> tuple[bytes, list[bytes]]:
 
     A message that is cut off or uses groups is returned whole: its parser is the one to complain.
     """
-    tag = number << 3 | _DELIMITED
+    tag = number << 3 | _DELIMITED_TYPE
     rest: list[bytes] = []
     values: list[bytes] = []
     at = kept = 0
@@ -27,7 +27,7 @@ def detach(data: bytes, number: int) -> tuple[bytes, list[bytes]]:
             start = at
             key, at = _varint(data, at)
             wire = key & 7
-            if wire == _DELIMITED:
+            if wire == _DELIMITED_TYPE:
                 size, at = _varint(data, at)
                 at += size
                 if key == tag and at <= end:
@@ -49,7 +49,7 @@ def detach(data: bytes, number: int) -> tuple[bytes, list[bytes]]:
 def field(number: int, value: bytes) -> bytes:
     """A bytes, string, message or packed field as it stands in a message. Bytes of a message may follow each other."""
     size = len(value)
-    head = bytearray((number << 3 | _DELIMITED,))
+    head = bytearray((number << 3 | _DELIMITED_TYPE,))
     while size > 127:
         head.append(size & 127 | 128)
         size >>= 7

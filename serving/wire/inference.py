@@ -30,12 +30,12 @@ BAG = "bag:"
 _FLOATS = ("FP32", "FP64")
 
 # Cutting tensors out pays where parsing would copy more than this.
-_CUT_FROM = 4096
-_RAW_INPUTS = 7
-_RAW_OUTPUTS = 6
-_OUTPUTS = 5
-_CONTENTS = 5
-_FP32 = 6
+_CUT_FROM_BYTES = 4096
+_RAW_INPUTS_FIELD = 7
+_RAW_OUTPUTS_FIELD = 6
+_OUTPUTS_FIELD = 5
+_CONTENTS_FIELD = 5
+_FP32_FIELD = 6
 
 _Request = message("ModelInferRequest")
 _Response = message("ModelInferResponse")
@@ -50,9 +50,9 @@ def read_request(data: bytes) -> tuple[Any, list[bytes] | None]:
     Raises:
         google.protobuf.message.DecodeError: the bytes are not one.
     """
-    if len(data) < _CUT_FROM:
+    if len(data) < _CUT_FROM_BYTES:
         return _Request.FromString(data), None
-    rest, raw = detach(data, _RAW_INPUTS)
+    rest, raw = detach(data, _RAW_INPUTS_FIELD)
     return _Request.FromString(rest), raw
 
 
@@ -133,9 +133,9 @@ class InferCodec:
         content = np.ascontiguousarray(scores, "<f4").tobytes()
         output: bytes = _Output(name=OUTPUT, datatype="FP32", shape=(len(scores),)).SerializeToString()
         if not raw:  # packed floats are as they lie in memory
-            output += field(_CONTENTS, field(_FP32, content))
+            output += field(_CONTENTS_FIELD, field(_FP32_FIELD, content))
         head: bytes = response.SerializeToString()
-        return head + field(_OUTPUTS, output) + (field(_RAW_OUTPUTS, content) if raw else b"")
+        return head + field(_OUTPUTS_FIELD, output) + (field(_RAW_OUTPUTS_FIELD, content) if raw else b"")
 
     def metadata(self, name: str, versions: list[str]) -> Any:
         """ModelMetadataResponse: the packed form's inputs with their full shapes."""

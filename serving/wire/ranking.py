@@ -23,7 +23,7 @@ from serving.wire.packed import PackedRankResponse
 
 __all__ = ["RankCodec", "candidate_hash", "candidate_hashes", "rank_response"]
 
-_LAYOUTS = 256
+_KEPT_LAYOUTS = 256
 
 Array = npt.NDArray[Any]
 
@@ -196,7 +196,7 @@ class RankCodec:
             if fields.count(name) > 1:
                 raise InvalidInput(f"field {name!r} is sent twice", name)
         columns = np.array([self._column[name] for name in fields], np.int32)
-        if len(self._layouts) < _LAYOUTS:
+        if len(self._layouts) < _KEPT_LAYOUTS:
             self._layouts[kind, role, fields] = columns
         return columns
 

@@ -1,6 +1,6 @@
 """What the control process sees of the others: their status files, and the versions in the repository.
 
-A status file older than `FRESH` seconds is that of a process which is gone or stuck; it counts as not there.
+A status file older than `FRESH_S` seconds is that of a process which is gone or stuck; it counts as not there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from serving.telemetry.latency import EDGES, quantile
 
 __all__ = ["Observer", "read_status", "served_versions"]
 
-FRESH = 10.0
+FRESH_S = 10.0
 
 
 def read_status(folder: Path, now_ms: int) -> dict[str, dict[str, Any]]:
@@ -39,7 +39,7 @@ def read_status(folder: Path, now_ms: int) -> dict[str, dict[str, Any]]:
             continue  # not one of ours
         if isinstance(status.get("time_ms"), (int, float)):
             age = (now_ms - status["time_ms"]) / 1000
-            status |= {"age_s": age, "fresh": age <= FRESH}
+            status |= {"age_s": age, "fresh": age <= FRESH_S}
         found[path.stem] = status
     return found
 

@@ -33,8 +33,8 @@ __all__ = [
     "stored_endpoints",
 ]
 
-KEYS_KEPT = 1000
-KEYS_KEPT_MS = 24 * 3600 * 1000
+KEPT_KEYS = 1000
+KEPT_KEYS_MS = 24 * 3600 * 1000
 
 
 def open_control_store(config: Config) -> ControlStore:
@@ -74,10 +74,10 @@ def open_kill_switch(config: Config) -> KillSwitch:
 def open_keys(config: Config) -> Keys:
     """Idempotency keys of the last 24 hours; in a file the newest 1,000 at most."""
     if not config.state.url:
-        return SqliteKeys(config.control_db, kept=KEYS_KEPT, kept_ms=KEYS_KEPT_MS)
+        return SqliteKeys(config.control_db, kept=KEPT_KEYS, kept_ms=KEPT_KEYS_MS)
     from serving.state.redis.idempotency import RedisKeys
 
-    return RedisKeys(_address(config), kept_ms=KEYS_KEPT_MS)
+    return RedisKeys(_address(config), kept_ms=KEPT_KEYS_MS)
 
 
 def open_lead(config: Config, clock: Clock) -> Lead:

@@ -18,7 +18,7 @@ from pipeline.clock import SystemClock
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis.tier import RedisSource, RedisTier
 from pipeline.embedding.redis.updates import RedisUpdater
-from pipeline.embedding.tier import STALE, Fault, Generation, Group, Wanted
+from pipeline.embedding.tier import STALE_STATUS, Fault, Generation, Group, Wanted
 from pipeline.redis.address import RedisAddress
 from pipeline.schema import FieldSpec, Schema
 
@@ -133,7 +133,7 @@ def check(looked: Looked, ids: dict[str, npt.NDArray[np.int64]], truth: dict[str
     for name, wanted in ids.items():
         for i, key in enumerate(wanted.tolist()):
             row, weight = truth[name].get(key, ((UNTOUCHED,) * WIDTHS[name], UNTOUCHED))
-            mark = (MARK | STALE if stale else MARK) if key in truth[name] else 0
+            mark = (MARK | STALE_STATUS if stale else MARK) if key in truth[name] else 0
             assert (tuple(looked.rows[name][i].tolist()), looked.weights[name][i], looked.found[name][i]) == (
                 row,
                 weight,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.admission import INTERVAL, Admission, ServiceTime
+from pipeline.engine.admission import INTERVAL_S, Admission, ServiceTime
 
 PER_EVENT, PER_ROW = 0.0004, 0.000006  # one event of 100 rows: 1 ms
 
@@ -150,12 +150,12 @@ def test_a_standing_queue_gets_half_of_the_time_that_a_burst_gets() -> None:
     admission = Admission(1, 1)
     admission.executed(0, 1, 0, 0.001)
     admission.filled(0.0, 0.1)
-    assert admission.admit(0.5 * INTERVAL, 0.5 * INTERVAL + 0.1, 78, 0, 0)[0]
-    assert not admission.admit(2 * INTERVAL, 2 * INTERVAL + 0.1, 78, 0, 0)[0]
-    assert admission.admit(2 * INTERVAL, 2 * INTERVAL + 0.1, 48, 0, 0)[0]
+    assert admission.admit(0.5 * INTERVAL_S, 0.5 * INTERVAL_S + 0.1, 78, 0, 0)[0]
+    assert not admission.admit(2 * INTERVAL_S, 2 * INTERVAL_S + 0.1, 78, 0, 0)[0]
+    assert admission.admit(2 * INTERVAL_S, 2 * INTERVAL_S + 0.1, 48, 0, 0)[0]
     admission.emptied()
-    assert admission.standing(2.5 * INTERVAL)  # somebody was refused just now
-    assert not admission.standing(4 * INTERVAL)
+    assert admission.standing(2.5 * INTERVAL_S)  # somebody was refused just now
+    assert not admission.standing(4 * INTERVAL_S)
 
 
 @given(

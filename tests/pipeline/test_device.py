@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.device.hot_keys import read_keys, write_keys
-from pipeline.embedding.tier import DEFAULT, PENDING, STALE, Wanted
+from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS, Wanted
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ def ask(keys: I64, width: int, *, linear: bool = True) -> Wanted:
     n = len(keys)
     at = np.arange(n, dtype=np.int64)[::-1].copy()
     rows, weights = np.full(n * width, np.nan, np.float32), np.full(n * linear, np.nan, np.float32)
-    return Wanted(0, width, keys, at * width, rows, at, weights, np.full(n, PENDING, np.uint8))
+    return Wanted(0, width, keys, at * width, rows, at, weights, np.full(n, PENDING_STATUS, np.uint8))
 
 
 def answer(wanted: Wanted) -> tuple[F32, F32]:
@@ -107,7 +107,7 @@ def test_a_cache_with_room_takes_what_it_is_offered() -> None:
 def test_only_what_lower_tiers_found_is_kept() -> None:
     keys = np.arange(5, dtype=np.int64)
     offered = give(keys, rows_of(keys, 4)[0], None)
-    offered.found[:] = [PENDING, MARK, DEFAULT, STALE | BELOW, BELOW]
+    offered.found[:] = [PENDING_STATUS, MARK, DEFAULT_STATUS, STALE_STATUS | BELOW, BELOW]
     cache = DeviceCache(CacheShape(100, 4))
     cache.keep(offered, MARK)
     assert cache.keys().tolist() == [4]
@@ -142,7 +142,7 @@ def test_what_is_asked_for_more_often_stays() -> None:
         cache.find(wanted, MARK)
         if turn >= 200:
             hits += int((wanted.found[:100] == MARK).sum())
-        wanted.found[wanted.found == PENDING] = BELOW
+        wanted.found[wanted.found == PENDING_STATUS] = BELOW
         answer(wanted)[0][:] = rows_of(keys, 4)[0]
         cache.keep(wanted, MARK)
     assert hits >= 0.99 * 200 * 100
@@ -153,7 +153,7 @@ def test_rows_grow_stale_are_served_as_stale_and_written_anew() -> None:
     keys = np.arange(10, dtype=np.int64)
     cache = DeviceCache(CacheShape(100, 4))
     cache.keep(give(keys, rows_of(keys, 4)[0], None), MARK, tick=1000)
-    for tick, found in ((1000, MARK), (1008, MARK), (1009, MARK | STALE)):
+    for tick, found in ((1000, MARK), (1008, MARK), (1009, MARK | STALE_STATUS)):
         wanted = ask(keys, 4, linear=False)
         cache.find(wanted, MARK, tick)
         assert (wanted.found == found).all()
@@ -161,7 +161,7 @@ def test_rows_grow_stale_are_served_as_stale_and_written_anew() -> None:
     cache.keep(give(keys[:5], rows_of(keys[:5], 4, salt=1)[0], None), MARK, tick=1009)
     wanted = ask(keys, 4, linear=False)
     cache.find(wanted, MARK, 1009)
-    assert (wanted.found == [MARK] * 5 + [MARK | STALE] * 5).all()
+    assert (wanted.found == [MARK] * 5 + [MARK | STALE_STATUS] * 5).all()
     np.testing.assert_array_equal(answer(wanted)[0][:5], rows_of(keys[:5], 4, salt=1)[0])
 
 
@@ -172,7 +172,7 @@ def test_old_rows_are_let_go_before_their_births_come_round() -> None:
     cache.keep(give(keys, rows_of(keys, 4)[0], None), MARK, tick=1000)
     wanted = ask(keys, 4, linear=False)
     cache.find(wanted, MARK, 1256)  # 256 ticks on, a birth looks new
-    assert (wanted.found == PENDING).all()
+    assert (wanted.found == PENDING_STATUS).all()
     assert cache.counts()["rows"] == 0
 
 

@@ -20,7 +20,7 @@ from pipeline.embedding.redis.rows import (
     scan,
     scatter,
 )
-from pipeline.embedding.tier import PENDING, STALE
+from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS
 
 I64 = npt.NDArray[np.int64]
 SEED = 0x1234_5678_9ABC_DEF0
@@ -169,7 +169,9 @@ def test_known_shapes_of_answers(raw: bytes, said: int) -> None:
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=40))
 def test_an_id_is_asked_for_once(wanted: list[tuple[int, bool]]) -> None:
     keys = np.array([key for key, _ in wanted], np.int64)
-    found = np.array([1 if known else PENDING if key % 2 else STALE | 1 for key, known in wanted], np.uint8)
+    found = np.array(
+        [1 if known else PENDING_STATUS if key % 2 else STALE_STATUS | 1 for key, known in wanted], np.uint8
+    )
     unique, places = np.zeros(64, np.int64), np.zeros(max(1, len(keys)), np.int32)
     count = collect(keys, found, np.zeros(128, np.int32), unique, 0, places)
     asked = [key for key, known in wanted if not known]

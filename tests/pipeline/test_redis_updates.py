@@ -22,7 +22,7 @@ from pipeline.errors import Conflict, NotReady, Overloaded
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(updates, "CHUNK", 16)
+    monkeypatch.setattr(updates, "CHUNK_ROWS", 16)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from pipeline.embedding.keys import salt_of
 from pipeline.embedding.segment.file import Segment
 from pipeline.embedding.segment.generations import ensure_segment, open_stack
 from pipeline.embedding.segment.tier import SegmentTier
-from pipeline.embedding.tier import DEFAULT, STALE, Wanted
+from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Wanted
 from pipeline.errors import BundleError
 from pipeline.schema import FieldSpec, Schema
 
@@ -122,13 +122,13 @@ def test_what_is_closed_is_left_alone_and_what_is_stale_is_replaced(repository: 
     table = table_of(np.arange(1, 9, dtype=np.int64), 4, linear=False)
     bundle = write_bundle(repository, {"t": table}, schema=ONE, width=4, linear=False)
     tier = SegmentTier([[ensure_segment(segments, [bundle], 4)]])
-    found = np.array([0, 1, DEFAULT, STALE | 1, STALE, 0], np.uint8)
+    found = np.array([0, 1, DEFAULT_STATUS, STALE_STATUS | 1, STALE_STATUS, 0], np.uint8)
     keys = np.array([1, 2, 3, 4, 99, 100], np.int64) ^ salt_of("t")
     rows = np.zeros(24, np.float32)
     none = np.zeros(0, np.int64)
     want = Wanted(0, 4, keys, np.arange(0, 24, 4), rows, none, np.zeros(0, np.float32), found)
     tier.find([want], MARK, 0.0)
-    assert found.tolist() == [MARK, 1, DEFAULT, MARK, STALE, 0]
+    assert found.tolist() == [MARK, 1, DEFAULT_STATUS, MARK, STALE_STATUS, 0]
     np.testing.assert_array_equal(rows.reshape(6, 4)[[0, 3]], table.rows[[0, 3]])
     assert not rows.reshape(6, 4)[[1, 2, 4, 5]].any()
 

@@ -17,7 +17,7 @@ from pipeline.embedding.device.tier import DeviceSource, cache_maker
 from pipeline.embedding.device.torch_cache import TorchCache
 from pipeline.embedding.device.torch_sets import Sets, find_rows, keep_rows, splitmix64
 from pipeline.embedding.kernels import splitmix64 as compiled_splitmix64
-from pipeline.embedding.tier import DEFAULT, PENDING, STALE, Generation, Group, Wanted
+from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS, Generation, Group, Wanted
 from pipeline.errors import InvalidInput
 
 I64 = npt.NDArray[np.int64]
@@ -33,7 +33,7 @@ DEVICES = [
 FORMATS: list[RowFormat] = ["float32", "float16", "int8"]
 
 
-def asked(keys: I64, width: int = WIDTH, found: int = PENDING, *, linear: bool = True) -> Wanted:
+def asked(keys: I64, width: int = WIDTH, found: int = PENDING_STATUS, *, linear: bool = True) -> Wanted:
     m = len(keys)
     # Rows lie apart and backwards, as fields of several widths may.
     at = np.arange(m, dtype=np.int64)[::-1].copy() * (width + 3)
@@ -111,7 +111,9 @@ def test_with_room_it_finds_what_the_cache_of_the_cpu_finds(device: str, stored:
     caches = (DeviceCache(shape), TorchCache(shape, device))
     for turn in range(12):
         picks = rng.integers(0, len(pool), 90)
-        marks = rng.choice([PENDING, PENDING, BELOW, DEFAULT, STALE | BELOW], 90).astype(np.uint8)
+        marks = rng.choice([PENDING_STATUS, PENDING_STATUS, BELOW, DEFAULT_STATUS, STALE_STATUS | BELOW], 90).astype(
+            np.uint8
+        )
         tick, overwrite = (-1, 0, 3, 9, 14, 20)[turn // 2], turn % 5 == 4
         results = []
         for cache in caches:
@@ -142,7 +144,7 @@ def test_it_keeps_as_many_of_a_skewed_stream_as_the_cache_of_the_cpu(device: str
             wanted = asked(keys, linear=False)
             cache.find(wanted, MARK)
             found += int((wanted.found == MARK).sum()) if turn >= 40 else 0
-            wanted.found[wanted.found == PENDING] = BELOW
+            wanted.found[wanted.found == PENDING_STATUS] = BELOW
             cache.keep(wanted, MARK)
         hits.append(found / (80 * 400))
     assert hits[1] == pytest.approx(hits[0], abs=0.02)

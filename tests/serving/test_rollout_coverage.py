@@ -17,7 +17,7 @@ import pytest
 from serving.rollout import blocks
 from serving.rollout.blocks import Selection
 from serving.rollout.evidence import Verdict, radius
-from serving.rollout.outcome import ARMS, GROUPS, MIXED, OutcomeSums, mixture_radius
+from serving.rollout.outcome import ARMS, GROUPS, MIXTURE_FRACTION, OutcomeSums, mixture_radius
 from serving.rollout.reconcile import Context, Observed, reconcile
 from serving.rollout.spec import MIN_BLOCKS, Rollout
 from serving.rollout.state import StepBack, begin
@@ -96,7 +96,7 @@ def wrong_effects(streams: int, looks: int, users: float, holdout: float, seed: 
             rate = total[..., 1] / total[..., 0]
             apart = (sums[..., 1] - rate[:, None] * sums[..., 0]) / total[:, None, :, 0]
             variance = GROUPS / (GROUPS - 1) * ((apart[..., 1] - apart[..., 0]) ** 2).sum(1)
-            mixed = (MIXED * rate.mean(1)) ** 2 / variance
+            mixed = (MIXTURE_FRACTION * rate.mean(1)) ** 2 / variance
             wide = np.sqrt((1 + 1 / mixed) * np.log((1 + mixed) / (2 * ERROR) ** 2) * variance)
             effect = rate[:, 1] - rate[:, 0]
             ever |= np.stack([effect + wide < 0, effect - wide > 0])
@@ -172,5 +172,5 @@ def test_the_shortcuts_say_what_the_code_says() -> None:
     apart = [(sums.sums[:, a, 1] - rates[a] * sums.sums[:, a, 0]) / sums.requests(ARMS[a]) for a in (0, 1)]
     variance = GROUPS / (GROUPS - 1) * float(((apart[1] - apart[0]) ** 2).sum())
     assert found.mean == pytest.approx(rates[1] - rates[0])
-    wide = mixture_radius(1 / variance, MIXED * sum(rates) / 2, ERROR)
+    wide = mixture_radius(1 / variance, MIXTURE_FRACTION * sum(rates) / 2, ERROR)
     assert (found.low, found.high) == pytest.approx((found.mean - wide, found.mean + wide))

@@ -36,7 +36,7 @@ def test_the_radius_is_the_papers() -> None:
 
 
 def test_rho_is_near_the_best_for_the_size_it_is_tuned_for() -> None:
-    error, t = 0.025, evidence.TUNED_FOR
+    error, t = 0.025, evidence.TUNED_BLOCKS
 
     def at(rho: float) -> float:
         return math.sqrt(2 * (t * rho**2 + 1) / (t**2 * rho**2) * math.log(1 + math.sqrt(t * rho**2 + 1) / (2 * error)))

@@ -12,7 +12,7 @@ from rollout_world import SCHEMA, SPEC, World
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
-from serving.rollout.segments import MOST, OTHER, Segments
+from serving.rollout.segments import MAX_VALUES, OTHER_INDEX, Segments
 from serving.rollout.spec import Rollout, SegmentGuard
 from serving.rollout.state import Phase
 
@@ -123,8 +123,8 @@ def test_a_candidate_that_is_clicked_less_is_stepped_back(world: World) -> None:
 def test_parts_of_a_field_are_bounded() -> None:
     segments = Segments(SCHEMA, ["tab"], [("tab", 7)])
     codes = segments.bounded("tab", np.arange(1, 1000, dtype=np.int64))
-    assert len(set(codes.tolist())) == MOST
-    assert (codes == OTHER).sum() == 999 - (MOST - 1)
+    assert len(set(codes.tolist())) == MAX_VALUES
+    assert (codes == OTHER_INDEX).sum() == 999 - (MAX_VALUES - 1)
     named = np.array([hash_value("tab", 7)])
     assert segments.bounded("tab", named).tolist() == named.tolist(), "what is named is followed whatever comes first"
     assert segments.name(("tab", int(named[0]))) == "tab=7"

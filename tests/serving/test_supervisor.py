@@ -101,9 +101,9 @@ def test_pauses_double_and_are_forgotten_by_a_child_that_stays(tmp_path: Path) -
     assert (only.restarts, only.last_exit) == (8, 3)
     only.argv = (sys.executable, "-c", WAIT)
     made._tick()
-    clock.now += module.STABLE_AFTER + 1
+    clock.now += module.STABLE_AFTER_S + 1
     made._tick()
-    assert only.pause == module.FIRST_PAUSE
+    assert only.pause == module.FIRST_PAUSE_S
     made._end_all()
 
 
@@ -126,7 +126,7 @@ def test_children_end_stage_by_stage(tmp_path: Path) -> None:
 
 
 def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STOP_LIMIT", 0.2)
+    monkeypatch.setattr(module, "STOP_TIMEOUT_S", 0.2)
     deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(tmp_path / 'up')!r}, 'w'); signal.pause()"
     made = Supervisor(tmp_path / "home", [python("deaf", deaf)])
     with running(made):

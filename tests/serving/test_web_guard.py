@@ -30,7 +30,7 @@ from serving.security.admitted import admitted
 from serving.security.doorkeeper import Caller, Doorkeeper
 from serving.security.session import CSRF_HEADER, Sessions
 from serving.security.tokens import TokenStore
-from serving.security.web import MOST_BODY
+from serving.security.web import MAX_BODY_BYTES
 
 
 def _who() -> str:
@@ -247,11 +247,13 @@ def test_a_socket_needs_a_principal_and_a_page_of_ours(door: Guarded) -> None:
 
 
 def test_bodies_are_limited_whether_or_not_they_say_their_length(door: Guarded) -> None:
-    path, large = "/api/v1/endpoints", b"x" * (MOST_BODY + 1)
-    assert door.call("POST", path, content=large[:-1]).json()["bytes"] == MOST_BODY
+    path, large = "/api/v1/endpoints", b"x" * (MAX_BODY_BYTES + 1)
+    assert door.call("POST", path, content=large[:-1]).json()["bytes"] == MAX_BODY_BYTES
     assert door.call("POST", path, content=large).status_code == 413
     assert door.call("POST", path, content=iter([large[:1000], large])).status_code == 413
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MOST_BODY + 1}\r\nConnection: close\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\nConnection: close\r\n\r\n"
+    )
     assert door.raw(head.encode()).split()[1] == b"413"  # before any of it was sent
 
 

@@ -56,7 +56,7 @@ def test_unseen_rows_do_not_steer_the_axes():
 
 @pytest.mark.parametrize(("width", "per_table"), [(16, False), (8, False), (4, False), (4, True)])
 def test_tables_travel_with_counts_weights_and_defaults(width, per_table, monkeypatch):
-    monkeypatch.setattr(projection, "SHARD", 13)
+    monkeypatch.setattr(projection, "SHARD_ROWS", 13)
     teacher = taught()
     student = ClickModel.create(SCHEMA, "deepfm", width, seed=2)
     maps = project_tables(teacher, student, per_table=per_table)

@@ -30,7 +30,7 @@ from transfer.click_model.network import Network, SplitNetwork
 
 __all__ = ["DenseGraph", "graph_weights", "trace"]
 
-OPSET = 17
+OPSET_VERSION = 17
 
 
 def trace(network: Network, schema: Schema) -> dict[str, DenseGraph]:
@@ -105,7 +105,7 @@ class DenseGraph:
             # inputs, or two weights that happen to be equal now would become one.
             with _quiet():
                 torch.onnx.export(
-                    network, arguments, cast(Any, buffer), dynamo=False, opset_version=OPSET, do_constant_folding=False,
+                    network, arguments, cast(Any, buffer), dynamo=False, opset_version=OPSET_VERSION, do_constant_folding=False,
                     input_names=names, output_names=["logit"],
                     dynamic_axes={name: {0: dim} for name, dim in rows.items()}, keep_initializers_as_inputs=True,
                 )  # fmt: skip

@@ -23,7 +23,7 @@ __all__ = ["Kind", "dressed", "try_out"]
 
 Kind = Literal["probability", "logit"]
 
-SMALLEST = 1e-7
+SMALLEST_PROBABILITY = 1e-7
 """Probabilities are kept this far from 0 and 1 before their log-odds are taken."""
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE}
 _NUMERIC = {*_FLOATS, TensorProto.INT64, TensorProto.INT32}
@@ -210,8 +210,8 @@ def _constants(schema: Schema, columns: Sequence[str]) -> list[TensorProto]:
     arrays: dict[str, npt.NDArray[Any]] = {
         "own/second": np.array([1]),
         "own/flat": np.array([-1]),
-        "own/low": np.array(SMALLEST, np.float32),
-        "own/high": np.array(1 - SMALLEST, np.float32),
+        "own/low": np.array(SMALLEST_PROBABILITY, np.float32),
+        "own/high": np.array(1 - SMALLEST_PROBABILITY, np.float32),
         "own/one": np.array(1, np.float32),
         "own/columns/all": np.array([places[name] for name in columns]),
         **{f"own/columns/{name}": np.array([place]) for name, place in places.items()},

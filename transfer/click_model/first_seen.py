@@ -14,7 +14,7 @@ __all__ = ["Sightings"]
 
 I64 = npt.NDArray[np.int64]
 
-BITS = 20
+SKETCH_BITS = 20
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
@@ -28,13 +28,13 @@ class Sightings:
     """
 
     def __init__(self) -> None:
-        self.counts: npt.NDArray[np.uint8] = np.zeros(1 << BITS, np.uint8)
+        self.counts: npt.NDArray[np.uint8] = np.zeros(1 << SKETCH_BITS, np.uint8)
         self._added = 0
 
     def add(self, keys: I64) -> I64:
         """Count every key once more, int64 `[n]`, repeated ones together; how often each was seen, with this time."""
         cells = [
-            ((keys.astype(np.uint64) * m) >> np.uint64(64 - BITS)).astype(np.int64) for m in _MULTIPLIERS
+            ((keys.astype(np.uint64) * m) >> np.uint64(64 - SKETCH_BITS)).astype(np.int64) for m in _MULTIPLIERS
         ]  # fmt: skip
         for at in cells:
             distinct, times = np.unique(at, return_counts=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.hashing import PAD
+from pipeline.hashing import PAD_ID
 
 __all__ = ["Lookup", "apart", "without_padding"]
 
@@ -37,6 +37,6 @@ def apart(lookup: Lookup) -> tuple[Lookup, I64]:
 
 def without_padding(values: I64, offsets: I32) -> tuple[I64, I32]:
     """Ragged values int64 and their offsets int32 `[n + 1]` without padding."""
-    kept = values != PAD
+    kept = values != PAD_ID
     before = np.concatenate([[0], np.cumsum(kept)])
     return values[kept], before[offsets].astype(np.int32)

@@ -19,7 +19,7 @@ from pipeline.bundle.row_format import RowFormat, check_rows, decode_rows, encod
 from pipeline.embedding.kernels import IdIndex
 from pipeline.errors import InvalidInput
 from pipeline.features import Rows
-from pipeline.hashing import PAD
+from pipeline.hashing import PAD_ID
 from pipeline.schema import Schema
 from transfer.click_model import kernels
 from transfer.click_model.blocks import Block, Changed, TableSettings, grown
@@ -33,7 +33,7 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 Arrays = dict[str, npt.NDArray[Any]]
 
-AGED_EVERY = 8
+AGED_PORTIONS = 8
 """Old rows go in portions: this many times per `evict_after`."""
 _BY_SLOT = ("ids", "tags", "counts", "seen")
 
@@ -182,7 +182,7 @@ class Tables:
         index = self._table_index(name)
         slots = self._slots(table.ids.reshape(-1, 1), np.array([index], np.int32), create=True, admit=False).reshape(-1)
         if len(slots) and slots.min() < 0:
-            raise InvalidInput(f"table {name!r} holds id {PAD}, which only pads", name)
+            raise InvalidInput(f"table {name!r} holds id {PAD_ID}, which only pads", name)
         self._rows.values[slots] = table.rows
         self.counts[slots] = table.counts
         if self.linear and table.linear is not None:
@@ -232,7 +232,7 @@ class Tables:
             now: rows trained so far. Call it between `apply` and `lookup`.
         """
         after = self.settings.evict_after
-        if after is None or now - self._aged < max(1, after // AGED_EVERY):
+        if after is None or now - self._aged < max(1, after // AGED_PORTIONS):
             return 0
         self._aged = now
         keep = np.flatnonzero(self.seen[: len(self)] >= now - after)
@@ -370,10 +370,10 @@ class Tables:
         """The keys with padding in place of those that have no row and were not seen often enough to get one."""
         if self._sightings is None:
             return keys
-        waiting = (self._index.find(keys) < 0) & (keys != PAD)
+        waiting = (self._index.find(keys) < 0) & (keys != PAD_ID)
         if waiting.any():
             rare = self._sightings.add(keys[waiting]) < self.settings.admit_after
-            keys[waiting] = np.where(rare, PAD, keys[waiting])
+            keys[waiting] = np.where(rare, PAD_ID, keys[waiting])
         return keys
 
     def _grow(self, needed: int) -> None:

@@ -18,14 +18,14 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.data.log import LogChunk, LogRequest, cut_chunks, cut_requests, row_range
-from transfer.data.world import DEVICES, HOURS_AHEAD, SCHEMA, World
+from transfer.data.world import AHEAD_HOURS, DEVICES, SCHEMA, World
 
 __all__ = ["GeneratedLog"]
 
 START_MS = 1_735_689_600_000  # 1 January 2025, 00:00 UTC
 BLOCK_ROWS, BLOCK_SECONDS = 16_384, 5.0  # the world stands still within a block
 HOUR_MS = 3_600_000
-_BLOCK = 100  # keeps the random streams of blocks apart from those of the world
+_BLOCK_SEED = 100  # keeps the random streams of blocks apart from those of the world
 
 
 class GeneratedLog:
@@ -113,14 +113,14 @@ class GeneratedLog:
 
     def _block(self, world: World, block: int) -> LogChunk:
         """The rows of one block, all of its requests complete."""
-        rng = np.random.default_rng([self._seed, _BLOCK, block])
+        rng = np.random.default_rng([self._seed, _BLOCK_SEED, block])
         requests = np.arange(block * self._block_requests, (block + 1) * self._block_requests)
         time_ms = START_MS + (requests * self._per_request * 1000 / self._per_second).astype(np.int64)
         world.advance((int(time_ms[0]) - START_MS) / 1000)
         user = np.searchsorted(np.cumsum(world.users.weight), rng.random(len(requests))).clip(max=self._users - 1)
         device = rng.choice(len(DEVICES), len(requests), p=(0.6, 0.1, 0.25, 0.05))
         traits = world.users.traits
-        hour = (time_ms // HOUR_MS + HOURS_AHEAD[traits.second[user]]) % 24
+        hour = (time_ms // HOUR_MS + AHEAD_HOURS[traits.second[user]]) % 24
         item = self._candidates(rng, world.items.weight, len(requests)).ravel()
         context = np.stack(
             [

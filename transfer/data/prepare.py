@@ -34,7 +34,7 @@ __all__ = ["BATCH_ROWS", "COUNTS", "prepared_file"]
 
 BATCH_ROWS = 65_536
 COUNTS = b"baton.counts"
-FORMAT = 1
+FORMAT_VERSION = 1
 
 I64 = npt.NDArray[np.int64]
 
@@ -73,7 +73,7 @@ def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "1GB") -> Path
 
 def _digest(dataset: Dataset, source: Source) -> str:
     files = [(str(p.resolve()), s.st_size, s.st_mtime_ns) for p in source.paths + source.join_paths for s in [p.stat()]]
-    content = json.dumps([FORMAT, dataset.model_dump(mode="json"), files], sort_keys=True)
+    content = json.dumps([FORMAT_VERSION, dataset.model_dump(mode="json"), files], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:16]
 
 

@@ -40,13 +40,13 @@ SCHEMA = Schema(
 )
 
 COUNTRIES = (None, "AR", "BR", "DE", "EG", "ES", "FR", "GB", "IN", "JP", "MX", "US")  # None: not known
-HOURS_AHEAD = np.array([0, -3, -3, 1, 2, 1, 1, 0, 5, 9, -6, -5])
+AHEAD_HOURS = np.array([0, -3, -3, 1, 2, 1, 1, 0, 5, 9, -6, -5])
 DEVICES = ("phone", "tablet", "desktop", "tv")
 SEGMENTS, CATEGORIES, BRANDS_EACH, TAGS, TASTES = 8, 24, 6, 60, 6
 
 # Spread of the parts of a click's log-odds. Their squares add up to about 1.6: an AUC of about 0.78 for who knows all.
 USER_SPREAD, ITEM_SPREAD, BRAND_SPREAD, TASTE_SPREAD, TAG_SPREAD, PRICE_SPREAD = 0.35, 0.4, 0.25, 0.95, 0.5, 0.25
-SHARED_TASTE = 0.6  # share of a taste that a user has from the segment, an item from the category
+SHARED_TASTE_FRACTION = 0.6  # share of a taste that a user has from the segment, an item from the category
 
 # How the world moves at drift 1.
 TURN = np.array([1.0, 0.7, 1.3]) * 2 * np.pi / 7_200  # radians per second by which tastes turn, per pair of dimensions
@@ -186,7 +186,9 @@ class World:
         uneven = rng.random(slots) ** 1.5  # some groups are larger
         group = ((SEGMENTS if users else CATEGORIES) * uneven).astype(np.int64)
         centre = (self._segment_taste if users else self._category_taste)[group]
-        taste = np.sqrt(SHARED_TASTE) * centre + np.sqrt(1 - SHARED_TASTE) * rng.standard_normal((slots, TASTES))
+        taste = np.sqrt(SHARED_TASTE_FRACTION) * centre + np.sqrt(1 - SHARED_TASTE_FRACTION) * rng.standard_normal(
+            (slots, TASTES)
+        )
         bias = (USER_SPREAD if users else ITEM_SPREAD) * rng.standard_normal(slots)
         number = np.exp((5.0 if users else 3.0) + 0.8 * rng.standard_normal(slots)).round(2)
         number[rng.random(slots) < 0.04] = np.nan

@@ -37,9 +37,9 @@ F32 = npt.NDArray[np.float32]
 Tell = Callable[[str], None]
 Metrics = dict[str, float | None]
 
-STREAM_BATCH = 512
+STREAM_BATCH_ROWS = 512
 """Least rows per step on the stream: below it a step costs more in calls than in work, most of all co-distillation's."""
-POINTS = 24
+CURVE_POINTS = 24
 """Of a curve along the stream."""
 
 
@@ -150,8 +150,8 @@ def crossadapt(
 
 
 def stream_batch(rows: int) -> int:
-    """Rows per step on a stream of so many: a power of two from `STREAM_BATCH` that gives 20 to 40 steps, up to the worker's."""
-    return min(max(STREAM_BATCH, 1 << ((rows // 20).bit_length() - 1)), 4096)
+    """Rows per step on a stream of so many: a power of two from `STREAM_BATCH_ROWS` that gives 20 to 40 steps, up to the worker's."""
+    return min(max(STREAM_BATCH_ROWS, 1 << ((rows // 20).bit_length() - 1)), 4096)
 
 
 def _run(name: str, task: Task, split: Split, clock: Callable[[], float]) -> RunResult:
@@ -187,7 +187,7 @@ def _warm_up(log: MemoryLog) -> None:
 
 def _follow(start: Start, task: Task, split: Split, watch: Stopwatch) -> tuple[tuple[F32, F32], list[Point]]:
     """Scores and labels of the whole stream, each row judged before it was learned, and the curve."""
-    every, rows, first = max(1, task.stream_rows // POINTS), 0, 0
+    every, rows, first = max(1, task.stream_rows // CURVE_POINTS), 0, 0
     judged: list[Judged] = []
     curve: list[Point] = []
 

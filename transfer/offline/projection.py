@@ -23,7 +23,7 @@ __all__ = ["Projection", "fit_projection", "project_tables", "widening"]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-SHARD = 1 << 18
+SHARD_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _weighted(shard: Table, weighted: bool) -> tuple[F32, I64]:
 
 
 def _shards(tables: Tables, name: str) -> Iterator[Table]:
-    """A table in shards of `SHARD` rows."""
+    """A table in shards of `SHARD_ROWS` rows."""
     slots = tables.slots_of(name)
-    for start in range(0, len(slots), SHARD):
-        yield tables.export(name, slots[start : start + SHARD])
+    for start in range(0, len(slots), SHARD_ROWS):
+        yield tables.export(name, slots[start : start + SHARD_ROWS])

@@ -33,7 +33,7 @@ I64 = npt.NDArray[np.int64]
 
 DRIFTS = ("surprise", "rise", "fall")
 SCORE_BINS = 20
-MOST_A = 0.9
+MAX_TEACHER_WEIGHT = 0.9
 UNSTABLE, VERY_UNSTABLE = 0.1, 0.25
 """Stability indices between which drift heats from 0 to 1."""
 
@@ -65,7 +65,7 @@ class AdaptSettings:
 
     def __post_init__(self) -> None:
         for good, name, value, wanted in (
-            (0 <= self.a <= MOST_A, "a", self.a, f"between 0 and {MOST_A}"),
+            (0 <= self.a <= MAX_TEACHER_WEIGHT, "a", self.a, f"between 0 and {MAX_TEACHER_WEIGHT}"),
             (0 <= self.replay <= self.most_replay, "replay", self.replay, f"between 0 and {self.most_replay}"),
             (1 <= self.every <= 1000, "every", self.every, "between 1 and 1000"),
         ):

@@ -17,7 +17,7 @@ from transfer.online.worker import Worker
 
 __all__ = ["Arms", "Follower"]
 
-LOOK_EVERY = 1.0
+LOOK_EVERY_S = 1.0
 """Seconds between two looks at the arms."""
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,14 @@ class Follower:
             self.worker.run(leave, stop.wait)
             return
         while not leave():
-            stop.wait(LOOK_EVERY)
+            stop.wait(LOOK_EVERY_S)
 
     def _look(self) -> Arms | None:
         """The arms, read again now and then; those known where they cannot be read."""
         now = self._clock.monotonic()
         if self._looked is None:
             self._looked, self._arms = now, self._read()
-        elif now - self._looked >= LOOK_EVERY:
+        elif now - self._looked >= LOOK_EVERY_S:
             self._looked = now
             try:
                 self._arms = self._read()

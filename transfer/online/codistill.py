@@ -25,15 +25,15 @@ __all__ = ["CoDistiller", "Passed", "logit_of"]
 F32 = npt.NDArray[np.float32]
 
 # float32 probabilities carry no more than this.
-_EDGE = 1e-6
+_EDGE_PROBABILITY = 1e-6
 
-EXPLODED = 1e3
+EXPLODED_LOGIT = 1e3
 """A |logit| from which no later batch leads back."""
 
 
 def logit_of(scores: F32) -> F32:
     """Log-odds of probabilities, float32, NaN where there is none."""
-    p = np.clip(scores.astype(np.float64), _EDGE, 1 - _EDGE)
+    p = np.clip(scores.astype(np.float64), _EDGE_PROBABILITY, 1 - _EDGE_PROBABILITY)
     return np.log(p / (1 - p)).astype(np.float32)
 
 
@@ -146,7 +146,9 @@ class CoDistiller:
         a = np.where(unguided, 0.0, self.adaptation.a).astype(np.float32)
         guide = np.where(unguided, np.float32(0.0), guide)
         before = None if self.student.steady else self.student.logits(rows)
-        loss = self.student.step(rows, labels, teacher_logits=guide, a=a, temperature=self._temperature, most=EXPLODED)
+        loss = self.student.step(
+            rows, labels, teacher_logits=guide, a=a, temperature=self._temperature, most=EXPLODED_LOGIT
+        )
         # The step has run the network on these rows already; a second time only where it runs another way in training.
         before = self.student.last_logits if before is None else before
         self.unguided_rows += int(unguided.sum())

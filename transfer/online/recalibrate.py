@@ -29,9 +29,9 @@ F64 = npt.NDArray[np.float64]
 
 # Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
 LEAST_ROWS = 2_000
-TOLERANCE = 3.0
+TOLERANCE_DEVIATIONS = 3.0
 # Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
-PRIOR = 400.0
+PRIOR_WEIGHT = 400.0
 
 
 class Ring:
@@ -142,7 +142,7 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
     """The calibration of the weights as they are now.
 
     Args:
-        current: what serves; kept in part while there is little evidence (`PRIOR`), its alpha as it is.
+        current: what serves; kept in part while there is little evidence (`PRIOR_WEIGHT`), its alpha as it is.
         recent: logits and labels of all passing rows, by the weights of their time.
         window: how many of the newest of them to believe, see `window_for`.
         before, after: logits of the held-out rows, by the weights of their time and by those of now; float32 `[h]`.
@@ -157,7 +157,7 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
     p = _sigmoid(scaled + current.beta)
     information = float((p * (1 - p)).sum())
     # Pulled towards the serving calibration by as much as that one was known.
-    keep = PRIOR / (PRIOR + information)
+    keep = PRIOR_WEIGHT / (PRIOR_WEIGHT + information)
     target = keep * float(p.sum()) + (1 - keep) * float(clicks.sum())
     old = offset_for(scaled, min(max(target, 0.5), len(scaled) - 0.5))
     known = np.isfinite(before)
@@ -183,7 +183,7 @@ def window_for(calibration: Calibration, recent: Ring) -> int:
         older = longer - size
         difference = excess[size] / size - (excess[longer] - excess[size]) / older
         error = np.sqrt(variance[size] / size**2 + (variance[longer] - variance[size]) / older**2)
-        if abs(difference) > TOLERANCE * error:
+        if abs(difference) > TOLERANCE_DEVIATIONS * error:
             break
         size = longer
     return size

@@ -27,7 +27,7 @@ from pipeline.traffic.record import PredictionRecord, unpack
 __all__ = ["HOLDOUT_SALT", "StreamBatch", "StreamRows", "held_out", "read_batches"]
 
 HOLDOUT_SALT = "holdout"
-_PAGE = 256
+_PAGE_ENTRIES = 256
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ def read_batches(
     """
     pending: list[_Entry] = []
     count = 0
-    while page := log.labelled(after, _PAGE):
+    while page := log.labelled(after, _PAGE_ENTRIES):
         for entry in page:
             after = entry.seq
             record = _usable(entry, endpoint, schema)

@@ -41,11 +41,11 @@ from transfer.quality.gate import GateLimits
 
 __all__ = ["Worker", "WorkerSettings"]
 
-POLL = 0.2
-IDLE_SHARE = 0.1
+POLL_S = 0.2
+IDLE_FRACTION = 0.1
 """Most of its time that a worker without a full batch spends on reading the rows of the next one again."""
-CHECKPOINT_EVERY = 300.0
-MOST_ASIDE = 3
+CHECKPOINT_EVERY_S = 300.0
+MAX_ASIDE_BATCHES = 3
 """Batches in a row that may be to blame; after that the student is."""
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Worker:
                 log.warning("waiting: %s", error)
                 learned = False
             if not learned:
-                wait(max(POLL, (self._clock.monotonic() - began) / IDLE_SHARE))
+                wait(max(POLL_S, (self._clock.monotonic() - began) / IDLE_FRACTION))
         self.commit()
 
     def step(self, leave: Callable[[], bool] = lambda: False) -> bool:
@@ -165,7 +165,7 @@ class Worker:
             self._learn(batch)
             learned = True
             self._publish_if_due()
-            if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY:
+            if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY_S:
                 self._last_commit = self._clock.monotonic()  # one that fails is tried again after as long
                 self.commit()
             self.write_status()
@@ -221,7 +221,7 @@ class Worker:
                 passed = self._distiller.learn(batch, number)
             except Diverged as error:
                 # Is it the batch or the student? A student whose weights are finite may be out of its mind all the same.
-                if self._student.model.finite() and self._aside_in_row < MOST_ASIDE:
+                if self._student.model.finite() and self._aside_in_row < MAX_ASIDE_BATCHES:
                     raise
                 self._resume.heal(self._student, str(error))
                 passed = self._distiller.learn(batch, number)

@@ -26,8 +26,8 @@ from pipeline.features import Rows
 __all__ = ["TRIES", "Member", "MemberGone", "PoolCounters", "TeacherPool"]
 
 TRIES = 3
-PART = 4096
-MEMBERS_TO_FAIL = 3
+PART_ROWS = 4096
+MAX_FAILED_MEMBERS = 3
 """So many members must have given a task back before it, not they, is held to be at fault."""
 
 F32 = npt.NDArray[np.float32]
@@ -157,7 +157,7 @@ class TeacherPool:
 
     def spread(self, rows: Rows) -> F32:
         """Logits of rows that are in memory, float32 `[n]`, scored in parts by all members. Raises: as `score`."""
-        parts = (rows.take(np.arange(at, min(at + PART, len(rows)))) for at in range(0, len(rows), PART))
+        parts = (rows.take(np.arange(at, min(at + PART_ROWS, len(rows)))) for at in range(0, len(rows), PART_ROWS))
         return np.concatenate([np.empty(0, np.float32), *self.score(parts)])
 
     def close(self) -> None:
@@ -244,7 +244,7 @@ class TeacherPool:
                 self.counters.lost += 1
             if not isinstance(error, MemberGone):
                 task.given_back += 1
-            if task.given_back >= MEMBERS_TO_FAIL:
+            if task.given_back >= MAX_FAILED_MEMBERS:
                 self._failure = DataError(
                     f"{task.given_back} teachers in turn could not score chunk {task.at}: {error}", "teacher"
                 )

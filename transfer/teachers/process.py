@@ -22,7 +22,7 @@ __all__ = ["BundleTeacher", "ProcessMember", "Scorer"]
 
 F32 = npt.NDArray[np.float32]
 Scorer = Callable[[Rows], F32]
-START = 120.0
+START_TIMEOUT_S = 120.0
 
 
 class BundleTeacher:
@@ -63,7 +63,7 @@ class ProcessMember:
         theirs.close()
         self._lock = threading.Lock()
         try:
-            ready = self._pipe.recv() if self._pipe.poll(START) else "it did not come up in time"
+            ready = self._pipe.recv() if self._pipe.poll(START_TIMEOUT_S) else "it did not come up in time"
         except (EOFError, OSError):
             ready = "it ended while it started"
         if ready is not True:

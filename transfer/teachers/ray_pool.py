@@ -26,9 +26,9 @@ from transfer.teachers.process import Scorer
 __all__ = ["RayMember", "RayTeachers"]
 
 F32 = npt.NDArray[np.float32]
-START = 300.0
-END = 30.0
-WATCH = 0.5
+START_TIMEOUT_S = 300.0
+END_TIMEOUT_S = 30.0
+WATCH_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class RayTeachers:
         cpus: float = 1.0,
         gpus: float = 0.0,
         most_restarts: int = 100,
-        start: float = START,
+        start: float = START_TIMEOUT_S,
     ) -> None:
         if not ray.is_initialized():
             ray.init(address=address or "auto", log_to_driver=False)
@@ -142,7 +142,7 @@ class RayTeachers:
     def close(self) -> None:
         """End all actors."""
         self._stop.set()
-        self._thread.join(END)
+        self._thread.join(END_TIMEOUT_S)
         self._end()
 
     def _end(self) -> None:
@@ -169,13 +169,13 @@ class RayTeachers:
                 failures = self._step()
             except RayError as error:
                 log.error("the cluster does not answer: %s", error)
-                self._stop.wait(WATCH)
+                self._stop.wait(WATCH_S)
                 continue
             for failure in failures:
                 log.error("%s", failure)
 
     def _step(self) -> list[MemberGone]:
-        """Have others started for those that are gone, and let those join that have started; takes `WATCH` seconds at most.
+        """Have others started for those that are gone, and let those join that have started; takes `WATCH_S` seconds at most.
         Why some have not."""
         self._joined &= set(self._pool.members)
         missing = self._count - len(self._joined) - len(self._starting)
@@ -184,10 +184,10 @@ class RayTeachers:
             member = RayMember(next(self._names), self._load, cpus=self._cpus, gpus=self._gpus)
             self._starting[member.trouble] = member
         if not self._starting:
-            self._stop.wait(WATCH)
+            self._stop.wait(WATCH_S)
             return []
         refs = list(self._starting)
-        started, _ = ray.wait(refs, num_returns=len(refs), timeout=WATCH)
+        started, _ = ray.wait(refs, num_returns=len(refs), timeout=WATCH_S)
         failures = []
         for ref in started:
             member = self._starting.pop(ref)

@@ -36,7 +36,7 @@ from pipeline.embedding.device.sets import (
     keep_rows,
     sweep_rows,
 )
-from pipeline.embedding.device.tinylfu import LINE, WORDS_PER_ROW
+from pipeline.embedding.device.tinylfu import LINE_WORDS, ROW_WORDS
 from pipeline.embedding.tier import Wanted
 
 __all__ = ["CacheShape", "DeviceCache"]
@@ -78,12 +78,12 @@ class CacheShape:
     @property
     def bytes_per_row(self) -> float:
         """The row, a sixth of its set's line of 64 bytes and 8 bytes of the sketch."""
-        return self.stride + LINE_BYTES / WAYS + 8 * WORDS_PER_ROW
+        return self.stride + LINE_BYTES / WAYS + 8 * ROW_WORDS
 
     @property
     def words(self) -> int:
         """Of the sketch."""
-        return LINE * max(1, self.sets * WAYS * WORDS_PER_ROW // LINE)
+        return LINE_WORDS * max(1, self.sets * WAYS * ROW_WORDS // LINE_WORDS)
 
     @property
     def bytes(self) -> int:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from numba import boolean, float32, int64, types, uint8, uint32, uint64
 
 from pipeline.compiled import njit
-from pipeline.embedding.device.tinylfu import LINE, PERIOD, SAMPLE, count, estimate, halve, line_of
+from pipeline.embedding.device.tinylfu import LINE_WORDS, PERIOD_COUNTS, SAMPLE_LOOKUPS, count, estimate, halve, line_of
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.memory import (
     compare_and_swap,
@@ -37,7 +37,7 @@ from pipeline.embedding.memory import (
     store_release,
     store_u8,
 )
-from pipeline.embedding.tier import DEFAULT, PENDING, STALE
+from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS
 
 __all__ = ["FRESH_TICKS", "HEAD_WORDS", "LINE_BYTES", "WAYS", "find_rows", "held_keys", "keep_rows", "sweep_rows"]
 
@@ -49,14 +49,14 @@ F32 = npt.NDArray[np.float32]
 
 WAYS = 6
 LINE_BYTES = 64
-BLOCK = 64
-_BLOCK, _NONE = np.uint64(BLOCK), np.uint64(0xFFFFFFFFFFFFFFFF)
+BLOCK_IDS = 64
+_BLOCK, _NONE = np.uint64(BLOCK_IDS), np.uint64(0xFFFFFFFFFFFFFFFF)
 TRIES = 4
 FRESH_TICKS = 8
 """Ticks that a row stays fresh; births are kept modulo 256 ticks, so old rows are swept before that."""
 
 # Where the state stands in a set, in units of its own size.
-_LOCK = 12  # uint32: places taken, a bit each; BUSY; count of writes
+_LOCK_WORD = 12  # uint32: places taken, a bit each; BUSY; count of writes
 _STAMPS, _BORN = 52, 58  # uint8 [6]
 _TAKEN, _BUSY, _WRITE = np.uint32(63), np.uint32(64), np.uint32(128)
 
@@ -163,8 +163,8 @@ def _advance(head: Any, sketch: Any, looked: Any, counted: Any, sets: Any, lines
         head[NOW] += head[SEEN] // every
         head[SEEN] = np.uint64(0)
     head[COUNTED] += counted
-    while head[COUNTED] >= np.uint64(PERIOD):
-        head[COUNTED] -= np.uint64(PERIOD)
+    while head[COUNTED] >= np.uint64(PERIOD_COUNTS):
+        head[COUNTED] -= np.uint64(PERIOD_COUNTS)
         halve(sketch, head[HAND] % lines)
         head[HAND] += np.uint64(1)
 
@@ -203,7 +203,7 @@ def _find_again(
 
     All places are addresses; `weight_to` 0: there are no weights.
     """
-    lock_at = line + np.uint64(4 * _LOCK)
+    lock_at = line + np.uint64(4 * _LOCK_WORD)
     for _ in range(TRIES):
         lock = load_acquire(lock_at)
         if lock & _BUSY:
@@ -248,23 +248,23 @@ def find_rows(
     Args:
         keys, at, linear_at, rows, linear, found: of a `Wanted`.
         width, kind: d, and the format of the stored rows.
-        mark: written into `found`, with `STALE` where the row is older than `FRESH_TICKS`.
+        mark: written into `found`, with `STALE_STATUS` where the row is older than `FRESH_TICKS`.
         tick: the time in ticks; -1: rows do not age.
         head, sets, locks, state, stored, floats, sketch: the cache.
     """
     size, total = np.uint64(sets.shape[0]), np.uint64(len(keys))
-    lines = np.uint64(len(sketch) // LINE)
+    lines = np.uint64(len(sketch) // LINE_WORDS)
     weighted = len(linear) > 0
     set_at, row_at = np.uint64(sets.ctypes.data), np.uint64(stored.ctypes.data)
     sketch_at = np.uint64(sketch.ctypes.data)
     rows_at, linear_to = np.uint64(rows.ctypes.data), np.uint64(linear.ctypes.data)
     stride = np.uint64(stored.shape[1])
-    hashes, homes = np.empty(2 * BLOCK, np.uint64), np.empty(2 * BLOCK, np.uint64)
-    ways, locked = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint32)
+    hashes, homes = np.empty(2 * BLOCK_IDS, np.uint64), np.empty(2 * BLOCK_IDS, np.uint64)
+    ways, locked = np.empty(BLOCK_IDS, np.uint64), np.empty(BLOCK_IDS, np.uint32)
     # A cache with room to spare has nothing to choose, and need not count.
     counting = np.uint64(2) * head[HELD] >= size * np.uint64(WAYS)
     # A new phase for each call, or requests of one length would always count the same fields.
-    phase = splitmix64(head[CALLS]) & np.uint64(SAMPLE - 1)
+    phase = splitmix64(head[CALLS]) & np.uint64(SAMPLE_LOOKUPS - 1)
     head[CALLS] += np.uint64(1)
     counted = np.uint64(0)
     now = np.uint8(head[NOW])
@@ -278,7 +278,7 @@ def find_rows(
         ahead = min(_BLOCK, total - start - block)
         other = _BLOCK - half
         sampled = block if counting else np.uint64(0)
-        for p in range(phase, sampled, np.uint64(SAMPLE)):
+        for p in range(phase, sampled, np.uint64(SAMPLE_LOOKUPS)):
             prefetch(sketch_at + line_of(hashes[half + p], lines) * np.uint64(8))
         for p in range(block):
             # The sets of the next block travel while the rows of this one do.
@@ -289,10 +289,10 @@ def find_rows(
                 prefetch(set_at + homes[other + p] * np.uint64(LINE_BYTES))
             ways[p] = _NONE
             q, home = start + p, homes[half + p]
-            if found[q] != PENDING and found[q] < STALE:
+            if found[q] != PENDING_STATUS and found[q] < STALE_STATUS:
                 continue
             line = set_at + home * np.uint64(LINE_BYTES)
-            lock = load_acquire(line + np.uint64(4 * _LOCK))
+            lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
             locked[p] = lock & ~_BUSY  # so that one under way is never what it was
             held = match_keys(line, keys[q]) & lock & _TAKEN
             if held != 0:
@@ -301,7 +301,7 @@ def find_rows(
                 prefetch(source)
                 if stride > np.uint64(LINE_BYTES):
                     prefetch(source + np.uint64(LINE_BYTES))
-        for p in range(phase, sampled, np.uint64(SAMPLE)):
+        for p in range(phase, sampled, np.uint64(SAMPLE_LOOKUPS)):
             count(sketch, hashes[half + p], lines)
             counted += np.uint64(1)
         for p in range(block):
@@ -317,14 +317,14 @@ def find_rows(
                 _copy_weight(weight_to, source + stride - np.uint64(4), np.float32(0.0))
             old = _is_old(line, way, tick)
             fence_acquire()
-            if load_acquire(line + np.uint64(4 * _LOCK)) == locked[p]:
-                found[q] = mark | STALE if old else mark
+            if load_acquire(line + np.uint64(4 * _LOCK_WORD)) == locked[p]:
+                found[q] = mark | STALE_STATUS if old else mark
                 # Once per tick at most: a line written on each read would travel between cores.
                 if load_u8(line + np.uint64(_STAMPS) + way) != now:
                     store_u8(line + np.uint64(_STAMPS) + way, now)
             else:
                 result = _find_again(line, keys[q], source - way * stride, stride, row_to, weight_to, width, kind, tick)
-                found[q] = PENDING if result == 0 else mark if result == 1 else mark | STALE
+                found[q] = PENDING_STATUS if result == 0 else mark if result == 1 else mark | STALE_STATUS
         half = other
     _advance(head, sketch, total, counted, size, lines)
 
@@ -356,17 +356,17 @@ def keep_rows(
     the least recently used row of its set if it is asked for more often than that (TinyLFU). Arguments as `find_rows`.
     """
     size = np.uint64(sets.shape[0])
-    lines = np.uint64(len(sketch) // LINE)
+    lines = np.uint64(len(sketch) // LINE_WORDS)
     weighted = len(linear) > 0
     set_at, sketch_at = np.uint64(sets.ctypes.data), np.uint64(sketch.ctypes.data)
     now, last = np.uint8(head[NOW]), floats.shape[1] - 1
-    chosen, asked = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.uint64)
+    chosen, asked = np.empty(BLOCK_IDS, np.int64), np.empty(BLOCK_IDS, np.uint64)
     total = len(keys)
     start = 0
     while start < total:
         block = 0
-        while start < total and block < BLOCK:
-            if mark < found[start] < DEFAULT:
+        while start < total and block < BLOCK_IDS:
+            if mark < found[start] < DEFAULT_STATUS:
                 mixed = splitmix64(keys[start])
                 chosen[block], asked[block] = start, mixed
                 block += 1
@@ -378,7 +378,7 @@ def keep_rows(
         for p in range(block):
             h = _set_of(asked[p], size)
             line = set_at + h * np.uint64(LINE_BYTES)
-            lock = load_acquire(line + np.uint64(4 * _LOCK))
+            lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
             if lock & _TAKEN == _TAKEN and match_keys(line, keys[chosen[p]]) & _TAKEN == 0:
                 if estimate(sketch, asked[p], lines) == 0:
                     head[REFUSED] += np.uint64(1)
@@ -391,7 +391,7 @@ def keep_rows(
             q, mixed = chosen[p], asked[p]
             h = _set_of(mixed, size)
             line = set_at + h * np.uint64(LINE_BYTES)
-            lock = load_acquire(line + np.uint64(4 * _LOCK))
+            lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
             if lock & _BUSY:
                 head[CONTENDED] += np.uint64(1)
                 continue
@@ -411,7 +411,7 @@ def keep_rows(
                     head[REFUSED] += np.uint64(1)
                     continue
             # The lock says what it said before all this was read, or someone else was faster.
-            if not compare_and_swap(line + np.uint64(4 * _LOCK), lock, lock | _BUSY):
+            if not compare_and_swap(line + np.uint64(4 * _LOCK_WORD), lock, lock | _BUSY):
                 head[CONTENDED] += np.uint64(1)
                 continue
             fence_release()
@@ -422,7 +422,7 @@ def keep_rows(
                 floats[slot, last] = linear[linear_at[q]]
             state[h, _STAMPS + way] = now
             state[h, _BORN + way] = np.uint8(tick)
-            store_release(line + np.uint64(4 * _LOCK), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE)
+            store_release(line + np.uint64(4 * _LOCK_WORD), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE)
             if not held:
                 head[ENTERED] += np.uint64(1)
                 if taken != _TAKEN:
@@ -434,13 +434,13 @@ def sweep_rows(
     tick: int, everything: bool, head: U64, sets: I64, locks: U32, state: U8, stored: U8, floats: F32, sketch: U64
 ) -> None:
     """Let go of rows that are too old, or of all, before their births come round again."""
-    lock_at = np.uint64(sets.ctypes.data) + np.uint64(4 * _LOCK)
+    lock_at = np.uint64(sets.ctypes.data) + np.uint64(4 * _LOCK_WORD)
     for h in range(sets.shape[0]):
         at = lock_at + np.uint64(h) * np.uint64(LINE_BYTES)
         lock = load_acquire(at)
         kept = lock
         for w in range(WAYS):
-            if everything or _is_old(at - np.uint64(4 * _LOCK), w, tick):
+            if everything or _is_old(at - np.uint64(4 * _LOCK_WORD), w, tick):
                 kept &= ~(np.uint32(1) << np.uint32(w))
         if kept != lock and not lock & _BUSY and compare_and_swap(at, lock, lock | _BUSY):
             store_release(at, kept + _WRITE)
@@ -458,11 +458,11 @@ def held_keys(out: I64, head: U64, sets: I64, locks: U32, state: U8, stored: U8,
         for h in range(sets.shape[0]):
             line = np.uint64(sets.ctypes.data) + np.uint64(h) * np.uint64(LINE_BYTES)
             for w in range(WAYS):
-                if not (locks[h, _LOCK] >> np.uint32(w)) & np.uint32(1):
+                if not (locks[h, _LOCK_WORD] >> np.uint32(w)) & np.uint32(1):
                     continue
                 before = 0
                 for v in range(WAYS):
-                    if (locks[h, _LOCK] >> np.uint32(v)) & np.uint32(1):
+                    if (locks[h, _LOCK_WORD] >> np.uint32(v)) & np.uint32(1):
                         mine, other = _age(line, w, now), _age(line, v, now)
                         before += other < mine or (other == mine and v < w)
                 if before == rank:

@@ -26,7 +26,7 @@ from pipeline.clock import Clock
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.device.hot_keys import read_keys, write_keys
 from pipeline.embedding.device.sets import FRESH_TICKS
-from pipeline.embedding.tier import PENDING, Fault, Generation, Group, Tier, Wanted
+from pipeline.embedding.tier import PENDING_STATUS, Fault, Generation, Group, Tier, Wanted
 from pipeline.errors import InvalidInput
 
 __all__ = ["Backend", "DeviceSource", "DeviceTier", "RowCache", "cache_maker"]
@@ -34,10 +34,10 @@ __all__ = ["Backend", "DeviceSource", "DeviceTier", "RowCache", "cache_maker"]
 I64 = npt.NDArray[np.int64]
 Backend = Literal["auto", "cpu", "cuda"]
 
-CHUNK = 4096
-PREFILL_BUDGET = 0.05
+CHUNK_KEYS = 4096
+PREFILL_BUDGET_S = 0.05
 """Seconds that a tier which is not local may take for one chunk of hot keys."""
-ROOM = 2.0
+CAPACITY_FACTOR = 2.0
 """Capacity per row of a table at most: sets fill unevenly, so a cache that is to hold all rows needs more places."""
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class DeviceSource:
             share = group.rows / total
             one = CacheShape(6, group.width, generation.linear, self._format)
             wanted = self._rows * share if self._rows is not None else self._bytes * share / (one.bytes_per_row)
-            rows = max(1, int(min(wanted, ROOM * group.rows)))
+            rows = max(1, int(min(wanted, CAPACITY_FACTOR * group.rows)))
             shapes.append(CacheShape(rows, group.width, generation.linear, self._format))
         return shapes
 
@@ -235,15 +235,15 @@ class DeviceTier:
         for g, cache in enumerate(self._groups):
             width = cache.shape.width
             keys = self._hot.get(width, np.empty(0, np.int64))[: cache.shape.rows]
-            for start in range(0, len(keys), CHUNK):
-                chunk = np.ascontiguousarray(keys[start : start + CHUNK])
+            for start in range(0, len(keys), CHUNK_KEYS):
+                chunk = np.ascontiguousarray(keys[start : start + CHUNK_KEYS])
                 m = len(chunk)
-                found = np.full(m, PENDING, np.uint8)
+                found = np.full(m, PENDING_STATUS, np.uint8)
                 rows, linear = np.empty(m * width, np.float32), np.empty(m * self._linear, np.float32)
                 places = np.arange(m, dtype=np.int64)
                 wanted = Wanted(g, width, chunk, places * width, rows, places, linear, found)
                 for mark, tier in enumerate(below, 2):
-                    tier.find([wanted], mark, clock.monotonic() + PREFILL_BUDGET)
+                    tier.find([wanted], mark, clock.monotonic() + PREFILL_BUDGET_S)
                 cache.keep(wanted, 1, self._source.tick())
         self._hot = {}
         return sum(cache.counts()["rows"] for cache in self._groups)

@@ -3,7 +3,7 @@
 A count-min sketch of 4-bit counters (Einziger, Friedman, Manes 2017, "TinyLFU: A Highly Efficient Cache Admission
 Policy"): an id has four counters, all in one cache line, and its estimate is the least of them. Counters are halved all
 the time, a line after so many counts, so that every one is halved once per sample; the paper halves all at once, which
-would stop a request. Only every `SAMPLE`-th lookup counts: it saves most of what counting costs, which is a cache miss
+would stop a request. Only every `SAMPLE_LOOKUPS`-th lookup counts: it saves most of what counting costs, which is a cache miss
 a time, and about one id in a hundred is found less (Zipf 1.05, cache of a tenth: 0.849 of the ids with every lookup
 counted, 0.844 with every 4th, 0.838 with every 8th, 0.830 with every 32nd). Threads count without locks; a count lost in
 a race is noise like any other.
@@ -17,26 +17,26 @@ import numpy as np
 
 from pipeline.compiled import njit
 
-__all__ = ["LINE", "PERIOD", "SAMPLE", "WORDS_PER_ROW", "count", "estimate", "halve", "line_of"]
+__all__ = ["LINE_WORDS", "PERIOD_COUNTS", "ROW_WORDS", "SAMPLE_LOOKUPS", "count", "estimate", "halve", "line_of"]
 
-SAMPLE = 8
+SAMPLE_LOOKUPS = 8
 """Lookups per counted one."""
-LINE = 8
+LINE_WORDS = 8
 """64-bit words of a cache line, of 16 counters each."""
-WORDS_PER_ROW = 1
+ROW_WORDS = 1
 """Words per row of the cache's capacity."""
-PERIOD = 10 * LINE
+PERIOD_COUNTS = 10 * LINE_WORDS
 """Counts per line until one line is halved: a sample of ten times the capacity, as in the paper."""
 
-_HALF = np.uint64(0x7777777777777777)
-_ONE = np.uint64(1)
-_FIFTEEN = np.uint64(15)
+_HALVING_MASK = np.uint64(0x7777777777777777)
+_ONE_U64 = np.uint64(1)
+_COUNTER_MASK = np.uint64(15)
 
 
 @njit(inline="always", cache=True)
 def line_of(mixed: Any, lines: Any) -> Any:
     """First word of an id's line. `mixed`: its hash, whose low half is used here; `lines`: number of lines."""
-    return (((mixed & np.uint64(0xFFFFFFFF)) * np.uint64(lines)) >> np.uint64(32)) * np.uint64(LINE)
+    return (((mixed & np.uint64(0xFFFFFFFF)) * np.uint64(lines)) >> np.uint64(32)) * np.uint64(LINE_WORDS)
 
 
 @njit(inline="always", cache=True)
@@ -51,10 +51,10 @@ def count(sketch: Any, mixed: Any, lines: Any) -> None:
     first = line_of(mixed, lines)
     places = _places(mixed)
     for i in range(4):
-        word = first + np.uint64(2 * i) + (places & _ONE)
-        shift = ((places >> _ONE) & _FIFTEEN) << np.uint64(2)
-        if (sketch[word] >> shift) & _FIFTEEN != _FIFTEEN:
-            sketch[word] += _ONE << shift
+        word = first + np.uint64(2 * i) + (places & _ONE_U64)
+        shift = ((places >> _ONE_U64) & _COUNTER_MASK) << np.uint64(2)
+        if (sketch[word] >> shift) & _COUNTER_MASK != _COUNTER_MASK:
+            sketch[word] += _ONE_U64 << shift
         places >>= np.uint64(16)
 
 
@@ -63,11 +63,11 @@ def estimate(sketch: Any, mixed: Any, lines: Any) -> Any:
     """Counted lookups of the id with this hash, 0 to 15; too high where ids collide, never too low but for halving."""
     first = line_of(mixed, lines)
     places = _places(mixed)
-    least = _FIFTEEN
+    least = _COUNTER_MASK
     for i in range(4):
-        word = first + np.uint64(2 * i) + (places & _ONE)
-        shift = ((places >> _ONE) & _FIFTEEN) << np.uint64(2)
-        least = min(least, (sketch[word] >> shift) & _FIFTEEN)
+        word = first + np.uint64(2 * i) + (places & _ONE_U64)
+        shift = ((places >> _ONE_U64) & _COUNTER_MASK) << np.uint64(2)
+        least = min(least, (sketch[word] >> shift) & _COUNTER_MASK)
         places >>= np.uint64(16)
     return least
 
@@ -75,6 +75,6 @@ def estimate(sketch: Any, mixed: Any, lines: Any) -> Any:
 @njit(inline="always", cache=True)
 def halve(sketch: Any, line: Any) -> None:
     """Halve the counters of one line, by number."""
-    first = np.uint64(line) * np.uint64(LINE)
-    for w in range(LINE):
-        sketch[first + np.uint64(w)] = (sketch[first + np.uint64(w)] >> _ONE) & _HALF
+    first = np.uint64(line) * np.uint64(LINE_WORDS)
+    for w in range(LINE_WORDS):
+        sketch[first + np.uint64(w)] = (sketch[first + np.uint64(w)] >> _ONE_U64) & _HALVING_MASK

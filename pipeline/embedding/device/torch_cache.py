@@ -20,7 +20,7 @@ import torch
 from pipeline.compiled import njit
 from pipeline.embedding.device.cache import CacheShape
 from pipeline.embedding.device.torch_sets import ENTERED, HELD, REFUSED, WAYS, Sets, find_rows, keep_rows
-from pipeline.embedding.tier import DEFAULT, STALE, Wanted, is_open
+from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Wanted, is_open
 
 __all__ = ["TorchCache", "has_card"]
 
@@ -65,7 +65,7 @@ class TorchCache:
             with self._lock:
                 found = find_rows(self._sets, *sent)
             rows, weights, marks = (
-                t.cpu().numpy() for t in (found.rows, found.weights, found.held * mark + found.old * STALE)
+                t.cpu().numpy() for t in (found.rows, found.weights, found.held * mark + found.old * STALE_STATUS)
             )
         _place(
             *(marks.astype(np.uint8), rows, weights, wanted.at, wanted.linear_at),
@@ -74,7 +74,7 @@ class TorchCache:
 
     def keep(self, wanted: Wanted, mark: int, tick: int = -1, *, overwrite: bool = False) -> None:
         """Take in what was found below (`Tier.offer`); with `overwrite` also over rows that are held, waiting its turn."""
-        chosen = np.flatnonzero((wanted.found > mark) & (wanted.found < DEFAULT))
+        chosen = np.flatnonzero((wanted.found > mark) & (wanted.found < DEFAULT_STATUS))
         if not len(chosen):
             return
         rows = wanted.rows[wanted.at[chosen][:, None] + np.arange(wanted.width)]

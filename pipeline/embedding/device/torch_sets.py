@@ -20,14 +20,14 @@ from torch import Tensor
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.device.sets import FRESH_TICKS
-from pipeline.embedding.device.tinylfu import PERIOD, SAMPLE
+from pipeline.embedding.device.tinylfu import PERIOD_COUNTS, SAMPLE_LOOKUPS
 
 __all__ = ["ENTERED", "HELD", "LONGEST_TICKS", "REFUSED", "Found", "Sets", "find_rows", "keep_rows", "splitmix64"]
 
 WAYS = 8
-LINE = 128
+LINE_COUNTERS = 128
 """Counters of a line, of which an id has one in each quarter. There is a line per set."""
-MOST = 15
+MAX_COUNT = 15
 """Highest count."""
 LONGEST_TICKS = 128
 """Ticks after which a row counts as not held."""
@@ -35,7 +35,7 @@ HELD, ENTERED, REFUSED = range(3)
 """Places of `Sets.tally`."""
 
 _DTYPES: dict[RowFormat, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
-_LOW = 0xFFFFFFFF
+_LOW_MASK = 0xFFFFFFFF
 _M1, _M2, _M3 = (m - (1 << 64) for m in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15))
 
 
@@ -103,7 +103,7 @@ class Sets:
             rows=zeros(places, width, dtype=_DTYPES[stored]),
             scales=zeros(places if stored == "int8" else 0, dtype=torch.float32),
             weights=zeros(places if linear else 0, dtype=torch.float32),
-            counts=zeros(sets * LINE + 1, dtype=torch.uint8),
+            counts=zeros(sets * LINE_COUNTERS + 1, dtype=torch.uint8),
             now=zeros(1, dtype=torch.int32) + 1,
             seen=zeros(1, dtype=torch.int32),
             calls=zeros(1, dtype=torch.int64),
@@ -238,11 +238,11 @@ def _write(sets: Sets, target: Tensor, keys: Tensor, rows: Tensor, weights: Tens
 
 def _counters(sets: Sets, mixed: Tensor) -> Tensor:
     """The four counters of ids, int64 `[m, 4]`: a line by the low half of the hash, one in each quarter of it."""
-    line = ((mixed & _LOW) * sets.sets) >> 32
+    line = ((mixed & _LOW_MASK) * sets.sets) >> 32
     chosen = (mixed ^ _shift(mixed, 29)) * _M3
-    quarter = LINE // 4
+    quarter = LINE_COUNTERS // 4
     within = (chosen[:, None] >> torch.arange(0, 64, 16, device=mixed.device)) & (quarter - 1)
-    return line[:, None] * LINE + torch.arange(0, LINE, quarter, device=mixed.device) + within
+    return line[:, None] * LINE_COUNTERS + torch.arange(0, LINE_COUNTERS, quarter, device=mixed.device) + within
 
 
 def _estimate(sets: Sets, mixed: Tensor) -> Tensor:
@@ -250,26 +250,26 @@ def _estimate(sets: Sets, mixed: Tensor) -> Tensor:
 
 
 def _count(sets: Sets, mixed: Tensor) -> None:
-    """Count every `SAMPLE`-th id, beginning at another one each time, and halve the lines whose turn has come.
+    """Count every `SAMPLE_LOOKUPS`-th id, beginning at another one each time, and halve the lines whose turn has come.
 
     Ids that share a counter in one batch all write the same number, so one that repeats counts once: no atomics, and
     every run gives the same counts.
     """
     m, unread = len(mixed), len(sets.counts) - 1
     at = torch.arange(m, device=mixed.device)
-    turn = at % SAMPLE == splitmix64(sets.calls) & (SAMPLE - 1)
+    turn = at % SAMPLE_LOOKUPS == splitmix64(sets.calls) & (SAMPLE_LOOKUPS - 1)
     counters = torch.where(turn[:, None], _counters(sets, mixed), unread).reshape(-1)
-    sets.counts.index_copy_(0, counters, (sets.counts[counters] + 1).clamp(max=MOST))
+    sets.counts.index_copy_(0, counters, (sets.counts[counters] + 1).clamp(max=MAX_COUNT))
     sets.calls.add_(1)
     sets.counted.add_(turn.sum())
-    due = sets.counted // PERIOD
-    most = min(sets.sets, m // (SAMPLE * PERIOD) + 2)
+    due = sets.counted // PERIOD_COUNTS
+    most = min(sets.sets, m // (SAMPLE_LOOKUPS * PERIOD_COUNTS) + 2)
     step = torch.arange(most, device=mixed.device)
     lines = (sets.hand + step) % sets.sets
-    each = lines[:, None] * LINE + torch.arange(LINE, device=mixed.device)
+    each = lines[:, None] * LINE_COUNTERS + torch.arange(LINE_COUNTERS, device=mixed.device)
     each = torch.where(step[:, None] < due, each, unread).reshape(-1)
     sets.counts.index_copy_(0, each, sets.counts[each] >> 1)
-    sets.counted.remainder_(PERIOD)
+    sets.counted.remainder_(PERIOD_COUNTS)
     sets.hand.add_(due).remainder_(sets.sets)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numba import float32, int32, int64, types, uint8
 
 from pipeline.compiled import njit
-from pipeline.embedding.tier import DEFAULT, PENDING
+from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS
 
 __all__ = ["pool_bag", "settle_bag", "settle_ids", "want_bag", "want_ids"]
 
@@ -84,7 +84,7 @@ def want_ids(
             at[first + c] = i * width + offset[c]
         for c in range(count):
             linear_at[first + c] = i * fields + place[c]
-    found[: r * count] = PENDING
+    found[: r * count] = PENDING_STATUS
     return r * count
 
 
@@ -115,7 +115,7 @@ def settle_ids(
         columns, offsets, places: as `want_ids`; tables: row of `defaults` and of `counts`, by field.
         defaults, default_weights: `[T, d]`, `[T]`.
         embeddings, linear: `[n, W]`, `[n, F]` or no rows.
-        found: as the tiers left it; `DEFAULT` for what nobody had.
+        found: as the tiers left it; `DEFAULT_STATUS` for what nobody had.
         counts: `[T, 256]`, added to, by `found`.
     """
     width = defaults.shape[1]
@@ -127,8 +127,8 @@ def settle_ids(
             if offsets[column] < 0:
                 continue
             table = tables[column]
-            if found[used] == PENDING:
-                found[used] = DEFAULT
+            if found[used] == PENDING_STATUS:
+                found[used] = DEFAULT_STATUS
                 for c in range(width):
                     embeddings[i, offsets[column] + c] = defaults[table, c]
                 if weighted:
@@ -157,7 +157,7 @@ def want_bag(values: I64, salt: int, width: int, keys: I64, at: I64, linear_at: 
         keys[i] = values[i] ^ salt
         at[i] = i * width
         linear_at[i] = i
-        found[i] = PENDING
+        found[i] = PENDING_STATUS
 
 
 @njit(
@@ -173,8 +173,8 @@ def settle_bag(
     """Default rows for elements that nobody found, and counts of all. Arguments as `settle_ids`, of one table."""
     width = len(default)
     for i in range(len(found)):
-        if found[i] == PENDING:
-            found[i] = DEFAULT
+        if found[i] == PENDING_STATUS:
+            found[i] = DEFAULT_STATUS
             for c in range(width):
                 rows[i * width + c] = default[c]
             if len(weights):

@@ -23,7 +23,7 @@ from pipeline.embedding.hierarchy.hierarchy import Hierarchy, generation_of
 from pipeline.embedding.hierarchy.lookup import pool_bag, settle_bag, settle_ids, want_bag, want_ids
 from pipeline.embedding.hierarchy.tally import StoreCounts, Tallied
 from pipeline.embedding.keys import salt_of
-from pipeline.embedding.tier import DEFAULT, STALE, Generation, Group, Tier, Wanted, is_open
+from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Generation, Group, Tier, Wanted, is_open
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, IdPart
 from pipeline.inputs import Block, Columns, DenseInputs, Layout
@@ -228,8 +228,8 @@ class EmbeddingStore:
         mine = self._room.counts[group.first : group.first + len(group.defaults)]
         settle_bag(t, group.defaults[t], group.default_weights[t], flat, weights, found, mine)
         names = [tier.name for tier in self.tiers]
-        tiers = tuple("default" if f == DEFAULT else names[(f & ~STALE) - 1] for f in found.tolist())
-        return TableRows(flat.reshape(n, -1), weights, tiers, found >= STALE)
+        tiers = tuple("default" if f == DEFAULT_STATUS else names[(f & ~STALE_STATUS) - 1] for f in found.tolist())
+        return TableRows(flat.reshape(n, -1), weights, tiers, found >= STALE_STATUS)
 
     def _find(self, wanted: Sequence[Wanted], tables: Callable[[int], I64], spent: dict[str, float]) -> list[str]:
         """Pass ids down the tiers, and what lower ones found up again. `tables`: rows of the counts by id of one `Wanted`,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.embedding.tier import DEFAULT, STALE
+from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS
 
 __all__ = ["CASES", "LookupTally", "Tallied"]
 
@@ -61,12 +61,12 @@ class StoreCounts:
             faults = dict(self._faults)
         counts: Counter[Tallied] = Counter()
         for t, table in enumerate(self._tables):
-            below = int(found[t, DEFAULT])
+            below = int(found[t, DEFAULT_STATUS])
             counts[Tallied(self._bundle, table, "default", "hit")] += below
             for mark in range(len(self._tiers), 0, -1):
                 tier = self._tiers[mark - 1]
                 missing = sum(faults.get((t, mark, case), 0) for case in CASES[3:])
-                stale, hit = int(found[t, STALE | mark]), int(found[t, mark])
+                stale, hit = int(found[t, STALE_STATUS | mark]), int(found[t, mark])
                 counts[Tallied(self._bundle, table, tier, "hit")] += hit
                 counts[Tallied(self._bundle, table, tier, "stale")] += stale
                 counts[Tallied(self._bundle, table, tier, "miss")] += max(0, below - missing)

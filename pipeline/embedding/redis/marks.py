@@ -25,7 +25,7 @@ __all__ = ["GENERATIONS", "Mark", "Progress", "RedisGeneration"]
 
 SPACE = b"baton:embedding:"
 GENERATIONS = "baton:embedding:generations"
-FORMAT = 1
+FORMAT_VERSION = 1
 _MARK = struct.Struct("<4sqqQ")
 
 
@@ -47,7 +47,7 @@ class RedisGeneration:
     def of(cls, base: Bundle, format: RowFormat) -> RedisGeneration:
         """The generation of a base bundle. Raises: OSError when its manifest is gone."""
         raw = (base.path / MANIFEST).read_bytes()
-        digest = xxhash.xxh3_64_intdigest(f"{FORMAT}:{format}:".encode() + raw)
+        digest = xxhash.xxh3_64_intdigest(f"{FORMAT_VERSION}:{format}:".encode() + raw)
         return cls(base.manifest.name, base.manifest.version, format, digest)
 
     @property

@@ -1,6 +1,6 @@
 """What a row looks like in Redis, and the compiled loops between arrays and Redis' wire format.
 
-Key: `PREFIX` bytes of the generation, then the eight bytes of the salted id. Value:
+Key: `PREFIX_BYTES` bytes of the generation, then the eight bytes of the salted id. Value:
 
     check u32 | scale f32, int8 only | weight f32, where the architecture has one | the row, d numbers of the format
 
@@ -26,20 +26,20 @@ from numba.extending import intrinsic
 from pipeline.bundle.row_format import RowFormat, encode_rows
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
-from pipeline.embedding.tier import PENDING, STALE
+from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS
 
-__all__ = ["KEY_BYTES", "PREFIX", "Layout", "collect", "encode", "scan", "scatter", "write_mget"]
+__all__ = ["KEY_BYTES", "PREFIX_BYTES", "Layout", "collect", "encode", "scan", "scatter", "write_mget"]
 
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
-PREFIX = 6
-KEY_BYTES = PREFIX + 8
-CHECK = 4
+PREFIX_BYTES = 6
+KEY_BYTES = PREFIX_BYTES + 8
+CHECK_BYTES = 4
 
-CRLF = np.uint64(0x0A0D)
+CRLF_MASK = np.uint64(0x0A0D)
 MORE, DONE, REFUSED, GARBAGE = 0, 1, 2, 3
 """What `scan` found: the reply goes on, is whole, is an error of the server's, or is none of Redis'."""
 
@@ -69,7 +69,7 @@ class Layout:
     @property
     def row_at(self) -> int:
         """Where the row begins in a value."""
-        return CHECK + 4 * (self.format == "int8") + 4 * self.linear
+        return CHECK_BYTES + 4 * (self.format == "int8") + 4 * self.linear
 
     @property
     def bytes(self) -> int:
@@ -85,7 +85,7 @@ def encode(layout: Layout, seed: int, keys: I64, rows: F32, weights: F32 | None)
     """
     values = np.zeros((len(keys), layout.bytes), np.uint8)
     numbers, scales = encode_rows(rows, layout.format)
-    at = CHECK
+    at = CHECK_BYTES
     if scales is not None:
         values[:, at : at + 4] = scales.view(np.uint8).reshape(-1, 4)
         at += 4
@@ -145,10 +145,10 @@ def _check(key: Any, seed: Any, start: Any, size: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def _seal(keys: I64, seed: Any, values: U8) -> None:
-    size = values.shape[1] - CHECK
+    size = values.shape[1] - CHECK_BYTES
     for i in range(values.shape[0]):
-        check = _check(keys[i], seed, np.uint64(values[i].ctypes.data) + np.uint64(CHECK), size)
-        for b in range(CHECK):
+        check = _check(keys[i], seed, np.uint64(values[i].ctypes.data) + np.uint64(CHECK_BYTES), size)
+        for b in range(CHECK_BYTES):
             values[i, b] = np.uint8((check >> np.uint32(8 * b)) & np.uint32(255))
 
 
@@ -165,7 +165,7 @@ def collect(keys: I64, found: U8, cells: I32, unique: I64, used: int, places: I3
     mask = np.uint64(len(cells) - 1)
     for i in range(len(keys)):
         places[i] = -1
-        if found[i] != PENDING and found[i] < STALE:
+        if found[i] != PENDING_STATUS and found[i] < STALE_STATUS:
             continue
         cell = splitmix64(keys[i]) & mask
         while cells[cell] != 0 and unique[cells[cell] - 1] != keys[i]:
@@ -188,9 +188,9 @@ def write_mget(keys: I64, head: U8, prefix: U8, out: U8) -> int:
     for i in range(len(keys)):
         out[at], out[at + 1], out[at + 2], out[at + 3], out[at + 4] = 36, 49, 52, 13, 10  # "$14\r\n"
         at += 5
-        for b in range(PREFIX):
+        for b in range(PREFIX_BYTES):
             out[at + b] = prefix[b]
-        at += PREFIX
+        at += PREFIX_BYTES
         key = np.uint64(keys[i])
         for b in range(8):
             out[at + b] = np.uint8((key >> np.uint64(8 * b)) & np.uint64(255))
@@ -289,7 +289,7 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
         else:
             if end + size + 2 > filled:
                 break
-            if _load64(base + np.uint64(end + size)) & np.uint64(0xFFFF) != CRLF:
+            if _load64(base + np.uint64(end + size)) & np.uint64(0xFFFF) != CRLF_MASK:
                 result = GARBAGE
                 break
             starts[index - 1], sizes[index - 1] = end, size
@@ -334,7 +334,7 @@ def scatter(
     """
     checked = np.zeros(len(unique), np.uint8)
     bits = rows.view(np.uint32)
-    head = CHECK + (4 if kind == 2 else 0) + (4 if weighted else 0)
+    head = CHECK_BYTES + (4 if kind == 2 else 0) + (4 if weighted else 0)
     size = head + (4 if kind == 0 else 2 if kind == 1 else 1) * width
     base = np.uint64(data.ctypes.data)
     rows_base, weights_base = np.uint64(rows.ctypes.data), np.uint64(weights.ctypes.data)
@@ -349,7 +349,7 @@ def scatter(
         at = base + np.uint64(starts[place])
         if checked[place] == 0:
             good = sizes[place] == size and _load32(at) == _check(
-                unique[place], np.uint64(seed), at + np.uint64(CHECK), size - CHECK
+                unique[place], np.uint64(seed), at + np.uint64(CHECK_BYTES), size - CHECK_BYTES
             )
             checked[place] = 1 if good else 2
         if checked[place] == 2:
@@ -367,7 +367,7 @@ def scatter(
                 rows[to + c] *= np.float32(5.192296858534828e33)  # 2^112
                 bits[to + c] |= (half & np.uint32(0x8000)) << np.uint32(16)
         else:
-            _copy(np.uint64(scale.ctypes.data), at + np.uint64(CHECK), 4)
+            _copy(np.uint64(scale.ctypes.data), at + np.uint64(CHECK_BYTES), 4)
             for c in range(width):
                 rows[to + c] = np.float32(np.int8(_load8(start + np.uint64(c)))) * scale[0]
         if weighted:

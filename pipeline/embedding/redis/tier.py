@@ -25,12 +25,12 @@ from pipeline.embedding.redis.breaker import CircuitBreaker
 from pipeline.embedding.redis.marks import Mark, RedisGeneration
 from pipeline.embedding.redis.rows import Layout, collect, scatter, write_mget
 from pipeline.embedding.redis.wire import Late, Link, Links
-from pipeline.embedding.tier import STALE, Fault, Generation, Wanted
+from pipeline.embedding.tier import STALE_STATUS, Fault, Generation, Wanted
 from pipeline.redis.address import RedisAddress, Unusable
 
 __all__ = ["RedisSource", "RedisTier"]
 
-CONNECT = 1.0
+CONNECT_S = 1.0
 """Seconds that a step of connecting may take; no request waits for it."""
 
 
@@ -82,7 +82,7 @@ class RedisSource:
         self.clock = clock
         self.max_staleness = max_staleness
         self.breaker = CircuitBreaker(clock, rng, threshold=failures, pause=pause, longest_pause=longest_pause)
-        self.links = Links(address, self.breaker, clock, most=connections, timeout=CONNECT)
+        self.links = Links(address, self.breaker, clock, most=connections, timeout=CONNECT_S)
         self._repository = repository
         self._format: RowFormat = format
 
@@ -206,7 +206,7 @@ class RedisTier:
             scatter(
                 link.reply, link.starts[1 : used + 1], link.sizes[1 : used + 1], unique, places, self._seed,
                 layout.kind, layout.width, part.linear_at, part.at, part.linear, layout.linear, part.rows, part.found,
-                mark | STALE if stale else mark, tally,
+                mark | STALE_STATUS if stale else mark, tally,
             )  # fmt: skip
         found, missing, damaged = tally.tolist()
         counts.found += found

@@ -24,15 +24,15 @@ from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis.marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
-from pipeline.embedding.redis.rows import KEY_BYTES, PREFIX, Layout, encode
+from pipeline.embedding.redis.rows import KEY_BYTES, PREFIX_BYTES, Layout, encode
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
 from pipeline.redis.address import RedisAddress
 
 __all__ = ["Brought", "RedisUpdater"]
 
-CHUNK = 512
+CHUNK_ROWS = 512
 LEASE_MS = 10_000
-SWEPT_AT_ONCE = 1000
+SWEPT_KEYS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +136,9 @@ class RedisUpdater:
                 # Nothing that tells readers and writers it is complete may outlive its first row.
                 self._redis.unlink(key_of(name, "mark"), key_of(name, "progress"))
                 keys: list[bytes] = []
-                for key in self._redis.scan_iter(match=_pattern(prefix_of(name)), count=SWEPT_AT_ONCE):
+                for key in self._redis.scan_iter(match=_pattern(prefix_of(name)), count=SWEPT_KEYS):
                     keys.append(key)
-                    if len(keys) == SWEPT_AT_ONCE:
+                    if len(keys) == SWEPT_KEYS:
                         removed += self._unlink(keys)
                         keys = []
                 removed += self._unlink(keys)
@@ -267,7 +267,7 @@ class _Writer:
                 continue
             table = link.table(name)
             while progress.row < len(table.ids):
-                part = slice(progress.row, progress.row + CHUNK)
+                part = slice(progress.row, progress.row + CHUNK_ROWS)
                 pairs = self._pairs(link, name, _part(table, part))
                 progress.row += len(pairs)
                 progress.rows += len(pairs)
@@ -292,11 +292,11 @@ class _Writer:
                 held = places < len(table.ids)
                 held[held] = table.ids[places[held]] == ids[held]
                 picked = places[held]
-                for start in range(0, len(picked), CHUNK):
-                    self._commit(self._pairs(link, name, _part(table, picked[start : start + CHUNK])))
+                for start in range(0, len(picked), CHUNK_ROWS):
+                    self._commit(self._pairs(link, name, _part(table, picked[start : start + CHUNK_ROWS])))
                 ids = ids[~held]
-            for start in range(0, len(ids), CHUNK):
-                self._commit(gone=self._keys(name, ids[start : start + CHUNK]))
+            for start in range(0, len(ids), CHUNK_ROWS):
+                self._commit(gone=self._keys(name, ids[start : start + CHUNK_ROWS]))
         progress.abandoned = []
         self._commit(mark=kept[-1])
 
@@ -342,8 +342,8 @@ class _Writer:
 
 def _keys(prefix: bytes, keys: npt.NDArray[np.int64]) -> list[bytes]:
     raw = np.empty((len(keys), KEY_BYTES), np.uint8)
-    raw[:, :PREFIX] = np.frombuffer(prefix, np.uint8)
-    raw[:, PREFIX:] = keys.astype("<i8").view(np.uint8).reshape(-1, 8)
+    raw[:, :PREFIX_BYTES] = np.frombuffer(prefix, np.uint8)
+    raw[:, PREFIX_BYTES:] = keys.astype("<i8").view(np.uint8).reshape(-1, 8)
     flat = raw.tobytes()
     return [flat[at : at + KEY_BYTES] for at in range(0, len(flat), KEY_BYTES)]
 

@@ -24,9 +24,9 @@ from pipeline.redis.address import RedisAddress, Unusable
 
 __all__ = ["Late", "Link", "Links"]
 
-SLACK = 64
-WORD = 8  # what `scan` may look at beyond the reply
-TICK = 0.02
+SLACK_BYTES = 64
+WORD_BYTES = 8  # what `scan` may look at beyond the reply
+TICK_S = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,10 @@ class Link:
             self.places = np.empty(size, np.int32)
             self.starts = np.empty(size + 1, np.int64)
             self.sizes = np.empty(size + 1, np.int32)
-            self.command = np.empty((size + 1) * (KEY_BYTES + 7) + 4 * SLACK, np.uint8)
+            self.command = np.empty((size + 1) * (KEY_BYTES + 7) + 4 * SLACK_BYTES, np.uint8)
         else:
             self.cells.fill(0)
-        needed = len(self.starts) * (value_bytes + 16) + 4 * SLACK
+        needed = len(self.starts) * (value_bytes + 16) + 4 * SLACK_BYTES
         if len(self.reply) < needed:
             self.reply = np.empty(needed, np.uint8)
 
@@ -82,7 +82,7 @@ class Link:
             self._socket.sendall(self.command[:size].data)
             while True:
                 self._socket.settimeout(self._left(deadline))
-                got = self._socket.recv_into(reply[filled:-WORD].data)
+                got = self._socket.recv_into(reply[filled:-WORD_BYTES].data)
                 if got == 0:
                     raise Unusable("redis closed the connection")
                 filled += got
@@ -91,7 +91,7 @@ class Link:
                     return
                 if found == REFUSED:
                     raise Unusable(f"redis refused: {reply[: min(filled, 200)].tobytes()!r}")
-                if found != MORE or filled == len(reply) - WORD:
+                if found != MORE or filled == len(reply) - WORD_BYTES:
                     raise Unusable("redis answered what is not an answer to MGET")
         except TimeoutError:
             raise Late("redis did not answer in time") from None
@@ -160,7 +160,7 @@ class Links:
     def _run(self) -> None:
         while not self._stop.is_set():
             if self._breaker.state == "open":
-                self._stop.wait(TICK)
+                self._stop.wait(TICK_S)
                 if self._breaker.due():
                     # Links from before may lead to a server that is gone, so the probe is a new one.
                     while self._idle:
@@ -171,7 +171,7 @@ class Links:
                 while self._permits and not self._stop.is_set():
                     if not self._open():
                         self._breaker.failed()
-                        self._stop.wait(TICK)
+                        self._stop.wait(TICK_S)
                         self._wanted.set()
                         break
 

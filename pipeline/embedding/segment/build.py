@@ -26,11 +26,11 @@ from pipeline.compiled import njit
 from pipeline.embedding.keys import salt_of
 from pipeline.embedding.memory import copy_bytes, prefetch
 from pipeline.embedding.segment.file import (
-    BUCKET,
+    BUCKET_KEYS,
     CELLS,
     FILTER,
-    LOAD,
-    PARTITION,
+    LOAD_FACTOR,
+    PARTITION_KEYS,
     PILOTS,
     Layout,
     checksum,
@@ -47,9 +47,9 @@ U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
-BATCH = 1 << 21
+BATCH_IDS = 1 << 21
 """Ids that are held at once, 12 bytes each."""
-AHEAD = 16
+AHEAD_ROWS = 16
 """Rows whose lines are asked for before they are copied."""
 
 
@@ -116,10 +116,10 @@ def _distinct(sources: Sequence[_Source]) -> int:
 
 def _fill(staging: Path, sources: Sequence[_Source], layout: Layout, keys: int, filtered: bool) -> dict[str, Any]:
     """Write pilots, cells and filter; their sizes and checksums as `Meta` names them."""
-    partitions = -(-keys // int(LOAD * PARTITION))
+    partitions = -(-keys // int(LOAD_FACTOR * PARTITION_KEYS))
     # Partitions differ by some thousandths in their keys, which the free cells take up.
-    cells = int(keys / partitions / LOAD) + 1 if keys else 0
-    buckets = -(-keys // partitions // BUCKET) if keys else 0
+    cells = int(keys / partitions / LOAD_FACTOR) + 1 if keys else 0
+    buckets = -(-keys // partitions // BUCKET_KEYS) if keys else 0
     bloom = empty_filter(keys if filtered else 0)
     counts = np.zeros(partitions, np.int64)
     if keys:
@@ -189,10 +189,10 @@ def _any_key(sources: Sequence[_Source]) -> U8:
 
 
 def _batches(counts: I64) -> Iterator[tuple[int, int]]:
-    """Ranges of partitions of at most `BATCH` ids, at least one partition each."""
+    """Ranges of partitions of at most `BATCH_IDS` ids, at least one partition each."""
     first, held = 0, 0
     for part in range(len(counts)):
-        if part > first and held + counts[part] > BATCH:
+        if part > first and held + counts[part] > BATCH_IDS:
             yield first, part
             first, held = part, 0
         held += counts[part]
@@ -249,9 +249,9 @@ def copy_rows(
     target, source = block.ctypes.data, rows.ctypes.data
     key = np.empty(1, np.int64)
     for i in range(count):
-        if i + AHEAD < count:
-            prefetch(np.uint64(source + at[i + AHEAD] * size))
-            prefetch(np.uint64(target + max(0, places[i + AHEAD]) * stride))
+        if i + AHEAD_ROWS < count:
+            prefetch(np.uint64(source + at[i + AHEAD_ROWS] * size))
+            prefetch(np.uint64(target + max(0, places[i + AHEAD_ROWS]) * stride))
         if places[i] < 0:
             continue
         cell = target + places[i] * stride

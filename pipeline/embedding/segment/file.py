@@ -42,10 +42,10 @@ U64 = npt.NDArray[np.uint64]
 MAGIC, FORMAT = "baton-segment", 2
 META, PILOTS, CELLS, FILTER = "segment.json", "pilots.bin", "cells.bin", "filter.bin"
 CHECKED = ".checked"
-LOAD = 0.94
-PARTITION = 1 << 17
-BUCKET = 3
-LINE = 64
+LOAD_FACTOR = 0.94
+PARTITION_KEYS = 1 << 17
+BUCKET_KEYS = 3
+LINE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Layout:
     @property
     def stride(self) -> int:
         size = -(-(self.row + self.row_bytes) // 4) * 4
-        if size > LINE:
+        if size > LINE_BYTES:
             return -(-size // 8) * 8  # never crosses one line more than it must
         whole = next(part for part in (16, 32, 64) if part >= size)
         return whole if whole <= 1.15 * size else size

@@ -19,13 +19,13 @@ __all__ = ["add_to_filter", "bits_of", "empty_filter", "union", "word_of"]
 
 U64 = npt.NDArray[np.uint64]
 
-BITS = 12
-_HALF = np.uint64(32)
+KEY_BITS = 12
+_HALF_BITS = np.uint64(32)
 
 
 def empty_filter(keys: int) -> U64:
     """A filter for this many keys, uint64 `[2^k]`; `[0]` for none, which then is no filter."""
-    return np.zeros(1 << (BITS * keys // 64).bit_length() if keys else 0, np.uint64)
+    return np.zeros(1 << (KEY_BITS * keys // 64).bit_length() if keys else 0, np.uint64)
 
 
 def union(filters: Sequence[U64]) -> U64:
@@ -41,7 +41,7 @@ def union(filters: Sequence[U64]) -> U64:
 @njit(inline="always", cache=True)
 def word_of(mixed: Any, words: Any) -> Any:
     """Which word tells of a hash (uint64)."""
-    return ((mixed >> _HALF) * words) >> _HALF
+    return ((mixed >> _HALF_BITS) * words) >> _HALF_BITS
 
 
 @njit(inline="always", cache=True)

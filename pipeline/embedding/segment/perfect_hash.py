@@ -31,28 +31,30 @@ U16 = npt.NDArray[np.uint16]
 U8 = npt.NDArray[np.uint8]
 
 PILOTS = 1 << 16
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
-_PILOT = np.uint64(0x9E3779B97F4A7C15)
-_SPREAD = np.uint64(0xD6E8FEB86659FD93)
+_LOW_MASK = np.uint64(0xFFFFFFFF)
+_HALF_BITS = np.uint64(32)
+_PILOT_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_SPREAD_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 
 
 @njit(inline="always", cache=True)
 def partition_of(mixed: Any, partitions: Any) -> Any:
     """The partition of a hash: its high half scaled (Lemire 2019), so counts need not be powers of two."""
-    return ((mixed >> _HALF) * partitions) >> _HALF
+    return ((mixed >> _HALF_BITS) * partitions) >> _HALF_BITS
 
 
 @njit(inline="always", cache=True)
 def bucket_of(mixed: Any, buckets: Any) -> Any:
     """The bucket within its partition: the low half scaled."""
-    return ((mixed & _LOW) * buckets) >> _HALF
+    return ((mixed & _LOW_MASK) * buckets) >> _HALF_BITS
 
 
 @njit(inline="always", cache=True)
 def cell_of(mixed: Any, pilot: Any, cells: Any) -> Any:
     """The cell within its partition."""
-    return ((((mixed ^ (np.uint64(pilot) * _PILOT)) * _SPREAD) >> _HALF) * cells) >> _HALF
+    return (
+        (((mixed ^ (np.uint64(pilot) * _PILOT_MULTIPLIER)) * _SPREAD_MULTIPLIER) >> _HALF_BITS) * cells
+    ) >> _HALF_BITS
 
 
 @njit(nogil=True, cache=True)

@@ -20,7 +20,7 @@ from pipeline.embedding.memory import copy_bytes, load_f32, load_i64, load_u16, 
 from pipeline.embedding.segment.file import Segment
 from pipeline.embedding.segment.key_filter import bits_of, union, word_of
 from pipeline.embedding.segment.perfect_hash import bucket_of, cell_of, partition_of
-from pipeline.embedding.tier import STALE, Fault, Wanted
+from pipeline.embedding.tier import STALE_STATUS, Fault, Wanted
 
 __all__ = ["SegmentTier"]
 
@@ -29,7 +29,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
-BLOCK = 32
+BLOCK_IDS = 32
 # What the kernel is told of a segment: a row of uint64.
 PILOTS, CELLS, FILTER, WORDS, PARTITIONS, BUCKETS, SIZE, STRIDE, WEIGHT, SCALE, ROW, DTYPE = range(12)
 _DTYPES = {"float32": 0, "float16": 1, "int8": 2}
@@ -196,19 +196,19 @@ def find_rows(
     words = np.uint64(len(delta_filter))
     filter_at, rows_at = np.uint64(delta_filter.ctypes.data), np.uint64(rows.ctypes.data)
     linear_from, weighted = np.uint64(linear.ctypes.data), len(linear) > 0
-    hashes = np.empty(BLOCK, np.uint64)
-    entries = np.empty(BLOCK, np.uint64)
-    where = np.empty(BLOCK, np.uint64)
-    addresses = np.empty(BLOCK, np.uint64)
+    hashes = np.empty(BLOCK_IDS, np.uint64)
+    entries = np.empty(BLOCK_IDS, np.uint64)
+    where = np.empty(BLOCK_IDS, np.uint64)
+    addresses = np.empty(BLOCK_IDS, np.uint64)
     total = np.uint64(len(keys))
     start = np.uint64(0)
     while start < total:
-        end = min(start + np.uint64(BLOCK), total)
+        end = min(start + np.uint64(BLOCK_IDS), total)
         count = np.uint64(0)
         i = start
         while i < end:
             state = found[i]
-            if state == 0 or state >= STALE:
+            if state == 0 or state >= STALE_STATUS:
                 mixed = splitmix64(keys[i])
                 hashes[count], entries[count] = mixed, i
                 if words > 0:

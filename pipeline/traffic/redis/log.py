@@ -40,7 +40,7 @@ from pipeline.traffic.redis.server import TrafficRedis
 __all__ = ["RedisTrafficLog"]
 
 # What one script does at a time, so that lanes never wait long for it.
-_CHUNK = 64
+_CHUNK_PREDICTIONS = 64
 # How often a change is decided anew because others were faster.
 _TRIES = 100
 _Taken = tuple[list[FeedbackReply], tuple[object, ...]]
@@ -80,9 +80,9 @@ class RedisTrafficLog:
             InvalidInput: one of them is not a record; none is written.
         """
         unpacked = [(unpack(blob), blob) for blob in records]
-        for start in range(0, len(unpacked), _CHUNK):
+        for start in range(0, len(unpacked), _CHUNK_PREDICTIONS):
             left: dict[str, tuple[PredictionRecord, bytes]] = {}
-            for record, blob in unpacked[start : start + _CHUNK]:
+            for record, blob in unpacked[start : start + _CHUNK_PREDICTIONS]:
                 left.setdefault(record.prediction_id, (record, blob))
             for _ in range(_TRIES):
                 stored = self._load(left)
@@ -107,9 +107,9 @@ class RedisTrafficLog:
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
         """Commit another arm's scores; a second time for the same version changes nothing."""
-        for start in range(0, len(scores), _CHUNK):
+        for start in range(0, len(scores), _CHUNK_PREDICTIONS):
             arguments: list[object] = []
-            for prediction_id, s in scores[start : start + _CHUNK]:
+            for prediction_id, s in scores[start : start + _CHUNK_PREDICTIONS]:
                 field = f"s:{s.arm}\0{s.bundle}\0{s.version}"
                 arguments += (prediction_id, field, np.ascontiguousarray(s.scores, np.float32).tobytes())
             self._server.run(SCORES, *arguments)
@@ -130,7 +130,7 @@ class RedisTrafficLog:
             # An id is genuine in capitals too; the log knows it in small letters.
             places.setdefault(entry.prediction_id.lower(), []).append(place)
         waiting = iter(places.items())
-        while chunk := dict(islice(waiting, _CHUNK)):
+        while chunk := dict(islice(waiting, _CHUNK_PREDICTIONS)):
             for _ in range(_TRIES):
                 stored = self._load(chunk)
                 arguments: list[object] = []
@@ -156,7 +156,7 @@ class RedisTrafficLog:
         """
         entries = 0
         while entries < limit:
-            room = min(_CHUNK, limit - entries)
+            room = min(_CHUNK_PREDICTIONS, limit - entries)
             revised_visits, revised = self._revise(now_ms, room)
             closed_visits, closed = self._close_due(now_ms, room - revised)
             entries += revised + closed

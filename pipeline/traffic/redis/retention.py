@@ -12,7 +12,7 @@ from pipeline.traffic.redis.server import TrafficRedis
 
 __all__ = ["forget", "retain"]
 
-_CHUNK = 256
+_CHUNK_PREDICTIONS = 256
 
 
 def retain(server: TrafficRedis, before_ms: int, protect_seq: int | None, max_bytes: int | None) -> Retained:
@@ -48,12 +48,12 @@ def forget(server: TrafficRedis, routing_hash: int, now_ms: int) -> int:
         client.hset(f"{PREFIX}forgotten", str(routing_hash), str(now_ms))
     deleted, after = 0, b"-"
     while True:
-        (found,) = server.many([("XRANGE", f"{PREFIX}predictions", after, "+", "COUNT", 4 * _CHUNK)])
+        (found,) = server.many([("XRANGE", f"{PREFIX}predictions", after, "+", "COUNT", 4 * _CHUNK_PREDICTIONS)])
         theirs = [fields[b"i"] for _, fields in found if int(fields[b"r"]) == routing_hash]
-        for start in range(0, len(theirs), _CHUNK):
-            server.run(FORGET, "all", *theirs[start : start + _CHUNK])
+        for start in range(0, len(theirs), _CHUNK_PREDICTIONS):
+            server.run(FORGET, "all", *theirs[start : start + _CHUNK_PREDICTIONS])
         deleted += len(theirs)
-        if len(found) < 4 * _CHUNK:
+        if len(found) < 4 * _CHUNK_PREDICTIONS:
             return deleted
         after = b"(" + found[-1][0]
 
@@ -62,10 +62,10 @@ def _written(server: TrafficRedis, end: str) -> Iterator[list[bytes]]:
     """Ids of written predictions, oldest first, up to `end` as ZRANGEBYLEX says it."""
     after = "-"
     while True:
-        (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}ids", after, end, "LIMIT", 0, _CHUNK)])
+        (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}ids", after, end, "LIMIT", 0, _CHUNK_PREDICTIONS)])
         if ids:
             yield ids
-        if len(ids) < _CHUNK:
+        if len(ids) < _CHUNK_PREDICTIONS:
             return
         after = "(" + ids[-1].decode()
 
@@ -80,7 +80,7 @@ def _drop_waiting(server: TrafficRedis, cut: str) -> int:
     dropped = 0
     for name in ("parked", "orphans"):
         while True:
-            (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}{name}", "-", f"({cut}", "LIMIT", 0, _CHUNK)])
+            (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}{name}", "-", f"({cut}", "LIMIT", 0, _CHUNK_PREDICTIONS)])
             if not ids:
                 break
             counts = server.many([("HGET", f"{PREFIX}p:{i.decode()}", "waiting") for i in ids])

@@ -18,9 +18,9 @@ from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_durable
 from pipeline.traffic.redis.scripts import OPEN
 
-__all__ = ["FORMAT", "TrafficRedis"]
+__all__ = ["FORMAT_VERSION", "TrafficRedis"]
 
-FORMAT = 1
+FORMAT_VERSION = 1
 
 
 class TrafficRedis:
@@ -92,15 +92,15 @@ class TrafficRedis:
 
     def _check(self) -> None:
         require_durable(self._client, f"traffic log {self.url}", "labels")
-        found = self.run(OPEN, FORMAT)
+        found = self.run(OPEN, FORMAT_VERSION)
         if found == b"foreign":
             raise InvalidInput(
                 f"{self.url} holds another program's keys; give the traffic log a Redis, or a database number, of its own",
                 "url",
             )
-        if int(found) > FORMAT:
+        if int(found) > FORMAT_VERSION:
             raise InvalidInput(
-                f"{self.url} was written by a newer Baton (format {int(found)}; this one knows {FORMAT}): upgrade this "
+                f"{self.url} was written by a newer Baton (format {int(found)}; this one knows {FORMAT_VERSION}): upgrade this "
                 "installation, or name an empty database",
                 "url",
             )

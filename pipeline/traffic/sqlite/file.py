@@ -18,7 +18,7 @@ from pipeline.errors import InvalidInput, NotReady
 __all__ = ["SCHEMA_VERSION", "TrafficFile"]
 
 SCHEMA_VERSION = 2
-_APPLICATION = 0x42544E31  # "BTN1"
+_APPLICATION_ID = 0x42544E31  # "BTN1"
 _OPEN_TRIES = 50
 
 # Narrow tables are kept apart from blobs, so that walking and updating them touches few pages. Rows are never reused
@@ -200,8 +200,8 @@ class TrafficFile:
                     raise InvalidInput(f"{self.path} is another program's database: move it away or name another home")
                 for statement in _TABLES.split(";\n"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id={_APPLICATION}")
-            elif application != _APPLICATION:
+                self._db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            elif application != _APPLICATION_ID:
                 raise InvalidInput(f"{self.path} is another program's database: move it away or name another home")
             elif version > SCHEMA_VERSION:
                 raise InvalidInput(

@@ -38,9 +38,9 @@ from pipeline.traffic.sqlite.stats import count, read_stats
 __all__ = ["SqliteTrafficLog"]
 
 # The join holds the write lock for this many predictions at a time, so that lanes never wait long for it.
-_CHUNK = 64
+_CHUNK_PREDICTIONS = 64
 # Predictions written by one statement.
-_AT_ONCE = 64
+_AT_ONCE_PREDICTIONS = 64
 
 
 class SqliteTrafficLog:
@@ -78,8 +78,8 @@ class SqliteTrafficLog:
         read = [(read_head(blob), blob) for blob in records]
         with self._file.write(durable=False) as db:
             written = 0
-            for start in range(0, len(read), _AT_ONCE):
-                written += self._insert(db, read[start : start + _AT_ONCE])
+            for start in range(0, len(read), _AT_ONCE_PREDICTIONS):
+                written += self._insert(db, read[start : start + _AT_ONCE_PREDICTIONS])
             count(db, predictions=written)
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
@@ -124,7 +124,7 @@ class SqliteTrafficLog:
         entries = 0
         while entries < limit:
             with self._file.write(durable=True) as db:
-                room = min(_CHUNK, limit - entries)
+                room = min(_CHUNK_PREDICTIONS, limit - entries)
                 revised_visits, revised = self._revise(db, now_ms, room)
                 closed_visits, closed = self._close_due(db, now_ms, room - revised)
                 count(db, labelled_entries=revised + closed)

@@ -16,7 +16,7 @@ from pipeline.traffic.sqlite.stats import count
 
 __all__ = ["forget", "retain"]
 
-_CHUNK = 256
+_CHUNK_PREDICTIONS = 256
 _LAST = "w"  # after every id: they are written in 0-9a-v
 
 
@@ -63,10 +63,10 @@ def _sweep(file: TrafficFile, cut: str, protect_seq: int | None, max_bytes: int 
                 " AND seq <= (SELECT seq FROM watermark)"
                 " AND NOT EXISTS (SELECT 1 FROM labelled l WHERE l.prediction = predictions.seq AND l.seq > ?)"
                 " ORDER BY prediction_id LIMIT ?",
-                (after, cut, protect, _CHUNK),
+                (after, cut, protect, _CHUNK_PREDICTIONS),
             ).fetchall()
             done += Retained(len(old), *_delete(db, [seq for seq, _ in old]))
-        if len(old) < _CHUNK:
+        if len(old) < _CHUNK_PREDICTIONS:
             return done
         after = old[-1][1]
 
@@ -81,10 +81,10 @@ def forget(file: TrafficFile, routing_hash: int, now_ms: int) -> int:
         while True:
             with file.write(durable=True) as db:
                 query = "SELECT seq FROM predictions WHERE routing_hash = ? LIMIT ?"
-                theirs = [seq for (seq,) in db.execute(query, (routing_hash, _CHUNK))]
+                theirs = [seq for (seq,) in db.execute(query, (routing_hash, _CHUNK_PREDICTIONS))]
                 _delete(db, theirs)
             deleted += len(theirs)
-            if len(theirs) < _CHUNK:
+            if len(theirs) < _CHUNK_PREDICTIONS:
                 return deleted
 
 

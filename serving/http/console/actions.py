@@ -27,7 +27,7 @@ from serving.security.session import CSRF_HEADER
 
 __all__ = ["Actions"]
 
-MOST_FILE = 1 << 18
+MAX_FILE_BYTES = 1 << 18
 _MOVABLE = frozenset({Phase.PROGRESSING, Phase.PAUSED, Phase.DEGRADED})
 
 
@@ -134,7 +134,7 @@ class _Dialog:
             self._says = Text(tag="p")
             self._weight = ui.number("Weight, percent of routing keys", min=0, max=100)
             self._weight.props("outlined dense step=any")
-            self._upload = ui.upload(label="Rollout file", auto_upload=True, max_files=1, max_file_size=MOST_FILE, on_upload=self._read, on_rejected=lambda: self._refuse("That file is too large."))  # fmt: skip
+            self._upload = ui.upload(label="Rollout file", auto_upload=True, max_files=1, max_file_size=MAX_FILE_BYTES, on_upload=self._read, on_rejected=lambda: self._refuse("That file is too large."))  # fmt: skip
             self._upload.props('accept=".yaml,.yml,.txt" flat')
             self._upload.props["headers"] = [{"name": CSRF_HEADER, "value": visitor.csrf}]
             self._file = ui.textarea("Rollout file, as text").props("outlined dense input-style='min-height:180px'")

@@ -15,7 +15,7 @@ __all__ = ["OLD_MS", "Alarm", "alarms", "endpoint_alarms"]
 
 OLD_MS = 8_000
 """Age at which a reading is called old; a fresh one comes every two seconds."""
-OVERDUE = 15.0
+OVERDUE_S = 15.0
 """Seconds after which a look that was due and was not made means that the rollout loop stands still."""
 
 
@@ -74,7 +74,7 @@ def _loop(reading: Reading, now_ms: int) -> list[Alarm]:
         for view in reading.views.values()
         if view.rollout is not None and view.rollout.phase in ACTIVE and view.rollout.next_look_ms
     ]
-    if max(late, default=0.0) > OVERDUE:
+    if max(late, default=0.0) > OVERDUE_S:
         return [
             Alarm(f"The rollout loop stands still: a look was due {span(max(late))} ago. No step is taken, up or down.")
         ]

@@ -44,11 +44,11 @@ from serving.security.session import Sessions
 
 __all__ = ["mount_console"]
 
-TELL_EVERY = 1.0
+TELL_EVERY_S = 1.0
 """Seconds after which pages are told how old their figures are, if there are no new ones, which they are told at once."""
-PATIENCE = 10.0
+PATIENCE_S = 10.0
 """Seconds after which browser and server, hearing nothing of each other, call the connection lost (pings come sooner)."""
-KEPT = 30.0
+KEPT_S = 30.0
 """Seconds that a page is kept for a browser that lost its connection; later it loads the page anew."""
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ def mount_console(
     """Add the console to the application; the last routes to be added. Once per process: NiceGUI is one application."""
     console = _Console(admin, config, clock, Visitors(doorkeeper, sessions))
     ui.add_head_html(f"<style>{STYLE}</style>", shared=True)
-    ui.page("/", title="Baton", reconnect_timeout=KEPT)(console.landing)
-    ui.page("/endpoints/{name}", title="Baton", reconnect_timeout=KEPT)(console.endpoint)
+    ui.page("/", title="Baton", reconnect_timeout=KEPT_S)(console.landing)
+    ui.page("/endpoints/{name}", title="Baton", reconnect_timeout=KEPT_S)(console.endpoint)
     app.include_router(login_routes(console.visitors))
     nicegui_app.add_middleware(Nonces)
     # Its other transport posts, and what posts has to send a value that NiceGUI does not know of.
@@ -84,7 +84,7 @@ def mount_console(
         tailwind=False,
         show_welcome_message=False,
         dark=None,
-        reconnect_timeout=PATIENCE,
+        reconnect_timeout=PATIENCE_S,
         binding_refresh_interval=None,
     )
     guard_sockets(sessions.cookie, console.owner)
@@ -181,7 +181,7 @@ class _Console:
     async def _tell(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TELL_EVERY)
+                await asyncio.wait_for(self._news.wait(), TELL_EVERY_S)
             self._news.clear()
             reader, now = self._reader, self._clock.wall_ms()
             general = alarms(reader.reading, reader.error, now, worker=self._config.worker is not None)

@@ -19,7 +19,7 @@ from serving.http.console.wording import NONE, clock, figure
 
 __all__ = ["Audit"]
 
-PAGE = 15
+PAGE_ENTRIES = 15
 
 
 class Audit:
@@ -27,7 +27,7 @@ class Audit:
 
     def __init__(self, name: str, admin: Admin, visitor: Visitor) -> None:
         self._name, self._admin, self._visitor = name, admin, visitor
-        self._shown = PAGE
+        self._shown = PAGE_ENTRIES
         self._entries: Sequence[AuditEntry] = ()
         self._lines: list[_Line] = []
         with panel("Audit trail", "newest first; open an entry for its evidence", "audit"):
@@ -72,10 +72,10 @@ class Audit:
                     self._lines.append(_Line(self._show))
             self._lines[at].tell(entry, now_ms)
         show(self._more, len(self._entries) > self._shown)
-        show(self._note, not self._more.visible and len(self._entries) >= PAGE)
+        show(self._note, not self._more.visible and len(self._entries) >= PAGE_ENTRIES)
 
     def _older(self) -> None:
-        self._shown += 2 * PAGE
+        self._shown += 2 * PAGE_ENTRIES
 
     def _show(self, entry: AuditEntry) -> None:
         self._open = entry

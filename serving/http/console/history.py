@@ -12,9 +12,9 @@ from typing import Any
 
 from serving.admin.answers import AuditEntry, Rollout
 
-__all__ = ["CAPACITY", "Series", "Track"]
+__all__ = ["CAPACITY_POINTS", "Series", "Track"]
 
-CAPACITY = 240
+CAPACITY_POINTS = 240
 """Points of a series; a chart is a few hundred pixels wide."""
 EVIDENCE = ("bias", "bias_low", "bias_high", "stable_bias", "bound")
 QUALITY = ("auc_stable", "auc_candidate", "logloss_stable", "logloss_candidate")
@@ -33,7 +33,7 @@ class Series:
     [0, 2000, 4000, 5000]
     """
 
-    def __init__(self, names: Sequence[str], capacity: int = CAPACITY) -> None:
+    def __init__(self, names: Sequence[str], capacity: int = CAPACITY_POINTS) -> None:
         self.names, self._capacity, self._apart = tuple(names), capacity, 0
         self.points: tuple[Point, ...] = ()
 

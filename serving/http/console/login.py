@@ -15,12 +15,12 @@ from serving.http.console.shell import THEME, Theme
 from serving.http.console.theme import ICON, STYLE
 from serving.http.console.visitors import Visitors
 from serving.security.doorkeeper import Caller
-from serving.security.session import LENGTH
+from serving.security.session import LENGTH_S
 
 __all__ = ["login_routes"]
 
 LOGIN = "/login"
-_YEAR = 365 * 86400
+_YEAR_S = 365 * 86400
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Sign in, Baton</title><link rel="icon" href="{icon}"><style>{style}</style></head>
@@ -75,7 +75,7 @@ def login_routes(visitors: Visitors) -> APIRouter:
         except Overloaded:
             return page(request, next, "Too many wrong tokens came from your address. Wait a minute.", 429)
         answer = RedirectResponse(_ours(next), 303)
-        answer.set_cookie(sessions.cookie, value, max_age=LENGTH, **sessions.flags())
+        answer.set_cookie(sessions.cookie, value, max_age=LENGTH_S, **sessions.flags())
         return answer
 
     @routes.get("/theme/{name}")
@@ -84,7 +84,7 @@ def login_routes(visitors: Visitors) -> APIRouter:
         if name == "system":
             answer.delete_cookie(THEME, **sessions.flags())
         else:
-            answer.set_cookie(THEME, name, max_age=_YEAR, **sessions.flags())
+            answer.set_cookie(THEME, name, max_age=_YEAR_S, **sessions.flags())
         return answer
 
     return routes

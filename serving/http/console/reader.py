@@ -25,9 +25,9 @@ from serving.telemetry.latency import EDGES, quantile
 
 __all__ = ["ArmTraffic", "Reader", "Reading", "View"]
 
-WATCHED_EVERY = 2.0
-IDLE_EVERY = 10.0
-SLOW_EVERY = 10.0
+WATCHED_EVERY_S = 2.0
+IDLE_EVERY_S = 10.0
+SLOW_EVERY_S = 10.0
 """For what is read from many files and changes seldom."""
 AUDIT_STEP, AUDIT_KEPT = 20, 500
 """Newest audit entries asked for at a reading, and kept per endpoint; `baton audit` has all."""
@@ -131,7 +131,7 @@ class Reader:
                 self.error = f"{type(error).__name__}: {error}" if isinstance(error, BatonError) else "see the log"
             if not self._stop.is_set():  # nobody listens any more
                 self._told()
-            self._wake.wait(WATCHED_EVERY if self.watchers else IDLE_EVERY)
+            self._wake.wait(WATCHED_EVERY_S if self.watchers else IDLE_EVERY_S)
 
     def read(self) -> Reading:
         """Everything, now."""
@@ -142,7 +142,7 @@ class Reader:
             views[endpoint.name] = self._view(endpoint, processes, now)
         for gone in self._tracks.keys() - views.keys():
             del self._tracks[gone]
-        if self._slow is None or self._clock.monotonic() - self._slow[0] >= SLOW_EVERY:
+        if self._slow is None or self._clock.monotonic() - self._slow[0] >= SLOW_EVERY_S:
             self._slow = self._clock.monotonic(), source.cache(), source.worker(), source.versions()
         dropped = dict(processes.shadow.get("dropped_by_reason", {}))
         self._drops.append((now, dropped))

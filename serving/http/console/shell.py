@@ -21,7 +21,7 @@ Theme = Literal["system", "light", "dark"]
 THEME = "baton-theme"
 """Cookie with the chosen theme; without one the system's is followed."""
 _DARK: dict[str, bool | None] = {"light": False, "dark": True}
-MOST_ALARMS = 8
+MAX_ALARMS = 8
 
 
 class Panel(Protocol):
@@ -42,7 +42,7 @@ class Tab:
         self.client, self.visitor, self._own = client, visitor, alarms
         self.panels: list[Panel] = []
         with element("div", "alarms", role="status", aria_live="polite", aria_label="What is wrong"):
-            self._alarms = [Text(tag="div", classes="alarm") for _ in range(MOST_ALARMS)]
+            self._alarms = [Text(tag="div", classes="alarm") for _ in range(MAX_ALARMS)]
 
     def tell(self, reading: Reading | None, general: Sequence[Alarm], now_ms: int) -> None:
         """Show what was found and what is wrong."""

@@ -24,7 +24,7 @@ from serving.config.principal import Principal, Role
 __all__ = ["Source"]
 
 READER = Principal("console", Role.VIEWER)
-PAGE = 1000
+PAGE_ENTRIES = 1000
 
 
 class Source:
@@ -36,13 +36,13 @@ class Source:
     def endpoints(self) -> list[Endpoint]:
         """All of them."""
         found: list[Endpoint] = []
-        page = r.EndpointList(page_size=PAGE)
+        page = r.EndpointList(page_size=PAGE_ENTRIES)
         while True:
             told = self._admin.call(v.ENDPOINTS_LIST, page, READER)
             found += told.endpoints
             if not told.next_page_token:
                 return found
-            page = r.EndpointList(page_size=PAGE, page_token=told.next_page_token)
+            page = r.EndpointList(page_size=PAGE_ENTRIES, page_token=told.next_page_token)
 
     def newest(self, endpoint: str) -> RolloutSummary:
         """The newest rollout of an endpoint, without figures. Raises: NotFound."""
@@ -75,14 +75,14 @@ class Source:
     def versions(self) -> Mapping[str, Sequence[Model]]:
         """By bundle all versions, the newest first."""
         found: dict[str, list[Model]] = {}
-        page = r.ModelList(page_size=PAGE)
+        page = r.ModelList(page_size=PAGE_ENTRIES)
         while True:
             told = self._admin.call(v.MODELS_LIST, page, READER)
             for model in told.models:
                 found.setdefault(model.bundle, []).insert(0, model)
             if not told.next_page_token:
                 return found
-            page = r.ModelList(page_size=PAGE, page_token=told.next_page_token)
+            page = r.ModelList(page_size=PAGE_ENTRIES, page_token=told.next_page_token)
 
     def audit(self, endpoint: str, least: int) -> list[AuditEntry]:
         """The newest entries of an endpoint, oldest first."""

@@ -8,7 +8,7 @@ from serving.http.console.wording import NONE, count, figure, span
 
 __all__ = ["Learner"]
 
-MOST_REFUSED = 8
+MAX_REFUSED_VERSIONS = 8
 
 
 class Learner:
@@ -54,6 +54,6 @@ class Learner:
         self._refused.tell(
             [
                 [f"{one.bundle} {one.version}", Cell("; ".join(one.reasons) or "its report has been removed", "wide")]
-                for one in worker.refused[: -MOST_REFUSED - 1 : -1]
+                for one in worker.refused[: -MAX_REFUSED_VERSIONS - 1 : -1]
             ]
         )

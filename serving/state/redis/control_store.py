@@ -37,7 +37,7 @@ __all__ = ["RedisControlStore"]
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT_VERSION = 1
 _TRIES = 100
 _PREFIX = "control:"
 _FORMAT, _VERSION, _ENDPOINTS, _ACTIVE, _ROLLOUTS, _ORDER, _STATUS, _AUDIT = (
@@ -63,11 +63,11 @@ class RedisControlStore(ControlStore):
         try:
             require_durable(self._client, f"state {self.url}", "rollouts and their audit")
             with self._reached():
-                self._client.set(_FORMAT, FORMAT, nx=True)
-                found = int(self._client.get(_FORMAT) or FORMAT)
-            if found > FORMAT:
+                self._client.set(_FORMAT, FORMAT_VERSION, nx=True)
+                found = int(self._client.get(_FORMAT) or FORMAT_VERSION)
+            if found > FORMAT_VERSION:
                 raise InvalidInput(
-                    f"state {self.url} was written by a newer Baton (format {found}; this one knows {FORMAT}): upgrade "
+                    f"state {self.url} was written by a newer Baton (format {found}; this one knows {FORMAT_VERSION}): upgrade "
                     "this installation, or name an empty database",
                     "state.url",
                 )

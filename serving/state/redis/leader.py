@@ -18,7 +18,7 @@ __all__ = ["FENCE", "RedisLead"]
 
 FENCE = "control:fence"
 _HOLDER = "control:lead"
-_SAFE = 0.6
+_SAFE_FRACTION = 0.6
 """Share of the lease after which a holder that could not renew it stops acting: well before it lapses."""
 
 _TAKE = """
@@ -64,7 +64,7 @@ class RedisLead:
         except redis.RedisError:
             # Nobody can take it while Redis is away, and nobody could write either; ours ends before it may lapse.
             return self._clock.monotonic() < self._until
-        self._until = asked + _SAFE * self._lease
+        self._until = asked + _SAFE_FRACTION * self._lease
         return True
 
     def holder(self) -> str:

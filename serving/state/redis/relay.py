@@ -21,7 +21,7 @@ from serving.runtime.process import write_status
 
 __all__ = ["Relay"]
 
-EVERY = 1.0
+EVERY_S = 1.0
 FORGET_MS = 60_000
 _KEY = "control:status-of-processes"
 
@@ -95,7 +95,7 @@ class Relay:
                 file.unlink(missing_ok=True)
 
     def _run(self) -> None:
-        while not self._stop.wait(EVERY):
+        while not self._stop.wait(EVERY_S):
             try:
                 self.step()
                 self._away = False

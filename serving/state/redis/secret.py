@@ -16,7 +16,7 @@ from pipeline.traffic.prediction import load_secret
 __all__ = ["agree_on_secret"]
 
 _KEY = "control:secret"
-_BYTES = 32
+_SECRET_BYTES = 32
 
 
 def agree_on_secret(address: RedisAddress, path: Path) -> bytes:
@@ -29,7 +29,7 @@ def agree_on_secret(address: RedisAddress, path: Path) -> bytes:
     mine = load_secret(path) if path.exists() else None
     try:
         with contextlib.closing(address.client(5.0)) as client:
-            client.set(_KEY, mine or secrets.token_bytes(_BYTES), nx=True)
+            client.set(_KEY, mine or secrets.token_bytes(_SECRET_BYTES), nx=True)
             shared: Any = client.get(_KEY)
     except redis.RedisError as error:
         if mine is None:
