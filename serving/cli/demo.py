@@ -53,7 +53,7 @@ __all__ = ["Demo"]
 ENDPOINT = "ranker"
 TEACHER, STUDENT = "dnn", "dcnv2"
 TEACHER_WIDTH, STUDENT_WIDTH = 8, 16
-HISTORY, RETAINED = 0.4, 0.8
+HISTORY_FRACTION, RETAINED_FRACTION = 0.4, 0.8
 GENERATED_ROWS = 6_000_000
 GENERATED_ROWS_PER_S = 5_000
 LONGEST_STREAM_S = 240.0
@@ -114,19 +114,28 @@ class Demo:
         repository = Repository(self.home / "bundles")
         # Networks this small lose time to a second thread.
         torch.set_num_threads(1)
-        with rows_progress(f"training the teacher ({TEACHER}-{TEACHER_WIDTH})", log.rows_between(0, HISTORY)) as bar:
-            teacher = train(log, TEACHER, width=TEACHER_WIDTH, stop=HISTORY, seed=self.seed, progress=bar)
+        with rows_progress(
+            f"training the teacher ({TEACHER}-{TEACHER_WIDTH})", log.rows_between(0, HISTORY_FRACTION)
+        ) as bar:
+            teacher = train(log, TEACHER, width=TEACHER_WIDTH, stop=HISTORY_FRACTION, seed=self.seed, progress=bar)
         teacher.save_bundle(repository, f"{ENDPOINT}-{TEACHER}", metrics=teacher.metrics)
-        retained = log.rows_between(HISTORY, RETAINED)
+        retained = log.rows_between(HISTORY_FRACTION, RETAINED_FRACTION)
         with rows_progress(f"transferring to the student ({STUDENT}-{STUDENT_WIDTH})", retained) as bar:
             student, _ = transfer_offline(
-                teacher, log, STUDENT, width=STUDENT_WIDTH, start=HISTORY, stop=RETAINED, seed=self.seed, progress=bar
+                teacher,
+                log,
+                STUDENT,
+                width=STUDENT_WIDTH,
+                start=HISTORY_FRACTION,
+                stop=RETAINED_FRACTION,
+                seed=self.seed,
+                progress=bar,
             )
         if self.bad:
             _spoil(student, self.seed)
         else:
             keep_sample(
-                log, HISTORY, RETAINED, self.home / "retained.safetensors", teacher.calibrated_logits,
+                log, HISTORY_FRACTION, RETAINED_FRACTION, self.home / "retained.safetensors", teacher.calibrated_logits,
                 capacity=100_000, seed=self.seed,
             )  # fmt: skip
         # A spoilt student is written without training state, so that nothing can heal it.
@@ -136,8 +145,8 @@ class Demo:
 
     def _configure(self, log: Log) -> tuple[Path, float, float]:
         """Write baton.yaml and rollout.yaml; requests per second and seconds of the stream."""
-        first = next(log.chunks(RETAINED, 1.0, 1))
-        rows = log.rows_between(RETAINED, 1.0)
+        first = next(log.chunks(RETAINED_FRACTION, 1.0, 1))
+        rows = log.rows_between(RETAINED_FRACTION, 1.0)
         requests = log.request_count - int(first.request[0])
         wanted = max(rows / GENERATED_ROWS_PER_S, requests / MAX_REQUESTS_PER_S)
         duration = min(max(wanted, SHORTEST_STREAM_S), LONGEST_STREAM_S)
@@ -262,7 +271,7 @@ class Demo:
             return view.finished or time.monotonic() - began > duration
 
         with view:
-            report = asyncio.run(sender.run(log.requests(RETAINED, 1.0), over))
+            report = asyncio.run(sender.run(log.requests(RETAINED_FRACTION, 1.0), over))
             view.settle(SETTLE_S)
         return report, view.final()
 

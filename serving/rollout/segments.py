@@ -26,7 +26,7 @@ MAX_VALUES = 32
 """Parts per field that are followed by themselves, the first ones seen; rows of all further values are one part."""
 OTHER_INDEX = 0
 """The part of all further values: no id is 0."""
-_ZERO, _MISSING = 1, 2
+_ZERO_CODE, _MISSING_CODE = 1, 2
 _MIDDLE_VALUES = 2000
 
 
@@ -91,9 +91,9 @@ class Segments:
             return f"{field} of other values"
         if self._places[field][0] is IdPart:
             return f"{field}=#{code & (1 << 64) - 1:016x}"
-        if code == _MISSING:
+        if code == _MISSING_CODE:
             return f"{field} missing"
-        if code == _ZERO:
+        if code == _ZERO_CODE:
             return f"{field} is 0"
         power = abs(code) - _MIDDLE_VALUES
         low, high = 2.0 ** (power - 1), 2.0**power
@@ -118,6 +118,6 @@ def _powers(numbers: npt.NDArray[Any]) -> I64:
     missing = ~np.isfinite(values)
     _, power = np.frexp(np.where(missing, 0.0, values))
     codes = np.where(values < 0, -1, 1) * (power.astype(np.int64) + _MIDDLE_VALUES)
-    codes = np.where(values == 0, _ZERO, codes)
-    found: I64 = np.where(missing, _MISSING, codes).astype(np.int64)
+    codes = np.where(values == 0, _ZERO_CODE, codes)
+    found: I64 = np.where(missing, _MISSING_CODE, codes).astype(np.int64)
     return found

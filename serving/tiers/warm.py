@@ -21,7 +21,7 @@ from pipeline.errors import BatonError, Conflict
 
 __all__ = ["Loaded", "Warming", "warm"]
 
-TRIES, PAUSE = 20, 0.5
+TRIES, PAUSE_S = 20, 0.5
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def _bring(updater: RedisUpdater, chain: list[Bundle], wrote: Callable[[int], No
         try:
             return updater.bring(chain, wrote)
         except Conflict:
-            time.sleep(PAUSE)
+            time.sleep(PAUSE_S)
     return updater.bring(chain, wrote)
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.redis.rows import (
-    DONE,
-    GARBAGE,
-    MORE,
-    REFUSED,
+    DONE_STATUS,
+    GARBAGE_STATUS,
+    MORE_STATUS,
+    REFUSED_STATUS,
     Layout,
     collect,
     encode,
@@ -38,10 +38,10 @@ def read(raw: bytes, count: int, cuts: list[int]) -> tuple[int, I64, npt.NDArray
     data = np.zeros(len(raw) + 64, np.uint8)
     data[: len(raw)] = np.frombuffer(raw, np.uint8)
     starts, sizes, state = np.zeros(count, np.int64), np.zeros(count, np.int32), np.zeros(2, np.int64)
-    result = MORE
+    result = MORE_STATUS
     for filled in [*sorted({min(c, len(raw)) for c in cuts}), len(raw)]:
         result = scan(data, filled, state, starts, sizes)
-        if result != MORE:
+        if result != MORE_STATUS:
             break
     return result, starts, sizes, data
 
@@ -50,7 +50,7 @@ def decode(
     layout: Layout, keys: I64, values: list[bytes | None], cuts: list[int] | None = None, seed: int = SEED
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8], list[int]]:
     result, starts, sizes, data = read(reply(values), len(keys), cuts or [])
-    assert result == DONE
+    assert result == DONE_STATUS
     n = len(keys)
     rows, weights = np.full(n * layout.width + 2, 7, np.float32), np.full(n, 7, np.float32)
     found, counts = np.full(n, 255, np.uint8), np.zeros(3, np.int64)
@@ -136,7 +136,7 @@ def test_what_is_not_the_row_asked_for_is_never_served(data: st.DataObject) -> N
 )
 def test_answers_are_read_in_any_pieces(values: list[bytes | None], cuts: list[int]) -> None:
     result, starts, sizes, data = read(reply(values), len(values), cuts)
-    assert result == DONE
+    assert result == DONE_STATUS
     got = [None if n < 0 else data[s : s + n].tobytes() for s, n in zip(starts, sizes, strict=True)]
     assert got == values
 
@@ -145,20 +145,20 @@ def test_answers_are_read_in_any_pieces(values: list[bytes | None], cuts: list[i
 @given(st.binary(max_size=60), st.integers(0, 4), st.lists(st.integers(0, 60), max_size=4))
 def test_junk_is_told_from_answers(junk: bytes, count: int, cuts: list[int]) -> None:
     if not junk.startswith(b"*%d\r\n" % count):
-        assert read(junk, count, cuts)[0] != DONE
+        assert read(junk, count, cuts)[0] != DONE_STATUS
 
 
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b"-OOM command not allowed\r\n", REFUSED),
-        (b"+OK\r\n", GARBAGE),
-        (b"*3\r\n$-1\r\n$-1\r\n$-1\r\n", GARBAGE),
-        (b"*2\r\n$-1\r\n:5\r\n", GARBAGE),
-        (b"*2\r\n$-1\r\n$-1\r\n$-1\r\n", GARBAGE),
-        (b"*2\r\n$99999999999\r\n", GARBAGE),
-        (b"*2\r\n$3\r\nabcdef", GARBAGE),
-        (b"*2\r\n$-1\r\n$5\r\nab", MORE),
+        (b"-OOM command not allowed\r\n", REFUSED_STATUS),
+        (b"+OK\r\n", GARBAGE_STATUS),
+        (b"*3\r\n$-1\r\n$-1\r\n$-1\r\n", GARBAGE_STATUS),
+        (b"*2\r\n$-1\r\n:5\r\n", GARBAGE_STATUS),
+        (b"*2\r\n$-1\r\n$-1\r\n$-1\r\n", GARBAGE_STATUS),
+        (b"*2\r\n$99999999999\r\n", GARBAGE_STATUS),
+        (b"*2\r\n$3\r\nabcdef", GARBAGE_STATUS),
+        (b"*2\r\n$-1\r\n$5\r\nab", MORE_STATUS),
     ],
 )
 def test_known_shapes_of_answers(raw: bytes, said: int) -> None:

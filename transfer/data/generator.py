@@ -23,7 +23,7 @@ from transfer.data.world import AHEAD_HOURS, DEVICES, SCHEMA, World
 __all__ = ["GeneratedLog"]
 
 START_MS = 1_735_689_600_000  # 1 January 2025, 00:00 UTC
-BLOCK_ROWS, BLOCK_SECONDS = 16_384, 5.0  # the world stands still within a block
+BLOCK_ROWS, BLOCK_S = 16_384, 5.0  # the world stands still within a block
 HOUR_MS = 3_600_000
 _BLOCK_SEED = 100  # keeps the random streams of blocks apart from those of the world
 
@@ -80,7 +80,7 @@ class GeneratedLog:
         self._users, self._items = users, items
         self._per_request, self._per_second = rows_per_request, rows_per_second
         self._abrupt_request = self.request_count if abrupt_at is None else round(abrupt_at * rows) // rows_per_request
-        block = min(BLOCK_ROWS, BLOCK_SECONDS * rows_per_second)
+        block = min(BLOCK_ROWS, BLOCK_S * rows_per_second)
         self._block_requests = max(1, int(block // rows_per_request))
 
     @cached_property

@@ -42,18 +42,27 @@ SCHEMA = Schema(
 COUNTRIES = (None, "AR", "BR", "DE", "EG", "ES", "FR", "GB", "IN", "JP", "MX", "US")  # None: not known
 AHEAD_HOURS = np.array([0, -3, -3, 1, 2, 1, 1, 0, 5, 9, -6, -5])
 DEVICES = ("phone", "tablet", "desktop", "tv")
-SEGMENTS, CATEGORIES, BRANDS_EACH, TAGS, TASTES = 8, 24, 6, 60, 6
+SEGMENTS, CATEGORIES, CATEGORY_BRANDS, TAGS, TASTES = 8, 24, 6, 60, 6
 
 # Spread of the parts of a click's log-odds. Their squares add up to about 1.6: an AUC of about 0.78 for who knows all.
-USER_SPREAD, ITEM_SPREAD, BRAND_SPREAD, TASTE_SPREAD, TAG_SPREAD, PRICE_SPREAD = 0.35, 0.4, 0.25, 0.95, 0.5, 0.25
+USER_DEVIATION, ITEM_DEVIATION, BRAND_DEVIATION, TASTE_DEVIATION, TAG_DEVIATION, PRICE_DEVIATION = (
+    0.35,
+    0.4,
+    0.25,
+    0.95,
+    0.5,
+    0.25,
+)
 SHARED_TASTE_FRACTION = 0.6  # share of a taste that a user has from the segment, an item from the category
 
 # How the world moves at drift 1.
-TURN = np.array([1.0, 0.7, 1.3]) * 2 * np.pi / 7_200  # radians per second by which tastes turn, per pair of dimensions
-SWING, SWING_SECONDS = 0.06, 1_200.0  # of the log-odds of a click, as a sine
-ITEM_LIFE, USER_LIFE = (900.0, 3_600.0), (3_600.0, 14_400.0)  # seconds, shortest and longest
+TURN_RADIANS_PER_S = (
+    np.array([1.0, 0.7, 1.3]) * 2 * np.pi / 7_200
+)  # radians per second by which tastes turn, per pair of dimensions
+SWING_LOGIT, SWING_S = 0.06, 1_200.0  # of the log-odds of a click, as a sine
+ITEM_LIFE_S, USER_LIFE_S = (900.0, 3_600.0), (3_600.0, 14_400.0)  # seconds, shortest and longest
 # What happens at an abrupt change, whatever the drift.
-ABRUPT_TURN, ABRUPT_SHIFT = 1.0, 0.3
+ABRUPT_TURN_RADIANS, ABRUPT_SHIFT_LOGIT = 1.0, 0.3
 
 _USERS, _ITEMS, _CONSTANTS, _INTERCEPT = range(4)
 
@@ -135,18 +144,20 @@ class World:
         rng = np.random.default_rng([seed, _CONSTANTS])
         self._segment_taste = rng.standard_normal((SEGMENTS, TASTES))
         self._category_taste = rng.standard_normal((CATEGORIES, TASTES))
-        self._brand_bias = BRAND_SPREAD * rng.standard_normal(CATEGORIES * BRANDS_EACH)
-        self._tag_bias = TAG_SPREAD * rng.standard_normal(TAGS)
-        self._price_bias = PRICE_SPREAD * rng.standard_normal(SEGMENTS)
+        self._brand_bias = BRAND_DEVIATION * rng.standard_normal(CATEGORIES * CATEGORY_BRANDS)
+        self._tag_bias = TAG_DEVIATION * rng.standard_normal(TAGS)
+        self._price_bias = PRICE_DEVIATION * rng.standard_normal(SEGMENTS)
         self._device_bias = 0.15 * rng.standard_normal(len(DEVICES))
-        self.users = Population(self, _USERS, "user_id", users, USER_LIFE)
-        self.items = Population(self, _ITEMS, "item_id", items, ITEM_LIFE)
+        self.users = Population(self, _USERS, "user_id", users, USER_LIFE_S)
+        self.items = Population(self, _ITEMS, "item_id", items, ITEM_LIFE_S)
         self.segment_ids = _ids("segment", [f"s{i}" for i in range(SEGMENTS)])
         self.country_ids = _ids("country", COUNTRIES)
         self.device_ids = _ids("device", DEVICES)
         self.hour_ids = _ids("hour", range(24))
         self.category_ids = _ids("category", [f"c{i}" for i in range(CATEGORIES)])
-        self.brand_ids = _ids("brand", [f"c{i // BRANDS_EACH}-{i % BRANDS_EACH}" for i in range(len(self._brand_bias))])
+        self.brand_ids = _ids(
+            "brand", [f"c{i // CATEGORY_BRANDS}-{i % CATEGORY_BRANDS}" for i in range(len(self._brand_bias))]
+        )
         self._tag_ids = hash_bag_column("tags", ["|".join(f"t{i}" for i in range(TAGS))], "|")[1]
         self.tags = Bag(0, np.zeros(1, np.int32), np.zeros(0, np.int64))
         self._item_bias = np.zeros(items)
@@ -169,10 +180,10 @@ class World:
         tag_bias = np.where(has, self._tag_bias, 0.0).sum(axis=1) / np.maximum(sizes, 1)
         self._item_bias = traits.bias + self._brand_bias[traits.second] + tag_bias
         self._price = np.nan_to_num((np.log(traits.number) - 3.0) / 0.8)
-        angle = TURN * self.drift * seconds
-        self._taste = np.stack([_turned(traits.taste, angle), _turned(traits.taste, angle + ABRUPT_TURN)])
-        self._taste *= TASTE_SPREAD / np.sqrt(TASTES)
-        self._intercept = self.drift * SWING * np.sin(2 * np.pi * seconds / SWING_SECONDS)
+        angle = TURN_RADIANS_PER_S * self.drift * seconds
+        self._taste = np.stack([_turned(traits.taste, angle), _turned(traits.taste, angle + ABRUPT_TURN_RADIANS)])
+        self._taste *= TASTE_DEVIATION / np.sqrt(TASTES)
+        self._intercept = self.drift * SWING_LOGIT * np.sin(2 * np.pi * seconds / SWING_S)
 
     def click_probability(self, user: Index, item: Index, device: Index, hour: Index, changed: Index) -> F64:
         """Probability float64 `[n]` that a user (slot) clicks on an item (slot), after an abrupt change where `changed` is 1."""
@@ -189,20 +200,23 @@ class World:
         taste = np.sqrt(SHARED_TASTE_FRACTION) * centre + np.sqrt(1 - SHARED_TASTE_FRACTION) * rng.standard_normal(
             (slots, TASTES)
         )
-        bias = (USER_SPREAD if users else ITEM_SPREAD) * rng.standard_normal(slots)
+        bias = (USER_DEVIATION if users else ITEM_DEVIATION) * rng.standard_normal(slots)
         number = np.exp((5.0 if users else 3.0) + 0.8 * rng.standard_normal(slots)).round(2)
         number[rng.random(slots) < 0.04] = np.nan
         if users:
             second = rng.integers(0, len(COUNTRIES), slots)
         else:
-            second = group * BRANDS_EACH + rng.integers(0, BRANDS_EACH, slots)
+            second = group * CATEGORY_BRANDS + rng.integers(0, CATEGORY_BRANDS, slots)
         bits = (np.int64(1) << rng.integers(0, TAGS, (slots, 4))) * (rng.random((slots, 4)) < 0.5)
         return _Traits(group, second, bias, taste, number, np.bitwise_or.reduce(bits, axis=1))
 
     def _logit(self, user: Index, item: Index, device: Index, hour: Index, changed: Index) -> F64:
         traits = self.users.traits
         own = (
-            traits.bias[user] + self._device_bias[device] + 0.1 * np.sin(2 * np.pi * hour / 24) + ABRUPT_SHIFT * changed
+            traits.bias[user]
+            + self._device_bias[device]
+            + 0.1 * np.sin(2 * np.pi * hour / 24)
+            + ABRUPT_SHIFT_LOGIT * changed
         )
         match = np.einsum("nd,nd->n", traits.taste[user], self._taste[changed, item])
         logit: F64 = own + self._item_bias[item] + match + self._price_bias[traits.group[user]] * self._price[item]

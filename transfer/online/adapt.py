@@ -34,7 +34,7 @@ I64 = npt.NDArray[np.int64]
 DRIFTS = ("surprise", "rise", "fall")
 SCORE_BINS = 20
 MAX_TEACHER_WEIGHT = 0.9
-UNSTABLE, VERY_UNSTABLE = 0.1, 0.25
+UNSTABLE_INDEX, VERY_UNSTABLE_INDEX = 0.1, 0.25
 """Stability indices between which drift heats from 0 to 1."""
 
 
@@ -170,7 +170,7 @@ class Adaptation:
         for name, x in zip(DRIFTS, (surprise, level, -level), strict=True):
             watches[name].update(x)
         stability = self._stability.update(self._histograms(seen))
-        moved = float(np.clip((stability - UNSTABLE) / (VERY_UNSTABLE - UNSTABLE), 0.0, 1.0))
+        moved = float(np.clip((stability - UNSTABLE_INDEX) / (VERY_UNSTABLE_INDEX - UNSTABLE_INDEX), 0.0, 1.0))
         drift = max(moved, *(watches[name].heat for name in DRIFTS))
         replay_losses = label_losses(seen.replay_student, seen.replay_labels)
         known = np.isfinite(seen.replay_teacher)

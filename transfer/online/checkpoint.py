@@ -25,7 +25,7 @@ from transfer.click_model.state import brought_up
 
 __all__ = ["Checkpoints", "Place"]
 
-KEEP, LONGEST = 2, 32
+KEPT_CHECKPOINTS, MAX_CHANGES = 2, 32
 """Newest checkpoints that are kept, with those that they name; most changes on top of a whole one."""
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -63,7 +63,7 @@ class Checkpoints:
     def whole_due(self) -> bool:
         """Whether the next checkpoint has to hold everything."""
         sizes = [_size(self.folder / str(number)) for number in self._chain]
-        return not sizes or len(sizes) > LONGEST or sum(sizes[1:]) > sizes[0]
+        return not sizes or len(sizes) > MAX_CHANGES or sum(sizes[1:]) > sizes[0]
 
     def save(self, place: Place, arrays: Mapping[str, Arrays], *, changes: bool = False) -> None:
         """Commit. `arrays`: file name -> named arrays.
@@ -94,7 +94,7 @@ class Checkpoints:
             shutil.rmtree(staging, ignore_errors=True)
         self._chain = chain
         numbers = self._numbers()
-        needed = {older for kept in numbers[-KEEP:] for older in self._read(kept)["chain"]}
+        needed = {older for kept in numbers[-KEPT_CHECKPOINTS:] for older in self._read(kept)["chain"]}
         for old in set(numbers) - needed:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 

@@ -45,7 +45,7 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 _KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
-_SWEEP, _ROUND = 128, 256  # ticks between sweeps, and until births come round
+_SWEEP_TICKS, _ROUND_TICKS = 128, 256  # ticks between sweeps, and until births come round
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +145,10 @@ class DeviceCache:
 
     def _sweep(self, tick: int) -> None:
         passed = tick - int(self._head[SWEPT])
-        if tick >= 0 and passed >= _SWEEP:
+        if tick >= 0 and passed >= _SWEEP_TICKS:
             self._head[SWEPT] = tick
             # Nobody looked for so long that births may have come round: whatever is there is old.
-            sweep_rows(tick, passed >= _ROUND - FRESH_TICKS, *self._arrays)
+            sweep_rows(tick, passed >= _ROUND_TICKS - FRESH_TICKS, *self._arrays)
 
     def keys(self, limit: int | None = None) -> I64:
         """Keys held, int64, the most recently used of every set first."""

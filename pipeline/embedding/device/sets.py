@@ -50,21 +50,21 @@ F32 = npt.NDArray[np.float32]
 WAYS = 6
 LINE_BYTES = 64
 BLOCK_IDS = 64
-_BLOCK, _NONE = np.uint64(BLOCK_IDS), np.uint64(0xFFFFFFFFFFFFFFFF)
+_BLOCK_U64, _NONE_U64 = np.uint64(BLOCK_IDS), np.uint64(0xFFFFFFFFFFFFFFFF)
 TRIES = 4
 FRESH_TICKS = 8
 """Ticks that a row stays fresh; births are kept modulo 256 ticks, so old rows are swept before that."""
 
 # Where the state stands in a set, in units of its own size.
 _LOCK_WORD = 12  # uint32: places taken, a bit each; BUSY; count of writes
-_STAMPS, _BORN = 52, 58  # uint8 [6]
-_TAKEN, _BUSY, _WRITE = np.uint32(63), np.uint32(64), np.uint32(128)
+_STAMPS_BYTE, _BORN_BYTE = 52, 58  # uint8 [6]
+_TAKEN_MASK, _BUSY_FLAG, _WRITE_MASK = np.uint32(63), np.uint32(64), np.uint32(128)
 
 # Words of the head: what all users of one cache share. Plain counts; racing threads may lose one.
 HEAD_WORDS = 16
 NOW, SEEN, CALLS, COUNTED, HAND, HELD, ENTERED, REFUSED, CONTENDED, SWEPT = range(10)
 
-FLOAT32, FLOAT16, INT8 = 0, 1, 2
+FLOAT32_CODE, FLOAT16_CODE, INT8_CODE = 0, 1, 2
 """Row formats. An int8 row has its float32 scale before its numbers."""
 
 
@@ -103,9 +103,9 @@ _copy_weight = mover("float32", 1)
 @njit(inline="always", cache=True)
 def _read_row(kind: Any, source: Any, to: Any, width: Any) -> None:
     """From one address to another: no arrays, which numba would count references of for each row."""
-    if kind == FLOAT32:
+    if kind == FLOAT32_CODE:
         _unpack32(source, to, width, np.float32(0.0))
-    elif kind == FLOAT16:
+    elif kind == FLOAT16_CODE:
         _unpack16(source, to, width, np.float32(0.0))
     else:
         _unpack8(source + np.uint64(4), to, width, load_f32(source))
@@ -113,10 +113,10 @@ def _read_row(kind: Any, source: Any, to: Any, width: Any) -> None:
 
 @njit(inline="always", cache=True)
 def _write_row(kind: Any, stored: Any, floats: Any, slot: Any, rows: Any, at: Any, width: Any) -> None:
-    if kind == FLOAT32:
+    if kind == FLOAT32_CODE:
         for c in range(width):
             floats[slot, c] = rows[at + c]
-    elif kind == FLOAT16:
+    elif kind == FLOAT16_CODE:
         source = np.uint64(rows.ctypes.data) + np.uint64(4) * np.uint64(at)
         to = np.uint64(stored.ctypes.data) + np.uint64(slot) * np.uint64(stored.shape[1])
         for c in range(width):
@@ -135,13 +135,13 @@ def _write_row(kind: Any, stored: Any, floats: Any, slot: Any, rows: Any, at: An
 @njit(inline="always", cache=True)
 def _is_old(line: Any, way: Any, tick: Any) -> Any:
     """Of a place of the set at this address."""
-    born = load_u8(line + np.uint64(_BORN) + np.uint64(way))
+    born = load_u8(line + np.uint64(_BORN_BYTE) + np.uint64(way))
     return tick >= 0 and np.uint8(np.uint8(tick) - born) > np.uint8(FRESH_TICKS)
 
 
 @njit(inline="always", cache=True)
 def _age(line: Any, way: Any, now: Any) -> Any:
-    return np.uint8(now - load_u8(line + np.uint64(_STAMPS) + np.uint64(way)))
+    return np.uint8(now - load_u8(line + np.uint64(_STAMPS_BYTE) + np.uint64(way)))
 
 
 @njit(inline="always", cache=True)
@@ -206,9 +206,9 @@ def _find_again(
     lock_at = line + np.uint64(4 * _LOCK_WORD)
     for _ in range(TRIES):
         lock = load_acquire(lock_at)
-        if lock & _BUSY:
+        if lock & _BUSY_FLAG:
             continue
-        ways = match_keys(line, key) & lock & _TAKEN
+        ways = match_keys(line, key) & lock & _TAKEN_MASK
         if ways == 0:
             break
         way = first_bit(ways)
@@ -268,15 +268,15 @@ def find_rows(
     head[CALLS] += np.uint64(1)
     counted = np.uint64(0)
     now = np.uint8(head[NOW])
-    for p in range(min(_BLOCK, total)):
+    for p in range(min(_BLOCK_U64, total)):
         hashes[p] = splitmix64(keys[p])
         homes[p] = _set_of(hashes[p], size)
         prefetch(set_at + homes[p] * np.uint64(LINE_BYTES))
     half = np.uint64(0)
-    for start in range(np.uint64(0), total, _BLOCK):
-        block = min(_BLOCK, total - start)
-        ahead = min(_BLOCK, total - start - block)
-        other = _BLOCK - half
+    for start in range(np.uint64(0), total, _BLOCK_U64):
+        block = min(_BLOCK_U64, total - start)
+        ahead = min(_BLOCK_U64, total - start - block)
+        other = _BLOCK_U64 - half
         sampled = block if counting else np.uint64(0)
         for p in range(phase, sampled, np.uint64(SAMPLE_LOOKUPS)):
             prefetch(sketch_at + line_of(hashes[half + p], lines) * np.uint64(8))
@@ -287,14 +287,14 @@ def find_rows(
                 hashes[other + p] = mixed
                 homes[other + p] = _set_of(mixed, size)
                 prefetch(set_at + homes[other + p] * np.uint64(LINE_BYTES))
-            ways[p] = _NONE
+            ways[p] = _NONE_U64
             q, home = start + p, homes[half + p]
             if found[q] != PENDING_STATUS and found[q] < STALE_STATUS:
                 continue
             line = set_at + home * np.uint64(LINE_BYTES)
             lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
-            locked[p] = lock & ~_BUSY  # so that one under way is never what it was
-            held = match_keys(line, keys[q]) & lock & _TAKEN
+            locked[p] = lock & ~_BUSY_FLAG  # so that one under way is never what it was
+            held = match_keys(line, keys[q]) & lock & _TAKEN_MASK
             if held != 0:
                 ways[p] = first_bit(held)
                 source = row_at + (home * np.uint64(WAYS) + ways[p]) * stride
@@ -306,7 +306,7 @@ def find_rows(
             counted += np.uint64(1)
         for p in range(block):
             q, way, home = start + p, ways[p], homes[half + p]
-            if way == _NONE:
+            if way == _NONE_U64:
                 continue
             line = set_at + home * np.uint64(LINE_BYTES)
             source = row_at + (home * np.uint64(WAYS) + way) * stride
@@ -320,8 +320,8 @@ def find_rows(
             if load_acquire(line + np.uint64(4 * _LOCK_WORD)) == locked[p]:
                 found[q] = mark | STALE_STATUS if old else mark
                 # Once per tick at most: a line written on each read would travel between cores.
-                if load_u8(line + np.uint64(_STAMPS) + way) != now:
-                    store_u8(line + np.uint64(_STAMPS) + way, now)
+                if load_u8(line + np.uint64(_STAMPS_BYTE) + way) != now:
+                    store_u8(line + np.uint64(_STAMPS_BYTE) + way, now)
             else:
                 result = _find_again(line, keys[q], source - way * stride, stride, row_to, weight_to, width, kind, tick)
                 found[q] = PENDING_STATUS if result == 0 else mark if result == 1 else mark | STALE_STATUS
@@ -379,7 +379,7 @@ def keep_rows(
             h = _set_of(asked[p], size)
             line = set_at + h * np.uint64(LINE_BYTES)
             lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
-            if lock & _TAKEN == _TAKEN and match_keys(line, keys[chosen[p]]) & _TAKEN == 0:
+            if lock & _TAKEN_MASK == _TAKEN_MASK and match_keys(line, keys[chosen[p]]) & _TAKEN_MASK == 0:
                 if estimate(sketch, asked[p], lines) == 0:
                     head[REFUSED] += np.uint64(1)
                     continue
@@ -392,17 +392,17 @@ def keep_rows(
             h = _set_of(mixed, size)
             line = set_at + h * np.uint64(LINE_BYTES)
             lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
-            if lock & _BUSY:
+            if lock & _BUSY_FLAG:
                 head[CONTENDED] += np.uint64(1)
                 continue
-            taken = lock & _TAKEN
+            taken = lock & _TAKEN_MASK
             ways = match_keys(line, keys[q]) & taken
             held = ways != 0
             if held:
                 way = np.int64(first_bit(ways))
                 if not (overwrite or _is_old(line, way, tick)):
                     continue
-            elif taken != _TAKEN:
+            elif taken != _TAKEN_MASK:
                 way = np.int64(first_bit(~taken))
             else:
                 way = _oldest(line, now)
@@ -411,7 +411,7 @@ def keep_rows(
                     head[REFUSED] += np.uint64(1)
                     continue
             # The lock says what it said before all this was read, or someone else was faster.
-            if not compare_and_swap(line + np.uint64(4 * _LOCK_WORD), lock, lock | _BUSY):
+            if not compare_and_swap(line + np.uint64(4 * _LOCK_WORD), lock, lock | _BUSY_FLAG):
                 head[CONTENDED] += np.uint64(1)
                 continue
             fence_release()
@@ -420,12 +420,12 @@ def keep_rows(
             _write_row(kind, stored, floats, slot, rows, at[q], width)
             if weighted:
                 floats[slot, last] = linear[linear_at[q]]
-            state[h, _STAMPS + way] = now
-            state[h, _BORN + way] = np.uint8(tick)
-            store_release(line + np.uint64(4 * _LOCK_WORD), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE)
+            state[h, _STAMPS_BYTE + way] = now
+            state[h, _BORN_BYTE + way] = np.uint8(tick)
+            store_release(line + np.uint64(4 * _LOCK_WORD), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE_MASK)
             if not held:
                 head[ENTERED] += np.uint64(1)
-                if taken != _TAKEN:
+                if taken != _TAKEN_MASK:
                     head[HELD] += np.uint64(1)
 
 
@@ -442,8 +442,8 @@ def sweep_rows(
         for w in range(WAYS):
             if everything or _is_old(at - np.uint64(4 * _LOCK_WORD), w, tick):
                 kept &= ~(np.uint32(1) << np.uint32(w))
-        if kept != lock and not lock & _BUSY and compare_and_swap(at, lock, lock | _BUSY):
-            store_release(at, kept + _WRITE)
+        if kept != lock and not lock & _BUSY_FLAG and compare_and_swap(at, lock, lock | _BUSY_FLAG):
+            store_release(at, kept + _WRITE_MASK)
             for w in range(WAYS):
                 head[HELD] -= np.uint64(((lock ^ kept) >> np.uint32(w)) & np.uint32(1))
 

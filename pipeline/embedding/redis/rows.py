@@ -40,7 +40,7 @@ KEY_BYTES = PREFIX_BYTES + 8
 CHECK_BYTES = 4
 
 CRLF_MASK = np.uint64(0x0A0D)
-MORE, DONE, REFUSED, GARBAGE = 0, 1, 2, 3
+MORE_STATUS, DONE_STATUS, REFUSED_STATUS, GARBAGE_STATUS = 0, 1, 2, 3
 """What `scan` found: the reply goes on, is whole, is an error of the server's, or is none of Redis'."""
 
 _KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
@@ -261,25 +261,25 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
     at, index = state[0], state[1]
     if index == 0:
         if filled == 0:
-            return MORE
+            return MORE_STATUS
         if data[0] == 45:  # "-"
-            return REFUSED
+            return REFUSED_STATUS
         if data[0] != 42:  # "*"
-            return GARBAGE
+            return GARBAGE_STATUS
         count, end = _number(data, 1, filled)
         if end < 0:
-            return MORE if end == -1 else GARBAGE
+            return MORE_STATUS if end == -1 else GARBAGE_STATUS
         if count != len(starts):
-            return GARBAGE
+            return GARBAGE_STATUS
         at, index = end, 1
-    result = MORE
+    result = MORE_STATUS
     base = np.uint64(data.ctypes.data)
     while index <= len(starts):
         if at >= filled:
             break
         size, end = _size(data, base, at, filled)
         if end == -2 or size < -1 or size > len(data):
-            result = GARBAGE
+            result = GARBAGE_STATUS
             break
         if end == -1:
             break
@@ -290,7 +290,7 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
             if end + size + 2 > filled:
                 break
             if _load64(base + np.uint64(end + size)) & np.uint64(0xFFFF) != CRLF_MASK:
-                result = GARBAGE
+                result = GARBAGE_STATUS
                 break
             starts[index - 1], sizes[index - 1] = end, size
             at = end + size + 2
@@ -298,7 +298,7 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
     state[0], state[1] = at, index
     if index <= len(starts):
         return result
-    return DONE if at == filled else GARBAGE
+    return DONE_STATUS if at == filled else GARBAGE_STATUS
 
 
 @njit(nogil=True, cache=True)

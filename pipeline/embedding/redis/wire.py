@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pipeline.clock import Clock
 from pipeline.embedding.redis.breaker import CircuitBreaker
-from pipeline.embedding.redis.rows import DONE, KEY_BYTES, MORE, REFUSED, scan
+from pipeline.embedding.redis.rows import DONE_STATUS, KEY_BYTES, MORE_STATUS, REFUSED_STATUS, scan
 from pipeline.errors import DeadlineExceeded
 from pipeline.redis.address import RedisAddress, Unusable
 
@@ -87,11 +87,11 @@ class Link:
                     raise Unusable("redis closed the connection")
                 filled += got
                 found = scan(reply, filled, state, starts, sizes)
-                if found == DONE:
+                if found == DONE_STATUS:
                     return
-                if found == REFUSED:
+                if found == REFUSED_STATUS:
                     raise Unusable(f"redis refused: {reply[: min(filled, 200)].tobytes()!r}")
-                if found != MORE or filled == len(reply) - WORD_BYTES:
+                if found != MORE_STATUS or filled == len(reply) - WORD_BYTES:
                     raise Unusable("redis answered what is not an answer to MGET")
         except TimeoutError:
             raise Late("redis did not answer in time") from None

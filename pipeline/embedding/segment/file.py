@@ -39,7 +39,7 @@ U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
 U64 = npt.NDArray[np.uint64]
 
-MAGIC, FORMAT = "baton-segment", 2
+MAGIC, FORMAT_VERSION = "baton-segment", 2
 META, PILOTS, CELLS, FILTER = "segment.json", "pilots.bin", "cells.bin", "filter.bin"
 CHECKED = ".checked"
 LOAD_FACTOR = 0.94
@@ -138,7 +138,7 @@ class Segment:
             }
         except (OSError, ValueError, TypeError) as error:
             raise BundleError(f"{path} is not a segment: {META}: {error}", META) from None
-        if (meta.magic, meta.format, meta.source) != (MAGIC, FORMAT, source):
+        if (meta.magic, meta.format, meta.source) != (MAGIC, FORMAT_VERSION, source):
             raise BundleError(f"{path} is a segment of another source or format", META)
         arrays = {name: _mapped(path / name, *shape) for name, shape in shapes.items()}
         segment = cls(path, meta, layout, arrays[PILOTS], arrays[CELLS], arrays[FILTER])
@@ -189,7 +189,7 @@ def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDA
 
 def meta_of(layout: Layout, source: str, **sizes: Any) -> Meta:
     """segment.json of this format."""
-    return Meta(MAGIC, FORMAT, source, layout.width, layout.dtype, layout.linear, **sizes)
+    return Meta(MAGIC, FORMAT_VERSION, source, layout.width, layout.dtype, layout.linear, **sizes)
 
 
 def write_meta(path: Path, meta: Meta) -> None:

@@ -29,7 +29,7 @@ WATCHED_EVERY_S = 2.0
 IDLE_EVERY_S = 10.0
 SLOW_EVERY_S = 10.0
 """For what is read from many files and changes seldom."""
-AUDIT_STEP, AUDIT_KEPT = 20, 500
+AUDIT_STEP_ENTRIES, AUDIT_KEPT_ENTRIES = 20, 500
 """Newest audit entries asked for at a reading, and kept per endpoint; `baton audit` has all."""
 
 log = logging.getLogger(__name__)
@@ -182,11 +182,11 @@ class Reader:
         """The newest entries of an endpoint; only what came since the last reading is asked for."""
         kept = self._audit.get(name, ())
         new: list[AuditEntry] = []
-        for many in (AUDIT_STEP, AUDIT_KEPT):
+        for many in (AUDIT_STEP_ENTRIES, AUDIT_KEPT_ENTRIES):
             new = [e for e in self._source.audit(name, many) if not kept or e.seq > kept[-1].seq]
             if len(new) < many:
                 break
-        self._audit[name] = (*kept, *new)[-AUDIT_KEPT:]
+        self._audit[name] = (*kept, *new)[-AUDIT_KEPT_ENTRIES:]
         return self._audit[name]
 
 
