@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import InvalidInput
-from serving.config.principal import Authenticator, Principal
+from serving.config.principal import Principal, PrincipalSource
 from serving.security.tokens import LOCAL
 
 __all__ = ["ACTOR", "KEY", "caller"]
@@ -14,11 +14,11 @@ KEY = "idempotency-key"
 """Header of the idempotency key."""
 
 
-def caller(authenticator: Authenticator, authorization: str, actor: str) -> Principal:
+def caller(authenticator: PrincipalSource, authorization: str, actor: str) -> Principal:
     """Who calls. Without configured tokens everyone on this machine is an operator and may say his name himself.
 
     Raises:
-        Unauthenticated: see `Authenticator`. InvalidInput: the name is too long.
+        Unauthenticated: see `PrincipalSource`. InvalidInput: the name is too long.
     """
     found = authenticator.authenticate(authorization)
     if found is not LOCAL or not actor:

@@ -20,10 +20,10 @@ from serving.admin.answers import Answer
 from serving.admin.audit import Audit
 from serving.admin.cache import Cache
 from serving.admin.endpoints import Endpoints
+from serving.admin.idempotency import IdempotencyCache
 from serving.admin.log import Log
 from serving.admin.metrics import Metrics
 from serving.admin.models import Models
-from serving.admin.once import Once
 from serving.admin.processes import Processes
 from serving.admin.requests import Request
 from serving.admin.rollouts import Rollouts
@@ -78,7 +78,7 @@ class Admin:
         self.cache = Cache(store, repository, self.processes, clock, upkeep)
         self.log = Log(config, store, traffic, clock)
         self.worker = Worker(self.processes, repository)
-        self._once = Once(open_keys(config), clock)
+        self._idempotency = IdempotencyCache(open_keys(config), clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 
     def call(self, verb: Verb[Q, A], request: Q, by: Principal, key: str = "") -> A:
@@ -89,18 +89,18 @@ class Admin:
             key: idempotency key of a verb that changes something, "" for none.
 
         Raises:
-            PermissionDenied: the caller's role does not suffice. See `Once.run` for keys, the verb's method for the rest.
+            PermissionDenied: the caller's role does not suffice. See `IdempotencyCache.run` for keys, the verb's method for the rest.
         """
         by.require(verb.role)
         handler = cast("Callable[[Q, Principal], A]", self._handlers[verb.name])
         if not (key and verb.mutating):
             return handler(request, by)
-        return self._once.run(by.name, key, verb.name, request, verb.answer, lambda: handler(request, by))
+        return self._idempotency.run(by.name, key, verb.name, request, verb.answer, lambda: handler(request, by))
 
     def close(self) -> None:
         """End what runs in the background and release what this has opened."""
         self.cache.close()
-        self._once.close()
+        self._idempotency.close()
 
     def _handler(self, name: str) -> Callable[[Any, Principal], Any]:
         service, _, method = name.partition(".")

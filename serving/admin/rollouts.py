@@ -19,7 +19,7 @@ from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.figures import Snapshot
-from serving.rollout.segments import Segments
+from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
 from serving.rollout.store import ControlStore, StoredRollout
@@ -80,10 +80,10 @@ class Rollouts:
             same_inputs(open_arm(self._repository, endpoint.stable, "stable"), candidate)
         schema = candidate.manifest.model_schema
         with _at(name, text, "analysis", "segments"):
-            Segments(schema, spec.analysis.segments)
+            Slices(schema, spec.analysis.segments)
         for number, guard in enumerate(spec.guards.segments):
             with _at(name, text, "guards", "segments", number, "field"):
-                Segments(schema, (), [(guard.field, value) for value in guard.values])
+                Slices(schema, (), [(guard.field, value) for value in guard.values])
         with self._lock:
             stored = self._controller.start(spec, by.name, request.reason, int(candidate.manifest.version))
         return self._told(stored)

@@ -53,7 +53,7 @@ Where = Annotated[
 ]
 Admit = Annotated[
     int,
-    typer.Option(min=1, max=255, help="Sightings before an id gets a row of its own; from now on, in the worker too"),
+    typer.Option(min=1, max=255, help="FirstSeen before an id gets a row of its own; from now on, in the worker too"),
 ]
 Evict = Annotated[
     int | None,

@@ -1,4 +1,4 @@
-"""`baton rollout watch`: a rollout as it moves. Drawn in place on a terminal, a line per change anywhere else, an object
+"""`baton rollout watch`: a rollout as it moves. Sample in place on a terminal, a line per change anywhere else, an object
 per line for programs. A server that goes away is waited for."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who calls, and as what. Every door turns credentials into a `Principal` by one `Authenticator` and asks it nothing else."""
+"""Who calls, and as what. Every door turns credentials into a `Principal` by one `PrincipalSource` and asks it nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pipeline.errors import PermissionDenied
 
-__all__ = ["Authenticator", "Principal", "Role"]
+__all__ = ["Principal", "PrincipalSource", "Role"]
 
 
 class Role(StrEnum):
@@ -31,7 +31,7 @@ class Principal:
             raise PermissionDenied(f"{self.name} is a {self.role}; this takes an {role}")
 
 
-class Authenticator(Protocol):
+class PrincipalSource(Protocol):
     """Tells who calls."""
 
     def authenticate(self, authorization: str) -> Principal:

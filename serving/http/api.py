@@ -12,7 +12,7 @@ from fastapi import FastAPI, Header, Response
 from fastapi.responses import JSONResponse
 
 from serving.admin import Admin
-from serving.config.principal import Authenticator
+from serving.config.principal import PrincipalSource
 from serving.http.errors import add_error_handlers
 from serving.http.verbs import admin_routes
 from serving.telemetry import METRICS_DIR, Format, merged
@@ -20,7 +20,7 @@ from serving.telemetry import METRICS_DIR, Format, merged
 __all__ = ["build_app"]
 
 
-def build_app(admin: Admin, home: Path, authenticator: Authenticator) -> FastAPI:
+def build_app(admin: Admin, home: Path, authenticator: PrincipalSource) -> FastAPI:
     """The application.
 
     Args:

@@ -16,7 +16,7 @@ from serving.admin import requests as r
 from serving.admin.answers import Answer
 from serving.admin.caller import ACTOR, KEY, caller
 from serving.admin.door import request_of
-from serving.config.principal import Authenticator, Principal
+from serving.config.principal import Principal, PrincipalSource
 
 __all__ = ["Ask", "asker", "changer"]
 
@@ -80,7 +80,7 @@ class Ask:
         return int(found[1])
 
 
-def asker(admin: Admin, authenticator: Authenticator) -> Callable[..., Ask]:
+def asker(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
     """The dependency of routes that change nothing."""
 
     def ask(
@@ -92,7 +92,7 @@ def asker(admin: Admin, authenticator: Authenticator) -> Callable[..., Ask]:
     return ask
 
 
-def changer(admin: Admin, authenticator: Authenticator) -> Callable[..., Ask]:
+def changer(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
     """The dependency of routes that change something: they take an idempotency key and If-Match as well."""
 
     def ask(

@@ -15,8 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from serving.config import ListenConfig
+from serving.security.authenticator import Authenticator
 from serving.security.certificates import Certificates
-from serving.security.doorkeeper import Doorkeeper
 from serving.security.session import Sessions
 from serving.security.web import Application, Receive, Scope, Send, WebGuard
 
@@ -53,7 +53,7 @@ class _Http(H11Protocol):
 
 def http_server(
     app: Application,
-    doorkeeper: Doorkeeper,
+    authenticator: Authenticator,
     sessions: Sessions,
     listen: ListenConfig,
     certificates: Certificates | None = None,
@@ -62,7 +62,7 @@ def http_server(
 ) -> uvicorn.Server:
     """A server of the application, not started. `port`: another than the configured one."""
     config = uvicorn.Config(
-        WebGuard(app, doorkeeper, sessions, listen),
+        WebGuard(app, authenticator, sessions, listen),
         host=listen.host,
         port=listen.http_port if port is None else port,
         http=_Http,

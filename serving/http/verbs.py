@@ -13,7 +13,7 @@ from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin import verbs as v
 from serving.admin.watch import Watchers
-from serving.config.principal import Authenticator
+from serving.config.principal import PrincipalSource
 from serving.http.ask import Ask, asker, changer
 from serving.http.errors import REFUSALS, problem_of
 
@@ -23,7 +23,7 @@ Name = Annotated[str, Path(min_length=1, max_length=200)]
 LINES = "application/x-ndjson"
 
 
-def admin_routes(admin: Admin, authenticator: Authenticator) -> APIRouter:
+def admin_routes(admin: Admin, authenticator: PrincipalSource) -> APIRouter:
     """All of them."""
     routes = APIRouter(prefix="/api/v1", responses=REFUSALS)
     reads = Depends(asker(admin, authenticator))

@@ -17,7 +17,7 @@ from serving.lane.served import ARM_NAMES, Key
 from serving.rollout.routing import Arm, ArmSpec, Endpoint
 from serving.state.kill import KillSwitch
 
-__all__ = ["DIRECT", "Desired", "EndpointSource", "Lookout"]
+__all__ = ["DIRECT", "Desired", "DesiredVersions", "EndpointSource"]
 
 DIRECT = "direct"
 """Stands for the arm where a model is called by its own name."""
@@ -51,7 +51,7 @@ class Desired:
         return {*self.arms.values(), *self.extra.values()}
 
 
-class Lookout:
+class DesiredVersions:
     """Looks at all that others may change. For one thread.
 
     Args:

@@ -14,12 +14,12 @@ from pipeline.bundle.footprint import memory_needed
 from pipeline.bundle.versions import Repository
 from serving.lane.served import Key
 
-__all__ = ["Room", "available_bytes"]
+__all__ = ["MemoryBudget", "available_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-class Room:
+class MemoryBudget:
     """Memory of the machine, or of the container that this process is in.
 
     Args:

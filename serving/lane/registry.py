@@ -20,8 +20,8 @@ from pipeline.clock import Clock
 from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.features import Features
 from pipeline.model.model import Model
-from serving.lane.desired import DIRECT, Desired, EndpointSource, Lookout
-from serving.lane.memory_budget import Room
+from serving.lane.desired import DIRECT, Desired, DesiredVersions, EndpointSource
+from serving.lane.memory_budget import MemoryBudget
 from serving.lane.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class _Failed:
     reason: str
     again_at: float
-    for_room: bool = False
+    for_memory: bool = False
 
 
 class Registry:
@@ -57,7 +57,7 @@ class Registry:
         max_candidates: most rows of one request.
         nice: priority of the loading thread; None leaves it (threads that a network opens inherit it).
         retry: seconds after which a version that could not be loaded is tried again.
-        room: asked whether a version fits into memory before it is loaded; None: all do.
+        memory_budget: asked whether a version fits into memory before it is loaded; None: all do.
         samples: requests to warm a version with, by the names under which it will be called; asked by the loader.
     """
 
@@ -73,10 +73,10 @@ class Registry:
         max_candidates: int,
         nice: int | None = NICE,
         retry: float = RETRY_S,
-        room: Room | None = None,
+        memory_budget: MemoryBudget | None = None,
         samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
     ) -> None:
-        self._lookout = Lookout(source, kill, repository, loads)  # the watcher's own
+        self._desired_versions = DesiredVersions(source, kill, repository, loads)  # the watcher's own
         self._repository = repository
         self._load = load
         self._clock = clock
@@ -84,7 +84,7 @@ class Registry:
         self._max_candidates = max_candidates
         self._nice = nice
         self._retry = retry
-        self._room = room
+        self._memory_budget = memory_budget
         self._samples = samples
         self._snapshot = Snapshot(MappingProxyType({}), MappingProxyType({}))
         self._changed = threading.Condition()
@@ -284,7 +284,7 @@ class Registry:
         now = self._clock.monotonic()
         with self._changed:
             failed = {key for key, failure in self._failed.items() if failure.again_at > now}
-        desired = self._lookout.look(failed)
+        desired = self._desired_versions.look(failed)
         with self._changed:
             if desired != self._desired or any(key not in self._loaded for key in desired.keys):
                 self._desired = desired
@@ -311,10 +311,10 @@ class Registry:
             names = {name for (name, _), wanted in self._desired.arms.items() if wanted == key} | {key[0]}
         served: Served | None = None
         reason = ""
-        for_room = False
+        for_memory = False
         try:
-            if self._room is not None and (reason := self._room.refusal(key, loaded)):
-                for_room = True
+            if self._memory_budget is not None and (reason := self._memory_budget.refusal(key, loaded)):
+                for_memory = True
                 raise NotReady(reason)
             model = self._load(*key)
             model.warm(self._samples(names))
@@ -336,7 +336,7 @@ class Registry:
                 self._loaded[key] = served
                 log.info("bundle %s version %s is ready", *key)
             else:
-                self._failed[key] = _Failed(reason, self._clock.monotonic() + self._retry, for_room)
+                self._failed[key] = _Failed(reason, self._clock.monotonic() + self._retry, for_memory)
             self._publish()
 
     # Publishing. `_changed` is held.
@@ -362,7 +362,7 @@ class Registry:
         leaving -= len(self._loaded)
         # What did not fit may do so now.
         self._failed = {
-            key: f for key, f in self._failed.items() if self._still_matters(key) and not (f.for_room and leaving)
+            key: f for key, f in self._failed.items() if self._still_matters(key) and not (f.for_memory and leaving)
         }
         snapshot = Snapshot(MappingProxyType(endpoints), MappingProxyType(dict(self._loaded)))
         self._snapshot = snapshot

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PairedWindow"]
+__all__ = ["ScoreRatio"]
 
 _ROWS, _STABLE, _CANDIDATE = range(3)
 
 
-class PairedWindow:
+class ScoreRatio:
     """A line of sums for each of the last `seconds` whole seconds and each endpoint; memory does not grow with traffic."""
 
     def __init__(self, seconds: int = 10) -> None:

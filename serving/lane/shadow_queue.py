@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MAX_RECORD_BYTES", "HandoffReceiver", "HandoffSender"]
+__all__ = ["MAX_RECORD_BYTES", "ShadowReceiver", "ShadowSender"]
 
 MAX_RECORD_BYTES = 64 << 20
 RECONNECT_S = 0.2
@@ -24,7 +24,7 @@ _HEAD = struct.Struct("<IB")
 _PATH_BYTES = 100  # a Unix socket's address holds 108 bytes
 
 
-class HandoffSender:
+class ShadowSender:
     """The lane's end, with a thread of its own.
 
     Args:
@@ -106,7 +106,7 @@ class HandoffSender:
             self.sent += 1
 
 
-class HandoffReceiver:
+class ShadowReceiver:
     """The shadow lane's end: listens, and queues what all lanes send.
 
     Args:

@@ -19,8 +19,8 @@ from serving.http.api import build_app
 from serving.http.port import http_server
 from serving.runtime.process import die_with_parent
 from serving.security.admitted import Admitted
+from serving.security.authenticator import Authenticator
 from serving.security.certificates import open_certificates
-from serving.security.doorkeeper import Doorkeeper
 from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
 from serving.services.admin import AdminServer
@@ -62,28 +62,28 @@ def run_control(config: Config) -> None:
 
 
 class _Ports:
-    """HTTP and gRPC of one control process, behind one doorkeeper."""
+    """HTTP and gRPC of one control process, behind one authenticator."""
 
     def __init__(self, config: Config, loops: ControlLoops, clock: Clock) -> None:
         listen = self._listen = config.listen
-        doorkeeper, certificates = Doorkeeper(config, clock), open_certificates(listen)
+        authenticator, certificates = Authenticator(config, clock), open_certificates(listen)
         loops.telemetry.tally(
             "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
-            lambda: doorkeeper.counters,
+            lambda: authenticator.counters,
         )  # fmt: skip
-        sessions = Sessions(doorkeeper, installation_secret(config), clock, secure=listen.tls is not None)
+        sessions = Sessions(authenticator, installation_secret(config), clock, secure=listen.tls is not None)
         app = build_app(loops.admin, config.home, Admitted())
         # A second of importing that only whoever shows pages is to pay, and after the loops have begun.
         from serving.http.console.app import mount_console
 
-        mount_console(app, loops.admin, config, clock, doorkeeper, sessions)
-        self.http: uvicorn.Server = http_server(app, doorkeeper, sessions, listen, certificates)
+        mount_console(app, loops.admin, config, clock, authenticator, sessions)
+        self.http: uvicorn.Server = http_server(app, authenticator, sessions, listen, certificates)
         self._grpc = AdminServer(
             loops.admin,
             Admitted(),
             Shell(listen.max_message_bytes, clock),
             listen.address(listen.admin_port),
-            interceptors=[AdmitInterceptor(doorkeeper)],
+            interceptors=[AdmitInterceptor(authenticator)],
             credentials=None if certificates is None else certificates.server_credentials(),
         )
 

@@ -34,11 +34,11 @@ from serving.config import Config, ListenConfig
 from serving.lane.desired import DIRECT
 from serving.lane.dispatch import Dispatcher
 from serving.lane.served import Snapshot
-from serving.lane.shadow_queue import HandoffSender
+from serving.lane.shadow_queue import ShadowSender
 from serving.lane.stages import lane_plan
 from serving.runtime.process import die_with_parent, write_status
+from serving.security.authenticator import Authenticator
 from serving.security.certificates import bind, open_certificates
-from serving.security.doorkeeper import Doorkeeper
 from serving.services.access import Access
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
@@ -93,7 +93,7 @@ class Lane:
         """
         config, clock = self._config, self._clock
         secret = installation_secret(config)
-        self._doorkeeper = Doorkeeper(config, clock)
+        self._authenticator = Authenticator(config, clock)
         self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)
         self._tracing = open_tracing(config.telemetry, self._name)
@@ -103,7 +103,7 @@ class Lane:
         self.writer = TrafficWriter(
             self._log, clock, capacity=config.traffic.buffer, delay_s=config.traffic.commit_interval
         )
-        self.sender = HandoffSender(config.shadow_socket, config.engine.shadow_queue)
+        self.sender = ShadowSender(config.shadow_socket, config.engine.shadow_queue)
         self.engine = Engine(
             lane_plan(Record(clock, self.writer.offer, self._to_shadow, self._has_candidate), config.stages),
             workers=config.engine.workers,
@@ -288,7 +288,7 @@ class Lane:
             self._tracing,
             message_seconds=self._config.engine.default_deadline,
         )
-        access = Access(self._config, self._doorkeeper)
+        access = Access(self._config, self._authenticator)
         inference = InferenceService(
             self.dispatcher, shell, access, ready=lambda: not self._draining and is_ready(self.registry.snapshot)
         )
@@ -374,7 +374,7 @@ class Lane:
             self.telemetry.include(TritonNames(self._name, lambda: self.dispatcher.tallies))
         self.telemetry.tally(
             "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
-            lambda: self._doorkeeper.counters,
+            lambda: self._authenticator.counters,
         )  # fmt: skip
         self.telemetry.tally(
             "baton_routing", "Requests without a routing key, whose candidate was not ready, or not recorded", "case",

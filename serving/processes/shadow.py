@@ -24,9 +24,9 @@ from pipeline.traffic.log import Scores
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
 from serving.lane.registry import Registry
-from serving.lane.score_ratio import PairedWindow
+from serving.lane.score_ratio import ScoreRatio
 from serving.lane.served import Served
-from serving.lane.shadow_queue import HandoffReceiver
+from serving.lane.shadow_queue import ShadowReceiver
 from serving.runtime.process import die_with_parent, step_back, write_status
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.tracing import Tracing, open_tracing, trace_id_of
@@ -144,7 +144,7 @@ class ShadowLane:
     """
 
     def __init__(
-        self, registry: Registry, receiver: HandoffReceiver, source: ScoreLog, catch_up: CatchUp,
+        self, registry: Registry, receiver: ShadowReceiver, source: ScoreLog, catch_up: CatchUp,
         clock: Clock, telemetry: Telemetry, tracing: Tracing | None = None,
     ) -> None:  # fmt: skip
         self._registry = registry
@@ -160,7 +160,7 @@ class ShadowLane:
         self.dropped: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.last_scored_ms = 0
-        self.paired = PairedWindow()
+        self.paired = ScoreRatio()
         self._next_pass = 0.0
         self._behind = False
 
@@ -323,7 +323,7 @@ def run_shadow(config: Config) -> None:
     registry = open_registry(config, clock, hierarchy, nice=None)
     registry.start()
     source = open_traffic_log(config)
-    receiver = HandoffReceiver(config.shadow_socket, config.engine.shadow_queue)
+    receiver = ShadowReceiver(config.shadow_socket, config.engine.shadow_queue)
     telemetry = Telemetry("shadow")
     catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place")
     tracing = open_tracing(config.telemetry, "shadow")

@@ -22,9 +22,9 @@ from pipeline.traffic.log import Labelled
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.rollout import blocks
 from serving.rollout.blocks import BlockTable
-from serving.rollout.figures import PhaseFigures, PhaseSums, Snapshot, field_stability, phase_figures, segment_figures
+from serving.rollout.figures import PhaseFigures, PhaseSums, Snapshot, field_stability, phase_figures, slice_figures
 from serving.rollout.outcome import count_outcome
-from serving.rollout.segments import Segments
+from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout
 
 __all__ = ["Analysis", "new_analysis"]
@@ -47,7 +47,7 @@ class Analysis:
         block_ms: length of a block.
         confidence: of the limits in `snapshot`.
         after: place in the labelled log to start after.
-        segments: fields that are looked at in parts; None: none.
+        slices: fields that are looked at in parts; None: none.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Analysis:
         block_ms: int,
         confidence: float = 0.95,
         after: int = 0,
-        segments: Segments | None = None,
+        slices: Slices | None = None,
     ) -> None:
-        self.endpoint, self.bundle, self.segments = endpoint, bundle, segments
+        self.endpoint, self.bundle, self.slices = endpoint, bundle, slices
         self.table = BlockTable(block_ms)
         self.seq = after
         self.overridden = self.exposed = self.paired = 0
@@ -114,8 +114,8 @@ class Analysis:
             overridden=self.overridden,
             coverage=self.paired / self.exposed if self.exposed else None,
             phases=tuple(self.phase_figures(at) for at in range(len(self._phases))),
-            segments=segment_figures(self.table, self.segments, self._error),
-            psi=field_stability(self.table, self.segments, [phase.entered_ms for phase in self._phases]),
+            segments=slice_figures(self.table, self.slices, self._error),
+            psi=field_stability(self.table, self.slices, [phase.entered_ms for phase in self._phases]),
         )
 
     def _collect(self, batch: _Batch, entry: Labelled) -> None:
@@ -145,7 +145,7 @@ class Analysis:
         stable, candidate, version = pair
         line[blocks.VERSION] = min(line[blocks.VERSION], version)
         mark = (block, phase, record.arm == "candidate")
-        parts = {} if self.segments is None else self.segments.of(record.features, entry.indices)
+        parts = {} if self.slices is None else self.slices.of(record.features, entry.indices)
         batch.append(entry.labels, stable, candidate, parts, *mark, 1.0)
         if rows < len(fresh):
             again = ~fresh
@@ -198,12 +198,12 @@ class Analysis:
                 at = at & served
                 if at.any():
                     here.served.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
-        if self.segments is not None:
+        if self.slices is not None:
             columns = np.stack([sign, sign * y, sign * stable, sign * candidate, sign * (losses[1] - losses[0])])
-            for field in self.segments.fields:
-                self._count_segments(field, self.segments.bounded(field, batch.codes(field)), block, columns)
+            for field in self.slices.fields:
+                self._count_slices(field, self.slices.bounded(field, batch.codes(field)), block, columns)
 
-    def _count_segments(
+    def _count_slices(
         self, field: str, codes: npt.NDArray[np.int64], block: npt.NDArray[np.int64], columns: F64
     ) -> None:
         """Add `columns` `[5, n]` to the lines of each row's part and block."""
@@ -212,11 +212,11 @@ class Analysis:
         cell = which * len(number) + when
         sums = np.stack([np.bincount(cell, column, len(part) * len(number)) for column in columns], axis=1)
         for at in np.unique(cell).tolist():
-            segment = (field, int(part[at // len(number)]))
-            table = self.table.segments.setdefault(segment, BlockTable(self.table.block_ms))
+            part_key = (field, int(part[at // len(number)]))
+            table = self.table.slices.setdefault(part_key, BlockTable(self.table.block_ms))
             line, at_block = sums[at], int(number[at % len(number)])
             into = table.line(at_block)
-            into[_SEGMENT_COLUMNS] += line
+            into[_SLICE_COLUMNS] += line
             into[blocks.VERSION] = min(into[blocks.VERSION], self.table.line(at_block)[blocks.VERSION])
 
     def _settle(self, block: int) -> None:
@@ -246,12 +246,12 @@ def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> 
     Raises:
         InvalidInput: a segment's field is not among the inputs of the candidate.
     """
-    named = [(guard.field, value) for guard, value in spec.named_segments]
-    segments = None
+    named = [(guard.field, value) for guard, value in spec.named_slices]
+    slices = None
     if named or spec.analysis.segments:
-        segments = Segments(schema(spec.candidate.bundle), spec.analysis.segments, named)
+        slices = Slices(schema(spec.candidate.bundle), spec.analysis.segments, named)
     return Analysis(
-        spec.endpoint, spec.candidate.bundle, spec.analysis.block_ms, spec.analysis.confidence, after, segments
+        spec.endpoint, spec.candidate.bundle, spec.analysis.block_ms, spec.analysis.confidence, after, slices
     )
 
 
@@ -296,7 +296,7 @@ class _Batch:
 
 
 _FINE = BinnedAuc()
-_SEGMENT_COLUMNS = [blocks.ROWS, blocks.CLICKS, blocks.STABLE, blocks.CANDIDATE, blocks.LOSS_DELTA]
+_SLICE_COLUMNS = [blocks.ROWS, blocks.CLICKS, blocks.STABLE, blocks.CANDIDATE, blocks.LOSS_DELTA]
 
 
 def _remember(ids: OrderedDict[str, None], prediction_id: str) -> None:

@@ -25,6 +25,6 @@ def on_candidate(salt: str, key: str, weight: float) -> bool:
 def held_out(salt: str, key: str, share: float) -> bool:
     """Whether `key` is of the `share` (0..1) of keys that stay on stable at any weight.
 
-    Drawn under a salt of its own, so that the holdout is a fair sample of the keys of every bucket.
+    Sample under a salt of its own, so that the holdout is a fair sample of the keys of every bucket.
     """
     return share > 0.0 and bucket(_HOLDOUT + salt, key) < 10_000.0 * share

@@ -12,11 +12,11 @@ from serving.rollout import evidence
 from serving.rollout.evidence import Limits, Test
 from serving.rollout.outcome import OutcomeSums
 
-__all__ = ["BlockTable", "Segment", "Selection"]
+__all__ = ["BlockTable", "Selection", "Slice"]
 
 F64 = npt.NDArray[np.float64]
-Segment = tuple[str, int]
-"""A field's name and what `serving.rollout.segments` makes of one of its values."""
+Slice = tuple[str, int]
+"""A field's name and what `serving.rollout.slices` makes of one of its values."""
 
 (
     TIME, ROWS, CLICKS, STABLE, CANDIDATE, LOSS_DELTA, AUC_DELTA,
@@ -140,13 +140,13 @@ class Selection:
 class BlockTable:
     """Lines that grow by block; out of order is fine, what is added can be taken back. Memory: 96 bytes a block.
 
-    `segments` holds a table of the same kind for every segment that is followed, with a line only where it has rows.
+    `slices` holds a table of the same kind for every slice of the traffic that is followed, with a line only where it has rows.
     `outcome` is what the arms' answers led to during the present stay, by key and not by block.
     """
 
     def __init__(self, block_ms: int) -> None:
         self.block_ms = block_ms
-        self.segments: dict[Segment, BlockTable] = {}
+        self.slices: dict[Slice, BlockTable] = {}
         self.outcome = OutcomeSums()
         self._lines = np.zeros((256, COLUMNS))
         self._at: dict[int, int] = {}
@@ -154,15 +154,15 @@ class BlockTable:
 
     @property
     def size(self) -> int:
-        """Number of lines, those of segments included."""
-        return len(self._at) + sum(table.size for table in self.segments.values())
+        """Number of lines, those of slices included."""
+        return len(self._at) + sum(table.size for table in self.slices.values())
 
-    def segment(self, segment: Segment, from_ms: int, version: int = 0, until_ms: int | None = None) -> Selection:
-        """As `select`, of one segment's rows; no blocks where it has none."""
-        table = self.segments.get(segment)
+    def slice(self, part: Slice, from_ms: int, version: int = 0, until_ms: int | None = None) -> Selection:
+        """As `select`, of one slice's rows; no blocks where it has none."""
+        table = self.slices.get(part)
         if table is None:
             return Selection(np.zeros((0, COLUMNS)))
-        table._open = self._open  # a block is closed by the rows of all, not by those of the segment
+        table._open = self._open  # a block is closed by the rows of all, not by those of the slice
         return table.select(from_ms, version, until_ms)
 
     def line(self, block: int) -> F64:
@@ -207,7 +207,7 @@ class BlockTable:
 
     def forget(self, before_ms: int) -> None:
         """Drop the lines of blocks that start before `before_ms`."""
-        for table in self.segments.values():
+        for table in self.slices.values():
             table.forget(before_ms)
         kept = {block: at for block, at in self._at.items() if block * self.block_ms >= before_ms}
         self._lines = np.concatenate([self._lines[list(kept.values())], np.zeros((256, COLUMNS))])

@@ -15,10 +15,10 @@ import numpy as np
 
 from pipeline.metrics import Sums
 from pipeline.reliability import calibration_error, deciles, score_stability, stability
-from serving.rollout.blocks import BlockTable, Segment, Selection
+from serving.rollout.blocks import BlockTable, Selection, Slice
 from serving.rollout.evidence import Limits
 from serving.rollout.outcome import ARMS, OutcomeSums
-from serving.rollout.segments import Segments
+from serving.rollout.slices import Slices
 
 __all__ = [
     "ArmFigures",
@@ -26,12 +26,12 @@ __all__ = [
     "LongRunFigures",
     "PhaseFigures",
     "PhaseSums",
-    "SegmentFigures",
+    "SliceFigures",
     "Snapshot",
     "field_stability",
     "outcome_figures",
     "phase_figures",
-    "segment_figures",
+    "slice_figures",
 ]
 
 
@@ -108,7 +108,7 @@ class PhaseFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentFigures:
+class SliceFigures:
     """Both arms on the rows of one part of the traffic, over the whole rollout.
 
     `logloss_delta` is the candidate's LogLoss minus stable's, nats per row.
@@ -158,7 +158,7 @@ class Snapshot:
     overridden: int
     coverage: float | None
     phases: tuple[PhaseFigures, ...]
-    segments: tuple[SegmentFigures, ...] = ()
+    segments: tuple[SliceFigures, ...] = ()
     psi: dict[str, float | None] = field(default_factory=dict)
     long_run: LongRunFigures | None = None
 
@@ -199,21 +199,21 @@ def outcome_figures(sums: OutcomeSums, error: float) -> dict[str, Interval]:
     return {**found, "difference": Interval.of(sums.difference(error))}
 
 
-def segment_figures(table: BlockTable, segments: Segments | None, error: float) -> tuple[SegmentFigures, ...]:
+def slice_figures(table: BlockTable, slices: Slices | None, error: float) -> tuple[SliceFigures, ...]:
     """Every part of every field that is looked at in parts, most rows first."""
-    if segments is None:
+    if slices is None:
         return ()
     total = float(table.select(0).rows.sum())
     found = []
-    for segment in table.segments:
-        chosen = table.segment(segment, 0)
+    for part in table.slices:
+        chosen = table.slice(part, 0)
         rows = float(chosen.rows.sum())
         if rows <= 0:
             continue
         found.append(
-            SegmentFigures(
-                field=segment[0],
-                segment=segments.name(segment),
+            SliceFigures(
+                field=part[0],
+                segment=slices.name(part),
                 rows=round(rows),
                 clicks=float(chosen.clicks.sum()),
                 share=rows / total,
@@ -225,17 +225,16 @@ def segment_figures(table: BlockTable, segments: Segments | None, error: float) 
     return tuple(sorted(found, key=lambda one: (one.field, -one.rows)))
 
 
-def field_stability(table: BlockTable, segments: Segments | None, entered_ms: Sequence[int]) -> dict[str, float | None]:
+def field_stability(table: BlockTable, slices: Slices | None, entered_ms: Sequence[int]) -> dict[str, float | None]:
     """Population stability index by field, between the blocks of the first stay and those of the last."""
-    if segments is None or len(entered_ms) < 2:
+    if slices is None or len(entered_ms) < 2:
         return {}
     spans = ((entered_ms[0], entered_ms[1]), (entered_ms[-1], None))
     found: dict[str, float | None] = {}
-    for name in segments.fields:
-        mine: list[Segment] = [segment for segment in table.segments if segment[0] == name]
+    for name in slices.fields:
+        mine: list[Slice] = [part for part in table.slices if part[0] == name]
         before, now = (
-            np.array([float(table.segment(one, start, until_ms=end).rows.sum()) for one in mine])
-            for start, end in spans
+            np.array([float(table.slice(one, start, until_ms=end).rows.sum()) for one in mine]) for start, end in spans
         )
         found[name] = _finite(stability(before, now))
     return found

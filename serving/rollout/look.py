@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.hashing import canonical, hash_value
 from serving.rollout.blocks import BlockTable, Selection
 from serving.rollout.evidence import Test, Verdict, attempt_error
-from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout, SegmentGuard
+from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout, SliceGuard
 from serving.rollout.state import RolloutState
 
 __all__ = ["Look"]
@@ -61,7 +61,7 @@ class Look:
 
         if spec.guards.outcome_delta_min is not None:
             self.seen["outcome_delta"] = _number(table.outcome.difference(self.error / 2).mean)
-        for guard, label, part in self._segments("evidence"):
+        for guard, label, part in self._slices("evidence"):
             self.seen[f"rows of {label}"] = float(part.rows.sum())
             if guard.logloss_delta_max is not None:
                 self.seen[f"logloss_delta of {label}"] = _number(_mean(part.loss_delta.sum(), part.rows.sum()))
@@ -109,11 +109,11 @@ class Look:
                 if _breached((test,)):
                     delta = guards.auc_delta_min - test.limits.mean
                     return "auc_delta_min", f"auc_delta {delta:+.5f} over the {name}, at least {guards.auc_delta_min:g}"
-            # One error is shared by all segments: each of many would otherwise raise a false alarm of its own.
-            for guard, label, part in self._segments(name):
+            # One error is shared by all slices: each of many would otherwise raise a false alarm of its own.
+            for guard, label, part in self._slices(name):
                 if part.blocks < least:
                     continue
-                for seen, tests in self._segment_tests(guard, part, error / len(self.spec.named_segments), least):
+                for seen, tests in self._slice_tests(guard, part, error / len(self.spec.named_slices), least):
                     if _breached(tests):
                         return "segments", f"segment {label}: {seen} over the {name} is shown to be worse"
         return None
@@ -159,30 +159,30 @@ class Look:
             delta = guards.auc_delta_min - test.limits.mean
             if test.verdict is not Verdict.HOLDS:
                 return self._lacking(f"auc_delta_min {guards.auc_delta_min:g}", f"difference {delta:+.5f}", (test,))
-        for guard, label, part in self._segments("evidence"):
+        for guard, label, part in self._slices("evidence"):
             if part.blocks < MIN_BLOCKS:
                 return f"segment {label}: {part.blocks} of the {MIN_BLOCKS} blocks that any evidence needs"
-            for seen, wanted in self._segment_tests(guard, part, self.error, MIN_BLOCKS):
+            for seen, wanted in self._slice_tests(guard, part, self.error, MIN_BLOCKS):
                 if not _all_hold(wanted):
                     return self._lacking(f"segment {label}", seen, wanted)
         return ""
 
-    def _segments(self, name: str) -> Iterator[tuple[SegmentGuard, str, Selection]]:
-        """Named segments with their blocks in the breach window or in all evidence, outages of labels left out."""
+    def _slices(self, name: str) -> Iterator[tuple[SliceGuard, str, Selection]]:
+        """Named slices with their blocks in the breach window or in all evidence, outages of labels left out."""
         since = self.state.evidence_from_ms
         if name == "window":
             since = max(since, math.ceil(self._window_ms))
-        for guard, value in self.spec.named_segments:
-            segment = (guard.field, hash_value(guard.field, value))
-            part = self._table.segment(segment, since, self.state.evidence_version)
+        for guard, value in self.spec.named_slices:
+            wanted = (guard.field, hash_value(guard.field, value))
+            part = self._table.slice(wanted, since, self.state.evidence_version)
             if self._outages:
                 part = part.where(~np.isin(part.time, list(self._outages)))
             yield guard, f"{guard.field}={canonical(value)}", part
 
-    def _segment_tests(
-        self, guard: SegmentGuard, part: Selection, error: float, least: int
+    def _slice_tests(
+        self, guard: SliceGuard, part: Selection, error: float, least: int
     ) -> Iterator[tuple[str, tuple[Test, ...]]]:
-        """(what is seen, tests that must hold) of one segment."""
+        """(what is seen, tests that must hold) of one slice."""
         if guard.logloss_delta_max is not None:
             delta = float(part.loss_delta.sum() / part.rows.sum())
             yield (

@@ -24,7 +24,7 @@ __all__ = [
     "CandidateRef",
     "Guards",
     "Rollout",
-    "SegmentGuard",
+    "SliceGuard",
     "Step",
     "place",
 ]
@@ -77,7 +77,7 @@ class Step(_Section):
         return self.bias_below
 
 
-class SegmentGuard(_Section):
+class SliceGuard(_Section):
     """No named part of the traffic may be worse: shown before each step, and stepping back where it is shown not to hold."""
 
     field: str = Field(min_length=1)
@@ -90,7 +90,7 @@ class SegmentGuard(_Section):
     """The candidate's relative bias on the segment's rows lies within plus and minus this."""
 
     @model_validator(mode="after")
-    def _asks_something(self) -> SegmentGuard:
+    def _asks_something(self) -> SliceGuard:
         if self.logloss_delta_max is None and self.bias_below is None:
             raise ValueError("asks for nothing; set logloss_delta_max or bias_below")
         return self
@@ -114,7 +114,7 @@ class Guards(_Section):
     outcome_delta_min: float | None = Field(None, ge=-1, le=1)
     """Candidate's outcome per request minus stable's, relative to stable's, at least, on what each answered itself during
     the present stay. Keys are what is dealt, so this asks for thousands of them; off unless set."""
-    segments: tuple[SegmentGuard, ...] = ()
+    segments: tuple[SliceGuard, ...] = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> Guards:
@@ -185,7 +185,7 @@ class Rollout(_Section):
         return data
 
     @property
-    def named_segments(self) -> tuple[tuple[SegmentGuard, str | int | float | bool | None], ...]:
+    def named_slices(self) -> tuple[tuple[SliceGuard, str | int | float | bool | None], ...]:
         """Every segment that a guard names: (guard, raw value)."""
         return tuple((guard, value) for guard in self.guards.segments for value in guard.values)
 

@@ -14,7 +14,7 @@ admitted: ContextVar[Principal | None] = ContextVar("admitted", default=None)
 
 
 class Admitted:
-    """The `Authenticator` behind a guarded port: it has been asked already, by token, certificate or session."""
+    """The `PrincipalSource` behind a guarded port: it has been asked already, by token, certificate or session."""
 
     def authenticate(self, authorization: str) -> Principal:
         """The principal that was let in.

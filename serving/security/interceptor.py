@@ -1,4 +1,4 @@
-"""The doorkeeper at the gRPC admin port: every method of every service but health's needs a principal.
+"""The authenticator at the gRPC admin port: every method of every service but health's needs a principal.
 
 Handlers ask `Admitted` who calls, and the verb's table whether that is enough. What is refused is refused before the
 handler runs.
@@ -13,7 +13,7 @@ import grpc
 
 from pipeline.errors import BatonError
 from serving.security.admitted import admitted
-from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.authenticator import Authenticator, Caller
 from serving.wire.errors import failure_of
 
 __all__ = ["AdmitInterceptor", "caller_of"]
@@ -22,10 +22,10 @@ OPEN = "/grpc.health.v1.Health/"
 
 
 class AdmitInterceptor(grpc.aio.ServerInterceptor):
-    """Asks the doorkeeper before each call."""
+    """Asks the authenticator before each call."""
 
-    def __init__(self, doorkeeper: Doorkeeper) -> None:
-        self._doorkeeper = doorkeeper
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
@@ -68,7 +68,7 @@ class AdmitInterceptor(grpc.aio.ServerInterceptor):
 
     async def _admit(self, context: Any) -> None:
         try:
-            admitted.set(self._doorkeeper.admit(caller_of(context)))
+            admitted.set(self._authenticator.admit(caller_of(context)))
         except BatonError as error:
             failure = failure_of(error, "")
             context.set_trailing_metadata(failure.metadata)

@@ -18,7 +18,7 @@ from itsdangerous import BadSignature, URLSafeSerializer
 from pipeline.clock import Clock
 from pipeline.errors import PermissionDenied
 from serving.config.principal import Principal
-from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.authenticator import Authenticator, Caller
 from serving.security.tokens import LOCAL
 
 __all__ = ["CSRF_HEADER", "Session", "Sessions"]
@@ -46,8 +46,8 @@ class Sessions:
         secure: whether the port speaks TLS; the cookie is then sent over TLS alone and bound to this host.
     """
 
-    def __init__(self, doorkeeper: Doorkeeper, secret: bytes, clock: Clock, *, secure: bool) -> None:
-        self._doorkeeper = doorkeeper
+    def __init__(self, authenticator: Authenticator, secret: bytes, clock: Clock, *, secure: bool) -> None:
+        self._authenticator = authenticator
         signing = {"digest_method": hashlib.sha256, "key_derivation": "hmac"}
         self._signer = URLSafeSerializer(secret, salt="baton session", signer_kwargs=signing)
         self._csrf_key = hmac.digest(secret, b"baton csrf", "sha256")
@@ -61,10 +61,10 @@ class Sessions:
         """The cookie's value for a caller that showed a token.
 
         Raises:
-            Unauthenticated, Overloaded: it did not; see `Doorkeeper.identify`.
+            Unauthenticated, Overloaded: it did not; see `Authenticator.identify`.
             PermissionDenied: it showed a certificate only, which it shows with each request anyway.
         """
-        known = self._doorkeeper.known(caller)
+        known = self._authenticator.known(caller)
         if not known.token:
             raise PermissionDenied("a session stands for a token; log in with one")
         ends = self._clock.wall_ms() + 1000 * LENGTH_S
@@ -77,7 +77,7 @@ class Sessions:
         if content is None:
             return None
         token, ends, nonce = content
-        principal = self._doorkeeper.good(token)
+        principal = self._authenticator.good(token)
         if principal is None or ends <= self._clock.wall_ms() or nonce in self._ended:
             return None
         return Session(principal, hmac.new(self._csrf_key, nonce.encode(), "sha256").hexdigest(), ends)
@@ -87,7 +87,7 @@ class Sessions:
 
         A page lives longer than the request that made it: ask again at each update and before each action.
         """
-        if self._doorkeeper.open:
+        if self._authenticator.open:
             return LOCAL
         session = self.find(value)
         return None if session is None else session.principal

@@ -187,7 +187,7 @@ class TokenStore:
 
 
 class TokenAuthenticator:
-    """Tells by its token who calls. See `serving.config.principal.Authenticator`.
+    """Tells by its token who calls. See `serving.config.principal.PrincipalSource`.
 
     Args:
         store: of the installation.

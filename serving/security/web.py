@@ -1,4 +1,4 @@
-"""The doorkeeper at the HTTP port, around the whole application: who asks, from which page, how much and how often.
+"""The authenticator at the HTTP port, around the whole application: who asks, from which page, how much and how often.
 
 Everything but `OPEN` needs a principal: a token, a client certificate with a role, or a browser's session; a browser
 without one is sent to the login page. A request that another site's page made is refused by its Host or Origin, and a
@@ -20,7 +20,7 @@ from pipeline.errors import BatonError, Overloaded, PermissionDenied, Unauthenti
 from serving.config import ListenConfig
 from serving.config.principal import Principal
 from serving.security.admitted import admitted
-from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.authenticator import Authenticator, Caller
 from serving.security.headers import response_headers
 from serving.security.session import CSRF_HEADER, Sessions
 
@@ -53,13 +53,13 @@ class WebGuard:
     def __init__(
         self,
         app: Application,
-        doorkeeper: Doorkeeper,
+        authenticator: Authenticator,
         sessions: Sessions,
         listen: ListenConfig,
         open_paths: Collection[str] = OPEN,
     ) -> None:
         self._app = app
-        self._doorkeeper = doorkeeper
+        self._authenticator = authenticator
         self._sessions = sessions
         self._listen = listen
         self._open = (*open_paths, "/metrics") if listen.open_metrics else tuple(open_paths)
@@ -129,13 +129,13 @@ class WebGuard:
         client = scope.get("client")
         caller = Caller(authorization, client[0] if client else "", scope.get("extensions", {}).get("baton.names", ()))
         cookie = _cookie(headers, self._sessions.cookie)
-        if cookie and not authorization and not self._doorkeeper.open:
+        if cookie and not authorization and not self._authenticator.open:
             session = self._sessions.find(cookie)
             if session is not None:
                 if scope["path"] != LOGIN:  # which begins another session and has none to be forged in
                     self._not_forged(scope, headers, session.csrf)
                 return session.principal
-        return None if self._is_open(scope) else self._doorkeeper.admit(caller)
+        return None if self._is_open(scope) else self._authenticator.admit(caller)
 
     def _is_open(self, scope: Scope) -> bool:
         path, reads = scope["path"], scope["type"] == "http" and scope["method"] in SAFE

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from serving.config import Config
 from serving.config.principal import Role
-from serving.security.doorkeeper import Doorkeeper
+from serving.security.authenticator import Authenticator
 from serving.services.rpc import Call
 
 __all__ = ["Access"]
@@ -24,8 +24,8 @@ class Access:
         label: asked before feedback is read; None: everyone may send it.
     """
 
-    def __init__(self, config: Config, doorkeeper: Doorkeeper) -> None:
-        self._doorkeeper = doorkeeper
+    def __init__(self, config: Config, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
         self._overrides = {name: endpoint.overrides for name, endpoint in config.endpoints.items()}
         listen = config.listen
         self.rank: Callable[[Call], None] | None = self._identify if listen.ranking == "identified" else None
@@ -37,7 +37,7 @@ class Access:
         Raises:
             Unauthenticated, PermissionDenied, Overloaded: the caller is no operator.
         """
-        self._doorkeeper.admit(call.caller).require(Role.OPERATOR)
+        self._authenticator.admit(call.caller).require(Role.OPERATOR)
 
     def override(self, endpoint: str, call: Call) -> None:
         """Asked when a caller chooses the arm of an endpoint that lets callers do so.
@@ -45,7 +45,7 @@ class Access:
         Raises:
             Unauthenticated, PermissionDenied, Overloaded: it may not.
         """
-        self._doorkeeper.override(call.caller, self._overrides.get(endpoint, False))
+        self._authenticator.override(call.caller, self._overrides.get(endpoint, False))
 
     def labels(self, call: Call, predictions: int) -> None:
         """Count what a caller sends, where it had to say who it is.
@@ -54,10 +54,10 @@ class Access:
             Overloaded: it is too much.
         """
         if call.known is not None:
-            self._doorkeeper.labels(call.known, predictions)
+            self._authenticator.labels(call.known, predictions)
 
     def _identify(self, call: Call) -> None:
-        self._doorkeeper.known(call.caller)
+        self._authenticator.known(call.caller)
 
     def _labeller(self, call: Call) -> None:
-        call.known = self._doorkeeper.labeller(call.caller)
+        call.known = self._authenticator.labeller(call.caller)

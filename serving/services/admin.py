@@ -25,7 +25,7 @@ from serving.admin.answers import Answer
 from serving.admin.caller import ACTOR, KEY, caller
 from serving.admin.door import request_of
 from serving.admin.watch import Watchers
-from serving.config.principal import Authenticator, Principal
+from serving.config.principal import Principal, PrincipalSource
 from serving.services.rpc import Call, Method, Shell, hard_limit, parse, serve
 
 __all__ = ["SERVICES", "AdminServer", "AdminServices", "verb_of"]
@@ -51,7 +51,7 @@ class AdminServices:
         authenticator: of callers.
     """
 
-    def __init__(self, admin: Admin, authenticator: Authenticator, shell: Shell) -> None:
+    def __init__(self, admin: Admin, authenticator: PrincipalSource, shell: Shell) -> None:
         self._admin = admin
         self._authenticator = authenticator
         self._shell = shell
@@ -122,7 +122,7 @@ class AdminServer:
     def __init__(
         self,
         admin: Admin,
-        authenticator: Authenticator,
+        authenticator: PrincipalSource,
         shell: Shell,
         address: str,
         *,

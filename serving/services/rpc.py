@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
-from serving.security.doorkeeper import Caller, Known
+from serving.security.authenticator import Caller, Known
 from serving.security.interceptor import caller_of
 from serving.telemetry.tracing import CallSpan, Tracing, trace_id_of
 from serving.wire.errors import Failure, failure_of

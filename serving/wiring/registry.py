@@ -10,7 +10,7 @@ from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.config import Config
-from serving.lane.memory_budget import Room
+from serving.lane.memory_budget import MemoryBudget
 from serving.lane.registry import NICE, Registry
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_control_store, open_kill_switch
@@ -45,6 +45,6 @@ def open_registry(
         loads=config.loads,
         max_candidates=config.listen.max_candidates,
         nice=nice if threads == 1 else None,
-        room=Room(repository, config.engine.memory_reserve_bytes),
+        memory_budget=MemoryBudget(repository, config.engine.memory_reserve_bytes),
         samples=samples,
     )

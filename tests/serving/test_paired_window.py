@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.lane.score_ratio import PairedWindow
+from serving.lane.score_ratio import ScoreRatio
 
 STEPS = st.lists(
     st.tuples(st.floats(0, 4), st.sampled_from(["ranker", "shop"]), st.integers(1, 50), st.floats(0, 1)), max_size=60
@@ -15,7 +15,7 @@ STEPS = st.lists(
 
 @given(STEPS, st.floats(0, 12))
 def test_the_window_sums_what_the_last_seconds_brought(steps: list[tuple[float, str, int, float]], wait: float) -> None:
-    window, now = PairedWindow(seconds=5), 100.0
+    window, now = ScoreRatio(seconds=5), 100.0
     added: list[tuple[int, str, int, float]] = []
     for passed, endpoint, rows, score in steps:
         now += passed

@@ -164,7 +164,7 @@ def test_a_store_that_fails_leaves_the_endpoints_and_the_kill_switch(
 
     source = Broken()
     registry = open_registry(installation.config, SystemClock())
-    registry._lookout._source = source  # type: ignore[assignment]
+    registry._desired_versions._source = source  # type: ignore[assignment]
     registry.start()
     assert registry.wait(lambda s: "ranker" in s.endpoints and s.endpoints["ranker"].stable is not None, 20)
     source.fails = True

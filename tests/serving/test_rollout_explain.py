@@ -11,7 +11,7 @@ from rollout_world import SPEC, World
 
 from pipeline.errors import NotFound
 from serving.rollout.reconcile import Observed
-from serving.rollout.spec import SegmentGuard
+from serving.rollout.spec import SliceGuard
 from serving.rollout.state import Pause, Phase, Promote
 
 
@@ -24,7 +24,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def test_every_verdict_on_labels_can_be_worked_out_again(world: World) -> None:
-    guard = SegmentGuard(field="tab", values=("home",), logloss_delta_max=0.05)
+    guard = SliceGuard(field="tab", values=("home",), logloss_delta_max=0.05)
     spec = SPEC.model_copy(update={"guards": SPEC.guards.model_copy(update={"segments": (guard,)})})
     world.seconds(3)
     world.controller.start(spec, "ada", "try it", version=1)

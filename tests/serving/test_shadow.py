@@ -11,7 +11,7 @@ from installation import Installation, eventually, running, shadow_process, stat
 from pipeline.features import Features
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
-from serving.lane.shadow_queue import HandoffReceiver, HandoffSender
+from serving.lane.shadow_queue import ShadowReceiver, ShadowSender
 from serving.processes.shadow import CatchUp, Outcome
 from serving.wiring.traffic import open_traffic_log
 
@@ -137,11 +137,11 @@ def test_catching_up_passes_only_what_is_settled(installation: Installation, tmp
 
 
 def test_a_full_queue_drops_the_oldest_and_says_so(tmp_path: Path) -> None:
-    sender = HandoffSender(tmp_path / "nobody.sock", 3)
+    sender = ShadowSender(tmp_path / "nobody.sock", 3)
     for i in range(5):
         assert sender.offer(bytes([i]))
     assert sender.dropped == {"no_shadow": 2}
-    receiver = HandoffReceiver(tmp_path / "nobody.sock", 2)
+    receiver = ShadowReceiver(tmp_path / "nobody.sock", 2)
     eventually(lambda: receiver.received == 3, "what waited arrives")
     assert receiver.dropped == {"queue_full": 1}
     assert receiver.take(10, 1) == [(b"\x03", ""), (b"\x04", "")]
@@ -151,8 +151,8 @@ def test_a_full_queue_drops_the_oldest_and_says_so(tmp_path: Path) -> None:
 
 def test_a_socket_may_lie_deep(tmp_path: Path) -> None:
     folder = tmp_path.joinpath(*(["deep" * 10] * 4))
-    receiver = HandoffReceiver(folder / "shadow.sock", 10)
-    sender = HandoffSender(folder / "shadow.sock", 10)
+    receiver = ShadowReceiver(folder / "shadow.sock", 10)
+    sender = ShadowSender(folder / "shadow.sock", 10)
     sender.offer(b"x" * 100_000, "00-trace-span-01")
     eventually(lambda: receiver.received == 1, "the record arrives")
     assert receiver.take(1, 1) == [(b"x" * 100_000, "00-trace-span-01")]
@@ -161,9 +161,9 @@ def test_a_socket_may_lie_deep(tmp_path: Path) -> None:
 
 
 def test_offering_never_waits_for_a_shadow_lane_that_hangs(tmp_path: Path) -> None:
-    receiver = HandoffReceiver(tmp_path / "s.sock", 10)
+    receiver = ShadowReceiver(tmp_path / "s.sock", 10)
     with receiver._changed:  # nobody can take or queue: the sender's socket fills
-        sender = HandoffSender(tmp_path / "s.sock", 4)
+        sender = ShadowSender(tmp_path / "s.sock", 4)
         done = threading.Event()
 
         def offer() -> None:

@@ -32,8 +32,8 @@ from serving.config.principal import Role
 from serving.http.api import build_app
 from serving.http.port import http_server
 from serving.security.admitted import Admitted
+from serving.security.authenticator import Authenticator
 from serving.security.certificates import Certificates, open_certificates
-from serving.security.doorkeeper import Doorkeeper
 from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
 from serving.services.admin import AdminServer
@@ -95,14 +95,14 @@ class Ports:
         self.made = Installation(home, listen=paper.listen(**tls))
         self.world = Operated(self.made)
         config, clock = self.made.config, self.world.clock
-        doorkeeper = Doorkeeper(config, clock)
+        authenticator = Authenticator(config, clock)
         certificates = open_certificates(config.listen)
         assert certificates is not None
         self.lane = RunningLane(config)
         self.http = http_server(
             build_app(self.world.admin, self.made.home, Admitted()),
-            doorkeeper,
-            Sessions(doorkeeper, b"s" * 32, clock, secure=True),
+            authenticator,
+            Sessions(authenticator, b"s" * 32, clock, secure=True),
             config.listen,
             certificates,
             port=free_port(),
@@ -112,7 +112,7 @@ class Ports:
             Admitted(),
             Shell(MESSAGE_BYTES, clock),
             "127.0.0.1:0",
-            interceptors=[AdmitInterceptor(doorkeeper)],
+            interceptors=[AdmitInterceptor(authenticator)],
             credentials=certificates.server_credentials(),
         )
         self._loop = uvloop.new_event_loop()

@@ -27,7 +27,7 @@ from serving.config import Config
 from serving.config.principal import Role
 from serving.http.port import HEADER_BYTES, http_server
 from serving.security.admitted import admitted
-from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.authenticator import Authenticator, Caller
 from serving.security.session import CSRF_HEADER, Sessions
 from serving.security.tokens import TokenStore
 from serving.security.web import MAX_BODY_BYTES
@@ -59,7 +59,7 @@ class Guarded:
     port: int
     tokens: TokenStore
     sessions: Sessions
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     http: httpx.Client
 
     def call(self, method: str, path: str, token: str = "", **more: Any) -> httpx.Response:
@@ -83,18 +83,18 @@ class Guarded:
 def guarded(home: Path, **listen: Any) -> Iterator[Guarded]:
     config = Config.model_validate({"home": home, "listen": listen})
     clock = SystemClock()
-    doorkeeper = Doorkeeper(config, clock)
-    sessions = Sessions(doorkeeper, b"s" * 32, clock, secure=False)
+    authenticator = Authenticator(config, clock)
+    sessions = Sessions(authenticator, b"s" * 32, clock, secure=False)
     routes = [Route(path, _answer, methods=["GET", "POST", "PUT", "DELETE"]) for path in PATHS]
     app = Starlette(routes=[*routes, WebSocketRoute("/ws", _socket)])
     port = free_port()
-    server = http_server(app, doorkeeper, sessions, config.listen, port=port)
+    server = http_server(app, authenticator, sessions, config.listen, port=port)
     thread = threading.Thread(target=server.run, name="guarded", daemon=True)
     thread.start()
     eventually(lambda: server.started, "the server listens")
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
     try:
-        yield Guarded(port, TokenStore(config.tokens), sessions, doorkeeper, http)
+        yield Guarded(port, TokenStore(config.tokens), sessions, authenticator, http)
     finally:
         http.close()
         server.should_exit = True
@@ -281,7 +281,7 @@ def _guess(door: Guarded) -> None:
     unknown = [door.call("GET", "/metrics", f"baton_{i:08x}_x").status_code for i in range(12)]
     assert unknown == [401] * 10 + [429] * 2
     assert door.call("GET", "/metrics", bob).status_code == 200
-    assert door.doorkeeper.counters["wrong_token"] == 20
+    assert door.authenticator.counters["wrong_token"] == 20
 
 
 def test_a_client_that_calls_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:

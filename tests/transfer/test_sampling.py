@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.features import Rows
-from transfer.offline.sampling import Drawn, log_k, strategic_batches
+from transfer.offline.sampling import Sample, log_k, strategic_batches
 
 
 def chunk(first, labels):
     n = len(labels)
     ids = np.arange(first, first + n, dtype=np.int64).reshape(-1, 1)
-    return Drawn(Rows(ids, np.zeros((n, 0), np.float32)), np.array(labels, np.float32), ids[:, 0])
+    return Sample(Rows(ids, np.zeros((n, 0), np.float32)), np.array(labels, np.float32), ids[:, 0])
 
 
 @given(rate=st.floats(0.001, 0.999), logit=st.floats(-4, 4))

@@ -37,7 +37,7 @@ class TableSettings:
     noise: float = 0.01
     """Deviation of a new row around its table's default row."""
     admit_after: int = 1
-    """Sightings after which an id gets a row; until then it takes its table's default row. 1: at once."""
+    """FirstSeen after which an id gets a row; until then it takes its table's default row. 1: at once."""
     evict_after: int | None = None
     """Rows trained since an id was last seen after which its row goes; None: never."""
 

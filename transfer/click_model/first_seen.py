@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Sightings"]
+__all__ = ["FirstSeen"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -18,10 +18,10 @@ SKETCH_BITS = 20
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
-class Sightings:
+class FirstSeen:
     """Counts up to 255 of 64-bit keys in 1 MiB.
 
-    >>> seen = Sightings()
+    >>> seen = FirstSeen()
     >>> key = np.array([42])
     >>> [seen.add(key).tolist() for _ in range(3)]
     [[1], [2], [3]]

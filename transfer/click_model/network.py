@@ -18,7 +18,7 @@ from pipeline.errors import DataError, InvalidInput
 from pipeline.inputs import Layout
 from pipeline.schema import Schema
 from transfer.model_zoo import resolve
-from transfer.model_zoo.split import Half, Halves
+from transfer.model_zoo.split import SplitHalf, SplitOutput
 
 __all__ = ["Network", "NumberTransform", "SplitNetwork", "shift", "steady"]
 
@@ -197,7 +197,7 @@ class SplitNetwork(nn.Module):
         assert request is not None
         context = self._half("context_", context_embeddings, context_linear, context_numbers)
         candidates = self._half("candidate_", candidate_embeddings, candidate_linear, candidate_numbers)
-        logit: Tensor = self.network.body.forward_split(Halves(context, candidates, request))
+        logit: Tensor = self.network.body.forward_split(SplitOutput(context, candidates, request))
         return logit
 
     def check(self) -> None:
@@ -236,7 +236,7 @@ class SplitNetwork(nn.Module):
                 "arch",
             )
 
-    def _half(self, prefix: str, embeddings: Tensor | None, linear: Tensor | None, numbers: Tensor | None) -> Half:
+    def _half(self, prefix: str, embeddings: Tensor | None, linear: Tensor | None, numbers: Tensor | None) -> SplitHalf:
         fields, raw, weights, columns = (
             self.get_buffer(prefix + name) for name in ("fields", "raw", "weights", "columns")
         )
@@ -247,4 +247,4 @@ class SplitNetwork(nn.Module):
         shape = (len(fields), self.network.width)
         vectors = some.new_zeros(rows, *shape) if embeddings is None else embeddings.view(-1, *shape)
         values = none if numbers is None or transform is None else transform(numbers, raw)
-        return Half(vectors, none if linear is None else linear, values, fields, columns, weights)
+        return SplitHalf(vectors, none if linear is None else linear, values, fields, columns, weights)

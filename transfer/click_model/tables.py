@@ -23,7 +23,7 @@ from pipeline.hashing import PAD_ID
 from pipeline.schema import Schema
 from transfer.click_model import kernels
 from transfer.click_model.blocks import Block, Changed, TableSettings, grown
-from transfer.click_model.first_seen import Sightings
+from transfer.click_model.first_seen import FirstSeen
 from transfer.click_model.slots import Lookup, apart, without_padding
 
 __all__ = ["Tables", "merged"]
@@ -64,7 +64,7 @@ class Tables:
         self._salts = self._salts.astype(np.int64)
         self.default: F32 = np.zeros((len(self.names), width), np.float32)
         self.default_linear: F32 = np.zeros(len(self.names), np.float32)
-        self._sightings = Sightings() if settings.admit_after > 1 else None
+        self._first_seen = FirstSeen() if settings.admit_after > 1 else None
         self._aged = 0
         self._clear(1024)
 
@@ -311,8 +311,8 @@ class Tables:
             "linear_sums": self._linear_sums[:collected].copy(),
             "aged": np.array([self._aged]),
         }
-        if self._sightings is not None:
-            arrays |= {f"sightings.{key}": value for key, value in self._sightings.state().items()}
+        if self._first_seen is not None:
+            arrays |= {f"first_seen.{key}": value for key, value in self._first_seen.state().items()}
         if slots is not None:
             arrays |= {"slots": slots, "used": np.array([len(self)])}
         return arrays | self._rows_state(slice(len(self)) if slots is None else slots)
@@ -343,8 +343,8 @@ class Tables:
         self._collected = collected
         if "aged" in arrays:  # bundles from before rows could go have none
             self._aged = int(arrays["aged"][0])
-        if self._sightings is not None and "sightings.counts" in arrays:
-            self._sightings.restore(arrays["sightings.counts"], arrays["sightings.added"])
+        if self._first_seen is not None and "first_seen.counts" in arrays:
+            self._first_seen.restore(arrays["first_seen.counts"], arrays["first_seen.added"])
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -368,11 +368,11 @@ class Tables:
 
     def _admitted(self, keys: I64) -> I64:
         """The keys with padding in place of those that have no row and were not seen often enough to get one."""
-        if self._sightings is None:
+        if self._first_seen is None:
             return keys
         waiting = (self._index.find(keys) < 0) & (keys != PAD_ID)
         if waiting.any():
-            rare = self._sightings.add(keys[waiting]) < self.settings.admit_after
+            rare = self._first_seen.add(keys[waiting]) < self.settings.admit_after
             keys[waiting] = np.where(rare, PAD_ID, keys[waiting])
         return keys
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transfer.model_zoo.split import Halves
+    from transfer.model_zoo.split import SplitOutput
 
 __all__ = ["Architecture", "mlp"]
 
@@ -41,7 +41,7 @@ class Architecture(nn.Module):
         `[n, numbers]`, standardised and free of NaN."""
         raise NotImplementedError
 
-    def forward_split(self, rows: Halves) -> Tensor:
+    def forward_split(self, rows: SplitOutput) -> Tensor:
         """The same logits `[n]` of rows whose context is kept once per request.
 
         Optional: an architecture that has it is also exported as context.onnx, which serves requests whose candidates

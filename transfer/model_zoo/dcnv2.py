@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from transfer.model_zoo.architecture import Architecture, mlp
-from transfer.model_zoo.split import Halves, picked
+from transfer.model_zoo.split import SplitOutput, picked
 
 __all__ = ["DCNv2"]
 
@@ -56,7 +56,7 @@ class DCNv2(Architecture):
         logit: Tensor = self.head(torch.cat([x, self.deep(x0)], 1)).squeeze(1)
         return logit
 
-    def forward_split(self, rows: Halves) -> Tensor:
+    def forward_split(self, rows: SplitOutput) -> Tensor:
         """The first cross layer is split by its inputs, the last one by its units: those of the context's columns enter
         the logit with weights `a = head * x_0`, which are the request's own, and `a . (W x + b) = (a W) . x + a . b` takes
         one vector `a W` per request instead of these units for every candidate."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from transfer.model_zoo.architecture import Architecture, FirstOrder, mlp, pairwise
-from transfer.model_zoo.split import Halves
+from transfer.model_zoo.split import SplitOutput
 
 __all__ = ["DeepFM"]
 
@@ -30,5 +30,5 @@ class DeepFM(Architecture):
         logit: Tensor = wide + self.deep(self.dense_input(embeddings, numbers)).squeeze(1)
         return logit
 
-    def forward_split(self, rows: Halves) -> Tensor:
+    def forward_split(self, rows: SplitOutput) -> Tensor:
         return rows.first_order(self.first) + rows.pairwise() + rows.mlp(self.deep).squeeze(1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from transfer.model_zoo.architecture import Architecture, mlp
-from transfer.model_zoo.split import Halves
+from transfer.model_zoo.split import SplitOutput
 
 __all__ = ["DNN"]
 
@@ -25,5 +25,5 @@ class DNN(Architecture):
         logit: Tensor = self.deep(self.dense_input(embeddings, numbers)).squeeze(1)
         return logit
 
-    def forward_split(self, rows: Halves) -> Tensor:
+    def forward_split(self, rows: SplitOutput) -> Tensor:
         return rows.mlp(self.deep).squeeze(1)

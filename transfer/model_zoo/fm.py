@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from transfer.model_zoo.architecture import Architecture, FirstOrder, pairwise
-from transfer.model_zoo.split import Halves
+from transfer.model_zoo.split import SplitOutput
 
 __all__ = ["FM"]
 
@@ -24,5 +24,5 @@ class FM(Architecture):
         logit: Tensor = self.first(linear, numbers) + pairwise(embeddings)
         return logit
 
-    def forward_split(self, rows: Halves) -> Tensor:
+    def forward_split(self, rows: SplitOutput) -> Tensor:
         return rows.first_order(self.first) + rows.pairwise()

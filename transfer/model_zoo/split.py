@@ -1,7 +1,7 @@
 """Rows in two halves: the context of a request, kept once, and its candidates.
 
 What is linear in its inputs (a perceptron's first layer, sums over fields) is computed for the context once per request
-and handed to its candidates as a vector; `Halves` has those operations, so that an architecture's `forward_split` reads
+and handed to its candidates as a vector; `SplitOutput` has those operations, so that an architecture's `forward_split` reads
 like its `forward`. Next stop: `transfer.click_model.network.SplitNetwork`, which makes the halves of a network's inputs.
 """
 
@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from transfer.model_zoo.architecture import FirstOrder
 
-__all__ = ["Half", "Halves"]
+__all__ = ["SplitHalf", "SplitOutput"]
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
+class SplitHalf:
     """Some of the fields, on rows of their own.
 
     Attributes:
@@ -57,11 +57,11 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class SplitOutput:
     """The context of r requests, n candidates, and for each of these its request, int64 `[n]`."""
 
-    context: Half
-    candidates: Half
+    context: SplitHalf
+    candidates: SplitHalf
     request: Tensor
 
     def spread(self, once: Tensor) -> Tensor:

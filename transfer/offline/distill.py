@@ -23,7 +23,7 @@ from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
 from transfer.data.log import Log
 from transfer.offline.projection import project_tables
-from transfer.offline.sampling import Drawn, log_k, strategic_batches
+from transfer.offline.sampling import Sample, log_k, strategic_batches
 from transfer.offline.train import Held, Progress, batch_for, first_rows
 from transfer.offline.window import Teacher, Window
 from transfer.quality.trust import Trust, label_losses
@@ -334,7 +334,7 @@ class _Stage1:
         tail = self._settings.tail
         return max(0.0, min(1.0 - tail, self._fresh - tail / 2)), self._fresh
 
-    def _drawn(self, ratio: float | None, first: float, held: tuple[float, float] | None = None) -> Iterator[Drawn]:
+    def _drawn(self, ratio: float | None, first: float, held: tuple[float, float] | None = None) -> Iterator[Sample]:
         """Batches: balanced ones along the whole window, or the share of its rows that begins at `first`, as they come."""
         s, window = self._settings, self._window
         size = s.batch or _batch(window.rows, ratio)
@@ -343,7 +343,7 @@ class _Stage1:
             return strategic_batches(chunks, batch=size, rng=self._rng)
         return self._scored(window.chunks(size, first, first + (ratio or 1.0)), held)
 
-    def _scored(self, chunks: Iterator[Drawn], held: tuple[float, float] | None) -> Iterator[Drawn]:
+    def _scored(self, chunks: Iterator[Sample], held: tuple[float, float] | None) -> Iterator[Sample]:
         """The same chunks; those between these shares of the window are scored before they are handed on."""
         first, last = (round(self._window.rows * share) for share in held or (1.0, 1.0))
         for chunk in chunks:
@@ -353,7 +353,7 @@ class _Stage1:
             self._done = min(self._total, self._done + len(chunk.labels))
             self._progress(self._done, self._total)
 
-    def _step(self, batch: Drawn, a: float, train_tables: bool) -> None:
+    def _step(self, batch: Sample, a: float, train_tables: bool) -> None:
         s, guide = self._settings, self._window.teacher_logits(batch)
         self._student.step(
             batch.rows,

@@ -16,22 +16,22 @@ import numpy.typing as npt
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 
-__all__ = ["Drawn", "log_k", "strategic_batches"]
+__all__ = ["Sample", "log_k", "strategic_batches"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class Sample:
     """Rows to train on, with labels float32 `[n]` and their places in the window, int64 `[n]`."""
 
     rows: Rows
     labels: F32
     places: I64
 
-    def take(self, index: npt.NDArray[np.integer]) -> Drawn:
-        return Drawn(self.rows.take(index), self.labels[index], self.places[index])
+    def take(self, index: npt.NDArray[np.integer]) -> Sample:
+        return Sample(self.rows.take(index), self.labels[index], self.places[index])
 
 
 def log_k(rate: float, sampled_rate: float = 0.5) -> float:
@@ -59,8 +59,8 @@ def log_k(rate: float, sampled_rate: float = 0.5) -> float:
 
 
 def strategic_batches(
-    chunks: Iterable[Drawn], *, batch: int, rng: np.random.Generator, positives: int | None = None
-) -> Iterator[Drawn]:
+    chunks: Iterable[Sample], *, batch: int, rng: np.random.Generator, positives: int | None = None
+) -> Iterator[Sample]:
     """One balanced batch of every chunk, in order.
 
     Args:
@@ -71,7 +71,7 @@ def strategic_batches(
         positives: rows of a batch that are positive; half of them unless said.
     """
     ones = batch // 2 if positives is None else positives
-    waiting: list[Drawn] = []
+    waiting: list[Sample] = []
     for chunk in chunks:
         waiting.append(chunk)
         joined = _join(waiting)
@@ -86,10 +86,10 @@ def strategic_batches(
         waiting = []
 
 
-def _join(parts: list[Drawn]) -> Drawn:
+def _join(parts: list[Sample]) -> Sample:
     if len(parts) == 1:
         return parts[0]
-    return Drawn(
+    return Sample(
         concat_rows([p.rows for p in parts]),
         np.concatenate([p.labels for p in parts]),
         np.concatenate([p.places for p in parts]),

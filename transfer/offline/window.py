@@ -17,7 +17,7 @@ from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.click_model.model import ClickModel
 from transfer.data.log import Log
-from transfer.offline.sampling import Drawn
+from transfer.offline.sampling import Sample
 
 __all__ = ["Teacher", "Window"]
 
@@ -73,16 +73,16 @@ class Window:
         self.rate = sum(positives for _, positives in sizes) / self.rows
         self._logits: F32 = np.full(self.rows, np.nan, np.float32)
 
-    def chunks(self, chunk_rows: int, first: float = 0.0, last: float = 1.0) -> Iterator[Drawn]:
+    def chunks(self, chunk_rows: int, first: float = 0.0, last: float = 1.0) -> Iterator[Sample]:
         """The rows between about these shares of the window, once, in time order, in chunks of about that many."""
         start, stop = (self._start + share * (self._stop - self._start) for share in (first, min(last, 1.0)))
         at = self.rows - self._log.rows_between(start, self._stop)
         for chunk in self._log.chunks(start, stop, chunk_rows):
             n = len(chunk.labels)
-            yield Drawn(chunk.rows, chunk.labels, np.arange(at, at + n))
+            yield Sample(chunk.rows, chunk.labels, np.arange(at, at + n))
             at += n
 
-    def teacher_logits(self, drawn: Drawn) -> F32:
+    def teacher_logits(self, drawn: Sample) -> F32:
         """The teacher's logits of drawn rows, float32 `[n]`.
 
         Raises:

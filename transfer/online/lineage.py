@@ -1,4 +1,4 @@
-"""A line of versions: one model in training, how its next version is calibrated, judged and published.
+"""A lineage of versions: one model in training, how its next version is calibrated, judged and published.
 
 A version is published from a committed checkpoint only, as a delta of the rows touched since the last one, or as a new
 base when the deltas have become many. A refused version keeps its number and its report; training goes on.
@@ -25,7 +25,7 @@ from transfer.click_model.model import ClickModel
 from transfer.online.recalibrate import HeldRows, Ring, recalibrate, window_for
 from transfer.quality.gate import GateLimits, judge
 
-__all__ = ["Line"]
+__all__ = ["Lineage"]
 
 RECENT_ROWS = 200_000
 # Fewer positives than this make AUC and LogLoss too noisy for margins of a few thousandths.
@@ -37,7 +37,7 @@ F32 = npt.NDArray[np.float32]
 
 
 @dataclass
-class Line:
+class Lineage:
     """The versions of one bundle name.
 
     Args:
@@ -77,7 +77,7 @@ class Line:
             now_ms: Unix time, written into the manifest.
 
         Raises:
-            NotReady: the disk is full or fails; the line stands where it stood.
+            NotReady: the disk is full or fails; the lineage stands where it stood.
         """
         current = self.model.calibration
         # Rows from before the base rate moved say nothing of how good a version is now.

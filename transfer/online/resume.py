@@ -15,7 +15,7 @@ from pipeline.errors import InvalidInput
 from transfer.click_model.model import ClickModel
 from transfer.online.checkpoint import Checkpoints, Place
 from transfer.online.codistill import CoDistiller
-from transfer.online.lineage import Line
+from transfer.online.lineage import Lineage
 from transfer.online.recalibrate import HeldRows
 
 __all__ = ["Resume"]
@@ -28,20 +28,20 @@ class Resume:
 
     Args:
         checkpoints: where.
-        repository: of the versions that the lines go on from.
-        lines, held, distiller: the parts; `restore` and `heal` write into them.
+        repository: of the versions that the lineages go on from.
+        lineages, held, distiller: the parts; `restore` and `heal` write into them.
     """
 
     def __init__(
         self,
         checkpoints: Checkpoints,
         repository: Repository,
-        lines: Sequence[Line],
+        lineages: Sequence[Lineage],
         held: HeldRows,
         distiller: CoDistiller,
     ) -> None:
         self._checkpoints, self._repository = checkpoints, repository
-        self._lines, self._held, self._distiller = lines, held, distiller
+        self._lineages, self._held, self._distiller = lineages, held, distiller
 
     def commit(self, place: Place) -> None:
         """Write a checkpoint: what changed since the last one, or everything where that is due.
@@ -50,17 +50,17 @@ class Resume:
             NotReady: the disk is full or fails; the last checkpoint is still the one to go on from.
         """
         changes = not self._checkpoints.whole_due
-        place.extra["lines"] = {line.role: line.state() for line in self._lines}
+        place.extra["lines"] = {lineage.role: lineage.state() for lineage in self._lineages}
         place.extra["adaptation"] = self._distiller.adaptation.state()
         arrays: dict[str, Any] = {"held": self._held.state()}
-        for line in self._lines:
-            header, tensors = line.model.state_dict(changes=changes)
-            place.extra[f"{line.role}_model"] = header
-            arrays[line.role] = tensors
-            arrays[f"{line.role}_recent"] = line.recent.state()
+        for lineage in self._lineages:
+            header, tensors = lineage.model.state_dict(changes=changes)
+            place.extra[f"{lineage.role}_model"] = header
+            arrays[lineage.role] = tensors
+            arrays[f"{lineage.role}_recent"] = lineage.recent.state()
         self._checkpoints.save(place, arrays, changes=changes)
-        for line in self._lines:
-            line.model.tables.saved()
+        for lineage in self._lineages:
+            lineage.model.tables.saved()
 
     def restore(self) -> Place | None:
         """Give all parts the state of the newest checkpoint; its place, or None where there is none.
@@ -75,44 +75,46 @@ class Resume:
         self._check(place.extra["lines"])
         self._held.restore(arrays.get("held", {}))
         self._distiller.adaptation.restore(place.extra["adaptation"])
-        for line in self._lines:
-            line.model.load_state(place.extra[f"{line.role}_model"], arrays[line.role])
-            line.recent.restore(arrays[f"{line.role}_recent"])
-            line.restore(place.extra["lines"][line.role])
-        for line in self._lines:
-            line.model.tables.saved()
+        for lineage in self._lineages:
+            lineage.model.load_state(place.extra[f"{lineage.role}_model"], arrays[lineage.role])
+            lineage.recent.restore(arrays[f"{lineage.role}_recent"])
+            lineage.restore(place.extra["lines"][lineage.role])
+        for lineage in self._lineages:
+            lineage.model.tables.saved()
         log.info("going on from position %d after %d batches", place.position, place.batches)
         return place
 
-    def heal(self, line: Line, reason: str) -> None:
+    def heal(self, lineage: Lineage, reason: str) -> None:
         """Take a model that has diverged back to the last checkpoint, or to its last version where there is none.
 
         Rows that it learned since then are lost to it; the place in the log stays.
         """
-        line.healed += 1
+        lineage.healed += 1
         found = self._checkpoints.load()
         if found is not None:
             place, arrays = found
-            line.model.load_state(place.extra[f"{line.role}_model"], arrays[line.role])
+            lineage.model.load_state(place.extra[f"{lineage.role}_model"], arrays[lineage.role])
             back = f"the state at position {place.position} of the log"
-        if found is None or not line.model.finite():
-            chain = [self._repository.open(line.name, version) for version in line.chain]
-            line.model.load_state(*ClickModel.from_bundle(chain, chain[-1]).state_dict())
-            back = f"version {line.version}"
-        log.error("%s has diverged (%s) and goes back to %s; %d times so far", line.name, reason, back, line.healed)
+        if found is None or not lineage.model.finite():
+            chain = [self._repository.open(lineage.name, version) for version in lineage.chain]
+            lineage.model.load_state(*ClickModel.from_bundle(chain, chain[-1]).state_dict())
+            back = f"version {lineage.version}"
+        log.error(
+            "%s has diverged (%s) and goes back to %s; %d times so far", lineage.name, reason, back, lineage.healed
+        )
 
-    def _check(self, lines: dict[str, Any]) -> None:
-        for line in self._lines:
-            theirs = lines.get(line.role)
-            if theirs is None or theirs["name"] != line.name:
+    def _check(self, lineages: dict[str, Any]) -> None:
+        for lineage in self._lineages:
+            theirs = lineages.get(lineage.role)
+            if theirs is None or theirs["name"] != lineage.name:
                 raise InvalidInput(
-                    f"{self._checkpoints.folder} holds the state of another pair of models ({lines}); "
+                    f"{self._checkpoints.folder} holds the state of another pair of models ({lineages}); "
                     "give this worker a folder of its own or remove that one"
                 )
-            there = self._repository.versions(line.name)
+            there = self._repository.versions(lineage.name)
             gone = [version for version in theirs["chain"] if version not in there]
             if gone:
                 raise InvalidInput(
-                    f"{self._checkpoints.folder} goes on from versions {', '.join(gone)} of {line.name}, which are not "
+                    f"{self._checkpoints.folder} goes on from versions {', '.join(gone)} of {lineage.name}, which are not "
                     "in the repository any more; bring them back, or remove that folder to start from the newest version"
                 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transfer.online.adapt import Adapted
 
-__all__ = ["Steering"]
+__all__ = ["WeightSchedule"]
 
 KEPT_BYTES = 4 << 20
 """Of the file, and of the older one beside it."""
@@ -20,7 +20,7 @@ KEPT_BYTES = 4 << 20
 log = logging.getLogger(__name__)
 
 
-class Steering:
+class WeightSchedule:
     """Appends records to `path`; when it is full it becomes `<path>.1` in place of the one before.
 
     Args:

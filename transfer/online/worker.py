@@ -1,6 +1,6 @@
 """The transfer worker: its own process; reads labelled traffic, co-distils, publishes.
 
-    labelled log -> batches (stream) -> co-distillation (codistill) -> checkpoint -> calibrate, judge, publish (line)
+    labelled log -> batches (stream) -> co-distillation (codistill) -> checkpoint -> calibrate, judge, publish (lineage)
 
 The place in the log is committed together with the models (resume), so a worker killed at any moment goes on from a
 state in which every row up to its place has been trained on exactly once. A model that diverges goes back to its last
@@ -31,12 +31,12 @@ from transfer.click_model.model import ClickModel
 from transfer.online.adapt import AdaptSettings
 from transfer.online.checkpoint import Checkpoints, Place
 from transfer.online.codistill import CoDistiller, Passed
-from transfer.online.lineage import Line
+from transfer.online.lineage import Lineage
 from transfer.online.recalibrate import HeldRows
 from transfer.online.replay_store import ReplayRows
 from transfer.online.resume import Resume
 from transfer.online.stream import StreamBatch, StreamRows, read_batches
-from transfer.online.weight_schedule import Steering
+from transfer.online.weight_schedule import WeightSchedule
 from transfer.quality.gate import GateLimits
 
 __all__ = ["Worker", "WorkerSettings"]
@@ -107,8 +107,8 @@ class Worker:
                 f"endpoint {settings.endpoint!r}: teacher and student are both bundle {settings.student!r}; "
                 "the student needs a name of its own"
             )
-        self._student = self._line("student", settings.student, repository)
-        self._teacher = self._line("teacher", settings.teacher, repository)
+        self._student = self._lineage("student", settings.student, repository)
+        self._teacher = self._lineage("teacher", settings.teacher, repository)
         if self._student.model.frozen:
             raise InvalidInput(
                 f"bundle {settings.student} has no training state: it serves but cannot learn; "
@@ -127,14 +127,14 @@ class Worker:
             seed=settings.seed,
             teacher_learns=not self._teacher.model.frozen,
         )
-        self._resume = Resume(Checkpoints(settings.folder), repository, self._lines, self._held, self._distiller)
+        self._resume = Resume(Checkpoints(settings.folder), repository, self._lineages, self._held, self._distiller)
         self.place = self._resume.restore() or self.place
-        self._steering = Steering(settings.folder / "steering.jsonl", self.place.batches)
+        self._weight_schedule = WeightSchedule(settings.folder / "steering.jsonl", self.place.batches)
         now = self._clock.monotonic()
         self._last_publish = {"student": now, "teacher": now}
         self._last_commit = now
         self._committed = self.place.position
-        self._goes_on_from = {line.name: list(line.chain) for line in self._lines}
+        self._goes_on_from = {lineage.name: list(lineage.chain) for lineage in self._lineages}
         self._last_report: dict[str, GateReport] = {}
         self._last_loss: float | None = None
         self._aside_in_row = 0
@@ -157,7 +157,7 @@ class Worker:
         s = self._settings
         schema = self._student.model.schema
         learned = False
-        self._publish([line for line in self._lines if line.role in self.place.publishing], commit=False)
+        self._publish([lineage for lineage in self._lineages if lineage.role in self.place.publishing], commit=False)
         batches = read_batches(
             self._traffic, s.endpoint, schema, self.place.position, rows=s.batch_rows, holdout=s.holdout
         )
@@ -183,17 +183,17 @@ class Worker:
 
     def commit(self) -> None:
         """Write a checkpoint of everything up to the present place. A model that has diverged goes back first."""
-        for line in self._lines:
-            if not line.model.finite():
-                self._resume.heal(line, "its weights are not finite")
+        for lineage in self._lineages:
+            if not lineage.model.finite():
+                self._resume.heal(lineage, "its weights are not finite")
         self._resume.commit(self.place)
         self._committed = self.place.position
-        self._goes_on_from = {line.name: list(line.chain) for line in self._lines}
+        self._goes_on_from = {lineage.name: list(lineage.chain) for lineage in self._lineages}
         self._last_commit = self._clock.monotonic()
 
     @property
-    def _lines(self) -> tuple[Line, ...]:
-        """The lines that learn."""
+    def _lineages(self) -> tuple[Lineage, ...]:
+        """The lineages that learn."""
         return (self._student,) if self._teacher.model.frozen else (self._student, self._teacher)
 
     def _learn(self, batch: StreamBatch) -> None:
@@ -208,7 +208,7 @@ class Worker:
             self._teacher.recent.add(np.where(late, np.float32(-np.inf), passed.teacher)[scored], labels[scored])
             self._hold(batch.held, passed)
             self._last_loss = passed.loss
-            self._steering.add(passed.adapted)
+            self._weight_schedule.add(passed.adapted)
             self.place.trained_rows += len(batch.train)
         self.place.position = batch.last
         self.place.batches = number
@@ -246,47 +246,47 @@ class Worker:
         s = self._settings
         now = self._clock.monotonic()
         due = [
-            line
-            for line, interval in ((self._student, s.publish_interval), (self._teacher, s.teacher_publish_interval))
-            if line in self._lines
-            and not (line is self._teacher and self._distiller.adaptation.retired)
-            and now - self._last_publish[line.role] >= interval
-            and self.place.batches - line.published_batch >= s.publish_batches
+            lineage
+            for lineage, interval in ((self._student, s.publish_interval), (self._teacher, s.teacher_publish_interval))
+            if lineage in self._lineages
+            and not (lineage is self._teacher and self._distiller.adaptation.retired)
+            and now - self._last_publish[lineage.role] >= interval
+            and self.place.batches - lineage.published_batch >= s.publish_batches
         ]
         if not due or self._held.labels.sum() < s.gate.min_positives:
             return
         # A worker killed from here on publishes them as soon as it is back: what is learned after a publication depends on
         # its calibration, and so must not depend on whether it was cut short.
-        self.place.publishing = [line.role for line in due]
+        self.place.publishing = [lineage.role for lineage in due]
         self._publish(due, commit=True)
 
-    def _publish(self, due: Sequence[Line], *, commit: bool) -> None:
-        """Publish the next versions of lines from the state as it is, which the newest checkpoint holds or, with
+    def _publish(self, due: Sequence[Lineage], *, commit: bool) -> None:
+        """Publish the next versions of lineages from the state as it is, which the newest checkpoint holds or, with
         `commit`, will hold."""
-        for line in due:
-            self._last_publish[line.role] = self._clock.monotonic()  # what fails is tried again after as long
+        for lineage in due:
+            self._last_publish[lineage.role] = self._clock.monotonic()  # what fails is tried again after as long
         try:
             if commit:
                 self.commit()
-            for line in due:
-                anchor = self._anchor() if line is self._student else None
-                self._last_report[line.role] = line.publish(
+            for lineage in due:
+                anchor = self._anchor() if lineage is self._student else None
+                self._last_report[lineage.role] = lineage.publish(
                     self._held, self.place.trained_rows, self.place.batches, anchor, self._clock.wall_ms()
                 )
-                self._last_publish[line.role] = self._clock.monotonic()
+                self._last_publish[lineage.role] = self._clock.monotonic()
         except NotReady as error:
             log.error("nothing is published now: %s", error)
         finally:
             self.place.publishing = []
 
-    def _line(self, role: str, name: str, repository: Repository) -> Line:
+    def _lineage(self, role: str, name: str, repository: Repository) -> Lineage:
         s = self._settings
         chain = repository.newest(name, verify=True, notes=s.segments / name / NOTES)
         model = ClickModel.from_bundle(chain, chain[-1])
         model.stored = s.rows or model.stored
         model.to(device_for(s.device))
         versions = [bundle.manifest.version for bundle in chain]
-        return Line(role, name, model, repository, s.segments, s.gate, s.compact_after, versions)
+        return Lineage(role, name, model, repository, s.segments, s.gate, s.compact_after, versions)
 
     def write_status(self) -> None:
         """Tell others how far it is."""
@@ -300,18 +300,19 @@ class Worker:
             "held_rows": newest.held_rows,
             "set_aside": newest.set_aside,
             "unguided_rows": self._distiller.unguided_rows,
-            "healed": {line.name: line.healed for line in self._lines},
+            "healed": {lineage.name: lineage.healed for lineage in self._lineages},
             "teacher_retired": self._distiller.adaptation.retired,
             "loss": self._last_loss if math.isfinite(self._last_loss or 0.0) else None,
             "weight": self._distiller.adaptation.a,
             "replay_ratio": self._distiller.adaptation.replay,
             "teacher_every": self._distiller.adaptation.every,
-            "versions": {line.name: line.version for line in self._lines},
+            "versions": {lineage.name: lineage.version for lineage in self._lineages},
             # Versions that it needs to go on, from here or after a crash from its last checkpoint.
             "chains": {
-                line.name: sorted({*line.chain, *self._goes_on_from[line.name]}, key=int) for line in self._lines
+                lineage.name: sorted({*lineage.chain, *self._goes_on_from[lineage.name]}, key=int)
+                for lineage in self._lineages
             },
-            "refused": {line.name: line.refused for line in self._lines},
+            "refused": {lineage.name: lineage.refused for lineage in self._lineages},
             "reports": {role: report.model_dump() for role, report in self._last_report.items()},
         }
         staging = self._settings.status.with_suffix(".tmp")

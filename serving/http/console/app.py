@@ -39,7 +39,7 @@ from serving.http.console.theme import ICON, STYLE
 from serving.http.console.traffic import Arms, Latency, Shadow, Tiers, Versions
 from serving.http.console.visitors import Visitors
 from serving.http.console.worker import Learner
-from serving.security.doorkeeper import Doorkeeper
+from serving.security.authenticator import Authenticator
 from serving.security.session import Sessions
 
 __all__ = ["mount_console"]
@@ -64,10 +64,10 @@ class _Only(Mount):
 
 
 def mount_console(
-    app: FastAPI, admin: Admin, config: Config, clock: Clock, doorkeeper: Doorkeeper, sessions: Sessions
+    app: FastAPI, admin: Admin, config: Config, clock: Clock, authenticator: Authenticator, sessions: Sessions
 ) -> None:
     """Add the console to the application; the last routes to be added. Once per process: NiceGUI is one application."""
-    console = _Console(admin, config, clock, Visitors(doorkeeper, sessions))
+    console = _Console(admin, config, clock, Visitors(authenticator, sessions))
     ui.add_head_html(f"<style>{STYLE}</style>", shared=True)
     ui.page("/", title="Baton", reconnect_timeout=KEPT_S)(console.landing)
     ui.page("/endpoints/{name}", title="Baton", reconnect_timeout=KEPT_S)(console.endpoint)

@@ -14,7 +14,7 @@ from serving.http.console.policy import HEADER, PAGES, policy
 from serving.http.console.shell import THEME, Theme
 from serving.http.console.theme import ICON, STYLE
 from serving.http.console.visitors import Visitors
-from serving.security.doorkeeper import Caller
+from serving.security.authenticator import Caller
 from serving.security.session import LENGTH_S
 
 __all__ = ["login_routes"]

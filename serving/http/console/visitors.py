@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from pipeline.errors import BatonError, PermissionDenied, Unauthenticated
 from serving.config.principal import Principal, Role
-from serving.security.doorkeeper import Caller, Doorkeeper
+from serving.security.authenticator import Authenticator, Caller
 from serving.security.session import Sessions
 
 __all__ = ["Visitor", "Visitors"]
@@ -17,8 +17,8 @@ __all__ = ["Visitor", "Visitors"]
 class Visitors:
     """Of one installation. The port has let them in already; a page outlives the request that was let in."""
 
-    def __init__(self, doorkeeper: Doorkeeper, sessions: Sessions) -> None:
-        self.doorkeeper, self.sessions = doorkeeper, sessions
+    def __init__(self, authenticator: Authenticator, sessions: Sessions) -> None:
+        self.authenticator, self.sessions = authenticator, sessions
 
     def of(self, request: Request) -> Visitor:
         """Who asks for a page."""
@@ -47,7 +47,7 @@ class Visitor:
             return found
         if not (self.caller.authorization or self.caller.certificate):
             raise Unauthenticated("your session has ended; sign in again")
-        known = self.visitors.doorkeeper.known(self.caller)
+        known = self.visitors.authenticator.known(self.caller)
         if known.role is None:
             raise PermissionDenied(f"certificate {known.names[0]} has no role")
         return Principal(known.names[0], known.role)
@@ -69,7 +69,7 @@ class Visitor:
     @property
     def signed_in(self) -> bool:
         """Whether there is a session to sign out of."""
-        return bool(self.csrf) and not self.visitors.doorkeeper.open
+        return bool(self.csrf) and not self.visitors.authenticator.open
 
     def leave(self) -> None:
         """Sign out."""

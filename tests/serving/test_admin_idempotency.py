@@ -19,7 +19,7 @@ from pipeline.errors import Conflict, InvalidInput
 from serving.admin import VERBS
 from serving.admin.answers import CacheWarming
 from serving.admin.door import request_of
-from serving.admin.once import Once
+from serving.admin.idempotency import IdempotencyCache
 from serving.admin.requests import EndpointName
 from serving.state.idempotency import SqliteKeys
 
@@ -45,7 +45,7 @@ def call(world: Operated, verb: str, key: str = "", **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("door", ["REST", "gRPC"])
-def test_the_same_call_twice_happens_once(world: Operated, door: str) -> None:
+def test_the_same_call_twice_happens_idempotency(world: Operated, door: str) -> None:
     with (http_port if door == "REST" else admin_port)(world) as port:
         way = Rest(port, "ann", key="k-1") if door == "REST" else Grpc(port, "ann", key="k-1")
         first = way.do("rollouts.start", file=rollout_file(), reason="new")
@@ -75,13 +75,13 @@ def test_keys_are_plain(world: Operated, key: str) -> None:
 
 def test_keys_outlive_a_restart_and_what_was_cut_off_is_not_done_again(tmp_path: Path) -> None:
     path, clock, request = tmp_path / "control.db", Turned(), EndpointName(name="a")
-    once = Once(keys(tmp_path), clock)
-    assert once.run("ann", "k", "v", request, CacheWarming, lambda: DONE) == DONE
-    once.close()
+    cache = IdempotencyCache(keys(tmp_path), clock)
+    assert cache.run("ann", "k", "v", request, CacheWarming, lambda: DONE) == DONE
+    cache.close()
     with sqlite3.connect(path) as database:  # as a crash in the middle leaves it
         database.execute("INSERT INTO answers SELECT caller, 'cut', digest, NULL, time_ms FROM answers")
     database.close()
-    again = Once(keys(tmp_path), clock)
+    again = IdempotencyCache(keys(tmp_path), clock)
     assert again.run("ann", "k", "v", request, CacheWarming, _never) == DONE
     with pytest.raises(Conflict, match="cut off"):
         again.run("ann", "cut", "v", request, CacheWarming, _never)
@@ -89,7 +89,7 @@ def test_keys_outlive_a_restart_and_what_was_cut_off_is_not_done_again(tmp_path:
 
 
 def test_the_second_of_two_at_once_is_told_to_wait(tmp_path: Path) -> None:
-    once, request = Once(keys(tmp_path), Turned()), EndpointName(name="a")
+    cache, request = IdempotencyCache(keys(tmp_path), Turned()), EndpointName(name="a")
     begun, go = threading.Event(), threading.Event()
 
     def slow() -> CacheWarming:
@@ -97,30 +97,30 @@ def test_the_second_of_two_at_once_is_told_to_wait(tmp_path: Path) -> None:
         assert go.wait(60)
         return DONE
 
-    first = threading.Thread(target=lambda: once.run("ann", "k", "v", request, CacheWarming, slow))
+    first = threading.Thread(target=lambda: cache.run("ann", "k", "v", request, CacheWarming, slow))
     first.start()
     assert begun.wait(60)
     with pytest.raises(Conflict, match="under way"):
-        once.run("ann", "k", "v", request, CacheWarming, _never)
+        cache.run("ann", "k", "v", request, CacheWarming, _never)
     go.set()
     first.join(60)
-    assert once.run("ann", "k", "v", request, CacheWarming, _never) == DONE
-    once.close()
+    assert cache.run("ann", "k", "v", request, CacheWarming, _never) == DONE
+    cache.close()
 
 
 def test_keys_are_kept_for_a_day_and_in_bounds(tmp_path: Path) -> None:
     clock, request = Turned(), EndpointName(name="a")
-    once = Once(keys(tmp_path, kept=3), clock)
+    cache = IdempotencyCache(keys(tmp_path, kept=3), clock)
     for number in range(10):
         clock.now += 1
-        once.run("ann", f"k{number}", "v", request, CacheWarming, lambda: DONE)
+        cache.run("ann", f"k{number}", "v", request, CacheWarming, lambda: DONE)
     rows = sqlite3.connect(tmp_path / "control.db").execute("SELECT key FROM answers ORDER BY time_ms").fetchall()
     assert rows == [("k7",), ("k8",), ("k9",)]
     clock.now += 24 * 3600 + 1
     done = []
-    once.run("ann", "k9", "v", request, CacheWarming, lambda: done.append(1) or DONE)
+    cache.run("ann", "k9", "v", request, CacheWarming, lambda: done.append(1) or DONE)
     assert done
-    once.close()
+    cache.close()
 
 
 def _never() -> CacheWarming:

@@ -12,12 +12,12 @@ from rollout_world import SCHEMA, SPEC, World
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
-from serving.rollout.segments import MAX_VALUES, OTHER_INDEX, Segments
-from serving.rollout.spec import Rollout, SegmentGuard
+from serving.rollout.slices import MAX_VALUES, OTHER_INDEX, Slices
+from serving.rollout.spec import Rollout, SliceGuard
 from serving.rollout.state import Phase
 
 
-def guarded(*segments: SegmentGuard, outcome: float | None = None) -> Rollout:
+def guarded(*segments: SliceGuard, outcome: float | None = None) -> Rollout:
     """The rollout of the world with these guards, bias of all traffic left free to be wrong."""
     guards = SPEC.guards.model_copy(update={"segments": segments, "outcome_delta_min": outcome})
     looked = SPEC.analysis.model_copy(update={"segments": ("tab", "price")})
@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_a_candidate_that_is_worse_for_a_named_segment_never_answers(world: World) -> None:
     world.bias_of = {"search": 0.5}
-    guard = SegmentGuard(field="tab", values=("search",), logloss_delta_max=0.01, bias_below=0.2)
+    guard = SliceGuard(field="tab", values=("search",), logloss_delta_max=0.01, bias_below=0.2)
     world.controller.start(guarded(guard), "ada", "try it", version=1)
     world.seconds(60)
     assert world.store.endpoint("ranker").weight == 0
@@ -46,13 +46,13 @@ def test_a_candidate_that_is_worse_for_a_named_segment_never_answers(world: Worl
 
 def test_the_same_candidate_passes_where_nobody_asks_for_that_segment(world: World) -> None:
     world.bias_of = {"search": 0.5}
-    guard = SegmentGuard(field="tab", values=("home",), logloss_delta_max=0.05)
+    guard = SliceGuard(field="tab", values=("home",), logloss_delta_max=0.05)
     world.controller.start(guarded(guard), "ada", "try it", version=1)
     world.seconds(180, until=Phase.WATCHING)
 
 
 def test_a_segment_without_rows_holds_and_says_so(world: World) -> None:
-    guard = SegmentGuard(field="tab", values=(None,), logloss_delta_max=0.05)
+    guard = SliceGuard(field="tab", values=(None,), logloss_delta_max=0.05)
     world.controller.start(guarded(guard), "ada", "try it", version=1)
     world.seconds(60)
     assert world.status == "segment tab=: 0 of the 50 blocks that any evidence needs"
@@ -61,7 +61,7 @@ def test_a_segment_without_rows_holds_and_says_so(world: World) -> None:
 
 def test_figures_of_all_segments_add_up(world: World) -> None:
     world.bias_of = {"search": 0.3}
-    guard = SegmentGuard(field="tab", values=("home",), logloss_delta_max=0.05)
+    guard = SliceGuard(field="tab", values=("home",), logloss_delta_max=0.05)
     world.controller.start(guarded(guard), "ada", "try it", version=1)
     world.seconds(20)
     world.controller.snapshot("ranker")
@@ -121,7 +121,7 @@ def test_a_candidate_that_is_clicked_less_is_stepped_back(world: World) -> None:
 
 
 def test_parts_of_a_field_are_bounded() -> None:
-    segments = Segments(SCHEMA, ["tab"], [("tab", 7)])
+    segments = Slices(SCHEMA, ["tab"], [("tab", 7)])
     codes = segments.bounded("tab", np.arange(1, 1000, dtype=np.int64))
     assert len(set(codes.tolist())) == MAX_VALUES
     assert (codes == OTHER_INDEX).sum() == 999 - (MAX_VALUES - 1)
@@ -131,7 +131,7 @@ def test_parts_of_a_field_are_bounded() -> None:
 
 
 def test_numbers_fall_into_powers_of_two() -> None:
-    segments = Segments(SCHEMA, ["price"])
+    segments = Slices(SCHEMA, ["price"])
     values = np.array([[0.0], [1.0], [1.99], [2.0], [-3.0], [np.nan], [0.3]], np.float32)
     features = Features(
         7, (IdPart(np.zeros(1, np.int32), np.ones((1, 1), np.int64)),), (NumberPart(np.zeros(1, np.int32), values),)
@@ -153,4 +153,4 @@ def test_numbers_fall_into_powers_of_two() -> None:
 )
 def test_fields_that_have_no_parts_are_refused(fields: list[str], named: list[tuple[str, int]], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        Segments(SCHEMA, fields, named)
+        Slices(SCHEMA, fields, named)

@@ -18,7 +18,7 @@ from serving.config.principal import Principal, Role
 from serving.security.limits import ClientLimit, client_of_address
 from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 
-__all__ = ["Caller", "Doorkeeper", "Known"]
+__all__ = ["Authenticator", "Caller", "Known"]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Known:
         return any(name in names for name in self.names)
 
 
-class Doorkeeper:
+class Authenticator:
     """Of one process.
 
     Args:

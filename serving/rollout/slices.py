@@ -1,4 +1,4 @@
-"""Parts of the traffic by the value of one field: which part a row belongs to, from the hashed record alone.
+"""Slices of the traffic by the value of one field: which slice a row belongs to, from the hashed record alone.
 
 An id's part is its hash; a number's is its sign and power of two, so that a number with millions of values has a few
 dozen parts. Bags have no parts: a row of a bag would belong to several. Knows records, not figures; `analysis` sums.
@@ -16,9 +16,9 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import canonical, hash_value
 from pipeline.schema import Schema
-from serving.rollout.blocks import Segment
+from serving.rollout.blocks import Slice
 
-__all__ = ["OTHER_INDEX", "Segments"]
+__all__ = ["OTHER_INDEX", "Slices"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ _ZERO_CODE, _MISSING_CODE = 1, 2
 _MIDDLE_VALUES = 2000
 
 
-class Segments:
+class Slices:
     """Which fields are looked at in parts.
 
     Args:
@@ -55,7 +55,7 @@ class Segments:
             else:
                 known = ", ".join([*ids, *numbers])
                 raise InvalidInput(f"{name!r} is no id and no number of the arms' inputs; there are {known}", name)
-        self._names: dict[Segment, str] = {}
+        self._names: dict[Slice, str] = {}
         for field, value in named:
             if self._places[field][0] is NumberPart:
                 raise InvalidInput(f"{field!r} is a number, whose parts cannot be named; name values of an id", field)
@@ -65,7 +65,7 @@ class Segments:
         }
 
     @property
-    def named(self) -> tuple[Segment, ...]:
+    def named(self) -> tuple[Slice, ...]:
         """Parts that were named."""
         return tuple(self._names)
 
@@ -82,11 +82,11 @@ class Segments:
         known: I64 = np.where(np.isin(codes, list(seen)), codes, OTHER_INDEX)
         return known
 
-    def name(self, segment: Segment) -> str:
+    def name(self, part: Slice) -> str:
         """A part in words: `tab=1` where the value was named, `tab=#1f..` by its hash, `price in [4, 8)` of a number."""
-        field, code = segment
-        if segment in self._names:
-            return self._names[segment]
+        field, code = part
+        if part in self._names:
+            return self._names[part]
         if code == OTHER_INDEX:
             return f"{field} of other values"
         if self._places[field][0] is IdPart:

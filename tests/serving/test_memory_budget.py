@@ -11,7 +11,7 @@ from pipeline.clock import SystemClock
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.client import RankingClient
-from serving.lane.memory_budget import Room, available_bytes
+from serving.lane.memory_budget import MemoryBudget, available_bytes
 from serving.lane.registry import Registry
 from serving.rollout.routing import ArmSpec
 from serving.state.kill import KillSwitch
@@ -22,10 +22,10 @@ def test_a_version_needs_its_own_tables_and_network_and_no_mapped_base_again(ins
     alone = memory_needed(repository, "student", "1")
     assert Model.load(repository, "student", "1", segments=installation.config.segments).store.bytes <= alone.shared
     assert memory_needed(repository, "student", "1", loaded={"1"}) == Footprint(alone.private, 0)
-    room = Room(repository, 0, lambda: alone.private)
-    assert room.refusal(("student", "1"), []) != ""
-    assert room.refusal(("student", "1"), [("teacher", "1")]) != ""  # another bundle's tables are not shared
-    assert room.refusal(("student", "1"), [("student", "1")]) == ""
+    memory_budget = MemoryBudget(repository, 0, lambda: alone.private)
+    assert memory_budget.refusal(("student", "1"), []) != ""
+    assert memory_budget.refusal(("student", "1"), [("teacher", "1")]) != ""  # another bundle's tables are not shared
+    assert memory_budget.refusal(("student", "1"), [("student", "1")]) == ""
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_version_that_does_not_fit_says_so_and_is_loaded_once_another_left(ins
         loads=config.home / "loads",
         max_candidates=100,
         retry=3600,
-        room=Room(installation.repository, 1 << 20, lambda: free),
+        memory_budget=MemoryBudget(installation.repository, 1 << 20, lambda: free),
     )
     registry.reconcile()
     assert registry.arms()["ranker"]["candidate"].state == "READY"

@@ -19,13 +19,13 @@ from serving.admin.answers import Answer
 from serving.admin.requests import Request
 from serving.state.idempotency import Keys, Taken
 
-__all__ = ["Once"]
+__all__ = ["IdempotencyCache"]
 
 A = TypeVar("A", bound=Answer)
 _KEY = re.compile(r"[!-~]{1,200}")
 
 
-class Once:
+class IdempotencyCache:
     """Safe for several threads."""
 
     def __init__(self, keys: Keys, clock: Clock) -> None:
