@@ -7,7 +7,7 @@ difference (linearised ratios over clusters, Cochran 1977, chapter 6). Groups ar
 Such a difference, looked at again and again, is a process with independent increments in its information 1 / se^2
 (Jennison and Turnbull 1999, chapter 3), so Robbins' normal mixture (1970, "Statistical methods related to the law of the
 iterated logarithm") gives limits that hold at all looks together; its coverage with keys that come back is simulated in
-`tests/serving/test_rollout_coverage.py`.
+`tests/serving/rollout/test_rollout_coverage.py`.
 
 Knows sums only: `analysis` adds to them by stay, `long_run` for as long as a finished hand-over lasts.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import threading
 import time
 import urllib.error
@@ -19,10 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
-
 from handmade import SCHEMA
 from installation import Installation, Process, eventually, free_port, lane_process, shadow_process
 

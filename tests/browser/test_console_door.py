@@ -9,11 +9,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-import test_admin_doors
 from desk import Open, act, phase, sign_in
 from doors import Refused, Rest
+from operators_day import ANN, OperatorsDay
 from scene import Scene
-from test_admin_doors import ANN
 
 from pipeline.clock import SystemClock
 from serving.config.principal import Role
@@ -79,7 +78,7 @@ def door(world: SimpleNamespace, opened: Open) -> Iterator[Console]:
     rest.close()
 
 
-class TestConsole(test_admin_doors.TestScenario):
+class TestConsole(OperatorsDay):
     """An operator's day, but for making endpoints, for which the console has no button."""
 
     test_an_endpoint_is_made_and_changed = None  # type: ignore[assignment]

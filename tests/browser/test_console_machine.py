@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,6 @@ from typing import Any
 import pytest
 import yaml
 from desk import Open, act, drawn, fits, phase, settled, shoot
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
-
 from machine import ENDPOINT, Machine, make_models, rollout_file, until
 
 from serving.cli.replay import Replay

@@ -37,7 +37,7 @@ FEWEST, AFTER, MOST = 250, 50, 2500
 RATE = 50.0
 CLOSE = 1e-5
 DEPLOY = Path(__file__).parents[2] / "deploy"
-KSERVE = Path(__file__).parents[1] / "serving" / "kserve_client.py"
+KSERVE = Path(__file__).parents[1] / "support" / "kserve_client.py"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -13,9 +12,6 @@ from pathlib import Path
 
 import pytest
 from machine import ENDPOINT, Machine, Models, until
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
-
 from redis_process import RedisProcess
 
 from pipeline.traffic.log import Labelled, TrafficLog

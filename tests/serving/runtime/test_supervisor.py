@@ -1,0 +1,192 @@
+"""The supervisor with small children of its own: it brings them back, ends them in order and takes them with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from installation import eventually
+
+from pipeline.errors import Conflict
+from serving.config import Config
+from serving.runtime import supervisor as module
+from serving.runtime.supervisor import Child, Supervisor, children_of
+
+ROOT = Path(__file__).parents[3]
+WAIT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); signal.pause()"
+
+
+class Turned:
+    """A clock that the test turns."""
+
+    now = 1000.0
+
+    def wall_ms(self) -> int:
+        return round(self.now * 1000)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def python(name: str, code: str, stage: int = 0) -> Child:
+    return Child(name, (sys.executable, "-c", code), stage)
+
+
+@contextmanager
+def running(supervisor: Supervisor) -> Iterator[None]:
+    thread = threading.Thread(target=supervisor.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        supervisor.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def told(home: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((home / "run" / "status" / "supervisor.json").read_text())
+    except FileNotFoundError:
+        return {"children": {}}
+    return found
+
+
+def child(home: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = told(home)["children"].get(name, {"pid": None, "restarts": 0})
+    return found
+
+
+def test_a_killed_child_comes_back_and_is_counted(tmp_path: Path) -> None:
+    with running(Supervisor(tmp_path, [python("a", WAIT), python("b", WAIT)])):
+        eventually(lambda: bool(child(tmp_path, "a")["pid"] and child(tmp_path, "b")["pid"]), "both run")
+        first, other = child(tmp_path, "a")["pid"], child(tmp_path, "b")["pid"]
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: child(tmp_path, "a")["pid"] not in (None, first), "it comes back")
+        assert child(tmp_path, "a") | {"pid": 0} == {"pid": 0, "restarts": 1, "last_exit": -signal.SIGKILL}
+        assert child(tmp_path, "b") == {"pid": other, "restarts": 0, "last_exit": None}
+        assert told(tmp_path)["pid"] == os.getpid()
+        again = child(tmp_path, "a")["pid"]
+    assert not psutil.pid_exists(again)
+    assert not psutil.pid_exists(other)
+
+
+def test_pauses_double_and_are_forgotten_by_a_child_that_stays(tmp_path: Path) -> None:
+    clock = Turned()
+    made = Supervisor(tmp_path, [python("a", "raise SystemExit(3)")], clock=clock)
+    (tmp_path / "run" / "status").mkdir(parents=True)
+    (only,) = made.children
+    pauses = []
+    for _ in range(8):
+        made._tick()
+        assert only.process is not None
+        only.process.wait(20)
+        made._tick()
+        assert only.process is None
+        pauses.append(round(only.due - clock.now, 3))
+        made._tick()
+        assert only.process is None  # not before its time
+        clock.now = only.due
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    assert (only.restarts, only.last_exit) == (8, 3)
+    only.argv = (sys.executable, "-c", WAIT)
+    made._tick()
+    clock.now += module.STABLE_AFTER_S + 1
+    made._tick()
+    assert only.pause == module.FIRST_PAUSE_S
+    made._end_all()
+
+
+def test_children_end_stage_by_stage(tmp_path: Path) -> None:
+    ends = tmp_path / "ends"
+
+    def recording(name: str, stage: int) -> Child:
+        return python(
+            name,
+            "import signal, sys, time\n"
+            f"def end(*_):\n    open({str(ends)!r}, 'a').write({name!r} + '\\n'); sys.exit(0)\n"
+            f"signal.signal(signal.SIGTERM, end)\nopen({str(tmp_path / name)!r}, 'w').close()\nsignal.pause()",
+            stage,
+        )
+
+    children = [recording("control", 2), recording("shadow", 1), recording("lane-0", 0)]
+    with running(Supervisor(tmp_path / "home", children)):
+        eventually(lambda: all((tmp_path / c.name).exists() for c in children), "all run")
+    assert ends.read_text().split() == ["lane-0", "shadow", "control"]
+
+
+def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOP_TIMEOUT_S", 0.2)
+    deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(tmp_path / 'up')!r}, 'w'); signal.pause()"
+    made = Supervisor(tmp_path / "home", [python("deaf", deaf)])
+    with running(made):
+        eventually(lambda: (tmp_path / "up").exists(), "it runs")
+    process = made.children[0].process
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_second_supervisor_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    with running(Supervisor(tmp_path, [python("a", WAIT)])):
+        eventually(lambda: bool(child(tmp_path, "a")["pid"]), "it runs")
+        before = told(tmp_path)
+        with pytest.raises(Conflict, match="another `baton serve`"):
+            Supervisor(tmp_path, [python("b", WAIT)]).run()
+        assert told(tmp_path) == before
+    with running(Supervisor(tmp_path, [python("c", WAIT)])):  # and the home is free again
+        eventually(lambda: bool(child(tmp_path, "c")["pid"]), "it runs")
+
+
+def test_status_of_an_earlier_life_is_removed(tmp_path: Path) -> None:
+    stale = tmp_path / "run" / "status" / "lane-7.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    with running(Supervisor(tmp_path, [python("a", WAIT)])):
+        eventually(lambda: bool(child(tmp_path, "a")["pid"]), "it runs")
+        assert not stale.exists()
+
+
+def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:
+    code = "from serving.runtime.process import die_with_parent; die_with_parent(); import signal; signal.pause()"
+    parent = (
+        "import sys; from pathlib import Path; from serving.runtime.supervisor import Child, Supervisor;"
+        f"Supervisor(Path({str(tmp_path)!r}), [Child('a', (sys.executable, '-c', {code!r}), 0)]).run()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    supervisor = subprocess.Popen([sys.executable, "-c", parent], env=environment)
+    try:
+        eventually(lambda: bool(child(tmp_path, "a")["pid"]), "the child runs")
+        process = psutil.Process(child(tmp_path, "a")["pid"])
+        # Only once it waits has it asked to be told of its parent's death.
+        eventually(_waits(process), "the child waits")
+    finally:
+        supervisor.kill()
+        supervisor.wait(20)
+    eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "the child has ended")
+
+
+def _waits(process: psutil.Process) -> Callable[[], bool]:
+    path = Path(f"/proc/{process.pid}/syscall")
+    if not path.exists():
+        pytest.skip("needs Linux")
+    pause = {"x86_64": "34", "aarch64": "73"}.get(os.uname().machine, "34")
+    return lambda: path.read_text().split()[0] == pause
+
+
+def test_a_config_names_its_processes(tmp_path: Path) -> None:
+    config = Config.model_validate({"home": tmp_path, "engine": {"lanes": 2}, "worker": {"endpoint": "r"}})
+    children = children_of(config, tmp_path / "baton.yaml")
+    assert {c.name: c.stage for c in children} == {"lane-0": 0, "lane-1": 0, "shadow": 1, "worker": 1, "control": 2}
+    assert all(c.argv[-2:] == ("--config", str(tmp_path / "baton.yaml")) for c in children)
+    without = children_of(Config.model_validate({"home": tmp_path, "engine": {"lanes": 1}}), tmp_path / "baton.yaml")
+    assert {c.name for c in without} == {"lane-0", "shadow", "control"}

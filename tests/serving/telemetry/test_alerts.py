@@ -1,0 +1,74 @@
+"""Alerts, their unit tests and their runbooks hold together; promtool is Prometheus' own judge."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from serving.cli.main import app
+
+ROOT = Path(__file__).parents[3]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+UNIT_TESTS = ROOT / "tests" / "deploy" / "alerts.yml"
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("check", "rules", PROMETHEUS / "alerts.yml"),
+        ("check", "config", PROMETHEUS / "prometheus.yml"),
+        ("test", "rules", UNIT_TESTS),
+    ],
+    ids=lambda command: " ".join(map(str, command[:2])),
+)
+def test_promtool_finds_nothing_wrong(command: tuple[Any, ...]) -> None:
+    done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_seen_to_fire_and_to_be_silent() -> None:
+    seen: dict[str, set[bool]] = {}
+    for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"]:
+        seen.setdefault(test["name"], set()).update(bool(point["exp_samples"]) for point in test["promql_expr_test"])
+    assert seen == {rule["alert"]: {True, False} for rule in rules()}
+
+
+def test_every_alert_says_what_it_means_and_where_to_read_what_to_do() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    sections = dict(re.findall(r"^### (.+)\n((?:(?!^#).*\n?)*)", page, re.MULTILINE))
+    for rule in rules():
+        note = rule["annotations"]
+        assert {"summary", "description", "runbook_url"} <= set(note), rule["alert"]
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        path, _, anchor = note["runbook_url"].partition("#")
+        assert path == "docs/operations.md"
+        text = next((text for title, text in sections.items() if title.lower().replace(" ", "-") == anchor), "")
+        assert rule["alert"] in text, f"{rule['alert']}: docs/operations.md has no section #{anchor} that names it"
+        assert "    baton " in text or "`baton " in text, f"{rule['alert']}: its section names no command"
+
+
+def test_commands_of_the_runbooks_exist() -> None:
+    lines = re.findall(r"^    baton (.+?)(?:  +#.*)?$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert len(lines) > 20
+    for line in lines:
+        command: Any = get_command(app)
+        words = line.split()
+        while words and hasattr(command, "commands"):
+            if words[0] not in command.commands:
+                assert command.invoke_without_command, f"baton {line}: there is no such command"
+                break
+            command = command.commands[words.pop(0)]
+        known = {name for parameter in command.params for name in parameter.opts}
+        asked = {word for word in words if word.startswith("--")}
+        assert asked <= known, f"baton {line}: {sorted(asked - known)}"

@@ -1,0 +1,87 @@
+"""What an operator does in a day, whatever door is used. Test files make a class of it and give the fixture `door`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doors import CommandLine, Door, Refused
+from operated import Operated, rollout_file
+
+ANN = "ann"
+
+
+class OperatorsDay:
+    """An operator's day."""
+
+    def test_a_rollout_is_begun_steered_and_undone(self, door: Door, world: Operated, tmp_path: Path) -> None:
+        file = tmp_path / "rollout.yaml"
+        file.write_text(rollout_file())
+        text = str(file) if isinstance(door, CommandLine) else file.read_text()
+        begun = door.do("rollouts.start", file=text, reason="new model")
+        assert (begun["phase"], begun["candidate"]) == ("progressing", {"bundle": "student", "version": "1"})
+        assert door.do("rollouts.pause", name="ranker", reason="lunch")["phase"] == "paused"
+        assert door.do("rollouts.resume", name="ranker", reason="fed")["phase"] == "progressing"
+        assert door.do("rollouts.promote", name="ranker", reason="seen enough")["weight"] == 10
+        assert door.do("rollouts.set_weight", name="ranker", weight=33, reason="by hand")["weight"] == 33
+        assert door.do("endpoints.get", name="ranker")["weight"] == 33
+        assert door.do("rollouts.promote", name="ranker", full=True, reason="all")["weight"] == 100
+        assert door.do("rollouts.undo", name="ranker", reason="revenue fell")["phase"] == "undone"
+        with pytest.raises(Refused, match="resume") as refused:
+            door.do("rollouts.resume", name="ranker")
+        assert refused.value.kind in ("Conflict", "")
+        assert self._audit(door, world)[1:] == [
+            ("start", ANN, "new model"),
+            ("pause", ANN, "lunch"),
+            ("resume", ANN, "fed"),
+            ("promote", ANN, "seen enough"),
+            ("set_weight", ANN, "by hand"),
+            ("promote", ANN, "all"),
+            ("undo", ANN, "revenue fell"),
+        ]
+        assert [r["id"] for r in door.do("rollouts.list")["rollouts"]] == [begun["id"]]
+        assert door.do("rollouts.watch", name="ranker")["phase"] == "undone"
+        assert door.do("metrics.get", endpoint="ranker")["phases"]
+
+    def test_a_candidate_is_killed_and_released(self, door: Door, world: Operated) -> None:
+        world.made.set(weight=40)
+        assert door.do("endpoints.kill", name="ranker", reason="it burns")["killed"]
+        assert world.kill.why("ranker") == ("it burns", ANN)
+        assert not door.do("endpoints.release", name="ranker", reason="repaired")["killed"]
+        assert door.do("endpoints.get", name="ranker")["weight"] == 0
+        assert self._audit(door, world)[-2:] == [("kill", ANN, "it burns"), ("release", ANN, "repaired")]
+
+    def test_an_endpoint_is_made_and_changed(self, door: Door, world: Operated) -> None:
+        fields: dict[str, Any] = {"name": "shop", "stable": {"bundle": "teacher"}}
+        made = door.do("endpoints.set", **fields, expected=0, reason="first")
+        assert int(made["resource_version"]) == 1
+        more = {**fields, "candidate": {"bundle": "student", "version": "1"}, "weight": 12.5}
+        changed = door.do("endpoints.set", **more, expected=1, reason="second")
+        assert (changed["weight"], changed["candidate"]) == (12.5, {"bundle": "student", "version": "1"})
+        with pytest.raises(Refused, match="resource version 2") as stale:
+            door.do("endpoints.set", **fields, expected=1)
+        assert stale.value.kind in ("StaleVersion", "")
+        with pytest.raises(Refused, match="nobody"):
+            door.do("endpoints.get", name="nobody")
+        assert [e["name"] for e in door.do("endpoints.list")["endpoints"]] == ["ranker", "shop"]
+        assert {m["bundle"] for m in door.do("models.list")["models"]} == {"teacher", "student"}
+
+    def test_the_worker_is_seen(self, door: Door, world: Operated) -> None:
+        from serving.runtime.process import write_status
+
+        status = {
+            "time_ms": world.clock.wall_ms(), "weight": 0.7, "replay_ratio": 0.1, "teacher_every": 10,
+            "versions": {"student": "3"}, "refused": {"student": ["2"]}, "batches": 12,
+        }  # fmt: skip
+        write_status(world.made.config.status / "worker.json", status)
+        told = door.do("worker.status")
+        assert (told["running"], told["weight"], told["replay_ratio"], told["teacher_every"]) == (True, 0.7, 0.1, 10)
+        assert told["versions"] == {"student": "3"}
+        assert [(r["bundle"], r["version"]) for r in told["refused"]] == [("student", "2")]
+
+    @staticmethod
+    def _audit(door: Door, world: Operated) -> list[tuple[str, str, str]]:
+        told = door.do("audit.list", endpoint="ranker")["entries"]
+        assert [int(e["seq"]) for e in told] == [e.seq for e in world.made.store.audit("ranker")]
+        return [(e["verb"], e["actor"], e["reason"]) for e in told]
