@@ -10,9 +10,10 @@ from numba import float32, float64
 
 from pipeline.compiled import njit
 
-__all__ = ["probabilities"]
+__all__ = ["probabilities", "sigmoid"]
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 
 @njit(float32[::1](float32[::1], float64, float64), nogil=True, cache=True)
@@ -26,3 +27,14 @@ def probabilities(logits: F32, alpha: float, beta: float) -> F32:
     for i in range(len(logits)):
         scores[i] = 1.0 / (1.0 + math.exp(-(alpha * logits[i] + beta)))
     return scores
+
+
+def sigmoid(logits: npt.NDArray[np.floating]) -> F64:
+    """`1 / (1 + exp(-logit))`, float64 of any shape; no overflow, NaN stays NaN.
+
+    >>> sigmoid(np.array([0.0, 1000.0, -1000.0])).tolist()
+    [0.5, 1.0, 0.0]
+    """
+    # By the logarithm, which keeps small probabilities exact and overflows nowhere.
+    found: F64 = np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from pipeline.errors import NotReady
 
-__all__ = ["sync", "writing"]
+__all__ = ["replacing", "sync", "writing"]
 
 
 def sync(path: Path) -> None:
@@ -21,6 +22,29 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A new file beside `path`, which takes its place when the block ends well: readers see the old content or the new.
+
+    Args:
+        durable: on disk before it takes the place, and the name with it, so that a crash loses neither.
+
+    Raises:
+        OSError: what was there before stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield staging
+        if durable:
+            sync(staging)
+        os.replace(staging, path)
+        if durable:
+            sync(path.parent)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import fsspec
 
 from pipeline.bundle.bundle import MANIFEST, Manifest, read_manifest, sha256_of
 from pipeline.bundle.versions import Repository
-from pipeline.disk import sync, writing
+from pipeline.disk import replacing, sync, writing
 from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, NotReady
 
 __all__ = ["RemoteRepository"]
@@ -275,11 +275,8 @@ class RemoteRepository(Repository):
                 self._forget(name, gone, unfinished_before=0.0)
 
     def _note(self, name: str, version: str, text: bytes) -> None:
-        path = self._known(name) / f"{version}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        staging.write_bytes(text)
-        staging.replace(path)
+        with replacing(self._known(name) / f"{version}.json") as staging:
+            staging.write_bytes(text)
 
     def _known(self, name: str) -> Path:
         return self.root / name / ".remote"

@@ -7,7 +7,6 @@ does not grow with the log; only late labels and late exposures of the file are 
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.disk import replacing
 from pipeline.errors import DataError
 from pipeline.features import Bag, Features, Rows
 from pipeline.traffic.log import Labelled, Scores, TrafficLog
@@ -72,32 +72,27 @@ def export_rows(
         since_ms, until_ms: of predictions made then (Unix milliseconds), the end not included.
         progress: is told the rows written so far.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
     rows = after = 0
     held: list[pa.RecordBatch] = []
-    try:
-        with pq.ParquetWriter(staging, SCHEMA, compression="zstd") as writer:
-            while page := log.labelled(after, _PAGE_PREDICTIONS):
-                after = page[-1].seq
-                for entry in page:
-                    if (since_ms is not None and entry.time_ms < since_ms) or (
-                        until_ms is not None and entry.time_ms >= until_ms
-                    ):
-                        continue
-                    record = unpack(entry.record)
-                    if endpoint and record.endpoint != endpoint:
-                        continue
-                    held.append(_batch(entry, record))
-                    rows += len(entry.indices)
-                if sum(b.num_rows for b in held) >= _GROUP_ROWS:
-                    writer.write_table(pa.Table.from_batches(held, SCHEMA))
-                    held = []
-                progress(rows)
-            if held:
+    with replacing(path) as staging, pq.ParquetWriter(staging, SCHEMA, compression="zstd") as writer:
+        while page := log.labelled(after, _PAGE_PREDICTIONS):
+            after = page[-1].seq
+            for entry in page:
+                if (since_ms is not None and entry.time_ms < since_ms) or (
+                    until_ms is not None and entry.time_ms >= until_ms
+                ):
+                    continue
+                record = unpack(entry.record)
+                if endpoint and record.endpoint != endpoint:
+                    continue
+                held.append(_batch(entry, record))
+                rows += len(entry.indices)
+            if sum(b.num_rows for b in held) >= _GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(held, SCHEMA))
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+                held = []
+            progress(rows)
+        if held:
+            writer.write_table(pa.Table.from_batches(held, SCHEMA))
     return rows
 
 

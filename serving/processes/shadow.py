@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.disk import replacing
 from pipeline.errors import BatonError, InvalidInput
 from pipeline.traffic.log import Scores
 from pipeline.traffic.record import PredictionRecord, unpack
@@ -128,9 +129,8 @@ class CatchUp:
     def save(self) -> None:
         """Write the place where a restart goes on."""
         if self._kept != self._written:
-            staging = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            staging.write_text(str(self._kept))
-            staging.replace(self._path)
+            with replacing(self._path) as staging:
+                staging.write_text(str(self._kept))
             self._written = self._kept
 
 

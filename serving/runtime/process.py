@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import replacing
+
 __all__ = ["PARENT", "die_with_parent", "step_back", "write_status"]
 
 PARENT = "BATON_SUPERVISOR_PID"
@@ -55,7 +57,5 @@ def step_back(nice: int, *, thread: bool = False) -> None:
 
 def write_status(path: Path, status: Mapping[str, Any]) -> None:
     """Write a JSON file that a reader sees whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps(status))
-    staging.replace(path)
+    with replacing(path) as staging:
+        staging.write_text(json.dumps(status))

@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.clock import Clock
+from pipeline.disk import replacing
 from pipeline.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from serving.config.principal import Principal, Role
 
@@ -174,16 +175,9 @@ class TokenStore:
             seen = self._read()
             tokens = dict(seen.tokens) if seen is not None else {}
             yield tokens
-            staging = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-            handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(handle, "w") as file:
-                    file.write(_File(tokens=tuple(tokens.values())).model_dump_json(indent=1) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(staging, self.path)
-            finally:
-                staging.unlink(missing_ok=True)
+            with replacing(self.path, durable=True) as staging:
+                staging.touch(mode=0o600, exist_ok=False)
+                staging.write_text(_File(tokens=tuple(tokens.values())).model_dump_json(indent=1) + "\n")
 
 
 class TokenAuthenticator:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 from pathlib import Path
 
+from pipeline.disk import replacing
 from pipeline.errors import InvalidInput
 
 __all__ = ["KillSwitch"]
@@ -31,13 +31,8 @@ class KillSwitch:
             InvalidInput: the name cannot be that of an endpoint.
         """
         path = self._path(endpoint)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        staging = self._folder / f".{endpoint}.{os.getpid()}.{threading.get_ident()}"
-        with staging.open("w", encoding="utf-8") as file:
-            json.dump({"endpoint": endpoint, "reason": reason, "actor": actor}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
+        with replacing(path, durable=True) as staging:
+            staging.write_text(json.dumps({"endpoint": endpoint, "reason": reason, "actor": actor}), encoding="utf-8")
 
     def release(self, endpoint: str) -> bool:
         """Remove the flag; whether there was one. Traffic comes back only by the weight that the store then names."""

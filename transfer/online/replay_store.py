@@ -6,7 +6,6 @@ number of the batch alone, so a resumed worker replays the same rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from pipeline.disk import replacing
 from pipeline.errors import DataError
 from pipeline.features import Bag, Rows, concat_rows
 from transfer.data.log import Log
@@ -65,10 +65,8 @@ class Reservoir:
         self._trim()
         rows, labels = self._parts[0]
         tensors = {**rows_to_arrays(rows), "labels": labels, "teacher": teacher(rows)}
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, staging)
-        staging.rename(path)
+        with replacing(path) as staging:
+            save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, staging)
         return len(labels)
 
 

@@ -10,6 +10,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.disk import replacing
 from transfer.online.adapt import Adapted
 
 __all__ = ["WeightSchedule"]
@@ -53,7 +54,6 @@ class WeightSchedule:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # a crash cut it off
-        staging = self._path.with_suffix(".tmp")
-        staging.write_text("".join(kept))
-        staging.rename(self._path)
+        with replacing(self._path) as staging:
+            staging.write_text("".join(kept))
         self._cut = True

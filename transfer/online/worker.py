@@ -24,6 +24,7 @@ from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock, SystemClock
+from pipeline.disk import replacing
 from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
 from pipeline.traffic.log import TrafficLog
 from transfer.click_model.device import DeviceChoice, device_for
@@ -315,10 +316,8 @@ class Worker:
             "refused": {lineage.name: lineage.refused for lineage in self._lineages},
             "reports": {role: report.model_dump() for role, report in self._last_report.items()},
         }
-        staging = self._settings.status.with_suffix(".tmp")
         try:
-            staging.parent.mkdir(parents=True, exist_ok=True)
-            staging.write_text(json.dumps(status))
-            staging.rename(self._settings.status)
+            with replacing(self._settings.status) as staging:
+                staging.write_text(json.dumps(status))
         except OSError as error:
             log.warning("%s cannot be written: %s", self._settings.status, error.strerror)

@@ -8,13 +8,13 @@ last one wins, whole. What cannot be read is as good as none.
 from __future__ import annotations
 
 import logging
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
+from pipeline.disk import replacing
 
 __all__ = ["read_keys", "write_keys"]
 
@@ -30,14 +30,9 @@ def write_keys(path: Path, keys: I64) -> None:
     Raises:
         OSError: the disk is full or fails; what was there before stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = np.ascontiguousarray(keys, "<i8").tobytes()
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing(path) as staging:
         staging.write_bytes(MAGIC + xxhash.xxh3_64_digest(body) + body)
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def read_keys(path: Path) -> I64:
