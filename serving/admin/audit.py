@@ -11,10 +11,10 @@ from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import ControlStore
 
-__all__ = ["Audit"]
+__all__ = ["AuditVerbs"]
 
 
-class Audit:
+class AuditVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name."""
 
     def __init__(self, store: ControlStore, controller: RolloutController) -> None:

@@ -10,7 +10,7 @@ from pipeline.clock import Clock
 from pipeline.errors import Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.processes import Processes
+from serving.admin.processes import ProcessReports
 from serving.config.principal import Principal
 from serving.rollout.store import ControlStore, Who
 from serving.tiers.report import summed
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep
     from serving.tiers.warm import Warming
 
-__all__ = ["Cache"]
+__all__ = ["CacheVerbs"]
 
 ENDS_WITHIN_S = 10.0
 
 
-class Cache:
+class CacheVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
     Args:
@@ -35,7 +35,7 @@ class Cache:
         self,
         store: ControlStore,
         repository: Repository,
-        processes: Processes,
+        processes: ProcessReports,
         clock: Clock,
         upkeep: CacheUpkeep | None,
     ) -> None:

@@ -17,18 +17,18 @@ from pipeline.clock import Clock
 from pipeline.errors import InvalidInput
 from pipeline.traffic.log import TrafficLog
 from serving.admin.answers import Answer
-from serving.admin.audit import Audit
-from serving.admin.cache import Cache
-from serving.admin.endpoints import Endpoints
+from serving.admin.audit import AuditVerbs
+from serving.admin.cache import CacheVerbs
+from serving.admin.endpoints import EndpointVerbs
 from serving.admin.idempotency import IdempotencyCache
-from serving.admin.log import Log
-from serving.admin.metrics import Metrics
-from serving.admin.models import Models
-from serving.admin.processes import Processes
+from serving.admin.log import LogVerbs
+from serving.admin.metrics import MetricsVerbs
+from serving.admin.models import ModelVerbs
+from serving.admin.processes import ProcessReports
 from serving.admin.requests import Request
-from serving.admin.rollouts import Rollouts
+from serving.admin.rollouts import RolloutVerbs
 from serving.admin.verbs import VERBS, Verb
-from serving.admin.worker import Worker
+from serving.admin.worker import WorkerVerbs
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
@@ -69,15 +69,15 @@ class Admin:
         lock: threading.RLock,
         upkeep: CacheUpkeep | None = None,
     ) -> None:
-        self.processes = Processes(config.status, clock, config.engine.lanes)
-        self.endpoints = Endpoints(config, store, repository, kill, clock, lock)
-        self.models = Models(config, store, repository, self.processes, clock)
-        self.rollouts = Rollouts(config, store, repository, controller, kill, lock)
-        self.metrics = Metrics(store, controller, traffic, self.processes, clock, lock)
-        self.audit = Audit(store, controller)
-        self.cache = Cache(store, repository, self.processes, clock, upkeep)
-        self.log = Log(config, store, traffic, clock)
-        self.worker = Worker(self.processes, repository)
+        self.processes = ProcessReports(config.status, clock, config.engine.lanes)
+        self.endpoints = EndpointVerbs(config, store, repository, kill, clock, lock)
+        self.models = ModelVerbs(config, store, repository, self.processes, clock)
+        self.rollouts = RolloutVerbs(config, store, repository, controller, kill, lock)
+        self.metrics = MetricsVerbs(store, controller, traffic, self.processes, clock, lock)
+        self.audit = AuditVerbs(store, controller)
+        self.cache = CacheVerbs(store, repository, self.processes, clock, upkeep)
+        self.log = LogVerbs(config, store, traffic, clock)
+        self.worker = WorkerVerbs(self.processes, repository)
         self._idempotency = IdempotencyCache(open_keys(config), clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 

@@ -19,7 +19,7 @@ from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.store import ControlStore, Who
 from serving.state.kill import KillSwitch
 
-__all__ = ["Endpoints", "open_arm", "same_inputs"]
+__all__ = ["EndpointVerbs", "open_arm", "same_inputs"]
 
 CONFIG = Principal("config", Role.OPERATOR)
 _BUNDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -27,7 +27,7 @@ _BUNDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 log = logging.getLogger(__name__)
 
 
-class Endpoints:
+class EndpointVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
     Args:

@@ -14,10 +14,10 @@ from serving.rollout.routing_key import RoutingHash
 from serving.rollout.store import ControlStore, Who
 from serving.wiring.state import installation_secret
 
-__all__ = ["Log"]
+__all__ = ["LogVerbs"]
 
 
-class Log:
+class LogVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name."""
 
     def __init__(self, config: Config, store: ControlStore, traffic: TrafficLog, clock: Clock) -> None:

@@ -11,16 +11,16 @@ from pipeline.clock import Clock
 from pipeline.traffic.log import TrafficLog
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.processes import Processes
+from serving.admin.processes import ProcessReports
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
-from serving.rollout.figures import Snapshot
+from serving.rollout.figures import RolloutFigures
 from serving.rollout.store import ControlStore
 
-__all__ = ["Metrics", "metrics_of"]
+__all__ = ["MetricsVerbs", "metrics_of"]
 
 
-class Metrics:
+class MetricsVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Metrics:
         store: ControlStore,
         controller: RolloutController,
         traffic: TrafficLog,
-        processes: Processes,
+        processes: ProcessReports,
         clock: Clock,
         lock: threading.RLock,
     ) -> None:
@@ -58,7 +58,7 @@ class Metrics:
         )
 
 
-def metrics_of(snapshot: Snapshot) -> a.Metrics:
+def metrics_of(snapshot: RolloutFigures) -> a.Metrics:
     """The answer that tells of a snapshot."""
     figures = snapshot.to_json()
     return a.Metrics(**{name: figures[name] for name in a.Metrics.model_fields})

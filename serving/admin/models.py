@@ -12,18 +12,18 @@ from pipeline.errors import BatonError, Conflict, NotFound
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut
-from serving.admin.processes import Processes
+from serving.admin.processes import ProcessReports
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.store import ControlStore, Who
 
-__all__ = ["Models"]
+__all__ = ["ModelVerbs"]
 
 LOOK_EVERY_S = 0.2
 READY, LOADING, UNLOADED = "READY", "LOADING", "UNLOADED"
 
 
-class Models:
+class ModelVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
     A wish to have a bundle loaded is a file that all lanes look at; what they made of it stands in their reports, which
@@ -31,7 +31,7 @@ class Models:
     """
 
     def __init__(
-        self, config: Config, store: ControlStore, repository: Repository, processes: Processes, clock: Clock
+        self, config: Config, store: ControlStore, repository: Repository, processes: ProcessReports, clock: Clock
     ) -> None:
         self._wishes = config.loads
         self._store = store

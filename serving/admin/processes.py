@@ -8,12 +8,12 @@ from typing import Any
 from pipeline.clock import Clock
 from serving.wiring.observe import read_status
 
-__all__ = ["Processes"]
+__all__ = ["ProcessReports"]
 
 Status = dict[str, Any]
 
 
-class Processes:
+class ProcessReports:
     """Reads the status files anew at every question.
 
     Args:

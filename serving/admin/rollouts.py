@@ -18,17 +18,17 @@ from serving.admin.pages import cut
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
-from serving.rollout.figures import Snapshot
+from serving.rollout.figures import RolloutFigures
 from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
 from serving.rollout.store import ControlStore, StoredRollout
 from serving.state.kill import KillSwitch
 
-__all__ = ["Rollouts"]
+__all__ = ["RolloutVerbs"]
 
 
-class Rollouts:
+class RolloutVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
     Those that steer raise NotFound: no such rollout; Conflict: its phase does not allow the verb; StaleVersion: it
@@ -174,7 +174,7 @@ def _at(name: str, text: str, *loc: str | int) -> Iterator[None]:
         raise type(error)(f"{place(name, text, *loc)}: {error}") from None
 
 
-def _told(stored: StoredRollout, snapshot: Snapshot) -> a.Rollout:
+def _told(stored: StoredRollout, snapshot: RolloutFigures) -> a.Rollout:
     shown = _summary(stored)
     summary = {name: getattr(shown, name) for name in a.RolloutSummary.model_fields}
     phases = [_phase(phase) for phase in snapshot.to_json()["phases"]]

@@ -6,19 +6,19 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.processes import Processes
+from serving.admin.processes import ProcessReports
 from serving.config.principal import Principal
 
-__all__ = ["Worker"]
+__all__ = ["WorkerVerbs"]
 
 MAX_REFUSED_VERSIONS = 50
 """Refused versions that are told, the newest of each bundle."""
 
 
-class Worker:
+class WorkerVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name."""
 
-    def __init__(self, processes: Processes, repository: Repository) -> None:
+    def __init__(self, processes: ProcessReports, repository: Repository) -> None:
         self._processes = processes
         self._repository = repository
 

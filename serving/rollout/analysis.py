@@ -22,12 +22,19 @@ from pipeline.traffic.log import Labelled
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.rollout import blocks
 from serving.rollout.blocks import BlockTable
-from serving.rollout.figures import PhaseFigures, PhaseSums, Snapshot, field_stability, phase_figures, slice_figures
+from serving.rollout.figures import (
+    PhaseFigures,
+    PhaseSums,
+    RolloutFigures,
+    field_stability,
+    phase_figures,
+    slice_figures,
+)
 from serving.rollout.outcome import count_outcome
 from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout
 
-__all__ = ["Analysis", "new_analysis"]
+__all__ = ["RolloutAnalysis", "new_analysis"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -38,7 +45,7 @@ REVISABLE_BLOCKS = 128
 _REMEMBERED_PREDICTIONS = 100_000
 
 
-class Analysis:
+class RolloutAnalysis:
     """Accumulates one endpoint's labelled log for one candidate bundle.
 
     Args:
@@ -104,9 +111,9 @@ class Analysis:
         chosen = self.table.select(self._phases[at].entered_ms, until_ms=until)
         return phase_figures(self._phases[at], self._phases[0], chosen, self._error)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> RolloutFigures:
         """Everything for display."""
-        return Snapshot(
+        return RolloutFigures(
             seq=self.seq,
             newest_ms=self.table.newest_ms,
             exposed=self.exposed,
@@ -240,7 +247,7 @@ class Analysis:
         line[blocks.SERVED] += (sign * candidate) @ served
 
 
-def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> Analysis:
+def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> RolloutAnalysis:
     """The analysis that a rollout file asks for, from a place in the labelled log on.
 
     Raises:
@@ -250,7 +257,7 @@ def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> 
     slices = None
     if named or spec.analysis.segments:
         slices = Slices(schema(spec.candidate.bundle), spec.analysis.segments, named)
-    return Analysis(
+    return RolloutAnalysis(
         spec.endpoint, spec.candidate.bundle, spec.analysis.block_ms, spec.analysis.confidence, after, slices
     )
 

@@ -17,9 +17,9 @@ from pipeline.clock import Clock
 from pipeline.errors import Conflict, NotFound, StaleVersion
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
-from serving.rollout.analysis import Analysis, new_analysis
-from serving.rollout.explain import Explanation, explain
-from serving.rollout.figures import PhaseFigures, Snapshot
+from serving.rollout.analysis import RolloutAnalysis, new_analysis
+from serving.rollout.explain import AuditExplanation, explain
+from serving.rollout.figures import PhaseFigures, RolloutFigures
 from serving.rollout.long_run import FOLLOWED, LongRun
 from serving.rollout.reconcile import Context, Decision, Observed, reconcile
 from serving.rollout.routing import ArmSpec, Endpoint
@@ -45,7 +45,7 @@ _KEPT_ROLLOUTS = 8
 class _Runner:
     """What a process keeps about one rollout; all of it can be built again from the store and the log."""
 
-    analysis: Analysis
+    analysis: RolloutAnalysis
     first_mark: int
     entered: tuple[int, int]
     behind: bool = True
@@ -138,7 +138,7 @@ class RolloutController:
                 self._long_runs.pop(name, None)
         return done
 
-    def snapshot(self, name: str) -> Snapshot:
+    def snapshot(self, name: str) -> RolloutFigures:
         """The figures of a rollout (by id or endpoint): stays read by this process, and before them the stored ones.
 
         Raises:
@@ -155,7 +155,7 @@ class RolloutController:
         kept = tuple(PhaseFigures.from_json(mark.figures) for mark in earlier if mark.figures)
         return replace(told, phases=kept + told.phases, long_run=followed.figures() if followed else None)
 
-    def explain(self, seq: int) -> Explanation:
+    def explain(self, seq: int) -> AuditExplanation:
         """What the verdict of an audit entry was made of, worked out once more from the log (`explain.explain`).
 
         Raises:

@@ -14,12 +14,12 @@ from typing import Any
 
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
-from serving.rollout.analysis import Analysis, new_analysis
+from serving.rollout.analysis import RolloutAnalysis, new_analysis
 from serving.rollout.look import Look
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, StoredRollout
 
-__all__ = ["Explanation", "Figure", "explain"]
+__all__ = ["AuditExplanation", "ComparedFigure", "explain"]
 
 _BATCH_ENTRIES = 256
 _CLOSE_RATIO = 1e-6
@@ -27,7 +27,7 @@ _CLOSE_RATIO = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class ComparedFigure:
     """One figure as the verdict used it and as the log has it now."""
 
     name: str
@@ -37,7 +37,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class AuditExplanation:
     """An audit entry with its figures.
 
     Args:
@@ -49,7 +49,7 @@ class Explanation:
     """
 
     entry: AuditEntry
-    figures: tuple[Figure, ...]
+    figures: tuple[ComparedFigure, ...]
     verdict: str
     same: bool | None
     note: str
@@ -61,7 +61,7 @@ class Explanation:
 
 def explain(
     entry: AuditEntry, stored: StoredRollout | None, log: TrafficLog, schema: Callable[[str], Schema]
-) -> Explanation:
+) -> AuditExplanation:
     """Recompute what a verdict used.
 
     Args:
@@ -71,9 +71,9 @@ def explain(
     """
     evidence = entry.evidence
     if stored is None or not evidence:
-        return Explanation(entry, (), "", None, f"{entry.actor} decided this; it rests on no figures")
+        return AuditExplanation(entry, (), "", None, f"{entry.actor} decided this; it rests on no figures")
     if "observed" in evidence:
-        return Explanation(
+        return AuditExplanation(
             entry,
             (),
             "",
@@ -81,7 +81,7 @@ def explain(
             "it rests on counters of the lanes at that moment, which nobody keeps: see evidence.observed",
         )
     if "blocks" not in evidence:
-        return Explanation(entry, (), "", None, "it rests on what the gate measured, see the version's manifest")
+        return AuditExplanation(entry, (), "", None, "it rests on what the gate measured, see the version's manifest")
     state = RolloutState.from_json({**entry.before["state"], "marks": []})
     analysis = new_analysis(stored.spec, state.evidence_seq, schema)
     analysis.begin_phase(state.step, state.weight, state.entered_ms)
@@ -97,10 +97,10 @@ def explain(
     verdict = (
         f"breached: {breach[1]}" if breach else f"holds: {lacking}" if lacking else "the next step's evidence is there"
     )
-    return Explanation(entry, figures, verdict, same, note)
+    return AuditExplanation(entry, figures, verdict, same, note)
 
 
-def _read(analysis: Analysis, log: TrafficLog, until: int) -> int:
+def _read(analysis: RolloutAnalysis, log: TrafficLog, until: int) -> int:
     """Feed the log up to a place; the number of entries that it still had."""
     read = 0
     while entries := log.labelled(analysis.seq, _BATCH_ENTRIES):
@@ -112,9 +112,9 @@ def _read(analysis: Analysis, log: TrafficLog, until: int) -> int:
     return read
 
 
-def _figure(name: str, used: Any, recomputed: Any) -> Figure:
+def _figure(name: str, used: Any, recomputed: Any) -> ComparedFigure:
     if isinstance(used, (int, float)) and isinstance(recomputed, (int, float)):
-        return Figure(
+        return ComparedFigure(
             name, used, recomputed, math.isclose(used, recomputed, rel_tol=_CLOSE_RATIO, abs_tol=_CLOSE_RATIO)
         )
-    return Figure(name, used, recomputed, used == recomputed)
+    return ComparedFigure(name, used, recomputed, used == recomputed)

@@ -26,8 +26,8 @@ __all__ = [
     "LongRunFigures",
     "PhaseFigures",
     "PhaseSums",
+    "RolloutFigures",
     "SliceFigures",
-    "Snapshot",
     "field_stability",
     "outcome_figures",
     "phase_figures",
@@ -144,7 +144,7 @@ class LongRunFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class RolloutFigures:
     """What the analysis knows now, as plain numbers.
 
     `segments` holds the parts of each field, and `psi` each field's population stability index: how its rows fall on

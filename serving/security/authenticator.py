@@ -18,13 +18,13 @@ from serving.config.principal import Principal, Role
 from serving.security.limits import ClientLimit, client_of_address
 from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 
-__all__ = ["Authenticator", "Caller", "Known"]
+__all__ = ["Authenticator", "Credentials", "Identity"]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Credentials:
     """What a call says of itself.
 
     Args:
@@ -39,7 +39,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Identity:
     """A caller that said who it is.
 
     Args:
@@ -93,7 +93,7 @@ class Authenticator:
         found = self._tokens.good(token)
         return None if found is None else Principal(found.name, found.role)
 
-    def identify(self, caller: Caller) -> Known | None:
+    def identify(self, caller: Credentials) -> Identity | None:
         """Who calls; None when it did not say.
 
         Raises:
@@ -104,10 +104,10 @@ class Authenticator:
             return self._by_token(caller)
         if caller.certificate:
             role = next((self._roles[name] for name in caller.certificate if name in self._roles), None)
-            return Known(caller.certificate, role, f"certificate {caller.certificate[0]}")
+            return Identity(caller.certificate, role, f"certificate {caller.certificate[0]}")
         return None
 
-    def known(self, caller: Caller) -> Known:
+    def known(self, caller: Credentials) -> Identity:
         """Who calls, where one has to say.
 
         Raises:
@@ -122,7 +122,7 @@ class Authenticator:
             )
         return found
 
-    def admit(self, caller: Caller) -> Principal:
+    def admit(self, caller: Credentials) -> Principal:
         """The principal of an admin call, which still has to have the verb's role.
 
         Raises:
@@ -138,7 +138,7 @@ class Authenticator:
             raise PermissionDenied(f"certificate {known.names[0]} has no role; listen.tls.roles gives one")
         return Principal(known.names[0], known.role)
 
-    def override(self, caller: Caller, allowed: bool | Collection[str]) -> None:
+    def override(self, caller: Credentials, allowed: bool | Collection[str]) -> None:
         """Let a caller choose the arm, if the endpoint's setting `overrides` is `allowed`.
 
         Raises:
@@ -152,7 +152,7 @@ class Authenticator:
                 f"{known.names[0]} may not choose the arm; the endpoint's setting `overrides` says who"
             )
 
-    def labeller(self, caller: Caller) -> Known:
+    def labeller(self, caller: Credentials) -> Identity:
         """Who sends feedback.
 
         Raises:
@@ -163,7 +163,7 @@ class Authenticator:
             raise PermissionDenied(f"labels of {known.names[0]} are not taken; listen.feedback_from says whose are")
         return known
 
-    def labels(self, known: Known, predictions: int) -> None:
+    def labels(self, known: Identity, predictions: int) -> None:
         """Count feedback for so many predictions.
 
         Raises:
@@ -171,7 +171,7 @@ class Authenticator:
         """
         self._count(self._labels, known, max(1, predictions), "labels")
 
-    def _by_token(self, caller: Caller) -> Known:
+    def _by_token(self, caller: Credentials) -> Identity:
         # Guesses at one token must not lock out others behind the same address, so each has its own count; what is no
         # token's id has one together.
         key = f"{client_of_address(caller.address)} {self._tokens.id_of(caller.authorization)}"
@@ -188,9 +188,9 @@ class Authenticator:
                     "too many wrong tokens from %s; more are not looked at for a while", caller.address or "here"
                 )
             raise
-        return Known((token.name,), token.role, f"token {token.id}", token.id)
+        return Identity((token.name,), token.role, f"token {token.id}", token.id)
 
-    def _count(self, limit: ClientLimit, known: Known, cost: int, what: str) -> None:
+    def _count(self, limit: ClientLimit, known: Identity, cost: int, what: str) -> None:
         if (seconds := limit.take(known.client, cost)) > 0:
             self.counters[f"many_{what.replace(' ', '_')}"] += 1
             raise Overloaded(f"too many {what} of {known.names[0]}; listen.limits says how many there may be", seconds)

@@ -13,7 +13,7 @@ import grpc
 
 from pipeline.errors import BatonError
 from serving.security.admitted import admitted
-from serving.security.authenticator import Authenticator, Caller
+from serving.security.authenticator import Authenticator, Credentials
 from serving.wire.errors import failure_of
 
 __all__ = ["AdmitInterceptor", "caller_of"]
@@ -75,7 +75,7 @@ class AdmitInterceptor(grpc.aio.ServerInterceptor):
             await context.abort(failure.code, failure.message)
 
 
-def caller_of(context: Any) -> Caller:
+def caller_of(context: Any) -> Credentials:
     """What a gRPC call and its connection say of themselves."""
     metadata = context.invocation_metadata() or ()
     given = [value for key, value in metadata if key == "authorization"]
@@ -85,7 +85,7 @@ def caller_of(context: Any) -> Caller:
     for key in ("x509_common_name", "x509_subject_alternative_name"):
         names += [name.decode(errors="replace") for name in identity.get(key, ())]
     # Several values become one that is no token: it must not be open which of them counts.
-    return Caller(", ".join(given), _address(context.peer()), tuple(names))
+    return Credentials(", ".join(given), _address(context.peer()), tuple(names))
 
 
 def _address(peer: str) -> str:

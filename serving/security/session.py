@@ -18,7 +18,7 @@ from itsdangerous import BadSignature, URLSafeSerializer
 from pipeline.clock import Clock
 from pipeline.errors import PermissionDenied
 from serving.config.principal import Principal
-from serving.security.authenticator import Authenticator, Caller
+from serving.security.authenticator import Authenticator, Credentials
 from serving.security.tokens import LOCAL
 
 __all__ = ["CSRF_HEADER", "Session", "Sessions"]
@@ -57,7 +57,7 @@ class Sessions:
         self.cookie = "__Host-baton_session" if secure else "baton_session"
         """Name of the cookie."""
 
-    def begin(self, caller: Caller) -> str:
+    def begin(self, caller: Credentials) -> str:
         """The cookie's value for a caller that showed a token.
 
         Raises:

@@ -20,7 +20,7 @@ from pipeline.errors import BatonError, Overloaded, PermissionDenied, Unauthenti
 from serving.config import ListenConfig
 from serving.config.principal import Principal
 from serving.security.admitted import admitted
-from serving.security.authenticator import Authenticator, Caller
+from serving.security.authenticator import Authenticator, Credentials
 from serving.security.headers import response_headers
 from serving.security.session import CSRF_HEADER, Sessions
 
@@ -127,7 +127,9 @@ class WebGuard:
     def _admit(self, scope: Scope, headers: dict[str, list[str]]) -> Principal | None:
         authorization = ", ".join(headers.get("authorization", []))
         client = scope.get("client")
-        caller = Caller(authorization, client[0] if client else "", scope.get("extensions", {}).get("baton.names", ()))
+        caller = Credentials(
+            authorization, client[0] if client else "", scope.get("extensions", {}).get("baton.names", ())
+        )
         cookie = _cookie(headers, self._sessions.cookie)
         if cookie and not authorization and not self._authenticator.open:
             session = self._sessions.find(cookie)

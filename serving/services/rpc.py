@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady, Overloaded
 from pipeline.event import Event
-from serving.security.authenticator import Caller, Known
+from serving.security.authenticator import Credentials, Identity
 from serving.security.interceptor import caller_of
 from serving.telemetry.tracing import CallSpan, Tracing, trace_id_of
 from serving.wire.errors import Failure, failure_of
@@ -62,7 +62,7 @@ class Call:
         self._most = most
         self._request_id = ""
         self.event: Event | None = None
-        self.known: Known | None = None
+        self.known: Identity | None = None
         self.trace = False
         self.traceparent = ""
 
@@ -75,7 +75,7 @@ class Call:
         return float(left) if self._most is None else min(float(left), self._most)
 
     @property
-    def caller(self) -> Caller:
+    def caller(self) -> Credentials:
         """What the call and its connection say of who is there."""
         return caller_of(self._context)
 

@@ -19,7 +19,7 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from pipeline.traffic.log import TrafficStats
-from serving.rollout.figures import ArmFigures, Snapshot
+from serving.rollout.figures import ArmFigures, RolloutFigures
 from serving.rollout.routing import Endpoint
 from serving.rollout.state import Phase
 from serving.rollout.store import StoredRollout
@@ -58,7 +58,7 @@ class Overview(Collector):
         expected: Sequence[str],
         processes: Callable[[], Processes],
         store: _Store,
-        figures: Callable[[str], Snapshot],
+        figures: Callable[[str], RolloutFigures],
         traffic: Callable[[int], TrafficStats],
         created_ms: Callable[[str, str], int],
         clock: Clock,
@@ -74,7 +74,7 @@ class Overview(Collector):
         self._next = -FIGURES_EVERY_S
         self._endpoints: dict[str, Endpoint] = {}
         self._newest: dict[str, StoredRollout] = {}
-        self._figures: dict[str, Snapshot] = {}
+        self._figures: dict[str, RolloutFigures] = {}
         self._traffic: TrafficStats | None = None
         self._feedback_at = (-1, clock.wall_ms())
 

@@ -24,21 +24,21 @@ from serving.admin import Admin
 from serving.config import Config
 from serving.http.console.actions import Actions
 from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
-from serving.http.console.audit import Audit
-from serving.http.console.headline import Headline, Steps
+from serving.http.console.audit import AuditPanel
+from serving.http.console.headline import HeadlinePanel, StepsPanel
 from serving.http.console.live import element
 from serving.http.console.login import login_routes
-from serving.http.console.overview import Endpoints, Labels, Processes
+from serving.http.console.overview import EndpointsPanel, LabelsPanel, ProcessesPanel
 from serving.http.console.policy import PAGES, Nonces
-from serving.http.console.quality import Bias, Calibration, OverTime, Stays
+from serving.http.console.quality import BiasPanel, CalibrationPanel, QualityPanel, StaysPanel
 from serving.http.console.reader import Reader, Reading
 from serving.http.console.shell import THEME, Tab, Theme, frame
 from serving.http.console.sockets import guard_sockets
-from serving.http.console.source import Source
+from serving.http.console.source import AdminSource
 from serving.http.console.theme import ICON, STYLE
-from serving.http.console.traffic import Arms, Latency, Shadow, Tiers, Versions
+from serving.http.console.traffic import ArmsPanel, LatencyPanel, ShadowPanel, TiersPanel, VersionsPanel
 from serving.http.console.visitors import Visitors
-from serving.http.console.worker import Learner
+from serving.http.console.worker import WorkerPanel
 from serving.security.authenticator import Authenticator
 from serving.security.session import Sessions
 
@@ -104,7 +104,7 @@ class _Console:
 
     def __init__(self, admin: Admin, config: Config, clock: Clock, visitors: Visitors) -> None:
         self._admin, self._config, self._clock, self.visitors = admin, config, clock, visitors
-        self._reader = Reader(Source(admin), clock)
+        self._reader = Reader(AdminSource(admin), clock)
         self._tabs: dict[str, Tab] = {}
         self._news = asyncio.Event()
 
@@ -130,7 +130,7 @@ class _Console:
         with frame(visitor, _theme(request), "/"):
             tab = self._open(Tab(ui.context.client, visitor, lambda reading: ()))
             with element("div", "grid"):
-                tab.panels += [Endpoints(), Processes(), Labels()]
+                tab.panels += [EndpointsPanel(), ProcessesPanel(), LabelsPanel()]
 
     def endpoint(self, request: Request, name: str) -> None:
         """`/endpoints/NAME`"""
@@ -142,24 +142,24 @@ class _Console:
 
         with frame(visitor, _theme(request), f"/endpoints/{quote(name, safe='')}", [name]):
             tab = self._open(Tab(client, visitor, own))
-            tab.panels.append(Headline(name))
+            tab.panels.append(HeadlinePanel(name))
             if visitor.operator:
                 tab.panels.append(Actions(name, self._admin, self._reader, visitor))
             worker = self._config.worker is not None and self._config.worker.endpoint == name
             with element("div", "grid"):
                 tab.panels += [
-                    Bias(name),
-                    Steps(name),
-                    OverTime(name, "AUC", "auc", "per step"),
-                    OverTime(name, "LogLoss", "logloss", "nats per row, per step"),
-                    Calibration(name),
-                    Stays(name),
+                    BiasPanel(name),
+                    StepsPanel(name),
+                    QualityPanel(name, "AUC", "auc", "per step"),
+                    QualityPanel(name, "LogLoss", "logloss", "nats per row, per step"),
+                    CalibrationPanel(name),
+                    StaysPanel(name),
                 ]
                 with element("div", "stack half"):
-                    tab.panels += [Arms(name), Versions(name), Tiers(name)]
+                    tab.panels += [ArmsPanel(name), VersionsPanel(name), TiersPanel(name)]
                 with element("div", "stack half"):
-                    tab.panels += [Latency(name), Shadow(), Learner(name, configured=worker)]
-                tab.panels.append(Audit(name, self._admin, visitor))
+                    tab.panels += [LatencyPanel(name), ShadowPanel(), WorkerPanel(name, configured=worker)]
+                tab.panels.append(AuditPanel(name, self._admin, visitor))
 
     def owner(self, client: str) -> str | None:
         """The session that an open page was made for, None: there is no such page."""

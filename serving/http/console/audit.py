@@ -12,17 +12,17 @@ from serving.admin import requests as r
 from serving.admin import verbs as v
 from serving.admin.answers import AuditEntry, Explanation
 from serving.admin.door import Admin
-from serving.http.console.live import Table, Text, element, panel, show
+from serving.http.console.live import LiveTable, Text, element, panel, show
 from serving.http.console.reader import Reading
 from serving.http.console.visitors import Visitor
 from serving.http.console.wording import NONE, clock, figure
 
-__all__ = ["Audit"]
+__all__ = ["AuditPanel"]
 
 PAGE_ENTRIES = 15
 
 
-class Audit:
+class AuditPanel:
     """The newest entries of an endpoint, more on demand."""
 
     def __init__(self, name: str, admin: Admin, visitor: Visitor) -> None:
@@ -47,7 +47,7 @@ class Audit:
         with ui.dialog() as self._dialog, element("div", "ask"):
             self._title = Text(tag="h2")
             self._why = Text(tag="p")
-            self._evidence = Table(("what was seen", ">used", ">from the log now"), "Evidence of the entry", "It rests on no figures.")  # fmt: skip
+            self._evidence = LiveTable(("what was seen", ">used", ">from the log now"), "Evidence of the entry", "It rests on no figures.")  # fmt: skip
             self._said = Text(tag="p", classes="note")
             with element("div", "foot"):
                 self._again = (

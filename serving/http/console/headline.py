@@ -10,12 +10,12 @@ from serving.http.console.reader import Reading
 from serving.http.console.wording import NONE, clock, count, share, signed_share, span, weight
 from serving.rollout.state import ACTIVE, Phase
 
-__all__ = ["Headline", "Steps"]
+__all__ = ["HeadlinePanel", "StepsPanel"]
 
 _CHIPS = {Phase.PAUSED: "warn", Phase.DEGRADED: "warn", Phase.PROGRESSING: "live", Phase.WATCHING: "live"}
 
 
-class Headline:
+class HeadlinePanel:
     """One endpoint in one look."""
 
     def __init__(self, name: str) -> None:
@@ -73,7 +73,7 @@ class Headline:
         self._facts.tell("at this step since", f"{clock(rollout.entered_ms, now_ms)} UTC")
 
 
-class Steps:
+class StepsPanel:
     """The rollout's steps: those behind, the one it is at, those to come."""
 
     def __init__(self, name: str) -> None:

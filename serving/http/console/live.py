@@ -13,7 +13,7 @@ from nicegui import ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
-__all__ = ["Cell", "Chart", "Facts", "Table", "Text", "element", "panel", "put", "show"]
+__all__ = ["Cell", "Chart", "Facts", "LiveTable", "Text", "element", "panel", "put", "show"]
 
 
 class Text(TextElement):
@@ -69,7 +69,7 @@ class Cell:
     href: str = ""
 
 
-class Table:
+class LiveTable:
     """A table whose rows come and go at the end; cells are changed in place.
 
     Args:

@@ -14,7 +14,7 @@ from serving.http.console.policy import HEADER, PAGES, policy
 from serving.http.console.shell import THEME, Theme
 from serving.http.console.theme import ICON, STYLE
 from serving.http.console.visitors import Visitors
-from serving.security.authenticator import Caller
+from serving.security.authenticator import Credentials
 from serving.security.session import LENGTH_S
 
 __all__ = ["login_routes"]
@@ -67,7 +67,7 @@ def login_routes(visitors: Visitors) -> APIRouter:
     def begin(
         request: Request, token: Annotated[str, Form(max_length=500)], next: Annotated[str, Form()] = "/"
     ) -> Response:  # fmt: skip
-        caller = Caller(f"Bearer {token.strip()}", request.client.host if request.client else "")
+        caller = Credentials(f"Bearer {token.strip()}", request.client.host if request.client else "")
         try:
             value = sessions.begin(caller)
         except (Unauthenticated, PermissionDenied):

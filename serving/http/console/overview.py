@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from serving.http.console.live import Cell, Facts, Table, panel
+from serving.http.console.live import Cell, Facts, LiveTable, panel
 from serving.http.console.reader import Reading, View
 from serving.http.console.wording import NONE, age, count, milliseconds, share, signed_share, span, weight
 from serving.rollout.state import Phase
 
-__all__ = ["Endpoints", "Labels", "Processes", "bound_of", "phase_of", "state_of"]
+__all__ = ["EndpointsPanel", "LabelsPanel", "ProcessesPanel", "bound_of", "phase_of", "state_of"]
 
 _COLUMNS = ("endpoint", "state", ">weight", "phase", ">bias", ">bound", ">answers/s", ">p99", "waits for")
 _TONES = {Phase.PAUSED: "warn", Phase.DEGRADED: "warn", Phase.ABORTED: "muted", Phase.UNDONE: "muted"}
 
 
-class Endpoints:
+class EndpointsPanel:
     """The table of endpoints."""
 
     def __init__(self) -> None:
         with panel("Endpoints"):
-            self._table = Table(
+            self._table = LiveTable(
                 _COLUMNS, "Endpoints", "No endpoint yet: name one under endpoints: in baton.yaml.", "cards"
             )
 
@@ -30,13 +30,13 @@ class Endpoints:
         self._table.tell([_row(view) for view in reading.views.values()])
 
 
-class Processes:
+class ProcessesPanel:
     """Whether every process of this machine reports, and how much it has to do."""
 
     def __init__(self) -> None:
         with panel("Processes", classes="half"):
             columns = ("process", "state", ">reported", ">waiting", ">restarts")
-            self._table = Table(columns, "Processes", "No process has reported yet.")
+            self._table = LiveTable(columns, "Processes", "No process has reported yet.")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         told = reading.processes
@@ -60,7 +60,7 @@ class Processes:
         self._table.tell(rows)
 
 
-class Labels:
+class LabelsPanel:
     """How labels come in and are joined to predictions."""
 
     def __init__(self) -> None:

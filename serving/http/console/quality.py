@@ -13,11 +13,11 @@ from serving.http.console.charts import (
     curves,
     line_options,
 )
-from serving.http.console.live import Cell, Chart, Table, Text, element, panel, show
+from serving.http.console.live import Cell, Chart, LiveTable, Text, element, panel, show
 from serving.http.console.reader import Reading
 from serving.http.console.wording import NONE, clock, count, figure, share, signed_share, weight
 
-__all__ = ["Bias", "Calibration", "OverTime", "Stays"]
+__all__ = ["BiasPanel", "CalibrationPanel", "QualityPanel", "StaysPanel"]
 
 
 def _legend(**names: str) -> None:
@@ -26,7 +26,7 @@ def _legend(**names: str) -> None:
             Text(name, classes=kind.replace("_", "-"))
 
 
-class Bias:
+class BiasPanel:
     """The candidate's bias with its interval against the bound, over the rollout."""
 
     def __init__(self, name: str) -> None:
@@ -55,7 +55,7 @@ class Bias:
         )
 
 
-class OverTime:
+class QualityPanel:
     """One metric of both arms over time."""
 
     def __init__(self, name: str, title: str, metric: str, note: str) -> None:
@@ -82,7 +82,7 @@ class OverTime:
             )
 
 
-class Calibration:
+class CalibrationPanel:
     """Click rate against mean score by tenth of the scores."""
 
     def __init__(self, name: str) -> None:
@@ -107,7 +107,7 @@ class Calibration:
         )
 
 
-class Stays:
+class StaysPanel:
     """Every stay at a step with its figures, the present one first."""
 
     _COLUMNS = (
@@ -119,7 +119,7 @@ class Stays:
     def __init__(self, name: str) -> None:
         self._name = name
         with panel("Stays at a step", "both arms score the same rows"):
-            self._table = Table(self._COLUMNS, "Figures of every stay at a step", "Figures begin with a rollout.")
+            self._table = LiveTable(self._COLUMNS, "Figures of every stay at a step", "Figures begin with a rollout.")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         view = reading.views.get(self._name)

@@ -19,7 +19,7 @@ from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Processes, Rollout, Worker
 from serving.http.console.history import Track
-from serving.http.console.source import Source
+from serving.http.console.source import AdminSource
 from serving.rollout.state import ACTIVE
 from serving.telemetry.latency import EDGES, quantile
 
@@ -91,7 +91,7 @@ class Reading:
 class Reader:
     """Reads in a thread of its own from `start` to `stop`."""
 
-    def __init__(self, source: Source, clock: Clock) -> None:
+    def __init__(self, source: AdminSource, clock: Clock) -> None:
         self._source, self._clock = source, clock
         self.reading: Reading | None = None
         self.error = ""

@@ -21,13 +21,13 @@ from serving.admin.answers import (
 from serving.admin.door import Admin
 from serving.config.principal import Principal, Role
 
-__all__ = ["Source"]
+__all__ = ["AdminSource"]
 
 READER = Principal("console", Role.VIEWER)
 PAGE_ENTRIES = 1000
 
 
-class Source:
+class AdminSource:
     """Reads one installation. From any thread; each call may take as long as the rollout loop holds its lock."""
 
     def __init__(self, admin: Admin) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections import Counter
 
 from serving.http.console.charts import curves, line_options
-from serving.http.console.live import Cell, Chart, Facts, Table, Text, panel, show
+from serving.http.console.live import Cell, Chart, Facts, LiveTable, Text, panel, show
 from serving.http.console.reader import Reading
 from serving.http.console.wording import NONE, age, count, milliseconds, share
 
-__all__ = ["Arms", "Latency", "Shadow", "Tiers", "Versions"]
+__all__ = ["ArmsPanel", "LatencyPanel", "ShadowPanel", "TiersPanel", "VersionsPanel"]
 
 ARMS = ("candidate", "stable")
 
 
-class Arms:
+class ArmsPanel:
     """Which version of which bundle answers for each arm."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         columns = ("arm", "bundle", ">answers", ">wanted", "lanes", "state")
         with panel("Arms"):
-            self._table = Table(columns, "Arms and versions")
+            self._table = LiveTable(columns, "Arms and versions")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         view = reading.views.get(self._name)
@@ -50,7 +50,7 @@ class Arms:
         self._table.tell(rows)
 
 
-class Versions:
+class VersionsPanel:
     """The newest versions of both arms' bundles, and what the gate and the lanes say of them."""
 
     MOST = 4
@@ -59,7 +59,7 @@ class Versions:
         self._name = name
         with panel("Versions", "newest first"):
             columns = ("bundle", ">version", "kind", "may serve")
-            self._table = Table(columns, "Newest versions of both arms", "No version in the repository.")
+            self._table = LiveTable(columns, "Newest versions of both arms", "No version in the repository.")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         view = reading.views.get(self._name)
@@ -76,14 +76,14 @@ class Versions:
         self._table.tell(rows)
 
 
-class Latency:
+class LatencyPanel:
     """Latency, errors and missed deadlines per arm."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         columns = ("arm", ">answers/s", ">p50", ">p99", ">errors", ">late")
         with panel("Latency and errors", "of the last minute, all lanes; line: p99 in ms"):
-            self._table = Table(columns, "Latency and errors per arm")
+            self._table = LiveTable(columns, "Latency and errors per arm")
             self._chart = Chart("p99 latency per arm over time", line_options, "low")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
@@ -115,13 +115,13 @@ def _part(number: int, of: int) -> Cell:
     return Cell(f"{count(number)} ({share(number / of)})" if number and of else count(number), "bad" if number else "")
 
 
-class Shadow:
+class ShadowPanel:
     """What the shadow lane scored, and what it could not, by reason."""
 
     def __init__(self) -> None:
         with panel("Shadow lane", "scores the arm that did not answer"):
             self._facts = Facts("scored", "of them late", "waiting", "last scored")
-            self._table = Table(("dropped because", ">in all", ">last minute"), "Shadow drops by reason", "Nothing was dropped.")  # fmt: skip
+            self._table = LiveTable(("dropped because", ">in all", ">last minute"), "Shadow drops by reason", "Nothing was dropped.")  # fmt: skip
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         shadow = reading.processes.shadow
@@ -137,7 +137,7 @@ class Shadow:
         self._table.tell(rows)
 
 
-class Tiers:
+class TiersPanel:
     """How many embedding lookups each tier answered."""
 
     def __init__(self, name: str) -> None:
@@ -146,7 +146,7 @@ class Tiers:
             "Embedding tiers", "share of lookups answered, since the lanes began; default: id not known", "half"
         ):
             columns = ("arm", "table", ">lookups", ">device", ">segment", ">redis", ">default", ">stale", ">failed")
-            self._table = Table(columns, "Embedding lookups by tier", "No lookups yet.")
+            self._table = LiveTable(columns, "Embedding lookups by tier", "No lookups yet.")
             self._note = Text(tag="p", classes="note")
 
     def tell(self, reading: Reading, now_ms: int) -> None:

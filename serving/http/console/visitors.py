@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from pipeline.errors import BatonError, PermissionDenied, Unauthenticated
 from serving.config.principal import Principal, Role
-from serving.security.authenticator import Authenticator, Caller
+from serving.security.authenticator import Authenticator, Credentials
 from serving.security.session import Sessions
 
 __all__ = ["Visitor", "Visitors"]
@@ -25,7 +25,7 @@ class Visitors:
         cookie = request.cookies.get(self.sessions.cookie, "")
         names = request.scope.get("extensions", {}).get("baton.names", ())
         address = request.client.host if request.client else ""
-        return Visitor(self, cookie, Caller(request.headers.get("authorization", ""), address, names))
+        return Visitor(self, cookie, Credentials(request.headers.get("authorization", ""), address, names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Visitor:
 
     visitors: Visitors
     cookie: str
-    caller: Caller
+    caller: Credentials
 
     def principal(self) -> Principal:
         """Who it is now.

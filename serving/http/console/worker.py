@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from serving.http.console.live import Cell, Facts, Table, Text, panel, show
+from serving.http.console.live import Cell, Facts, LiveTable, Text, panel, show
 from serving.http.console.reader import Reading
 from serving.http.console.wording import NONE, count, figure, span
 
-__all__ = ["Learner"]
+__all__ = ["WorkerPanel"]
 
 MAX_REFUSED_VERSIONS = 8
 
 
-class Learner:
+class WorkerPanel:
     """The worker's panel.
 
     Args:
@@ -23,8 +23,8 @@ class Learner:
         with panel("Transfer worker"):
             self._note = Text(tag="p", classes="note")
             self._facts = Facts("teacher's weight a", "replay r", "teacher step K", "batches", "rows learned", "entries behind", "loss", "last report")  # fmt: skip
-            self._versions = Table(("bundle", ">last version"), "Versions that the worker published last")
-            self._refused = Table(("refused version", "because"), "Versions that the gate refused", "The gate has refused nothing.")  # fmt: skip
+            self._versions = LiveTable(("bundle", ">last version"), "Versions that the worker published last")
+            self._refused = LiveTable(("refused version", "because"), "Versions that the gate refused", "The gate has refused nothing.")  # fmt: skip
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         worker, process = reading.worker, reading.processes.worker or {}

@@ -27,7 +27,7 @@ from serving.config import Config
 from serving.config.principal import Role
 from serving.http.port import HEADER_BYTES, http_server
 from serving.security.admitted import admitted
-from serving.security.authenticator import Authenticator, Caller
+from serving.security.authenticator import Authenticator, Credentials
 from serving.security.session import CSRF_HEADER, Sessions
 from serving.security.tokens import TokenStore
 from serving.security.web import MAX_BODY_BYTES
@@ -196,7 +196,7 @@ def test_our_own_pages_and_named_hosts_may_ask(tmp_path: Path) -> None:
 
 def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) -> None:
     ann = door.token("ann", Role.OPERATOR)
-    cookie = door.sessions.begin(Caller(f"Bearer {ann}"))
+    cookie = door.sessions.begin(Credentials(f"Bearer {ann}"))
     assert len(cookie) < 200
     session = door.sessions.find(cookie)
     assert session is not None
@@ -212,7 +212,7 @@ def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) 
         assert door.call("GET", "/api/v1/endpoints", headers=spoiled).status_code == 401, wrong
     door.sessions.end(cookie)
     assert door.call("GET", "/api/v1/endpoints", headers=sent).status_code == 401
-    again = {"cookie": f"{door.sessions.cookie}={door.sessions.begin(Caller(f'Bearer {ann}'))}"}
+    again = {"cookie": f"{door.sessions.cookie}={door.sessions.begin(Credentials(f'Bearer {ann}'))}"}
     assert door.call("GET", "/api/v1/endpoints", headers=again).status_code == 200
     door.tokens.revoke("ann")
     door.token("bob", Role.VIEWER)
@@ -237,7 +237,7 @@ def test_a_socket_needs_a_principal_and_a_page_of_ours(door: Guarded) -> None:
     with connect(at, origin=origin, proxy=None) as socket:  # type: ignore[arg-type]
         assert socket.recv() == "local/operator"
     ann = door.token("ann", Role.VIEWER)
-    cookie = {"cookie": f"{door.sessions.cookie}={door.sessions.begin(Caller(f'Bearer {ann}'))}"}
+    cookie = {"cookie": f"{door.sessions.cookie}={door.sessions.begin(Credentials(f'Bearer {ann}'))}"}
     with connect(at, origin=origin, additional_headers=cookie, proxy=None) as socket:  # type: ignore[arg-type]
         assert socket.recv() == "ann/viewer"
     for page, headers in ((origin, {}), ("http://evil.example", cookie), ("null", cookie)):

@@ -14,7 +14,7 @@ from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.traffic.log import Labelled, Scores
 from pipeline.traffic.record import PredictionRecord, pack
-from serving.rollout.analysis import Analysis
+from serving.rollout.analysis import RolloutAnalysis
 from serving.rollout.figures import PhaseFigures
 
 BLOCK_MS = 100
@@ -122,7 +122,7 @@ def stream(rng: np.random.Generator, entries: int, revise: float = 0.2) -> list[
 def test_figures_equal_a_recomputation_from_the_rows(seed: int, batch: int) -> None:
     rng = np.random.default_rng(seed)
     entries = stream(rng, 120)
-    analysis = Analysis("ranker", "new", BLOCK_MS)
+    analysis = RolloutAnalysis("ranker", "new", BLOCK_MS)
     analysis.begin_phase(0, 0.0, 0)
     analysis.begin_phase(1, 5.0, 2000)
     for start in range(0, len(entries), batch):
@@ -169,7 +169,7 @@ def test_figures_equal_a_recomputation_from_the_rows(seed: int, batch: int) -> N
 
 def test_auc_difference_of_a_block() -> None:
     rng = np.random.default_rng(3)
-    analysis = Analysis("ranker", "new", 1000)
+    analysis = RolloutAnalysis("ranker", "new", 1000)
     entries = [entry(seq, 10_000 + seq, rng, n=50) for seq in range(1, 31)]
     analysis.add_many([*entries, entry(31, 12_000, rng)])
     rows = rows_of(entries)
@@ -180,7 +180,7 @@ def test_auc_difference_of_a_block() -> None:
 
 def test_rows_of_another_candidate_and_unknown_late_labels_are_no_pairs() -> None:
     rng = np.random.default_rng(4)
-    analysis = Analysis("ranker", "new", BLOCK_MS)
+    analysis = RolloutAnalysis("ranker", "new", BLOCK_MS)
     lost = entry(1, 1000, rng, paired=False)
     analysis.add(lost)
     found = entry(1, 1000, np.random.default_rng(4))
@@ -193,7 +193,7 @@ def test_rows_of_another_candidate_and_unknown_late_labels_are_no_pairs() -> Non
 
 def test_blocks_scored_by_an_older_candidate_are_not_evidence_on_a_newer_one() -> None:
     rng = np.random.default_rng(5)
-    analysis = Analysis("ranker", "new", BLOCK_MS)
+    analysis = RolloutAnalysis("ranker", "new", BLOCK_MS)
     for seq, (time, version) in enumerate([(1000, 1), (1110, 1), (1120, 2), (1210, 2), (1390, 2)], 1):
         analysis.add(entry(seq, time, rng, version=version))
     table = analysis.refresh()
@@ -216,7 +216,7 @@ def test_runs_of_blocks_without_clicks_are_an_outage() -> None:
 
 def test_phase_figures_survive_json() -> None:
     rng = np.random.default_rng(6)
-    analysis = Analysis("ranker", "new", BLOCK_MS)
+    analysis = RolloutAnalysis("ranker", "new", BLOCK_MS)
     analysis.begin_phase(0, 0.0, 0)
     analysis.add_many([entry(seq, 1000 + 30 * seq, rng) for seq in range(1, 40)])
     figures = analysis.phase_figures(0)
