@@ -1,6 +1,6 @@
 """Who may come in, at every port: by token, by client certificate, or as anyone on a machine without tokens.
 
-The three servers tell it what a call and its connection say (`Caller`); it answers with a `Principal` or refuses. It
+The three servers tell it what a call and its connection say (`Credentials`); it answers with a `Principal` or refuses. It
 knows neither gRPC nor HTTP.
 """
 
