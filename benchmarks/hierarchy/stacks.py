@@ -23,12 +23,11 @@ from benchmarks.hierarchy.tables import BUNDLE, TABLE, IdStream, Tables, chunks_
 from pipeline.clock import SystemClock
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.device.torch_cache import TorchCache
-from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis.tier import RedisSource, RedisTier
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.embedding.segment.generations import open_stack
 from pipeline.embedding.segment.tier import SegmentTier
-from pipeline.embedding.tier import Generation, Group, Wanted
+from pipeline.embedding.tier import Generation, Group, Wanted, salt_of
 
 __all__ = [
     "PATIENCE",

@@ -1,7 +1,7 @@
-"""What was verified, noted until the machine starts again: files that are there as they were are not read a second time.
+"""Cache of verified files, kept until reboot. A file whose inode, size and times are unchanged is not hashed again.
 
-A note names boot, device, inode, size and times of each file. Until the next boot their pages come from the same page
-cache, so reading them again would tell nothing new; a file that was written to, replaced or moved is verified again.
+A note names boot, device, inode, size and times of each file. Until the next boot the file's pages come from the same
+page cache, so a second reading would find nothing new. A file that was written to, replaced or moved is verified again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 __all__ = ["NOTES", "verify_once"]
 
 NOTES = ".verified"
-"""Folder of a bundle's notes beside its segments, which are this machine's as well."""
+"""Folder of a bundle's notes, beside its segments; both belong to one machine."""
 
 
 def verify_once(note: Path, files: Iterable[Path], verify: Callable[[], None]) -> None:
-    """Run `verify` unless it passed on these very files since the machine started.
+    """Run `verify` unless it has passed on these files since the machine started.
 
-    One process verifies, others wait for it and take its word. Where no note can be kept (a full disk, a folder of
-    somebody else's) it costs verifying each time.
+    One process verifies; the others wait for it and use its result. Where no note can be written (a full disk, a folder
+    of another user) every call verifies.
 
     Raises:
-        OSError: a file is gone. And whatever `verify` raises; then nothing is noted.
+        OSError: a file is gone. Also what `verify` raises; then nothing is noted.
     """
     files = list(files)
     try:
@@ -37,7 +37,7 @@ def verify_once(note: Path, files: Iterable[Path], verify: Callable[[], None]) -
         return
     with kept:
         fcntl.flock(kept, fcntl.LOCK_EX)
-        # Told before they are read: what changes meanwhile does not match.
+        # Taken before the files are read: a file that changes meanwhile does not match.
         identity = _identity(files)
         kept.seek(0)
         if kept.read() == identity:

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 __all__ = [
     "DEFAULT_STATUS",
@@ -26,6 +27,7 @@ __all__ = [
     "TierSource",
     "Wanted",
     "is_open",
+    "salt_of",
 ]
 
 U8 = npt.NDArray[np.uint8]
@@ -116,6 +118,13 @@ def is_open(found: U8) -> npt.NDArray[np.bool_]:
     """
     answer: npt.NDArray[np.bool_] = (found == PENDING_STATUS) | (found >= STALE_STATUS)
     return answer
+
+
+def salt_of(table: str) -> int:
+    """Salt of a table, signed 64-bit: an id xor the salt is its key. All tables of one width share a tier, and one id may
+    occur in several of them."""
+    digest: int = xxhash.xxh3_64_intdigest(f"table:{table}".encode())
+    return digest - (1 << 64) if digest >= 1 << 63 else digest
 
 
 class Tier(Protocol):

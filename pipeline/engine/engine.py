@@ -74,7 +74,7 @@ class Engine:
         self._inner = [InnerQueue(policy.max_batch_size, batched=run.batched) for run in self._runs]
         self._inward = range(len(self._runs) - 1, 0, -1)
         self._admission = Admission(len(self._runs), workers)
-        # A worker without work waits at its gate, a lock that it holds; whoever brings work takes the gate from here.
+        # A worker without work waits for its wakeup, a lock that it holds. Who brings work takes it from here and releases it.
         self._idle: list[threading.Lock] = []
         self._company = 1.0
         self._turn = 0
@@ -196,8 +196,8 @@ class Engine:
             waiting = [] if drain else self._queue.clear()
             idle, self._idle = self._idle, []
         self._give_up(waiting)
-        for gate in idle:
-            gate.release()
+        for wakeup in idle:
+            wakeup.release()
         for worker in self._workers:
             worker.join(timeout)
         with self._lock:  # there are some only where every worker hangs
@@ -233,7 +233,7 @@ class Engine:
             ticket.waits, ticket.left = list(self._joins), len(self._runs)
         stale: list[Ticket] = []
         shed: Ticket | None = None
-        gate: threading.Lock | None = None
+        wakeup: threading.Lock | None = None
         ring = False
         error: Exception | None = None
         with self._lock:
@@ -245,11 +245,11 @@ class Engine:
                 shed = queue.push(ticket)
                 meter.accepted += 1
                 if self._idle:
-                    gate = self._idle.pop()
+                    wakeup = self._idle.pop()
                 if ticket.expires < self._alarm:
                     self._alarm, ring = ticket.expires, True
-        if gate is not None:
-            gate.release()
+        if wakeup is not None:
+            wakeup.release()
         if ring:
             self._bell.set()
         if stale:
@@ -300,8 +300,8 @@ class Engine:
 
     def _work(self) -> None:
         meter = self._meter()
-        gate = threading.Lock()
-        gate.acquire()
+        wakeup = threading.Lock()
+        wakeup.acquire()
         report: tuple[int, int, int, float] | None = None
         while True:
             with self._lock:
@@ -313,17 +313,17 @@ class Engine:
                 if not batch:
                     if self._closed and not self._queue.size:
                         break
-                    self._idle.append(gate)
+                    self._idle.append(wakeup)
             if stale:
                 self._drop(stale, now)
             if batch:
                 report = self._perform(at, batch, meter, now)
-            elif not gate.acquire(timeout=patience or -1):
+            elif not wakeup.acquire(timeout=patience or -1):
                 with self._lock:
-                    if gate in self._idle:
-                        self._idle.remove(gate)
+                    if wakeup in self._idle:
+                        self._idle.remove(wakeup)
                         continue
-                gate.acquire()  # somebody has just taken it, to open it
+                wakeup.acquire()  # another thread has just taken it and is about to release it
         self._drop(stale, now)
 
     def _pick(self, meter: Meter, now: float) -> tuple[int, list[Ticket], list[Ticket], float]:
@@ -396,9 +396,9 @@ class Engine:
                         pushed += 1
             # This worker takes one of them itself.
             wake = min(pushed - 1, len(self._idle)) if pushed else 0
-            gates = [self._idle.pop() for _ in range(wake)]
-        for gate in gates:
-            gate.release()
+            wakeups = [self._idle.pop() for _ in range(wake)]
+        for wakeup in wakeups:
+            wakeup.release()
         return leaving
 
     # --- leaving -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["BUCKET_SECONDS", "BUCKET_SIZES", "EngineStats", "Histogram", "Meter", "summarise"]
+__all__ = ["BUCKET_SECONDS", "BUCKET_SIZES", "BucketCounts", "EngineStats", "Meter", "summarise"]
 
 BUCKETS = 24
 BUCKET_SECONDS = tuple((1 << i) * 1e-6 for i in range(BUCKETS))
@@ -66,7 +66,7 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
+class BucketCounts:
     """How often, how much in all, and how often in each bucket (of `BUCKET_SECONDS` or `BUCKET_SIZES`, and above)."""
 
     count: int
@@ -102,11 +102,11 @@ class EngineStats:
     depth_by_priority: tuple[int, ...]
     service_seconds: float
     row_seconds: float
-    queue: Histogram
-    queues: dict[str, Histogram]
-    stages: dict[str, Histogram]
-    batch_events: Histogram
-    batch_rows: Histogram
+    queue: BucketCounts
+    queues: dict[str, BucketCounts]
+    stages: dict[str, BucketCounts]
+    batch_events: BucketCounts
+    batch_rows: BucketCounts
 
 
 def summarise(
@@ -145,9 +145,9 @@ def summarise(
     )
 
 
-def _sum(totals: Sequence[float], counts: Sequence[Sequence[int]], size: int) -> Histogram:
+def _sum(totals: Sequence[float], counts: Sequence[Sequence[int]], size: int) -> BucketCounts:
     buckets = tuple(sum(column) for column in zip(*counts, strict=True)) if counts else (0,) * (size + 1)
-    return Histogram(sum(buckets), sum(totals), buckets)
+    return BucketCounts(sum(buckets), sum(totals), buckets)
 
 
 def _bucket(seconds: float) -> int:

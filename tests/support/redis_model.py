@@ -15,10 +15,9 @@ from handmade import random_table, write_bundle
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
-from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis.tier import RedisSource, RedisTier
 from pipeline.embedding.redis.updates import RedisUpdater
-from pipeline.embedding.tier import STALE_STATUS, Fault, Generation, Group, Wanted
+from pipeline.embedding.tier import STALE_STATUS, Fault, Generation, Group, Wanted, salt_of
 from pipeline.redis.address import RedisAddress
 from pipeline.schema import FieldSpec, Schema
 

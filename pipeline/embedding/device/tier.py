@@ -20,21 +20,23 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.clock import Clock
+from pipeline.disk import replacing
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
-from pipeline.embedding.device.hot_keys import read_keys, write_keys
 from pipeline.embedding.device.sets import FRESH_TICKS
 from pipeline.embedding.tier import PENDING_STATUS, Fault, Generation, Group, Tier, Wanted
 from pipeline.errors import InvalidInput
 
-__all__ = ["Backend", "DeviceSource", "DeviceTier", "RowCache", "cache_maker"]
+__all__ = ["Backend", "DeviceSource", "DeviceTier", "RowCache", "cache_maker", "read_keys", "write_keys"]
 
 I64 = npt.NDArray[np.int64]
 Backend = Literal["auto", "cpu", "cuda"]
 
 CHUNK_KEYS = 4096
+MAGIC = b"baton-hot-keys 1\n"
 PREFILL_BUDGET_S = 0.05
 """Seconds that a tier which is not local may take for one chunk of hot keys."""
 CAPACITY_FACTOR = 2.0
@@ -256,3 +258,31 @@ class DeviceTier:
 
     def close(self) -> None:
         """Nothing: the caches go with the last version that uses them."""
+
+
+def write_keys(path: Path, keys: I64) -> None:
+    """Write `[n]` keys.
+
+    Raises:
+        OSError: the disk is full or fails; what was there before stays.
+    """
+    body = np.ascontiguousarray(keys, "<i8").tobytes()
+    with replacing(path) as staging:
+        staging.write_bytes(MAGIC + xxhash.xxh3_64_digest(body) + body)
+
+
+def read_keys(path: Path) -> I64:
+    """The keys of a file, `[n]`; none, and a line in the log, when it is damaged."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return np.empty(0, np.int64)
+    except OSError as error:
+        log.warning("hot keys %s cannot be read, the cache starts cold: %s", path, error)
+        return np.empty(0, np.int64)
+    head = len(MAGIC) + 8
+    body = raw[head:]
+    if raw[: len(MAGIC)] != MAGIC or xxhash.xxh3_64_digest(body) != raw[len(MAGIC) : head] or len(body) % 8:
+        log.warning("hot keys %s are damaged, the cache starts cold", path)
+        return np.empty(0, np.int64)
+    return np.frombuffer(body, "<i8").astype(np.int64)

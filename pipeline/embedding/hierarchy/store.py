@@ -22,8 +22,7 @@ from pipeline.bundle.bundle import Bundle, Manifest
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy, generation_of
 from pipeline.embedding.hierarchy.lookup import pool_bag, settle_bag, settle_ids, want_bag, want_ids
 from pipeline.embedding.hierarchy.tally import StoreCounts, Tallied
-from pipeline.embedding.keys import salt_of
-from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Generation, Group, Tier, Wanted, is_open
+from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Generation, Group, Tier, Wanted, is_open, salt_of
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, IdPart
 from pipeline.inputs import Block, Columns, DenseInputs, Layout

@@ -28,7 +28,7 @@ from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS
 
-__all__ = ["KEY_BYTES", "PREFIX_BYTES", "Layout", "collect", "encode", "scan", "scatter", "write_mget"]
+__all__ = ["KEY_BYTES", "PREFIX_BYTES", "RedisRowLayout", "collect", "encode", "scan", "scatter", "write_mget"]
 
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
@@ -48,7 +48,7 @@ _ITEM = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RedisRowLayout:
     """Values of one width group.
 
     Args:
@@ -77,7 +77,7 @@ class Layout:
         return self.row_at + _ITEM[self.format] * self.width
 
 
-def encode(layout: Layout, seed: int, keys: I64, rows: F32, weights: F32 | None) -> U8:
+def encode(layout: RedisRowLayout, seed: int, keys: I64, rows: F32, weights: F32 | None) -> U8:
     """Values uint8 `[n, layout.bytes]` of salted ids `[n]`, rows `[n, d]` and, where the layout has them, weights `[n]`.
 
     Raises:

@@ -23,7 +23,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.embedding.redis.breaker import CircuitBreaker
 from pipeline.embedding.redis.marks import Mark, RedisGeneration
-from pipeline.embedding.redis.rows import Layout, collect, scatter, write_mget
+from pipeline.embedding.redis.rows import RedisRowLayout, collect, scatter, write_mget
 from pipeline.embedding.redis.wire import Late, Link, Links
 from pipeline.embedding.tier import STALE_STATUS, Fault, Generation, Wanted
 from pipeline.redis.address import RedisAddress, Unusable
@@ -100,7 +100,7 @@ class RedisSource:
         return RedisTier(
             self,
             RedisGeneration.of(base, self._format),
-            [Layout(group.width, generation.linear, self._format) for group in generation.groups],
+            [RedisRowLayout(group.width, generation.linear, self._format) for group in generation.groups],
             ages,
         )
 
@@ -121,7 +121,11 @@ class RedisTier:
     shared_over_versions = True
 
     def __init__(
-        self, source: RedisSource, generation: RedisGeneration, layouts: Sequence[Layout], ages: Mapping[int, int]
+        self,
+        source: RedisSource,
+        generation: RedisGeneration,
+        layouts: Sequence[RedisRowLayout],
+        ages: Mapping[int, int],
     ) -> None:
         self._source = source
         self._layouts = tuple(layouts)

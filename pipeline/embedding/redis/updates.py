@@ -22,9 +22,9 @@ import redis
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
-from pipeline.embedding.keys import salt_of
 from pipeline.embedding.redis.marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
-from pipeline.embedding.redis.rows import KEY_BYTES, PREFIX_BYTES, Layout, encode
+from pipeline.embedding.redis.rows import KEY_BYTES, PREFIX_BYTES, RedisRowLayout, encode
+from pipeline.embedding.tier import salt_of
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
 from pipeline.redis.address import RedisAddress
 
@@ -330,7 +330,7 @@ class _Writer:
 
     def _pairs(self, link: Bundle, name: str, table: Table) -> dict[bytes, bytes]:
         info = link.manifest.tables[name]
-        layout = Layout(info.width, info.linear_default is not None, self._generation.format)
+        layout = RedisRowLayout(info.width, info.linear_default is not None, self._generation.format)
         keys = table.ids ^ np.int64(salt_of(name))
         raw = encode(layout, self._generation.digest, keys, table.rows, table.linear).tobytes()
         size = layout.bytes

@@ -23,7 +23,6 @@ from pipeline.bundle.bundle import Bundle, StoredTable
 from pipeline.bundle.row_format import RowFormat, decode_rows
 from pipeline.bundle.verified import NOTES
 from pipeline.compiled import njit
-from pipeline.embedding.keys import salt_of
 from pipeline.embedding.memory import copy_bytes, prefetch
 from pipeline.embedding.segment.file import (
     BUCKET_KEYS,
@@ -32,13 +31,14 @@ from pipeline.embedding.segment.file import (
     LOAD_FACTOR,
     PARTITION_KEYS,
     PILOTS,
-    Layout,
+    SegmentLayout,
     checksum,
     meta_of,
     write_meta,
 )
 from pipeline.embedding.segment.key_filter import add_to_filter, empty_filter
 from pipeline.embedding.segment.perfect_hash import count_partitions, place_partition, route
+from pipeline.embedding.tier import salt_of
 from pipeline.errors import BundleError
 
 __all__ = ["build_segment"]
@@ -64,11 +64,11 @@ class _Source:
     last: int
 
 
-def _layout(bundles: Sequence[Bundle], width: int) -> Layout:
+def _layout(bundles: Sequence[Bundle], width: int) -> SegmentLayout:
     """Cells for the tables of one width: their dtype, or float32 where they differ."""
     dtypes = {i.dtype for bundle in bundles for i in bundle.manifest.tables.values() if i.width == width}
     dtype: RowFormat = dtypes.pop() if len(dtypes) == 1 else "float32"
-    return Layout(width, dtype, bundles[-1].manifest.linear)
+    return SegmentLayout(width, dtype, bundles[-1].manifest.linear)
 
 
 def build_segment(path: Path, bundles: Sequence[Bundle], source: str, width: int) -> None:
@@ -114,7 +114,9 @@ def _distinct(sources: Sequence[_Source]) -> int:
     return sum(len(np.unique(np.concatenate(ids))) for ids in tables.values())
 
 
-def _fill(staging: Path, sources: Sequence[_Source], layout: Layout, keys: int, filtered: bool) -> dict[str, Any]:
+def _fill(
+    staging: Path, sources: Sequence[_Source], layout: SegmentLayout, keys: int, filtered: bool
+) -> dict[str, Any]:
     """Write pilots, cells and filter; their sizes and checksums as `Meta` names them."""
     partitions = -(-keys // int(LOAD_FACTOR * PARTITION_KEYS))
     # Partitions differ by some thousandths in their keys, which the free cells take up.
@@ -201,7 +203,7 @@ def _batches(counts: I64) -> Iterator[tuple[int, int]]:
 
 
 def _write_rows(
-    block: U8, sources: Sequence[_Source], origins: npt.NDArray[np.uint32], places: I64, layout: Layout
+    block: U8, sources: Sequence[_Source], origins: npt.NDArray[np.uint32], places: I64, layout: SegmentLayout
 ) -> None:
     for source in sources:
         # Entries of a partition stand in the order of their sources.

@@ -33,7 +33,7 @@ from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.verified import verify_once
 from pipeline.errors import BundleError
 
-__all__ = ["Layout", "Meta", "Segment"]
+__all__ = ["Meta", "Segment", "SegmentLayout"]
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
@@ -49,7 +49,7 @@ LINE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SegmentLayout:
     """Where things stand in a cell, in bytes; -1: not there. `stride` is the size of a cell."""
 
     width: int
@@ -108,7 +108,7 @@ class Segment:
 
     path: Path
     meta: Meta
-    layout: Layout
+    layout: SegmentLayout
     pilots: U16
     cells: U8
     filter: U64
@@ -130,7 +130,7 @@ class Segment:
         """
         try:
             meta = Meta(**json.loads((path / META).read_bytes()))
-            layout = Layout(meta.width, meta.dtype, meta.linear)
+            layout = SegmentLayout(meta.width, meta.dtype, meta.linear)
             shapes: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
                 PILOTS: (np.dtype(np.uint16), (meta.partitions, meta.buckets)),
                 CELLS: (np.dtype(np.uint8), (meta.partitions * meta.cells, layout.stride)),
@@ -187,7 +187,7 @@ def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDA
     return np.asarray(mapped)
 
 
-def meta_of(layout: Layout, source: str, **sizes: Any) -> Meta:
+def meta_of(layout: SegmentLayout, source: str, **sizes: Any) -> Meta:
     """segment.json of this format."""
     return Meta(MAGIC, FORMAT_VERSION, source, layout.width, layout.dtype, layout.linear, **sizes)
 

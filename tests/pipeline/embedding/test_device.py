@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
-from pipeline.embedding.device.hot_keys import read_keys, write_keys
+from pipeline.embedding.device.tier import read_keys, write_keys
 from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS, Wanted
 
 I64 = npt.NDArray[np.int64]

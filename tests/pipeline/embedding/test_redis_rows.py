@@ -14,7 +14,7 @@ from pipeline.embedding.redis.rows import (
     GARBAGE_STATUS,
     MORE_STATUS,
     REFUSED_STATUS,
-    Layout,
+    RedisRowLayout,
     collect,
     encode,
     scan,
@@ -47,7 +47,7 @@ def read(raw: bytes, count: int, cuts: list[int]) -> tuple[int, I64, npt.NDArray
 
 
 def decode(
-    layout: Layout, keys: I64, values: list[bytes | None], cuts: list[int] | None = None, seed: int = SEED
+    layout: RedisRowLayout, keys: I64, values: list[bytes | None], cuts: list[int] | None = None, seed: int = SEED
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8], list[int]]:
     result, starts, sizes, data = read(reply(values), len(keys), cuts or [])
     assert result == DONE_STATUS
@@ -64,7 +64,7 @@ def decode(
 
 
 def make(
-    layout: Layout, n: int, seed: int = 0
+    layout: RedisRowLayout, n: int, seed: int = 0
 ) -> tuple[I64, npt.NDArray[np.float32], npt.NDArray[np.float32], list[bytes]]:
     rng = np.random.default_rng(seed)
     keys = rng.integers(-(2**63), 2**63 - 1, n, np.int64)
@@ -77,7 +77,7 @@ def make(
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("width", [1, 3, 16])
 def test_rows_come_back(format: RowFormat, linear: bool, width: int) -> None:
-    layout = Layout(width, linear, format)
+    layout = RedisRowLayout(width, linear, format)
     keys, rows, weights, values = make(layout, 50)
     assert {len(v) for v in values} == {layout.bytes}
     got, got_weights, found, counts = decode(layout, keys, [*values[:20], None, *values[21:]])
@@ -94,7 +94,7 @@ def test_rows_come_back(format: RowFormat, linear: bool, width: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
 def test_halves_are_exact(numbers: list[float]) -> None:
-    layout = Layout(len(numbers), False, "float16")
+    layout = RedisRowLayout(len(numbers), False, "float16")
     rows = np.array([numbers], np.float32)
     keys = np.array([-1], np.int64)
     values: list[bytes | None] = [encode(layout, SEED, keys, rows, None)[0].tobytes()]
@@ -104,7 +104,7 @@ def test_halves_are_exact(numbers: list[float]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_what_is_not_the_row_asked_for_is_never_served(data: st.DataObject) -> None:
-    layout = Layout(
+    layout = RedisRowLayout(
         data.draw(st.sampled_from([1, 4, 16])), data.draw(st.booleans()), data.draw(st.sampled_from(FORMATS))
     )
     keys, _, _, values = make(layout, 8)

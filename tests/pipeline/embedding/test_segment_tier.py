@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
-from pipeline.embedding.keys import salt_of
 from pipeline.embedding.segment.file import Segment
 from pipeline.embedding.segment.generations import ensure_segment, open_stack
 from pipeline.embedding.segment.tier import SegmentTier
-from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Wanted
+from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Wanted, salt_of
 from pipeline.errors import BundleError
 from pipeline.schema import FieldSpec, Schema
 
