@@ -18,7 +18,7 @@ from pipeline.errors import DataError, InvalidInput
 from pipeline.inputs import Layout
 from pipeline.schema import Schema
 from transfer.model_zoo import resolve
-from transfer.model_zoo.split import SplitHalf, SplitOutput
+from transfer.model_zoo.layers import SplitHalf, SplitOutput
 
 __all__ = ["Network", "NumberTransform", "SplitNetwork", "shift", "steady"]
 

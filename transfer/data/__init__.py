@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transfer.data.descriptor import Dataset
 from transfer.data.generator import GeneratedLog
 from transfer.data.log import Log, LogChunk, LogRequest
 from transfer.data.reader import LogReader
+from transfer.data.source import Dataset
 
 __all__ = ["Dataset", "GeneratedLog", "Log", "LogChunk", "LogReader", "LogRequest", "open_log"]
 

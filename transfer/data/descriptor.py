@@ -1,7 +1,7 @@
 """`dataset.yaml`: which files hold a click log and what their columns mean.
 
-`Dataset.load` checks all that can be known without reading rows: keys, files, columns and their types. What only the
-rows can show (times, labels, keys of joins) is checked when they are prepared, in `prepare.py`.
+`Descriptor.read` checks the keys alone. `Dataset.load` in `source.py` also checks files, columns and their types. What
+only the rows can show (times, labels, keys of joins) is checked when they are prepared, in `prepare.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import glob
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -28,9 +28,8 @@ from pydantic import (
 
 from pipeline.errors import DataError
 from pipeline.schema import FieldSpec, Name, Schema
-from transfer.data.source import Source
 
-__all__ = ["DataField", "Dataset", "Join", "LabelColumn", "TimeColumn"]
+__all__ = ["DataField", "Descriptor", "Join", "LabelColumn", "TimeColumn"]
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
@@ -72,8 +71,8 @@ class DataField(_Part):
     transform: Literal["log1p"] | None = None
 
 
-class Dataset(_Part):
-    """A descriptor that has been checked against its files. Made by `load`."""
+class Descriptor(_Part):
+    """The content of a `dataset.yaml`; its files may be absent or hold other columns."""
 
     name: Name
     files: tuple[str, ...] = Field(min_length=1, description="globs of parquet, csv or csv.gz")
@@ -88,7 +87,7 @@ class Dataset(_Part):
     _path: Path = PrivateAttr(default=Path("dataset.yaml"))
 
     @model_validator(mode="after")
-    def _label_is_no_feature(self) -> Dataset:
+    def _label_is_no_feature(self) -> Self:
         names = [f.name for f in self.fields]
         if self.label.column in names:
             raise ValueError(f"field {self.label.column!r} is the label; a model must not see it")
@@ -105,22 +104,13 @@ class Dataset(_Part):
         return self._path
 
     @classmethod
-    def load(cls, path: str | Path) -> Dataset:
-        """Read a descriptor and hold it against its files.
+    def read(cls, path: str | Path) -> Self:
+        """Read a descriptor.
 
         Raises:
-            DataError: the descriptor or a file is absent or cannot be read, a key is unknown, missing or wrong, a
-                field is named twice, a named column is absent or of a type that cannot be used. The message names the
-                file and the column, `field` is the column.
+            DataError: it is absent or cannot be read, a key is unknown, missing or wrong, or a field is named twice.
         """
         path = Path(path)
-        dataset = cls._read(path)
-        dataset._path = path
-        Source(dataset).check()
-        return dataset
-
-    @classmethod
-    def _read(cls, path: Path) -> Dataset:
         try:
             content = yaml.load(path.read_text("utf-8"), Loader=_Loader)
         except OSError as error:
@@ -137,6 +127,7 @@ class Dataset(_Part):
             where = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
             raise DataError(f"{path}: {where + ': ' if where else ''}{message}", where) from None
+        dataset._path = path
         return dataset
 
     @property

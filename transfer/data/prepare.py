@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, InvalidInput
 from pipeline.hashing import canonical, hash_bag_column, hash_column
-from transfer.data.descriptor import DataField, Dataset
-from transfer.data.source import Source, connect
+from transfer.data.descriptor import DataField
+from transfer.data.source import Dataset, Source, connect
 
 __all__ = ["BATCH_ROWS", "COUNTS", "prepared_file"]
 

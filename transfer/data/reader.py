@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline.features import Bag, Rows
 from pipeline.schema import Schema
-from transfer.data.descriptor import Dataset
 from transfer.data.log import LogChunk, LogRequest, cut_chunks, cut_requests, row_range
 from transfer.data.prepare import COUNTS, prepared_file
+from transfer.data.source import Dataset
 
 __all__ = ["LogReader"]
 

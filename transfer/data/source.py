@@ -1,6 +1,6 @@
-"""What DuckDB is asked: the log's files as one table, joined, without duplicates, in time order.
+"""The DuckDB query of a data set: the log's files as one table, joined, without duplicates, in time order.
 
-A library scans, joins and sorts out of core; this file writes the question and nothing else. Which columns come back:
+DuckDB scans, joins and sorts out of core; this file writes the query and checks what it names. Columns of the result:
 
     __time      microseconds since 1970, null where the time does not parse
     __label, __request, __routing   as stored
@@ -18,17 +18,15 @@ import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
 from pipeline.errors import DataError
+from transfer.data.descriptor import DataField, Descriptor
 
-if TYPE_CHECKING:  # a descriptor checks itself by this file
-    from transfer.data.descriptor import DataField, Dataset
-
-__all__ = ["Source", "connect"]
+__all__ = ["Dataset", "Source", "connect"]
 
 INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"})
 FLOATS = frozenset({"FLOAT", "DOUBLE"})
@@ -56,10 +54,26 @@ class _Column:
         return f"CAST({value} AS DOUBLE)" if self.kind.startswith("DECIMAL") else value
 
 
+class Dataset(Descriptor):
+    """A descriptor that has been checked against its files. Made by `load`."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a descriptor and check it against its files.
+
+        Raises:
+            DataError: as `Descriptor.read`; or a file is absent or cannot be read, or a named column is absent or of a
+                type that cannot be used. The message names the file and the column, `field` is the column.
+        """
+        dataset = cls.read(path)
+        Source(dataset).check()
+        return dataset
+
+
 class Source:
     """The files of a data set, as DuckDB sees them."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Descriptor) -> None:
         self._dataset = dataset
         self._paths = dataset.paths
         self._join_paths = dataset.join_paths

@@ -1,17 +1,17 @@
-"""What every architecture is: pooled embeddings, weights per id and numbers in, one logit per row out.
+"""Base class of architectures: pooled embeddings, weights per id and numbers in, one logit per row out.
 
 It knows nothing of ids, tables, logs or files; those are `transfer.click_model.tables` and `transfer.click_model.model`.
+Layers to build an architecture from are in `transfer.model_zoo.layers`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transfer.model_zoo.split import SplitOutput
+from transfer.model_zoo.layers import SplitOutput, mlp
 
 __all__ = ["Architecture", "mlp"]
 
@@ -64,37 +64,3 @@ class Architecture(nn.Module):
     def dense_width(self) -> int:
         """Columns of `dense_input`."""
         return self.fields * self.width + self.numbers
-
-
-def mlp(inputs: int, hidden: list[int], dropout: float, *, logit: bool = True) -> nn.Sequential:
-    """Linear and ReLU layers of the given sizes, ending in one logit unless told otherwise."""
-    layers: list[nn.Module] = []
-    for size in hidden:
-        layers += [nn.Linear(inputs, size), nn.ReLU()]
-        if dropout > 0:
-            layers.append(nn.Dropout(dropout))
-        inputs = size
-    if logit:
-        layers.append(nn.Linear(inputs, 1))
-    return nn.Sequential(*layers)
-
-
-class FirstOrder(nn.Module):
-    """The part that is linear in everything: weights per id, weights of the numbers, a bias."""
-
-    def __init__(self, numbers: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1))
-        self.numbers = nn.Linear(numbers, 1, bias=False) if numbers else None
-        if self.numbers is not None:
-            nn.init.zeros_(self.numbers.weight)
-
-    def forward(self, linear: Tensor, numbers: Tensor) -> Tensor:
-        logit: Tensor = linear.sum(1) + self.bias
-        return logit if self.numbers is None else logit + self.numbers(numbers).squeeze(1)
-
-
-def pairwise(embeddings: Tensor) -> Tensor:
-    """Sum of the inner products of all pairs of fields, `[n]` (Rendle 2010, lemma 3.1: linear in the fields)."""
-    total = embeddings.sum(1)
-    return 0.5 * (total * total - (embeddings * embeddings).sum(1)).sum(1)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from transfer.model_zoo.architecture import Architecture, mlp
-from transfer.model_zoo.split import SplitOutput, picked
+from transfer.model_zoo.architecture import Architecture
+from transfer.model_zoo.layers import SplitOutput, mlp, picked
 
 __all__ = ["DCNv2"]
 

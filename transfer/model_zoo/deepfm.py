@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from transfer.model_zoo.architecture import Architecture, FirstOrder, mlp, pairwise
-from transfer.model_zoo.split import SplitOutput
+from transfer.model_zoo.architecture import Architecture
+from transfer.model_zoo.layers import FirstOrder, SplitOutput, mlp, pairwise
 
 __all__ = ["DeepFM"]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InvalidInput
-from transfer.model_zoo.architecture import Architecture, FirstOrder, mlp
+from transfer.model_zoo.architecture import Architecture
+from transfer.model_zoo.layers import FirstOrder, mlp
 
 __all__ = ["FiBiNET"]
 

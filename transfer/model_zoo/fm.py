@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from transfer.model_zoo.architecture import Architecture, FirstOrder, pairwise
-from transfer.model_zoo.split import SplitOutput
+from transfer.model_zoo.architecture import Architecture
+from transfer.model_zoo.layers import FirstOrder, SplitOutput, pairwise
 
 __all__ = ["FM"]
 

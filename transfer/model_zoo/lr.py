@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from transfer.model_zoo.architecture import Architecture, FirstOrder
+from transfer.model_zoo.architecture import Architecture
+from transfer.model_zoo.layers import FirstOrder
 
 __all__ = ["LR"]
 

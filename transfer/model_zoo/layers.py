@@ -1,8 +1,9 @@
-"""Rows in two halves: the context of a request, kept once, and its candidates.
+"""Layers that architectures share, and the halves of a split network's rows.
 
-What is linear in its inputs (a perceptron's first layer, sums over fields) is computed for the context once per request
-and handed to its candidates as a vector; `SplitOutput` has those operations, so that an architecture's `forward_split` reads
-like its `forward`. Next stop: `transfer.click_model.network.SplitNetwork`, which makes the halves of a network's inputs.
+A split network keeps the context of a request once and its candidates on rows of their own. What is linear in its inputs
+(a perceptron's first layer, sums over fields) is computed for the context once per request and added to each candidate.
+`SplitOutput` has those operations, so that an architecture's `forward_split` reads like its `forward`. Next stop:
+`transfer.click_model.network.SplitNetwork`, which makes the halves of a network's inputs.
 """
 
 from __future__ import annotations
@@ -13,14 +14,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from transfer.model_zoo.architecture import FirstOrder
+__all__ = ["FirstOrder", "SplitHalf", "SplitOutput", "mlp", "pairwise", "picked"]
 
-__all__ = ["SplitHalf", "SplitOutput"]
+
+def mlp(inputs: int, hidden: list[int], dropout: float, *, logit: bool = True) -> nn.Sequential:
+    """Linear and ReLU layers of the given sizes, and a last layer of one unit, the logit, unless `logit` is False."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(inputs, size), nn.ReLU()]
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        inputs = size
+    if logit:
+        layers.append(nn.Linear(inputs, 1))
+    return nn.Sequential(*layers)
+
+
+class FirstOrder(nn.Module):
+    """Linear part of a network: a weight per id, a weight per number, a bias."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.numbers = nn.Linear(numbers, 1, bias=False) if numbers else None
+        if self.numbers is not None:
+            nn.init.zeros_(self.numbers.weight)
+
+    def forward(self, linear: Tensor, numbers: Tensor) -> Tensor:
+        logit: Tensor = linear.sum(1) + self.bias
+        return logit if self.numbers is None else logit + self.numbers(numbers).squeeze(1)
+
+
+def pairwise(embeddings: Tensor) -> Tensor:
+    """Sum of the inner products of all pairs of fields, `[n]` (Rendle 2010, lemma 3.1: linear in the fields)."""
+    total = embeddings.sum(1)
+    return 0.5 * (total * total - (embeddings * embeddings).sum(1)).sum(1)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitHalf:
-    """Some of the fields, on rows of their own.
+    """The context fields of the requests, or the candidate fields of the candidates, on rows of their own.
 
     Attributes:
         embeddings: `[rows, fields of this half, d]`.
@@ -58,7 +91,7 @@ class SplitHalf:
 
 @dataclass(frozen=True, slots=True)
 class SplitOutput:
-    """The context of r requests, n candidates, and for each of these its request, int64 `[n]`."""
+    """Rows in two halves: the context of r requests, n candidates, and the request of each candidate, int64 `[n]`."""
 
     context: SplitHalf
     candidates: SplitHalf
@@ -86,12 +119,12 @@ class SplitOutput:
         return torch.addmm(self.spread(once), self.candidates.flat, weight.index_select(1, self.candidates.columns).t())
 
     def linear_of(self, layer: nn.Linear, x: Tensor, outputs: Tensor | None = None) -> Tensor:
-        """`layer` of rows `[n, ...]` whose columns stand in `order`."""
+        """`layer` of rows `[n, ...]` whose columns are in `order`."""
         weight, bias = picked(layer, outputs)
         return functional.linear(x, weight.index_select(1, self.order), bias)
 
     def mlp(self, layers: nn.Sequential) -> Tensor:
-        """A perceptron (`architecture.mlp`, of at least one layer) on the dense input."""
+        """A perceptron (`mlp`, of at least one layer) on the dense input."""
         first, *rest = layers
         assert isinstance(first, nn.Linear)
         out: Tensor = nn.Sequential(*rest)(self.linear(first))
@@ -102,7 +135,7 @@ class SplitOutput:
         return self.spread(self.context.first_order(first) + first.bias) + self.candidates.first_order(first)
 
     def pairwise(self) -> Tensor:
-        """`architecture.pairwise` of all rows, `[n]`, from the sums and squares of both halves."""
+        """`pairwise` of all rows, `[n]`, from the sums and squares of both halves."""
         once, own = self.context.embeddings, self.candidates.embeddings
         total = self.spread(once.sum(1)) + own.sum(1)
         squares = self.spread(once.square().flatten(1).sum(1)) + own.square().flatten(1).sum(1)
