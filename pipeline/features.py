@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["KEPT_ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows", "sides_of"]
+__all__ = ["KEPT_ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -120,10 +121,8 @@ class Features:
         n, columns = rows.ids.shape
         return cls(
             n if columns else len(rows.numbers),
-            (IdPart(np.arange(columns, dtype=np.int32), rows.ids),) if columns else (),
-            (NumberPart(np.arange(rows.numbers.shape[1], dtype=np.int32), rows.numbers),)
-            if rows.numbers.shape[1]
-            else (),
+            (IdPart(_all_columns(columns), rows.ids),) if columns else (),
+            (NumberPart(_all_columns(rows.numbers.shape[1]), rows.numbers),) if rows.numbers.shape[1] else (),
             rows.bags,
         )
 
@@ -133,10 +132,10 @@ class Features:
         n = len(rows)
         ids = []
         numbers = []
-        for once, columns in zip((True, False), sides_of(schema.ids), strict=True):
+        for once, columns in zip((True, False), _sides_of(schema.ids), strict=True):
             if len(columns):
                 ids.append(IdPart(columns, np.ascontiguousarray(rows.ids[: 1 if once else n][:, columns])))
-        for once, columns in zip((True, False), sides_of(schema.numbers), strict=True):
+        for once, columns in zip((True, False), _sides_of(schema.numbers), strict=True):
             if len(columns):
                 numbers.append(NumberPart(columns, np.ascontiguousarray(rows.numbers[: 1 if once else n][:, columns])))
         bags = tuple(
@@ -237,10 +236,15 @@ class Features:
         return known
 
 
-def sides_of(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
+def _sides_of(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
     """Columns of the context and of the candidates among some fields, int32."""
     context = np.array([f.role == "context" for f in fields], np.bool_)
     return np.flatnonzero(context).astype(np.int32), np.flatnonzero(~context).astype(np.int32)
+
+
+@lru_cache(maxsize=64)
+def _all_columns(count: int) -> I32:
+    return np.arange(count, dtype=np.int32)
 
 
 def _wrong_rows(found: int, n: int) -> InvalidInput:

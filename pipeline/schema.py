@@ -9,8 +9,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 __all__ = ["FieldSpec", "Schema"]
@@ -92,14 +90,9 @@ class Schema(BaseModel):
         return sum(f.width or 0 for f in self.embedded)
 
     @cached_property
-    def context_columns(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which of `ids` and which of `numbers` belong to the context, bool `[F]` and `[M]`."""
-        ids, numbers = (np.array([f.role == "context" for f in group], np.bool_) for group in (self.ids, self.numbers))
-        return ids, numbers
-
-    @cached_property
     def arrangements(self) -> dict[Any, Any]:
-        """What `pipeline.features` remembers of ways to put this schema's columns together; bounded there."""
+        """Memory of `pipeline.features` and `pipeline.context`: known ways to order this schema's columns, at most
+        `KEPT_ARRANGEMENTS` each."""
         return {}
 
     def inputs_match(self, other: Schema) -> str | None:

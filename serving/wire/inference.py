@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.context import context_once
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, Rows
 from pipeline.hashing import hash_bag_column, hash_column
 from pipeline.schema import FieldSpec, Schema
-from pipeline.shared_context import ContextFinder
 from protos.inference import data_type, message
 from serving.wire.delimited import detach, field
 from serving.wire.tensors import Tensor, tensors_of
@@ -78,7 +78,6 @@ class InferCodec:
         self.schema = schema
         self.max_candidates = max_candidates
         self._names = {f.name for f in schema.fields}
-        self._context = ContextFinder(schema)
         self._packed = [
             *(["ids"] if schema.ids else []),
             *(["numbers"] if schema.numbers else []),
@@ -115,7 +114,7 @@ class InferCodec:
                 raise InvalidInput(f"input {name!r} is missing; the inputs are {expected}", name)
         n = self._rows(tensors)
         rows = self._named(tensors) if named else self._packed_rows(tensors, n)
-        return self._context.features(rows), len(contents) > 0
+        return context_once(Features.from_rows(rows), self.schema, whole=True), len(contents) > 0
 
     def encode(
         self,
