@@ -1,6 +1,6 @@
-"""What a process should have and do, read from the control store, the kill files, the repository and the wishes for models.
+"""Desired model versions of a process, read from the control store, the kill files, the repository and the load markers.
 
-It decides which version "the newest" is, and knows nothing of what is loaded. Next stop: `serving.lane.registry`.
+This file decides which version "the newest" is. It knows nothing of what is loaded. Read next: `serving.lane.registry`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from serving.state.kill import KillSwitch
 __all__ = ["DIRECT", "Desired", "DesiredVersions", "EndpointSource"]
 
 DIRECT = "direct"
-"""Stands for the arm where a model is called by its own name."""
+"""Arm name of a request that calls a model by its own name."""
 
 log = logging.getLogger(__name__)
 
 
 class EndpointSource(Protocol):
-    """Where endpoints are kept, as far as a lane looks at it."""
+    """Store of endpoints, as a lane needs it."""
 
     def data_version(self) -> int:
-        """A number that changes with every change by any process; cheap."""
+        """Number that changes with every change by any process; cheap to read."""
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         """All endpoints by name."""
@@ -37,7 +37,7 @@ class EndpointSource(Protocol):
 
 @dataclass
 class Desired:
-    """What should be there: arms resolved to versions, models asked for by name, reasons where that was impossible."""
+    """Desired state: arms resolved to versions, models loaded by name, and the reason where a version was not found."""
 
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     arms: dict[tuple[str, Arm], Key] = field(default_factory=dict)
@@ -47,34 +47,34 @@ class Desired:
 
     @property
     def keys(self) -> set[Key]:
-        """All versions that should be there."""
+        """All desired versions."""
         return {*self.arms.values(), *self.extra.values()}
 
 
 class DesiredVersions:
-    """Looks at all that others may change. For one thread.
+    """Reader of the desired state. `look` is for one thread.
 
     Args:
-        source: endpoints; None: none but models loaded by name.
+        source: of endpoints; None: only models loaded by name.
         kill: the kill files.
         repository: of bundles.
-        loads: folder with a file for every bundle that someone asked to have loaded by name.
+        loads: folder of load markers, shared by all lanes: a file for every bundle that is to be loaded by name.
     """
 
     def __init__(self, source: EndpointSource | None, kill: KillSwitch, repository: Repository, loads: Path) -> None:
         self._source = source
         self._kill = kill
         self._repository = repository
-        self._loads = loads
+        self.loads = loads
         self._data_version: int | None = None
         self._endpoints: list[Endpoint] = []
         self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | None]]] = {}
-        self._complaint = ""
+        self._logged = ""
 
     def look(self, failed: Collection[Key]) -> Desired:
-        """What should be there now; `failed` are versions to pass over where an older one may do.
+        """The desired state now. `failed` versions are skipped where an older version may serve.
 
-        A store that cannot be read leaves the endpoints as they were and the kill files at work.
+        When the store cannot be read, the endpoints stay as they were; the kill files still count.
         """
         desired = Desired(killed=self._kill.engaged())
         self._read_endpoints()
@@ -89,7 +89,7 @@ class DesiredVersions:
                     desired.arms[endpoint.name, arm] = self._version_of(spec, servable, failed)
                 except BatonError as error:
                     desired.problems[endpoint.name, arm] = str(error)
-        for marker in sorted(self._loads.iterdir()) if self._loads.is_dir() else []:
+        for marker in sorted(self.loads.iterdir()) if self.loads.is_dir() else []:
             try:
                 desired.extra[marker.name] = self._version_of(ArmSpec(bundle=marker.name), servable, failed)
             except BatonError as error:
@@ -104,10 +104,10 @@ class DesiredVersions:
             if version != self._data_version:
                 self._endpoints = list(self._source.endpoints().values())
                 self._data_version = version
-            self._complaint = ""
+            self._logged = ""
         except Exception as error:
-            if str(error) != self._complaint:  # once, not ten times a second
-                self._complaint = str(error)
+            if str(error) != self._logged:  # once, not ten times a second
+                self._logged = str(error)
                 log.exception("the control store cannot be read; endpoints stay as they were")
 
     def _version_of(self, spec: ArmSpec, servable: dict[str, list[str]], failed: Collection[Key]) -> Key:
@@ -125,7 +125,7 @@ class DesiredVersions:
 
     def _servable(self, bundle: str) -> list[str]:
         """Versions that may serve, newest first. A version never changes, so each manifest is read once; one that cannot
-        be opened is looked at again, for it may be repaired."""
+        be opened is read again, since it may be repaired."""
         versions = tuple(self._repository.versions(bundle))
         known, servable = self._versions.get(bundle, ((), {}))
         if versions != known or None in servable.values():
@@ -134,10 +134,10 @@ class DesiredVersions:
         return [v for v in reversed(versions) if servable[v]]
 
     def _may_serve(self, bundle: str, version: str, known: Mapping[str, bool | None]) -> bool | None:
-        """None: it cannot be opened."""
-        told = known.get(version)
-        if told is not None:
-            return told
+        """Whether a version may serve; None: it cannot be opened."""
+        servable = known.get(version)
+        if servable is not None:
+            return servable
         try:
             return self._repository.manifest(bundle, version).servable
         except BatonError as error:

@@ -1,6 +1,6 @@
-"""Whether one more model version fits into memory, asked before it is loaded: the one that serves must not be swapped out.
+"""Memory check before a model version is loaded, so that the version that serves is never swapped out.
 
-What it will take is `pipeline.bundle.footprint`'s estimate. Versions on one base share the base's tables.
+The need of a version is the estimate of `pipeline.bundle.footprint`. Versions on one base share the base's tables.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class MemoryBudget:
-    """Memory of the machine, or of the container that this process is in.
+    """Memory budget of the machine, or of the container of this process.
 
     Args:
-        reserve: bytes that must stay free.
-        available: free bytes now.
+        reserve_bytes: that must stay free.
+        available: returns the free bytes now.
     """
 
-    def __init__(self, repository: Repository, reserve: int, available: Callable[[], int] | None = None) -> None:
+    def __init__(self, repository: Repository, reserve_bytes: int, available: Callable[[], int] | None = None) -> None:
         self._repository = repository
-        self._reserve = reserve
+        self._reserve_bytes = reserve_bytes
         self._available = available or available_bytes
 
     def refusal(self, key: Key, loaded: Collection[Key]) -> str:
-        """Why a version cannot be loaded beside those that are; "" when it can.
+        """Reason why a version does not fit beside the loaded ones; "" when it fits.
 
         Raises:
-            NotFound, BundleError: there is no such version to look at.
+            NotFound, BundleError: the version does not exist or cannot be read.
         """
         footprint = memory_needed(
             self._repository, *key, loaded={version for name, version in loaded if name == key[0]}
         )
-        needed = footprint.private + footprint.shared
-        free = self._available()
-        if needed + self._reserve <= free:
+        needed_bytes = footprint.private + footprint.shared
+        free_bytes = self._available()
+        if needed_bytes + self._reserve_bytes <= free_bytes:
             return ""
         return (
-            f"it needs about {_mebibytes(needed)} and {_mebibytes(free)} are free, of which {_mebibytes(self._reserve)} "
-            "are kept (setting engine.memory_reserve_bytes): free memory, or unload another model"
+            f"it needs about {_mebibytes(needed_bytes)} and {_mebibytes(free_bytes)} are free, of which "
+            f"{_mebibytes(self._reserve_bytes)} are kept (setting engine.memory_reserve_bytes): free memory, or unload "
+            "another model"
         )
 
 
 def available_bytes(cgroup: Path = _CGROUP) -> int:
-    """Memory that can be had without swapping: the machine's, or what is left of the container's limit."""
+    """Memory available without swapping, in bytes: the machine's, or what is left of the container's limit."""
     free = int(psutil.virtual_memory().available)
     try:
         limit = int((cgroup / "memory.max").read_text())

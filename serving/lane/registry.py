@@ -1,9 +1,9 @@
-"""Which model versions this process has, and which arm of which endpoint each of them answers.
+"""Registry of the model versions in this process, and of the endpoint arms that they answer for.
 
-Level-triggered: a watcher thread compares what the control store, the kill files and the repository say with what is
-there, a loader thread loads and warms what is missing at low priority, and what may answer is one immutable `Snapshot`
-behind one reference. A request takes the snapshot once and keeps its models alive by holding them; nothing else counts
-users. It only reads: who moves weights and versions is the control process, and it may be dead.
+Level-triggered: a watcher thread compares the desired versions with the loaded ones, a loader thread loads and warms
+the missing ones at low priority, and what may answer is one immutable `Snapshot` behind one reference. A request takes
+the snapshot once and keeps its models alive by holding them; there is no other count of users. The registry only reads:
+weights and versions are changed by the control process, which need not be running.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.bundle.versions import Repository
@@ -20,22 +19,25 @@ from pipeline.clock import Clock
 from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.features import Features
 from pipeline.model.model import Model
-from serving.lane.desired import DIRECT, Desired, DesiredVersions, EndpointSource
+from serving.lane.desired import DIRECT, Desired, DesiredVersions
 from serving.lane.memory_budget import MemoryBudget
 from serving.lane.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
-from serving.state.kill import KillSwitch
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 
-__all__ = ["Registry"]
+__all__ = ["NICE", "Registry", "VersionLoader"]
 
 POLL_S = 0.1
 RETRY_S = 30.0
 NICE = 10
 
 log = logging.getLogger(__name__)
+
+
+class _NoMemory(NotReady):
+    """The version does not fit into memory now."""
 
 
 @dataclass
@@ -45,47 +47,64 @@ class _Failed:
     for_memory: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class VersionLoader:
+    """Loads one version and warms it.
+
+    Args:
+        load: by bundle and version, for example `partial(Model.load, repository, segments=...)`.
+        max_candidates: most rows of one request.
+        memory_budget: refuses a version that does not fit into memory; None: there is no check.
+        samples: requests to warm a version with, by the names under which it will be called.
+    """
+
+    load: Callable[[str, str], Model]
+    max_candidates: int
+    memory_budget: MemoryBudget | None = None
+    samples: Callable[[Collection[str]], list[Features]] = lambda names: []
+
+    def __call__(self, key: Key, loaded: Collection[Key], names: Collection[str]) -> Served:
+        """The version, ready to answer. `loaded`: versions that are in memory; `names`: it will be called by these.
+
+        Raises:
+            BundleError, NotFound, NotReady: it cannot be loaded.
+        """
+        if self.memory_budget is not None and (reason := self.memory_budget.refusal(key, loaded)):
+            raise _NoMemory(reason)
+        model = self.load(*key)
+        model.warm(self.samples(names))
+        return Served(
+            model, RankCodec(model.schema, self.max_candidates), InferCodec(model.schema, self.max_candidates)
+        )
+
+
 class Registry:
     """The models of one process.
 
     Args:
-        source: endpoints; None: none but models loaded by name.
-        kill: the kill files.
+        desired_versions: which versions this process should have; used by the watcher thread alone.
         repository: of bundles.
-        load: loads one version, for example `partial(Model.load, repository, segments=...)`.
-        loads: folder with a file for every bundle that someone asked to have loaded by name; shared by all lanes.
-        max_candidates: most rows of one request.
-        nice: priority of the loading thread; None leaves it (threads that a network opens inherit it).
-        retry: seconds after which a version that could not be loaded is tried again.
-        memory_budget: asked whether a version fits into memory before it is loaded; None: all do.
-        samples: requests to warm a version with, by the names under which it will be called; asked by the loader.
+        loader: used by the loader thread alone.
+        nice: priority of the loader thread; None leaves it (threads that a network opens inherit it).
+        retry_s: seconds after which a version that could not be loaded is tried again.
     """
 
     def __init__(
         self,
-        source: EndpointSource | None,
-        kill: KillSwitch,
+        desired_versions: DesiredVersions,
         repository: Repository,
-        load: Callable[[str, str], Model],
+        loader: VersionLoader,
         clock: Clock,
         *,
-        loads: Path,
-        max_candidates: int,
         nice: int | None = NICE,
-        retry: float = RETRY_S,
-        memory_budget: MemoryBudget | None = None,
-        samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
+        retry_s: float = RETRY_S,
     ) -> None:
-        self._desired_versions = DesiredVersions(source, kill, repository, loads)  # the watcher's own
+        self._desired_versions = desired_versions
         self._repository = repository
-        self._load = load
+        self._loader = loader
         self._clock = clock
-        self._loads = loads
-        self._max_candidates = max_candidates
         self._nice = nice
-        self._retry = retry
-        self._memory_budget = memory_budget
-        self._samples = samples
+        self._retry_s = retry_s
         self._snapshot = Snapshot(MappingProxyType({}), MappingProxyType({}))
         self._changed = threading.Condition()
         # Guarded by `_changed`:
@@ -94,7 +113,7 @@ class Registry:
         self._failed: dict[Key, _Failed] = {}
         self._loading: Key | None = None
         self._passes = 0
-        self._poke = False
+        self._look_now = False
         self._stopping = False
         self._threads: list[threading.Thread] = []
         self.listeners: list[Callable[[Snapshot], None]] = []
@@ -103,7 +122,7 @@ class Registry:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What may answer now. Take it once per request."""
+        """Versions that may answer now. Take it once per request."""
         return self._snapshot
 
     def expects(self, bundle: str, version: str = "") -> bool:
@@ -128,7 +147,7 @@ class Registry:
         return self._repository.names()
 
     def arms(self) -> dict[str, dict[str, ArmReport]]:
-        """Every arm of every endpoint with its state."""
+        """Report of every arm of every endpoint."""
         with self._changed:
             return {
                 name: {
@@ -140,7 +159,8 @@ class Registry:
             }
 
     def models(self) -> list[ModelReport]:
-        """The repository's bundles: each version that is loaded, loading or failed, else the newest as not loaded."""
+        """Report per bundle of the repository: each version that is loaded, loading or failed, else the newest as not
+        loaded."""
         with self._changed:
             wanted = self._desired.keys
             known = set(self._loaded) | wanted | set(self._failed)
@@ -153,12 +173,12 @@ class Registry:
         return reports
 
     def faults(self) -> dict[str, str]:
-        """Why versions could not be loaded, by `bundle/version`."""
+        """Reasons why versions could not be loaded, by `bundle/version`."""
         with self._changed:
             return {f"{bundle}/{version}": failed.reason for (bundle, version), failed in self._failed.items()}
 
     def load(self, bundle: str, timeout: float = 60.0) -> None:
-        """Have all lanes load the newest servable version of a bundle by name, and wait until this one has it.
+        """Load the newest servable version of a bundle by name in all lanes, and wait until this lane has it.
 
         Raises:
             NotFound: no such bundle.
@@ -166,8 +186,8 @@ class Registry:
         """
         if bundle not in self._repository.names():
             raise NotFound(f"model {bundle!r} is not in the repository; it has {self._repository.names() or 'none'}")
-        self._loads.mkdir(parents=True, exist_ok=True)
-        (self._loads / bundle).touch()
+        self._desired_versions.loads.mkdir(parents=True, exist_ok=True)
+        (self._desired_versions.loads / bundle).touch()
         with self._changed:
             for key in [k for k in self._failed if k[0] == bundle]:
                 del self._failed[key]
@@ -197,7 +217,7 @@ class Registry:
         """
         with self._changed:
             users = sorted({name for (name, _), key in self._desired.arms.items() if key[0] == bundle})
-        marker = self._loads / bundle
+        marker = self._desired_versions.loads / bundle
         if bundle not in self._repository.names() or not (users or marker.exists()):
             raise NotFound(f"model {bundle!r} is not loaded")
         if users:
@@ -210,14 +230,14 @@ class Registry:
     # Life cycle.
 
     def start(self) -> None:
-        """Begin to watch and load; names of the threads begin with `registry-`."""
+        """Start the threads `registry-watch` and `registry-load`."""
         for name, run in (("registry-watch", self._watch), ("registry-load", self._run_loads)):
             thread = threading.Thread(target=run, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def stop(self) -> None:
-        """End both threads; what is loaded goes on answering."""
+        """End both threads; loaded versions go on answering."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -235,19 +255,19 @@ class Registry:
             return self._changed.wait_for(lambda: condition(self._snapshot), timeout)
 
     def reconcile(self) -> None:
-        """One pass: look, load what is missing, publish. What the two threads do, for those who have none."""
+        """One pass of both threads: look, load the missing versions, publish. For a process that starts no threads."""
         self._look()
         while (key := self._next_load()) is not None:
             self._load_one(key)
 
     def _look_again(self) -> None:
-        """Have the watcher look now and wait until it has; without threads, do it here."""
+        """Let the watcher look now and wait for it; without threads, look in this one."""
         if not self._threads:
             self.reconcile()
             return
         with self._changed:
-            target = self._passes + 2  # the pass that may be under way has perhaps looked already
-            self._poke = True
+            target = self._passes + 2  # a pass under way may have looked already
+            self._look_now = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._passes >= target or self._stopping, 5.0)
 
@@ -256,15 +276,15 @@ class Registry:
             try:
                 self._look()
             except Exception:
-                # The last snapshot goes on answering; a store that is locked or gone is looked at again.
+                # The last snapshot goes on answering; a store that is locked or gone is read again.
                 log.exception("registry: a look at the control store or the repository failed")
             with self._changed:
                 self._passes += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._stopping or self._poke, POLL_S)
+                self._changed.wait_for(lambda: self._stopping or self._look_now, POLL_S)
                 if self._stopping:
                     return
-                self._poke = False
+                self._look_now = False
 
     def _run_loads(self) -> None:
         if self._nice is not None:
@@ -313,18 +333,9 @@ class Registry:
         reason = ""
         for_memory = False
         try:
-            if self._memory_budget is not None and (reason := self._memory_budget.refusal(key, loaded)):
-                for_memory = True
-                raise NotReady(reason)
-            model = self._load(*key)
-            model.warm(self._samples(names))
-            served = Served(
-                model,
-                RankCodec(model.schema, self._max_candidates),
-                InferCodec(model.schema, self._max_candidates),
-            )
+            served = self._loader(key, loaded, names)
         except (BundleError, NotFound, NotReady) as error:
-            reason = str(error)
+            reason, for_memory = str(error), isinstance(error, _NoMemory)
             log.error("bundle %s version %s cannot be loaded: %s", *key, error)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -336,7 +347,7 @@ class Registry:
                 self._loaded[key] = served
                 log.info("bundle %s version %s is ready", *key)
             else:
-                self._failed[key] = _Failed(reason, self._clock.monotonic() + self._retry, for_memory)
+                self._failed[key] = _Failed(reason, self._clock.monotonic() + self._retry_s, for_memory)
             self._publish()
 
     # Publishing. `_changed` is held.
@@ -360,7 +371,7 @@ class Registry:
         leaving = len(self._loaded)
         self._loaded = {key: served for key, served in self._loaded.items() if key in in_use}
         leaving -= len(self._loaded)
-        # What did not fit may do so now.
+        # A version that did not fit may fit now.
         self._failed = {
             key: f for key, f in self._failed.items() if self._still_matters(key) and not (f.for_memory and leaving)
         }
@@ -371,7 +382,7 @@ class Registry:
             listener(snapshot)
 
     def _answering(self, place: tuple[str, Arm], old: Served | None) -> Served | None:
-        """Who answers for an arm: the wanted version once it is loaded, until then the one that did."""
+        """Version that answers for an arm: the wanted one once it is loaded, until then the previous one."""
         key = self._desired.arms.get(place)
         if key is not None and key in self._loaded:
             return self._loaded[key]
@@ -403,7 +414,7 @@ class Registry:
         return ArmReport(spec.bundle, version, key[1], state, reason)
 
     def _reason(self, key: Key) -> str:
-        """Why the wanted version, or one newer than it, does not serve."""
+        """Reason why the wanted version, or a newer one, does not serve."""
         failed = self._failed.get(key)
         if failed is not None:
             return f"version {key[1]}: {failed.reason}"

@@ -1,6 +1,6 @@
-"""Sums of both arms' scores over the last seconds, per endpoint: the ratio of a rollout's guard that needs no labels.
+"""Sums of both arms' scores over the last seconds, per endpoint, for the rollout guard `score_ratio`: it needs no labels.
 
-The shadow lane adds what it scores, `serving.wiring.observe` reads the sums from its status file.
+The shadow lane adds the rows that it scores. `serving.wiring.observe` reads the sums from its status file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ _ROWS, _STABLE, _CANDIDATE = range(3)
 
 
 class ScoreRatio:
-    """A line of sums for each of the last `seconds` whole seconds and each endpoint; memory does not grow with traffic."""
+    """Ring buffer of sums: one line for each of the last `seconds` whole seconds and each endpoint. Its memory does not
+    grow with traffic."""
 
     def __init__(self, seconds: int = 10) -> None:
         self.seconds = seconds
@@ -22,7 +23,7 @@ class ScoreRatio:
         self._lines: dict[str, npt.NDArray[np.float64]] = {}
 
     def add(self, now: float, endpoint: str, rows: int, stable: float, candidate: float) -> None:
-        """Rows scored at `now` (monotonic seconds, never going back) and the sums of their scores."""
+        """Add rows scored at `now` (monotonic seconds, never going back) and the sums of their scores."""
         lines = self._lines.get(endpoint)
         if lines is None:
             lines = self._lines[endpoint] = np.zeros((self.seconds, 3))
@@ -32,7 +33,7 @@ class ScoreRatio:
         line[_CANDIDATE] += candidate
 
     def sums(self, now: float) -> dict[str, dict[str, float]]:
-        """Endpoint -> seconds, rows, stable, candidate; endpoints without a row in the window are left out."""
+        """Sums of the window by endpoint (seconds, rows, stable, candidate); endpoints without rows are left out."""
         recent = self._second > int(now) - self.seconds
         found: dict[str, dict[str, float]] = {}
         for endpoint, lines in list(self._lines.items()):

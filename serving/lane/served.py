@@ -1,4 +1,5 @@
-"""What may answer at one moment, and what is told about it. Immutable; `serving.lane.registry` makes it anew on every change."""
+"""Immutable snapshot of the versions that may answer, and reports on them. `serving.lane.registry` makes a new snapshot on
+every change."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A version that may answer, with what reads requests for it."""
+    """A version that may answer, with the codecs that read requests for it."""
 
     model: Model
     rank: RankCodec
@@ -59,7 +60,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class ArmReport:
-    """An arm as the status file tells it. `version`: who answers ("" for nobody); `wanted`: who should."""
+    """State of an arm for the status file. `version` answers ("": none does); `wanted` should."""
 
     bundle: str
     version: str
@@ -70,7 +71,7 @@ class ArmReport:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """A version in the repository index, in Triton's states: READY, LOADING, UNLOADING, UNAVAILABLE."""
+    """State of a version in the repository index, in Triton's words: READY, LOADING, UNLOADING, UNAVAILABLE."""
 
     bundle: str
     version: str
@@ -79,7 +80,7 @@ class ModelReport:
 
 
 def mismatch(stable: Served, candidate: Served) -> str:
-    """Why two models cannot be arms of one endpoint; "" when they can."""
+    """Reason why two models cannot be arms of one endpoint; "" when they can."""
     difference = candidate.model.schema.inputs_match(stable.model.schema)
     if difference is None:
         return ""

@@ -1,7 +1,8 @@
-"""How a primary lane hands answered predictions to the shadow lane: packed records over a Unix socket, never waiting.
+"""Queue from the primary lanes to the shadow lane: packed prediction records over a Unix socket. A lane never waits.
 
-A record is its length and that of its trace context (4 bytes and 1, little endian), both follow. Both ends hold a bounded queue, drop the oldest when it is
-full, and count every drop with a reason. What is dropped here is scored later from the traffic log.
+On the wire: length of the record (4 bytes), length of its trace context (1 byte), little endian, then trace context and
+record. Both ends hold a bounded queue, drop the oldest record when it is full, and count every drop with a reason. The
+shadow lane scores dropped records later from the traffic log.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _PATH_BYTES = 100  # a Unix socket's address holds 108 bytes
 
 
 class ShadowSender:
-    """The lane's end, with a thread of its own.
+    """Sending end, in a lane; it has its own thread.
 
     Args:
         path: the shadow lane's socket; it may come and go.
-        capacity: records that may wait.
+        capacity: most records that wait.
     """
 
     def __init__(self, path: Path, capacity: int) -> None:
@@ -45,10 +46,10 @@ class ShadowSender:
         self._thread.start()
 
     def offer(self, record: bytes, traceparent: str = "") -> bool:
-        """Queue a record; False when it is too large. Makes room by dropping the oldest one.
+        """Queue a record; False when it is too large. A full queue drops its oldest record.
 
         Args:
-            traceparent: W3C trace context that its scoring goes on from; "" where nobody watches.
+            traceparent: W3C trace context that its scoring continues; "" where the request is not traced.
         """
         with self._changed:
             if len(record) > MAX_RECORD_BYTES:
@@ -66,7 +67,7 @@ class ShadowSender:
         return len(self._queue)
 
     def close(self) -> None:
-        """Send what waits if the shadow lane is there, then end."""
+        """Send the waiting records if the shadow lane is connected, then end."""
         self._stopping.set()
         with self._changed:
             self._changed.notify()
@@ -107,11 +108,11 @@ class ShadowSender:
 
 
 class ShadowReceiver:
-    """The shadow lane's end: listens, and queues what all lanes send.
+    """Receiving end, in the shadow lane: listens, and queues the records of all lanes.
 
     Args:
-        path: of the socket; a file left there by a predecessor is replaced.
-        capacity: records that may wait.
+        path: of the socket; a file that an earlier process left is replaced.
+        capacity: most records that wait.
     """
 
     def __init__(self, path: Path, capacity: int) -> None:
@@ -133,7 +134,7 @@ class ShadowReceiver:
         threading.Thread(target=self._accept, name="shadow-accept", daemon=True).start()
 
     def take(self, limit: int, timeout: float) -> list[tuple[bytes, str]]:
-        """Up to `limit` records, each with its trace context, as they came; waits up to `timeout` seconds for the first."""
+        """Up to `limit` records with their trace contexts, in order; waits up to `timeout` seconds for the first."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed, timeout)
             return [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
@@ -144,20 +145,20 @@ class ShadowReceiver:
 
     @property
     def lanes(self) -> int:
-        """Lanes that are connected."""
+        """Number of connected lanes."""
         return len(self._connections)
 
     def close(self) -> None:
-        """Stop listening and hang up; what waits can still be taken."""
+        """Stop listening and close all connections; waiting records can still be taken."""
         with self._changed:
             self._closed = True
             connections = list(self._connections)
             self._changed.notify_all()
         self._path.unlink(missing_ok=True)
-        for one in (self._listener, *connections):
+        for open_socket in (self._listener, *connections):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                open_socket.shutdown(socket.SHUT_RDWR)
+            open_socket.close()
 
     def _accept(self) -> None:
         while True:
@@ -204,7 +205,7 @@ def _socket() -> socket.socket:
 
 @contextlib.contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """An address for a path of any length: a long one is reached through a handle on its directory."""
+    """Socket address for a path of any length; a long path goes through a handle on its folder."""
     if len(os.fsencode(path)) <= _PATH_BYTES:
         yield str(path)
         return

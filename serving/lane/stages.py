@@ -1,6 +1,6 @@
-"""The plan of a lane: the ranking stages, and those that baton.yaml names.
+"""Plan of a lane: the ranking stages, then the user's stages that baton.yaml names.
 
-Classes are named by the local configuration alone, never by a bundle or a request. How to write one: docs/pipeline.md.
+Only the local configuration names classes, never a bundle or a request. How to write a stage: docs/pipeline.md.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def lane_plan(record: Stage, own: Sequence[StageConfig]) -> Plan:
     """The stages of a request in a lane.
 
     Args:
-        record: what keeps and hands on what was predicted.
-        own: a user's stages, declared after ours.
+        record: stage that stores predictions and passes them to the shadow lane.
+        own: the user's stages; they run after the built-in ones.
 
     Raises:
-        InvalidInput: naming the setting: a class that cannot be imported, made or used as a stage.
+        InvalidInput: a class cannot be imported, constructed or used as a stage; the error names the setting.
     """
     return Plan([Decode(), Embed(), Infer(), record, *(_make(at, stage) for at, stage in enumerate(own))])
 

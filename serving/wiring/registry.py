@@ -10,8 +10,9 @@ from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.config import Config
+from serving.lane.desired import DesiredVersions
 from serving.lane.memory_budget import MemoryBudget
-from serving.lane.registry import NICE, Registry
+from serving.lane.registry import NICE, Registry, VersionLoader
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_control_store, open_kill_switch
 
@@ -30,21 +31,17 @@ def open_registry(
 
     Args:
         hierarchy: the embedding tiers of the process; local segments alone unless said.
-        samples: requests to warm models with, see `Registry`.
+        samples: requests to warm models with, see `VersionLoader`.
         nice: of its loading thread; None: as the process. A network with threads of its own would hand it on to them
             for good, so then it is not lowered.
     """
     repository = open_repository(config)
     threads = config.engine.network_threads
-    return Registry(
-        open_control_store(config),
-        open_kill_switch(config),
-        repository,
+    desired = DesiredVersions(open_control_store(config), open_kill_switch(config), repository, config.loads)
+    loader = VersionLoader(
         partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),
-        clock,
-        loads=config.loads,
-        max_candidates=config.listen.max_candidates,
-        nice=nice if threads == 1 else None,
-        memory_budget=MemoryBudget(repository, config.engine.memory_reserve_bytes),
-        samples=samples,
+        config.listen.max_candidates,
+        MemoryBudget(repository, config.engine.memory_reserve_bytes),
+        samples,
     )
+    return Registry(desired, repository, loader, clock, nice=nice if threads == 1 else None)

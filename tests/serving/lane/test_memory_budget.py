@@ -11,8 +11,9 @@ from pipeline.clock import SystemClock
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.client import RankingClient
+from serving.lane.desired import DesiredVersions
 from serving.lane.memory_budget import MemoryBudget, available_bytes
-from serving.lane.registry import Registry
+from serving.lane.registry import Registry, VersionLoader
 from serving.rollout.routing import ArmSpec
 from serving.state.kill import KillSwitch
 
@@ -41,18 +42,14 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 def test_a_version_that_does_not_fit_says_so_and_is_loaded_once_another_left(installation: Installation) -> None:
     free = 1 << 40
-    config = installation.config
-    registry = Registry(
-        installation.store,
-        KillSwitch(installation.home),
-        installation.repository,
-        lambda name, version: Model.load(installation.repository, name, version, segments=config.segments),
-        SystemClock(),
-        loads=config.home / "loads",
-        max_candidates=100,
-        retry=3600,
-        memory_budget=MemoryBudget(installation.repository, 1 << 20, lambda: free),
+    repository, home = installation.repository, installation.home
+    loader = VersionLoader(
+        lambda name, version: Model.load(repository, name, version, segments=installation.config.segments),
+        100,
+        MemoryBudget(repository, 1 << 20, lambda: free),
     )
+    desired = DesiredVersions(installation.store, KillSwitch(home), repository, home / "loads")
+    registry = Registry(desired, repository, loader, SystemClock(), retry_s=3600)
     registry.reconcile()
     assert registry.arms()["ranker"]["candidate"].state == "READY"
     free = 1 << 20
@@ -63,9 +60,9 @@ def test_a_version_that_does_not_fit_says_so_and_is_loaded_once_another_left(ins
     assert (arm.version, arm.wanted) == ("1", "1")  # the old one goes on
     assert "version 2: it needs about" in arm.reason
     assert "memory_reserve_bytes" in arm.reason
-    told = {m.version: m for m in registry.models() if m.bundle == "student"}
-    assert told["2"].state == "UNAVAILABLE"
-    assert "are free" in told["2"].reason
+    reports = {report.version: report for report in registry.models() if report.bundle == "student"}
+    assert reports["2"].state == "UNAVAILABLE"
+    assert "are free" in reports["2"].reason
     free = 1 << 40
     installation.set(candidate=None, weight=0)  # the candidate leaves, and with it its memory
     registry.reconcile()

@@ -25,9 +25,9 @@ def test_the_window_sums_what_the_last_seconds_brought(steps: list[tuple[float, 
     wanted: dict[str, list[float]] = {}
     for second, endpoint, rows, stable in added:
         if second > int(now) - 5:
-            told = wanted.setdefault(endpoint, [0, 0.0])
-            told[0] += rows
-            told[1] += stable
+            sums = wanted.setdefault(endpoint, [0, 0.0])
+            sums[0] += rows
+            sums[1] += stable
     found = window.sums(now)
     assert found.keys() == wanted.keys()
     for endpoint, (rows, stable) in wanted.items():
