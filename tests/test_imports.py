@@ -1,55 +1,175 @@
-"""Imports run one way: protos <- pipeline <- serving, transfer; only the command line knows both."""
+"""Imports run one way: between packages, between the folders of a package, and between files.
+
+An import inside a function or under TYPE_CHECKING counts like any other: a circle that hides there is a circle.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"protos", "pipeline", "serving", "transfer", "benchmarks"}
-ALLOWED = {
-    "protos": {"protos"},
-    "pipeline": {"protos", "pipeline"},
-    "serving": {"protos", "pipeline", "serving"},
-    "transfer": {"protos", "pipeline", "transfer"},
+PACKAGES = {
+    "protos": set(),
+    "pipeline": {"protos"},
+    "serving": {"protos", "pipeline"},
+    "transfer": {"protos", "pipeline"},
+    "benchmarks": {"protos", "pipeline", "serving", "transfer"},
 }
+"""What a package imports beside itself."""
+SEES_TRANSFER = ("serving/cli/", "serving/processes/worker.py")
+BY_NAME = {("serving/cli/main.py", "benchmarks")}
+"""`baton bench` is there where the checkout is; loaded by its name, and by nothing else of serving."""
+
+FOLDERS = {
+    "pipeline": (
+        *("redis", "bundle", "embedding", "embedding/device", "embedding/segment", "embedding/redis"),
+        *("embedding/hierarchy", "model", "engine", "traffic", "traffic/sqlite", "traffic/redis", "stages"),
+    ),
+    "serving": (
+        *("config", "wire", "runtime", "client", "rollout", "security", "state", "state/redis", "telemetry", "lane"),
+        *("wiring", "tiers", "admin", "services", "http", "http/console", "control", "processes", "cli"),
+    ),
+    "transfer": (
+        *("model_zoo", "data", "click_model", "quality", "bundles", "offline", "online", "teachers", "experiment"),
+    ),
+}
+"""Folders of a package, lowest first: a folder imports folders before it alone. A file at a package's root stands for
+itself: it may import any folder that does not come back to it."""
+MOST_FILES = 15
+LARGER = {"serving/admin": 17, "serving/rollout": 20, "serving/http/console": 21, "serving/cli": 30}
+"""Folders of many files of one kind: verbs, the rules of a rollout, panels, commands."""
+
 TRANSPORTS = {"grpc", "fastapi", "starlette", "uvicorn", "ray", "uvloop", "torch"}
-WITH_TORCH = {"torch_sets.py", "torch_cache.py"}
-"""The device tier of a GPU. Whoever opens one imports them then, so that a process without has no torch."""
+WITH_TORCH = {"pipeline/embedding/device/torch_sets.py", "pipeline/embedding/device/torch_cache.py"}
+"""The device tier of a GPU, imported when one is opened, so that a process without it has no torch."""
+WITH_RAY = {"serving/ray_app.py", "transfer/teachers/ray_pool.py", "transfer/online/ray_trainers.py"}
 
-WITH_RAY = {"serving/ray_app.py", "transfer/teachers/ray_pool.py"}
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path: Path) -> set[str]:
+FILES = {
+    name_of(path): path.relative_to(ROOT)
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of what a file imports, wherever in it: `a.b` of `from a import b` where that is a file, else `a`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-    return {name.split(".")[0] for name in found}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path}: a relative import"
+            names = {f"{node.module}.{alias.name}": node.module for alias in node.names}
+            found.update(name if name in FILES else module for name, module in names.items())
+    return found
 
 
-@pytest.mark.parametrize("package", sorted(ALLOWED))
+IMPORTED = {name: imported(path) for name, path in FILES.items()}
+GRAPH = {name: (found & FILES.keys()) - {name} for name, found in IMPORTED.items()}
+
+
+def folder_of(name: str) -> str:
+    """A file's folder within its package; the file itself where that is the package's root."""
+    path = FILES[name]
+    folder = "/".join(path.parts[1:-1])
+    return folder or path.name
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert not circle(GRAPH)
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_no_folders_import_each_other_in_a_circle(package: str) -> None:
+    graph: dict[str, set[str]] = {}
+    for name, others in GRAPH.items():
+        if name.split(".")[0] == package:
+            mine = graph.setdefault(folder_of(name), set())
+            mine |= {folder_of(other) for other in others if other.split(".")[0] == package} - {folder_of(name)}
+    assert not circle(graph)
+
+
+@pytest.mark.parametrize("package", sorted(FOLDERS))
+def test_a_folder_imports_only_folders_before_it(package: str) -> None:
+    order = FOLDERS[package]
+    here = {"/".join(path.parts[1:-1]) for path in FILES.values() if path.parts[0] == package} - {""}
+    assert here == set(order), "folders and this test's table differ"
+    wrong = [
+        f"{FILES[name]} imports {FILES[other]}"
+        for name, others in GRAPH.items()
+        for other in others
+        if name.split(".")[0] == other.split(".")[0] == package
+        and folder_of(name) in order
+        and folder_of(other) in order
+        and order.index(folder_of(other)) > order.index(folder_of(name))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_packages_import_only_what_lies_below_them(package: str) -> None:
-    for path in (ROOT / package).rglob("*.py"):
-        if path.is_relative_to(ROOT / "serving" / "cli") or path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
+    wrong = []
+    for name, found in IMPORTED.items():
+        path = FILES[name].as_posix()
+        if name.split(".")[0] != package:
             continue
-        found = imports(path)
-        assert found & OURS <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {found & OURS - ALLOWED[package]}"
-        if package == "pipeline":
-            refused = found & TRANSPORTS - ({"torch"} if path.name in WITH_TORCH else set())
-            assert not refused, f"{path.relative_to(ROOT)} imports {refused}"
+        allowed = PACKAGES[package] | {package} | ({"transfer"} if path.startswith(SEES_TRANSFER) else set())
+        others = {other.split(".")[0] for other in found} & PACKAGES.keys() - allowed
+        wrong += [f"{path} imports {other}" for other in sorted(others)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ["pipeline", "serving", "transfer"])
+def test_a_package_is_loaded_by_name_where_that_is_said(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module"
+            ):
+                named = node.args[0]
+                if isinstance(named, ast.Constant) and isinstance(named.value, str):
+                    top = named.value.split(".")[0]
+                    assert top not in PACKAGES or (path.relative_to(ROOT).as_posix(), top) in BY_NAME
+
+
+def test_pipeline_knows_no_transport() -> None:
+    for name, found in IMPORTED.items():
+        path = FILES[name].as_posix()
+        if path.startswith("pipeline/"):
+            refused = {other.split(".")[0] for other in found} & TRANSPORTS
+            assert refused <= ({"torch"} if path in WITH_TORCH else set()), f"{path} imports {refused}"
 
 
 def test_ray_is_imported_where_it_is_asked_for_alone() -> None:
-    found = {
-        str(path.relative_to(ROOT))
-        for package in sorted(OURS)
-        for path in (ROOT / package).rglob("*.py")
-        if "ray" in imports(path)
-    }
+    found = {FILES[name].as_posix() for name, others in IMPORTED.items() if "ray" in {o.split(".")[0] for o in others}}
     assert "serving/ray_app.py" in found
     assert found <= WITH_RAY
+
+
+def test_a_folder_holds_about_fifteen_files() -> None:
+    count: dict[str, int] = {}
+    for path in FILES.values():
+        if path.parts[0] in FOLDERS and path.name != "__init__.py":
+            count[path.parent.as_posix()] = count.get(path.parent.as_posix(), 0) + 1
+    assert {folder: files for folder, files in count.items() if files > LARGER.get(folder, MOST_FILES)} == {}
