@@ -66,7 +66,9 @@ class RankingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RankStream(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Answers in the order of the requests, several of which are at work at once. The first that fails ends the stream with
+        its error, once those before it are answered.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
