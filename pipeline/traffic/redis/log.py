@@ -1,7 +1,7 @@
 """The traffic log that several machines share: Redis Streams, on a server of the log's own.
 
 The same log as `sqlite`, by the same rules (`feedback`, `join`); here is only *where* things are kept. What changes is
-decided here on what was read, and written by a script only if it is still so (`redis_scripts`, which lists the keys);
+decided here on what was read, and written by a script only if it is still so (`scripts`, which lists the keys);
 otherwise it is read and decided again. So any number of lanes and joins may work at once, none holds a lock that could
 outlive it, and each labelled entry is written exactly once.
 

@@ -1,6 +1,6 @@
 """One prediction as the traffic log in Redis holds it: a hash, whose long fields are frames one after the other.
 
-The layout is that of `redis_scripts`, which writes it; here it is read, and the frames are made.
+The scripts write this layout (`scripts`); this file reads it and makes the frames.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What leaves the traffic log in Redis: old predictions, those that it has no room for, and those of a user who is to
-be forgotten. The same rules as in `sqlite_retention`."""
+be forgotten. The same rules as in `sqlite.retention`."""
 
 from __future__ import annotations
 

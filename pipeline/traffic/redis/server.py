@@ -56,7 +56,7 @@ class TrafficRedis:
             raise NotReady(f"traffic log {self.url}: {error}") from error
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script of `redis_scripts`."""
+        """Run a script of `scripts`."""
         with self.client() as client:
             known = self._scripts.get(script)
             if known is None:

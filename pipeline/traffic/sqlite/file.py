@@ -1,6 +1,6 @@
 """The SQLite file behind the traffic log: its tables, how it is opened, and transactions on it.
 
-It knows the tables and nothing of what their rows mean; that is `sqlite` and `sqlite_retention`. Several processes have
+It knows the tables and nothing of what their rows mean; that is `log` and `retention`. Several processes have
 the file open at once: write-ahead logging lets readers go on while one writes, and writers queue for the lock.
 """
 

@@ -1,7 +1,7 @@
 """The traffic log on one machine: SQLite, written by lanes and control, read by worker and analysis.
 
 Here is only *where* things are kept and in which transaction; what feedback means is in `feedback`, what becomes a
-labelled row in `join`, what is thrown away in `sqlite_retention`.
+labelled row in `join`, what is thrown away in `retention`.
 
 Feedback is checked against its prediction when it arrives, in the transaction that stores it; that of a prediction not
 written yet is parked and checked in the transaction that writes the prediction. So the join walks predictions in order
