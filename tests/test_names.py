@@ -1,4 +1,4 @@
-"""A numeric constant ends in its unit, in what it counts, or in the kind of plain number that it is."""
+"""Names: a numeric constant ends in its unit, and private words of old have not come back."""
 
 from __future__ import annotations
 
@@ -128,3 +128,13 @@ def test_a_numeric_constant_ends_in_its_unit(package: str) -> None:
     assert not wrong, "end the name in its unit, in what it counts, or in one of the words of this test:\n" + "\n".join(
         wrong
     )
+
+
+def test_private_words_have_not_come_back() -> None:
+    """docs/glossary.md has the words of the field that stand in their place."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    classes = {
+        node.name for path in files for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    }
+    assert not classes & {"Doorkeeper", "Lookout", "Once", "Room", "Line", "Steering", "Sightings", "Drawn", "Halves"}
+    assert not {path.stem for path in files} & {"doorkeeper", "once", "room", "paired", "handoff", "told", "said"}
