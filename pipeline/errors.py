@@ -1,7 +1,7 @@
-"""The one tree of exceptions that callers may see.
+"""Exceptions that callers may see, as one tree.
 
-Each class says *what went wrong*, never how it is told: the table from class to gRPC code is in `serving.wire.errors`.
-Every message names the field, file or argument at fault and what to change.
+A class names *what* is wrong, not how it is reported: the table from class to gRPC code and HTTP status is in
+`serving.wire.errors`. Every message names the field, file or argument at fault and what to change.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DataError(InvalidInput):
 
 
 class Diverged(InvalidInput):
-    """A model in training gives logits for a batch that are not finite or beyond all reason."""
+    """A model in training has logits that are not finite, or far too large."""
 
 
 class NotFound(BatonError):
@@ -57,7 +57,7 @@ class NotFound(BatonError):
 
 
 class NotReady(BatonError):
-    """Nothing can answer yet (or any more); another replica may."""
+    """Nothing can answer yet, or no longer; another replica may."""
 
 
 class Overloaded(BatonError):
@@ -69,7 +69,7 @@ class Overloaded(BatonError):
 
 
 class DeadlineExceeded(BatonError):
-    """The caller's deadline passed, in a queue or at work."""
+    """The caller's deadline passed, in a queue or during the work."""
 
 
 class Conflict(BatonError):
@@ -77,12 +77,12 @@ class Conflict(BatonError):
 
 
 class StaleVersion(BatonError):
-    """The writer looked at an older resource version than the stored one."""
+    """The writer's resource version is older than the stored one."""
 
 
 class Unauthenticated(BatonError):
-    """No token, or one that is not known."""
+    """No token, or an unknown one."""
 
 
 class PermissionDenied(BatonError):
-    """A known caller without the role that this needs."""
+    """A known caller that lacks the required role."""

@@ -20,7 +20,7 @@ import grpc
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import DeadlineExceeded
 from protos.baton.ranking.v1 import ranking_pb2_grpc
-from serving.client.failures import Failure, Fate, failure_of
+from serving.client.failures import FailedCall, Fate, failed_call
 from serving.client.options import Options, Retry
 from serving.client.pool import Connection, Pool
 
@@ -127,12 +127,12 @@ class Core:
             if left <= 0:
                 raise DeadlineExceeded(f"no answer within {timeout:g} s")
             connection = pool.take(tried)
-            failure: Failure | None = None
+            failure: FailedCall | None = None
             try:
                 answer = yield Attempt(connection, left)
                 if not isinstance(answer, grpc.RpcError):
                     return answer
-                failure = failure_of(answer)
+                failure = failed_call(answer)
             finally:
                 pool.give_back(connection, failure is not None and failure.fate in _CONNECTION_FAULTS)
             tried.append(connection)
@@ -142,7 +142,7 @@ class Core:
             yield Pause(pause)
 
 
-def _pause(failure: Failure, attempts: int, retry: Retry, rng: random.Random, lost_too: bool) -> float | None:
+def _pause(failure: FailedCall, attempts: int, retry: Retry, rng: random.Random, lost_too: bool) -> float | None:
     """Seconds before the next attempt; None: there shall be none."""
     if attempts >= retry.attempts:
         return None

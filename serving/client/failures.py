@@ -1,4 +1,4 @@
-"""What a failed call means: the exception it stands for, and whether the server can have taken it."""
+"""Failed calls read: the exception by the error table, and whether the server may have processed the call."""
 
 from __future__ import annotations
 
@@ -12,71 +12,71 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pipeline import errors
 from pipeline.errors import BatonError, InvalidInput, Overloaded
-from serving.wire.errors import CODES, DETAILS_KEY, DOMAIN
+from serving.wire.errors import DETAILS_KEY, DOMAIN, ERRORS
 
-__all__ = ["Failure", "Fate", "error_of", "failure_of"]
+__all__ = ["FailedCall", "Fate", "error_of", "failed_call"]
 
-_KINDS = {code: kind for kind, code in CODES.items()}
+_KINDS = {codes.code: kind for kind, codes in ERRORS.items()}
 _UNSENT = (
     "failed to connect to all addresses",
     "connections to all backends failing",
     "DNS resolution failed",
     "empty address list",
 )
-"""How gRPC's client begins to say that it never had a connection. Words may change with its releases; what is not
-recognised counts as lost, which is repeated less."""
+"""Beginnings of gRPC's messages for a call that never had a connection. They may change with its releases; an unknown
+message counts as lost, which is repeated less."""
 
 
 class Fate(Enum):
     """What became of a call that failed."""
 
     UNSENT = "unsent"
-    """It never left."""
+    """It was never sent."""
     REFUSED = "refused"
-    """The server says that it cannot take it, and another may."""
+    """The server refuses it; another server may take it."""
     BUSY = "busy"
-    """The server says when to come again."""
+    """The server is overloaded and names the time of the next attempt."""
     LOST = "lost"
-    """The connection broke; the server may have taken it or not."""
+    """The connection broke; the server may have processed it or not."""
     FINAL = "final"
-    """Again would be no better."""
+    """Another attempt would fail in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A failed call."""
+class FailedCall:
+    """A failed call: its exception, and what is known of the request."""
 
     error: BatonError
     fate: Fate
 
 
 def error_of(error: Any) -> BatonError:
-    """The exception that a failed call stands for."""
-    return failure_of(error).error
+    """The exception of a failed call (`grpc.RpcError`, sync or async)."""
+    return failed_call(error).error
 
 
-def failure_of(error: Any) -> Failure:
-    """A failed call (`grpc.RpcError`, sync or async), read."""
+def failed_call(error: Any) -> FailedCall:
+    """Exception and fate of a failed call (`grpc.RpcError`, sync or async)."""
     code, text = error.code(), error.details() or str(error.code())
-    told = _Told(error)
+    details = _Details(error)
     kind = _KINDS.get(code, BatonError)
-    named = getattr(errors, told.reason, None)
+    named = getattr(errors, details.reason, None)
     if isinstance(named, type) and issubclass(named, kind):
         kind = named  # a class below the code's
     if issubclass(kind, InvalidInput):
-        return Failure(kind(text, told.field), Fate.FINAL)
+        return FailedCall(kind(text, details.field), Fate.FINAL)
     if issubclass(kind, Overloaded):
-        if told.retry_after is None:  # gRPC's own limits: a message too large is no smaller the next time
-            return Failure(kind(text), Fate.FINAL)
-        return Failure(kind(text, told.retry_after), Fate.BUSY)
+        if details.retry_after is None:  # gRPC's own limits: a message too large is no smaller the next time
+            return FailedCall(kind(text), Fate.FINAL)
+        return FailedCall(kind(text, details.retry_after), Fate.BUSY)
     if code is grpc.StatusCode.UNAVAILABLE:
-        fate = Fate.REFUSED if told.ours else Fate.UNSENT if text.startswith(_UNSENT) else Fate.LOST
-        return Failure(kind(text), fate)
-    return Failure(kind(text), Fate.FINAL)
+        fate = Fate.REFUSED if details.ours else Fate.UNSENT if text.startswith(_UNSENT) else Fate.LOST
+        return FailedCall(kind(text), fate)
+    return FailedCall(kind(text), Fate.FINAL)
 
 
-class _Told:
-    """The rich details of a failed call, where it brought any."""
+class _Details:
+    """Rich details of a failed call, where it has any."""
 
     def __init__(self, error: Any) -> None:
         self.reason = self.field = ""

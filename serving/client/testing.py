@@ -97,7 +97,7 @@ class FakeServer:
         self._server.stop(0).wait()
 
     def fail(self, error: BatonError, times: int = 1, method: Method = "Rank") -> None:
-        """The next calls end with an error, told as a lane tells it."""
+        """The next calls end with an error, told as a lane reports it."""
         self._faults[method].extend([_Fault(error, 0.0)] * times)
 
     def lose(self, times: int = 1, method: Method = "Rank") -> None:
@@ -219,6 +219,6 @@ def candidates_of(request: pb.RankRequest) -> int:
 
 
 def _abort(context: Any, error: BatonError) -> None:
-    told = failure_of(error, "fake")
-    context.set_trailing_metadata(told.metadata)
-    context.abort(told.code, told.message)
+    failure = failure_of(error, "fake")
+    context.set_trailing_metadata(failure.metadata)
+    context.abort(failure.code, failure.message)

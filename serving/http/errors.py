@@ -1,7 +1,4 @@
-"""The one error body of HTTP, and the one table from what went wrong to the status that tells it.
-
-What is our own fault says nothing but a request id; the log has the rest under it. Its twin for gRPC: `serving.wire.errors`.
-"""
+"""Error body of HTTP, and the handlers that write it. Statuses are from the error table in `serving.wire.errors`."""
 
 from __future__ import annotations
 
@@ -17,35 +14,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from pipeline.errors import (
-    BatonError,
-    Conflict,
-    DeadlineExceeded,
-    InvalidInput,
-    NotFound,
-    NotReady,
-    Overloaded,
-    PermissionDenied,
-    StaleVersion,
-    Unauthenticated,
-)
+from pipeline.errors import BatonError, Overloaded, Unauthenticated
+from serving.wire.errors import ERRORS, INTERNAL, codes_of
 
-__all__ = ["CODES", "REFUSALS", "Problem", "add_error_handlers", "problem_of"]
+__all__ = ["REFUSALS", "Problem", "add_error_handlers", "problem_of"]
 
 log = logging.getLogger(__name__)
 
-CODES: dict[type[BatonError], int] = {
-    InvalidInput: 400,
-    Unauthenticated: 401,
-    PermissionDenied: 403,
-    NotFound: 404,
-    Conflict: 409,
-    StaleVersion: 412,
-    Overloaded: 429,
-    NotReady: 503,
-    DeadlineExceeded: 504,
-}
-_KINDS = {code: kind.__name__ for kind, code in CODES.items()} | {405: "MethodNotAllowed"}
+_KINDS = {codes.status: kind.__name__ for kind, codes in ERRORS.items()} | {405: "MethodNotAllowed"}
 
 
 class ProblemDetail(BaseModel):
@@ -61,7 +37,7 @@ class Problem(BaseModel):
     error: ProblemDetail
 
 
-_TOLD = {
+_DESCRIPTIONS = {
     400: "A field, a header or the file breaks its contract",
     401: "No token, or one that is not known",
     403: "The caller's role does not suffice, or another site's page asks",
@@ -75,36 +51,37 @@ _TOLD = {
     504: "The deadline has passed",
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": description} for code, description in _TOLD.items()
+    status: {"model": Problem, "description": description} for status, description in _DESCRIPTIONS.items()
 }
-"""What any admin verb may answer besides what it is asked for, for the OpenAPI document."""
+"""Errors that every admin verb may return, for the OpenAPI document."""
 
 
 def problem_of(error: Exception, what: str) -> tuple[int, Problem]:
-    """Status and body of an exception. One that is not ours is logged here, and only its id leaves.
+    """Status and body of an exception. One that is not in the error table is logged, and the body has its id only.
 
     Args:
-        what: was asked, for the log.
+        what: method and path of the request, for the log.
     """
-    code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), None)
-    if code is not None:
-        return code, _problem(type(error).__name__, str(error), getattr(error, "field", ""))
+    codes = codes_of(error)
+    if codes is not None:
+        return codes.status, _problem(type(error).__name__, str(error), getattr(error, "field", ""))
     request_id = uuid.uuid4().hex
     log.error("request %s: %s failed", request_id, what, exc_info=error)
-    return 500, _problem("Internal", f"internal error; the log has it under request id {request_id}", "", request_id)
+    message = f"internal error; the log has it under request id {request_id}"
+    return INTERNAL.status, _problem("Internal", message, "", request_id)
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Have all that is raised told as a `Problem`."""
+    """Write every exception as a `Problem`."""
 
     @app.exception_handler(BatonError)
     @app.exception_handler(Exception)
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        code, problem = problem_of(error, f"{request.method} {request.url.path}")
+        status, problem = problem_of(error, f"{request.method} {request.url.path}")
         headers = {"retry-after": str(math.ceil(error.retry_after))} if isinstance(error, Overloaded) else {}
         if isinstance(error, Unauthenticated):
             headers["www-authenticate"] = "Bearer"
-        return JSONResponse(problem.model_dump(), code, headers)
+        return JSONResponse(problem.model_dump(), status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -114,8 +91,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
-        said = f"{request.method} {request.url.path}: {error.detail}"
-        body = _problem(_KINDS.get(error.status_code, "InvalidInput"), said)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body = _problem(_KINDS.get(error.status_code, "InvalidInput"), message)
         headers = dict(error.headers or {})
         if methods := _methods(request) if error.status_code == 405 else ():
             headers["allow"] = ", ".join(sorted(methods))
@@ -123,7 +100,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _methods(request: Request) -> set[str]:
-    """What the path takes, by whichever of its routes; the framework names those of the first one alone."""
+    """Methods of all routes of the path; the framework names those of the first route only."""
     return {
         method.upper()
         for path, operations in request.app.openapi()["paths"].items()

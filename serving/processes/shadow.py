@@ -53,7 +53,7 @@ class ScoreLog(Protocol):
     def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]: ...
 
 
-class Outcome(Enum):
+class ShadowStatus(Enum):
     """What became of a prediction: scored; none needed; or its arm cannot score yet."""
 
     SCORED = "scored"
@@ -64,12 +64,12 @@ class Outcome(Enum):
 class _Verdict(NamedTuple):
     """What became of a prediction, and why or with which scores."""
 
-    outcome: Outcome
+    outcome: ShadowStatus
     reason: str
     scores: Scores | None = None
 
 
-FAILED = _Verdict(Outcome.SKIPPED, "failed")
+FAILED = _Verdict(ShadowStatus.SKIPPED, "failed")
 
 
 class CatchUp:
@@ -99,7 +99,9 @@ class CatchUp:
         self._at = self._kept
         self._blocked = False
 
-    def step(self, score: Callable[[list[PredictionRecord]], list[Outcome]], limit: int = BATCH_PREDICTIONS) -> int:
+    def step(
+        self, score: Callable[[list[PredictionRecord]], list[ShadowStatus]], limit: int = BATCH_PREDICTIONS
+    ) -> int:
         """Score the next few; the number looked at, 0 at the end of a pass."""
         now = self._clock.wall_ms()
         rows = self._log.unscored(self._at, now - self._grace_ms, limit)
@@ -117,9 +119,9 @@ class CatchUp:
                 log.error("a prediction in the traffic log cannot be read and is left unscored: %s", error)
         outcomes = dict(zip(places, zip(records, score(records), strict=True), strict=True))
         for place, (seq, _) in enumerate(rows):
-            record, outcome = outcomes.get(place, (None, Outcome.SKIPPED))
+            record, outcome = outcomes.get(place, (None, ShadowStatus.SKIPPED))
             young = record is not None and record.time_ms > now - self._settled_ms
-            if young or outcome is Outcome.WAITING:
+            if young or outcome is ShadowStatus.WAITING:
                 self._blocked = True
             if not self._blocked:
                 self._kept = seq
@@ -215,7 +217,7 @@ class ShadowLane:
                 self.paired.add(
                     self._clock.monotonic(), record.endpoint, len(other.scores), sums["stable"], sums["candidate"]
                 )
-            elif verdict.outcome is Outcome.SKIPPED:
+            elif verdict.outcome is ShadowStatus.SKIPPED:
                 self.skipped[verdict.reason] += 1
             else:
                 self.dropped[verdict.reason] += 1
@@ -227,7 +229,7 @@ class ShadowLane:
         else:
             self.scored += len(done)
 
-    def _late(self, records: list[PredictionRecord]) -> list[Outcome]:
+    def _late(self, records: list[PredictionRecord]) -> list[ShadowStatus]:
         verdicts = self._judge([(record, "") for record in records])
         done = [
             (record.prediction_id, verdict.scores)
@@ -265,17 +267,17 @@ class ShadowLane:
     def _other(self, record: PredictionRecord) -> tuple[Served | None, _Verdict]:
         """Who is to score a prediction; None, and why nobody is."""
         if record.overridden or record.arm not in ("stable", "candidate"):
-            return None, _Verdict(Outcome.SKIPPED, "overridden" if record.overridden else "direct")
+            return None, _Verdict(ShadowStatus.SKIPPED, "overridden" if record.overridden else "direct")
         served = self._registry.snapshot.endpoints.get(record.endpoint)
         if served is None or served.endpoint.candidate is None:
-            return None, _Verdict(Outcome.SKIPPED, "no_candidate")
+            return None, _Verdict(ShadowStatus.SKIPPED, "no_candidate")
         other = served.arm("candidate" if record.arm == "stable" else "stable")
         if other is None:
-            return None, _Verdict(Outcome.WAITING, "not_ready")
+            return None, _Verdict(ShadowStatus.WAITING, "not_ready")
         try:
             record.features.check(other.model.schema)
         except InvalidInput:
-            return None, _Verdict(Outcome.SKIPPED, "other_schema")
+            return None, _Verdict(ShadowStatus.SKIPPED, "other_schema")
         return other, FAILED
 
     def _run(
@@ -306,7 +308,7 @@ class ShadowLane:
             self._telemetry.shadowed(record.endpoint, arm, model.version, seconds, trace_id_of(traceparent))
             if self._tracing is not None and traceparent:
                 self._tracing.shadowed(traceparent, record.prediction_id, arm, model.name, model.version, seconds)
-            verdicts[place] = _Verdict(Outcome.SCORED, "", Scores(arm, model.name, int(model.version), scores))
+            verdicts[place] = _Verdict(ShadowStatus.SCORED, "", Scores(arm, model.name, int(model.version), scores))
 
 
 def run_shadow(config: Config) -> None:

@@ -1,13 +1,15 @@
-"""The one table from what went wrong to the gRPC code that tells it, with rich details.
+"""The error table: class of exception to gRPC code and HTTP status. And a gRPC error with rich details, made from it.
 
-Details travel as `google.rpc.Status` in `grpc-status-details-bin`: which field was at fault, when to try again, a
-reason that programs can match. What is our own fault says nothing but a request id; the log has the rest under it.
+Details travel as `google.rpc.Status` in `grpc-status-details-bin`: the field at fault, when to try again, and the class of
+the error as a reason for programs. An exception that is not in the table is a fault of this server: the caller gets a
+request id only, and the log has the rest under it.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -25,30 +27,40 @@ from pipeline.errors import (
     Unauthenticated,
 )
 
-__all__ = ["CODES", "DOMAIN", "Failure", "code_of", "failure_of"]
+__all__ = ["DETAILS_KEY", "DOMAIN", "ERRORS", "INTERNAL", "Codes", "Failure", "code_of", "codes_of", "failure_of"]
 
 log = logging.getLogger(__name__)
 
 DOMAIN = "baton"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# The first class that an exception is an instance of counts, so subclasses would stand before their parents.
-CODES: dict[type[BatonError], grpc.StatusCode] = {
-    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFound: grpc.StatusCode.NOT_FOUND,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
-    Conflict: grpc.StatusCode.FAILED_PRECONDITION,
-    StaleVersion: grpc.StatusCode.ABORTED,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+
+class Codes(NamedTuple):
+    """How one class of exception is reported; its kind (gRPC's reason, HTTP's `kind`) is the name of the class."""
+
+    code: grpc.StatusCode
+    status: int
+
+
+# The first class that an exception is an instance of counts, so a subclass would go before its parent.
+ERRORS: dict[type[BatonError], Codes] = {
+    InvalidInput: Codes(grpc.StatusCode.INVALID_ARGUMENT, 400),
+    Unauthenticated: Codes(grpc.StatusCode.UNAUTHENTICATED, 401),
+    PermissionDenied: Codes(grpc.StatusCode.PERMISSION_DENIED, 403),
+    NotFound: Codes(grpc.StatusCode.NOT_FOUND, 404),
+    Conflict: Codes(grpc.StatusCode.FAILED_PRECONDITION, 409),
+    StaleVersion: Codes(grpc.StatusCode.ABORTED, 412),
+    Overloaded: Codes(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
+    NotReady: Codes(grpc.StatusCode.UNAVAILABLE, 503),
+    DeadlineExceeded: Codes(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
 }
+INTERNAL = Codes(grpc.StatusCode.INTERNAL, 500)
+"""Of every other exception; its kind is `Internal`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failure as the wire tells it. `details` is a serialized `google.rpc.Status`."""
+    """A failed call as gRPC carries it. `details` is a serialized `google.rpc.Status`."""
 
     code: grpc.StatusCode
     message: str
@@ -60,31 +72,34 @@ class Failure:
         return ((DETAILS_KEY, self.details),)
 
 
+def codes_of(error: BaseException) -> Codes | None:
+    """The row of the table for an exception; None where it is not in the table."""
+    return next((codes for kind, codes in ERRORS.items() if isinstance(error, kind)), None)
+
+
 def code_of(error: BaseException) -> str:
-    """Name of the code that an exception is told as, for metrics."""
-    return next((code for kind, code in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL).name
+    """Name of an exception's gRPC code, for metrics."""
+    return (codes_of(error) or INTERNAL).code.name
 
 
 def failure_of(error: BaseException, request_id: str, trace_id: str = "") -> Failure:
-    """How to tell an exception. One that is not ours is logged here with its stack trace, and only its id leaves.
+    """The gRPC error of an exception. One that is not in the table is logged with its stack trace.
 
     Args:
         error: what was raised.
-        request_id: what an INTERNAL answer names, so that the caller's report finds the log entry.
+        request_id: named by an INTERNAL error, so that the log entry can be found.
         trace_id: of the call, where it is traced; for the log.
     """
-    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
-    if code is None:
+    codes = codes_of(error)
+    if codes is None:
         about = {"request_id": request_id, "trace_id": trace_id}
         log.error("request %s failed", request_id, exc_info=error, extra=about)
-        return _failure(grpc.StatusCode.INTERNAL, f"internal error; request id {request_id}", "Internal", request_id)
-    if not isinstance(error, BatonError):
-        raise TypeError(f"{type(error).__name__} is in the table of codes and is no BatonError")
-    return _failure(code, str(error), type(error).__name__, request_id, error)
+        return _failure(INTERNAL.code, f"internal error; request id {request_id}", "Internal", request_id)
+    return _failure(codes.code, str(error), type(error).__name__, request_id, error)
 
 
 def _failure(
-    code: grpc.StatusCode, message: str, reason: str, request_id: str, error: BatonError | None = None
+    code: grpc.StatusCode, message: str, reason: str, request_id: str, error: BaseException | None = None
 ) -> Failure:
     status = status_pb2.Status(code=code.value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"request_id": request_id})

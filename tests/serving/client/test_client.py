@@ -22,7 +22,7 @@ from pipeline.traffic.log import Exposure, FeedbackEntry, Outcome
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.client import AsyncRankingClient, Options, RankingClient, Retry, Tls
 from serving.client.testing import FakeServer
-from serving.wire.errors import CODES
+from serving.wire.errors import ERRORS
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 QUICK = Retry(first_pause=0.001, longest_pause=0.002)
@@ -89,7 +89,7 @@ def test_scores_labels_token_and_trace_travel(client: Any, server: FakeServer) -
     assert [m.get("traceparent") for m in server.metadata] == [TRACE, None, None]
 
 
-@pytest.mark.parametrize("kind", [*CODES, errors.BatonError])
+@pytest.mark.parametrize("kind", [*ERRORS, errors.BatonError])
 def test_errors_come_back_as_they_were_raised(client: Any, server: FakeServer, kind: type[BatonError]) -> None:
     error = InvalidInput("field 'age' is infinite", "age") if kind is InvalidInput else kind("as it is")
     calling = client(server.target, retry=Retry(attempts=1))

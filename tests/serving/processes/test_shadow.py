@@ -12,7 +12,7 @@ from pipeline.features import Features
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
 from serving.lane.shadow_queue import ShadowReceiver, ShadowSender
-from serving.processes.shadow import CatchUp, Outcome
+from serving.processes.shadow import CatchUp, ShadowStatus
 from serving.wiring.traffic import open_traffic_log
 
 
@@ -109,11 +109,11 @@ def test_catching_up_passes_only_what_is_settled(installation: Installation, tmp
         log.rows[seq] = now - age, blob(seq, now - age)
     waiting = {2}
 
-    def score(records: list[PredictionRecord]) -> list[Outcome]:
+    def score(records: list[PredictionRecord]) -> list[ShadowStatus]:
         result = []
         for record in records:
             seq = int(record.prediction_id)
-            result.append(Outcome.WAITING if seq in waiting else Outcome.SCORED)
+            result.append(ShadowStatus.WAITING if seq in waiting else ShadowStatus.SCORED)
             if seq not in waiting:
                 log.scored.add(seq)
         return result

@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from pipeline import errors
-from serving.wire.errors import CODES, failure_of
+from serving.wire.errors import ERRORS, failure_of
 
 
 def details(failure: object) -> status_pb2.Status:
@@ -42,7 +42,7 @@ def test_each_exception_has_its_code_and_reason(error: errors.BatonError, code: 
 
 def test_every_exception_of_the_tree_is_in_the_table() -> None:
     for kind in errors.BatonError.__subclasses__():
-        assert kind in CODES
+        assert kind in ERRORS
 
 
 def test_invalid_input_names_the_field_and_overload_says_when_to_retry() -> None:
