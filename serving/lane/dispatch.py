@@ -1,7 +1,7 @@
-"""From a name and a key to an answer: who answers, by when, and what is counted about it.
+"""Dispatcher of a lane: chooses the version that answers a request, runs the request through the engine, counts it.
 
-Both services come through here, so an endpoint behaves the same whichever protocol asks. It knows no message formats.
-Next stop: `serving.lane.registry` (who could answer), `pipeline.engine.engine` (the work).
+Both services use it, so an endpoint behaves the same in every protocol. It knows no message formats.
+Next stop: `serving.lane.registry` (the versions), `pipeline.engine.engine` (the work).
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from pipeline.clock import Clock
 from pipeline.engine.engine import Engine
@@ -34,7 +31,7 @@ from serving.telemetry.latency import Recent
 from serving.telemetry.tracing import trace_id_of
 from serving.wire.errors import code_of
 
-__all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Target"]
+__all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Recording", "Target"]
 
 NOT_READY = "candidate_not_ready"
 MAX_TALLIES = 64
@@ -46,7 +43,7 @@ SAMPLE_EVERY_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Who answers a request. `endpoint` is the bundle's name where a model was called by name (arm `direct`)."""
+    """The version that answers a request. `endpoint` is the bundle's name where a model is called by name (arm `direct`)."""
 
     served: Served
     endpoint: str
@@ -57,7 +54,7 @@ class Target:
 
 @dataclass
 class ModelTally:
-    """Totals of one version in this process since it first answered; durations in seconds."""
+    """Totals of one version in this process since its first answer; durations in seconds."""
 
     answered: int = 0
     failed: int = 0
@@ -70,7 +67,7 @@ class ModelTally:
 
 @dataclass
 class ArmWindow:
-    """One arm of one endpoint: totals, and the recent past."""
+    """Totals of one arm of one endpoint, and its figures of the last minutes."""
 
     recent: Recent
     requests: int = 0
@@ -79,48 +76,56 @@ class ArmWindow:
     deadline_misses: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Which answers get a prediction id, and so are recorded and can be labelled.
+
+    Args:
+        ids: makes prediction ids.
+        routing_hash: hashes routing keys for the record.
+        sample: answers of endpoints that are recorded.
+        direct: whether answers of models called by name are recorded, too.
+    """
+
+    ids: PredictionIds
+    routing_hash: RoutingHash
+    sample: TrafficSample = EVERYTHING
+    direct: bool = False
+
+
 class Dispatcher:
     """Answers requests.
 
     Args:
-        ids: makes prediction ids.
-        secret: key of the hash under which routing keys are recorded.
         overrides: whether callers of an endpoint may choose the arm.
-        default_deadline: seconds that a request without a deadline may take.
+        default_deadline_s: time for a request that has no deadline.
         priority_levels: of the engine; 0: it has none.
-        record_direct: whether what models called by name answer gets a prediction id and is recorded.
-        sample: which other answers are.
 
     Attributes:
-        least_important: the level of what need not be answered under load.
+        least_important: level of requests that may be refused under load.
     """
 
     def __init__(
         self,
         registry: Registry,
         engine: Engine,
-        ids: PredictionIds,
         clock: Clock,
         telemetry: Telemetry,
+        recording: Recording,
         *,
-        secret: bytes,
         overrides: Callable[[str], bool],
-        default_deadline: float,
+        default_deadline_s: float,
         priority_levels: int = 0,
-        record_direct: bool = False,
-        sample: TrafficSample = EVERYTHING,
     ) -> None:
         self.registry = registry
         self._engine = engine
-        self._ids = ids
         self._clock = clock
         self._telemetry = telemetry
-        self.routing_hash = RoutingHash(secret)
+        self._recording = recording
+        self._routing_hash = recording.routing_hash
         self._overrides = overrides
-        self._default_deadline = default_deadline
+        self._default_deadline_s = default_deadline_s
         self.least_important = priority_levels
-        self._record_direct = record_direct
-        self._sample = sample
         self.windows: dict[tuple[str, str], ArmWindow] = {}
         self.tallies: dict[tuple[str, str], ModelTally] = {}
         self.counters: Counter[str] = Counter()
@@ -130,21 +135,21 @@ class Dispatcher:
         self._samples: defaultdict[str, deque[Features]] = defaultdict(lambda: deque(maxlen=KEPT_SAMPLES))
         self._next_sample = 0.0
 
-    # Who answers.
+    # Choosing the version.
 
     def route(self, name: str, version: str = "", key: str = "", arm: str = "") -> Target:
-        """Choose who answers.
+        """Choose the version that answers.
 
         Args:
             name: an endpoint, or a bundle.
-            version: of a bundle; empty for its newest ready one. An endpoint's versions are its arms' business.
-            key: routing key; the same key always meets the same arm.
+            version: of a bundle; empty for its newest ready one, and for an endpoint.
+            key: routing key; the same key always gets the same arm.
             arm: "stable" or "candidate" to override the choice.
 
         Raises:
             NotFound: there is no such endpoint, model or version.
             NotReady: there is, and it cannot answer now.
-            InvalidInput: `arm` is no arm, or an endpoint is asked for a version.
+            InvalidInput: `arm` is unknown, or `version` is given for an endpoint.
             PermissionDenied: the endpoint does not let its callers choose the arm.
         """
         served = self.registry.snapshot.endpoints.get(name)
@@ -210,12 +215,12 @@ class Dispatcher:
     # The answer.
 
     def refusal(self, seconds_left: float | None) -> Overloaded | None:
-        """Why a request cannot be taken now, for those who would have to read it first; counted.
+        """Why a request cannot be taken now, before its message is read; None when it can. Refusals are counted.
 
         Args:
-            seconds_left: until the caller's deadline; None when it brought none.
+            seconds_left: until the caller's deadline; None without one.
         """
-        error = self._engine.refusal(self._default_deadline if seconds_left is None else seconds_left)
+        error = self._engine.refusal(self._default_deadline_s if seconds_left is None else seconds_left)
         if error is not None:
             self._telemetry.failed("", code_of(error))
         return error
@@ -224,7 +229,7 @@ class Dispatcher:
         """A caller's priority as the engine's level: 1 is the highest, 0 the default.
 
         Raises:
-            InvalidInput: it is no such number, or beyond the levels there are.
+            InvalidInput: it is not a level of the engine.
         """
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise InvalidInput(f"parameter 'priority' is 0 or a level from 1 on, not {value!r}", "priority")
@@ -237,56 +242,33 @@ class Dispatcher:
         return value if self.least_important else 0
 
     async def answer(
-        self,
-        target: Target,
-        request: Any,
-        decode: Callable[[Any], Features],
-        *,
-        started: float,
-        rows: int = 0,
-        seconds_left: float | None = None,
-        timeout: float = 0.0,
-        routing_key: str = "",
-        candidate_ids: npt.NDArray[np.int64] | None = None,
-        priority: int = 0,
-        traceparent: str = "",
-    ) -> Event:
-        """Run a request through the engine; the event with features, scores and prediction id.
+        self, target: Target, event: Event, *, started: float, seconds_left: float | None, routing_key: str = ""
+    ) -> None:
+        """Run a request through the engine; afterwards the event has features, scores and prediction id.
 
         Args:
-            decode: features of `request`; called in a worker.
+            event: with what the protocol knows of the request: `request`, `decoder`, `rows`, `priority` (a level as
+                `priority` and `least_important` give it), `queue_timeout`, `candidate_ids`, `traceparent`. Where the
+                engine's policy allows no queue timeouts, `queue_timeout` is a deadline.
             started: `Clock.monotonic` when the request arrived.
-            rows: candidates, where they are known without decoding.
-            seconds_left: until the caller's deadline; None when it brought none.
-            timeout: seconds that the request allows itself; 0: it does not say. Of waiting, where the engine's policy
-                lets requests say so; else it is a deadline.
-            priority: level in the engine's queue, as `priority` and `least_important` give it.
-            traceparent: of the call's span, where it is traced.
+            seconds_left: until the caller's deadline; None without one.
 
         Raises:
-            BatonError: of the class that says why not.
+            BatonError: the request fails.
         """
-        limit = self._default_deadline if seconds_left is None else seconds_left
-        if timeout and not self._engine.allows_queue_timeouts:
-            limit = timeout if seconds_left is None else min(limit, timeout)
-        hashed = self.routing_hash(routing_key)
-        event = Event(
-            request=request,
-            decoder=lambda message, model: decode(message),
-            model=target.served.model,
-            rows=rows,
-            deadline=started + limit if math.isfinite(limit) else math.inf,
-            priority=priority,
-            queue_timeout=timeout,
-            prediction_id=self._prediction_id(target, hashed),
-            endpoint=target.endpoint,
-            arm=target.arm,
-            routing_hash=hashed,
-            overridden=target.overridden,
-            candidate_ids=candidate_ids,
-            degraded=list(target.degraded),
-            traceparent=traceparent,
-        )
+        limit_s = self._default_deadline_s if seconds_left is None else seconds_left
+        timeout_s = event.queue_timeout
+        if timeout_s and not self._engine.allows_queue_timeouts:
+            limit_s = timeout_s if seconds_left is None else min(limit_s, timeout_s)
+        hashed = self._routing_hash(routing_key)
+        event.model = target.served.model
+        event.deadline = started + limit_s if math.isfinite(limit_s) else math.inf
+        event.prediction_id = self._prediction_id(target, hashed)
+        event.endpoint = target.endpoint
+        event.arm = target.arm
+        event.routing_hash = hashed
+        event.overridden = target.overridden
+        event.degraded.extend(target.degraded)
         self.pending += 1
         try:
             await self._engine.run(event)
@@ -300,27 +282,27 @@ class Dispatcher:
         finally:
             self.pending -= 1
         self._answered(target, event, started)
-        return event
 
     def _prediction_id(self, target: Target, routing_hash: int) -> str:
-        """A new id where the answer is to be recorded; without one it is not, and nobody can send labels for it."""
-        if target.arm == DIRECT and not self._record_direct:
+        """A new id if the answer is to be recorded, else "": then it cannot be labelled."""
+        recording = self._recording
+        if target.arm == DIRECT and not recording.direct:
             return ""
-        prediction_id = self._ids.new(self._clock.wall_ms())
-        if not self._sample.keeps(prediction_id, routing_hash):
+        prediction_id = recording.ids.new(self._clock.wall_ms())
+        if not recording.sample.keeps(prediction_id, routing_hash):
             self.counters["unsampled"] += 1
             return ""
         return prediction_id
 
     def refused(self, name: str, error: Exception) -> None:
-        """Count a request that met its end before or after the engine."""
+        """Count a request that failed before, in or after the engine."""
         known = name if name in self.registry.snapshot.endpoints else ""
         self._telemetry.failed(known, code_of(error))
 
-    # What is counted.
+    # Counting.
 
     def samples(self, endpoint: str) -> list[Features]:
-        """Some of the requests that an endpoint (or a bundle, called by name) answered of late; for any thread."""
+        """Some of the last requests to an endpoint (or to a bundle, called by name); for any thread."""
         return list(self._samples.get(endpoint, ()))
 
     def window(self, endpoint: str, arm: str) -> ArmWindow:
@@ -332,15 +314,15 @@ class Dispatcher:
     def _tally(self, target: Target) -> ModelTally:
         tally = self.tallies.get(target.served.key)
         if tally is None:
-            if len(self.tallies) >= MAX_TALLIES:  # versions come without end; the oldest goes
+            if len(self.tallies) >= MAX_TALLIES:  # new versions never end, so the oldest is dropped
                 self.tallies.pop(next(iter(self.tallies)))
             tally = self.tallies[target.served.key] = ModelTally()
         return tally
 
     def settle(self) -> None:
-        """Count what was answered since the last time. For any thread; whoever reads figures calls it first."""
+        """Count the answers since the last call. For any thread; a reader of figures calls it first."""
         if not self._settling.acquire(blocking=False):
-            return  # someone is at it
+            return  # another thread is counting
         try:
             while self._answers:
                 self._count(*self._answers.popleft())
@@ -348,8 +330,8 @@ class Dispatcher:
             self._settling.release()
 
     def _answered(self, target: Target, event: Event, started: float) -> None:
-        # Counting touches a good deal of memory, which is not in the cache after a network has run. Many at once cost
-        # a fraction of what they cost one by one.
+        # Counting touches much memory, which is not in the cache after a network has run. Many answers at once cost a
+        # fraction of what they cost one by one.
         now = self._clock.monotonic()
         rows = len(event.scores) if event.scores is not None else 0
         self._engine.took(now - started - event.timings.get("queue", 0.0))

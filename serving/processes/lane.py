@@ -32,10 +32,11 @@ from pipeline.traffic.sampling import TrafficSample
 from pipeline.traffic.writer import TrafficWriter
 from serving.config import Config, ListenConfig
 from serving.lane.desired import DIRECT
-from serving.lane.dispatch import Dispatcher
+from serving.lane.dispatch import Dispatcher, Recording
 from serving.lane.served import Snapshot
 from serving.lane.shadow_queue import ShadowSender
 from serving.lane.stages import lane_plan
+from serving.rollout.routing_key import RoutingHash
 from serving.runtime.process import die_with_parent, write_status
 from serving.security.authenticator import Authenticator
 from serving.security.certificates import bind, open_certificates
@@ -113,15 +114,17 @@ class Lane:
         self.dispatcher = Dispatcher(
             self.registry,
             self.engine,
-            PredictionIds(secret, self._index),
             clock,
             self.telemetry,
-            secret=secret,
+            Recording(
+                PredictionIds(secret, self._index),
+                RoutingHash(secret),
+                TrafficSample(config.traffic.sample.rate, config.traffic.sample.by),
+                config.traffic.record_direct,
+            ),
             overrides=lambda name: name in config.endpoints and config.endpoints[name].overrides is not False,
-            default_deadline=config.engine.default_deadline,
+            default_deadline_s=config.engine.default_deadline,
             priority_levels=config.engine.priority_levels,
-            record_direct=config.traffic.record_direct,
-            sample=TrafficSample(config.traffic.sample.rate, config.traffic.sample.by),
         )
         self.registry.start()
         self._publish_counters()

@@ -1,6 +1,6 @@
-"""`inference.GRPCInferenceService`: what a Triton or KServe client calls, over endpoints and models.
+"""`inference.GRPCInferenceService`: the service of Triton and KServe clients, for endpoints and models.
 
-A thin shell: formats are `serving.wire.inference`'s business, answers `serving.lane.dispatch`'s.
+A thin shell: formats are in `serving.wire.inference`, answers come from `serving.lane.dispatch`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from pipeline.errors import InvalidInput, NotFound, NotReady
-from pipeline.features import Features
+from pipeline.event import Event
 from protos.inference import SERVICE, methods
 from serving.lane.dispatch import Dispatcher, ModelTally
 from serving.services.access import Access
@@ -32,7 +32,7 @@ class InferenceService:
     """All methods of the service.
 
     Args:
-        access: who may do what.
+        access: permissions of callers.
         ready: whether the server takes requests; False before the first model and while it drains.
     """
 
@@ -50,7 +50,7 @@ class InferenceService:
             self._version = "unknown"
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a server takes."""
+        """The service for a gRPC server."""
         calls: dict[str, Callable[[Any, Call], Awaitable[Any]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -88,28 +88,23 @@ class InferenceService:
             codec = target.served.infer
             call.trace = call.trace or _flag(parameters, "trace")
             first = request.inputs[0].shape if request.inputs else ()
-
-            def decode(message: Any) -> Features:
-                return codec.decode(message, raw)[0]
-
-            event = await self._dispatcher.answer(
-                target,
-                request,
-                decode,
-                started=started,
+            event = Event(
+                request=request,
+                decoder=lambda message, model: codec.decode(message, raw)[0],
                 rows=first[0] if first else 0,
-                seconds_left=call.seconds_left,
-                traceparent=call.traceparent,
-                timeout=_timeout(parameters),
-                routing_key=key,
                 priority=self._dispatcher.priority(parameters.get("priority", 0)),
+                queue_timeout=_timeout(parameters),
+                traceparent=call.traceparent,
+            )
+            await self._dispatcher.answer(
+                target, event, started=started, seconds_left=call.seconds_left, routing_key=key
             )
             version = target.served.model.version
-            told = {"arm": event.arm, "version": version}
+            answer_parameters = {"arm": event.arm, "version": version}
             if event.prediction_id:
-                told["prediction_id"] = event.prediction_id
+                answer_parameters["prediction_id"] = event.prediction_id
             if event.degraded:
-                told["degraded"] = ",".join(event.degraded)
+                answer_parameters["degraded"] = ",".join(event.degraded)
             call.event = event
             assert event.scores is not None
             return codec.encode(
@@ -117,7 +112,7 @@ class InferenceService:
                 event.scores,
                 raw=bool(raw) or len(request.raw_input_contents) > 0,
                 version=version,
-                parameters=told,
+                parameters=answer_parameters,
             )
         except Exception as error:
             self._dispatcher.refused(name, error)
@@ -195,7 +190,7 @@ class InferenceService:
         return sorted({served.model.version for served in self._behind(name, "")}, key=int)
 
     def _behind(self, name: str, version: str) -> list[Any]:
-        """The models that a name stands for; all of them when it is empty."""
+        """The models of an endpoint, or of a bundle called by name; all models when `name` is empty."""
         snapshot = self._registry.snapshot
         endpoint = snapshot.endpoints.get(name)
         if endpoint is not None:
@@ -204,7 +199,7 @@ class InferenceService:
             found = [s for (bundle, _), s in snapshot.models.items() if name in ("", bundle)]
         found = [s for s in found if version in ("", s.model.version)]
         if name and not found:
-            self._dispatcher.describe(name, version)  # raises what is the matter
+            self._dispatcher.describe(name, version)  # raises the reason
         return found
 
 

@@ -1,17 +1,15 @@
-"""`baton.ranking.v1.RankingService`: rank candidates, take labels back.
+"""`baton.ranking.v1.RankingService`: ranks candidates, takes labels.
 
-A thin shell: formats are `serving.wire`'s business, answers `serving.lane.dispatch`'s, labels the traffic log's. Feedback is
-answered once it is committed, never before.
+A thin shell: formats are in `serving.wire`, answers come from `serving.lane.dispatch`, labels go to the traffic log.
+Feedback is answered once it is committed, never before.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import grpc
 
 from pipeline.errors import InvalidInput
-from pipeline.features import Features
+from pipeline.event import Event
 from pipeline.traffic.log import FeedbackEntry
 from pipeline.traffic.writer import TrafficWriter
 from protos.baton.ranking.v1 import ranking_pb2 as pb
@@ -20,8 +18,8 @@ from serving.services.access import Access
 from serving.services.rpc import Call, Shell, committed, parse, serve
 from serving.telemetry import Telemetry
 from serving.wire.feedback import entries_of, response_of
-from serving.wire.packed import PackedRankRequest, original
-from serving.wire.ranking import RankCodec, candidate_hashes, rank_response
+from serving.wire.packed import PackedRankRequest
+from serving.wire.ranking import candidate_hashes, rank_response
 
 __all__ = ["SERVICE", "RankingService"]
 
@@ -33,7 +31,7 @@ class RankingService:
 
     Args:
         writer: commits feedback.
-        access: who may do what.
+        access: permissions of callers.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class RankingService:
         self._clock = shell.clock
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a server takes."""
+        """The service for a gRPC server."""
         shell, access = self._shell, self._access
         return serve(
             SERVICE,
@@ -72,21 +70,16 @@ class RankingService:
             if request.arm:
                 self._access.override(name, call)
             codec = target.served.rank
-
-            def decode(message: Any) -> Features:
-                return _decode(codec, message, data)
-
-            event = await self._dispatcher.answer(
-                target,
-                request,
-                decode,
-                started=started,
+            event = Event(
+                request=request,
+                decoder=lambda message, model: codec.decode(message, data),
                 rows=codec.rows_hint(request),
-                seconds_left=call.seconds_left,
-                traceparent=call.traceparent,
-                routing_key=key,
                 candidate_ids=candidate_hashes(request.candidate_ids),
                 priority=self._priority(request.criticality),
+                traceparent=call.traceparent,
+            )
+            await self._dispatcher.answer(
+                target, event, started=started, seconds_left=call.seconds_left, routing_key=key
             )
         except Exception as error:
             self._dispatcher.refused(name, error)
@@ -95,7 +88,7 @@ class RankingService:
         return rank_response(request, event, target.served.model.name, target.served.model.version)
 
     def _priority(self, criticality: int) -> int:
-        """What need not be answered under load goes behind everything else."""
+        """Level in the engine's queue: a request that may be refused under load waits behind all others."""
         if criticality not in pb.Criticality.values():
             raise InvalidInput(f"criticality is one of {pb.Criticality.keys()}, not {criticality}", "criticality")
         return self._dispatcher.least_important if criticality == pb.SHEDDABLE else 0
@@ -109,11 +102,3 @@ class RankingService:
             self._telemetry.feedback("exposure", reply.exposed)
             self._telemetry.feedback("outcome", reply.outcomes)
         return response_of(request, replies).SerializeToString()
-
-
-def _decode(codec: RankCodec, message: Any, data: bytes) -> Features:
-    """Decode the packed twin; one that is faulty is judged by the message as declared."""
-    try:
-        return codec.decode(message)
-    except InvalidInput:
-        return codec.decode(original(data))

@@ -19,7 +19,7 @@ from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, NumberPart
 from pipeline.hashing import hash_bag_column, hash_column, hash_value
 from pipeline.schema import FieldSpec, Schema
-from serving.wire.packed import PackedRankResponse
+from serving.wire.packed import PackedRankResponse, original
 
 __all__ = ["RankCodec", "candidate_hash", "candidate_hashes", "rank_response"]
 
@@ -98,13 +98,24 @@ class RankCodec:
         self._column = {f.name: i for group in (schema.ids, schema.numbers, schema.bags) for i, f in enumerate(group)}
         self._layouts: dict[tuple[str, str, tuple[str, ...]], npt.NDArray[np.int32]] = {}
 
-    def decode(self, request: Any) -> Features:
-        """Features of a RankRequest, given as declared or as its packed twin.
+    def decode(self, request: Any, data: bytes | None = None) -> Features:
+        """Features of a RankRequest, as declared or as its packed twin.
+
+        Args:
+            data: the packed twin's bytes. If the twin is faulty, the message as declared is decoded from them instead.
 
         Raises:
-            InvalidInput: naming the field that is missing, unknown, sent twice, of the wrong kind or length, on the
-                wrong side, or infinite; or saying that there are no candidates, too many, or equal candidate ids.
+            InvalidInput: a field is missing, unknown, sent twice, of the wrong kind or length, on the wrong side, or
+                infinite; there are no candidates, too many, or equal candidate ids.
         """
+        try:
+            return self._decode(request)
+        except InvalidInput:
+            if data is None:
+                raise
+        return self._decode(original(data))
+
+    def _decode(self, request: Any) -> Features:
         n = self._candidate_count(request)
         context = _Side("context", 1)
         candidates = _Side("candidate", n)
