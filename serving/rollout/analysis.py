@@ -1,10 +1,10 @@
-"""Labelled rows to sums: per block for evidence, per phase for people. One pass over the log, O(rows), nothing rescanned.
+"""Sums of labelled rows: per block for the evidence, per stay at a step for display. One pass over the log, O(rows).
 
-Both arms score every exposed row (one answers, the shadow lane does the other), so all comparisons are paired. Rows
-whose arm the caller chose are left out and counted; rows that only one arm scored count against coverage. It keeps
-nothing on disk: after a restart it reads the log again from the place that the rollout's state names.
+Both arms score every exposed row (one answers, the shadow lane scores with the other), so all comparisons are paired.
+Rows whose arm the caller chose are left out and counted; rows that only one arm scored lower the coverage. Nothing is
+kept on disk: after a restart the log is read again from the place that the rollout's state names.
 
-Read next: `figures` makes what people see of these sums, `blocks` and `evidence` what decides.
+Read next: `figures` computes the displayed figures from these sums; `blocks` and `evidence` decide.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ F64 = npt.NDArray[np.float64]
 BLOCK_BINS = 1024
 """Bins of the AUC histograms of one block and arm: 1/32 of log-odds each. Ties hit both arms alike."""
 REVISABLE_BLOCKS = 128
-"""Newest blocks whose AUC difference still follows late labels; older ones follow them in all other sums."""
+"""Newest blocks whose AUC difference still changes with late labels; in older blocks only the other sums do."""
 _REMEMBERED_PREDICTIONS = 100_000
 
 
 class RolloutAnalysis:
-    """Accumulates one endpoint's labelled log for one candidate bundle.
+    """Accumulated sums of one endpoint's labelled log for one candidate bundle.
 
     Args:
-        endpoint: rows of others are passed over.
-        bundle: the candidate's; scores of another candidate are no pair.
+        endpoint: rows of other endpoints are skipped.
+        bundle: of the candidate; scores of another candidate do not form a pair.
         block_ms: length of a block.
         confidence: of the limits in `snapshot`.
         after: place in the labelled log to start after.
-        slices: fields that are looked at in parts; None: none.
+        slices: slices of the traffic to sum separately; None: none.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RolloutAnalysis:
         self.add_many([entry])
 
     def add_many(self, entries: Sequence[Labelled]) -> None:
-        """Count entries in the order of the log; those at or before the present place are passed over."""
+        """Count entries in the order of the log; those at or before the present place are skipped."""
         batch = _Batch()
         for entry in entries:
             if entry.seq <= self.seq:
@@ -98,7 +98,7 @@ class RolloutAnalysis:
             self._count(batch)
 
     def refresh(self) -> BlockTable:
-        """The table of blocks with the AUC differences of all touched blocks worked out."""
+        """The table of blocks, with the AUC differences of all changed blocks computed."""
         for block in self._touched:
             stable, candidate = self._histograms[block]
             self.table.line(block)[blocks.AUC_DELTA] = candidate.value() - stable.value()
@@ -106,13 +106,13 @@ class RolloutAnalysis:
         return self.table
 
     def phase_figures(self, at: int) -> PhaseFigures:
-        """Figures of the phase number `at` (as begun here)."""
+        """Figures of stay number `at`, in the order of `begin_phase`."""
         until = self._phases[at + 1].entered_ms if at + 1 < len(self._phases) else None
         chosen = self.table.select(self._phases[at].entered_ms, until_ms=until)
         return phase_figures(self._phases[at], self._phases[0], chosen, self._error)
 
     def snapshot(self) -> RolloutFigures:
-        """Everything for display."""
+        """All figures for display."""
         return RolloutFigures(
             seq=self.seq,
             newest_ms=self.table.newest_ms,
@@ -198,13 +198,13 @@ class RolloutAnalysis:
                     histogram.update_bins(y[at], fine[at] // (_FINE.bins // BLOCK_BINS), sign[at])
         for number in np.unique(phase):
             if number >= 0:
-                here = self._phases[int(number)]
+                stay = self._phases[int(number)]
                 at = phase == number
-                here.stable.update_rows(y[at], stable[at], losses[0][at], bins[0][at], sign[at])
-                here.candidate.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
+                stay.stable.update_rows(y[at], stable[at], losses[0][at], bins[0][at], sign[at])
+                stay.candidate.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
                 at = at & served
                 if at.any():
-                    here.served.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
+                    stay.served.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
         if self.slices is not None:
             columns = np.stack([sign, sign * y, sign * stable, sign * candidate, sign * (losses[1] - losses[0])])
             for field in self.slices.fields:
@@ -213,7 +213,7 @@ class RolloutAnalysis:
     def _count_slices(
         self, field: str, codes: npt.NDArray[np.int64], block: npt.NDArray[np.int64], columns: F64
     ) -> None:
-        """Add `columns` `[5, n]` to the lines of each row's part and block."""
+        """Add `columns` `[5, n]` to the lines of each row's slice and block."""
         part, which = np.unique(codes, return_inverse=True)
         number, when = np.unique(block, return_inverse=True)
         cell = which * len(number) + when
@@ -227,7 +227,7 @@ class RolloutAnalysis:
             into[blocks.VERSION] = min(into[blocks.VERSION], self.table.line(at_block)[blocks.VERSION])
 
     def _settle(self, block: int) -> None:
-        """Work out a block's AUC difference for the last time."""
+        """Compute a block's AUC difference for the last time."""
         stable, candidate = self._histograms.pop(block)
         self._touched.discard(block)
         self.table.line(block)[blocks.AUC_DELTA] = candidate.value() - stable.value()
@@ -248,10 +248,10 @@ class RolloutAnalysis:
 
 
 def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> RolloutAnalysis:
-    """The analysis that a rollout file asks for, from a place in the labelled log on.
+    """The analysis of a rollout file, from a place in the labelled log on.
 
     Raises:
-        InvalidInput: a segment's field is not among the inputs of the candidate.
+        InvalidInput: the field of a slice is not among the inputs of the candidate.
     """
     named = [(guard.field, value) for guard, value in spec.named_slices]
     slices = None
@@ -263,7 +263,7 @@ def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> 
 
 
 class _Batch:
-    """Rows of several entries, to be counted in one go."""
+    """Rows of several entries, counted together."""
 
     def __init__(self) -> None:
         self.labels: list[Any] = []
@@ -283,7 +283,7 @@ class _Batch:
         self._marks.append((len(labels), block, phase, served, sign))
 
     def codes(self, field: str) -> npt.NDArray[np.int64]:
-        """Part of each row by a field, `[n]`."""
+        """Slice of each row by a field, `[n]`."""
         sizes = [mark[0] for mark in self._marks]
         return np.concatenate(
             [np.broadcast_to(parts[field], size) for parts, size in zip(self._parts, sizes, strict=True)]

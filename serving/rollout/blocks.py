@@ -1,6 +1,6 @@
-"""The table of blocks: sums over all paired rows of one interval of prediction time, one line per block.
+"""Table of blocks: sums over all paired rows of one interval of prediction time, one line per block.
 
-Written by `analysis` from labelled rows (and by `simulate` from generated ones), read by `reconcile` through `select`.
+`analysis` writes it from labelled rows, `simulate` from generated ones; `reconcile` reads it through `select`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["BlockTable", "Selection", "Slice"]
 
 F64 = npt.NDArray[np.float64]
 Slice = tuple[str, int]
-"""A field's name and what `serving.rollout.slices` makes of one of its values."""
+"""Name of a field, and the code that `serving.rollout.slices` gives to one of its values."""
 
 (
     TIME, ROWS, CLICKS, STABLE, CANDIDATE, LOSS_DELTA, AUC_DELTA,
@@ -32,7 +32,7 @@ def _column(at: int) -> property:
 
 
 class Selection:
-    """Some blocks: float64 `lines` `[t, COLUMNS]`, and each column `[t]` by name.
+    """A selection of blocks: float64 `lines` `[t, COLUMNS]`, and each column `[t]` by name.
 
     `time` start of the block, Unix milliseconds; `rows` paired rows (both arms scored them) and `clicks` on them;
     `stable`, `candidate` sums of the arms' scores over them; `loss_delta` sum of the candidate's LogLoss minus stable's;
@@ -85,7 +85,7 @@ class Selection:
         return _two(self.served, self.served_clicks, bound, error, at_least)
 
     def relative_tests(self, bound: float, error: float, at_least: int) -> tuple[Test, Test]:
-        """As `bias_tests`, of the candidate's bias minus stable's: what moved both arms alike cancels."""
+        """As `bias_tests`, of the candidate's bias minus stable's: a change of both arms alike cancels."""
         apart = self.candidate - self.stable
         return (
             evidence.test_below(apart - bound * self.clicks, error, at_least),
@@ -116,12 +116,12 @@ class Selection:
         return evidence.Verdict.BREACHED in (above.verdict, below.verdict)
 
     def coverage(self) -> float:
-        """Share of exposed rows that both arms scored; NaN without rows."""
+        """Fraction of exposed rows that both arms scored; NaN without rows."""
         exposed = float(self.exposed.sum())
         return float(self.rows.sum()) / exposed if exposed > 0 else float("nan")
 
     def silent(self) -> npt.NDArray[np.bool_]:
-        """Runs of blocks without a single click where stable expected many: the labels are missing, `[t]` bool."""
+        """Mask `[t]` of runs of blocks without a click where stable expected many: the labels are missing."""
         quiet = self.clicks <= 0
         if not quiet.any():
             return quiet
@@ -138,10 +138,10 @@ class Selection:
 
 
 class BlockTable:
-    """Lines that grow by block; out of order is fine, what is added can be taken back. Memory: 96 bytes a block.
+    """Table with a line per block. Blocks may come in any order, and counted rows can be taken back. 96 bytes a block.
 
-    `slices` holds a table of the same kind for every slice of the traffic that is followed, with a line only where it has rows.
-    `outcome` is what the arms' answers led to during the present stay, by key and not by block.
+    `slices` holds a table of the same kind for every followed slice of the traffic, with lines only where it has rows.
+    `outcome` sums the outcome of the arms' answers during the present stay, by key and not by block.
     """
 
     def __init__(self, block_ms: int) -> None:
@@ -162,7 +162,7 @@ class BlockTable:
         table = self.slices.get(part)
         if table is None:
             return Selection(np.zeros((0, COLUMNS)))
-        table._open = self._open  # a block is closed by the rows of all, not by those of the slice
+        table._open = self._open  # the rows of all traffic close a block, not those of the slice
         return table.select(from_ms, version, until_ms)
 
     def line(self, block: int) -> F64:
@@ -192,7 +192,7 @@ class BlockTable:
 
     @property
     def newest_ms(self) -> int | None:
-        """Start of the block that is still open: rows mature in prediction order, so all before it are whole."""
+        """Start of the block that is still open. Rows mature in prediction order, so all blocks before it are complete."""
         return self._open * self.block_ms if self._open >= 0 else None
 
     def select(self, from_ms: int, version: int = 0, until_ms: int | None = None) -> Selection:

@@ -1,7 +1,7 @@
-"""The rollout loop's body: one `step()` reads new labelled rows, reconciles every active rollout and stores what follows.
+"""Rollout controller: one `step()` reads new labelled rows, reconciles every active rollout and stores the result.
 
-The control process calls `step()` a few times a second and nothing else; operators' verbs come in through `start` and
-`command`. All state is in the store: killed at any line, a new controller goes on from what was committed.
+The control process calls `step()` a few times a second; the operators' verbs call `start` and `command`. All state is in
+the store: after a crash at any line, a new controller continues from what was committed.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 _BATCH_ENTRIES = 256
 _BATCHES = 40
-"""Entries read per rollout and pass: bounded, so that one long log cannot starve the others."""
+"""Batches per rollout and pass: bounded, so that one long log cannot starve the other rollouts."""
 _MAX_BLOCKS = 200_000
 _SAVE_EVERY_MS = 60_000
 _KEPT_ROLLOUTS = 8
-"""Rollouts that are over and whose figures are still in memory for whoever asks."""
+"""Ended rollouts whose figures stay in memory."""
 
 
 @dataclass(slots=True)
 class _Runner:
-    """What a process keeps about one rollout; all of it can be built again from the store and the log."""
+    """In-memory data of one rollout; all of it can be built again from the store and the log."""
 
     analysis: RolloutAnalysis
     first_mark: int
@@ -54,15 +54,13 @@ class _Runner:
 
 
 class RolloutController:
-    """Moves the traffic of all endpoints that have a rollout.
-
-    Safe to call from several threads.
+    """Controller of all rollouts of an installation. Safe to call from several threads.
 
     Args:
         store: endpoints, rollouts, audit. log: the traffic log whose labelled rows are read.
-        clock: wall time decides; tests pass their own.
-        observe: called once per rollout and pass with (rollout, endpoint); returns what lanes and registry report.
-        schema: inputs of a bundle by name, asked for only where a rollout looks at parts of the traffic.
+        clock: its wall time decides.
+        observe: called once per rollout and pass with (rollout, endpoint); returns the reports of lanes and registry.
+        schema: inputs of a bundle by name, called only where a rollout has slices of the traffic.
     """
 
     def __init__(
@@ -79,9 +77,9 @@ class RolloutController:
         self._lock = threading.RLock()
 
     def start(self, spec: Rollout, actor: str, reason: str, version: int = 0) -> StoredRollout:
-        """Begin a rollout on its endpoint: candidate in shadow, weight 0. `version` of the candidate, 0 for unknown yet.
+        """Begin a rollout on its endpoint: candidate in shadow, weight 0. `version` of the candidate, 0: not known yet.
 
-        That the bundle exists and has the stable arm's schema is checked by the caller, who can open bundles.
+        The caller checks that the bundle exists and has the stable arm's schema, since it can open bundles.
 
         Raises:
             NotFound: no such endpoint. Conflict: it has an active rollout, or stable is that very bundle.
@@ -104,10 +102,10 @@ class RolloutController:
         return self._store.start_rollout(spec, begin(spec, version, now, seq), chosen, Who(actor, reason, now))
 
     def command(self, name: str, event: Event, actor: str, reason: str, expected: int | None = None) -> StoredRollout:
-        """An operator's verb on a rollout (by id, or the newest of an endpoint).
+        """Apply an operator's verb to a rollout (by id, or the newest of an endpoint).
 
         Args:
-            expected: resource version that the operator looked at; None: the present one.
+            expected: resource version that the operator read; None: any.
 
         Raises:
             NotFound: no such rollout. Conflict: its phase does not allow the verb. StaleVersion: it has changed since.
@@ -122,7 +120,7 @@ class RolloutController:
             return self._change(stored, endpoint, event, Who(actor, reason, self._clock.wall_ms()), {})
 
     def step(self) -> list[tuple[str, Decision]]:
-        """One pass over all active rollouts: (rollout id, what was decided)."""
+        """One pass over all active rollouts; returns (rollout id, decision) for each."""
         with self._lock:
             active = self._store.rollouts(active=True)
             done = []
@@ -149,14 +147,14 @@ class RolloutController:
             runner = self._runner(stored)
             self._read(runner)
             runner.analysis.refresh()
-            told = runner.analysis.snapshot()
+            figures = runner.analysis.snapshot()
             followed = self._long_run(stored)
         earlier = stored.state.marks[: runner.first_mark]
         kept = tuple(PhaseFigures.from_json(mark.figures) for mark in earlier if mark.figures)
-        return replace(told, phases=kept + told.phases, long_run=followed.figures() if followed else None)
+        return replace(figures, phases=kept + figures.phases, long_run=followed.figures() if followed else None)
 
     def explain(self, seq: int) -> AuditExplanation:
-        """What the verdict of an audit entry was made of, worked out once more from the log (`explain.explain`).
+        """Figures behind the verdict of an audit entry, computed again from the log (`explain.explain`).
 
         Raises:
             NotFound: no such entry.
@@ -181,12 +179,12 @@ class RolloutController:
         decision = reconcile(context)
         runner.next_look_ms = decision.next_look_ms
         if decision.event is not None:
-            with contextlib.suppress(StaleVersion):  # an operator was faster; the next pass sees what he did
-                # The place in the log goes along: it is what the figures can be worked out again from.
+            with contextlib.suppress(StaleVersion):  # an operator was faster; the next pass sees the change
+                # The place in the log is stored too, so that the figures can be computed again.
                 seen = {**decision.evidence, "seq": runner.analysis.seq}
                 self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, now), seen)
         if now >= context.next_look_ms or decision.event is not None:
-            self._tell(stored.id, runner, decision)
+            self._store_status(stored.id, runner, decision)
         if runner.analysis.table.size > _MAX_BLOCKS:
             runner.analysis.table.forget(stored.state.evidence_from_ms)
         return decision
@@ -203,7 +201,7 @@ class RolloutController:
             mark = state.marks[-1]
             runner.analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
             runner.entered = _entered(state)
-            if len(stored.state.marks) == len(state.marks):  # the oldest mark made room
+            if len(stored.state.marks) == len(state.marks):  # the oldest mark was dropped
                 runner.first_mark -= 1
         if isinstance(event, (StepBack, Abort)):
             runner.next_look_ms = 0
@@ -232,10 +230,11 @@ class RolloutController:
             if len(entries) < _BATCH_ENTRIES:
                 runner.behind = False
                 return
-        # Behind is who reads the log after a restart. Later a full pass is no reason to hold: what was read is in order.
+        # A runner is behind only until it has read the log after a restart. Later a full pass is no reason to hold: the
+        # rows that were read are in order.
 
     def _with_figures(self, state: RolloutState, runner: _Runner) -> RolloutState:
-        """Keep the figures of stays that ended two or more stays ago: by now their rows have matured."""
+        """Store the figures of stays that ended two or more stays ago: their rows have matured by now."""
         marks = list(state.marks)
         runner.analysis.refresh()
         for at in range(runner.first_mark, len(marks) - 2):
@@ -244,7 +243,7 @@ class RolloutController:
         return replace(state, marks=tuple(marks))
 
     def _follow(self) -> None:
-        """Go on with the long-run effect of each endpoint's newest rollout, and store it now and then."""
+        """Update the long-run effect of each endpoint's newest rollout, and store it once a minute."""
         now = self._clock.wall_ms()
         for endpoint in self._store.endpoints().values():
             try:
@@ -260,7 +259,7 @@ class RolloutController:
                 self._store.put_status(newest.id, {**newest.status, "long_run": followed.save(now)})
 
     def _long_run(self, stored: StoredRollout) -> LongRun | None:
-        """The effect of a rollout as this process or an earlier one left it, or begun; None without a last step."""
+        """Long-run effect of a rollout, from memory, from the store or new; None before its last step."""
         followed = self._long_runs.get(stored.id)
         if followed is None and (kept := stored.status.get("long_run")):
             followed = LongRun.from_json(stored.spec, kept)
@@ -270,7 +269,7 @@ class RolloutController:
             self._long_runs[stored.id] = followed
         return followed
 
-    def _tell(self, rollout: str, runner: _Runner, decision: Decision) -> None:
+    def _store_status(self, rollout: str, runner: _Runner, decision: Decision) -> None:
         status = {
             "reason": decision.reason,
             "next_look_ms": decision.next_look_ms,
@@ -284,7 +283,7 @@ class RolloutController:
             runner.status = status
 
     def _end_of_log(self) -> int:
-        """The place of the log's last entry; found by halving, since a log of weeks must not be read for it."""
+        """Place of the log's last entry, by binary search: a log of weeks must not be read for it."""
         if not self._log.labelled(0, 1):
             return 0
         low, high = 0, 1
@@ -297,11 +296,11 @@ class RolloutController:
 
 
 def _entered(state: RolloutState) -> tuple[int, int]:
-    """Which stay the newest is: when it began, and where in the log."""
+    """Identity of the newest stay: its entry time, and its place in the log."""
     return state.marks[-1].entered_ms, state.marks[-1].seq
 
 
 def _route(spec: Rollout, endpoint: Endpoint, state: RolloutState) -> Endpoint:
-    """The endpoint as a state wants it: level-triggered, so a lost write is made good by the next change."""
+    """The endpoint for a state. Level-triggered: the next change repairs a lost write."""
     candidate = ArmSpec(bundle=spec.candidate.bundle, version=state.candidate_version)
     return endpoint.model_copy(update={"candidate": candidate, "weight": state.weight})

@@ -1,11 +1,11 @@
-"""What block sums prove: one-sided limits that hold at every look, and the verdicts made of them.
+"""Sequential tests on block sums: one-sided confidence limits that hold at every look, and verdicts from them.
 
 Rows of one request are correlated, so the unit is a block: all requests of one interval of prediction time. The limits
 are asymptotic confidence sequences (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas 2024, "Time-uniform central limit
 theory and asymptotic confidence sequences", Theorem 2.2 and its one-sided form): after enough blocks, the chance that a
-limit is *ever* wrong is below its error, so one may look as often as one likes and stop when it pleases.
+limit is *ever* wrong is below its error, so any number of looks and any stopping time are allowed.
 
-Knows arrays of block sums only. Which blocks count is `blocks`' business, what follows from a verdict `reconcile`'s.
+This file knows arrays of block sums only. `blocks` selects the blocks, `reconcile` acts on a verdict.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Limits", "Test", "Verdict", "attempt_error", "limits", "radius", "share_above", "test_below", "tuned_rho"]
+__all__ = [
+    "Limits",
+    "Test",
+    "Verdict",
+    "attempt_error",
+    "finite",
+    "fraction_above",
+    "limits",
+    "radius",
+    "test_below",
+    "tuned_rho",
+]
 
 F64 = npt.NDArray[np.float64]
 
@@ -28,7 +39,7 @@ _FAR_BLOCKS = 1 << 22
 
 
 class Verdict(StrEnum):
-    """What the evidence says about a statement."""
+    """Verdict on a statement."""
 
     HOLDS = "holds"
     BREACHED = "breached"
@@ -37,7 +48,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Mean of `blocks` values with a lower and an upper limit, each of which is ever wrong with its error at most."""
+    """Mean of `blocks` values with a lower and an upper limit; the chance that a limit is ever wrong is at most its error."""
 
     mean: float
     low: float
@@ -47,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """A verdict on "the mean is below 0", each side at `error`; `at_least` blocks are needed before any."""
+    """Verdict on "the mean is below 0", each side at `error`; OPEN before `at_least` blocks."""
 
     verdict: Verdict
     limits: Limits
@@ -55,7 +66,7 @@ class Test:
     at_least: int
 
     def missing(self) -> int | None:
-        """How many more blocks it takes at the present mean and spread; None where no number would do."""
+        """Number of further blocks needed at the present mean and spread; None where no number is enough."""
         found, lacking = self.limits, self.at_least - self.limits.blocks
         if self.verdict is Verdict.HOLDS:
             return 0
@@ -72,7 +83,7 @@ class Test:
 
 
 def attempt_error(confidence: float, attempt: int) -> float:
-    """Error that attempt j = 1, 2, ... may spend: `alpha / (j (j + 1))`; all attempts together spend alpha."""
+    """Error of attempt j = 1, 2, ...: `alpha / (j (j + 1))`; all attempts together spend alpha."""
     return (1.0 - confidence) / (attempt * (attempt + 1))
 
 
@@ -107,7 +118,7 @@ def limits(values: F64, error: float) -> Limits:
 def test_below(values: F64, error: float, at_least: int) -> Test:
     """Test that the mean of block values `[t]` is below 0: HOLDS or BREACHED each at `error`, else OPEN.
 
-    Nothing is said before `at_least` blocks.
+    Before `at_least` blocks the verdict is OPEN.
     """
     found = limits(values, error)
     verdict = Verdict.OPEN
@@ -116,8 +127,9 @@ def test_below(values: F64, error: float, at_least: int) -> Test:
     return Test(verdict, found, error, at_least)
 
 
-def share_above(hits: int, trials: int, most: float, error: float) -> Verdict:
-    """Whether a share lies below `most`: BREACHED where Wilson's lower limit exceeds it, OPEN where only the estimate does.
+def fraction_above(hits: int, trials: int, most: float, error: float) -> Verdict:
+    """Test that a fraction lies below `most`: BREACHED where Wilson's lower limit exceeds it, OPEN where only the estimate
+    does.
 
     For counters of failed, late or slow requests, which need no labels. Without a trial it HOLDS: silence is no failure.
     """
@@ -128,3 +140,8 @@ def share_above(hits: int, trials: int, most: float, error: float) -> Verdict:
     centre = p + z * z / (2 * trials)
     wide = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     return Verdict.BREACHED if (centre - wide) / (1 + z * z / trials) > most else Verdict.OPEN
+
+
+def finite(value: float) -> float | None:
+    """The value as a plain number; None for NaN and infinity, which JSON does not have."""
+    return float(value) if math.isfinite(value) else None

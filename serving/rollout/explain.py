@@ -1,8 +1,8 @@
-"""What a verdict in the audit was made of: the figures it used, beside the same figures worked out again from the log.
+"""Explanation of a verdict in the audit: the figures that it used, beside the same figures computed again from the log.
 
-The audit keeps what was seen and how far the labelled log had been read; the log keeps the rows. Read again from the same
-start to the same end, with the rules of the same rollout file, they must say the same. Where retention has removed rows,
-or the verdict rests on counters that only lanes kept, that is said instead.
+The audit keeps the figures and the place up to which the labelled log had been read; the log keeps the rows. Read again
+from the same start to the same end, with the same rollout file, the figures must be the same. Where retention has removed
+rows, or the verdict rests on counters of the lanes, the explanation names the reason instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLOSE_RATIO = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ComparedFigure:
-    """One figure as the verdict used it and as the log has it now."""
+    """One figure: the value that the verdict used, and the value computed from the log now."""
 
     name: str
     used: Any
@@ -42,10 +42,10 @@ class AuditExplanation:
 
     Args:
         entry: as stored.
-        figures: used against recomputed; empty where `note` says why there is nothing to compare.
-        verdict: what the guards and the next step's bounds say of the recomputed figures.
-        same: whether all figures agree, None where none could be worked out.
-        note: what stands in the way, or which rows were read.
+        figures: used against recomputed; empty where nothing can be compared (`note` has the reason).
+        verdict: of the guards and the next step's bounds on the recomputed figures.
+        same: whether all figures agree, None where none could be computed.
+        note: which rows were read, or why none were.
     """
 
     entry: AuditEntry
@@ -62,11 +62,11 @@ class AuditExplanation:
 def explain(
     entry: AuditEntry, stored: StoredRollout | None, log: TrafficLog, schema: Callable[[str], Schema]
 ) -> AuditExplanation:
-    """Recompute what a verdict used.
+    """Recompute the figures of a verdict.
 
     Args:
-        entry: of the audit; stored: its rollout, None for a change that belongs to none.
-        log: read from where the verdict's evidence began to where it had been read to.
+        entry: of the audit; stored: its rollout, None for a change without a rollout.
+        log: read over the rows that the verdict used.
         schema: inputs of a bundle by name.
     """
     evidence = entry.evidence
@@ -88,7 +88,7 @@ def explain(
     read = _read(analysis, log, int(evidence["seq"]))
     look = Look(stored.spec, state, analysis.refresh())
     breach = look.breach()
-    lacking = "" if breach else look.not_yet()  # looks at what a step up would have needed, and notes it in `seen`
+    lacking = "" if breach else look.not_yet()  # adds the figures that a step up needs to `seen`
     figures = tuple(_figure(name, evidence[name], look.seen[name]) for name in look.seen if name in evidence)
     same = all(figure.same for figure in figures)
     note = f"{read} predictions of the labelled log, {state.evidence_seq + 1} to {evidence['seq']}"
@@ -101,7 +101,7 @@ def explain(
 
 
 def _read(analysis: RolloutAnalysis, log: TrafficLog, until: int) -> int:
-    """Feed the log up to a place; the number of entries that it still had."""
+    """Add the log's entries up to a place; returns how many it still had."""
     read = 0
     while entries := log.labelled(analysis.seq, _BATCH_ENTRIES):
         wanted = [entry for entry in entries if entry.seq <= until]

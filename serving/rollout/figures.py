@@ -1,12 +1,11 @@
-"""What people and programs are shown of a rollout: figures of each stay at a step, and of each part of the traffic.
+"""Figures of a rollout for display: of each stay at a step, and of each slice of the traffic. They decide nothing.
 
-Made of the sums that `analysis` keeps; decides nothing. Every interval is a confidence sequence (`evidence`), so a reader
-may look as often as he likes, and every figure comes with the rows, clicks or requests that it was made of.
+They are computed from the sums of `analysis`. Every interval is a confidence sequence (`evidence`), so it holds however
+often it is read, and every figure comes with the rows, clicks or requests behind it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from pipeline.metrics import Sums
 from pipeline.reliability import calibration_error, deciles, score_stability, stability
 from serving.rollout.blocks import BlockTable, Selection, Slice
-from serving.rollout.evidence import Limits
+from serving.rollout.evidence import Limits, finite
 from serving.rollout.outcome import ARMS, OutcomeSums
 from serving.rollout.slices import Slices
 
@@ -37,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its limits and the number of blocks behind them; None where there is no figure yet."""
+    """A value with its limits and the number of blocks behind them; None: no figure yet."""
 
     value: float | None
     low: float | None
@@ -47,15 +46,15 @@ class Interval:
     @classmethod
     def of(cls, limits: Limits) -> Interval:
         """Limits as plain numbers."""
-        return cls(_finite(limits.mean), _finite(limits.low), _finite(limits.high), limits.blocks)
+        return cls(finite(limits.mean), finite(limits.low), finite(limits.high), limits.blocks)
 
 
 @dataclass(frozen=True, slots=True)
 class ArmFigures:
-    """One arm on the rows of a stay. None where there is no figure yet.
+    """Figures of one arm on the rows of a stay. None: no figure yet.
 
     Args:
-        rows, clicks: that the figures are made of.
+        rows, clicks: behind the figures.
         auc, auc_bound: from the histogram; the exact one lies within the bound.
         logloss: mean, nats.
         bias, low, high: relative bias and its limits.
@@ -79,7 +78,7 @@ class ArmFigures:
 
 @dataclass(frozen=True, slots=True)
 class PhaseFigures:
-    """The rows predicted during one stay at a step. `rows` have both arms' scores; `labels` are the clicks on them."""
+    """Figures of the rows predicted during one stay at a step. `rows` have both arms' scores; `labels`: clicks on them."""
 
     step: int
     weight: float
@@ -109,7 +108,7 @@ class PhaseFigures:
 
 @dataclass(frozen=True, slots=True)
 class SliceFigures:
-    """Both arms on the rows of one part of the traffic, over the whole rollout.
+    """Figures of both arms on the rows of one slice of the traffic, over the whole rollout.
 
     `logloss_delta` is the candidate's LogLoss minus stable's, nats per row.
     """
@@ -126,11 +125,11 @@ class SliceFigures:
 
 @dataclass(frozen=True, slots=True)
 class LongRunFigures:
-    """What a hand-over led to so far, see `long_run`.
+    """Long-run effect of a hand-over so far, see `long_run`.
 
     Args:
-        since_ms: entry of the last step; until_ms: when the endpoint was routed otherwise, None while it goes on.
-        holdout: share of keys that stay on stable.
+        since_ms: entry of the last step; until_ms: when the routing of the endpoint changed, None while it lasts.
+        holdout: fraction of keys that stay on stable.
         requests: with a routing key, by the arm that answered; at full weight those of stable are the holdout's.
         outcome: labels of exposed rows per such request: `stable`, `candidate`, their `difference`.
     """
@@ -145,10 +144,10 @@ class LongRunFigures:
 
 @dataclass(frozen=True, slots=True)
 class RolloutFigures:
-    """What the analysis knows now, as plain numbers.
+    """All figures of a rollout now, as plain numbers.
 
-    `segments` holds the parts of each field, and `psi` each field's population stability index: how its rows fall on
-    its parts in the present stay against the first one. `long_run` is there once the last step has been entered.
+    `segments` holds the slices of each field, and `psi` each field's population stability index: the distribution of its
+    rows over its slices in the present stay against the first one. `long_run` is set once the last step was entered.
     """
 
     seq: int
@@ -177,7 +176,7 @@ class PhaseSums:
 
 
 def phase_figures(phase: PhaseSums, first: PhaseSums, chosen: Selection, error: float) -> PhaseFigures:
-    """Figures of a stay with its blocks; `first` is the stay that populations are held against."""
+    """Figures of a stay with its blocks; `first` is the stay that populations are compared with."""
     return PhaseFigures(
         step=phase.step,
         weight=phase.weight,
@@ -200,7 +199,7 @@ def outcome_figures(sums: OutcomeSums, error: float) -> dict[str, Interval]:
 
 
 def slice_figures(table: BlockTable, slices: Slices | None, error: float) -> tuple[SliceFigures, ...]:
-    """Every part of every field that is looked at in parts, most rows first."""
+    """Figures of every slice, by field, most rows first."""
     if slices is None:
         return ()
     total = float(table.select(0).rows.sum())
@@ -222,7 +221,7 @@ def slice_figures(table: BlockTable, slices: Slices | None, error: float) -> tup
                 logloss_delta=Interval.of(chosen.loss_limits(error)),
             )
         )
-    return tuple(sorted(found, key=lambda one: (one.field, -one.rows)))
+    return tuple(sorted(found, key=lambda figures: (figures.field, -figures.rows)))
 
 
 def field_stability(table: BlockTable, slices: Slices | None, entered_ms: Sequence[int]) -> dict[str, float | None]:
@@ -234,27 +233,24 @@ def field_stability(table: BlockTable, slices: Slices | None, entered_ms: Sequen
     for name in slices.fields:
         mine: list[Slice] = [part for part in table.slices if part[0] == name]
         before, now = (
-            np.array([float(table.slice(one, start, until_ms=end).rows.sum()) for one in mine]) for start, end in spans
+            np.array([float(table.slice(part, start, until_ms=end).rows.sum()) for part in mine])
+            for start, end in spans
         )
-        found[name] = _finite(stability(before, now))
+        found[name] = finite(stability(before, now))
     return found
 
 
 def _arm(sums: Sums, first: Sums, limits: Limits) -> ArmFigures:
     return ArmFigures(
         rows=sums.rows,
-        auc=_finite(sums.auc),
-        auc_bound=_finite(sums.binned.bound()),
-        logloss=_finite(sums.logloss),
-        bias=_finite(sums.bias),
-        low=_finite(limits.low),
-        high=_finite(limits.high),
+        auc=finite(sums.auc),
+        auc_bound=finite(sums.binned.bound()),
+        logloss=finite(sums.logloss),
+        bias=finite(sums.bias),
+        low=finite(limits.low),
+        high=finite(limits.high),
         clicks=sums.clicks,
-        calibration_error=_finite(calibration_error(sums)),
-        score_psi=_finite(score_stability(first, sums)),
+        calibration_error=finite(calibration_error(sums)),
+        score_psi=finite(score_stability(first, sums)),
         deciles=tuple(asdict(tenth) for tenth in deciles(sums)),
     )
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -1,10 +1,10 @@
-"""What a finished hand-over leads to: outcome per request of the candidate's keys against those that stay on stable.
+"""Long-run effect of a finished hand-over: outcome per request of the candidate's keys against the keys on stable.
 
-At a weight of 100 the keys on stable are the holdout. Their outcome is summed from the entry of the last step for as
-long as the endpoint is routed as the rollout left it, through the watch and long after it; sums and their place in the
-labelled log are stored together, so that the effect outlives processes and the log's retention.
+At a weight of 100 the keys on stable are the holdout. The outcome is summed from the entry of the last step for as long as
+the endpoint keeps the routing of the rollout, through the watch and long after it. Sums and their place in the labelled
+log are stored together, so that the effect outlives processes and the log's retention.
 
-Driven by `controller`, which stores it with the rollout's status; nothing is decided by it.
+`controller` drives it and stores it with the rollout's status; it decides nothing.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from serving.rollout.store import StoredRollout
 __all__ = ["FOLLOWED", "LongRun"]
 
 FOLLOWED = frozenset({Phase.WATCHING, Phase.COMPLETED})
-"""Phases in which the keys are dealt as the last step says."""
+"""Phases in which the keys are split by the last step's weight."""
 _BATCH_ENTRIES = 256
 _BATCHES = 8
 
 
 class LongRun:
-    """Sums over the last stay of one rollout.
+    """Outcome sums over the last stay of one rollout.
 
     Args:
         spec: of the rollout; weight: of the stay; since_ms: its entry; seq: place in the labelled log to start after.
-        until_ms: set where it is over; sums: so far, as in `OutcomeSums`.
+        until_ms: its end, None while it lasts; sums: so far, as in `OutcomeSums`.
 
     Attributes:
-        saved, saved_ms: what `save` last returned, and when.
+        saved, saved_ms: last result of `save`, and its time.
     """
 
     def __init__(
@@ -51,22 +51,22 @@ class LongRun:
 
     @classmethod
     def begin(cls, stored: StoredRollout) -> LongRun:
-        """With the stay that a rollout is in."""
+        """Start with the present stay of a rollout."""
         last = stored.state.marks[-1]
         return cls(stored.spec, last.weight, last.entered_ms, last.seq)
 
     @classmethod
     def from_json(cls, spec: Rollout, kept: Mapping[str, Any]) -> LongRun:
-        """Go on from what `save` returned."""
+        """Continue from the result of `save`."""
         made = cls(spec, **kept)
         made.saved = dict(kept)
         return made
 
     def step(self, log: TrafficLog, endpoint: Endpoint, now_ms: int, killed: bool) -> None:
-        """Count what has come since, a bounded number of entries.
+        """Count new entries of the log, a bounded number of them.
 
-        Once the keys are dealt otherwise (another candidate or weight, the kill switch) it is over: rows made before and
-        not mature yet are not waited for, since those made after could not be told from them.
+        It ends when the split of the keys changes (another candidate or weight, the kill switch). It does not wait for
+        rows that were predicted before and are not mature yet: they cannot be told from rows predicted after.
         """
         if self.until_ms is not None:
             return
@@ -96,7 +96,7 @@ class LongRun:
         )
 
     def save(self, now_ms: int) -> dict[str, Any]:
-        """What a restart goes on from."""
+        """Data that a restart continues from."""
         self.saved_ms = now_ms
         self.saved = {
             "weight": self._weight,

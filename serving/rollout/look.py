@@ -1,6 +1,6 @@
-"""One look at the labels: which guard is shown to be broken, what is not yet shown, and a record of what was seen.
+"""One look at the labels: the guard that is shown to be breached, the evidence still missing, and the figures seen.
 
-Made by `reconcile` at each look, and again by `explain` from the log when somebody asks what a verdict was made of.
+`reconcile` makes one at each look, and `explain` makes it again from the log to explain a verdict.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import numpy as np
 
 from pipeline.hashing import canonical, hash_value
 from serving.rollout.blocks import BlockTable, Selection
-from serving.rollout.evidence import Test, Verdict, attempt_error
+from serving.rollout.evidence import Test, Verdict, attempt_error, finite
 from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout, SliceGuard
 from serving.rollout.state import RolloutState
 
 __all__ = ["Look"]
 
 RELATIVE_BIAS_LIMIT_FRACTION = 0.10
-"""With `relative_to_stable`: how far stable's own bias may be off before nothing is concluded from the difference."""
+"""With `relative_to_stable`: bias of stable from which on the difference of the arms proves nothing."""
 _LEAST_SERVED_CLICKS = 100.0
 
 
 class Look:
-    """One look at the labels: what is breached, what is not yet shown, and a record of what was seen."""
+    """One look at the labels. `seen` collects the figures for the audit."""
 
     def __init__(self, spec: Rollout, state: RolloutState, table: BlockTable) -> None:
         self.spec, self.state, self._table = spec, state, table
         all_rows = table.select(state.evidence_from_ms, state.evidence_version)
         silent = all_rows.silent()
         self.silent = bool(silent.any() and silent[all_rows.time.argmax()])
-        """The newest rows have no click at all where many were expected: nothing is to be concluded."""
+        """The newest rows have no click at all where many were expected: they prove nothing."""
         self._outages = frozenset(all_rows.time[silent].tolist())
         self.rows = all_rows.where(~silent) if silent.any() else all_rows
         self._window_ms = (table.newest_ms or 0) - spec.analysis.breach_window * 1000
         self.window = self.rows.where(self.rows.time >= self._window_ms)
         rows, window = self.rows, self.window
-        self.here = rows.where(rows.time >= state.entered_ms)
+        self._step_rows = rows.where(rows.time >= state.entered_ms)
         self.error = attempt_error(spec.analysis.confidence, state.attempt)
         self.missing: int | None = None
         interval = rows.bias_limits("candidate", self.error / 2)
@@ -50,29 +50,29 @@ class Look:
             "until_ms": int(rows.time.max()) if rows.blocks else state.evidence_from_ms,
             "rows": float(rows.rows.sum()),
             "clicks": float(rows.clicks.sum()),
-            "bias": _number(interval.mean),
-            "bias_low": _number(interval.low),
-            "bias_high": _number(interval.high),
-            "stable_bias": _number(rows.bias("stable")),
-            "window_bias": _number(window.bias()),
-            "logloss_delta": _number(_mean(rows.loss_delta.sum(), rows.rows.sum())),
-            "auc_delta": _number(_mean(np.nansum(rows.auc_delta), np.count_nonzero(~np.isnan(rows.auc_delta)))),
+            "bias": finite(interval.mean),
+            "bias_low": finite(interval.low),
+            "bias_high": finite(interval.high),
+            "stable_bias": finite(rows.bias("stable")),
+            "window_bias": finite(window.bias()),
+            "logloss_delta": finite(_mean(rows.loss_delta.sum(), rows.rows.sum())),
+            "auc_delta": finite(_mean(np.nansum(rows.auc_delta), np.count_nonzero(~np.isnan(rows.auc_delta)))),
         }
 
         if spec.guards.outcome_delta_min is not None:
-            self.seen["outcome_delta"] = _number(table.outcome.difference(self.error / 2).mean)
+            self.seen["outcome_delta"] = finite(table.outcome.difference(self.error / 2).mean)
         for guard, label, part in self._slices("evidence"):
             self.seen[f"rows of {label}"] = float(part.rows.sum())
             if guard.logloss_delta_max is not None:
-                self.seen[f"logloss_delta of {label}"] = _number(_mean(part.loss_delta.sum(), part.rows.sum()))
+                self.seen[f"logloss_delta of {label}"] = finite(_mean(part.loss_delta.sum(), part.rows.sum()))
             if guard.bias_below is not None:
-                self.seen[f"bias of {label}"] = _number(part.bias())
+                self.seen[f"bias of {label}"] = finite(part.bias())
 
     def breach(self) -> tuple[str, str] | None:
-        """(guard, what was seen) of the first guard that is shown to be broken, in the window or in all evidence.
+        """(guard, message) of the first guard that is shown to be breached, in the window or in all evidence.
 
-        Each guard has its own error. The k-th window length since the evidence began spends a share 1 / (k (k + 1)) of
-        it: a window that slides for weeks would otherwise raise a false alarm sooner or later.
+        Each guard has its own error. The k-th window length since the evidence began spends a fraction 1 / (k (k + 1))
+        of it: a window that slides for weeks would otherwise raise a false alarm sooner or later.
         """
         guards = self.spec.guards
         spanned = float(np.ptp(self.rows.time)) / 1000 if self.rows.blocks else 0.0
@@ -109,7 +109,7 @@ class Look:
                 if _breached((test,)):
                     delta = guards.auc_delta_min - test.limits.mean
                     return "auc_delta_min", f"auc_delta {delta:+.5f} over the {name}, at least {guards.auc_delta_min:g}"
-            # One error is shared by all slices: each of many would otherwise raise a false alarm of its own.
+            # All slices share one error: each of many would otherwise raise a false alarm of its own.
             for guard, label, part in self._slices(name):
                 if part.blocks < least:
                     continue
@@ -119,17 +119,17 @@ class Look:
         return None
 
     def not_yet(self) -> str:
-        """Why the next step cannot be entered yet, empty if it can; sets `missing` to the clicks that are lacking."""
-        here, there = self.spec.steps[self.state.step], self.spec.steps[self.state.step + 1]
+        """Why the next step cannot be entered yet, empty if it can; sets `missing` to the number of missing clicks."""
+        step, following = self.spec.steps[self.state.step], self.spec.steps[self.state.step + 1]
         clicks = float(self.rows.clicks.sum())
-        if here.shadow and clicks < here.min_positives:
-            self.missing = math.ceil(here.min_positives - clicks)
-            return f"min_positives: {self.missing} more clicks of {here.min_positives}"
+        if step.shadow and clicks < step.min_positives:
+            self.missing = math.ceil(step.min_positives - clicks)
+            return f"min_positives: {self.missing} more clicks of {step.min_positives}"
         if self.rows.blocks < MIN_BLOCKS:
             lacking = MIN_BLOCKS - self.rows.blocks
             self.missing = math.ceil(lacking * clicks / self.rows.blocks) if self.rows.blocks else None
             return f"{self.rows.blocks} of the {MIN_BLOCKS} blocks that any evidence needs"
-        bound, what = there.bound, f"bias_below {there.bound:g} for weight {there.weight:g}"
+        bound, what = following.bound, f"bias_below {following.bound:g} for weight {following.weight:g}"
         # With relative_to_stable there are two ways to show it, so each has half of the error.
         error = self.error / 4 if self.spec.relative_to_stable else self.error / 2
         tests = self.rows.bias_tests(bound, error, MIN_BLOCKS)
@@ -140,9 +140,9 @@ class Look:
                 tests, relatively = relative, True
         if not _all_hold(tests):
             return self._lacking(what, f"bias {self.seen['bias']:+.4f}", tests)
-        if self.here.blocks < MIN_WINDOW_BLOCKS:
-            return f"{self.here.blocks} of the {MIN_WINDOW_BLOCKS} blocks that each step needs of its own"
-        for name, chosen in (("the breach window", self.window), ("this step alone", self.here)):
+        if self._step_rows.blocks < MIN_WINDOW_BLOCKS:
+            return f"{self._step_rows.blocks} of the {MIN_WINDOW_BLOCKS} blocks that each step needs of its own"
+        for name, chosen in (("the breach window", self.window), ("this step alone", self._step_rows)):
             recent = chosen.bias() - (chosen.bias("stable") if relatively else 0.0)
             if abs(recent) >= bound:
                 return f"{what}: shown over all evidence, but {name} is at {recent:+.4f}"
@@ -168,7 +168,7 @@ class Look:
         return ""
 
     def _slices(self, name: str) -> Iterator[tuple[SliceGuard, str, Selection]]:
-        """Named slices with their blocks in the breach window or in all evidence, outages of labels left out."""
+        """Named slices with their blocks in the breach window or in all evidence, without outages of labels."""
         since = self.state.evidence_from_ms
         if name == "window":
             since = max(since, math.ceil(self._window_ms))
@@ -182,7 +182,7 @@ class Look:
     def _slice_tests(
         self, guard: SliceGuard, part: Selection, error: float, least: int
     ) -> Iterator[tuple[str, tuple[Test, ...]]]:
-        """(what is seen, tests that must hold) of one slice."""
+        """(message, tests that must hold) of one slice."""
         if guard.logloss_delta_max is not None:
             delta = float(part.loss_delta.sum() / part.rows.sum())
             yield (
@@ -208,11 +208,11 @@ class Look:
         return "outcome_delta_min", seen
 
     def _bound_now(self) -> float:
-        """The bound that the present step was entered by; in shadow, that of the first weight."""
+        """Bias bound of the present step; in shadow, that of the first weight."""
         return self.spec.steps[max(1, self.state.step)].bound
 
     def _excused(self, chosen: Selection, bound: float, error: float, least: int) -> bool:
-        """With `relative_to_stable`: what biases both arms alike is no breach, up to a limit on stable's own bias."""
+        """With `relative_to_stable`: a bias of both arms alike is no breach, up to a limit on stable's own bias."""
         if not self.spec.relative_to_stable or abs(chosen.bias("stable")) >= RELATIVE_BIAS_LIMIT_FRACTION:
             return False
         return not _breached(chosen.relative_tests(bound, error, least))
@@ -237,7 +237,3 @@ def _all_hold(tests: tuple[Test, ...]) -> bool:
 
 def _mean(total: Any, count: Any) -> float:
     return float(total) / float(count) if count > 0 else math.nan
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

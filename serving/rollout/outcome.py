@@ -1,15 +1,15 @@
-"""What serving changes: labels per request of each arm, with limits that know that users come back.
+"""Outcome of the arms: labels per request, with confidence limits that account for returning users.
 
-Keys are dealt to the arms at random, not requests, and the same keys come back for weeks: what the keys of one arm like
-does not average out over time. So sums are kept by group of keys, and the spread between groups is the error of a
+Keys, not requests, are split between the arms at random, and the same keys come back for weeks: the preferences of one
+arm's keys do not average out over time. So sums are kept by group of keys, and the spread between groups is the error of a
 difference (linearised ratios over clusters, Cochran 1977, chapter 6). Groups are the same for both arms and all times.
 
-Such a difference, looked at again and again, is a process with independent increments in its information 1 / se^2
+Such a difference at repeated looks is a process with independent increments in its information 1 / se^2
 (Jennison and Turnbull 1999, chapter 3), so Robbins' normal mixture (1970, "Statistical methods related to the law of the
 iterated logarithm") gives limits that hold at all looks together; its coverage with keys that come back is simulated in
 `tests/serving/rollout/test_rollout_coverage.py`.
 
-Knows sums only: `analysis` adds to them by stay, `long_run` for as long as a finished hand-over lasts.
+This file knows sums only: `analysis` adds to them by stay, `long_run` for as long as a finished hand-over lasts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ARMS = ("stable", "candidate")
 GROUPS = 128
 """Groups of keys, by their hash."""
 MIN_GROUPS = 30
-"""Fewest groups with requests of an arm before its limits may say anything: their spread is an estimate too."""
+"""Fewest groups with requests of an arm before its limits are finite: their spread is an estimate too."""
 MIXTURE_FRACTION = 0.1
 """Spread of the mixture, relative to the rate. Limits are tightest at a standard error of a third of it; from a tenth to
 half of it they are at most a tenth wider than they could be."""
@@ -40,7 +40,7 @@ _REQUESTS, _OUTCOME = range(2)
 
 
 class OutcomeSums:
-    """Requests and labels of their exposed rows by group of keys and arm; mergeable, and labels can be taken back.
+    """Sums of requests and of labels on their exposed rows, by group of keys and arm. Labels can be taken back.
 
     Args:
         sums: float64 `[GROUPS, 2, 2]` by group, arm (stable, candidate) and requests or outcome; zeros when absent.
@@ -50,10 +50,10 @@ class OutcomeSums:
         self.sums: F64 = np.zeros((GROUPS, 2, 2)) if sums is None else np.asarray(sums, np.float64)
 
     def add(self, routing_hash: int, arm: str, requests: int, outcome: float) -> None:
-        """Count what one key did.
+        """Count a request of one key, or a revision of its labels.
 
         Args:
-            routing_hash: of the key; requests of it: 1 for a new one, 0 for a revision; outcome: labels, or their change.
+            routing_hash: of the key; requests: 1 for a new one, 0 for a revision; outcome: labels, or their change.
         """
         cell = self.sums[routing_hash % GROUPS, ARMS.index(arm)]
         cell[_REQUESTS] += requests
@@ -73,13 +73,13 @@ class OutcomeSums:
         return _around(rate, rate, apart, groups, error)
 
     def difference(self, error: float) -> Limits:
-        """The candidate's outcome per request minus stable's, as `limits`. Keys are dealt at random: it is an effect."""
+        """The candidate's outcome per request minus stable's, as `limits`. Keys are split at random: it is an effect."""
         (stable, s_apart, s_groups), (candidate, c_apart, c_groups) = (self._linearised(arm) for arm in (0, 1))
         rate = 0.5 * (stable + candidate)
         return _around(candidate - stable, rate, c_apart - s_apart, min(s_groups, c_groups), error)
 
     def _linearised(self, arm: int) -> tuple[float, F64, int]:
-        """(rate, each group's share in the error of the rate `[GROUPS]`, groups with requests)."""
+        """(rate, each group's part of the error of the rate `[GROUPS]`, groups with requests)."""
         requests, outcome = self.sums[:, arm, _REQUESTS], self.sums[:, arm, _OUTCOME]
         total = float(requests.sum())
         if total <= 0:
@@ -89,7 +89,7 @@ class OutcomeSums:
 
 
 def count_outcome(sums: OutcomeSums, record: PredictionRecord, entry: Labelled) -> None:
-    """Count one entry of the labelled log; who has no key is not dealt at random, and is left out."""
+    """Count one entry of the labelled log; requests without a key are not split at random and are left out."""
     if record.routing_hash and record.arm in ARMS and not record.overridden:
         known = entry.previous[~np.isnan(entry.previous)]
         change = float(entry.labels.sum(dtype=np.float64)) - float(known.sum(dtype=np.float64))

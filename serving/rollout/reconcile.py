@@ -1,15 +1,14 @@
-"""One pass of a rollout: read what is desired and what is observed, decide on one thing, say why.
+"""One reconcile pass of a rollout: compare the desired with the observed state, decide on one event, give the reason.
 
-`reconcile` is a list of questions in order of urgency; the first that has an answer ends the pass. It changes nothing
-itself and remembers nothing: asked twice with the same context it answers the same. What it may use:
+`reconcile` is a list of checks in order of urgency; the first that decides ends the pass. It is a pure function: the same
+context gives the same decision. Its rules for evidence:
 
-- Evidence for moving on is gathered since the rollout (or the present attempt) began and carried over its steps: both
-  arms score every exposed row at every weight, so a step up changes who answers and not what is measured. Whether it
-  did change is looked at: where the candidate's bias on rows that it served itself is shown to differ from that on the
-  rest, the next step begins with new evidence. Simulated figures for carrying and for not carrying: docs/rollout.md.
-- Carried evidence would be slow to see a candidate that turns bad. So breaches are looked for in a sliding window too,
-  and a window, or the present step alone, whose estimate lies beyond the next bound holds, whatever the carried
-  evidence says.
+- Evidence for the next step is gathered since the rollout (or the present attempt) began and carried over its steps:
+  both arms score every exposed row at every weight, so a step up changes which arm answers and not what is measured.
+  This is checked: where the candidate's bias on rows that it served is shown to differ from that on the rest, the next
+  step begins with new evidence. Simulated figures with and without carried evidence: docs/rollout.md.
+- Carried evidence is slow to show a candidate that turns bad. So breaches are searched in a sliding window too, and the
+  rollout holds where the estimate of the window, or of the present step alone, lies beyond the next bound.
 - Silence (no rows, old rows, rows without a label) never moves anything, in either direction.
 """
 
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from serving.rollout.blocks import BlockTable
-from serving.rollout.evidence import Verdict, share_above
+from serving.rollout.evidence import Verdict, fraction_above
 from serving.rollout.look import Look
 from serving.rollout.spec import MIN_BLOCKS, Rollout
 from serving.rollout.state import Abort, AdoptVersion, Advance, Complete, Event, Phase, Recover, RolloutState, StepBack
@@ -29,24 +28,24 @@ from serving.rollout.state import Abort, AdoptVersion, Advance, Complete, Event,
 __all__ = ["Context", "Decision", "Observed", "reconcile"]
 
 SHIFT_FRACTION = 0.01
-"""A version that moves the mean score by more than this is another candidate: evidence starts anew."""
+"""A version that moves the mean score by more than this counts as another candidate: its evidence starts anew."""
 _LEAST_SCORED_ROWS = 500
 _LEAST_TIMED_REQUESTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the processes report, over a recent window that starts at `since_ms`; labels are not in it.
+    """Reports of the processes over a recent window that starts at `since_ms`; no labels.
 
     Args:
         since_ms: Unix milliseconds; figures from before the present step was entered are not judged.
         requests, errors, deadline_misses: of the candidate as answering arm.
-        slow: how many of them took longer than the guard's p99_ms_max, where a histogram can say.
+        slow: how many of them took longer than the guard's p99_ms_max, None without a histogram.
         p99_ms: their 99th percentile, None without requests.
         scored_rows, predicted_candidate, predicted_stable: rows that both arms scored and the sums of their scores.
-        shadow_coverage: share of recent predictions that the shadow lane scored, None where unknown.
+        shadow_coverage: fraction of recent predictions that the shadow lane scored, None where unknown.
         versions: (version, relative shift of the mean score on the gate's rows) of the candidate bundle's versions that
-            passed the gate, rising; those not newer than the present one are passed over.
+            passed the gate, rising; versions not newer than the present one are skipped.
         killed: reason of an engaged kill switch, None without.
     """
 
@@ -66,7 +65,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One pass's input. `table` is called for only when a look at the labels is due; None: the log is being read again."""
+    """Input of one pass. `table` is called only when a look at the labels is due; None: the log is being read again."""
 
     spec: Rollout
     state: RolloutState
@@ -79,9 +78,9 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do (`event`, None: hold), why, when the labels are looked at next, and how many clicks are missing.
+    """Decision of one pass: the event (None: hold), the reason, the time of the next look, and the missing clicks.
 
-    `missing_clicks` is None where their number is unknown or no number would do; `evidence` is what was looked at.
+    `missing_clicks` is None where their number is unknown or no number is enough; `evidence`: the figures behind it.
     """
 
     event: Event | None
@@ -92,14 +91,14 @@ class Decision:
 
 
 def reconcile(context: Context) -> Decision:
-    """Decide on the one thing that is due now."""
+    """Decide on the one event that is due now."""
     spec, state, observed = context.spec, context.state, context.observed
     hold = Decision(None, "", context.next_look_ms)
 
     if not state.active:
         return replace(hold, reason=f"the rollout is {state.phase}")
 
-    # The kill switch has already emptied the candidate in the lanes; the record has to follow.
+    # The lanes have already taken all traffic from the candidate; the record has to follow.
     if observed.killed is not None:
         return replace(hold, event=Abort(), reason=f"killed: {observed.killed}")
 
@@ -110,7 +109,7 @@ def reconcile(context: Context) -> Decision:
     if newer := [(v, shift) for v, shift in observed.versions if v > state.candidate_version]:
         return _adopt(context, hold, newer)
 
-    # A look further away than one interval was set by a clock that has since gone back.
+    # A look further away than one interval was set before the clock went back.
     if 0 < context.next_look_ms - context.now_ms <= spec.analysis.interval * 1000:
         return replace(hold, reason="waiting for the next look")
     hold = replace(hold, next_look_ms=context.now_ms + round(spec.analysis.interval * 1000))
@@ -161,9 +160,9 @@ def reconcile(context: Context) -> Decision:
 
 
 def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observed) -> tuple[str, str] | None:
-    """(guard, what was seen) of a guard that lanes' counters show to be broken since the step was entered."""
+    """(guard, message) of a guard that the lanes' counters show to be breached since the step was entered."""
     if observed.since_ms < state.entered_ms or state.phase == Phase.DEGRADED:
-        return None  # a window that reaches back before the step back would step back twice for one fault
+        return None  # a window that begins before the step back would step back twice for one fault
     guards, error = spec.guards, (1.0 - spec.analysis.confidence) / 2
     if guards.score_ratio is not None and observed.scored_rows >= _LEAST_SCORED_ROWS and observed.predicted_stable > 0:
         ratio = observed.predicted_candidate / observed.predicted_stable
@@ -175,12 +174,12 @@ def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observe
         ("error_rate_max", observed.errors, guards.error_rate_max),
         ("deadline_miss_max", observed.deadline_misses, guards.deadline_miss_max),
     ):
-        if most is not None and share_above(hits, observed.requests, most, error) is Verdict.BREACHED:
+        if most is not None and fraction_above(hits, observed.requests, most, error) is Verdict.BREACHED:
             return name, f"{name}: {hits} of {observed.requests} requests, at most {most:g}"
     if guards.p99_ms_max is not None and observed.p99_ms is not None and observed.p99_ms > guards.p99_ms_max:
         slow = observed.slow
         certain = observed.requests >= _LEAST_TIMED_REQUESTS if slow is None else (
-            share_above(slow, observed.requests, 0.01, error) is Verdict.BREACHED
+            fraction_above(slow, observed.requests, 0.01, error) is Verdict.BREACHED
         )  # fmt: skip
         if certain:
             return "p99_ms_max", f"p99_ms_max: {observed.p99_ms:.1f} ms over {observed.requests} requests"
@@ -188,9 +187,9 @@ def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observe
 
 
 def _counters(observed: Observed) -> dict[str, Any]:
-    told = asdict(observed)
-    del told["versions"], told["killed"]
-    return told
+    counters = asdict(observed)
+    del counters["versions"], counters["killed"]
+    return counters
 
 
 def _back(context: Context, hold: Decision, guard: str, seen: str) -> Decision:
@@ -204,12 +203,12 @@ def _back(context: Context, hold: Decision, guard: str, seen: str) -> Decision:
 
 
 def _adopt(context: Context, hold: Decision, newer: list[tuple[int, float]]) -> Decision:
-    """Take the newest version; the shifts of those passed over count too."""
+    """Adopt the newest version; the shifts of the skipped versions count too."""
     version = max(v for v, _ in newer)
     shift = math.prod(1.0 + s for _, s in newer) - 1.0
     anew = (
         abs(shift) > SHIFT_FRACTION and context.state.candidate_version > 0
-    )  # from 0 on: whatever was newest has been scoring
+    )  # at 0 the newest version was scoring already
     table = context.table() if context.table is not None else None
     blocks = (
         table.select(context.state.evidence_from_ms, context.state.evidence_version).blocks if table else MIN_BLOCKS
@@ -222,7 +221,7 @@ def _adopt(context: Context, hold: Decision, newer: list[tuple[int, float]]) -> 
 
 
 def _idle(context: Context, hold: Decision) -> Decision:
-    """Phases that time alone ends."""
+    """Decide in the phases that only time ends."""
     spec, state = context.spec, context.state
     if state.phase == Phase.DEGRADED:
         if context.now_ms >= state.rest_until_ms:

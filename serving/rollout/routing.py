@@ -1,6 +1,8 @@
-"""Endpoints and their arms: what a lane must know to choose who answers. Where endpoints are kept is the store's business.
+"""Endpoints, their arms, and the assignment of routing keys to arms: a pure function of salt, key and weight.
 
-Read next: `serving.rollout.assign` for the rule of keys, `serving.rollout.store` for where endpoints live.
+A key's bucket never changes, so the same key stays on the same arm over restarts and processes, and a growing weight
+only ever adds keys to the candidate. Nothing is drawn at random: a client that asks often is not assigned more often.
+Read next: `serving.rollout.store`, which keeps the endpoints.
 """
 
 from __future__ import annotations
@@ -9,15 +11,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.rollout.assign import held_out, on_candidate
+from pipeline.hashing import bucket
 
-__all__ = ["Arm", "ArmSpec", "Endpoint", "choose_arm"]
+__all__ = ["Arm", "ArmSpec", "Endpoint", "choose_arm", "held_out", "on_candidate"]
 
 Arm = Literal["stable", "candidate"]
 
+_HOLDOUT = "holdout:"
+
 
 class ArmSpec(BaseModel):
-    """A bundle and the version of it that an arm serves; version 0 stands for the newest one that is ready."""
+    """A bundle and its version that an arm serves; version 0: the newest one that is ready."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,10 +30,10 @@ class ArmSpec(BaseModel):
 
 
 class Endpoint(BaseModel):
-    """The name that clients call, its arms and how keys are split between them.
+    """An endpoint: the name that clients call, its arms, and the split of keys between them.
 
-    `holdout` is the share of keys that stays on stable even at a weight of 100; set it to 0 where the weight must be
-    met exactly. `killed` sends everything to stable whatever the weight says. `resource_version` counts its changes.
+    `holdout` is the fraction of keys that stays on stable even at a weight of 100; set it to 0 where the weight must be
+    met exactly. `killed` sends everything to stable at any weight. `resource_version` counts the changes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,10 +59,27 @@ class Endpoint(BaseModel):
 def choose_arm(endpoint: Endpoint, key: str) -> Arm:
     """The arm that answers `key`; a missing (empty) key goes to stable, and the caller counts it.
 
-    An endpoint whose kill flag is set (`serving.state.kill`) never reaches this question: the caller answers with stable.
+    The caller answers with stable where the endpoint's kill flag is set (`serving.state.kill`) and does not call this.
     """
     if not key or endpoint.killed or endpoint.candidate is None:
         return "stable"
     if held_out(endpoint.salt, key, endpoint.holdout) or not on_candidate(endpoint.salt, key, endpoint.weight):
         return "stable"
     return "candidate"
+
+
+def on_candidate(salt: str, key: str, weight: float) -> bool:
+    """Whether `key` belongs to the candidate at `weight` percent (0..100).
+
+    >>> on_candidate("r1", "712", 53.3), on_candidate("r1", "712", 53.4)
+    (False, True)
+    """
+    return bucket(salt, key) < 100.0 * weight
+
+
+def held_out(salt: str, key: str, fraction: float) -> bool:
+    """Whether `key` is of the `fraction` (0..1) of keys that stay on stable at any weight.
+
+    The holdout has a salt of its own, so that it is a fair sample of the keys of every bucket.
+    """
+    return fraction > 0.0 and bucket(_HOLDOUT + salt, key) < 10_000.0 * fraction

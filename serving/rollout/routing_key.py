@@ -1,7 +1,7 @@
-"""Routing keys as the traffic log has them: hashed under the installation's secret.
+"""Hash of routing keys for the traffic log, under the installation's secret.
 
-Who knows the secret can find a user's rows by the key, nobody can find the key by the rows. Lanes hash the keys of
-requests, the control process that of a user who is to be forgotten.
+With the secret, the rows of a user can be found by the key; the key cannot be found from the rows. Lanes hash the keys of
+requests, the control process hashes the key of a user who is to be forgotten.
 """
 
 from __future__ import annotations

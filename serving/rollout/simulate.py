@@ -1,9 +1,9 @@
-"""A rollout file against generated traffic: what would have happened, before anybody trusts it.
+"""Simulation of a rollout file on generated traffic, to try its thresholds before it is used.
 
-The evidence, the reconciler and the state machine are the real ones; only the stream is made up. Rows are drawn with
-known true probabilities, two calibrated arms of equal quality that know different things of each row, and requests
-whose rows share a cause that neither arm sees. Blocks are drawn from a pool of such blocks, which is what makes
-hundreds of runs a matter of seconds. Labels are mature at once: a real attribution window delays all by the same time.
+The evidence, the reconciler and the state machine are the real ones; only the traffic is generated. Rows have known true
+probabilities, two calibrated arms of equal quality know different things of each row, and the rows of a request share a
+cause that neither arm sees. Blocks are drawn from a pool of such blocks, so that hundreds of runs take seconds. Labels
+are mature at once: a real attribution window delays all of them by the same time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
 from pipeline.metrics import auc, row_logloss
 from serving.rollout import blocks
@@ -48,15 +49,58 @@ OUTAGE_BLOCKS = (60, 160)
 JUMP_AT_BLOCKS = 60
 _CHUNKS = 100
 _MANY_RUNS = 40
-"""Runs from which starting more processes pays."""
+"""Runs from which on several processes are faster than one."""
+
+
+class TrafficOptions(TypedDict, total=False):
+    """Changes to the generated traffic.
+
+    bias: of the candidate, instead of the scenario's. turned_bias: of a candidate that turned bad, either way.
+    block_rows: labelled rows per block, 30 in `low_traffic`. horizon: blocks after which a run ends.
+    """
+
+    bias: float | None
+    turned_bias: float
+    block_rows: int
+    horizon: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    scenario: str
+    bias: float | None = None
+    turned_bias: float = 0.05
+    block_rows: int = BLOCK_ROWS
+    horizon: int = 1600
+
+    def usual_bias(self, side: float) -> float:
+        """Bias of the candidate while it has not turned bad; `side` is 1 or -1."""
+        if self.bias is not None:
+            return self.bias
+        return side * (0.05 if self.scenario == "biased" else 0.005 if self.scenario != "worse_auc" else 0.0)
+
+    def out(self, block: int) -> bool:
+        """Whether the labels of a block are missing."""
+        return self.scenario == "label_outage" and OUTAGE_BLOCKS[0] <= block < OUTAGE_BLOCKS[1]
+
+    def draw(self, block: int, bias: float, weight: float, rng: np.random.Generator) -> F64:
+        """The line of a block for a candidate with this bias that answers `weight` percent."""
+        rows = LOW_TRAFFIC_ROWS if self.scenario == "low_traffic" else self.block_rows
+        jumped = self.scenario == "base_rate_jump" and block >= JUMP_AT_BLOCKS
+        line = _pool(rows, bias, self.scenario == "worse_auc", jumped).draw(rng, weight)
+        line[blocks.VERSION] = 1
+        if self.out(block):
+            line[[blocks.CLICKS, blocks.SERVED_CLICKS]] = 0.0
+            line[blocks.AUC_DELTA] = np.nan
+        return line
 
 
 @dataclass(frozen=True, slots=True)
 class SimulationReport:
-    """Shares of runs, 0..1. `labels_to_full`: labelled rows until the last step, over the runs that reached it.
+    """Fractions of runs, 0..1. `labels_to_full`: labelled rows until the last step, over the runs that reached it.
 
-    `stepped_back_in_time` is the share of those whose candidate turned bad that came back within two breach windows of
-    mature rows. `fixed_horizon_labels`: what one look at the end would need, see `fixed_horizon`.
+    `stepped_back_in_time` is the fraction of the runs with a candidate that turned bad which stepped back within two
+    breach windows of mature rows. `fixed_horizon_labels`: need of one look at the end, see `fixed_horizon`.
     """
 
     scenario: str
@@ -82,12 +126,9 @@ def simulate(
     runs: int = 200,
     seed: int = 0,
     *,
-    bias: float | None = None,
-    turned_bias: float = 0.05,
     carry: bool = True,
-    block_rows: int = BLOCK_ROWS,
-    horizon: int = 1600,
     processes: int | None = None,
+    **traffic: Unpack[TrafficOptions],
 ) -> SimulationReport:
     """Run a rollout file `runs` times against a scenario.
 
@@ -95,12 +136,9 @@ def simulate(
         scenario: one of SCENARIOS: `good` (equal arms, bias of 0.5 % either way), `biased` (5 %), `worse_auc` (by 0.01),
             `turns_bad` (5 % from 50 % of the traffic on), `label_outage` (good, with an outage), `low_traffic` (good,
             30 rows per block), `base_rate_jump` (good; clicks become 8 % more frequent than both arms think).
-        bias: of the candidate, instead of the scenario's.
-        turned_bias: of a candidate that turned bad, either way.
-        carry: False gathers evidence anew at each step, to compare.
-        block_rows: labelled rows per block, 30 in `low_traffic`.
-        horizon: blocks after which a run ends.
+        carry: False gathers evidence anew at each step, for comparison.
         processes: that share the runs; None: one per core where there are many runs. They change no figure.
+        traffic: see `TrafficOptions`.
 
     Raises:
         InvalidInput: an unknown scenario, or fewer than one run.
@@ -109,8 +147,8 @@ def simulate(
         raise InvalidInput(f"scenario {scenario!r} is not one of {', '.join(SCENARIOS)}", "scenario")
     if runs < 1:
         raise InvalidInput("runs must be at least 1", "runs")
-    one = partial(_run, spec, scenario, bias, turned_bias, carry, block_rows, horizon)
-    done = _all_runs(one, np.random.default_rng(seed).spawn(runs), processes)
+    generated = _Traffic(scenario, **traffic)
+    done = _all_runs(partial(_run, spec, generated, carry), np.random.default_rng(seed).spawn(runs), processes)
     to_back = [run.back_at - run.turned_at if run.back_at else None for run in done if run.turned_at is not None]
     two_windows = 2 * spec.analysis.breach_window / spec.analysis.block
     return SimulationReport(
@@ -126,18 +164,20 @@ def simulate(
         stepped_back_in_time=(
             float(np.mean([after is not None and after <= two_windows for after in to_back])) if to_back else None
         ),
-        fixed_horizon_labels=fixed_horizon(spec, bias if bias is not None else 0.005, block_rows),
+        fixed_horizon_labels=fixed_horizon(
+            spec, generated.bias if generated.bias is not None else 0.005, generated.block_rows
+        ),
     )
 
 
 def fixed_horizon(
     spec: Rollout, bias: float = 0.005, block_rows: int = BLOCK_ROWS, power: float = 0.95
 ) -> float | None:
-    """Labelled rows that a test with one look, at its end, needs to show what the last step asks of an equal candidate.
+    """Labelled rows that a test with one look, at its end, needs to prove the last step's conditions for an equal candidate.
 
-    The normal two-moment formula `(z(1 - error) + z(power))^2 sigma^2 / margin^2` in blocks, with the error that the
-    sequential test has in its first attempt, for the most demanding of bias, LogLoss and AUC; None where no number of
-    rows would do. Each condition alone has that power, so together they would need somewhat more.
+    The normal two-moment formula `(z(1 - error) + z(power))^2 sigma^2 / margin^2` in blocks, with the error of the
+    sequential test's first attempt, for the most demanding of bias, LogLoss and AUC; None where no number of rows is
+    enough. Each condition alone has that power, so together they would need somewhat more.
     """
     lines = _pool(block_rows, bias, worse=False, jumped=False).lines
     error, guards = attempt_error(spec.analysis.confidence, 1), spec.guards
@@ -171,54 +211,32 @@ class _Run:
 
 
 def _all_runs(
-    one: Callable[[np.random.Generator], _Run], streams: list[np.random.Generator], processes: int | None
+    run: Callable[[np.random.Generator], _Run], streams: list[np.random.Generator], processes: int | None
 ) -> list[_Run]:
-    """A run for each stream; a stream is a run's own, so that it does not matter which process has it."""
+    """A run for each random stream. Each run has its own stream, so the split over processes changes nothing."""
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if len(streams) >= _MANY_RUNS else 1
     if processes == 1:
-        return [one(stream) for stream in streams]
+        return [run(stream) for stream in streams]
     chunk = max(1, len(streams) // (8 * processes))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(one, streams, chunksize=chunk))
+        return list(pool.map(run, streams, chunksize=chunk))
 
 
-def _run(
-    spec: Rollout,
-    scenario: str,
-    bias: float | None,
-    turned_bias: float,
-    carry: bool,
-    block_rows: int,
-    horizon: int,
-    rng: np.random.Generator,
-) -> _Run:
+def _run(spec: Rollout, traffic: _Traffic, carry: bool, rng: np.random.Generator) -> _Run:
     run = _Run()
     block_ms = spec.analysis.block_ms
     start = 1_000_000 * block_ms  # any multiple of the block's length
     table = BlockTable(block_ms)
     state = begin(spec, version=1, now_ms=start, seq=0)
     side = 1.0 if rng.random() < 0.5 else -1.0
-    usual = (
-        bias
-        if bias is not None
-        else side * (0.05 if scenario == "biased" else 0.005 if scenario != "worse_auc" else 0.0)
-    )
-    rows = LOW_TRAFFIC_ROWS if scenario == "low_traffic" else block_rows
     next_look = 0
-    for number in range(horizon):
-        if scenario == "turns_bad" and run.turned_at is None and state.weight >= TURN_WEIGHT_PERCENT:
+    for number in range(traffic.horizon):
+        if traffic.scenario == "turns_bad" and run.turned_at is None and state.weight >= TURN_WEIGHT_PERCENT:
             run.turned_at = number
-        now_bias = side * turned_bias if run.turned_at is not None else usual
-        jumped = scenario == "base_rate_jump" and number >= JUMP_AT_BLOCKS
-        pool = _pool(rows, now_bias, scenario == "worse_auc", jumped)
-        line = pool.draw(rng, state.weight)
-        line[blocks.VERSION] = 1
-        out = OUTAGE_BLOCKS[0] <= number < OUTAGE_BLOCKS[1] if scenario == "label_outage" else False
-        if out:
-            line[[blocks.CLICKS, blocks.SERVED_CLICKS]] = 0.0
-            line[blocks.AUC_DELTA] = np.nan
-        if not (out and number >= sum(OUTAGE_BLOCKS) // 2):
+        bias = side * traffic.turned_bias if run.turned_at is not None else traffic.usual_bias(side)
+        line = traffic.draw(number, bias, state.weight, rng)
+        if not (traffic.out(number) and number >= sum(OUTAGE_BLOCKS) // 2):
             table.fill(start // block_ms + number, line[None])
         run.rows += float(line[blocks.ROWS])
         now = start + (number + 1) * block_ms
@@ -241,14 +259,14 @@ def _run(
                 break
         if state.phase == Phase.WATCHING:
             run.promoted_at = number
-            if scenario != "turns_bad":
+            if traffic.scenario != "turns_bad":
                 break
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """Whole blocks `[POOL, COLUMNS]`, and sums over the first 0..100 percent of their requests `[POOL, 101]`."""
+    """Complete blocks `[POOL, COLUMNS]`, and sums over the first 0..100 percent of their requests `[POOL, 101]`."""
 
     lines: F64
     served_rows: F64
@@ -258,11 +276,11 @@ class _Pool:
     def draw(self, rng: np.random.Generator, weight: float) -> F64:
         """One block with its served columns for a weight in percent."""
         at = int(rng.integers(len(self.lines)))
-        share = round(weight / 100 * _CHUNKS)
+        chunk = round(weight / 100 * _CHUNKS)
         line: F64 = self.lines[at].copy()
-        line[blocks.SERVED_ROWS] = self.served_rows[at, share]
-        line[blocks.SERVED_CLICKS] = self.served_clicks[at, share]
-        line[blocks.SERVED] = self.served[at, share]
+        line[blocks.SERVED_ROWS] = self.served_rows[at, chunk]
+        line[blocks.SERVED_CLICKS] = self.served_clicks[at, chunk]
+        line[blocks.SERVED] = self.served[at, chunk]
         return line
 
 
@@ -277,7 +295,7 @@ def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     only_c, only_s = rng.normal(0, 0.4, shape), rng.normal(0, known_s, shape)
     requests = -(-rows // REQUEST_ROWS)
     cause = np.repeat(rng.normal(0, unseen, (POOL_KEYS, requests)), REQUEST_ROWS, axis=1)[:, :rows]
-    truth = _sigmoid(base + only_c + only_s + cause)
+    truth = sigmoid(base + only_c + only_s + cause)
     if jumped:
         truth = truth * 1.08
     clicks = (rng.random(shape) < truth).astype(np.float64)
@@ -286,7 +304,7 @@ def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     seen = part * only_c + np.sqrt(part * (1 - part)) * rng.normal(0, 0.4, shape) if worse else only_c
     stable = _expected(base + only_s, np.hypot(0.4, unseen))
     candidate = _expected(base + seen, np.sqrt(known_s**2 + unseen**2 + 0.16 * (1 - part)))
-    # Exact by construction, so that the pool's own luck is not a bias that all runs share.
+    # Exact by construction, so that the random error of the pool is not a bias that all runs share.
     stable *= clicks.sum() / (1.08 if jumped else 1.0) / stable.sum()
     candidate *= (1.0 + bias) * clicks.sum() / (1.08 if jumped else 1.0) / candidate.sum()
     np.clip(candidate, 0.0, 0.999, out=candidate)
@@ -311,14 +329,9 @@ def _expected(logits: F64, spread: float) -> F64:
     """Mean of sigmoid(logits + spread * z) over standard normal z, by Gauss-Hermite quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(9)
     grid = np.linspace(-12, 12, 2401)
-    table = (_sigmoid(grid[:, None] + spread * nodes) * weights).sum(1) / weights.sum()
+    table = (sigmoid(grid[:, None] + spread * nodes) * weights).sum(1) / weights.sum()
     found: F64 = np.interp(logits, grid, table)
     return found
-
-
-def _sigmoid(logits: F64) -> F64:
-    p: F64 = 1.0 / (1.0 + np.exp(-logits))
-    return p
 
 
 def _spread(values: list[Any]) -> dict[str, float | None]:

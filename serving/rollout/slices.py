@@ -1,7 +1,7 @@
-"""Slices of the traffic by the value of one field: which slice a row belongs to, from the hashed record alone.
+"""Slices of the traffic by the value of one field. The slice of a row follows from the hashed record alone.
 
-An id's part is its hash; a number's is its sign and power of two, so that a number with millions of values has a few
-dozen parts. Bags have no parts: a row of a bag would belong to several. Knows records, not figures; `analysis` sums.
+The slice of an id is its hash; that of a number is its sign and power of two, so that a number with millions of values has
+a few dozen slices. Bags have none: a row of a bag would belong to several. This file knows records; `analysis` sums them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["OTHER_INDEX", "Slices"]
 I64 = npt.NDArray[np.int64]
 
 MAX_VALUES = 32
-"""Parts per field that are followed by themselves, the first ones seen; rows of all further values are one part."""
+"""Slices per field, the first values seen; rows of all further values form one slice."""
 OTHER_INDEX = 0
-"""The part of all further values: no id is 0."""
+"""Code of the slice of all further values: no id is 0."""
 _ZERO_CODE, _MISSING_CODE = 1, 2
 _MIDDLE_VALUES = 2000
 
 
 class Slices:
-    """Which fields are looked at in parts.
+    """The slices of an endpoint's traffic.
 
     Args:
         schema: of the endpoint's arms.
-        fields: names of its id and number fields.
-        named: (field, raw value) that are followed whatever else there is.
+        fields: names of the id and number fields to slice by.
+        named: (field, raw value) of slices that are always followed.
 
     Raises:
         InvalidInput: a field is not in the schema, or is a bag; a value is named of a number.
@@ -66,15 +66,15 @@ class Slices:
 
     @property
     def named(self) -> tuple[Slice, ...]:
-        """Parts that were named."""
+        """The named slices."""
         return tuple(self._names)
 
     def of(self, features: Features, rows: npt.NDArray[np.int32]) -> Mapping[str, I64]:
-        """Part of each of some rows `[m]` of a request by field: int64 `[m]`, or `[1]` where all rows share it."""
+        """Slice codes of rows `[m]` of a request by field: int64 `[m]`, or `[1]` where all rows share one."""
         return {name: self._codes(features, rows, *place) for name, place in self._places.items()}
 
     def bounded(self, field: str, codes: I64) -> I64:
-        """The same parts `[n]` with those beyond the most that are followed replaced by OTHER."""
+        """The codes `[n]`, with those beyond MAX_VALUES replaced by OTHER_INDEX."""
         seen = self._seen[field]
         for code in np.unique(codes).tolist():
             if code not in seen and len(seen) < MAX_VALUES:
@@ -83,7 +83,7 @@ class Slices:
         return known
 
     def name(self, part: Slice) -> str:
-        """A part in words: `tab=1` where the value was named, `tab=#1f..` by its hash, `price in [4, 8)` of a number."""
+        """Display name of a slice: `tab=1` for a named value, `tab=#1f..` by its hash, `price in [4, 8)` of a number."""
         field, code = part
         if part in self._names:
             return self._names[part]

@@ -1,7 +1,7 @@
-"""The rollout file: what a person demands before traffic moves. Read and checked here; acted upon in `reconcile`.
+"""The rollout file: an operator's conditions for moving traffic. This file reads and checks it; `reconcile` acts on it.
 
-Wrong files are refused with the line, the step and the field. A guard that is not named has its default; a guard set to
-null is off. The section itself must be there: nobody moves traffic without having thought of what should stop it.
+A wrong file is refused with the line, the step and the field. A guard that is not named has its default; a guard set to
+null is off. The section `guards` itself is required, so that nobody moves traffic without thinking of what should stop it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 MIN_BLOCKS = 50
-"""Fewest blocks before evidence may say anything: the confidence sequence is asymptotic."""
+"""Fewest blocks before evidence counts: the confidence sequence is asymptotic."""
 MIN_WINDOW_BLOCKS = 20
-"""Fewest blocks before a breach window may say anything."""
+"""Fewest blocks before a breach window counts."""
 
 
 class _Section(BaseModel):
@@ -41,12 +41,12 @@ class _Section(BaseModel):
 
 class CandidateRef(_Section):
     bundle: str = Field(min_length=1)
-    """The version is whatever has last passed the gate."""
+    """The version is the last one that passed the gate."""
 
 
 class Step(_Section):
     shadow: bool = False
-    """First step only: the candidate scores all and answers nothing."""
+    """First step only: the candidate scores all requests and answers none."""
     min_positives: int = Field(0, ge=0)
     """Shadow only: clicks on paired rows before the first weight."""
     weight: float = Field(0.0, ge=0, le=100)
@@ -78,16 +78,16 @@ class Step(_Section):
 
 
 class SliceGuard(_Section):
-    """No named part of the traffic may be worse: shown before each step, and stepping back where it is shown not to hold."""
+    """Guard on named slices of the traffic: evidence before each step, and a step back where it is shown to be breached."""
 
     field: str = Field(min_length=1)
     """An id field of the arms' inputs."""
     values: tuple[str | int | float | bool | None, ...] = Field(min_length=1, max_length=16)
-    """Raw values; each is a segment by itself. null stands for missing."""
+    """Raw values; each is a slice by itself. null: missing."""
     logloss_delta_max: float | None = 0.005
-    """Candidate's LogLoss minus stable's (nats per row) on the segment's rows, at most."""
+    """Candidate's LogLoss minus stable's (nats per row) on the slice's rows, at most."""
     bias_below: float | None = Field(None, gt=0, lt=1)
-    """The candidate's relative bias on the segment's rows lies within plus and minus this."""
+    """The candidate's relative bias on the slice's rows lies within plus and minus this."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> SliceGuard:
@@ -106,14 +106,14 @@ class Guards(_Section):
     p99_ms_max: float | None = Field(50.0, gt=0)
     """Latency of the candidate's answers, 99th percentile."""
     deadline_miss_max: float | None = Field(0.01, ge=0, le=1)
-    """Share of the candidate's requests that pass their deadline."""
+    """Fraction of the candidate's requests that miss their deadline."""
     error_rate_max: float | None = Field(0.01, ge=0, le=1)
-    """Share of the candidate's requests that fail."""
+    """Fraction of the candidate's requests that fail."""
     shadow_coverage_min: float | None = Field(0.95, ge=0, le=1)
-    """Share of exposed rows that both arms scored; below it nothing moves."""
+    """Fraction of exposed rows that both arms scored; below it nothing moves."""
     outcome_delta_min: float | None = Field(None, ge=-1, le=1)
-    """Candidate's outcome per request minus stable's, relative to stable's, at least, on what each answered itself during
-    the present stay. Keys are what is dealt, so this asks for thousands of them; off unless set."""
+    """Candidate's outcome per request minus stable's, relative to stable's, at least, on the requests that each answered
+    during the present stay. Keys are split, not requests, so this needs thousands of keys; off unless set."""
     segments: tuple[SliceGuard, ...] = ()
 
     @model_validator(mode="after")
@@ -135,9 +135,9 @@ class Analysis(_Section):
     min_step_time: Seconds = 600.0
     """Shortest stay at a step, and the rest after a step back."""
     breach_window: Seconds = 3600.0
-    """Sliding window in which a candidate that turns bad is seen."""
+    """Sliding window in which a candidate that turns bad is detected."""
     segments: tuple[str, ...] = Field((), max_length=16)
-    """Fields whose parts are shown with figures of their own: an id by value, a number by power of two."""
+    """Fields whose slices have figures of their own: an id by value, a number by power of two."""
 
     @model_validator(mode="after")
     def _lengths(self) -> Analysis:
@@ -172,7 +172,7 @@ class Rollout(_Section):
     """True: a base-rate jump that biases both arms alike (up to 0.10) does not hold the candidate back."""
     analysis: Analysis = Analysis()
     holdout: float = Field(0.01, ge=0, le=0.5)
-    """Share of keys that stays on stable to measure the long run."""
+    """Fraction of keys that stays on stable to measure the long-run effect."""
     on_breach: Literal["step_back", "abort"] = "step_back"
     after_full: AfterFull = AfterFull()
 
@@ -186,7 +186,7 @@ class Rollout(_Section):
 
     @property
     def named_slices(self) -> tuple[tuple[SliceGuard, str | int | float | bool | None], ...]:
-        """Every segment that a guard names: (guard, raw value)."""
+        """Every slice that a guard names: (guard, raw value)."""
         return tuple((guard, value) for guard in self.guards.segments for value in guard.values)
 
     @model_validator(mode="after")
@@ -201,16 +201,16 @@ class Rollout(_Section):
         if len(steps) < 2:
             raise ValueError("steps: after the shadow step at least one step with a weight is needed")
         for at in range(1, len(steps)):
-            here, before, number = steps[at], steps[at - 1], at - first
-            if here.shadow:
+            step, before, number = steps[at], steps[at - 1], at - first
+            if step.shadow:
                 raise ValueError(f"steps[{number}].shadow: only the first step can be a shadow step")
-            if here.weight <= before.weight:
+            if step.weight <= before.weight:
                 raise ValueError(
-                    f"steps[{number}].weight: {here.weight:g} does not rise above {before.weight:g} of the step before"
+                    f"steps[{number}].weight: {step.weight:g} does not rise above {before.weight:g} of the step before"
                 )
-            if before.bias_below is not None and here.bound > before.bias_below:
+            if before.bias_below is not None and step.bound > before.bias_below:
                 raise ValueError(
-                    f"steps[{number}].bias_below: {here.bound:g} is looser than {before.bias_below:g} of the step before; "
+                    f"steps[{number}].bias_below: {step.bound:g} is looser than {before.bias_below:g} of the step before; "
                     "more traffic must not ask for less"
                 )
         return self
@@ -230,7 +230,7 @@ class Rollout(_Section):
 
     @classmethod
     def parse(cls, text: str, name: str = "rollout") -> Rollout:
-        """As `load`, from text; `name` stands for the file in messages."""
+        """As `load`, from text; `name` of the file in messages."""
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             data = yaml.safe_load(text)
@@ -246,10 +246,10 @@ class Rollout(_Section):
 
 
 def place(name: str, text: str, *loc: str | int) -> str:
-    """`file:line: key` of a place in a file that is read already, for what only somebody who knows bundles finds wrong.
+    """`file:line: key` of a place in a rollout file, for errors that are found later, with the bundles open.
 
     Args:
-        name: stands for the file; text: its content; loc: keys and indices down to the place.
+        name: of the file; text: its content; loc: keys and indices down to the place.
     """
     return f"{name}:{_line(yaml.compose(text, Loader=yaml.SafeLoader), loc)}: {_dotted(loc)}"
 

@@ -1,4 +1,4 @@
-"""The control store in one SQLite file, for all processes of one machine.
+"""Control store in one SQLite file, for all processes of one machine.
 
 The audit can only grow: the database itself refuses to change or delete an entry.
 """
@@ -44,12 +44,12 @@ CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAI
 
 
 class SqliteControlStore(ControlStore):
-    """The file `control.db`.
+    """Control store in the file `control.db`.
 
-    Who has the lead on one machine holds a lock on a file (`serving.state.leader`), so there is no token to check here.
+    The leader on one machine holds a lock on a file (`serving.state.leader`), so there is no fencing token to check.
 
     Args:
-        path: of the database; made with its folder if it is not there.
+        path: of the database; created with its folder where it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class SqliteControlStore(ControlStore):
         self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
 
     def _write_ahead(self) -> None:
-        # Turning the log on needs the file alone, and SQLite does not wait for that as it waits for other locks.
+        # Turning the write-ahead log on needs an exclusive lock, for which SQLite does not wait as for other locks.
         for attempt in range(_OPEN_TRIES):
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")

@@ -1,4 +1,4 @@
-"""The state of a rollout and every change it can make: pure functions, strict, nothing else decides a weight.
+"""State machine of a rollout: pure functions. Nothing else sets a weight.
 
     progressing ──evidence──► progressing (next step) ──last step──► watching ──watch over──► completed
          │  ▲                       │ breach                            │ breach                  │
@@ -59,9 +59,9 @@ _KEPT_MARKS = 256
 
 @dataclass(frozen=True, slots=True)
 class PhaseMark:
-    """A stay at a step: since when, from which place in the labelled log, whether it was entered on evidence.
+    """A stay at a step: its entry time, its first place in the labelled log, and whether it was entered on evidence.
 
-    `figures` is filled when the stay is over and its rows are old, so that reports outlive the log's retention.
+    `figures` is filled when the stay is over and its rows have matured, so that reports outlive the log's retention.
     """
 
     step: int
@@ -74,7 +74,7 @@ class PhaseMark:
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """Where a rollout stands; everything that must survive a restart.
+    """State of a rollout; everything that must survive a restart.
 
     Args:
         phase, step, weight: now; step counts the steps of the rollout file, the shadow step is 0.
@@ -83,7 +83,7 @@ class RolloutState:
         evidence_from_ms, evidence_seq, evidence_version: evidence counts blocks that start at this time or later, found
             in the labelled log after this place, scored by this candidate version or a newer one.
         rest_until_ms: end of the rest after a step back.
-        stepped_back: how often.
+        stepped_back: number of steps back.
         candidate_version: version of the candidate that this rollout last adopted.
         marks: the stays so far, oldest first (at most 256).
     """
@@ -103,11 +103,11 @@ class RolloutState:
 
     @property
     def active(self) -> bool:
-        """Whether anything can still happen by itself."""
+        """Whether the rollout can still change by itself."""
         return self.phase in ACTIVE
 
     def steps_on_evidence(self) -> frozenset[int]:
-        """Steps that were entered because their evidence said so, at least once."""
+        """Steps that were entered on evidence at least once."""
         return frozenset(mark.step for mark in self.marks if mark.on_evidence)
 
     def to_json(self) -> dict[str, Any]:
@@ -151,9 +151,9 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class AdoptVersion:
-    """The candidate serves a newer version. `anew`: it scores otherwise, so evidence on the old one says nothing.
+    """The candidate serves a newer version. `anew`: its scores differ, so evidence on the old one does not count.
 
-    `spent`: the old evidence had been looked at, so the new one is another attempt.
+    `spent`: the old evidence was tested already, so the new one is another attempt.
     """
 
     version: int
@@ -164,7 +164,7 @@ class AdoptVersion:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Operator: stay, whatever the evidence says in favour; breaches still step back."""
+    """Operator: stay at this step even when the evidence allows the next; breaches still step back."""
 
     verb = "pause"
 
@@ -193,7 +193,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """Operator: take a finished hand-over back; stable answers all again."""
+    """Operator: take a finished hand-over back; stable answers all traffic again."""
 
     verb = "undo"
 
@@ -293,7 +293,7 @@ def apply(spec: Rollout, state: RolloutState, event: Event, now_ms: int, seq: in
         case SetWeight(weight=weight):
             if not 0 <= weight <= 100:
                 raise InvalidInput(f"weight {weight:g} is not a percentage from 0 to 100", "weight")
-            step = max(at for at, one in enumerate(spec.steps) if one.weight <= weight)
+            step = max(at for at, each in enumerate(spec.steps) if each.weight <= weight)
             return replace(_weigh(state, step, weight, now_ms, seq), phase=Phase.PAUSED)
 
 

@@ -1,8 +1,8 @@
-"""Endpoints, rollouts and the audit: what every store of them does, whatever it keeps them in.
+"""Control store: endpoints, rollouts and the audit. This is the part that all its backends share.
 
-Written by the control process, polled by the lanes (`data_version` is one cheap call). Every change and its audit entry
-are one transaction. A writer says which resource version it looked at; if that is not the stored one any more it is told
-so and nothing is written. Next stop: `sqlite_store` (a file), `redis_store` (shared by machines).
+The control process writes it, the lanes poll it (`data_version` is one cheap call). A change and its audit entry are one
+transaction. A writer names the resource version that it read; if the stored one is another, the change is refused. Read
+next: `sqlite_store` (a file), `serving.state.redis.control_store` (shared by machines).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Who changes something, why and when (Unix milliseconds)."""
+    """Author of a change, the reason and the time (Unix milliseconds)."""
 
     actor: str
     reason: str
@@ -52,7 +52,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class StoredRollout:
-    """A rollout as stored. `status` says why it waits; it is display, not state, and not audited."""
+    """A rollout as stored. `status` has the reason why it waits; it is for display, not state, and not audited."""
 
     id: str
     spec: Rollout
@@ -87,11 +87,11 @@ class Transaction(Protocol):
         """Replace what a rollout waits for."""
 
     def append_audit(self, entry: AuditEntry) -> None:
-        """At the end, under the next number; that of `entry` counts for nothing."""
+        """Append an entry under the next number; the number in `entry` is ignored."""
 
 
 class ControlStore(ABC):
-    """Endpoints, rollouts, audit. Safe for several threads and processes.
+    """Store of endpoints, rollouts and the audit. Safe for several threads and processes.
 
     All methods raise NotReady where the store cannot be reached.
     """
@@ -101,11 +101,11 @@ class ControlStore(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
 
     @abstractmethod
     def data_version(self) -> int:
-        """A number that changes whenever anything was written, by whichever process; cheap."""
+        """Number that changes with every write by any process; cheap to read."""
 
     @abstractmethod
     def endpoints(self) -> dict[str, Endpoint]:
@@ -113,11 +113,11 @@ class ControlStore(ABC):
 
     @abstractmethod
     def find_endpoint(self, name: str) -> Endpoint | None:
-        """One endpoint, None where there is none of that name."""
+        """Endpoint by name, or None."""
 
     @abstractmethod
     def rollouts(self, *, active: bool = False, endpoint: str = "") -> list[StoredRollout]:
-        """Rollouts in the order of their start; `active` ones only, of one `endpoint` only."""
+        """Rollouts in the order of their start; only `active` ones, only those of one `endpoint`."""
 
     @abstractmethod
     def find_rollout(self, name: str) -> StoredRollout | None:
@@ -133,7 +133,7 @@ class ControlStore(ABC):
 
     @abstractmethod
     def transact(self, change: Callable[[Transaction], T]) -> T:
-        """Run a change, all or nothing; it may be run again where another process was faster, so it keeps no state.
+        """Run a change in a transaction. It may run again where another process was faster, so it must keep no state.
 
         Raises:
             LeadLost: see `fenced`.
@@ -141,10 +141,10 @@ class ControlStore(ABC):
 
     @contextmanager
     def fenced(self, token: int | None) -> Iterator[None]:
-        """Within, what this thread writes raises LeadLost and writes nothing once another process has taken the lead.
+        """Context in which a write of this thread raises LeadLost, and writes nothing, once another process is leader.
 
         Args:
-            token: of our `serving.state.leader.Lead`.
+            token: fencing token of this process, see `serving.state.leader.Lead`.
         """
         self._fence.token = token
         try:
@@ -168,13 +168,13 @@ class ControlStore(ABC):
     def put_endpoint(
         self, endpoint: Endpoint, who: Who, expected: int | None = None, verb: str = "set_endpoint"
     ) -> Endpoint:
-        """Create or replace an endpoint; the stored one (with its new resource version) comes back.
+        """Create or replace an endpoint; returns the stored one, with its new resource version.
 
         Args:
-            expected: resource version that the writer looked at, 0 for "must not exist", None for whatever is there.
+            expected: resource version that the writer read, 0: it must not exist, None: any.
 
         Raises:
-            StaleVersion: the stored one is another.
+            StaleVersion: the stored resource version is another.
             Conflict: a rollout owns the endpoint, and the change touches its arms or weight.
         """
 
@@ -276,13 +276,13 @@ class ControlStore(ABC):
         return self.transact(change)
 
     def put_status(self, rollout: str, status: Mapping[str, Any]) -> None:
-        """Say why a rollout waits and when it looks next."""
+        """Store why a rollout waits and when it looks next."""
         self.transact(lambda tx: tx.put_status(rollout, status))
 
     # Audit
 
     def note(self, verb: str, who: Who, after: Mapping[str, Any]) -> None:
-        """An entry about what is neither an endpoint nor a rollout: who may enter, say."""
+        """Append an entry about something other than an endpoint or a rollout, for example a token."""
         self.transact(lambda tx: tx.append_audit(_entry("", "", who, verb, {}, dict(after))))
 
     def audit_entry(self, seq: int) -> AuditEntry:
@@ -299,9 +299,9 @@ class ControlStore(ABC):
 
 def brief(state: RolloutState) -> dict[str, Any]:
     """A state without its history."""
-    told = state.to_json()
-    del told["marks"]
-    return told
+    data = state.to_json()
+    del data["marks"]
+    return data
 
 
 def _fresh(tx: Transaction, endpoint: Endpoint) -> Endpoint:

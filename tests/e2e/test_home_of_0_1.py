@@ -24,9 +24,9 @@ from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.config import Config
 from serving.processes.worker import build
-from serving.rollout.assign import on_candidate
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
+from serving.rollout.routing import on_candidate
 from serving.rollout.state import Promote, SetWeight, Undo
 from serving.security.tokens import TokenStore
 from serving.wiring.state import open_control_store, open_keys, open_kill_switch

@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.errors import InvalidInput
 from pipeline.hashing import bucket
-from serving.rollout.assign import held_out, on_candidate
-from serving.rollout.routing import ArmSpec, Endpoint, choose_arm
+from serving.rollout.routing import ArmSpec, Endpoint, choose_arm, held_out, on_candidate
 from serving.rollout.spec import Rollout
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort, apply, begin
@@ -63,7 +62,7 @@ def test_growth_never_takes_a_key_away() -> None:
 
 def test_another_process_assigns_alike() -> None:
     code = (
-        "from serving.rollout.assign import on_candidate\n"
+        "from serving.rollout.routing import on_candidate\n"
         "print(''.join(str(int(on_candidate('r1', f'user:{i}', 37.5))) for i in range(500)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -101,7 +100,7 @@ def test_holdouts_of_two_endpoints_know_nothing_of_each_other() -> None:
 
 def test_the_holdout_stays_the_same_over_restarts_and_rollouts(tmp_path: Path) -> None:
     code = (
-        "import sys; from serving.rollout.assign import held_out\n"
+        "import sys; from serving.rollout.routing import held_out\n"
         "print(''.join(str(int(held_out(sys.argv[1], f'user:{i}', 0.2))) for i in range(2000)))"
     )
     store = SqliteControlStore(tmp_path / "control.db")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import serving.rollout.evidence as evidence
-from serving.rollout.evidence import Verdict, attempt_error, limits, radius, share_above, tuned_rho
+from serving.rollout.evidence import Verdict, attempt_error, fraction_above, limits, radius, tuned_rho
 
 
 def ever_wrong(streams: int, length: int, error: float, seed: int, at_least: int = 50) -> float:
@@ -84,10 +84,10 @@ def test_limits_cover_their_mean() -> None:
 
 
 def test_shares() -> None:
-    assert share_above(0, 0, 0.01, 0.025) is Verdict.HOLDS
-    assert share_above(1, 100, 0.01, 0.025) is Verdict.HOLDS
-    assert share_above(3, 100, 0.01, 0.025) is Verdict.OPEN
-    assert share_above(50, 1000, 0.01, 0.025) is Verdict.BREACHED
+    assert fraction_above(0, 0, 0.01, 0.025) is Verdict.HOLDS
+    assert fraction_above(1, 100, 0.01, 0.025) is Verdict.HOLDS
+    assert fraction_above(3, 100, 0.01, 0.025) is Verdict.OPEN
+    assert fraction_above(50, 1000, 0.01, 0.025) is Verdict.BREACHED
 
 
 @pytest.mark.parametrize("error", [0.025, 0.0125])

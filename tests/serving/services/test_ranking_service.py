@@ -17,7 +17,7 @@ from pipeline.traffic.record import unpack
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from protos.baton.ranking.v1 import ranking_pb2_grpc
 from serving.client import RankingClient, rank_request
-from serving.rollout.assign import on_candidate
+from serving.rollout.routing import on_candidate
 from serving.wiring.traffic import open_traffic_log
 
 Served = tuple[Installation, RunningLane]
