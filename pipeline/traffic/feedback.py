@@ -1,8 +1,7 @@
-"""What clients have said about one prediction: their feedback checked against it, kept as changes, folded to a state.
+"""Feedback on one prediction: entries checked against it, stored as changes, folded to the state of its labels.
 
-Pure logic on one prediction at a time. It must not know where changes are stored nor when rows become training data:
-that is `join`, next door. A change holds only what was accepted, by row, so that folding all changes in order always
-gives the state again.
+Pure logic on one prediction at a time. It knows neither where changes are stored nor when rows become training data (see
+`join`). A change holds only what was accepted, by row, so all changes folded in order give the state again.
 """
 
 from __future__ import annotations
@@ -10,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import InvalidInput
 from pipeline.traffic.log import (
     ACCEPTED,
     DUPLICATE,
@@ -32,6 +33,9 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Part = TypeVar("Part", Exposure, Outcome)
+_Key = tuple[bool, int]
+"""Whether a candidate is named by its id, and its index or id."""
 
 NEVER_MS = -1
 _MAX_POSITION = (1 << 31) - 1
@@ -41,11 +45,11 @@ _HEAD = struct.Struct("<IIq")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one accepted feedback entry adds.
+    """The accepted part of one feedback entry.
 
     Args:
         exposed: int32 `[k]`, rows shown for the first time; positions: int32 `[k]`; times: int64 `[k]`, Unix milliseconds.
-        outcomes: int32 `[m]`, rows labelled, in the order said; labels: float32 `[m]`; final: bool `[m]`.
+        outcomes: int32 `[m]`, rows labelled, in the order of the entry; labels: float32 `[m]`; final: bool `[m]`.
         all_ms: when every row not shown before was shown at its own index, or `NEVER_MS`.
     """
 
@@ -79,13 +83,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LabelState:
-    """Everything said so far about the `n` rows of a prediction.
+    """Exposures and labels of the `n` rows of a prediction, as known so far.
 
     Args:
         exposed_ms: int64 `[n]`, when each row was shown, `NEVER_MS` where it was not.
-        positions: int32 `[n]`, where it was shown, -1 where the client did not say.
-        labels: float32 `[n]`, the last label said, NaN without one.
-        final: bool `[n]`, some label for the row was said to be final.
+        positions: int32 `[n]`, where it was shown, -1 where that is unknown.
+        labels: float32 `[n]`, the last label, NaN without one.
+        final: bool `[n]`, whether some label of the row was final.
     """
 
     exposed_ms: I64
@@ -128,7 +132,7 @@ def accept(
     """Check an entry against its prediction.
 
     A row is exposed once: a second exposure of it is a duplicate, whatever its position. A label equal to the last one
-    is a duplicate, unless it is the first said to be final.
+    is a duplicate, unless it is the first that is final.
 
     Args:
         state: everything accepted before; the new change is applied to it.
@@ -136,76 +140,20 @@ def accept(
         find: row of a hashed candidate id, or None.
 
     Returns:
-        What to store (None when nothing is new) and the answer.
+        The change to store (None when nothing is new) and the reply.
     """
-    n = len(state.labels)
-    reason = ""
-    earliest = min(prediction_ms, now_ms)
-
-    def row(index: int | None, candidate_id: int | None) -> int:
-        nonlocal reason
-        if index is None and candidate_id is not None:
-            index = find(candidate_id)
-            if index is None:
-                reason = (
-                    reason or "candidate id is not one of the prediction's; send the index in request order instead"
-                )
-                return -1
-        problem = _index_problem(index)
-        if index is None or problem:
-            reason = reason or problem
-            return -1
-        if index >= n:
-            reason = reason or f"index {index} is out of range: the prediction has {n} candidates"
-            return -1
-        return index
-
-    shown: dict[int, tuple[int, int]] = {}
-    exposed_status = []
-    for exposure in entry.exposed:
-        i = row(exposure.index, exposure.candidate_id)
-        if i < 0 or (problem := _position_problem(exposure)):
-            reason = reason or problem
-            exposed_status.append(INVALID)
-        elif i in shown or state.exposed_ms[i] != NEVER_MS:
-            exposed_status.append(DUPLICATE)
-        else:
-            shown[i] = (exposure.position, max(earliest, min(exposure.time_ms or now_ms, now_ms)))
-            exposed_status.append(ACCEPTED)
-
-    rows: list[int] = []
-    labels: list[float] = []
-    finals: list[bool] = []
-    last: dict[int, tuple[float, bool]] = {}
-    outcome_status = []
-    for outcome in entry.outcomes:
-        i = row(outcome.index, outcome.candidate_id)
-        if i < 0 or (problem := _label_problem(outcome)):
-            reason = reason or problem
-            outcome_status.append(INVALID)
-            continue
-        label = float(np.float32(outcome.label))
-        before, was_final = last.get(i) or (float(state.labels[i]), bool(state.final[i]))
-        if label == before and (was_final or not outcome.final):
-            outcome_status.append(DUPLICATE)
-            continue
-        last[i] = (label, was_final or outcome.final)
-        rows.append(i)
-        labels.append(label)
-        finals.append(outcome.final)
-        outcome_status.append(ACCEPTED)
-
-    all_new = entry.exposed_all and int((state.exposed_ms == NEVER_MS).sum()) > len(shown)
-    reply = FeedbackReply(tuple(exposed_status), tuple(outcome_status), reason)
-    if not shown and not rows and not all_new:
+    news = _RowNews(state, find, min(prediction_ms, now_ms), now_ms)
+    reply = _reply(entry, news)
+    all_new = entry.exposed_all and int((state.exposed_ms == NEVER_MS).sum()) > len(news.shown)
+    if not news.shown and not news.rows and not all_new:
         return None, reply
     change = Change(
-        np.fromiter(shown, np.int32, len(shown)),
-        np.fromiter((p for p, _ in shown.values()), np.int32, len(shown)),
-        np.fromiter((t for _, t in shown.values()), np.int64, len(shown)),
-        np.array(rows, np.int32),
-        np.array(labels, np.float32),
-        np.array(finals, np.bool_),
+        np.fromiter(news.shown, np.int32, len(news.shown)),
+        np.fromiter((p for p, _ in news.shown.values()), np.int32, len(news.shown)),
+        np.fromiter((t for _, t in news.shown.values()), np.int64, len(news.shown)),
+        np.array(news.rows, np.int32),
+        np.array(news.labels, np.float32),
+        np.array(news.finals, np.bool_),
         now_ms if all_new else NEVER_MS,
     )
     state.apply(change)
@@ -215,48 +163,17 @@ def accept(
 def accept_parked(earlier: Sequence[FeedbackEntry], entry: FeedbackEntry) -> tuple[FeedbackEntry | None, FeedbackReply]:
     """Check an entry whose prediction is not written yet, against what is parked for it already.
 
-    What can only be told from the prediction (range, candidate ids) is left to `accept`, once it is there.
+    What depends on the prediction (range, candidate ids) is left to `accept`, once it is written.
 
     Returns:
-        What to park (None when nothing is new) and the answer.
+        The entry to park (None when nothing is new) and the reply.
     """
-    shown = {_key(e) for past in earlier for e in past.exposed}
-    last: dict[tuple[bool, int], tuple[float, bool]] = {}
-    for past in earlier:
-        for outcome in past.outcomes:
-            _remember(last, outcome)
-    reason = ""
-    exposed, exposed_status = [], []
-    for exposure in entry.exposed:
-        problem = _key_problem(exposure) or _position_problem(exposure)
-        if problem:
-            reason = reason or problem
-            exposed_status.append(INVALID)
-        elif _key(exposure) in shown:
-            exposed_status.append(DUPLICATE)
-        else:
-            shown.add(_key(exposure))
-            exposed.append(exposure)
-            exposed_status.append(ACCEPTED)
-    outcomes, outcome_status = [], []
-    for outcome in entry.outcomes:
-        problem = _key_problem(outcome) or _label_problem(outcome)
-        if problem:
-            reason = reason or problem
-            outcome_status.append(INVALID)
-            continue
-        before, was_final = last.get(_key(outcome), (math.nan, False))
-        if float(outcome.label) == before and (was_final or not outcome.final):
-            outcome_status.append(DUPLICATE)
-            continue
-        _remember(last, outcome)
-        outcomes.append(outcome)
-        outcome_status.append(ACCEPTED)
+    news = _ParkedNews(earlier)
+    reply = _reply(entry, news)
     all_new = entry.exposed_all and not any(e.exposed_all for e in earlier)
-    reply = FeedbackReply(tuple(exposed_status), tuple(outcome_status), reason)
-    if not exposed and not outcomes and not all_new:
+    if not news.exposed and not news.outcomes and not all_new:
         return None, reply
-    return FeedbackEntry(entry.prediction_id, exposed, outcomes, all_new), reply
+    return FeedbackEntry(entry.prediction_id, news.exposed, news.outcomes, all_new), reply
 
 
 def refuse(entry: FeedbackEntry, status: str, reason: str) -> FeedbackReply:
@@ -289,42 +206,145 @@ def load_entry(prediction_id: str, text: str) -> FeedbackEntry:
     )
 
 
-def _remember(last: dict[tuple[bool, int], tuple[float, bool]], outcome: Outcome) -> None:
-    key = _key(outcome)
-    # An index and an id may mean one row: labels by the one kind of key make those by the other uncertain.
-    for other in [k for k in last if k[0] != key[0]]:
-        del last[other]
-    last[key] = (float(outcome.label), outcome.final or last.get(key, (0.0, False))[1])
+class _News(Protocol):
+    """Collects the parts of an entry that are new. Both methods return whether a part is new.
+
+    Raises (both):
+        InvalidInput: the part names no candidate, or its position or label is out of range.
+    """
+
+    def expose(self, exposure: Exposure) -> bool: ...
+
+    def label(self, outcome: Outcome) -> bool: ...
 
 
-def _key(said: Exposure | Outcome) -> tuple[bool, int]:
-    if said.index is not None:
-        return (False, said.index)
-    return (True, said.candidate_id or 0)
+def _reply(entry: FeedbackEntry, news: _News) -> FeedbackReply:
+    reasons: list[str] = []
+    exposed = tuple(_statuses(entry.exposed, news.expose, reasons))
+    outcomes = tuple(_statuses(entry.outcomes, news.label, reasons))
+    return FeedbackReply(exposed, outcomes, reasons[0] if reasons else "")
 
 
-def _key_problem(said: Exposure | Outcome) -> str:
-    return "" if said.index is None and said.candidate_id is not None else _index_problem(said.index)
+def _statuses(parts: Sequence[Part], add: Callable[[Part], bool], reasons: list[str]) -> Iterator[str]:
+    for part in parts:
+        try:
+            yield ACCEPTED if add(part) else DUPLICATE
+        except InvalidInput as error:
+            reasons.append(str(error))
+            yield INVALID
 
 
-def _index_problem(index: int | None) -> str:
+class _RowNews:
+    """News about the rows of a written prediction."""
+
+    def __init__(self, state: LabelState, find: Callable[[int], int | None], earliest_ms: int, now_ms: int) -> None:
+        self._state = state
+        self._find = find
+        self._earliest_ms, self._now_ms = earliest_ms, now_ms
+        self._last: dict[int, tuple[float, bool]] = {}
+        self.shown: dict[int, tuple[int, int]] = {}
+        """Position and time by row."""
+        self.rows: list[int] = []
+        self.labels: list[float] = []
+        self.finals: list[bool] = []
+
+    def expose(self, exposure: Exposure) -> bool:
+        row = self._row(exposure)
+        _check_position(exposure)
+        if row in self.shown or self._state.exposed_ms[row] != NEVER_MS:
+            return False
+        time_ms = max(self._earliest_ms, min(exposure.time_ms or self._now_ms, self._now_ms))
+        self.shown[row] = exposure.position, time_ms
+        return True
+
+    def label(self, outcome: Outcome) -> bool:
+        row = self._row(outcome)
+        _check_label(outcome)
+        label = float(np.float32(outcome.label))
+        before = self._last.get(row) or (float(self._state.labels[row]), bool(self._state.final[row]))
+        if _is_known(before, label, outcome.final):
+            return False
+        self._last[row] = label, before[1] or outcome.final
+        self.rows.append(row)
+        self.labels.append(label)
+        self.finals.append(outcome.final)
+        return True
+
+    def _row(self, part: Exposure | Outcome) -> int:
+        index = part.index
+        if index is None and part.candidate_id is not None:
+            index = self._find(part.candidate_id)
+            if index is None:
+                raise InvalidInput(
+                    "candidate id is not one of the prediction's; send the index in request order instead"
+                )
+        n = len(self._state.labels)
+        if (index := _checked_index(index)) >= n:
+            raise InvalidInput(f"index {index} is out of range: the prediction has {n} candidates")
+        return index
+
+
+class _ParkedNews:
+    """News about candidates of a prediction that is not written yet, known by index or by id."""
+
+    def __init__(self, earlier: Sequence[FeedbackEntry]) -> None:
+        self._shown = {_key(e) for past in earlier for e in past.exposed}
+        self._last: dict[_Key, tuple[float, bool]] = {}
+        self.exposed: list[Exposure] = []
+        self.outcomes: list[Outcome] = []
+        for past in earlier:
+            for outcome in past.outcomes:
+                self._remember(_key(outcome), outcome)
+
+    def expose(self, exposure: Exposure) -> bool:
+        key = _key(exposure)
+        _check_position(exposure)
+        if key in self._shown:
+            return False
+        self._shown.add(key)
+        self.exposed.append(exposure)
+        return True
+
+    def label(self, outcome: Outcome) -> bool:
+        key = _key(outcome)
+        _check_label(outcome)
+        if _is_known(self._last.get(key, (math.nan, False)), float(outcome.label), outcome.final):
+            return False
+        self._remember(key, outcome)
+        self.outcomes.append(outcome)
+        return True
+
+    def _remember(self, key: _Key, outcome: Outcome) -> None:
+        # An index and an id may mean one row: labels by the one kind of key make those by the other uncertain.
+        for other in [k for k in self._last if k[0] != key[0]]:
+            del self._last[other]
+        self._last[key] = (float(outcome.label), outcome.final or self._last.get(key, (0.0, False))[1])
+
+
+def _is_known(last: tuple[float, bool], label: float, final: bool) -> bool:
+    """Whether a label adds nothing to the last one and its `final`."""
+    return label == last[0] and (last[1] or not final)
+
+
+def _key(part: Exposure | Outcome) -> _Key:
+    if part.index is None and part.candidate_id is not None:
+        return True, part.candidate_id
+    return False, _checked_index(part.index)
+
+
+def _checked_index(index: int | None) -> int:
     if index is None:
-        return "neither index nor candidate id is given; send one of them"
-    return (
-        ""
-        if 0 <= index <= _MAX_POSITION
-        else f"index {index} is out of range; it counts candidates in request order from 0"
-    )
+        raise InvalidInput("neither index nor candidate id is given; send one of them")
+    if not 0 <= index <= _MAX_POSITION:
+        raise InvalidInput(f"index {index} is out of range; it counts candidates in request order from 0")
+    return index
 
 
-def _position_problem(exposure: Exposure) -> str:
-    position = exposure.position
-    return (
-        ""
-        if -1 <= position <= _MAX_POSITION
-        else f"position {position} is out of range; it counts from 0, -1 is unknown"
-    )
+def _check_position(exposure: Exposure) -> None:
+    if not -1 <= exposure.position <= _MAX_POSITION:
+        raise InvalidInput(f"position {exposure.position} is out of range; it counts from 0, -1 is unknown")
 
 
-def _label_problem(outcome: Outcome) -> str:
-    return "" if 0.0 <= outcome.label <= 1.0 else f"label {outcome.label} is not a number from 0 to 1"
+def _check_label(outcome: Outcome) -> None:
+    if not 0.0 <= outcome.label <= 1.0:
+        raise InvalidInput(f"label {outcome.label} is not a number from 0 to 1")
