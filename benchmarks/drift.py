@@ -18,11 +18,12 @@ import torch
 
 from benchmarks.report import Progress, Report
 from pipeline.calibration import probabilities
-from transfer.click_model.model import ClickModel
+from transfer.click_model.state import load_state, model_from, state_of
 from transfer.data.generator import GeneratedLog
 from transfer.data.log import LogChunk
 from transfer.offline.distill import transfer_offline
 from transfer.offline.train import train
+from transfer.offline.window import Window
 from transfer.online.adapt import Adapted, AdaptSettings
 from transfer.online.codistill import CoDistiller
 from transfer.online.replay_store import ReplayRows, keep_sample
@@ -90,8 +91,8 @@ def _log(rows: int, seed: int, abrupt_at: float | None) -> GeneratedLog:
 def follow_both(log: GeneratedLog) -> dict[str, Followed]:
     """The adaptive and the constant online stage on the same log, from the same teacher and student."""
     teacher = train(log, TEACHER, width=WIDTHS[0], stop=HISTORY)
-    student, _ = transfer_offline(teacher, log, STUDENT, width=WIDTHS[1], start=HISTORY, stop=RETAINED)
-    states = teacher.state_dict(), student.state_dict()
+    student, _ = transfer_offline(Window(teacher, log, HISTORY, RETAINED), STUDENT, width=WIDTHS[1])
+    states = state_of(teacher), state_of(student)
     with TemporaryDirectory(prefix="baton-drift-") as folder:
         path = Path(folder) / "retained.safetensors"
         keep_sample(log, HISTORY, RETAINED, path, teacher.calibrated_logits, capacity=50_000, seed=0)
@@ -103,8 +104,8 @@ def follow_both(log: GeneratedLog) -> dict[str, Followed]:
 
 def follow(log: GeneratedLog, states: tuple[Any, Any], replay: ReplayRows, settings: AdaptSettings) -> Followed:
     """One online stage along the stream, as the worker runs it."""
-    teacher, student = (ClickModel.from_state(header, arrays) for header, arrays in states)
-    published = ClickModel.from_state(*teacher.state_dict())
+    teacher, student = (model_from(header, arrays) for header, arrays in states)
+    published = model_from(*state_of(teacher))
     distiller = CoDistiller(teacher, student, replay, settings=settings, seed=0)
     regret, entropy, adapted = [], [], []
     for number, chunk in enumerate(log.chunks(RETAINED, 1.0, BATCH), 1):
@@ -117,7 +118,7 @@ def follow(log: GeneratedLog, states: tuple[Any, Any], replay: ReplayRows, setti
         served = probabilities(published.calibrated_logits(chunk.rows), 1.0, 0.0)
         adapted.append(distiller.learn(_batch(number, chunk, served), number).adapted)
         if number % PUBLISHED_EVERY == 0:
-            published.load_state(*teacher.state_dict())
+            load_state(published, *state_of(teacher))
     return Followed(np.array(regret), np.array(entropy), adapted)
 
 

@@ -21,6 +21,7 @@ from pipeline.hashing import hash_column
 from pipeline.schema import FieldSpec, Schema
 from protos.baton.ranking.v1 import ranking_pb2 as ranking
 from protos.inference import message
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 
 __all__ = [
@@ -72,7 +73,7 @@ def write_model(
         rows = rng.normal(0, 0.1, (len(ids), WIDTH)).astype(np.float32)
         linear = rng.normal(0, 0.1, len(ids)).astype(np.float32) if model.network.uses_linear else None
         model.tables.set_rows(field.name, Table(ids, rows, np.ones(len(ids), np.int64), linear))
-    return model.save_bundle(repository, arch, training=False), model
+    return save(model, repository, arch, training=False), model
 
 
 def gathered_graph(bundle: Bundle, vocabulary: Vocabulary, path: Path) -> None:

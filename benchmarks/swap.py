@@ -21,6 +21,8 @@ from benchmarks.site import Site, must_be_good, opened
 from pipeline.bundle.bundle import Table
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
+from transfer.bundles.export import DenseGraph
+from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 
 __all__ = ["run"]
@@ -123,9 +125,9 @@ def _publish(repository: Repository, name: str, interval: float) -> None:
     os.nice(NICE)
     torch.set_num_threads(1)
     latest = repository.open(name)
-    model = ClickModel.from_bundle(repository, latest)
-    base = latest.manifest.base or latest.manifest.version
-    deltas = list(latest.manifest.deltas)
+    model = load(repository.chain(latest))
+    chain = [bundle.manifest.version for bundle in repository.chain(latest)]
+    graphs: dict[str, DenseGraph] = {}
     rng = np.random.default_rng(int(latest.manifest.version))
     print("ready", flush=True)
     due = time.monotonic()
@@ -134,10 +136,9 @@ def _publish(repository: Repository, name: str, interval: float) -> None:
         if select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
             return
         _touch(model, rng)
-        if len(deltas) == COMPACT_AFTER:
-            base, deltas = model.save_bundle(repository, name, training=False).manifest.version, []
-        else:
-            deltas.append(model.save_delta(repository, name, base=base, deltas=deltas).manifest.version)
+        if len(chain) > COMPACT_AFTER:
+            chain = []
+        chain.append(save(model, repository, name, chain=chain, training=False, graphs=graphs).manifest.version)
 
 
 def _touch(model: ClickModel, rng: np.random.Generator) -> None:

@@ -17,6 +17,7 @@ import torch
 from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.errors import BatonError
 from pipeline.features import Rows
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 from transfer.data.generator import GeneratedLog
 from transfer.teachers.pool import TeacherPool
@@ -48,7 +49,7 @@ def run(
     expected = [teacher.calibrated_logits(chunk) for chunk in chunks]
     with TemporaryDirectory(prefix="baton-bench-") as folder:
         path = Path(folder) / "teacher"
-        teacher.save_bundle(path, "teacher")
+        save(teacher, path, "teacher")
         pools: dict[str, TeacherPool] = {}
         cases: dict[str, Callable[[int], float]] = {
             f"alone/{ARCH}": _timed(chunks, lambda: [teacher.calibrated_logits(chunk) for chunk in chunks])

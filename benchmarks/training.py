@@ -16,6 +16,8 @@ import torch
 from benchmarks.report import Progress, Report, interleaved, median
 from pipeline.features import Bag, Rows
 from pipeline.schema import FieldSpec, Schema
+from transfer.bundles.export import DenseGraph
+from transfer.bundles.publish import network_files
 from transfer.click_model.loss import distillation_loss
 from transfer.click_model.model import ClickModel
 from transfer.click_model.network import Network
@@ -62,9 +64,9 @@ def run(batch: int = 4096, vocabulary: int = 20_000, rounds: int = 20, progress:
             limit=rates["dense"],
             at_least=LEAST_SHARE if hyperparameters else None,
         )
-        model.snapshot(full=False)
-        model.tables.take_touched()
-        report.add(f"export/{arch}", "time", 1e3 * _timed(lambda _, m=model: m.snapshot(full=False))(0), "ms")  # type: ignore[misc]
+        graphs: dict[str, DenseGraph] = {}
+        network_files(model, graphs)
+        report.add(f"export/{arch}", "time", 1e3 * _timed(lambda _, m=model, g=graphs: network_files(m, g))(0), "ms")  # type: ignore[misc]
     return report
 
 

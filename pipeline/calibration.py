@@ -29,7 +29,7 @@ def probabilities(logits: F32, alpha: float, beta: float) -> F32:
     return scores
 
 
-def sigmoid(logits: npt.NDArray[np.floating]) -> F64:
+def sigmoid(logits: npt.NDArray[np.floating] | float) -> F64:
     """`1 / (1 + exp(-logit))`, float64 of any shape; no overflow, NaN stays NaN.
 
     >>> sigmoid(np.array([0.0, 1000.0, -1000.0])).tolist()

@@ -41,11 +41,13 @@ from serving.runtime.supervisor import running
 from serving.state.directory import open_directory, target_of
 from serving.wiring.bundles import open_repository
 from serving.wiring.traffic import open_traffic_log
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 from transfer.data import open_log
 from transfer.data.log import Log
 from transfer.offline.distill import transfer_offline
 from transfer.offline.train import train
+from transfer.offline.window import Window
 from transfer.online.replay_store import keep_sample
 
 __all__ = ["Demo"]
@@ -118,16 +120,13 @@ class Demo:
             f"training the teacher ({TEACHER}-{TEACHER_WIDTH})", log.rows_between(0, HISTORY_FRACTION)
         ) as bar:
             teacher = train(log, TEACHER, width=TEACHER_WIDTH, stop=HISTORY_FRACTION, seed=self.seed, progress=bar)
-        teacher.save_bundle(repository, f"{ENDPOINT}-{TEACHER}", metrics=teacher.metrics)
+        save(teacher, repository, f"{ENDPOINT}-{TEACHER}")
         retained = log.rows_between(HISTORY_FRACTION, RETAINED_FRACTION)
         with rows_progress(f"transferring to the student ({STUDENT}-{STUDENT_WIDTH})", retained) as bar:
             student, _ = transfer_offline(
-                teacher,
-                log,
+                Window(teacher, log, HISTORY_FRACTION, RETAINED_FRACTION),
                 STUDENT,
                 width=STUDENT_WIDTH,
-                start=HISTORY_FRACTION,
-                stop=RETAINED_FRACTION,
                 seed=self.seed,
                 progress=bar,
             )
@@ -139,7 +138,7 @@ class Demo:
                 capacity=100_000, seed=self.seed,
             )  # fmt: skip
         # A spoilt student is written without training state, so that nothing can heal it.
-        student.save_bundle(repository, f"{ENDPOINT}-{STUDENT}", metrics=student.metrics, training=not self.bad)
+        save(student, repository, f"{ENDPOINT}-{STUDENT}", training=not self.bad)
 
     # --- serving -------------------------------------------------------------------------------------------------------
 

@@ -90,6 +90,7 @@ def train(
     import torch
 
     from serving.cli.progress import rows_progress
+    from transfer.bundles.publish import save
     from transfer.click_model.blocks import TableSettings
     from transfer.click_model.model import LearningSettings
     from transfer.data import open_log
@@ -108,7 +109,7 @@ def train(
             learning = LearningSettings(tables=TableSettings(admit_after=admit_after, evict_after=evict_after))
             settings = TrainSettings(stored=rows, device=device.value, learning=learning)
             model = run(log, kind, width=width, start=start, stop=stop, seed=seed, settings=settings, progress=progress)
-        bundle = model.save_bundle(out, name or _plain(kind), metrics=model.metrics)
+        bundle = save(model, out, name or _plain(kind))
         _show_bundle(output, out, {**bundle.manifest.metrics, **_cost(model, watch, memory)}, _after(model, log, stop))
 
 
@@ -135,9 +136,10 @@ def transfer(
         int, typer.Option(min=0, help="Processes that score rows for the student; 0: this one does")
     ] = 0,
     ray: Annotated[str, typer.Option(help="Address of a Ray cluster whose nodes the teachers run on")] = "",
-    share: Annotated[
+    window_fraction: Annotated[
         float | None,
         typer.Option(
+            "--share",
             min=0.001,
             max=1.0,
             help="Newest share of the window to train on; 1 for all of it; a tenth, and all of it where "
@@ -155,11 +157,13 @@ def transfer(
     from serving.cli.progress import rows_progress
     from serving.cli.teachers import pooled
     from transfer.bundles.frozen import load_teacher
+    from transfer.bundles.publish import save
     from transfer.click_model.device import device_for
     from transfer.click_model.model import ClickModel
     from transfer.data import open_log
     from transfer.model_zoo import parse_arch
     from transfer.offline.distill import OURS, PUBLISHED, transfer_offline
+    from transfer.offline.window import Window
     from transfer.online.replay_store import keep_sample
     from transfer.quality.measured import PeakMemory, Stopwatch
 
@@ -170,10 +174,9 @@ def transfer(
         settings = replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows, device=device.value)
         tables = replace(settings.learning.tables, admit_after=admit_after, evict_after=evict_after)
         settings = replace(settings, learning=replace(settings.learning, tables=tables))
-        if share is not None:
-            settings = replace(
-                settings, ratio=share if share < 1 else None, extend=False, warm=settings.warm and share < 1
-            )
+        if window_fraction is not None:
+            part = window_fraction if window_fraction < 1 else None
+            settings = replace(settings, window_fraction=part, extend=False, warm=settings.warm and part is not None)
         log = open_log(data, cache)
         model = load_teacher(teacher)
         if isinstance(model, ClickModel):
@@ -184,14 +187,11 @@ def transfer(
             rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress,
             watch.running(),
         ):
-            student, _ = transfer_offline(
-                model, log, kind, width=width, start=start, stop=stop, mode=mode.value, seed=seed, progress=progress,
-                score=score,
-                settings=settings,
-            )  # fmt: skip
+            window = Window(model, log, start, stop, score=score)
+            student, _ = transfer_offline(window, kind, width=width, settings=settings, seed=seed, progress=progress)
         if retained is not None:
             keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
-        bundle = student.save_bundle(out, name or _plain(kind), metrics=student.metrics)
+        bundle = save(student, out, name or _plain(kind))
         cost = _cost(student, watch, memory)
         _show_bundle(output, out, {**bundle.manifest.metrics, **cost}, _after(student, log, stop))
 

@@ -43,7 +43,7 @@ def build(config: Config) -> Follower:
             segments=config.segments,
             status=config.status / "worker.json",
             batch_rows=w.batch_rows,
-            adapt=AdaptSettings(a=w.weight, replay=w.replay_ratio, every=w.teacher_every, adapt=w.adapt),
+            adapt=AdaptSettings(teacher_weight=w.weight, replay=w.replay_ratio, every=w.teacher_every, adapt=w.adapt),
             retained=w.retained,
             holdout=w.holdout,
             publish_interval=w.publish_interval,

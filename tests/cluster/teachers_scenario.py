@@ -22,6 +22,7 @@ from small_log import SmallLog
 
 from pipeline.errors import NotReady
 from pipeline.features import Rows
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 from transfer.teachers.pool import MemberGone, TeacherPool
 from transfer.teachers.process import BundleTeacher
@@ -39,7 +40,7 @@ class Scenario:
         self.folder = folder
         self.log = SmallLog(ROWS, seed=3)
         bundle = folder / "teacher"
-        ClickModel.create(self.log.schema, "dnn", 4, seed=1).save_bundle(bundle, "teacher", metrics={})
+        save(ClickModel.create(self.log.schema, "dnn", 4, seed=1), bundle, "teacher")
         self.load = BundleTeacher(bundle)
         self.nodes = Nodes(workers=0)
         self.pool = TeacherPool()

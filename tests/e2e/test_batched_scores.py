@@ -25,6 +25,7 @@ from pipeline.model.warmup import read_warmup, synthetic_requests
 from pipeline.schema import FieldSpec, Schema
 from pipeline.stages.embed import Embed
 from pipeline.stages.infer import Infer
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 
 SCHEMA = Schema(
@@ -46,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, Path]:
     model = ClickModel.create(SCHEMA, "deepfm", 8, seed=1)
     for features in synthetic_requests(SCHEMA, (300,)):
         model.step(features.rows(SCHEMA), np.arange(300) % 2)
-    model.save_bundle(repository, "m")
+    save(model, repository, "m")
     return repository, folder / "segments"
 
 

@@ -12,6 +12,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.features import Bag, Features, Rows
 from pipeline.model.model import Model
 from pipeline.schema import FieldSpec, Schema
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 from transfer.model_zoo import ZOO
 
@@ -52,7 +53,7 @@ def test_served_scores_are_the_trainers(arch: str, tmp_path: Path) -> None:
     for _ in range(3):
         model.step(seen, labels)
     model.tables.default_to_mean()
-    base = model.save_bundle(repository, "m")
+    base = save(model, repository, "m")
     # Ids of which the trained model knows one half.
     asked, _ = clicks(7, 300, 600)
 
@@ -67,9 +68,9 @@ def test_served_scores_are_the_trainers(arch: str, tmp_path: Path) -> None:
         assert (ready.split is not None) == model.network.body.can_split()
 
     served(base)
-    deltas: list[str] = []
+    chain = [base.manifest.version]
     for seed in (2, 3):
         model.step(*clicks(seed, 200, 400))
-        delta = model.save_delta(repository, "m", base=base.manifest.version, deltas=deltas)
-        deltas.append(delta.manifest.version)
+        delta = save(model, repository, "m", chain=chain)
+        chain.append(delta.manifest.version)
         served(delta)

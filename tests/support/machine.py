@@ -23,11 +23,13 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
 from serving.cli.api import AdminClient
 from serving.config import Config
+from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 from transfer.data import open_log
 from transfer.data.log import Log
 from transfer.offline.distill import transfer_offline
 from transfer.offline.train import train
+from transfer.offline.window import Window
 
 ENDPOINT, TEACHER, STUDENT = "ranker", "ranker-dnn", "ranker-dcnv2"
 ROWS = 100_000
@@ -61,9 +63,9 @@ def make_models(folder: Path) -> Models:
     log = open_log(None, folder / "cache", rows=ROWS, seed=0)
     repository = Repository(folder / "bundles")
     teacher = train(log, "dnn", width=8, stop=LEARNED, seed=0)
-    teacher.save_bundle(repository, TEACHER, metrics=teacher.metrics)
-    student, _ = transfer_offline(teacher, log, "dcnv2", width=8, start=0.2, stop=LEARNED, seed=0)
-    student.save_bundle(repository, STUDENT, metrics=student.metrics)
+    save(teacher, repository, TEACHER)
+    student, _ = transfer_offline(Window(teacher, log, 0.2, LEARNED), "dcnv2", width=8, seed=0)
+    save(student, repository, STUDENT)
     return Models(folder / "bundles", log)
 
 
@@ -184,7 +186,7 @@ class Machine:
 
     def model(self, bundle: str, version: str = "") -> ClickModel:
         """A version as the trainer sees it."""
-        return ClickModel.from_bundle(self.repository, self.repository.open(bundle, version))
+        return load(self.repository.chain(self.repository.open(bundle, version)))
 
     def rollout(self) -> dict[str, Any]:
         """The endpoint's newest rollout; empty before there is one."""

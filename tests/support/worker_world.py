@@ -14,6 +14,7 @@ from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 from transfer.online.adapt import AdaptSettings
 from transfer.online.worker import WorkerSettings
@@ -103,7 +104,7 @@ def models(folder: Path) -> Repository:
             parts = [draw(random) for _ in range(10)]
             rows = Rows(np.concatenate([p[0].ids for p in parts]), np.concatenate([p[0].numbers for p in parts]))
             model.step(rows, np.concatenate([p[1] for p in parts]))
-        model.save_bundle(repository, name)
+        save(model, repository, name)
     return repository
 
 

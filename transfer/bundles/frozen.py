@@ -19,6 +19,7 @@ from pipeline.model.model import Model
 from pipeline.model.network import Network
 from pipeline.schema import Schema
 from transfer.bundles.import_onnx import ARCHITECTURE
+from transfer.bundles.publish import load
 from transfer.click_model.model import ClickModel
 
 __all__ = ["FrozenTeacher", "load_teacher"]
@@ -70,6 +71,4 @@ def load_teacher(path: Path) -> ClickModel | FrozenTeacher:
         InvalidInput: it is a delta, which needs the repository that holds its base.
     """
     bundle = Bundle.open(path)
-    return (
-        FrozenTeacher(bundle) if bundle.manifest.architecture == ARCHITECTURE else ClickModel.from_bundle(None, bundle)
-    )
+    return FrozenTeacher(bundle) if bundle.manifest.architecture == ARCHITECTURE else load(bundle)

@@ -1,45 +1,30 @@
-"""From a model in training to a bundle on disk, and back.
+"""Publishing: a model in training becomes a bundle on disk (`save`), a bundle becomes a model again (`load`).
 
-A `Snapshot` is taken on the training thread (copies of what changed); writing it may happen anywhere. A base holds all
-rows, a delta those touched since the last publication. A bundle carries what training goes on from only when asked to:
-rows in float32 as well, where its tables hold rounded ones.
+A base holds all rows, a delta those touched since the last publication. A base may carry the state that training goes
+on from. That state holds the rows in float32 as well where the bundle's tables hold rounded ones. Next stops:
+`transfer.bundles.export` (the network), `transfer.click_model.state` (the state), `pipeline.bundle.bundle` (the files).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 
-from pipeline.bundle.bundle import (
-    DENSE,
-    WARMUP,
-    Bundle,
-    BundleWriter,
-    Calibration,
-    GateReport,
-    Manifest,
-    Table,
-    TableInfo,
-)
-from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
 from pipeline.bundle.versions import Repository
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, InvalidInput
 from pipeline.model.warmup import synthetic_requests, write_warmup
-from pipeline.schema import Schema
-from transfer.bundles.export import graph_weights, trace
+from transfer.bundles.export import DenseGraph, graph_weights, trace
+from transfer.click_model.model import ClickModel
+from transfer.click_model.state import model_from, state_of
 
-if TYPE_CHECKING:
-    from transfer.click_model.model import ClickModel
-
-__all__ = ["Snapshot", "load_model", "snapshot_of", "write_snapshot"]
+__all__ = ["Provenance", "load", "network_files", "save"]
 
 STATE = "training/state.safetensors"
 HEADER = "header"
@@ -48,161 +33,131 @@ _IN_TABLES = ("tables.rows.values", "tables.weights.values", "tables.counts")
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What a bundle is written from; independent of the model that it was taken from."""
-
-    architecture: str
-    hyperparameters: dict[str, Any]
-    schema: Schema
-    calibration: Calibration
-    networks: dict[str, bytes]
-    tables: dict[str, Table]
-    defaults: dict[str, tuple[tuple[float, ...], float | None]]
-    full: bool
-    stored: RowFormat = "float32"
-    header: dict[str, Any] | None = None
-    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-
-    def infos(self) -> dict[str, TableInfo]:
-        """The manifest's entries of the tables."""
-        return {
-            name: TableInfo(
-                width=len(default),
-                dtype=self.stored,
-                rows=len(self.tables[name].ids),
-                default=default,
-                linear_default=linear_default,
-            )
-            for name, (default, linear_default) in self.defaults.items()
-        }
-
-
-def snapshot_of(model: ClickModel, *, full: bool, training: bool) -> Snapshot:
-    """See `ClickModel.snapshot`."""
-    model.network.cpu()
-    model.graphs = model.graphs or trace(model.network, model.schema)
-    networks = {name: graph.write() for name, graph in model.graphs.items()}
-    model.network.to(model.device)
-    slots = None if full else model.tables.touched()
-    header, arrays = model.state_dict() if training else (None, {})
-    return Snapshot(
-        architecture=model.arch,
-        hyperparameters={"width": model.width, **model.hyperparameters},
-        schema=model.schema,
-        calibration=model.calibration,
-        networks=networks,
-        tables={name: model.tables.export(name, slots) for name in model.tables.names},
-        defaults={
-            name: (
-                tuple(model.tables.default[t].tolist()),
-                float(model.tables.default_linear[t]) if model.network.uses_linear else None,
-            )
-            for t, name in enumerate(model.tables.names)
-        },
-        full=full,
-        stored=model.stored,
-        header=header,
-        arrays=training_arrays(arrays, model.stored),
-    )
-
-
-def write_snapshot(
-    target: Path | Repository,
-    name: str,
-    snapshot: Snapshot,
-    *,
-    version: str | None = None,
-    parent: str | None = None,
-    base: str | None = None,
-    deltas: Sequence[str] = (),
-    metrics: Mapping[str, float | None] | None = None,
-    gate: GateReport | None = None,
-    created_ms: int = 0,
-) -> Bundle:
-    """Write a snapshot as a bundle.
+class Provenance:
+    """What a manifest records of a version beside the model.
 
     Args:
-        target: a repository, or the directory that becomes the bundle (then its version is 1 unless said).
-        name: of the bundle.
-        snapshot: what to write.
-        version: reserved before; None takes the next number of the repository.
-        parent: version it was trained on from.
-        base, deltas: of a delta: the base generation and the deltas before this one, oldest first.
-        metrics: at birth.
-        gate: its report; a version that did not pass is written as a manifest alone.
+        parent: version that it was trained on from.
+        metrics: at birth; None: the model's own.
+        gate: report of the quality gate; a version that did not pass is written as a manifest alone.
         created_ms: Unix time in milliseconds.
+    """
+
+    parent: str | None = None
+    metrics: Mapping[str, float | None] | None = None
+    gate: GateReport | None = None
+    created_ms: int = 0
+
+
+def save(
+    model: ClickModel,
+    target: Repository | Path,
+    name: str,
+    *,
+    version: str | None = None,
+    chain: Sequence[str] = (),
+    provenance: Provenance | None = None,
+    training: bool = True,
+    graphs: dict[str, DenseGraph] | None = None,
+) -> Bundle:
+    """Write a version of a model. Its rows count as published then, unless the gate refused it.
+
+    Args:
+        model: to publish.
+        target: a repository, or the directory that becomes the bundle (its version is 1 unless given).
+        name: of the bundle.
+        version: reserved before; None takes the next number of the repository.
+        chain: versions that a delta builds on, base first; empty for a base.
+        provenance: for the manifest.
+        training: whether a base carries the state that training goes on from; a delta never does.
+        graphs: as of `network_files`.
 
     Raises:
-        BundleError: the place is taken, or a delta was not told its base.
-        InvalidInput: a row cannot be stored in the snapshot's format.
+        BundleError: the place is taken.
+        InvalidInput: a row cannot be stored in the model's row format.
+        NotReady: the disk is full or fails.
     """
-    if snapshot.full != (base is None):
-        raise BundleError("a delta needs the version of its base, and a snapshot of all rows is itself a base", "base")
+    about = provenance or Provenance()
+    publish = None
     if isinstance(target, Repository):
         version = version or target.reserve(name)
         path, publish = target.path(name, version), target.publish
     else:
-        version, path, publish = version or "1", target, None
+        version, path = version or "1", target
+    touched = model.tables.touched()
+    tables = {table: model.tables.export(table, touched if chain else None) for table in model.tables.names}
     manifest = Manifest(
         name=name,
         version=version,
-        architecture=snapshot.architecture,
-        hyperparameters=snapshot.hyperparameters,
-        schema=snapshot.schema,
-        tables=snapshot.infos(),
-        calibration=snapshot.calibration,
-        metrics=dict(metrics or {}),
-        parent=parent,
-        base=base,
-        deltas=(*(d for d in deltas if d != version), version) if base is not None else (),
-        gate=gate,
-        created_ms=created_ms,
+        architecture=model.arch,
+        hyperparameters={"width": model.width, **model.hyperparameters},
+        schema=model.schema,
+        tables=_infos(model, tables),
+        calibration=model.calibration,
+        metrics=dict(model.metrics if about.metrics is None else about.metrics),
+        parent=about.parent,
+        base=chain[0] if chain else None,
+        deltas=(*chain[1:], version) if chain else (),
+        gate=about.gate,
+        created_ms=about.created_ms,
     )
-    with BundleWriter(path) as writer:
-        if manifest.servable:
-            for file_name, network in snapshot.networks.items():
-                writer.path(file_name).write_bytes(network)
-            write_warmup(writer.path(WARMUP), snapshot.schema, synthetic_requests(snapshot.schema))
-            for table_name, table in snapshot.tables.items():
-                writer.table(table_name, table, snapshot.stored)
-            if snapshot.header is not None:
-                header = np.frombuffer(json.dumps(snapshot.header).encode(), np.uint8)
-                writer.tensors(STATE, {**snapshot.arrays, HEADER: header})
-        return writer.finish(manifest, publish)
+    if manifest.servable:
+        model.tables.take_touched()
+    try:
+        with BundleWriter(path) as writer:
+            if manifest.servable:
+                for file, content in network_files(model, graphs).items():
+                    writer.path(file).write_bytes(content)
+                write_warmup(writer.path(WARMUP), model.schema, synthetic_requests(model.schema))
+                for table, rows in tables.items():
+                    writer.table(table, rows, model.stored)
+                if training and not chain:
+                    _write_state(writer, model)
+            return writer.finish(manifest, publish)
+    except BaseException:
+        model.tables.put_back(touched)
+        raise
 
 
-def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
-    """A model from a base and its deltas, oldest first (`Repository.chain`).
+def network_files(model: ClickModel, graphs: dict[str, DenseGraph] | None = None) -> dict[str, bytes]:
+    """The ONNX files of a model's network, by name in the bundle.
+
+    Args:
+        graphs: empty at first, filled here, and given again for the next version of the same model: then only its weights
+            are written and nothing is traced anew.
+    """
+    graphs = {} if graphs is None else graphs
+    model.network.cpu()
+    if not graphs:
+        graphs |= trace(model.network, model.schema)
+    files = {name: graph.write() for name, graph in graphs.items()}
+    model.network.to(model.device)
+    return files
+
+
+def load(source: Path | Bundle | Sequence[Bundle]) -> ClickModel:
+    """A model from a published version.
 
     Optimiser state comes from the newest bundle that has it; without any, the model is frozen.
 
+    Args:
+        source: a base or its directory; or a base and its deltas, oldest first (`Repository.chain`).
+
     Raises:
-        BundleError: the network does not fit the architecture that the manifest names.
+        InvalidInput: a delta without its base.
+        BundleError: it was not written by this trainer, or is damaged.
     """
-    last = chain[-1].manifest
-    stateful = next((b for b in reversed(chain) if STATE in b.manifest.files), None)
-    newer = chain
-    hyperparameters = dict(last.hyperparameters)
-    width = int(hyperparameters.pop("width", next(iter(last.tables.values())).width))
-    if stateful is not None:
-        arrays = stateful.tensors(STATE)
-        header = json.loads(arrays.pop(HEADER).tobytes())
-        if _IN_TABLES[0] in arrays:
-            newer = chain[chain.index(stateful) + 1 :]  # its own rows and those before it are there, unrounded
-        else:
-            ids = len(arrays["tables.ids"])
-            arrays["tables.rows.values"] = np.zeros((ids, width), np.float32)
-            arrays["tables.counts"] = np.zeros(ids, np.int64)
-            arrays["tables.weights.values"] = np.zeros((ids if header["linear"] else 0, 1), np.float32)
-        model = kind.from_state(header, arrays)
-    else:
-        model = kind.create(last.model_schema, last.architecture, width, seed=0, hyperparameters=hyperparameters)
-        model.frozen = True
+    chain = [Bundle.open(source)] if isinstance(source, Path) else [source] if isinstance(source, Bundle) else source
+    newest = chain[-1]
+    if chain[0].manifest.base is not None:
+        raise InvalidInput(f"{newest.path} is a delta; pass the repository that holds its base", "source")
+    model, newer = _with_state(chain)
+    manifest = newest.manifest
     for index, name in enumerate(model.tables.names):
-        info = last.tables[name]
+        info = manifest.tables[name]
         if info.width != model.tables.default.shape[1]:
             raise BundleError(
-                f"{chain[-1].path}: table {name!r} has width {info.width} where architecture {last.architecture!r} has "
+                f"{newest.path}: table {name!r} has width {info.width} where architecture {manifest.architecture!r} has "
                 f"{model.tables.default.shape[1]}; it was not written by this trainer",
                 name,
             )
@@ -211,19 +166,60 @@ def load_model(kind: type[ClickModel], chain: Sequence[Bundle]) -> ClickModel:
     for bundle in newer:
         for name in model.tables.names:
             model.tables.load_rows(name, bundle.table(name))
-    _load_dense(model, chain[-1])
-    model.calibration = last.calibration
-    model.stored = next(iter(last.tables.values())).dtype
+    _load_dense(model, newest)
+    model.calibration = manifest.calibration
+    model.stored = next(iter(manifest.tables.values())).dtype
     return model
 
 
+def _infos(model: ClickModel, tables: Mapping[str, Table]) -> dict[str, TableInfo]:
+    """The manifest's entries of the tables."""
+    return {
+        name: TableInfo(
+            width=model.width,
+            dtype=model.stored,
+            rows=len(tables[name].ids),
+            default=tuple(model.tables.default[index].tolist()),
+            linear_default=float(model.tables.default_linear[index]) if model.network.uses_linear else None,
+        )
+        for index, name in enumerate(model.tables.names)
+    }
+
+
+def _write_state(writer: BundleWriter, model: ClickModel) -> None:
+    header, arrays = state_of(model)
+    kept = {key: value for key, value in arrays.items() if model.stored != "float32" or key not in _IN_TABLES}
+    writer.tensors(STATE, {**kept, HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)})
+
+
+def _with_state(chain: Sequence[Bundle]) -> tuple[ClickModel, Sequence[Bundle]]:
+    """The model with the newest training state of a chain, and the bundles whose rows are not in it yet."""
+    last = chain[-1].manifest
+    hyperparameters = dict(last.hyperparameters)
+    width = int(hyperparameters.pop("width", next(iter(last.tables.values())).width))
+    stateful = next((b for b in reversed(chain) if STATE in b.manifest.files), None)
+    if stateful is None:
+        model = ClickModel.create(last.model_schema, last.architecture, width, seed=0, hyperparameters=hyperparameters)
+        model.frozen = True
+        return model, chain
+    arrays = stateful.tensors(STATE)
+    header = json.loads(arrays.pop(HEADER).tobytes())
+    if _IN_TABLES[0] in arrays:  # rows in float32, its own and those of the bundles before it
+        return model_from(header, arrays), chain[chain.index(stateful) + 1 :]
+    ids = len(arrays["tables.ids"])
+    arrays["tables.rows.values"] = np.zeros((ids, width), np.float32)
+    arrays["tables.counts"] = np.zeros(ids, np.int64)
+    arrays["tables.weights.values"] = np.zeros((ids if header["linear"] else 0, 1), np.float32)
+    return model_from(header, arrays), chain
+
+
 def _load_dense(model: ClickModel, bundle: Bundle) -> None:
-    found = graph_weights(onnx.load(str(bundle.file(DENSE)), load_external_data=False))
+    held = graph_weights(onnx.load(str(bundle.file(DENSE)), load_external_data=False))
     weights = dict(model.network.named_parameters()) | dict(model.network.named_buffers())
     for name, tensor in weights.items():
-        array = found.get(name)
+        array = held.get(name)
         if array is None:
-            if not any(n.startswith(name.split(".")[0]) for n in found):
+            if not any(n.startswith(name.split(".")[0]) for n in held):
                 raise BundleError(
                     f"{bundle.path}: the network holds no weight {name!r} of architecture "
                     f"{bundle.manifest.architecture!r}; it was not written by this trainer",
@@ -234,8 +230,3 @@ def _load_dense(model: ClickModel, bundle: Bundle) -> None:
             raise BundleError(f"{bundle.path}: weight {name!r} is {array.shape} instead of {list(tensor.shape)}", DENSE)
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(array.copy()))
-
-
-def training_arrays(arrays: Mapping[str, npt.NDArray[Any]], stored: RowFormat) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a model's state that tables of this format do not hold already."""
-    return {key: value for key, value in arrays.items() if stored != "float32" or key not in _IN_TABLES}

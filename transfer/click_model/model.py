@@ -1,16 +1,16 @@
 """A click model in training: schema, tables, network, optimisers, calibration.
 
-`step` learns from a batch, `logits` scores, `served_logits` with the rows as they are published, `save_bundle` and
-`save_delta` publish, `state_dict` and `load_state` are the checkpoint. One thread. Next stop: `transfer.offline.train` (the loop), `transfer.offline.distill` (stage 1).
+`step` learns from a batch, `logits` scores, `served_logits` scores with the rows as they are published. One thread. It
+knows neither checkpoints (`transfer.click_model.state`) nor bundles (`transfer.bundles.publish`). Next stop:
+`transfer.offline.train` (the loop), `transfer.offline.distill` (stage 1).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.bundle.bundle import Bundle, Calibration, GateReport
+from pipeline.bundle.bundle import Calibration
 from pipeline.bundle.row_format import RowFormat
-from pipeline.bundle.versions import Repository
 from pipeline.errors import Diverged, InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
-from transfer.bundles.export import DenseGraph
-from transfer.bundles.publish import Snapshot, load_model, snapshot_of, write_snapshot
-from transfer.click_model.batch_check import checked_labels
 from transfer.click_model.blocks import TableSettings
 from transfer.click_model.calibration import offset_for
-from transfer.click_model.loss import distillation_loss
+from transfer.click_model.loss import checked_labels, distillation_loss
 from transfer.click_model.network import Network, shift, steady
-from transfer.click_model.state import load_into, state_of
 from transfer.click_model.tables import Tables
 from transfer.model_zoo import resolve
 
@@ -52,7 +47,8 @@ class LearningSettings:
 
 
 class ClickModel:
-    """Made by `create`, `from_bundle` or `from_state`."""
+    """A network on top of embedding tables, with what trains both. Made by `create`; of a bundle by
+    `transfer.bundles.publish.load`, of a checkpoint by `transfer.click_model.state.model_from`."""
 
     def __init__(
         self,
@@ -90,8 +86,6 @@ class ClickModel:
         `steady`, except that an id seen for the first time has its new row already: the default one, plus noise."""
         self.pending_batches = 0
         self.pending_rows = 0
-        self.graphs: dict[str, DenseGraph] = {}
-        """The exported network by file, once one was needed."""
 
     @classmethod
     def create(
@@ -104,7 +98,7 @@ class ClickModel:
         hyperparameters: Mapping[str, Any] | None = None,
         learning: LearningSettings | None = None,
     ) -> ClickModel:
-        """A model that knows nothing yet.
+        """An untrained model.
 
         Args:
             schema: fields; widths in it are replaced by `width`.
@@ -128,7 +122,7 @@ class ClickModel:
         )
 
     def to(self, device: torch.device) -> ClickModel:
-        """Move the network there, for steps and scores from now on; tables stay in the machine's memory."""
+        """Move the network to a device, for steps and scores from now on; tables stay in the machine's memory."""
         self.network.to(device)
         for state in self.optimiser.state.values():
             state.update({key: value.to(device) for key, value in state.items()})
@@ -161,12 +155,12 @@ class ClickModel:
             part = rows.slice(start, min(start + SCORING_ROWS, len(rows)))
             vectors, linear = self.tables.gather(self.tables.lookup(part, create=False), stored)
             with torch.inference_mode():
-                logits = self._forward(part, self._there(vectors), None if linear is None else self._there(linear))
+                logits = self._forward(part, self._tensor(vectors), None if linear is None else self._tensor(linear))
                 out[start : start + len(part)] = logits.cpu().numpy()
         return out
 
     def calibrated_logits(self, rows: Rows) -> F32:
-        """Logits float32 `[n]` after calibration: the log-odds that serving answers with, but for rounded rows."""
+        """Logits float32 `[n]` after calibration: the log-odds of served scores, except where bundles round rows."""
         return (self.calibration.alpha * self.logits(rows) + self.calibration.beta).astype(np.float32)
 
     def scores(self, rows: Rows) -> F32:
@@ -183,25 +177,25 @@ class ClickModel:
     def start_level(self, rows: Rows, rate: float) -> None:
         """Give the network's own bias, where it has one, the value at which its scores of some rows have this mean.
 
-        For before the first step: else every row of the tables has to learn the level that one number can tell, as far as
-        it is trained, and rare ids stay at another level than popular ones (a prior as bias: Lin et al. 2017, "Focal Loss
-        for Dense Object Detection", 4.1).
+        To be called before the first step. Otherwise every row of the tables has to learn the level that one number holds,
+        and rare ids stay at another level than popular ones (a prior as bias: Lin et al. 2017, "Focal Loss for Dense Object
+        Detection", 4.1).
         """
         logits = self.logits(rows.slice(0, min(len(rows), LEVEL_ROWS))).astype(np.float64)
         shift(self.network, offset_for(logits, rate * len(logits)))
 
     def _forward(self, rows: Rows, vectors: Tensor, weights: Tensor | None) -> Tensor:
-        numbers = self._there(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None
+        numbers = self._tensor(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None
         logit: Tensor = self.network(vectors.flatten(1), weights, numbers)
         return logit
 
-    def _there(self, array: F32) -> Tensor:
+    def _tensor(self, array: F32) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
     def fit_numbers(self, rows: Rows) -> None:
-        """Take mean and deviation of the numbers from these rows. Once, before training."""
+        """Take mean and deviation of the numbers from these rows. To be called once, before training."""
         if self.network.transform is not None:
             self.network.transform.fit(rows.numbers)
 
@@ -211,7 +205,7 @@ class ClickModel:
         labels: npt.NDArray[Any],
         *,
         teacher_logits: F32 | None = None,
-        a: float | F32 = 0.0,
+        teacher_weight: float | F32 = 0.0,
         temperature: float = 1.0,
         label_offset: float | F32 = 0.0,
         train_tables: bool = True,
@@ -219,8 +213,8 @@ class ClickModel:
     ) -> float:
         """Learn from a batch: `accumulate`, then `apply_accumulated`; same arguments, result and errors."""
         loss = self.accumulate(
-            rows, labels, teacher_logits=teacher_logits, a=a, temperature=temperature, label_offset=label_offset,
-            train_tables=train_tables, most=most,
+            rows, labels, teacher_logits=teacher_logits, teacher_weight=teacher_weight, temperature=temperature,
+            label_offset=label_offset, train_tables=train_tables, most=most,
         )  # fmt: skip
         self.apply_accumulated()
         return loss
@@ -231,7 +225,7 @@ class ClickModel:
         labels: npt.NDArray[Any],
         *,
         teacher_logits: F32 | None = None,
-        a: float | F32 = 0.0,
+        teacher_weight: float | F32 = 0.0,
         temperature: float = 1.0,
         label_offset: float | F32 = 0.0,
         train_tables: bool = True,
@@ -243,7 +237,7 @@ class ClickModel:
             rows: n rows.
             labels: from 0 to 1, `[n]`; one of 0.3 counts as 0.3 of a click.
             teacher_logits: `[n]`; None: labels alone.
-            a: weight of the teacher's term, one number or `[n]`.
+            teacher_weight: a, weight of the teacher's term, one number or `[n]`.
             temperature: T.
             label_offset: log k of the sampling, one number or `[n]`.
             train_tables: False freezes the tables: no row is made or changed.
@@ -259,20 +253,12 @@ class ClickModel:
         """
         if self.frozen:
             raise InvalidInput("this model is frozen: its bundle has no training state; it can score, not learn")
-        n, y = len(rows), checked_labels(self.schema, rows, labels, teacher_logits)
+        y = checked_labels(self.schema, rows, labels, teacher_logits)
         lookup = self.tables.lookup(rows, create=train_tables)
         vectors, linear = self.tables.gather(lookup)
-        embeddings = self._there(vectors).requires_grad_(train_tables)
-        weights = None if linear is None else self._there(linear).requires_grad_(train_tables)
-        with torch.random.fork_rng(devices=[]):
-            # Dropout, where there is any, depends on seed and step alone: a resumed run draws the same masks.
-            # `torch.manual_seed` would also take a stack trace for a GPU that was never used, a tenth of a small step.
-            seed = hash((self.seed, self.steps, self.pending_batches)) & 0x7FFFFFFF
-            torch.default_generator.manual_seed(seed)
-            if self.device.type == "cuda":
-                torch.cuda.manual_seed(seed)
-            self.network.train()
-            logits = self._forward(rows, embeddings, weights)
+        embeddings = self._tensor(vectors).requires_grad_(train_tables)
+        weights = None if linear is None else self._tensor(linear).requires_grad_(train_tables)
+        logits = self._training_logits(rows, embeddings, weights)
         self.last_logits = logits.detach().cpu().numpy()
         largest = float(np.abs(self.last_logits).max())
         if most < np.inf and not largest < most:
@@ -280,35 +266,45 @@ class ClickModel:
         loss = distillation_loss(
             # The slope is part of what is served: without it training would undo it, and serving apply it all the same.
             self.calibration.alpha * logits,
-            self._there(y),
-            teacher_logits=None if teacher_logits is None else self._there(np.array(teacher_logits, np.float32)),
-            a=self._there(a) if isinstance(a, np.ndarray) else a,
+            self._tensor(y),
+            teacher_logits=None if teacher_logits is None else self._tensor(np.array(teacher_logits, np.float32)),
+            teacher_weight=self._tensor(teacher_weight) if isinstance(teacher_weight, np.ndarray) else teacher_weight,
             temperature=temperature,
-            label_offset=self._there(label_offset) if isinstance(label_offset, np.ndarray) else label_offset,
+            label_offset=self._tensor(label_offset) if isinstance(label_offset, np.ndarray) else label_offset,
         ).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         self.pending_batches += 1
-        self.pending_rows += n
-        self.rows_trained += n
+        self.pending_rows += len(rows)
+        self.rows_trained += len(rows)
         if train_tables:
-            grad = None if embeddings.grad is None else embeddings.grad.cpu().numpy()
-            linear_grad = None if weights is None or weights.grad is None else weights.grad.cpu().numpy()
-            self.tables.collect(lookup, grad, linear_grad, self.rows_trained)
+            self.tables.collect(lookup, _gradient(embeddings), _gradient(weights), self.rows_trained)
         return float(loss.detach())
+
+    def _training_logits(self, rows: Rows, embeddings: Tensor, weights: Tensor | None) -> Tensor:
+        """Logits `[n]` in training mode. Dropout, where there is any, depends on seed and step alone: a resumed run draws
+        the same masks."""
+        with torch.random.fork_rng(devices=[]):
+            # `torch.manual_seed` would also take a stack trace for a GPU that was never used, a tenth of a small step.
+            seed = hash((self.seed, self.steps, self.pending_batches)) & 0x7FFFFFFF
+            torch.default_generator.manual_seed(seed)
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            self.network.train()
+            return self._forward(rows, embeddings, weights)
 
     def apply_accumulated(self) -> None:
         """One optimiser step on the mean of the gradients collected since the last one; none collected: nothing."""
         if not self.pending_batches:
             return
-        share = 1.0 / self.pending_batches
+        scale = 1.0 / self.pending_batches
         if self.pending_batches > 1:
             for parameter in self.network.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.mul_(share)
+                    parameter.grad.mul_(scale)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         # Batch losses are means; rows of tables learn from sums, so that their steps do not depend on the batch size.
-        self.tables.apply(share * (self.pending_rows * share))
+        self.tables.apply(scale * (self.pending_rows * scale))
         self.steps += 1
         self.pending_batches = self.pending_rows = 0
         self.tables.age(self.rows_trained)
@@ -318,117 +314,6 @@ class ClickModel:
         weights = (*self.network.parameters(), *self.network.buffers())
         return all(bool(torch.isfinite(w).all()) for w in weights) and self.tables.finite()
 
-    # --- checkpoint --------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *, changes: bool = False) -> tuple[dict[str, Any], Arrays]:
-        """Header (JSON values) and arrays (copies) from which `load_state` goes on exactly, to the bit.
-
-        Args:
-            changes: of the tables, only rows changed since `tables.saved`; `transfer.click_model.state.brought_up` adds them to
-                the state of then. All rows where slots mean others since.
-        """
-        return state_of(self, self.tables.changed() if changes else None)
-
-    def load_state(self, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take over what `state_dict` gave.
-
-        Raises:
-            InvalidInput: it is the state of a model of another architecture, width or schema.
-        """
-        load_into(self, header, arrays)
-
-    @classmethod
-    def from_state(cls, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ClickModel:
-        """The model whose `state_dict` this was."""
-        learning = dict(header["learning"])
-        learning["tables"] = TableSettings(**learning["tables"])
-        model = cls(
-            Schema.model_validate(header["schema"]),
-            header["arch"],
-            header["width"],
-            seed=header["seed"],
-            hyperparameters=header["hyperparameters"],
-            learning=LearningSettings(**learning),
-        )
-        model.load_state(header, arrays)
-        return model
-
-    # --- publishing --------------------------------------------------------------------------------------------------
-
-    def snapshot(self, *, full: bool, training: bool = False) -> Snapshot:
-        """Copies of what a bundle is written from: all rows, or (a delta) those touched since `take_touched`.
-
-        Writing it (`transfer.bundles.publish.write_snapshot`) may happen on another thread. Call `tables.take_touched()` when
-        the version counts as published.
-        """
-        return snapshot_of(self, full=full, training=training)
-
-    def save_bundle(
-        self,
-        target: Repository | Path,
-        name: str,
-        *,
-        version: str | None = None,
-        parent: str | None = None,
-        metrics: Mapping[str, float | None] | None = None,
-        gate: GateReport | None = None,
-        training: bool = True,
-        created_ms: int = 0,
-    ) -> Bundle:
-        """Publish all rows as a base; see `transfer.bundles.publish.write_snapshot` for the arguments."""
-        slots = self.tables.touched()
-        if gate is None or gate.passed:
-            self.tables.take_touched()
-        try:
-            return write_snapshot(
-                target, name, self.snapshot(full=True, training=training), version=version, parent=parent,
-                metrics=self.metrics if metrics is None else metrics, gate=gate, created_ms=created_ms,
-            )  # fmt: skip
-        except BaseException:
-            self.tables.put_back(slots)
-            raise
-
-    def save_delta(
-        self,
-        target: Repository | Path,
-        name: str,
-        *,
-        base: str,
-        deltas: Sequence[str] = (),
-        version: str | None = None,
-        parent: str | None = None,
-        metrics: Mapping[str, float | None] | None = None,
-        gate: GateReport | None = None,
-        training: bool = False,
-        created_ms: int = 0,
-    ) -> Bundle:
-        """Publish the rows touched since the last publication as a delta over `base` and the `deltas` before it
-        (oldest first; the new version itself may stand at the end).
-
-        A version that the gate refused is written as a report only; its rows go with the next one that passes.
-        """
-        bundle = write_snapshot(
-            target, name, self.snapshot(full=False, training=training), version=version, parent=parent,
-            base=base, deltas=deltas, metrics=metrics, gate=gate, created_ms=created_ms,
-        )  # fmt: skip
-        if bundle.manifest.servable:
-            self.tables.take_touched()
-        return bundle
-
-    @classmethod
-    def from_bundle(cls, source: Repository | Sequence[Bundle] | None, bundle: Bundle) -> ClickModel:
-        """A model from a published version.
-
-        Args:
-            source: the repository that holds what the version builds on, or its chain, base first; None for a base.
-            bundle: the version.
-
-        Raises:
-            InvalidInput: a delta without its chain.
-            BundleError: it was not written by this trainer.
-        """
-        if isinstance(source, Repository):
-            return load_model(cls, source.chain(bundle))
-        if source is None and bundle.manifest.base is not None:
-            raise InvalidInput(f"{bundle.path} is a delta; pass the repository that holds its base", "source")
-        return load_model(cls, source or [bundle])
+def _gradient(leaf: Tensor | None) -> F32 | None:
+    return None if leaf is None or leaf.grad is None else leaf.grad.cpu().numpy()

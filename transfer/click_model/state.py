@@ -1,4 +1,4 @@
-"""A model's whole state as JSON values and flat arrays: what a checkpoint holds.
+"""State of a click model as JSON values and flat arrays: the content of a checkpoint.
 
 Going on from it is exact to the bit: weights, rows, optimisers, gradients that wait for a step, counters. There is no
 random state beside the counters, since every draw depends on seed and step (or seed and id) alone.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,25 @@ import torch
 
 from pipeline.bundle.bundle import Calibration
 from pipeline.errors import InvalidInput
+from pipeline.schema import Schema
+from transfer.click_model.blocks import TableSettings
+from transfer.click_model.model import ClickModel, LearningSettings
 from transfer.click_model.tables import merged
 
-if TYPE_CHECKING:
-    from transfer.click_model.model import ClickModel
-
-__all__ = ["brought_up", "load_into", "state_of"]
+__all__ = ["load_state", "merged_state", "model_from", "state_of"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 _IDENTITY = ("schema", "arch", "width", "hyperparameters")
 
 
-def state_of(model: ClickModel, slots: npt.NDArray[np.int64] | None = None) -> tuple[dict[str, Any], Arrays]:
-    """Header (JSON values) and arrays (copies); with `slots`, of the tables' rows only these."""
+def state_of(model: ClickModel, *, changes: bool = False) -> tuple[dict[str, Any], Arrays]:
+    """Header (JSON values) and arrays (copies) from which `load_state` goes on exactly, to the bit.
+
+    Args:
+        changes: of the tables, only rows changed since `tables.saved`, for `merged_state`; all rows where slots have been
+            renumbered since.
+    """
+    slots = model.tables.changed() if changes else None
     header = {
         **_identity(model),
         "seed": model.seed,
@@ -50,8 +56,8 @@ def state_of(model: ClickModel, slots: npt.NDArray[np.int64] | None = None) -> t
     return header, arrays | {f"extra.{key}": value for key, value in model.extra.items()}
 
 
-def brought_up(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-    """The arrays of a whole state with those of a later `state_of`, which may hold changed rows only."""
+def merged_state(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    """The arrays of a whole state, updated with those of a later `state_of`, which may hold changed rows only."""
     if "tables.slots" not in newer:
         return dict(newer)
     tables = merged(_under("tables.", state), _under("tables.", newer))
@@ -59,30 +65,46 @@ def brought_up(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.ND
     return rest | {f"tables.{key}": value for key, value in tables.items()}
 
 
-def load_into(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def model_from(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ClickModel:
+    """A new model with the state that `state_of` gave."""
+    learning = dict(header["learning"])
+    learning["tables"] = TableSettings(**learning["tables"])
+    model = ClickModel(
+        Schema.model_validate(header["schema"]),
+        header["arch"],
+        header["width"],
+        seed=header["seed"],
+        hyperparameters=header["hyperparameters"],
+        learning=LearningSettings(**learning),
+    )
+    load_state(model, header, arrays)
+    return model
+
+
+def load_state(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Give a model the state of another one like it.
 
     Raises:
         InvalidInput: schema, architecture, width or hyperparameters differ.
     """
-    mine = _identity(model)
+    identity = _identity(model)
     for key in _IDENTITY:
-        if mine[key] != header[key]:
+        if identity[key] != header[key]:
             raise InvalidInput(
-                f"this state is of a model with another {key}: {header[key]} instead of {mine[key]}", key
+                f"this state is of a model with another {key}: {header[key]} instead of {identity[key]}", key
             )
     model.tables.load_state(_under("tables.", arrays))
     dense = {name: torch.from_numpy(value.copy()) for name, value in _under("dense.", arrays).items()}
     model.network.load_state_dict(dense)
     model.optimiser.state.clear()
     for name, parameter in model.network.named_parameters():
-        kept = {
+        moments = {
             key: torch.from_numpy(np.array(arrays[f"adam.{key}.{name}"])).to(model.device)
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"adam.{key}.{name}" in arrays
         }
-        if kept:
-            model.optimiser.state[parameter] = kept
+        if moments:
+            model.optimiser.state[parameter] = moments
         grad = arrays.get(f"grad.{name}")
         parameter.grad = None if grad is None else torch.from_numpy(grad.copy()).to(model.device)
     model.seed = header["seed"]

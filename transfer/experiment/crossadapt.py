@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
 from transfer.click_model.model import ClickModel
+from transfer.click_model.state import state_of
 from transfer.data.log import Log
 from transfer.data.memory import MemoryLog
 from transfer.experiment.learners import Judged
@@ -138,7 +139,7 @@ def crossadapt(
             stream_rows=kept.rows_between(split.retained, split.stream),
             arch=student_kind,
             width=student_width,
-            teacher=teacher.state_dict(),
+            teacher=state_of(teacher),
             teacher_seconds=watch.seconds,
             seed=seed,
             batch=stream_batch(kept.rows_between(split.retained, split.stream)),

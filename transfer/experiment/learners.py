@@ -1,6 +1,6 @@
-"""What a run does with the stream: give the scores of a batch from before it is learned, then learn it.
+"""Learners of an experiment: each scores a batch of the stream before it learns it.
 
-Next stop: `runs`, which says what each run starts from and which of these it goes on with.
+Next stop: `runs`, which defines what each run starts from and which learner it uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Scores of rows from before they were learned, float32 `[n]`, with the labels, and what steered the step."""
+    """Scores of rows from before they were learned, float32 `[n]`, the labels, and the weights a, r, K where a run has them."""
 
     scores: F32
     labels: F32
@@ -38,18 +38,18 @@ class Judged:
 
 
 class Learner(Protocol):
-    """Goes along the stream, batch by batch; `watch` runs while it trains and stands still while it is judged."""
+    """Learns the stream batch by batch; `watch` runs while it trains and is stopped while it is judged."""
 
     model: ClickModel
 
     def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged: ...
 
     def finish(self, watch: Stopwatch) -> None:
-        """The stream has ended: make the model ready to be judged on what comes after it."""
+        """Prepare the model, at the end of the stream, to be judged on the test rows."""
 
 
 class Frozen:
-    """Learns nothing."""
+    """A model that does not learn."""
 
     def __init__(self, model: ClickModel) -> None:
         self.model = model
@@ -88,27 +88,27 @@ class RareSteps(Frozen):
 
 
 class Distilled(Frozen):
-    """A step per batch on its labels and on the logits of a teacher that stands still, in fixed shares."""
+    """A step per batch on its labels and on the logits of a teacher that does not learn, with a constant teacher weight."""
 
-    def __init__(self, model: ClickModel, teacher: ClickModel, a: float) -> None:
+    def __init__(self, model: ClickModel, teacher: ClickModel, teacher_weight: float) -> None:
         super().__init__(model)
-        self._teacher, self._a = teacher, a
+        self._teacher, self._teacher_weight = teacher, teacher_weight
 
     def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
         scores = self.model.scores(chunk.rows)
         with watch.running():
             guide = self._teacher.calibrated_logits(chunk.rows)
-            self.model.step(chunk.rows, chunk.labels, teacher_logits=guide, a=self._a)
-        return Judged(scores, chunk.labels, {"a": self._a})
+            self.model.step(chunk.rows, chunk.labels, teacher_logits=guide, teacher_weight=self._teacher_weight)
+        return Judged(scores, chunk.labels, {"a": self._teacher_weight})
 
 
 class CoDistilled:
     """Asymmetric co-distillation as the worker does it (`transfer.online.codistill`), with its held-out requests and calibration.
 
-    The teacher's logged scores are made here, as serving would have made them, and their time counts.
+    The teacher's logged scores are computed here as serving would compute them, and their time counts.
 
     Args:
-        holdout: share of the requests that is never trained on; with 0 nothing is calibrated (published).
+        holdout: fraction of the requests that is never trained on; with 0 nothing is calibrated (published).
         calibrate_every: batches between two calibrations, that is between two publications.
     """
 
@@ -140,8 +140,8 @@ class CoDistilled:
         scores = probabilities(
             np.concatenate([passed.student, passed.held_student]), calibration.alpha, calibration.beta
         )
-        steered = passed.adapted
-        weights = {"a": steered.a, "r": steered.replay, "K": float(steered.every)}
+        adapted = passed.adapted
+        weights = {"a": adapted.teacher_weight, "r": adapted.replay, "K": float(adapted.every)}
         return Judged(scores, np.concatenate([batch.train.labels, batch.held.labels]), weights)
 
     def finish(self, watch: Stopwatch) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.click_model.model import ClickModel
+from transfer.click_model.state import model_from
 from transfer.data.log import Log
 from transfer.experiment.learners import (
     CoDistilled,
@@ -28,7 +29,7 @@ from transfer.experiment.learners import (
 )
 from transfer.offline.distill import OURS, PUBLISHED, Stage1Settings, transfer_offline
 from transfer.offline.train import train
-from transfer.offline.window import Teacher
+from transfer.offline.window import Teacher, Window
 from transfer.online.adapt import AdaptSettings
 from transfer.online.codistill import CoDistiller
 from transfer.quality.measured import Stopwatch
@@ -72,7 +73,7 @@ class Task:
 
     def a_teacher(self) -> ClickModel:
         """A copy of the teacher of this run's own."""
-        return ClickModel.from_state(*self.teacher)
+        return model_from(*self.teacher)
 
     @property
     def replay_rows(self) -> int:
@@ -117,25 +118,27 @@ def _scratch(task: Task, watch: Stopwatch) -> Start:
 
 
 def _warm_embeddings(task: Task, watch: Stopwatch) -> Start:
-    labels_only = Stage1Settings(a=0.0, adapt=False, dense_passes=0, teacher_saw_window=True)
+    labels_only = Stage1Settings(teacher_weight=0.0, adapt=False, dense_passes=0, teacher_saw_window=True)
     with watch.running():
-        model, seconds = _stage1(task, task.a_teacher(), labels_only, "ours", watch)
+        model, seconds = _stage1(task, task.a_teacher(), labels_only, watch)
     # Labels alone need no teacher's logits.
     return Start(LabelsOnly(model), transferred=True, seconds_before=-seconds["score"])
 
 
 def _plain_kd(task: Task, watch: Stopwatch) -> Start:
     teacher = task.a_teacher()
-    plain = Stage1Settings(a=task.adapt.a, adapt=False, dense_passes=0, teacher_saw_window=True)
+    plain = Stage1Settings(
+        teacher_weight=task.adapt.teacher_weight, adapt=False, dense_passes=0, teacher_saw_window=True
+    )
     with watch.running():
-        model, _ = _stage1(task, _LogitsOnly(teacher), plain, "ours", watch)
-    return Start(Distilled(model, teacher, task.adapt.a), transferred=True)
+        model, _ = _stage1(task, _LogitsOnly(teacher), plain, watch)
+    return Start(Distilled(model, teacher, task.adapt.teacher_weight), transferred=True)
 
 
 def _published(task: Task, watch: Stopwatch) -> Start:
     teacher = task.a_teacher()
     with watch.running():
-        student, _ = _stage1(task, teacher, PUBLISHED, "published", watch)
+        student, _ = _stage1(task, teacher, PUBLISHED, watch)
         distiller = _distiller(task, teacher, student, adapt=False, temperature=PUBLISHED.temperature)
     return Start(CoDistilled(distiller, holdout=0.0, calibrate_every=task.calibrate_every), transferred=True)
 
@@ -145,26 +148,23 @@ def _ours(task: Task, watch: Stopwatch) -> Start:
 
 
 def _ours_all(task: Task, watch: Stopwatch) -> Start:
-    return _our_way(task, watch, replace(task.ours, ratio=None, warm=False))
+    return _our_way(task, watch, replace(task.ours, window_fraction=None, warm=False))
 
 
 def _our_way(task: Task, watch: Stopwatch, settings: Stage1Settings) -> Start:
     teacher = task.a_teacher()
     with watch.running():
-        student, _ = _stage1(task, teacher, settings, "ours", watch)
+        student, _ = _stage1(task, teacher, settings, watch)
         distiller = _distiller(task, teacher, student, adapt=True)
     learner = CoDistilled(distiller, holdout=task.holdout, calibrate_every=task.calibrate_every)
     return Start(learner, transferred=True)
 
 
 def _stage1(
-    task: Task, teacher: Teacher, settings: Stage1Settings, mode: Any, watch: Stopwatch
+    task: Task, teacher: Teacher, settings: Stage1Settings, watch: Stopwatch
 ) -> tuple[ClickModel, dict[str, float]]:
-    start, stop = task.retained
-    student, report = transfer_offline(
-        teacher, task.log, task.arch, width=task.width, start=start, stop=stop, mode=mode, settings=settings,
-        seed=task.seed, clock=watch.clock,
-    )  # fmt: skip
+    window = Window(teacher, task.log, *task.retained, clock=watch.clock)
+    student, report = transfer_offline(window, task.arch, width=task.width, settings=settings, seed=task.seed)
     return student, report.seconds
 
 

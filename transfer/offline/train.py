@@ -21,6 +21,7 @@ from pipeline.metrics import auc, bias, logloss
 from transfer.click_model.calibration import ALPHA_POSITIVES, fit_calibration
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import ClickModel, LearningSettings
+from transfer.click_model.state import load_state, state_of
 from transfer.data.log import Log, row_range
 
 __all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
@@ -158,9 +159,9 @@ def train(
             loss = _tail_loss(model, log, tail_start, stop)
             if best is not None and loss >= best[0]:
                 break
-            best = loss, model.state_dict()
+            best = loss, state_of(model)
     if best is not None:
-        model.load_state(*best[1])
+        load_state(model, *best[1])
 
     held = Held()
     for chunk in log.chunks(tail_start, stop, batch):

@@ -1,6 +1,6 @@
-"""The retained window as stage 1 walks it: rows, labels and the teacher's logits, each row scored at most once.
+"""The retained window of stage 1: rows, labels and the teacher's logits, each row scored at most once.
 
-A row is scored when it is first drawn; what is never drawn costs nothing. It knows nothing of students.
+A row is scored when it is first drawn; rows that are never drawn cost nothing. It knows nothing of students.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.click_model.model import ClickModel
@@ -25,7 +25,7 @@ F32 = npt.NDArray[np.float32]
 
 
 class Teacher(Protocol):
-    """Whoever can score rows: a `ClickModel`, or a frozen model from elsewhere (then S1A is skipped)."""
+    """A model that scores rows: a `ClickModel`, or a frozen model from elsewhere (then S1A is skipped)."""
 
     schema: Schema
 
@@ -33,38 +33,41 @@ class Teacher(Protocol):
 
 
 class Window:
-    """Rows from `start` to `stop` of a log.
+    """Rows from `start` to `stop` of a log, with a teacher to score them.
 
     Args:
-        calibrated: the teacher's logits after its calibration; without it, as its network gives them (published).
-        score: who gives them in the teacher's place, `TeacherPool.spread` for example; the teacher unless said.
-        clock: seconds, for `seconds`.
+        teacher: the model that serves today.
+        log: rows in time order, labelled.
+        start, stop: row quantiles.
+        score: gives the teacher's logits instead of the teacher, `TeacherPool.spread` for example.
+        clock: seconds, for `seconds` and the report of stage 1.
 
     Attributes:
         rows: number of rows.
-        rate: share of positives.
-        seconds: that the teacher took so far.
+        rate: fraction of positives.
+        seconds: time that the teacher took so far.
 
     Raises:
         DataError: there are no rows.
+        InvalidInput: teacher and log have different fields.
     """
 
     def __init__(
         self,
         teacher: Teacher,
         log: Log,
-        start: float,
-        stop: float,
+        start: float = 0.0,
+        stop: float = 1.0,
         *,
-        calibrated: bool,
         score: Callable[[Rows], F32] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._log, self._start, self._stop = log, start, stop
-        self._score = score or (
-            teacher.logits if isinstance(teacher, ClickModel) and not calibrated else teacher.calibrated_logits
-        )
-        self._clock = clock
+        difference = teacher.schema.inputs_match(log.schema)
+        if difference is not None:
+            raise InvalidInput(f"the teacher and the log must have the same fields: {difference}", "schema")
+        self.teacher, self.log, self.start, self.stop = teacher, log, start, stop
+        self._score = score
+        self.clock = clock
         self.seconds = 0.0
         sizes = [(len(chunk), float(chunk.labels.sum())) for chunk in log.chunks(start, stop)]
         self.rows = sum(rows for rows, _ in sizes)
@@ -74,29 +77,37 @@ class Window:
         self._logits: F32 = np.full(self.rows, np.nan, np.float32)
 
     def chunks(self, chunk_rows: int, first: float = 0.0, last: float = 1.0) -> Iterator[Sample]:
-        """The rows between about these shares of the window, once, in time order, in chunks of about that many."""
-        start, stop = (self._start + share * (self._stop - self._start) for share in (first, min(last, 1.0)))
-        at = self.rows - self._log.rows_between(start, self._stop)
-        for chunk in self._log.chunks(start, stop, chunk_rows):
+        """The rows between about these fractions of the window, once, in time order, in chunks of about that many."""
+        length = self.stop - self.start
+        start, stop = (self.start + fraction * length for fraction in (first, min(last, 1.0)))
+        at = self.rows - self.log.rows_between(start, self.stop)
+        for chunk in self.log.chunks(start, stop, chunk_rows):
             n = len(chunk.labels)
             yield Sample(chunk.rows, chunk.labels, np.arange(at, at + n))
             at += n
 
-    def teacher_logits(self, drawn: Sample) -> F32:
+    def teacher_logits(self, sample: Sample, *, calibrated: bool) -> F32:
         """The teacher's logits of drawn rows, float32 `[n]`.
+
+        Args:
+            sample: the rows.
+            calibrated: after the teacher's calibration; else as its network gives them, where it is a `ClickModel`. A
+                `score` of the window's own decides this by itself.
 
         Raises:
             DataError: they are not finite.
         """
-        unknown = np.isnan(self._logits[drawn.places])
+        unknown = np.isnan(self._logits[sample.places])
         if unknown.any():
-            began = self._clock()
+            began = self.clock()
             index = np.flatnonzero(unknown)
-            rows = drawn.rows if unknown.all() else drawn.rows.take(index)
-            logits = self._score(rows)
+            rows = sample.rows if unknown.all() else sample.rows.take(index)
+            teacher = self.teacher
+            own = teacher.logits if isinstance(teacher, ClickModel) and not calibrated else teacher.calibrated_logits
+            logits = (self._score or own)(rows)
             if not np.isfinite(logits).all():
                 raise DataError("the teacher's logits hold NaN or infinity; no student can learn from it", "teacher")
-            self._logits[drawn.places[index]] = logits
-            self.seconds += self._clock() - began
-        found: F32 = self._logits[drawn.places]
-        return found
+            self._logits[sample.places[index]] = logits
+            self.seconds += self.clock() - began
+        known: F32 = self._logits[sample.places]
+        return known

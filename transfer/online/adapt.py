@@ -1,5 +1,4 @@
-"""How the online stage adapts to what the stream shows: whom to believe (a), how far to look back (r), how often the
-teacher steps (K).
+"""Adaptation of the online stage to drift: the teacher weight (a), the replay ratio (r) and the teacher's period (K).
 
 All signals are taken on rows before either model trains on them:
 
@@ -9,19 +8,20 @@ All signals are taken on rows before either model trains on them:
     stability of score and id histograms                  /
     paired loss of student and teacher on replay rows     -> forgetting -> r up
 
-Every batch gives one `Adapted` record: what was seen and what followed. Constants (`adapt=False`) give the same records,
-so that both can be drawn into one plot. Next stop: `transfer.online.codistill`, which feeds it and obeys.
+Every batch gives one `Adapted` record: the signals and the weights that followed. Constants (`adapt=False`) give the
+same records, so that both can be drawn into one plot. Next stop: `transfer.online.codistill`, which uses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
 from transfer.quality.drift import Cusum, Stability
 from transfer.quality.trust import Trust, label_losses
@@ -40,20 +40,21 @@ UNSTABLE_INDEX, VERY_UNSTABLE_INDEX = 0.1, 0.25
 
 @dataclass(frozen=True, slots=True)
 class AdaptSettings:
-    """Where a, r and K start, which is where calm keeps them, and how far they may go.
+    """Start values of a, r and K, which they keep without drift, and their bounds.
 
     Args:
-        a: the teacher's share of the student's loss while both models are equally good.
+        teacher_weight: a, weight of the teacher's term of the student's loss while both models are equally good. Also the
+            upper bound: a teacher that is better gets no more.
         replay: r, rows of the retained window per row of the stream.
-        every: K, batches per step of the teacher.
-        adapt: False keeps all three for ever.
-        least_replay, most_replay, least_every: bounds. `a` is one of its own: a teacher that is ahead is not believed more.
-        lean: how far drift alone moves the log-odds of a towards the labels: what the teacher says is as old as its
+        every: K, how seldom the teacher learns: batches per step of the teacher, which uses their mean gradient.
+        adapt: False keeps all three constant.
+        least_replay, most_replay, least_every: bounds.
+        lean: how far drift alone moves the log-odds of a towards the labels, since the teacher's scores are as old as its
             last publication.
-        kept: share of the paired evidence that still counts when a drift begins.
+        kept: fraction of the paired evidence that still counts when a drift begins.
     """
 
-    a: float = 0.7
+    teacher_weight: float = 0.7
     replay: float = 0.1
     every: int = 10
     adapt: bool = True
@@ -65,7 +66,12 @@ class AdaptSettings:
 
     def __post_init__(self) -> None:
         for good, name, value, wanted in (
-            (0 <= self.a <= MAX_TEACHER_WEIGHT, "a", self.a, f"between 0 and {MAX_TEACHER_WEIGHT}"),
+            (
+                0 <= self.teacher_weight <= MAX_TEACHER_WEIGHT,
+                "teacher_weight",
+                self.teacher_weight,
+                f"between 0 and {MAX_TEACHER_WEIGHT}",
+            ),
             (0 <= self.replay <= self.most_replay, "replay", self.replay, f"between 0 and {self.most_replay}"),
             (1 <= self.every <= 1000, "every", self.every, "between 1 and 1000"),
         ):
@@ -75,7 +81,7 @@ class AdaptSettings:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A batch before anything was trained on it. Logits are calibrated, float32, of n rows of the stream.
+    """Scores of a batch from before training on it. Logits are calibrated, float32, of n rows of the stream.
 
     Args:
         student, teacher: logits `[n]`; the teacher's are of the version that serves, NaN where it has not scored.
@@ -95,13 +101,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """One batch: what was seen and which weights the *next* batch is trained with. JSON by `dataclasses.asdict`; a figure
-    that does not exist is None.
+    """Record of one batch: the signals, and the weights that the *next* batch is trained with. A figure that does not
+    exist is None.
 
     Args:
         batch: its number, from 1.
         rows: of the stream up to this batch, with it.
-        a, replay, every: a, r and K from now on.
+        teacher_weight, replay, every: a, r and K from now on.
         student_loss, teacher_loss: mean LogLoss on the same rows, those that the teacher has scored.
         z: paired z-score of the two, discounted over batches; above 0 the student is worse.
         stream_loss, replay_loss: of the student, on the rows of the stream and of the retained window.
@@ -114,7 +120,7 @@ class Adapted:
 
     batch: int
     rows: int
-    a: float
+    teacher_weight: float
     replay: float
     every: int
     student_loss: float | None
@@ -129,9 +135,14 @@ class Adapted:
     forgetting: float
     alarms: int
 
+    def as_json(self) -> dict[str, Any]:
+        """The record by the names of its file; the teacher weight is `a` there."""
+        return {"a" if key == "teacher_weight" else key: value for key, value in asdict(self).items()}
+
 
 class Adaptation:
-    """Feed it every batch in order; read `a`, `replay` and `every` for the next one.
+    """The three weights in use. `update` takes every batch in order and sets `teacher_weight`, `replay` and `every` for the
+    next one.
 
     Args:
         settings: start and bounds.
@@ -140,8 +151,8 @@ class Adaptation:
 
     def __init__(self, settings: AdaptSettings, fields: int) -> None:
         self.settings = settings
-        self.a, self.replay, self.every = settings.a, settings.replay, settings.every
-        self._trust = Trust(settings.a, highest=settings.a)
+        self.teacher_weight, self.replay, self.every = settings.teacher_weight, settings.replay, settings.every
+        self._trust = Trust(settings.teacher_weight, highest=settings.teacher_weight)
         self._watches = {name: Cusum() for name in (*DRIFTS, "forgetting")}
         self._stability = Stability(1 + fields, SCORE_BINS)
         self._retired = False
@@ -150,13 +161,13 @@ class Adaptation:
 
     @property
     def retired(self) -> bool:
-        """Whether the teacher has retired: a is 0 then."""
+        """Whether the teacher has retired: its weight is 0 then."""
         return self._retired
 
     @retired.setter
     def retired(self, retired: bool) -> None:
         if retired != self._retired:
-            self.a = 0.0 if retired else self.settings.a
+            self.teacher_weight = 0.0 if retired else self.settings.teacher_weight
         self._retired = retired
 
     def update(self, batch: int, seen: Seen) -> Adapted:
@@ -187,7 +198,7 @@ class Adaptation:
         if len(mine):
             self._trust.update(mine, theirs, lean=-s.lean * drift)
         if s.adapt:
-            self.a = 0.0 if self._retired else self._trust.a
+            self.teacher_weight = 0.0 if self._retired else self._trust.teacher_weight
             # What the retained window holds is of the past: a drift weighs more than forgetting.
             more = (1 - drift) * forgetting * (s.most_replay - s.replay)
             less = drift * max(0.0, s.replay - s.least_replay)
@@ -197,7 +208,7 @@ class Adaptation:
         return Adapted(
             batch,
             self._rows,
-            self.a,
+            self.teacher_weight,
             self.replay,
             self.every,
             float(mine.mean()) if len(mine) else None,
@@ -226,7 +237,7 @@ class Adaptation:
     def state(self) -> dict[str, Any]:
         """What `restore` takes, as JSON values."""
         return {
-            "weights": [self.a, self.replay, self.every],
+            "weights": [self.teacher_weight, self.replay, self.every],
             "seen": [self._rows, self._alarms, self._alarmed],
             "trust": self._trust.state(),
             "watches": {name: watch.state() for name, watch in self._watches.items()},
@@ -234,7 +245,7 @@ class Adaptation:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.a, self.replay, self.every = state["weights"]
+        self.teacher_weight, self.replay, self.every = state["weights"]
         self._rows, self._alarms, self._alarmed = state["seen"]
         self._trust.restore(state["trust"])
         for name, watch in self._watches.items():
@@ -245,7 +256,7 @@ class Adaptation:
 def _surprise(logits: F32, labels: F32, losses: npt.NDArray[np.float64]) -> tuple[float, float]:
     """LogLoss above the entropy of the scores, and labels above their sum, each in standard errors of their own."""
     z = logits.astype(np.float64)
-    p = 1.0 / (1.0 + np.exp(-np.clip(z, -500, 500)))
+    p = sigmoid(z)
     variance = p * (1 - p)
     expected = np.logaddexp(0.0, z) - p * z
     surprise = (losses - expected).sum() / np.sqrt((variance * z * z).sum() + 1e-12)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from pipeline.disk import sync, writing
-from transfer.click_model.state import brought_up
+from transfer.click_model.state import merged_state
 
 __all__ = ["Checkpoints", "Place"]
 
@@ -110,7 +110,7 @@ class Checkpoints:
         arrays: dict[str, dict[str, npt.NDArray[Any]]] = {}
         for number in self._chain:
             for path in sorted((self.folder / str(number)).glob("*.safetensors")):
-                arrays[path.stem] = brought_up(arrays.get(path.stem, {}), load_file(path))
+                arrays[path.stem] = merged_state(arrays.get(path.stem, {}), load_file(path))
         return Place(**told["place"]), arrays
 
     def _read(self, number: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """One batch of asymmetric co-distillation (after CrossAdapt, arXiv 2602.01775, stage 2).
 
-The student takes a step on every batch, from labels and, with weight a, from the teacher that serves. The teacher takes
-one step on the mean gradient of K batches, from labels alone. A share r of rows from the retained window is mixed in so
-that the student does not forget. Scores to be judged by are taken before a row is trained on, and a, r and K follow from
-them (`transfer.online.adapt`).
+The student takes a step on every batch, from labels and, with the teacher weight a, from the teacher that serves. The
+teacher takes one step on the mean gradient of K batches, from labels alone. Replayed rows of the retained window, r per
+row of the stream, are mixed in so that the student does not forget. Models are compared by scores from before a row is
+trained on, and a, r and K follow from them (`transfer.online.adapt`).
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ EXPLODED_LOGIT = 1e3
 
 
 def logit_of(scores: F32) -> F32:
-    """Log-odds of probabilities, float32, NaN where there is none."""
+    """Log-odds of probabilities, float32; NaN stays NaN."""
     p = np.clip(scores.astype(np.float64), _EDGE_PROBABILITY, 1 - _EDGE_PROBABILITY)
     return np.log(p / (1 - p)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What one batch looked like before it was learned: logits float32 before calibration, of the student's present
-    weights and of the teacher that serves (NaN where it has not scored), the losses of both, and what followed from it all."""
+    """Scores of one batch from before it was learned, and the results of learning it: logits float32 before calibration,
+    of the student's present weights and of the teacher that serves (NaN where it has not scored); the losses of both; the
+    adaptation record."""
 
     student: F32
     teacher: F32
@@ -53,7 +54,7 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class _Replayed:
-    """Rows of the retained window with labels and the teacher's logits of then."""
+    """Rows of the retained window with labels and the teacher's logits from when they were kept."""
 
     rows: Rows
     labels: F32
@@ -65,7 +66,7 @@ class CoDistiller:
 
     Args:
         replay: rows of the retained window; None: no replay.
-        settings: where a, r and K start and whether they adapt.
+        settings: start values of a, r and K, and whether they adapt.
         seed: of the replay draws.
         teacher_learns: False for one that is frozen or has retired.
         temperature: T of the teacher's term.
@@ -95,7 +96,7 @@ class CoDistiller:
         """Rows without a finite score of any teacher, since this was made."""
 
     def retire_teacher(self, retired: bool) -> None:
-        """Whether the student serves alone: then it learns from labels, and its teacher learns no more."""
+        """Whether the student serves alone. It then learns from labels only, and its teacher stops learning."""
         self.adaptation.retired = retired
 
     def learn(self, batch: StreamBatch, number: int) -> Passed:
@@ -106,9 +107,9 @@ class CoDistiller:
             Diverged: the student has; neither model has learned from this batch.
         """
         train, held = batch.train, batch.held
-        # Before the step: what is measured must not have been learned.
+        # Before the step: rows to measure on must not have been learned.
         held_student = self.student.logits(held.rows)
-        old = self._drawn(len(train), number)
+        old = self._replayed(len(train), number)
         loss, student, old_student = self._teach_student(train, old)
         record = self.adaptation.update(number, self._seen(train, student, old, old_student))
         teacher_loss = None
@@ -124,7 +125,7 @@ class CoDistiller:
         calibration = self.teacher.calibration
         return ((logit_of(scores) - calibration.beta) / calibration.alpha).astype(np.float32)
 
-    def _drawn(self, rows: int, number: int) -> _Replayed | None:
+    def _replayed(self, rows: int, number: int) -> _Replayed | None:
         count = round(self.adaptation.replay * rows)
         if self._replay is None or not count:
             return None
@@ -135,19 +136,24 @@ class CoDistiller:
         rows, labels = train.rows, train.labels
         guide = logit_of(train.stable)
         unscored = ~np.isfinite(train.stable)
-        if unscored.any() and self.adaptation.a:
-            # The serving teacher never saw these (its lane dropped them): the one in training stands in.
+        if unscored.any() and self.adaptation.teacher_weight:
+            # The serving teacher did not score these (its lane dropped them): the one in training does.
             guide[unscored] = self.teacher.calibrated_logits(rows.take(np.flatnonzero(unscored)))
         if old is not None:
             rows = concat_rows([rows, old.rows])
             labels, guide = np.concatenate([labels, old.labels]), np.concatenate([guide, old.teacher])
         # A row that no teacher has a finite score for is learned from its label alone.
         unguided = ~np.isfinite(guide)
-        a = np.where(unguided, 0.0, self.adaptation.a).astype(np.float32)
+        weight = np.where(unguided, 0.0, self.adaptation.teacher_weight).astype(np.float32)
         guide = np.where(unguided, np.float32(0.0), guide)
         before = None if self.student.steady else self.student.logits(rows)
         loss = self.student.step(
-            rows, labels, teacher_logits=guide, a=a, temperature=self._temperature, most=EXPLODED_LOGIT
+            rows,
+            labels,
+            teacher_logits=guide,
+            teacher_weight=weight,
+            temperature=self._temperature,
+            most=EXPLODED_LOGIT,
         )
         # The step has run the network on these rows already; a second time only where it runs another way in training.
         before = self.student.last_logits if before is None else before

@@ -21,6 +21,8 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.model.model import Model
+from transfer.bundles.export import DenseGraph
+from transfer.bundles.publish import Provenance, save
 from transfer.click_model.model import ClickModel
 from transfer.online.recalibrate import HeldRows, Ring, recalibrate, window_for
 from transfer.quality.gate import GateLimits, judge
@@ -61,6 +63,7 @@ class Lineage:
     refused: list[str] = field(default_factory=list)
     healed: int = 0
     recent: Ring = field(default_factory=lambda: Ring(RECENT_ROWS))
+    _graphs: dict[str, DenseGraph] = field(default_factory=dict, init=False)
 
     @property
     def version(self) -> str:
@@ -106,16 +109,10 @@ class Lineage:
             metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
         try:
             version = self.repository.reserve(self.name)
-            if rebase:
-                self.model.save_bundle(
-                    self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
-                    created_ms=now_ms,
-                )  # fmt: skip
-            else:
-                self.model.save_delta(
-                    self.repository, self.name, version=version, parent=self.version, metrics=metrics, gate=report,
-                    created_ms=now_ms, base=self.chain[0], deltas=self.chain[1:],
-                )  # fmt: skip
+            save(
+                self.model, self.repository, self.name, version=version, chain=() if rebase else self.chain,
+                provenance=Provenance(self.version, metrics, report, now_ms), graphs=self._graphs,
+            )  # fmt: skip
         except BatonError:
             self.model.calibration = current
             raise

@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
-from transfer.click_model.model import ClickModel
+from transfer.bundles.publish import load
+from transfer.click_model.state import load_state, state_of
 from transfer.online.checkpoint import Checkpoints, Place
 from transfer.online.codistill import CoDistiller
 from transfer.online.lineage import Lineage
@@ -54,7 +55,7 @@ class Resume:
         place.extra["adaptation"] = self._distiller.adaptation.state()
         arrays: dict[str, Any] = {"held": self._held.state()}
         for lineage in self._lineages:
-            header, tensors = lineage.model.state_dict(changes=changes)
+            header, tensors = state_of(lineage.model, changes=changes)
             place.extra[f"{lineage.role}_model"] = header
             arrays[lineage.role] = tensors
             arrays[f"{lineage.role}_recent"] = lineage.recent.state()
@@ -76,7 +77,7 @@ class Resume:
         self._held.restore(arrays.get("held", {}))
         self._distiller.adaptation.restore(place.extra["adaptation"])
         for lineage in self._lineages:
-            lineage.model.load_state(place.extra[f"{lineage.role}_model"], arrays[lineage.role])
+            load_state(lineage.model, place.extra[f"{lineage.role}_model"], arrays[lineage.role])
             lineage.recent.restore(arrays[f"{lineage.role}_recent"])
             lineage.restore(place.extra["lines"][lineage.role])
         for lineage in self._lineages:
@@ -93,11 +94,11 @@ class Resume:
         found = self._checkpoints.load()
         if found is not None:
             place, arrays = found
-            lineage.model.load_state(place.extra[f"{lineage.role}_model"], arrays[lineage.role])
+            load_state(lineage.model, place.extra[f"{lineage.role}_model"], arrays[lineage.role])
             back = f"the state at position {place.position} of the log"
         if found is None or not lineage.model.finite():
             chain = [self._repository.open(lineage.name, version) for version in lineage.chain]
-            lineage.model.load_state(*ClickModel.from_bundle(chain, chain[-1]).state_dict())
+            load_state(lineage.model, *state_of(load(chain)))
             back = f"version {lineage.version}"
         log.error(
             "%s has diverged (%s) and goes back to %s; %d times so far", lineage.name, reason, back, lineage.healed

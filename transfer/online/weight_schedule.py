@@ -1,13 +1,12 @@
-"""The worker's records of what it saw and how it steered, one line of JSON per batch, bounded on disk.
+"""Log of the loss weights of the online stage: one line of JSON per batch, bounded on disk.
 
-Each line is a `transfer.online.adapt.Adapted`. For people and plots; nothing goes on from it.
+Each line is a `transfer.online.adapt.Adapted`. It is for people and plots; the worker does not read it back.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.disk import replacing
@@ -22,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class WeightSchedule:
-    """Appends records to `path`; when it is full it becomes `<path>.1` in place of the one before.
+    """Appends records to `path`. A full file becomes `<path>.1` and replaces the one before.
 
     Args:
         path: the file; its folder may be absent.
-        batches: done so far. Records of later ones are from before a crash and come again.
+        batches: done so far. Records of later batches are from before a crash and are written again.
     """
 
     def __init__(self, path: Path, batches: int) -> None:
@@ -34,19 +33,19 @@ class WeightSchedule:
         self._cut = not path.exists()
 
     def add(self, record: Adapted) -> None:
-        """Append a record. A disk that fails costs the record, not the training."""
+        """Append a record. A failing disk loses the record and does not stop training."""
         try:
             if not self._cut:
-                self._forget_later()
+                self._cut_later()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and self._path.stat().st_size > KEPT_BYTES:
                 self._path.rename(self._path.with_name(f"{self._path.name}.1"))
             with self._path.open("a") as file:
-                file.write(json.dumps(asdict(record)) + "\n")
+                file.write(json.dumps(record.as_json()) + "\n")
         except OSError as error:
             log.warning("%s cannot be written: %s", self._path, error.strerror)
 
-    def _forget_later(self) -> None:
+    def _cut_later(self) -> None:
         kept = []
         for line in self._path.read_text().splitlines():
             try:

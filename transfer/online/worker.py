@@ -27,8 +27,8 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.disk import replacing
 from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
 from pipeline.traffic.log import TrafficLog
+from transfer.bundles.publish import load
 from transfer.click_model.device import DeviceChoice, device_for
-from transfer.click_model.model import ClickModel
 from transfer.online.adapt import AdaptSettings
 from transfer.online.checkpoint import Checkpoints, Place
 from transfer.online.codistill import CoDistiller, Passed
@@ -283,7 +283,7 @@ class Worker:
     def _lineage(self, role: str, name: str, repository: Repository) -> Lineage:
         s = self._settings
         chain = repository.newest(name, verify=True, notes=s.segments / name / NOTES)
-        model = ClickModel.from_bundle(chain, chain[-1])
+        model = load(chain)
         model.stored = s.rows or model.stored
         model.to(device_for(s.device))
         versions = [bundle.manifest.version for bundle in chain]
@@ -304,7 +304,7 @@ class Worker:
             "healed": {lineage.name: lineage.healed for lineage in self._lineages},
             "teacher_retired": self._distiller.adaptation.retired,
             "loss": self._last_loss if math.isfinite(self._last_loss or 0.0) else None,
-            "weight": self._distiller.adaptation.a,
+            "weight": self._distiller.adaptation.teacher_weight,
             "replay_ratio": self._distiller.adaptation.replay,
             "teacher_every": self._distiller.adaptation.every,
             "versions": {lineage.name: lineage.version for lineage in self._lineages},

@@ -1,4 +1,4 @@
-"""Whom to believe: the teacher's share `a` of the loss, from paired losses on rows that the student has not trained on yet.
+"""Evidence for the teacher weight `a` of the loss: paired losses on rows that the student has not trained on yet.
 
     logit(a) = logit(start) + eta * clip(z, -3, 3)
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
 
 __all__ = ["Trust", "label_losses"]
@@ -28,7 +29,7 @@ def label_losses(logits: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> n
 
 
 class Trust:
-    """Feed it one batch at a time, read `a`.
+    """Teacher weight that follows the evidence: `update` takes one batch at a time.
 
     Args:
         start: a of equal models.
@@ -39,12 +40,12 @@ class Trust:
         blocks: of a batch, at most; none is shorter than `SHORTEST` rows.
 
     >>> trust = Trust(0.7)
-    >>> trust.a
+    >>> trust.teacher_weight
     0.7
     """
 
     SHORTEST = 64
-    _STATE = ("_blocks", "_weight", "_square_weight", "_sum", "_square", "z", "a")
+    _STATE = ("_blocks", "_weight", "_square_weight", "_sum", "_square", "z")
 
     def __init__(
         self,
@@ -63,13 +64,13 @@ class Trust:
         self._blocks = 0
         self._weight = self._square_weight = self._sum = self._square = 0.0
         self.z = 0.0
-        self.a = start
+        self.teacher_weight = start
 
     def update(self, student_losses: npt.NDArray[Any], teacher_losses: npt.NDArray[Any], lean: float = 0.0) -> float:
         """Take in a batch's losses per row, both before training on it; the new a.
 
         Args:
-            lean: added to the log-odds of a, for what is known beside the losses.
+            lean: added to the log-odds of a, for evidence beside the losses.
         """
         difference = np.asarray(student_losses, np.float64) - teacher_losses
         count = int(np.clip(len(difference) // self.SHORTEST, 1, self._most))
@@ -81,23 +82,24 @@ class Trust:
         self._square = d * self._square + float((means * means).sum())
         self._blocks += count
         if self._blocks < self._least or self._start in (0.0, 1.0):
-            return self.a
+            return self.teacher_weight
         mean = self._sum / self._weight
         variance = max(self._square / self._weight - mean * mean, 1e-18)
         self.z = float(mean / np.sqrt(variance * self._square_weight) * self._weight)
-        moved = np.log(self._start / (1.0 - self._start)) + self._eta * float(np.clip(self.z, -3.0, 3.0)) + lean
-        self.a = float(min(self._highest, 1.0 / (1.0 + np.exp(-moved))))
-        return self.a
+        moved: float = np.log(self._start / (1.0 - self._start)) + self._eta * float(np.clip(self.z, -3.0, 3.0)) + lean
+        self.teacher_weight = min(self._highest, float(sigmoid(moved)))
+        return self.teacher_weight
 
     def forget(self, kept: float) -> None:
-        """Let what was seen so far count for a share `kept` of what it counted, since it may not hold any more."""
+        """Multiply the evidence so far by `kept`, since it may not hold any more."""
         self._weight, self._square_weight = kept * self._weight, kept * self._square_weight
         self._sum, self._square = kept * self._sum, kept * self._square
 
     def state(self) -> dict[str, float]:
         """What `restore` takes, as JSON values."""
-        return {name: getattr(self, name) for name in self._STATE}
+        return {name: getattr(self, name) for name in self._STATE} | {"a": self.teacher_weight}
 
     def restore(self, state: Mapping[str, float]) -> None:
         for name in self._STATE:
             setattr(self, name, state[name])
+        self.teacher_weight = state["a"]

@@ -26,6 +26,7 @@ from serving.rollout.state import Abort
 from serving.state.kill import KillSwitch
 from serving.wiring.observe import Observer, read_status
 from serving.wiring.traffic import open_traffic_log
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 
 ROLLOUT = """
@@ -78,7 +79,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     schema = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
     made = Place(tmp_path, {"ranker": pair(), "broken": pair("absent")})
     for name, arch in (("teacher", "fm"), ("student", "dnn")):
-        ClickModel.create(schema, arch, 4, seed=0).save_bundle(made.repository, name)
+        save(ClickModel.create(schema, arch, 4, seed=0), made.repository, name)
     made.admin.endpoints.bootstrap()
     yield made
     made.close()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from serving.cli.main import app
-from transfer.click_model.model import ClickModel
+from transfer.bundles.publish import load
 
 
 def baton(*arguments: object) -> Result:
@@ -128,7 +128,7 @@ def test_tables_and_device_are_as_told_and_the_worker_finds_them_so(tmp_path: Pa
         assert done.exit_code == 0, (done.output, done.exception)
     for path in (teacher, student):
         opened = Bundle.open(path)
-        tables = ClickModel.from_bundle([opened], opened).learning.tables
+        tables = load(opened).learning.tables
         assert (tables.admit_after, tables.evict_after) == (3, 1500)
     if not torch.cuda.is_available():
         refused(baton("train", *common, "--out", tmp_path / "card", "--device", "cuda"), "device", "no GPU")

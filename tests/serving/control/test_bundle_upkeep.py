@@ -18,6 +18,7 @@ from serving.control.bundle_upkeep import BundleUpkeep
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import Who
+from transfer.bundles.publish import Provenance, save
 from transfer.click_model.model import ClickModel
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
@@ -31,13 +32,13 @@ class Home:
         self.store = SqliteControlStore(path / "control.db")
         model = ClickModel.create(SCHEMA, "fm", 4, seed=0)
         for base in (1, 7):
-            model.save_bundle(self.repository, "m")
+            save(model, self.repository, "m")
             for number in range(base + 1, base + 6):
                 ids = np.array([[hash_value("user", number), hash_value("item", number)]])
                 model.step(Rows(ids, np.empty((1, 0), np.float32)), np.ones(1, np.float32))
-                deltas = [str(v) for v in range(base + 1, number)]
+                chain = [str(v) for v in range(base, number)]
                 version = self.repository.reserve("m")
-                model.save_delta(self.repository, "m", base=str(base), deltas=deltas, version=version)
+                save(model, self.repository, "m", chain=chain, version=version)
         self.model = model
 
     def step(self, processes: dict[str, Any] | None = None, *, keep: int = 1, worker: bool = False) -> dict[str, int]:
@@ -96,7 +97,7 @@ def test_without_word_from_the_worker_nothing_of_it_goes(home: Home) -> None:
 
 def test_the_newest_that_may_serve_stays_behind_refused_ones(home: Home) -> None:
     for _ in range(3):
-        home.model.save_bundle(home.repository, "m", gate=GateReport(passed=False))
+        save(home.model, home.repository, "m", provenance=Provenance(gate=GateReport(passed=False)))
     home.step()
     assert home.versions == [7, 8, 9, 10, 11, 12, 15]
 
@@ -116,7 +117,7 @@ def test_segments_are_merged_and_swept(home: Home) -> None:
 def test_a_damaged_version_holds_back_its_own_bundle_alone(home: Home) -> None:
     (home.repository.path("m", "12") / "manifest.json").write_text("{")
     for _ in range(4):
-        ClickModel.create(SCHEMA, "fm", 4, seed=1).save_bundle(home.repository, "other")
+        save(ClickModel.create(SCHEMA, "fm", 4, seed=1), home.repository, "other")
     done = home.step()
     assert done["failures"] == 1
     assert len(home.versions) == 12

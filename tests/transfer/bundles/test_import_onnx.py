@@ -24,10 +24,12 @@ from pipeline.hashing import hash_column
 from pipeline.metrics import auc
 from pipeline.model.model import Model
 from serving.cli.main import app
+from transfer.bundles import publish
 from transfer.bundles.frozen import FrozenTeacher, load_teacher
 from transfer.bundles.import_onnx import ImportSpec, import_onnx
 from transfer.click_model.model import ClickModel
 from transfer.offline.distill import transfer_offline
+from transfer.offline.window import Window
 
 USERS, COUNTRIES = 40, ["br", "de", "fr", "jp", "us"]
 FIELDS = [
@@ -107,10 +109,10 @@ def test_a_converted_model_is_verified_serves_its_own_scores_and_teaches(make, c
     log = Log(len(x))
     log._all = log._all.__class__(rows, y.astype(np.float32), *(getattr(log._all, k) for k in (
         "time_ms", "request", "routing_key", "position")))  # fmt: skip
-    student, _ = transfer_offline(teacher, log, "deepfm", width=4, start=0.0, stop=0.9)
+    student, _ = transfer_offline(Window(teacher, log, 0.0, 0.9), "deepfm", width=4)
     test = log.window(0.9, 1.0)
     assert auc(test.labels, student.scores(test.rows)) > 0.6
-    student.save_bundle(tmp_path / "student", "student")
+    publish.save(student, tmp_path / "student", "student")
     assert isinstance(load_teacher(tmp_path / "student"), ClickModel)
 
 

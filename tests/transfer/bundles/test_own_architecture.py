@@ -10,10 +10,12 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.model.model import Model
+from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 from transfer.model_zoo import ZOO, Architecture, DCNv2, FiBiNET, resolve
 from transfer.offline.distill import transfer_offline
 from transfer.offline.train import train
+from transfer.offline.window import Window
 
 LOG = SmallLog(6_000)
 
@@ -42,10 +44,10 @@ def test_contract_of_an_architecture(arch, tmp_path):
     logits = model.logits(rows)
     assert logits.shape == (len(rows),)
     assert np.isfinite(logits).all()
-    bundle = model.save_bundle(tmp_path / "bundles" / "m" / "1", "m")
+    bundle = save(model, tmp_path / "bundles" / "m" / "1", "m")
     served = Model.load(Repository(tmp_path / "bundles"), "m", segments=tmp_path / "segments")
     np.testing.assert_allclose(served.score(Features.from_rows(rows)), model.scores(rows), atol=1e-5)
-    again = ClickModel.from_bundle(None, bundle)
+    again = load(bundle)
     for one in (model, again):
         one.step(rows, LOG.window(0.3, 0.35).labels)
     np.testing.assert_array_equal(model.logits(rows), again.logits(rows))
@@ -53,9 +55,9 @@ def test_contract_of_an_architecture(arch, tmp_path):
 
 def test_an_own_architecture_teaches_and_is_taught():
     teacher = train(LOG, OWN, width=4, stop=0.4)
-    student, _ = transfer_offline(teacher, LOG, OWN, width=8, start=0.4, stop=0.8)
+    student, _ = transfer_offline(Window(teacher, LOG, 0.4, 0.8), OWN, width=8)
     assert student.arch == OWN
-    other, _ = transfer_offline(teacher, LOG, "dcnv2", width=8, start=0.4, stop=0.8)
+    other, _ = transfer_offline(Window(teacher, LOG, 0.4, 0.8), "dcnv2", width=8)
     assert abs(float(other.scores(LOG.window(0.8, 1.0).rows).mean()) - LOG.window(0.8, 1.0).labels.mean()) < 0.1
 
 

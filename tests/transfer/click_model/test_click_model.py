@@ -8,9 +8,11 @@ from small_log import SCHEMA, SmallLog
 from pipeline.bundle.bundle import Bundle, Calibration, GateReport
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError, DataError, InvalidInput
+from transfer.bundles.publish import Provenance, load, save
 from transfer.click_model.blocks import TableSettings
 from transfer.click_model.loss import distillation_loss
 from transfer.click_model.model import ClickModel, LearningSettings
+from transfer.click_model.state import load_state, model_from, state_of
 
 LOG = SmallLog(4000)
 
@@ -27,7 +29,7 @@ def model(arch="deepfm", **kwargs):
 
 
 def same(a, b):
-    (header_a, arrays_a), (header_b, arrays_b) = a.state_dict(), b.state_dict()
+    (header_a, arrays_a), (header_b, arrays_b) = state_of(a), state_of(b)
     assert header_a == header_b
     assert arrays_a.keys() == arrays_b.keys()
     for key, value in arrays_a.items():
@@ -87,7 +89,7 @@ def test_training_lowers_the_loss_and_scoring_makes_no_rows():
 
 def test_loss_against_its_formula():
     s, t, y = torch.tensor([0.3, -1.0]), torch.tensor([1.0, -2.0]), torch.tensor([1.0, 0.0])
-    found = distillation_loss(s, y, teacher_logits=t, a=0.7, temperature=4.0, label_offset=0.5).numpy()
+    found = distillation_loss(s, y, teacher_logits=t, teacher_weight=0.7, temperature=4.0, label_offset=0.5).numpy()
 
     def bce(z, target):
         p = 1 / (1 + np.exp(-z))
@@ -107,8 +109,8 @@ def test_resuming_is_exact_to_the_bit(optimiser, pending):
         m.step(*batch(i))
     for i in range(pending):
         m.accumulate(*batch(i))
-    header, arrays = m.state_dict()
-    again = ClickModel.from_state(json.loads(json.dumps(header)), arrays)
+    header, arrays = state_of(m)
+    again = model_from(json.loads(json.dumps(header)), arrays)
     for other in (m, again):
         other.accumulate(*batch(4))
         other.apply_accumulated()
@@ -118,7 +120,7 @@ def test_resuming_is_exact_to_the_bit(optimiser, pending):
 
 def test_state_of_another_model_is_refused():
     with pytest.raises(InvalidInput, match="arch"):
-        model("fm").load_state(*model("deepfm").state_dict())
+        load_state(model("fm"), *state_of(model("deepfm")))
 
 
 def test_accumulating_is_the_mean_of_batches():
@@ -148,11 +150,11 @@ def test_bundle_round_trip(arch, tmp_path):
         m.step(*batch(i))
     m.tables.default_to_mean()
     m.calibration, m.metrics = Calibration(alpha=0.9, beta=-0.2), {"auc": 0.7}
-    bundle = m.save_bundle(repository, "ranker", created_ms=5)
+    bundle = save(m, repository, "ranker", provenance=Provenance(created_ms=5))
     assert (bundle.manifest.version, bundle.manifest.metrics, bundle.manifest.created_ms) == ("1", {"auc": 0.7}, 5)
     Bundle.open(bundle.path)
     rows = SmallLog(300, seed=6).window(0, 1).rows
-    again = ClickModel.from_bundle(repository, repository.open("ranker"))
+    again = load(repository.chain(repository.open("ranker")))
     np.testing.assert_array_equal(again.scores(rows), m.scores(rows))
     for other in (m, again):  # and training goes on exactly
         other.step(*batch(4))
@@ -162,9 +164,9 @@ def test_bundle_round_trip(arch, tmp_path):
 def test_a_bundle_without_training_state_scores_and_refuses_to_learn(tmp_path):
     m = model()
     m.step(*batch(0))
-    bundle = m.save_bundle(tmp_path / "here", "ranker", training=False)
+    bundle = save(m, tmp_path / "here", "ranker", training=False)
     assert bundle.frozen
-    frozen = ClickModel.from_bundle(None, bundle)
+    frozen = load(bundle)
     np.testing.assert_array_equal(frozen.logits(batch(1)[0]), m.logits(batch(1)[0]))
     with pytest.raises(InvalidInput, match="frozen"):
         frozen.step(*batch(1))
@@ -173,33 +175,33 @@ def test_a_bundle_without_training_state_scores_and_refuses_to_learn(tmp_path):
 def test_base_and_deltas_make_up_the_model(tmp_path):
     repository, m = Repository(tmp_path), model()
     m.step(*batch(0))
-    m.save_bundle(repository, "ranker")
-    deltas = []
+    save(m, repository, "ranker")
+    chain = ["1"]
     for i in (1, 2):
         small = batch(i, 20)
         m.step(*small)
-        delta = m.save_delta(repository, "ranker", base="1", deltas=deltas, parent="1")
-        deltas.append(delta.manifest.version)
+        delta = save(m, repository, "ranker", chain=chain, provenance=Provenance(parent="1"))
+        chain.append(delta.manifest.version)
         assert 0 < delta.manifest.tables["user"].rows <= 20
-        again = ClickModel.from_bundle(repository, repository.open("ranker"))
+        again = load(repository.chain(repository.open("ranker")))
         np.testing.assert_array_equal(again.logits(batch(3)[0]), m.logits(batch(3)[0]))
     assert delta.manifest.deltas == ("2", "3")
     with pytest.raises(InvalidInput, match="delta"):
-        ClickModel.from_bundle(None, delta)
+        load(delta)
 
 
 def test_rows_of_a_refused_version_go_with_the_next(tmp_path):
     repository, m = Repository(tmp_path), model()
     m.step(*batch(0))
-    m.save_bundle(repository, "ranker")
+    save(m, repository, "ranker")
     m.step(*batch(1, 20))
     refused = GateReport(passed=False, reasons=("worse",))
-    first = m.save_bundle(repository, "ranker", gate=refused, parent="1")
-    second = m.save_delta(repository, "ranker", base="1", gate=refused)
+    first = save(m, repository, "ranker", provenance=Provenance(parent="1", gate=refused))
+    second = save(m, repository, "ranker", chain=["1"], provenance=Provenance(gate=refused))
     assert list(first.manifest.files) == list(second.manifest.files) == []
     assert repository.latest("ranker") == "1"
-    m.save_delta(repository, "ranker", base="1")
-    again = ClickModel.from_bundle(repository, repository.open("ranker"))
+    save(m, repository, "ranker", chain=["1"])
+    again = load(repository.chain(repository.open("ranker")))
     np.testing.assert_array_equal(again.logits(batch(3)[0]), m.logits(batch(3)[0]))
 
 
@@ -209,7 +211,7 @@ def test_a_failed_publication_keeps_its_rows(tmp_path):
     (tmp_path / "taken").mkdir()
     touched = m.tables.touched()
     with pytest.raises(BundleError):
-        m.save_bundle(tmp_path / "taken", "ranker")
+        save(m, tmp_path / "taken", "ranker")
     np.testing.assert_array_equal(m.tables.touched(), touched)
 
 
@@ -219,4 +221,4 @@ def test_bad_batches_are_named():
         with pytest.raises(DataError, match="from 0 to 1"):
             m.step(rows, np.full(len(labels), label, np.float32))
     with pytest.raises(DataError, match="teacher"):
-        m.step(rows, labels, teacher_logits=np.full(len(labels), np.nan, np.float32), a=0.5)
+        m.step(rows, labels, teacher_logits=np.full(len(labels), np.nan, np.float32), teacher_weight=0.5)

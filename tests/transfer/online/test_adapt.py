@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def test_calm_keeps_the_constants() -> None:
     stream, adaptation = Stream(), Adaptation(AdaptSettings(), 2)
     records = follow(adaptation, [stream.batch() for _ in range(300)])
     assert {(r.replay, r.every, r.alarms) for r in records} == {(0.1, 10, 0)}
-    assert records[-1].a == pytest.approx(0.7)
+    assert records[-1].teacher_weight == pytest.approx(0.7)
 
 
 def test_a_jump_of_the_base_rate_is_noticed_within_ten_batches_and_over_when_the_student_has_followed() -> None:
@@ -58,7 +57,7 @@ def test_a_jump_of_the_base_rate_is_noticed_within_ten_batches_and_over_when_the
     assert last.drift == 1.0
     assert last.replay == pytest.approx(0.02)
     assert last.every == 2
-    assert last.a < 0.3  # the teacher's scores are as old as its last publication
+    assert last.teacher_weight < 0.3  # the teacher's scores are as old as its last publication
     later = follow(adaptation, [stream.batch() for _ in range(100)], 71)
     assert later[-1].drift < 0.01
     assert (later[-1].replay, later[-1].every) == (pytest.approx(0.1, abs=0.001), 10)
@@ -82,17 +81,17 @@ def test_new_ids_are_a_drift_of_their_own() -> None:
 
 def test_the_student_that_has_overtaken_leaves_its_teacher_and_one_behind_leans_on_it_no_more_than_at_first() -> None:
     stream, adaptation = Stream(), Adaptation(AdaptSettings(), 2)
-    assert follow(adaptation, [stream.batch(teacher=1.0) for _ in range(30)])[-1].a < 0.1
+    assert follow(adaptation, [stream.batch(teacher=1.0) for _ in range(30)])[-1].teacher_weight < 0.1
     adaptation = Adaptation(AdaptSettings(), 2)
-    assert follow(adaptation, [stream.batch(student=1.0) for _ in range(30)])[-1].a == pytest.approx(0.7)
+    assert follow(adaptation, [stream.batch(student=1.0) for _ in range(30)])[-1].teacher_weight == pytest.approx(0.7)
 
 
 def test_constants_stay_constant_and_leave_the_same_records() -> None:
     stream, adaptation = Stream(), Adaptation(AdaptSettings(adapt=False), 2)
     records = follow(adaptation, [stream.batch(teacher=1.0, student=0.4 * (i > 40)) for i in range(60)])
-    assert {(r.a, r.replay, r.every) for r in records} == {(0.7, 0.1, 10)}
+    assert {(r.teacher_weight, r.replay, r.every) for r in records} == {(0.7, 0.1, 10)}
     assert records[-1].alarms == 1
-    assert json.loads(json.dumps(asdict(records[-1])))["rows"] == 60 * ROWS
+    assert json.loads(json.dumps(records[-1].as_json()))["rows"] == 60 * ROWS
 
 
 def test_it_goes_on_exactly_from_its_state() -> None:
@@ -109,7 +108,7 @@ def test_a_teacher_that_scored_nothing_moves_nothing() -> None:
     adaptation = Adaptation(AdaptSettings(), 2)
     seen = Stream().batch(teacher=np.nan)
     assert adaptation.update(1, seen).teacher_loss is None
-    assert adaptation.a == 0.7
+    assert adaptation.teacher_weight == 0.7
 
 
 def test_an_alarm_that_never_ends_becomes_the_new_normal() -> None:
@@ -145,7 +144,7 @@ def test_stability_of_the_same_mix_is_zero_but_for_chance() -> None:
     assert moved[-1] > 0.25
 
 
-@pytest.mark.parametrize(("name", "value"), [("a", 0.95), ("replay", 0.5), ("every", 0)])
+@pytest.mark.parametrize(("name", "value"), [("teacher_weight", 0.95), ("replay", 0.5), ("every", 0)])
 def test_a_start_out_of_bounds_is_named(name: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=name):
         AdaptSettings(**{name: value})  # type: ignore[arg-type]

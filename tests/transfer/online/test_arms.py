@@ -14,6 +14,7 @@ from worker_world import SCHEMA, fill, models, open_log, settings
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
+from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 from transfer.online.arms import Arms, Follower
 from transfer.online.worker import Worker
@@ -27,7 +28,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.repository: Repository = models(folder)
-        ClickModel.create(SCHEMA, "dnn", 8, seed=4).save_bundle(self.repository, "next")
+        save(ClickModel.create(SCHEMA, "dnn", 8, seed=4), self.repository, "next")
         self.log = open_log(folder)
         self.arms: Arms | None = Arms("teacher", "student")
         self.made: list[tuple[Arms, int]] = []

@@ -17,9 +17,11 @@ from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.model.model import Model
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
+from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 from transfer.offline.distill import OURS, transfer_offline
 from transfer.offline.train import TrainSettings, train
+from transfer.offline.window import Window
 from transfer.online.worker import Worker
 
 LOG = SmallLog(16_000)
@@ -34,7 +36,7 @@ def trained(stored: RowFormat) -> ClickModel:
 def test_what_is_scored_before_publishing_is_what_serves(tmp_path: Path, stored: RowFormat) -> None:
     model = trained(stored)
     repository = Repository(tmp_path)
-    bundle = model.save_bundle(repository, "ranker")
+    bundle = save(model, repository, "ranker")
     assert {info.dtype for info in bundle.manifest.tables.values()} == {stored}
     rows = LOG.window(0.5, 0.7).rows
     served = Model.load(repository, "ranker", segments=tmp_path / "segments").score(Features.from_rows(rows))
@@ -47,16 +49,16 @@ def test_what_is_scored_before_publishing_is_what_serves(tmp_path: Path, stored:
 @pytest.mark.parametrize("stored", ROUNDED)
 def test_training_goes_on_from_rows_that_were_not_rounded(tmp_path: Path, stored: RowFormat) -> None:
     model, repository = trained(stored), Repository(tmp_path)
-    model.save_bundle(repository, "ranker")
+    save(model, repository, "ranker")
     model.step(LOG.window(0.5, 0.55).rows, LOG.window(0.5, 0.55).labels)
-    model.save_delta(repository, "ranker", base="1")
-    base = ClickModel.from_bundle(repository, repository.open("ranker", "1"))
+    save(model, repository, "ranker", chain=["1"])
+    base = load(repository.open("ranker", "1"))
     assert base.stored == stored
     again = trained(stored)
     np.testing.assert_array_equal(base.tables.rows, again.tables.rows)
     np.testing.assert_array_equal(base.tables.weights, again.tables.weights)
     # A delta brings no training state: what it touched comes rounded, all else as it was.
-    later = ClickModel.from_bundle(repository, repository.open("ranker", "2"))
+    later = load(repository.chain(repository.open("ranker", "2")))
     changed = (later.tables.rows != base.tables.rows).any(1)
     exact = model.tables.rows[: len(changed)]
     np.testing.assert_array_equal(later.tables.rows[~changed], exact[~changed])
@@ -79,8 +81,8 @@ def test_rounding_costs_little_of_what_a_model_is_worth(stored: RowFormat) -> No
 
 def test_a_student_is_calibrated_on_its_rounded_rows() -> None:
     teacher = trained("float32")
-    student, _ = transfer_offline(teacher, LOG, "dcnv2", width=8, start=0.5, settings=replace(OURS, stored="int8"))
-    plain, _ = transfer_offline(teacher, LOG, "dcnv2", width=8, start=0.5)
+    student, _ = transfer_offline(Window(teacher, LOG, 0.5), "dcnv2", width=8, settings=replace(OURS, stored="int8"))
+    plain, _ = transfer_offline(Window(teacher, LOG, 0.5), "dcnv2", width=8)
     np.testing.assert_array_equal(student.tables.rows, plain.tables.rows)
     assert student.stored == "int8"
     rows = LOG.window(0.8, 1).rows

@@ -19,8 +19,10 @@ from pipeline.model.model import Model
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
+from transfer.bundles.publish import network_files
 from transfer.click_model.device import device_for
 from transfer.click_model.model import ClickModel
+from transfer.click_model.state import model_from, state_of
 from transfer.online.stream import held_out
 from transfer.online.worker import Worker
 
@@ -174,6 +176,6 @@ def test_the_processor_is_always_there() -> None:
     model = ClickModel.create(SCHEMA, "dnn", 8, seed=3).to(device_for("auto"))
     rows, labels = draw(np.random.default_rng(0))
     model.step(rows, labels)
-    other = ClickModel.from_state(*model.state_dict())
+    other = model_from(*state_of(model))
     np.testing.assert_allclose(other.logits(rows), model.logits(rows), atol=1e-4)
-    assert model.snapshot(full=True).networks
+    assert network_files(model)

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_log import SmallLog
 
-from pipeline.bundle.bundle import Bundle
 from pipeline.errors import DataError, NotReady
 from pipeline.features import Rows
+from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 from transfer.teachers.pool import TRIES, MemberGone, TeacherPool
 from transfer.teachers.process import BundleTeacher, ProcessMember
@@ -154,7 +154,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = SmallLog(4_000, seed=3)
     model = ClickModel.create(log.schema, "dnn", 4, seed=1)
     path = tmp_path_factory.mktemp("teacher") / "teacher"
-    model.save_bundle(path, "teacher", metrics={})
+    save(model, path, "teacher")
     return path
 
 
@@ -168,11 +168,11 @@ def scored(pool: TeacherPool, log: SmallLog, rows: int, told: Callable[[int], No
 
 def test_members_killed_at_random_lose_and_double_no_row(bundle: Path) -> None:
     log = SmallLog(4_000, seed=3)
-    model = ClickModel.from_bundle(None, Bundle.open(bundle))
+    model = load(bundle)
     expected = np.concatenate([model.calibrated_logits(part.rows) for part in log.chunks(0.0, 1.0, 100)])
     pool = TeacherPool()
-    load = BundleTeacher(bundle)
-    members = [ProcessMember(f"p{at}", load) for at in range(2)]
+    teacher = BundleTeacher(bundle)
+    members = [ProcessMember(f"p{at}", teacher) for at in range(2)]
     for member in members:
         pool.join(member)
     random_ = random.Random(7)
