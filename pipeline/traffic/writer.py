@@ -1,9 +1,8 @@
-"""The bounded writer between a serving lane and the traffic log: answers never wait for a disk.
+"""Bounded writer between a serving lane and the traffic log: answers never wait for a disk.
 
-Predictions are offered; while the log cannot be reached they wait, and what does not fit the queue any more is dropped,
-which is counted. Feedback is answered only once it is committed, and refused after a few tries, for its sender still has
-it. One thread writes what has gathered since its last commit, so commits grow with the load. It knows the `TrafficLog`
-protocol only.
+Predictions wait while the log cannot be reached; those that do not fit the queue are dropped and counted. Feedback is
+answered only once it is committed, and refused after a few tries, since its sender still has it. One thread commits all
+that has come since its last commit, so commits grow with the load. It knows the `TrafficLog` protocol only.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady, Overloaded
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, TrafficLog
 
-__all__ = ["TrafficWriter", "WriterCounters"]
+__all__ = ["TrafficWriter", "WriterCounters", "WriterLimits"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +33,15 @@ _Submission = tuple[Sequence[FeedbackEntry], "Future[list[FeedbackReply]]"]
 
 @dataclass(frozen=True, slots=True)
 class WriterCounters:
-    """Totals since the writer was made, and what waits now.
+    """Totals since the start of the writer, and the queues now.
 
     Args:
-        offered: predictions offered; committed: of these, written; dropped: of these, lost, by reason: `full` (the queue
-            was), `store` (the log failed every try while the writer was closed), `invalid` (not a record), `closed`,
-            `error` (a fault of ours).
-        feedback: feedback entries committed; refused: entries turned away or failed, by reason: `full`, `store`, `error`.
-        commits: transactions; retries: tries again after the store failed.
-        queued, queued_bytes, queued_feedback: waiting, predictions that are just being written included.
+        offered: predictions offered; committed: of these, written; dropped: of these, lost, by reason: `full` (queue),
+            `store` (the log failed every try while the writer was closed), `invalid` (not a record), `closed`, `error` (an
+            unexpected exception).
+        feedback: feedback entries committed; refused: entries refused or failed, by reason: `full`, `store`, `error`.
+        commits: transactions; retries: further tries after the store failed.
+        queued, queued_bytes, queued_feedback: in the queues, with the predictions that are just being written.
     """
 
     offered: int
@@ -57,42 +56,43 @@ class WriterCounters:
     queued_feedback: int
 
 
+@dataclass(frozen=True, slots=True)
+class WriterLimits:
+    """Bounds of the queues and of a commit.
+
+    Args:
+        capacity: predictions in the queue, with those that are just being written; capacity_bytes: their bytes.
+        feedback_capacity: feedback entries in the queue.
+        batch: predictions of one commit at most; feedback entries too, but a submission is never split.
+        delay_s: how long the first prediction of a batch waits for others. Feedback is written at once.
+        tries: how often a commit is tried while the log fails, `backoff_s` apart, doubling. Then feedback is refused, and
+            predictions are tried again when there is feedback, or `LOG_AGAIN_S` later.
+    """
+
+    capacity: int = 10_000
+    capacity_bytes: int = 128 << 20
+    feedback_capacity: int = 10_000
+    batch: int = 256
+    delay_s: float = 0.02
+    tries: int = 4
+    backoff_s: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ValueError(f"tries is 1 or more, not {self.tries}")
+
+
 class TrafficWriter:
     """Writes predictions and feedback of one lane from a thread of its own. It does not close the log.
 
     Args:
-        log: where to; only this writer's thread calls it.
-        capacity: predictions that may wait, those included that are just being written; capacity_bytes: their bytes.
-        feedback_capacity: feedback entries that may wait.
-        batch: predictions of one commit at most; feedback entries too, but a submission is never split.
-        delay_s: how long the first prediction of a batch waits for others. Feedback is written at once.
-        tries: how often a commit is tried at once while the log fails, `backoff_s` apart, doubling. Then feedback is
-            refused, and predictions are tried again when there is feedback, or `LOG_AGAIN_S` later.
+        log: only this writer's thread calls it.
     """
 
-    def __init__(
-        self,
-        log: TrafficLog,
-        clock: Clock,
-        *,
-        capacity: int = 10_000,
-        capacity_bytes: int = 128 << 20,
-        feedback_capacity: int = 10_000,
-        batch: int = 256,
-        delay_s: float = 0.02,
-        tries: int = 4,
-        backoff_s: float = 0.05,
-        name: str = "traffic-writer",
-    ) -> None:
+    def __init__(self, log: TrafficLog, clock: Clock, limits: WriterLimits | None = None) -> None:
         self._log = log
         self._clock = clock
-        self._capacity = capacity
-        self._capacity_bytes = capacity_bytes
-        self._feedback_capacity = feedback_capacity
-        self._batch = batch
-        self._delay = delay_s
-        self._tries = max(1, tries)
-        self._backoff = backoff_s
+        self._limits = limits or WriterLimits()
         self._records: deque[bytes] = deque()
         self._bytes = 0
         self._feedback: deque[_Submission] = deque()
@@ -104,22 +104,23 @@ class TrafficWriter:
         self._offered = self._committed = self._written_feedback = self._commits = self._retries = 0
         self._dropped: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="traffic-writer", daemon=True)
         self._thread.start()
 
     def offer(self, record: bytes) -> bool:
         """Queue a packed prediction record; False when it was dropped. Never blocks."""
+        limits = self._limits
         with self._changed:
             self._offered += 1
             if self._closing.is_set():
                 self._dropped["closed"] += 1
                 return False
-            if len(self._records) >= self._capacity or self._bytes + len(record) > self._capacity_bytes:
+            if len(self._records) >= limits.capacity or self._bytes + len(record) > limits.capacity_bytes:
                 self._dropped["full"] += 1
                 return False
             self._records.append(record)
             self._bytes += len(record)
-            if len(self._records) in (1, self._batch):
+            if len(self._records) in (1, limits.batch):
                 self._changed.notify()
             return True
 
@@ -136,8 +137,8 @@ class TrafficWriter:
         with self._changed:
             if self._closing.is_set():
                 raise NotReady("the traffic log's writer is closed; send the feedback to another replica")
-            # A first submission is taken whatever its size: a client's limit on one request is not the queue's business.
-            if self._entries and self._entries + len(entries) > self._feedback_capacity:
+            # A first submission is taken whatever its size: the server limits the size of a request, not the queue.
+            if self._entries and self._entries + len(entries) > self._limits.feedback_capacity:
                 self._refused["full"] += len(entries)
                 raise Overloaded(f"{self._entries} feedback entries wait to be written; send it again later")
             self._feedback.append((entries, future))
@@ -162,8 +163,7 @@ class TrafficWriter:
             )
 
     def close(self) -> None:
-        """Write what waits, then end the thread. What is offered later is dropped, and what waits is when the store fails
-        now: nobody is to wait for it."""
+        """Write the queues, then end the thread. Later offers are dropped; so are the queues if the store fails now."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -176,7 +176,7 @@ class TrafficWriter:
                     self._changed.wait()
                 if not self._records and not self._feedback:
                     return
-                self._changed.wait_for(self._ready, self._delay)
+                self._changed.wait_for(self._ready, self._limits.delay_s)
                 waiting = len(self._records)
                 submissions = list(self._feedback)
                 self._feedback.clear()
@@ -189,21 +189,21 @@ class TrafficWriter:
                     self._fail([s for s in submissions if s[1].set_running_or_notify_cancel()], "store", away)
                     self._wait_for_log(away)
             except Exception:
-                # Nothing above should raise; a fault here must not end the lane's only writer silently.
+                # Nothing above should raise; an unexpected exception must not end the lane's only writer silently.
                 logger.exception("traffic writer: unexpected fault; it goes on")
                 for _, future in submissions:
                     if not future.done():
                         future.set_exception(NotReady("the feedback could not be written; send it again"))
 
     def _ready(self) -> bool:
-        return bool(self._feedback) or len(self._records) >= self._batch or self._closing.is_set()
+        return bool(self._feedback) or len(self._records) >= self._limits.batch or self._closing.is_set()
 
     def _write_predictions(self, count: int) -> NotReady | None:
-        """Write the `count` that wait longest; what the log said where it could not be reached, and then they wait on."""
+        """Write the `count` oldest predictions; the error if the log cannot be reached, and then they stay in the queue."""
         singly = 0
         while count:
             with self._changed:
-                records = list(islice(self._records, min(1 if singly else self._batch, count)))
+                records = list(islice(self._records, min(1 if singly else self._limits.batch, count)))
             why = ""
             try:
                 self._try(partial(self._log.append_predictions, records))
@@ -227,7 +227,7 @@ class TrafficWriter:
         return None
 
     def _settle(self, count: int, why: str) -> None:
-        """The oldest predictions wait no more: they are written, or dropped for a reason."""
+        """Remove the oldest predictions from the queue: they are written, or dropped for a reason."""
         with self._changed:
             self._bytes -= sum(len(self._records.popleft()) for _ in range(count))
             if why:
@@ -236,12 +236,12 @@ class TrafficWriter:
                 self._committed += count
 
     def _wait_for_log(self, error: NotReady) -> None:
-        if self._closing.is_set():  # nobody is to wait for it
+        if self._closing.is_set():  # a shutdown does not wait for the store
             logger.error("traffic writer: %d predictions were dropped: %s", len(self._records), error)
             self._settle(len(self._records), "store")
             return
-        if not self._away:  # once, not twice a second
-            logger.error("traffic writer: predictions wait in memory, up to %d: %s", self._capacity, error)
+        if not self._away:  # logged once, not at every attempt
+            logger.error("traffic writer: predictions wait in memory, up to %d: %s", self._limits.capacity, error)
         self._away = True
         with self._changed:
             self._changed.wait_for(lambda: self._feedback or self._closing.is_set(), LOG_AGAIN_S)
@@ -251,7 +251,7 @@ class TrafficWriter:
         group: list[_Submission] = []
         size = 0
         for submission in wanted:
-            if group and size + len(submission[0]) > self._batch:
+            if group and size + len(submission[0]) > self._limits.batch:
                 self._commit_feedback(group)
                 group, size = [], 0
             group.append(submission)
@@ -292,11 +292,11 @@ class TrafficWriter:
             future.set_exception(error)
 
     def _try(self, commit: Callable[[], T]) -> T:
-        """Commit, again a few times while the store fails; when closing not again after all tries of one commit failed."""
+        """Commit, with a few tries while the store fails. When closing, once all tries of a commit failed, later ones fail at once."""
         if self._given_up is not None:
             raise self._given_up
-        wait = self._backoff
-        for left in range(self._tries - 1, -1, -1):
+        wait_s = self._limits.backoff_s
+        for left in range(self._limits.tries - 1, -1, -1):
             try:
                 result = commit()
             except NotReady as error:
@@ -305,8 +305,8 @@ class TrafficWriter:
                     raise
                 with self._changed:
                     self._retries += 1
-                self._closing.wait(wait)
-                wait *= 2
+                self._closing.wait(wait_s)
+                wait_s *= 2
             else:
                 break
         with self._changed:

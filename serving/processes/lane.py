@@ -29,7 +29,7 @@ from pipeline.stages.record import Record
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
-from pipeline.traffic.writer import TrafficWriter
+from pipeline.traffic.writer import TrafficWriter, WriterLimits
 from serving.config import Config, ListenConfig
 from serving.lane.desired import DIRECT
 from serving.lane.dispatch import Dispatcher, Recording
@@ -102,7 +102,7 @@ class Lane:
         self._hierarchy = open_hierarchy(config, clock)
         self.registry = open_registry(config, clock, self._hierarchy, samples=self._samples)
         self.writer = TrafficWriter(
-            self._log, clock, capacity=config.traffic.buffer, delay_s=config.traffic.commit_interval
+            self._log, clock, WriterLimits(config.traffic.buffer, delay_s=config.traffic.commit_interval)
         )
         self.sender = ShadowSender(config.shadow_socket, config.engine.shadow_queue)
         self.engine = Engine(

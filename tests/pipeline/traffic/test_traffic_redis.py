@@ -19,7 +19,7 @@ from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome, Scores
 from pipeline.traffic.redis.log import RedisTrafficLog
-from pipeline.traffic.writer import TrafficWriter
+from pipeline.traffic.writer import TrafficWriter, WriterLimits
 
 START = 1_000_000
 LIMIT_S = 30.0
@@ -181,7 +181,9 @@ def test_joins_at_the_same_time_write_each_entry_once(traffic_redis: RedisProces
 def test_a_server_that_stands_still_costs_predictions_and_delays_nobody(tmp_path: Path) -> None:
     with RedisProcess(tmp_path, *FIT) as server:
         log = RedisTrafficLog(server.address, IDS, WINDOW_MS, timeout=0.05)
-        writer = TrafficWriter(log, StoppedClock(), capacity=8, batch=4, delay_s=0.0, tries=2, backoff_s=0.001)
+        writer = TrafficWriter(
+            log, StoppedClock(), WriterLimits(capacity=8, batch=4, delay_s=0.0, tries=2, backoff_s=0.001)
+        )
         server.signal(signal.SIGSTOP)
         until = time.monotonic() + LIMIT_S
         while "full" not in writer.counters().dropped:
@@ -213,7 +215,7 @@ def test_a_writer_closes_soon_though_the_server_stands_still(tmp_path: Path) -> 
     with RedisProcess(tmp_path, *FIT) as server:
         log = RedisTrafficLog(server.address, IDS, WINDOW_MS, timeout=0.05)
         server.signal(signal.SIGSTOP)
-        writer = TrafficWriter(log, StoppedClock(), batch=1, delay_s=LIMIT_S)
+        writer = TrafficWriter(log, StoppedClock(), WriterLimits(batch=1, delay_s=LIMIT_S))
         for i in range(1000):
             writer.offer(sample(IDS.new(START + i), START + i))
         closing = threading.Thread(target=writer.close, name="closing")

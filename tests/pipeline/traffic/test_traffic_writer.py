@@ -14,7 +14,7 @@ from traffic_samples import IDS, LATE_MS, WINDOW_MS, sample
 from pipeline.errors import NotReady, Overloaded
 from pipeline.traffic.log import ACCEPTED, INVALID, FeedbackEntry, FeedbackReply, Outcome
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
-from pipeline.traffic.writer import TrafficWriter
+from pipeline.traffic.writer import TrafficWriter, WriterLimits
 
 START = 1_000_000
 LIMIT_S = 30.0
@@ -72,7 +72,7 @@ def entry(prediction_id: str, label: float = 1.0) -> FeedbackEntry:
 
 
 def test_feedback_finds_the_predictions_offered_before_it(log: GatedLog) -> None:
-    writer = TrafficWriter(log, StoppedClock(), batch=4, delay_s=LIMIT_S)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(batch=4, delay_s=LIMIT_S))
     ids = [IDS.new(START + i) for i in range(10)]
     for i, prediction_id in enumerate(ids):
         assert writer.offer(sample(prediction_id, START + i))
@@ -91,7 +91,7 @@ def test_feedback_finds_the_predictions_offered_before_it(log: GatedLog) -> None
 
 def test_a_full_queue_drops_predictions_and_refuses_feedback(log: GatedLog) -> None:
     log.gate.clear()
-    writer = TrafficWriter(log, StoppedClock(), capacity=2, feedback_capacity=1)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(capacity=2, feedback_capacity=1))
     first = writer.feedback([entry(IDS.new(START))])
     assert log.waiting.wait(LIMIT_S)  # the writer is busy now and takes nothing more
     assert [writer.offer(sample(IDS.new(START), START)) for _ in range(4)] == [True, True, False, False]
@@ -107,13 +107,13 @@ def test_a_full_queue_drops_predictions_and_refuses_feedback(log: GatedLog) -> N
 
 def test_bytes_are_bounded_too(log: GatedLog) -> None:
     record = sample(IDS.new(START), START)
-    writer = TrafficWriter(log, StoppedClock(), capacity_bytes=len(record) - 1)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(capacity_bytes=len(record) - 1))
     assert not writer.offer(record)
     writer.close()
 
 
 def test_close_writes_what_waits_and_refuses_what_comes_later(log: GatedLog) -> None:
-    writer = TrafficWriter(log, StoppedClock(), delay_s=LIMIT_S)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(delay_s=LIMIT_S))
     for i in range(5):
         writer.offer(sample(IDS.new(START + i), START + i))
     writer.close()
@@ -135,7 +135,7 @@ def test_a_bad_record_does_not_take_its_neighbours_along(log: GatedLog) -> None:
 
 def test_a_store_that_fails_for_a_moment_loses_nothing(log: GatedLog) -> None:
     log.failures = [NotReady("disk full")] * 2
-    writer = TrafficWriter(log, StoppedClock(), tries=3, backoff_s=0.001)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(tries=3, backoff_s=0.001))
     assert writer.feedback([entry(IDS.new(START))]).result(LIMIT_S)[0].outcomes == (ACCEPTED,)
     writer.close()
     assert writer.counters().retries == 2
@@ -143,7 +143,7 @@ def test_a_store_that_fails_for_a_moment_loses_nothing(log: GatedLog) -> None:
 
 def test_a_store_that_goes_on_failing_is_told_and_the_writer_lives(log: GatedLog) -> None:
     log.failures = [NotReady("disk full")] * 2
-    writer = TrafficWriter(log, StoppedClock(), tries=2, backoff_s=0.001)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(tries=2, backoff_s=0.001))
     with pytest.raises(NotReady, match="disk full"):
         writer.feedback([entry(IDS.new(START))]).result(LIMIT_S)
     log.failures = [RuntimeError("a fault of ours")]
@@ -158,7 +158,7 @@ def test_a_store_that_goes_on_failing_is_told_and_the_writer_lives(log: GatedLog
 
 def test_predictions_wait_for_a_store_that_is_away_and_no_more_than_fit(log: GatedLog) -> None:
     log.failures = [NotReady("away")] * 1_000_000
-    writer = TrafficWriter(log, StoppedClock(), capacity=3, batch=2, tries=2, backoff_s=0.001)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(capacity=3, batch=2, tries=2, backoff_s=0.001))
     ids = [IDS.new(START + at) for at in range(5)]
     assert [writer.offer(sample(i, START)) for i in ids] == [True, True, True, False, False]
     with pytest.raises(NotReady, match="away"):  # what labels are for is not written yet
@@ -175,7 +175,7 @@ def test_predictions_wait_for_a_store_that_is_away_and_no_more_than_fit(log: Gat
 
 def test_who_closes_does_not_wait_for_a_store_that_is_away(log: GatedLog) -> None:
     log.failures = [NotReady("away")] * 1_000_000
-    writer = TrafficWriter(log, StoppedClock(), tries=2, backoff_s=0.001)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(tries=2, backoff_s=0.001))
     for _ in range(3):
         assert writer.offer(sample(IDS.new(START), START))
     assert log.waiting.wait(LIMIT_S)
