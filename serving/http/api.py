@@ -1,6 +1,6 @@
-"""HTTP of the control process: REST admin under `/api/v1`, `/metrics`, `/healthz`, `/readyz`.
+"""HTTP application of the control process: REST admin under `/api/v1`, `/metrics`, `/healthz`, `/readyz`.
 
-A thin shell over `serving.admin`; routes are in `verbs`. Who may ask at all is settled before it, by `port`.
+A thin shell over `serving.admin`; the routes are in `verbs`. `port` authenticates every request before it gets here.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["build_app"]
 
 
 def build_app(admin: Admin, home: Path, authenticator: PrincipalSource) -> FastAPI:
-    """The application.
+    """Build the application.
 
     Args:
-        home: where processes leave their metrics.
+        home: of the installation; the processes write their metrics there.
         authenticator: of callers of admin verbs.
     """
     app = _Api(
         title="Baton admin",
         version="1",
         openapi_url="/api/openapi.json",
-        docs_url=None,  # its page would run scripts from elsewhere beside the console's sessions
+        docs_url=None,  # its page would run scripts of other sites beside the console's sessions
         redoc_url=None,
         description="Endpoints, models, rollouts, metrics and audit of one installation.",
     )
@@ -43,7 +43,7 @@ def build_app(admin: Admin, home: Path, authenticator: PrincipalSource) -> FastA
 
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The document, without FastAPI's own 422: what is malformed is told with 400 as everything that is wrong."""
+        """The OpenAPI document without FastAPI's own 422: a malformed request gets 400 as every other wrong one."""
         if self.openapi_schema is None:
             document = super().openapi()
             for path in document["paths"].values():

@@ -1,4 +1,4 @@
-"""What REST routes share: from headers to a caller, from path and body to a verb's request, from the answer to an ETag."""
+"""Common part of the REST routes: from headers to a caller, from path and body to a verb's request, from answer to ETag."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Ask:
         self._if_match = if_match
 
     def __call__(self, verb: Verb[Q, A], body: BaseModel | None = None, **path: Any) -> A:
-        """Call a verb with what path and body or query say; an answer with a resource version carries it as its ETag.
+        """Call a verb with the fields of path and body or query. The ETag is the answer's resource version, if it has one.
 
         Raises:
-            InvalidInput: the request is not one, or If-Match and `expected` differ. And see `Admin.call`.
+            InvalidInput: the fields are wrong, or If-Match and `expected` differ. See also `Admin.call`.
         """
         fields = {**(body.model_dump(exclude_unset=True) if body is not None else {}), **path}
         if self._if_match:
@@ -71,17 +71,17 @@ class Ask:
             self._response.headers["etag"] = f'"{version}"'
         return answer
 
-    def _expected(self, said: int | None) -> int:
+    def _expected(self, field: int | None) -> int:
         found = _ETAG.fullmatch(self._if_match)
         if found is None:
             raise InvalidInput('if-match: send the ETag of what you looked at, such as "5"', "if-match")
-        if said is not None and said != int(found[1]):
-            raise InvalidInput(f"if-match says {found[1]} and expected says {said}; send one of them", "expected")
+        if field is not None and field != int(found[1]):
+            raise InvalidInput(f"if-match says {found[1]} and expected says {field}; send one of them", "expected")
         return int(found[1])
 
 
 def asker(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
-    """The dependency of routes that change nothing."""
+    """Dependency of routes that only read."""
 
     def ask(
         request: Request, response: Response, _: Annotated[Any, Security(_BEARER)] = None, actor: Actor = ""
@@ -93,7 +93,7 @@ def asker(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
 
 
 def changer(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
-    """The dependency of routes that change something: they take an idempotency key and If-Match as well."""
+    """Dependency of routes that change something: they take an idempotency key and If-Match too."""
 
     def ask(
         request: Request,

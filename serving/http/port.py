@@ -1,7 +1,7 @@
-"""The HTTP port: the application behind its guard, in a server that reads no more than it should.
+"""HTTP port: the application behind its guard, in a server with limits on size and time.
 
-uvicorn hands requests on without saying what the connection knows; the protocols here add the names of a verified
-client certificate (`extensions["baton.names"]`) and end connections on which no request comes.
+uvicorn does not pass the connection's certificate to the application. The protocols in this file add the names of a
+verified client certificate (`extensions["baton.names"]`) and end connections without a request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["http_server"]
 
 HEADER_BYTES = 32 << 10
 SOCKET_BYTES = 1 << 20
-"""Most of one message of a page's socket."""
+"""Most bytes of one message of a page's socket."""
 FIRST_REQUEST_S = 20.0
 """Seconds until a new connection has sent the head of its first request."""
 GRACE_S = 3
@@ -60,7 +60,7 @@ def http_server(
     *,
     port: int | None = None,
 ) -> uvicorn.Server:
-    """A server of the application, not started. `port`: another than the configured one."""
+    """Server of the application, not started. `port`: instead of the configured one."""
     config = uvicorn.Config(
         WebGuard(app, authenticator, sessions, listen),
         host=listen.host,
@@ -70,7 +70,7 @@ def http_server(
         ws_max_size=SOCKET_BYTES,
         h11_max_incomplete_event_size=HEADER_BYTES,
         limit_concurrency=listen.limits.connections,
-        # A header must not say who calls: where a proxy is in front, its own limits count addresses.
+        # A header must not name the caller's address; behind a proxy, the proxy's own limits count addresses.
         proxy_headers=False,
         server_header=False,
         ssl_context_factory=None if certificates is None else lambda *_: certificates.ssl_context(),
@@ -83,7 +83,7 @@ def http_server(
 
 
 def _named(app: Any, transport: asyncio.BaseTransport) -> Any:
-    """The application, told the names in the connection's client certificate, if there is one."""
+    """The application with the names in the connection's client certificate, if there is one."""
     connection = transport.get_extra_info("ssl_object")
     names = () if connection is None else _names(connection.getpeercert() or {})
     if not names:

@@ -1,4 +1,4 @@
-"""The admin verbs as REST under `/api/v1`: a route each, which says nothing but where the verb's fields come from."""
+"""REST routes of the admin verbs under `/api/v1`, one each. A route only maps path, query and body to the verb's fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINES = "application/x-ndjson"
 
 
 def admin_routes(admin: Admin, authenticator: PrincipalSource) -> APIRouter:
-    """All of them."""
+    """All routes."""
     routes = APIRouter(prefix="/api/v1", responses=REFUSALS)
     reads = Depends(asker(admin, authenticator))
     changes = Depends(changer(admin, authenticator))
@@ -54,7 +54,7 @@ def _endpoints(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
     @routes.post("/endpoints/{name}/kill", tags=["endpoints"])
     def kill_endpoint(name: Name, body: r.Mutation, ask: Ask = changes) -> a.Endpoint:
-        """Empty the candidate at once and abort its rollout."""
+        """Send all traffic to stable at once and abort the rollout."""
         return ask(v.ENDPOINTS_KILL, body, name=name)
 
     @routes.post("/endpoints/{name}/release", tags=["endpoints"])
@@ -71,12 +71,12 @@ def _models(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
     @routes.post("/models/{bundle}/load", tags=["models"])
     def load_model(bundle: Name, body: r.ModelChange, ask: Ask = changes) -> a.ModelLoaded:
-        """Have all lanes load a bundle's newest version, so that it answers under its own name."""
+        """Load a bundle's newest version in all lanes, so that it answers under its own name."""
         return ask(v.MODELS_LOAD, body, bundle=bundle)
 
     @routes.post("/models/{bundle}/unload", tags=["models"])
     def unload_model(bundle: Name, body: r.ModelChange, ask: Ask = changes) -> a.ModelLoaded:
-        """Take a load back; what an endpoint's arm needs stays."""
+        """Undo a load; versions that an endpoint's arm needs stay."""
         return ask(v.MODELS_UNLOAD, body, bundle=bundle)
 
     @routes.post("/models/{bundle}/warm", tags=["models"])
@@ -103,7 +103,7 @@ def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
     @routes.post("/rollouts/{name}/pause", tags=["rollouts"])
     def pause_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
-        """Stay at this step whatever the evidence says in favour; breaches still step back."""
+        """Stay at this step even when the evidence allows the next; breaches still step back."""
         return ask(v.ROLLOUTS_PAUSE, body, name=name)
 
     @routes.post("/rollouts/{name}/resume", tags=["rollouts"])
@@ -123,7 +123,7 @@ def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
     @routes.post("/rollouts/{name}/undo", tags=["rollouts"])
     def undo_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
-        """Take a finished hand-over back: stable answers all again."""
+        """Take a finished hand-over back: stable answers all traffic again."""
         return ask(v.ROLLOUTS_UNDO, body, name=name)
 
     @routes.post("/rollouts/{name}/set-weight", tags=["rollouts"])
@@ -134,18 +134,18 @@ def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
 def _watch(routes: APIRouter, reads: Ask, watchers: Watchers) -> None:
     line: dict[str, Any] = {"content": {LINES: {"schema": {"type": "string"}}}}
-    told: dict[int | str, dict[str, Any]] = {200: {**line, "description": "a `Rollout` per line, as JSON"}}
+    responses: dict[int | str, dict[str, Any]] = {200: {**line, "description": "a `Rollout` per line, as JSON"}}
 
-    @routes.get("/rollouts/{name}/watch", tags=["rollouts"], response_class=StreamingResponse, responses=told)
+    @routes.get("/rollouts/{name}/watch", tags=["rollouts"], response_class=StreamingResponse, responses=responses)
     async def watch_rollout(
         request: Request,
         name: Name,
         interval: Annotated[float, Query(ge=0.2, le=60, description="seconds between two looks")] = 1.0,
         ask: Ask = reads,
     ) -> StreamingResponse:
-        """The rollout now and whenever something about it changes, until it has ended: a JSON object per line.
+        """The rollout now and after every change, until it has ended: a JSON object per line.
 
-        What goes wrong on the way is the last line, as the body of an error.
+        An error on the way is the last line, in the form of an error body.
         """
         found = watchers.watch(r.RolloutWatch(name=name, interval=interval), ask.by)
         first = await anext(found)  # refused before the status is sent, if at all
@@ -153,8 +153,8 @@ def _watch(routes: APIRouter, reads: Ask, watchers: Watchers) -> None:
         async def lines() -> AsyncIterator[str]:
             yield first.model_dump_json() + "\n"
             try:
-                async for one in found:
-                    yield one.model_dump_json() + "\n"
+                async for rollout in found:
+                    yield rollout.model_dump_json() + "\n"
             except Exception as error:
                 _, problem = problem_of(error, request.url.path)
                 yield problem.model_dump_json() + "\n"
@@ -172,22 +172,22 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
     @routes.get("/status", tags=["figures"])
     def processes(ask: Ask = reads) -> a.Processes:
-        """What every process reports, and how the traffic log stands."""
+        """Reports of every process, and the state of the traffic log."""
         return ask(v.METRICS_PROCESSES)
 
     @routes.get("/worker", tags=["figures"])
     def worker(ask: Ask = reads) -> a.Worker:
-        """What the transfer worker learns with, what it published, what the gate refused and why."""
+        """State of the transfer worker: its learning, the versions it published, the versions the gate refused and why."""
         return ask(v.WORKER_STATUS)
 
     @routes.get("/cache", tags=["figures"])
     def cache(ask: Ask = reads) -> a.Cache:
-        """Which embedding tier answers, what Redis holds, and how far a run that loads rows has come."""
+        """Embedding tiers: lookups by tier, content of Redis, progress of a run that loads rows."""
         return ask(v.CACHE_STATS)
 
     @routes.post("/cache/{name}/warm", tags=["figures"])
     def warm_cache(name: Name, body: r.Warm, ask: Ask = changes) -> a.CacheWarming:
-        """Begin to write a version's rows into Redis; `/cache` says how far it has come."""
+        """Begin to write a version's rows into Redis; `/cache` has the progress."""
         return ask(v.CACHE_WARM, body, name=name)
 
     @routes.post("/log/forget", tags=["log"])
@@ -202,5 +202,5 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
     @routes.get("/audit/{seq}/explain", tags=["audit"])
     def explain(seq: Annotated[int, Path(ge=1, le=r.LARGEST_VERSION)], ask: Ask = reads) -> a.Explanation:
-        """The figures of a verdict, as it used them and worked out again from the traffic log."""
+        """Figures of a verdict, as it used them and computed again from the traffic log."""
         return ask(v.AUDIT_EXPLAIN, seq=seq)

@@ -1,1 +1,1 @@
-"""Who may ask for what: callers, tokens, certificates and limits, the same on every port."""
+"""Authentication and authorisation: callers, tokens, certificates and limits, the same on every port."""

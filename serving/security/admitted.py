@@ -1,4 +1,4 @@
-"""Whom the port has let in: set before a call's handler runs, read by whoever asks who calls."""
+"""Principal of the running call: the port sets it before the handler runs, the handler reads it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from serving.config.principal import Principal
 __all__ = ["Admitted", "admitted"]
 
 admitted: ContextVar[Principal | None] = ContextVar("admitted", default=None)
-"""The principal of the call that runs; None: it did not say who it is, and need not have."""
+"""Principal of the running call; None: an anonymous call where none is needed."""
 
 
 class Admitted:
-    """The `PrincipalSource` behind a guarded port: it has been asked already, by token, certificate or session."""
+    """The `PrincipalSource` behind a guarded port, which has checked token, certificate or session already."""
 
     def authenticate(self, authorization: str) -> Principal:
-        """The principal that was let in.
+        """The principal that the port admitted.
 
         Raises:
-            Unauthenticated: nobody was.
+            Unauthenticated: the call is anonymous.
         """
         found = admitted.get()
         if found is None:

@@ -1,7 +1,7 @@
-"""Who may come in, at every port: by token, by client certificate, or as anyone on a machine without tokens.
+"""Authenticator of callers at every port: by token, by client certificate, or anyone on a machine without tokens.
 
-The three servers tell it what a call and its connection say (`Credentials`); it answers with a `Principal` or refuses. It
-knows neither gRPC nor HTTP.
+The three servers pass the `Credentials` of a call and its connection; the authenticator returns a `Principal` or refuses.
+It knows neither gRPC nor HTTP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a call says of itself.
+    """Credentials of a call, not yet checked.
 
     Args:
         authorization: header or metadata value; empty: none was sent.
@@ -40,13 +40,13 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller that said who it is.
+    """Identity of a caller whose credentials are good.
 
     Args:
-        names: what settings may call it by; the audit says the first.
+        names: that settings may name it by; the audit has the first.
         role: None: a certificate that `listen.tls.roles` does not name.
-        client: what limits count by.
-        token: id of the token that it showed, if it did.
+        client: key of its limits.
+        token: id of its token; empty: it used a certificate.
     """
 
     names: tuple[str, ...]
@@ -55,19 +55,19 @@ class Identity:
     token: str = ""
 
     def among(self, names: Collection[str]) -> bool:
-        """Whether a setting names it."""
+        """Whether a setting names this caller."""
         return any(name in names for name in self.names)
 
 
 class Authenticator:
-    """Of one process.
+    """Authenticator of one process.
 
     Args:
         config: of the installation.
-        clock: of expiry and limits.
+        clock: for expiry and limits.
 
     Attributes:
-        counters: calls refused, by reason.
+        counters: refused calls by reason.
     """
 
     def __init__(self, config: Config, clock: Clock) -> None:
@@ -82,23 +82,23 @@ class Authenticator:
 
     @property
     def open(self) -> bool:
-        """Whether this machine has no tokens and everyone on it is an operator."""
+        """Whether the machine has no tokens, so that everyone on it is an operator."""
         try:
             return self._tokens.open()
         except InvalidInput:
             return False
 
-    def good(self, token: str) -> Principal | None:
-        """The principal of a token's id while that is good; for sessions, which outlive the call that showed it."""
-        found = self._tokens.good(token)
+    def principal_of(self, token: str) -> Principal | None:
+        """Principal of a token by its id, None once it is revoked or expired; for sessions, which outlive the call."""
+        found = self._tokens.valid(token)
         return None if found is None else Principal(found.name, found.role)
 
     def identify(self, caller: Credentials) -> Identity | None:
-        """Who calls; None when it did not say.
+        """Identity of a caller; None for an anonymous one.
 
         Raises:
-            Unauthenticated: it showed a token that is none.
-            Overloaded: so many wrong ones came from there that no more are looked at for a while.
+            Unauthenticated: its token is wrong.
+            Overloaded: too many wrong tokens came from its address; it is not checked for a while.
         """
         if caller.authorization:
             return self._by_token(caller)
@@ -107,8 +107,8 @@ class Authenticator:
             return Identity(caller.certificate, role, f"certificate {caller.certificate[0]}")
         return None
 
-    def known(self, caller: Credentials) -> Identity:
-        """Who calls, where one has to say.
+    def require_identity(self, caller: Credentials) -> Identity:
+        """Identity of a caller that must not be anonymous.
 
         Raises:
             Unauthenticated, Overloaded: see `identify`.
@@ -123,57 +123,57 @@ class Authenticator:
         return found
 
     def admit(self, caller: Credentials) -> Principal:
-        """The principal of an admin call, which still has to have the verb's role.
+        """Principal of an admin call; the verb checks its role.
 
         Raises:
-            Unauthenticated: it does not say who it is, or wrongly.
+            Unauthenticated: it is anonymous, or its token is wrong.
             PermissionDenied: its certificate has no role.
             Overloaded: it calls too often.
         """
         if self.open:
             return LOCAL
-        known = self.known(caller)
-        self._count(self._calls, known, 1, "admin calls")
-        if known.role is None:
-            raise PermissionDenied(f"certificate {known.names[0]} has no role; listen.tls.roles gives one")
-        return Principal(known.names[0], known.role)
+        identity = self.require_identity(caller)
+        self._count(self._calls, identity, 1, "admin calls")
+        if identity.role is None:
+            raise PermissionDenied(f"certificate {identity.names[0]} has no role; listen.tls.roles gives one")
+        return Principal(identity.names[0], identity.role)
 
-    def override(self, caller: Credentials, allowed: bool | Collection[str]) -> None:
-        """Let a caller choose the arm, if the endpoint's setting `overrides` is `allowed`.
+    def admit_override(self, caller: Credentials, allowed: bool | Collection[str]) -> None:
+        """Check that a caller may choose the arm; `allowed`: the endpoint's setting `overrides`.
 
         Raises:
             Unauthenticated, PermissionDenied, Overloaded: it may not.
         """
         if self.open:
             return
-        known = self.known(caller)
-        if known.role is not Role.OPERATOR and (isinstance(allowed, bool) or not known.among(allowed)):
+        identity = self.require_identity(caller)
+        if identity.role is not Role.OPERATOR and (isinstance(allowed, bool) or not identity.among(allowed)):
             raise PermissionDenied(
-                f"{known.names[0]} may not choose the arm; the endpoint's setting `overrides` says who"
+                f"{identity.names[0]} may not choose the arm; the endpoint's setting `overrides` says who"
             )
 
-    def labeller(self, caller: Credentials) -> Identity:
-        """Who sends feedback.
+    def admit_feedback(self, caller: Credentials) -> Identity:
+        """Identity of a caller that sends feedback.
 
         Raises:
-            Unauthenticated, PermissionDenied, Overloaded: its labels are not taken.
+            Unauthenticated, PermissionDenied, Overloaded: its labels are refused.
         """
-        known = self.known(caller)
-        if self._feedback_from and not known.among(self._feedback_from):
-            raise PermissionDenied(f"labels of {known.names[0]} are not taken; listen.feedback_from says whose are")
-        return known
+        identity = self.require_identity(caller)
+        if self._feedback_from and not identity.among(self._feedback_from):
+            raise PermissionDenied(f"labels of {identity.names[0]} are not taken; listen.feedback_from says whose are")
+        return identity
 
-    def labels(self, known: Identity, predictions: int) -> None:
-        """Count feedback for so many predictions.
+    def count_labels(self, identity: Identity, predictions: int) -> None:
+        """Count feedback against the caller's limit.
 
         Raises:
             Overloaded: this client has sent too much.
         """
-        self._count(self._labels, known, max(1, predictions), "labels")
+        self._count(self._labels, identity, max(1, predictions), "labels")
 
     def _by_token(self, caller: Credentials) -> Identity:
-        # Guesses at one token must not lock out others behind the same address, so each has its own count; what is no
-        # token's id has one together.
+        # Guesses at one token must not lock out other callers behind the same address, so each token id has its own
+        # count; all unknown ids share one.
         key = f"{client_of_address(caller.address)} {self._tokens.id_of(caller.authorization)}"
         if (seconds := self._wrong.wait(key)) > 0:
             self.counters["many_wrong_tokens"] += 1
@@ -190,7 +190,9 @@ class Authenticator:
             raise
         return Identity((token.name,), token.role, f"token {token.id}", token.id)
 
-    def _count(self, limit: ClientLimit, known: Identity, cost: int, what: str) -> None:
-        if (seconds := limit.take(known.client, cost)) > 0:
+    def _count(self, limit: ClientLimit, identity: Identity, cost: int, what: str) -> None:
+        if (seconds := limit.take(identity.client, cost)) > 0:
             self.counters[f"many_{what.replace(' ', '_')}"] += 1
-            raise Overloaded(f"too many {what} of {known.names[0]}; listen.limits says how many there may be", seconds)
+            raise Overloaded(
+                f"too many {what} of {identity.names[0]}; listen.limits says how many there may be", seconds
+            )

@@ -1,8 +1,8 @@
-"""TLS of all ports from three PEM files, which may be replaced while we run.
+"""TLS certificates of all ports, from three PEM files that may be replaced while the server runs.
 
-Before each handshake the files are looked at (three `stat` calls). New ones that load and fit together are used from
-then on; others are complained of once and the old ones kept, for a certificate and its key are never replaced in one
-step. Connections that stand are not touched.
+Each handshake checks the files (three `stat` calls). New files that load and fit together are used from then on. Others
+are logged once and the old ones stay in use, since a certificate and its key are never replaced in one step. Open
+connections are not touched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Mark = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """Files that fit together, as gRPC and as `ssl` take them; `mark` is what they looked like."""
+    """Files that fit together, in the forms of gRPC and `ssl`; `mark`: inode, time and size of each file."""
 
     mark: Mark
     grpc: grpc.ServerCertificateConfiguration
@@ -36,10 +36,10 @@ class _Loaded:
 
 
 class Certificates:
-    """Of one process. Safe for several threads: gRPC asks from threads of its own.
+    """Certificates of one process. Safe for several threads: gRPC calls from threads of its own.
 
     Raises:
-        InvalidInput: the files cannot be read or do not fit together, when it is made.
+        InvalidInput: the files cannot be read or do not fit together at the start.
     """
 
     def __init__(self, tls: TlsConfig) -> None:
@@ -49,13 +49,13 @@ class Certificates:
         try:
             loaded = self._load(self._mark())
         except (OSError, ValueError) as error:
-            raise InvalidInput(f"listen.tls: {self._said(error)}", "listen.tls") from None
+            raise InvalidInput(f"listen.tls: {self._problem(error)}", "listen.tls") from None
         if loaded is None:
             raise InvalidInput("listen.tls: the files are being replaced; try again", "listen.tls")
         self._loaded = loaded
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """For a gRPC server's port. Without `require_client_cert` clients are not asked for a certificate."""
+        """Credentials of a gRPC server's port. Without `require_client_cert` it requests no client certificates."""
 
         given = self._loaded
 
@@ -67,11 +67,11 @@ class Certificates:
             given = current
             return current.grpc
 
-        # None stands for no change (grpc's documentation); its types do not know.
+        # None means no change (grpc's documentation); its types do not have it.
         return grpc.dynamic_ssl_server_credentials(given.grpc, renewed, self._tls.require_client_cert)  # type: ignore[arg-type]
 
     def ssl_context(self) -> ssl.SSLContext:
-        """For an HTTP server; each handshake takes the context of the files as they are."""
+        """Context of an HTTP server; each handshake uses the present files."""
         context = self._loaded.context
 
         def begin(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
@@ -93,7 +93,7 @@ class Certificates:
                         self._loaded, self._refused = loaded, ((), "")
                         log.info("new certificates are used from now on: %s", self._tls.cert)
             except (OSError, ValueError) as error:
-                refused = mark, self._said(error)
+                refused = mark, self._problem(error)
                 if refused != self._refused:
                     log.error("new certificates are not used, the old ones are kept: %s", refused[1])
                 self._refused = refused
@@ -107,7 +107,7 @@ class Certificates:
         return tuple(_look(path) for path in self._paths())
 
     def _load(self, mark: Mark) -> _Loaded | None:
-        """None: they changed meanwhile."""
+        """Load the files; None: they changed meanwhile."""
         tls = self._tls
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -117,7 +117,7 @@ class Certificates:
         if tls.client_ca is not None:
             context.load_verify_locations(tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED if tls.require_client_cert else ssl.CERT_OPTIONAL
-            # A session that is taken up again would not have its certificate looked at again.
+            # A resumed session would not have its certificate checked again.
             context.options |= ssl.OP_NO_TICKET
             context.num_tickets = 0
             roots = tls.client_ca.read_bytes()
@@ -126,7 +126,7 @@ class Certificates:
             return None
         return _Loaded(mark, grpc.ssl_server_certificate_configuration([pair], roots), context)
 
-    def _said(self, error: OSError | ValueError) -> str:
+    def _problem(self, error: OSError | ValueError) -> str:
         if isinstance(error, ssl.SSLError):
             return f"{self._tls.cert} and {self._tls.key}, or client_ca, are not PEM or do not fit together: {error}"
         if isinstance(error, OSError):
@@ -135,7 +135,7 @@ class Certificates:
 
 
 def open_certificates(listen: ListenConfig) -> Certificates | None:
-    """What a port is served with; None: without TLS.
+    """Certificates of a port; None: it has no TLS.
 
     Raises:
         InvalidInput: see `Certificates`.
@@ -144,7 +144,7 @@ def open_certificates(listen: ListenConfig) -> Certificates | None:
 
 
 def bind(server: grpc.aio.Server, address: str, certificates: Certificates | None) -> int:
-    """Have a gRPC server listen; returns its port."""
+    """Let a gRPC server listen; returns its port."""
     if certificates is None:
         return server.add_insecure_port(address)
     return server.add_secure_port(address, certificates.server_credentials())

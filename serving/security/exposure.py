@@ -1,4 +1,4 @@
-"""What an installation lays open, looked at before anything is served: files that others can read, ports without a lock."""
+"""Exposure of an installation, checked before any port opens: files that others can read, ports without authentication."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def close_home(config: Config) -> None:
-    """Make the home, its owner's alone if it is new, and the folder of sockets and status files, always so.
+    """Create the home and its folder of sockets and status files. The folder, and a new home, are for the owner only.
 
     Raises:
-        InvalidInput: they cannot be made.
+        InvalidInput: they cannot be created.
     """
     try:
         config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def close_home(config: Config) -> None:
 
 
 def weak_files(config: Config) -> Iterator[tuple[Path, str]]:
-    """Files whose content lets one in and that others can read or change, with what to do."""
+    """Files with secrets that other users can read or change, each with what to do."""
     listen = config.listen
     keys = [config.secret, config.tokens]
     if listen.tls is not None:
@@ -44,23 +44,23 @@ def weak_files(config: Config) -> Iterator[tuple[Path, str]]:
         try:
             mode = stat.S_IMODE(os.stat(path).st_mode)
         except OSError:
-            continue  # whoever needs it says that it is not there
+            continue  # the process that needs it reports that it is missing
         if mode & OTHERS:
             yield path, f"{path} may be read or changed by others (mode {mode:04o}): chmod 600 {path}"
 
 
 def exposure(config: Config) -> list[str]:
-    """What a person should know before the ports open.
+    """Warnings for the operator before the ports open.
 
     Raises:
-        InvalidInput: the installation's secret or tokens lie open, or a port would be reached by others while nobody
-            could say who he is.
+        InvalidInput: other users can read the installation's secret or tokens, or a port would be open to other machines
+            without any authentication.
     """
-    said = []
+    warnings = []
     for path, weak in weak_files(config):
         if path in (config.secret, config.tokens):
             raise InvalidInput(weak, "home")
-        said.append(weak)
+        warnings.append(weak)
     listen = config.listen
     tokens = TokenStore(config.tokens).tokens()
     certified = listen.tls is not None and listen.tls.require_client_cert
@@ -71,15 +71,15 @@ def exposure(config: Config) -> list[str]:
             "listen.host",
         )
     if not listen.loopback and listen.tls is None:
-        said.append(
+        warnings.append(
             f"INSECURE: {listen.host} is served without TLS (listen.insecure): tokens, features and labels can be read "
             "and changed by whoever is between"
         )
     if tokens is None and listen.loopback:
-        said.append(
+        warnings.append(
             "no tokens: everyone on this machine is an operator, and nothing is served off it; "
             "the first `baton token create` changes that"
         )
     elif tokens == {}:
-        said.append("the last token was revoked: nobody may do anything; make one with `baton token create`")
-    return said
+        warnings.append("the last token was revoked: nobody may do anything; make one with `baton token create`")
+    return warnings

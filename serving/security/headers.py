@@ -1,12 +1,18 @@
-"""Headers that every HTTP answer carries, so that a browser does only what our pages need."""
+"""Security headers of every HTTP response, and the content policies of pages: they limit what a browser does.
+
+The console's library compiles its templates in the browser, which needs 'unsafe-eval', and writes styles into elements,
+which needs 'unsafe-inline'. Nothing is loaded from other sites.
+"""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
-__all__ = ["response_headers"]
+__all__ = ["POLICY_HEADER", "page_policy", "response_headers"]
 
-# The console's library compiles its templates in the browser and writes styles into elements; scripts come from us alone.
+POLICY_HEADER = "content-security-policy"
+_HOST = re.compile(r"[A-Za-z0-9.\-:\[\]]+")
 PAGES = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
@@ -25,7 +31,7 @@ _ALL = {
 
 @lru_cache(maxsize=4)
 def _headers(page: bool, only_tls: bool) -> tuple[tuple[bytes, bytes], ...]:
-    headers = {**_ALL, "content-security-policy": PAGES if page else NO_PAGE}
+    headers = {**_ALL, POLICY_HEADER: PAGES if page else NO_PAGE}
     if not page:
         headers["cache-control"] = "no-store"
     if only_tls:
@@ -34,10 +40,24 @@ def _headers(page: bool, only_tls: bool) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def response_headers(path: str, *, only_tls: bool) -> list[tuple[bytes, bytes]]:
-    """Names and values in lower case, for an answer on `path`; the application's own of the same name stand.
+    """Headers for a response on `path`, names in lower case; a header that the application sets itself wins.
 
     Args:
-        only_tls: tell browsers to come over TLS from now on.
+        only_tls: tell browsers to use TLS from now on.
     """
     page = not path.startswith("/api/") and path not in ("/metrics", "/healthz", "/readyz")
     return list(_headers(page, only_tls))
+
+
+def page_policy(scripts: str, host: str = "") -> str:
+    """Content-Security-Policy of a page of the console, stricter than the default of `response_headers`.
+
+    Args:
+        scripts: sources of scripts.
+        host: of the request, for its sockets: older browsers do not count them to 'self'.
+    """
+    sockets = f" ws://{host} wss://{host}" if _HOST.fullmatch(host) else ""
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        f"font-src 'self'; connect-src 'self'{sockets}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )

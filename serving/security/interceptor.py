@@ -1,7 +1,6 @@
-"""The authenticator at the gRPC admin port: every method of every service but health's needs a principal.
+"""Interceptor of the gRPC admin port: every method of every service except health needs a principal.
 
-Handlers ask `Admitted` who calls, and the verb's table whether that is enough. What is refused is refused before the
-handler runs.
+A refused call never reaches its handler. Handlers get the principal from `Admitted` and check the verb's role.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ OPEN = "/grpc.health.v1.Health/"
 
 
 class AdmitInterceptor(grpc.aio.ServerInterceptor):
-    """Asks the authenticator before each call."""
+    """Calls the authenticator before each call."""
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
@@ -34,7 +33,7 @@ class AdmitInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(OPEN):
             return handler
-        # The connection is known to the call's context only, not here: so it is the behaviour that is wrapped.
+        # Only the call's context knows the connection, so the handler's behaviour is wrapped.
         if handler.response_streaming:
             make, behaviour = (
                 (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
@@ -76,7 +75,7 @@ class AdmitInterceptor(grpc.aio.ServerInterceptor):
 
 
 def caller_of(context: Any) -> Credentials:
-    """What a gRPC call and its connection say of themselves."""
+    """Credentials of a gRPC call and its connection."""
     metadata = context.invocation_metadata() or ()
     given = [value for key, value in metadata if key == "authorization"]
     names: list[str] = []
@@ -84,7 +83,7 @@ def caller_of(context: Any) -> Credentials:
     identity = context.auth_context()
     for key in ("x509_common_name", "x509_subject_alternative_name"):
         names += [name.decode(errors="replace") for name in identity.get(key, ())]
-    # Several values become one that is no token: it must not be open which of them counts.
+    # Several values become one that is no token: it must not be ambiguous which one counts.
     return Credentials(", ".join(given), _address(context.peer()), tuple(names))
 
 

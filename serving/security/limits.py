@@ -1,4 +1,4 @@
-"""How much one client may do: a bucket of tokens each, for a bounded number of clients."""
+"""Rate limits per client: a token bucket each, for a bounded number of clients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["ClientLimit", "client_of_address"]
 
 
 class ClientLimit:
-    """A bucket per client that holds `burst` and gains `rate` per second; the client not seen longest is forgotten.
+    """A token bucket per client that holds `burst` and gains `rate` per second; the client not seen longest is dropped.
 
-    A forgotten client starts with a full bucket, which whoever has `clients` identities could have had anyway.
+    A dropped client starts again with a full bucket; an attacker with `clients` identities has that many buckets anyway.
 
     >>> from pipeline.clock import SystemClock
     >>> limit = ClientLimit(1.0, 2.0, SystemClock())
@@ -34,9 +34,9 @@ class ClientLimit:
         return len(self._levels)
 
     def take(self, client: str, cost: float = 1.0) -> float:
-        """Take `cost` from the client's bucket; 0, or the seconds until it holds 1.
+        """Take `cost` from the client's bucket; returns 0, or the seconds until it holds 1 when it was refused.
 
-        What a bucket does not hold is owed: a large request passes like a small one and is followed by a longer pause.
+        A bucket may go below zero: a large request passes like a small one and is followed by a longer pause.
         """
         now = self._now()
         with self._lock:
@@ -47,7 +47,7 @@ class ClientLimit:
             return 0.0
 
     def wait(self, client: str) -> float:
-        """What `take` would answer, taking nothing."""
+        """The result of `take`, without taking anything."""
         with self._lock:
             level = self._level(client, self._now())
         return 0.0 if level >= 1 else (1 - level) / self._rate
@@ -64,7 +64,7 @@ class ClientLimit:
 
 
 def client_of_address(address: str) -> str:
-    """Whom an IP address stands for: of IPv6, where a home has 2^64 of them, its first 64 bits.
+    """Client key of an IP address: of IPv6 its first 64 bits, since a household has 2^64 addresses.
 
     >>> client_of_address("192.0.2.7"), client_of_address("2001:db8:1:2:3:4:5:6"), client_of_address("::ffff:192.0.2.7")
     ('192.0.2.7', '2001:db8:1:2::/64', '192.0.2.7')

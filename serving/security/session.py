@@ -1,8 +1,8 @@
-"""Sessions of browsers: a signed cookie that stands for a token, and a value against requests that other sites forge.
+"""Browser sessions: a signed cookie in place of a token, and a CSRF value against requests that other sites forge.
 
-Nothing is stored: the cookie names the token's id and its own end and is signed with the installation's secret, so a
-restart logs nobody out; revoking the token ends its sessions at once. Logging out is remembered until the session
-would have ended.
+Nothing is stored: the cookie holds the token's id and its own end, signed with the installation's secret, so a restart
+logs nobody out. Revoking the token ends its sessions at once. A logout is kept in memory until the session would have
+ended.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["CSRF_HEADER", "Session", "Sessions"]
 
 CSRF_HEADER = "x-baton-csrf"
 LENGTH_S = 12 * 3600
-"""Seconds until one has to log in again: a shift."""
+"""Length of a session, a working shift."""
 MAX_ENDED_SESSIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A browser that is logged in. `csrf`: what its requests that change something have to send in `CSRF_HEADER`."""
+    """Session of a browser. `csrf`: value that its changing requests must send in `CSRF_HEADER`."""
 
     principal: Principal
     csrf: str
@@ -39,11 +39,11 @@ class Session:
 
 
 class Sessions:
-    """Of one installation.
+    """Sessions of one installation.
 
     Args:
         secret: of the installation.
-        secure: whether the port speaks TLS; the cookie is then sent over TLS alone and bound to this host.
+        secure: whether the port has TLS; the cookie is then sent over TLS only and bound to this host.
     """
 
     def __init__(self, authenticator: Authenticator, secret: bytes, clock: Clock, *, secure: bool) -> None:
@@ -58,34 +58,34 @@ class Sessions:
         """Name of the cookie."""
 
     def begin(self, caller: Credentials) -> str:
-        """The cookie's value for a caller that showed a token.
+        """Begin a session for a caller with a token; returns the cookie's value.
 
         Raises:
-            Unauthenticated, Overloaded: it did not; see `Authenticator.identify`.
-            PermissionDenied: it showed a certificate only, which it shows with each request anyway.
+            Unauthenticated, Overloaded: see `Authenticator.identify`.
+            PermissionDenied: the caller has only a certificate, which comes with each request anyway.
         """
-        known = self._authenticator.known(caller)
-        if not known.token:
+        identity = self._authenticator.require_identity(caller)
+        if not identity.token:
             raise PermissionDenied("a session stands for a token; log in with one")
         ends = self._clock.wall_ms() + 1000 * LENGTH_S
-        value: str = self._signer.dumps([known.token, ends, secrets.token_urlsafe(12)])
+        value: str = self._signer.dumps([identity.token, ends, secrets.token_urlsafe(12)])
         return value
 
     def find(self, value: str) -> Session | None:
-        """The session of a cookie's value; None: there is none, or it has ended."""
+        """Session of a cookie's value; None: not valid, or ended."""
         content = self._content(value)
         if content is None:
             return None
         token, ends, nonce = content
-        principal = self._authenticator.good(token)
+        principal = self._authenticator.principal_of(token)
         if principal is None or ends <= self._clock.wall_ms() or nonce in self._ended:
             return None
         return Session(principal, hmac.new(self._csrf_key, nonce.encode(), "sha256").hexdigest(), ends)
 
     def who(self, value: str) -> Principal | None:
-        """Whom a page is shown to: the session's principal, everyone where nobody needs a token, or nobody.
+        """Principal that a page is shown to: the session's, or LOCAL where no token is needed; None: not signed in.
 
-        A page lives longer than the request that made it: ask again at each update and before each action.
+        A page lives longer than the request that made it: check again at each update and before each action.
         """
         if self._authenticator.open:
             return LOCAL
@@ -105,7 +105,7 @@ class Sessions:
     def flags(self) -> dict[str, Any]:
         """Arguments of Starlette's `Response.set_cookie` beside key, value and `max_age`, and of `delete_cookie`.
 
-        Lax, so that a link in an alert opens a console that is logged in; what changes something is no link.
+        Lax, so that a link in an alert opens a logged-in console; changing requests are never links.
         """
         return {"path": "/", "secure": self._secure, "httponly": True, "samesite": "lax"}
 

@@ -1,9 +1,9 @@
 """Bearer tokens of one installation: a file in its home, written by `baton token`, read by every process.
 
-A token is `baton_<id>_<secret>`. The id is public and finds the entry; of the secret (256 random bits) only the SHA-256
-is kept: a slow hash protects guessable passwords, and this is not one. The file is replaced as a whole, so a reader
-sees one state or the next; each look costs one `stat`. Once there was a file, tokens are needed: revoking the last one
-lets nobody in rather than everybody.
+A token is `baton_<id>_<secret>`. The id is public and finds the entry. Only the SHA-256 of the secret (256 random bits) is
+kept; a slow hash would only help guessable passwords. The file is replaced as a whole, so a reader sees one state or the
+next; a read of an unchanged file costs one `stat`. Once the file exists, tokens are required: after revoking the last one
+nobody is admitted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from serving.config.principal import Principal, Role
 __all__ = ["LOCAL", "Token", "TokenAuthenticator", "TokenStore"]
 
 LOCAL = Principal("local", Role.OPERATOR)
-"""Everyone on this machine, where no tokens are configured and nothing is served off it."""
+"""Everyone on this machine, where no tokens are configured and other machines cannot reach it."""
 PREFIX = "baton"
 MAX_TOKENS = 1000
 """Tokens of one installation."""
@@ -36,7 +36,7 @@ _NOBODY = hashlib.sha256(b"").hexdigest()
 
 
 class Token(BaseModel):
-    """An entry of the file: everything about a token but its secret. Times are Unix milliseconds; 0: never expires."""
+    """Entry of the file: all of a token except its secret. Times are Unix milliseconds; 0: never expires."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +49,7 @@ class Token(BaseModel):
     expires_ms: int = 0
 
     def expired(self, now_ms: int) -> bool:
-        """Whether its time is over."""
+        """Whether the token has expired."""
         return 0 < self.expires_ms <= now_ms
 
 
@@ -61,17 +61,17 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the file held when it last looked like `mark`."""
+    """Content of the file; `mark`: its inode, time and size."""
 
     mark: tuple[int, ...]
     tokens: dict[str, Token]
 
 
 class TokenStore:
-    """The file of tokens. Safe for several processes; each notices what another wrote.
+    """Store of tokens in a file. Safe for several processes; each sees the changes of the others.
 
     Args:
-        path: of the file; made, readable by its owner alone, with the first token.
+        path: of the file; created with the first token, readable by its owner only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,10 +79,10 @@ class TokenStore:
         self._seen: _Seen | None = None
 
     def tokens(self) -> dict[str, Token] | None:
-        """All tokens by id, revoked ones left out and expired ones not; None: none was ever made.
+        """All tokens by id, expired ones included, revoked ones not; None: no token was ever created.
 
         Raises:
-            InvalidInput: the file cannot be read or is not what `baton token` wrote.
+            InvalidInput: the file cannot be read or is not a file of tokens.
         """
         try:
             found = os.stat(self.path)
@@ -94,11 +94,11 @@ class TokenStore:
         return self._seen.tokens if self._seen is not None else None
 
     def create(self, name: str, role: Role, now_ms: int, expires_ms: int = 0) -> tuple[Token, str]:
-        """Add a token; returns its entry and the whole token, which is told this once.
+        """Add a token; returns its entry and the whole token, which is shown only this once.
 
         Raises:
-            InvalidInput: the name cannot be used, or the time is over already.
-            Conflict: there are too many.
+            InvalidInput: the name cannot be used, or the token has expired already.
+            Conflict: there are too many tokens.
         """
         if not name or len(name) > 64 or not name.isprintable() or any(c.isspace() for c in name):
             raise InvalidInput(f"name {name!r}: 1 to 64 printable characters without spaces", "name")
@@ -120,10 +120,10 @@ class TokenStore:
         return token, f"{PREFIX}_{token.id}_{secret}"
 
     def revoke(self, which: str) -> list[Token]:
-        """Remove the token with that id, or else all of that name; returns what was removed.
+        """Remove the token with that id, or else all of that name; returns the removed tokens.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no token has that id or name.
         """
         with self._change() as tokens:
             gone = [tokens[which]] if which in tokens else [t for t in tokens.values() if t.name == which]
@@ -134,9 +134,9 @@ class TokenStore:
         return gone
 
     def find(self, authorization: str, now_ms: int) -> Token | None:
-        """The token whose `authorization` value this is; None: it is none of ours, or expired.
+        """Token of an `authorization` value; None: it is not valid, or expired.
 
-        What is compared is compared in constant time, whether or not there is a token of that id.
+        The comparison takes constant time, also where no token has that id.
 
         Raises:
             InvalidInput: see `tokens`.
@@ -147,7 +147,7 @@ class TokenStore:
         return None if token is None or not right or token.expired(now_ms) else token
 
     def id_of(self, authorization: str) -> str:
-        """The id that an `authorization` value names, if there is a token of that id, right or not; else empty."""
+        """Id in an `authorization` value, if a token has that id, whether the secret is right or not; else empty."""
         number, _ = _parts(authorization)
         return number if number in (self.tokens() or {}) else ""
 
@@ -168,7 +168,7 @@ class TokenStore:
 
     @contextmanager
     def _change(self) -> Iterator[dict[str, Token]]:
-        """The tokens, to be changed; written when the block ends well, while nobody else writes."""
+        """The tokens, to be changed in a `with` block under a lock; written when the block succeeds."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -181,12 +181,12 @@ class TokenStore:
 
 
 class TokenAuthenticator:
-    """Tells by its token who calls. See `serving.config.principal.PrincipalSource`.
+    """Authenticator by token. See `serving.config.principal.PrincipalSource`.
 
     Args:
         store: of the installation.
-        clock: of expiry.
-        loopback: whether only this machine can reach us; without configured tokens everyone is then an operator.
+        clock: for expiry.
+        loopback: whether only this machine can reach the ports; without tokens everyone on it is then an operator.
     """
 
     def __init__(self, store: TokenStore, clock: Clock, *, loopback: bool) -> None:
@@ -196,18 +196,18 @@ class TokenAuthenticator:
         self._needed = not loopback
 
     def open(self) -> bool:
-        """Whether nobody needs a token.
+        """Whether no token is needed.
 
         Raises:
             InvalidInput: the file of tokens is damaged.
         """
         if not self._needed:
-            # For good: a file that goes away while we run must not open what was shut.
+            # Permanent: a file that disappears while the process runs must not open the ports again.
             self._needed = self._store.tokens() is not None
         return not self._needed
 
     def authenticate(self, authorization: str) -> Principal:
-        """The caller whose `authorization` header or metadata this is (empty: none was sent).
+        """Principal of an `authorization` header or metadata value (empty: none was sent).
 
         Raises:
             Unauthenticated: no, a wrong, an expired or a revoked token where one is needed.
@@ -216,28 +216,28 @@ class TokenAuthenticator:
             if self.open():
                 return LOCAL
         except InvalidInput:
-            pass  # `find` says so
+            pass  # `find` raises it
         token = self.find(authorization)
         return Principal(token.name, token.role)
 
     def find(self, authorization: str) -> Token:
-        """The token behind an `authorization` value.
+        """Token of an `authorization` value.
 
         Raises:
-            Unauthenticated: there is none, or it is none of ours.
+            Unauthenticated: no token, or one that is not valid.
         """
         try:
             token = self._store.find(authorization, self._clock.wall_ms())
         except InvalidInput:
-            # What is the matter stands in `baton doctor`; strangers need not know.
+            # `baton doctor` names the cause; strangers need not know it.
             raise Unauthenticated("tokens cannot be read at present; `baton doctor` says why") from None
         if token is None:
-            said = "this token is not known, was revoked or has expired" if authorization else "this takes a token"
-            raise Unauthenticated(f"{said}; make one with `baton token create` and send `authorization: Bearer TOKEN`")
+            why = "this token is not known, was revoked or has expired" if authorization else "this takes a token"
+            raise Unauthenticated(f"{why}; make one with `baton token create` and send `authorization: Bearer TOKEN`")
         return token
 
-    def good(self, number: str) -> Token | None:
-        """The token of an id while it is good; for sessions, which outlive the call that showed the secret."""
+    def valid(self, number: str) -> Token | None:
+        """Token by id, None once it is revoked or expired; for sessions, which outlive the call with the secret."""
         try:
             token = (self._store.tokens() or {}).get(number)
         except InvalidInput:
@@ -245,7 +245,7 @@ class TokenAuthenticator:
         return None if token is None or token.expired(self._clock.wall_ms()) else token
 
     def id_of(self, authorization: str) -> str:
-        """See `TokenStore.id_of`; empty, too, while tokens cannot be read."""
+        """See `TokenStore.id_of`; empty also while the file cannot be read."""
         try:
             return self._store.id_of(authorization)
         except InvalidInput:
@@ -253,7 +253,7 @@ class TokenAuthenticator:
 
 
 def _parts(authorization: str) -> tuple[str, str]:
-    """Id and secret of `Bearer baton_<id>_<secret>`; empty where it is nothing of that form."""
+    """Id and secret of `Bearer baton_<id>_<secret>`; empty where the value has another form."""
     scheme, _, value = authorization.partition(" ")
     prefix, _, rest = value.strip().partition("_")
     number, _, secret = rest.partition("_")

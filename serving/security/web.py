@@ -1,8 +1,8 @@
-"""The authenticator at the HTTP port, around the whole application: who asks, from which page, how much and how often.
+"""Guard of the HTTP port, around the whole application: authentication, origin of the page, size and rate of requests.
 
-Everything but `OPEN` needs a principal: a token, a client certificate with a role, or a browser's session; a browser
-without one is sent to the login page. A request that another site's page made is refused by its Host or Origin, and a
-session's requests that change something need the session's CSRF value as well. Handlers ask `Admitted` who calls.
+All paths except `OPEN` need a principal: a token, a client certificate with a role, or a browser's session; a browser
+without one is sent to the login page. A request from another site's page is refused by its Host or Origin, and a
+session's changing requests need the session's CSRF value too. Handlers get the principal from `Admitted`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOGIN = "/login"
 OPEN = ("/healthz", "/readyz", LOGIN, "/_nicegui/")
-"""What needs no principal; a name that ends in / stands for reading all below it (scripts and styles of the console)."""
+"""Paths without authentication; a name that ends in / allows reading everything below it (the console's scripts, styles)."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_BODY_BYTES = 2 << 20
-"""Bytes of a request; the largest is a rollout file."""
+"""Most bytes of a request; the largest is a rollout file."""
 BODY_TIMEOUT_S = 20.0
 
 
 class WebGuard:
-    """An ASGI application around another.
+    """ASGI middleware that admits or refuses each request.
 
     Args:
-        app: what answers requests that are let in.
+        app: gets the admitted requests.
         sessions: of browsers.
         open_paths: see `OPEN`.
     """
@@ -72,7 +72,7 @@ class WebGuard:
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
-        # Browsers would keep it for every port of a loopback name, so there it is not said.
+        # Browsers would keep it for every port of a loopback name, so it is not sent there.
         only_tls = scope["scheme"] in ("https", "wss") and not self._listen.loopback
         answer = _Answer(scope, send, response_headers(scope["path"], only_tls=only_tls))
         try:
@@ -95,10 +95,11 @@ class WebGuard:
             admitted.reset(token)
 
     def _same_site(self, scope: Scope, headers: dict[str, list[str]]) -> None:
-        """Refuse what a page of another site asks.
+        """Refuse requests from pages of other sites.
 
-        A name of theirs that was made to lead here shows in Host. A plain address cannot be made to, so off loopback
-        every one is fine. Browsers tell the page in Origin, on every request that changes something and every socket.
+        A foreign name that resolves to this server (DNS rebinding) is visible in Host. A plain address cannot be rebound,
+        so off loopback every address is accepted. Browsers send the page's site in Origin, with every changing request
+        and every socket.
         """
         host = headers.get("host", [])
         if len(host) != 1 or not self._host(host[0]):
@@ -134,7 +135,7 @@ class WebGuard:
         if cookie and not authorization and not self._authenticator.open:
             session = self._sessions.find(cookie)
             if session is not None:
-                if scope["path"] != LOGIN:  # which begins another session and has none to be forged in
+                if scope["path"] != LOGIN:  # it begins another session, so there is none to forge a request in
                     self._not_forged(scope, headers, session.csrf)
                 return session.principal
         return None if self._is_open(scope) else self._authenticator.admit(caller)
@@ -167,7 +168,7 @@ class _TooLarge(Exception):
 
 
 class _Answer:
-    """What goes back: the application's answer with our headers, or a refusal."""
+    """Response: the application's answer with the security headers, or a refusal."""
 
     def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._websocket = scope["type"] == "websocket"
@@ -177,44 +178,44 @@ class _Answer:
         self.started = False
 
     async def send(self, message: Message) -> None:
-        """Of the application."""
+        """Send a message of the application."""
         if message["type"] in ("http.response.start", "websocket.accept"):
             if self.too_large:
-                raise _TooLarge  # whatever the application makes of the end of its input, this is what was wrong
+                raise _TooLarge  # whatever the application answers to the cut-off input, this was the cause
             self.started = True
             given = {name.lower() for name, _ in message.get("headers", ())}
             extra = [(name, value) for name, value in self._headers if name not in given]
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         await self._send(message)
 
-    async def refuse(self, code: int, kind: str, said: str, *headers: tuple[str, str]) -> None:
-        """An error in the form of the REST API."""
+    async def refuse(self, code: int, kind: str, message: str, *headers: tuple[str, str]) -> None:
+        """Send an error in the form of the REST API."""
         if self._websocket:
-            await self._send({"type": "websocket.close", "code": 1008, "reason": said[:120]})
+            await self._send({"type": "websocket.close", "code": 1008, "reason": message[:120]})
             return
-        body = json.dumps({"error": {"kind": kind, "message": said, "field": "", "request_id": ""}}).encode()
+        body = json.dumps({"error": {"kind": kind, "message": message, "field": "", "request_id": ""}}).encode()
         await self._end(code, body, ("content-type", "application/json"), *headers)
 
     async def redirect(self, where: str) -> None:
-        """To a page of ours."""
+        """Redirect to a page of this server."""
         await self._end(303, b"", ("location", where))
 
     async def _end(self, code: int, body: bytes, *headers: tuple[str, str]) -> None:
-        told = [(name.encode(), value.encode()) for name, value in (*headers, ("content-length", str(len(body))))]
-        await self._send({"type": "http.response.start", "status": code, "headers": [*told, *self._headers]})
+        own = [(name.encode(), value.encode()) for name, value in (*headers, ("content-length", str(len(body))))]
+        await self._send({"type": "http.response.start", "status": code, "headers": [*own, *self._headers]})
         await self._send({"type": "http.response.body", "body": body})
 
 
 def _limited(scope: Scope, headers: dict[str, list[str]], receive: Receive, answer: _Answer) -> Receive:
-    """`receive` of a body that may be neither too large nor too slow.
+    """`receive` with limits on the size and the time of the body.
 
     Raises:
-        _TooLarge: its length says already that it is.
+        _TooLarge: the Content-Length is over the limit.
     """
     if scope["type"] == "websocket":
         return receive
-    told = headers.get("content-length", ["0"])[0]
-    if told.isdecimal() and int(told) > MAX_BODY_BYTES:
+    length = headers.get("content-length", ["0"])[0]
+    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise _TooLarge
     left = MAX_BODY_BYTES
     whole = False
@@ -222,7 +223,7 @@ def _limited(scope: Scope, headers: dict[str, list[str]], receive: Receive, answ
     async def limited() -> Message:
         nonlocal left, whole
         if whole:
-            return await receive()  # waits until the client goes, however long that takes
+            return await receive()  # waits until the client disconnects, without a limit
         try:
             message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
         except TimeoutError:
@@ -238,7 +239,7 @@ def _limited(scope: Scope, headers: dict[str, list[str]], receive: Receive, answ
 
 
 def _split(url: str) -> tuple[str, str] | None:
-    """Host in lower case and host:port of a URL; None: it has none, or more than these."""
+    """Host in lower case and host:port of a URL; None: it has no host, or more parts than these."""
     try:
         parts = urlsplit(url)
         found = parts.hostname, parts.netloc
@@ -251,7 +252,7 @@ def _split(url: str) -> tuple[str, str] | None:
 
 
 def _cookie(headers: dict[str, list[str]], name: str) -> str:
-    """A cookie's value, empty when there is none."""
+    """Value of a cookie, empty when there is none."""
     try:
         found = SimpleCookie("; ".join(headers.get("cookie", []))).get(name)
     except CookieError:

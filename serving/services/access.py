@@ -45,7 +45,7 @@ class Access:
         Raises:
             Unauthenticated, PermissionDenied, Overloaded: it may not.
         """
-        self._authenticator.override(call.caller, self._overrides.get(endpoint, False))
+        self._authenticator.admit_override(call.caller, self._overrides.get(endpoint, False))
 
     def labels(self, call: Call, predictions: int) -> None:
         """Count what a caller sends, where it had to say who it is.
@@ -53,11 +53,11 @@ class Access:
         Raises:
             Overloaded: it is too much.
         """
-        if call.known is not None:
-            self._authenticator.labels(call.known, predictions)
+        if call.identity is not None:
+            self._authenticator.count_labels(call.identity, predictions)
 
     def _identify(self, call: Call) -> None:
-        self._authenticator.known(call.caller)
+        self._authenticator.require_identity(call.caller)
 
     def _labeller(self, call: Call) -> None:
-        call.known = self._authenticator.labeller(call.caller)
+        call.identity = self._authenticator.admit_feedback(call.caller)

@@ -50,11 +50,11 @@ class Call:
     Attributes:
         event: set by a method that answered with scores; what is told about the call is read from it.
         trace: whether the caller wants its timings; a method may set it as well.
-        known: who calls, where a method needs to know before it reads.
+        identity: of the caller, where a method needs it before it reads.
         traceparent: of the call's own span, where it has one that is sampled.
     """
 
-    __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "known", "trace", "traceparent")
+    __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "identity", "trace", "traceparent")
 
     def __init__(self, context: Any, most: float | None = None) -> None:
         self._context = context
@@ -62,7 +62,7 @@ class Call:
         self._most = most
         self._request_id = ""
         self.event: Event | None = None
-        self.known: Identity | None = None
+        self.identity: Identity | None = None
         self.trace = False
         self.traceparent = ""
 

@@ -1,5 +1,5 @@
-"""The page that operators look at: NiceGUI, on the port and in the application of the control process.
+"""Operators' console: NiceGUI pages, on the port and in the application of the control process.
 
-NiceGUI is one application per process and costs a second to import, so nothing here is imported before the control
-process mounts it. Read next: `app`, then `reader` (where figures come from) and a file per group of panels.
+NiceGUI is one application per process and takes a second to import, so this folder is imported only when the control
+process mounts it. Read next: `app`, then `reader` (source of the figures) and a file per group of panels.
 """

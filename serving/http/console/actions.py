@@ -1,7 +1,7 @@
-"""What an operator can do, each behind a dialog that says what will happen and asks why.
+"""Operators' actions, each behind a dialog that states the effect and asks for a reason.
 
-The buttons are not there for a viewer. That is a kindness, not the lock: whoever acts is asked for anew at the moment of
-acting, and `Admin` refuses him whatever his page showed.
+A viewer does not see the buttons. That is a convenience, not the protection: the principal is checked again at each
+action, and `Admin` refuses a caller without the role whatever the page showed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _MOVABLE = frozenset({Phase.PROGRESSING, Phase.PAUSED, Phase.DEGRADED})
 
 @dataclass(frozen=True, slots=True)
 class _Action:
-    """One thing to do.
+    """An action.
 
     Args:
-        label: on its button. says: what will happen, for the dialog.
-        verb: of `Admin`. fields: of its request, from what was seen when the dialog was opened.
+        label: on its button. effect: text of the dialog.
+        verb: of `Admin`. fields: of its request, from the view at the time the dialog was opened.
         possible: whether it makes sense now. look: class of the button.
-        asks: what the dialog asks for beside the reason: "weight" or "file".
+        asks: input of the dialog beside the reason: "weight" or "file".
     """
 
     label: str
-    says: str
+    effect: str
     verb: Callable[[View], Verb[Any, Any]]
     fields: Callable[[View], dict[str, Any]]
     possible: Callable[[View], bool]
@@ -61,7 +61,7 @@ def _steer(view: View) -> dict[str, Any]:
 
 
 def _forward(view: View, **more: Any) -> dict[str, Any]:
-    # Only what sends more traffic must have seen the newest state: a stop must never fail because something moved.
+    # Only an action that sends more traffic needs the newest state: a stop must never fail because something changed.
     assert view.rollout is not None
     return {**_steer(view), "expected": view.rollout.resource_version, **more}
 
@@ -101,7 +101,7 @@ ACTIONS = (
 
 
 class Actions:
-    """The row of buttons on an endpoint's page."""
+    """Row of action buttons on an endpoint's page."""
 
     def __init__(self, name: str, admin: Admin, reader: Reader, visitor: Visitor) -> None:
         self._name = name
@@ -122,7 +122,7 @@ class Actions:
 
 
 class _Dialog:
-    """Asks why, and what else there is to ask, and does it."""
+    """Dialog that asks for the reason and other input, and runs the action."""
 
     def __init__(self, admin: Admin, reader: Reader, visitor: Visitor, view: Callable[[], View | None]) -> None:
         self._admin, self._reader, self._visitor, self._view = admin, reader, visitor, view
@@ -131,7 +131,7 @@ class _Dialog:
         with ui.dialog() as self._box, element("div", "ask"), element("form") as form:
             form.on("submit.prevent", self._confirm)
             self._title = Text(tag="h2")
-            self._says = Text(tag="p")
+            self._effect = Text(tag="p")
             self._weight = ui.number("Weight, percent of routing keys", min=0, max=100)
             self._weight.props("outlined dense step=any")
             self._upload = ui.upload(label="Rollout file", auto_upload=True, max_files=1, max_file_size=MAX_FILE_BYTES, on_upload=self._read, on_rejected=lambda: self._refuse("That file is too large."))  # fmt: skip
@@ -148,14 +148,14 @@ class _Dialog:
         self._box.props["aria-label"] = "Confirm"
 
     def open(self, action: _Action) -> None:
-        """Ask about an action on what is shown now."""
+        """Open the dialog of an action on the present view."""
         view = self._view()
         if view is None:
             return
         self._action, self._fields = action, action.fields(view)
         rollout = f", {weight(view.endpoint.weight)} now" if view.endpoint.candidate else ""
         self._title.tell(f"{action.label}: {view.endpoint.name}{rollout}")
-        self._says.tell(action.says)
+        self._effect.tell(action.effect)
         self._reason.set_value("")
         self._refused.tell("")
         for asked, parts in {"weight": (self._weight,), "file": (self._upload, self._file)}.items():

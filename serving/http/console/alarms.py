@@ -1,6 +1,6 @@
-"""What is wrong with what an operator is looking at, in order of urgency: read at the top of every page.
+"""Alarms at the top of every page, most urgent first.
 
-Figures that nobody renews look like figures. So everything that should be renewed is held against its age.
+Outdated figures look like fresh ones. So the age of every figure that should be updated is checked.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from serving.rollout.state import ACTIVE
 __all__ = ["OLD_MS", "Alarm", "alarms", "endpoint_alarms"]
 
 OLD_MS = 8_000
-"""Age at which a reading is called old; a fresh one comes every two seconds."""
+"""Age from which a reading counts as old; a new one comes every two seconds."""
 OVERDUE_S = 15.0
-"""Seconds after which a look that was due and was not made means that the rollout loop stands still."""
+"""Delay of a due look from which the rollout loop counts as stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """`bad`: traffic or its control is affected; otherwise something to look at."""
+    """An alarm. `bad`: it affects traffic or its control; otherwise it is a warning."""
 
     text: str
     bad: bool = True
 
 
 def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) -> list[Alarm]:
-    """Of the whole installation. `worker`: whether the configuration has a transfer worker."""
+    """Alarms of the whole installation. `worker`: whether the configuration has a transfer worker."""
     if reading is None:
         return [
             Alarm(f"The installation cannot be read: {error}")
@@ -61,7 +61,7 @@ def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) ->
 
 
 def _loop(reading: Reading, now_ms: int) -> list[Alarm]:
-    """Whether the loop that moves traffic goes round: its process reports, leads, and looks when a look is due."""
+    """Alarms of the rollout loop: its process does not report, does not lead, or misses its looks."""
     control = reading.control
     if not control.get("fresh"):
         since = control.get("age_s")
@@ -82,7 +82,7 @@ def _loop(reading: Reading, now_ms: int) -> list[Alarm]:
 
 
 def endpoint_alarms(reading: Reading, name: str) -> list[Alarm]:
-    """Of one endpoint."""
+    """Alarms of one endpoint."""
     view = reading.views.get(name)
     if view is None:
         return [Alarm(f"There is no endpoint {name}.")]

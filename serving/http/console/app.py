@@ -1,6 +1,6 @@
-"""Puts the console into the application of the control process, and keeps its open pages up to date.
+"""Console application: mounts the pages into the control process's application and keeps the open ones up to date.
 
-One thread reads (`reader`), one task tells all open pages; a page costs what it takes to compare and send what changed.
+One thread reads (`reader`), one task updates all open pages. A page sends only the elements that changed.
 """
 
 from __future__ import annotations
@@ -28,33 +28,31 @@ from serving.http.console.audit import AuditPanel
 from serving.http.console.headline import HeadlinePanel, StepsPanel
 from serving.http.console.live import element
 from serving.http.console.login import login_routes
+from serving.http.console.nonces import PAGES, Nonces
 from serving.http.console.overview import EndpointsPanel, LabelsPanel, ProcessesPanel
-from serving.http.console.policy import PAGES, Nonces
 from serving.http.console.quality import BiasPanel, CalibrationPanel, QualityPanel, StaysPanel
 from serving.http.console.reader import Reader, Reading
-from serving.http.console.shell import THEME, Tab, Theme, frame
+from serving.http.console.shell import ICON, STYLE, THEME, Tab, Theme, frame
 from serving.http.console.sockets import guard_sockets
 from serving.http.console.source import AdminSource
-from serving.http.console.theme import ICON, STYLE
-from serving.http.console.traffic import ArmsPanel, LatencyPanel, ShadowPanel, TiersPanel, VersionsPanel
+from serving.http.console.traffic import ArmsPanel, LatencyPanel, ShadowPanel, TiersPanel, VersionsPanel, WorkerPanel
 from serving.http.console.visitors import Visitors
-from serving.http.console.worker import WorkerPanel
 from serving.security.authenticator import Authenticator
 from serving.security.session import Sessions
 
 __all__ = ["mount_console"]
 
-TELL_EVERY_S = 1.0
-"""Seconds after which pages are told how old their figures are, if there are no new ones, which they are told at once."""
-PATIENCE_S = 10.0
-"""Seconds after which browser and server, hearing nothing of each other, call the connection lost (pings come sooner)."""
+UPDATE_EVERY_S = 1.0
+"""Time between updates of a page's ages while there are no new figures; new figures are shown at once."""
+CONNECTION_TIMEOUT_S = 10.0
+"""Silence after which browser and server call the connection lost (pings come more often)."""
 KEPT_S = 30.0
-"""Seconds that a page is kept for a browser that lost its connection; later it loads the page anew."""
+"""Time that a page is kept for a browser that lost its connection; later the browser loads the page again."""
 log = logging.getLogger(__name__)
 
 
 class _Only(Mount):
-    """NiceGUI's application for the console's own paths: what else there is not is the API's to say."""
+    """NiceGUI's application for the console's own paths; for other unknown paths the API answers."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         path = scope.get("path", "")
@@ -66,16 +64,16 @@ class _Only(Mount):
 def mount_console(
     app: FastAPI, admin: Admin, config: Config, clock: Clock, authenticator: Authenticator, sessions: Sessions
 ) -> None:
-    """Add the console to the application; the last routes to be added. Once per process: NiceGUI is one application."""
+    """Add the console to the application, after all other routes. Once per process: NiceGUI is one application."""
     console = _Console(admin, config, clock, Visitors(authenticator, sessions))
     ui.add_head_html(f"<style>{STYLE}</style>", shared=True)
     ui.page("/", title="Baton", reconnect_timeout=KEPT_S)(console.landing)
     ui.page("/endpoints/{name}", title="Baton", reconnect_timeout=KEPT_S)(console.endpoint)
     app.include_router(login_routes(console.visitors))
     nicegui_app.add_middleware(Nonces)
-    # Its other transport posts, and what posts has to send a value that NiceGUI does not know of.
+    # Its other transport uses POST requests, which need a CSRF value that NiceGUI does not know.
     nicegui_app.config.socket_io_js_transports = ["websocket"]
-    # No storage of NiceGUI's is used, so it gets no secret, sets no cookie and writes no file.
+    # NiceGUI's storage is not used, so it gets no secret, sets no cookie and writes no file.
     ui.run_with(
         app,
         title="Baton",
@@ -84,7 +82,7 @@ def mount_console(
         tailwind=False,
         show_welcome_message=False,
         dark=None,
-        reconnect_timeout=PATIENCE_S,
+        reconnect_timeout=CONNECTION_TIMEOUT_S,
         binding_refresh_interval=None,
     )
     guard_sockets(sessions.cookie, console.owner)
@@ -100,7 +98,7 @@ def mount_console(
 
 
 class _Console:
-    """The pages, and who has one open."""
+    """The pages, and the open tabs."""
 
     def __init__(self, admin: Admin, config: Config, clock: Clock, visitors: Visitors) -> None:
         self._admin, self._config, self._clock, self.visitors = admin, config, clock, visitors
@@ -110,18 +108,18 @@ class _Console:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Read and tell until the application ends."""
+        """Read and update the pages until the application ends."""
         loop = asyncio.get_running_loop()
 
-        def told() -> None:
+        def notify() -> None:
             loop.call_soon_threadsafe(self._news.set)
 
-        self._reader.start(told)
-        telling = background_tasks.create(self._tell(), name="console-tell")
+        self._reader.start(notify)
+        updates = background_tasks.create(self._update(), name="console-update")
         try:
             yield
         finally:
-            telling.cancel()
+            updates.cancel()
             await asyncio.to_thread(self._reader.stop)
 
     def landing(self, request: Request) -> None:
@@ -162,7 +160,7 @@ class _Console:
                 tab.panels.append(AuditPanel(name, self._admin, visitor))
 
     def owner(self, client: str) -> str | None:
-        """The session that an open page was made for, None: there is no such page."""
+        """Session of an open page, None: there is no such page."""
         tab = self._tabs.get(client)
         return None if tab is None else tab.visitor.cookie
 
@@ -178,22 +176,22 @@ class _Console:
         self._tabs.pop(client, None)
         self._reader.watchers = len(self._tabs)
 
-    async def _tell(self) -> None:
+    async def _update(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TELL_EVERY_S)
+                await asyncio.wait_for(self._news.wait(), UPDATE_EVERY_S)
             self._news.clear()
             reader, now = self._reader, self._clock.wall_ms()
             general = alarms(reader.reading, reader.error, now, worker=self._config.worker is not None)
             for tab in list(self._tabs.values()):
                 try:
                     with tab.client:
-                        self._tell_one(tab, reader.reading, general, now)
-                except Exception:  # one page must not keep the others from being told
-                    log.exception("a page of the console cannot be told")
+                        self._update_tab(tab, reader.reading, general, now)
+                except Exception:  # one page must not block the others
+                    log.exception("a page of the console cannot be updated")
                 await asyncio.sleep(0)
 
-    def _tell_one(self, tab: Tab, reading: Reading | None, general: list[Alarm], now: int) -> None:
+    def _update_tab(self, tab: Tab, reading: Reading | None, general: list[Alarm], now: int) -> None:
         try:
             tab.visitor.principal()
         except BatonError:

@@ -1,4 +1,4 @@
-"""The audit trail: who changed what, when and why; opened, an entry shows what it rests on."""
+"""Audit trail: who changed what, when and why. An opened entry shows its evidence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE_ENTRIES = 15
 
 
 class AuditPanel:
-    """The newest entries of an endpoint, more on demand."""
+    """Newest audit entries of an endpoint, more on demand."""
 
     def __init__(self, name: str, admin: Admin, visitor: Visitor) -> None:
         self._name, self._admin, self._visitor = name, admin, visitor
@@ -48,7 +48,7 @@ class AuditPanel:
             self._title = Text(tag="h2")
             self._why = Text(tag="p")
             self._evidence = LiveTable(("what was seen", ">used", ">from the log now"), "Evidence of the entry", "It rests on no figures.")  # fmt: skip
-            self._said = Text(tag="p", classes="note")
+            self._result = Text(tag="p", classes="note")
             with element("div", "foot"):
                 self._again = (
                     ui.button("Work it out again from the log", color=None, on_click=self._explain)
@@ -82,26 +82,26 @@ class AuditPanel:
         self._title.tell(f"{entry.verb} by {entry.actor}, {clock(entry.time_ms, entry.time_ms)} UTC")
         self._why.tell(entry.reason or "no reason given")
         self._evidence.tell([[name, _value(used), NONE] for name, used in entry.evidence.items()])
-        self._said.tell(_change(entry))
+        self._result.tell(_change(entry))
         show(self._again, bool(entry.evidence))
         self._dialog.open()
 
     async def _explain(self) -> None:
-        """Reads a stretch of the log, which takes as long as it takes: in a thread."""
+        """Compute the figures again; in a thread, since it reads a part of the log."""
         entry = self._open
         assert entry is not None
-        self._said.tell("Reading the log …")
+        self._result.tell("Reading the log …")
         self._again.disable()
         try:
             found: Explanation = await asyncio.to_thread(
                 self._admin.call, v.AUDIT_EXPLAIN, r.AuditSeq(seq=entry.seq), self._visitor.principal()
             )
         except BatonError as error:
-            self._said.tell(str(error), "bad")
+            self._result.tell(str(error), "bad")
             return
         finally:
             self._again.enable()
-        again = {one.name: one for one in found.figures}
+        again = {compared.name: compared for compared in found.figures}
         rows = []
         for name, used in entry.evidence.items():
             rows.append([name, _value(used), _value(again[name].recomputed) if name in again else NONE])
@@ -113,11 +113,11 @@ class AuditPanel:
             if found.same
             else "The log gives other figures now. "
         )
-        self._said.tell(f"{agrees}{found.verdict}{'; ' if found.verdict else ''}{found.note}")
+        self._result.tell(f"{agrees}{found.verdict}{'; ' if found.verdict else ''}{found.note}")
 
 
 class _Line:
-    """A row whose button opens its entry."""
+    """Row with a button that opens its entry."""
 
     def __init__(self, opened: Callable[[AuditEntry], None]) -> None:
         self._entry: AuditEntry | None = None
@@ -148,7 +148,7 @@ def _value(value: object) -> str:
 
 
 def _change(entry: AuditEntry) -> str:
-    """What an entry changed, field by field of endpoint and rollout state."""
+    """Changes of an entry, by field of endpoint and rollout state."""
     parts = []
     for what in ("endpoint", "state"):
         before, after = entry.before.get(what, {}), entry.after.get(what, {})

@@ -1,7 +1,7 @@
-"""ECharts' options of every chart, from the series of a `Track` and the deciles of a stay.
+"""ECharts options of every chart, from the series of a `Track` and the deciles of a stay.
 
-Colours lie between the two themes so that one set of options does for both; the candidate has the accent, stable is grey.
-Values are rounded and in the axis's unit already: what is sent is what the tooltip shows, without a script of ours.
+The colours fit both themes, so there is one set of options; the candidate has the accent, stable is grey. Values are
+rounded and in the axis's unit already, so the tooltip shows them without a script.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def bias_options(data: Curves | None) -> dict[str, Any]:
 
 
 def _reach(data: Curves) -> float:
-    """Half the height of the bias chart: the newest third fits in; what came before, wide as it was, may leave it."""
+    """Half the height of the bias chart: the newest third of the points fits; older, wider intervals may be cut off."""
     names = ("bias", "stable_bias", "bound", "bias_low", "bias_high")
     newest = {name: [abs(v) for _, v in data[name][-1 - len(data[name]) // 3 :] if v is not None] for name in names}
     inside = max((value for name in names[:3] for value in newest[name]), default=5.0)
@@ -97,7 +97,7 @@ def calibration_points(phase: Mapping[str, Any]) -> Curves:
 
 
 def calibration_options(data: Curves | None) -> dict[str, Any]:
-    """Click rate against mean score by tenth; on the dashed line a score is the share of clicks that it says."""
+    """Click rate against mean score by tenth; on the dashed line the scores are calibrated."""
     data = data or {"stable": [], "candidate": []}
     most = max(
         (value for points in data.values() for point in points for value in point if value is not None), default=0

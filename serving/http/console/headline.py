@@ -1,4 +1,4 @@
-"""The top of an endpoint's page: who answers how much, how biased, what the rollout waits for and until when."""
+"""Top of an endpoint's page: split of the traffic, bias, the condition that the rollout waits for, and its steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nicegui.element import Element
 from serving.http.console.live import Facts, Text, element, put
 from serving.http.console.overview import bound_of, phase_of, state_of
 from serving.http.console.reader import Reading
-from serving.http.console.wording import NONE, clock, count, share, signed_share, span, weight
+from serving.http.console.wording import NONE, clock, count, percent, signed_percent, span, weight
 from serving.rollout.state import ACTIVE, Phase
 
 __all__ = ["HeadlinePanel", "StepsPanel"]
@@ -16,7 +16,7 @@ _CHIPS = {Phase.PAUSED: "warn", Phase.DEGRADED: "warn", Phase.PROGRESSING: "live
 
 
 class HeadlinePanel:
-    """One endpoint in one look."""
+    """Summary of one endpoint."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -27,7 +27,7 @@ class HeadlinePanel:
                     self._phase, self._state = Text(classes="chip"), Text(classes="chip")
                 with element("div", "weight"):
                     self._weight = Text(classes="big")
-                    self._share = Text(classes="note")
+                    self._split = Text(classes="note")
                 with element("div", "split", aria_hidden="true"):
                     self._bar = element("div")
                 with element("div", "arms"):
@@ -49,8 +49,8 @@ class HeadlinePanel:
         self._state.tell(word, tone.split(" ")[0])
         answers = 0.0 if endpoint.killed else endpoint.weight
         self._weight.tell(weight(answers), "bad" if endpoint.killed else "")
-        held = f", {share(endpoint.holdout)} of keys held back" if endpoint.holdout else ""
-        self._share.tell(f"of routing keys go to the candidate{held}")
+        held = f", {percent(endpoint.holdout)} of keys held back" if endpoint.holdout else ""
+        self._split.tell(f"of routing keys go to the candidate{held}")
         self._bar.style(replace=f"width:{answers:g}%")
         candidate = view.endpoint.candidate
         self._candidate.tell(f"candidate {candidate.bundle}" if candidate else "no candidate")
@@ -62,10 +62,10 @@ class HeadlinePanel:
         seen, bound = rollout.evidence, bound_of(view)
         bias, low, high = (seen.get(name) for name in ("bias", "bias_low", "bias_high"))
         outside = bias is not None and bound is not None and abs(bias) > bound
-        self._facts.tell("bias of the candidate", signed_share(bias), "bad strong" if outside else "strong")
+        self._facts.tell("bias of the candidate", signed_percent(bias), "bad strong" if outside else "strong")
         known = low is not None and high is not None
-        self._facts.tell("interval", f"{signed_share(low, 1)} to {signed_share(high, 1)}" if known else NONE)
-        self._facts.tell("must be within", NONE if bound is None else f"±{share(bound)}")
+        self._facts.tell("interval", f"{signed_percent(low, 1)} to {signed_percent(high, 1)}" if known else NONE)
+        self._facts.tell("must be within", NONE if bound is None else f"±{percent(bound)}")
         self._facts.tell("missing clicks", count(rollout.missing_clicks))
         look = rollout.next_look_ms if rollout.phase in ACTIVE else None
         wait = f"in {span((look - now_ms) / 1000)}, {clock(look, now_ms)} UTC" if look else NONE
@@ -74,7 +74,7 @@ class HeadlinePanel:
 
 
 class StepsPanel:
-    """The rollout's steps: those behind, the one it is at, those to come."""
+    """Steps of the rollout: done, present and future ones."""
 
     def __init__(self, name: str) -> None:
         self._name, self._rollout = name, ""
@@ -104,14 +104,14 @@ class StepsPanel:
                     Text(name, "span", "name")
                     when = Text(classes="when")
                     needs = (
-                        f"{step.min_positives:,} clicks" if step.shadow else f"bias within ±{share(step.bias_below)}"
+                        f"{step.min_positives:,} clicks" if step.shadow else f"bias within ±{percent(step.bias_below)}"
                     )
                     Text()
                     Text(needs, classes="note")
                 self._lines.append((line, when))
         for at, (line, when) in enumerate(self._lines):
-            here = rollout.phase in ACTIVE and at == rollout.step
-            place = "now" if here else "done" if at < rollout.step else ""
+            present = rollout.phase in ACTIVE and at == rollout.step
+            place = "now" if present else "done" if at < rollout.step else ""
             line.classes(replace=place)
             put(line, "aria-current", "step" if place == "now" else "false")
             how = "on evidence" if at in rollout.steps_on_evidence else "by hand"

@@ -1,8 +1,8 @@
-"""What the console remembers of an endpoint's figures over time: bounded, of this process, begun from the stores.
+"""History of an endpoint's figures for the charts: bounded, in memory, begun from the stores.
 
 The stores hold the figures at every verdict (audit) and of every stay at a step (phases), not those in between. A
-`Track` begins with them and adds a point at each look while the control process runs. When it is full every second
-point goes and points come half as often, so a rollout of weeks and one of minutes take the same room.
+`Track` begins with them and adds a point at each look while the control process runs. When it is full, every second
+point is dropped and points are added half as often, so a rollout of weeks and one of minutes take the same memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Point = tuple[int, tuple[float | None, ...]]
 
 
 class Series:
-    """Values over time; at most `capacity` points, the oldest never lost, only thinned.
+    """Values over time: at most `capacity` points; a full series is thinned and keeps its oldest point.
 
     >>> series = Series(("a",), capacity=4)
     >>> for second in range(6):
@@ -38,8 +38,7 @@ class Series:
         self.points: tuple[Point, ...] = ()
 
     def add(self, time_ms: int, values: Sequence[float | None]) -> None:
-        """One more point; one that comes too soon after the last but one takes the place of the last, and one that is
-        older than the last is passed over."""
+        """Add a point. A point that comes too soon replaces the last one; a point older than the last is skipped."""
         points = list(self.points)
         if points and time_ms <= points[-1][0]:
             return
@@ -69,7 +68,7 @@ class Track:
         self._looked_ms: int | None = None
 
     def begin(self, rollout: Rollout, audit: Sequence[AuditEntry]) -> None:
-        """Fill in what the stores know of the time before this process."""
+        """Add the points before this process from the stores."""
         for entry in audit:
             if entry.rollout == rollout.id and "bias_low" in entry.evidence:
                 step = int(entry.before.get("state", {}).get("step", 0))
@@ -78,7 +77,7 @@ class Track:
             self._quality(following["entered_ms"], phase)
 
     def look(self, rollout: Rollout, p99: Mapping[str, float | None], now_ms: int) -> None:
-        """Add the present figures, where a look was made since the last one that was added."""
+        """Add the present figures if a look was made since the last point."""
         if rollout.next_look_ms == self._looked_ms:
             return
         self._looked_ms = rollout.next_look_ms
@@ -98,5 +97,5 @@ class Track:
 
 
 def _bound(rollout: Rollout, step: int) -> float | None:
-    """What the bias must be shown to lie within: for the next step, at the last one for that."""
+    """Bias bound of the next step; at the last step, of that one."""
     return rollout.steps[min(step + 1, len(rollout.steps) - 1)].bias_below

@@ -1,6 +1,6 @@
-"""Elements that are told what they should show, as often as one likes, and send the browser only what changed.
+"""Live HTML elements: `tell` sets their content, and only changes are sent to the browser.
 
-Plain HTML: a table is a `<table>`, a definition a `<dl>`, so that a screen reader and a phone know what they have.
+They are plain HTML: a table is a `<table>`, a definition list a `<dl>`, so that screen readers and phones can use them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Cell", "Chart", "Facts", "LiveTable", "Text", "element", "panel", "p
 
 
 class Text(TextElement):
-    """A text in an HTML tag of its own."""
+    """Text in its own HTML tag."""
 
     def __init__(self, text: str = "", tag: str = "span", classes: str = "") -> None:
         super().__init__(tag=tag, text=text)
@@ -25,13 +25,13 @@ class Text(TextElement):
         self._kept = classes
 
     def tell(self, text: str, tone: str = "") -> None:
-        """Show a text; `tone`: a class on top of those that it was made with."""
+        """Show a text; `tone`: a class in addition to the element's own."""
         self.text = text
         self.classes(replace=f"{self._kept} {tone}")
 
 
 def element(tag: str, classes: str = "", **attributes: str) -> Element:
-    """An HTML element; underscores in names of attributes stand for hyphens."""
+    """HTML element; underscores in attribute names become hyphens."""
     made = ui.element(tag).classes(classes)
     for name, value in attributes.items():
         made.props[name.replace("_", "-")] = value
@@ -45,13 +45,13 @@ def put(part: Element, name: str, value: str) -> None:
 
 
 def show(part: Element, visible: bool) -> None:
-    """Show or hide; hidden it takes no room and no focus."""
+    """Show or hide an element; hidden, it takes no space and no focus."""
     if part.visible != visible:
         part.set_visibility(visible)
 
 
 def panel(title: str, note: str = "", classes: str = "") -> Element:
-    """A section with a heading, entered by `with`."""
+    """Section with a heading, entered by `with`."""
     section = element("section", f"panel {classes}", aria_label=title)
     with section, element("header"):
         Text(title, "h2")
@@ -62,7 +62,7 @@ def panel(title: str, note: str = "", classes: str = "") -> Element:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of a table: its text, a class for its tone, and an address if it is a link."""
+    """Cell of a table: its text, a class for its tone, and an address if it is a link."""
 
     text: str
     tone: str = ""
@@ -70,13 +70,13 @@ class Cell:
 
 
 class LiveTable:
-    """A table whose rows come and go at the end; cells are changed in place.
+    """Table whose rows are added and removed at the end; cells are changed in place.
 
     Args:
-        columns: headings; one that begins with `>` is of numbers, which stand at the right.
-        caption: what it is, for those who do not see it.
-        empty: said where there is no row.
-        classes: "cards" has each row stand as a card where the screen is narrow.
+        columns: headings; `>` in front marks a column of numbers, aligned to the right.
+        caption: description for screen readers.
+        empty: text where there is no row.
+        classes: "cards" shows each row as a card on a narrow screen.
     """
 
     def __init__(self, columns: Sequence[str], caption: str, empty: str = "nothing yet", classes: str = "") -> None:
@@ -102,8 +102,8 @@ class LiveTable:
             if at == len(self._rows):
                 self._rows.append(self._line(row))
             for text, cell in zip(self._rows[at][1], row, strict=True):
-                told = cell if isinstance(cell, Cell) else Cell(cell)
-                text.tell(told.text, told.tone)
+                shown = cell if isinstance(cell, Cell) else Cell(cell)
+                text.tell(shown.text, shown.tone)
 
     def _line(self, row: Sequence[Cell | str]) -> tuple[Element, list[Text]]:
         with self._body, element("tr") as line:
@@ -120,7 +120,7 @@ class LiveTable:
 
 
 class Facts:
-    """Names and what stands for them, as a definition list."""
+    """Names with their values, as a definition list."""
 
     def __init__(self, *names: str) -> None:
         self._values: dict[str, Text] = {}
@@ -136,11 +136,11 @@ class Facts:
 
 
 class Chart:
-    """An ECharts chart that is drawn anew only when its options changed.
+    """ECharts chart that is drawn again only when its data changed.
 
     Args:
-        title: what it shows, for those who do not see it.
-        options: makes ECharts' options of what is to be shown.
+        title: description for screen readers.
+        options: makes the ECharts options from the data.
     """
 
     def __init__(self, title: str, options: Callable[[Any], dict[str, Any]], classes: str = "") -> None:
@@ -150,7 +150,7 @@ class Chart:
         self.element.props["aria-label"] = title
 
     def tell(self, data: Any) -> None:
-        """Show data; nothing is sent where it equals what is shown."""
+        """Show data; unchanged data is not sent."""
         if data == self._shown:
             return
         self._shown = data

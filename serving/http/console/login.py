@@ -1,4 +1,4 @@
-"""Signing in: a page without scripts that takes a token and gives a session. And the cookie that says light or dark."""
+"""Sign-in page: without scripts, it exchanges a token for a session. And the cookie with the theme, light or dark."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from pipeline.errors import Overloaded, PermissionDenied, Unauthenticated
-from serving.http.console.policy import HEADER, PAGES, policy
-from serving.http.console.shell import THEME, Theme
-from serving.http.console.theme import ICON, STYLE
+from serving.http.console.nonces import PAGES
+from serving.http.console.shell import ICON, STYLE, THEME, Theme
 from serving.http.console.visitors import Visitors
 from serving.security.authenticator import Credentials
+from serving.security.headers import POLICY_HEADER, page_policy
 from serving.security.session import LENGTH_S
 
 __all__ = ["login_routes"]
@@ -29,8 +29,8 @@ _PAGE = """<!doctype html>
 <input type="hidden" name="next" value="{next}">
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus
- aria-describedby="said" maxlength="500">
-<p id="said" class="{tone}" role="alert">{said}</p>
+ aria-describedby="message" maxlength="500">
+<p id="message" class="{tone}" role="alert">{message}</p>
 <button type="submit">Sign in</button>
 <p class="note">An operator of this machine makes one: baton token create NAME --role viewer</p>
 </form></main></body></html>
@@ -42,17 +42,17 @@ def login_routes(visitors: Visitors) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     sessions = visitors.sessions
 
-    def page(request: Request, back: str, said: str = "", code: int = 200) -> Response:
+    def page(request: Request, back: str, message: str = "", code: int = 200) -> Response:
         theme = {"dark": "body--dark", "light": "light"}.get(request.cookies.get(THEME, ""), "")
         body = _PAGE.format(
             style=STYLE,
             icon=f"data:image/svg+xml,{quote(ICON)}",
             next=escape(back),
-            said=escape(said),
-            tone="bad" if said else "note",
+            message=escape(message),
+            tone="bad" if message else "note",
             theme=theme,
         )
-        headers = {HEADER: policy("'none'"), "cache-control": "no-store"}
+        headers = {POLICY_HEADER: page_policy("'none'"), "cache-control": "no-store"}
         return HTMLResponse(body, code, headers)
 
     @routes.get(LOGIN)
@@ -91,6 +91,6 @@ def login_routes(visitors: Visitors) -> APIRouter:
 
 
 def _ours(path: str) -> str:
-    """A page of ours to go on to, whatever was asked: nobody is sent elsewhere."""
+    """The console page to continue with; any other target becomes `/`, so that nobody is redirected to another site."""
     known = unquote(path)
     return quote(known) if PAGES.fullmatch(known) else "/"

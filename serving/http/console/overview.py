@@ -1,4 +1,4 @@
-"""The landing page: every endpoint at a glance."""
+"""Landing page: a table of all endpoints, the processes, and the labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from serving.http.console.live import Cell, Facts, LiveTable, panel
 from serving.http.console.reader import Reading, View
-from serving.http.console.wording import NONE, age, count, milliseconds, share, signed_share, span, weight
+from serving.http.console.wording import NONE, age, count, milliseconds, percent, signed_percent, span, weight
 from serving.rollout.state import Phase
 
 __all__ = ["EndpointsPanel", "LabelsPanel", "ProcessesPanel", "bound_of", "phase_of", "state_of"]
@@ -18,7 +18,7 @@ _TONES = {Phase.PAUSED: "warn", Phase.DEGRADED: "warn", Phase.ABORTED: "muted", 
 
 
 class EndpointsPanel:
-    """The table of endpoints."""
+    """Table of endpoints."""
 
     def __init__(self) -> None:
         with panel("Endpoints"):
@@ -31,7 +31,7 @@ class EndpointsPanel:
 
 
 class ProcessesPanel:
-    """Whether every process of this machine reports, and how much it has to do."""
+    """Table of this machine's processes: last report and work that waits."""
 
     def __init__(self) -> None:
         with panel("Processes", classes="half"):
@@ -39,10 +39,10 @@ class ProcessesPanel:
             self._table = LiveTable(columns, "Processes", "No process has reported yet.")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
-        told = reading.processes
-        reports: dict[str, Mapping[str, Any]] = {"control": reading.control, **told.lanes}
-        reports |= {"shadow": told.shadow} | ({"worker": told.worker} if told.worker else {})
-        children = (told.supervisor or {}).get("children", {})
+        processes = reading.processes
+        reports: dict[str, Mapping[str, Any]] = {"control": reading.control, **processes.lanes}
+        reports |= {"shadow": processes.shadow} | ({"worker": processes.worker} if processes.worker else {})
+        children = (processes.supervisor or {}).get("children", {})
         rows: list[list[Cell | str]] = []
         for name, status in reports.items():
             since = status.get("age_s")
@@ -61,7 +61,7 @@ class ProcessesPanel:
 
 
 class LabelsPanel:
-    """How labels come in and are joined to predictions."""
+    """Counts of labels and of their join with predictions."""
 
     def __init__(self) -> None:
         with panel("Labels", "predictions wait for theirs until the attribution window is over", "half"):
@@ -89,8 +89,8 @@ def _row(view: View) -> list[Cell | str]:
         Cell(word, tone),
         weight(endpoint.weight),
         Cell(phase, phase_tone),
-        Cell(signed_share(bias), outside),
-        NONE if bound is None else f"±{share(bound)}",
+        Cell(signed_percent(bias), outside),
+        NONE if bound is None else f"±{percent(bound)}",
         f"{sum(arm.rate for arm in view.arms.values()):.1f}",
         milliseconds(max(p99, default=None)),
         Cell(rollout.waiting if rollout else NONE, "wide"),
@@ -116,6 +116,6 @@ def phase_of(view: View) -> tuple[str, str]:
 
 
 def bound_of(view: View) -> float | None:
-    """What the bias is held against now: the next step's bound, at the last step that one's."""
+    """Bias bound that applies now: of the next step; at the last step, of that one."""
     rollout = view.rollout
     return None if rollout is None else rollout.steps[min(rollout.step + 1, len(rollout.steps) - 1)].bias_below

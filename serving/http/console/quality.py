@@ -1,4 +1,4 @@
-"""How well both arms predict: bias against its bound, AUC and LogLoss over time, calibration, and figures per stay."""
+"""Panels on the quality of both arms: bias against its bound, AUC and LogLoss over time, calibration, figures per stay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serving.http.console.charts import (
 )
 from serving.http.console.live import Cell, Chart, LiveTable, Text, element, panel, show
 from serving.http.console.reader import Reading
-from serving.http.console.wording import NONE, clock, count, figure, share, signed_share, weight
+from serving.http.console.wording import NONE, clock, count, figure, percent, signed_percent, weight
 
 __all__ = ["BiasPanel", "CalibrationPanel", "QualityPanel", "StaysPanel"]
 
@@ -51,7 +51,7 @@ class BiasPanel:
         made_of = f"{count(seen['rows'])} rows, {count(seen['clicks'])} clicks, {seen['blocks']} blocks"
         self._note.tell(
             f"Sum of scores over clicks, minus 1. From {made_of} since {clock(seen['from_ms'], now_ms)} UTC; "
-            f"over the breach window {signed_share(seen.get('window_bias'))}."
+            f"over the breach window {signed_percent(seen.get('window_bias'))}."
         )
 
 
@@ -103,7 +103,7 @@ class CalibrationPanel:
         self._chart.tell(calibration_points(phase))
         off = phase["candidate"]["calibration_error"], phase["stable"]["calibration_error"]
         self._note.tell(
-            f"At weight {weight(phase['weight'])}: off by {share(off[0], 2)} (candidate), {share(off[1], 2)} (stable) in the mean."
+            f"At weight {weight(phase['weight'])}: off by {percent(off[0], 2)} (candidate), {percent(off[1], 2)} (stable) in the mean."
         )
 
 
@@ -138,9 +138,9 @@ class StaysPanel:
                     "now" if present else "",
                     count(phase["rows"]),
                     count(phase["labels"]),
-                    signed_share(bias["candidate"]["value"]),
-                    f"{signed_share(low, 1)} to {signed_share(high, 1)}" if None not in (low, high) else NONE,
-                    signed_share(bias["stable"]["value"]),
+                    signed_percent(bias["candidate"]["value"]),
+                    f"{signed_percent(low, 1)} to {signed_percent(high, 1)}" if None not in (low, high) else NONE,
+                    signed_percent(bias["stable"]["value"]),
                     figure(phase["auc"]["candidate"]),
                     figure(phase["auc"]["stable"]),
                     figure(phase["logloss"]["candidate"]),

@@ -1,7 +1,7 @@
-"""One reader for all tabs: a thread asks `Admin` every two seconds, and every ten while nobody looks.
+"""Reader of all figures for all tabs: a thread calls `Admin` every two seconds, and every ten while no page is open.
 
-What it found is one immutable `Reading`, replaced as a whole, so that pages take it without a lock. A reading that does
-not come (the rollout loop holds its lock, the disk hangs) leaves the old one in place; its age is what pages show.
+The result is one immutable `Reading`, replaced as a whole, so that pages take it without a lock. When a reading fails or
+is late (the rollout loop holds its lock, the disk hangs), the old one stays in place and the pages show its age.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["ArmTraffic", "Reader", "Reading", "View"]
 WATCHED_EVERY_S = 2.0
 IDLE_EVERY_S = 10.0
 SLOW_EVERY_S = 10.0
-"""For what is read from many files and changes seldom."""
+"""For figures that are read from many files and change rarely."""
 AUDIT_STEP_ENTRIES, AUDIT_KEPT_ENTRIES = 20, 500
-"""Newest audit entries asked for at a reading, and kept per endpoint; `baton audit` has all."""
+"""Newest audit entries read at a time, and kept per endpoint; `baton audit` has all."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ArmTraffic:
-    """One arm over all lanes. `versions`: what answers, by lane; the rest is of the last `seconds` and in milliseconds."""
+    """One arm over all lanes. `versions` that answer, by lane; counts of the last `seconds`, latencies in milliseconds."""
 
     bundle: str
     wanted: str
@@ -59,7 +59,7 @@ class ArmTraffic:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All of one endpoint. `rollout`, `metrics` and `track` are None before its first rollout."""
+    """All figures of one endpoint. `rollout`, `metrics` and `track` are None before its first rollout."""
 
     endpoint: Endpoint
     arms: Mapping[str, ArmTraffic]
@@ -71,7 +71,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was found at one time."""
+    """All figures at one time."""
 
     time_ms: int
     processes: Processes
@@ -79,36 +79,36 @@ class Reading:
     cache: Cache | None
     worker: Worker | None
     versions: Mapping[str, Sequence[Model]] = field(default_factory=dict)
-    """By bundle, the newest first."""
+    """Versions by bundle, newest first."""
     control: Mapping[str, Any] = field(default_factory=dict)
     """Status of the rollout loop, with `fresh` and `age_s`."""
     missing: Sequence[str] = ()
-    """Lanes that should answer and do not."""
-    shadow_lately: Mapping[str, int] = field(default_factory=dict)
+    """Configured lanes that do not answer."""
+    recent_shadow_drops: Mapping[str, int] = field(default_factory=dict)
     """Shadow drops of the last minute by reason."""
 
 
 class Reader:
-    """Reads in a thread of its own from `start` to `stop`."""
+    """Reader thread, from `start` to `stop`."""
 
     def __init__(self, source: AdminSource, clock: Clock) -> None:
         self._source, self._clock = source, clock
         self.reading: Reading | None = None
         self.error = ""
-        """Why the last attempt failed; empty: it did not."""
+        """Why the last attempt failed; empty: it succeeded."""
         self.watchers = 0
         self._tracks: dict[str, Track] = {}
         self._audit: dict[str, tuple[AuditEntry, ...]] = {}
         self._drops: deque[tuple[int, dict[str, int]]] = deque(maxlen=64)
         self._slow: tuple[float, Cache, Worker, Mapping[str, Sequence[Model]]] | None = None
         self._ended: dict[str, tuple[Rollout, Metrics]] = {}
-        self._told: Callable[[], None] = lambda: None
+        self._notify: Callable[[], None] = lambda: None
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="console-reader", daemon=True)
 
-    def start(self, told: Callable[[], None]) -> None:
-        """Begin; `told` is called in the reader's thread after every attempt."""
-        self._told = told
+    def start(self, notify: Callable[[], None]) -> None:
+        """Start; `notify` is called in the reader's thread after every attempt."""
+        self._notify = notify
         self._thread.start()
 
     def stop(self) -> None:
@@ -117,7 +117,7 @@ class Reader:
         self._thread.join(10)
 
     def hurry(self) -> None:
-        """Read as soon as possible: somebody came, or changed something."""
+        """Read as soon as possible: a page was opened, or an operator changed something."""
         self._wake.set()
 
     def _run(self) -> None:
@@ -125,16 +125,16 @@ class Reader:
             self._wake.clear()
             try:
                 self.reading, self.error = self.read(), ""
-            except Exception as error:  # whatever it is, the pages say that they are old and the next try may do
+            except Exception as error:  # the pages show that they are old, and the next attempt may succeed
                 if not self.error:
                     log.exception("the console cannot read the installation")
                 self.error = f"{type(error).__name__}: {error}" if isinstance(error, BatonError) else "see the log"
-            if not self._stop.is_set():  # nobody listens any more
-                self._told()
+            if not self._stop.is_set():
+                self._notify()
             self._wake.wait(WATCHED_EVERY_S if self.watchers else IDLE_EVERY_S)
 
     def read(self) -> Reading:
-        """Everything, now."""
+        """All figures now."""
         source, now = self._source, self._clock.wall_ms()
         processes = source.processes()
         views = {}
@@ -147,10 +147,10 @@ class Reader:
         dropped = dict(processes.shadow.get("dropped_by_reason", {}))
         self._drops.append((now, dropped))
         before = next((counts for at, counts in self._drops if now - at <= 60_000), {})
-        lately = {reason: max(0, number - before.get(reason, 0)) for reason, number in dropped.items()}
+        recent = {reason: max(0, number - before.get(reason, 0)) for reason, number in dropped.items()}
         _, cache, worker, versions = self._slow
         control, missing = source.control(), source.missing()
-        return Reading(now, processes, views, cache, worker, versions, control, missing, lately)
+        return Reading(now, processes, views, cache, worker, versions, control, missing, recent)
 
     def _view(self, endpoint: Endpoint, processes: Processes, now: int) -> View:
         name = endpoint.name
@@ -169,7 +169,7 @@ class Reader:
         return View(endpoint, arms, rollout, metrics, track, audit)
 
     def _rollout(self, name: str) -> tuple[Rollout, Metrics]:
-        """The newest rollout of an endpoint and its figures; of one that is over they are asked for once."""
+        """The newest rollout of an endpoint and its figures; those of an ended rollout are read once."""
         newest, ended = self._source.newest(name), self._ended.get(name)
         if ended is not None and (ended[0].id, ended[0].resource_version) == (newest.id, newest.resource_version):
             return ended
@@ -179,7 +179,7 @@ class Reader:
         return found
 
     def _new_audit(self, name: str) -> tuple[AuditEntry, ...]:
-        """The newest entries of an endpoint; only what came since the last reading is asked for."""
+        """The newest audit entries of an endpoint; only entries since the last reading are read."""
         kept = self._audit.get(name, ())
         new: list[AuditEntry] = []
         for many in (AUDIT_STEP_ENTRIES, AUDIT_KEPT_ENTRIES):
@@ -191,7 +191,7 @@ class Reader:
 
 
 def _arm(endpoint: str, arm: str, processes: Processes) -> ArmTraffic:
-    """One arm's traffic, added up over the lanes that report."""
+    """Traffic of one arm, summed over the lanes that report."""
     reports = {
         lane: status["endpoints"][endpoint][arm]
         for lane, status in processes.lanes.items()

@@ -1,9 +1,10 @@
-"""What every page has: the bar with who looks and how it should look, the alarms, and a place for its panels."""
+"""Frame of every page: the bar with user and theme, the alarms, and a place for the panels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import quote
 
@@ -15,11 +16,19 @@ from serving.http.console.live import Text, element, show
 from serving.http.console.reader import Reading
 from serving.http.console.visitors import Visitor
 
-__all__ = ["THEME", "Panel", "Tab", "Theme", "frame"]
+__all__ = ["ICON", "STYLE", "THEME", "Panel", "Tab", "Theme", "frame"]
+
+STYLE = Path(__file__).with_name("console.css").read_text(encoding="utf-8")
+"""The style sheet. It is small and part of every page, so that a page without a session needs no other file."""
+ICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect x='12' y='1' width='8' height='30' rx='4' "
+    "transform='rotate(45 16 16)' fill='#3f7ff0'/></svg>"
+)
+"""A baton, for the browser's tab."""
 
 Theme = Literal["system", "light", "dark"]
 THEME = "baton-theme"
-"""Cookie with the chosen theme; without one the system's is followed."""
+"""Cookie with the chosen theme; without it the page follows the system's."""
 _DARK: dict[str, bool | None] = {"light": False, "dark": True}
 MAX_ALARMS = 8
 
@@ -28,14 +37,14 @@ class Panel(Protocol):
     """A part of a page."""
 
     def tell(self, reading: Reading, now_ms: int) -> None:
-        """Show what was found."""
+        """Show a reading."""
 
 
 class Tab:
     """One open page: its panels and its alarms.
 
     Args:
-        alarms: of what the page shows, beside those of the installation.
+        alarms: of the page, beside those of the installation.
     """
 
     def __init__(self, client: Client, visitor: Visitor, alarms: Callable[[Reading], Sequence[Alarm]]) -> None:
@@ -45,7 +54,7 @@ class Tab:
             self._alarms = [Text(tag="div", classes="alarm") for _ in range(MAX_ALARMS)]
 
     def tell(self, reading: Reading | None, general: Sequence[Alarm], now_ms: int) -> None:
-        """Show what was found and what is wrong."""
+        """Show a reading and the alarms."""
         found = [*general, *(self._own(reading) if reading is not None else ())]
         for at, line in enumerate(self._alarms):
             show(line, at < len(found))
@@ -58,12 +67,12 @@ class Tab:
 
 
 @contextmanager
-def frame(visitor: Visitor, theme: Theme, here: str, trail: Sequence[str] = ()) -> Iterator[None]:
+def frame(visitor: Visitor, theme: Theme, path: str, trail: Sequence[str] = ()) -> Iterator[None]:
     """Bar and main part of a page; entered by `with`.
 
     Args:
-        here: the page's path.
-        trail: names behind the brand's.
+        path: of the page.
+        trail: names after the brand's.
     """
     ui.dark_mode(_DARK.get(theme))
     who = visitor.principal()
@@ -79,7 +88,7 @@ def frame(visitor: Visitor, theme: Theme, here: str, trail: Sequence[str] = ()) 
             with element("nav", "themes", aria_label="Theme"):
                 for name in ("system", "light", "dark"):
                     link = Text(name, "a")
-                    link.props["href"] = f"/theme/{name}?back={quote(here, safe='')}"
+                    link.props["href"] = f"/theme/{name}?back={quote(path, safe='')}"
                     if name == theme:
                         link.props["aria-current"] = "true"
             if visitor.signed_in:

@@ -1,7 +1,7 @@
-"""Whose socket a page's events may come from: the one that its own browser opened, with the session it was made for.
+"""Guard of the pages' sockets: a page accepts events only from a socket of the session that it was made for.
 
-NiceGUI takes an event for a page from whatever socket names the page. The name is a secret of 122 random bits, so this
-is a second lock: somebody who learned an operator's page must not press its buttons from a session of his own.
+NiceGUI accepts an event for a page from any socket that names the page. The name is a secret of 122 random bits, so this
+is a second protection: a user who learned the name of an operator's page must not press its buttons from another session.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Handler = Callable[..., Any]
 
 
 def guard_sockets(cookie: str, owner: Callable[[str], str | None]) -> None:
-    """Put the lock in.
+    """Install the guard.
 
     Args:
         cookie: name of the session's cookie.
-        owner: the session's value that a page was made for, by the page's name; None: there is no such page.
+        owner: session of a page, by the page's name; None: there is no such page.
     """
     handlers: dict[str, Handler] = core.sio.handlers["/"]
 
@@ -45,7 +45,7 @@ def guard_sockets(cookie: str, owner: Callable[[str], str | None]) -> None:
     async def connected(sid: str, environ: Mapping[str, Any], auth: object = None) -> Any:
         page = parse_qs(environ.get("QUERY_STRING", "")).get("client_id", [""])[0]
         if others(page, environ):
-            raise ConnectionRefusedError("Implicit handshake failed")  # the browser then loads the page anew
+            raise ConnectionRefusedError("Implicit handshake failed")  # the browser then loads the page again
         return await _done(connect(sid, environ, auth))
 
     async def shaken(sid: str, data: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the console asks of `Admin`, as a viewer of its own; it changes nothing."""
+"""Source of the console's figures: read-only calls of `Admin`, with a viewer's role."""
 
 from __future__ import annotations
 
@@ -28,61 +28,61 @@ PAGE_ENTRIES = 1000
 
 
 class AdminSource:
-    """Reads one installation. From any thread; each call may take as long as the rollout loop holds its lock."""
+    """Source for one installation. For any thread; a call may take as long as the rollout loop holds its lock."""
 
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
 
     def endpoints(self) -> list[Endpoint]:
-        """All of them."""
+        """All endpoints."""
         found: list[Endpoint] = []
         page = r.EndpointList(page_size=PAGE_ENTRIES)
         while True:
-            told = self._admin.call(v.ENDPOINTS_LIST, page, READER)
-            found += told.endpoints
-            if not told.next_page_token:
+            answer = self._admin.call(v.ENDPOINTS_LIST, page, READER)
+            found += answer.endpoints
+            if not answer.next_page_token:
                 return found
-            page = r.EndpointList(page_size=PAGE_ENTRIES, page_token=told.next_page_token)
+            page = r.EndpointList(page_size=PAGE_ENTRIES, page_token=answer.next_page_token)
 
     def newest(self, endpoint: str) -> RolloutSummary:
         """The newest rollout of an endpoint, without figures. Raises: NotFound."""
         return self._admin.rollouts.newest(endpoint)
 
     def rollout(self, name: str) -> tuple[Rollout, Metrics]:
-        """A rollout with all its figures, worked out once for both. Raises: NotFound."""
+        """A rollout and its metrics of one moment. Raises: NotFound."""
         return self._admin.rollouts.with_metrics(name)
 
     def processes(self) -> Processes:
-        """What lanes, shadow lane, worker and supervisor report."""
+        """Reports of lanes, shadow lane, worker and supervisor."""
         return self._admin.call(v.METRICS_PROCESSES, r.Nothing(), READER)
 
     def control(self) -> Mapping[str, Any]:
-        """What our own rollout loop last wrote; empty before its first pass."""
+        """Last report of this process's rollout loop; empty before its first pass."""
         return self._admin.processes.all().get("control", {})
 
     def missing(self) -> list[str]:
-        """Lanes that should answer and do not."""
+        """Configured lanes that do not answer."""
         return self._admin.processes.ready()[1]
 
     def cache(self) -> Cache:
-        """Which embedding tier answers."""
+        """Lookups by embedding tier."""
         return self._admin.call(v.CACHE_STATS, r.Nothing(), READER)
 
     def worker(self) -> Worker:
-        """What the transfer worker does, and what the gate refused."""
+        """State of the transfer worker, and the versions that the gate refused."""
         return self._admin.call(v.WORKER_STATUS, r.Nothing(), READER)
 
     def versions(self) -> Mapping[str, Sequence[Model]]:
-        """By bundle all versions, the newest first."""
+        """All versions by bundle, newest first."""
         found: dict[str, list[Model]] = {}
         page = r.ModelList(page_size=PAGE_ENTRIES)
         while True:
-            told = self._admin.call(v.MODELS_LIST, page, READER)
-            for model in told.models:
+            answer = self._admin.call(v.MODELS_LIST, page, READER)
+            for model in answer.models:
                 found.setdefault(model.bundle, []).insert(0, model)
-            if not told.next_page_token:
+            if not answer.next_page_token:
                 return found
-            page = r.ModelList(page_size=PAGE_ENTRIES, page_token=told.next_page_token)
+            page = r.ModelList(page_size=PAGE_ENTRIES, page_token=answer.next_page_token)
 
     def audit(self, endpoint: str, least: int) -> list[AuditEntry]:
         """The newest entries of an endpoint, oldest first."""

@@ -1,4 +1,4 @@
-"""What answers and how: arms with their versions, latency and errors, the shadow lane, the embedding tiers."""
+"""Panels on traffic: arms and versions, latency and errors, shadow lane, embedding tiers, transfer worker."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import Counter
 from serving.http.console.charts import curves, line_options
 from serving.http.console.live import Cell, Chart, Facts, LiveTable, Text, panel, show
 from serving.http.console.reader import Reading
-from serving.http.console.wording import NONE, age, count, milliseconds, share
+from serving.http.console.wording import NONE, age, count, figure, milliseconds, percent, span
 
-__all__ = ["ArmsPanel", "LatencyPanel", "ShadowPanel", "TiersPanel", "VersionsPanel"]
+__all__ = ["ArmsPanel", "LatencyPanel", "ShadowPanel", "TiersPanel", "VersionsPanel", "WorkerPanel"]
 
 ARMS = ("candidate", "stable")
+MAX_REFUSED_VERSIONS = 8
 
 
 class ArmsPanel:
-    """Which version of which bundle answers for each arm."""
+    """Table of the bundle and version that answer for each arm."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -51,7 +52,7 @@ class ArmsPanel:
 
 
 class VersionsPanel:
-    """The newest versions of both arms' bundles, and what the gate and the lanes say of them."""
+    """Table of the newest versions of both arms' bundles, with the verdicts of the gate and the lanes."""
 
     MOST = 4
 
@@ -112,11 +113,13 @@ class LatencyPanel:
 
 
 def _part(number: int, of: int) -> Cell:
-    return Cell(f"{count(number)} ({share(number / of)})" if number and of else count(number), "bad" if number else "")
+    return Cell(
+        f"{count(number)} ({percent(number / of)})" if number and of else count(number), "bad" if number else ""
+    )
 
 
 class ShadowPanel:
-    """What the shadow lane scored, and what it could not, by reason."""
+    """Counts of the shadow lane: scored predictions, and drops by reason."""
 
     def __init__(self) -> None:
         with panel("Shadow lane", "scores the arm that did not answer"):
@@ -131,14 +134,14 @@ class ShadowPanel:
         self._facts.tell("last scored", age(shadow.get("last_scored_ms"), now_ms))
         reasons = {reason: number for reason, number in shadow.get("dropped_by_reason", {}).items() if number}
         rows: list[list[Cell | str]] = []
-        for reason, number in sorted(reasons.items(), key=lambda one: -one[1]):
-            lately = reading.shadow_lately.get(reason, 0)
-            rows.append([reason, count(number), Cell(count(lately), "warn" if lately else "")])
+        for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
+            recent = reading.recent_shadow_drops.get(reason, 0)
+            rows.append([reason, count(number), Cell(count(recent), "warn" if recent else "")])
         self._table.tell(rows)
 
 
 class TiersPanel:
-    """How many embedding lookups each tier answered."""
+    """Table of embedding lookups by the tier that answered."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -159,9 +162,9 @@ class TiersPanel:
             ids = table["ids"] or 0
             failed = table["late"] + table["error"] + table["open"]
             tiers = [
-                share(table["hits"].get(tier, 0) / ids) if ids else NONE for tier in ("device", "segment", "redis")
+                percent(table["hits"].get(tier, 0) / ids) if ids else NONE for tier in ("device", "segment", "redis")
             ]
-            rest = [share(table[case] / ids) if ids else NONE for case in ("default", "stale")]
+            rest = [percent(table[case] / ids) if ids else NONE for case in ("default", "stale")]
             arm = Cell(table["arm"], "candidate" if table["arm"] == "candidate" else "")
             rows.append([arm, table["table"], count(ids), *tiers, *rest, Cell(count(failed), "warn" if failed else "")])
         self._table.tell(rows)
@@ -169,3 +172,54 @@ class TiersPanel:
         if shared is not None:
             wrong = f"; last failure: {shared['error']}" if shared.get("error") else ""
             self._note.tell(f"Redis {'answers' if shared.get('redis') else 'cannot be reached'}{wrong}")
+
+
+class WorkerPanel:
+    """State of the transfer worker: its learning, the versions it published, the versions the gate refused and why.
+
+    Args:
+        name: of the endpoint. configured: whether the worker learns from this endpoint's traffic.
+    """
+
+    def __init__(self, name: str, *, configured: bool) -> None:
+        self._configured = configured
+        with panel("Transfer worker"):
+            self._note = Text(tag="p", classes="note")
+            self._facts = Facts("teacher's weight a", "replay r", "teacher step K", "batches", "rows learned", "entries behind", "loss", "last report")  # fmt: skip
+            self._versions = LiveTable(("bundle", ">last version"), "Versions that the worker published last")
+            self._refused = LiveTable(("refused version", "because"), "Versions that the gate refused", "The gate has refused nothing.")  # fmt: skip
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        worker, process = reading.worker, reading.processes.worker or {}
+        if not self._configured or worker is None or worker.age_seconds is None:
+            self._note.tell(
+                "The worker has not reported yet."
+                if self._configured
+                else "The worker does not learn from this endpoint."
+            )
+            for part in (self._facts.element, self._versions.element, self._refused.element):
+                show(part, False)
+            return
+        for part in (self._facts.element, self._versions.element, self._refused.element):
+            show(part, True)
+        running, since = bool(process.get("fresh")), process.get("age_s", worker.age_seconds)
+        self._note.tell("" if running else "Not running: this is its last report.", "warn")
+        self._facts.tell("teacher's weight a", figure(worker.weight, 3))
+        self._facts.tell("replay r", figure(worker.replay_ratio, 3))
+        self._facts.tell("teacher step K", f"{worker.teacher_every} batches" if worker.teacher_every else NONE)
+        self._facts.tell("batches", count(worker.batches))
+        self._facts.tell("rows learned", count(worker.trained_rows))
+        last = reading.processes.traffic.get("last_seq", 0)
+        self._facts.tell("entries behind", count(max(0, last - worker.position)))
+        self._facts.tell("loss", figure(worker.loss))
+        self._facts.tell("last report", f"{span(since)} ago", "" if running else "bad")
+        self._versions.tell(sorted(worker.versions.items()))
+        self._refused.tell(
+            [
+                [
+                    f"{gone.bundle} {gone.version}",
+                    Cell("; ".join(gone.reasons) or "its report has been removed", "wide"),
+                ]
+                for gone in worker.refused[: -MAX_REFUSED_VERSIONS - 1 : -1]
+            ]
+        )

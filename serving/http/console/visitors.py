@@ -1,4 +1,4 @@
-"""Who looks at a page: asked anew at every update and act, so that a session that ended or a revoked token sees no more."""
+"""Visitors of the pages. The principal is checked at every update and action, so an ended session sees nothing more."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Visitor", "Visitors"]
 
 
 class Visitors:
-    """Of one installation. The port has let them in already; a page outlives the request that was let in."""
+    """Visitors of one installation. The port has admitted the request already, but a page outlives its request."""
 
     def __init__(self, authenticator: Authenticator, sessions: Sessions) -> None:
         self.authenticator, self.sessions = authenticator, sessions
 
     def of(self, request: Request) -> Visitor:
-        """Who asks for a page."""
+        """Visitor of a page request."""
         cookie = request.cookies.get(self.sessions.cookie, "")
         names = request.scope.get("extensions", {}).get("baton.names", ())
         address = request.client.host if request.client else ""
@@ -30,31 +30,31 @@ class Visitors:
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Somebody with a page open: by a session's cookie, or as every request of his says (a client certificate)."""
+    """User with an open page: known by a session's cookie, or by the credentials of the request (a client certificate)."""
 
     visitors: Visitors
     cookie: str
     caller: Credentials
 
     def principal(self) -> Principal:
-        """Who it is now.
+        """Principal of the visitor now.
 
         Raises:
-            Unauthenticated: nobody any more. PermissionDenied: a certificate without a role.
+            Unauthenticated: the session has ended. PermissionDenied: a certificate without a role.
         """
         found = self.visitors.sessions.who(self.cookie)
         if found is not None:
             return found
         if not (self.caller.authorization or self.caller.certificate):
             raise Unauthenticated("your session has ended; sign in again")
-        known = self.visitors.authenticator.known(self.caller)
-        if known.role is None:
-            raise PermissionDenied(f"certificate {known.names[0]} has no role")
-        return Principal(known.names[0], known.role)
+        identity = self.visitors.authenticator.require_identity(self.caller)
+        if identity.role is None:
+            raise PermissionDenied(f"certificate {identity.names[0]} has no role")
+        return Principal(identity.names[0], identity.role)
 
     @property
     def operator(self) -> bool:
-        """Whether he may act, as of now."""
+        """Whether the visitor is an operator now."""
         try:
             return self.principal().role is Role.OPERATOR
         except BatonError:
@@ -62,13 +62,13 @@ class Visitor:
 
     @property
     def csrf(self) -> str:
-        """What his requests that change something have to send; empty without a session."""
+        """CSRF value that changing requests must send; empty without a session."""
         session = self.visitors.sessions.find(self.cookie)
         return session.csrf if session is not None else ""
 
     @property
     def signed_in(self) -> bool:
-        """Whether there is a session to sign out of."""
+        """Whether the visitor has a session to sign out of."""
         return bool(self.csrf) and not self.visitors.authenticator.open
 
     def leave(self) -> None:

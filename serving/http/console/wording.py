@@ -1,17 +1,17 @@
-"""Numbers, shares and times as an operator reads them: units beside figures, a dash where there is none."""
+"""Display texts of numbers, fractions and times: with units, a dash where there is no value."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-__all__ = ["NONE", "age", "clock", "count", "figure", "milliseconds", "share", "signed_share", "span", "weight"]
+__all__ = ["NONE", "age", "clock", "count", "figure", "milliseconds", "percent", "signed_percent", "span", "weight"]
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands apart.
+    """A whole number with separated thousands.
 
     >>> count(1234567.0), count(None)
     ('1,234,567', '–')
@@ -28,19 +28,19 @@ def figure(value: float | None, digits: int = 4) -> str:
     return NONE if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
-def share(value: float | None, digits: int = 1) -> str:
-    """A share of 1 in percent.
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction of 1 in percent.
 
-    >>> share(0.0512), share(1.0, 0), share(None)
+    >>> percent(0.0512), percent(1.0, 0), percent(None)
     ('5.1 %', '100 %', '–')
     """
     return NONE if value is None else f"{100 * value:.{digits}f} %".replace("-", MINUS)
 
 
-def signed_share(value: float | None, digits: int = 2) -> str:
-    """As `share`, with its sign.
+def signed_percent(value: float | None, digits: int = 2) -> str:
+    """As `percent`, with its sign.
 
-    >>> signed_share(0.0123), signed_share(-0.2)
+    >>> signed_percent(0.0123), signed_percent(-0.2)
     ('+1.23 %', '−20.00 %')
     """
     return NONE if value is None else f"{100 * value:+.{digits}f} %".replace("-", MINUS)

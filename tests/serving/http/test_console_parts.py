@@ -14,8 +14,9 @@ from serving.admin.answers import Arm, Endpoint, Processes, Rollout
 from serving.http.console import history, wording
 from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
 from serving.http.console.history import Series, Track
-from serving.http.console.policy import PAGES, policy
+from serving.http.console.nonces import PAGES
 from serving.http.console.reader import ArmTraffic, Reading, View
+from serving.security.headers import page_policy
 
 NOW = 1_700_000_000_000
 
@@ -148,9 +149,9 @@ def test_a_dead_worker_and_restarts_are_told_without_shouting() -> None:
 
 
 def test_the_policy_names_nobody_else() -> None:
-    told = policy("'self'", "127.0.0.1:8000")
-    assert "http" not in told.replace("ws://127.0.0.1:8000", "")
-    assert "ws://" not in policy("'self'", "evil; script-src *")
+    policy = page_policy("'self'", "127.0.0.1:8000")
+    assert "http" not in policy.replace("ws://127.0.0.1:8000", "")
+    assert "ws://" not in page_policy("'self'", "evil; script-src *")
     assert PAGES.fullmatch("/endpoints/ranker")
     assert not PAGES.fullmatch("/api/v1/endpoints")
 

@@ -1,8 +1,7 @@
-"""What a page of the console may do in a browser: a policy under which only the scripts that the page brought run.
+"""Nonces in the console's pages, so that a browser runs only scripts that the page itself has.
 
-What NiceGUI puts into a page is escaped, so a `<script` in it is NiceGUI's own and gets the page's nonce; one that got in
-otherwise has none and does not run. Its components are templates that the browser compiles, which takes 'unsafe-eval';
-styles of elements take 'unsafe-inline'. Nothing is loaded from elsewhere.
+Text in a page is escaped by NiceGUI, so a `<script` in it is NiceGUI's own and gets the page's nonce. An injected script
+has no nonce and does not run. The policy itself: `serving.security.headers`.
 """
 
 from __future__ import annotations
@@ -13,26 +12,17 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["HEADER", "PAGES", "Nonces", "policy"]
+from serving.security.headers import POLICY_HEADER, page_policy
 
-HEADER = "content-security-policy"
+__all__ = ["PAGES", "Nonces"]
+
 PAGES = re.compile(r"/(endpoints/[^/]+)?")
 """Paths of pages."""
 _SCRIPT = re.compile(rb"<script(?=[\s>])")
-_HOST = re.compile(r"[A-Za-z0-9.\-:\[\]]+")
-
-
-def policy(scripts: str, host: str = "") -> str:
-    """A Content-Security-Policy. `host`: that was asked, for its sockets; older browsers do not count them to 'self'."""
-    sockets = f" ws://{host} wss://{host}" if _HOST.fullmatch(host) else ""
-    return (
-        f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-        f"font-src 'self'; connect-src 'self'{sockets}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    )
 
 
 class Nonces:
-    """An ASGI application around NiceGUI's, inside whatever compresses."""
+    """ASGI middleware around NiceGUI's application, inside the compression."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -55,7 +45,9 @@ class Nonces:
             body = _SCRIPT.sub(b'<script nonce="%s"' % nonce.encode(), b"".join(parts))
             headers = MutableHeaders(scope=begun[0])
             headers["content-length"] = str(len(body))
-            headers[HEADER] = policy(f"'self' 'nonce-{nonce}' 'unsafe-eval'", Headers(scope=scope).get("host", ""))
+            headers[POLICY_HEADER] = page_policy(
+                f"'self' 'nonce-{nonce}' 'unsafe-eval'", Headers(scope=scope).get("host", "")
+            )
             await send(begun[0])
             await send({"type": "http.response.body", "body": body})
 
