@@ -35,6 +35,6 @@ def sigmoid(logits: npt.NDArray[np.floating] | float) -> F64:
     >>> sigmoid(np.array([0.0, 1000.0, -1000.0])).tolist()
     [0.5, 1.0, 0.0]
     """
-    # By the logarithm, which keeps small probabilities exact and overflows nowhere.
-    found: F64 = np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+    with np.errstate(over="ignore"):  # a probability of 0 then, as it should be
+        found: F64 = 1.0 / (1.0 + np.exp(-np.asarray(logits, np.float64)))
     return found

@@ -1,6 +1,6 @@
-"""What the rows of embedding tables are made of: values with their optimiser state, and which of them have changed.
+"""Parts of embedding tables: rows with their optimiser state, the set of changed rows, the slots of a batch.
 
-Arrays by slot that grow; no ids, no batches. Next stop: `transfer.click_model.tables`, which knows whose rows they are.
+Arrays by slot that grow; no ids. Next stop: `transfer.click_model.tables`, which maps ids to slots.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InvalidInput
+from pipeline.hashing import PAD_ID
 from transfer.click_model import kernels
 
-__all__ = ["Block", "Changed", "TableSettings", "grown"]
+__all__ = ["Block", "Changed", "Lookup", "TableSettings", "compacted", "grown", "without_padding"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class TableSettings:
-    """How rows come, learn and go.
+    """Settings of a model's tables: creation of rows, learning, eviction.
 
     Gradients are sums over the rows of a batch (not means), so that a step does not depend on the size of the batch.
     """
@@ -37,9 +39,9 @@ class TableSettings:
     noise: float = 0.01
     """Deviation of a new row around its table's default row."""
     admit_after: int = 1
-    """FirstSeen after which an id gets a row; until then it takes its table's default row. 1: at once."""
+    """Times an id is seen before it gets a row; until then it takes its table's default row. 1: at once."""
     evict_after: int | None = None
-    """Rows trained since an id was last seen after which its row goes; None: never."""
+    """Rows trained since an id was last seen after which its row is evicted; None: never."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.admit_after <= 255:
@@ -66,7 +68,7 @@ class Block:
         return self._settings.initial_square if self._settings.optimiser == "adagrad" else 0.0
 
     def restart(self) -> None:
-        """Optimiser state as it is for new rows."""
+        """Reset the optimiser state to that of new rows."""
         self.squares[:], self.momentum[:], self.steps[:] = self._start, 0.0, 0
 
     def grow(self, capacity: int) -> None:
@@ -83,7 +85,7 @@ class Block:
             kernels.adam(batch, sums, scale, self.rate, self.values, self.squares, self.momentum, self.steps)
 
     def arrays(self, slots: I64 | slice) -> Arrays:
-        """Copies of all that stands at some slots."""
+        """Copies of the values and optimiser state at some slots."""
         return {key: np.array(getattr(self, key)[slots]) if len(getattr(self, key)) else getattr(self, key).copy()
                 for key in self.KEYS}  # fmt: skip
 
@@ -99,28 +101,56 @@ class Changed:
 
     def __init__(self, capacity: int) -> None:
         self._marked: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
-        self._news: list[I64] = []
+        self._new: list[I64] = []
 
     def grow(self, capacity: int) -> None:
         self._marked = grown(self._marked, capacity)
 
     def mark(self, slots: I64) -> None:
         """Mark distinct slots."""
-        news = slots[~self._marked[slots]]
-        if len(news):
-            self._marked[news] = True
-            self._news.append(news.copy())
+        new = slots[~self._marked[slots]]
+        if len(new):
+            self._marked[new] = True
+            self._new.append(new.copy())
 
     def slots(self) -> I64:
         """The marked ones, sorted."""
-        return np.sort(np.concatenate(self._news)) if self._news else np.zeros(0, np.int64)
+        return np.sort(np.concatenate(self._new)) if self._new else np.zeros(0, np.int64)
 
     def take(self) -> I64:
         """Like `slots`, and start over."""
         slots = self.slots()
         self._marked[slots] = False
-        self._news = []
+        self._new = []
         return slots
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Slots of a batch's ids in the tables: `ids` int64 `[n, k]`, one `(column of the network, offsets, slots)` per bag; -1 is
+    unknown."""
+
+    n: int
+    ids: I64
+    bags: tuple[tuple[int, I32, I64], ...]
+
+
+def compacted(lookup: Lookup) -> tuple[Lookup, I64]:
+    """The lookup with each slot replaced by its index among its distinct slots (-1 stays -1), and these slots, sorted."""
+    parts = [lookup.ids, *(slots for _, _, slots in lookup.bags)]
+    slots, index = np.unique(np.concatenate([part.reshape(-1) for part in parts]), return_inverse=True)
+    unknown = int(len(slots) > 0 and slots[0] < 0)
+    ends = np.cumsum([part.size for part in parts])[:-1]
+    ids, *bags = np.split((index - unknown).astype(np.int64), ends)
+    reindexed = tuple((column, offsets, bag) for (column, offsets, _), bag in zip(lookup.bags, bags, strict=True))
+    return Lookup(lookup.n, ids.reshape(lookup.ids.shape), reindexed), slots[unknown:]
+
+
+def without_padding(values: I64, offsets: I32) -> tuple[I64, I32]:
+    """Ragged values int64 and their offsets int32 `[n + 1]` without padding."""
+    kept = values != PAD_ID
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return values[kept], before[offsets].astype(np.int32)
 
 
 def grown(array: npt.NDArray[Any], capacity: int, fill: float = 0) -> npt.NDArray[Any]:

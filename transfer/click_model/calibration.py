@@ -1,6 +1,6 @@
 """Calibration: `score = sigmoid(alpha * logit + beta)`, fitted on labels that come later than what was trained on.
 
-Knows arrays only. Who holds which rows out is `transfer.offline.train`'s and `transfer.offline.distill`'s business.
+It knows arrays only. `transfer.offline.train` and `transfer.offline.distill` hold the rows out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bundle.bundle import Calibration
+from pipeline.calibration import sigmoid
 from pipeline.errors import DataError
 
 __all__ = ["ALPHA_POSITIVES", "fit_calibration", "log_odds_error", "offset_for"]
@@ -60,7 +61,7 @@ def offset_for(logits: npt.NDArray[np.float64], target: float) -> float:
     low, high = -30.0, 30.0
     b = 0.0
     for _ in range(60):
-        p = 1.0 / (1.0 + np.exp(-(logits + b)))
+        p = sigmoid(logits + b)
         excess = float(p.sum()) - target
         low, high = (low, b) if excess > 0 else (b, high)
         slope = float((p * (1 - p)).sum())
@@ -85,17 +86,17 @@ def _newton(s: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, slope: bo
         z = fixed + x @ v
         return float(np.mean(np.logaddexp(0.0, z) - y * z))
 
-    at = loss(w)
+    current = loss(w)
     for _ in range(100):
-        p = 1.0 / (1.0 + np.exp(-np.clip(fixed + x @ w, -500, 500)))
+        p = sigmoid(fixed + x @ w)
         gradient = x.T @ (p - y) / len(y)
         hessian = (x * (p * (1.0 - p))[:, None]).T @ x / len(y) + 1e-12 * np.eye(x.shape[1])
         move = np.linalg.solve(hessian, gradient)
         pace = 1.0
-        while loss(w - pace * move) > at + 1e-15 and pace > 1e-6:  # halve until it helps: far from the optimum
+        while loss(w - pace * move) > current + 1e-15 and pace > 1e-6:  # halve until it helps: far from the optimum
             pace *= 0.5
         w = w - pace * move
-        at = loss(w)
+        current = loss(w)
         if np.abs(pace * move).max() < 1e-10:
             break
     alpha = float(w[0]) if slope else 1.0

@@ -1,4 +1,4 @@
-"""Where networks are trained: on the processor, or on a GPU when there is one."""
+"""Device that networks are trained on: the processor, or a GPU where there is one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""How often ids without a row have been seen: a sketch of fixed size that decides which of them are worth one.
+"""Counter of ids without a row: a sketch of fixed size that decides which of them get one.
 
-A count-min sketch (Cormode, Muthukrishnan, J. Algorithms 2005) of two hashes over one array of bytes. It may think that
-an id was seen more often than it was, never less; when it has filled up all counts are halved, so that what was seen long
-ago counts less.
+A count-min sketch (Cormode, Muthukrishnan, J. Algorithms 2005) of two hashes over one array of bytes. A count may be too
+high, never too low. All counts are halved when the sketch is full, so that old sightings count less.
 """
 
 from __future__ import annotations
@@ -32,22 +31,22 @@ class FirstSeen:
         self._added = 0
 
     def add(self, keys: I64) -> I64:
-        """Count every key once more, int64 `[n]`, repeated ones together; how often each was seen, with this time."""
+        """Count every key once more, int64 `[n]`, repeated ones together; the count of each, this time included."""
         cells = [
             ((keys.astype(np.uint64) * m) >> np.uint64(64 - SKETCH_BITS)).astype(np.int64) for m in _MULTIPLIERS
         ]  # fmt: skip
-        for at in cells:
-            distinct, times = np.unique(at, return_counts=True)
+        for cell in cells:
+            distinct, times = np.unique(cell, return_counts=True)
             self.counts[distinct] = np.minimum(self.counts[distinct].astype(np.int64) + times, 255)
-        found = np.minimum(self.counts[cells[0]], self.counts[cells[1]]).astype(np.int64)
+        counts = np.minimum(self.counts[cells[0]], self.counts[cells[1]]).astype(np.int64)
         self._added += len(keys)
         if self._added > len(self.counts):
             self.counts >>= 1
             self._added //= 2
-        return found
+        return counts
 
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
-        """What `restore` takes."""
+        """Copies of the arrays that `restore` takes."""
         return {"counts": self.counts.copy(), "added": np.array([self._added])}
 
     def restore(self, counts: npt.NDArray[np.uint8], added: I64) -> None:

@@ -6,7 +6,7 @@ run, and resuming is exact to the bit.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 
 __all__ = [
+    "Sums",
+    "Values",
     "adagrad",
     "adam",
     "collect_bag",
@@ -30,6 +32,34 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 U64 = npt.NDArray[np.uint64]
+
+
+class Values(NamedTuple):
+    """Rows and weights by slot, and by table those of unknown ids.
+
+    `rows` float32 `[slots, d]`, `weights` float32 `[slots]` (not read where no weights are asked for), `default` float32
+    `[tables, d]`, `default_weight` float32 `[tables]`.
+    """
+
+    rows: F32
+    weights: F32
+    default: F32
+    default_weight: F32
+
+
+class Sums(NamedTuple):
+    """Gradient sums of the slots touched since the last step, and the counters of all slots.
+
+    `place` int32 `[slots]` is a slot's place in the sums (-1: none), `batch` int64 the slot of each place, `vectors` float32
+    `[places, d]`, `weights` float32 `[places]`; `counts` and `seen` int64 `[slots]`: how often and when ids came last.
+    """
+
+    place: I32
+    batch: I64
+    vectors: F32
+    weights: F32
+    counts: I64
+    seen: I64
 
 
 @njit(nogil=True, cache=True)
@@ -69,18 +99,9 @@ def initialise(
 
 
 @njit(nogil=True, cache=True)
-def gather_ids(
-    slots: I64,
-    tables: I32,
-    columns: I32,
-    rows: F32,
-    default: F32,
-    weights: F32,
-    default_weight: F32,
-    out: F32,
-    linear: F32,
-) -> None:
+def gather_ids(slots: I64, tables: I32, columns: I32, values: Values, out: F32, linear: F32) -> None:
     """Vectors of slots `[n, k]` into columns of `out` `[n, F, d]`, weights into `linear` `[n, F]` (no rows: not used)."""
+    rows, weights, default, default_weight = values
     wide = linear.shape[0] > 0
     for i in range(slots.shape[0]):
         for j in range(slots.shape[1]):
@@ -96,11 +117,9 @@ def gather_ids(
 
 
 @njit(nogil=True, cache=True)
-def gather_bag(
-    slots: I64, offsets: I32, table: int, column: int, rows: F32, default: F32, weights: F32, default_weight: F32,
-    out: F32, linear: F32,
-) -> None:  # fmt: skip
+def gather_bag(slots: I64, offsets: I32, table: int, column: int, values: Values, out: F32, linear: F32) -> None:
     """Mean vectors and weights of ragged bags into one column; an empty bag gives zeros."""
+    rows, weights, default, default_weight = values
     wide = linear.shape[0] > 0
     for i in range(len(offsets) - 1):
         for c in range(rows.shape[1]):
@@ -110,7 +129,7 @@ def gather_bag(
         start, stop = offsets[i], offsets[i + 1]
         if start == stop:
             continue
-        share = np.float32(1.0) / np.float32(stop - start)
+        fraction = np.float32(1.0) / np.float32(stop - start)
         for e in range(start, stop):
             slot = slots[e]
             for c in range(rows.shape[1]):
@@ -118,9 +137,9 @@ def gather_bag(
             if wide:
                 linear[i, column] += weights[slot] if slot >= 0 else default_weight[table]
         for c in range(rows.shape[1]):
-            out[i, column, c] *= share
+            out[i, column, c] *= fraction
         if wide:
-            linear[i, column] *= share
+            linear[i, column] *= fraction
 
 
 @njit(inline="always", cache=True)
@@ -139,11 +158,9 @@ def _place(slot: Any, place: Any, batch: Any, used: Any, sums: Any, linear_sums:
 
 
 @njit(nogil=True, cache=True)
-def collect_ids(
-    slots: I64, columns: I32, grad: F32, linear_grad: F32, place: I32, batch: I64, used: int, sums: F32, linear_sums: F32,
-    counts: I64, seen: I64, now: int,
-) -> int:  # fmt: skip
-    """Add gradients `[n, F, d]` of id columns up per slot; the new number of slots in `batch`."""
+def collect_ids(slots: I64, columns: I32, grad: F32, linear_grad: F32, into: Sums, used: int, now: int) -> int:
+    """Add gradients `[n, F, d]` of id columns up per slot; the new number of places used."""
+    place, batch, sums, linear_sums, counts, seen = into
     vectors, wide = grad.shape[0] > 0, linear_grad.shape[0] > 0
     for i in range(slots.shape[0]):
         for j in range(slots.shape[1]):
@@ -164,16 +181,16 @@ def collect_ids(
 
 @njit(nogil=True, cache=True)
 def collect_bag(
-    slots: I64, offsets: I32, column: int, grad: F32, linear_grad: F32, place: I32, batch: I64, used: int, sums: F32,
-    linear_sums: F32, counts: I64, seen: I64, now: int,
-) -> int:  # fmt: skip
-    """The same for one bag column: each element gets its share of the bag's gradient."""
+    slots: I64, offsets: I32, column: int, grad: F32, linear_grad: F32, into: Sums, used: int, now: int
+) -> int:
+    """The same for one bag column: the bag's gradient is divided evenly among its elements."""
+    place, batch, sums, linear_sums, counts, seen = into
     vectors, wide = grad.shape[0] > 0, linear_grad.shape[0] > 0
     for i in range(len(offsets) - 1):
         start, stop = offsets[i], offsets[i + 1]
         if start == stop:
             continue
-        share = np.float32(1.0) / np.float32(stop - start)
+        fraction = np.float32(1.0) / np.float32(stop - start)
         for e in range(start, stop):
             slot = slots[e]
             if slot < 0:
@@ -183,9 +200,9 @@ def collect_bag(
             seen[slot] = now
             if vectors:
                 for c in range(sums.shape[1]):
-                    sums[at, c] += share * grad[i, column, c]
+                    sums[at, c] += fraction * grad[i, column, c]
             if wide:
-                linear_sums[at] += share * linear_grad[i, column]
+                linear_sums[at] += fraction * linear_grad[i, column]
     return used
 
 

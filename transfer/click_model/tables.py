@@ -1,8 +1,9 @@
-"""Embedding tables of unbounded ids that training grows: id -> row, with optimiser state beside each row.
+"""Embedding tables of unbounded ids that grow in training: id -> row, with optimiser state beside each row.
 
-All tables of a model share one width, so they share one index and one block of rows; every row knows its table. Gradients
-are collected per row touched and applied to those rows only. Ids seen rarely may have to wait for a row, and rows not
-seen for long may go (`TableSettings`). It knows nothing of networks, losses or files.
+All tables of a model have one width, so they share one index and one block of rows; every row has the tag of its table.
+Gradients are collected per row touched and applied to those rows only. An id may get a row only after it was seen several
+times, and a row may be evicted when its id was not seen for long (`TableSettings`). It knows nothing of networks, losses
+or files.
 Next stop: `transfer.click_model.model`, which puts a network on top.
 """
 
@@ -22,9 +23,8 @@ from pipeline.features import Rows
 from pipeline.hashing import PAD_ID
 from pipeline.schema import Schema
 from transfer.click_model import kernels
-from transfer.click_model.blocks import Block, Changed, TableSettings, grown
+from transfer.click_model.blocks import Block, Changed, Lookup, TableSettings, compacted, grown, without_padding
 from transfer.click_model.first_seen import FirstSeen
-from transfer.click_model.slots import Lookup, apart, without_padding
 
 __all__ = ["Tables", "merged"]
 
@@ -34,7 +34,7 @@ I32 = npt.NDArray[np.int32]
 Arrays = dict[str, npt.NDArray[Any]]
 
 AGED_PORTIONS = 8
-"""Old rows go in portions: this many times per `evict_after`."""
+"""Old rows are evicted in portions: this many times per `evict_after`."""
 _BY_SLOT = ("ids", "tags", "counts", "seen")
 
 
@@ -58,7 +58,7 @@ class Tables:
         self._columns = np.array([column[f.name] for f in schema.ids], np.int32)
         self._tables = np.array([table[f.name] for f in schema.ids], np.int32)
         self._bags = [(column[f.name], table[f.name]) for f in schema.bags]
-        # An id that stands in fields of different tables is a row in each of them.
+        # An id in fields of different tables has a row in each of them.
         rng = np.random.default_rng(0x7AB1E5)
         self._salts = np.concatenate([[0], rng.integers(-(2**63), 2**63 - 1, max(0, len(self.names) - 1))])
         self._salts = self._salts.astype(np.int64)
@@ -107,8 +107,8 @@ class Tables:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def lookup(self, rows: Rows, *, create: bool) -> Lookup:
-        """Slots of a batch; with `create`, ids never seen get rows at their table's default, plus noise, as soon as they
-        were seen often enough."""
+        """Slots of a batch. With `create`, new ids get rows at their table's default, plus noise, as soon as they were seen
+        often enough."""
         ids = self._slots(np.ascontiguousarray(rows.ids), self._tables, create)
         bags = []
         for bag, (column, table) in zip(rows.bags, self._bags, strict=True):
@@ -128,18 +128,15 @@ class Tables:
         """
         values, weights = self._rows.values, self._weights.values.reshape(-1)
         if stored != "float32":
-            lookup, slots = apart(lookup)
+            lookup, slots = compacted(lookup)
             values = np.ascontiguousarray(decode_rows(*encode_rows(values[slots], stored)))
             weights = weights[slots] if self.linear else weights
         out = np.empty((lookup.n, self._fields, self.width), np.float32)
         linear = np.empty((lookup.n if self.linear else 0, self._fields), np.float32)
-        kernels.gather_ids(
-            lookup.ids, self._tables, self._columns, values, self.default, weights, self.default_linear, out, linear
-        )  # fmt: skip
-        for (column, offsets, places), (_, table) in zip(lookup.bags, self._bags, strict=True):
-            kernels.gather_bag(
-                places, offsets, table, column, values, self.default, weights, self.default_linear, out, linear
-            )
+        by_slot = kernels.Values(values, weights, self.default, self.default_linear)
+        kernels.gather_ids(lookup.ids, self._tables, self._columns, by_slot, out, linear)
+        for (column, offsets, slots), (_, table) in zip(lookup.bags, self._bags, strict=True):
+            kernels.gather_bag(slots, offsets, table, column, by_slot, out, linear)
         return out, linear if self.linear else None
 
     # --- learning ----------------------------------------------------------------------------------------------------
@@ -157,18 +154,14 @@ class Tables:
         weights = np.empty((0, self._fields), np.float32)
         if linear_grad is not None:
             weights = np.ascontiguousarray(linear_grad)
-        self._collected = kernels.collect_ids(
-            lookup.ids, self._columns, vectors, weights, self._place, self._batch, self._collected, self._sums,
-            self._linear_sums, self.counts, self.seen, now,
-        )  # fmt: skip
+        into = kernels.Sums(self._place, self._batch, self._sums, self._linear_sums, self.counts, self.seen)
+        used = kernels.collect_ids(lookup.ids, self._columns, vectors, weights, into, self._collected, now)
         for column, offsets, slots in lookup.bags:
-            self._collected = kernels.collect_bag(
-                slots, offsets, column, vectors, weights, self._place, self._batch, self._collected, self._sums,
-                self._linear_sums, self.counts, self.seen, now,
-            )  # fmt: skip
+            used = kernels.collect_bag(slots, offsets, column, vectors, weights, into, used, now)
+        self._collected = used
 
     def apply(self, scale: float = 1.0) -> None:
-        """One optimiser step on the rows collected, gradients times `scale`; then start over."""
+        """One optimiser step on the rows collected, gradients times `scale`; the sums are cleared."""
         batch = self._batch[: self._collected]
         self._rows.apply(batch, self._sums, scale)
         if self.linear:
@@ -190,21 +183,21 @@ class Tables:
         self._mark(slots)
 
     def take_over_squares(self, name: str, source: Tables) -> None:
-        """Give the rows of one table what row-wise Adagrad gathered for the same ids at tables of another width, which
-        hold no others; nothing where either learns otherwise."""
+        """Copy row-wise Adagrad's accumulators of one table from tables of another width, which have the same ids; nothing
+        where either has another optimiser."""
         if self.settings.optimiser != "adagrad" or source.settings.optimiser != "adagrad":
             return
-        theirs, index = source.slots_of(name), self._table_index(name)
-        mine = self._index.find(source.ids[theirs] ^ self._salts[index])
+        from_slots, index = source.slots_of(name), self._table_index(name)
+        to_slots = self._index.find(source.ids[from_slots] ^ self._salts[index])
         pairs = [(self._rows, source._rows, source.width / self.width)]
         if self.linear and source.linear:
             pairs.append((self._weights, source._weights, 1.0))
-        for block, other, share in pairs:
-            gathered = other.squares[theirs] - source.settings.initial_square
-            block.squares[mine] = self.settings.initial_square + np.float32(share) * gathered
+        for block, other, scale in pairs:
+            gathered = other.squares[from_slots] - source.settings.initial_square
+            block.squares[to_slots] = self.settings.initial_square + np.float32(scale) * gathered
 
     def restart(self) -> None:
-        """Let the optimiser of all rows start over, as for new ones."""
+        """Reset the optimiser state of all rows to that of new ones."""
         self._rows.restart()
         self._weights.restart()
 
@@ -226,10 +219,10 @@ class Tables:
                     self.default_linear[t] = self._weights.values[slots].mean(dtype=np.float64)
 
     def age(self, now: int) -> int:
-        """Let go of rows not seen for long, if it is time to; how many went. Slots are other ones then.
+        """Evict rows not seen for long, if it is time to; the number evicted. Slots are renumbered then.
 
         Args:
-            now: rows trained so far. Call it between `apply` and `lookup`.
+            now: rows trained so far. To be called between `apply` and `lookup`.
         """
         after = self.settings.evict_after
         if after is None or now - self._aged < max(1, after // AGED_PORTIONS):
@@ -252,7 +245,7 @@ class Tables:
         return self._published.slots()
 
     def take_touched(self) -> I64:
-        """Like `touched`, and start over."""
+        """Like `touched`; from then on none is touched."""
         return self._published.take()
 
     def put_back(self, slots: I64) -> None:
@@ -260,24 +253,24 @@ class Tables:
         self._published.mark(slots)
 
     def changed(self) -> I64 | None:
-        """Slots changed since `saved`, sorted; None where slots mean others since, and all have to be saved."""
+        """Slots changed since `saved`, sorted; None where slots were renumbered since, and all have to be saved."""
         if self._renumbered:
             return None
         self._saved.mark(self._batch[: self._collected])  # their counts have moved
         return self._saved.slots()
 
     def saved(self) -> None:
-        """All changes are safe: start over."""
+        """All changes are saved: from then on no slot is changed."""
         self._saved.take()
         self._renumbered = False
 
     def finite(self) -> bool:
-        """Whether all rows changed since `saved` are finite; all rows where slots mean others since."""
+        """Whether all rows changed since `saved` are finite; all rows where slots were renumbered since."""
         slots = self.changed()
-        at: I64 | slice = slice(len(self)) if slots is None else slots
+        which: I64 | slice = slice(len(self)) if slots is None else slots
         return bool(
-            np.isfinite(self._rows.values[at]).all()
-            and (not self.linear or np.isfinite(self._weights.values[at]).all())
+            np.isfinite(self._rows.values[which]).all()
+            and (not self.linear or np.isfinite(self._weights.values[which]).all())
         )
 
     def export(self, name: str, slots: I64 | None = None) -> Table:
@@ -291,7 +284,7 @@ class Tables:
         return Table(self.ids[slots], self._rows.values[slots], self.counts[slots], linear)
 
     def check_stored(self, stored: RowFormat, slots: I64 | None = None) -> None:
-        """Whether rows, all of them or those at `slots`, can be stored in a format.
+        """Check that rows, all of them or those at `slots`, can be stored in a format.
 
         Raises:
             InvalidInput: they cannot.
@@ -300,7 +293,7 @@ class Tables:
             check_rows(self.rows if slots is None else self.rows[slots], stored)
 
     def state(self, slots: I64 | None = None) -> Arrays:
-        """Everything, copied, as a flat dict of arrays; with `slots`, of the rows only these, for `merged`."""
+        """Copies of the whole state as flat arrays; with `slots`, of the rows only these, for `merged`."""
         collected = self._collected
         arrays: Arrays = {
             "touched": self.touched(),
@@ -367,7 +360,7 @@ class Tables:
         return slots
 
     def _admitted(self, keys: I64) -> I64:
-        """The keys with padding in place of those that have no row and were not seen often enough to get one."""
+        """The keys, with padding for those that have no row and were not seen often enough to get one."""
         if self._first_seen is None:
             return keys
         waiting = (self._index.find(keys) < 0) & (keys != PAD_ID)
@@ -407,7 +400,7 @@ class Tables:
 
 
 def merged(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-    """A whole state, brought up to date by the `state(slots)` of a later moment."""
+    """A whole state, updated with a later `state(slots)`."""
     slots, used = newer["slots"], int(newer["used"][0])
     out = {key: value for key, value in newer.items() if key not in ("slots", "used")}
     for key in (*_BY_SLOT, *(f"{name}.{part}" for name in ("rows", "weights") for part in Block.KEYS)):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.calibration import sigmoid
 from pipeline.features import Bag
 from pipeline.hashing import hash_bag_column, hash_value
 from pipeline.schema import FieldSpec, Schema
@@ -188,8 +189,7 @@ class World:
     def click_probability(self, user: Index, item: Index, device: Index, hour: Index, changed: Index) -> F64:
         """Probability float64 `[n]` that a user (slot) clicks on an item (slot), after an abrupt change where `changed` is 1."""
         logit = self._logit(user, item, device, hour, changed) + self._start + self._intercept
-        probability: F64 = 1.0 / (1.0 + np.exp(-logit))
-        return probability
+        return sigmoid(logit)
 
     def traits(self, which: int, rng: np.random.Generator, slots: int) -> _Traits:
         """What the occupants of one generation are like."""
@@ -233,7 +233,7 @@ class World:
         low, high = -20.0, 20.0
         for _ in range(50):
             middle = (low + high) / 2
-            if float(np.mean(1.0 / (1.0 + np.exp(-logit - middle)))) < base_rate:
+            if float(np.mean(sigmoid(logit + middle))) < base_rate:
                 low = middle
             else:
                 high = middle

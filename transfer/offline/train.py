@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.bundle.bundle import Calibration
 from pipeline.bundle.row_format import RowFormat
+from pipeline.calibration import probabilities
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 from pipeline.metrics import auc, bias, logloss
@@ -97,7 +98,7 @@ class Held:
             earlier = fit_calibration(logits[:half], labels[:half], alpha_positives=enough)
         except DataError:
             earlier = calibration
-        return calibration, measure(_probabilities(logits[half:], earlier), labels[half:])
+        return calibration, measure(probabilities(logits[half:], earlier.alpha, earlier.beta), labels[half:])
 
 
 def train(
@@ -225,9 +226,4 @@ def _tail_loss(model: ClickModel, log: Log, start: float, stop: float) -> float:
     for chunk in log.chunks(start, stop, 8192):
         held.add(model.logits(chunk.rows), chunk.labels)
     calibration = fit_calibration(held.logits, held.labels)
-    return logloss(held.labels, _probabilities(held.logits, calibration))
-
-
-def _probabilities(logits: F32, calibration: Calibration) -> F32:
-    z = calibration.alpha * logits.astype(np.float64) + calibration.beta
-    return (1.0 / (1.0 + np.exp(-z))).astype(np.float32)
+    return logloss(held.labels, probabilities(held.logits, calibration.alpha, calibration.beta))

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bundle.bundle import Calibration, GateReport
+from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
+from pipeline.calibration import probabilities
 from pipeline.errors import BatonError, InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.model.model import Model
@@ -94,7 +95,7 @@ class Lineage:
         finite = bool(np.isfinite(logits).all())
         if finite:
             self.model.calibration = recalibrate(current, self.recent, window, held.logits[self.role], logits)
-        scores = _probabilities(logits, self.model.calibration)
+        scores = probabilities(logits, self.model.calibration.alpha, self.model.calibration.beta)
         references = self._references(held.rows, anchor)
         report = judge(
             logits, scores, held.labels, references, self.limits, bias_error=_bias_error(scores, held.labels)
@@ -176,11 +177,6 @@ class Lineage:
         self.published_batch = int(state["published_batch"])
         self.refused = list(state["refused"])
         self.healed = int(state["healed"])
-
-
-def _probabilities(logits: F32, calibration: Calibration) -> F32:
-    z = calibration.alpha * logits.astype(np.float64) + calibration.beta
-    return (1.0 / (1.0 + np.exp(-z))).astype(np.float32)
 
 
 def _bias_error(scores: F32, labels: F32) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bundle.bundle import Calibration
+from pipeline.calibration import sigmoid
 from pipeline.features import Rows, concat_rows
 from transfer.click_model.calibration import offset_for
 from transfer.online.replay_store import rows_from_arrays, rows_to_arrays
@@ -25,7 +26,6 @@ __all__ = ["HeldRows", "Ring", "recalibrate", "window_for"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 # Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
 LEAST_ROWS = 2_000
@@ -154,7 +154,7 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
         return current
     alpha = current.alpha
     scaled, clicks = alpha * recent.logits[-window:].astype(np.float64), recent.labels[-window:]
-    p = _sigmoid(scaled + current.beta)
+    p = sigmoid(scaled + current.beta)
     information = float((p * (1 - p)).sum())
     # Pulled towards the serving calibration by as much as that one was known.
     keep = PRIOR_WEIGHT / (PRIOR_WEIGHT + information)
@@ -163,7 +163,7 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
     known = np.isfinite(before)
     if not known.any():
         return Calibration(alpha=alpha, beta=old)
-    mean_before = float(_sigmoid(alpha * before[known].astype(np.float64) + old).sum())
+    mean_before = float(sigmoid(alpha * before[known].astype(np.float64) + old).sum())
     return Calibration(alpha=alpha, beta=offset_for(alpha * after[known].astype(np.float64), mean_before))
 
 
@@ -173,7 +173,7 @@ def window_for(calibration: Calibration, recent: Ring) -> int:
     The window doubles as long as its older half agrees with its newer one: where the base rate moves it stays short, at
     the price of noise, where nothing moves it is as long as it can be (after Lepskii 1991, adaptive bandwidth choice).
     """
-    p = _sigmoid(calibration.alpha * recent.logits.astype(np.float64) + calibration.beta)
+    p = sigmoid(calibration.alpha * recent.logits.astype(np.float64) + calibration.beta)
     labels = recent.labels
     excess = np.concatenate([[0.0], np.cumsum((labels - p)[::-1])])
     variance = np.concatenate([[0.0], np.cumsum((p * (1 - p))[::-1])])
@@ -187,7 +187,3 @@ def window_for(calibration: Calibration, recent: Ring) -> int:
             break
         size = longer
     return size
-
-
-def _sigmoid(x: F64) -> F64:
-    return 1.0 / (1.0 + np.exp(-x))
