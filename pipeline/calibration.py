@@ -1,4 +1,4 @@
-"""From logits to calibrated probabilities, in one pass and double precision."""
+"""Calibration: logits to probabilities, in one pass and double precision."""
 
 from __future__ import annotations
 

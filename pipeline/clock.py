@@ -1,4 +1,4 @@
-"""Time, passed in: wall time for what is stored or compared between processes, monotonic time for everything inside one."""
+"""Clock that is passed in: wall time for values that are stored or compared between processes, monotonic time inside one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Clock", "SystemClock"]
 
 
 class Clock(Protocol):
-    """Two readings; tests pass a clock that they turn by hand."""
+    """Source of wall time and monotonic time; tests pass one that they set by hand."""
 
     def wall_ms(self) -> int:
         """Unix time in milliseconds."""
@@ -19,7 +19,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """Clock of the machine."""
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000

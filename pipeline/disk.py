@@ -1,4 +1,4 @@
-"""Writing to disks: what must survive a crash, and what is said when a disk is full."""
+"""Files that survive a crash, and the error of a full disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["replacing", "sync", "writing"]
 
 
 def sync(path: Path) -> None:
-    """Have a file's or folder's content on disk before going on."""
+    """Flush the content of a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -26,13 +26,15 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A new file beside `path`, which takes its place when the block ends well: readers see the old content or the new.
+    """Replacement of a file: a new file beside `path` that is renamed to it when the block ends without an exception.
+
+    Readers see the old content or the new one.
 
     Args:
-        durable: on disk before it takes the place, and the name with it, so that a crash loses neither.
+        durable: flush the content before the rename and the folder after it, so that a crash loses neither.
 
     Raises:
-        OSError: what was there before stays.
+        OSError: the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -49,10 +51,10 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def writing(what: Path) -> Iterator[None]:
-    """Tell of a disk that is full or fails while something is written.
+    """Raise NotReady for a disk that is full or fails during a write.
 
     Raises:
-        NotReady: in place of the system's error; it can be tried again.
+        NotReady: instead of the system's error; the write can be tried again.
     """
     try:
         yield

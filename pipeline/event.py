@@ -1,4 +1,4 @@
-"""An event: one request on its way through the engine, with what every stage added to it."""
+"""Event: one request in the engine, with the results of every stage."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ class Event:
     """One request. The transport fills the first group, stages the second, the engine the third.
 
     Args:
-        request: whatever `decoder` understands; the engine never looks at it.
+        request: input of `decoder`; the engine does not read it.
         decoder: makes features of `request` for a model's schema; None when `features` are there already.
         model: the snapshot of the version that answers; a swap does not change it.
-        rows: candidates, as far as known before decoding (0: unknown); decides about running inline.
-        deadline: `Clock.monotonic` seconds after which nobody waits any more.
+        rows: candidates, if known before decoding (0: unknown); decides whether the event runs inline.
+        deadline: `Clock.monotonic` seconds after which the caller no longer waits.
         priority: 1 is the most important; 0: the default level of the engine.
-        queue_timeout: seconds in the queue after which the engine's `timeout_action` applies, where its policy lets a
-            request say so; 0: the policy's own.
+        queue_timeout: seconds in the queue after which the engine's `timeout_action` applies, if its policy lets requests
+            set it; 0: the policy's own.
         prediction_id: empty: the answer is not recorded.
         endpoint, arm, routing_hash, overridden, candidate_ids: as in `PredictionRecord`.
-        context: the transport's own.
+        context: for the transport's own use.
         scores: float32 `[n]`, owned by the event.
-        values: what a user's stages produce that is no attribute of an event, by name.
-        degraded: why the answer is less than it should be, if it is.
-        error: what went wrong; later stages are passed over, except those that handle errors.
-        cancelled: set by anyone at any time; the event leaves the queue unanswered.
-        timings: seconds of work by stage name (of its batch, where it was done in one), and of waiting under `queue`.
-        traceparent: W3C trace context of whoever watches this event; "" where nobody does.
-        parts: of a watched event, what a stage was made of: seconds by part, by stage name.
+        values: results of a user's stages that are no attribute of an event, by name.
+        degraded: reasons for a reduced answer.
+        error: the failure; later stages are skipped, except those that handle errors.
+        cancelled: may be set at any time; the event then leaves the queue unanswered.
+        timings: seconds by stage name (of the whole batch, if it was batched), and of waiting under `queue`.
+        traceparent: W3C trace context of the request; "" if it is not traced.
+        parts: of a traced event: seconds by part of a stage, by stage name.
     """
 
     request: Any = None

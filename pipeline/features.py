@@ -1,7 +1,7 @@
-"""Rows of hashed features, as they travel from a socket, a record or a log to the network.
+"""Features: rows of hashed ids, numbers and bags, from a socket, a record or a log to the network.
 
-`Features` keeps context once: every part holds either one row for all candidates or one row per candidate. That is the
-form of the request path and of the prediction record. `Features.rows` spreads it to the dense form that training uses.
+`Features` keeps context once: every part holds either one row for all candidates or one row per candidate. The request
+path and the prediction record use this form. `Features.rows` expands it to the dense form that training uses.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _Arrangement = tuple[tuple[Role | None, ...], tuple[Role | None, ...], tuple[Rol
 F32 = npt.NDArray[np.float32]
 
 KEPT_ARRANGEMENTS = 256
-"""Ways to put a request's columns together that are remembered; clients use a few."""
+"""Orders of a request's columns that are remembered; clients use a few."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdPart:
-    """Some id columns: `columns` int32 `[k]` index `Schema.ids`; `values` int64 `[r, k]`, r is 1 or n."""
+    """Id columns: `columns` int32 `[k]` index `Schema.ids`; `values` int64 `[r, k]`, r is 1 or n."""
 
     columns: I32
     values: I64
@@ -39,7 +39,7 @@ class IdPart:
 
 @dataclass(frozen=True, slots=True)
 class NumberPart:
-    """Some number columns: `columns` int32 `[k]` index `Schema.numbers`; `values` float32 `[r, k]`, r is 1 or n."""
+    """Number columns: `columns` int32 `[k]` index `Schema.numbers`; `values` float32 `[r, k]`, r is 1 or n."""
 
     columns: I32
     values: F32
@@ -58,7 +58,7 @@ class Bag:
         return len(self.offsets) - 1
 
     def take(self, index: npt.NDArray[np.integer]) -> Bag:
-        """The bags of some rows, in the order of `index`."""
+        """The bags of the rows `index`, in that order."""
         sizes = np.diff(self.offsets)[index]
         offsets = np.zeros(len(index) + 1, np.int32)
         np.cumsum(sizes, out=offsets[1:])
@@ -80,7 +80,7 @@ class Rows:
         return len(self.ids) if self.ids.shape[1] or not self.numbers.shape[1] else len(self.numbers)
 
     def take(self, index: npt.NDArray[np.integer]) -> Rows:
-        """Some of the rows, copied, in the order of `index`."""
+        """The rows `index`, copied, in that order."""
         return Rows(self.ids[index], self.numbers[index], tuple(b.take(index) for b in self.bags))
 
     def slice(self, start: int, stop: int) -> Rows:
@@ -93,7 +93,7 @@ class Rows:
 
 
 def concat_rows(chunks: Sequence[Rows]) -> Rows:
-    """Rows of several chunks below each other."""
+    """Rows of several chunks, concatenated."""
     if len(chunks) == 1:
         return chunks[0]
     bags = []
@@ -159,7 +159,7 @@ class Features:
         return Rows(ids, numbers, bags)
 
     def shares_context(self, schema: Schema) -> bool:
-        """Whether context stands apart: each part holds fields of one role, and those of the context one row.
+        """Whether context is apart: each part holds fields of one role, and parts of the context hold one row.
 
         `self` has passed `check`.
         """
@@ -171,7 +171,7 @@ class Features:
         return all(role != "context" or bag.rows == 1 for bag, role in zip(self.bags, bags, strict=True))
 
     def check(self, schema: Schema) -> None:
-        """Hold the parts against a schema.
+        """Check the parts against a schema.
 
         Raises:
             InvalidInput: a column is missing or given twice, a part has neither 1 nor n rows, a number is infinite.
@@ -203,8 +203,8 @@ class Features:
                 raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
 
     def _arrangement(self, schema: Schema) -> _Arrangement:
-        """The roles of the parts, after a check that they cover the schema: done once for requests that are put
-        together alike.
+        """The roles of the parts, after a check that they cover the schema; remembered for requests with the same
+        columns.
 
         Raises:
             InvalidInput: a column is missing or given twice.
@@ -237,7 +237,7 @@ class Features:
 
 
 def _sides_of(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
-    """Columns of the context and of the candidates among some fields, int32."""
+    """Columns of the context and of the candidates, int32."""
     context = np.array([f.role == "context" for f in fields], np.bool_)
     return np.flatnonzero(context).astype(np.int32), np.flatnonzero(~context).astype(np.int32)
 

@@ -1,8 +1,7 @@
-"""Values to ids: the one rule that server, trainer and client share.
+"""Hashing of values to ids: the rule that server, trainer and client share.
 
 The id of a value is `xxh3_64` (seed 0) of the UTF-8 bytes of `field=value`, read as a signed 64-bit integer. A hash of
-0 becomes 1, so that 0 can only ever mean padding; every other 64-bit value is a legal id. How a value is written as
-text is `canonical`'s business.
+0 becomes 1, since 0 means padding; every other 64-bit value is a legal id. `canonical` writes a value as text.
 """
 
 from __future__ import annotations

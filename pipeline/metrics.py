@@ -1,7 +1,7 @@
-"""What a prediction is worth: AUC, LogLoss and bias, exact on arrays or from sums that can be merged and taken back.
+"""Metrics of predictions: AUC, LogLoss and bias, exact on arrays or from sums that can be merged and reverted.
 
-Labels may be any number in 0..1; one of 0.3 counts as 0.3 of a positive and 0.7 of a negative row. Knows nothing of arms,
-of rollouts or of training; `serving.rollout.analysis` and `transfer` both measure with it.
+Labels may be any number in 0..1; one of 0.3 counts as 0.3 of a positive and 0.7 of a negative row. It knows nothing of
+arms, rollouts or training; `serving.rollout.analysis` and `transfer` both use it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[np.floating] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 
 SMALLEST_PROBABILITY = 1e-7
-"""Probabilities are clipped to [SMALLEST, 1 - SMALLEST] before a logarithm; float32 scores cannot say more."""
+"""Probabilities are clipped to [SMALLEST, 1 - SMALLEST] before a logarithm; float32 scores are not more exact."""
 
 
 def auc(labels: Array, scores: Array) -> float:
@@ -79,14 +79,14 @@ def bias(labels: Array, scores: Array) -> float:
 
 @dataclass(slots=True)
 class BinnedAuc:
-    """AUC from a histogram of log-odds, for streams that are too long to sort: O(bins) memory, merges by addition.
+    """AUC from a histogram of log-odds, for streams that are too long to sort: O(bins) memory, merged by addition.
 
-    Two rows of one bin count as a tie. The exact AUC therefore lies within `bound()` of `value()`: half the share of
+    Two rows of one bin count as a tie. The exact AUC therefore lies within `bound()` of `value()`: half the fraction of
     (positive, negative) pairs that fall into one bin. With the default bins, 1/128 of log-odds wide, that is about 1e-3
     for scores as spread out as a click model's, and the error itself, in which the two directions cancel, near 1e-6.
 
     Args:
-        low, high: log-odds covered; beyond them the outermost bins take everything.
+        low, high: log-odds covered; the outermost bins take everything beyond.
         bins: number of bins.
 
     >>> binned = BinnedAuc()
@@ -114,7 +114,7 @@ class BinnedAuc:
         return clipped
 
     def update(self, labels: Array, scores: Array, weight: float = 1.0) -> None:
-        """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities. A weight of -1 takes them back."""
+        """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities. A weight of -1 reverts them."""
         self.update_bins(np.asarray(labels, np.float64), self.bin_of(scores), weight)
 
     def update_bins(self, labels: F64, bins: npt.NDArray[np.intp], weight: float | F64 = 1.0) -> None:
@@ -145,7 +145,7 @@ class BinnedAuc:
 
 @dataclass(slots=True)
 class Sums:
-    """Rows, clicks, predicted clicks, LogLoss and AUC of one arm on one stream; mergeable, and rows can be taken back.
+    """Rows, clicks, predicted clicks, LogLoss and AUC of one arm on one stream; can be merged, and rows reverted.
 
     `predicted_in` float64 `[binned.bins]` holds the sum of scores per bin, for `pipeline.reliability`.
     """
@@ -166,14 +166,14 @@ class Sums:
         self.update_rows(y, np.asarray(scores, np.float64), row_logloss(y, scores), self.binned.bin_of(scores))
 
     def revert(self, labels: Array, scores: Array) -> None:
-        """Take back rows that were added before with these labels and scores."""
+        """Revert rows that were added with these labels and scores."""
         y = np.asarray(labels, np.float64)
         bins = self.binned.bin_of(scores)
         self.update_rows(y, np.asarray(scores, np.float64), row_logloss(y, scores), bins, np.full(len(y), -1.0))
 
     def update_rows(self, y: F64, p: F64, losses: F64, bins: npt.NDArray[np.intp], sign: F64 | None = None) -> None:
-        """As `update`, for rows whose LogLoss and bin are known: all `[n]`; `sign` 1 adds a row, -1 takes it back."""
-        # Sums of products and no dot products: BLAS would wake a pool of threads for them.
+        """As `update`, for rows whose LogLoss and bin are known: all `[n]`; `sign` 1 adds a row, -1 reverts it."""
+        # Sums of products, not dot products: BLAS would use a pool of threads for those.
         sign = np.ones(len(y)) if sign is None else sign
         weighted = sign * p
         self.rows += round(float(sign.sum()))

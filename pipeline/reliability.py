@@ -1,7 +1,7 @@
-"""Where in the range of scores a model is wrong, and whether a population is still the one it was: from binned counts.
+"""Reliability of scores by decile, and stability of a population, from binned counts.
 
 Works on the histograms of `pipeline.metrics.Sums` (one bin is 1/128 of log-odds), so both are merged by addition and
-never need the rows again.
+do not need the rows.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ TENTHS = 10
 
 @dataclass(frozen=True, slots=True)
 class Tenth:
-    """Rows whose scores lie in one tenth of all, to the width of a bin.
+    """One tenth of the rows by score, to the width of a bin.
 
-    `mean` is their mean score, `rate` the share of clicks among them, `bias` is `mean / rate - 1`, None without a click.
+    `mean` is their mean score, `rate` the fraction of clicks among them, `bias` is `mean / rate - 1`, None without a click.
     """
 
     rows: float
@@ -34,7 +34,7 @@ class Tenth:
 
 
 def deciles(sums: Sums) -> list[Tenth]:
-    """The rows by rising score in ten parts of about equal size; a tenth that a single bin swallows is left out.
+    """The rows by rising score in ten parts of about equal size; a tenth that lies within a single bin is left out.
 
     >>> sums = Sums()
     >>> sums.update(np.array([0, 0, 1, 1]), np.array([0.1, 0.1, 0.8, 0.9]))
@@ -75,7 +75,7 @@ def calibration_error(sums: Sums) -> float:
 def stability(reference: F64, present: F64) -> float:
     """Population stability index between two histograms of the same bins or values, `[k]` counts each.
 
-    `sum (q - p) ln(q / p)` over parts, half a row added to each so that an empty one is finite. Ordered bins are to be
+    `sum (q - p) ln(q / p)` over parts, half a row added to each so that an empty one is finite. Ordered bins must be
     put into tenths first (`score_stability`). Below 0.1 is read as stable, above 0.25 as another population. NaN without rows.
 
     >>> round(stability(np.array([50.0, 50.0]), np.array([80.0, 20.0])), 2)
@@ -89,7 +89,7 @@ def stability(reference: F64, present: F64) -> float:
 
 
 def score_stability(reference: Sums, present: Sums) -> float:
-    """`stability` of the scores: how the present rows fall into the tenths of the reference."""
+    """`stability` of the scores: the present rows, counted in the tenths of the reference."""
     before = reference.binned.positives + reference.binned.negatives
     now = present.binned.positives + present.binned.negatives
     if before.sum() <= 0:
@@ -100,7 +100,7 @@ def score_stability(reference: Sums, present: Sums) -> float:
 
 
 def _tenths(rows: F64) -> npt.NDArray[np.intp]:
-    """Tenth of each bin by the share of rows up to its middle, `[bins]` counts -> intp `[bins]`."""
+    """Tenth of each bin by the fraction of rows up to its middle, `[bins]` counts -> intp `[bins]`."""
     middle = (np.cumsum(rows) - 0.5 * rows) / rows.sum()
     found: npt.NDArray[np.intp] = np.minimum((TENTHS * middle).astype(np.intp), TENTHS - 1)
     return found

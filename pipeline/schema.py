@@ -1,7 +1,7 @@
-"""What a row is: fields in order, their role and kind, and where their vectors come from.
+"""Schema of a row: fields in order, their role and kind, and the tables of their vectors.
 
-The schema is the contract between a log, a trainer, a bundle and a caller. Columns of every tensor that holds features
-stand in schema order within their kind. It knows nothing of files, tensors or servers.
+The schema is the contract between a log, a trainer, a bundle and a caller. Columns of every tensor with features are in
+schema order within their kind. It knows nothing of files, tensors or servers.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Schema(BaseModel):
         return {}
 
     def inputs_match(self, other: Schema) -> str | None:
-        """None when a caller of one may call the other unchanged, else the first difference in words.
+        """None if a caller of one schema may use the other unchanged, else the first difference as text.
 
         Arms of one endpoint share order, role, kind, separator and transform; tables and widths are their own.
         """

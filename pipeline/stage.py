@@ -1,6 +1,6 @@
-"""What a stage of the pipeline is: a step that reads some values of an event and adds or rewrites others.
+"""Stage of the pipeline: a step that reads some values of an event and adds or rewrites others.
 
-How to write one: docs/pipeline.md. What every stage must keep: `pipeline.stage_contract`. Next stop: `pipeline.engine.plan`.
+How to write one: docs/pipeline.md. Its contract as a test: `pipeline.stage_contract`. Next stop: `pipeline.engine.plan`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ __all__ = ["BatchStage", "Stage"]
 
 
 class Stage(Protocol):
-    """A synchronous operator. One instance serves all workers, so it keeps no state of an event between calls.
+    """Synchronous operator. One instance serves all workers, so it keeps no state of an event between calls.
 
     A stage may also define:
 
-    - `handles_errors = True`: it sees events that failed, too; without it such events pass it by.
-    - `types: Mapping[str, type]`: of values that it consumes or produces; what is declared on both sides must fit.
-    - `as_produced: tuple[str, ...]`: values that it consumes as their producer made them, before anyone rewrites them.
+    - `handles_errors = True`: it also gets events that failed; without it such events skip the stage.
+    - `types: Mapping[str, type]`: of values that it consumes or produces; producer and consumer must agree.
+    - `as_produced: tuple[str, ...]`: values that it consumes as their producer made them, before another stage rewrites them.
     - `thread_bound: tuple[str, ...]`: values that it produces in buffers of its thread, which the thread's next event
-      overwrites; whoever consumes them must be fused with it.
+      overwrites; their consumers must be fused with it.
     - `run_batch(events)`: see `BatchStage`.
     """
 
@@ -32,11 +32,11 @@ class Stage(Protocol):
 
     @property
     def consumes(self) -> tuple[str, ...]:
-        """Values it needs: inputs of the plan, or what other stages produce. Attributes of `Event`, or its `values`."""
+        """Values it needs: inputs of the plan, or products of other stages. Attributes of `Event`, or its `values`."""
 
     @property
     def produces(self) -> tuple[str, ...]:
-        """Values it adds, or rewrites where it consumes them as well. Without any, it is an end of the plan."""
+        """Values it adds, or rewrites where it consumes them as well. Without any, the plan ends here."""
 
     def run(self, event: Event) -> None:
         """Do the work on the event in place; raise to fail it."""
@@ -44,12 +44,12 @@ class Stage(Protocol):
 
 @runtime_checkable
 class BatchStage(Protocol):
-    """A stage that does several events in one go, for less than one by one."""
+    """Stage that processes several events at once, for less than one by one."""
 
     def run_batch(self, events: Sequence[Event]) -> None:
         """Do the work on events of one model, none of which has failed (unless the stage handles errors).
 
-        What becomes of one event depends on that event alone, and is what `run` makes of it. A fault of one event is
-        set as its `error`. Raising says that the whole batch failed: then each event without an error is run singly,
-        so what was done to it before must be safe to do again.
+        The result of an event depends on that event alone, and equals that of `run`. A failure of one event is set as
+        its `error`. An exception means that the whole batch failed: then each event without an error is run singly, so
+        the work on it must be safe to repeat.
         """

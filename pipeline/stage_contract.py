@@ -1,4 +1,4 @@
-"""What every stage must keep, as a check that any stage can be put through in its own tests.
+"""Contract of a stage, as a check for the stage's own tests.
 
     from pipeline.stage_contract import check_stage
 
@@ -40,17 +40,17 @@ def check_stage(
     reads: Mapping[str, Callable[[Any], Any]] | None = None,
     rtol: float = 1e-5,
 ) -> None:
-    """Hold a stage to its contract.
+    """Check a stage against its contract.
 
     Args:
         make: a new stage.
         events: new events, always the same, that hold what the stage consumes; two or more, of one model.
         failing: new events that the stage must refuse, of the same model.
-        reads: by value, what of it counts, as arrays, numbers, lists, mappings or dataclasses, where it is none itself.
+        reads: by value, a function to arrays, numbers, lists, mappings or dataclasses, for values that are none of these.
         rtol: how much numbers may differ between one event alone and in a batch.
 
     Raises:
-        AssertionError: saying which promise is broken.
+        AssertionError: names the broken promise.
     """
     _Contract(make(), events, failing, reads or {}, rtol).check()
 
@@ -92,7 +92,7 @@ class _Contract:
                 _hold(event.error is failed, "it handles errors, so it must pass on the error that it finds")
 
     def _alone(self, event: Event) -> dict[str, Any]:
-        """What the stage makes of an event, copied; it must make what it says and leave the rest."""
+        """The results of the stage for an event, copied; it must produce what it declares and leave the rest."""
         stage = self._stage
         before = {name: self._copy(event, name) for name in _names(event)}
         for name in stage.consumes:
@@ -166,7 +166,7 @@ class _Contract:
         expected: Sequence[Mapping[str, Any]],
         errors: Sequence[type[Exception]],
     ) -> None:
-        """Take a batch through as the engine does; those that must fail stand first."""
+        """Run a batch as the engine does; events that must fail come first."""
         handles = bool(getattr(stage, "handles_errors", False))
         step = Step(0, self._stage.name, self._stage.run, stage.run_batch, handles)
         execute_batch([step], batch, Meter(1, 1), lambda: 0.0, 0.0)

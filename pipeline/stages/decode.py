@@ -1,4 +1,4 @@
-"""Decode: the transport's request becomes features that fit the model's schema."""
+"""Decode stage: from the transport's request to features that fit the model's schema."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["Decode"]
 
 
 class Decode:
-    """Calls the event's decoder and holds its features against the schema, so that no later loop leaves its arrays.
+    """Calls the event's decoder and checks its features against the schema, so that later loops stay within their arrays.
 
     Raises (from `run`):
         NotReady: the event has no model.
-        InvalidInput: naming the field at fault.
+        InvalidInput: names the field at fault.
     """
 
     name = "decode"

@@ -1,4 +1,4 @@
-"""Embed: features become the network's inputs."""
+"""Embed stage: from features to the network's inputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["Embed"]
 
 
 class Embed:
-    """Looks every id up in the model's tables. Requests of a batch become rows of the same arrays, which are the
-    thread's until its next event or batch."""
+    """Looks up every id in the model's tables. Requests of a batch become rows of the same arrays, which the thread
+    reuses for its next event or batch."""
 
     name = "embed"
     consumes = ("features", "model")

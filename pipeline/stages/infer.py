@@ -1,4 +1,4 @@
-"""Infer: the network's inputs become calibrated probabilities."""
+"""Infer stage: from the network's inputs to calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Infer:
         assert event.model is not None
         assert event.dense is not None
         event.scores = event.model.infer(event.dense)
-        # The buffers are the thread's, and the next event's.
+        # The thread reuses the buffers for its next event.
         event.dense = None
 
     def run_batch(self, events: Sequence[Event]) -> None:

@@ -1,4 +1,4 @@
-"""Record: what was answered goes to the traffic log and to the shadow lane, which may never delay or fail the answer."""
+"""Record stage: answers to the traffic log and to the shadow lane, which may never delay or fail the answer."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ log = logging.getLogger(__name__)
 
 
 class Record:
-    """Packs one `PredictionRecord` per answer and offers the bytes.
+    """Packs one `PredictionRecord` per answer and offers its bytes.
 
-    What is recorded are the model's own scores, before any stage rewrites them: labels, bias and the other arm's scores
-    are held against what the model said, not against what the page was then ordered by.
+    It records the model's own scores, before any stage rewrites them: labels, bias and the other arm's scores are compared
+    with the model's scores, not with the order of the page.
 
     Args:
         clock: of the record's time.
-        sink: takes a packed record without waiting; False when it had to drop it.
-        shadow: the same for the hand-off to the shadow lane, with the event's trace; None: there is none.
+        sink: takes a packed record without waiting; False if it dropped the record.
+        shadow: the same for the queue of the shadow lane, with the event's trace; None: there is none.
         shadowed: whether an endpoint has two arms, so that the one that did not answer can be scored.
 
     Counters: `recorded`, `dropped` and `failed` by receiver, `sink` and `shadow`. Events without a prediction id are not
-    recorded; what has no other arm (a model called by name, an endpoint without a candidate) or was overridden goes to
-    no shadow lane.
+    recorded. Events without another arm (a model called by name, an endpoint without a candidate) and overridden ones do
+    not go to the shadow lane.
     """
 
     name = "record"
