@@ -20,14 +20,16 @@ from pipeline.errors import InvalidInput
 from pipeline.traffic.log import (
     ACCEPTED,
     DUPLICATE,
+    EXPIRED,
     INVALID,
     Exposure,
     FeedbackEntry,
     FeedbackReply,
     Outcome,
 )
+from pipeline.traffic.prediction import PredictionIds
 
-__all__ = ["NEVER_MS", "Change", "LabelState", "accept", "accept_parked", "dump_entry", "load_entry", "refuse"]
+__all__ = ["NEVER_MS", "Change", "LabelState", "accept", "accept_parked", "dump_entry", "load_entry", "refusal"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -176,8 +178,16 @@ def accept_parked(earlier: Sequence[FeedbackEntry], entry: FeedbackEntry) -> tup
     return FeedbackEntry(entry.prediction_id, news.exposed, news.outcomes, all_new), reply
 
 
-def refuse(entry: FeedbackEntry, status: str, reason: str) -> FeedbackReply:
-    """The same status for every part of an entry."""
+def refusal(entry: FeedbackEntry, ids: PredictionIds, now_ms: int, late_limit_ms: int) -> FeedbackReply | None:
+    """The reply to an entry whose prediction id is not genuine, or older than the limit; None for all others."""
+    try:
+        made_ms = ids.parse(entry.prediction_id).time_ms
+    except InvalidInput as error:
+        status, reason = INVALID, str(error)
+    else:
+        if now_ms - made_ms <= late_limit_ms:
+            return None
+        status, reason = EXPIRED, "the prediction is too old to be labelled"
     return FeedbackReply((status,) * len(entry.exposed), (status,) * len(entry.outcomes), reason)
 
 

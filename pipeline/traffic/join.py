@@ -1,13 +1,13 @@
-"""When exposed rows become labelled rows, and with which label: maturity, closing, revisions.
+"""Join of exposed rows and labels: maturity, closing, revisions.
 
-Pure logic on one prediction at a time; it must not know where predictions and changes are stored. `sqlite` walks the
-predictions in order and asks here what to write. The rules:
+Pure logic on one prediction at a time; it does not know where predictions and changes are stored. The logs in `sqlite` and
+`redis` take the predictions in order and write its results. The rules:
 
-- A row is mature when its attribution window has passed since it was shown, or once a label is final. Without a label
-  by then it is a 0.
+- A row is mature once its attribution window has passed since it was shown, or a label is final. Without a label its
+  label is then 0.
 - A prediction closes when all rows shown so far are mature, a window after it was made when none was shown, and at the
   latest two windows after it was made. Predictions close in order, so an open one holds back those after it.
-- What closing writes is revision 0. Later labels that change a written row, and rows that mature later, make revisions.
+- Closing writes revision 0. Later labels that change a written row, and rows that mature later, make revisions.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class MatureRows:
 
 
 def latest_close(time_ms: int, window_ms: int) -> int:
-    """When a prediction made at `time_ms` closes whatever else happens."""
+    """The latest time at which a prediction made at `time_ms` closes."""
     return time_ms + 2 * window_ms
 
 
 def closes_at(state: LabelState, time_ms: int, window_ms: int) -> int:
-    """When a prediction made at `time_ms` closes, as far as is known by now (all Unix milliseconds)."""
+    """When a prediction made at `time_ms` closes, as known by now (all Unix milliseconds)."""
     shown = state.exposed_ms != NEVER_MS
     if not shown.any():
         return time_ms + window_ms
@@ -79,10 +79,10 @@ def written_labels(n: int, entries: Iterable[MatureRows]) -> F32:
 
 
 def mature_rows(state: LabelState, written: F32, now_ms: int, window_ms: int) -> tuple[MatureRows | None, int | None]:
-    """Rows that the labelled log lacks: those mature and not written, and those written with another label.
+    """Rows to write to the labelled log: those mature and not written, and those written with another label.
 
     Returns:
-        The rows (None without any), and when the next row shown but not yet mature will be (None without any).
+        The rows (None without any), and when the next row that is shown but not mature will be mature (None without any).
     """
     new = (state.exposed_ms != NEVER_MS) & np.isnan(written)
     mature = state.final | (state.exposed_ms + window_ms <= now_ms)

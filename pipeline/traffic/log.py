@@ -1,7 +1,7 @@
-"""The traffic log as everything else sees it: predictions in, labels in, labelled rows out.
+"""Interface of the traffic log: predictions in, labels in, labelled rows out.
 
 Lanes write predictions and feedback, the shadow lane writes the other arm's scores, the control process joins, worker
-and analysis read labelled rows. Which store is behind it (SQLite, Redis Streams) is nobody else's business.
+and analysis read labelled rows. Stores: `pipeline.traffic.sqlite`, `pipeline.traffic.redis`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """A candidate was shown: by index in request order, or by the hash of the caller's candidate id."""
+    """A candidate that was shown, named by its index in request order or by the hash of the caller's candidate id."""
 
     index: int | None
     candidate_id: int | None = None
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackEntry:
-    """What a client says about one prediction."""
+    """Feedback of a client on one prediction."""
 
     prediction_id: str
     exposed: Sequence[Exposure] = ()
@@ -90,12 +90,12 @@ class Labelled:
     """Mature rows of one prediction: one entry of the labelled log.
 
     Args:
-        seq: position in the labelled log; grows by one, never reused. A reader's place is the last seq it has read.
+        seq: position in the labelled log; grows by one, never reused. A reader's position is the last seq it has read.
         revision: 0 for the rows as they matured; higher when a late label changed some of them, or when rows were shown
             or matured after the others had been written (only those are here).
         time_ms: when the prediction was made.
         indices: int32 `[m]`, exposed candidates in request order.
-        labels: float32 `[m]`; positions: int32 `[m]`, -1 where the client did not say.
+        labels: float32 `[m]`; positions: int32 `[m]`, -1 where unknown.
         previous: float32 `[m]`, the label that a revision replaces; NaN for a row that was not written before.
         record: the packed prediction record (`pipeline.traffic.record.unpack`).
         other: the other arm's scores where the shadow lane has them.
@@ -115,17 +115,17 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class TrafficStats:
-    """How much the log has taken since it was made, and where the join stands.
+    """Totals of the log since it was created, and the state of the join.
 
     Args:
-        predictions, feedback, labelled_entries, labelled_rows: totals; retention does not lessen them.
-        parked_refused: parts of parked feedback that did not fit their prediction when it came.
+        predictions, feedback, labelled_entries, labelled_rows: totals; retention does not reduce them.
+        parked_refused: parts of parked feedback that did not fit their prediction.
         parked_expired: feedback entries whose prediction never came.
         open_predictions: written and not closed; parked: feedback entries that wait for their prediction.
-        late: closed predictions with feedback or rows still to come out as revisions.
+        late: closed predictions with feedback or rows to be written as revisions.
         watermark_ms: time of the last prediction closed, Unix milliseconds, 0 before the first.
         oldest_open_ms: age of the first open prediction, 0 without one.
-        last_seq: last seq of the labelled log; bytes: what the store takes.
+        last_seq: last seq of the labelled log; bytes: size of the store.
     """
 
     predictions: int
@@ -145,12 +145,12 @@ class TrafficStats:
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """Rows deleted, and what had to stay.
+    """Result of retention: rows deleted, and rows that had to stay.
 
     Args:
         predictions, feedback, labelled, parked: deleted.
         unread, unjoined: old predictions that stay for a reader, and for the join.
-        over_bytes: by how much the log is still larger than it may be, since the rest is not old enough to be read.
+        over_bytes: size above the limit, since the rest is not read yet.
     """
 
     predictions: int = 0
@@ -163,7 +163,7 @@ class Retained:
 
     @property
     def held_back(self) -> bool:
-        """Something is older, or more, than it should be: a reader or the join is behind, or dead."""
+        """Whether something is older or larger than allowed: a reader or the join is behind, or dead."""
         return bool(self.unread or self.unjoined or self.over_bytes)
 
     def __add__(self, other: Retained) -> Retained:
@@ -171,7 +171,7 @@ class Retained:
 
 
 class TrafficLog(Protocol):
-    """What a store of traffic can do. All times are Unix milliseconds."""
+    """Store of traffic. All times are Unix milliseconds."""
 
     def append_predictions(self, records: Sequence[bytes]) -> None:
         """Commit packed prediction records. Writing one twice changes nothing."""
@@ -180,7 +180,7 @@ class TrafficLog(Protocol):
         """Commit another arm's scores for predictions by id."""
 
     def append_feedback(self, entries: Sequence[FeedbackEntry], now_ms: int) -> list[FeedbackReply]:
-        """Commit exposures and labels, then say what became of each. What is ACCEPTED survives any crash."""
+        """Commit exposures and labels; a reply per entry. What is ACCEPTED survives any crash."""
 
     def join(self, now_ms: int, limit: int = 1000) -> int:
         """Move mature predictions into the labelled log, in prediction order; the number of entries written."""
@@ -201,29 +201,29 @@ class TrafficLog(Protocol):
         """The records of those predictions that are written, in the order asked."""
 
     def commit_position(self, reader: str, seq: int) -> None:
-        """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
+        """Store the position of `reader`: it has processed the labelled log up to `seq`. Retention does not pass it; it never
+        goes back."""
 
     def position(self, reader: str) -> int:
-        """Where a reader is, 0 when it never said."""
+        """Position of a reader, 0 if it never committed one."""
 
     def stats(self, now_ms: int) -> TrafficStats:
-        """How much there is and how far the join has come."""
+        """Totals, and the state of the join."""
 
     def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
-        """Delete predictions made before `before_ms` with all that hangs on them, then the oldest while the log takes
-        more than `max_bytes`.
+        """Delete predictions made before `before_ms` with all that belongs to them, then the oldest while the log is
+        larger than `max_bytes`.
 
         Args:
             protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
-                place of the slowest reader that committed one.
+                position of the slowest reader that committed one.
         """
 
     def forget(self, routing_hash: int, now_ms: int) -> int:
-        """Delete every record of one user, wherever it stands; the number of predictions deleted.
+        """Delete every record of one user; the number of predictions deleted.
 
-        Predictions made by `now_ms` that are still on their way are not written, and feedback that waits for one of them
-        goes with it.
+        Predictions made by `now_ms` that are written later are refused, and feedback parked for them is deleted.
         """
 
     def close(self) -> None:
-        """Finish what is buffered and release the store."""
+        """Write what is buffered and release the store."""

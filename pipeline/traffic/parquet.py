@@ -1,8 +1,8 @@
-"""Labelled rows as a Parquet file: out of the log in its order, and back as what `restore` takes.
+"""Parquet export of labelled rows: written in the log's order, and read back for `restore`.
 
-One row per exposed candidate and revision, with what training and analysis know of it: hashed ids, raw numbers and bags
-in schema order, the scores of each arm, the label and the one that it replaces. Both ways work page by page, so memory
-does not grow with the log; only late labels and late exposures of the file are held while it is read.
+One row per exposed candidate and revision: hashed ids, raw numbers and bags in schema order, the scores of each arm, the
+label and the label that it replaces. Export and import work page by page, so memory does not grow with the log; only late
+labels and late exposures of the file are held while it is read.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def export_rows(
     until_ms: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write labelled rows to `path`, which appears when it is whole; the number of rows.
+    """Write labelled rows to `path`, which appears once it is complete; the number of rows.
 
     Args:
-        endpoint: whose rows; empty: all.
-        since_ms, until_ms: of predictions made then (Unix milliseconds), the end not included.
-        progress: is told the rows written so far.
+        endpoint: of the rows; empty: all.
+        since_ms, until_ms: times of the predictions (Unix milliseconds), the end not included.
+        progress: called with the number of rows written so far.
     """
     rows = after = 0
     held: list[pa.RecordBatch] = []
@@ -119,12 +119,12 @@ def read_rows(path: Path) -> Iterator[Restored]:
             first = [row for row in rows if not row["revision"]]
             if first:
                 yield _restored(first + late.pop(prediction_id, []), labels)
-        for shown_late in late.values():  # nothing was shown yet when it closed
+        for shown_late in late.values():  # no row was shown when it closed
             yield _restored(shown_late, labels)
 
 
 def _later(file: pq.ParquetFile) -> tuple[dict[tuple[str, int], float], dict[str, list[_Row]]]:
-    """What revisions say: the last label of each row that has several, and rows that came after their prediction closed."""
+    """Revisions of a file: the last label of each row that has several, and rows exposed after their prediction closed."""
     labels: dict[tuple[str, int], float] = {}
     late: defaultdict[str, list[_Row]] = defaultdict(list)
     for row in _rows(file):
@@ -147,12 +147,12 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
     index = np.array([row["index"] for row in rows], np.int32)
     known: dict[str, Scores] = {}
     for arm in ARMS:
-        told = [row[arm] for row in rows]
-        given = next((t for t in told if t is not None), None)
-        if given is not None:
+        values = [row[arm] for row in rows]
+        first = next((value for value in values if value is not None), None)
+        if first is not None:
             scores = np.full(n, np.nan, np.float32)
-            scores[index] = [np.nan if t is None else t["score"] for t in told]
-            known[arm] = Scores(arm, given["bundle"], given["version"], scores)
+            scores[index] = [np.nan if value is None else value["score"] for value in values]
+            known[arm] = Scores(arm, first["bundle"], first["version"], scores)
     own = known.pop(head["arm"])
     ids = np.zeros((n, len(head["ids"])), np.int64)
     ids[index] = [row["ids"] for row in rows]
@@ -242,7 +242,7 @@ def _lists(matrix: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _spread(features: Features, index: npt.NDArray[np.int32]) -> Rows:
-    """Dense rows of some candidates, as wide as the parts say; the log keeps no schema."""
+    """Dense rows of the candidates `index`; the width comes from the parts, since the log keeps no schema."""
 
     def wide(parts: Any, kind: Any) -> npt.NDArray[Any]:
         width = max((int(p.columns.max()) + 1 for p in parts if len(p.columns)), default=0)

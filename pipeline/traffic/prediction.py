@@ -1,4 +1,4 @@
-"""Prediction ids: sortable by time, and genuine or not without asking anyone.
+"""Prediction ids: sortable by time, and verifiable with the installation's secret alone.
 
 20 bytes, written in the 32 letters of base32hex (which sorts as the bytes do): 6 bytes of Unix time in milliseconds,
 2 bytes of lane, 6 random bytes, 6 bytes of BLAKE2b keyed with the installation's secret over the first 14.
@@ -32,14 +32,14 @@ _SHIFT_BITS = range(8 * ID_BYTES - 10, -1, -10)
 
 @dataclass(frozen=True, slots=True)
 class PredictionInfo:
-    """What a genuine id says: when (Unix milliseconds) and by which lane."""
+    """Content of a genuine id: time (Unix milliseconds) and lane."""
 
     time_ms: int
     lane: int
 
 
 class PredictionIds:
-    """Makes and checks ids under one secret key."""
+    """Generator and verifier of ids under one secret key."""
 
     def __init__(self, key: bytes, lane: int = 0) -> None:
         if not 0 <= lane < 1 << 16:
@@ -55,13 +55,13 @@ class PredictionIds:
         return "".join([_PAIRS[bits >> shift & 1023] for shift in _SHIFT_BITS])
 
     def derive(self, time_ms: int, name: str) -> str:
-        """The one genuine id that belongs to a name of someone else's and a time (Unix milliseconds): always the same."""
+        """The genuine id for a foreign name and a time (Unix milliseconds): always the same."""
         body = max(time_ms, 0).to_bytes(6, "big") + _DERIVED_LANE.to_bytes(2, "big")
         body += hashlib.blake2b(name.encode(), digest_size=_RANDOM_BYTES).digest()
         return base64.b32hexencode(body + self._check(body)).decode().lower()
 
     def _take_random(self) -> bytes:
-        """Six bytes nobody can guess, fetched many at once: each fetch gives the GIL away, and it is slow to come back."""
+        """Six random bytes, fetched many at once: each fetch releases the GIL, and getting it back is slow."""
         while True:
             try:
                 return self._random.pop()
@@ -92,16 +92,16 @@ class PredictionIds:
 
 
 def smallest_id(time_ms: int) -> str:
-    """What no id of that time (Unix milliseconds) or later is smaller than; not a genuine id."""
+    """Lower bound of all ids of that time (Unix milliseconds) or later; not a genuine id."""
     body = max(time_ms, 0).to_bytes(6, "big") + bytes(ID_BYTES - 6)
     return base64.b32hexencode(body).decode().lower()
 
 
 def load_secret(path: Path, first: bytes = b"") -> bytes:
-    """The installation's secret (32 bytes), made on first use and readable by its owner alone; safe against races.
+    """The installation's secret (32 bytes), created on first use, readable by its owner only; safe against races.
 
     Args:
-        first: what it is on first use; random unless said.
+        first: the secret on first use; random if empty.
     """
     try:
         return _read(path)
@@ -112,7 +112,7 @@ def load_secret(path: Path, first: bytes = b"") -> bytes:
         with os.fdopen(handle, "wb") as file:
             file.write(first or secrets.token_bytes(32))
         try:
-            os.link(staging, path)  # fails when another process was first: then its key counts
+            os.link(staging, path)  # fails if another process was first: then its key is used
         except FileExistsError:
             pass
         finally:

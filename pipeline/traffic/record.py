@@ -1,7 +1,7 @@
-"""The prediction record: one packed blob per answered request, everything that training and analysis need of it.
+"""Prediction record: one packed blob per answered request, with all that training and analysis need.
 
 Little endian; a fixed head, two short names, then arrays each starting at a multiple of 8 bytes, context stored once.
-It is also what a primary lane hands to the shadow lane. Labels are not in it: they come later, in the label log.
+Lanes send it to the shadow lane, too. Labels are not in it; they come later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
 
-__all__ = ["ARMS", "PredictionRecord", "RecordHead", "finder", "pack", "read_head", "unpack"]
+__all__ = ["ARMS", "PredictionRecord", "RecordHead", "finder", "lazy_finder", "pack", "read_head", "unpack"]
 
 MAGIC = b"BPR1"
 ARMS = ("stable", "candidate", "direct")
@@ -40,13 +40,13 @@ class PredictionRecord:
     Args:
         prediction_id: as given to the client.
         time_ms: Unix time of the answer, milliseconds.
-        endpoint: name the client called.
-        arm: who answered: `stable`, `candidate` or `direct` (a model called by name, outside every analysis).
+        endpoint: name that the client called.
+        arm: that answered: `stable`, `candidate` or `direct` (a model called by name, outside every analysis).
         bundle, version: the model version that answered.
         features: hashed features of the `n` candidates, context once.
         scores: float32 `[n]`, calibrated probabilities in request order.
         routing_hash: keyed 64-bit hash of the routing key, 0 without one.
-        overridden: the caller chose the arm; such rows are left out of the analysis.
+        overridden: whether the caller chose the arm; such rows are not analysed.
         candidate_ids: int64 `[n]` hashes of the caller's candidate ids, or None.
     """
 
@@ -64,7 +64,7 @@ class PredictionRecord:
 
 
 class RecordHead(NamedTuple):
-    """What a log files a record under; attributes as of `PredictionRecord`, and `n`, the number of candidates."""
+    """Keys of a record in a log; attributes as of `PredictionRecord`, and `n`, the number of candidates."""
 
     prediction_id: str
     time_ms: int
@@ -117,7 +117,7 @@ def unpack(blob: bytes | memoryview) -> PredictionRecord:
     """Read a record; its arrays are read-only views of `blob`.
 
     Raises:
-        InvalidInput: the blob is not a whole record.
+        InvalidInput: the blob is not a complete record.
     """
     try:
         return _unpack(memoryview(blob))
@@ -126,10 +126,10 @@ def unpack(blob: bytes | memoryview) -> PredictionRecord:
 
 
 def read_head(blob: bytes) -> RecordHead:
-    """What a log needs to file a record; it is checked to be whole, but no array is made: a quarter of the time.
+    """Keys of a record. The record is checked to be complete, but no array is made: a quarter of the time of `unpack`.
 
     Raises:
-        InvalidInput: the blob is not a whole record.
+        InvalidInput: the blob is not a complete record.
     """
     try:
         return _head_of(blob)
@@ -138,10 +138,28 @@ def read_head(blob: bytes) -> RecordHead:
 
 
 def finder(record: PredictionRecord) -> Callable[[int], int | None]:
-    """Tells the row of a hashed candidate id, None where the record has no such candidate."""
+    """Function from a hashed candidate id to its row, None if the record has no such candidate."""
     ids = record.candidate_ids
     rows = {} if ids is None else {candidate: row for row, candidate in enumerate(ids.tolist())}
     return rows.get
+
+
+def lazy_finder(load: Callable[[], bytes | None]) -> Callable[[int], int | None]:
+    """`finder` of a stored record, loaded for the first candidate id only: most clients send indices.
+
+    Args:
+        load: the record; None if it was deleted since the prediction was read, which finds no row.
+    """
+    find: Callable[[int], int | None] | None = None
+
+    def lookup(candidate_id: int) -> int | None:
+        nonlocal find
+        if find is None:
+            blob = load()
+            find = (lambda _: None) if blob is None else finder(unpack(blob))
+        return find(candidate_id)
+
+    return lookup
 
 
 def _head_of(blob: bytes) -> RecordHead:

@@ -1,9 +1,8 @@
-"""Labelled rows from elsewhere into a traffic log, exactly once however often they are brought.
+"""Import of labelled rows into a traffic log, exactly once however often it is repeated.
 
-Each prediction goes the usual way: its record, then feedback that shows the rows and labels them as final, from which
-the join makes labelled rows. What is there already stays as it is, for ids follow from the rows alone and feedback that
-says nothing new is a duplicate. Restored predictions are marked `overridden`: the worker learns from them, and no
-rollout is judged by traffic that it did not see.
+Each prediction takes the usual way: its record, then feedback that shows the rows and labels them as final, from which
+the join makes labelled rows. A second import changes nothing: ids follow from the rows, and repeated feedback is a
+duplicate. Restored predictions are marked `overridden`: the worker learns from them, but no rollout is judged by them.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ class Restored:
     """One prediction with labels.
 
     Args:
-        record: its id need not be genuine here: then it gets one that follows from it.
-        indices: int32 `[m]`, exposed candidates; labels, positions: float32 and int32 `[m]`, -1 where it is not known.
+        record: an id that is not genuine is replaced by one derived from it.
+        indices: int32 `[m]`, exposed candidates; labels, positions: float32 and int32 `[m]`, -1 where unknown.
         other: other arms' scores.
     """
 
@@ -44,8 +43,8 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What became of it: predictions read, and of these new in the log; rows read, of these said anew, and of these left
-    out, because an earlier import wrote their prediction without them. `newest_ms`: time of the last prediction."""
+    """Result of an import: predictions read, and of these new in the log; rows read, of these new, and of these left out,
+    because an earlier import wrote their prediction without them. `newest_ms`: time of the last prediction."""
 
     predictions: int = 0
     new: int = 0
@@ -61,7 +60,7 @@ def restore(
     predictions: Iterable[Restored],
     progress: Callable[[RestoreReport], None] = lambda _: None,
 ) -> RestoreReport:
-    """Bring predictions with labels into `log`; the join has to run after it (or goes on running beside it)."""
+    """Write predictions with labels to `log`; the join has to run afterwards, or at the same time."""
     report = RestoreReport()
     for batch in _batches(predictions):
         mine = [replace(p, record=replace(p.record, prediction_id=_genuine(ids, p.record))) for p in batch]
@@ -75,7 +74,7 @@ def restore(
             there = np.ones(len(p.indices), np.bool_) if stored is None else _has(unpack(stored), p.indices)
             left_out += int((~there).sum())
             entries.append(_entry(p, there))
-        # No time of theirs is late by this clock, whatever the late limit.
+        # With this time no row is too late, whatever the late limit.
         replies = log.append_feedback(entries, min(p.record.time_ms for p in mine))
         refused = next((r.reason for r in replies if INVALID in r.exposed + r.outcomes), "")
         if refused:
@@ -107,7 +106,7 @@ def _genuine(ids: PredictionIds, record: PredictionRecord) -> str:
 
 
 def _has(record: PredictionRecord, index: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Which rows the stored record has: an import fills those that it does not know with padding."""
+    """Which rows the stored record has: an import fills rows that it does not know with padding."""
     parts = [p for p in record.features.ids if len(p.columns)]
     if not parts:
         return np.ones(len(index), np.bool_)
@@ -120,5 +119,5 @@ def _has(record: PredictionRecord, index: npt.NDArray[np.int32]) -> npt.NDArray[
 def _entry(p: Restored, there: npt.NDArray[np.bool_]) -> FeedbackEntry:
     rows = list(zip(p.indices[there].tolist(), p.labels[there].tolist(), p.positions[there].tolist(), strict=True))
     shown = [Exposure(index, None, position, p.record.time_ms) for index, _, position in rows]
-    said = [Outcome(index, label, None, p.record.time_ms, True) for index, label, _ in rows]
-    return FeedbackEntry(p.record.prediction_id, shown, said)
+    labelled = [Outcome(index, label, None, p.record.time_ms, True) for index, label, _ in rows]
+    return FeedbackEntry(p.record.prediction_id, shown, labelled)

@@ -1,4 +1,4 @@
-"""Which answers are recorded, where not all are: by share of requests, or by share of routing keys."""
+"""Sample of answers that are recorded: a fraction of requests, or of routing keys."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SALT = "traffic-sample"
 
 @dataclass(frozen=True, slots=True)
 class TrafficSample:
-    """Decides without state, so every process decides alike; a higher rate only adds.
+    """Stateless sample: every process decides alike, and a higher rate only adds.
 
     Args:
-        rate: share kept, 0 to 1; exact to 1/10,000.
-        by: `request` draws each prediction by itself; `key` keeps all predictions of a routing key or none of them, and
-            draws those without one by themselves.
+        rate: fraction kept, 0 to 1; exact to 1/10,000.
+        by: `request` samples predictions one by one; `key` keeps all predictions of a routing key or none, and samples
+            those without a key one by one.
     """
 
     rate: float = 1.0

@@ -1,27 +1,26 @@
-"""The traffic log that several machines share: Redis Streams, on a server of the log's own.
+"""Traffic log in Redis Streams, shared by several machines, on a server of its own.
 
-The same log as `sqlite`, by the same rules (`feedback`, `join`); here is only *where* things are kept. What changes is
-decided here on what was read, and written by a script only if it is still so (`scripts`, which lists the keys);
-otherwise it is read and decided again. So any number of lanes and joins may work at once, none holds a lock that could
-outlive it, and each labelled entry is written exactly once.
+It follows the same rules as `sqlite` (`feedback`, `join`); this file is only about storage. A change is computed from what
+was read, and a script writes it only if that has not changed since (`scripts`, which lists the keys); otherwise it is read
+and computed again. So any number of lanes and joins may work at once without locks, and each labelled entry is written
+exactly once.
 
-Streams give the orders: predictions as they were written, of which a consumer group `join` has closed those up to its
-place, and labelled entries, in which each reader has a group of its own (`XINFO GROUPS traffic:labelled` shows them).
+Streams keep the order: predictions as they were written, which the consumer group `join` has closed up to its position,
+and labelled entries, where each reader has its own group (`XINFO GROUPS traffic:labelled` shows them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 
-from pipeline.errors import InvalidInput, NotReady
+from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
-from pipeline.traffic.feedback import LabelState, accept, accept_parked, refuse
+from pipeline.traffic.feedback import LabelState, accept, accept_parked, refusal
 from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
 from pipeline.traffic.log import (
-    EXPIRED,
     INVALID,
     FeedbackEntry,
     FeedbackReply,
@@ -31,7 +30,7 @@ from pipeline.traffic.log import (
     TrafficStats,
 )
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.record import PredictionRecord, finder, unpack
+from pipeline.traffic.record import PredictionRecord, finder, lazy_finder, unpack
 from pipeline.traffic.redis.prediction import FIELDS, Stored, frames, key_of, other_scores, parked_frame, seq_of
 from pipeline.traffic.redis.retention import forget, retain
 from pipeline.traffic.redis.scripts import CLAMP, FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE
@@ -39,9 +38,9 @@ from pipeline.traffic.redis.server import TrafficRedis
 
 __all__ = ["RedisTrafficLog"]
 
-# What one script does at a time, so that lanes never wait long for it.
+# Work of one script call, so that lanes never wait long for it.
 _CHUNK_PREDICTIONS = 64
-# How often a change is decided anew because others were faster.
+# How often a change is computed again because others were faster.
 _TRIES = 100
 _Taken = tuple[list[FeedbackReply], tuple[object, ...]]
 
@@ -51,9 +50,9 @@ class RedisTrafficLog:
 
     Args:
         address: of a Redis that evicts nothing and keeps an append-only file.
-        ids: tells genuine prediction ids; all machines need the same secret.
+        ids: verifies prediction ids; all machines need the same secret.
         attribution_window_ms, late_limit_ms: as `SqliteTrafficLog`.
-        timeout: seconds after which a call to a server that is silent is given up.
+        timeout: seconds without an answer after which a call fails.
 
     Raises:
         InvalidInput: the Redis would lose labels, or holds something else.
@@ -106,7 +105,7 @@ class RedisTrafficLog:
                 raise self._contended()
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
-        """Commit another arm's scores; a second time for the same version changes nothing."""
+        """Commit another arm's scores; a repetition for the same version changes nothing."""
         for start in range(0, len(scores), _CHUNK_PREDICTIONS):
             arguments: list[object] = []
             for prediction_id, s in scores[start : start + _CHUNK_PREDICTIONS]:
@@ -119,13 +118,8 @@ class RedisTrafficLog:
         replies: dict[int, FeedbackReply] = {}
         places: dict[str, list[int]] = {}
         for place, entry in enumerate(entries):
-            try:
-                made_ms = self._ids.parse(entry.prediction_id).time_ms
-            except InvalidInput as error:
-                replies[place] = refuse(entry, INVALID, str(error))
-                continue
-            if now_ms - made_ms > self._late_limit:
-                replies[place] = refuse(entry, EXPIRED, "the prediction is too old to be labelled")
+            if (refused := refusal(entry, self._ids, now_ms, self._late_limit)) is not None:
+                replies[place] = refused
                 continue
             # An id is genuine in capitals too; the log knows it in small letters.
             places.setdefault(entry.prediction_id.lower(), []).append(place)
@@ -152,7 +146,7 @@ class RedisTrafficLog:
     def join(self, now_ms: int, limit: int = 1000) -> int:
         """Close predictions that are due and write revisions; the number of labelled entries written.
 
-        It ends early where another process changes what it is about to settle; the next call goes on from there.
+        It ends early if another process changes the same predictions; the next call continues there.
         """
         entries = 0
         while entries < limit:
@@ -220,15 +214,15 @@ class RedisTrafficLog:
         return {i: record for i, record in zip(prediction_ids, found, strict=True) if record is not None}
 
     def commit_position(self, reader: str, seq: int) -> None:
-        """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
+        """Store the position of `reader`; see `TrafficLog`."""
         self._server.run(PLACE, reader, seq)
 
     def position(self, reader: str) -> int:
-        """Where a reader is, 0 when it never said."""
+        """Position of a reader, 0 if it never committed one."""
         return self._server.groups(f"{PREFIX}labelled").get(reader, 0)
 
     def stats(self, now_ms: int) -> TrafficStats:
-        """How much there is and how far the join has come; `bytes` is the memory of the server."""
+        """Totals, and the state of the join; `bytes` is the memory of the server."""
         first, counters, late = self._server.many(
             [
                 ("XRANGE", f"{PREFIX}predictions", f"({self._watermark()}", "+", "COUNT", 1),
@@ -265,12 +259,12 @@ class RedisTrafficLog:
 
         Args:
             protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
-                place of the slowest reader that committed one.
+                position of the slowest reader that committed one.
         """
         return retain(self._server, before_ms, protect_seq, max_bytes)
 
     def forget(self, routing_hash: int, now_ms: int) -> int:
-        """Delete every record of one user, also those made by now that are yet to come; the number deleted."""
+        """Delete every record of one user, and refuse those made by `now_ms` that are written later; the number deleted."""
         return forget(self._server, routing_hash, now_ms)
 
     def close(self) -> None:
@@ -283,9 +277,9 @@ class RedisTrafficLog:
         return {i: Stored.of(i, values) for i, values in zip(ids, found, strict=True)}
 
     def _take(self, before: Stored, entries: Sequence[FeedbackEntry], now_ms: int) -> _Taken:
-        """Check entries against their prediction: the answers, and what `FEEDBACK` needs where any is new."""
+        """Check entries against their prediction: the replies, and arguments of `FEEDBACK` if any is new."""
         state, changes, replies = before.state(), [], []
-        find = self._stored_finder(before.prediction_id)
+        find = lazy_finder(lambda: self.records([before.prediction_id]).get(before.prediction_id))
         for entry in entries:
             change, reply = accept(state, entry, before.ms, now_ms, find)
             replies.append(reply)
@@ -305,30 +299,16 @@ class RedisTrafficLog:
                 kept.append(parked_frame(now_ms, keep))
         return replies, ("parked", frames(kept), 0, len(kept)) if kept else ()
 
-    def _stored_finder(self, prediction_id: str) -> Callable[[int], int | None]:
-        """Looks into the stored record, at the first candidate id only: most clients send indices."""
-        find: Callable[[int], int | None] | None = None
-
-        def lookup(candidate_id: int) -> int | None:
-            nonlocal find
-            if find is None:
-                blob = self.records([prediction_id]).get(prediction_id)
-                # A record that is gone by now has changed its version too: this answer will not be given.
-                find = (lambda _: None) if blob is None else finder(unpack(blob))
-            return find(candidate_id)
-
-        return lookup
-
     def _watermark(self) -> int:
         return self._server.groups(f"{PREFIX}predictions")["join"]
 
     def _revise(self, now_ms: int, room: int) -> tuple[int, int]:
-        """Look again at closed predictions that are due: how many, and entries written."""
+        """Revise closed predictions that are due; how many, and entries written."""
         (due,) = self._server.many([("ZRANGEBYSCORE", f"{PREFIX}late", "-inf", now_ms, "LIMIT", 0, room)])
         return self._settle(self._load(i.decode() for i in due).values(), False, now_ms)
 
     def _close_due(self, now_ms: int, room: int) -> tuple[int, int]:
-        """Close predictions in order as long as they are due: how many, and entries written."""
+        """Close predictions in order as long as they are due; how many, and entries written."""
         if room <= 0:
             return 0, 0
         query = ("XRANGE", f"{PREFIX}predictions", f"({self._watermark()}", "+", "COUNT", room)
@@ -340,14 +320,14 @@ class RedisTrafficLog:
             if stored.closes > now_ms:
                 latest = latest_close(now_ms, self._window)
                 if stored.closes > latest:
-                    # A lane's clock was ahead, or the window has been shortened: nobody waits longer than two windows.
+                    # A lane's clock was ahead, or the window has been shortened: no prediction waits longer than two windows.
                     self._server.run(CLAMP, stored.prediction_id, latest)
                 break
             due.append(stored)
         return self._settle(due, True, now_ms)
 
     def _settle(self, predictions: Iterable[Stored], closing: bool, now_ms: int) -> tuple[int, int]:
-        """Write what the labelled log lacks of some predictions, and note when to look at each again."""
+        """Write new rows of predictions to the labelled log, and when each prediction is due again."""
         arguments: list[object] = []
         for p in predictions:
             written = written_labels(p.n, map(MatureRows.unpack, p.mature))

@@ -1,4 +1,4 @@
-"""One prediction as the traffic log in Redis holds it: a hash, whose long fields are frames one after the other.
+"""Prediction in the traffic log in Redis: a hash, whose long fields are sequences of frames.
 
 The scripts write this layout (`scripts`); this file reads it and makes the frames.
 """
@@ -24,7 +24,7 @@ _RECEIVED = struct.Struct("<q")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A prediction as it was read; `seq` is None before it is written."""
+    """Prediction as read; `seq` is None before it is written."""
 
     prediction_id: str
     version: int
@@ -41,7 +41,7 @@ class Stored:
         return LabelState.fold(self.n, map(Change.unpack, self.changes))
 
     def waiting(self) -> Iterator[tuple[int, FeedbackEntry]]:
-        """Parked feedback with the time when it came."""
+        """Parked feedback with the time of its arrival."""
         for frame in self.parked:
             yield _RECEIVED.unpack_from(frame)[0], load_entry(self.prediction_id, frame[_RECEIVED.size :].decode())
 
@@ -64,7 +64,7 @@ class Stored:
 
 
 def key_of(prediction_id: str) -> str:
-    """Where a prediction is."""
+    """Key of a prediction."""
     return f"{PREFIX}p:{prediction_id}"
 
 
@@ -74,7 +74,7 @@ def seq_of(place: bytes) -> int:
 
 
 def frames(parts: Iterable[bytes]) -> bytes:
-    """Each part behind its length."""
+    """Parts with their lengths, concatenated."""
     return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
 
 
@@ -89,7 +89,7 @@ def _unframed(blob: bytes | None) -> tuple[bytes, ...]:
 
 
 def other_scores(stored: Mapping[bytes, bytes]) -> tuple[Scores, ...]:
-    """Scores of other arms from a whole hash, in the order in which they were stored, which stands before each as 8 digits."""
+    """Scores of other arms from a whole hash, in the order of storage, which precedes each value as 8 digits."""
     found = sorted((value[:8], name, value[8:]) for name, value in stored.items() if name.startswith(b"s:"))
     result = []
     for _, name, value in found:
@@ -99,5 +99,5 @@ def other_scores(stored: Mapping[bytes, bytes]) -> tuple[Scores, ...]:
 
 
 def parked_frame(received_ms: int, entry: FeedbackEntry) -> bytes:
-    """Feedback that waits for its prediction, with the time when it came."""
+    """Feedback that waits for its prediction, with the time of its arrival."""
     return _RECEIVED.pack(received_ms) + dump_entry(entry).encode()

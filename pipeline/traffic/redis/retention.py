@@ -1,5 +1,5 @@
-"""What leaves the traffic log in Redis: old predictions, those that it has no room for, and those of a user who is to
-be forgotten. The same rules as in `sqlite.retention`."""
+"""Retention in the traffic log in Redis: old predictions, predictions above the size limit, and those of a user to forget.
+The same rules as in `sqlite.retention`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def retain(server: TrafficRedis, before_ms: int, protect_seq: int | None, max_by
 
 
 def forget(server: TrafficRedis, routing_hash: int, now_ms: int) -> int:
-    """Delete all predictions of a routing hash, joined or not, read or not, and refuse those that are still to come."""
+    """Delete all predictions of a routing hash, joined or not, read or not, and refuse those that are written later."""
     with server.client() as client:
         client.hset(f"{PREFIX}forgotten", str(routing_hash), str(now_ms))
     deleted, after = 0, b"-"
@@ -59,7 +59,7 @@ def forget(server: TrafficRedis, routing_hash: int, now_ms: int) -> int:
 
 
 def _written(server: TrafficRedis, end: str) -> Iterator[list[bytes]]:
-    """Ids of written predictions, oldest first, up to `end` as ZRANGEBYLEX says it."""
+    """Ids of written predictions, oldest first, up to `end` in the syntax of ZRANGEBYLEX."""
     after = "-"
     while True:
         (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}ids", after, end, "LIMIT", 0, _CHUNK_PREDICTIONS)])
@@ -76,7 +76,7 @@ def _remove(server: TrafficRedis, protect_seq: int, ids: list[bytes]) -> Retaine
 
 
 def _drop_waiting(server: TrafficRedis, cut: str) -> int:
-    """Feedback and scores whose prediction has not come by now; the feedback entries dropped."""
+    """Drop feedback and scores whose prediction was never written; the feedback entries dropped."""
     dropped = 0
     for name in ("parked", "orphans"):
         while True:

@@ -1,7 +1,7 @@
-"""The Redis behind the traffic log: whether it may be one, and how it is spoken to.
+"""Redis server of the traffic log: checks and calls.
 
-A traffic log must lose nothing, so a server that evicts keys or keeps them in memory alone is refused. Every call ends
-within the timeout, and every failure is NotReady: who calls decides how often to try again.
+A traffic log must lose nothing, so a server that evicts keys or keeps them in memory only is refused. Every call ends
+within the timeout, and every failure is NotReady; the caller decides how often to try again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FORMAT_VERSION = 1
 
 
 class TrafficRedis:
-    """One process's connections; usable from several of its threads.
+    """Connections of one process; usable from several threads.
 
     Args:
-        timeout: seconds of silence after which a call is given up.
+        timeout: seconds without an answer after which a call fails.
 
     Raises:
         InvalidInput: it evicts, keeps no append-only file, is too old, or holds something else.
@@ -47,7 +47,7 @@ class TrafficRedis:
 
     @contextmanager
     def client(self) -> Iterator[redis.Redis]:
-        """The client, its failures as NotReady."""
+        """The client; its failures become NotReady."""
         if self._closed:
             raise NotReady(f"traffic log {self.url} is closed")
         try:
@@ -64,7 +64,7 @@ class TrafficRedis:
             return known(args=arguments)
 
     def many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The answers to reading commands, in one round trip; others may write in between."""
+        """Answers to reading commands, in one round trip; others may write in between."""
         if not commands:
             return []
         with self.client() as client:
@@ -82,8 +82,8 @@ class TrafficRedis:
     def used_bytes(self) -> int:
         """Memory that the server uses for data."""
         with self.client() as client:
-            told: Any = client.info("memory")
-        return int(told["used_memory"])
+            memory: Any = client.info("memory")
+        return int(memory["used_memory"])
 
     def close(self) -> None:
         """Close the connections; later use raises NotReady."""

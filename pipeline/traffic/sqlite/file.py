@@ -1,7 +1,7 @@
-"""The SQLite file behind the traffic log: its tables, how it is opened, and transactions on it.
+"""SQLite file of the traffic log: its tables, opening, and transactions.
 
-It knows the tables and nothing of what their rows mean; that is `log` and `retention`. Several processes have
-the file open at once: write-ahead logging lets readers go on while one writes, and writers queue for the lock.
+It knows the tables, and not the meaning of their rows; that is in `log` and `retention`. Several processes have
+the file open at once: with write-ahead logging readers continue while one writes, and writers queue for the lock.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class TrafficFile:
     def _prepare(self) -> None:
         try:
             # A record of 100 candidates has 31 KB. Large pages, and a write-ahead log small enough to stay in the cache,
-            # make writing one cost a third of the CPU time that SQLite's usual ways take (benchmarks/traffic.py).
+            # cut the CPU time of a write to a third of SQLite's defaults (benchmarks/traffic.py).
             self._db.execute("PRAGMA page_size=16384")
             self._write_ahead()
             self._db.execute("PRAGMA wal_autocheckpoint=256")

@@ -1,26 +1,24 @@
-"""The traffic log on one machine: SQLite, written by lanes and control, read by worker and analysis.
+"""Traffic log of one machine, in SQLite: written by lanes and control, read by worker and analysis.
 
-Here is only *where* things are kept and in which transaction; what feedback means is in `feedback`, what becomes a
-labelled row in `join`, what is thrown away in `retention`.
+This file is only about storage and transactions; the rules of feedback are in `feedback`, those of labelled rows in `join`,
+those of deletion in `retention`.
 
-Feedback is checked against its prediction when it arrives, in the transaction that stores it; that of a prediction not
-written yet is parked and checked in the transaction that writes the prediction. So the join walks predictions in order
-of their seq from its watermark, and looks again only at closed ones marked `late`; it never scans.
+Feedback is checked against its prediction in the transaction that stores it; feedback on a prediction not written yet is
+parked, and checked in the transaction that writes the prediction. So the join takes predictions in order of their seq from
+its watermark, and revisits only closed ones marked `late`; it never scans.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import InvalidInput
-from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refuse
+from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refusal
 from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
 from pipeline.traffic.log import (
-    EXPIRED,
     INVALID,
     FeedbackEntry,
     FeedbackReply,
@@ -30,7 +28,7 @@ from pipeline.traffic.log import (
     TrafficStats,
 )
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.record import RecordHead, finder, read_head, unpack
+from pipeline.traffic.record import RecordHead, finder, lazy_finder, read_head, unpack
 from pipeline.traffic.sqlite.file import TrafficFile
 from pipeline.traffic.sqlite.retention import forget, retain
 from pipeline.traffic.sqlite.stats import count, read_stats
@@ -47,14 +45,14 @@ class SqliteTrafficLog:
     """`pipeline.traffic.log.TrafficLog` in one file; any number of processes may have it open.
 
     Args:
-        path: the database file, made when absent.
-        ids: tells genuine prediction ids.
+        path: the database file, created if absent.
+        ids: verifies prediction ids.
         attribution_window_ms: how long after its exposure a row waits for a label before it counts as 0.
         late_limit_ms: feedback on predictions older than this is answered EXPIRED.
 
     Raises:
-        InvalidInput: the file is not a traffic log, or a newer Baton's.
-        NotReady: the file cannot be opened; all methods raise it when the store is locked, full or failing.
+        InvalidInput: the file is not a traffic log, or of a newer Baton.
+        NotReady: the file cannot be opened; all methods raise it if the store is locked, full or failing.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class SqliteTrafficLog:
             count(db, predictions=written)
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
-        """Commit another arm's scores; a second time for the same version changes nothing."""
+        """Commit another arm's scores; a repetition for the same version changes nothing."""
         rows = [
             (prediction_id, s.arm, s.bundle, s.version, np.ascontiguousarray(s.scores, np.float32).tobytes())
             for prediction_id, s in scores
@@ -101,13 +99,8 @@ class SqliteTrafficLog:
             watermark = _watermark(db)
             stored = 0
             for entry in entries:
-                try:
-                    made_ms = self._ids.parse(entry.prediction_id).time_ms
-                except InvalidInput as error:
-                    replies.append(refuse(entry, INVALID, str(error)))
-                    continue
-                if now_ms - made_ms > self._late_limit:
-                    replies.append(refuse(entry, EXPIRED, "the prediction is too old to be labelled"))
+                if (refused := refusal(entry, self._ids, now_ms, self._late_limit)) is not None:
+                    replies.append(refused)
                     continue
                 # An id is genuine in capitals too; the log knows it in small letters.
                 reply, new = self._take(db, entry, entry.prediction_id.lower(), watermark, now_ms)
@@ -186,7 +179,7 @@ class SqliteTrafficLog:
         return {i: row[0] for i, row in found.items() if row is not None}
 
     def commit_position(self, reader: str, seq: int) -> None:
-        """Say that `reader` has dealt with the labelled log up to `seq`; retention does not pass it. Never goes back."""
+        """Store the position of `reader`; see `TrafficLog`."""
         with self._file.write(durable=False) as db:
             db.execute(
                 "INSERT INTO positions VALUES (?, ?) ON CONFLICT (reader) DO UPDATE SET seq = max(seq, excluded.seq)",
@@ -194,13 +187,13 @@ class SqliteTrafficLog:
             )
 
     def position(self, reader: str) -> int:
-        """Where a reader is, 0 when it never said."""
+        """Position of a reader, 0 if it never committed one."""
         with self._file.read() as db:
             row = db.execute("SELECT seq FROM positions WHERE reader = ?", (reader,)).fetchone()
         return int(row[0]) if row else 0
 
     def stats(self, now_ms: int) -> TrafficStats:
-        """How much there is and how far the join has come."""
+        """Totals, and the state of the join."""
         with self._file.read() as db:
             return read_stats(db, now_ms)
 
@@ -209,12 +202,12 @@ class SqliteTrafficLog:
 
         Args:
             protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
-                place of the slowest reader that committed one.
+                position of the slowest reader that committed one.
         """
         return retain(self._file, before_ms, protect_seq, max_bytes)
 
     def forget(self, routing_hash: int, now_ms: int) -> int:
-        """Delete every record of one user, also those made by now that are yet to come; the number deleted."""
+        """Delete every record of one user, and refuse those made by `now_ms` that are written later; the number deleted."""
         return forget(self._file, _signed(routing_hash), now_ms)
 
     def close(self) -> None:
@@ -222,7 +215,7 @@ class SqliteTrafficLog:
         self._file.close()
 
     def _insert(self, db: sqlite3.Connection, records: Sequence[tuple[RecordHead, bytes]]) -> int:
-        """Write a few records by one statement for each table, since each statement gives the GIL away; how many were new."""
+        """Write a few records by one statement for each table, since each statement releases the GIL; how many were new."""
         ids = list(dict.fromkeys(record.prediction_id for record, _ in records))
         known = _among(db, "predictions", ids)
         forgotten = dict(db.execute("SELECT routing_hash, until_ms FROM forgotten"))
@@ -290,7 +283,7 @@ class SqliteTrafficLog:
     def _take(
         self, db: sqlite3.Connection, entry: FeedbackEntry, prediction_id: str, watermark: int, now_ms: int
     ) -> tuple[FeedbackReply, bool]:
-        """Store one genuine entry: its answer, and whether it said anything new."""
+        """Store one genuine entry: its reply, and whether any part is new."""
         row = db.execute("SELECT seq, n, time_ms FROM predictions WHERE prediction_id = ?", (prediction_id,)).fetchone()
         if row is None:
             texts = db.execute("SELECT entry FROM parked WHERE prediction_id = ? ORDER BY seq", (prediction_id,))
@@ -303,7 +296,7 @@ class SqliteTrafficLog:
             return reply, keep is not None
         seq, n, time_ms = row
         state = _state(db, seq, n)
-        change, reply = accept(state, entry, time_ms, now_ms, _stored_finder(db, seq))
+        change, reply = accept(state, entry, time_ms, now_ms, lazy_finder(lambda: _record(db, seq)))
         if change is None:
             return reply, False
         _store(db, seq, now_ms, change)
@@ -315,7 +308,7 @@ class SqliteTrafficLog:
         return reply, True
 
     def _revise(self, db: sqlite3.Connection, now_ms: int, room: int) -> tuple[int, int]:
-        """Look again at closed predictions that are due: how many, and entries written."""
+        """Revise closed predictions that are due; how many, and entries written."""
         due = db.execute(
             "SELECT p.seq, p.n, p.time_ms FROM late l JOIN predictions p ON p.seq = l.prediction"
             " WHERE l.due_ms <= ? ORDER BY l.due_ms, l.prediction LIMIT ?",
@@ -324,7 +317,7 @@ class SqliteTrafficLog:
         return len(due), sum(self._write(db, seq, n, time_ms, now_ms) for seq, n, time_ms in due)
 
     def _close_due(self, db: sqlite3.Connection, now_ms: int, room: int) -> tuple[int, int]:
-        """Close predictions in order as long as they are due: how many, and entries written."""
+        """Close predictions in order as long as they are due; how many, and entries written."""
         watermark = _watermark(db)
         head = db.execute(
             "SELECT seq, n, time_ms, closes_ms FROM predictions WHERE seq > ? ORDER BY seq LIMIT ?", (watermark, room)
@@ -334,7 +327,7 @@ class SqliteTrafficLog:
             if closes_ms > now_ms:
                 latest = latest_close(now_ms, self._window)
                 if closes_ms > latest:
-                    # A lane's clock was ahead, or the window has been shortened: nobody waits longer than two windows.
+                    # A lane's clock was ahead, or the window has been shortened: no prediction waits longer than two windows.
                     db.execute("UPDATE predictions SET closes_ms = ? WHERE seq = ?", (latest, seq))
                 break
             written += self._write(db, seq, n, time_ms, now_ms)
@@ -343,7 +336,7 @@ class SqliteTrafficLog:
         return closed, written
 
     def _write(self, db: sqlite3.Connection, seq: int, n: int, time_ms: int, now_ms: int) -> bool:
-        """Write what the labelled log lacks of one prediction, if anything, and note when to look at it again."""
+        """Write new rows of one prediction to the labelled log, if any, and when it is due again."""
         earlier = db.execute(
             "SELECT revision, mature FROM labelled WHERE prediction = ? ORDER BY seq", (seq,)
         ).fetchall()
@@ -358,7 +351,7 @@ class SqliteTrafficLog:
             )
         if rows is None:
             return False
-        # Revision 0 is what stood when the prediction closed, even where that was nothing.
+        # Revision 0 is written when the prediction closes, even without rows.
         revision = max((r for r, _ in earlier), default=0) + 1 if seq <= _watermark(db) else 0
         db.execute(
             "INSERT INTO labelled (prediction, revision, time_ms, written_ms, mature) VALUES (?, ?, ?, ?, ?)",
@@ -369,7 +362,7 @@ class SqliteTrafficLog:
 
 
 def _among(db: sqlite3.Connection, table: str, prediction_ids: Sequence[str]) -> set[str]:
-    """Which of these predictions a table knows."""
+    """Which of these predictions a table has."""
     marks = ", ".join("?" * len(prediction_ids))
     found = db.execute(f"SELECT prediction_id FROM {table} WHERE prediction_id IN ({marks})", prediction_ids)
     return {prediction_id for (prediction_id,) in found}
@@ -399,17 +392,9 @@ def _other_scores(db: sqlite3.Connection, prediction_id: str) -> tuple[Scores, .
     )
 
 
-def _stored_finder(db: sqlite3.Connection, seq: int) -> Callable[[int], int | None]:
-    """Looks into the stored record, at the first candidate id only: most clients send indices."""
-    find: Callable[[int], int | None] | None = None
-
-    def lookup(candidate_id: int) -> int | None:
-        nonlocal find
-        if find is None:
-            find = finder(unpack(db.execute("SELECT record FROM records WHERE seq = ?", (seq,)).fetchone()[0]))
-        return find(candidate_id)
-
-    return lookup
+def _record(db: sqlite3.Connection, seq: int) -> bytes:
+    blob: bytes = db.execute("SELECT record FROM records WHERE seq = ?", (seq,)).fetchone()[0]
+    return blob
 
 
 def _signed(value: int) -> int:

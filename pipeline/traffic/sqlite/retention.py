@@ -1,7 +1,7 @@
-"""What leaves the SQLite traffic log: old predictions, and those of a user who is to be forgotten.
+"""Retention in the SQLite traffic log: old predictions, and those of a user to forget.
 
-A prediction leaves with everything that hangs on it, a few per transaction. Old ones stay while they are not joined or
-while a reader has not come past their labelled rows, and the caller is told.
+A prediction is deleted with everything that belongs to it, a few per transaction. Old ones stay while they are not joined
+or a reader has not passed their labelled rows; the result counts them.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def retain(file: TrafficFile, before_ms: int, protect_seq: int | None, max_bytes
 
 
 def _sweep(file: TrafficFile, cut: str, protect_seq: int | None, max_bytes: int | None) -> Retained:
-    """Delete what may go of the predictions with ids below `cut`, oldest first; with `max_bytes` no more than that asks."""
+    """Delete the predictions with ids below `cut` that may be deleted, oldest first; with `max_bytes` only down to that."""
     done = Retained()
-    # Ids sort by time: the index on them finds what is old without a walk through what is not.
+    # Ids sort by time: their index finds old predictions without a scan.
     after = ""
     while True:
         with file.write(durable=False) as db:
@@ -73,7 +73,7 @@ def _sweep(file: TrafficFile, cut: str, protect_seq: int | None, max_bytes: int 
 
 def forget(file: TrafficFile, routing_hash: int, now_ms: int) -> int:
     """Delete all predictions of a routing hash (signed), joined or not, read or not; their bytes are overwritten. Those
-    made by now that are yet to be written will not be."""
+    made by `now_ms` that are written later are refused."""
     deleted = 0
     with file.scrubbing():
         with file.write(durable=True) as db:
@@ -89,7 +89,7 @@ def forget(file: TrafficFile, routing_hash: int, now_ms: int) -> int:
 
 
 def _delete(db: sqlite3.Connection, seqs: Sequence[int]) -> tuple[int, int]:
-    """Delete predictions with everything that hangs on them; the rows deleted from feedback and from labelled."""
+    """Delete predictions with everything that belongs to them; the rows deleted from feedback and from labelled."""
     rows = [(seq,) for seq in seqs]
     db.executemany(
         "DELETE FROM scores WHERE prediction_id = (SELECT prediction_id FROM predictions WHERE seq = ?)", rows
@@ -106,13 +106,13 @@ def _delete(db: sqlite3.Connection, seqs: Sequence[int]) -> tuple[int, int]:
 
 
 def _slowest(db: sqlite3.Connection) -> int:
-    """The place of the slowest reader; past everything when no reader ever committed one."""
+    """Position of the slowest reader; beyond all entries if no reader ever committed one."""
     place = db.execute("SELECT min(seq) FROM positions").fetchone()[0]
     return (1 << 62) if place is None else int(place)
 
 
 def _used_bytes(db: sqlite3.Connection) -> int:
-    """Bytes of pages that hold something; the file itself does not shrink, its free pages are used again."""
+    """Bytes of pages in use; the file itself does not shrink, its free pages are reused."""
     pages, free, size = (
         int(db.execute(f"PRAGMA {what}").fetchone()[0]) for what in ("page_count", "freelist_count", "page_size")
     )

@@ -1,4 +1,4 @@
-"""Counting in the SQLite traffic log: totals kept as rows are written, and the state of the join."""
+"""Figures of the SQLite traffic log: totals counted with each write, and the state of the join."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def count(db: sqlite3.Connection, **added: int) -> None:
 
 
 def read_stats(db: sqlite3.Connection, now_ms: int) -> TrafficStats:
-    """All of it in the caller's read transaction; the open predictions are counted, the rest is looked up."""
+    """Figures in the caller's read transaction; the open predictions are counted, the rest is looked up."""
     totals = dict(db.execute("SELECT name, value FROM counters").fetchall())
     watermark, watermark_ms = db.execute("SELECT seq, time_ms FROM watermark").fetchone()
     first_open = db.execute(
