@@ -228,7 +228,7 @@ class _Serve:
 
     def _log(self) -> None:
         """How much of what was answered the traffic log could take."""
-        writers = [lane["writer"] for lane in self._site.server.lanes()]
-        offered = sum(w["offered"] for w in writers)
-        dropped = sum(sum(w["dropped"].values()) for w in writers)
+        writers = [lane.writer for lane in self._site.server.lanes()]
+        offered = sum(writer.offered for writer in writers)
+        dropped = sum(sum(writer.dropped.values()) for writer in writers)
         self._report.add(f"log/{self._model}", "dropped", dropped / max(1, offered), "share")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import subprocess
@@ -16,8 +15,11 @@ import psutil
 import yaml
 
 from pipeline.bundle.versions import Repository
+from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from serving.cli.api import AdminClient
+from serving.runtime import status
+from serving.runtime.status import ChildStatus, LaneArm, LaneStatus, ShadowStatus, Statuses
 
 __all__ = ["Arms", "BatonServer", "cpu_seconds", "free_port"]
 
@@ -108,32 +110,37 @@ class BatonServer:
 
     # --- what it is doing --------------------------------------------------------------------------------------------
 
-    def statuses(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Status files by process."""
-        found = {}
-        for path in sorted((self.home / "run" / "status").glob(f"{prefix}*.json")):
-            try:
-                found[path.stem] = json.loads(path.read_text())
-            except (OSError, ValueError):  # replaced or removed this moment
-                continue
-        return found
+    def statuses(self) -> Statuses:
+        """Status of every process."""
+        return status.read(self.home / "run" / "status", SystemClock().wall_ms())
 
-    def lanes(self) -> list[dict[str, Any]]:
+    def lanes(self) -> list[LaneStatus]:
         """Status of each primary lane."""
-        return list(self.statuses("lane-").values())
+        return [lane.status for lane in self.statuses().lanes.values()]
+
+    def shadow(self) -> ShadowStatus:
+        """Status of the shadow lane. Raises: BatonError, it has written none."""
+        shadow = self.statuses().shadow
+        if shadow is None:
+            raise BatonError("the shadow lane does not report")
+        return shadow.status
+
+    def children(self) -> Mapping[str, ChildStatus]:
+        """Its processes by name."""
+        supervisor = self.statuses().supervisor
+        return {} if supervisor is None else supervisor.status.children
 
     def serves(self, endpoint: str, version: str) -> bool:
         """Whether every lane answers with this version of the endpoint's stable arm."""
         lanes = self.lanes()
         return bool(lanes) and all(
-            lane["endpoints"].get(endpoint, {}).get("stable", {}).get("version") == version for lane in lanes
+            lane.endpoints.get(endpoint, {}).get("stable", LaneArm()).version == version for lane in lanes
         )
 
     @property
     def pids(self) -> dict[str, int]:
         """Its processes by name, as far as they run."""
-        children = self.statuses("supervisor").get("supervisor", {}).get("children", {})
-        return {name: child["pid"] for name, child in children.items() if child["pid"]}
+        return {name: child.pid for name, child in self.children().items() if child.pid}
 
     def rss(self) -> dict[str, int]:
         """Resident bytes by process."""
@@ -141,14 +148,13 @@ class BatonServer:
 
     def _all_ready(self) -> bool:
         lanes = self.lanes()
-        expected = self.statuses("supervisor").get("supervisor", {}).get("children", {})
-        count = sum(name.startswith("lane-") for name in expected)
+        count = sum(name.startswith("lane-") for name in self.children())
         return len(lanes) == count > 0 and all(
-            lane["state"] == "ready"
+            lane.state == "ready"
             and all(
-                arm.get("state") == "READY"
+                arm.state == "READY"
                 for name in self.endpoints
-                for arm in lane["endpoints"].get(name, {"stable": {}}).values()
+                for arm in lane.endpoints.get(name, {"stable": LaneArm()}).values()
             )
             for lane in lanes
         )

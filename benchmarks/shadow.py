@@ -78,8 +78,8 @@ def run(
 
 def _scored(site: Site) -> int:
     """Predictions that the shadow lane has scored, at once or later."""
-    shadow = site.server.statuses("shadow")["shadow"]
-    return int(shadow["scored"] + shadow["caught_up"])
+    shadow = site.server.shadow()
+    return shadow.scored + shadow.caught_up
 
 
 def _settle(site: Site) -> None:
@@ -91,6 +91,6 @@ def _settle(site: Site) -> None:
         now, scored = time.monotonic(), _scored(site)
         if scored != seen[0]:
             seen = (scored, now)
-        return now - seen[1] > QUIET and not site.server.statuses("shadow")["shadow"]["queue"]
+        return now - seen[1] > QUIET and not site.server.shadow().queue
 
     site.server.wait(still, f"the shadow lane is not through after {SETTLE:.0f} s", SETTLE)

@@ -47,8 +47,8 @@ def run(
             if process.startswith("lane-"):
                 sums = [sums[0] + early, sums[1] + late]
         report.add("soak/memory/lanes", "rss", sums[1], "MB", limit=sums[0], at_most=MOST)
-        restarts = site.server.statuses("supervisor")["supervisor"]["children"].values()
-        report.add("soak/restarts", "processes", sum(child["restarts"] for child in restarts), "times", at_most=0)
+        restarts = sum(child.restarts for child in site.server.children().values())
+        report.add("soak/restarts", "processes", restarts, "times", at_most=0)
     report.add("soak/rate", "throughput", rate, "requests/s")
     report.add("soak/p50", "latency", outcome.quantile_ms(0.5), "ms")
     report.add("soak/p99", "latency", outcome.quantile_ms(0.99), "ms")

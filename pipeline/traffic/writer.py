@@ -12,7 +12,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -44,16 +44,16 @@ class WriterCounters:
         queued, queued_bytes, queued_feedback: in the queues, with the predictions that are just being written.
     """
 
-    offered: int
-    committed: int
-    dropped: Mapping[str, int]
-    feedback: int
-    refused: Mapping[str, int]
-    commits: int
-    retries: int
-    queued: int
-    queued_bytes: int
-    queued_feedback: int
+    offered: int = 0
+    committed: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    feedback: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    commits: int = 0
+    retries: int = 0
+    queued: int = 0
+    queued_bytes: int = 0
+    queued_feedback: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ __all__ = [
     "AuditPage",
     "Cache",
     "CacheWarming",
+    "DamagedStatus",
     "Endpoint",
     "EndpointPage",
     "Explanation",
@@ -183,14 +184,22 @@ class Metrics(Answer):
     long_run: Figures | None = None
 
 
+class DamagedStatus(Answer):
+    """A status file that cannot be used: its process counts as one that does not report."""
+
+    file: str
+    reason: str
+
+
 class Processes(Answer):
-    """What every process reports of itself, and how the traffic log stands."""
+    """The status of every process, and the state of the traffic log."""
 
     lanes: Figures
     shadow: Figures
     worker: Figures | None = None
     supervisor: Figures | None = None
     traffic: Figures
+    damaged: list[DamagedStatus] = []
 
 
 # Audit

@@ -48,10 +48,10 @@ class CacheVerbs:
         self._warming: Warming | None = None
 
     def stats(self, request: r.Nothing, by: Principal) -> a.Cache:
-        """`tables` and `tiers` as `embedding_report.summed`, `shared` as `CacheUpkeep.report`."""
+        """`tables` and `tiers` as `serving.tiers.report.summed`, `shared` as `CacheUpkeep.report`."""
         warming = self._warming
         return a.Cache(
-            **summed(self._processes.fresh()),
+            **summed(self._processes.all().fresh().lanes),
             shared=None if self._upkeep is None else self._upkeep.report(),
             warming=None if warming is None else a.CacheWarming(**warming.told()),
         )

@@ -1,14 +1,13 @@
-"""Verbs of figures: what a rollout's verdicts rest on, and what every process reports of itself."""
+"""Verbs of figures: those that a rollout's verdicts rest on, and the status of every process."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pipeline.clock import Clock
-from pipeline.traffic.log import TrafficLog
+from pipeline.traffic.log import TrafficLog, TrafficStats
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.processes import ProcessReports
@@ -16,6 +15,7 @@ from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.figures import RolloutFigures
 from serving.rollout.store import ControlStore
+from serving.runtime.status import Statuses
 
 __all__ = ["MetricsVerbs", "metrics_of"]
 
@@ -47,15 +47,20 @@ class MetricsVerbs:
         return metrics_of(snapshot)
 
     def processes(self, request: r.Nothing, by: Principal) -> a.Processes:
-        """What every process reports, and how the traffic log stands."""
+        """The status of every process, and the state of the traffic log."""
         found = self._processes.all()
         return a.Processes(
-            lanes={name: status for name, status in found.items() if name.startswith("lane-")},
+            lanes={name: lane.to_json() for name, lane in found.lanes.items()},
             shadow=_shadow(found),
-            worker=found.get("worker"),
-            supervisor=found.get("supervisor"),
-            traffic=asdict(self._traffic.stats(self._clock.wall_ms())),
+            worker=None if found.worker is None else found.worker.to_json(),
+            supervisor=None if found.supervisor is None else found.supervisor.to_json(),
+            traffic=asdict(self.traffic()),
+            damaged=[a.DamagedStatus(**asdict(damaged)) for damaged in found.damaged],
         )
+
+    def traffic(self) -> TrafficStats:
+        """State of the traffic log now."""
+        return self._traffic.stats(self._clock.wall_ms())
 
 
 def metrics_of(snapshot: RolloutFigures) -> a.Metrics:
@@ -64,17 +69,12 @@ def metrics_of(snapshot: RolloutFigures) -> a.Metrics:
     return a.Metrics(**{name: figures[name] for name in a.Metrics.model_fields})
 
 
-def _shadow(processes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The shadow lane's own counts and what lanes could not hand over to it."""
-    shadow = processes.get("shadow", {})
-    reasons: dict[str, int] = dict(shadow.get("dropped", {}))
-    for name, status in processes.items():
-        if name.startswith("lane-"):
-            for reason, count in status.get("shadow", {}).get("dropped", {}).items():
-                reasons[reason] = reasons.get(reason, 0) + count
+def _shadow(found: Statuses) -> dict[str, Any]:
+    """The shadow lane's status, with the predictions that lanes could not hand over to it."""
+    shadow, reasons = found.shadow, found.shadow_drops()
     return {
-        **shadow,
-        "scored": shadow.get("scored", 0) + shadow.get("caught_up", 0),
+        **({} if shadow is None else shadow.to_json()),
+        "scored": 0 if shadow is None else shadow.status.scored + shadow.status.caught_up,
         "dropped": sum(reasons.values()),
         "dropped_by_reason": reasons,
     }

@@ -1,4 +1,4 @@
-"""Verbs of models: which versions there are, and having lanes load one under its own name."""
+"""Verbs of models: list the versions, have all lanes load one under its own name or unload it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from serving.admin.processes import ProcessReports
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.store import ControlStore, Who
+from serving.runtime.status import LaneStatus
 
 __all__ = ["ModelVerbs"]
 
@@ -26,8 +27,8 @@ READY, LOADING, UNLOADED = "READY", "LOADING", "UNLOADED"
 class ModelVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
-    A wish to have a bundle loaded is a file that all lanes look at; what they made of it stands in their reports, which
-    are a second old at most. So `load` can tell at once how far it has come, or wait.
+    A load is a file that all lanes look at; their statuses, a second old at most, show how far it has come. So `load` can
+    answer at once, or wait.
     """
 
     def __init__(
@@ -87,15 +88,15 @@ class ModelVerbs:
         return self._settled(request, "", lambda lane: _unloading(lane, bundle), UNLOADED)
 
     def _settled(
-        self, request: r.ModelLoad, version: str, state: Callable[[Mapping[str, Any]], str], aim: str
+        self, request: r.ModelLoad, version: str, state_of: Callable[[LaneStatus], str], aim: str
     ) -> a.ModelLoaded:
-        """What the lanes say, as soon as none of them is on its way any more or the caller's patience is over."""
+        """State of the lanes, as soon as none is on its way any more or `wait_seconds` have passed."""
         until = self._clock.monotonic() + request.wait_seconds
         while True:
-            lanes = {name: state(lane) for name, lane in self._processes.lanes().items()}
-            on_their_way = any(told in (LOADING, READY) and told != aim for told in lanes.values())
+            lanes = {name: state_of(lane) for name, lane in self._processes.lanes().items()}
+            on_their_way = any(state in (LOADING, READY) and state != aim for state in lanes.values())
             if not on_their_way or self._clock.monotonic() >= until:
-                done = bool(lanes) and all(told == aim for told in lanes.values())
+                done = bool(lanes) and all(state == aim for state in lanes.values())
                 return a.ModelLoaded(
                     bundle=request.bundle, version=version, wanted=aim == READY, done=done, lanes=lanes
                 )
@@ -106,14 +107,14 @@ class ModelVerbs:
             raise NotFound(f"model {bundle!r} is not in the repository; it has {self._repository.names() or 'none'}")
 
     def _told(
-        self, bundle: str, version: str, lanes: Mapping[str, Any], arms: Mapping[tuple[str, str], Sequence[str]]
+        self, bundle: str, version: str, lanes: Mapping[str, LaneStatus], arms: Mapping[tuple[str, str], Sequence[str]]
     ) -> a.Model:
         key = f"{bundle}/{version}"
         shared: dict[str, Any] = {
             "bundle": bundle,
             "version": version,
             "arms": arms.get((bundle, version), []),
-            "lanes": sorted(name for name, lane in lanes.items() if key in lane.get("models", ())),
+            "lanes": sorted(name for name, lane in lanes.items() if key in lane.models),
         }
         try:
             manifest = self._repository.open(bundle, version).manifest
@@ -125,7 +126,7 @@ class ModelVerbs:
             base=manifest.base,
             servable=manifest.servable,
             reasons=list(manifest.gate.reasons) if manifest.gate else [],
-            fault=next((lane["faults"][key] for lane in lanes.values() if key in lane.get("faults", {})), ""),
+            fault=next((lane.faults[key] for lane in lanes.values() if key in lane.faults), ""),
             metrics=dict(manifest.metrics),
         )
 
@@ -133,21 +134,21 @@ class ModelVerbs:
         return Who(by.name, reason, self._clock.wall_ms())
 
 
-def _loading(lane: Mapping[str, Any], bundle: str, version: str) -> str:
+def _loading(lane: LaneStatus, bundle: str, version: str) -> str:
     key = f"{bundle}/{version}"
-    return READY if key in lane.get("models", ()) else str(lane.get("faults", {}).get(key, LOADING))
+    return READY if key in lane.models else lane.faults.get(key, LOADING)
 
 
-def _unloading(lane: Mapping[str, Any], bundle: str) -> str:
-    return READY if any(key.partition("/")[0] == bundle for key in lane.get("models", ())) else UNLOADED
+def _unloading(lane: LaneStatus, bundle: str) -> str:
+    return READY if any(key.partition("/")[0] == bundle for key in lane.models) else UNLOADED
 
 
-def _arms(lanes: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+def _arms(lanes: Mapping[str, LaneStatus]) -> dict[tuple[str, str], list[str]]:
     """By bundle and version: where it answers, as ENDPOINT/ARM."""
     found: dict[tuple[str, str], set[str]] = {}
     for lane in lanes.values():
-        for endpoint, arms in lane.get("endpoints", {}).items():
+        for endpoint, arms in lane.endpoints.items():
             for arm, report in arms.items():
-                if report["version"]:
-                    found.setdefault((report["bundle"], report["version"]), set()).add(f"{endpoint}/{arm}")
+                if report.version:
+                    found.setdefault((report.bundle, report.version), set()).add(f"{endpoint}/{arm}")
     return {key: sorted(places) for key, places in found.items()}

@@ -1,24 +1,22 @@
-"""What the processes of this machine report in their status files, as admin verbs need it."""
+"""Statuses of this machine's processes, as admin verbs need them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.clock import Clock
-from serving.wiring.observe import read_status
+from serving.runtime import status
+from serving.runtime.status import LaneStatus, Statuses
 
 __all__ = ["ProcessReports"]
 
-Status = dict[str, Any]
-
 
 class ProcessReports:
-    """Reads the status files anew at every question.
+    """Reader of the status files; every call reads them again.
 
     Args:
         folder: of the files.
-        lanes: how many there should be.
+        lanes: number of lanes that should run.
     """
 
     def __init__(self, folder: Path, clock: Clock, lanes: int) -> None:
@@ -26,25 +24,21 @@ class ProcessReports:
         self._clock = clock
         self._lanes = lanes
 
-    def all(self) -> dict[str, Status]:
-        """Every report, of the dead too: see its `fresh`."""
-        return read_status(self._folder, self._clock.wall_ms())
+    def all(self) -> Statuses:
+        """Every status, those of dead processes too."""
+        return status.read(self._folder, self._clock.wall_ms())
 
-    def fresh(self) -> dict[str, Status]:
-        """Reports of processes that live."""
-        return {name: status for name, status in self.all().items() if status.get("fresh")}
-
-    def lanes(self) -> dict[str, Status]:
-        """Reports of lanes that live."""
-        return {name: status for name, status in self.fresh().items() if name.startswith("lane-")}
+    def lanes(self) -> dict[str, LaneStatus]:
+        """Lanes that still report, by name."""
+        return {name: lane.status for name, lane in self.all().fresh().lanes.items()}
 
     def ready(self) -> tuple[bool, list[str]]:
-        """Whether all lanes and the shadow lane answer, and which do not."""
-        fresh = self.fresh()
-        # Counted, for where replicas come and go their lanes are not numbered from 0.
-        ready = {name for name, status in fresh.items() if name.startswith("lane-") and status["state"] == "ready"}
+        """Whether all lanes and the shadow lane answer, and the names of those that do not."""
+        fresh = self.all().fresh()
+        # Counted, since lanes of replicas that come and go are not numbered from 0.
+        ready = {name for name, lane in fresh.lanes.items() if lane.status.state == "ready"}
         names = [f"lane-{index}" for index in range(self._lanes)] if len(ready) < self._lanes else []
         missing = [name for name in names if name not in ready]
-        if "shadow" not in fresh:
+        if fresh.shadow is None:
             missing.append("shadow")
         return not missing, missing

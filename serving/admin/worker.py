@@ -1,4 +1,4 @@
-"""The verb of the transfer worker: what it learns with, what it published, what the gate refused and why."""
+"""Verb of the transfer worker: its weights, the versions it published, those that the gate refused and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.config.principal import Principal
 __all__ = ["WorkerVerbs"]
 
 MAX_REFUSED_VERSIONS = 50
-"""Refused versions that are told, the newest of each bundle."""
+"""Refused versions in an answer, the newest of each bundle."""
 
 
 class WorkerVerbs:
@@ -23,28 +23,31 @@ class WorkerVerbs:
         self._repository = repository
 
     def status(self, request: r.Nothing, by: Principal) -> a.Worker:
-        """What the worker last reported; `running` is false where that is old, or there is none."""
-        told = self._processes.all().get("worker", {})
+        """The worker's last status; `running` is false where that is old, or there is none."""
+        report = self._processes.all().worker
+        if report is None:
+            return a.Worker(running=False, versions={}, refused=[], reports={})
+        worker = report.status
         refused = [
             a.Refused(bundle=bundle, version=version, reasons=self._reasons(bundle, version))
-            for bundle, versions in told.get("refused", {}).items()
+            for bundle, versions in worker.refused.items()
             for version in versions[-MAX_REFUSED_VERSIONS:]
         ]
         return a.Worker(
-            running=bool(told.get("fresh")),
-            age_seconds=told.get("age_s"),
-            weight=told.get("weight"),
-            replay_ratio=told.get("replay_ratio"),
-            teacher_every=told.get("teacher_every"),
-            versions=told.get("versions", {}),
+            running=report.fresh,
+            age_seconds=report.age_s,
+            weight=worker.weight,
+            replay_ratio=worker.replay_ratio,
+            teacher_every=worker.teacher_every,
+            versions=dict(worker.versions),
             refused=refused,
-            batches=told.get("batches", 0),
-            trained_rows=told.get("trained_rows", 0),
-            held_rows=told.get("held_rows", 0),
-            loss=told.get("loss"),
-            position=told.get("position", 0),
-            committed=told.get("committed", 0),
-            reports=told.get("reports", {}),
+            batches=worker.batches,
+            trained_rows=worker.trained_rows,
+            held_rows=worker.held_rows,
+            loss=worker.loss,
+            position=worker.position,
+            committed=worker.committed,
+            reports=worker.reports,
         )
 
     def _reasons(self, bundle: str, version: str) -> list[str]:

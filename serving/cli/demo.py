@@ -38,8 +38,9 @@ from serving.cli.progress import rows_progress
 from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
 from serving.runtime.supervisor import running
-from serving.state.directory import open_directory, target_of
+from serving.state.directory import target_of
 from serving.wiring.bundles import open_repository
+from serving.wiring.state import open_directory
 from serving.wiring.traffic import open_traffic_log
 from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel

@@ -106,7 +106,7 @@ def process(
         for warning in exposure(settings):
             if PARENT not in os.environ:  # else the supervisor has said so
                 log.warning("%s", warning)
-        with ending(), relaying(settings, SystemClock(), name, hear=role == "control"):
+        with ending(), relaying(settings, SystemClock(), name, receive=role == "control"):
             if role == "lane":
                 from serving.processes.lane import run_lane
 

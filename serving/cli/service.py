@@ -33,7 +33,8 @@ def list_replicas(
 
     Example: baton service list --config baton.yaml
     """
-    from serving.state.directory import open_directory, target_of
+    from serving.state.directory import target_of
+    from serving.wiring.state import open_directory
 
     with problems():
         records = open_directory(Config.load(config), SystemClock()).replicas()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Server, Token
 from serving.cli.output import Output, emit, problems, show_table
@@ -19,15 +21,18 @@ def status(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = 
     with problems():
         client = AdminClient(server, token=token)
         processes, worker = client.get("/status"), client.get("/worker")
-        told = {
+        reports = {
             **processes["lanes"],
             **{name: processes[name] for name in ("shadow", "worker", "supervisor") if processes[name]},
         }
         rows = [
-            (name, "lives" if said.get("fresh") else "does not report", said.get("age_s"), said.get("state", "-"))
-            for name, said in told.items()
+            (name, "lives" if report.get("fresh") else "does not report", report.get("age_s"), report.get("state", "-"))
+            for name, report in reports.items()
         ]
         emit(output, {"processes": processes, "worker": worker}, "", ("process", "", "seconds ago", "state"), rows)
+        if output is Output.table:
+            for damaged in processes.get("damaged", ()):
+                typer.echo(f"{damaged['file']} is damaged: {damaged['reason']}")
         if output is Output.table and worker["versions"]:
             _show_worker(worker)
 

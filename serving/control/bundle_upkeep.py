@@ -1,8 +1,8 @@
-"""Housekeeping of models, in the control process: old versions and segments go, segments of deltas are merged.
+"""Retention of models, in the control process: old versions and segments go, segments of deltas are merged.
 
-What is kept of a bundle: what processes serve or are told to, versions that endpoints or rollouts name, what the worker
-goes on from, the newest that may serve, a number of newest ones (`bundles_keep`), and all that these build on. It runs
-in a thread of its own at low priority; a pass that fails is made again.
+These versions of a bundle stay: those that processes serve or want, those that endpoints or rollouts name, those that the
+worker goes on from, the newest that may serve, a number of newest ones (`bundles_keep`), and all that these build on. It
+runs in a thread of its own at low priority; a pass that fails is made again.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.embedding.segment.generations import compact, sweep
 from pipeline.errors import BatonError, NotFound
 from serving.rollout.store import ControlStore
-from serving.wiring.observe import served_versions
+from serving.runtime.status import Statuses, StepStatus
 
 __all__ = ["BundleUpkeep"]
 
 KEPT_VERSIONS = 3
-"""Newest versions whose segments stay, served or not: a step back costs nothing then."""
+"""Newest versions whose segments stay, served or not, so that a step back is quick."""
 UNFINISHED_S = 24 * 3600.0
-"""Seconds after which a bundle that is still being written is taken for one whose publisher was killed."""
+"""Seconds after which the publisher of an unfinished bundle counts as dead."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class BundleUpkeep:
         segments: directory of this machine's segments.
         store: endpoints and rollouts; one opened for this thread.
         keep: newest versions of each bundle that stay.
-        worker: whether a worker is configured; without word from it nothing of the repository is removed then.
+        worker: whether a worker is configured; then nothing is removed from the repository before it has reported.
         now: Unix time in seconds.
     """
 
@@ -66,33 +65,29 @@ class BundleUpkeep:
         """Since the start: `versions_removed`, `segments_removed`, `segments_merged`, `failures`."""
         return dict(self._totals)
 
-    def step(self, processes: Mapping[str, Mapping[str, Any]]) -> None:
-        """One pass over all bundles.
-
-        Args:
-            processes: the status files, by process.
-        """
-        used = self._used(processes)
-        learning = processes.get("worker", {}).get("chains")
+    def step(self, statuses: Statuses) -> None:
+        """One pass over all bundles."""
+        used = self._used(statuses)
+        chains = None if statuses.worker is None else statuses.worker.status.chains
         for name in self._repository.names():
             try:
-                if learning is not None or not self._worker:
-                    self._prune(name, used.get(name, set()) | set((learning or {}).get(name, ())))
+                if chains is not None or not self._worker:
+                    self._prune(name, used.get(name, set()) | set((chains or {}).get(name, ())))
                 self._tend(name, used.get(name, set()))
             except BatonError as error:
                 self._totals["failures"] += 1
                 log.warning("versions and segments of %s are left alone: %s", name, error)
 
-    def _used(self, processes: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
-        """By bundle: versions that somebody serves, is told to serve or compares with."""
-        used = served_versions(processes)
+    def _used(self, statuses: Statuses) -> dict[str, set[str]]:
+        """By bundle: versions that are served, wanted or compared with."""
+        used = statuses.served_versions()
         endpoints = self._store.endpoints()
-        steps = processes.get("control", {}).get("endpoints", {})
+        steps = {} if statuses.control is None else statuses.control.status.endpoints
         for endpoint in endpoints.values():
             for spec in (endpoint.stable, endpoint.candidate):
                 if spec is not None and spec.version:
                     used.setdefault(spec.bundle, set()).add(str(spec.version))
-            step = steps.get(endpoint.name, {}).get("step_version")
+            step = steps.get(endpoint.name, StepStatus()).step_version
             if step and endpoint.candidate is not None:
                 used.setdefault(endpoint.candidate.bundle, set()).add(step)
         for stored in self._store.rollouts(active=True):

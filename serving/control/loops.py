@@ -1,7 +1,7 @@
-"""What the control process does by itself: join labels, move rollouts, look after logs, bundles and the shared cache.
+"""Background loops of the control process: join labels, move rollouts, tidy logs, bundles and the shared cache.
 
-Each in a thread of its own, so that one which hangs holds up no other. Where several control processes share one state
-the one that has the lead acts (`serving.state.leader`); the others keep reading, so that they can answer and take over.
+Each has a thread of its own, so that one which hangs holds up no other. Where several control processes share one
+state, only the leader acts (`serving.state.leader`); the others keep reading, so that they can answer and take over.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
@@ -20,13 +20,15 @@ from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.rollout.controller import RolloutController
-from serving.runtime.process import step_back, write_status
+from serving.runtime import status
+from serving.runtime.process import step_back
+from serving.runtime.status import ControlStatus, Statuses, StepStatus
 from serving.runtime.supervisor import children_of
 from serving.state.leader import LeadLost
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
 from serving.wiring.bundles import open_repository
-from serving.wiring.observe import Observer, read_status
+from serving.wiring.observe import Observer
 from serving.wiring.state import open_control_store, open_kill_switch, open_lead
 from serving.wiring.traffic import open_traffic_log
 
@@ -46,10 +48,10 @@ log = logging.getLogger(__name__)
 
 
 class ControlLoops:
-    """Opens what the control process works on. Use `start`, then `close`.
+    """Background loops of the control process, and what they work on. Use `start`, then `close`.
 
     Attributes:
-        admin: what operators ask and do; may be called at any time in between.
+        admin: the verbs of operators; may be called at any time in between.
         telemetry: of the process.
     """
 
@@ -57,7 +59,7 @@ class ControlLoops:
         self._config, self._clock = config, clock
         self._stop = threading.Event()
         self._store = open_control_store(config)
-        # The join waits for the disk; whoever reads must not wait for it.
+        # The join waits for the disk; readers must not wait for it.
         self._joined, self._read = open_traffic_log(config), open_traffic_log(config)
         repository = open_repository(config)
         kill = open_kill_switch(config)
@@ -77,7 +79,7 @@ class ControlLoops:
         self.telemetry = Telemetry("control")
         self._publish(repository)
         self._started = self._kept = clock.monotonic()
-        self._steps: dict[str, dict[str, str | None]] = {}
+        self._steps: Mapping[str, StepStatus] = {}
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -86,7 +88,7 @@ class ControlLoops:
             ("lead", self._take_lead, LEAD_EVERY_S),
             ("label-join", self._leading(self._join), JOIN_EVERY_S),
             ("rollout", self._leading(self._move), PASS_EVERY_S),
-            ("status", self._tell, PASS_EVERY_S),
+            ("status", self._report, PASS_EVERY_S),
             ("bundle-upkeep", self._tidy, UPKEEP_EVERY_S),
         ]
         if self._cache is not None:
@@ -113,7 +115,7 @@ class ControlLoops:
         self._read.close()
         self._store.close()
 
-    # What is done again and again.
+    # Bodies of the loops.
 
     def _take_lead(self) -> None:
         if self._lead.hold() == self._leads.is_set():
@@ -131,7 +133,8 @@ class ControlLoops:
         if self._clock.monotonic() - self._kept > UPKEEP_EVERY_S:
             self._kept = self._clock.monotonic()
             self.admin.endpoints.bootstrap()
-            self._traffic.step(self._processes().get("worker"), self._clock.wall_ms())
+            worker = self._statuses().worker
+            self._traffic.step(None if worker is None else worker.status, self._clock.wall_ms())
 
     def _move(self) -> None:
         with self._lock:
@@ -139,31 +142,33 @@ class ControlLoops:
                 if decision.event is not None:
                     log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
 
-    def _tell(self) -> None:
-        with contextlib.suppress(NotReady):  # a store that is away leaves what was told of it last
-            steps = {name: self.admin.rollouts.step_version(name) for name in self._store.endpoints()}
-            self._steps = {name: {"step_version": version} for name, version in steps.items()}
+    def _report(self) -> None:
+        with contextlib.suppress(NotReady):  # while the store is away the last steps that were read stay
+            self._steps = {
+                name: StepStatus(step_version=self.admin.rollouts.step_version(name))
+                for name in self._store.endpoints()
+            }
         leads = self._leads.is_set()
-        status = {
-            "process": "control",
-            "time_ms": self._clock.wall_ms(),
-            "endpoints": self._steps,
-            "leads": leads,
-            "lead_token": self._lead.token if leads else None,
-            "leader": self._lead.holder(),
-        }
-        write_status(self._config.status / "control.json", status)
+        report = ControlStatus(
+            process="control",
+            time_ms=self._clock.wall_ms(),
+            endpoints=self._steps,
+            leads=leads,
+            lead_token=self._lead.token if leads else None,
+            leader=self._lead.holder(),
+        )
+        status.write(self._config.status, "control", report)
         self.telemetry.write(self._config.home / METRICS_DIR)
 
     def _tidy(self) -> None:
         if self._clock.monotonic() - self._started < UPKEEP_EVERY_S:
-            return  # until then not every process has said what it needs
+            return  # until then not every process has reported the versions that it needs
         step_back(UPKEEP_NICE, thread=True)
-        self._bundles.step(self._processes())
+        self._bundles.step(self._statuses())
 
     def _refresh(self) -> None:
         assert self._cache is not None
-        self._cache.step({name: status for name, status in self._processes().items() if status.get("fresh")})
+        self._cache.step(self._statuses().fresh())
 
     def _leading(self, body: Callable[[], None]) -> Callable[[], None]:
         """Do nothing while another process leads; write nothing once one does."""
@@ -184,7 +189,7 @@ class ControlLoops:
         while not self._stop.is_set():
             try:
                 body()
-            except NotReady as error:  # what is away is not a fault of ours
+            except NotReady as error:  # a store that is away is not a fault of this process
                 log.error("a pass of %s failed; trying again: %s", name, error)
                 self._stop.wait(1.0)
             except Exception:
@@ -192,11 +197,11 @@ class ControlLoops:
                 self._stop.wait(1.0)
             self._stop.wait(pause)
 
-    def _processes(self) -> Mapping[str, dict[str, Any]]:
-        return read_status(self._config.status, self._clock.wall_ms())
+    def _statuses(self) -> Statuses:
+        return status.read(self._config.status, self._clock.wall_ms())
 
     def _open_cache(self, repository: Repository) -> CacheUpkeep | None:
-        """Who keeps Redis up to date; imported only where there is one."""
+        """The upkeep of Redis; imported only where there is a Redis."""
         if self._config.embedding.redis is None:
             return None
         from serving.tiers.cache import CacheUpkeep
@@ -217,7 +222,7 @@ class ControlLoops:
         telemetry.include(
             Overview(
                 [child.name for child in children_of(self._config, self._config.home)],
-                self._processes,
+                self._statuses,
                 self._store,
                 self._controller.snapshot,
                 self._read.stats,

@@ -1,21 +1,20 @@
-"""Housekeeping of traffic, in the control process: predictions and labels go when they are old or too many.
+"""Retention of the traffic log, in the control process: predictions and labels go when they are old or too many.
 
-What someone still needs stays: rows that the worker has not read, rows that a rollout's evidence began with. Then the
-log is larger or older than it should be, which is said in the log and as `baton_traffic_held_back`. Models are
-`serving.control.bundle_upkeep`'s.
+Rows that are still needed stay: those that the worker has not read, those that a rollout's evidence began with. Then the
+log is larger or older than configured; a log entry and `baton_traffic_held_back` report it. The retention of models is
+`serving.control.bundle_upkeep`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from pipeline.traffic.log import Retained, TrafficLog
 from serving.config import Config
 from serving.rollout.store import ControlStore
+from serving.runtime.status import WorkerStatus
 from serving.telemetry import Telemetry
 
 __all__ = ["TrafficUpkeep"]
@@ -38,17 +37,17 @@ class TrafficUpkeep:
         self.removed: Counter[str] = Counter()
         self.held = Retained()
 
-    def step(self, worker: Mapping[str, Any] | None, now_ms: int) -> None:
-        """Delete what is beyond retention, up to what the slowest reader still needs.
+    def step(self, worker: WorkerStatus | None, now_ms: int) -> None:
+        """Delete rows beyond retention, up to the place of the slowest reader.
 
         Args:
-            worker: its status, where it has written one.
+            worker: its status; None: it has written none.
         """
         settings = self._config.traffic
         places = [stored.state.evidence_seq for stored in self._store.rollouts(active=True)]
         if self._config.worker is not None:
             # What it has read since its last checkpoint it reads again after a crash.
-            places.append(int((worker or {}).get("committed", 0)))
+            places.append(0 if worker is None else worker.committed)
         done = self._traffic.retain(
             now_ms - round(1000 * settings.retention), min(places, default=None), settings.retention_bytes or None
         )
@@ -59,7 +58,7 @@ class TrafficUpkeep:
             log.warning("retention waits for a reader that has not read that far: %s", asdict(done))
 
     def publish(self, telemetry: Telemetry) -> None:
-        """Tell what was removed, and what could not be."""
+        """Publish counts of removed entries and of those that had to stay."""
         telemetry.tally(
             "baton_traffic_removed", "Entries that left the traffic log by retention", "kind", lambda: self.removed
         )

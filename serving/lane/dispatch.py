@@ -27,7 +27,7 @@ from serving.lane.served import Served, ServedEndpoint
 from serving.rollout.routing import choose_arm
 from serving.rollout.routing_key import RoutingHash
 from serving.telemetry import Telemetry
-from serving.telemetry.latency import Recent
+from serving.telemetry.histogram import Recent
 from serving.telemetry.tracing import trace_id_of
 from serving.wire.errors import code_of
 

@@ -21,9 +21,10 @@ from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.lane.desired import DIRECT, Desired, DesiredVersions
 from serving.lane.memory_budget import MemoryBudget
-from serving.lane.served import ARM_NAMES, ArmReport, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
+from serving.lane.served import ARM_NAMES, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
+from serving.runtime.status import ArmReport
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from serving.runtime.status import ScoreSums
+
 __all__ = ["ScoreRatio"]
 
 _ROWS, _STABLE, _CANDIDATE = range(3)
@@ -32,19 +34,14 @@ class ScoreRatio:
         line[_STABLE] += stable
         line[_CANDIDATE] += candidate
 
-    def sums(self, now: float) -> dict[str, dict[str, float]]:
-        """Sums of the window by endpoint (seconds, rows, stable, candidate); endpoints without rows are left out."""
+    def sums(self, now: float) -> dict[str, ScoreSums]:
+        """Sums of the window by endpoint; endpoints without rows are left out."""
         recent = self._second > int(now) - self.seconds
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, ScoreSums] = {}
         for endpoint, lines in list(self._lines.items()):
             rows, stable, candidate = lines[recent].sum(axis=0).tolist()
             if rows:
-                found[endpoint] = {
-                    "seconds": self.seconds,
-                    "rows": round(rows),
-                    "stable": stable,
-                    "candidate": candidate,
-                }
+                found[endpoint] = ScoreSums(seconds=self.seconds, rows=round(rows), stable=stable, candidate=candidate)
             else:
                 del self._lines[endpoint]
         return found

@@ -11,7 +11,7 @@ from serving.rollout.routing import Arm, Endpoint
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 
-__all__ = ["ARM_NAMES", "ArmReport", "Key", "ModelReport", "Served", "ServedEndpoint", "Snapshot", "mismatch"]
+__all__ = ["ARM_NAMES", "Key", "ModelReport", "Served", "ServedEndpoint", "Snapshot", "mismatch"]
 
 ARM_NAMES: tuple[Arm, Arm] = ("stable", "candidate")
 
@@ -56,17 +56,6 @@ class Snapshot:
         """The newest ready version of a bundle."""
         versions = [int(version) for name, version in self.models if name == bundle]
         return self.models[bundle, str(max(versions))] if versions else None
-
-
-@dataclass(frozen=True, slots=True)
-class ArmReport:
-    """State of an arm for the status file. `version` answers ("": none does); `wanted` should."""
-
-    bundle: str
-    version: str
-    wanted: str
-    state: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

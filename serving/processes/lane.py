@@ -13,9 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import grpc
 import uvloop
@@ -37,7 +35,9 @@ from serving.lane.served import Snapshot
 from serving.lane.shadow_queue import ShadowSender
 from serving.lane.stages import lane_plan
 from serving.rollout.routing_key import RoutingHash
-from serving.runtime.process import die_with_parent, write_status
+from serving.runtime import status
+from serving.runtime.process import die_with_parent
+from serving.runtime.status import ArmTotals, EngineStatus, HandOffStatus, LaneArm, LaneStatus
 from serving.security.authenticator import Authenticator
 from serving.security.certificates import bind, open_certificates
 from serving.services.access import Access
@@ -46,7 +46,6 @@ from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
 from serving.telemetry import METRICS_DIR, Telemetry
-from serving.telemetry.latency import quantile
 from serving.telemetry.tracing import open_tracing
 from serving.telemetry.triton import TritonNames
 from serving.tiers.hierarchy import embedding_status, open_hierarchy, publish_lookups, publish_tiers
@@ -159,81 +158,57 @@ class Lane:
                 await self._server.stop(0)
         await stopping
 
-    def status(self) -> dict[str, Any]:
-        """What the status file says.
-
-        `endpoints.NAME.ARM`: bundle, version that answers and the one wanted, state (READY, LOADING, UNAVAILABLE) and
-        reason; totals; and under `recent` the last 60 seconds with quantiles and `counts`, latencies by bucket of
-        `serving.telemetry.latency.EDGES`, which add up over lanes. `direct`: the same figures of models called by name. `models`:
-        versions that are loaded, and `faults`: why others could not be, by `bundle/version`.
-        """
+    def status(self) -> LaneStatus:
+        """As of now, for the status file."""
         self.dispatcher.settle()
         now = self._clock.monotonic()
-        writer = asdict(self.writer.counters())
-        stalled, stage = self.engine.stalled()
-        engine = self.engine.stats()
-        return {
-            "process": self._name,
-            "pid": os.getpid(),
-            "time_ms": self._clock.wall_ms(),
-            "port": self.port,
-            "state": "draining" if self._draining else "ready" if is_ready(self.registry.snapshot) else "starting",
-            "endpoints": {
-                name: {arm: {**asdict(report), **self._window(name, arm, now)} for arm, report in arms.items()}
+        snapshot, routed = self.registry.snapshot, self.dispatcher.counters
+        return LaneStatus(
+            process=self._name,
+            pid=os.getpid(),
+            time_ms=self._clock.wall_ms(),
+            port=self.port,
+            state="draining" if self._draining else "ready" if is_ready(snapshot) else "starting",
+            endpoints={
+                name: {arm: LaneArm.of(report, self._totals(name, arm, now)) for arm, report in arms.items()}
                 for name, arms in self.registry.arms().items()
             },
-            "direct": {name: self._window(name, DIRECT, now) for name, arm in self.dispatcher.windows if arm == DIRECT},
-            "models": sorted("/".join(key) for key in self.registry.snapshot.models),
-            "faults": self.registry.faults(),
-            "killed": sorted(name for name, e in self.registry.snapshot.endpoints.items() if e.killed),
-            "counters": {
-                key: self.dispatcher.counters[key] for key in ("missing_key", "candidate_not_ready", "unsampled")
-            },
-            "engine": {
-                "pending": self.dispatcher.pending,
-                "queue": engine.queue_depth,
-                "accepted": engine.accepted,
-                "answered": engine.answered,
-                "failed": engine.failed,
-                "rejected": engine.rejected,
-                "worked_seconds": sum(stage.sum for stage in engine.stages.values()),
-                "waited_seconds": engine.queue.sum,
-                "stalled_seconds": stalled,
-                "stalled_stage": stage,
-            },
-            "embedding": embedding_status(self._hierarchy, self.registry.snapshot),
-            "writer": writer,
-            "shadow": {
-                "sent": self.sender.sent,
-                "waiting": self.sender.waiting,
-                "dropped": dict(self.sender.dropped),
-            },
-        }
+            direct={name: self._totals(name, DIRECT, now) for name, arm in self.dispatcher.windows if arm == DIRECT},
+            models=sorted("/".join(key) for key in snapshot.models),
+            faults=self.registry.faults(),
+            killed=sorted(name for name, endpoint in snapshot.endpoints.items() if endpoint.killed),
+            counters={case: routed[case] for case in ("missing_key", "candidate_not_ready", "unsampled")},
+            engine=self._engine_status(),
+            embedding=embedding_status(self._hierarchy, snapshot),
+            writer=self.writer.counters(),
+            shadow=HandOffStatus(sent=self.sender.sent, waiting=self.sender.waiting, dropped=dict(self.sender.dropped)),
+        )
 
-    def _window(self, endpoint: str, arm: str, now: float) -> Mapping[str, Any]:
+    def _engine_status(self) -> EngineStatus:
+        stalled_s, stalled_stage = self.engine.stalled()
+        stats = self.engine.stats()
+        return EngineStatus(
+            pending=self.dispatcher.pending,
+            queue=stats.queue_depth,
+            accepted=stats.accepted,
+            answered=stats.answered,
+            failed=stats.failed,
+            rejected=stats.rejected,
+            worked_seconds=sum(stage.sum for stage in stats.stages.values()),
+            waited_seconds=stats.queue.sum,
+            stalled_seconds=stalled_s,
+            stalled_stage=stalled_stage,
+        )
+
+    def _totals(self, endpoint: str, arm: str, now: float) -> ArmTotals:
         window = self.dispatcher.window(endpoint, arm)
-        counts = window.recent.counts(now)
-        errors, late = window.recent.failures(now)
-
-        def milliseconds(q: float) -> float | None:
-            seconds = quantile(counts, q)
-            return None if seconds is None else 1000 * seconds
-
-        return {
-            "requests": window.requests,
-            "rows": window.rows,
-            "errors": window.errors,
-            "deadline_misses": window.deadline_misses,
-            "recent": {
-                "seconds": window.recent.seconds,
-                "requests": int(counts.sum()),
-                "errors": errors,
-                "deadline_misses": late,
-                "p50_ms": milliseconds(0.5),
-                "p99_ms": milliseconds(0.99),
-                "counts": {str(i): int(c) for i, c in enumerate(counts) if c},
-            },
-        }
+        return ArmTotals(
+            requests=window.requests,
+            rows=window.rows,
+            errors=window.errors,
+            deadline_misses=window.deadline_misses,
+            recent=window.recent.totals(now),
+        )
 
     def _samples(self, names: Collection[str]) -> list[Features]:
         """Requests to warm a model with: some that were answered of late, after a start those that the log has."""
@@ -310,7 +285,7 @@ class Lane:
                 log.error("the status of %s cannot be written: %s", self._name, error)
             await asyncio.sleep(STATUS_EVERY_S)
 
-    def _write(self, status: Mapping[str, Any]) -> None:
+    def _write(self, report: LaneStatus) -> None:
         self.telemetry.pending(self.dispatcher.pending)
         self.telemetry.ready(
             {
@@ -320,11 +295,11 @@ class Lane:
                 if (served := endpoint.arm(arm)) is not None
             }
         )
-        write_status(self._config.status / f"{self._name}.json", status)
+        status.write(self._config.status, self._name, report)
         self.telemetry.write(self._config.home / METRICS_DIR)
         self._hierarchy.upkeep()
-        if status["engine"]["stalled_seconds"] > STALL_S:
-            log.error("stage %s has not ended for %.0f s", *self.engine.stalled()[::-1])
+        if report.engine.stalled_seconds > STALL_S:
+            log.error("stage %s has not ended for %.0f s", report.engine.stalled_stage, report.engine.stalled_seconds)
 
     async def _health(self) -> None:
         seen = None

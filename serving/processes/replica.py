@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import ipaddress
-import json
 import logging
 import socket
 import sys
@@ -17,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import yaml
 
@@ -25,8 +24,11 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.config import Config
 from serving.processes.scaling import Load, LoadMeter
+from serving.runtime import status
+from serving.runtime.status import LaneStatus
 from serving.runtime.supervisor import Child, Supervisor
-from serving.state.directory import ServiceRecord, open_directory
+from serving.state.directory import ServiceRecord
+from serving.wiring.state import open_directory
 
 __all__ = ["ControlReplica", "LaneReplica", "write_config"]
 
@@ -121,11 +123,11 @@ class LaneReplica:
         self._processes = processes = _Processes(self._config.home, f"replica-{self.number}", children)
         self._begin("shadow-keeper", lambda: self._keep_shadow(path))
         until = time.monotonic() + self._config.ray.start_limit
-        while waiting := [name for name in self._lanes if self._status(name).get("state") != "ready"]:
+        while waiting := self._waiting():
             if processes.failure or time.monotonic() > until:
-                why = processes.failure or "; ".join(filter(None, map(self._trouble, waiting)))
+                why = processes.failure or "; ".join(waiting.values())
                 self.drain()
-                raise NotReady(f"{', '.join(waiting)} cannot answer: {why or 'no word from them'}")
+                raise NotReady(f"{', '.join(waiting)} cannot answer: {why or 'they do not report'}")
             time.sleep(POLL_S)
         self._begin("announce", self._announce)
         log.info("replica %s answers at %s", self.record.replica, self.record.address)
@@ -139,19 +141,19 @@ class LaneReplica:
         """
         if self._processes is None or self._processes.failure:
             raise NotReady(f"nobody watches the lanes: {self._processes.failure if self._processes else 'not started'}")
+        lanes = self._reports()
         for name in self._lanes:
-            status = self._status(name)
-            if not status:
+            if name not in lanes:
                 raise NotReady(f"{name} has not said how it is for 10 s")
-            if status["engine"]["stalled_seconds"] > STALLED_S:
-                raise NotReady(f"{name} has worked on one request for {status['engine']['stalled_seconds']:.0f} s")
+            if (stalled_s := lanes[name].engine.stalled_seconds) > STALLED_S:
+                raise NotReady(f"{name} has worked on one request for {stalled_s:.0f} s")
         host = self._config.listen.host
         with socket.create_connection((_reachable(host, "localhost"), self.port), 3.0):
             pass
 
     def load(self) -> Load:
         """How busy the lanes were since the last call."""
-        return self._meter.read({name: status for name in self._lanes if (status := self._status(name))})
+        return self._meter.read(self._reports())
 
     def drain(self) -> None:
         """Withdraw the record, have the lanes say NOT_SERVING and answer what they accepted, end them."""
@@ -191,16 +193,20 @@ class LaneReplica:
             self._stop.wait()
             self._shadow.stop()
 
-    def _status(self, lane: str) -> dict[str, Any]:
-        """What a lane says of itself, of the last seconds; empty where it says nothing."""
-        try:
-            found: dict[str, Any] = json.loads((self._config.status / f"{lane}.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if self._clock.wall_ms() - found.get("time_ms", 0) <= 10_000 else {}
+    def _reports(self) -> dict[str, LaneStatus]:
+        """Status of each lane of this replica that reports."""
+        lanes = status.read(self._config.status, self._clock.wall_ms()).fresh().lanes
+        return {name: lanes[name].status for name in self._lanes if name in lanes}
 
-    def _trouble(self, lane: str) -> str:
-        return "; ".join(f"{version}: {fault}" for version, fault in self._status(lane).get("faults", {}).items())
+    def _waiting(self) -> dict[str, str]:
+        """Lanes that are not ready, with the faults of their models."""
+        lanes = self._reports()
+        faults = {name: lane.faults.items() for name, lane in lanes.items()}
+        return {
+            name: "; ".join(f"{version}: {fault}" for version, fault in faults.get(name, ()))
+            for name in self._lanes
+            if name not in lanes or lanes[name].state != "ready"
+        }
 
 
 class ControlReplica:

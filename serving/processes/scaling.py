@@ -1,18 +1,19 @@
-"""How many replicas there should be, from how busy they are and how long requests wait. It knows no Ray."""
+"""Number of replicas, from how busy they are and how long requests wait. It knows no Ray."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from serving.runtime.status import LaneStatus
 
 __all__ = ["Load", "LoadMeter", "wanted_replicas"]
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How a replica fared of late: share of the time that its workers were at work, mean seconds in the queue."""
+    """How busy a replica is: fraction of the time that its workers worked, mean seconds in the queue."""
 
     utilisation: float
     queue_wait: float
@@ -29,16 +30,16 @@ class LoadMeter:
         self._workers = workers
         self._before: dict[str, tuple[int, float, float, int]] = {}
 
-    def read(self, lanes: Mapping[str, Mapping[str, Any]]) -> Load:
-        """The load since the last reading, from the status of each lane by name; of the first one, none.
+    def read(self, lanes: Mapping[str, LaneStatus]) -> Load:
+        """The load since the last reading, from the status of each lane by name; zero at the first one.
 
         A lane that was restarted counts from its new start.
         """
         elapsed = worked = waited = 0.0
         events = 0
-        for name, status in lanes.items():
-            engine = status["engine"]
-            now = (status["time_ms"], engine["worked_seconds"], engine["waited_seconds"], engine["accepted"])
+        for name, lane in lanes.items():
+            engine = lane.engine
+            now = (lane.time_ms, engine.worked_seconds, engine.waited_seconds, engine.accepted)
             then = self._before.get(name, now)
             self._before[name] = now
             if now[1] < then[1] or now[3] < then[3]:
@@ -53,10 +54,10 @@ class LoadMeter:
 def wanted_replicas(
     loads: Sequence[Load], *, running: int, lowest: int, highest: int, utilisation: float, queue_wait: float
 ) -> int:
-    """How many replicas bring their utilisation to the one named, one more at least where requests wait too long.
+    """Number of replicas that brings their utilisation to the one wanted; one more at least where requests wait too long.
 
     Args:
-        loads: of the replicas that told of theirs; with none the number stays.
+        loads: of the replicas that reported; with none the number stays.
         running: replicas that there are.
         lowest, highest: bounds of the answer.
         utilisation: that each should have.

@@ -13,10 +13,9 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.disk import replacing
@@ -28,7 +27,9 @@ from serving.lane.registry import Registry
 from serving.lane.score_ratio import ScoreRatio
 from serving.lane.served import Served
 from serving.lane.shadow_queue import ShadowReceiver
-from serving.runtime.process import die_with_parent, step_back, write_status
+from serving.runtime import status
+from serving.runtime.process import die_with_parent, step_back
+from serving.runtime.status import ShadowStatus
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.tracing import Tracing, open_tracing, trace_id_of
 from serving.tiers.hierarchy import open_hierarchy, publish_lookups
@@ -53,7 +54,7 @@ class ScoreLog(Protocol):
     def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]: ...
 
 
-class ShadowStatus(Enum):
+class ScoreOutcome(Enum):
     """What became of a prediction: scored; none needed; or its arm cannot score yet."""
 
     SCORED = "scored"
@@ -64,12 +65,12 @@ class ShadowStatus(Enum):
 class _Verdict(NamedTuple):
     """What became of a prediction, and why or with which scores."""
 
-    outcome: ShadowStatus
+    outcome: ScoreOutcome
     reason: str
     scores: Scores | None = None
 
 
-FAILED = _Verdict(ShadowStatus.SKIPPED, "failed")
+FAILED = _Verdict(ScoreOutcome.SKIPPED, "failed")
 
 
 class CatchUp:
@@ -100,7 +101,7 @@ class CatchUp:
         self._blocked = False
 
     def step(
-        self, score: Callable[[list[PredictionRecord]], list[ShadowStatus]], limit: int = BATCH_PREDICTIONS
+        self, score: Callable[[list[PredictionRecord]], list[ScoreOutcome]], limit: int = BATCH_PREDICTIONS
     ) -> int:
         """Score the next few; the number looked at, 0 at the end of a pass."""
         now = self._clock.wall_ms()
@@ -119,9 +120,9 @@ class CatchUp:
                 log.error("a prediction in the traffic log cannot be read and is left unscored: %s", error)
         outcomes = dict(zip(places, zip(records, score(records), strict=True), strict=True))
         for place, (seq, _) in enumerate(rows):
-            record, outcome = outcomes.get(place, (None, ShadowStatus.SKIPPED))
+            record, outcome = outcomes.get(place, (None, ScoreOutcome.SKIPPED))
             young = record is not None and record.time_ms > now - self._settled_ms
-            if young or outcome is ShadowStatus.WAITING:
+            if young or outcome is ScoreOutcome.WAITING:
                 self._blocked = True
             if not self._blocked:
                 self._kept = seq
@@ -186,20 +187,24 @@ class ShadowLane:
         while blobs := self._receiver.take(BATCH_PREDICTIONS, 0.0):
             self._live(blobs)
 
-    def status(self) -> dict[str, Any]:
-        """What the status file says of it."""
-        return {
-            "scored": self.scored,
-            "caught_up": self.caught_up,
-            "rows": self.rows,
-            "dropped": dict(self.dropped + self._receiver.dropped),
-            "skipped": dict(self.skipped),
-            "received": self._receiver.received,
-            "queue": self._receiver.waiting,
-            "lanes": self._receiver.lanes,
-            "last_scored_ms": self.last_scored_ms,
-            "paired": self.paired.sums(self._clock.monotonic()),
-        }
+    def status(self) -> ShadowStatus:
+        """As of now, for the status file."""
+        return ShadowStatus(
+            process="shadow",
+            pid=os.getpid(),
+            time_ms=self._clock.wall_ms(),
+            endpoints=self._registry.arms(),
+            scored=self.scored,
+            caught_up=self.caught_up,
+            rows=self.rows,
+            dropped=dict(self.dropped + self._receiver.dropped),
+            skipped=dict(self.skipped),
+            received=self._receiver.received,
+            queue=self._receiver.waiting,
+            lanes=self._receiver.lanes,
+            last_scored_ms=self.last_scored_ms,
+            paired=self.paired.sums(self._clock.monotonic()),
+        )
 
     def _live(self, blobs: list[tuple[bytes, str]]) -> None:
         records: list[tuple[PredictionRecord, str]] = []
@@ -217,7 +222,7 @@ class ShadowLane:
                 self.paired.add(
                     self._clock.monotonic(), record.endpoint, len(other.scores), sums["stable"], sums["candidate"]
                 )
-            elif verdict.outcome is ShadowStatus.SKIPPED:
+            elif verdict.outcome is ScoreOutcome.SKIPPED:
                 self.skipped[verdict.reason] += 1
             else:
                 self.dropped[verdict.reason] += 1
@@ -229,7 +234,7 @@ class ShadowLane:
         else:
             self.scored += len(done)
 
-    def _late(self, records: list[PredictionRecord]) -> list[ShadowStatus]:
+    def _late(self, records: list[PredictionRecord]) -> list[ScoreOutcome]:
         verdicts = self._judge([(record, "") for record in records])
         done = [
             (record.prediction_id, verdict.scores)
@@ -267,17 +272,17 @@ class ShadowLane:
     def _other(self, record: PredictionRecord) -> tuple[Served | None, _Verdict]:
         """Who is to score a prediction; None, and why nobody is."""
         if record.overridden or record.arm not in ("stable", "candidate"):
-            return None, _Verdict(ShadowStatus.SKIPPED, "overridden" if record.overridden else "direct")
+            return None, _Verdict(ScoreOutcome.SKIPPED, "overridden" if record.overridden else "direct")
         served = self._registry.snapshot.endpoints.get(record.endpoint)
         if served is None or served.endpoint.candidate is None:
-            return None, _Verdict(ShadowStatus.SKIPPED, "no_candidate")
+            return None, _Verdict(ScoreOutcome.SKIPPED, "no_candidate")
         other = served.arm("candidate" if record.arm == "stable" else "stable")
         if other is None:
-            return None, _Verdict(ShadowStatus.WAITING, "not_ready")
+            return None, _Verdict(ScoreOutcome.WAITING, "not_ready")
         try:
             record.features.check(other.model.schema)
         except InvalidInput:
-            return None, _Verdict(ShadowStatus.SKIPPED, "other_schema")
+            return None, _Verdict(ScoreOutcome.SKIPPED, "other_schema")
         return other, FAILED
 
     def _run(
@@ -308,7 +313,7 @@ class ShadowLane:
             self._telemetry.shadowed(record.endpoint, arm, model.version, seconds, trace_id_of(traceparent))
             if self._tracing is not None and traceparent:
                 self._tracing.shadowed(traceparent, record.prediction_id, arm, model.name, model.version, seconds)
-            verdicts[place] = _Verdict(ShadowStatus.SCORED, "", Scores(arm, model.name, int(model.version), scores))
+            verdicts[place] = _Verdict(ScoreOutcome.SCORED, "", Scores(arm, model.name, int(model.version), scores))
 
 
 def run_shadow(config: Config) -> None:
@@ -344,27 +349,23 @@ def run_shadow(config: Config) -> None:
         lambda: {"live": lane.scored, "late": lane.caught_up},
     )
 
-    def tell() -> None:
+    def report() -> None:
         catch_up.save()
-        arms = {name: {arm: asdict(report) for arm, report in each.items()} for name, each in registry.arms().items()}
-        write_status(
-            config.status / "shadow.json",
-            {"process": "shadow", "pid": os.getpid(), "time_ms": clock.wall_ms(), "endpoints": arms, **lane.status()},
-        )
+        status.write(config.status, "shadow", lane.status())
         telemetry.write(config.home / METRICS_DIR)
 
     registry.looked(10.0)
-    tell()
+    report()
     log.info("shadow lane listens on %s", config.shadow_socket)
-    told = clock.monotonic()
+    reported = clock.monotonic()
     while not stop.is_set():
         lane.work()
-        if clock.monotonic() - told >= STATUS_EVERY_S:
-            told = clock.monotonic()
-            tell()
+        if clock.monotonic() - reported >= STATUS_EVERY_S:
+            reported = clock.monotonic()
+            report()
     receiver.close()
     lane.drain()
-    tell()
+    report()
     if tracing is not None:
         tracing.close()
     registry.stop()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import torch
 
+from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
 from serving.config import Config, EndpointConfig
 from serving.rollout.routing import Endpoint
+from serving.runtime import status
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_control_store, stored_endpoints
 from serving.wiring.traffic import open_traffic_log
@@ -86,13 +87,11 @@ def _handed_over(config: Config, endpoint: Endpoint | EndpointConfig) -> bool:
 
 def _anchor(config: Config, endpoint: str) -> Callable[[], str | None]:
     """Reads the version at which the current rollout step began from the control process's status."""
-    path = config.status / "control.json"
+    clock = SystemClock()
 
     def read() -> str | None:
-        try:
-            version = json.loads(path.read_text())["endpoints"][endpoint]["step_version"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return version or None
+        control = status.read(config.status, clock.wall_ms()).control
+        step = None if control is None else control.status.endpoints.get(endpoint)
+        return None if step is None else step.step_version or None
 
     return read

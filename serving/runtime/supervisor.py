@@ -1,15 +1,14 @@
-"""`baton serve`: starts every process of one machine, watches them, brings the dead ones back.
+"""Supervisor of `baton serve`: starts every process of one machine, watches them, starts dead ones again.
 
-It answers no request and holds no state, so there is nothing to lose when it dies; its children then end by themselves.
-A child that dies is started again after a pause that doubles from `FIRST_PAUSE_S` to `LONGEST_PAUSE_S` and is forgotten
-once the child has stayed up. What happened is in `<home>/run/status/<name>.json`, name being `supervisor` where one
-machine has one of them.
+It answers no request and holds no state, so nothing is lost when it dies; its children then end by themselves. A child
+that dies is started again after a pause, which doubles from `FIRST_PAUSE_S` to `LONGEST_PAUSE_S` and is the first one
+again after the child has run for `STABLE_AFTER_S`. Its status file has the supervisor's name, `supervisor` where a machine
+has only one.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -23,7 +22,9 @@ from pathlib import Path
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict
 from serving.config import Config
-from serving.runtime.process import PARENT, write_status
+from serving.runtime import status
+from serving.runtime.process import PARENT
+from serving.runtime.status import ChildStatus, SupervisorStatus
 
 __all__ = ["Child", "Supervisor", "children_of", "running"]
 
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Child:
-    """One process to keep alive. `stage`: children of a lower stage are stopped first."""
+    """A process to keep running. `stage`: children of a lower stage are stopped first."""
 
     name: str
     argv: Sequence[str]
@@ -49,6 +50,11 @@ class Child:
     pause: float = FIRST_PAUSE_S
     due: float = 0.0
     last_exit: int | None = None
+
+    def status(self) -> ChildStatus:
+        """For the supervisor's status file."""
+        pid = self.process.pid if self.process else None
+        return ChildStatus(pid=pid, restarts=self.restarts, last_exit=self.last_exit)
 
 
 def children_of(config: Config, config_path: Path) -> list[Child]:
@@ -88,7 +94,7 @@ class Supervisor:
     children: list[Child]
     name: str = "supervisor"
     alone: bool = True
-    """Whether no other supervisor works on this home, so that all status files are those of our children."""
+    """Whether no other supervisor works on this home, so that all status files are of its children."""
     clock: Clock = field(default_factory=SystemClock)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -118,10 +124,10 @@ class Supervisor:
             finally:
                 self._end_all()
 
-    def _sweep(self, status: Path) -> None:
-        """Remove what predecessors left."""
+    def _sweep(self, folder: Path) -> None:
+        """Remove the status files that predecessors left."""
         ours = {self.name, *(child.name for child in self.children)}
-        for path in status.glob("*.json"):
+        for path in folder.glob("*.json"):
             if self.alone or path.stem in ours:
                 path.unlink(missing_ok=True)
 
@@ -138,7 +144,7 @@ class Supervisor:
 
     def _start(self, child: Child, now: float) -> None:
         try:
-            # In a group of its own, so that Ctrl-C reaches us alone and we end the children in order.
+            # In a group of its own, so that Ctrl-C reaches the supervisor alone, which ends the children in order.
             child.process = subprocess.Popen(
                 child.argv,
                 env={**self.environment, PARENT: str(os.getpid())},
@@ -159,7 +165,7 @@ class Supervisor:
         child.process = None
         child.restarts += 1
         child.due = now + child.pause
-        log.error("%s ended with %s; starting it again in %.1f s", child.name, _exit(child.last_exit), child.pause)
+        log.error("%s ended with %s; starting it again in %.1f s", child.name, child.status().last_end, child.pause)
         child.pause = min(2 * child.pause, LONGEST_PAUSE_S)
 
     def _end_all(self) -> None:
@@ -179,27 +185,15 @@ class Supervisor:
                     child.process.wait()
 
     def _write_status(self) -> None:
-        children = {
-            child.name: {
-                "pid": child.process.pid if child.process else None,
-                "restarts": child.restarts,
-                "last_exit": child.last_exit,
-            }
-            for child in self.children
-        }
-        status = {"pid": os.getpid(), "children": children}
-        text = json.dumps(status)
+        children = {child.name: child.status() for child in self.children}
+        text = status.dumps(SupervisorStatus(pid=os.getpid(), children=children))
         if text == self._written:
             return
         try:
-            write_status(self.home / "run" / "status" / f"{self.name}.json", status)
+            status.write(self.home / "run" / "status", self.name, text)
         except OSError as error:  # a full disk must not end the processes that answer
             if not self._complained:
                 log.error("the supervisor's status cannot be written: %s", error)
             self._complained = True
             return
         self._written, self._complained = text, False
-
-
-def _exit(code: int | None) -> str:
-    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"

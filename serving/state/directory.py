@@ -1,38 +1,28 @@
-"""Where replicas can be reached: every replica says it again and again, and who has stopped saying so is not there.
+"""Service directory: the replicas that clients can reach. Each replica announces itself again and again.
 
-In files of `home`, or in the Redis that keeps the state which machines share, where the configuration names one. Clients
-that cannot ask use headless DNS or Envoy instead (docs/scaling.md).
+Here in files of `home`; `serving.state.redis.directory` keeps it in the Redis that machines share. Clients that cannot read
+it use headless DNS or Envoy instead (docs/scaling.md).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import redis
-
 from pipeline.clock import Clock
+from pipeline.disk import replacing
 from pipeline.errors import NotReady
-from serving.config import Config
-from serving.runtime.process import write_status
-from serving.state.redis.access import redis_address
+from serving.runtime.status import FRESH_S
 
-__all__ = ["ServiceDirectory", "ServiceRecord", "open_directory", "target_of"]
-
-ALIVE_S = 10.0
-"""Seconds after which a replica that said nothing is taken for gone."""
-TIMEOUT_S = 2.0
-_PREFIX = "baton:replica:"
-_INDEX = "baton:replicas"
+__all__ = ["FileDirectory", "ServiceDirectory", "ServiceRecord", "parse_record", "target_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRecord:
-    """One replica: its name, host:port of its lanes, and the node that it is on."""
+    """A replica: its name, host:port of its lanes, and the node that it is on."""
 
     replica: str
     address: str
@@ -40,23 +30,16 @@ class ServiceRecord:
 
 
 class ServiceDirectory(Protocol):
-    """Who answers, and where."""
+    """Records of the replicas that answer."""
 
     def announce(self, record: ServiceRecord) -> None:
-        """Say that a replica answers; good for `ALIVE_S` seconds. Raises: NotReady."""
+        """Write the record of a replica that answers; good for `FRESH_S` seconds. Raises: NotReady."""
 
     def withdraw(self, replica: str) -> None:
-        """Say that it does not any more. Raises: NotReady."""
+        """Remove the record of a replica that ends. Raises: NotReady."""
 
     def replicas(self) -> list[ServiceRecord]:
-        """Those that answer, sorted by name. Raises: NotReady."""
-
-
-def open_directory(config: Config, clock: Clock) -> ServiceDirectory:
-    """The directory of an installation."""
-    if config.state.url:
-        return _RedisDirectory(redis_address(config.state, "state").client(TIMEOUT_S))
-    return _FileDirectory(config.home / "run" / "replicas", clock)
+        """Replicas that answer, sorted by name. Raises: NotReady."""
 
 
 def target_of(records: Sequence[ServiceRecord]) -> str:
@@ -69,14 +52,26 @@ def target_of(records: Sequence[ServiceRecord]) -> str:
     return f"{scheme}:" + ",".join(record.address for record in records)
 
 
-class _FileDirectory:
+def parse_record(text: str | bytes) -> tuple[ServiceRecord, int] | None:
+    """A record and the time of its announcement, Unix milliseconds (0: it has none); None of a damaged text."""
+    try:
+        raw = json.loads(text)
+        return ServiceRecord(raw["replica"], raw["address"], raw.get("node", "")), int(raw.get("time_ms", 0))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class FileDirectory:
+    """Directory of one machine: a file per replica."""
+
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
         self._clock = clock
 
     def announce(self, record: ServiceRecord) -> None:
         try:
-            write_status(self._path(record.replica), {**asdict(record), "time_ms": self._clock.wall_ms()})
+            with replacing(self._path(record.replica)) as staging:
+                staging.write_text(json.dumps({**asdict(record), "time_ms": self._clock.wall_ms()}))
         except OSError as error:
             raise NotReady(f"the record of replica {record.replica} cannot be written: {error}") from None
 
@@ -87,48 +82,12 @@ class _FileDirectory:
         found = []
         for path in sorted(self._folder.glob("*.json")):
             try:
-                raw = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue  # withdrawn under our hands
-            if self._clock.wall_ms() - raw.pop("time_ms") <= 1000 * ALIVE_S:
-                found.append(ServiceRecord(**raw))
+                parsed = parse_record(path.read_bytes())
+            except OSError:
+                continue  # withdrawn since the folder was listed
+            if parsed is not None and self._clock.wall_ms() - parsed[1] <= 1000 * FRESH_S:
+                found.append(parsed[0])
         return found
 
     def _path(self, replica: str) -> Path:
         return self._folder / f"{replica}.json"
-
-
-class _RedisDirectory:
-    """A key per replica, which expires by the server's clock, and a set of their names."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
-
-    def announce(self, record: ServiceRecord) -> None:
-        try:
-            with self._redis.pipeline() as pipe:
-                pipe.set(_PREFIX + record.replica, json.dumps(asdict(record)), px=int(1000 * ALIVE_S))
-                pipe.sadd(_INDEX, record.replica)
-                pipe.execute()
-        except redis.RedisError as error:
-            raise NotReady(f"the record of replica {record.replica} cannot be written: {error}") from None
-
-    def withdraw(self, replica: str) -> None:
-        try:
-            with self._redis.pipeline() as pipe:
-                pipe.delete(_PREFIX + replica)
-                pipe.srem(_INDEX, replica)
-                pipe.execute()
-        except redis.RedisError as error:
-            raise NotReady(f"the record of replica {replica} cannot be removed: {error}") from None
-
-    def replicas(self) -> list[ServiceRecord]:
-        try:
-            names = sorted(os.fsdecode(name) for name in self._redis.smembers(_INDEX))
-            texts = self._redis.mget([_PREFIX + name for name in names]) if names else []
-            gone = [name for name, text in zip(names, texts, strict=True) if text is None]
-            if gone:
-                self._redis.srem(_INDEX, *gone)
-        except redis.RedisError as error:
-            raise NotReady(f"the records of replicas cannot be read: {error}") from None
-        return [ServiceRecord(**json.loads(text)) for text in texts if text is not None]

@@ -20,10 +20,11 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
+from serving.runtime.status import FRESH_S
+
 __all__ = ["METRICS_DIR", "Format", "merged", "rendered"]
 
 METRICS_DIR = Path("run") / "metrics"
-STALE_AFTER_S = 10.0
 _EXEMPLAR = re.compile(r" # \{[^{}]*\} \S+(?: \S+)?$")
 _OLD_TYPES = {"unknown": "untyped", "info": "gauge", "stateset": "gauge"}
 
@@ -79,7 +80,7 @@ def merged(
     form: Format = Format.TEXT,
     *,
     now: Callable[[], float] = time.time,
-    stale_after: float = STALE_AFTER_S,
+    stale_after: float = FRESH_S,
 ) -> bytes:
     """All processes' figures as one text; files older than `stale_after` seconds are left out."""
     heads: dict[str, dict[str, str]] = {}

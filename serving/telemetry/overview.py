@@ -7,9 +7,9 @@ a request. Times are given as Unix seconds, not as ages: a scrape that comes lat
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -23,6 +23,7 @@ from serving.rollout.figures import ArmFigures, RolloutFigures
 from serving.rollout.routing import Endpoint
 from serving.rollout.state import Phase
 from serving.rollout.store import StoredRollout
+from serving.runtime.status import Statuses, WorkerStatus
 
 __all__ = ["Overview", "made_ms"]
 
@@ -31,8 +32,6 @@ FIGURES_EVERY_S = 5.0
 log = logging.getLogger(__name__)
 
 PHASES = tuple(value for name, value in vars(Phase).items() if name.isupper())
-
-Processes = Mapping[str, Mapping[str, Any]]
 
 
 class _Store(Protocol):
@@ -46,7 +45,7 @@ class Overview(Collector):
 
     Args:
         expected: names of the processes that should run.
-        processes: status files by process (`observe.read_status`).
+        statuses: reads the status of every process.
         store: endpoints and rollouts.
         figures: of a rollout by id (`RolloutController.snapshot`).
         traffic: how the traffic log stands, given Unix milliseconds.
@@ -56,7 +55,7 @@ class Overview(Collector):
     def __init__(
         self,
         expected: Sequence[str],
-        processes: Callable[[], Processes],
+        statuses: Callable[[], Statuses],
         store: _Store,
         figures: Callable[[str], RolloutFigures],
         traffic: Callable[[int], TrafficStats],
@@ -64,7 +63,7 @@ class Overview(Collector):
         clock: Clock,
     ) -> None:
         self._expected = expected
-        self._processes = processes
+        self._statuses = statuses
         self._store = store
         self._read_figures = figures
         self._read_traffic = traffic
@@ -80,9 +79,9 @@ class Overview(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, as of now; what takes reading as of at most `FIGURES_EVERY_S` seconds ago."""
-        processes = self._processes()
-        yield from self._liveness(processes)
-        yield from self._versions(processes)
+        statuses = self._statuses()
+        yield from self._liveness(statuses)
+        yield from self._versions(statuses)
         now = self._clock.monotonic()
         if now >= self._next:
             self._next = now + FIGURES_EVERY_S
@@ -91,7 +90,8 @@ class Overview(Collector):
             except BatonError as error:
                 log.warning("figures of rollouts and labels are those of before: %s", error)
         yield from self._labels()
-        yield from self._worker(processes.get("worker", {}))
+        if statuses.worker is not None:
+            yield from self._worker(statuses.worker.status)
         yield from self._rollouts()
         yield from self._evidence()
 
@@ -109,20 +109,22 @@ class Overview(Collector):
     def describe(self) -> list[Metric]:
         return []
 
-    def _liveness(self, processes: Processes) -> Iterator[Metric]:
+    def _liveness(self, statuses: Statuses) -> Iterator[Metric]:
         up = _gauge("baton_process_up", "1 where a process tells how it is, 0 where it should and does not", "process")
+        fresh = statuses.fresh().all()
         for name in self._expected:
-            # This very process is writing; its file may be from before.
-            up.add_metric([name], name == "control" or bool(processes.get(name, {}).get("fresh")))
+            # This process is the control process itself; its file may be from before.
+            up.add_metric([name], name == "control" or name in fresh)
         yield up
         restarts = CounterMetricFamily(
             "baton_process_restarts", "Times that the supervisor has started a process again", labels=["process"]
         )
-        for name, child in processes.get("supervisor", {}).get("children", {}).items():
-            restarts.add_metric([name], child["restarts"])
+        children = {} if statuses.supervisor is None else statuses.supervisor.status.children
+        for name, child in children.items():
+            restarts.add_metric([name], child.restarts)
         yield restarts
 
-    def _versions(self, processes: Processes) -> Iterator[Metric]:
+    def _versions(self, statuses: Statuses) -> Iterator[Metric]:
         made = _gauge(
             "baton_model_created_timestamp_seconds", "When a version that answers now was made", "endpoint", "arm",
             "version",
@@ -133,17 +135,15 @@ class Overview(Collector):
         )  # fmt: skip
         counts: dict[tuple[str, str, str], int] = {}
         found: dict[tuple[str, str, str], str] = {}
-        for name, status in processes.items():
-            if not name.startswith("lane-") or not status.get("fresh"):
-                continue
-            for endpoint, arms in status.get("endpoints", {}).items():
-                for arm, told in arms.items():
-                    right = told["state"] == "READY" and told["version"] == told["wanted"]
+        for lane in statuses.fresh().lanes.values():
+            for endpoint, arms in lane.status.endpoints.items():
+                for arm, report in arms.items():
+                    right = report.state == "READY" and report.version == report.wanted
                     for case in (True, False):
                         key = endpoint, arm, str(case).lower()
                         counts[key] = counts.get(key, 0) + (right is case)
-                    if told["version"]:
-                        found[endpoint, arm, told["version"]] = told["bundle"]
+                    if report.version:
+                        found[endpoint, arm, report.version] = report.bundle
         for (endpoint, arm, version), bundle in found.items():
             if at := self._created_ms(bundle, version):
                 made.add_metric([endpoint, arm, version], at / 1000)
@@ -172,30 +172,28 @@ class Overview(Collector):
         ):  # fmt: skip
             yield GaugeMetricFamily(name, text, value=value)
 
-    def _worker(self, status: Mapping[str, Any]) -> Iterator[Metric]:
-        if "position" not in status:
-            return
+    def _worker(self, worker: WorkerStatus) -> Iterator[Metric]:
         published = _gauge("baton_worker_last_publish_timestamp_seconds", "When it last published a version", "bundle")
         refused = CounterMetricFamily("baton_gate_refusals", "Versions that the gate refused", labels=["bundle"])
         row = _gauge("baton_gate_refused_in_a_row", "Versions refused since the last one that passed", "bundle")
-        for bundle, version in status["versions"].items():
+        for bundle, version in worker.versions.items():
             if at := self._created_ms(bundle, version):
                 published.add_metric([bundle], at / 1000)
-            turned_down = [int(v) for v in status["refused"].get(bundle, ())]
+            turned_down = [int(v) for v in worker.refused.get(bundle, ())]
             refused.add_metric([bundle], len(turned_down))
             row.add_metric([bundle], sum(v > int(version) for v in turned_down))
         yield from (published, refused, row)
-        yield CounterMetricFamily("baton_worker_trained_rows", "Rows trained on", value=status["trained_rows"])
-        last = self._traffic.last_seq if self._traffic else status["position"]
+        yield CounterMetricFamily("baton_worker_trained_rows", "Rows trained on", value=worker.trained_rows)
+        last = self._traffic.last_seq if self._traffic else worker.position
         for name, text, value in (
             (
                 "baton_worker_unread_entries",
                 "Entries of the labelled log that it has not read",
-                last - status["position"],
+                last - worker.position,
             ),
-            ("baton_worker_loss", "Loss of the student over the last batch, nats per row", status["loss"]),
-            ("baton_worker_teacher_weight_ratio", "Weight of the teacher in the student's loss", status["weight"]),
-            ("baton_worker_replay_ratio", "Share of replayed rows in a batch", status["replay_ratio"]),
+            ("baton_worker_loss", "Loss of the student over the last batch, nats per row", worker.loss),
+            ("baton_worker_teacher_weight_ratio", "Weight of the teacher in the student's loss", worker.weight),
+            ("baton_worker_replay_ratio", "Share of replayed rows in a batch", worker.replay_ratio),
         ):
             if value is not None:
                 yield GaugeMetricFamily(name, text, value=max(0.0, value))

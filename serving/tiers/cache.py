@@ -21,8 +21,8 @@ from pipeline.embedding.redis.tier import RedisSource
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
 from serving.config import RedisConfig
+from serving.runtime.status import Statuses
 from serving.state.redis.access import redis_address
-from serving.wiring.observe import served_versions
 
 __all__ = ["CacheUpkeep", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
 
@@ -62,11 +62,11 @@ def redis_updater(
     )
 
 
-def versions_to_hold(repository: Repository, processes: Mapping[str, Mapping[str, Any]]) -> list[Bundle]:
+def versions_to_hold(repository: Repository, statuses: Statuses) -> list[Bundle]:
     """The version that each base generation should be at: of every bundle that lanes serve or want, the newest on each
     base, and the newest that may serve where its base is served by none yet."""
     found: list[Bundle] = []
-    for name, versions in sorted(served_versions(processes).items()):
+    for name, versions in sorted(statuses.served_versions().items()):
         newest: dict[str, Bundle] = {}
         try:
             for version in sorted(versions, key=int):
@@ -105,10 +105,10 @@ class CacheUpkeep:
         """Another writer of the same rows, which ends with this one's process; the caller closes it."""
         return redis_updater(self._config, self._repository, self._stopped)
 
-    def step(self, processes: Mapping[str, Mapping[str, Any]]) -> None:
+    def step(self, statuses: Statuses) -> None:
         """Bring every generation that is served to its version; sweep what nobody serves from time to time."""
         used, said = [], ""
-        for bundle in versions_to_hold(self._repository, processes):
+        for bundle in versions_to_hold(self._repository, statuses):
             try:
                 chain = self._repository.chain(bundle)
                 used.append(RedisGeneration.of(chain[0], self._config.rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from pipeline.clock import Clock
 from pipeline.embedding.device.tier import DeviceSource
@@ -12,6 +11,7 @@ from pipeline.embedding.hierarchy.hierarchy import SEGMENT, Hierarchy
 from pipeline.embedding.tier import TierSource
 from serving.config import Config
 from serving.lane.served import Snapshot
+from serving.runtime.status import EmbeddingStatus
 from serving.telemetry import Telemetry
 from serving.wiring.bundles import open_repository
 
@@ -87,8 +87,8 @@ def publish_tiers(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> Non
     )  # fmt: skip
 
 
-def embedding_status(hierarchy: Hierarchy, snapshot: Snapshot) -> dict[str, Any]:
-    """`lookups`: ids since the start by bundle, table, tier and case; `models`: what each tier of each model says of itself."""
+def embedding_status(hierarchy: Hierarchy, snapshot: Snapshot) -> EmbeddingStatus:
+    """Ids looked up since the start, and the figures of every tier of every model."""
     lookups: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     for key, count in hierarchy.tally.read().items():
         if count:
@@ -100,4 +100,4 @@ def embedding_status(hierarchy: Hierarchy, snapshot: Snapshot) -> dict[str, Any]
             served = endpoint.arm(arm)
             if served is not None:
                 models[f"{served.model.name}/{served.model.version}"] = served.model.store.describe()
-    return {"lookups": lookups, "models": models}
+    return EmbeddingStatus(lookups=lookups, models=models)

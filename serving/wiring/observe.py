@@ -1,14 +1,9 @@
-"""What the control process sees of the others: their status files, and the versions in the repository.
-
-A status file older than `FRESH_S` seconds is that of a process which is gone or stuck; it counts as not there.
-"""
+"""Observation of an endpoint for its rollout: figures of the lanes' status files, and versions in the repository."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,47 +14,19 @@ from pipeline.schema import Schema
 from serving.rollout.reconcile import Observed
 from serving.rollout.routing import Endpoint
 from serving.rollout.store import StoredRollout
+from serving.runtime import status
+from serving.runtime.status import ScoreSums
 from serving.state.kill import KillSwitch
-from serving.telemetry.latency import EDGES, quantile
+from serving.telemetry.histogram import EDGES, added
 
-__all__ = ["Observer", "read_status", "served_versions"]
-
-FRESH_S = 10.0
-
-
-def read_status(folder: Path, now_ms: int) -> dict[str, dict[str, Any]]:
-    """Status files by process name. Each gets `age_s`; `fresh` is False where a process has stopped writing."""
-    found = {}
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        try:
-            status = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # removed or replaced under our hands; the next look sees it
-        if not isinstance(status, dict):
-            continue  # not one of ours
-        if isinstance(status.get("time_ms"), (int, float)):
-            age = (now_ms - status["time_ms"]) / 1000
-            status |= {"age_s": age, "fresh": age <= FRESH_S}
-        found[path.stem] = status
-    return found
-
-
-def served_versions(processes: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
-    """By bundle: versions that a process answers with, or wants to."""
-    served: dict[str, set[str]] = {}
-    for status in processes.values():
-        for arms in status.get("endpoints", {}).values():
-            for arm in arms.values():
-                if isinstance(arm, dict) and "bundle" in arm:
-                    served.setdefault(arm["bundle"], set()).update({arm["version"], arm["wanted"]} - {""})
-    return served
+__all__ = ["Observer"]
 
 
 class Observer:
-    """Answers what a rollout's pass asks (`RolloutController.observe`)."""
+    """Called at each pass of a rollout (`RolloutController.observe`)."""
 
-    def __init__(self, status: Path, repository: Repository, kill: KillSwitch, clock: Clock) -> None:
-        self._status = status
+    def __init__(self, folder: Path, repository: Repository, kill: KillSwitch, clock: Clock) -> None:
+        self._folder = folder
         self._repository = repository
         self._kill = kill
         self._clock = clock
@@ -67,34 +34,25 @@ class Observer:
 
     def __call__(self, rollout: StoredRollout, endpoint: Endpoint) -> Observed:
         now = self._clock.wall_ms()
-        status = {name: s for name, s in read_status(self._status, now).items() if s.get("fresh")}
-        arms = [
-            s["endpoints"][endpoint.name]["candidate"]["recent"]
-            for name, s in status.items()
-            if name.startswith("lane-") and "candidate" in s.get("endpoints", {}).get(endpoint.name, {})
-        ]
-        counts = np.zeros(len(EDGES) + 1, np.int64)
-        for recent in arms:
-            for bucket, count in recent["counts"].items():
-                counts[int(bucket)] += count
-        p99 = quantile(counts, 0.99)
+        statuses = status.read(self._folder, now).fresh()
+        arms = [lane.status.endpoints.get(endpoint.name, {}).get("candidate") for lane in statuses.lanes.values()]
+        recent = added(arm.recent for arm in arms if arm is not None)
         limit = rollout.spec.guards.p99_ms_max
-        both = status.get("shadow", {}).get("paired", {}).get(endpoint.name, {})
-        windows = [recent["seconds"] for recent in arms] + ([both["seconds"]] if both else [])
-        errors = sum(recent["errors"] for recent in arms)
-        missed = sum(recent["deadline_misses"] for recent in arms)
+        # Bucket b holds latencies up to EDGES[b]: those wholly above the limit are slow for certain.
+        fast = None if limit is None else int(np.searchsorted(EDGES, limit / 1000))
+        paired = statuses.shadow.status.paired if statuses.shadow is not None else {}
+        scores = paired.get(endpoint.name, ScoreSums())
         why = self._kill.why(endpoint.name)
         return Observed(
-            since_ms=now - round(1000 * max(windows, default=0)),
-            requests=int(counts.sum()) + errors + missed,
-            errors=errors,
-            deadline_misses=missed,
-            # Bucket b holds latencies up to EDGES[b]: those wholly above the limit are slow for certain.
-            slow=None if limit is None else int(counts[int(np.searchsorted(EDGES, limit / 1000)) + 1 :].sum()),
-            p99_ms=None if p99 is None else 1000 * p99,
-            scored_rows=both.get("rows", 0),
-            predicted_candidate=both.get("candidate", 0.0),
-            predicted_stable=both.get("stable", 0.0),
+            since_ms=now - round(1000 * max(recent.seconds, scores.seconds)),
+            requests=recent.requests + recent.errors + recent.deadline_misses,
+            errors=recent.errors,
+            deadline_misses=recent.deadline_misses,
+            slow=None if fast is None else sum(n for bucket, n in recent.counts.items() if bucket > fast),
+            p99_ms=recent.p99_ms,
+            scored_rows=scores.rows,
+            predicted_candidate=scores.candidate,
+            predicted_stable=scores.stable,
             versions=self._versions(rollout.spec.candidate.bundle, rollout.state.candidate_version),
             killed=None if why is None else f"{why[0] or 'no reason given'} ({why[1] or 'unknown'})",
         )
@@ -127,6 +85,6 @@ class Observer:
 
 
 def _number(metrics: Mapping[str, float | None], name: str) -> float:
-    # A version that does not say how it moved the scores was not measured against its predecessor: call it another model.
+    # A version without a shift was not measured against its predecessor: treat it as another model.
     value = metrics.get(name)
     return 1.0 if value is None else float(value)

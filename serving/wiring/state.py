@@ -15,6 +15,7 @@ from serving.config import Config
 from serving.rollout.routing import Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import ControlStore
+from serving.state.directory import FileDirectory, ServiceDirectory
 from serving.state.idempotency import Keys, SqliteKeys
 from serving.state.kill import KillSwitch
 from serving.state.leader import FileLead, Lead
@@ -26,6 +27,7 @@ __all__ = [
     "installation_secret",
     "node_name",
     "open_control_store",
+    "open_directory",
     "open_keys",
     "open_kill_switch",
     "open_lead",
@@ -90,6 +92,15 @@ def open_lead(config: Config, clock: Clock) -> Lead:
     return RedisLead(_address(config), owner, clock, config.state.lease)
 
 
+def open_directory(config: Config, clock: Clock) -> ServiceDirectory:
+    """The directory of the installation's replicas."""
+    if not config.state.url:
+        return FileDirectory(config.home / "run" / "replicas", clock)
+    from serving.state.redis.directory import RedisDirectory
+
+    return RedisDirectory(_address(config))
+
+
 def node_name(config: Config) -> str:
     """This machine's name among those that share a state; two homes on one machine are two nodes."""
     home = hashlib.blake2b(os.fsencode(config.home.resolve()), digest_size=3).hexdigest()
@@ -110,14 +121,14 @@ def installation_secret(config: Config) -> bytes:
 
 
 @contextlib.contextmanager
-def relaying(config: Config, clock: Clock, name: str, *, hear: bool = False) -> Iterator[None]:
-    """Within, other machines know of this process by its status file, where there are others; see `Relay`."""
+def relaying(config: Config, clock: Clock, name: str, *, receive: bool = False) -> Iterator[None]:
+    """While it lasts other machines know the status of this process, where there are others; see `Relay`."""
     if not config.state.url:
         yield
         return
     from serving.state.redis.relay import Relay
 
-    relay = Relay(_address(config), config.status, node_name(config), clock, name=name, hear=hear)
+    relay = Relay(_address(config), config.status, node_name(config), clock, name=name, receive=receive)
     relay.start()
     try:
         yield

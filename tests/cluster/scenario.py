@@ -23,8 +23,9 @@ from ray import serve
 from pipeline.clock import SystemClock
 from serving.config import Config
 from serving.ray_app import APP, serve_on
-from serving.state.directory import ServiceRecord, open_directory
-from serving.wiring.observe import read_status
+from serving.runtime.status import LaneStatus, read
+from serving.state.directory import ServiceRecord
+from serving.wiring.state import open_directory
 
 PORT = 9001
 PLACES = 6
@@ -131,16 +132,14 @@ class Scenario:
 
     def lane_of(self, record: ServiceRecord) -> int:
         port = int(record.address.rpartition(":")[2])
-        lanes = read_status(self.config.status, SystemClock().wall_ms())
-        return next(
-            int(s["pid"]) for n, s in lanes.items() if n.startswith("lane-") and s["port"] == port and s["fresh"]
-        )
+        return next(lane.pid for lane in self.lanes() if lane.port == port)
 
     def has_answered(self, count: int) -> bool:
-        lanes = read_status(self.config.status, SystemClock().wall_ms())
-        return (
-            sum(s["engine"]["answered"] > 0 for n, s in lanes.items() if n.startswith("lane-") and s["fresh"]) == count
-        )
+        return sum(lane.engine.answered > 0 for lane in self.lanes()) == count
+
+    def lanes(self) -> list[LaneStatus]:
+        reports = read(self.config.status, SystemClock().wall_ms()).fresh().lanes
+        return [lane.status for lane in reports.values()]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from serving.cli.api import AdminClient
 from serving.config import Config
 from serving.processes.replica import write_config
 from serving.ray_app import serve_on
-from serving.state.directory import open_directory
+from serving.wiring.state import open_directory
 from serving.wiring.traffic import open_traffic_log
 
 REDIS = 6400

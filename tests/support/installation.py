@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from serving.config import Config
 from serving.processes.lane import Lane
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.store import Who
+from serving.runtime.status import Statuses, parse
 from serving.wiring.state import open_control_store
 
 WHO = Who("test", "a test", 1)
@@ -149,6 +150,17 @@ def status(made: Installation, process: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return found
+
+
+def write_status(folder: Path, process: str, /, **fields: object) -> None:
+    """Write a status file as a process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{process}.json").write_text(json.dumps(fields))
+
+
+def statuses(processes: Mapping[str, Mapping[str, Any]], now_ms: int = 0) -> Statuses:
+    """Statuses by process, at Unix time 0 where they have no time."""
+    return parse({name: json.dumps({"time_ms": 0, **fields}) for name, fields in processes.items()}, now_ms)
 
 
 def free_port() -> int:

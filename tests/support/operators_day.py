@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from doors import CommandLine, Door, Refused
+from installation import write_status
 from operated import Operated, rollout_file
 
 ANN = "ann"
@@ -68,13 +69,11 @@ class OperatorsDay:
         assert {m["bundle"] for m in door.do("models.list")["models"]} == {"teacher", "student"}
 
     def test_the_worker_is_seen(self, door: Door, world: Operated) -> None:
-        from serving.runtime.process import write_status
-
         status = {
             "time_ms": world.clock.wall_ms(), "weight": 0.7, "replay_ratio": 0.1, "teacher_every": 10,
             "versions": {"student": "3"}, "refused": {"student": ["2"]}, "batches": 12,
         }  # fmt: skip
-        write_status(world.made.config.status / "worker.json", status)
+        write_status(world.made.config.status, "worker", **status)
         told = door.do("worker.status")
         assert (told["running"], told["weight"], told["replay_ratio"], told["teacher_every"]) == (True, 0.7, 0.1, 10)
         assert told["versions"] == {"student": "3"}

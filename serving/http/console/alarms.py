@@ -46,29 +46,31 @@ def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) ->
             found.append(Alarm(f"Not answering: {', '.join(lanes)}."))
         if "shadow" in reading.missing:
             found.append(Alarm("The shadow lane is gone: the other arm is not scored, so evidence stands still."))
-    learner = reading.processes.worker or {}
-    if worker and not learner.get("fresh"):
-        age = learner.get("age_s")
+    learner = reading.statuses.worker
+    if worker and not (learner is not None and learner.fresh):
+        age = None if learner is None else learner.age_s
         since = f"has not reported for {span(age)}" if age is not None else "has not reported yet"
         found.append(Alarm(f"The transfer worker {since}: the student learns nothing new.", False))
-    children = (reading.processes.supervisor or {}).get("children", {})
-    for name, child in children.items():
-        if child.get("restarts"):
-            last = f", last by {child['last_exit']}" if child.get("last_exit") else ""
-            times = "once" if child["restarts"] == 1 else f"{child['restarts']} times"
+    supervisor = reading.statuses.supervisor
+    for name, child in supervisor.status.children.items() if supervisor is not None else ():
+        if child.restarts:
+            last = f", last by {child.last_end}" if child.last_end else ""
+            times = "once" if child.restarts == 1 else f"{child.restarts} times"
             found.append(Alarm(f"{name} was restarted {times}{last}.", False))
+    for damaged in reading.statuses.damaged:
+        found.append(Alarm(f"The status file {damaged.file} is damaged: {damaged.reason}.", False))
     return found
 
 
 def _loop(reading: Reading, now_ms: int) -> list[Alarm]:
     """Alarms of the rollout loop: its process does not report, does not lead, or misses its looks."""
-    control = reading.control
-    if not control.get("fresh"):
-        since = control.get("age_s")
-        when = "has not reported yet" if since is None else f"last reported {span(since)} ago"
+    control = reading.statuses.control
+    if control is None or control.age_s is None or not control.fresh:
+        age = None if control is None else control.age_s
+        when = "has not reported yet" if age is None else f"last reported {span(age)} ago"
         return [Alarm(f"The control process {when}. No step is taken, up or down.")]
-    if not control.get("leads", True):
-        return [Alarm(f"Another control process moves the traffic: {control.get('leader') or 'unknown'}.", False)]
+    if not control.status.leads:
+        return [Alarm(f"Another control process moves the traffic: {control.status.leader or 'unknown'}.", False)]
     late = [
         (now_ms - view.rollout.next_look_ms) / 1000
         for view in reading.views.values()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
 from urllib.parse import quote
 
 from serving.http.console.live import Cell, Facts, LiveTable, panel
 from serving.http.console.reader import Reading, View
 from serving.http.console.wording import NONE, age, count, milliseconds, percent, signed_percent, span, weight
 from serving.rollout.state import Phase
+from serving.runtime.status import LaneStatus, Report, ShadowStatus, Status
 
 __all__ = ["EndpointsPanel", "LabelsPanel", "ProcessesPanel", "bound_of", "phase_of", "state_of"]
 
@@ -39,22 +38,23 @@ class ProcessesPanel:
             self._table = LiveTable(columns, "Processes", "No process has reported yet.")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
-        processes = reading.processes
-        reports: dict[str, Mapping[str, Any]] = {"control": reading.control, **processes.lanes}
-        reports |= {"shadow": processes.shadow} | ({"worker": processes.worker} if processes.worker else {})
-        children = (processes.supervisor or {}).get("children", {})
+        statuses = reading.statuses
+        reports: dict[str, Report[Status] | None] = {"control": statuses.control, **statuses.lanes}
+        reports["shadow"] = statuses.shadow
+        if statuses.worker is not None:
+            reports["worker"] = statuses.worker
+        children = {} if statuses.supervisor is None else statuses.supervisor.status.children
         rows: list[list[Cell | str]] = []
-        for name, status in reports.items():
-            since = status.get("age_s")
-            state = status.get("state", "running") if status.get("fresh") else "gone"
-            waiting = status.get("engine", {}).get("pending", status.get("queue"))
+        for name, report in reports.items():
+            state, waiting = _work(report)
+            child = children.get(name)
             rows.append(
                 [
                     Cell(name, "strong"),
                     Cell(state, "bad strong" if state == "gone" else ""),
-                    NONE if since is None else f"{span(since)} ago",
+                    NONE if report is None or report.age_s is None else f"{span(report.age_s)} ago",
                     count(waiting),
-                    count(children.get(name, {}).get("restarts")),
+                    count(None if child is None else child.restarts),
                 ]
             )
         self._table.tell(rows)
@@ -68,13 +68,25 @@ class LabelsPanel:
             self._facts = Facts("predictions", "labelled rows", "joined up to", "open predictions", "labels without prediction", "late")  # fmt: skip
 
     def tell(self, reading: Reading, now_ms: int) -> None:
-        traffic = reading.processes.traffic
-        self._facts.tell("predictions", count(traffic.get("predictions")))
-        self._facts.tell("labelled rows", count(traffic.get("labelled_rows")))
-        self._facts.tell("joined up to", age(traffic.get("watermark_ms"), now_ms))
-        self._facts.tell("open predictions", count(traffic.get("open_predictions")))
-        self._facts.tell("labels without prediction", count(traffic.get("parked")))
-        self._facts.tell("late", count(traffic.get("late")))
+        traffic = reading.traffic
+        self._facts.tell("predictions", count(traffic.predictions))
+        self._facts.tell("labelled rows", count(traffic.labelled_rows))
+        self._facts.tell("joined up to", age(traffic.watermark_ms, now_ms))
+        self._facts.tell("open predictions", count(traffic.open_predictions))
+        self._facts.tell("labels without prediction", count(traffic.parked))
+        self._facts.tell("late", count(traffic.late))
+
+
+def _work(report: Report[Status] | None) -> tuple[str, int | None]:
+    """State of a process, and how much waits for it."""
+    if report is None:
+        return "gone", None
+    state, waiting = "running", None
+    if isinstance(report.status, LaneStatus):
+        state, waiting = report.status.state, report.status.engine.pending
+    elif isinstance(report.status, ShadowStatus):
+        waiting = report.status.queue
+    return state if report.fresh else "gone", waiting
 
 
 def _row(view: View) -> list[Cell | str]:

@@ -11,17 +11,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
-from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Processes, Rollout, Worker
+from pipeline.traffic.log import TrafficStats
+from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Rollout, Worker
 from serving.http.console.history import Track
 from serving.http.console.source import AdminSource
 from serving.rollout.state import ACTIVE
-from serving.telemetry.latency import EDGES, quantile
+from serving.runtime.status import ArmReport, Statuses
+from serving.telemetry.histogram import added
 
 __all__ = ["ArmTraffic", "Reader", "Reading", "View"]
 
@@ -74,14 +73,13 @@ class Reading:
     """All figures at one time."""
 
     time_ms: int
-    processes: Processes
+    statuses: Statuses
+    traffic: TrafficStats
     views: Mapping[str, View]
     cache: Cache | None
     worker: Worker | None
     versions: Mapping[str, Sequence[Model]] = field(default_factory=dict)
     """Versions by bundle, newest first."""
-    control: Mapping[str, Any] = field(default_factory=dict)
-    """Status of the rollout loop, with `fresh` and `age_s`."""
     missing: Sequence[str] = ()
     """Configured lanes that do not answer."""
     recent_shadow_drops: Mapping[str, int] = field(default_factory=dict)
@@ -136,25 +134,24 @@ class Reader:
     def read(self) -> Reading:
         """All figures now."""
         source, now = self._source, self._clock.wall_ms()
-        processes = source.processes()
+        statuses = source.statuses()
         views = {}
         for endpoint in source.endpoints():
-            views[endpoint.name] = self._view(endpoint, processes, now)
+            views[endpoint.name] = self._view(endpoint, statuses, now)
         for gone in self._tracks.keys() - views.keys():
             del self._tracks[gone]
         if self._slow is None or self._clock.monotonic() - self._slow[0] >= SLOW_EVERY_S:
             self._slow = self._clock.monotonic(), source.cache(), source.worker(), source.versions()
-        dropped = dict(processes.shadow.get("dropped_by_reason", {}))
+        dropped = statuses.shadow_drops()
         self._drops.append((now, dropped))
         before = next((counts for at, counts in self._drops if now - at <= 60_000), {})
         recent = {reason: max(0, number - before.get(reason, 0)) for reason, number in dropped.items()}
         _, cache, worker, versions = self._slow
-        control, missing = source.control(), source.missing()
-        return Reading(now, processes, views, cache, worker, versions, control, missing, recent)
+        return Reading(now, statuses, source.traffic(), views, cache, worker, versions, source.missing(), recent)
 
-    def _view(self, endpoint: Endpoint, processes: Processes, now: int) -> View:
+    def _view(self, endpoint: Endpoint, statuses: Statuses, now: int) -> View:
         name = endpoint.name
-        arms = {arm: _arm(name, arm, processes) for arm in ("stable", "candidate")}
+        arms = {arm: _arm(name, arm, statuses) for arm in ("stable", "candidate")}
         audit = self._new_audit(name)
         try:
             rollout, metrics = self._rollout(name)
@@ -190,34 +187,22 @@ class Reader:
         return self._audit[name]
 
 
-def _arm(endpoint: str, arm: str, processes: Processes) -> ArmTraffic:
+def _arm(endpoint: str, arm: str, statuses: Statuses) -> ArmTraffic:
     """Traffic of one arm, summed over the lanes that report."""
-    reports = {
-        lane: status["endpoints"][endpoint][arm]
-        for lane, status in processes.lanes.items()
-        if status.get("fresh") and arm in status.get("endpoints", {}).get(endpoint, {})
-    }
-    recent = [report["recent"] for report in reports.values()]
-    counts = np.zeros(len(EDGES) + 1, np.int64)
-    for window in recent:
-        for bucket, number in window["counts"].items():
-            counts[int(bucket)] += number
-    worst = next((r for r in reports.values() if r["state"] != "READY"), next(iter(reports.values()), None))
-
-    def milliseconds(q: float) -> float | None:
-        seconds = quantile(counts, q)
-        return None if seconds is None else 1000 * seconds
-
+    arms = {name: lane.status.endpoints.get(endpoint, {}).get(arm) for name, lane in statuses.fresh().lanes.items()}
+    reports = {name: report for name, report in arms.items() if report is not None}
+    worst = next((r for r in reports.values() if r.state != "READY"), next(iter(reports.values()), ArmReport()))
+    recent = added(report.recent for report in reports.values())
     return ArmTraffic(
-        bundle=worst["bundle"] if worst else "",
-        wanted=worst["wanted"] if worst else "",
-        versions={lane: report["version"] for lane, report in reports.items()},
-        state=worst["state"] if worst else "",
-        reason=worst["reason"] if worst else "",
-        seconds=max((window["seconds"] for window in recent), default=0.0),
-        requests=int(counts.sum()),
-        errors=sum(window["errors"] for window in recent),
-        deadline_misses=sum(window["deadline_misses"] for window in recent),
-        p50=milliseconds(0.5),
-        p99=milliseconds(0.99),
+        bundle=worst.bundle,
+        wanted=worst.wanted,
+        versions={lane: report.version for lane, report in reports.items()},
+        state=worst.state,
+        reason=worst.reason,
+        seconds=recent.seconds,
+        requests=recent.requests,
+        errors=recent.errors,
+        deadline_misses=recent.deadline_misses,
+        p50=recent.p50_ms,
+        p99=recent.p99_ms,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from pipeline.traffic.log import TrafficStats
 from serving.admin import requests as r
 from serving.admin import verbs as v
 from serving.admin.answers import (
@@ -13,13 +13,13 @@ from serving.admin.answers import (
     Endpoint,
     Metrics,
     Model,
-    Processes,
     Rollout,
     RolloutSummary,
     Worker,
 )
 from serving.admin.door import Admin
 from serving.config.principal import Principal, Role
+from serving.runtime.status import Statuses
 
 __all__ = ["AdminSource"]
 
@@ -52,13 +52,13 @@ class AdminSource:
         """A rollout and its metrics of one moment. Raises: NotFound."""
         return self._admin.rollouts.with_metrics(name)
 
-    def processes(self) -> Processes:
-        """Reports of lanes, shadow lane, worker and supervisor."""
-        return self._admin.call(v.METRICS_PROCESSES, r.Nothing(), READER)
+    def statuses(self) -> Statuses:
+        """Status of every process."""
+        return self._admin.processes.all()
 
-    def control(self) -> Mapping[str, Any]:
-        """Last report of this process's rollout loop; empty before its first pass."""
-        return self._admin.processes.all().get("control", {})
+    def traffic(self) -> TrafficStats:
+        """State of the traffic log."""
+        return self._admin.metrics.traffic()
 
     def missing(self) -> list[str]:
         """Configured lanes that do not answer."""

@@ -8,6 +8,7 @@ from serving.http.console.charts import curves, line_options
 from serving.http.console.live import Cell, Chart, Facts, LiveTable, Text, panel, show
 from serving.http.console.reader import Reading
 from serving.http.console.wording import NONE, age, count, figure, milliseconds, percent, span
+from serving.runtime.status import ShadowStatus
 
 __all__ = ["ArmsPanel", "LatencyPanel", "ShadowPanel", "TiersPanel", "VersionsPanel", "WorkerPanel"]
 
@@ -35,7 +36,7 @@ class ArmsPanel:
                 continue
             traffic = view.arms[arm]
             versions = Counter(version for version in traffic.versions.values() if version)
-            lanes = f"{sum(versions.values())} of {len(reading.processes.lanes)}"
+            lanes = f"{sum(versions.values())} of {len(reading.statuses.lanes)}"
             state = traffic.state.lower() + (f": {traffic.reason}" if traffic.reason else "")
             tone = {"READY": "wide", "LOADING": "wide warn"}.get(traffic.state, "wide bad")
             rows.append(
@@ -127,12 +128,13 @@ class ShadowPanel:
             self._table = LiveTable(("dropped because", ">in all", ">last minute"), "Shadow drops by reason", "Nothing was dropped.")  # fmt: skip
 
     def tell(self, reading: Reading, now_ms: int) -> None:
-        shadow = reading.processes.shadow
-        self._facts.tell("scored", count(shadow.get("scored")))
-        self._facts.tell("of them late", count(shadow.get("caught_up")))
-        self._facts.tell("waiting", count(shadow.get("queue")))
-        self._facts.tell("last scored", age(shadow.get("last_scored_ms"), now_ms))
-        reasons = {reason: number for reason, number in shadow.get("dropped_by_reason", {}).items() if number}
+        report = reading.statuses.shadow
+        shadow = ShadowStatus(time_ms=0) if report is None else report.status
+        self._facts.tell("scored", count(shadow.scored + shadow.caught_up))
+        self._facts.tell("of them late", count(None if report is None else shadow.caught_up))
+        self._facts.tell("waiting", count(None if report is None else shadow.queue))
+        self._facts.tell("last scored", age(shadow.last_scored_ms, now_ms))
+        reasons = {reason: number for reason, number in reading.statuses.shadow_drops().items() if number}
         rows: list[list[Cell | str]] = []
         for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
             recent = reading.recent_shadow_drops.get(reason, 0)
@@ -190,7 +192,7 @@ class WorkerPanel:
             self._refused = LiveTable(("refused version", "because"), "Versions that the gate refused", "The gate has refused nothing.")  # fmt: skip
 
     def tell(self, reading: Reading, now_ms: int) -> None:
-        worker, process = reading.worker, reading.processes.worker or {}
+        worker, process = reading.worker, reading.statuses.worker
         if not self._configured or worker is None or worker.age_seconds is None:
             self._note.tell(
                 "The worker has not reported yet."
@@ -202,15 +204,15 @@ class WorkerPanel:
             return
         for part in (self._facts.element, self._versions.element, self._refused.element):
             show(part, True)
-        running, since = bool(process.get("fresh")), process.get("age_s", worker.age_seconds)
+        running = process is not None and process.fresh
+        since = worker.age_seconds if process is None or process.age_s is None else process.age_s
         self._note.tell("" if running else "Not running: this is its last report.", "warn")
         self._facts.tell("teacher's weight a", figure(worker.weight, 3))
         self._facts.tell("replay r", figure(worker.replay_ratio, 3))
         self._facts.tell("teacher step K", f"{worker.teacher_every} batches" if worker.teacher_every else NONE)
         self._facts.tell("batches", count(worker.batches))
         self._facts.tell("rows learned", count(worker.trained_rows))
-        last = reading.processes.traffic.get("last_seq", 0)
-        self._facts.tell("entries behind", count(max(0, last - worker.position)))
+        self._facts.tell("entries behind", count(max(0, reading.traffic.last_seq - worker.position)))
         self._facts.tell("loss", figure(worker.loss))
         self._facts.tell("last report", f"{span(since)} ago", "" if running else "bad")
         self._versions.tell(sorted(worker.versions.items()))

@@ -1,13 +1,13 @@
-"""Status between machines: each tells the shared Redis what its processes are doing, and hears it of the others.
+"""Relay of statuses between machines: each process sends its own to the shared Redis, one of a machine receives the others'.
 
-What is heard becomes files beside the machine's own, `lane-0@NODE.json`, so whoever reads status files knows of no
-machines. An entry that a machine no longer renews grows old like the file of a process that hangs, and is then removed.
+Received statuses become files beside the machine's own, `lane-0@NODE.json`, so that readers of status files need to know
+nothing of machines. An entry that is not renewed grows old like the file of a process that hangs, and is then removed; so
+is one that cannot be read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 from pathlib import Path
@@ -17,44 +17,44 @@ import redis
 
 from pipeline.clock import Clock
 from pipeline.redis.address import RedisAddress
-from serving.runtime.process import write_status
+from serving.runtime import status
 
 __all__ = ["Relay"]
 
 EVERY_S = 1.0
-FORGET_MS = 60_000
+FORGET_S = 60.0
 _KEY = "control:status-of-processes"
 
 log = logging.getLogger(__name__)
 
 
 class Relay:
-    """Of one process; a thread of its own from `start` to `stop`.
+    """Relay of one process; a thread of its own from `start` to `stop`.
 
     Args:
         folder: status files of this machine.
         node: its name.
-        name: process whose status is told, without `.json`; "": none.
-        hear: whether the others' status becomes files here; one process of a machine does that.
+        name: process whose status is sent, without `.json`; "": none.
+        receive: whether statuses of other machines become files here; one process of a machine does that.
     """
 
     def __init__(
-        self, address: RedisAddress, folder: Path, node: str, clock: Clock, *, name: str = "", hear: bool = False
+        self, address: RedisAddress, folder: Path, node: str, clock: Clock, *, name: str = "", receive: bool = False
     ) -> None:
         self._client = address.client(1.0)
         self._url = address.url
         self._folder, self._node, self._clock = folder, node, clock
-        self._name, self._hear = name, hear
+        self._name, self._receives = name, receive
         self._away = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status-relay", daemon=True)
 
     def start(self) -> None:
-        """Begin to tell and to hear."""
+        """Begin to send and to receive."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what was told is taken back."""
+        """End; the status that was sent is removed."""
         self._stop.set()
         self._thread.join(5.0)
         if self._name:
@@ -63,35 +63,34 @@ class Relay:
         self._client.close()
 
     def step(self) -> None:
-        """Once. Raises: redis.RedisError."""
+        """Send and receive once. Raises: redis.RedisError."""
         if self._name:
-            self._tell()
-        if self._hear:
-            self._listen()
+            self._send()
+        if self._receives:
+            self._receive()
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         try:
-            status = (self._folder / f"{self._name}.json").read_text()
+            text = (self._folder / f"{self._name}.json").read_bytes()
         except OSError:
             return  # not written yet
-        self._client.hset(_KEY, f"{self._name}@{self._node}", status)
+        self._client.hset(_KEY, f"{self._name}@{self._node}", text)
 
-    def _listen(self) -> None:
-        told: Any = self._client.hgetall(_KEY)
-        now = self._clock.wall_ms()
-        heard = set()
-        for name, text in told.items():
-            process = name.decode()
-            if process.endswith(f"@{self._node}"):
-                continue
-            status = json.loads(text)
-            if now - status.get("time_ms", 0) > FORGET_MS:
+    def _receive(self) -> None:
+        entries: Any = self._client.hgetall(_KEY)
+        texts = {name.decode(): text.decode(errors="replace") for name, text in entries.items()}
+        others = {process: text for process, text in texts.items() if not process.endswith(f"@{self._node}")}
+        reports = status.parse(others, self._clock.wall_ms()).all()
+        kept = set()
+        for process, text in others.items():
+            age_s = reports[process].age_s if process in reports else None
+            if age_s is None or age_s > FORGET_S:
                 self._client.hdel(_KEY, process)
                 continue
-            heard.add(f"{process}.json")
-            write_status(self._folder / f"{process}.json", status)
+            kept.add(f"{process}.json")
+            status.write(self._folder, process, text)
         for file in self._folder.glob("*@*.json"):
-            if file.name not in heard:
+            if file.name not in kept:
                 file.unlink(missing_ok=True)
 
     def _run(self) -> None:

@@ -23,8 +23,9 @@ from serving.config import ArmConfig, Config, EndpointConfig
 from serving.rollout.controller import RolloutController
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort
+from serving.runtime.status import read
 from serving.state.kill import KillSwitch
-from serving.wiring.observe import Observer, read_status
+from serving.wiring.observe import Observer
 from serving.wiring.traffic import open_traffic_log
 from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
@@ -160,7 +161,9 @@ def test_foreign_status_files_do_not_stop_a_rollout(place: Place) -> None:
     (status / "half.json").write_text('{"time_ms": ')
     (status / "lane-7.json").write_text(json.dumps({"time_ms": place.clock.wall_ms()}))
     (status / "words.json").write_text(json.dumps({"time_ms": "now"}))
-    assert set(read_status(status, place.clock.wall_ms())) == {"lane-7", "words"}
+    statuses = read(status, place.clock.wall_ms())
+    assert set(statuses.all()) == {"lane-7"}
+    assert [damaged.file for damaged in statuses.damaged] == ["half.json", "list.json", "words.json"]
     place.call("rollouts.start", file=ROLLOUT, reason="go")
     assert len(place.controller.step()) == 1
 

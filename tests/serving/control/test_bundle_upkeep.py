@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from installation import statuses
 
 from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.versions import Repository
@@ -43,7 +44,7 @@ class Home:
 
     def step(self, processes: dict[str, Any] | None = None, *, keep: int = 1, worker: bool = False) -> dict[str, int]:
         upkeep = BundleUpkeep(self.repository, self.segments, self.store, keep=keep, worker=worker)
-        upkeep.step(processes or {})
+        upkeep.step(statuses(processes or {}))
         return dict(upkeep.counters())
 
     @property

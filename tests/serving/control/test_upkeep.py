@@ -13,6 +13,7 @@ from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
 from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore
+from serving.runtime.status import WorkerStatus
 from serving.telemetry import Telemetry
 from serving.wiring.traffic import open_traffic_log
 
@@ -31,7 +32,7 @@ def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: 
     log.append_feedback([FeedbackEntry(one, outcomes=shown, exposed_all=True) for one in made], 2000)
     assert log.join(3000) == 10
     upkeep = TrafficUpkeep(config, log, store)
-    upkeep.step({"position": 10, "committed": 4}, 60_000)
+    upkeep.step(WorkerStatus(time_ms=0, position=10, committed=4), 60_000)
     assert [entry.seq for entry in log.labelled(0)] == [5, 6, 7, 8, 9, 10]
     assert (upkeep.removed["predictions"], upkeep.held.unread) == (4, 6)
     upkeep.step(None, 60_000)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installation import statuses
 
-from serving.admin.answers import Arm, Endpoint, Processes, Rollout
+from pipeline.traffic.log import TrafficStats
+from serving.admin.answers import Arm, Endpoint, Rollout
 from serving.http.console import history, wording
 from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
 from serving.http.console.history import Series, Track
@@ -57,11 +59,11 @@ def reading(**changes: Any) -> Reading:
     )
     made = {
         "time_ms": NOW,
-        "processes": Processes(lanes={}, shadow={}, worker={"fresh": True}, traffic={}),
+        "statuses": statuses({"worker": {}, "control": {"leads": True}}),
+        "traffic": TrafficStats(*[0] * 13),
         "views": {"ranker": View(endpoint, arms, rollout(), None, None, ())},
         "cache": None,
         "worker": None,
-        "control": {"fresh": True, "age_s": 0.2, "leads": True},
     }
     return Reading(**{**made, **changes})
 
@@ -116,8 +118,8 @@ def test_nothing_is_wrong_when_nothing_is_wrong() -> None:
     ("changes", "later", "said"),
     [
         ({}, 60_000, "These figures are 1 min 0 s old"),
-        ({"control": {"fresh": False, "age_s": 20.0}}, 0, "The control process last reported 20 s ago"),
-        ({"control": {}}, 0, "has not reported yet"),
+        ({"statuses": statuses({"control": {}}, 20_000)}, 0, "The control process last reported 20 s ago"),
+        ({"statuses": statuses({})}, 0, "has not reported yet"),
         ({"missing": ("lane-0", "lane-1")}, 0, "Not answering: lane-0, lane-1."),
         ({"missing": ("shadow",)}, 0, "The shadow lane is gone"),
         ({"time_ms": NOW + 30_000}, 30_000, "The rollout loop stands still: a look was due 30 s ago"),
@@ -133,14 +135,12 @@ def test_a_reading_that_fails_says_why() -> None:
 
 
 def test_a_dead_worker_and_restarts_are_told_without_shouting() -> None:
-    processes = Processes(
-        lanes={},
-        shadow={},
-        worker={"fresh": False, "age_s": 90.0},
-        supervisor={"children": {"lane-0": {"restarts": 2, "last_exit": "signal SIGKILL"}}},
-        traffic={},
-    )
-    found = alarms(reading(processes=processes), "", NOW, worker=True)
+    processes = {
+        "control": {},
+        "worker": {"time_ms": -90_000},
+        "supervisor": {"children": {"lane-0": {"restarts": 2, "last_exit": -9}}},
+    }
+    found = alarms(reading(statuses=statuses(processes)), "", NOW, worker=True)
     assert bad(found) == []
     assert [alarm.text for alarm in found] == [
         "The transfer worker has not reported for 1 min 30 s: the student learns nothing new.",

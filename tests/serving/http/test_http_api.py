@@ -11,13 +11,12 @@ import pytest
 from fastapi.testclient import TestClient
 from handmade import SCHEMA, random_tables, write_bundle
 from httpx import Response
-from installation import Installation
+from installation import Installation, write_status
 from operated import Operated, operated, rollout_file
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.schema import FieldSpec, Schema
 from serving.config import Config
-from serving.runtime.process import write_status
 from serving.state.kill import KillSwitch
 from serving.telemetry import METRICS_DIR, Telemetry
 
@@ -291,8 +290,8 @@ def test_ready_when_all_lanes_and_the_shadow_say_so(api: Api) -> None:
     now = api.world.clock.wall_ms()
     for index in range(config.engine.lanes):
         lane = {"time_ms": now, "state": "ready", "endpoints": {}, "shadow": {"dropped": {"full": 2}}}
-        write_status(config.status / f"lane-{index}.json", lane)
-    write_status(config.status / "shadow.json", {"time_ms": now, "scored": 3, "caught_up": 4, "dropped": {"store": 1}})
+        write_status(config.status, f"lane-{index}", **lane)
+    write_status(config.status, "shadow", time_ms=now, scored=3, caught_up=4, dropped={"store": 1})
     assert api.get("/readyz").status_code == 200
     status = api.get("/api/v1/status").json()
     assert (status["shadow"]["scored"], status["shadow"]["dropped"]) == (7, 1 + 2 * config.engine.lanes)

@@ -31,7 +31,7 @@ def test_the_window_sums_what_the_last_seconds_brought(steps: list[tuple[float, 
     found = window.sums(now)
     assert found.keys() == wanted.keys()
     for endpoint, (rows, stable) in wanted.items():
-        assert (found[endpoint]["rows"], found[endpoint]["seconds"]) == (rows, 5)
-        assert found[endpoint]["stable"] == pytest.approx(stable, abs=1e-9)
-        assert found[endpoint]["candidate"] == pytest.approx(2 * stable, abs=1e-9)
+        assert (found[endpoint].rows, found[endpoint].seconds) == (rows, 5)
+        assert found[endpoint].stable == pytest.approx(stable, abs=1e-9)
+        assert found[endpoint].candidate == pytest.approx(2 * stable, abs=1e-9)
     assert window.sums(now + 5) == {}

@@ -11,6 +11,7 @@ from serving.lane.desired import DesiredVersions
 from serving.rollout.routing import choose_arm
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Complete, Promote, Undo
+from serving.runtime.status import Statuses
 
 KEYS = [f"user:{number}" for number in range(200)]
 
@@ -26,7 +27,7 @@ def test_both_arms_are_wanted_until_after_the_undo(tmp_path: Path) -> None:
             world.controller.command("ranker", event, "ada", "because")
             wanted = desired_versions.look(())
             assert {(bundle, version) for bundle, version in wanted.keys} >= {("teacher", "1"), ("student", "1")}, event
-            upkeep.step({})
+            upkeep.step(Statuses())
             assert world.made.repository.versions("teacher") == ["1"], "nor is it tidied away"
             answering.append({choose_arm(wanted.endpoints["ranker"], key) for key in KEYS})
         assert answering == [{"candidate"}, {"candidate"}, {"stable"}]

@@ -40,7 +40,7 @@ def test_by_key_all_of_a_key_or_nothing_is_recorded(tmp_path: Path) -> None:
         recorded = {key: {bool(a.prediction_id) for a in given} for key, given in answers.items()}
         assert {frozenset(r) for r in recorded.values()} == {frozenset({True}), frozenset({False})}
         ids = {a.prediction_id for given in answers.values() for a in given} - {""}
-        assert lane.lane.status()["counters"]["unsampled"] == 3 * len(KEYS) - len(ids)
+        assert lane.lane.status().counters["unsampled"] == 3 * len(KEYS) - len(ids)
         eventually(lambda: lane.lane.writer.counters().committed == len(ids), "all are committed")
         assert {unpack(blob).prediction_id for _, blob in log.predictions(0, 1000)} == ids
         (reply,) = client.feedback([FeedbackEntry("", outcomes=[Outcome(0, 1.0)])])

@@ -22,9 +22,10 @@ from pipeline.errors import BatonError
 from pipeline.features import Features
 from pipeline.traffic.record import unpack
 from serving.client import RankingClient
+from serving.runtime.status import dumps
 from serving.state.kill import KillSwitch
 from serving.telemetry import METRICS_DIR, Telemetry, merged
-from serving.telemetry.latency import EDGES, Recent, quantile
+from serving.telemetry.histogram import EDGES, Recent, quantile
 from serving.wiring.traffic import open_traffic_log
 
 
@@ -73,8 +74,8 @@ def test_versions_are_swapped_under_load_without_losing_a_request(installation: 
         load.stop()
         assert not load.errors
         assert {version for arm, version in load.answers if arm == "candidate"} == {"1", "2", "3", "4"}
-        arm = lane.lane.status()["endpoints"]["ranker"]["candidate"]
-        assert (arm["version"], arm["errors"]) == ("4", 0)
+        arm = lane.lane.status().endpoints["ranker"]["candidate"]
+        assert (arm.version, arm.errors) == ("4", 0)
 
 
 def test_the_kill_file_empties_the_candidate_within_a_second(installation: Installation) -> None:
@@ -88,7 +89,7 @@ def test_the_kill_file_empties_the_candidate_within_a_second(installation: Insta
             assert time.monotonic() < until
         arms = {client.rank("ranker", SCHEMA, features, routing_key=f"u{i}").arm for i in range(50)}
         assert arms == {"stable"}
-        assert lane.lane.status()["killed"] == ["ranker"]
+        assert lane.lane.status().killed == ["ranker"]
 
 
 def test_the_same_keys_meet_the_same_arms_after_a_restart(installation: Installation) -> None:
@@ -257,7 +258,7 @@ def test_recent_quantiles_are_close_and_the_past_is_forgotten() -> None:
 
 def test_a_status_file_is_json_that_other_processes_can_rely_on(installation: Installation) -> None:
     with running(installation.config) as lane:
-        told = json.loads(json.dumps(lane.lane.status()))
+        told = json.loads(dumps(lane.lane.status()))
     assert set(told) == {
         "process", "pid", "time_ms", "port", "state", "endpoints", "direct", "killed", "counters", "engine", "embedding", "faults", "models", "writer", "shadow",
     }  # fmt: skip

@@ -18,6 +18,7 @@ from pipeline.clock import SystemClock
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.client import RankingClient
+from serving.runtime.status import dumps, parse
 from serving.tiers.cache import CacheUpkeep
 
 
@@ -60,7 +61,7 @@ def refresh(made: Installation, lane: RunningLane) -> None:
     """What the control process does every second."""
     assert made.config.embedding.redis is not None
     upkeep = CacheUpkeep(made.config.embedding.redis, made.repository, SystemClock(), lambda: False)
-    upkeep.step({"lane-0": lane.lane.status()})
+    upkeep.step(parse({"lane-0": dumps(lane.lane.status())}, 0))
     assert upkeep.report()["error"] is None
     upkeep.close()
 
@@ -79,7 +80,7 @@ def test_clients_are_answered_whatever_redis_does(made: Installation, server: Re
 
         server.kill()
         eventually(lambda: rank() == ["embedding: redis open"], "the breaker opens")
-        (tier,) = lane.lane.status()["embedding"]["models"]["teacher/1"]
+        (tier,) = lane.lane.status().embedding.models["teacher/1"]
         assert tier["breaker"] in ("open", "half_open")
         assert float(tier["late"]) >= 1
         server.start()

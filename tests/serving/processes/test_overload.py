@@ -50,8 +50,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(jammed: Any) -> None:
     jam.release()
     assert [len(f.result(30).scores) for f in waiting] == [20, 20]
     # Refused before it was read: it is nobody's error, and counted as a refusal.
-    assert lane.lane.status()["engine"]["rejected"] == {"overloaded": 1}
-    assert lane.lane.status()["endpoints"]["ranker"]["stable"]["errors"] == 0
+    assert lane.lane.status().engine.rejected == {"overloaded": 1}
+    assert lane.lane.status().endpoints["ranker"]["stable"].errors == 0
 
 
 def test_a_call_without_the_time_that_answers_take_is_refused_unread(installation: Installation) -> None:
@@ -75,7 +75,7 @@ def test_work_whose_deadline_passed_in_the_queue_is_not_done(jammed: Any) -> Non
     with pytest.raises(grpc.RpcError) as caught:
         stub.Rank(request(made), timeout=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    eventually(lambda: lane.lane.status()["endpoints"]["ranker"]["stable"]["deadline_misses"] == 1, "it is counted")
+    eventually(lambda: lane.lane.status().endpoints["ranker"]["stable"].deadline_misses == 1, "it is counted")
     jam.release()
     eventually(lambda: sum(lane.lane.engine.stats().rejected.values()) == 1, "it left the queue unanswered")
     assert lane.lane.writer.counters().offered == 0
@@ -89,8 +89,8 @@ def test_a_caller_that_went_away_costs_no_work(jammed: Any) -> None:
     eventually(lambda: lane.lane.dispatcher.pending == 0, "the lane has seen it go")
     jam.release()
     eventually(lambda: lane.lane.engine.stats().rejected == {"cancelled": 1}, "it left the queue unanswered")
-    arm = lane.lane.status()["endpoints"]["ranker"]["stable"]
-    assert (arm["errors"], arm["deadline_misses"], arm["requests"]) == (0, 0, 0)
+    arm = lane.lane.status().endpoints["ranker"]["stable"]
+    assert (arm.errors, arm.deadline_misses, arm.requests) == (0, 0, 0)
 
 
 def test_each_caller_gets_the_answer_to_its_own_rows(installation: Installation) -> None:

@@ -18,8 +18,8 @@ from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.config import Config
 from serving.processes.replica import LaneReplica, write_config
-from serving.state.directory import open_directory
-from serving.wiring.observe import read_status
+from serving.runtime.status import read
+from serving.wiring.state import open_directory
 
 
 @pytest.fixture
@@ -58,12 +58,12 @@ def test_replicas_of_one_home_have_numbers_ports_and_names_of_their_own(made: In
             assert all(serving(replica.record.address) for replica in (one, other))
             eventually(lambda: len(directory.replicas()) == 2, "both are announced")
             assert {r.address for r in directory.replicas()} == {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
-            told = read_status(made.config.status, SystemClock().wall_ms())
-            assert {"lane-0", "lane-1", "replica-0", "replica-1"} <= told.keys()
+            reports = read(made.config.status, SystemClock().wall_ms())
+            assert {"lane-0", "lane-1", "replica-0", "replica-1"} <= reports.all().keys()
             eventually(lambda: (made.config.status / "shadow.json").exists(), "one shadow lane runs")
             one.check()
             other.check()
-            pid = told["lane-1"]["pid"]
+            pid = reports.lanes["lane-1"].status.pid
         assert [r.replica for r in directory.replicas()] == ["a"]
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -87,14 +87,14 @@ def test_a_port_that_somebody_listens_on_is_left_out(made: Installation) -> None
 def test_a_lane_that_stands_still_makes_the_replica_ill(made: Installation) -> None:
     with started(made.config, "a") as replica:
         replica.check()
-        pid = read_status(made.config.status, SystemClock().wall_ms())["lane-0"]["pid"]
+        pid = read(made.config.status, SystemClock().wall_ms()).lanes["lane-0"].status.pid
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(NotReady, match="lane-0 has not said how it is"):
                 eventually(lambda: replica.check() is not None, "it is seen", 40.0)
         finally:
             os.kill(pid, signal.SIGCONT)
-        eventually(lambda: read_status(made.config.status, SystemClock().wall_ms())["lane-0"]["fresh"], "it is back")
+        eventually(lambda: read(made.config.status, SystemClock().wall_ms()).lanes["lane-0"].fresh, "it is back")
         replica.check()
 
 

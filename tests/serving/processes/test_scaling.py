@@ -6,16 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.processes.scaling import Load, LoadMeter, wanted_replicas
+from serving.runtime.status import EngineStatus, LaneStatus
 
 RULE: dict[str, Any] = {"lowest": 1, "highest": 8, "utilisation": 0.5, "queue_wait": 0.005}
 LOADS = st.lists(st.builds(Load, st.floats(0, 1), st.floats(0, 1)), max_size=8)
 
 
-def status(time_ms: int, worked: float, waited: float, accepted: int) -> dict[str, Any]:
-    return {
-        "time_ms": time_ms,
-        "engine": {"worked_seconds": worked, "waited_seconds": waited, "accepted": accepted},
-    }
+def status(time_ms: int, worked: float, waited: float, accepted: int) -> LaneStatus:
+    engine = EngineStatus(worked_seconds=worked, waited_seconds=waited, accepted=accepted)
+    return LaneStatus(time_ms=time_ms, engine=engine)
 
 
 def test_as_many_replicas_as_bring_the_work_to_its_share() -> None:

@@ -12,7 +12,7 @@ from pipeline.features import Features
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
 from serving.lane.shadow_queue import ShadowReceiver, ShadowSender
-from serving.processes.shadow import CatchUp, ShadowStatus
+from serving.processes.shadow import CatchUp, ScoreOutcome
 from serving.wiring.traffic import open_traffic_log
 
 
@@ -37,7 +37,7 @@ def test_the_arm_that_did_not_answer_is_scored(installation: Installation) -> No
         assert told["skipped"] == {}  # what was overridden is not even handed over
         assert told["dropped"] == {}
         assert told["last_scored_ms"] > 0
-        assert lane.lane.status()["shadow"]["sent"] == 20
+        assert lane.lane.status().shadow.sent == 20
 
         references = {
             "candidate": Reference([installation.repository.open("student", "1")]),
@@ -109,11 +109,11 @@ def test_catching_up_passes_only_what_is_settled(installation: Installation, tmp
         log.rows[seq] = now - age, blob(seq, now - age)
     waiting = {2}
 
-    def score(records: list[PredictionRecord]) -> list[ShadowStatus]:
+    def score(records: list[PredictionRecord]) -> list[ScoreOutcome]:
         result = []
         for record in records:
             seq = int(record.prediction_id)
-            result.append(ShadowStatus.WAITING if seq in waiting else ShadowStatus.SCORED)
+            result.append(ScoreOutcome.WAITING if seq in waiting else ScoreOutcome.SCORED)
             if seq not in waiting:
                 log.scored.add(seq)
         return result
@@ -184,5 +184,5 @@ def test_no_candidate_means_no_shadow(installation: Installation) -> None:
         eventually(lambda: status(installation, "shadow").get("lanes", 0) == 1, "the lane is connected")
         client.rank("ranker", SCHEMA, features_of(installation, 1))
         eventually(lambda: lane.lane.writer.counters().committed == 1, "it is recorded")
-        told = lane.lane.status()["shadow"]
-        assert (told["sent"], told["waiting"], told["dropped"]) == (0, 0, {})
+        told = lane.lane.status().shadow
+        assert (told.sent, told.waiting, told.dropped) == (0, 0, {})

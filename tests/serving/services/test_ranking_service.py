@@ -83,7 +83,7 @@ def test_weight_moves_keys_by_their_hash(installation: Installation) -> None:
         arms = {key: client.rank("ranker", SCHEMA, features, routing_key=key).arm for key in keys}
         assert arms == {k: "candidate" if on_candidate("ranker", k, 30) else "stable" for k in keys}
         assert client.rank("ranker", SCHEMA, features).arm == "stable"
-        assert lane.lane.status()["counters"]["missing_key"] == 1
+        assert lane.lane.status().counters["missing_key"] == 1
 
 
 def test_the_arm_is_the_callers_choice_only_where_allowed(installation: Installation) -> None:

@@ -12,7 +12,9 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import NotReady
 from serving.cli.main import app
 from serving.config import Config
-from serving.state.directory import ALIVE_S, ServiceRecord, open_directory, target_of
+from serving.runtime.status import FRESH_S
+from serving.state.directory import ServiceRecord, target_of
+from serving.wiring.state import open_directory
 
 ONE, OTHER = ServiceRecord("a", "10.0.0.1:8001", "n1"), ServiceRecord("b", "10.0.0.2:8001", "n2")
 
@@ -63,7 +65,7 @@ def test_who_falls_silent_is_gone_from_files(tmp_path: Path) -> None:
     clock = Later()
     directory = open_directory(Config(home=tmp_path), clock)
     directory.announce(ONE)
-    clock.now += ALIVE_S - 1
+    clock.now += FRESH_S - 1
     directory.announce(OTHER)
     assert directory.replicas() == [ONE, OTHER]
     clock.now += 2
@@ -77,7 +79,7 @@ def test_who_falls_silent_is_gone_from_redis(redis: RedisProcess, tmp_path: Path
     directory.announce(OTHER)
     with redis.address.client(5.0) as client:
         key = next(key for key in client.scan_iter() if key.endswith(b":a"))
-        assert 0 < client.pttl(key) <= 1000 * ALIVE_S
+        assert 0 < client.pttl(key) <= 1000 * FRESH_S
         client.delete(key)  # as when its time is over
         assert directory.replicas() == [OTHER]
         assert b"a" not in client.smembers("baton:replicas")

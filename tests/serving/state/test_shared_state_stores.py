@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from installation import write_status
 from redis_process import RedisProcess
 from rollout_world import HandClock
 
@@ -22,7 +23,7 @@ from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, apply, begin
 from serving.rollout.store import ControlStore, StoredRollout, Who
-from serving.runtime.process import write_status
+from serving.runtime.status import read
 from serving.state.leader import FileLead, LeadLost
 from serving.state.redis.control_store import RedisControlStore
 from serving.state.redis.idempotency import RedisKeys
@@ -30,7 +31,6 @@ from serving.state.redis.kill import SharedKillSwitch
 from serving.state.redis.leader import RedisLead
 from serving.state.redis.relay import Relay
 from serving.state.redis.secret import agree_on_secret
-from serving.wiring.observe import read_status
 
 WHO = Who("ada", "test", 1)
 NEW = ArmSpec(bundle="new", version=1)
@@ -251,20 +251,21 @@ def test_status_of_other_machines_lies_beside_ones_own(tmp_path: Path, server: R
     clock = HandClock()
     folders = {node: tmp_path / node for node in ("a", "b")}
     for node, folder in folders.items():
-        write_status(folder / "lane-0.json", {"process": f"lane of {node}", "time_ms": clock.now})
+        write_status(folder, "lane-0", process=f"lane of {node}", time_ms=clock.now)
     relays = {
-        node: Relay(server.address, folder, node, clock, name="lane-0", hear=True) for node, folder in folders.items()
+        node: Relay(server.address, folder, node, clock, name="lane-0", receive=True)
+        for node, folder in folders.items()
     }
     for _ in range(2):
         for relay in relays.values():
             relay.step()
-    seen = read_status(folders["a"], clock.now)
-    assert {name: s["process"] for name, s in seen.items()} == {"lane-0": "lane of a", "lane-0@b": "lane of b"}
-    assert seen["lane-0@b"]["fresh"]
+    seen = read(folders["a"], clock.now).lanes
+    assert {n: lane.status.process for n, lane in seen.items()} == {"lane-0": "lane of a", "lane-0@b": "lane of b"}
+    assert seen["lane-0@b"].fresh
     clock.now += 120_000
-    write_status(folders["a"] / "lane-0.json", {"process": "lane of a", "time_ms": clock.now})
+    write_status(folders["a"], "lane-0", process="lane of a", time_ms=clock.now)
     relays["a"].step()
-    assert set(read_status(folders["a"], clock.now)) == {"lane-0"}, "a machine that is gone is forgotten"
+    assert set(read(folders["a"], clock.now).all()) == {"lane-0"}, "a machine that is gone is forgotten"
 
 
 def test_a_key_used_at_one_control_process_is_known_at_another(server: RedisProcess) -> None:
@@ -313,14 +314,15 @@ def test_another_control_process_takes_over(tmp_path: Path, server: RedisProcess
         return [
             name
             for name in children
-            if read_status(tmp_path / name / "run" / "status", SystemClock().wall_ms()).get("control", {}).get("leads")
+            if (control := read(tmp_path / name / "run" / "status", SystemClock().wall_ms()).control)
+            and control.status.leads
         ]
 
     def other(name: str) -> Path:
         return tmp_path / ("b" if name == "a" else "a") / "run" / "status"
 
     try:
-        until(lambda: len(leaders()) == 1 and f"control@{leaders()[0]}" in read_status(other(leaders()[0]), 0))
+        until(lambda: len(leaders()) == 1 and f"control@{leaders()[0]}" in read(other(leaders()[0]), 0).controls)
         first = leaders()[0]
         os.kill(children[first].pid, signal.SIGSTOP)  # it does not know what it misses
         second = "b" if first == "a" else "a"

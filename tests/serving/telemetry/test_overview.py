@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from installation import statuses
 from prometheus_client.metrics_core import Metric
 from rollout_world import SPEC, World
 
@@ -12,7 +13,6 @@ from pipeline.errors import NotFound
 from serving.telemetry.overview import Overview
 
 LANE = {
-    "fresh": True,
     "endpoints": {
         "ranker": {
             "stable": {"bundle": "old", "version": "1", "wanted": "1", "state": "READY"},
@@ -21,15 +21,17 @@ LANE = {
     },
 }
 WORKER = {
-    "fresh": False, "position": 5, "versions": {"new": "7"}, "refused": {"new": ["6", "8", "9"]}, "trained_rows": 100,
+    "time_ms": -20_000, "position": 5, "versions": {"new": "7"}, "refused": {"new": ["6", "8", "9"]}, "trained_rows": 100,
     "loss": 0.4, "weight": 0.7, "replay_ratio": None,
 }  # fmt: skip
-PROCESSES: dict[str, Any] = {
-    "lane-0": LANE,
-    "shadow": {"fresh": False},
-    "worker": WORKER,
-    "supervisor": {"children": {"lane-0": {"restarts": 3}}},
-}
+PROCESSES = statuses(
+    {
+        "lane-0": LANE,
+        "shadow": {"time_ms": -20_000},
+        "worker": WORKER,
+        "supervisor": {"children": {"lane-0": {"restarts": 3}}},
+    }
+)
 
 
 def told(overview: Overview, name: str) -> dict[tuple[str, ...], float]:

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 import yaml
 from handmade import random_rows, random_tables, write_bundle
-from installation import Installation, eventually, free_port, running
+from installation import Installation, eventually, free_port, running, statuses
 from redis_process import RedisProcess
 from typer.testing import CliRunner
 
@@ -28,6 +28,7 @@ from serving.client import RankingClient
 from serving.config import RedisConfig
 from serving.http.api import build_app
 from serving.rollout.controller import RolloutController
+from serving.runtime.status import Statuses, dumps, parse
 from serving.security.tokens import TokenAuthenticator, TokenStore
 from serving.state.kill import KillSwitch
 from serving.state.redis.access import redis_address
@@ -51,10 +52,11 @@ def upkeep(server: RedisProcess, installation: Installation) -> Iterator[CacheUp
     made.close()
 
 
-def serving(**versions: str) -> dict[str, Any]:
+def serving(**versions: str) -> Statuses:
     """Status files of a lane that serves these bundles."""
     arms = {name: {"bundle": name, "version": v, "wanted": v} for name, v in versions.items()}
-    return {"lane-0": {"endpoints": {"ranker": arms}}, "control": {"endpoints": {"ranker": {"step_version": "1"}}}}
+    control = {"endpoints": {"ranker": {"step_version": "1"}}}
+    return statuses({"lane-0": {"endpoints": {"ranker": arms}}, "control": control})
 
 
 def held(upkeep: CacheUpkeep) -> set[tuple[str, str, str | None]]:
@@ -67,7 +69,7 @@ def delta(made: Installation, *deltas: str, base: str = "1") -> str:
 
 
 def test_redis_follows_what_lanes_serve(installation: Installation, upkeep: CacheUpkeep) -> None:
-    upkeep.step({})
+    upkeep.step(Statuses())
     assert held(upkeep) == set()
     upkeep.step(serving(teacher="1", student="1"))
     assert held(upkeep) == {("teacher", "1", "1"), ("student", "1", "1")}
@@ -199,7 +201,7 @@ def test_every_tier_of_every_arm_is_reported(installation: Installation) -> None
         features = Features.from_context(schema, random_rows(np.random.default_rng(0), 20, installation.tables))
         with RankingClient(lane.target) as client:
             client.rank("ranker", schema, features, routing_key="u")
-        report = summed({"lane-0": lane.lane.status()})
+        report = summed(parse({"lane-0": dumps(lane.lane.status())}, 0).lanes)
     tables = {(row["arm"], row["table"]): row for row in report["tables"]}
     row = tables["stable", "item"]
     assert (row["endpoint"], row["bundle"]) == ("ranker", "teacher")

@@ -22,21 +22,21 @@ def test_a_lane_caches_rows_counts_them_and_begins_warm_the_next_time(tmp_path: 
         with RankingClient(lane.target) as client:
             for _ in range(3):
                 scores.append(client.rank("ranker", schema, features, routing_key="u").scores)
-        told = lane.lane.status()["embedding"]
+        told = lane.lane.status().embedding
     np.testing.assert_array_equal(scores[0], scores[1])
-    item = told["lookups"]["teacher"]["item"]
+    item = told.lookups["teacher"]["item"]
     assert item["device"]["hit"] > item["segment"]["hit"] > 0
-    assert [tier["tier"] for tier in told["models"]["teacher/1"]] == ["device", "segment"]
+    assert [tier["tier"] for tier in told.models["teacher/1"]] == ["device", "segment"]
     metrics = (made.home / METRICS_DIR / "lane-0.prom").read_text()
     assert (
         'baton_embedding_ids_total{bundle="teacher",case="hit",process="lane-0",table="item",tier="device"}' in metrics
     )
     assert (made.home / "hotkeys" / "teacher" / "4.keys").is_file()
     with running(made.config) as lane:
-        told = lane.lane.status()["embedding"]
+        told = lane.lane.status().embedding
         with RankingClient(lane.target) as client:
             again = client.rank("ranker", schema, features, routing_key="u").scores
-        after = lane.lane.status()["embedding"]["lookups"]["teacher"]["item"]
+        after = lane.lane.status().embedding.lookups["teacher"]["item"]
     np.testing.assert_array_equal(scores[0], again)
-    assert told["models"]["teacher/1"][0]["rows"] > 0
+    assert told.models["teacher/1"][0]["rows"] > 0
     assert after["device"]["hit"] > 0

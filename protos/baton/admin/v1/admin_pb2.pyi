@@ -377,18 +377,28 @@ class ProcessesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ProcessesResponse(_message.Message):
-    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic")
+    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic", "damaged")
     LANES_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SUPERVISOR_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     lanes: _struct_pb2.Struct
     shadow: _struct_pb2.Struct
     worker: _struct_pb2.Struct
     supervisor: _struct_pb2.Struct
     traffic: _struct_pb2.Struct
-    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    damaged: _containers.RepeatedCompositeFieldContainer[DamagedStatus]
+    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedStatus, _Mapping]]] = ...) -> None: ...
+
+class DamagedStatus(_message.Message):
+    __slots__ = ("file", "reason")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    reason: str
+    def __init__(self, file: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class AuditEntry(_message.Message):
     __slots__ = ("seq", "time_ms", "endpoint", "rollout", "actor", "reason", "verb", "before", "after", "evidence")

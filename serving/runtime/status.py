@@ -1,0 +1,447 @@
+"""Status of processes: what each one reports to the others once a second, in `<home>/run/status/<process>.json`.
+
+A process fills in the dataclass of its kind and calls `write`; `read` returns the statuses of a folder, typed. Nobody
+else knows the JSON. Another version of Baton may have written a file: keys that are missing take their defaults, unknown
+keys are left out. A file of another form is `Damaged`, which is a line in `baton status` and never a process.
+The transfer worker writes its file itself (`transfer.online.worker`), since it knows nothing of serving.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.disk import replacing
+from pipeline.traffic.writer import WriterCounters
+
+__all__ = [
+    "FRESH_S",
+    "ArmReport",
+    "ArmTotals",
+    "ChildStatus",
+    "ControlStatus",
+    "Damaged",
+    "EmbeddingStatus",
+    "EngineStatus",
+    "HandOffStatus",
+    "LaneArm",
+    "LaneStatus",
+    "RecentTotals",
+    "Report",
+    "ScoreSums",
+    "ShadowStatus",
+    "Statuses",
+    "StepStatus",
+    "SupervisorStatus",
+    "WorkerStatus",
+    "dumps",
+    "parse",
+    "read",
+    "write",
+]
+
+FRESH_S = 10.0
+"""Age up to which a status, a file of figures or a replica's record counts: what is older is of a process that is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentTotals:
+    """Answers of one arm within the last `seconds`. `counts`: latencies by bucket of `serving.telemetry.histogram.EDGES`,
+    which add up over lanes."""
+
+    seconds: float = 0
+    requests: int = 0
+    errors: int = 0
+    deadline_misses: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    counts: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmReport:
+    """Model of an arm. `version`: the one that answers ("": none); `wanted`: the one that should; `state`: READY, LOADING
+    or UNAVAILABLE, with its reason."""
+
+    bundle: str = ""
+    version: str = ""
+    wanted: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: of two bases of `LaneArm` only one may have them
+class ArmTotals:
+    """Requests of an arm, or of a model called by name, since the lane began and lately."""
+
+    requests: int = 0
+    rows: int = 0
+    errors: int = 0
+    deadline_misses: int = 0
+    recent: RecentTotals = field(default_factory=RecentTotals)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneArm(ArmTotals, ArmReport):
+    """Model and traffic of an arm in one lane."""
+
+    @classmethod
+    def of(cls, report: ArmReport, totals: ArmTotals) -> LaneArm:
+        """Both in one."""
+        return cls(**_members(report), **_members(totals))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """Events in the engine of a lane; seconds are totals of all its workers, those of `stalled_stage` excepted."""
+
+    pending: int = 0
+    queue: int = 0
+    accepted: int = 0
+    answered: int = 0
+    failed: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    worked_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    stalled_seconds: float = 0.0
+    stalled_stage: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingStatus:
+    """`lookups`: ids since the start by bundle, table, tier and case; `models`: figures of each tier, by bundle/version."""
+
+    lookups: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]] = field(default_factory=dict)
+    models: Mapping[str, Sequence[Mapping[str, float | str | None]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOffStatus:
+    """Predictions that a lane sent to the shadow lane, and those that it dropped, by reason."""
+
+    sent: int = 0
+    waiting: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStatus:
+    """A primary lane.
+
+    Args:
+        endpoints: by endpoint and arm. direct: models that are called by name.
+        models: versions that are loaded, as bundle/version; faults: why others could not be.
+        killed: endpoints whose kill switch is engaged.
+        counters: requests by case of routing.
+    """
+
+    process: str = ""
+    pid: int = 0
+    time_ms: int
+    port: int = 0
+    state: str = ""
+    endpoints: Mapping[str, Mapping[str, LaneArm]] = field(default_factory=dict)
+    direct: Mapping[str, ArmTotals] = field(default_factory=dict)
+    models: Sequence[str] = field(default_factory=list)
+    faults: Mapping[str, str] = field(default_factory=dict)
+    killed: Sequence[str] = field(default_factory=list)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    engine: EngineStatus = field(default_factory=EngineStatus)
+    embedding: EmbeddingStatus = field(default_factory=EmbeddingStatus)
+    writer: WriterCounters = field(default_factory=WriterCounters)
+    shadow: HandOffStatus = field(default_factory=HandOffStatus)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSums:
+    """Sums of both arms' scores over the `rows` of the last `seconds`."""
+
+    seconds: float = 0
+    rows: int = 0
+    stable: float = 0.0
+    candidate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowStatus:
+    """The shadow lane.
+
+    Args:
+        scored: predictions scored as they came in; caught_up: later, from the log. rows: candidates of both.
+        dropped: predictions not scored as they came in, by reason; skipped: those that need no score.
+        queue: predictions that wait; lanes: that are connected.
+        paired: by endpoint.
+    """
+
+    process: str = ""
+    pid: int = 0
+    time_ms: int
+    endpoints: Mapping[str, Mapping[str, ArmReport]] = field(default_factory=dict)
+    scored: int = 0
+    caught_up: int = 0
+    rows: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    received: int = 0
+    queue: int = 0
+    lanes: int = 0
+    last_scored_ms: int = 0
+    paired: Mapping[str, ScoreSums] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStatus:
+    """Version of the candidate with which an endpoint's rollout entered its step; None: it has no rollout."""
+
+    step_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlStatus:
+    """A control process. `leads`: it moves rollouts; `leader`: the process that does, where it is known."""
+
+    process: str = ""
+    time_ms: int
+    endpoints: Mapping[str, StepStatus] = field(default_factory=dict)
+    leads: bool = True
+    lead_token: int | None = None
+    leader: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildStatus:
+    """A process that a supervisor keeps running. `pid`: None while it does not run; `last_exit`: as `Popen.returncode`."""
+
+    pid: int | None = None
+    restarts: int = 0
+    last_exit: int | None = None
+
+    @property
+    def last_end(self) -> str:
+        """How it last ended, "" where it has not.
+
+        >>> ChildStatus(last_exit=-9).last_end
+        'signal SIGKILL'
+        """
+        code = self.last_exit
+        if code is None:
+            return ""
+        return f"signal {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"exit code {code}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorStatus:
+    """A supervisor and its children, by name. It writes when something changes, so it has no time."""
+
+    pid: int = 0
+    children: Mapping[str, ChildStatus]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """The transfer worker. Its dictionaries are by bundle, `reports` by teacher and student.
+
+    Args:
+        position: place in the labelled log up to which it has learned; committed: that its last checkpoint holds.
+        weight, replay_ratio, teacher_every: a, r and K of the online stage.
+        versions: the last ones published; refused: by the gate; chains: those that it needs to go on.
+    """
+
+    time_ms: int
+    position: int = 0
+    committed: int = 0
+    batches: int = 0
+    trained_rows: int = 0
+    held_rows: int = 0
+    loss: float | None = None
+    weight: float | None = None
+    replay_ratio: float | None = None
+    teacher_every: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    chains: Mapping[str, Sequence[str]] | None = None
+    refused: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    reports: Mapping[str, Any] = field(default_factory=dict)
+
+
+Status = LaneStatus | ShadowStatus | ControlStatus | SupervisorStatus | WorkerStatus
+S = TypeVar("S", bound=Status, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Generic[S]):
+    """A status that was read. `age_s`: None of a supervisor; `document`: the JSON that it was read from."""
+
+    status: S
+    age_s: float | None
+    document: Mapping[str, Any]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the process still writes."""
+        return self.age_s is not None and self.age_s <= FRESH_S
+
+    def to_json(self) -> dict[str, Any]:
+        """The document with its age, as REST answers carry it."""
+        age = {} if self.age_s is None else {"age_s": self.age_s, "fresh": self.fresh}
+        return {**self.document, **age}
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A status file that cannot be used, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statuses:
+    """Statuses of one folder by process; those of other machines are named PROCESS@NODE."""
+
+    lanes: Mapping[str, Report[LaneStatus]] = field(default_factory=dict)
+    shadows: Mapping[str, Report[ShadowStatus]] = field(default_factory=dict)
+    controls: Mapping[str, Report[ControlStatus]] = field(default_factory=dict)
+    workers: Mapping[str, Report[WorkerStatus]] = field(default_factory=dict)
+    supervisors: Mapping[str, Report[SupervisorStatus]] = field(default_factory=dict)
+    damaged: Sequence[Damaged] = ()
+
+    @property
+    def shadow(self) -> Report[ShadowStatus] | None:
+        """This machine's."""
+        return self.shadows.get("shadow")
+
+    @property
+    def control(self) -> Report[ControlStatus] | None:
+        return self.controls.get("control")
+
+    @property
+    def worker(self) -> Report[WorkerStatus] | None:
+        return self.workers.get("worker")
+
+    @property
+    def supervisor(self) -> Report[SupervisorStatus] | None:
+        return self.supervisors.get("supervisor")
+
+    def all(self) -> dict[str, Report[Status]]:
+        """Every kind, by process."""
+        return {**self.lanes, **self.shadows, **self.controls, **self.workers, **self.supervisors}
+
+    def fresh(self) -> Statuses:
+        """Only processes that still write."""
+        return Statuses(_fresh(self.lanes), _fresh(self.shadows), _fresh(self.controls), _fresh(self.workers))
+
+    def served_versions(self) -> dict[str, set[str]]:
+        """By bundle: versions that a lane or shadow lane answers with, or wants to."""
+        served: dict[str, set[str]] = {}
+        endpoints = [lane.status.endpoints for lane in self.lanes.values()]
+        for by_endpoint in (*endpoints, *(shadow.status.endpoints for shadow in self.shadows.values())):
+            for arms in by_endpoint.values():
+                for arm in arms.values():
+                    served.setdefault(arm.bundle, set()).update({arm.version, arm.wanted} - {""})
+        return served
+
+    def shadow_drops(self) -> dict[str, int]:
+        """Predictions by reason that the shadow lane did not score as they came, or lanes did not hand over to it."""
+        reasons = dict(self.shadow.status.dropped) if self.shadow is not None else {}
+        for lane in self.lanes.values():
+            for reason, count in lane.status.shadow.dropped.items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        return reasons
+
+
+def dumps(status: Status) -> str:
+    """A status as JSON."""
+    return json.dumps(status, default=_members)
+
+
+def write(folder: Path, name: str, status: Status | str) -> None:
+    """Write the status of a process, or a text that `dumps` made; a reader sees the file whole. Raises: OSError."""
+    with replacing(folder / f"{name}.json") as staging:
+        staging.write_text(status if isinstance(status, str) else dumps(status))
+
+
+def read(folder: Path, now_ms: int) -> Statuses:
+    """Every status of a folder, those of dead processes too; nothing where there is no folder."""
+    found: dict[str, str | Damaged] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found[path.stem] = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue  # removed since the folder was listed
+        except (OSError, ValueError) as error:
+            found[path.stem] = Damaged(path.name, getattr(error, "strerror", None) or "not text")
+    return parse(found, now_ms)
+
+
+def parse(found: Mapping[str, str | Damaged], now_ms: int) -> Statuses:
+    """Statuses by process from their JSON texts."""
+    kinds: dict[type, dict[str, Any]] = {kind: {} for kind in _KINDS}
+    damaged = []
+    for name, text in found.items():
+        if isinstance(text, Damaged):
+            damaged.append(text)
+            continue
+        kind = _kind(name)
+        try:
+            document = json.loads(text)
+            status = _adapter(kind).validate_python(document)
+        except ValidationError as error:
+            damaged.append(Damaged(f"{name}.json", _reason(error)))
+        except (ValueError, RecursionError) as error:
+            damaged.append(Damaged(f"{name}.json", f"not JSON: {error}"))
+        else:
+            time_ms = getattr(status, "time_ms", None)
+            kinds[kind][name] = Report(status, None if time_ms is None else (now_ms - time_ms) / 1000, document)
+    lanes, shadows, controls, workers, supervisors = kinds.values()
+    return Statuses(lanes, shadows, controls, workers, supervisors, tuple(damaged))
+
+
+def _fresh(reports: Mapping[str, Report[S]]) -> dict[str, Report[S]]:
+    return {name: report for name, report in reports.items() if report.fresh}
+
+
+_KINDS = (LaneStatus, ShadowStatus, ControlStatus, WorkerStatus, SupervisorStatus)
+"""In the order of the fields of `Statuses`."""
+
+
+def _kind(name: str) -> type:
+    """The kind of a process by its name; supervisors have several: `supervisor`, `replica-0`, `shadow-supervisor`."""
+    process = name.partition("@")[0]
+    if process.startswith("lane-"):
+        return LaneStatus
+    return {"shadow": ShadowStatus, "control": ControlStatus, "worker": WorkerStatus}.get(process, SupervisorStatus)
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # 10 ms, for readers alone
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else "not a JSON object"
+
+
+def _members(value: Any) -> Any:
+    """What `json` does not know: dataclasses, and mappings and sets of other kinds."""
+    if is_dataclass(value):
+        kind: Any = type(value)
+        return {name: getattr(value, name) for name in _names(kind)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Iterable):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(kind))

@@ -1,0 +1,57 @@
+"""Service directory in the Redis that machines share: a key per replica, and a set of their names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+
+import redis
+
+from pipeline.errors import NotReady
+from pipeline.redis.address import RedisAddress
+from serving.runtime.status import FRESH_S
+from serving.state.directory import ServiceRecord, parse_record
+
+__all__ = ["RedisDirectory"]
+
+TIMEOUT_S = 2.0
+_PREFIX = "baton:replica:"
+_INDEX = "baton:replicas"
+
+
+class RedisDirectory:
+    """See `serving.state.directory.ServiceDirectory`; a record expires by the server's clock."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self._client = address.client(TIMEOUT_S)
+
+    def announce(self, record: ServiceRecord) -> None:
+        try:
+            with self._client.pipeline() as pipe:
+                pipe.set(_PREFIX + record.replica, json.dumps(asdict(record)), px=int(1000 * FRESH_S))
+                pipe.sadd(_INDEX, record.replica)
+                pipe.execute()
+        except redis.RedisError as error:
+            raise NotReady(f"the record of replica {record.replica} cannot be written: {error}") from None
+
+    def withdraw(self, replica: str) -> None:
+        try:
+            with self._client.pipeline() as pipe:
+                pipe.delete(_PREFIX + replica)
+                pipe.srem(_INDEX, replica)
+                pipe.execute()
+        except redis.RedisError as error:
+            raise NotReady(f"the record of replica {replica} cannot be removed: {error}") from None
+
+    def replicas(self) -> list[ServiceRecord]:
+        try:
+            names = sorted(os.fsdecode(name) for name in self._client.smembers(_INDEX))
+            texts = self._client.mget([_PREFIX + name for name in names]) if names else []
+            gone = [name for name, text in zip(names, texts, strict=True) if text is None]
+            if gone:
+                self._client.srem(_INDEX, *gone)
+        except redis.RedisError as error:
+            raise NotReady(f"the records of replicas cannot be read: {error}") from None
+        parsed = (parse_record(text) for text in texts if text is not None)
+        return [found[0] for found in parsed if found is not None]
