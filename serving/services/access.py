@@ -1,7 +1,6 @@
-"""Who may do what on the data plane.
+"""Permissions on the data plane.
 
-What a method needs is settled once, when its handler is made: where everyone may rank, there is nothing to ask for a
-request and nothing is asked.
+The checks of a method are chosen once, when its handler is made: where everyone may rank, a request is not checked.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ __all__ = ["Access"]
 
 
 class Access:
-    """Of one lane.
+    """Permissions of one lane.
 
     Attributes:
-        rank: asked before a ranking request is read; None: everyone may rank.
-        label: asked before feedback is read; None: everyone may send it.
+        rank: check before a ranking request is read; None: everyone may rank.
+        label: check before feedback is read; None: everyone may send it.
     """
 
     def __init__(self, config: Config, authenticator: Authenticator) -> None:
@@ -32,7 +31,7 @@ class Access:
         self.label: Callable[[Call], None] | None = self._labeller if listen.identified_feedback else None
 
     def operate(self, call: Call) -> None:
-        """Asked before the repository is changed.
+        """Check before a change of the repository.
 
         Raises:
             Unauthenticated, PermissionDenied, Overloaded: the caller is no operator.
@@ -40,18 +39,18 @@ class Access:
         self._authenticator.admit(call.caller).require(Role.OPERATOR)
 
     def override(self, endpoint: str, call: Call) -> None:
-        """Asked when a caller chooses the arm of an endpoint that lets callers do so.
+        """Check of a caller that chooses the arm of an endpoint.
 
         Raises:
-            Unauthenticated, PermissionDenied, Overloaded: it may not.
+            Unauthenticated, PermissionDenied, Overloaded: the caller may not.
         """
         self._authenticator.admit_override(call.caller, self._overrides.get(endpoint, False))
 
     def labels(self, call: Call, predictions: int) -> None:
-        """Count what a caller sends, where it had to say who it is.
+        """Count the labels of an identified caller.
 
         Raises:
-            Overloaded: it is too much.
+            Overloaded: the caller sends too many.
         """
         if call.identity is not None:
             self._authenticator.count_labels(call.identity, predictions)

@@ -1,7 +1,6 @@
-"""`baton.admin.v1` on a port of its own: every method is the verb of its name, so there is one handler for all of them.
+"""`baton.admin.v1` on its own port: every method is the verb of its name, so one handler serves all of them.
 
-Messages have the fields of `serving.admin.requests` and `answers`; what the two say of a value's kind must agree, and a
-test holds that they do.
+Messages have the fields of `serving.admin.requests` and `answers`; a test checks that the types of both agree.
 """
 
 from __future__ import annotations
@@ -56,11 +55,11 @@ class AdminServices:
         self._authenticator = authenticator
         self._shell = shell
         self._watchers = Watchers(admin)
-        # Verbs look into files and wait for locks: not on the loop.
+        # Verbs read files and wait for locks, which must not block the loop.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="admin-grpc")
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """What a server takes."""
+        """The services for a gRPC server."""
         return [
             serve(name, {method.name: self._handler(name, method) for method in service.methods})
             for name, service in SERVICES.items()
@@ -82,11 +81,11 @@ class AdminServices:
         async def handle(data: bytes, call: Call) -> bytes:
             def act() -> bytes:
                 by = self._caller(call)
-                by.require(verb.role)  # before the request is looked at: who may not ask learns nothing of it
+                by.require(verb.role)  # before the request is read: a caller without the role learns nothing
                 request = request_of(verb, _fields(parse(message, data)))
                 return _written(self._admin.call(verb, request, by, call.header(KEY)), answer)
 
-            context = copy_context()  # it may say who calls
+            context = copy_context()  # it may hold the caller
             return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, act)
 
         return handle
@@ -107,16 +106,16 @@ class AdminServices:
 
 
 class AdminServer:
-    """The gRPC server of the admin port, with health and reflection. For one event loop.
+    """gRPC server of the admin port, with health and reflection. For one event loop.
 
     Args:
         address: host:port; port 0 takes a free one.
         authenticator: of callers.
-        interceptors: in front of all methods, reflection's included.
+        interceptors: of all methods, also of reflection.
         credentials: of TLS; None: none.
 
     Attributes:
-        port: that it listens on.
+        port: the port in use.
     """
 
     def __init__(
@@ -160,7 +159,7 @@ class AdminServer:
             await self._health.set(name, _SERVING)
 
     async def stop(self, grace: float = 3.0) -> None:
-        """Say NOT_SERVING, finish what is under way within `grace` seconds."""
+        """Set NOT_SERVING, then finish the calls in progress within `grace` seconds."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
         await asyncio.to_thread(self._services.close)

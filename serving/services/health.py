@@ -1,6 +1,6 @@
 """`grpc.health.v1.Health`: "" for the server, a name per service, and a name per arm such as `ranker/stable`.
 
-On drain everything is NOT_SERVING before anything else happens, so that balancers go elsewhere first.
+A drain begins with NOT_SERVING for everything, so that balancers choose another server first.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Health:
-    """Keeps the health service in step with the registry."""
+    """Health service that follows the registry."""
 
     def __init__(self) -> None:
         self._servicer = health.aio.HealthServicer()
-        self._told: dict[str, Any] = {}
+        self._published: dict[str, Any] = {}
 
     async def attach(self, server: Any) -> None:
-        """Answer on a server, NOT_SERVING until `update` says otherwise."""
+        """Add the service to a server; everything is NOT_SERVING until `update`."""
         for name in ("", INFERENCE, RANKING):
             await self._set(name, False)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def update(self, snapshot: Snapshot) -> None:
-        """Tell what can answer. The server is ready when every endpoint's stable arm is."""
+        """Publish what can answer. The server is ready when every endpoint's stable arm is."""
         ready = is_ready(snapshot)
         for name in ("", INFERENCE, RANKING):
             await self._set(name, ready)
@@ -43,17 +43,17 @@ class Health:
             for arm in ("stable", "candidate")
             if arm == "stable" or served.endpoint.candidate is not None
         }
-        gone = [name for name in self._told if "/" in name and name not in arms]
+        gone = [name for name in self._published if "/" in name and name not in arms]
         for name, up in {**arms, **dict.fromkeys(gone, False)}.items():
             await self._set(name, up)
 
     async def drain(self) -> None:
-        """NOT_SERVING for good."""
+        """Set NOT_SERVING for good."""
         await self._servicer.enter_graceful_shutdown()
 
     async def _set(self, name: str, up: bool) -> None:
-        if self._told.get(name) is not up:
-            self._told[name] = up
+        if self._published.get(name) is not up:
+            self._published[name] = up
             await self._servicer.set(name, _SERVING if up else _NOT_SERVING)
 
 

@@ -33,7 +33,7 @@ class InferenceService:
 
     Args:
         access: permissions of callers.
-        ready: whether the server takes requests; False before the first model and while it drains.
+        ready: whether the server takes requests; False before the first model and during a drain.
     """
 
     def __init__(self, dispatcher: Dispatcher, shell: Shell, access: Access, *, ready: Callable[[], bool]) -> None:

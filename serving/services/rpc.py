@@ -1,8 +1,8 @@
-"""The shell around every method: bytes in, bytes out, and whatever is raised told as `serving.wire.errors` says.
+"""Shell around every method: bytes in, bytes out, and exceptions as errors of `serving.wire.errors`.
 
-Handlers get bytes and refuse large ones themselves, so that the answer names the limit; gRPC's own limit stands a good
-deal higher and is only there to protect the process. What a lane cannot take is refused before its message is read: a
-handler that gRPC takes for one of a request stream is started before the first message, and asks for it itself.
+Handlers get bytes and refuse large ones themselves, so that the error names the limit; gRPC's own limit is much higher and
+only protects the process. A request that a lane cannot take is refused before its message is read: unary methods are
+registered as request streams, so gRPC starts the handler before the message, and the handler reads it.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ _HARD_LIMIT_BYTES = 128 << 20
 
 
 def hard_limit(max_message_bytes: int) -> int:
-    """Message size at which gRPC itself cuts a caller off, in bytes."""
+    """Message size at which gRPC itself ends a call, in bytes."""
     return max(_HARD_LIMIT_BYTES, 2 * max_message_bytes)
 
 
 class Call:
-    """What a method may ask about its caller, and what it leaves for the shell.
+    """Call: its caller and metadata for the method, and the method's results for the shell.
 
     Args:
-        most: seconds that one message of a stream may take; None: whatever the caller's deadline leaves.
+        most: longest time for one message of a stream, in seconds; None: until the caller's deadline.
 
     Attributes:
-        event: set by a method that answered with scores; what is told about the call is read from it.
-        trace: whether the caller wants its timings; a method may set it as well.
+        event: set by a method that answers with scores; timings and span attributes are read from it.
+        trace: whether the caller wants timings; a method may set it as well.
         identity: of the caller, where a method needs it before it reads.
-        traceparent: of the call's own span, where it has one that is sampled.
+        traceparent: of the call's own span, if it is sampled.
     """
 
     __slots__ = ("_context", "_metadata", "_most", "_request_id", "event", "identity", "trace", "traceparent")
@@ -76,7 +76,7 @@ class Call:
 
     @property
     def caller(self) -> Credentials:
-        """What the call and its connection say of who is there."""
+        """The caller, from the call and its connection."""
         return caller_of(self._context)
 
     def header(self, name: str) -> str:
@@ -87,7 +87,7 @@ class Call:
 
     @property
     def request_id(self) -> str:
-        """The caller's `x-request-id`, or one made up; it names the call in our log."""
+        """The caller's `x-request-id`, or a random one; it names the call in the log."""
         if not self._request_id:
             self._request_id = self.header("x-request-id")[:128] or secrets.token_hex(8)
         return self._request_id
@@ -113,14 +113,14 @@ def parse(message: Any, data: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """What all methods have in common.
+    """Common part of all methods.
 
     Args:
         max_bytes: largest request.
-        clock: of the timings told to callers.
-        tracing: OpenTelemetry, where it is configured.
-        message_seconds: time for one message of a stream, whose own deadline may be days away.
-        stream_window: messages of one stream at work at once; gRPC's flow control holds back the rest.
+        clock: of the timings for callers.
+        tracing: OpenTelemetry, if it is configured.
+        message_seconds: time for one message of a stream, whose own deadline may be in days.
+        stream_window: messages of one stream in progress at once; gRPC's flow control holds back the rest.
     """
 
     max_bytes: int
@@ -136,8 +136,8 @@ class Shell:
 
         Args:
             name: service and method, of spans.
-            refusal: asked before a request is read, with the seconds until the caller's deadline.
-            admission: raises before a request is read when the caller may not ask; None: everyone may.
+            refusal: called before a request is read, with the seconds until the caller's deadline.
+            admission: raises before a request is read if the caller has no permission; None: everyone has it.
         """
         now = self.clock.monotonic
         tracing = self.tracing
@@ -146,9 +146,9 @@ class Shell:
             call = Call(context)
             started = now()
             if refusal is not None and (refused := refusal(call.seconds_left)) is not None:
-                # Under overload this is most of what is done: no span, no exception of ours, details made before.
-                told = _refusal(math.ceil(refused.retry_after / RETRY_STEP_S))
-                await context.abort(told.code, told.message, told.metadata)
+                # Under overload this is most of the work: no span, no exception of ours, details from a cache.
+                rejection = _refusal(math.ceil(refused.retry_after / RETRY_STEP_S))
+                await context.abort(rejection.code, rejection.message, rejection.metadata)
             span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
             try:
@@ -178,12 +178,12 @@ class Shell:
     def streaming(
         self, name: str, method: Method, admission: Admission | None = None
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """A handler of a stream of requests: several at work at once, answered in the order they came.
+        """A handler of a stream of requests: several in progress at once, answered in their order.
 
-        A request that fails ends the stream with its error, once those before it are answered.
+        A request that fails ends the stream with its error, after the answers before it.
 
         Args:
-            admission: raises when the caller may not ask, or not any longer: asked at first and with each request.
+            admission: raises if the caller has no permission; called at first and with each request.
         """
         tracing = self.tracing
 
@@ -191,9 +191,9 @@ class Shell:
             call = Call(context, self.message_seconds)
             span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
-            # The one that is awaited below is at work as well, so the queue holds one less.
+            # The request awaited below is in progress as well, so the queue holds one less.
             window: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(self.stream_window - 1)
-            working: set[asyncio.Future[bytes]] = set()
+            unanswered: set[asyncio.Future[bytes]] = set()
 
             async def read() -> None:
                 try:
@@ -203,7 +203,7 @@ class Shell:
                         if admission is not None:
                             admission(call)
                         task = asyncio.ensure_future(self._answer(method, data, call))
-                        working.add(task)
+                        unanswered.add(task)
                         await window.put(task)
                     await window.put(None)
                 except Exception as error:
@@ -215,7 +215,7 @@ class Shell:
             try:
                 while (task := await window.get()) is not None:
                     answer = await task
-                    working.discard(task)
+                    unanswered.discard(task)
                     yield answer
             except (asyncio.CancelledError, GeneratorExit) as error:
                 failure = error
@@ -224,7 +224,7 @@ class Shell:
                 failure = error
                 await _abort(context, call, error)
             finally:
-                unfinished: list[asyncio.Future[Any]] = [reading, *working]
+                unfinished: list[asyncio.Future[Any]] = [reading, *unanswered]
                 for future in unfinished:
                     future.cancel()
                 await asyncio.gather(*unfinished, return_exceptions=True)
@@ -272,7 +272,7 @@ class Shell:
 
 
 def serve(service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:
-    """The methods of one service, by name."""
+    """Handler of a service from its methods by name."""
     return grpc.method_handlers_generic_handler(service, handlers)
 
 
@@ -295,15 +295,15 @@ async def _abort(context: Any, call: Call, error: Exception) -> None:
 
 @lru_cache(maxsize=1024)
 def _refusal(steps: int) -> Failure:
-    """What a call is told that is not read, to come again after so many steps."""
+    """Error of a call that is refused unread; the caller may try again after so many steps."""
     return failure_of(Overloaded("it would not be answered in time: too much waits already", steps * RETRY_STEP_S), "")
 
 
 async def committed(future: Any) -> Any:
-    """The result of a thread's future, awaited without losing it when the caller goes away.
+    """The result of a thread's future; the future goes on if the caller goes away.
 
     Raises:
-        NotReady: the one who should have finished it is gone.
+        NotReady: the writer has ended without a result.
     """
     try:
         return await asyncio.shield(asyncio.wrap_future(future))

@@ -1,1 +1,1 @@
-"""Messages to features and back; the only place that knows how both look."""
+"""Wire formats: messages to features and back; the only place that knows both."""

@@ -1,7 +1,7 @@
-"""Bytes fields of a protobuf message, taken out of it and put into it without parsing or copying the rest.
+"""Bytes fields of a protobuf message, extracted and written without a parse or a copy of the rest.
 
-A parser copies a request's tensors into its arena and once more into a Python object. What is cut out of the bytes
-that came from the socket is copied once, and the small remainder is left to the parser.
+A parser copies a request's tensors into its arena and once more into a Python object. Fields cut out of the received
+bytes are copied once, and only the small remainder is parsed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FIXED = {1: 8, 5: 4}
 def detach(data: bytes, number: int) -> tuple[bytes, list[bytes]]:
     """A message without its bytes field `number` of the top level, and that field's values in order.
 
-    A message that is cut off or uses groups is returned whole: its parser is the one to complain.
+    A message that is cut off or uses groups is returned whole; its parser reports the error.
     """
     tag = number << 3 | _DELIMITED_TYPE
     rest: list[bytes] = []
@@ -47,7 +47,7 @@ def detach(data: bytes, number: int) -> tuple[bytes, list[bytes]]:
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A bytes, string, message or packed field as it stands in a message. Bytes of a message may follow each other."""
+    """Encoding of a bytes, string, message or packed field. Fields of a message may be concatenated."""
     size = len(value)
     head = bytearray((number << 3 | _DELIMITED_TYPE,))
     while size > 127:

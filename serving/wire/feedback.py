@@ -1,4 +1,4 @@
-"""FeedbackRequest to entries of the traffic log, replies to FeedbackResponse."""
+"""Conversion of FeedbackRequest to entries of the traffic log, and of replies to FeedbackResponse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def entries_of(request: pb.FeedbackRequest) -> list[FeedbackEntry]:
     """One entry per prediction, in order.
 
     Raises:
-        InvalidInput: an exposure or outcome names no candidate. What it says about a candidate is the log's to judge.
+        InvalidInput: an exposure or outcome names no candidate. The log checks the rest.
     """
     return [
         FeedbackEntry(
@@ -43,7 +43,7 @@ def entries_of(request: pb.FeedbackRequest) -> list[FeedbackEntry]:
 
 
 def response_of(request: pb.FeedbackRequest, replies: Sequence[FeedbackReply]) -> pb.FeedbackResponse:
-    """The answer to a request, entry by entry."""
+    """The response to a request, entry by entry."""
     response = pb.FeedbackResponse(request_id=request.request_id)
     for prediction, reply in zip(request.predictions, replies, strict=True):
         response.results.add(

@@ -1,8 +1,8 @@
-"""ModelInferRequest to features, scores to ModelInferResponse, and what a model tells about its inputs.
+"""Conversion of ModelInferRequest to features and of scores to ModelInferResponse, and a model's metadata.
 
 Two forms of one row. Packed: `ids` INT64 [n, F], `numbers` FP32 [n, M], `bag:NAME` INT64 [n, L] with 0 as padding.
-Named: one tensor per field with raw values. Context that all rows agree in is kept once from here on. It must not know
-of endpoints, arms or engines.
+Named: one tensor per field with raw values. Context that is the same in all rows is kept once. It knows nothing of
+endpoints, arms or engines.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _Config = message("ModelConfig")
 
 
 def read_request(data: bytes) -> tuple[Any, list[bytes] | None]:
-    """A ModelInferRequest, and its raw tensors apart where they are large; None: they are in the message.
+    """A ModelInferRequest, and its raw tensors apart if they are large; None: they are in the message.
 
     Raises:
         google.protobuf.message.DecodeError: the bytes are not one.
@@ -67,7 +67,7 @@ def parameters_of(message: Any) -> dict[str, Any]:
 
 
 class InferCodec:
-    """Reads and answers requests for one schema.
+    """Decoder and encoder of requests for one schema.
 
     Args:
         schema: of the model that will answer.
@@ -85,15 +85,15 @@ class InferCodec:
         ]
 
     def decode(self, request: Any, raw: Sequence[bytes] | None = None) -> tuple[Features, bool]:
-        """Features of a request, and whether it came raw (and so is to be answered raw).
+        """Features of a request, and whether its tensors are raw (then the answer is raw, too).
 
         Args:
             request: ModelInferRequest.
-            raw: its raw tensors, where they are not in it.
+            raw: its raw tensors, if they are not in it.
 
         Raises:
-            InvalidInput: naming the input or output that is missing, unknown, sent twice, of the wrong datatype or
-                shape, or infinite.
+            InvalidInput: an input or output is missing, unknown, sent twice, of the wrong datatype or shape, or infinite;
+                the error names it.
         """
         for output in request.outputs:
             if output.name != OUTPUT:
@@ -131,7 +131,7 @@ class InferCodec:
             response.parameters[key].string_param = value
         content = np.ascontiguousarray(scores, "<f4").tobytes()
         output: bytes = _Output(name=OUTPUT, datatype="FP32", shape=(len(scores),)).SerializeToString()
-        if not raw:  # packed floats are as they lie in memory
+        if not raw:  # packed floats are encoded as they are in memory
             output += field(_CONTENTS_FIELD, field(_FP32_FIELD, content))
         head: bytes = response.SerializeToString()
         return head + field(_OUTPUTS_FIELD, output) + (field(_RAW_OUTPUTS_FIELD, content) if raw else b"")

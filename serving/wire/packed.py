@@ -1,9 +1,9 @@
-"""Ranking messages whose long arrays stay bytes.
+"""Packed twins of the ranking messages, whose long arrays are bytes.
 
-A packed `repeated sfixed64` and a `bytes` field are the same on the wire, so a twin of the ranking messages, in which
-the long arrays are declared `bytes`, is parsed without a Python object per number and read by `np.frombuffer`, and
-written from `tobytes`. A client that splits an array or does not pack it (legal, and done by nobody) is read wrongly
-here: whoever finds such a message faulty must parse it again as the original, which `original` is for.
+A packed `repeated sfixed64` and a `bytes` field are the same on the wire. So a twin of a message, with its long arrays
+declared `bytes`, is parsed without a Python object per number, read by `np.frombuffer` and written from `tobytes`. A
+message that splits an array or does not pack it (legal, but no client does so) is read wrongly; a message found faulty
+must be parsed again as declared, by `original`.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ PackedRankRequest, PackedRankResponse = _twins()
 
 
 def original(data: bytes) -> ranking_pb2.RankRequest:
-    """The same message as declared."""
+    """The RankRequest of these bytes as declared."""
     return ranking_pb2.RankRequest.FromString(data)

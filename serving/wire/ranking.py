@@ -1,7 +1,7 @@
-"""RankRequest to features: columns by name in any order, context apart, raw values hashed; scores to RankResponse.
+"""Conversion of RankRequest to features (columns by name in any order, raw values hashed), and of scores to RankResponse.
 
-It must not know of endpoints, arms or engines. One codec per schema; it is asked from many threads at once and keeps
-no state but a table of column layouts it has seen.
+It knows nothing of endpoints, arms or engines. One codec per schema serves many threads at once; its only state is a table
+of known column layouts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def rank_response(request: Any, event: Event, bundle: str, version: str) -> byte
 
 @dataclass(slots=True)
 class _Side:
-    """What one half of a request, context or candidates, has brought so far."""
+    """Content of one half of a request, context or candidates, as read so far."""
 
     role: str
     n: int | None
@@ -84,7 +84,7 @@ class _Side:
 
 
 class RankCodec:
-    """Reads requests for one schema.
+    """Decoder of requests for one schema.
 
     Args:
         schema: of the model that will answer; all arms of an endpoint share its inputs.
@@ -142,7 +142,7 @@ class RankCodec:
 
     @staticmethod
     def rows_hint(request: Any) -> int:
-        """Candidates of a packed request as far as a glance tells; 0: unknown."""
+        """Candidates of a packed request, if its head shows them; 0: unknown."""
         matrix = request.candidates.ids
         if request.candidate_ids:
             return len(request.candidate_ids)
@@ -306,7 +306,7 @@ def _refuse_infinite(values: Array, names: list[str]) -> None:
 
 
 def _merge(parts: list[tuple[npt.NDArray[np.int32], Array]]) -> list[tuple[npt.NDArray[np.int32], Array]]:
-    """Columns that came one by one as one part: what follows costs per part, not per column."""
+    """Single columns as one part: later work costs per part, not per column."""
     if len(parts) < 2:
         return parts
     return [(np.concatenate([c for c, _ in parts]), np.concatenate([v for _, v in parts], axis=1))]

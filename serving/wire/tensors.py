@@ -1,6 +1,6 @@
-"""Tensors of the Open Inference Protocol as arrays, raw or typed.
+"""Tensors of the Open Inference Protocol as arrays, from raw or typed contents.
 
-It knows datatypes and shapes, and nothing of fields or schemas.
+It knows datatypes and shapes, not fields or schemas.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _CONTENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input as it was sent. `values` is flat: an array of the datatype, or a list of bytes for BYTES."""
+    """One input as sent. `values` is flat: an array of the datatype, or a list of bytes for BYTES."""
 
     name: str
     datatype: str
@@ -83,11 +83,11 @@ class Tensor:
 
 
 def tensors_of(request: Any, raw: Sequence[bytes], max_rows: int) -> dict[str, Tensor]:
-    """Inputs of a ModelInferRequest by name; `raw` are its raw contents, none where they are typed.
+    """Inputs of a ModelInferRequest by name; `raw` are its raw contents, empty if they are typed.
 
     Raises:
-        InvalidInput: naming the input with an unknown datatype, an impossible shape, contents that do not fit its
-            shape, or sent twice.
+        InvalidInput: an input has an unknown datatype, an impossible shape or contents that do not fit its shape, or is
+            sent twice; the error names it.
     """
     if len(raw) and len(raw) != len(request.inputs):
         raise InvalidInput(

@@ -74,16 +74,16 @@ INSERT INTO watermark VALUES (1, 0, 0);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (reader TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 """
-# Routing hashes of which no prediction made by then may be written any more.
+# Routing hashes whose predictions made until then must not be written.
 _SINCE_2 = "CREATE TABLE forgotten (routing_hash INTEGER PRIMARY KEY, until_ms INTEGER NOT NULL)"
 
 
 class TrafficFile:
-    """One process's connection, usable from several of its threads, one at a time.
+    """Connection of one process; usable from several threads, one at a time.
 
     Args:
-        path: the database file; made with its directory when absent.
-        busy_s: how long to wait for another process's write before giving up.
+        path: the database file; created with its directory if absent.
+        busy_s: longest wait for another process's write.
 
     Raises:
         InvalidInput: the file is something else, or was written by a newer Baton.
