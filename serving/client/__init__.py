@@ -1,10 +1,10 @@
-"""Calling Baton from Python: rank candidates, send labels back, in terms of features and typed errors.
+"""Python client of Baton: ranks candidates and sends labels, with features and typed errors.
 
-`AsyncRankingClient` and `RankingClient` differ in nothing but `await`. Both spread calls over several connections, send
-again what a server has not taken, within a budget, and raise the exceptions of `pipeline.errors`. Ids are hashed by the
-caller (`pipeline.hashing`), so requests are a few packed arrays. A label is on disk once `feedback` has returned.
+`AsyncRankingClient` and `RankingClient` differ only in `await`. Both spread calls over several connections, repeat calls
+that no server has taken, within a budget, and raise the exceptions of `pipeline.errors`. Ids are hashed by the caller
+(`pipeline.hashing`), so requests are a few packed arrays. A label is on disk once `feedback` has returned.
 
-`serving.client.testing` has a server to test callers against. How to use all this: docs/client.md.
+`serving.client.testing` has a server for tests of callers. How to use the client: docs/client.md.
 """
 
 from serving.client.aio import AsyncRankingClient

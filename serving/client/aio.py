@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""Client for asyncio."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["AsyncRankingClient"]
 
 
 class AsyncRankingClient:
-    """For asyncio. Close it, or use it as an async context manager. Make it where its event loop runs.
+    """Client for asyncio. Close it, or use it as an async context manager. Create it where its event loop runs.
 
     Args:
-        target: `host:port`, or several; each serves all endpoints that are asked for.
-        options: connections, deadlines, who calls, repetitions.
+        target: `host:port`, or several; each serves all endpoints in use.
+        options: connections, deadlines, credentials, retries.
         clock, rng: of deadlines and pauses.
 
     Raises:
@@ -53,16 +53,17 @@ class AsyncRankingClient:
         await self.close()
 
     async def close(self) -> None:
-        """End all connections; calls under way fail."""
+        """Close all connections; calls in progress fail."""
         await asyncio.gather(*(connection.channel.close() for connection in self._core.pool.connections))
 
     async def ready(self, timeout: float) -> None:
         """Wait until a server can be reached.
 
         Raises:
-            NotReady: none could within `timeout` seconds.
+            NotReady: none within `timeout` seconds.
         """
-        waiting = [asyncio.create_task(one.channel.channel_ready()) for one in self._core.pool.connections]
+        connections = self._core.pool.connections
+        waiting = [asyncio.create_task(connection.channel.channel_ready()) for connection in connections]
         done, rest = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()
@@ -86,11 +87,11 @@ class AsyncRankingClient:
         """Score candidates.
 
         Args:
-            timeout: seconds, with all attempts; None: `Options.timeout`.
-            traceparent: W3C trace context to go on from, where it does not come from OpenTelemetry by itself.
+            timeout: seconds for all attempts; None: `Options.timeout`.
+            traceparent: W3C trace context to continue, if it does not come from OpenTelemetry.
 
         Raises:
-            BatonError: of the class that the answer's code stands for.
+            BatonError: of the class that the error code means.
         """
         request = rank_request(
             endpoint, schema, features, routing_key=routing_key, request_id=request_id, top_k=top_k, arm=arm
@@ -100,7 +101,7 @@ class AsyncRankingClient:
     async def rank_message(
         self, request: pb.RankRequest, *, timeout: float | None = None, traceparent: str = ""
     ) -> RankResult:
-        """`rank` of a message that the caller has made itself: with named or raw values, say."""
+        """`rank` of a message that the caller has built, for example with named or raw values."""
         hedge, lost_too = self._core.options.hedge_after, self._core.options.retry.lost
         return rank_result(await self._call("Rank", request, timeout, traceparent, lost_too=lost_too, hedge=hedge))
 
@@ -109,14 +110,14 @@ class AsyncRankingClient:
     ) -> AsyncIterator[RankResult]:
         """Answers to many requests (`rank_request` makes them) over one call, in their order.
 
-        The server works on several at once, so do not wait for an answer before the next request. One that fails ends
-        the stream after the answers before it; open another for the rest. The call begins at once, and is not repeated.
+        The server processes several at once, so do not wait for an answer before the next request. A request that fails
+        ends the stream after the answers before it; open another for the rest. The call begins at once, without retries.
 
         Args:
-            timeout: seconds for the whole stream; None: as long as it lasts.
+            timeout: seconds for the whole stream; None: no limit.
 
         Raises:
-            BatonError: of the class that the stream's code stands for.
+            BatonError: of the class that the error code means.
         """
         connection = self._core.pool.take()
         with outgoing("baton.ranking.v1.RankingService/RankStream") as trace:
@@ -128,7 +129,7 @@ class AsyncRankingClient:
     async def feedback(
         self, entries: Sequence[FeedbackEntry], *, timeout: float | None = None, traceparent: str = ""
     ) -> list[FeedbackReply]:
-        """Send exposures and labels; what is answered as accepted is stored. Sent twice it counts once (`duplicate`)."""
+        """Send exposures and labels; those with the reply `accepted` are stored. Sent twice they count once (`duplicate`)."""
         request = feedback_request(entries)
         return replies_of(await self._call("Feedback", request, timeout, traceparent, lost_too=True))
 
@@ -174,7 +175,7 @@ class AsyncRankingClient:
             return first.result()
         finally:
             for task in racing:
-                task.cancel()  # which ends its call
+                task.cancel()  # ends its call
             if spare is not None:
                 self._core.pool.give_back(spare)
 

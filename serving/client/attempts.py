@@ -1,7 +1,7 @@
-"""The course of a call: what is tried when, without doing it.
+"""Course of a call: its attempts and pauses, without I/O.
 
-A generator says what to do next and is sent what came of it, so that the rules are written once and both clients carry
-them out, each in its own way of waiting:
+A generator yields the next step and receives its result, so both clients follow the same rules, each with its own way of
+waiting:
 
     Attempt(connection, timeout)  ──►  the answer, or gRPC's error
     Pause(seconds)                ──►  None
@@ -31,7 +31,7 @@ _CONNECTION_FAULTS = frozenset({Fate.UNSENT, Fate.REFUSED, Fate.LOST})
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Send the request over a connection."""
+    """Step of a course: send the request over a connection."""
 
     connection: Connection
     timeout: float
@@ -39,7 +39,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait."""
+    """Step of a course: wait."""
 
     seconds: float
 
@@ -48,7 +48,7 @@ Course = Generator[Attempt | Pause, Any, Any]
 
 
 class Budget:
-    """How much may be repeated: each call earns a little, each repetition costs one. Safe for several threads.
+    """Budget of repetitions: each call earns a fraction, each repetition costs one. Safe for several threads.
 
     >>> budget = Budget(ratio=0.5, burst=1)
     >>> budget.spend(), budget.spend(), [budget.earn() for _ in range(2)] and budget.spend()
@@ -61,12 +61,12 @@ class Budget:
         self._lock = threading.Lock()
 
     def earn(self) -> None:
-        """A call is made."""
+        """Count a call."""
         with self._lock:
             self._saved = min(self._burst, self._saved + self._ratio)
 
     def spend(self) -> bool:
-        """Whether one more may be sent now."""
+        """Whether one more repetition is allowed; it is then spent."""
         with self._lock:
             if self._saved < 1:
                 return False
@@ -75,11 +75,11 @@ class Budget:
 
 
 class Core:
-    """What both clients are made of: connections, the budget, and the course of a call.
+    """Common part of both clients: connections, budget, and the course of a call.
 
     Args:
         transport: `grpc` or `grpc.aio`, whose channels are of one kind each.
-        targets, options, clock, rng: as the clients take them.
+        targets, options, clock, rng: as for the clients.
 
     Raises:
         InvalidInput: a target or an option is wrong.
@@ -111,8 +111,8 @@ class Core:
         """The course of one call; its value is the answer.
 
         Args:
-            timeout: seconds for all of it; None: as the options say.
-            lost_too: whether it may be repeated when the server may have taken it.
+            timeout: seconds for all attempts; None: that of the options.
+            lost_too: whether it may be repeated if the server may have processed it.
 
         Raises:
             BatonError: the last attempt's.
@@ -143,11 +143,11 @@ class Core:
 
 
 def _pause(failure: FailedCall, attempts: int, retry: Retry, rng: random.Random, lost_too: bool) -> float | None:
-    """Seconds before the next attempt; None: there shall be none."""
+    """Seconds before the next attempt; None: no further attempt."""
     if attempts >= retry.attempts:
         return None
     if failure.fate is Fate.BUSY:
-        # Not before it says, and not all at once.
+        # Not before the time that the server names, and not all clients at once.
         return float(getattr(failure.error, "retry_after", 0.0)) * rng.uniform(1.0, 1.5)
     if failure.fate in (Fate.UNSENT, Fate.REFUSED) or (failure.fate is Fate.LOST and lost_too):
         return rng.uniform(0.0, min(retry.longest_pause, retry.first_pause * 2.0 ** (attempts - 1)))

@@ -1,4 +1,4 @@
-"""Messages of the ranking service from features and labels, and results from its answers."""
+"""Messages of the ranking service from features and labels, and results from its responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["RankResult", "feedback_request", "rank_request", "rank_result", "rep
 
 @dataclass(frozen=True, slots=True)
 class RankResult:
-    """An answer: `scores` float32 `[n]` in request order (empty with `top_k`), or `indices` and `scores` best first."""
+    """Answer to a request: `scores` float32 `[n]` in request order (empty with `top_k`), or `indices` and `scores` best first."""
 
     prediction_id: str
     scores: npt.NDArray[np.float32]
@@ -42,10 +42,10 @@ def rank_request(
     arm: str = "",
     sheddable: bool = False,
 ) -> pb.RankRequest:
-    """The message for some features whose parts hold fields of one role each, as `Features.from_context` makes them.
+    """The message for features whose parts hold fields of one role each, as `Features.from_context` makes them.
 
     Args:
-        sheddable: whether the server may leave it unanswered under load.
+        sheddable: whether the server may refuse it under load.
     """
     request = PackedRankRequest(
         endpoint=endpoint,
@@ -75,7 +75,7 @@ def rank_request(
 
 
 def feedback_request(entries: Sequence[FeedbackEntry]) -> pb.FeedbackRequest:
-    """The message for some labels; candidates are named by index."""
+    """The message for labels; candidates are named by index."""
     request = pb.FeedbackRequest()
     for entry in entries:
         prediction = request.predictions.add(prediction_id=entry.prediction_id, exposed_all=entry.exposed_all)
@@ -91,7 +91,7 @@ def feedback_request(entries: Sequence[FeedbackEntry]) -> pb.FeedbackRequest:
 
 
 def rank_result(response: pb.RankResponse) -> RankResult:
-    """An answer, read."""
+    """The result in a response."""
     ranked = len(response.ranking.indices) > 0
     return RankResult(
         prediction_id=response.prediction_id,
@@ -105,7 +105,7 @@ def rank_result(response: pb.RankResponse) -> RankResult:
 
 
 def replies_of(response: pb.FeedbackResponse) -> list[FeedbackReply]:
-    """What became of each entry, in order."""
+    """The reply to each entry, in order."""
 
     def names(statuses: Any) -> tuple[str, ...]:
         return tuple(pb.Status.Name(status).lower() for status in statuses)

@@ -1,4 +1,4 @@
-"""What a caller may choose about its connections and repetitions; the defaults suit one service calling another."""
+"""Options of the client: connections, credentials, retries. The defaults suit one service that calls another."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ __all__ = ["Options", "Retry", "Tls"]
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When a call is made again. What a server has taken is not, but for Feedback, which may be sent any number of times.
+    """Retries of a call. Calls that a server has taken are not repeated, except Feedback, which may be sent any number of
+    times.
 
     Args:
-        attempts: of one call at most; 1: never again.
-        first_pause, longest_pause: seconds; a pause is drawn between 0 and a bound that doubles from one to the other.
-            Where the server says when to come again, that counts.
-        ratio, burst: of the budget: so many repetitions per call, with so many saved up at most. Where everything fails,
-            a client sends `1 + ratio` times its calls and not `attempts` times as many.
-        lost: whether Rank is made again, too, when its connection broke after the server may have taken it. It does no
-            harm to the log (an answer that nobody saw has no exposure and so no row), but a request that ends its
-            server would go on to the next.
+        attempts: of one call at most; 1: no retry.
+        first_pause, longest_pause: seconds; a pause is drawn between 0 and a bound that doubles from the first to the
+            longest. If the server names a time, that is used instead.
+        ratio, burst: of the budget: repetitions per call, and the most that can be saved. If everything fails, a client
+            sends `1 + ratio` times its calls, not `attempts` times as many.
+        lost: whether Rank is repeated, too, if its connection broke after the server may have taken it. The log is not
+            harmed (an answer that was not shown has no exposure and so no row), but a request that crashes its server
+            would crash the next one, too.
     """
 
     attempts: int = 3
@@ -45,9 +46,9 @@ class Tls:
     """Encrypted connections.
 
     Args:
-        ca: PEM file of the authorities that the server's certificate is held against; None: the system's.
-        certificate, key: PEM files by which the caller shows who it is (mTLS).
-        server_name: in the server's certificate, where it is not the target's.
+        ca: PEM file of the authorities for the server's certificate; None: the system's.
+        certificate, key: PEM files that identify the caller (mTLS).
+        server_name: in the server's certificate, if it differs from the target's.
     """
 
     ca: Path | None = None
@@ -56,7 +57,7 @@ class Tls:
     server_name: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """As gRPC takes them.
+        """Credentials for gRPC.
 
         Raises:
             InvalidInput: a file cannot be read, or one of certificate and key is missing.
@@ -68,19 +69,19 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to reach the servers.
+    """Connections to the servers.
 
     Args:
-        connections: per target. A connection stays with the lane that took it, so one of them would leave the other
-            lanes idle; calls go to the connection with the fewest under way.
-        timeout: seconds for a call with all its attempts, where it does not say.
-        token: bearer token, or what gives it before each call.
-        tls: None: in the clear.
-        clear_token: whether a token may go unencrypted to another machine, as where a service mesh encrypts.
-        retry: when a call is made again.
-        hedge_after: seconds after which a Rank without an answer is sent once more over another connection, out of the
-            same budget; the first answer counts. Off unless set: it costs the servers work, and helps only where a few
-            calls are slow by chance. Set it to the 99th percentile.
+        connections: per target. A connection stays with the lane that accepted it, so a single one would leave the other
+            lanes idle; a call takes the connection with the fewest calls in progress.
+        timeout: seconds for a call with all its attempts, unless the call sets its own.
+        token: bearer token, or a function that returns it before each call.
+        tls: None: unencrypted.
+        clear_token: whether a token may go unencrypted to another machine, for example if a service mesh encrypts.
+        retry: when a call is repeated.
+        hedge_after: seconds after which a Rank without an answer is sent once more over another connection, from the same
+            budget; the first answer counts. Off by default: it costs the servers work, and helps only if a few calls are
+            slow by chance. Set it to the 99th percentile.
         keepalive: seconds of silence after which a connection is tested.
         max_message: bytes of a request or an answer.
     """
@@ -102,12 +103,12 @@ class Options:
             raise InvalidInput("hedge_after is a number of seconds above 0, or None for never", "hedge_after")
 
     def channel_arguments(self) -> list[tuple[str, str | int]]:
-        """For each channel of gRPC's."""
+        """Arguments of each gRPC channel."""
         arguments: list[tuple[str, str | int]] = [
             ("grpc.max_send_message_length", self.max_message),
             ("grpc.max_receive_message_length", self.max_message),
-            ("grpc.use_local_subchannel_pool", 1),  # or channels to one target would share one connection
-            ("grpc.lb_policy_name", "round_robin"),  # a name that stands for several hosts is spread over them
+            ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to one target share one connection
+            ("grpc.lb_policy_name", "round_robin"),  # a name of several hosts is spread over them
             ("grpc.keepalive_time_ms", round(1000 * self.keepalive)),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -119,7 +120,7 @@ class Options:
         return arguments
 
     def authorization(self) -> list[tuple[str, str]]:
-        """The metadata of a call that says who calls."""
+        """Metadata of a call with the caller's token."""
         token = self.token() if callable(self.token) else self.token
         return [("authorization", f"Bearer {token}")] if token else []
 

@@ -1,8 +1,8 @@
-"""Connections: which one takes the next call.
+"""Pool of connections, which chooses the connection for a call.
 
-One HTTP/2 connection ends in one lane for as long as it lives, so a client has several to each target, and picks the one
-with the fewest calls under way; in turn where that is a tie. One that has failed rests for a moment while others are
-there. It knows neither messages nor whether its channels are sync or async.
+One HTTP/2 connection always ends in the same lane, so a client has several to each target, and takes the one with the
+fewest calls in progress, in turn if there is a tie. A connection that failed rests for a moment if there are others. The
+pool knows neither messages nor whether its channels are sync or async.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ REST_S = 1.0
 
 
 class Connection:
-    """A channel of gRPC's. `under_way`: calls; `rests_until`: monotonic seconds."""
+    """Connection to a target. `calls`: in progress; `rests_until`: monotonic seconds."""
 
-    __slots__ = ("channel", "rests_until", "stub", "target", "under_way")
+    __slots__ = ("calls", "channel", "rests_until", "stub", "target")
 
     def __init__(self, target: str, channel: Any, stub: Any) -> None:
         self.target, self.channel, self.stub = target, channel, stub
-        self.under_way = 0
+        self.calls = 0
         self.rests_until = 0.0
 
 
@@ -37,10 +37,10 @@ class Pool:
 
     Args:
         targets: `host:port` each; `unix:` and `dns:` names as gRPC knows them.
-        open: makes a channel to a target. stub: its methods.
+        open: makes a channel to a target. stub: makes the methods of a channel.
 
     Raises:
-        InvalidInput: there is no target, or a token would go to another machine in the clear.
+        InvalidInput: there is no target, or a token would go to another machine unencrypted.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pool:
         self._clock = clock
         self._lock = threading.Lock()
         self._turn = 0
-        # Targets take turns, so that a tie is broken in favour of another host.
+        # Targets alternate, so that a tie goes to another host.
         self.connections = [
             Connection(target, channel, stub(channel))
             for _ in range(options.connections)
@@ -74,7 +74,7 @@ class Pool:
         ]
 
     def take(self, tried: Collection[Connection] = ()) -> Connection:
-        """The connection for a call; `give_back` it. Not one of `tried`, nor of their targets, if there are others."""
+        """The connection for a call, until `give_back`; not one of `tried` or their targets, if there are others."""
         now = self._clock.monotonic()
         hosts = {connection.target for connection in tried}
         with self._lock:
@@ -82,24 +82,24 @@ class Pool:
             self._turn = (self._turn + 1) % count
             turn = self._turn
 
-            def worth(place: int) -> tuple[bool, bool, bool, int, int]:
-                one = self.connections[place]
+            def cost(place: int) -> tuple[bool, bool, bool, int, int]:
+                connection = self.connections[place]
                 return (
-                    one.rests_until > now,
-                    one in tried,
-                    one.target in hosts,
-                    one.under_way,
+                    connection.rests_until > now,
+                    connection in tried,
+                    connection.target in hosts,
+                    connection.calls,
                     (place - turn) % count,
                 )
 
-            chosen = self.connections[min(range(count), key=worth)]
-            chosen.under_way += 1
+            chosen = self.connections[min(range(count), key=cost)]
+            chosen.calls += 1
         return chosen
 
     def give_back(self, connection: Connection, failed: bool = False) -> None:
-        """A call is over; `failed`: for want of a connection or a server that is ready."""
+        """End a call; `failed`: there was no connection, or no server that is ready."""
         with self._lock:
-            connection.under_way -= 1
+            connection.calls -= 1
             connection.rests_until = self._clock.monotonic() + REST_S if failed else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The client for code that does not use asyncio: the same calls, waited for in the caller's thread."""
+"""Client for code without asyncio: the same calls, which block the caller's thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["RankingClient"]
 
 
 class RankingClient:
-    """`AsyncRankingClient` without `await`. Safe to share between threads; arguments as there."""
+    """`AsyncRankingClient` without `await`, with the same arguments. Safe for several threads."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class RankingClient:
         self.close()
 
     def close(self) -> None:
-        """End all connections; calls under way fail."""
+        """Close all connections; calls in progress fail."""
         for connection in self._core.pool.connections:
             connection.channel.close()
 
@@ -90,7 +90,7 @@ class RankingClient:
         return rank_result(self._call("Rank", request, timeout, traceparent, lost_too=lost_too, hedge=hedge))
 
     def rank_stream(self, requests: Iterable[pb.RankRequest], *, timeout: float | None = None) -> Iterator[RankResult]:
-        """See `AsyncRankingClient.rank_stream`. `requests` is read in a thread of gRPC's."""
+        """See `AsyncRankingClient.rank_stream`. `requests` is read in a thread of gRPC."""
         connection = self._core.pool.take()
         with outgoing("baton.ranking.v1.RankingService/RankStream") as trace:
             metadata = [*self._core.options.authorization(), *trace]

@@ -1,12 +1,12 @@
-"""A server to test callers against: real gRPC in this process, answers and faults as the test says, labels as they came.
+"""Fake server for tests of callers: real gRPC in this process, with answers and faults set by the test.
 
     with FakeServer() as server, RankingClient(server.target) as client:
         server.fail(Overloaded("busy", 0.01))
         ...
         assert server.labels == [...]
 
-It speaks the wire format and tells errors as a lane does, but scores by the test's own function, checks no schema and
-keeps nothing.
+It uses the wire format and reports errors as a lane does, but scores by the test's own function, checks no schema and
+stores nothing.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class _Fault:
 
 
 class FakeServer:
-    """Answers Rank, RankStream, Feedback and FeedbackStream on a free port of 127.0.0.1 while its block lasts.
+    """Server of Rank, RankStream, Feedback and FeedbackStream on a free port of 127.0.0.1, within a `with` block.
 
     Args:
-        scores: of a request's candidates, in their order; one half each unless said.
-        arm, bundle, version: what answers say of themselves.
-        degraded: why answers are less than they could be.
-        credentials: of TLS; None: in the clear.
+        scores: of a request's candidates, in their order; 0.5 each by default.
+        arm, bundle, version: in the answers.
+        degraded: reasons for reduced answers.
+        credentials: of TLS; None: unencrypted.
 
     Attributes:
         target: `127.0.0.1:port`.
-        requests: Rank requests as they came, those that failed included.
-        metadata: of every call, in the order of their coming.
+        requests: Rank requests in order, also those that failed.
+        metadata: of every call, in order.
         labels: feedback entries that were accepted.
-        peers: addresses of connections that calls came by.
+        peers: addresses of the connections of all calls.
     """
 
     def __init__(
@@ -93,19 +93,19 @@ class FakeServer:
         self.stop()
 
     def stop(self) -> None:
-        """Break all connections and listen no more."""
+        """Close all connections and stop listening."""
         self._server.stop(0).wait()
 
     def fail(self, error: BatonError, times: int = 1, method: Method = "Rank") -> None:
-        """The next calls end with an error, told as a lane reports it."""
+        """Let the next calls fail with an error, reported as a lane reports it."""
         self._faults[method].extend([_Fault(error, 0.0)] * times)
 
     def lose(self, times: int = 1, method: Method = "Rank") -> None:
-        """The next calls are taken, and then end as when their connection breaks before the answer."""
+        """Let the next calls be processed, and then end as if their connection broke before the answer."""
         self._faults[method].extend([_Fault(None, 0.0)] * times)
 
     def delay(self, seconds: float, times: int = 1, method: Method = "Rank") -> None:
-        """The next calls are answered so much later."""
+        """Delay the next answers."""
         self._faults[method].extend([_Fault(None, seconds)] * times)
 
     def _rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
@@ -146,8 +146,8 @@ class FakeServer:
             if rows is None:
                 unknown = (INVALID,) * len(entry.exposed), (INVALID,) * len(entry.outcomes)
                 return FeedbackReply(*unknown, f"prediction {entry.prediction_id!r} is not one of this server's")
-            exposed = tuple(self._status(entry, "exposed", one, rows) for one in entry.exposed)
-            outcomes = tuple(self._status(entry, "outcome", one, rows) for one in entry.outcomes)
+            exposed = tuple(self._status(entry, "exposed", part, rows) for part in entry.exposed)
+            outcomes = tuple(self._status(entry, "outcome", part, rows) for part in entry.outcomes)
             everything = entry.exposed_all and (entry.prediction_id, "all") not in self._seen
             if everything:
                 self._seen.add((entry.prediction_id, "all"))
@@ -155,17 +155,17 @@ class FakeServer:
                 self.labels.append(entry)
             return FeedbackReply(exposed, outcomes, "no such candidate" if INVALID in (*exposed, *outcomes) else "")
 
-    def _status(self, entry: FeedbackEntry, kind: str, said: Any, rows: int) -> str:
-        if said.index is not None and said.index >= rows:
+    def _status(self, entry: FeedbackEntry, kind: str, part: Any, rows: int) -> str:
+        if part.index is not None and part.index >= rows:
             return INVALID
-        key = (entry.prediction_id, kind, said.index, said.candidate_id, getattr(said, "label", None))
+        key = (entry.prediction_id, kind, part.index, part.candidate_id, getattr(part, "label", None))
         if key in self._seen:
             return DUPLICATE
         self._seen.add(key)
         return ACCEPTED
 
     def _meet(self, context: Any, method: Method) -> bool:
-        """Note a call and carry out the fault that waits for it; whether its answer shall be lost."""
+        """Note a call and apply the fault set for it; whether its answer must be lost."""
         with self._lock:
             self.metadata.append({key: value for key, value in context.invocation_metadata() if isinstance(value, str)})
             self.peers.add(context.peer())
@@ -176,7 +176,7 @@ class FakeServer:
             _abort(context, fault.error)
         if fault.delay:
             over = threading.Event()
-            context.add_callback(over.set)  # or a caller that has gone would hold the thread
+            context.add_callback(over.set)  # otherwise a caller that is gone would hold the thread
             over.wait(fault.delay)
             return False
         return True
@@ -202,7 +202,7 @@ class _Servicer(ranking_pb2_grpc.RankingServiceServicer):
 
 
 def candidates_of(request: pb.RankRequest) -> int:
-    """How many candidates a request has, however it sends them."""
+    """Number of candidates of a request, in any of its forms."""
     rows = request.candidates
     if request.candidate_ids:
         return len(request.candidate_ids)

@@ -1,6 +1,6 @@
-"""The caller's trace, carried along: a client span around each call, and W3C `traceparent` in its metadata.
+"""Trace of a call: a client span around it, and W3C `traceparent` in its metadata.
 
-Only where the application has loaded OpenTelemetry is there a trace to carry, so nothing of it is imported here before.
+A trace exists only if the application has loaded OpenTelemetry, so this file does not import it before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def outgoing(method: str, traceparent: str = "") -> Iterator[Metadata]:
     """Metadata for a call of `method` within a client span, if there is a trace.
 
     Args:
-        traceparent: of a trace that the caller got some other way; then there is no span.
+        traceparent: of a trace from another source; then there is no span.
     """
     if traceparent:
         yield [("traceparent", traceparent)]
