@@ -23,6 +23,7 @@ from benchmarks.hierarchy.tables import BUNDLE, TABLE, IdStream, Tables, chunks_
 from pipeline.clock import SystemClock
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.device.torch_cache import TorchCache
+from pipeline.embedding.redis.breaker import CircuitBreaker
 from pipeline.embedding.redis.tier import RedisSource, RedisTier
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.embedding.segment.generations import open_stack
@@ -150,7 +151,8 @@ def filled_redis(tables: Tables, token: str = "bench") -> Iterator[tuple[Private
 @contextmanager
 def redis_tier(tables: Tables, server: PrivateRedis) -> Iterator[RedisTier]:
     """The tier over a filled Redis."""
-    source = RedisSource(server.address, tables.repository, SystemClock(), random.Random(0))
+    clock = SystemClock()
+    source = RedisSource(server.address, tables.repository, clock, CircuitBreaker(clock, random.Random(0)))
     version = tables.base.manifest.version
     group = Group(tables.width, (TABLE,), tables.count)
     tier = source.open(Generation(BUNDLE, version, version, (group,), False))

@@ -11,14 +11,41 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import float32, int64, types, uint8
 
 from pipeline.compiled import njit
 
-__all__ = ["IdIndex", "build", "capacity_for", "find", "find_or_insert", "splitmix64"]
+__all__ = [
+    "WANTED",
+    "IdIndex",
+    "array_type",
+    "build",
+    "capacity_for",
+    "find",
+    "find_or_insert",
+    "splitmix64",
+    "tuple_type",
+]
 
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 MISSING_ROW = -1
+
+
+def array_type(dtype: Any, dimensions: int = 1, *, readonly: bool = False) -> Any:
+    """numba's type of a C-contiguous array, for explicit signatures."""
+    return types.Array(dtype, dimensions, "C", readonly=readonly)
+
+
+def tuple_type(*kinds: Any) -> Any:
+    """numba's type of a tuple. A plain one: a named tuple costs a call a microsecond more."""
+    make: Any = types.Tuple
+    return make(kinds)
+
+
+_READ_I64 = array_type(int64, readonly=True)
+WANTED = tuple_type(_READ_I64, _READ_I64, array_type(float32), _READ_I64, array_type(float32), array_type(uint8))
+"""numba's type of `Wanted.arrays`."""
 
 
 @njit(inline="always", cache=True)

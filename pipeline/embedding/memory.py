@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import float32, int64, types, uint8, uint16, uint32, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from pipeline.compiled import njit
 
 __all__ = [
     "compare_and_swap",
@@ -31,6 +34,7 @@ __all__ = [
     "prefetch",
     "store_release",
     "store_u8",
+    "unpacker",
 ]
 
 _I8, _I32, _I64, _FLOAT, _HALF = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.HalfType()
@@ -197,3 +201,24 @@ def mover(kind: str, lanes: int, *, pack: bool = False) -> Any:
         return types.void(types.uintp, types.uintp, float32), emit
 
     return intrinsic(move)
+
+
+def unpacker(kind: str) -> Any:
+    """A loop `unpack(to, from, scale, width)` that brings `width` stored numbers to float32, between addresses."""
+    sixteen, eight, one = (mover(kind, lanes) for lanes in (16, 8, 1))
+    step, out_step = np.uint64({"float32": 4, "float16": 2, "int8": 1}[kind]), np.uint64(4)
+
+    @njit(inline="always", cache=True)
+    def unpack(to: Any, source: Any, scale: Any, width: Any) -> None:
+        done = np.uint64(0)
+        while done + np.uint64(16) <= width:
+            sixteen(to + out_step * done, source + step * done, scale)
+            done += np.uint64(16)
+        if done + np.uint64(8) <= width:
+            eight(to + out_step * done, source + step * done, scale)
+            done += np.uint64(8)
+        while done < width:
+            one(to + out_step * done, source + step * done, scale)
+            done += np.uint64(1)
+
+    return unpack

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ __all__ = [
     "Tier",
     "TierSource",
     "Wanted",
+    "WantedArrays",
     "is_open",
     "salt_of",
 ]
@@ -82,8 +83,11 @@ class Generation:
     linear: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
+WantedArrays = tuple[I64, I64, F32, I64, F32, U8]
+"""keys, at, rows, linear_at, linear and found of a `Wanted`."""
+
+
+class Wanted(NamedTuple):
     """Ids of one width group whose rows go into one array.
 
     A lookup has one per width group and destination. Ids may repeat, and several `Wanted` of a lookup may name the same
@@ -108,6 +112,11 @@ class Wanted:
     linear_at: I64
     linear: F32
     found: U8
+
+    @property
+    def arrays(self) -> WantedArrays:
+        """`keys` to `found`, as compiled loops take them: a plain tuple reaches them a microsecond sooner than this one."""
+        return self[2:]
 
 
 def is_open(found: U8) -> npt.NDArray[np.bool_]:

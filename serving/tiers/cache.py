@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
+from pipeline.embedding.redis.breaker import CircuitBreaker
 from pipeline.embedding.redis.marks import RedisGeneration
 from pipeline.embedding.redis.tier import RedisSource
 from pipeline.embedding.redis.updates import RedisUpdater
@@ -35,16 +36,20 @@ def redis_source(
     config: RedisConfig, repository: Repository, clock: Clock, rng: random.Random, *, workers: int
 ) -> RedisSource:
     """The tier of one process. `workers`: threads that look up. Raises: InvalidInput, see `serving.state.redis.access`."""
+    breaker = CircuitBreaker(
+        clock,
+        rng,
+        threshold=config.breaker_failures,
+        pause=config.breaker_pause,
+        longest_pause=config.breaker_longest_pause,
+    )
     return RedisSource(
         redis_address(config, "embedding.redis"),
         repository,
         clock,
-        rng,
+        breaker,
         format=config.rows,
         connections=config.connections or workers + 1,
-        failures=config.breaker_failures,
-        pause=config.breaker_pause,
-        longest_pause=config.breaker_longest_pause,
         max_staleness=config.max_staleness,
     )
 

@@ -15,6 +15,7 @@ from handmade import random_table, write_bundle
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
+from pipeline.embedding.redis.breaker import CircuitBreaker
 from pipeline.embedding.redis.tier import RedisSource, RedisTier
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.embedding.tier import STALE_STATUS, Fault, Generation, Group, Wanted, salt_of
@@ -97,8 +98,9 @@ def updater(address: RedisAddress, versions: Versions, token: str = "a", **more:
     return RedisUpdater(address, versions.repository, **{"format": "float32", "token": token, **more})
 
 
-def source(address: RedisAddress, versions: Versions, **more: Any) -> RedisSource:
-    return RedisSource(address, versions.repository, SystemClock(), random.Random(0), **more)
+def source(address: RedisAddress, versions: Versions, longest_pause: float = 2.0, **more: Any) -> RedisSource:
+    breaker = CircuitBreaker(SystemClock(), random.Random(0), longest_pause=longest_pause)
+    return RedisSource(address, versions.repository, SystemClock(), breaker, **more)
 
 
 def open_tier(made: RedisSource, versions: Versions, version: str) -> RedisTier:

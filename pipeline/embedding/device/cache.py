@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ from pipeline.embedding.device.sets import (
     REFUSED,
     SWEPT,
     WAYS,
+    CacheArrays,
     find_rows,
     held_keys,
     keep_rows,
@@ -108,9 +108,10 @@ class DeviceCache:
         head, table, stored, sketch = np.split(raw, parts)
         table, stored = table.reshape(sets, -1), stored.reshape(slots, shape.stride)
         self._head: npt.NDArray[np.uint64] = head.view(np.uint64)
-        self._arrays: tuple[Any, ...] = (
+        self._kind = _KINDS[shape.format]
+        self._arrays: CacheArrays = (
             self._head,
-            *(table.view(kind) for kind in (np.int64, np.uint32, np.uint8)),
+            table.view(np.int64),
             stored,
             stored.view(np.float32),
             sketch.view(np.uint64),
@@ -126,34 +127,24 @@ class DeviceCache:
     def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
         """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
         self._sweep(tick)
-        w = wanted
-        find_rows(
-            *(w.keys, w.at, w.linear_at, w.rows, w.linear, w.found),
-            *(self.shape.width, _KINDS[self.shape.format], mark, tick),
-            *self._arrays,
-        )
+        find_rows(wanted.arrays, self._arrays, self.shape.width, self._kind, mark, tick)
 
     def keep(self, wanted: Wanted, mark: int, tick: int = -1, *, overwrite: bool = False) -> None:
         """Take in what was found below (`Tier.offer`); with `overwrite` also over rows that are held."""
         self._sweep(tick)
-        w = wanted
-        keep_rows(
-            *(w.keys, w.at, w.linear_at, w.rows, w.linear, w.found),
-            *(self.shape.width, _KINDS[self.shape.format], mark, tick, overwrite),
-            *self._arrays,
-        )
+        keep_rows(wanted.arrays, self._arrays, self.shape.width, self._kind, mark, tick, overwrite)
 
     def _sweep(self, tick: int) -> None:
         passed = tick - int(self._head[SWEPT])
         if tick >= 0 and passed >= _SWEEP_TICKS:
             self._head[SWEPT] = tick
             # Nobody looked for so long that births may have come round: whatever is there is old.
-            sweep_rows(tick, passed >= _ROUND_TICKS - FRESH_TICKS, *self._arrays)
+            sweep_rows(self._arrays, tick, passed >= _ROUND_TICKS - FRESH_TICKS)
 
     def keys(self, limit: int | None = None) -> I64:
         """Keys held, int64, the most recently used of every set first."""
         out = np.empty(self.shape.sets * WAYS if limit is None else limit, np.int64)
-        return out[: int(held_keys(out, *self._arrays))]
+        return out[: int(held_keys(self._arrays, out))]
 
     def counts(self) -> dict[str, int]:
         """`rows` held, and since the start: `entered`, `refused` by admission, `contended` (let go, as another wrote)."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import boolean, float32, int64, types, uint8, uint32, uint64
+from numba import boolean, float32, int64, types, uint8, uint64
 
 from pipeline.compiled import njit
 from pipeline.embedding.device.tinylfu import LINE_WORDS, PERIOD_COUNTS, SAMPLE_LOOKUPS, count, estimate, halve, line_of
-from pipeline.embedding.kernels import splitmix64
+from pipeline.embedding.kernels import WANTED, array_type, splitmix64, tuple_type
 from pipeline.embedding.memory import (
     compare_and_swap,
     fence_acquire,
@@ -36,14 +36,24 @@ from pipeline.embedding.memory import (
     prefetch,
     store_release,
     store_u8,
+    unpacker,
 )
-from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS
+from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS, WantedArrays
 
-__all__ = ["FRESH_TICKS", "HEAD_WORDS", "LINE_BYTES", "WAYS", "find_rows", "held_keys", "keep_rows", "sweep_rows"]
+__all__ = [
+    "FRESH_TICKS",
+    "HEAD_WORDS",
+    "LINE_BYTES",
+    "WAYS",
+    "CacheArrays",
+    "find_rows",
+    "held_keys",
+    "keep_rows",
+    "sweep_rows",
+]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
-U32 = npt.NDArray[np.uint32]
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
@@ -74,28 +84,7 @@ def _set_of(mixed: Any, sets: Any) -> Any:
     return ((mixed >> np.uint64(32)) * sets) >> np.uint64(32)
 
 
-def _unpacker(kind: str, size: int) -> Any:
-    """A loop that brings `width` numbers of a format, `size` bytes each, from one address to float32 at another."""
-    sixteen, eight, one = (mover(kind, lanes) for lanes in (16, 8, 1))
-    by16, by8, by1 = np.uint64(16 * size), np.uint64(8 * size), np.uint64(size)
-
-    @njit(inline="always")
-    def unpack(source: Any, to: Any, width: Any, scale: Any) -> None:
-        left = width
-        while left >= 16:
-            sixteen(to, source, scale)
-            to, source, left = to + np.uint64(64), source + by16, left - 16
-        if left >= 8:
-            eight(to, source, scale)
-            to, source, left = to + np.uint64(32), source + by8, left - 8
-        while left > 0:
-            one(to, source, scale)
-            to, source, left = to + np.uint64(4), source + by1, left - 1
-
-    return unpack
-
-
-_unpack32, _unpack16, _unpack8 = _unpacker("float32", 4), _unpacker("float16", 2), _unpacker("int8", 1)
+_unpack32, _unpack16, _unpack8 = unpacker("float32"), unpacker("float16"), unpacker("int8")
 _pack16 = mover("float16", 1, pack=True)
 _copy_weight = mover("float32", 1)
 
@@ -104,11 +93,11 @@ _copy_weight = mover("float32", 1)
 def _read_row(kind: Any, source: Any, to: Any, width: Any) -> None:
     """From one address to another: no arrays, which numba would count references of for each row."""
     if kind == FLOAT32_CODE:
-        _unpack32(source, to, width, np.float32(0.0))
+        _unpack32(to, source, np.float32(0.0), np.uint64(width))
     elif kind == FLOAT16_CODE:
-        _unpack16(source, to, width, np.float32(0.0))
+        _unpack16(to, source, np.float32(0.0), np.uint64(width))
     else:
-        _unpack8(source + np.uint64(4), to, width, load_f32(source))
+        _unpack8(to, source + np.uint64(4), load_f32(source), np.uint64(width))
 
 
 @njit(inline="always", cache=True)
@@ -169,40 +158,49 @@ def _advance(head: Any, sketch: Any, looked: Any, counted: Any, sets: Any, lines
         head[HAND] += np.uint64(1)
 
 
-def _array(dtype: Any, dimensions: int, *, readonly: bool = False) -> Any:
-    return types.Array(dtype, dimensions, "C", readonly=readonly)
+_CACHE = tuple_type(
+    array_type(uint64), array_type(int64, 2), array_type(uint8, 2), array_type(float32, 2), array_type(uint64)
+)
+CacheArrays = tuple[U64, I64, U8, F32, U64]
+"""The arrays of a cache: head `[HEAD_WORDS]`, sets `[S, 8]`, stored rows by bytes `[S * WAYS, stride]` and the same as
+float32, sketch."""
 
 
-_CACHE = (
-    _array(uint64, 1),
-    _array(int64, 2),
-    _array(uint32, 2),
-    _array(uint8, 2),
-    _array(uint8, 2),
-    _array(float32, 2),
-    _array(uint64, 1),
-)
-"""head [HEAD_WORDS]; sets [S, 8] and the same as locks uint32 [S, 16] and state uint8 [S, 64]; stored rows by bytes
-[S * WAYS, stride] and as float32; sketch."""
-_WANTED = (
-    _array(int64, 1, readonly=True),
-    _array(int64, 1, readonly=True),
-    _array(int64, 1, readonly=True),
-    _array(float32, 1),
-    _array(float32, 1),
-    _array(uint8, 1),
-)
-"""keys, at, linear_at, rows, linear, found of a `Wanted`."""
+@njit(inline="always", cache=True)
+def _home(key: Any, set_at: Any, size: Any) -> Any:
+    """Hash of a key and the number of its set, whose cache line is prefetched."""
+    mixed = splitmix64(key)
+    home = _set_of(mixed, size)
+    prefetch(set_at + home * np.uint64(LINE_BYTES))
+    return mixed, home
+
+
+@njit(inline="always", cache=True)
+def _match(set_at: Any, home: Any, key: Any, row_at: Any, stride: Any) -> Any:
+    """Place of a key in its set, `_NONE_U64` where it is not held, and the lock; the row is prefetched."""
+    line = set_at + home * np.uint64(LINE_BYTES)
+    lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
+    held = match_keys(line, key) & lock & _TAKEN_MASK
+    way = _NONE_U64
+    if held != 0:
+        way = first_bit(held)
+        source = row_at + (home * np.uint64(WAYS) + way) * stride
+        prefetch(source)
+        if stride > np.uint64(LINE_BYTES):
+            prefetch(source + np.uint64(LINE_BYTES))
+    return way, lock & ~_BUSY_FLAG  # a write under way never equals what the lock is later
 
 
 @njit(cache=True)
-def _find_again(
-    line: Any, key: Any, rows_of_set: Any, stride: Any, row_to: Any, weight_to: Any, width: Any, kind: Any, tick: Any
-) -> Any:
-    """One id whose set was written while it was read: a few more tries. 0: not there, 1: copied, 2: copied, and old.
+def _find_again(line: Any, key: Any, source: Any, to: Any, width: Any, kind: Any, tick: Any) -> Any:
+    """Look an id up again whose set was written while it was read. 0: not held, 1: copied, 2: copied, and old.
 
-    All places are addresses; `weight_to` 0: there are no weights.
+    Args:
+        line: address of the set.
+        source: address of the set's first row, and bytes of a row.
+        to: addresses of the row and of the weight, 0: there are no weights.
     """
+    (row_at, stride), (row_to, weight_to) = source, to
     lock_at = line + np.uint64(4 * _LOCK_WORD)
     for _ in range(TRIES):
         lock = load_acquire(lock_at)
@@ -212,10 +210,10 @@ def _find_again(
         if ways == 0:
             break
         way = first_bit(ways)
-        source = rows_of_set + way * stride
-        _read_row(kind, source, row_to, width)
+        row = row_at + way * stride
+        _read_row(kind, row, row_to, width)
         if weight_to != 0:
-            _copy_weight(weight_to, source + stride - np.uint64(4), np.float32(0.0))
+            _copy_weight(weight_to, row + stride - np.uint64(4), np.float32(0.0))
         old = _is_old(line, way, tick)
         fence_acquire()
         if load_acquire(lock_at) == lock:
@@ -223,35 +221,18 @@ def _find_again(
     return 0
 
 
-@njit(types.void(*_WANTED, int64, int64, uint8, int64, *_CACHE), nogil=True, cache=True)
-def find_rows(
-    keys: I64,
-    at: I64,
-    linear_at: I64,
-    rows: F32,
-    linear: F32,
-    found: U8,
-    width: int,
-    kind: int,
-    mark: int,
-    tick: int,
-    head: U64,
-    sets: I64,
-    locks: U32,
-    state: U8,
-    stored: U8,
-    floats: F32,
-    sketch: U64,
-) -> None:
-    """Rows and weights of what is open and held, each copied, marked and stamped in one pass.
+@njit(types.void(WANTED, _CACHE, int64, int64, uint8, int64), nogil=True, cache=True)
+def find_rows(wanted: WantedArrays, cache: CacheArrays, width: int, kind: int, mark: int, tick: int) -> None:
+    """Copy rows and weights of what is open and held, mark and stamp them, all in one pass.
 
     Args:
-        keys, at, linear_at, rows, linear, found: of a `Wanted`.
+        wanted: `Wanted.arrays`.
         width, kind: d, and the format of the stored rows.
         mark: written into `found`, with `STALE_STATUS` where the row is older than `FRESH_TICKS`.
         tick: the time in ticks; -1: rows do not age.
-        head, sets, locks, state, stored, floats, sketch: the cache.
     """
+    keys, at, rows, linear_at, linear, found = wanted
+    head, sets, stored, _, sketch = cache
     size, total = np.uint64(sets.shape[0]), np.uint64(len(keys))
     lines = np.uint64(len(sketch) // LINE_WORDS)
     weighted = len(linear) > 0
@@ -269,9 +250,7 @@ def find_rows(
     counted = np.uint64(0)
     now = np.uint8(head[NOW])
     for p in range(min(_BLOCK_U64, total)):
-        hashes[p] = splitmix64(keys[p])
-        homes[p] = _set_of(hashes[p], size)
-        prefetch(set_at + homes[p] * np.uint64(LINE_BYTES))
+        hashes[p], homes[p] = _home(keys[p], set_at, size)
     half = np.uint64(0)
     for start in range(np.uint64(0), total, _BLOCK_U64):
         block = min(_BLOCK_U64, total - start)
@@ -283,24 +262,12 @@ def find_rows(
         for p in range(block):
             # The sets of the next block travel while the rows of this one do.
             if p < ahead:
-                mixed = splitmix64(keys[start + block + p])
-                hashes[other + p] = mixed
-                homes[other + p] = _set_of(mixed, size)
-                prefetch(set_at + homes[other + p] * np.uint64(LINE_BYTES))
-            ways[p] = _NONE_U64
+                hashes[other + p], homes[other + p] = _home(keys[start + block + p], set_at, size)
             q, home = start + p, homes[half + p]
             if found[q] != PENDING_STATUS and found[q] < STALE_STATUS:
-                continue
-            line = set_at + home * np.uint64(LINE_BYTES)
-            lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
-            locked[p] = lock & ~_BUSY_FLAG  # so that one under way is never what it was
-            held = match_keys(line, keys[q]) & lock & _TAKEN_MASK
-            if held != 0:
-                ways[p] = first_bit(held)
-                source = row_at + (home * np.uint64(WAYS) + ways[p]) * stride
-                prefetch(source)
-                if stride > np.uint64(LINE_BYTES):
-                    prefetch(source + np.uint64(LINE_BYTES))
+                ways[p] = _NONE_U64
+            else:
+                ways[p], locked[p] = _match(set_at, home, keys[q], row_at, stride)
         for p in range(phase, sampled, np.uint64(SAMPLE_LOOKUPS)):
             count(sketch, hashes[half + p], lines)
             counted += np.uint64(1)
@@ -323,38 +290,32 @@ def find_rows(
                 if load_u8(line + np.uint64(_STAMPS_BYTE) + way) != now:
                     store_u8(line + np.uint64(_STAMPS_BYTE) + way, now)
             else:
-                result = _find_again(line, keys[q], source - way * stride, stride, row_to, weight_to, width, kind, tick)
+                first = source - way * stride
+                result = _find_again(line, keys[q], (first, stride), (row_to, weight_to), width, kind, tick)
                 found[q] = PENDING_STATUS if result == 0 else mark if result == 1 else mark | STALE_STATUS
         half = other
     _advance(head, sketch, total, counted, size, lines)
 
 
-@njit(types.void(*_WANTED, int64, int64, uint8, int64, boolean, *_CACHE), nogil=True, cache=True)
+@njit(inline="always", cache=True)
+def _release(line: Any, lock: Any, way: Any, now: Any, tick: Any) -> None:
+    """End a write into a place of the set at this address, whose lock was `lock` before it."""
+    store_u8(line + np.uint64(_STAMPS_BYTE + way), now)
+    store_u8(line + np.uint64(_BORN_BYTE + way), np.uint8(tick))
+    store_release(line + np.uint64(4 * _LOCK_WORD), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE_MASK)
+
+
+@njit(types.void(WANTED, _CACHE, int64, int64, uint8, int64, boolean), nogil=True, cache=True)
 def keep_rows(
-    keys: I64,
-    at: I64,
-    linear_at: I64,
-    rows: F32,
-    linear: F32,
-    found: U8,
-    width: int,
-    kind: int,
-    mark: int,
-    tick: int,
-    overwrite: bool,
-    head: U64,
-    sets: I64,
-    locks: U32,
-    state: U8,
-    stored: U8,
-    floats: F32,
-    sketch: U64,
+    wanted: WantedArrays, cache: CacheArrays, width: int, kind: int, mark: int, tick: int, overwrite: bool
 ) -> None:
-    """Rows that lower tiers found (`mark < found < DEFAULT`) into the cache.
+    """Write rows that lower tiers found (`mark < found < DEFAULT`) into the cache.
 
     A row that is held is written anew where it is too old, or with `overwrite`. A new one takes a free place, or that of
     the least recently used row of its set if it is asked for more often than that (TinyLFU). Arguments as `find_rows`.
     """
+    keys, at, rows, linear_at, linear, found = wanted
+    head, sets, stored, floats, sketch = cache
     size = np.uint64(sets.shape[0])
     lines = np.uint64(len(sketch) // LINE_WORDS)
     weighted = len(linear) > 0
@@ -367,10 +328,9 @@ def keep_rows(
         block = 0
         while start < total and block < BLOCK_IDS:
             if mark < found[start] < DEFAULT_STATUS:
-                mixed = splitmix64(keys[start])
+                mixed, _ = _home(keys[start], set_at, size)
                 chosen[block], asked[block] = start, mixed
                 block += 1
-                prefetch(set_at + _set_of(mixed, size) * np.uint64(LINE_BYTES))
                 prefetch(sketch_at + line_of(mixed, lines) * np.uint64(8))
             start += 1
         # Most of what is offered was hardly ever asked for and goes at once. For what may enter, see who would leave.
@@ -410,30 +370,25 @@ def keep_rows(
                 if estimate(sketch, mixed, lines) <= rival:
                     head[REFUSED] += np.uint64(1)
                     continue
-            # The lock says what it said before all this was read, or someone else was faster.
+            # The lock is still what it was before all this was read, or another thread was faster.
             if not compare_and_swap(line + np.uint64(4 * _LOCK_WORD), lock, lock | _BUSY_FLAG):
                 head[CONTENDED] += np.uint64(1)
                 continue
             fence_release()
-            slot = np.int64(h) * WAYS + way
             sets[h, way] = keys[q]
+            slot = np.int64(h) * WAYS + way
             _write_row(kind, stored, floats, slot, rows, at[q], width)
             if weighted:
                 floats[slot, last] = linear[linear_at[q]]
-            state[h, _STAMPS_BYTE + way] = now
-            state[h, _BORN_BYTE + way] = np.uint8(tick)
-            store_release(line + np.uint64(4 * _LOCK_WORD), (lock | (np.uint32(1) << np.uint32(way))) + _WRITE_MASK)
-            if not held:
-                head[ENTERED] += np.uint64(1)
-                if taken != _TAKEN_MASK:
-                    head[HELD] += np.uint64(1)
+            _release(line, lock, way, now, tick)
+            head[ENTERED] += np.uint64(not held)
+            head[HELD] += np.uint64(not held and taken != _TAKEN_MASK)
 
 
-@njit(types.void(int64, boolean, *_CACHE), nogil=True, cache=True)
-def sweep_rows(
-    tick: int, everything: bool, head: U64, sets: I64, locks: U32, state: U8, stored: U8, floats: F32, sketch: U64
-) -> None:
-    """Let go of rows that are too old, or of all, before their births come round again."""
+@njit(types.void(_CACHE, int64, boolean), nogil=True, cache=True)
+def sweep_rows(cache: CacheArrays, tick: int, everything: bool) -> None:
+    """Remove rows that are too old, or all, before their births come round again."""
+    head, sets, _, _, _ = cache
     lock_at = np.uint64(sets.ctypes.data) + np.uint64(4 * _LOCK_WORD)
     for h in range(sets.shape[0]):
         at = lock_at + np.uint64(h) * np.uint64(LINE_BYTES)
@@ -448,21 +403,23 @@ def sweep_rows(
                 head[HELD] -= np.uint64(((lock ^ kept) >> np.uint32(w)) & np.uint32(1))
 
 
-@njit(int64(_array(int64, 1), *_CACHE), nogil=True, cache=True)
-def held_keys(out: I64, head: U64, sets: I64, locks: U32, state: U8, stored: U8, floats: F32, sketch: U64) -> int:
+@njit(int64(_CACHE, array_type(int64)), nogil=True, cache=True)
+def held_keys(cache: CacheArrays, out: I64) -> int:
     """Keys held into `out`, at most `len(out)`: the most recently used of every set first, then the next of every set,
-    and so on; their number. Exact while nobody writes."""
+    and so on; their number. Exact while no thread writes."""
+    head, sets, _, _, _ = cache
     now = np.uint8(head[NOW])
     used = 0
     for rank in range(WAYS):
         for h in range(sets.shape[0]):
             line = np.uint64(sets.ctypes.data) + np.uint64(h) * np.uint64(LINE_BYTES)
+            lock = load_acquire(line + np.uint64(4 * _LOCK_WORD))
             for w in range(WAYS):
-                if not (locks[h, _LOCK_WORD] >> np.uint32(w)) & np.uint32(1):
+                if not (lock >> np.uint32(w)) & np.uint32(1):
                     continue
                 before = 0
                 for v in range(WAYS):
-                    if (locks[h, _LOCK_WORD] >> np.uint32(v)) & np.uint32(1):
+                    if (lock >> np.uint32(v)) & np.uint32(1):
                         mine, other = _age(line, w, now), _age(line, v, now)
                         before += other < mine or (other == mine and v < w)
                 if before == rank:

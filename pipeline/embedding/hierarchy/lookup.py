@@ -7,69 +7,55 @@ the GIL. `pipeline.embedding.hierarchy.store` calls them; nothing here knows a t
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 from numba import float32, int32, int64, types, uint8
 
 from pipeline.compiled import njit
+from pipeline.embedding.kernels import array_type, tuple_type
 from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS
 
-__all__ = ["pool_bag", "settle_bag", "settle_ids", "want_bag", "want_ids"]
+__all__ = ["OFFSET", "PLACE", "SALT", "TABLE", "pool_bag", "settle_bag", "settle_ids", "want_bag", "want_ids"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
+_read, _write = partial(array_type, readonly=True), array_type
 
-def _read(dtype: Any, dimensions: int = 1) -> Any:
-    return types.Array(dtype, dimensions, "C", readonly=True)
-
-
-def _write(dtype: Any, dimensions: int = 1) -> Any:
-    return types.Array(dtype, dimensions, "C")
+OFFSET, PLACE, TABLE, SALT = range(4)
+"""Rows of an array int64 `[4, fields]` that describes fields: first column of `embeddings` (-1: the field belongs to
+another width or block), column of `linear`, table within the group, and the salt of the table."""
 
 
 @njit(
-    int64(
-        _read(int64, 2), _read(int32), _read(int64), _read(int64), _read(int64), int64, int64,
-        _write(int64), _write(int64), _write(int64), _write(uint8),
-    ),
+    int64(_read(int64, 2), _read(int32), _read(int64, 2), int64, int64, _write(int64, 2), _write(uint8)),
     nogil=True,
     cache=True,
-)  # fmt: skip
-def want_ids(
-    values: I64,
-    columns: I32,
-    salts: I64,
-    offsets: I64,
-    places: I64,
-    width: int,
-    fields: int,
-    keys: I64,
-    at: I64,
-    linear_at: I64,
-    found: U8,
-) -> int:
+)
+def want_ids(values: I64, columns: I32, fields: I64, width: int, places: int, out: I64, found: U8) -> int:
     """Keys and places of id columns of one width group, all pending; their number.
 
     Args:
         values: `[r, k]`.
-        columns: `[k]`, into the arrays by field: salts (xor-ed into the id), offsets (first column of `embeddings`, -1:
-            the field is not of this group), places (column of `linear`).
-        width, fields: columns of `embeddings` and `linear`.
-        keys, at, linear_at, found: of a `Wanted`, at least r k long.
+        columns: `[k]`, which of `fields` each column is.
+        fields: `[4, fields]`, see `OFFSET`.
+        width, places: columns of `embeddings` and `linear`.
+        out: `[3, m]`, m at least r k: `keys`, `at` and `linear_at` of a `Wanted`.
+        found: `[m]`, of the same.
     """
+    keys, at, linear_at = out[0], out[1], out[2]
     r: int = values.shape[0]
     mine, salt, offset, place = np.empty((4, len(columns)), np.int64)
     count = 0
     for j in range(len(columns)):
         column = columns[j]
-        if offsets[column] >= 0:
-            mine[count], salt[count] = j, salts[column]
-            offset[count], place[count] = offsets[column], places[column]
+        if fields[OFFSET, column] >= 0:
+            mine[count], salt[count] = j, fields[SALT, column]
+            offset[count], place[count] = fields[OFFSET, column], fields[PLACE, column]
             count += 1
     # A loop per array, without branches: the compiler makes vectors of them.
     for i in range(r):
@@ -83,42 +69,34 @@ def want_ids(
         for c in range(count):
             at[first + c] = i * width + offset[c]
         for c in range(count):
-            linear_at[first + c] = i * fields + place[c]
+            linear_at[first + c] = i * places + place[c]
     found[: r * count] = PENDING_STATUS
     return r * count
 
 
 @njit(
     types.void(
-        int64, _read(int32), _read(int64), _read(int64), _read(int64), _read(float32, 2), _read(float32),
+        int64, _read(int32), _read(int64, 2), tuple_type(_read(float32, 2), _read(float32)),
         _write(float32, 2), _write(float32, 2), _write(uint8), _write(int64, 2),
     ),
     nogil=True,
     cache=True,
 )  # fmt: skip
 def settle_ids(
-    r: int,
-    columns: I32,
-    offsets: I64,
-    places: I64,
-    tables: I64,
-    defaults: F32,
-    default_weights: F32,
-    embeddings: F32,
-    linear: F32,
-    found: U8,
-    counts: I64,
+    r: int, columns: I32, fields: I64, defaults: tuple[F32, F32], embeddings: F32, linear: F32, found: U8, counts: I64
 ) -> None:
     """Default rows for what is still pending, counts of all, and one row of context (`r` is 1) to every candidate.
 
     Args:
-        columns, offsets, places: as `want_ids`; tables: row of `defaults` and of `counts`, by field.
-        defaults, default_weights: `[T, d]`, `[T]`.
+        columns, fields: as `want_ids`; a field's table is its row of `defaults` and of `counts`.
+        defaults: rows `[T, d]` and weights `[T]`.
         embeddings, linear: `[n, W]`, `[n, F]` or no rows.
         found: as the tiers left it; `DEFAULT_STATUS` for what nobody had.
         counts: `[T, 256]`, added to, by `found`.
     """
-    width = defaults.shape[1]
+    rows, weights = defaults
+    offsets, places, tables = fields[OFFSET], fields[PLACE], fields[TABLE]
+    width = rows.shape[1]
     weighted = linear.shape[0] > 0
     used = 0
     for i in range(r):
@@ -130,9 +108,9 @@ def settle_ids(
             if found[used] == PENDING_STATUS:
                 found[used] = DEFAULT_STATUS
                 for c in range(width):
-                    embeddings[i, offsets[column] + c] = defaults[table, c]
+                    embeddings[i, offsets[column] + c] = rows[table, c]
                 if weighted:
-                    linear[i, places[column]] = default_weights[table]
+                    linear[i, places[column]] = weights[table]
             counts[table, found[used]] += 1
             used += 1
     if r == 1:
@@ -161,12 +139,10 @@ def want_bag(values: I64, salt: int, width: int, keys: I64, at: I64, linear_at: 
 
 
 @njit(
-    types.void(
-        int64, _read(float32), float32, _write(float32), _write(float32), _write(uint8), _write(int64, 2)
-    ),
+    types.void(int64, _read(float32), float32, _write(float32), _write(float32), _write(uint8), _write(int64, 2)),
     nogil=True,
     cache=True,
-)  # fmt: skip
+)
 def settle_bag(
     table: int, default: F32, default_weight: float, rows: F32, weights: F32, found: U8, counts: I64
 ) -> None:
@@ -184,7 +160,8 @@ def settle_bag(
 
 @njit(
     types.void(
-        _read(int32), int64, int64, int64, _read(float32), _read(float32), _write(float32, 2), _write(float32, 2)
+        _read(int32), int64, int64, int64, _read(float32), _read(float32), _write(float32, 2),
+        _write(float32, 2),
     ),
     nogil=True,
     cache=True,
@@ -205,10 +182,10 @@ def pool_bag(
             if weighted:
                 weight += weights[e]
         if last > first:
-            share = np.float32(1.0) / np.float32(last - first)
+            part = np.float32(1.0) / np.float32(last - first)
             for c in range(width):
-                embeddings[i, offset + c] *= share
-            weight *= share
+                embeddings[i, offset + c] *= part
+            weight *= part
         if weighted:
             linear[i, place] = weight
     if len(bounds) == 2:

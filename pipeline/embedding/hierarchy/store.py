@@ -20,7 +20,17 @@ import numpy.typing as npt
 
 from pipeline.bundle.bundle import Bundle, Manifest
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy, generation_of
-from pipeline.embedding.hierarchy.lookup import pool_bag, settle_bag, settle_ids, want_bag, want_ids
+from pipeline.embedding.hierarchy.lookup import (
+    OFFSET,
+    PLACE,
+    SALT,
+    TABLE,
+    pool_bag,
+    settle_bag,
+    settle_ids,
+    want_bag,
+    want_ids,
+)
 from pipeline.embedding.hierarchy.tally import StoreCounts, Tallied
 from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Generation, Group, Tier, Wanted, is_open, salt_of
 from pipeline.errors import BundleError, NotFound
@@ -34,18 +44,8 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 
-class _Fields(NamedTuple):
-    """By field of one kind in one block, int64 `[fields]`: first column of `embeddings` (-1: another width or block),
-    column of `linear`, table within the group, and the salt of the table."""
-
-    offsets: I64
-    places: I64
-    tables: I64
-    salts: I64
-
-
 class _Group:
-    """How the tables of one width stand in the network's inputs, and their defaults."""
+    """Tables of one width: their default rows, and by block where their fields are in the network's inputs (`OFFSET`)."""
 
     def __init__(self, index: int, group: Group, manifest: Manifest, tables: Sequence[str]) -> None:
         schema = manifest.model_schema
@@ -53,19 +53,21 @@ class _Group:
         infos = [manifest.tables[t] for t in names]
         self.index, self.width = index, group.width
         self.first = tables.index(names[0])
-        self.defaults: F32 = np.array([i.default for i in infos], np.float32).reshape(len(infos), group.width)
-        self.default_weights: F32 = np.array([i.linear_default or 0.0 for i in infos], np.float32)
+        rows: F32 = np.array([i.default for i in infos], np.float32).reshape(len(infos), group.width)
+        weights: F32 = np.array([i.linear_default or 0.0 for i in infos], np.float32)
+        self.defaults = (rows, weights)
+        self.counted = slice(self.first, self.first + len(infos))  # rows of the counts
         place = {f.name: p for p, f in enumerate(schema.embedded)}
 
-        def describe(columns: Columns, fields: Sequence[FieldSpec]) -> _Fields:
+        def describe(columns: Columns, fields: Sequence[FieldSpec]) -> I64:
             at = np.array([place[f.name] for f in fields], np.int64)
             mine = np.array([f.table_name in names for f in fields], np.bool_)
-            return _Fields(
-                np.where(mine, columns.offsets[at], -1),
-                columns.places[at],
-                np.array([names.index(f.table_name) if m else 0 for f, m in zip(fields, mine, strict=True)], np.int64),
-                np.array([salt_of(f.table_name) for f in fields], np.int64),
-            )
+            described = np.empty((4, len(fields)), np.int64)
+            described[OFFSET] = np.where(mine, columns.offsets[at], -1)
+            described[PLACE] = columns.places[at]
+            described[TABLE] = [names.index(f.table_name) if m else 0 for f, m in zip(fields, mine, strict=True)]
+            described[SALT] = [salt_of(f.table_name) for f in fields]
+            return described
 
         blocks = (*Layout.full(schema).blocks, *Layout.split(schema).blocks)
         self.ids = {c.prefix: describe(c, schema.ids) for c in blocks}
@@ -78,7 +80,7 @@ class _Part(NamedTuple):
     wanted: Wanted
     group: _Group
     block: Block
-    fields: _Fields
+    fields: I64
     source: IdPart | Bag
 
 
@@ -191,21 +193,19 @@ class EmbeddingStore:
         degraded = self._find([part.wanted for part in parts], lambda p: _tables_of(parts[p]), out.tiers)
         counts = self._room.counts
         for wanted, group, block, fields, source in parts:
-            mine = counts[group.first : group.first + len(group.defaults)]
-            defaults = (group.defaults, group.default_weights)
+            mine = counts[group.counted]
             if isinstance(source, IdPart):
                 settle_ids(
-                    *(len(source.values), source.columns, fields.offsets, fields.places, fields.tables, *defaults),
+                    *(len(source.values), source.columns, fields, group.defaults),
                     *(block.embeddings, block.linear, wanted.found, mine),
                 )
             else:
-                b = source.column
-                table = int(fields.tables[b])
-                default = (group.defaults[table], group.default_weights[table])
-                settle_bag(table, *default, wanted.rows, wanted.linear, wanted.found, mine)
+                offset, place, table, _ = fields[:, source.column].tolist()
+                rows, weights = group.defaults
+                settle_bag(table, rows[table], weights[table], wanted.rows, wanted.linear, wanted.found, mine)
                 bounds = np.require(source.offsets, np.int32, ["C", "A"])
-                where = (group.width, fields.offsets[b], fields.places[b])
-                pool_bag(bounds, *where, wanted.rows, wanted.linear, block.embeddings, block.linear)
+                pooled = (block.embeddings, block.linear)
+                pool_bag(bounds, group.width, offset, place, wanted.rows, wanted.linear, *pooled)
         return degraded
 
     def rows(self, table: str, ids: I64) -> TableRows:
@@ -224,8 +224,9 @@ class EmbeddingStore:
         want_bag(np.require(ids, np.int64, ["C", "A"]), salt_of(table), group.width, keys, at, linear_at, found)
         wanted = Wanted(group.index, group.width, keys, at, flat, linear_at, weights, found)
         self._find([wanted], lambda _: np.full(n, group.first + t), {})
-        mine = self._room.counts[group.first : group.first + len(group.defaults)]
-        settle_bag(t, group.defaults[t], group.default_weights[t], flat, weights, found, mine)
+        default_rows, default_weights = group.defaults
+        mine = self._room.counts[group.counted]
+        settle_bag(t, default_rows[t], default_weights[t], flat, weights, found, mine)
         names = [tier.name for tier in self.tiers]
         tiers = tuple("default" if f == DEFAULT_STATUS else names[(f & ~STALE_STATUS) - 1] for f in found.tolist())
         return TableRows(flat.reshape(n, -1), weights, tiers, found >= STALE_STATUS)
@@ -255,7 +256,7 @@ class EmbeddingStore:
     def _wanted(self, features: Features, out: DenseInputs) -> list[_Part]:
         """What a request asks of the tiers: a `Wanted` per width group and part."""
         schema = self._schema
-        tasks: list[tuple[_Group, Block, _Fields, IdPart | Bag, int]] = []
+        tasks: list[tuple[_Group, Block, I64, IdPart | Bag, int]] = []
         floats = 0
         for group in self._groups:
             for part in features.ids:
@@ -265,25 +266,25 @@ class EmbeddingStore:
             for bag in features.bags:
                 block = out.block_of(schema.bags[bag.column].role)
                 fields = group.bags[block.columns.prefix]
-                if fields.offsets[bag.column] >= 0:
+                if fields[OFFSET, bag.column] >= 0:
                     tasks.append((group, block, fields, bag, len(bag.values)))
                     floats += len(bag.values) * (group.width + self._linear)
         ints, marks, scratch = self._room.take(sum(task[-1] for task in tasks), floats)
         parts: list[_Part] = []
         used, drawn = 0, 0
         for group, block, fields, source, size in tasks:
-            keys, at, linear_at = ints[3 * used : 3 * (used + size)].reshape(3, size)
+            where = ints[3 * used : 3 * (used + size)].reshape(3, size)
+            keys, at, linear_at = where
             found = marks[used : used + size]
             used += size
             values = np.require(source.values, np.int64, ["C", "A"])
             if isinstance(source, IdPart):
-                widths = block.columns.widths
-                where = (fields.salts, fields.offsets, fields.places, widths[0], widths[1])
-                count = want_ids(values, source.columns, *where, keys, at, linear_at, found)
+                width, places, _ = block.columns.widths
+                count = want_ids(values, source.columns, fields, width, places, where, found)
                 keys, at, linear_at, found = keys[:count], at[:count], linear_at[:count], found[:count]
                 rows, linear = block.embeddings.reshape(-1), block.linear.reshape(-1)
             else:
-                want_bag(values, fields.salts[source.column], group.width, keys, at, linear_at, found)
+                want_bag(values, fields[SALT, source.column], group.width, keys, at, linear_at, found)
                 end = drawn + size * group.width
                 rows, linear = scratch[drawn:end], scratch[end : end + size * self._linear]
                 drawn = end + len(linear)
@@ -292,13 +293,13 @@ class EmbeddingStore:
         return parts
 
     def _names(self, group: _Group) -> list[str]:
-        return self._tables[group.first : group.first + len(group.defaults)]
+        return self._tables[group.counted]
 
 
 def _tables_of(part: _Part) -> I64:
     """Rows of the counts, by id of a part."""
     fields, source, size = part.fields, part.source, len(part.wanted.keys)
     if isinstance(source, Bag):
-        return np.full(size, part.group.first + fields.tables[source.column])
-    columns = source.columns[fields.offsets[source.columns] >= 0]
-    return np.tile(part.group.first + fields.tables[columns], len(source.values))
+        return np.full(size, part.group.first + fields[TABLE, source.column])
+    columns = source.columns[fields[OFFSET, source.columns] >= 0]
+    return np.tile(part.group.first + fields[TABLE, columns], len(source.values))

@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from pipeline.bundle.row_format import RowFormat, encode_rows
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
-from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS
+from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS, WantedArrays
 
 __all__ = ["KEY_BYTES", "PREFIX_BYTES", "RedisRowLayout", "collect", "encode", "scan", "scatter", "write_mget"]
 
@@ -42,6 +42,10 @@ CHECK_BYTES = 4
 CRLF_MASK = np.uint64(0x0A0D)
 MORE_STATUS, DONE_STATUS, REFUSED_STATUS, GARBAGE_STATUS = 0, 1, 2, 3
 """What `scan` found: the reply goes on, is whole, is an error of the server's, or is none of Redis'."""
+
+Reply = tuple[U8, I64, I32]
+"""A reply's bytes; start and size of each value."""
+KernelLayout = tuple[int, int, bool]
 
 _KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
 _ITEM = {"float32": 4, "float16": 2, "int8": 1}
@@ -62,9 +66,9 @@ class RedisRowLayout:
     format: RowFormat
 
     @property
-    def kind(self) -> int:
-        """The format as the kernels know it."""
-        return _KINDS[self.format]
+    def numbers(self) -> KernelLayout:
+        """Format, width and whether there is a weight, as `scatter` takes them."""
+        return _KINDS[self.format], self.width, self.linear
 
     @property
     def row_at(self) -> int:
@@ -303,20 +307,12 @@ def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
 
 @njit(nogil=True, cache=True)
 def scatter(
-    data: U8,
-    starts: I64,
-    sizes: I32,
+    reply: Reply,
     unique: I64,
     places: I32,
     seed: Any,
-    kind: int,
-    width: int,
-    linear_at: I64,
-    row_at: I64,
-    weights: F32,
-    weighted: bool,
-    rows: F32,
-    found: U8,
+    layout: KernelLayout,
+    wanted: WantedArrays,
     mark: int,
     counts: I64,
 ) -> None:
@@ -325,13 +321,16 @@ def scatter(
     float16 becomes float32 by bits, for numba has no half type on the CPU.
 
     Args:
-        data, starts, sizes: the reply, as `scan` left it.
+        reply: as `scan` left it, without the mark's value.
         unique: `[u]` salted ids asked for; places: `[m]`, which of them each wanted id is, -1: none.
-        seed: of the generation's checks. kind, width: of the layout.
-        linear_at, row_at: `[m]`, where in the flat `weights` (only if `weighted`) and `rows`.
-        found: `[m]`, gets `mark`.
+        seed: of the generation's checks.
+        layout: `RedisRowLayout.numbers`.
+        wanted: `Wanted.arrays`; found ids get `mark`.
         counts: int64 `[3]`, added to: ids found, not there, damaged.
     """
+    data, starts, sizes = reply
+    kind, width, weighted = layout
+    _, row_at, rows, linear_at, weights, found = wanted
     checked = np.zeros(len(unique), np.uint8)
     bits = rows.view(np.uint32)
     head = CHECK_BYTES + (4 if kind == 2 else 0) + (4 if weighted else 0)

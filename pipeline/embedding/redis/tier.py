@@ -10,7 +10,6 @@ Next stops: `redis_wire` (connections), `redis_rows` (rows and kernels), `redis_
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,9 +56,8 @@ class RedisSource:
         address: where it is.
         repository: of the bundles whose rows it holds; tells versions apart.
         format: of the rows, as the updater writes them.
-        rng: draws the pauses between probes.
+        breaker: guards it; this source alone.
         connections: lookups at a time, at most.
-        failures, pause, longest_pause: of the circuit breaker.
         max_staleness: seconds by which rows may be older than the version that asks; None: any.
     """
 
@@ -70,18 +68,15 @@ class RedisSource:
         address: RedisAddress,
         repository: Repository,
         clock: Clock,
-        rng: random.Random,
+        breaker: CircuitBreaker,
         *,
         format: RowFormat = "float32",
         connections: int = 4,
-        failures: int = 3,
-        pause: float = 0.1,
-        longest_pause: float = 2.0,
         max_staleness: float | None = None,
     ) -> None:
         self.clock = clock
         self.max_staleness = max_staleness
-        self.breaker = CircuitBreaker(clock, rng, threshold=failures, pause=pause, longest_pause=longest_pause)
+        self.breaker = breaker
         self.links = Links(address, self.breaker, clock, most=connections, timeout=CONNECT_S)
         self._repository = repository
         self._format: RowFormat = format
@@ -201,17 +196,16 @@ class RedisTier:
         fault, stale = self._judge(link, counts)
         if fault is not None:
             return fault
+        if stale:
+            mark |= STALE_STATUS
+        reply = (link.reply, link.starts[1 : used + 1], link.sizes[1 : used + 1])
         tally = np.zeros(3, np.int64)
         start = 0
         for part in wanted:
-            layout = self._layouts[part.group]
+            layout = self._layouts[part.group].numbers
             places = link.places[start : start + len(part.keys)]
             start += len(part.keys)
-            scatter(
-                link.reply, link.starts[1 : used + 1], link.sizes[1 : used + 1], unique, places, self._seed,
-                layout.kind, layout.width, part.linear_at, part.at, part.linear, layout.linear, part.rows, part.found,
-                mark | STALE_STATUS if stale else mark, tally,
-            )  # fmt: skip
+            scatter(reply, unique, places, self._seed, layout, part.arrays, mark, tally)
         found, missing, damaged = tally.tolist()
         counts.found += found
         counts.missing += missing

@@ -136,34 +136,26 @@ def _fill(
         block = np.zeros((cells, layout.stride), np.uint8)
         taken = np.zeros(cells, np.uint8)
         spare = _any_key(sources)
-        for first, last in _batches(counts):
-            bounds = np.concatenate([[0], np.cumsum(counts[first:last])])
-            mixed = np.empty(bounds[-1], np.uint64)
-            origins = np.empty(bounds[-1], np.uint32)
-            starts = bounds[:-1].copy()
-            for source in sources:
-                route(source.stored.ids, source.salt, partitions, first, starts, source.first, mixed, origins)
-            for part in range(last - first):
-                mine = slice(bounds[part], bounds[part + 1])
-                pilots = np.zeros(buckets, np.uint16)
-                places = np.empty(bounds[part + 1] - bounds[part], np.int64)
-                found = place_partition(mixed[mine], origins[mine], ends, tables, pilots, taken, places)
-                if found == -1:
-                    raise BundleError("ids of different tables collide; ids must be 64-bit hashes of values")
-                if found < 0:
-                    raise BundleError(f"{found} keys do not fit a partition of {cells}; ids must be 64-bit hashes")
-                placed += found
-                block[:] = 0
-                _write_rows(block, sources, origins[mine], places, layout)
-                # No lookup that comes to a free cell may take what is there for its own: a key that stands elsewhere.
-                held = places[places >= 0]
-                block[taken == 0, :8] = block[held[0], :8] if len(held) else spare
-                if len(bloom):
-                    add_to_filter(bloom, mixed[mine])
-                pilots_hash.update(pilots.data)
-                pilots_file.write(pilots.data)
-                blocks.append(checksum(block))
-                cells_file.write(block.data)
+        for mixed, origins in _routed(sources, counts):
+            pilots = np.zeros(buckets, np.uint16)
+            places = np.empty(len(mixed), np.int64)
+            found = place_partition(mixed, origins, ends, tables, pilots, taken, places)
+            if found == -1:
+                raise BundleError("ids of different tables collide; ids must be 64-bit hashes of values")
+            if found < 0:
+                raise BundleError(f"{found} keys do not fit a partition of {cells}; ids must be 64-bit hashes")
+            placed += found
+            block[:] = 0
+            _write_rows(block, sources, origins, places, layout)
+            # A free cell gets a key that belongs to another cell, so that no lookup takes it for its own.
+            held = places[places >= 0]
+            block[taken == 0, :8] = block[held[0], :8] if len(held) else spare
+            if len(bloom):
+                add_to_filter(bloom, mixed)
+            pilots_hash.update(pilots.data)
+            pilots_file.write(pilots.data)
+            blocks.append(checksum(block))
+            cells_file.write(block.data)
         for file in (pilots_file, cells_file):
             _sync_file(file)
     if placed != keys:
@@ -188,6 +180,20 @@ def _any_key(sources: Sequence[_Source]) -> U8:
         (source.stored.ids[:1] ^ source.salt for source in sources if len(source.stored.ids)), np.zeros(1, np.int64)
     )
     return key.view(np.uint8)
+
+
+def _routed(sources: Sequence[_Source], counts: I64) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]]:
+    """Hashes and origins of each partition's entries, in the order of their sources."""
+    for first, last in _batches(counts):
+        bounds = np.concatenate([[0], np.cumsum(counts[first:last])])
+        mixed = np.empty(bounds[-1], np.uint64)
+        origins = np.empty(bounds[-1], np.uint32)
+        starts = bounds[:-1].copy()
+        for source in sources:
+            route(source.stored.ids, source.salt, len(counts), first, starts, source.first, mixed, origins)
+        for part in range(last - first):
+            mine = slice(bounds[part], bounds[part + 1])
+            yield mixed[mine], origins[mine]
 
 
 def _batches(counts: I64) -> Iterator[tuple[int, int]]:
@@ -224,28 +230,20 @@ def _write_rows(
             at = np.arange(len(picks))
         linear = np.zeros(0, np.float32) if stored.linear is None else stored.linear
         raw = rows.view(np.uint8).reshape(len(rows), -1)
-        copy_rows(
-            block, mine, stored.ids, source.salt, picks, linear, scales, raw, at,
-            layout.weight, layout.scale, layout.row,
-        )  # fmt: skip
+        table = (stored.ids, linear, scales, raw)
+        copy_rows(block, mine, source.salt, table, picks, at, (layout.weight, layout.scale, layout.row))
 
 
 @njit(nogil=True, cache=True)
-def copy_rows(
-    block: Any,
-    places: Any,
-    ids: Any,
-    salt: Any,
-    picks: Any,
-    linear: Any,
-    scales: Any,
-    rows: Any,
-    at: Any,
-    weight: Any,
-    scale: Any,
-    row: Any,
-) -> None:
-    """Write keys, weights, scales and rows into the cells `places` of a partition."""
+def copy_rows(block: Any, places: Any, salt: Any, table: Any, picks: Any, at: Any, offsets: Any) -> None:
+    """Write keys, weights, scales and rows into the cells `places` of a partition.
+
+    Args:
+        table: ids, weights, scales and the bytes of rows; the first three by `picks`, the last by `at`.
+        offsets: of weight, scale and row in a cell; -1: not there.
+    """
+    ids, linear, scales, rows = table
+    weight, scale, row = offsets
     count, size = len(places), rows.shape[1]
     stride = block.shape[1]
     target, source = block.ctypes.data, rows.ctypes.data

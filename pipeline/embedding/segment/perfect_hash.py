@@ -24,7 +24,6 @@ from pipeline.embedding.kernels import splitmix64
 __all__ = ["PILOTS", "bucket_of", "cell_of", "count_partitions", "partition_of", "place_partition", "route"]
 
 I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
 U16 = npt.NDArray[np.uint16]
@@ -86,15 +85,44 @@ def route(ids: I64, salt: int, partitions: int, first: int, starts: I64, before:
 
 
 @njit(nogil=True, cache=True)
-def place_partition(
-    mixed: U64,
-    origins: U32,
-    sources: I64,
-    tables: I64,
-    pilots: U16,
-    taken: U8,
-    cells: I64,
-) -> int:
+def _largest_first(starts: I64, ends: I64, largest: int) -> I64:
+    """Numbers of the buckets, the largest first: a counting sort by size, at most `largest`."""
+    room = np.zeros(largest + 2, np.int64)
+    for b in range(len(ends)):
+        room[largest - (ends[b] - starts[b]) + 1] += 1
+    for s in range(largest + 1):
+        room[s + 1] += room[s]
+    order = np.empty(len(ends), np.int64)
+    for b in range(len(ends)):
+        s = largest - (ends[b] - starts[b])
+        order[room[s]] = b
+        room[s] += 1
+    return order
+
+
+@njit(nogil=True, cache=True)
+def _pilot_of(mixed: U64, entries: I64, first: int, last: int, taken: U8, cells: I64) -> int:
+    """The first pilot that sends `entries[first:last]` to free cells, which are taken then; `PILOTS` where none does."""
+    size = np.uint64(len(taken))
+    for pilot in range(PILOTS):
+        e = first
+        while e < last:
+            cell = cell_of(mixed[entries[e]], pilot, size)
+            if taken[cell] != 0:
+                break
+            taken[cell] = 1
+            cells[entries[e]] = np.int64(cell)
+            e += 1
+        if e == last:
+            return pilot
+        while e > first:
+            e -= 1
+            taken[cells[entries[e]]] = 0
+    return PILOTS
+
+
+@njit(nogil=True, cache=True)
+def place_partition(mixed: U64, origins: U32, sources: I64, tables: I64, pilots: U16, taken: U8, cells: I64) -> int:
     """Choose the pilots of one partition.
 
     A key that comes again is the same id in an older version and gets no cell, unless its table is another one.
@@ -102,15 +130,15 @@ def place_partition(
     Args:
         mixed, origins: `[n]`, newest version first.
         sources, tables: `[s]`, where each source's origins end and which table it is of.
-        pilots: `[B]`, filled.
-        taken: `[C]`, filled with 1 where a key stands.
+        pilots: `[B]`, B at least 1, filled.
+        taken: `[C]`, filled with 1 where a key is placed.
         cells: `[n]`, filled with each entry's cell, -1 for one that a newer entry hides.
 
     Returns:
         How many keys were placed; -1 when ids of two tables collide, -2 when the keys do not fit.
     """
     n = len(mixed)
-    buckets, size = np.uint64(len(pilots)), np.uint64(len(taken))
+    buckets = np.uint64(len(pilots))
     starts = np.zeros(len(pilots) + 1, np.int64)
     for i in range(n):
         starts[bucket_of(mixed[i], buckets) + 1] += 1
@@ -139,40 +167,14 @@ def place_partition(
             kept += 1
     if kept > len(taken):
         return -2
-    # Buckets by size, the largest first: a counting sort.
-    room = np.zeros(largest + 2, np.int64)
-    for b in range(len(pilots)):
-        room[largest - (ends[b] - starts[b]) + 1] += 1
-    for s in range(largest + 1):
-        room[s + 1] += room[s]
-    order = np.empty(len(pilots), np.int64)
-    for b in range(len(pilots)):
-        s = largest - (ends[b] - starts[b])
-        order[room[s]] = b
-        room[s] += 1
     taken[:] = 0
+    order = _largest_first(starts, ends, largest)
     for o in range(len(order)):
         b = order[o]
-        first, last = starts[b], ends[b]
-        if first == last:
+        if starts[b] == ends[b]:
             break
-        pilot = 0
-        while True:
-            e = first
-            while e < last:
-                cell = cell_of(mixed[entries[e]], pilot, size)
-                if taken[cell] != 0:
-                    break
-                taken[cell] = 1
-                cells[entries[e]] = np.int64(cell)
-                e += 1
-            if e == last:
-                break
-            while e > first:
-                e -= 1
-                taken[cells[entries[e]]] = 0
-            pilot += 1
-            if pilot == PILOTS:
-                return -2
+        pilot = _pilot_of(mixed, entries, starts[b], ends[b], taken, cells)
+        if pilot == PILOTS:
+            return -2
         pilots[b] = pilot
     return kept

@@ -20,7 +20,7 @@ from pipeline.embedding.redis.rows import (
     scan,
     scatter,
 )
-from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS
+from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS, Wanted
 
 I64 = npt.NDArray[np.int64]
 SEED = 0x1234_5678_9ABC_DEF0
@@ -55,10 +55,9 @@ def decode(
     rows, weights = np.full(n * layout.width + 2, 7, np.float32), np.full(n, 7, np.float32)
     found, counts = np.full(n, 255, np.uint8), np.zeros(3, np.int64)
     at = np.arange(n, dtype=np.int64)
-    scatter(
-        data, starts, sizes, keys, np.arange(n, dtype=np.int32), np.uint64(seed), layout.kind, layout.width, at,
-        1 + at * layout.width, weights, layout.linear, rows, found, 3, counts,
-    )  # fmt: skip
+    wanted = Wanted(0, layout.width, keys, 1 + at * layout.width, rows, at, weights, found)
+    places = np.arange(n, dtype=np.int32)
+    scatter((data, starts, sizes), keys, places, np.uint64(seed), layout.numbers, wanted.arrays, 3, counts)
     assert (rows[0], rows[-1]) == (7, 7)
     return rows[1:-1].reshape(n, layout.width), weights, found, counts.tolist()
 
