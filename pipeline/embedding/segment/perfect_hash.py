@@ -101,27 +101,6 @@ def _largest_first(starts: I64, ends: I64, largest: int) -> I64:
 
 
 @njit(nogil=True, cache=True)
-def _pilot_of(mixed: U64, entries: I64, first: int, last: int, taken: U8, cells: I64) -> int:
-    """The first pilot that sends `entries[first:last]` to free cells, which are taken then; `PILOTS` where none does."""
-    size = np.uint64(len(taken))
-    for pilot in range(PILOTS):
-        e = first
-        while e < last:
-            cell = cell_of(mixed[entries[e]], pilot, size)
-            if taken[cell] != 0:
-                break
-            taken[cell] = 1
-            cells[entries[e]] = np.int64(cell)
-            e += 1
-        if e == last:
-            return pilot
-        while e > first:
-            e -= 1
-            taken[cells[entries[e]]] = 0
-    return PILOTS
-
-
-@njit(nogil=True, cache=True)
 def place_partition(mixed: U64, origins: U32, sources: I64, tables: I64, pilots: U16, taken: U8, cells: I64) -> int:
     """Choose the pilots of one partition.
 
@@ -138,7 +117,7 @@ def place_partition(mixed: U64, origins: U32, sources: I64, tables: I64, pilots:
         How many keys were placed; -1 when ids of two tables collide, -2 when the keys do not fit.
     """
     n = len(mixed)
-    buckets = np.uint64(len(pilots))
+    buckets, size = np.uint64(len(pilots)), np.uint64(len(taken))
     starts = np.zeros(len(pilots) + 1, np.int64)
     for i in range(n):
         starts[bucket_of(mixed[i], buckets) + 1] += 1
@@ -171,10 +150,26 @@ def place_partition(mixed: U64, origins: U32, sources: I64, tables: I64, pilots:
     order = _largest_first(starts, ends, largest)
     for o in range(len(order)):
         b = order[o]
-        if starts[b] == ends[b]:
+        first, last = starts[b], ends[b]
+        if first == last:
             break
-        pilot = _pilot_of(mixed, entries, starts[b], ends[b], taken, cells)
-        if pilot == PILOTS:
-            return -2
+        pilot = 0
+        while True:
+            e = first
+            while e < last:
+                cell = cell_of(mixed[entries[e]], pilot, size)
+                if taken[cell] != 0:
+                    break
+                taken[cell] = 1
+                cells[entries[e]] = np.int64(cell)
+                e += 1
+            if e == last:
+                break
+            while e > first:
+                e -= 1
+                taken[cells[entries[e]]] = 0
+            pilot += 1
+            if pilot == PILOTS:
+                return -2
         pilots[b] = pilot
     return kept
