@@ -1,10 +1,10 @@
-"""What an operator can ask and do. One table of verbs, one door (`Admin.call`); gRPC, REST, the command line and the
-console are shells over it.
+"""Admin verbs: all that an operator can read and change. One table of verbs, one entry point (`Admin.call`); gRPC, REST,
+the command line and the console are shells over it.
 
-Read first: `verbs` (the table), `door`; then a file per service. `requests` and `answers` are the shapes.
+Read first: `verbs` (the table), `door`; then a file per service. `requests` and `answers` are the messages.
 """
 
-from serving.admin.door import Admin
+from serving.admin.door import Admin, Backends
 from serving.admin.verbs import VERBS, Verb
 
-__all__ = ["VERBS", "Admin", "Verb"]
+__all__ = ["VERBS", "Admin", "Backends", "Verb"]

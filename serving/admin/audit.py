@@ -1,4 +1,4 @@
-"""Verbs of the audit: who changed what, when, why and on which evidence."""
+"""Audit verbs: who changed what, when, why and on which evidence."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class AuditVerbs:
         self._controller = controller
 
     def list(self, request: r.AuditList, by: Principal) -> a.AuditPage:
-        """Entries in the order in which things happened, or the other way round."""
+        """Entries, oldest or newest first."""
         cursor = read_token(request, int)
         at = None if cursor is None else int(cursor[0])
-        wanted = request.page_size + 1  # one more tells whether there is a next page
+        wanted = request.page_size + 1  # one more shows whether there is a next page
         if request.newest_first:
             entries = self._store.latest_audit(request.endpoint, at, wanted)
         else:
@@ -38,8 +38,8 @@ class AuditVerbs:
         )
 
     def explain(self, request: r.AuditSeq, by: Principal) -> a.Explanation:
-        """What the verdict of an entry was made of, as used and as the log has it now. Raises: NotFound.
+        """Figures of an entry's verdict, as used and computed again from the log. Raises: NotFound.
 
-        It takes as long as reading that stretch of the log; rollouts go on meanwhile.
+        It takes as long as reading that part of the log; rollouts go on meanwhile.
         """
         return a.Explanation.model_validate(self._controller.explain(request.seq).to_json())

@@ -1,4 +1,4 @@
-"""From a request's headers or metadata to the principal that every verb takes."""
+"""Principal of a call, from its headers or metadata."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from serving.security.tokens import LOCAL
 __all__ = ["ACTOR", "KEY", "caller"]
 
 ACTOR = "x-baton-actor"
-"""Header that says who asks, for the audit, where nobody needs a token."""
+"""Header with the caller's name for the audit, where no token is needed."""
 KEY = "idempotency-key"
 """Header of the idempotency key."""
 
 
 def caller(authenticator: PrincipalSource, authorization: str, actor: str) -> Principal:
-    """Who calls. Without configured tokens everyone on this machine is an operator and may say his name himself.
+    """Principal of a call. Without tokens everyone on this machine is an operator and may name itself.
 
     Raises:
         Unauthenticated: see `PrincipalSource`. InvalidInput: the name is too long.

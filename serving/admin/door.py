@@ -1,13 +1,14 @@
-"""`Admin`: what an operator can ask and do, once. gRPC, REST, the command line and the console are shells over `call`.
+"""`Admin`: entry point of all admin verbs. gRPC, REST, the command line and the console are shells over `call`.
 
-Everything here is safe to call from several threads. It decides nothing about traffic by itself: rollouts are the
-controller's, endpoints the store's.
+It is safe to call from several threads. It decides nothing about traffic: the controller moves rollouts, the store keeps
+endpoints.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
@@ -39,36 +40,44 @@ from serving.wiring.state import open_keys
 if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep
 
-__all__ = ["Admin", "request_of"]
+__all__ = ["Admin", "Backends", "request_of"]
 
 Q = TypeVar("Q", bound=Request)
 A = TypeVar("A", bound=Answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Stores of one installation."""
+
+    store: ControlStore
+    traffic: TrafficLog
+    repository: Repository
+    kill: KillSwitch
 
 
 class Admin:
     """The verbs of one installation.
 
     Args:
-        lock: held by everyone who uses `controller`, the rollout loop included.
-        upkeep: who keeps the Redis tier up to date, where there is one.
+        lock: held while `controller` is used, by the rollout loop too.
+        upkeep: of the Redis tier, where there is one.
 
     Attributes:
-        endpoints, models, rollouts, metrics, audit, cache, log, worker: a service each; doors go through `call`.
-        processes: what the machine's processes report.
+        endpoints, models, rollouts, metrics, audit, cache, log, worker: a service each; shells go through `call`.
+        processes: reports of the machine's processes.
     """
 
     def __init__(
         self,
         config: Config,
-        store: ControlStore,
-        traffic: TrafficLog,
-        repository: Repository,
+        backends: Backends,
         controller: RolloutController,
-        kill: KillSwitch,
         clock: Clock,
         lock: threading.RLock,
         upkeep: CacheUpkeep | None = None,
     ) -> None:
+        store, traffic, repository, kill = backends.store, backends.traffic, backends.repository, backends.kill
         self.processes = ProcessReports(config.status, clock, config.engine.lanes)
         self.endpoints = EndpointVerbs(config, store, repository, kill, clock, lock)
         self.models = ModelVerbs(config, store, repository, self.processes, clock)
@@ -82,14 +91,14 @@ class Admin:
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 
     def call(self, verb: Verb[Q, A], request: Q, by: Principal, key: str = "") -> A:
-        """Do what a verb says.
+        """Carry out a verb.
 
         Args:
-            by: who asks; the audit has his name.
-            key: idempotency key of a verb that changes something, "" for none.
+            by: the caller; the audit has its name.
+            key: idempotency key of a changing verb, "" for none.
 
         Raises:
-            PermissionDenied: the caller's role does not suffice. See `IdempotencyCache.run` for keys, the verb's method for the rest.
+            PermissionDenied: the caller's role is not enough. See also `IdempotencyCache.run` and the verb's method.
         """
         by.require(verb.role)
         handler = cast("Callable[[Q, Principal], A]", self._handlers[verb.name])
@@ -98,7 +107,7 @@ class Admin:
         return self._idempotency.run(by.name, key, verb.name, request, verb.answer, lambda: handler(request, by))
 
     def close(self) -> None:
-        """End what runs in the background and release what this has opened."""
+        """End background work and close what this object has opened."""
         self.cache.close()
         self._idempotency.close()
 
@@ -109,10 +118,10 @@ class Admin:
 
 
 def request_of(verb: Verb[Q, A], fields: dict[str, Any]) -> Q:
-    """A verb's request from what a caller sent.
+    """A verb's request from the fields of a call.
 
     Raises:
-        InvalidInput: naming the first field at fault.
+        InvalidInput: a field is wrong; the error names the first one.
     """
     try:
         return verb.request.model_validate(fields)

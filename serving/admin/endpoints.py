@@ -1,4 +1,4 @@
-"""Verbs of endpoints: which arms answer a name and how keys are split; and the kill switch."""
+"""Endpoint verbs: the arms of an endpoint and the split of its keys, and the kill switch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EndpointVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
     Args:
-        lock: held by everyone who moves traffic.
+        lock: held while traffic is moved.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class EndpointVerbs:
     def list(self, request: r.EndpointList, by: Principal) -> a.EndpointPage:
         """All endpoints by name."""
         found, token = cut(self._store.endpoints().values(), request, lambda endpoint: (endpoint.name,), str)
-        return a.EndpointPage(endpoints=[self._told(endpoint) for endpoint in found], next_page_token=token)
+        return a.EndpointPage(endpoints=[self._answer(endpoint) for endpoint in found], next_page_token=token)
 
     def get(self, request: r.EndpointName, by: Principal) -> a.Endpoint:
         """One endpoint. Raises: NotFound."""
-        return self._told(self._store.endpoint(request.name))
+        return self._answer(self._store.endpoint(request.name))
 
     def set(self, request: r.EndpointSet, by: Principal) -> a.Endpoint:
-        """Make or change an endpoint.
+        """Create or change an endpoint.
 
         Raises:
             NotFound: a bundle or version is not in the repository.
@@ -89,16 +89,16 @@ class EndpointVerbs:
             salt=request.salt or (known.salt if known else name),
             holdout=known.holdout if known else 0.0,
         )
-        return self._told(self._store.put_endpoint(made, self._who(by, request.reason), request.expected))
+        return self._answer(self._store.put_endpoint(made, self._who(by, request.reason), request.expected))
 
     def kill(self, request: r.EndpointKill, by: Principal) -> a.Endpoint:
-        """Empty the candidate at once; its rollout is aborted at the next pass. Raises: NotFound."""
+        """Send all traffic to stable at once; the rollout is aborted at the next pass. Raises: NotFound."""
         name = request.name
         self._store.endpoint(name)
         self._kill.engage(name, request.reason, by.name)
         with self._lock:
             self._store.put_endpoint(self._store.endpoint(name), self._who(by, request.reason), verb="kill")
-        return self._told(self._store.endpoint(name))
+        return self._answer(self._store.endpoint(name))
 
     def release(self, request: r.EndpointRelease, by: Principal) -> a.Endpoint:
         """Take the kill switch back; traffic returns only by a rollout or a weight.
@@ -114,17 +114,17 @@ class EndpointVerbs:
                 raise Conflict(f"endpoint {name!r} is not killed")
             if self._store.rollouts(active=True, endpoint=name):
                 raise Conflict(f"the rollout of {name!r} has not been aborted yet; try again in a moment")
-            # What the switch held back must not come back by itself.
+            # Traffic that the switch stopped must not come back by itself.
             stopped = endpoint.model_copy(update={"weight": 0.0})
             seen = endpoint.resource_version if request.expected is None else request.expected
             self._store.put_endpoint(stopped, self._who(by, request.reason), seen, "release")
             self._kill.release(name)
-        return self._told(self._store.endpoint(name))
+        return self._answer(self._store.endpoint(name))
 
     def bootstrap(self) -> None:
-        """Make the endpoints of the configuration that the installation does not know yet.
+        """Create the endpoints of the configuration that the installation does not know yet.
 
-        One that cannot be made is logged and tried again at the next call; it must not hold back the others.
+        A failed one is logged and tried again at the next call; it must not stop the others.
         """
         known = self._store.endpoints()
         for name, wanted in self._config.endpoints.items():
@@ -143,7 +143,7 @@ class EndpointVerbs:
             except (BatonError, ValueError) as error:
                 log.error("endpoint %s of the configuration cannot be made: %s", name, error)
 
-    def _told(self, endpoint: Endpoint) -> a.Endpoint:
+    def _answer(self, endpoint: Endpoint) -> a.Endpoint:
         why = self._kill.why(endpoint.name)
         reason, actor = why or ("", "")
         return a.Endpoint(
@@ -164,7 +164,7 @@ class EndpointVerbs:
 
 
 def open_arm(repository: Repository, spec: ArmSpec, arm: str) -> Bundle:
-    """The version that an arm names. Raises: NotFound, naming the arm; BundleError."""
+    """Bundle version of an arm. Raises: NotFound, naming the arm; BundleError."""
     try:
         return repository.open(spec.bundle, str(spec.version) if spec.version else "")
     except NotFound as error:
@@ -172,7 +172,7 @@ def open_arm(repository: Repository, spec: ArmSpec, arm: str) -> Bundle:
 
 
 def same_inputs(stable: Bundle, candidate: Bundle) -> None:
-    """Raises: BundleError: the two arms do not take the same request."""
+    """Check that two arms take the same request. Raises: BundleError: they do not."""
     difference = stable.manifest.model_schema.inputs_match(candidate.manifest.model_schema)
     if difference:
         raise BundleError(

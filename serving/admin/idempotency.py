@@ -1,8 +1,8 @@
-"""Idempotency keys: a mutating call that is sent twice with one key happens once, and both get the first answer.
+"""Idempotency cache: a changing call that is sent twice with one key runs once, and both calls get the first answer.
 
-A key is written down before the verb runs and its answer after it (`serving.state.idempotency`), so that a caller who lost the answer
-to a crash may ask again. Where the crash fell between the two nobody knows what happened, and the second call is told so
-instead of doing it again. Refused calls changed nothing: their keys are free again.
+The key is stored before the verb runs and its answer after it (`serving.state.idempotency`), so that a caller who lost
+the answer in a crash can ask again. After a crash between the two the outcome is unknown: the second call gets a Conflict
+and does not run. Refused calls changed nothing: their keys are free again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEY = re.compile(r"[!-~]{1,200}")
 
 
 class IdempotencyCache:
-    """Safe for several threads."""
+    """Answers of changing calls by caller and key. Safe for several threads."""
 
     def __init__(self, keys: Keys, clock: Clock) -> None:
         self._keys = keys
@@ -35,22 +35,22 @@ class IdempotencyCache:
         self._running: set[tuple[str, str]] = set()
 
     def run(self, caller: str, key: str, verb: str, request: Request, answer: type[A], act: Callable[[], A]) -> A:
-        """Do it, or give the answer of the time that it was done.
+        """Run a call, or return the answer of the first call with this key.
 
         Args:
-            caller: whose key it is; two callers' keys are two.
-            act: what is to be done once.
+            caller: owner of the key; another caller's equal key is another one.
+            act: runs the call.
 
         Raises:
-            InvalidInput: no such key can be, or it was used for another request.
-            Conflict: the first call with this key is still under way, or was cut off. And whatever `act` raises.
+            InvalidInput: the key is malformed, or was used for another request.
+            Conflict: the first call with this key is still running, or was cut off. And whatever `act` raises.
         """
         if not _KEY.fullmatch(key):
             raise InvalidInput("idempotency-key: use 1 to 200 printable ASCII characters", "idempotency-key")
         digest = hashlib.sha256(f"{verb} {request.model_dump_json()}".encode()).hexdigest()
-        told = self._begin(caller, key, digest)
-        if told is not None:
-            return answer.model_validate_json(told)
+        stored = self._begin(caller, key, digest)
+        if stored is not None:
+            return answer.model_validate_json(stored)
         try:
             done = act()
         except BaseException:
@@ -64,11 +64,11 @@ class IdempotencyCache:
                 self._running.discard((caller, key))
 
     def close(self) -> None:
-        """Release where the keys are."""
+        """Close the store of keys."""
         self._keys.close()
 
     def _begin(self, caller: str, key: str, digest: str) -> str | None:
-        """The answer that there is; None: it is to be found, and the key is taken."""
+        """The stored answer; None: there is none yet, and the key is taken for this call."""
         with self._lock:
             known = self._keys.take(caller, key, digest, self._clock.wall_ms())
             if known is None:

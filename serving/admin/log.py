@@ -1,4 +1,4 @@
-"""Verbs of the traffic log that need the control process: forgetting a user."""
+"""Traffic log verbs of the control process: forgetting a user."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class LogVerbs:
         self._clock = clock
 
     def forget(self, request: r.LogForget, by: Principal) -> a.Forgotten:
-        """Delete all records of a user, named by routing key or by one of his predictions.
+        """Delete all records of a user, named by routing key or by one of the user's predictions.
 
-        The audit says who asked, why and how much went; not of whom, for that would be a record of the user again.
+        The audit has the caller, the reason and the number of records, not the user: that would be a record of the user.
 
         Raises:
-            NotFound: the log has no such prediction. Conflict: it has no routing key, so nothing else is known to be its
-                user's.
+            NotFound: the log has no such prediction. Conflict: it has no routing key, so the user's other predictions are
+                unknown.
         """
         if request.routing_key:
             hashed = RoutingHash(installation_secret(self._config))(request.routing_key)

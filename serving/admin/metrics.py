@@ -1,4 +1,4 @@
-"""Verbs of figures: those that a rollout's verdicts rest on, and the status of every process."""
+"""Metrics verbs: figures of a rollout, and the status of every process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MetricsVerbs:
         self._lock = lock
 
     def get(self, request: r.MetricsOf, by: Principal) -> a.Metrics:
-        """Bias with its limits, AUC, LogLoss and rows per arm, of the present rollout. Raises: NotFound."""
+        """Bias with its limits, AUC, LogLoss and rows per arm of the present rollout. Raises: NotFound."""
         self._store.endpoint(request.endpoint)
         with self._lock:
             snapshot = self._controller.snapshot(request.endpoint)
@@ -64,7 +64,7 @@ class MetricsVerbs:
 
 
 def metrics_of(snapshot: RolloutFigures) -> a.Metrics:
-    """The answer that tells of a snapshot."""
+    """Answer with the figures of a rollout."""
     figures = snapshot.to_json()
     return a.Metrics(**{name: figures[name] for name in a.Metrics.model_fields})
 

@@ -1,5 +1,5 @@
-"""Pages of a list. A token says behind which entry the next page begins, so that entries which come or go between two
-calls shift nothing; it fits only the list and the filter that it was given for.
+"""Pages of a list. A token names the entry after which the next page begins, so that entries added or removed between two
+calls shift nothing. It is valid only for the list and the filter that it was made for.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ __all__ = ["Cursor", "cut", "read_token", "write_token"]
 
 T = TypeVar("T")
 Cursor = tuple[str | int, ...]
-"""What a list is sorted by, of one entry."""
+"""Sort key of an entry."""
 
 
 def write_token(scope: Page, cursor: Cursor) -> str:
-    """The token of what follows the entry at `cursor`. `scope`: the request, whose filter counts."""
+    """Token of the page after the entry at `cursor`. `scope`: the request, whose filter counts."""
     text = json.dumps([_digest(scope), *cursor], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def read_token(scope: Page, *kinds: type) -> Cursor | None:
-    """The entry that a page begins behind, None for the first page.
+    """Cursor of the entry before the page, None for the first page.
 
     Args:
-        kinds: of the cursor's parts, str or int.
+        kinds: types of the cursor's parts, str or int.
 
     Raises:
-        InvalidInput: the token was not given for this list.
+        InvalidInput: the token was not made for this list.
     """
     token = scope.page_token
     if not token:
@@ -53,13 +53,13 @@ def read_token(scope: Page, *kinds: type) -> Cursor | None:
 
 
 def cut(entries: Iterable[T], page: Page, key: Callable[[T], Cursor], *kinds: type) -> tuple[list[T], str]:
-    """One page of a list that is held in memory, and the next page's token; sorted by `key`.
+    """One page of an in-memory list, sorted by `key`, and the next page's token.
 
     Args:
-        kinds: of the key's parts.
+        kinds: types of the key's parts.
 
     Raises:
-        InvalidInput: the page's token was not given for this list.
+        InvalidInput: the page's token was not made for this list.
     """
     after = read_token(page, *kinds)
     rest = sorted((entry for entry in entries if after is None or key(entry) > after), key=key)

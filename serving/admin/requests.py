@@ -1,6 +1,6 @@
-"""What each admin verb is asked with. Every door fills these, so all refuse the same things in the same words.
+"""Requests of the admin verbs. gRPC, REST and the console fill the same classes, so all refuse the same in the same words.
 
-Field names are those of `baton.admin.v1` and of REST bodies and queries. Next: `answers`, `verbs`.
+Field names are those of `baton.admin.v1` and of REST bodies and queries. Read next: `answers`, `verbs`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,12 @@ __all__ = [
 ]
 
 LARGEST_VERSION = 2**63 - 1
-"""Of an INTEGER in SQLite and an int64 on the wire."""
+"""Largest INTEGER of SQLite and int64 on the wire."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Expected = Annotated[
     int | None,
-    Field(
-        ge=0, le=LARGEST_VERSION, description="resource version that the caller looked at; absent: whatever is there"
-    ),
+    Field(ge=0, le=LARGEST_VERSION, description="resource version that the caller read; absent: any"),
 ]
 Weight = Annotated[
     float, Field(ge=0, le=100, allow_inf_nan=False, description="percent of routing keys for the candidate")
@@ -59,17 +57,17 @@ Weight = Annotated[
 
 
 class Request(BaseModel):
-    """Of any verb. Unknown fields are refused."""
+    """Request of any verb. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Nothing(Request):
-    """No question but the verb."""
+    """Request without fields."""
 
 
 class Mutation(Request):
-    """Of any verb that changes something. Values are of their fields' kinds, not what could be read as one."""
+    """Request of a changing verb. Values must have the types of their fields; nothing is converted."""
 
     model_config = ConfigDict(strict=True)
 
@@ -77,7 +75,7 @@ class Mutation(Request):
 
 
 class Page(Request):
-    """Of any list."""
+    """Request of a list."""
 
     page_size: int = Field(100, ge=1, le=1000, description="entries at most")
     page_token: str = Field("", max_length=2000, description="`next_page_token` of the page before; empty: the first")
@@ -145,13 +143,13 @@ class ModelLoad(ModelChange):
 
 class RolloutFile(Mutation):
     file: str = Field(max_length=1 << 20, description="the rollout file, as text")
-    name: str = Field("rollout", max_length=200, description="stands for the file in messages")
-    expected: Expected = Field(None, description="resource version of the endpoint that the caller looked at")
+    name: str = Field("rollout", max_length=200, description="name of the file in messages")
+    expected: Expected = Field(None, description="resource version of the endpoint that the caller read")
 
 
 class RolloutList(Page):
     endpoint: str = Field("", max_length=200, description="only this endpoint's")
-    active: bool = Field(False, description="only those that can still move by themselves")
+    active: bool = Field(False, description="only rollouts that can still move by themselves")
 
 
 class RolloutName(Request):
@@ -203,7 +201,7 @@ class AuditSeq(Request):
 
 
 class Warm(Mutation):
-    version: str = Field("", max_length=20, description="of the bundle; the newest that may serve unless said")
+    version: str = Field("", max_length=20, description="of the bundle; empty: the newest that may serve")
 
 
 class CacheWarm(Warm):
@@ -214,7 +212,7 @@ class CacheWarm(Warm):
 
 
 class LogForget(Mutation):
-    """Exactly one of the two says whose records go."""
+    """Names the user whose records are deleted by exactly one of the two fields."""
 
     routing_key: str = Field("", max_length=1000, description="of the user")
     prediction_id: str = Field(
@@ -222,7 +220,7 @@ class LogForget(Mutation):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> LogForget:
+    def _names_one_user(self) -> LogForget:
         if bool(self.routing_key) == bool(self.prediction_id):
             raise ValueError("name the user by routing_key or by prediction_id, one of them")
         return self

@@ -1,4 +1,4 @@
-"""Verbs of rollouts. They decide nothing about traffic: that is the controller's business."""
+"""Rollout verbs. They decide nothing about traffic; the controller does."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = ["RolloutVerbs"]
 class RolloutVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
-    Those that steer raise NotFound: no such rollout; Conflict: its phase does not allow the verb; StaleVersion: it
+    A verb that steers raises NotFound: no such rollout; Conflict: its phase does not allow the verb; StaleVersion: it
     changed since `expected`.
 
     Args:
-        lock: held by everyone who uses `controller`, the rollout loop included.
+        lock: held while `controller` is used, by the rollout loop too.
     """
 
     def __init__(
@@ -86,31 +86,31 @@ class RolloutVerbs:
                 Slices(schema, (), [(guard.field, value) for value in guard.values])
         with self._lock:
             stored = self._controller.start(spec, by.name, request.reason, int(candidate.manifest.version))
-        return self._told(stored)
+        return self._answer(stored)
 
     def list(self, request: r.RolloutList, by: Principal) -> a.RolloutPage:
         """All rollouts, oldest first, without figures."""
         stored = self._store.rollouts(active=request.active, endpoint=request.endpoint)
-        found, token = cut(stored, request, lambda one: (one.created_ms, one.id), int, str)
-        return a.RolloutPage(rollouts=[_summary(one) for one in found], next_page_token=token)
+        found, token = cut(stored, request, lambda rollout: (rollout.created_ms, rollout.id), int, str)
+        return a.RolloutPage(rollouts=[_summary(rollout) for rollout in found], next_page_token=token)
 
     def get(self, request: r.RolloutName, by: Principal) -> a.Rollout:
         """One rollout, by id or the newest of an endpoint, with its figures per stay. Raises: NotFound."""
-        return self._told(self._store.rollout(request.name))
+        return self._answer(self._store.rollout(request.name))
 
     def newest(self, endpoint: str) -> a.RolloutSummary:
-        """The newest of an endpoint, without figures, so at no cost. Raises: NotFound."""
+        """The newest rollout of an endpoint, without figures, so it is cheap. Raises: NotFound."""
         return _summary(self._store.rollout(endpoint))
 
     def with_metrics(self, rollout: str) -> tuple[a.Rollout, a.Metrics]:
-        """What `get` and `metrics.get` tell, both of the same moment and worked out once. Raises: NotFound."""
+        """Answers of `get` and `metrics.get` at the same moment, computed once. Raises: NotFound."""
         with self._lock:
             stored = self._store.rollout(rollout)
-            snapshot = self._controller.snapshot(stored.id)
-        return _told(stored, snapshot), metrics_of(snapshot)
+            figures = self._controller.snapshot(stored.id)
+        return _answer(stored, figures), metrics_of(figures)
 
     def pause(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
-        """Stay at this step whatever the evidence says in favour; breaches still step back."""
+        """Stay at this step even when the evidence allows the next; breaches still step back."""
         return self._steer(request, Pause(), by)
 
     def resume(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
@@ -126,7 +126,7 @@ class RolloutVerbs:
         return self._steer(request, Abort(), by)
 
     def undo(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
-        """Take a finished hand-over back: stable answers all again."""
+        """Take a finished hand-over back: stable answers all traffic again."""
         return self._steer(request, Undo(), by)
 
     def set_weight(self, request: r.RolloutSetWeight, by: Principal) -> a.Rollout:
@@ -134,7 +134,7 @@ class RolloutVerbs:
         return self._steer(request, SetWeight(request.weight), by)
 
     def step_version(self, endpoint: str) -> str | None:
-        """The candidate's version when the present step of the active rollout was entered, None without a rollout."""
+        """Candidate version at the entry of the active rollout's present step, None without a rollout."""
         for stored in self._store.rollouts(active=True, endpoint=endpoint):
             step = (stored.id, stored.state.entered_ms)
             known = self._entered.get(endpoint)
@@ -144,7 +144,7 @@ class RolloutVerbs:
         return None
 
     def _entered_with(self, endpoint: str, rollout: str, entered_ms: int) -> str | None:
-        """The candidate's version in the audit entry that first tells of a step."""
+        """Candidate version in the first audit entry of a step."""
         after = 0
         while page := self._store.audit(endpoint, after):
             for entry in page:
@@ -157,28 +157,28 @@ class RolloutVerbs:
     def _steer(self, request: r.RolloutSteer | r.RolloutPromote | r.RolloutSetWeight, event: Event, by: Principal) -> a.Rollout:  # fmt: skip
         with self._lock:
             done = self._controller.command(request.name, event, by.name, request.reason, request.expected)
-            return self._told(done)
+            return self._answer(done)
 
-    def _told(self, stored: StoredRollout) -> a.Rollout:
+    def _answer(self, stored: StoredRollout) -> a.Rollout:
         with self._lock:
-            snapshot = self._controller.snapshot(stored.id)
-        return _told(stored, snapshot)
+            figures = self._controller.snapshot(stored.id)
+        return _answer(stored, figures)
 
 
 @contextmanager
 def _at(name: str, text: str, *loc: str | int) -> Iterator[None]:
-    """Say where in a rollout file it stands what an error within is about."""
+    """Add the place in the rollout file to errors raised within."""
     try:
         yield
     except BatonError as error:
         raise type(error)(f"{place(name, text, *loc)}: {error}") from None
 
 
-def _told(stored: StoredRollout, snapshot: RolloutFigures) -> a.Rollout:
+def _answer(stored: StoredRollout, figures: RolloutFigures) -> a.Rollout:
     shown = _summary(stored)
     summary = {name: getattr(shown, name) for name in a.RolloutSummary.model_fields}
-    phases = [_phase(phase) for phase in snapshot.to_json()["phases"]]
-    return a.Rollout(**summary, coverage=snapshot.coverage, phases=phases)
+    phases = [_phase(phase) for phase in figures.to_json()["phases"]]
+    return a.Rollout(**summary, coverage=figures.coverage, phases=phases)
 
 
 def _summary(stored: StoredRollout) -> a.RolloutSummary:
@@ -206,7 +206,7 @@ def _summary(stored: StoredRollout) -> a.RolloutSummary:
 
 
 def _phase(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A stay's figures by metric and arm."""
+    """Figures of a stay by metric and arm."""
     arms = {"stable": figures["stable"], "candidate": figures["candidate"]}
     return {
         "step": figures["step"],

@@ -1,7 +1,7 @@
-"""The one table of admin verbs: what each is called, who may use it, whether it changes anything.
+"""Table of the admin verbs: name, required role, request and answer of each.
 
-gRPC, REST, the command line and the console all go through it, so it is also the list of what must be tested. A name is
-SERVICE.METHOD as in `baton.admin.v1`. Next: `door`, which calls what a verb names.
+gRPC, REST, the command line and the console all use it, so it is also the list of what must be tested. A name is
+SERVICE.METHOD as in `baton.admin.v1`. Read next: `door`, which calls the verbs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Verb(Generic[Q, A]):
     Args:
         name: SERVICE.METHOD.
         role: that a caller needs.
-        request, answer: what it takes and gives.
-        streams: it answers again and again.
+        request, answer: their types.
+        streams: whether it returns a stream of answers.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Verb(Generic[Q, A]):
 
     @property
     def mutating(self) -> bool:
-        """Whether it changes anything: then it takes a reason and an idempotency key, and stands in the audit."""
+        """Whether it changes anything: then it takes a reason and an idempotency key, and the audit has an entry."""
         return issubclass(self.request, r.Mutation)
 
 
@@ -73,4 +73,4 @@ LOG_FORGET = Verb("log.forget", OPERATOR, r.LogForget, a.Forgotten)
 WORKER_STATUS = Verb("worker.status", VIEWER, r.Nothing, a.Worker)
 
 VERBS: dict[str, Verb[Any, Any]] = {verb.name: verb for verb in list(globals().values()) if isinstance(verb, Verb)}
-"""All of them, by name."""
+"""All verbs by name."""

@@ -1,6 +1,6 @@
-"""`rollouts.watch`: a rollout now, and again whenever something about it has changed, until it has ended.
+"""`rollouts.watch`: stream of a rollout, now and after every change, until it has ended.
 
-The number of watchers is bounded. Who watches is asked again at every look, so that a token which was revoked sees no more.
+The number of watchers is bounded. The caller is authenticated again at every look, so a revoked token sees nothing more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_WATCHERS = 64
 
 
 class Watchers:
-    """All who watch rollouts of one installation through one door. For one event loop."""
+    """Watchers of an installation's rollouts over one port. For one event loop."""
 
     def __init__(self, admin: Admin, most: int = MAX_WATCHERS) -> None:
         self._admin = admin
@@ -30,13 +30,13 @@ class Watchers:
         self.watching = 0
 
     async def watch(self, request: RolloutWatch, who: Callable[[], Principal]) -> AsyncGenerator[a.Rollout]:
-        """The rollout, as `rollouts.get` tells it.
+        """The rollout, as `rollouts.get` returns it.
 
         Args:
-            who: the caller; it raises once he may not look any more.
+            who: returns the caller; raises once the caller has no access any more.
 
         Raises:
-            Overloaded: too many watch already. And whatever `rollouts.get` and `who` raise.
+            Overloaded: there are too many watchers. And whatever `rollouts.get` and `who` raise.
         """
         if self.watching >= self._most:
             raise Overloaded(f"{self._most} watch already, the most that are served; ask again later", 1.0)

@@ -14,12 +14,12 @@ from serving.config import Config
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Where replicas on a cluster can be reached", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
-def _noun() -> None:
-    """Keeps `list` a verb of its own while there is no other."""
+def _group() -> None:  # without it Typer makes the only command the group itself
+    """Show where the replicas on a cluster can be reached."""
 
 
 @app.command("list")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import NotReady
-from serving.admin import Admin
+from serving.admin import Admin, Backends
 from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.control.traffic_upkeep import TrafficUpkeep
@@ -68,9 +68,8 @@ class ControlLoops:
         self._lock = threading.RLock()
         self._lead, self._leads = open_lead(config, clock), threading.Event()
         self._cache = self._open_cache(repository)
-        self.admin = Admin(
-            config, self._store, self._read, repository, self._controller, kill, clock, self._lock, self._cache
-        )
+        backends = Backends(self._store, self._read, repository, kill)
+        self.admin = Admin(config, backends, self._controller, clock, self._lock, self._cache)
         self.admin.endpoints.bootstrap()
         self._bundles = BundleUpkeep(
             repository, config.segments, self._store, keep=config.bundles_keep, worker=config.worker is not None

@@ -15,7 +15,7 @@ import yaml
 from fastapi import FastAPI
 from installation import Installation, eventually
 
-from serving.admin import Admin
+from serving.admin import Admin, Backends
 from serving.config.principal import Role
 from serving.http.api import build_app
 from serving.rollout.controller import RolloutController
@@ -63,16 +63,8 @@ class Operated:
         self.kill = KillSwitch(made.home)
         observe = Observer(made.config.status, made.repository, self.kill, self.clock)
         self.controller = RolloutController(made.store, self.traffic, self.clock, observe, observe.schema)
-        self.admin = Admin(
-            made.config,
-            made.store,
-            self.traffic,
-            made.repository,
-            self.controller,
-            self.kill,
-            self.clock,
-            threading.RLock(),
-        )
+        backends = Backends(made.store, self.traffic, made.repository, self.kill)
+        self.admin = Admin(made.config, backends, self.controller, self.clock, threading.RLock())
         self.tokens = TokenStore(made.config.tokens)
         self.authenticator = TokenAuthenticator(self.tokens, self.clock, loopback=True)
 

@@ -17,7 +17,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound
 from pipeline.schema import FieldSpec, Schema
-from serving.admin import VERBS, Admin
+from serving.admin import VERBS, Admin, Backends
 from serving.admin.door import request_of
 from serving.config import ArmConfig, Config, EndpointConfig
 from serving.rollout.controller import RolloutController
@@ -50,16 +50,8 @@ class Place:
         self.log = open_traffic_log(self.config)
         observer = Observer(self.config.status, self.repository, self.kill, self.clock)
         self.controller = RolloutController(self.store, self.log, self.clock, observer, observer.schema)
-        self.admin = Admin(
-            self.config,
-            self.store,
-            self.log,
-            self.repository,
-            self.controller,
-            self.kill,
-            self.clock,
-            threading.RLock(),
-        )
+        backends = Backends(self.store, self.log, self.repository, self.kill)
+        self.admin = Admin(self.config, backends, self.controller, self.clock, threading.RLock())
 
     def call(self, verb: str, **fields: Any) -> Any:
         asked = VERBS[verb]

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
-from serving.admin import Admin
+from serving.admin import Admin, Backends
 from serving.cli.main import app
 from serving.client import RankingClient
 from serving.config import RedisConfig
@@ -222,9 +222,8 @@ def test_stats_shows_what_the_control_process_knows(
     observe = Observer(installation.config.status, installation.repository, kill, clock)
     controller = RolloutController(installation.store, traffic, clock, observe, observe.schema)
     lock = threading.RLock()
-    admin = Admin(
-        installation.config, installation.store, traffic, installation.repository, controller, kill, clock, lock, upkeep
-    )
+    backends = Backends(installation.store, traffic, installation.repository, kill)
+    admin = Admin(installation.config, backends, controller, clock, lock, upkeep)
     port = free_port()
     tokens = TokenAuthenticator(TokenStore(installation.config.tokens), clock, loopback=True)
     server = uvicorn.Server(uvicorn.Config(build_app(admin, installation.home, tokens), port=port, log_level="error"))
