@@ -26,7 +26,7 @@ class Event:
 
     Args:
         request: input of `decoder`; the engine does not read it.
-        decoder: makes features of `request` for a model's schema; None when `features` are there already.
+        decoder: makes features of `request` for a model's schema; None if `features` are given.
         model: the snapshot of the version that answers; a swap does not change it.
         rows: candidates, if known before decoding (0: unknown); decides whether the event runs inline.
         deadline: `Clock.monotonic` seconds after which the caller no longer waits.

@@ -102,11 +102,11 @@ class Schema(BaseModel):
         """
         if len(self.fields) != len(other.fields):
             return f"{len(self.fields)} fields against {len(other.fields)}"
-        for mine, theirs in zip(self.fields, other.fields, strict=True):
+        for field, other_field in zip(self.fields, other.fields, strict=True):
             for key in ("name", "role", "kind", "separator", "transform"):
-                a, b = getattr(mine, key), getattr(theirs, key)
+                a, b = getattr(field, key), getattr(other_field, key)
                 if a != b:
-                    return f"field {mine.name!r}: {key} is {a!r} here and {b!r} there"
+                    return f"field {field.name!r}: {key} is {a!r} here and {b!r} there"
         return None
 
     def with_width(self, width: int) -> Schema:

@@ -62,30 +62,30 @@ def restore(
 ) -> RestoreReport:
     """Write predictions with labels to `log`; the join has to run afterwards, or at the same time."""
     report = RestoreReport()
-    for batch in _batches(predictions):
-        mine = [replace(p, record=replace(p.record, prediction_id=_genuine(ids, p.record))) for p in batch]
-        known = log.records([p.record.prediction_id for p in mine])
-        fresh = [p for p in mine if p.record.prediction_id not in known]
+    for raw in _batches(predictions):
+        batch = [replace(p, record=replace(p.record, prediction_id=_genuine(ids, p.record))) for p in raw]
+        stored_records = log.records([p.record.prediction_id for p in batch])
+        fresh = [p for p in batch if p.record.prediction_id not in stored_records]
         log.append_scores([(p.record.prediction_id, scores) for p in fresh for scores in p.other])
         log.append_predictions([pack(p.record) for p in fresh])
         entries, left_out = [], 0
-        for p in mine:
-            stored = known.get(p.record.prediction_id)
-            there = np.ones(len(p.indices), np.bool_) if stored is None else _has(unpack(stored), p.indices)
-            left_out += int((~there).sum())
-            entries.append(_entry(p, there))
+        for p in batch:
+            stored = stored_records.get(p.record.prediction_id)
+            present = np.ones(len(p.indices), np.bool_) if stored is None else _has(unpack(stored), p.indices)
+            left_out += int((~present).sum())
+            entries.append(_entry(p, present))
         # With this time no row is too late, whatever the late limit.
-        replies = log.append_feedback(entries, min(p.record.time_ms for p in mine))
+        replies = log.append_feedback(entries, min(p.record.time_ms for p in batch))
         refused = next((r.reason for r in replies if INVALID in r.exposed + r.outcomes), "")
         if refused:
             raise InvalidInput(f"a row does not fit the prediction that the log has: {refused}")
         report = RestoreReport(
-            report.predictions + len(mine),
+            report.predictions + len(batch),
             report.new + len(fresh),
-            report.rows + sum(len(p.indices) for p in mine),
+            report.rows + sum(len(p.indices) for p in batch),
             report.new_rows + sum(reply.exposed.count(ACCEPTED) for reply in replies),
             report.left_out + left_out,
-            max(report.newest_ms, *(p.record.time_ms for p in mine)),
+            max(report.newest_ms, *(p.record.time_ms for p in batch)),
         )
         progress(report)
     return report
@@ -116,8 +116,10 @@ def _has(record: PredictionRecord, index: npt.NDArray[np.int32]) -> npt.NDArray[
     return known
 
 
-def _entry(p: Restored, there: npt.NDArray[np.bool_]) -> FeedbackEntry:
-    rows = list(zip(p.indices[there].tolist(), p.labels[there].tolist(), p.positions[there].tolist(), strict=True))
+def _entry(p: Restored, present: npt.NDArray[np.bool_]) -> FeedbackEntry:
+    rows = list(
+        zip(p.indices[present].tolist(), p.labels[present].tolist(), p.positions[present].tolist(), strict=True)
+    )
     shown = [Exposure(index, None, position, p.record.time_ms) for index, _, position in rows]
     labelled = [Outcome(index, label, None, p.record.time_ms, True) for index, label, _ in rows]
     return FeedbackEntry(p.record.prediction_id, shown, labelled)

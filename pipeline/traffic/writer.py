@@ -204,7 +204,7 @@ class TrafficWriter:
         while count:
             with self._changed:
                 records = list(islice(self._records, min(1 if singly else self._limits.batch, count)))
-            why = ""
+            reason = ""
             try:
                 self._try(partial(self._log.append_predictions, records))
             except NotReady as error:
@@ -214,11 +214,11 @@ class TrafficWriter:
                     singly = len(records)
                     continue
                 logger.error("traffic writer: a prediction was dropped: %s", error)
-                why = "invalid"
+                reason = "invalid"
             except Exception:
                 logger.exception("traffic writer: %d predictions were dropped", len(records))
-                why = "error"
-            self._settle(len(records), why)
+                reason = "error"
+            self._settle(len(records), reason)
             count -= len(records)
             singly = max(0, singly - len(records))
         if self._away:
@@ -226,12 +226,12 @@ class TrafficWriter:
             self._away = False
         return None
 
-    def _settle(self, count: int, why: str) -> None:
+    def _settle(self, count: int, reason: str) -> None:
         """Remove the oldest predictions from the queue: they are written, or dropped for a reason."""
         with self._changed:
             self._bytes -= sum(len(self._records.popleft()) for _ in range(count))
-            if why:
-                self._dropped[why] += count
+            if reason:
+                self._dropped[reason] += count
             else:
                 self._committed += count
 

@@ -15,7 +15,7 @@ from pipeline.features import Features
 from pipeline.schema import Schema
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
-from serving.client.attempts import Attempt, Core, Pause
+from serving.client.attempts import Attempt, Core, Wait
 from serving.client.failures import error_of
 from serving.client.messages import RankResult, feedback_request, rank_request, rank_result, replies_of
 from serving.client.options import Options
@@ -143,7 +143,7 @@ class AsyncRankingClient:
             try:
                 step = next(plan)
                 while True:
-                    if isinstance(step, Pause):
+                    if isinstance(step, Wait):
                         await asyncio.sleep(step.seconds)
                         step = plan.send(None)
                     else:

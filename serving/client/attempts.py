@@ -4,7 +4,7 @@ A generator yields the next step and receives its result, so both clients follow
 waiting:
 
     Attempt(connection, timeout)  ──►  the answer, or gRPC's error
-    Pause(seconds)                ──►  None
+    Wait(seconds)                ──►  None
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from serving.client.failures import FailedCall, Fate, failed_call
 from serving.client.options import Options, Retry
 from serving.client.pool import Connection, Pool
 
-__all__ = ["Attempt", "Budget", "Core", "Course", "Pause"]
+__all__ = ["Attempt", "Budget", "Core", "Course", "Wait"]
 
 _CONNECTION_FAULTS = frozenset({Fate.UNSENT, Fate.REFUSED, Fate.LOST})
 
@@ -38,13 +38,13 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Wait:
     """Step of a course: wait."""
 
     seconds: float
 
 
-Course = Generator[Attempt | Pause, Any, Any]
+Course = Generator[Attempt | Wait, Any, Any]
 
 
 class Budget:
@@ -139,7 +139,7 @@ class Core:
             pause = _pause(failure, len(tried), retry, self._rng, lost_too)
             if pause is None or now() + pause >= until or not self.budget.spend():
                 raise failure.error
-            yield Pause(pause)
+            yield Wait(pause)
 
 
 def _pause(failure: FailedCall, attempts: int, retry: Retry, rng: random.Random, lost_too: bool) -> float | None:

@@ -16,7 +16,7 @@ from pipeline.features import Features
 from pipeline.schema import Schema
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
-from serving.client.attempts import Attempt, Core, Pause
+from serving.client.attempts import Attempt, Core, Wait
 from serving.client.failures import error_of
 from serving.client.messages import RankResult, feedback_request, rank_request, rank_result, replies_of
 from serving.client.options import Options
@@ -115,7 +115,7 @@ class RankingClient:
             try:
                 step = next(plan)
                 while True:
-                    if isinstance(step, Pause):
+                    if isinstance(step, Wait):
                         time.sleep(step.seconds)
                         step = plan.send(None)
                     else:

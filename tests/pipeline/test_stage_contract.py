@@ -1,4 +1,4 @@
-"""Our own stages keep the contract, and the contract catches those that do not."""
+"""Contract of stages: the built-in stages keep it, and it detects stages that do not."""
 
 from __future__ import annotations
 

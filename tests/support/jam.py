@@ -1,4 +1,4 @@
-"""An engine that is busy for as long as a test wants it to be."""
+"""Engine that a test keeps busy."""
 
 from __future__ import annotations
 

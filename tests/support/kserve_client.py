@@ -1,4 +1,4 @@
-"""Asks a server through kserve's gRPC client: `kserve_client.py TARGET INPUTS.npz OUTPUT.npz`.
+"""Client of a server through kserve's gRPC client: `kserve_client.py TARGET INPUTS.npz OUTPUT.npz`.
 
 A program of its own, since kserve and tritonclient describe the same protocol and cannot be imported into one process.
 """

@@ -1,4 +1,4 @@
-"""Where a test keeps a traffic log: each test of the log runs once on every store."""
+"""Stores of traffic logs: each test of the log runs once on every store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class Place:
-    """A folder (SQLite) or a server (Redis) of the test's own; goes to other processes."""
+    """Store of a test: a folder (SQLite) or a server (Redis); can be sent to other processes."""
 
     kind: str
     where: str
@@ -29,7 +29,7 @@ class Place:
         return SqliteTrafficLog(Path(self.where) / "traffic.db", IDS, window_ms, late_ms)
 
     def empty(self) -> None:
-        """Throw away what is there; nobody has it open."""
+        """Delete the content; no process has it open."""
         if self.kind == "redis":
             with RedisAddress(self.where).client(5.0) as client:
                 client.flushall()

@@ -128,11 +128,11 @@ class RedisTrafficLog:
             for _ in range(_TRIES):
                 stored = self._load(chunk)
                 arguments: list[object] = []
-                for prediction_id, mine in chunk.items():
+                for prediction_id, indices in chunk.items():
                     before = stored[prediction_id]
                     take = self._park if before.seq is None else self._take
-                    answers, change = take(before, [entries[place] for place in mine], now_ms)
-                    replies.update(zip(mine, answers, strict=True))
+                    answers, change = take(before, [entries[place] for place in indices], now_ms)
+                    replies.update(zip(indices, answers, strict=True))
                     if change:
                         arguments += (prediction_id, before.version, *change)
                 changed = self._server.run(FEEDBACK, *arguments) if arguments else ()

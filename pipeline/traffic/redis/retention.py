@@ -49,10 +49,10 @@ def forget(server: TrafficRedis, routing_hash: int, now_ms: int) -> int:
     deleted, after = 0, b"-"
     while True:
         (found,) = server.many([("XRANGE", f"{PREFIX}predictions", after, "+", "COUNT", 4 * _CHUNK_PREDICTIONS)])
-        theirs = [fields[b"i"] for _, fields in found if int(fields[b"r"]) == routing_hash]
-        for start in range(0, len(theirs), _CHUNK_PREDICTIONS):
-            server.run(FORGET, "all", *theirs[start : start + _CHUNK_PREDICTIONS])
-        deleted += len(theirs)
+        user_ids = [fields[b"i"] for _, fields in found if int(fields[b"r"]) == routing_hash]
+        for start in range(0, len(user_ids), _CHUNK_PREDICTIONS):
+            server.run(FORGET, "all", *user_ids[start : start + _CHUNK_PREDICTIONS])
+        deleted += len(user_ids)
         if len(found) < 4 * _CHUNK_PREDICTIONS:
             return deleted
         after = b"(" + found[-1][0]

@@ -81,10 +81,10 @@ def forget(file: TrafficFile, routing_hash: int, now_ms: int) -> int:
         while True:
             with file.write(durable=True) as db:
                 query = "SELECT seq FROM predictions WHERE routing_hash = ? LIMIT ?"
-                theirs = [seq for (seq,) in db.execute(query, (routing_hash, _CHUNK_PREDICTIONS))]
-                _delete(db, theirs)
-            deleted += len(theirs)
-            if len(theirs) < _CHUNK_PREDICTIONS:
+                seqs = [seq for (seq,) in db.execute(query, (routing_hash, _CHUNK_PREDICTIONS))]
+                _delete(db, seqs)
+            deleted += len(seqs)
+            if len(seqs) < _CHUNK_PREDICTIONS:
                 return deleted
 
 

@@ -1,4 +1,4 @@
-"""The prediction record: what is packed comes back, and anything else is refused."""
+"""Prediction record: a packed record is unpacked unchanged, and other bytes are refused."""
 
 from __future__ import annotations
 

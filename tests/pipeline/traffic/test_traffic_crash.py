@@ -1,4 +1,4 @@
-"""What is acknowledged survives kill -9, and several processes write at once."""
+"""Crashes of the traffic log: acknowledged entries survive kill -9 while several processes write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled rows out of a log and into another, or the same: once, whole, and as often as one likes."""
+"""Export and import of labelled rows, into another log or the same: complete, exactly once, repeatable."""
 
 from __future__ import annotations
 

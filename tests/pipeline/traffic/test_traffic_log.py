@@ -1,4 +1,4 @@
-"""The traffic log on every store: what becomes of feedback, which rows come out when, what is kept and what goes."""
+"""Traffic log on every store: feedback, labelled rows, retention."""
 
 from __future__ import annotations
 

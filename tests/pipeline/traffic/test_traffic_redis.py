@@ -1,4 +1,4 @@
-"""What is Redis's own about the traffic log: which servers are refused, and what the death of one costs."""
+"""Traffic log in Redis: refused servers, and the loss when a server dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is SQLite's own about the traffic log: its file."""
+"""File of the traffic log in SQLite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The traffic log against a plain dictionary, under any interleaving of predictions, feedback, joins and restarts."""
+"""Traffic log compared with a plain dictionary, under any order of predictions, feedback, joins and restarts."""
 
 from __future__ import annotations
 

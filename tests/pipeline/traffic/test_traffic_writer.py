@@ -1,4 +1,4 @@
-"""The bounded writer: order, drops, failures and the end, against the real log."""
+"""Bounded writer with a real log: order, drops, failures, close."""
 
 from __future__ import annotations
 

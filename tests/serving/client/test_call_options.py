@@ -1,4 +1,4 @@
-"""What a caller may ask for beside scores: timings, priority, a deadline in parameters, a stream."""
+"""Options of a call: timings, priority, a deadline in parameters, a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both clients against a server that fails as it is told to: what is repeated, what is not, and what callers see."""
+"""Both clients against a server with set faults: retries, and errors that callers see."""
 
 from __future__ import annotations
 
