@@ -1,7 +1,7 @@
-"""Train a click model on a window of a log: once, in time order, the way it will go on learning online.
+"""Training of a click model on a window of a log: once, in time order, as it goes on learning online.
 
 The last part of the window is scored before it is trained on. That gives the metrics at birth and the labels for the
-calibration, and nothing of the window is lost. Next stop: `transfer.offline.distill`, which trains a student on a teacher.
+calibration, and all rows are trained on. Next stop: `transfer.offline.distill`, which trains a student on a teacher.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transfer.click_model.calibration import ALPHA_POSITIVES, fit_calibration
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import ClickModel, LearningSettings
 from transfer.click_model.state import load_state, state_of
-from transfer.data.log import Log, row_range
+from transfer.data.log import Log, LogChunk, row_range
 
 __all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
 
@@ -36,11 +36,11 @@ FIT_ROWS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How a model is trained on a window.
+    """Parameters of training on a window.
 
     Args:
         batch: rows per step; None: as `batch_for` says.
-        tail: last share of the window, scored before it is trained on: metrics at birth and calibration.
+        tail: last fraction of the window, scored before it is trained on: metrics at birth and calibration.
         passes: over the part before the tail. Click logs with many rare ids overfit after one or two.
         early_stop: with several passes, stop when the tail's LogLoss grows, and keep the best pass.
         learning: rates.
@@ -121,7 +121,7 @@ def train(
         start, stop: row quantiles of the window, 0..1.
         seed: of weights and new rows.
         settings: batch, tail, passes, rates.
-        progress: told of rows done.
+        progress: called with rows done and rows in all.
 
     Returns:
         The model; its `metrics` (auc, logloss, bias, rows, positives) are of the tail, before training on it.
@@ -140,22 +140,21 @@ def train(
     first, rate = first_rows(log, start, stop)
     model.fit_numbers(first)
     model.start_level(first, rate)
-
     body, tail = window_rows(log, start, tail_start), window_rows(log, tail_start, stop)
     batch = settings.batch or batch_for(body + tail)
     total, done = settings.passes * body + tail, 0
 
-    def tell(rows: int) -> None:
+    def learn(chunk: LogChunk) -> None:
         nonlocal done
-        done = min(total, done + rows)  # a window's edge may move by one request
+        model.step(chunk.rows, chunk.labels)
+        done = min(total, done + len(chunk))  # a window's edge may move by one request
         if progress is not None:
             progress(done, total)
 
     best: tuple[float, Any] | None = None
     for _ in range(settings.passes):
         for chunk in log.chunks(start, tail_start, batch):
-            model.step(chunk.rows, chunk.labels)
-            tell(len(chunk.labels))
+            learn(chunk)
         if settings.passes > 1 and settings.early_stop:
             loss = _tail_loss(model, log, tail_start, stop)
             if best is not None and loss >= best[0]:
@@ -163,12 +162,10 @@ def train(
             best = loss, state_of(model)
     if best is not None:
         load_state(model, *best[1])
-
     held = Held()
     for chunk in log.chunks(tail_start, stop, batch):
         held.add(model.served_logits(chunk.rows), chunk.labels)
-        model.step(chunk.rows, chunk.labels)
-        tell(len(chunk.labels))
+        learn(chunk)
     calibration, model.metrics = held.calibrate()
     model.calibrate(calibration)
     return model
@@ -190,13 +187,13 @@ def measure(scores: F32, labels: F32) -> dict[str, float | None]:
 
 
 def window_rows(log: Log, start: float, stop: float) -> int:
-    """Rows of a window, give or take the request that lies across its edge."""
+    """Rows of a window; a request across its edge may add to them or not."""
     first, last = row_range(start, stop, log.rows)
     return last - first
 
 
 def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> tuple[Rows, float]:
-    """The first rows of a window, to take mean and deviation of the numbers from, and the share of them that is positive.
+    """The first rows of a window, to take mean and deviation of the numbers from, and the fraction of them that is positive.
 
     Raises:
         DataError: the window is empty, or has labels of one class only.

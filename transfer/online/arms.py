@@ -1,7 +1,7 @@
-"""A worker for whoever the arms of the endpoint are now: when they change, another one, without a restart.
+"""Follower of an endpoint's arms: runs a worker for the present pair of teacher and student, another one when it changes.
 
-Every pair of teacher and student has its own checkpoints. A pair that comes for the first time starts where the one
-before it stood; one that comes back goes on where it left. Next stop: `transfer.online.worker`.
+Every pair has its own checkpoints. A new pair starts at the place of the pair before it; a pair that comes back goes on
+from its own place. Next stop: `transfer.online.worker`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from transfer.online.worker import Worker
 
 __all__ = ["Arms", "Follower"]
 
-LOOK_EVERY_S = 1.0
-"""Seconds between two looks at the arms."""
+READ_EVERY_S = 1.0
+"""Seconds between two reads of the arms."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """Bundles of the arms that answer. `retired`: the student has all traffic for good and needs its teacher no more."""
+    """Bundles of an endpoint's arms. `retired`: the student has all traffic for good and does not need its teacher."""
 
     teacher: str
     student: str
@@ -36,9 +36,9 @@ class Follower:
     """Runs the worker of the present arms.
 
     Args:
-        arms: gives them, None while there is no student.
+        arms: reads them; None while there is no student.
         make: a worker for arms that starts after a position of the log unless it has a checkpoint.
-        clock: tells when to look again.
+        clock: for the time between two reads.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Follower:
         self._read, self._make = arms, make
         self._clock = clock or SystemClock()
         self._arms: Arms | None = None
-        self._looked: float | None = None
+        self._read_at: float | None = None
         self.worker: Worker | None = None
         """Of the present pair; None while there is none, or none that can learn."""
 
@@ -60,7 +60,7 @@ class Follower:
         began = False
         position = 0
         while not stop.is_set():
-            arms = self._look()
+            arms = self._present()
             self.worker = None
             if arms is not None:
                 try:
@@ -77,14 +77,14 @@ class Follower:
                 position = self.worker.place.position
 
     def _work(self, arms: Arms | None, stop: threading.Event) -> None:
-        """Until the pair changes or `stop` is set."""
+        """Run the worker until the pair changes or `stop` is set."""
 
         def leave() -> bool:
-            now = self._look()
-            if stop.is_set() or _pair(now) != _pair(arms):
+            present = self._present()
+            if stop.is_set() or _pair(present) != _pair(arms):
                 return True
-            if self.worker is not None and now is not None:
-                self.worker.retire_teacher(now.retired)
+            if self.worker is not None and present is not None:
+                self.worker.retire_teacher(present.retired)
             return False
 
         if self.worker is not None:
@@ -92,15 +92,15 @@ class Follower:
             self.worker.run(leave, stop.wait)
             return
         while not leave():
-            stop.wait(LOOK_EVERY_S)
+            stop.wait(READ_EVERY_S)
 
-    def _look(self) -> Arms | None:
-        """The arms, read again now and then; those known where they cannot be read."""
+    def _present(self) -> Arms | None:
+        """The arms, read once per `READ_EVERY_S`; the last known ones where they cannot be read."""
         now = self._clock.monotonic()
-        if self._looked is None:
-            self._looked, self._arms = now, self._read()
-        elif now - self._looked >= LOOK_EVERY_S:
-            self._looked = now
+        if self._read_at is None:
+            self._read_at, self._arms = now, self._read()
+        elif now - self._read_at >= READ_EVERY_S:
+            self._read_at = now
             try:
                 self._arms = self._read()
             except BatonError as error:

@@ -1,9 +1,9 @@
-"""Where the worker stands, on disk: model states and the place in the labelled log, committed in one rename.
+"""Checkpoints of the worker: model states and the place in the labelled log, committed in one rename.
 
-`<folder>/<number>/state.json` and one safetensors file per model. The newest complete one counts; a crash at any moment
-leaves either the old or the new place, never a mix, so that no labelled row is trained on twice or left out. A checkpoint
-may hold changed rows alone and name those before it, so that committing costs what changed; when these have become as
-large as a whole one, a whole one is due.
+`<folder>/<number>/state.json` and one safetensors file per model. The newest complete checkpoint counts. A crash at any
+moment leaves either the old or the new one, never a mix, so that no labelled row is trained on twice or left out. A
+checkpoint may hold only the rows that changed and name the checkpoints before it, so that committing costs what changed.
+When these have become as large as a whole checkpoint, a whole one is due.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass
 class Place:
-    """What is known of the work done up to a position of the labelled log.
+    """Progress of the worker: the work done up to a position of the labelled log.
 
     Args:
         position: last seq of the labelled log that is in the models.
         batches, trained_rows, held_rows: done since the very start.
-        set_aside: batches that could not be learned from and were passed over.
-        publishing: roles of the lines whose next version is written from this state.
-        extra: JSON values of other parts (the lines of versions, the heads of the models' states).
+        set_aside: batches that could not be learned from and were skipped.
+        publishing: roles of the lineages whose next version is written from this state.
+        extra: JSON values of other parts (the lineages, the headers of the models' states).
     """
 
     position: int = 0
@@ -66,13 +66,15 @@ class Checkpoints:
         return not sizes or len(sizes) > MAX_CHANGES or sum(sizes[1:]) > sizes[0]
 
     def save(self, place: Place, arrays: Mapping[str, Arrays], *, changes: bool = False) -> None:
-        """Commit. `arrays`: file name -> named arrays.
+        """Commit a checkpoint.
 
         Args:
+            place: progress.
+            arrays: file name -> named arrays.
             changes: the models' arrays may be changes to the checkpoint before this one.
 
         Raises:
-            NotReady: the disk is full or fails; the last checkpoint is still the one to go on from.
+            NotReady: the disk is full or fails; the last checkpoint still counts.
         """
         number = max(self._numbers(), default=0) + 1
         staging = self.folder / f".{number}.{os.getpid()}"
@@ -105,17 +107,17 @@ class Checkpoints:
         numbers = self._numbers()
         if not numbers:
             return None
-        told = self._read(numbers[-1])
-        self._chain = list(told["chain"])
+        newest = self._read(numbers[-1])
+        self._chain = list(newest["chain"])
         arrays: dict[str, dict[str, npt.NDArray[Any]]] = {}
         for number in self._chain:
             for path in sorted((self.folder / str(number)).glob("*.safetensors")):
                 arrays[path.stem] = merged_state(arrays.get(path.stem, {}), load_file(path))
-        return Place(**told["place"]), arrays
+        return Place(**newest["place"]), arrays
 
     def _read(self, number: int) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / str(number) / "state.json").read_text())
-        return found
+        state: dict[str, Any] = json.loads((self.folder / str(number) / "state.json").read_text())
+        return state
 
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():

@@ -1,7 +1,7 @@
-"""A lineage of versions: one model in training, how its next version is calibrated, judged and published.
+"""A lineage of versions: one model in training, and the calibration, judgement and publication of its next version.
 
-A version is published from a committed checkpoint only, as a delta of the rows touched since the last one, or as a new
-base when the deltas have become many. A refused version keeps its number and its report; training goes on.
+A version is published from a committed checkpoint only: as a delta of the rows touched since the last one, or as a new
+base when there are many deltas. A refused version keeps its number and its report; training goes on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Lineage:
         chain: [base, delta, ...] of the last published version.
         published_batch: number of the batch after which that was.
         refused: versions that did not pass the gate.
-        healed: how often the model went back to a good state, because it had diverged.
+        healed: how often the model diverged and was set back to a good state.
     """
 
     role: str
@@ -75,39 +75,23 @@ class Lineage:
         """Calibrate, judge and write the next version. The caller has committed a checkpoint of the model just before.
 
         Args:
-            passed: rows trained on so far, against which the age of held-out rows is told.
+            held: held-out rows.
+            passed: rows trained on so far, to tell the age of held-out rows.
             batch: number of the last batch in the model.
-            anchor: version at which the current rollout step began, judged against too.
+            anchor: version at which the current rollout step began; a second reference of the gate.
             now_ms: Unix time, written into the manifest.
 
         Raises:
-            NotReady: the disk is full or fails; the lineage stands where it stood.
+            NotReady: the disk is full or fails; the lineage is as before.
         """
         current = self.model.calibration
         # Rows from before the base rate moved say nothing of how good a version is now.
         window = window_for(current, self.recent)
         held = held.newest(passed - window, max(LEAST_POSITIVES, self.limits.min_positives))
-        assert held.rows is not None
         rebase = len(self.chain) > self.compact_after or not self._takes_delta()
         unfit = self._unfit(rebase)
-        # Of the rows as they will serve; the difference to the weights of their time covers what rounding changes.
-        logits = self.model.logits(held.rows) if unfit else self.model.served_logits(held.rows)
-        finite = bool(np.isfinite(logits).all())
-        if finite:
-            self.model.calibration = recalibrate(current, self.recent, window, held.logits[self.role], logits)
-        scores = probabilities(logits, self.model.calibration.alpha, self.model.calibration.beta)
-        references = self._references(held.rows, anchor)
-        report = judge(
-            logits, scores, held.labels, references, self.limits, bias_error=_bias_error(scores, held.labels)
-        )
-        if unfit:
-            report = report.model_copy(update={"passed": False, "reasons": (*report.reasons, unfit)})
-        metrics: dict[str, float | None] = {
-            key: report.figures.get(key) for key in ("auc", "logloss", "bias", "rows", "positives")
-        }
-        if "serving" in references and finite:
-            # The rollout starts its evidence anew when a version moves the mean score.
-            metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
+        logits = self._calibrated(held, window, rounded=not unfit)
+        report, metrics = self._judged(logits, held, anchor, unfit)
         try:
             version = self.repository.reserve(self.name)
             save(
@@ -127,8 +111,40 @@ class Lineage:
         self.published_batch = batch
         return report
 
+    def _calibrated(self, held: HeldRows, window: int, *, rounded: bool) -> F32:
+        """Give the model a new calibration; its logits of the held-out rows, not calibrated.
+
+        With `rounded`, they are of the rows as they will serve; the difference to the weights of their time covers what
+        rounding changes.
+        """
+        model = self.model
+        assert held.rows is not None
+        logits = model.served_logits(held.rows) if rounded else model.logits(held.rows)
+        if np.isfinite(logits).all():
+            model.calibration = recalibrate(model.calibration, self.recent, window, held.logits[self.role], logits)
+        return logits
+
+    def _judged(
+        self, logits: F32, held: HeldRows, anchor: str | None, unfit: str
+    ) -> tuple[GateReport, dict[str, float | None]]:
+        """The gate's report of the model on the held-out rows, and its metrics at birth."""
+        assert held.rows is not None
+        scores = probabilities(logits, self.model.calibration.alpha, self.model.calibration.beta)
+        references = self._references(held.rows, anchor)
+        error = _bias_error(scores, held.labels)
+        report = judge(logits, scores, held.labels, references, self.limits, bias_error=error)
+        if unfit:
+            report = report.model_copy(update={"passed": False, "reasons": (*report.reasons, unfit)})
+        metrics: dict[str, float | None] = {
+            key: report.figures.get(key) for key in ("auc", "logloss", "bias", "rows", "positives")
+        }
+        if "serving" in references and np.isfinite(logits).all():
+            # The rollout starts its evidence anew when a version moves the mean score.
+            metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
+        return report, metrics
+
     def _takes_delta(self) -> bool:
-        """Whether a delta may build on the version that serves: it is whole and stores its rows as the next one shall."""
+        """Whether a delta may build on the version that serves: it is complete and has the row format of the next one."""
         notes = self.segments / self.name / NOTES
         try:
             serving = self.repository.open(self.name, self.version, verify=True, notes=notes)
@@ -139,7 +155,7 @@ class Lineage:
         return all(info.dtype == self.model.stored for info in serving.manifest.tables.values())
 
     def _unfit(self, rebase: bool) -> str:
-        """Why the rows of the next version cannot be stored as they should be; empty: they can."""
+        """Why the rows of the next version cannot be stored in their format; empty: they can."""
         try:
             self.model.tables.check_stored(self.model.stored, None if rebase else self.model.tables.touched())
         except InvalidInput as error:
@@ -147,23 +163,23 @@ class Lineage:
         return ""
 
     def _references(self, rows: Rows, anchor: str | None) -> dict[str, F32]:
-        """Scores of the version that serves and of the step's first one on the held-out rows."""
-        wanted = {"serving": self.version}
+        """Scores of the version that serves, and of the one at which the rollout step began, on the held-out rows."""
+        versions = {"serving": self.version}
         if anchor is not None and anchor != self.version:
-            wanted["step"] = anchor
-        found = {}
-        for name, version in wanted.items():
+            versions["step"] = anchor
+        scores = {}
+        for name, version in versions.items():
             try:
                 model = Model.load(self.repository, self.name, version, segments=self.segments)
             except BatonError as error:
                 # Retired versions may be gone from disk; the other reference still holds.
                 log.warning("%s %s cannot be compared with: %s", self.name, version, error)
                 continue
-            found[name] = model.score(Features.from_rows(rows))
-        return found
+            scores[name] = model.score(Features.from_rows(rows))
+        return scores
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, as JSON values."""
+        """The state that `restore` takes, as JSON values."""
         return {
             "name": self.name,
             "chain": self.chain,

@@ -1,7 +1,7 @@
-"""What a worker must keep to go on after a kill, and how a model that has diverged goes back to its last good state.
+"""Recovery of the worker: going on after a kill, and setting a diverged model back to its last good state.
 
-Everything is committed together: models, versions, held-out rows, calibration windows, adaptation and the place in the
-log. Next stop: `transfer.online.checkpoint`, the files.
+Models, versions, held-out rows, calibration windows, adaptation and the place in the log are committed together. Next
+stop: `transfer.online.checkpoint`, the files.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class Resume:
-    """Commits the parts of a worker and gives them back.
+    """Commits and restores the parts of a worker.
 
     Args:
-        checkpoints: where.
+        checkpoints: the files.
         repository: of the versions that the lineages go on from.
         lineages, held, distiller: the parts; `restore` and `heal` write into them.
     """
@@ -48,7 +48,7 @@ class Resume:
         """Write a checkpoint: what changed since the last one, or everything where that is due.
 
         Raises:
-            NotReady: the disk is full or fails; the last checkpoint is still the one to go on from.
+            NotReady: the disk is full or fails; the last checkpoint still counts.
         """
         changes = not self._checkpoints.whole_due
         place.extra["lines"] = {lineage.role: lineage.state() for lineage in self._lineages}
@@ -69,10 +69,10 @@ class Resume:
         Raises:
             InvalidInput: it is of other models, or goes on from versions that are gone.
         """
-        found = self._checkpoints.load()
-        if found is None:
+        checkpoint = self._checkpoints.load()
+        if checkpoint is None:
             return None
-        place, arrays = found
+        place, arrays = checkpoint
         self._check(place.extra["lines"])
         self._held.restore(arrays.get("held", {}))
         self._distiller.adaptation.restore(place.extra["adaptation"])
@@ -86,17 +86,17 @@ class Resume:
         return place
 
     def heal(self, lineage: Lineage, reason: str) -> None:
-        """Take a model that has diverged back to the last checkpoint, or to its last version where there is none.
+        """Set a diverged model back to the last checkpoint, or to its last version where there is none.
 
         Rows that it learned since then are lost to it; the place in the log stays.
         """
         lineage.healed += 1
-        found = self._checkpoints.load()
-        if found is not None:
-            place, arrays = found
+        checkpoint = self._checkpoints.load()
+        if checkpoint is not None:
+            place, arrays = checkpoint
             load_state(lineage.model, place.extra[f"{lineage.role}_model"], arrays[lineage.role])
             back = f"the state at position {place.position} of the log"
-        if found is None or not lineage.model.finite():
+        if checkpoint is None or not lineage.model.finite():
             chain = [self._repository.open(lineage.name, version) for version in lineage.chain]
             load_state(lineage.model, *state_of(load(chain)))
             back = f"version {lineage.version}"
@@ -106,14 +106,14 @@ class Resume:
 
     def _check(self, lineages: dict[str, Any]) -> None:
         for lineage in self._lineages:
-            theirs = lineages.get(lineage.role)
-            if theirs is None or theirs["name"] != lineage.name:
+            state = lineages.get(lineage.role)
+            if state is None or state["name"] != lineage.name:
                 raise InvalidInput(
                     f"{self._checkpoints.folder} holds the state of another pair of models ({lineages}); "
                     "give this worker a folder of its own or remove that one"
                 )
-            there = self._repository.versions(lineage.name)
-            gone = [version for version in theirs["chain"] if version not in there]
+            versions = self._repository.versions(lineage.name)
+            gone = [version for version in state["chain"] if version not in versions]
             if gone:
                 raise InvalidInput(
                     f"{self._checkpoints.folder} goes on from versions {', '.join(gone)} of {lineage.name}, which are not "

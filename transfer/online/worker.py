@@ -1,11 +1,11 @@
-"""The transfer worker: its own process; reads labelled traffic, co-distils, publishes.
+"""The transfer worker: a process that reads labelled traffic, co-distils and publishes.
 
     labelled log -> batches (stream) -> co-distillation (codistill) -> checkpoint -> calibrate, judge, publish (lineage)
 
 The place in the log is committed together with the models (resume), so a worker killed at any moment goes on from a
-state in which every row up to its place has been trained on exactly once. A model that diverges goes back to its last
-good state. It knows no server: it reads a traffic log and writes bundles; serving finds them by itself. A worker has one
-teacher and one student; `transfer.online.arms` makes another when they change.
+state in which every row up to its place has been trained on exactly once. A model that diverges is set back to its last
+good state. It knows no server: it reads a traffic log and writes bundles, which serving finds by itself. A worker has one
+teacher and one student; `transfer.online.arms` makes another worker when they change.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ __all__ = ["Worker", "WorkerSettings"]
 
 POLL_S = 0.2
 IDLE_FRACTION = 0.1
-"""Most of its time that a worker without a full batch spends on reading the rows of the next one again."""
+"""Largest fraction of its time that a worker without a full batch spends on reading the rows of the next one again."""
 CHECKPOINT_EVERY_S = 300.0
 MAX_ASIDE_BATCHES = 3
-"""Batches in a row that may be to blame; after that the student is."""
+"""Batches in a row that are set aside as bad; after that the student counts as diverged."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What the worker is told; see the `worker` section of the configuration for each."""
+    """Settings of a worker; the `worker` section of the configuration describes each."""
 
     endpoint: str
     teacher: str
@@ -78,10 +78,10 @@ class WorkerSettings:
 
 
 class Worker:
-    """Learns from `traffic` what the student of an endpoint needs to take over from its teacher.
+    """Trains the student of an endpoint, and its teacher, on labelled traffic.
 
     Args:
-        anchor: gives the student version at which the current rollout step began, or None.
+        anchor: reads the student version at which the current rollout step began, or None.
         begin: position of the log to start after, where the folder holds no state yet.
 
     Raises:
@@ -141,7 +141,7 @@ class Worker:
         self._aside_in_row = 0
 
     def run(self, leave: Callable[[], bool], wait: Callable[[float], object]) -> None:
-        """Work until `leave` says so, then commit what was learned. `wait` waits for so many seconds, or until told."""
+        """Work until `leave` is true, then commit. `wait` sleeps for a number of seconds, or less when the worker is to stop."""
         while not leave():
             began = self._clock.monotonic()
             try:
@@ -154,7 +154,7 @@ class Worker:
         self.commit()
 
     def step(self, leave: Callable[[], bool] = lambda: False) -> bool:
-        """Learn the full batches that are there, publishing when due; whether there were any."""
+        """Learn the full batches of the log, publishing when due; whether there were any."""
         s = self._settings
         schema = self._student.model.schema
         learned = False
@@ -167,7 +167,7 @@ class Worker:
             learned = True
             self._publish_if_due()
             if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY_S:
-                self._last_commit = self._clock.monotonic()  # one that fails is tried again after as long
+                self._last_commit = self._clock.monotonic()  # a failed one is tried again after the same time
                 self.commit()
             self.write_status()
             if leave():
@@ -177,13 +177,13 @@ class Worker:
         return learned
 
     def retire_teacher(self, retired: bool) -> None:
-        """Whether the student serves all traffic for good: it then learns from labels alone and its teacher rests."""
+        """Whether the student serves all traffic for good. It then learns from labels alone and its teacher stops learning."""
         if retired != self._distiller.adaptation.retired:
             log.info("the teacher %s %s", self._teacher.name, "retires" if retired else "teaches again")
             self._distiller.retire_teacher(retired)
 
     def commit(self) -> None:
-        """Write a checkpoint of everything up to the present place. A model that has diverged goes back first."""
+        """Write a checkpoint of everything up to the present place. A diverged model is set back first."""
         for lineage in self._lineages:
             if not lineage.model.finite():
                 self._resume.heal(lineage, "its weights are not finite")
@@ -199,7 +199,7 @@ class Worker:
 
     def _learn(self, batch: StreamBatch) -> None:
         number = self.place.batches + 1
-        passed = self._taught(batch, number) if len(batch.train) else None
+        passed = self._learned(batch, number) if len(batch.train) else None
         if passed is not None:
             # A late label is no second row: it brings the difference of the labels, and a probability of 0.
             late = ~np.isnan(batch.train.previous)
@@ -215,13 +215,13 @@ class Worker:
         self.place.batches = number
         self.place.held_rows += len(batch.held)
 
-    def _taught(self, batch: StreamBatch, number: int) -> Passed | None:
-        """What learning a batch gave; None for one that is set aside."""
+    def _learned(self, batch: StreamBatch, number: int) -> Passed | None:
+        """The result of learning a batch; None for one that is set aside."""
         try:
             try:
                 passed = self._distiller.learn(batch, number)
             except Diverged as error:
-                # Is it the batch or the student? A student whose weights are finite may be out of its mind all the same.
+                # Is it the batch or the student? A student with finite weights may have diverged all the same.
                 if self._student.model.finite() and self._aside_in_row < MAX_ASIDE_BATCHES:
                     raise
                 self._resume.heal(self._student, str(error))
@@ -256,8 +256,8 @@ class Worker:
         ]
         if not due or self._held.labels.sum() < s.gate.min_positives:
             return
-        # A worker killed from here on publishes them as soon as it is back: what is learned after a publication depends on
-        # its calibration, and so must not depend on whether it was cut short.
+        # A worker killed from here on publishes them first after its restart: what is learned after a publication depends
+        # on the new calibration, so the publication must not be left out.
         self.place.publishing = [lineage.role for lineage in due]
         self._publish(due, commit=True)
 
@@ -265,7 +265,9 @@ class Worker:
         """Publish the next versions of lineages from the state as it is, which the newest checkpoint holds or, with
         `commit`, will hold."""
         for lineage in due:
-            self._last_publish[lineage.role] = self._clock.monotonic()  # what fails is tried again after as long
+            self._last_publish[lineage.role] = (
+                self._clock.monotonic()
+            )  # a failed one is tried again after the same time
         try:
             if commit:
                 self.commit()
@@ -290,16 +292,16 @@ class Worker:
         return Lineage(role, name, model, repository, s.segments, s.gate, s.compact_after, versions)
 
     def write_status(self) -> None:
-        """Tell others how far it is."""
-        newest = self.place
+        """Write the status file."""
+        place = self.place
         status = {
             "time_ms": self._clock.wall_ms(),
-            "position": newest.position,
+            "position": place.position,
             "committed": self._committed,
-            "batches": newest.batches,
-            "trained_rows": newest.trained_rows,
-            "held_rows": newest.held_rows,
-            "set_aside": newest.set_aside,
+            "batches": place.batches,
+            "trained_rows": place.trained_rows,
+            "held_rows": place.held_rows,
+            "set_aside": place.set_aside,
             "unguided_rows": self._distiller.unguided_rows,
             "healed": {lineage.name: lineage.healed for lineage in self._lineages},
             "teacher_retired": self._distiller.adaptation.retired,
