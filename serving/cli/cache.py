@@ -58,8 +58,9 @@ def _there(client: AdminClient, name: str, version: str, reason: str) -> dict[st
 def _here(config: Path, name: str, version: str) -> dict[str, Any]:
     from pipeline.clock import SystemClock
     from serving.config import Config
-    from serving.tiers.cache import redis_updater, versions_of
+    from serving.tiers.cache import versions_of
     from serving.tiers.warm import Warming
+    from serving.wiring.embedding import redis_updater
     from serving.wiring.state import stored_endpoints
 
     settings = Config.load(config)

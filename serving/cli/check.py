@@ -139,7 +139,7 @@ def _traffic(config: Config) -> Finding:
 
 
 def _redis(config: RedisConfig) -> Finding:
-    from serving.state.redis.access import redis_address
+    from serving.wiring.redis import redis_address
 
     try:
         redis_address(config, "embedding.redis").connect(REDIS_TIMEOUT_S).close()

@@ -46,10 +46,10 @@ from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
 from serving.telemetry import METRICS_DIR, Telemetry
-from serving.telemetry.tracing import open_tracing
 from serving.telemetry.triton import TritonNames
-from serving.tiers.hierarchy import embedding_status, open_hierarchy, publish_lookups, publish_tiers
-from serving.wiring.registry import open_registry
+from serving.tiers.hierarchy import embedding_status, publish_lookups, publish_tiers
+from serving.wiring.embedding import open_hierarchy
+from serving.wiring.registry import open_registry, open_tracing
 from serving.wiring.state import installation_secret
 from serving.wiring.traffic import open_traffic_log
 
@@ -96,7 +96,7 @@ class Lane:
         self._authenticator = Authenticator(config, clock)
         self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)
-        self._tracing = open_tracing(config.telemetry, self._name)
+        self._tracing = open_tracing(config, self._name)
         self._log = open_traffic_log(config)
         self._hierarchy = open_hierarchy(config, clock)
         self.registry = open_registry(config, clock, self._hierarchy, samples=self._samples)

@@ -31,9 +31,10 @@ from serving.runtime import status
 from serving.runtime.process import die_with_parent, step_back
 from serving.runtime.status import ShadowStatus
 from serving.telemetry import METRICS_DIR, Telemetry
-from serving.telemetry.tracing import Tracing, open_tracing, trace_id_of
-from serving.tiers.hierarchy import open_hierarchy, publish_lookups
-from serving.wiring.registry import open_registry
+from serving.telemetry.tracing import Tracing, trace_id_of
+from serving.tiers.hierarchy import publish_lookups
+from serving.wiring.embedding import open_hierarchy
+from serving.wiring.registry import open_registry, open_tracing
 
 __all__ = ["CatchUp", "ShadowLane", "run_shadow"]
 
@@ -333,7 +334,7 @@ def run_shadow(config: Config) -> None:
     receiver = ShadowReceiver(config.shadow_socket, config.engine.shadow_queue)
     telemetry = Telemetry("shadow")
     catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place")
-    tracing = open_tracing(config.telemetry, "shadow")
+    tracing = open_tracing(config, "shadow")
     lane = ShadowLane(registry, receiver, source, catch_up, clock, telemetry, tracing)
     publish_lookups(telemetry, hierarchy)
     telemetry.tally(

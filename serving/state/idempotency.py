@@ -1,4 +1,4 @@
-"""Where idempotency keys and the answers to them are kept: beside the control store, in a file or in a shared Redis."""
+"""Store of idempotency keys and their answers: in `control.db`, or in a shared Redis (`serving.state.redis.idempotency`)."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ CREATE TABLE IF NOT EXISTS answers (
 
 
 class Taken(NamedTuple):
-    """What is known of a key: of which request it is, and the answer, None before there is one."""
+    """A key that was used before: digest of its request, and the answer (None: there is none yet)."""
 
     digest: str
     answer: str | None
 
 
 class Keys(Protocol):
-    """Safe for several threads and processes. A key is one of its caller's."""
+    """Store of keys, each within its caller. Safe for several threads and processes."""
 
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
-        """Write a key down; what is known of it where it is taken already, and then nothing is written."""
+        """Take a key; returns the earlier use, in which case nothing is written."""
 
     def answer(self, caller: str, key: str, answer: str) -> None:
-        """Write the answer to a key that was taken."""
+        """Store the answer to a key that was taken."""
 
     def free(self, caller: str, key: str) -> None:
         """Forget a key."""
 
     def close(self) -> None:
-        """Release what this has opened."""
+        """Close the store."""
 
 
 class SqliteKeys:
-    """In `control.db`.
+    """Store of keys in `control.db`.
 
     Args:
-        kept: keys at most, the newest ones; kept_ms: for how long.
+        kept: number of keys at most, the newest ones; kept_ms: age up to which they are kept.
     """
 
     def __init__(self, path: Path, *, kept: int, kept_ms: int) -> None:

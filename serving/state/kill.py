@@ -1,6 +1,6 @@
-"""The kill switch: a file per endpoint under `<home>/kill/` that lanes look at themselves, control process dead or not.
+"""Kill switch: a file per endpoint under `<home>/kill/`, which lanes read themselves, so it needs no control process.
 
-While `<home>/kill/<endpoint>` exists the candidate gets nothing. Lanes call `engaged()` at least every 200 ms.
+While `<home>/kill/<endpoint>` exists the candidate gets no traffic. Lanes call `engaged()` at least every 200 ms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class KillSwitch:
-    """Engages, releases and reads the kill files of one home directory."""
+    """Kill switch of one home directory. `serving.state.redis.kill` extends it to several machines."""
 
     def __init__(self, home: Path) -> None:
         self._folder = home / "kill"
@@ -35,7 +35,7 @@ class KillSwitch:
             staging.write_text(json.dumps({"endpoint": endpoint, "reason": reason, "actor": actor}), encoding="utf-8")
 
     def release(self, endpoint: str) -> bool:
-        """Remove the flag; whether there was one. Traffic comes back only by the weight that the store then names."""
+        """Remove the file; whether there was one. Then the endpoint's weight in the store counts again."""
         try:
             self._path(endpoint).unlink()
         except FileNotFoundError:
@@ -43,7 +43,7 @@ class KillSwitch:
         return True
 
     def engaged(self) -> frozenset[str]:
-        """Endpoints whose candidate must get nothing: one directory listing."""
+        """Endpoints whose candidate gets no traffic, by one directory listing."""
         try:
             with os.scandir(self._folder) as entries:
                 return frozenset(entry.name for entry in entries if not entry.name.startswith("."))
@@ -57,14 +57,14 @@ class KillSwitch:
         except FileNotFoundError:
             return None
         try:
-            said = json.loads(text)
-            return str(said["reason"]), str(said["actor"])
+            kill = json.loads(text)
+            return str(kill["reason"]), str(kill["actor"])
         except (ValueError, KeyError, TypeError):
             return "kill file without a reason", "unknown"
 
     @staticmethod
     def check_name(endpoint: str) -> None:
-        """Refuse names that could not be killed.
+        """Check that an endpoint of this name can be killed.
 
         Raises:
             InvalidInput: it is no plain file name.

@@ -1,7 +1,7 @@
-"""Which control process acts: of all that share one state, the one that has the lead. The others stand by and answer.
+"""Leader election between control processes that share one state. The leader acts; the others answer and stand by.
 
-On one machine the lead is a lock on a file, which the kernel takes back when its holder dies. Among several it is a
-lease with a token: `serving.state.redis.leader`.
+On one machine by a lock on a file, which the kernel releases when its holder dies. Between machines by a lease with
+fencing tokens: `serving.state.redis.leader`.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ __all__ = ["FileLead", "Lead", "LeadLost"]
 
 
 class LeadLost(NotReady):
-    """A write by a process that has the lead no more."""
+    """A write by a process that is no longer the leader."""
 
 
 class Lead(Protocol):
-    """The lead, for one thread of one process."""
+    """Leader election as one thread of one process sees it."""
 
     @property
     def token(self) -> int | None:
-        """What the store checks writes against; None where nobody can have taken the lead from us alive."""
+        """Fencing token that the store checks writes against; None where no other process can take the lead while we live."""
 
     def hold(self) -> bool:
-        """Take it or keep it; whether we have it. Call it at least every second, and before acting."""
+        """Take or keep the lead; whether this process has it. Call it at least every second, and before acting."""
 
     def holder(self) -> str:
-        """Who has it, for operators; "" where nobody is known to."""
+        """Name of the leader, for operators; "": none is known."""
 
     def release(self) -> None:
-        """Let another have it at once."""
+        """Give the lead up, so that another process can take it at once."""
 
 
 class FileLead:
-    """The lead among processes of one machine: a lock on a file."""
+    """Leader election between processes of one machine, by a lock on a file."""
 
     token: int | None = None
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
-from serving.config import TelemetryConfig
 from serving.wire.errors import code_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
-__all__ = ["CallSpan", "Tracing", "open_tracing", "trace_id_of"]
+__all__ = ["CallSpan", "Tracing", "trace_id_of"]
 
 Header = Callable[[str], str]
 
@@ -172,8 +171,3 @@ class Tracing:
     def close(self) -> None:
         """Send what waits, within the exporter's own limit, and end."""
         self._provider.shutdown()
-
-
-def open_tracing(config: TelemetryConfig, process: str) -> Tracing | None:
-    """Tracing as configured; None where it is not."""
-    return Tracing(config.otlp_endpoint, config.sample, process) if config.otlp_endpoint else None

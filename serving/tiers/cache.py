@@ -1,4 +1,4 @@
-"""The shared embedding tier of an installation: who reaches Redis, which versions it should hold, who keeps it so.
+"""Upkeep of the embedding rows in Redis: the versions that it should hold, and the loop that brings them there.
 
 Imported only where the configuration names a Redis. The control process brings every base generation that a lane serves
 or wants to the newest version on it that lanes have, and the newest base in the repository beforehand, so that a lane
@@ -8,63 +8,24 @@ that swaps finds its rows there; `baton cache warm` does the same by hand. What 
 from __future__ import annotations
 
 import logging
-import random
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
-from pipeline.embedding.redis.breaker import CircuitBreaker
 from pipeline.embedding.redis.marks import RedisGeneration
-from pipeline.embedding.redis.tier import RedisSource
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
 from serving.config import RedisConfig
 from serving.runtime.status import Statuses
-from serving.state.redis.access import redis_address
+from serving.wiring.embedding import redis_updater
 
-__all__ = ["CacheUpkeep", "redis_source", "redis_updater", "versions_of", "versions_to_hold"]
+__all__ = ["CacheUpkeep", "versions_of", "versions_to_hold"]
 
 SWEEP_EVERY_S = 60.0
 
 log = logging.getLogger(__name__)
-
-
-def redis_source(
-    config: RedisConfig, repository: Repository, clock: Clock, rng: random.Random, *, workers: int
-) -> RedisSource:
-    """The tier of one process. `workers`: threads that look up. Raises: InvalidInput, see `serving.state.redis.access`."""
-    breaker = CircuitBreaker(
-        clock,
-        rng,
-        threshold=config.breaker_failures,
-        pause=config.breaker_pause,
-        longest_pause=config.breaker_longest_pause,
-    )
-    return RedisSource(
-        redis_address(config, "embedding.redis"),
-        repository,
-        clock,
-        breaker,
-        format=config.rows,
-        connections=config.connections or workers + 1,
-        max_staleness=config.max_staleness,
-    )
-
-
-def redis_updater(
-    config: RedisConfig, repository: Repository, stopped: Callable[[], bool] = lambda: False
-) -> RedisUpdater:
-    """A writer of its own token. Raises: InvalidInput, see `serving.state.redis.access`."""
-    return RedisUpdater(
-        redis_address(config, "embedding.redis"),
-        repository,
-        format=config.rows,
-        token=uuid.uuid4().hex,
-        stopped=stopped,
-    )
 
 
 def versions_to_hold(repository: Repository, statuses: Statuses) -> list[Bundle]:
@@ -87,11 +48,11 @@ def versions_to_hold(repository: Repository, statuses: Statuses) -> list[Bundle]
 
 
 class CacheUpkeep:
-    """Keeps Redis at what lanes serve; `step` is called again and again by one thread.
+    """Keeps Redis at the versions that lanes serve; one thread calls `step` again and again.
 
     Args:
         config: of the Redis.
-        stopped: asked between chunks.
+        stopped: checked between chunks; True ends a pass.
     """
 
     def __init__(self, config: RedisConfig, repository: Repository, clock: Clock, stopped: Callable[[], bool]) -> None:
@@ -101,7 +62,7 @@ class CacheUpkeep:
         self._stopped = stopped
         self._updater = self.updater()
         self._swept = clock.monotonic()
-        self._said = ""
+        self._problem = ""
         self.rows = 0
         self.removed = 0
         self.failures = 0
@@ -111,8 +72,8 @@ class CacheUpkeep:
         return redis_updater(self._config, self._repository, self._stopped)
 
     def step(self, statuses: Statuses) -> None:
-        """Bring every generation that is served to its version; sweep what nobody serves from time to time."""
-        used, said = [], ""
+        """Bring every generation that is served to its version; sweep generations that are not served from time to time."""
+        used, problem = [], ""
         for bundle in versions_to_hold(self._repository, statuses):
             try:
                 chain = self._repository.chain(bundle)
@@ -122,7 +83,7 @@ class CacheUpkeep:
                 continue  # another machine is at it
             except (BatonError, OSError) as error:
                 self.failures += 1
-                said = str(error)
+                problem = str(error)
                 continue
             self.rows += done.rows
             if done.rows:
@@ -134,30 +95,30 @@ class CacheUpkeep:
             try:
                 self.removed += self._updater.sweep(used, self._config.keep_unused)
             except BatonError as error:
-                said = str(error)
-        if said and said != self._said:
-            log.error("redis is not brought up to date: %s", said)
-        self._said = said
+                problem = str(error)
+        if problem and problem != self._problem:
+            log.error("redis is not brought up to date: %s", problem)
+        self._problem = problem
 
     def counters(self) -> dict[str, int]:
         """Of this process: `rows_written`, `keys_removed`, `failures`."""
         return {"rows_written": self.rows, "keys_removed": self.removed, "failures": self.failures}
 
     def report(self) -> dict[str, Any]:
-        """The counters, `error` of the last pass (None: it went well), and under `redis` what `RedisUpdater.report` says
-        (None: it cannot be reached). Safe to call from any thread."""
+        """The counters, `error` of the last pass (None: it went well), and under `redis` the figures of
+        `RedisUpdater.report` (None: it cannot be reached). Safe to call from any thread."""
         try:
             redis = self._updater.report()
         except BatonError:
             redis = None
-        return {**self.counters(), "error": self._said or None, "redis": redis}
+        return {**self.counters(), "error": self._problem or None, "redis": redis}
 
     def close(self) -> None:
         self._updater.close()
 
 
 def versions_of(repository: Repository, endpoints: Mapping[str, Any], name: str, version: str) -> list[Bundle]:
-    """What `baton cache warm NAME` means: the arms of an endpoint, or a bundle; the newest that may serve unless said.
+    """Versions that `baton cache warm NAME` writes: of an endpoint's arms, or of a bundle; the newest that may serve by default.
 
     Args:
         endpoints: by name, with `stable` and `candidate` as in `Endpoint`.

@@ -1,4 +1,4 @@
-"""Builds, from the configuration, the parts that several processes share, in the same way in each."""
+"""Registry of models and tracing of one process, as configured."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from serving.config import Config
 from serving.lane.desired import DesiredVersions
 from serving.lane.memory_budget import MemoryBudget
 from serving.lane.registry import NICE, Registry, VersionLoader
+from serving.telemetry.tracing import Tracing
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_control_store, open_kill_switch
 
-__all__ = ["open_registry"]
+__all__ = ["open_registry", "open_tracing"]
 
 
 def open_registry(
@@ -45,3 +46,9 @@ def open_registry(
         samples,
     )
     return Registry(desired, repository, loader, clock, nice=nice if threads == 1 else None)
+
+
+def open_tracing(config: Config, process: str) -> Tracing | None:
+    """Tracing of the process of this name; None where it is not configured. Raises: InvalidInput, see `Tracing`."""
+    telemetry = config.telemetry
+    return Tracing(telemetry.otlp_endpoint, telemetry.sample, process) if telemetry.otlp_endpoint else None

@@ -137,6 +137,6 @@ def relaying(config: Config, clock: Clock, name: str, *, receive: bool = False) 
 
 
 def _address(config: Config) -> RedisAddress:
-    from serving.state.redis.access import redis_address  # imports redis, which is not needed without one
+    from serving.wiring.redis import redis_address  # imports redis, which is not needed without one
 
     return redis_address(config.state, "state")

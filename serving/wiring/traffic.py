@@ -26,6 +26,6 @@ def open_traffic_log(config: Config) -> TrafficLog:
         return SqliteTrafficLog(config.traffic_db, ids, window_ms, late_ms)
     # What talks to Redis is loaded only where there is one.
     from pipeline.traffic.redis.log import RedisTrafficLog
-    from serving.state.redis.access import redis_address
+    from serving.wiring.redis import redis_address
 
     return RedisTrafficLog(redis_address(traffic, "traffic"), ids, window_ms, late_ms)

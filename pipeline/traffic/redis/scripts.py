@@ -20,23 +20,18 @@ The rules are not here: `log` reads a prediction, asks `feedback` and `join`, an
 
 from __future__ import annotations
 
-from pathlib import Path
+from pipeline.redis.scripts import script
 
 __all__ = ["CLAMP", "FEEDBACK", "FORGET", "INSERT", "OPEN", "PLACE", "PREFIX", "RETAIN", "SCORES", "SETTLE"]
 
 PREFIX = "traffic:"
 
-
-def _script(*names: str) -> str:
-    return "\n".join((Path(__file__).parent / "lua" / f"{name}.lua").read_text() for name in names)
-
-
-CLAMP = _script("clamp")
-FEEDBACK = _script("feedback")
-FORGET = _script("remove", "forget")
-INSERT = _script("remove", "insert")
-OPEN = _script("open")
-PLACE = _script("place")
-RETAIN = _script("remove", "retain")
-SCORES = _script("scores")
-SETTLE = _script("settle")
+CLAMP = script(__file__, "clamp")
+FEEDBACK = script(__file__, "feedback")
+FORGET = script(__file__, "remove", "forget")
+INSERT = script(__file__, "remove", "insert")
+OPEN = script(__file__, "open")
+PLACE = script(__file__, "place")
+RETAIN = script(__file__, "remove", "retain")
+SCORES = script(__file__, "scores")
+SETTLE = script(__file__, "settle")

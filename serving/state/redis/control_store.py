@@ -1,15 +1,15 @@
-"""The control store in a Redis that several machines share; it must evict nothing and keep an append-only file.
+"""Control store in a Redis that several machines share, which must evict nothing and keep an append-only file.
 
     control:format       of what is stored, 1
-    control:version      counts the changes; every one watches it, so of two at once one is run again
+    control:version      number of changes; each watches it, so of two at once one is repeated
     control:fence        the highest token of a lead (`serving.state.leader`)
     control:endpoints    name -> endpoint; control:active: endpoint -> its active rollout
     control:rollouts     id -> rollout without status; control:order: ids as they were started; control:status: id -> status
-    control:audit        a stream whose ids are the entries' numbers, which Redis lets only grow
+    control:audit        a stream; its ids, which only grow, are the numbers of the entries
     control:audit:NAME   the numbers of the entries about one endpoint
 
-A change is read, checked and queued here and takes effect in one MULTI/EXEC, so a process that dies at any point of it
-has written all or nothing.
+A change is read, checked and queued in this process, and takes effect in one MULTI/EXEC. So a process that dies at any
+point has written all of it or nothing.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class RedisControlStore(ControlStore):
     """Endpoints, rollouts and audit of all machines that name the same Redis.
 
     Args:
-        timeout: seconds of silence after which a call is given up.
+        timeout: seconds without an answer after which a call fails.
 
     Raises:
-        InvalidInput: the Redis may lose what it is given, or a newer Baton wrote it.
+        InvalidInput: this Redis may lose data, or a newer Baton wrote its content.
         NotReady: it cannot be reached now; all methods raise it.
     """
 
@@ -117,7 +117,7 @@ class RedisControlStore(ControlStore):
             return self._audit(endpoint, lambda stream: self._client.xrevrange(stream, end, "-", limit))
 
     def _audit(self, endpoint: str, read: Callable[[str], Any]) -> list[AuditEntry]:
-        """What a range of the audit holds, of one endpoint by way of its own stream."""
+        """Entries of a range of the audit; those of one endpoint through its own stream."""
         if not endpoint:
             return [_entry(entry) for entry in read(_AUDIT)]
         pipe: Pipeline = self._client.pipeline(transaction=False)
@@ -141,7 +141,7 @@ class RedisControlStore(ControlStore):
                 try:
                     pipe.execute()
                 except redis.WatchError:
-                    continue  # somebody was faster: look again at what there is now
+                    continue  # another process was faster: read again
                 return result
         raise NotReady(f"state {self.url} changes faster than this process can write to it")
 
@@ -161,7 +161,7 @@ class RedisControlStore(ControlStore):
 
 
 class _Transaction:
-    """Reads at once, from what is watched; writes are kept in `commands`."""
+    """Reads at once, under the watch; collects writes in `commands`."""
 
     def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe

@@ -1,4 +1,4 @@
-"""Idempotency keys for all machines: a call that is sent again to another control process is known there too."""
+"""Store of idempotency keys in Redis: a call that is repeated to another control process is recognised there."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["RedisKeys"]
 
 
 class RedisKeys:
-    """See `serving.state.idempotency.Keys`; all methods raise NotReady where Redis cannot be reached.
+    """See `serving.state.idempotency.Keys`; all methods raise NotReady while Redis cannot be reached.
 
     Args:
-        kept_ms: how long a key is kept.
+        kept_ms: age up to which a key is kept.
     """
 
     def __init__(self, address: RedisAddress, *, kept_ms: int) -> None:

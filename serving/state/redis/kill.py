@@ -1,6 +1,6 @@
-"""The kill switch of several machines: the files of each, and a hash in the Redis that they share.
+"""Kill switch of several machines: the files of each, and a hash in the Redis that they share.
 
-A lane heeds either, so a file stops its machine though Redis is gone, and what Redis said last stands while it is away.
+Either one is enough, so a file stops its machine while Redis is away; and so do the switches that Redis had last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SharedKillSwitch(KillSwitch):
     """`KillSwitch` for all machines that share a Redis.
 
     Args:
-        timeout: seconds of silence after which a call is given up.
+        timeout: seconds without an answer after which a call fails.
     """
 
     def __init__(self, home: Path, address: RedisAddress, timeout: float = 1.0) -> None:
@@ -38,10 +38,10 @@ class SharedKillSwitch(KillSwitch):
         self._away = False
 
     def engage(self, endpoint: str, reason: str, actor: str) -> None:
-        """As `KillSwitch.engage`, everywhere.
+        """As `KillSwitch.engage`, on all machines.
 
         Raises:
-            NotReady: this machine is told, and the others could not be.
+            NotReady: the switch is engaged on this machine alone.
         """
         super().engage(endpoint, reason, actor)
         try:
@@ -50,12 +50,12 @@ class SharedKillSwitch(KillSwitch):
             raise NotReady(f"{endpoint!r} is killed on this machine alone; state {self._url}: {error}") from error
 
     def release(self, endpoint: str) -> bool:
-        """As `KillSwitch.release`, everywhere but for files on other machines. Raises: NotReady."""
+        """As `KillSwitch.release`, on all machines; files made on others stay. Raises: NotReady."""
         try:
-            there = bool(self._client.hdel(_KEY, endpoint))
+            removed = bool(self._client.hdel(_KEY, endpoint))
         except redis.RedisError as error:
             raise NotReady(f"{endpoint!r} stays killed; state {self._url}: {error}") from error
-        return super().release(endpoint) or there
+        return super().release(endpoint) or removed
 
     def engaged(self) -> frozenset[str]:
         try:
@@ -78,5 +78,5 @@ class SharedKillSwitch(KillSwitch):
             return ("set before the shared state went away", "unknown") if endpoint in self._known else None
         if text is None:
             return None
-        said = json.loads(text)
-        return str(said["reason"]), str(said["actor"])
+        kill = json.loads(text)
+        return str(kill["reason"]), str(kill["actor"])

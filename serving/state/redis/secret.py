@@ -1,4 +1,4 @@
-"""One secret for all machines of an installation: the first one's, kept in the Redis that they share and in each home."""
+"""Secret of an installation of several machines: that of the first, kept in the shared Redis and in each home."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECRET_BYTES = 32
 
 
 def agree_on_secret(address: RedisAddress, path: Path) -> bytes:
-    """The installation's secret; `path` is where this home keeps it, so that it is known while Redis is away.
+    """The installation's secret. `path`: its file in this home, so that it is known while Redis is away.
 
     Raises:
         InvalidInput: this home has another one.

@@ -31,10 +31,10 @@ from serving.rollout.controller import RolloutController
 from serving.runtime.status import Statuses, dumps, parse
 from serving.security.tokens import TokenAuthenticator, TokenStore
 from serving.state.kill import KillSwitch
-from serving.state.redis.access import redis_address
 from serving.tiers.cache import CacheUpkeep
 from serving.tiers.report import summed
 from serving.wiring.observe import Observer
+from serving.wiring.redis import redis_address
 from serving.wiring.traffic import open_traffic_log
 
 

@@ -1,4 +1,4 @@
-"""From the settings of a Redis to its address, password and all."""
+"""Address of a Redis from its settings, with the password."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["redis_address"]
 
 
 def redis_address(config: RedisAccess, section: str) -> RedisAddress:
-    """Where Redis is, with its password.
+    """Address of a Redis.
 
     Args:
         section: of the configuration that names it, for messages.
