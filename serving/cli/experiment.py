@@ -1,9 +1,10 @@
-"""`baton experiment`: ways to a successor of a model, measured side by side on one log."""
+"""Command `baton experiment`: ways to a successor of a model, measured side by side on one log."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from serving.cli.output import Output, emit, problems, say
 
 if TYPE_CHECKING:
     from transfer.data import Log
+    from transfer.experiment import Outcome
 
 __all__ = ["app"]
 
@@ -40,6 +42,23 @@ class ClockName(StrEnum):
     cpu = "cpu"
 
 
+@dataclass(frozen=True, slots=True)
+class ExperimentSettings:
+    """The options of `crossadapt`, which describe each field."""
+
+    teacher_arch: str
+    student_arch: str
+    report: Path
+    data: Path | None
+    seeds: int
+    runs: tuple[str, ...]
+    rows: int | None
+    drift: Drift
+    threads: int
+    clock: ClockName
+    cache: Path
+
+
 @app.command()
 def crossadapt(
     teacher_arch: Annotated[str, typer.Option(help="Architecture and width, as in dnn-8")],
@@ -48,7 +67,7 @@ def crossadapt(
     data: Annotated[Path | None, typer.Option(help="Data set descriptor; a built-in generator without one")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions: a teacher and all runs for each")] = 3,
     runs: Annotated[
-        list[str] | None, typer.Option(help="Only this run; may be repeated; all but ours_all unless said")
+        list[str] | None, typer.Option(help="Only this run; may be repeated; default: all but ours_all")
     ] = None,
     rows: Annotated[
         int | None, typer.Option(min=1000, help="First rows of the log only; for the generator how many it makes")
@@ -56,7 +75,7 @@ def crossadapt(
     drift: Annotated[
         Drift, typer.Option(help="Of the generator: on, off, or one abrupt change within the stream")
     ] = Drift.on,
-    threads: Annotated[int, typer.Option(min=1, help="Of training; more than 1 pays for large networks only")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of training; more than 1 helps large networks only")] = 1,
     clock: Annotated[
         ClockName, typer.Option(help="Training seconds: wall, or cpu on a machine that others use too")
     ] = ClockName.wall,
@@ -72,54 +91,59 @@ def crossadapt(
 
     Example: baton experiment crossadapt --data dataset.yaml --teacher-arch deepfm --student-arch dcnv2 --seeds 3 --report out
     """
-    import torch
-
-    from transfer.data.memory import MemoryLog
-    from transfer.experiment import STANDARD, Outcome, write_report
-    from transfer.experiment import crossadapt as run
-
     with problems():
-        if report.exists():
-            raise InvalidInput(f"{report} exists; name a new directory for the report", "report")
-        torch.set_num_threads(threads)
-        log = MemoryLog(_log(data, rows, drift, cache), 0.0, 1.0, most_rows=rows)
-        seconds = time.perf_counter if clock is ClockName.wall else time.process_time
-        results = list(
-            run(
-                log,
-                teacher_arch,
-                student_arch,
-                seeds=range(seeds),
-                runs=tuple(runs or STANDARD),
-                clock=seconds,
-                tell=say,
-            )
+        settings = ExperimentSettings(
+            teacher_arch, student_arch, report, data, seeds, tuple(runs or ()), rows, drift, threads, clock, cache
         )
-        outcome = Outcome(
-            dataset=log.name if data else f"generator, drift {drift.value}",
-            rows=log.rows,
-            teacher=teacher_arch,
-            student=student_arch,
-            clock=f"{clock.value}, {threads} of {os.cpu_count()} cores",
-            results=results,
-        )
-        write_report(outcome, report)
+        outcome = _measure(settings)
         emit(output, outcome.as_json(), outcome.title, outcome.COLUMNS, outcome.table())
         if output is Output.table:
             say(f"more in {report / 'report.md'}")
 
 
-def _log(data: Path | None, rows: int | None, drift: Drift, cache: Path) -> Log:
+def _measure(s: ExperimentSettings) -> Outcome:
+    """Run the experiment and write its report."""
+    import torch
+
+    from transfer.data.memory import MemoryLog
+    from transfer.experiment import STANDARD, Outcome, crossadapt, write_report
+
+    if s.report.exists():
+        raise InvalidInput(f"{s.report} exists; name a new directory for the report", "report")
+    torch.set_num_threads(s.threads)
+    log = MemoryLog(_log(s), 0.0, 1.0, most_rows=s.rows)
+    results = crossadapt(
+        log,
+        s.teacher_arch,
+        s.student_arch,
+        seeds=range(s.seeds),
+        runs=s.runs or STANDARD,
+        clock=time.perf_counter if s.clock is ClockName.wall else time.process_time,
+        tell=say,
+    )
+    outcome = Outcome(
+        dataset=log.name if s.data else f"generator, drift {s.drift.value}",
+        rows=log.rows,
+        teacher=s.teacher_arch,
+        student=s.student_arch,
+        clock=f"{s.clock.value}, {s.threads} of {os.cpu_count()} cores",
+        results=list(results),
+    )
+    write_report(outcome, s.report)
+    return outcome
+
+
+def _log(s: ExperimentSettings) -> Log:
     from transfer.data import open_log
 
-    if data is not None:
-        if drift is not Drift.on:
+    if s.data is not None:
+        if s.drift is not Drift.on:
             raise InvalidInput("--drift is the built-in generator's; leave it out with --data", "drift")
-        return open_log(data, cache)
+        return open_log(s.data, s.cache)
     say("no --data: a built-in generator of drifting click logs makes the rows")
     generator: dict[str, Any] = {
         Drift.on: {},
         Drift.off: {"drift": 0.0},
         Drift.abrupt: {"drift": 0.0, "abrupt_at": 0.85},
-    }[drift]
-    return open_log(None, cache, rows=rows or 600_000, **generator)
+    }[s.drift]
+    return open_log(None, s.cache, rows=s.rows or 600_000, **generator)

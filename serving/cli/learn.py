@@ -1,10 +1,10 @@
-"""`baton train`, `baton transfer`, `baton replay`: from a log to a teacher, to a student, to live traffic."""
+"""Commands `baton train`, `baton transfer` and `baton replay`: a teacher, a student and live traffic from a log."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from serving.cli.output import Output, emit, problems, say
 if TYPE_CHECKING:
     from transfer.click_model.model import ClickModel
     from transfer.data import Log
+    from transfer.offline.distill import Stage1Settings
     from transfer.quality.measured import PeakMemory, Stopwatch
 
 __all__ = ["replay", "train", "transfer"]
@@ -40,11 +41,13 @@ class Device(StrEnum):
 
 
 Data = Annotated[Path, typer.Option(help="Data set descriptor (dataset.yaml)")]
-Start = Annotated[float, typer.Option("--from", min=0, max=1, help="First row, as a share of the rows in time order")]
-Stop = Annotated[float, typer.Option("--to", min=0, max=1, help="Last row, as a share of the rows in time order")]
+Start = Annotated[
+    float, typer.Option("--from", min=0, max=1, help="First row, as a fraction of the rows in time order")
+]
+Stop = Annotated[float, typer.Option("--to", min=0, max=1, help="Last row, as a fraction of the rows in time order")]
 Cache = Annotated[Path, typer.Option(help="Where the prepared log is kept between runs")]
-Seed = Annotated[int, typer.Option(help="Of everything random")]
-Threads = Annotated[int, typer.Option(min=1, help="Of training; more than 1 pays for large networks only")]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of training; more than 1 helps large networks only")]
 Where = Annotated[
     Device,
     typer.Option(
@@ -53,25 +56,66 @@ Where = Annotated[
 ]
 Admit = Annotated[
     int,
-    typer.Option(min=1, max=255, help="FirstSeen before an id gets a row of its own; from now on, in the worker too"),
+    typer.Option(
+        min=1, max=255, help="Times an id is seen before it gets a row of its own, here and later in the worker"
+    ),
 ]
 Evict = Annotated[
     int | None,
-    typer.Option(min=1, help="Rows trained since an id was last seen after which its row goes; never unless said"),
+    typer.Option(min=1, help="Rows trained since an id was last seen after which its row is evicted; default: never"),
 ]
-Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below float32 it serves what was rounded")]
+Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below float32 it serves rounded rows")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 CACHE = Path(".baton/cache")
 RETAINED_ROWS = 200_000
 NEXT_FRACTION = 0.1
-"""Share of the log after the window on which a fresh model is judged."""
+"""Fraction of the log after the window that a new model is measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnSettings:
+    """What `train` and `transfer` have in common; the options describe each field.
+
+    Raises:
+        InvalidInput: the window is empty.
+    """
+
+    data: Path
+    arch: str
+    out: Path
+    name: str
+    rows: RowFormat
+    start: float
+    stop: float
+    cache: Path
+    seed: int
+    threads: int
+    device: Device
+    admit_after: int
+    evict_after: int | None
+    output: Output
+
+    def __post_init__(self) -> None:
+        _check_window(self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class TeachSettings:
+    """What `transfer` has beside that; `window_fraction` is `--share`."""
+
+    teacher: Path
+    mode: Mode
+    retained: Path | None
+    teachers: int
+    ray: str
+    window_fraction: float | None
 
 
 def train(
     data: Data,
     arch: Annotated[str, typer.Option(help="Architecture, for example deepfm or deepfm-16 (with its vectors' width)")],
     out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
-    name: Annotated[str, typer.Option(help="Bundle name; the architecture unless said")] = "",
+    name: Annotated[str, typer.Option(help="Bundle name; default: the architecture")] = "",
     rows: Rows = "float32",
     start: Start = 0.0,
     stop: Stop = 1.0,
@@ -87,30 +131,12 @@ def train(
 
     Example: baton train --data dataset.yaml --arch deepfm --out teacher --to 0.4
     """
-    import torch
-
-    from serving.cli.progress import rows_progress
-    from transfer.bundles.publish import save
-    from transfer.click_model.blocks import TableSettings
-    from transfer.click_model.model import LearningSettings
-    from transfer.data import open_log
-    from transfer.model_zoo import parse_arch
-    from transfer.offline.train import TrainSettings
-    from transfer.offline.train import train as run
-    from transfer.quality.measured import PeakMemory, Stopwatch
-
     with problems():
-        _window(start, stop)
-        torch.set_num_threads(threads)
-        kind, width = parse_arch(arch)
-        log = open_log(data, cache)
-        memory, watch = PeakMemory(), Stopwatch()
-        with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress, watch.running():
-            learning = LearningSettings(tables=TableSettings(admit_after=admit_after, evict_after=evict_after))
-            settings = TrainSettings(stored=rows, device=device.value, learning=learning)
-            model = run(log, kind, width=width, start=start, stop=stop, seed=seed, settings=settings, progress=progress)
-        bundle = save(model, out, name or _plain(kind))
-        _show_bundle(output, out, {**bundle.manifest.metrics, **_cost(model, watch, memory)}, _after(model, log, stop))
+        _train(
+            LearnSettings(
+                data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
+            )
+        )
 
 
 def transfer(
@@ -118,7 +144,7 @@ def transfer(
     arch: Annotated[str, typer.Option(help="The student's architecture, for example dcnv2-16")],
     data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the student's bundle; must not exist yet")],
-    name: Annotated[str, typer.Option(help="Bundle name; the architecture unless said")] = "",
+    name: Annotated[str, typer.Option(help="Bundle name; default: the architecture")] = "",
     mode: Annotated[Mode, typer.Option(help="ours, or published: CrossAdapt's constants, no corrections")] = Mode.ours,
     rows: Rows = "float32",
     start: Start = 0.0,
@@ -142,8 +168,8 @@ def transfer(
             "--share",
             min=0.001,
             max=1.0,
-            help="Newest share of the window to train on; 1 for all of it; a tenth, and all of it where "
-            "the student is ahead of its teacher then, unless said",
+            help="Newest fraction of the window to train on, 1 for all of it; default: a tenth, then all of it where the "
+            "student is ahead of its teacher",
         ),
     ] = None,
     output: Format = Output.table,
@@ -152,48 +178,13 @@ def transfer(
 
     Example: baton transfer --teacher teacher --arch dcnv2 --data dataset.yaml --out student --from 0.4 --to 0.8
     """
-    import torch
-
-    from serving.cli.progress import rows_progress
-    from serving.cli.teachers import pooled
-    from transfer.bundles.frozen import load_teacher
-    from transfer.bundles.publish import save
-    from transfer.click_model.device import device_for
-    from transfer.click_model.model import ClickModel
-    from transfer.data import open_log
-    from transfer.model_zoo import parse_arch
-    from transfer.offline.distill import OURS, PUBLISHED, transfer_offline
-    from transfer.offline.window import Window
-    from transfer.online.replay_store import keep_sample
-    from transfer.quality.measured import PeakMemory, Stopwatch
-
     with problems():
-        _window(start, stop)
-        torch.set_num_threads(threads)
-        kind, width = parse_arch(arch)
-        settings = replace(OURS if mode is Mode.ours else PUBLISHED, stored=rows, device=device.value)
-        tables = replace(settings.learning.tables, admit_after=admit_after, evict_after=evict_after)
-        settings = replace(settings, learning=replace(settings.learning, tables=tables))
-        if window_fraction is not None:
-            part = window_fraction if window_fraction < 1 else None
-            settings = replace(settings, window_fraction=part, extend=False, warm=settings.warm and part is not None)
-        log = open_log(data, cache)
-        model = load_teacher(teacher)
-        if isinstance(model, ClickModel):
-            model.to(device_for(device.value))
-        memory, watch = PeakMemory(), Stopwatch()
-        with (
-            pooled(teacher, teachers, ray, calibrated=mode is Mode.ours) as score,
-            rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress,
-            watch.running(),
-        ):
-            window = Window(model, log, start, stop, score=score)
-            student, _ = transfer_offline(window, kind, width=width, settings=settings, seed=seed, progress=progress)
-        if retained is not None:
-            keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
-        bundle = save(student, out, name or _plain(kind))
-        cost = _cost(student, watch, memory)
-        _show_bundle(output, out, {**bundle.manifest.metrics, **cost}, _after(student, log, stop))
+        _transfer(
+            LearnSettings(
+                data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
+            ),
+            TeachSettings(teacher, mode, retained, teachers, ray, window_fraction),
+        )
 
 
 def replay(
@@ -216,7 +207,7 @@ def replay(
     from transfer.data import open_log
 
     with problems():
-        _window(start, stop)
+        _check_window(start, stop)
         log = open_log(data, cache)
         sender = Replay(target, endpoint, log.schema, rate=rate, label_delay=label_delay)
         total = round(log.rows * (stop - start))
@@ -240,27 +231,105 @@ def replay(
             raise typer.Exit(1)
 
 
+def _train(s: LearnSettings) -> None:
+    import torch
+
+    from serving.cli.progress import rows_progress
+    from transfer.click_model.blocks import TableSettings
+    from transfer.click_model.model import LearningSettings
+    from transfer.data import open_log
+    from transfer.model_zoo import parse_arch
+    from transfer.offline.train import TrainSettings, train
+    from transfer.quality.measured import PeakMemory, Stopwatch
+
+    torch.set_num_threads(s.threads)
+    arch, width = parse_arch(s.arch)
+    log = open_log(s.data, s.cache)
+    memory, watch = PeakMemory(), Stopwatch()
+    learning = LearningSettings(tables=TableSettings(admit_after=s.admit_after, evict_after=s.evict_after))
+    settings = TrainSettings(stored=s.rows, device=s.device.value, learning=learning)
+    with rows_progress(f"training {s.arch}", round(log.rows * (s.stop - s.start))) as progress, watch.running():
+        model = train(
+            log, arch, width=width, start=s.start, stop=s.stop, seed=s.seed, settings=settings, progress=progress
+        )  # fmt: skip
+    _publish(s, model, log, watch, memory)
+
+
+def _transfer(s: LearnSettings, t: TeachSettings) -> None:
+    import torch
+
+    from serving.cli.progress import rows_progress
+    from serving.cli.teachers import pooled
+    from transfer.bundles.frozen import load_teacher
+    from transfer.click_model.device import device_for
+    from transfer.click_model.model import ClickModel
+    from transfer.data import open_log
+    from transfer.model_zoo import parse_arch
+    from transfer.offline.distill import transfer_offline
+    from transfer.offline.window import Window
+    from transfer.online.replay_store import keep_sample
+    from transfer.quality.measured import PeakMemory, Stopwatch
+
+    torch.set_num_threads(s.threads)
+    arch, width = parse_arch(s.arch)
+    settings = _stage1(s, t)
+    log = open_log(s.data, s.cache)
+    teacher = load_teacher(t.teacher)
+    if isinstance(teacher, ClickModel):
+        teacher.to(device_for(s.device.value))
+    memory, watch = PeakMemory(), Stopwatch()
+    with (
+        pooled(t.teacher, t.teachers, t.ray, calibrated=t.mode is Mode.ours) as score,
+        rows_progress(f"teaching {s.arch}", round(log.rows * (s.stop - s.start))) as progress,
+        watch.running(),
+    ):
+        window = Window(teacher, log, s.start, s.stop, score=score)
+        student, _ = transfer_offline(window, arch, width=width, settings=settings, seed=s.seed, progress=progress)
+    if t.retained is not None:
+        keep_sample(
+            log, s.start, s.stop, t.retained, teacher.calibrated_logits, capacity=RETAINED_ROWS, seed=s.seed
+        )  # fmt: skip
+    _publish(s, student, log, watch, memory)
+
+
+def _stage1(s: LearnSettings, t: TeachSettings) -> Stage1Settings:
+    from transfer.offline.distill import OURS, PUBLISHED
+
+    settings = OURS if t.mode is Mode.ours else PUBLISHED
+    tables = replace(settings.learning.tables, admit_after=s.admit_after, evict_after=s.evict_after)
+    learning = replace(settings.learning, tables=tables)
+    settings = replace(settings, stored=s.rows, device=s.device.value, learning=learning)
+    if t.window_fraction is None:
+        return settings
+    part = t.window_fraction if t.window_fraction < 1 else None
+    return replace(settings, window_fraction=part, extend=False, warm=settings.warm and part is not None)
+
+
+def _publish(s: LearnSettings, model: ClickModel, log: Log, watch: Stopwatch, memory: PeakMemory) -> None:
+    """Write a model as a bundle and print its figures."""
+    from transfer.bundles.publish import save
+
+    bundle = save(model, s.out, s.name or _plain(model.arch))
+    cost = {
+        "train_seconds": watch.seconds,  # a teacher's scoring included
+        "rows_per_second": model.rows_trained / watch.seconds,
+        "peak_mb": memory.megabytes,
+    }
+    _show_bundle(s.output, s.out, {**bundle.manifest.metrics, **cost}, _after(model, log, s.stop))
+
+
 def _plain(arch: str) -> str:
     """A bundle name from an architecture's, which may be `package.module:Class`."""
     return arch.split(":")[-1].lower()
 
 
-def _window(start: float, stop: float) -> None:
+def _check_window(start: float, stop: float) -> None:
     if not start < stop:
         raise InvalidInput(f"--from {start} must be below --to {stop}", "from")
 
 
-def _cost(model: ClickModel, watch: Stopwatch, memory: PeakMemory) -> dict[str, float | None]:
-    """Seconds of training (a teacher's scoring counted in), rows in its steps per second, peak memory of this process."""
-    return {
-        "train_seconds": watch.seconds,
-        "rows_per_second": model.rows_trained / watch.seconds,
-        "peak_mb": memory.megabytes,
-    }
-
-
 def _after(model: ClickModel, log: Log, stop: float) -> dict[str, Any] | None:
-    """Metrics and calibration by decile on the rows that follow the window, which no step has seen; None: there are none."""
+    """Metrics and calibration by decile on the rows after the window, which were not trained on; None: there are none."""
     from transfer.offline.train import measure
     from transfer.quality.figures import deciles
 
