@@ -1,4 +1,4 @@
-"""The command line's way to a running server: the REST admin API of the control process."""
+"""Client of the REST admin API for the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE_ENTRIES = 1000
 
 
 def user() -> str:
-    """Who runs this, for the audit; a container's user may have no name."""
+    """Name of the user that runs the command, for the audit; a container's user may have none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -28,7 +28,7 @@ def user() -> str:
 
 
 def _trust(server: str) -> ssl.SSLContext | bool:
-    """Whose certificates are trusted and which one is shown, as `baton --ca --cert --key` or the environment say."""
+    """TLS settings from `baton --ca --cert --key` or the environment: trusted roots and client certificate."""
     ca, cert, key = (os.environ.get(f"BATON_{name}") or None for name in ("CA", "CERT", "KEY"))
     if not server.startswith("https:") or not (ca or cert):
         return True
@@ -45,11 +45,11 @@ def _trust(server: str) -> ssl.SSLContext | bool:
 
 
 class AdminClient:
-    """Calls `/api/v1` of one server; errors come back as exceptions with the server's own message.
+    """Client of `/api/v1` of one server; errors are exceptions with the server's own message.
 
     Args:
         server: its URL. token: bearer token. timeout: of a call, in seconds.
-        actor: who asks, for the audit of a server without tokens; the user who runs this unless said.
+        actor: name for the audit of a server without tokens; empty: the user that runs the command.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AdminClient:
         return self._call("GET", path, params=_given(query))
 
     def list(self, path: str, name: str, *, most: int | None = None, **query: Any) -> list[Any]:
-        """All entries of a list, page by page. `name`: of the field that holds them; `most`: how many at most."""
+        """All entries of a list, page by page. `name`: field that holds them; `most`: limit of their number."""
         found: list[Any] = []
         token = ""
         while True:
@@ -86,7 +86,7 @@ class AdminClient:
                 return found
 
     def post(self, path: str, body: dict[str, Any], *, timeout: float | None = None) -> Any:
-        """POST /api/v1`path`; an answer that takes longer than `timeout` seconds (10) is not waited for."""
+        """POST /api/v1`path`; fails when the answer takes longer than `timeout` seconds (10 by default)."""
         return self._call("POST", path, json=_given(body), **({} if timeout is None else {"timeout": timeout}))
 
     def put(self, path: str, body: dict[str, Any]) -> Any:
@@ -94,10 +94,10 @@ class AdminClient:
         return self._call("PUT", path, json=_given(body))
 
     def lines(self, path: str, **query: Any) -> Iterator[Any]:
-        """The objects of a stream, as they come.
+        """The objects of a stream, as they arrive.
 
         Raises:
-            NotReady: the server went away. BatonError: what it said.
+            NotReady: the server went away. BatonError: with the server's message.
         """
         try:
             with self._http.stream("GET", f"/api/v1{path}", params=_given(query), timeout=httpx.Timeout(10, read=None)) as answer:  # fmt: skip
@@ -105,15 +105,15 @@ class AdminClient:
                     answer.read()
                     raise BatonError(_message(answer))
                 for line in answer.iter_lines():
-                    told = json.loads(line)
-                    if "error" in told:
-                        raise BatonError(told["error"]["message"])
-                    yield told
+                    entry = json.loads(line)
+                    if "error" in entry:
+                        raise BatonError(entry["error"]["message"])
+                    yield entry
         except httpx.HTTPError as error:
             raise self._away(error) from None
 
     def ready(self) -> bool:
-        """Whether the server says that it can answer traffic."""
+        """Whether the server reports that it can answer traffic."""
         try:
             return self._http.get("/readyz").status_code == 200
         except httpx.HTTPError:

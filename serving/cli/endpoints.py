@@ -1,4 +1,4 @@
-"""`baton endpoint`: which arms answer a name. `kill` alone works without the control process."""
+"""`baton endpoint`: arms of an endpoint and the kill switch. Only `kill` works without the control process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.cli.output import Output, emit, problems
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Which arms answer a name, and how keys are split.", no_args_is_help=True)
+app = typer.Typer(help="Endpoints: their arms, the split of keys, the kill switch.", no_args_is_help=True)
 
 _COLUMNS = ("endpoint", "stable", "candidate", "weight %", "killed", "resource version")
 
@@ -49,14 +49,14 @@ def set_endpoint(
     stable: Annotated[str, typer.Option(help="BUNDLE or BUNDLE:VERSION")],
     candidate: Annotated[str, typer.Option(help="BUNDLE or BUNDLE:VERSION")] = "",
     weight: Annotated[float, typer.Option(min=0, max=100, help="Percent of keys for the candidate")] = 0.0,
-    salt: Annotated[str, typer.Option(help="Of the assignment of keys; a new one deals all keys anew")] = "",
+    salt: Annotated[str, typer.Option(help="Salt of the key assignment; a new one assigns all keys again")] = "",
     expected: Expected = None,
     reason: Reason = "",
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Make or change an endpoint that no rollout owns.
+    """Create or change an endpoint that no rollout owns.
 
     Example: baton endpoint set ranker --stable ranker-deepfm --candidate ranker-dcnv2:3 --weight 5 --reason 'by hand'
     """
@@ -77,16 +77,16 @@ def set_endpoint(
 def kill(
     name: Endpoint,
     reason: Reason = "",
-    release: Annotated[bool, typer.Option("--release", help="Take the switch back")] = False,
+    release: Annotated[bool, typer.Option("--release", help="Release the kill switch")] = False,
     home: Annotated[
         Path | None,
-        typer.Option(help="The installation's home: write the kill file there instead of asking the server"),
+        typer.Option(help="Home of the installation: write the kill file there instead of calling the server"),
     ] = None,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Take all traffic from the candidate within a second; with --home it works though the control process is dead.
+    """Send all traffic to stable within a second; with --home it works without the control process.
 
     Example: baton endpoint kill ranker --reason 'clicks collapsed' --home .baton
     """
@@ -113,7 +113,7 @@ def kill(
 
 
 def _known(home: Path, name: str) -> None:
-    """Complain of a misspelt name, after the switch is set: nothing may come before that."""
+    """Report a misspelt name, only after the switch is set: nothing may delay that."""
     from serving.rollout.sqlite_store import SqliteControlStore
 
     path = home / "control.db"
@@ -132,11 +132,5 @@ def _spec(arm: dict[str, Any] | None) -> str:
 
 
 def _row(e: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        e["name"],
-        _spec(e["stable"]),
-        _spec(e["candidate"]),
-        f"{e['weight']:g}",
-        e["killed"],
-        e["resource_version"],
-    )
+    arms = _spec(e["stable"]), _spec(e["candidate"])
+    return (e["name"], *arms, f"{e['weight']:g}", e["killed"], e["resource_version"])

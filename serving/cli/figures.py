@@ -1,4 +1,4 @@
-"""How each arm did on the replayed rows, from the traffic log alone: scores that went through gRPC, labels that came back
+"""Figures of both arms on replayed rows, from the traffic log alone: scores that went through gRPC, labels that came back
 through Feedback. The arm that did not answer is judged by its predictions on the same exposed rows."""
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pipeline.metrics import auc, bias, logloss
 from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.record import unpack
 
-__all__ = ["ArmFigures", "figures_of"]
+__all__ = ["ReplayFigures", "figures_of"]
 
 _PAGE_ENTRIES = 512
 F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class ArmFigures:
-    """One arm on all rows of the predictions that both arms scored; None where the rows cannot say."""
+class ReplayFigures:
+    """Figures of one arm on all rows of the predictions that both arms scored; None where the rows have one class."""
 
     predictions: int
     rows: int
@@ -31,8 +31,8 @@ class ArmFigures:
     bias: float | None
 
 
-def figures_of(log: TrafficLog, endpoint: str) -> dict[str, ArmFigures]:
-    """Figures of `stable` and `candidate` over the whole log; a revised label counts as it was last."""
+def figures_of(log: TrafficLog, endpoint: str) -> dict[str, ReplayFigures]:
+    """Figures of `stable` and `candidate` over the whole log; a revised label counts with its last value."""
     labels: dict[tuple[str, int], float] = {}
     parts: dict[str, list[F32]] = {"label": [], "stable": [], "candidate": []}
     for entry in _entries(log):
@@ -68,11 +68,11 @@ def _entries(log: TrafficLog) -> Iterator[Labelled]:
         after = page[-1].seq
 
 
-def _figures(predictions: int, labels: F32, scores: F32) -> ArmFigures:
+def _figures(predictions: int, labels: F32, scores: F32) -> ReplayFigures:
     positives = int(labels.sum())
     if not 0 < positives < len(labels):
-        return ArmFigures(predictions, len(labels), positives, None, None, None)
-    return ArmFigures(
+        return ReplayFigures(predictions, len(labels), positives, None, None, None)
+    return ReplayFigures(
         predictions,
         len(labels),
         positives,

@@ -1,4 +1,4 @@
-"""`baton log`: look at the traffic log, take labelled rows out of it as Parquet, bring labelled rows into it, forget a user."""
+"""`baton log`: show, export, import and forget records of the traffic log."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ PAGE_ENTRIES = 256
 SHOWN_ROWS = 3
 FORGET_TIMEOUT_S = 600.0
 
-app = typer.Typer(help="Predictions and labels: look, export, import, forget.", no_args_is_help=True)
+app = typer.Typer(help="Traffic log: show, export, import and forget predictions and labels.", no_args_is_help=True)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
-Endpoint = Annotated[str, typer.Option(help="Of this endpoint alone")]
+Endpoint = Annotated[str, typer.Option(help="Only of this endpoint")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 
 
@@ -59,8 +59,8 @@ def tail(
     config: ConfigFile = Path("baton.yaml"),
     endpoint: Endpoint = "",
     what: Annotated[What, typer.Option(help="Labelled rows, or predictions as they were answered")] = What.labelled,
-    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many of the last entries")] = 10,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new ones until Ctrl-C")] = False,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="Number of entries")] = 10,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Show new entries until Ctrl-C")] = False,
     output: Format = Output.table,
 ) -> None:
     """Show the newest entries; as JSON one object per line.
@@ -73,10 +73,10 @@ def tail(
         after = max(0, (stats.last_seq if what is What.labelled else stats.predictions) - number)
         while True:
             page = read(log, after)
-            shown = [told for told in page if not endpoint or told["endpoint"] == endpoint]
+            shown = [entry for entry in page if not endpoint or entry["endpoint"] == endpoint]
             if output is Output.json:
-                for told in shown:
-                    sys.stdout.write(json.dumps(told) + "\n")
+                for entry in shown:
+                    sys.stdout.write(json.dumps(entry) + "\n")
                 sys.stdout.flush()
             elif shown:
                 _table(what, shown)
@@ -96,8 +96,8 @@ def export(
     out: Annotated[Path, typer.Argument(help="Parquet file to write")],
     config: ConfigFile = Path("baton.yaml"),
     endpoint: Endpoint = "",
-    since: Annotated[datetime | None, typer.Option(help="Of predictions made from then on, UTC")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Of predictions made before then, UTC")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only predictions made from then on, UTC")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only predictions made before then, UTC")] = None,
     output: Format = Output.table,
 ) -> None:
     """Write labelled rows as Parquet: hashed ids, numbers, scores of each arm, labels with all their revisions.
@@ -110,8 +110,8 @@ def export(
         if not out.absolute().parent.is_dir():
             raise InvalidInput(f"there is no directory {out.absolute().parent} to write {out.name} into", "out")
         rows = export_rows(log, out, endpoint=endpoint, since_ms=_ms(since), until_ms=_ms(until))
-        told = {"file": str(out), "rows": rows, "bytes": out.stat().st_size}
-        emit(output, told, "", tuple(told), [tuple(told.values())])
+        result = {"file": str(out), "rows": rows, "bytes": out.stat().st_size}
+        emit(output, result, "", tuple(result), [tuple(result.values())])
 
 
 @app.command("import")
@@ -120,13 +120,13 @@ def import_(
         Path, typer.Argument(help="A file of `baton log export`, or a dataset.yaml that describes a log")
     ],
     config: ConfigFile = Path("baton.yaml"),
-    endpoint: Annotated[str, typer.Option(help="Whose traffic it is to be; an exported file knows its own")] = "",
-    cache: Annotated[Path, typer.Option(help="Where a described log is prepared")] = Path(".baton/cache"),
+    endpoint: Annotated[str, typer.Option(help="Endpoint of the rows; an exported file names its own")] = "",
+    cache: Annotated[Path, typer.Option(help="Folder for the prepared form of a described log")] = Path(".baton/cache"),
     output: Format = Output.table,
 ) -> None:
-    """Bring labelled rows into the log, for the worker to learn from; no rollout is judged by them.
+    """Import labelled rows into the log, for the worker to learn from; they do not count as evidence of a rollout.
 
-    What is there already stays, so an import can be repeated. Rows of a described log have no scores.
+    Existing rows stay, so an import can be repeated. Rows of a described log have no scores.
 
     Example: baton log import rows.parquet --endpoint ranker
     """
@@ -148,35 +148,35 @@ def import_(
                 "all of it is older than traffic.retention: it goes once the worker has read it, and without a worker at "
                 "the control process's next look"
             )
-        told = _report(done) | {"labelled_entries": labelled}
-        emit(output, told, "", tuple(told), [tuple(told.values())])
+        result = _report(done) | {"labelled_entries": labelled}
+        emit(output, result, "", tuple(result), [tuple(result.values())])
 
 
 @app.command()
 def forget(
     key: Annotated[str, typer.Option(help="Routing key of the user")] = "",
     prediction: Annotated[
-        str, typer.Option(help="Id of one of the user's predictions; those of the same routing key go too")
+        str, typer.Option(help="Id of one of the user's predictions; all of the same routing key are deleted")
     ] = "",
     reason: Reason = "",
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Delete all records of a user, those that are still on their way to the log included; there is no way back.
+    """Delete all records of a user, including records not yet written to the log. This cannot be undone.
 
     Example: baton log forget --key user:712 --reason 'request of 3 May'
     """
     with problems():
         body = {"routing_key": key, "prediction_id": prediction, "reason": reason}
-        told = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_TIMEOUT_S)
-        emit(output, told, "", tuple(told), [tuple(told.values())])
+        result = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_TIMEOUT_S)
+        emit(output, result, "", tuple(result), [tuple(result.values())])
 
 
 def _report(done: RestoreReport) -> dict[str, Any]:
-    told = asdict(done)
-    del told["newest_ms"]
-    return told
+    report = asdict(done)
+    del report["newest_ms"]
+    return report
 
 
 @contextmanager
@@ -196,8 +196,8 @@ def _ms(when: datetime | None) -> int | None:
 def _exported(source: Path, endpoint: str) -> Iterable[Restored]:
     from pipeline.traffic.parquet import read_rows
 
-    for one in read_rows(source):
-        yield replace(one, record=replace(one.record, endpoint=endpoint)) if endpoint else one
+    for restored in read_rows(source):
+        yield replace(restored, record=replace(restored.record, endpoint=endpoint)) if endpoint else restored
 
 
 def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> Iterable[Restored]:
@@ -225,7 +225,7 @@ def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> It
 
 
 def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> None:
-    """Rows of other fields than the endpoint's would lie in the log and never be used."""
+    """Check that the log has the endpoint's fields; other rows would never be used."""
     arms: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
     if endpoint not in arms:
         raise InvalidInput(f"there is no endpoint {endpoint!r}; there are {sorted(arms) or 'none'}", "endpoint")
@@ -241,15 +241,15 @@ def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> No
 
 
 def _labelled(log: TrafficLog, after: int) -> list[dict[str, Any]]:
-    return [_told(e.seq, unpack(e.record), e) for e in log.labelled(after, PAGE_ENTRIES)]
+    return [_shown(e.seq, unpack(e.record), e) for e in log.labelled(after, PAGE_ENTRIES)]
 
 
 def _predictions(log: TrafficLog, after: int) -> list[dict[str, Any]]:
-    return [_told(seq, unpack(blob), None) for seq, blob in log.predictions(after, PAGE_ENTRIES)]
+    return [_shown(seq, unpack(blob), None) for seq, blob in log.predictions(after, PAGE_ENTRIES)]
 
 
-def _told(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _shown(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {
         "seq": seq,
         "time": datetime.fromtimestamp(record.time_ms / 1000, UTC).isoformat(timespec="milliseconds"),
         "prediction_id": record.prediction_id,
@@ -261,9 +261,9 @@ def _told(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[st
         "candidates": record.features.n,
     }
     if entry is None:
-        return told | {"scores": _numbers(record.scores)}
+        return shown | {"scores": _numbers(record.scores)}
     arms = {record.arm: record.scores} | {other.arm: other.scores for other in entry.other}
-    return told | {
+    return shown | {
         "revision": entry.revision,
         "indices": entry.indices.tolist(),
         "labels": _numbers(entry.labels),

@@ -1,17 +1,18 @@
-"""`baton`: the one door to serving and to transfer. Noun first, then verb.
+"""`baton`: the command line of serving and transfer. Noun first, then verb.
 
-Each file of this package holds the commands of one user: who runs processes (`run`), who trains (`learn`), who looks
-after bundles (`bundles`) and the traffic log (`log`), who operates (`rollouts`, `endpoints`, `models`, `status`,
-`verdicts`). Imports of what is heavy happen inside the commands. `baton bench` is in `benchmarks/cli.py`, which is
-part of the source checkout alone.
+Each file of this package holds the commands of one task: running processes (`run`), training (`learn`), bundles
+(`bundles`), the traffic log (`log`), operation (`rollouts`, `endpoints`, `models`, `status`, `verdicts`). Heavy imports
+happen inside the commands. `baton bench` is in `benchmarks/cli.py`, which is only in the source checkout.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,6 @@ from serving.cli import (
     cache,
     check,
     endpoints,
-    examples,
     experiment,
     learn,
     log,
@@ -47,14 +47,33 @@ app = typer.Typer(
 
 @app.callback()
 def trust(
-    ca: Annotated[Path | None, typer.Option(envvar="BATON_CA", help="Roots to trust in a server's certificate")] = None,
-    cert: Annotated[Path | None, typer.Option(envvar="BATON_CERT", help="Client certificate to show")] = None,
-    key: Annotated[Path | None, typer.Option(envvar="BATON_KEY", help="Its private key")] = None,
+    ca: Annotated[Path | None, typer.Option(envvar="BATON_CA", help="Trusted root certificates of the server")] = None,
+    cert: Annotated[Path | None, typer.Option(envvar="BATON_CERT", help="Client certificate")] = None,
+    key: Annotated[Path | None, typer.Option(envvar="BATON_KEY", help="Private key of the client certificate")] = None,
 ) -> None:
-    """Options before the command: how to talk to a server with TLS."""
+    """Options before the command: TLS of the connection to the server."""
     for name, file in (("BATON_CA", ca), ("BATON_CERT", cert), ("BATON_KEY", key)):
         if file is not None:
             os.environ[name] = str(file)
+
+
+def _examples_last(group: typer.Typer) -> None:
+    """Move the paragraph `Example: ...` of every command's docstring below its options, in groups too."""
+    for command in group.registered_commands:
+        if command.callback is not None:
+            command.help, command.epilog = _help_and_example(command.callback)
+    for child in group.registered_groups:
+        if child.typer_instance is None:
+            continue
+        main = child.typer_instance.registered_callback
+        if main is not None and main.callback is not None:
+            main.help, main.epilog = _help_and_example(main.callback)
+        _examples_last(child.typer_instance)
+
+
+def _help_and_example(callback: Callable[..., Any]) -> tuple[str, str | None]:
+    text, begin, example = (inspect.getdoc(callback) or "").partition("\n\nExample: ")
+    return text, f"Example: {example}" if begin else None
 
 
 OPERATE, RUN, LEARN, MEASURE = "Operate", "Run", "Learn", "Measure"
@@ -93,12 +112,12 @@ except ModuleNotFoundError as error:
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     )
     def bench() -> None:
-        """Say where the benches are."""
+        """Print where the benchmarks are."""
         typer.echo("bench is in the source checkout: clone Baton and run `make install` there", err=True)
         raise typer.Exit(1)
 
 
-examples.put_last(app)
+_examples_last(app)
 
 if __name__ == "__main__":
     app()

@@ -1,4 +1,4 @@
-"""`baton model`: which versions there are, and having lanes load one under its own name."""
+"""`baton model`: model versions, and loading a bundle under its own name."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from serving.cli.output import Output, emit, problems, say
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Model versions: which there are, which are loaded.", no_args_is_help=True)
+app = typer.Typer(help="Model versions: list, load, unload.", no_args_is_help=True)
 
 Wait = Annotated[float, typer.Option(min=0, max=120, help="Seconds to wait for the lanes; 0: not at all")]
 Target = Annotated[
-    str, typer.Option(help="host:port of a lane's data plane, asked instead of the server by Open Inference")
+    str, typer.Option(help="host:port of a lane's data plane: call it by Open Inference instead of the server")
 ]
-PATIENCE_S = 10.0
+ANSWER_WITHIN_S = 10.0
 
 
 @app.command("list")
 def list_models(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
-    """Show every version in the repository, what the gate said of it, who uses it and which lanes have it loaded.
+    """Show every version in the repository: the gate's verdict, the arms that use it, the lanes that have it loaded.
 
     Example: baton model list
     """
@@ -36,7 +36,7 @@ def list_models(server: Server = DEFAULT_SERVER, token: Token = "", output: Form
                 int(m["version"]),
                 m["architecture"],
                 f"delta on {m['base']}" if m["base"] else "base",
-                _standing(m),
+                _verdict(m),
                 ", ".join(m["arms"]),
                 ", ".join(m["lanes"]),
             )
@@ -56,11 +56,15 @@ def load(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Have all lanes load a bundle's newest version, so that it answers under its own name; 1 where one cannot.
+    """Load a bundle's newest version in all lanes, so that it answers under its own name; exit code 1 if a lane cannot.
 
     Example: baton model load ranker-dcnv2 --reason 'compare by hand'
     """
-    _change("load", "RepositoryModelLoad", bundle, wait, reason, target, server, token, output)
+    with problems():
+        if target:
+            _call_lane("RepositoryModelLoad", bundle, target, token)
+        else:
+            _change(AdminClient(server, token=token), "load", bundle, wait, reason, output)
 
 
 @app.command("unload")
@@ -73,11 +77,15 @@ def unload(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Take back a `load`; what an endpoint's arm needs stays.
+    """Undo a `load`; versions that an endpoint's arm needs stay.
 
     Example: baton model unload ranker-dcnv2
     """
-    _change("unload", "RepositoryModelUnload", bundle, wait, reason, target, server, token, output)
+    with problems():
+        if target:
+            _call_lane("RepositoryModelUnload", bundle, target, token)
+        else:
+            _change(AdminClient(server, token=token), "unload", bundle, wait, reason, output)
 
 
 @app.command("warm")
@@ -90,37 +98,35 @@ def warm(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Load a bundle and wait until it has answered its warm-up requests; the same as `load`, which never skips them.
+    """Load a bundle and run its warm-up requests; the same as `load`, which always runs them.
 
     Example: baton model warm ranker-dcnv2
     """
-    _change("warm", "RepositoryModelLoad", bundle, wait, reason, target, server, token, output)
+    with problems():
+        if target:
+            _call_lane("RepositoryModelLoad", bundle, target, token)
+        else:
+            _change(AdminClient(server, token=token), "warm", bundle, wait, reason, output)
 
 
-def _standing(model: Mapping[str, Any]) -> str:
+def _verdict(model: Mapping[str, Any]) -> str:
     if model["fault"]:
         return f"cannot be loaded: {model['fault']}"
     return "may serve" if model["servable"] else "refused: " + "; ".join(model["reasons"])
 
 
-def _change(
-    verb: str, method: str, bundle: str, wait: float, reason: str, target: str, server: str, token: str, output: Output
-) -> None:
-    with problems():
-        if target:
-            _ask_lane(method, bundle, target, token)
-            return
-        body = {"wait_seconds": wait, "reason": reason}
-        told = AdminClient(server, token=token).post(f"/models/{bundle}/{verb}", body, timeout=wait + PATIENCE_S)
-        name = f"{bundle}:{told['version']}" if told["version"] else bundle
-        emit(output, told, "", ("lane", name), sorted(told["lanes"].items()))
-        if not told["lanes"]:
-            say("no lane runs; those that start will see it")
-        if not told["done"]:
-            raise typer.Exit(1)
+def _change(client: AdminClient, verb: str, bundle: str, wait: float, reason: str, output: Output) -> None:
+    body = {"wait_seconds": wait, "reason": reason}
+    answer = client.post(f"/models/{bundle}/{verb}", body, timeout=wait + ANSWER_WITHIN_S)
+    name = f"{bundle}:{answer['version']}" if answer["version"] else bundle
+    emit(output, answer, "", ("lane", name), sorted(answer["lanes"].items()))
+    if not answer["lanes"]:
+        say("no lane runs; those that start will see it")
+    if not answer["done"]:
+        raise typer.Exit(1)
 
 
-def _ask_lane(method: str, bundle: str, target: str, token: str) -> None:
+def _call_lane(method: str, bundle: str, target: str, token: str) -> None:
     import grpc
 
     from protos import inference

@@ -1,4 +1,4 @@
-"""Options that commands over the admin API share, and completion of names by asking the server."""
+"""Common options of the commands over the admin API, and completion of names from the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _names(path: str, field: str, name: str, incomplete: str) -> list[str]:
     try:
         found = AdminClient(server, token=token, timeout=1.0).get(path, page_size=1000)[field]
     except BatonError:
-        return []  # a shell that completes shows no errors
+        return []  # shell completion shows no errors
     return sorted({entry[name] for entry in found if entry[name].startswith(incomplete)})
 
 
@@ -36,7 +36,7 @@ Token = Annotated[str, typer.Option(envvar="BATON_TOKEN", help="Bearer token")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 Reason = Annotated[str, typer.Option(help="Why; goes into the audit")]
 Expected = Annotated[
-    int | None, typer.Option(min=0, help="Resource version that you looked at; refused where it is another by now")
+    int | None, typer.Option(min=0, help="Resource version that you read; refused when it has changed since")
 ]
 Endpoint = Annotated[str, typer.Argument(help="Endpoint", autocompletion=_endpoints)]
 Bundle = Annotated[str, typer.Argument(help="Bundle", autocompletion=_bundles)]

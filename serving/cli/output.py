@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people, one JSON object for programs, errors on stderr.
+"""Output of the command line: tables for people, one JSON object for programs, errors on stderr.
 
 Exit codes: 0 done, 1 refused or failed, 2 usage.
 """
@@ -23,7 +23,7 @@ __all__ = ["Output", "console", "emit", "problems", "say", "show_table"]
 
 console = Console(stderr=True)
 PLAIN_COLUMNS = 160
-"""Columns of a table that goes to a file or another program."""
+"""Width of a table that goes to a file or another program."""
 
 
 class Output(StrEnum):
@@ -51,7 +51,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def say(text: str) -> None:
-    """One line for a person, on stderr; not broken, so that it can be searched."""
+    """Print one line for people on stderr; it is not wrapped, so that it can be searched."""
     console.print(text, highlight=False, soft_wrap=True)
 
 

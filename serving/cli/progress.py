@@ -1,5 +1,4 @@
-"""Progress bars for work that takes longer than a person waits in silence; on stderr, and plain lines where there is no
-terminal."""
+"""Progress bar of long work, on stderr; a plain line where there is no terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ __all__ = ["rows_progress"]
 
 @contextmanager
 def rows_progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """Show how many of `total` rows are done; gives the function to call with (done, total)."""
+    """Show how many of `total` rows are done; yields the function to call with (done, total)."""
     if not sys.stderr.isatty():
         say(f"{title}: {total:,} rows ...")
         yield lambda done, of: None

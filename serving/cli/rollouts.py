@@ -1,4 +1,4 @@
-"""`baton rollout`: hand traffic over and steer it. What verdicts rest on: `baton metrics` and `baton audit`, in `verdicts`."""
+"""`baton rollout`: start and steer rollouts. The figures behind verdicts: `baton metrics` and `baton audit`, in `verdicts`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from serving.cli.watch import watch
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Hand traffic over. To stop one: baton rollout list, then baton rollout pause ENDPOINT --reason '...'.",
+    help="Rollouts: move traffic step by step. "
+    "To stop one: baton rollout list, then baton rollout pause ENDPOINT --reason '...'.",
     no_args_is_help=True,
 )
 
@@ -50,7 +51,7 @@ def start(
 @app.command("list")
 def list_rollouts(
     endpoint: Annotated[str, typer.Option(help="Only this endpoint's")] = "",
-    active: Annotated[bool, typer.Option("--active", help="Only those that can still move by themselves")] = False,
+    active: Annotated[bool, typer.Option("--active", help="Only rollouts that can still move by themselves")] = False,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
@@ -93,7 +94,7 @@ def pause(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Stay at this step whatever the evidence says in favour; breaches still step back.
+    """Stay at this step even when the evidence allows the next; breaches still step back.
 
     Example: baton rollout pause ranker --reason 'holiday traffic'
     """
@@ -109,7 +110,7 @@ def resume(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Go on by evidence.
+    """Go on by evidence after a pause.
 
     Example: baton rollout resume ranker --reason 'holiday is over'
     """
@@ -142,7 +143,7 @@ def abort(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """All traffic to stable, and the end of this rollout.
+    """Send all traffic to stable and end this rollout.
 
     Example: baton rollout abort ranker --reason 'wrong features'
     """
@@ -158,7 +159,7 @@ def undo(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Take a finished hand-over back: stable answers all again.
+    """Take a finished hand-over back: stable answers all traffic again.
 
     Example: baton rollout undo ranker --reason 'revenue fell'
     """
@@ -189,10 +190,10 @@ def simulate(
         str, typer.Option(help="good, biased, worse_auc, turns_bad, label_outage, low_traffic, base_rate_jump")
     ] = "good",
     runs: Annotated[int, typer.Option(min=1, help="Simulated rollouts")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the generated streams")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the generated traffic")] = 0,
     output: Format = Output.table,
 ) -> None:
-    """Try a rollout file's thresholds on generated streams, without a server.
+    """Try a rollout file's thresholds on generated traffic, without a server.
 
     Example: baton rollout simulate rollout.yaml --scenario biased --runs 1000
     """

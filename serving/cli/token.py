@@ -1,6 +1,6 @@
-"""`baton token`: who may enter. Works on the home directory of the configuration; no server need run.
+"""`baton token`: bearer tokens. The commands work on the home directory of the configuration, without a server.
 
-A process that runs notices within its next call. Each change is written into the audit, secrets never.
+A running process sees a change at its next call. Each change is written into the audit, secrets never.
 """
 
 from __future__ import annotations
@@ -35,16 +35,14 @@ _COLUMNS = ("id", "name", "role", "created", "expires", "state")
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose it is: a person or program; the audit says it")],
-    role: Annotated[Role, typer.Option(help="viewer sees, operator acts")] = Role.VIEWER,
-    expires: Annotated[
-        str, typer.Option(help="For how long it is good, for example 12h or 90d; forever unless said")
-    ] = "",
+    name: Annotated[str, typer.Argument(help="Owner of the token, a person or program; the audit shows it")],
+    role: Annotated[Role, typer.Option(help="viewer reads, operator changes")] = Role.VIEWER,
+    expires: Annotated[str, typer.Option(help="Lifetime, for example 12h or 90d; never expires by default")] = "",
     reason: Reason = "",
     config: ConfigFile = Path("baton.yaml"),
     output: Format = Output.table,
 ) -> None:
-    """Make a token and print it, this once: only its hash is kept.
+    """Create a token and print it, only this once: only its hash is kept.
 
     Example: baton token create ann --role operator --expires 90d
     """
@@ -52,13 +50,13 @@ def create(
         now = SystemClock().wall_ms()
         until = now + _milliseconds(expires) if expires else 0
         settings = Config.load(config)
-        token, told = TokenStore(settings.tokens).create(name, role, now, until)
+        token, text = TokenStore(settings.tokens).create(name, role, now, until)
         _audit(settings, "token-create", reason, [token], now)
         if output is Output.json:
-            sys.stdout.write(json.dumps({**_shown(token, now), "token": told}) + "\n")
+            sys.stdout.write(json.dumps({**_shown(token, now), "token": text}) + "\n")
         else:
             say(f"token {token.id} of {name}, a {role}; keep it now, it is not shown again (BATON_TOKEN, --token):")
-            sys.stdout.write(told + "\n")  # alone on stdout, for scripts, and never broken into lines
+            sys.stdout.write(text + "\n")  # alone on stdout, for scripts, and never wrapped
 
 
 @app.command("list")
@@ -83,7 +81,7 @@ def revoke(
     config: ConfigFile = Path("baton.yaml"),
     output: Format = Output.table,
 ) -> None:
-    """Take tokens back; the next call with one is refused, consoles that were opened with it are logged out.
+    """Revoke tokens: the next call with one is refused, console sessions opened with it end.
 
     Example: baton token revoke ann --reason 'left the team'
     """

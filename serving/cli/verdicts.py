@@ -1,4 +1,4 @@
-"""`baton metrics`, `baton audit`, `baton audit explain`: what a rollout's verdicts rest on, over the REST API."""
+"""`baton metrics`, `baton audit`, `baton audit explain`: figures and evidence of a rollout's verdicts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from serving.cli.output import Output, emit, problems, say
 
 __all__ = ["audit", "metrics"]
 
-audit = typer.Typer(help="Who changed what, when and why, oldest first; and what a verdict was made of.")
+audit = typer.Typer()
 
 _OUTCOME = ("step", "weight %", "requests, stable", "requests, candidate", "per request, stable", "candidate",
             "difference", "low", "high")  # fmt: skip
 _LONG_RUN = ("answered by", "requests", "per request", "low", "high")
 _CALIBRATION = ("step", "arm", "AUC within", "calibration error", "score drift (PSI)", "bias by tenth of the scores")
-_SEGMENT = ("segment", "rows", "clicks", "share", "bias, stable", "bias, candidate", "low", "high", "LogLoss difference",
+_SLICE = ("segment", "rows", "clicks", "share", "bias, stable", "bias, candidate", "low", "high", "LogLoss difference",
             "low", "high")  # fmt: skip
 
 
 def metrics(
     endpoint: Endpoint, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table
 ) -> None:
-    """Bias with its interval, AUC, LogLoss, outcome, calibration and rows per arm, step and part of the traffic.
+    """Show bias with its interval, AUC, LogLoss, outcome, calibration and rows per arm, step and slice of the traffic.
 
     Example: baton metrics ranker
     """
@@ -47,19 +47,19 @@ def metrics(
         if found["segments"]:
             drift = ", ".join(f"{name} {psi:.3f}" for name, psi in found["psi"].items() if psi is not None)
             title = "parts of the traffic" + (f"; drift since the first step (PSI): {drift}" if drift else "")
-            emit(output, None, title, _SEGMENT, [_segment_row(one) for one in found["segments"]])
+            emit(output, None, title, _SLICE, [_slice_row(figures) for figures in found["segments"]])
 
 
 @audit.callback(invoke_without_command=True)
 def list_audit(
     context: typer.Context,
     endpoint: Annotated[str, typer.Option(help="Only this endpoint's")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries at most")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most entries to show")] = 1000,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Who changed what, when and why, oldest first; `explain SEQ` says what a verdict was made of.
+    """Show who changed what, when and why, oldest first; `explain SEQ` shows the figures of a verdict.
 
     Example: baton audit --endpoint ranker
     """
@@ -89,7 +89,7 @@ def explain(
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Work out the figures of a verdict once more from the traffic log and show both; 1 where they differ.
+    """Compute the figures of a verdict again from the traffic log and show both; exit code 1 if they differ.
 
     Example: baton audit explain 42
     """
@@ -114,7 +114,7 @@ def _time(ms: int) -> str:
 
 
 def _weight(entry: dict[str, Any]) -> str:
-    """After the change; entries about tokens, models or the cache have none."""
+    """Weight after the change; entries about tokens, models or the cache have none."""
     endpoint = entry["after"].get("endpoint")
     return f"{endpoint['weight']:g} %" if endpoint else "-"
 
@@ -126,27 +126,27 @@ def _outcome_row(phase: dict[str, Any]) -> tuple[Any, ...]:
             outcome["stable"]["value"], outcome["candidate"]["value"], apart["value"], apart["low"], apart["high"])  # fmt: skip
 
 
-def _long_run(told: dict[str, Any]) -> None:
-    """What the hand-over led to: keys that were moved against those that stayed."""
-    until = "now" if told["until_ms"] is None else _time(told["until_ms"])
+def _long_run(effect: dict[str, Any]) -> None:
+    """Print the long-run effect of the hand-over: moved keys against those that stayed."""
+    until = "now" if effect["until_ms"] is None else _time(effect["until_ms"])
     title = (
-        f"long run at weight {told['weight']:g} with a holdout of {told['holdout']:.1%}: outcome per request from "
-        f"{_time(told['since_ms'])} until {until} (UTC)"
+        f"long run at weight {effect['weight']:g} with a holdout of {effect['holdout']:.1%}: outcome per request from "
+        f"{_time(effect['since_ms'])} until {until} (UTC)"
     )
     rows = [
-        (arm, told["requests"].get(arm), *(one[name] for name in ("value", "low", "high")))
-        for arm, one in told["outcome"].items()
+        (arm, effect["requests"].get(arm), *(interval[name] for name in ("value", "low", "high")))
+        for arm, interval in effect["outcome"].items()
     ]
     emit(Output.table, None, title, _LONG_RUN, rows)
 
 
 def _calibration_row(phase: dict[str, Any], arm: str) -> tuple[Any, ...]:
-    told = phase[arm]
-    tenths = " ".join("-" if tenth["bias"] is None else f"{tenth['bias']:+.2f}" for tenth in told["deciles"])
-    return str(phase["step"]), arm, told["auc_bound"], told["calibration_error"], told["score_psi"], tenths
+    figures = phase[arm]
+    tenths = " ".join("-" if tenth["bias"] is None else f"{tenth['bias']:+.2f}" for tenth in figures["deciles"])
+    return str(phase["step"]), arm, figures["auc_bound"], figures["calibration_error"], figures["score_psi"], tenths
 
 
-def _segment_row(one: dict[str, Any]) -> tuple[Any, ...]:
-    bias, apart = one["candidate"], one["logloss_delta"]
-    return (one["segment"], one["rows"], one["clicks"], f"{one['share']:.1%}", one["stable"]["value"], bias["value"],
-            bias["low"], bias["high"], apart["value"], apart["low"], apart["high"])  # fmt: skip
+def _slice_row(figures: dict[str, Any]) -> tuple[Any, ...]:
+    bias, apart = figures["candidate"], figures["logloss_delta"]
+    return (figures["segment"], figures["rows"], figures["clicks"], f"{figures['share']:.1%}", figures["stable"]["value"],
+            bias["value"], bias["low"], bias["high"], apart["value"], apart["low"], apart["high"])  # fmt: skip

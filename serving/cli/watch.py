@@ -1,5 +1,5 @@
-"""`baton rollout watch`: a rollout as it moves. Sample in place on a terminal, a line per change anywhere else, an object
-per line for programs. A server that goes away is waited for."""
+"""`baton rollout watch`: live view of a rollout. Drawn in place on a terminal, a line per change elsewhere, a JSON object
+per line for programs. The command waits for a server that goes away."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between two looks")] = 2.0,
     output: Format = Output.table,
 ) -> None:
-    """Show a rollout as it moves, until it has ended or Ctrl-C.
+    """Show a rollout live, until it has ended or Ctrl-C.
 
     Example: baton rollout watch ranker
     """
@@ -44,50 +44,50 @@ def watch(
             _follow(client, name, every, _print_json)
         elif sys.stdout.isatty():
             with Live(auto_refresh=False, screen=False) as live:
-                _follow(client, name, every, lambda told: live.update(_drawn(told), refresh=True))
+                _follow(client, name, every, lambda rollout: live.update(_drawn(rollout), refresh=True))
         else:
             _follow(client, name, every, _line_printer())
 
 
 def _follow(client: AdminClient, name: str, every: float, show: Callable[[dict[str, Any]], None]) -> None:
-    """Show all that is told; `{"away": why}` while the server is."""
+    """Show every state of the rollout; with `{"away": why}` while the server is away."""
     seen: dict[str, Any] = {}
     while True:
         try:
-            for told in client.lines(f"/rollouts/{name}/watch", interval=every):
-                seen = told
-                show(told)
+            for rollout in client.lines(f"/rollouts/{name}/watch", interval=every):
+                seen = rollout
+                show(rollout)
         except NotReady as error:
             if not seen:
                 raise
             show({**seen, "away": str(error)})
         if seen.get("phase") in ENDED:
             return
-        time.sleep(every)  # cut off: the stream is asked for anew, and by id, since another may begin
+        time.sleep(every)  # the stream was cut off: it is opened again, by id, since another rollout may begin
         name = seen.get("id", name)
 
 
-def _print_json(told: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
+def _print_json(rollout: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(rollout) + "\n")
     sys.stdout.flush()
 
 
 def _line_printer() -> Callable[[dict[str, Any]], None]:
     last = ""
 
-    def show(told: dict[str, Any]) -> None:
+    def show(rollout: dict[str, Any]) -> None:
         nonlocal last
-        said = told.get("away") or (
-            f"{told['phase']}  step {told['step']}  weight {told['weight']:g} %  {told['waiting']}"
+        line = rollout.get("away") or (
+            f"{rollout['phase']}  step {rollout['step']}  weight {rollout['weight']:g} %  {rollout['waiting']}"
         )
-        if said != last:
-            typer.echo(f"{datetime.now():%H:%M:%S}  {said}")
-            last = said
+        if line != last:
+            typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
+            last = line
 
     return show
 
 
-def _drawn(told: dict[str, Any]) -> Group:
+def _drawn(rollout: dict[str, Any]) -> Group:
     table = Table(header_style="bold")
     for column in (
         "step",
@@ -102,24 +102,25 @@ def _drawn(told: dict[str, Any]) -> Group:
         "candidate",
     ):
         table.add_column(column, justify="left" if column == "step" else "right")
-    stays = {phase["step"]: phase for phase in told["phases"]}
-    for number, step in enumerate(told["steps"]):
-        here = number == told["step"]
+    stays = {phase["step"]: phase for phase in rollout["phases"]}
+    for number, step in enumerate(rollout["steps"]):
+        present = number == rollout["step"]
         bound = "-" if step["bias_below"] is None else f"{step['bias_below']:g}"
         weight = "-" if step["shadow"] else f"{step['weight']:g}"
         cells = _figures(stays[number]) if number in stays else [""] * 7
-        label = f"{_MARKS[here]} {'shadow' if step['shadow'] else number}"
-        table.add_row(label, weight, bound, *cells, style="bold" if here else "")
-    head = f"{told['endpoint']}: {told['phase']}, {told['weight']:g} % to {told['candidate']['bundle']}:{told['candidate']['version']}"
-    return Group(Text(head, "bold"), table, *(Text(line, style) for line, style in _below(told)))
+        label = f"{_MARKS[present]} {'shadow' if step['shadow'] else number}"
+        table.add_row(label, weight, bound, *cells, style="bold" if present else "")
+    candidate = f"{rollout['candidate']['bundle']}:{rollout['candidate']['version']}"
+    head = f"{rollout['endpoint']}: {rollout['phase']}, {rollout['weight']:g} % to {candidate}"
+    return Group(Text(head, "bold"), table, *(Text(line, style) for line, style in _below(rollout)))
 
 
-def _below(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield told["waiting"], ""
-    if told["missing_clicks"]:
-        yield f"about {told['missing_clicks']:,.0f} more clicks until the bound can be shown", ""
-    if told.get("away"):
-        yield f"as of before: {told['away']}", "red"
+def _below(rollout: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield rollout["waiting"], ""
+    if rollout["missing_clicks"]:
+        yield f"about {rollout['missing_clicks']:,.0f} more clicks until the bound can be shown", ""
+    if rollout.get("away"):
+        yield f"as of before: {rollout['away']}", "red"
 
 
 def _figures(phase: dict[str, Any]) -> list[str]:
