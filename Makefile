@@ -26,8 +26,10 @@ tools:
 demo: $(STAMP)
 	$(BIN)/baton demo
 
+# Files of tests side by side, a process each; what stresses the machine is marked long and runs alone.
+WORKERS ?= 2
 test: $(STAMP) tools
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist loadfile
 
 test-long: $(STAMP) tools
 	$(BIN)/python -m pytest -m long --timeout 900
