@@ -1,7 +1,6 @@
-"""baton.yaml: everything a person sets, in one file. Each setting says here what it does.
+"""Configuration of an installation, baton.yaml. Each setting is documented where it is declared.
 
-A relative path is relative to the file. Nothing here is read from a bundle or a request. A file of this package
-per section.
+A relative path is relative to the file. No setting comes from a bundle or a request. This package has a file per section.
 """
 
 from serving.config.embedding import DeviceConfig, EmbeddingConfig, RedisConfig

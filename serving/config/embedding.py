@@ -1,4 +1,4 @@
-"""`embedding`: the tiers that rows are looked up in."""
+"""`embedding`: the tiers of the embedding lookup."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ class RedisConfig(RedisAccess):
     url: str = Field(pattern=r"^(rediss?|unix)://[^@]+$")
     """redis://HOST:PORT/DB, rediss:// for TLS or unix:///PATH; without user and password."""
     rows: RowFormat = "float32"
-    """How rows are stored there; all installations that share a Redis and a bundle should say the same."""
+    """Format of stored rows; all installations that share a Redis and a bundle should use the same."""
     connections: int = Field(0, ge=0, le=256)
-    """Lookups at a time per lane; 0: one per worker thread, and one."""
+    """Concurrent lookups per lane; 0: one per worker thread, and one more."""
     breaker_failures: int = Field(3, ge=1)
-    """Lookups that fail or are late in a row before the lane leaves Redis alone."""
+    """Failed or late lookups in a row after which the lane stops calling Redis for a while."""
     breaker_pause: Seconds = 0.1
-    """Pause before the first probe whether it is back; doubles, with jitter, up to `breaker_longest_pause`."""
+    """Pause before the first probe; doubles, with jitter, up to `breaker_longest_pause`."""
     breaker_longest_pause: Seconds = 2.0
     max_staleness: Seconds = 3600.0
-    """By how much rows may be older than the version that asks; rows beyond it are not used."""
+    """How much older than the requested version rows may be; older rows are not used."""
     keep_unused: Seconds = 3600.0
     """How long a base generation stays in Redis after every installation has stopped serving it."""
 
 
 class DeviceConfig(Section):
     backend: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the cache lies: `cuda` in the memory of a card (docs/gpu.md), else in that of the lane."""
+    """Memory of the cache: `cuda` is that of a GPU (docs/gpu.md), otherwise that of the lane."""
     capacity_rows: int | None = Field(None, ge=1)
-    """Rows that a lane caches per base generation, of all widths together; unless said, what `capacity_bytes` holds."""
+    """Rows that a lane caches per base generation, of all widths together; unset: as many as `capacity_bytes` holds."""
     capacity_bytes: int = Field(256 << 20, ge=1 << 16)
-    """Bytes that the cache of one base generation takes per lane; while lanes swap to a new base there are two."""
+    """Bytes of the cache of one base generation per lane; while lanes swap to a new base there are two."""
     rows: RowFormat = "float32"
-    """How rows are cached; below float32 a score may depend on whether its rows were cached."""
+    """Format of cached rows; below float32 a score may depend on whether its rows were cached."""
     max_age: Seconds = Field(60.0, gt=0)
-    """Age at which a cached row is looked up again, where it may have come from Redis; rows of segments never age."""
+    """Age at which a cached row is looked up again if it may have come from Redis; rows of segments never age."""
     save_interval: Seconds = Field(60.0, gt=0)
-    """How often the hot keys are written that the next start begins with."""
+    """Time between two writes of the hot keys, with which the next start fills the cache."""
 
 
 class EmbeddingConfig(Section):
     tiers: tuple[Literal["device", "segment", "redis"], ...] = ("segment",)
-    """Where rows are looked up, in this order; what no tier holds gets the default row of its table."""
+    """Tiers of the lookup, in this order; an id that no tier holds gets the default row of its table."""
     budget: Seconds = Field(0.005, gt=0)
-    """How long one lookup may wait for tiers that are not local."""
+    """Longest time that one lookup waits for remote tiers."""
     device: DeviceConfig = DeviceConfig()
     """The cache in a lane's memory."""
     redis: RedisConfig | None = None

@@ -1,4 +1,4 @@
-"""`endpoints`: the names that clients call, with their arms."""
+"""`endpoints`: names that clients call, with their arms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EndpointConfig(Section):
     stable: ArmConfig
     candidate: ArmConfig | None = None
     salt: str | None = None
-    """Of the assignment of keys to arms; the endpoint's name unless said. Changing it deals all keys anew."""
+    """Salt of the assignment of keys to arms; unset: the endpoint's name. A change assigns all keys again."""
     overrides: bool | tuple[str, ...] = False
-    """Who may choose the arm with the parameter `arm`: nobody, operators (true; on a machine without tokens that is
+    """Callers that may choose the arm with the parameter `arm`: none, operators (true; on a machine without tokens that is
     everyone on it), or operators and the callers whose token or client certificate is named here."""

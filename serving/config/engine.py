@@ -1,4 +1,4 @@
-"""`engine` and `stages`: how a lane works through requests."""
+"""`engine` and `stages`: execution of requests in a lane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["EngineConfig", "StageConfig"]
 
 
 class QueueConfig(Section):
-    """What a priority level has of its own; unsaid settings are those of the engine."""
+    """Settings of one priority level; unset ones are those of the engine."""
 
     max_queue_size: int | None = Field(None, ge=1)
     timeout_action: Literal["REJECT", "DELAY"] | None = None
@@ -30,42 +30,42 @@ def _lanes(cores: int) -> int:
 
 class EngineConfig(Section):
     lanes: int = Field(default_factory=lambda: _lanes(os.cpu_count() or 1), ge=1, le=256)
-    """Processes that answer, sharing one port. By default one a core, and from three cores on one core is left for the
-    rest; on two cores a second lane answers more than half as much again, since the rest steps back for lanes anyway.
-    `baton bench lanes` tells what split into lanes, `workers` and `network_threads` answers most on this machine."""
+    """Processes that answer, sharing one port. By default one per core, and from three cores on one core is left for other
+    processes; on two cores a second lane adds more than half of the throughput, since other processes have lower priority
+    anyway. `baton bench lanes` measures the best split into lanes, `workers` and `network_threads` on this machine."""
     workers: int = Field(1, ge=1, le=64)
     """Threads per lane that run the fused stages of a request."""
     network_threads: int = Field(1, ge=1, le=64)
     """Threads inside one ONNX Runtime session."""
     max_batch_size: int = Field(512, ge=1)
-    """Rows of one batch; requests of one version that wait go through the network together. A larger request goes alone."""
+    """Most rows of a batch: waiting requests of one version go through the network together. A larger request goes alone."""
     preferred_batch_size: tuple[int, ...] = ()
-    """Rows; a batch ends at the largest of these that the waiting requests reach."""
+    """Preferred numbers of rows; a batch ends at the largest of these that the waiting requests reach."""
     max_queue_delay_microseconds: int = Field(0, ge=0)
-    """How long a free worker may hold the oldest request back for company, while all others are busy."""
+    """Longest time that the only free worker delays the oldest request to fill a batch."""
     max_queue_size: int = Field(512, ge=1)
-    """Requests that may wait per lane; one more is refused with RESOURCE_EXHAUSTED or takes a less important one's place."""
+    """Most requests that wait per lane; a further one is refused with RESOURCE_EXHAUSTED or replaces a less important one."""
     timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
-    """What becomes of a request that waited for its queue timeout: RESOURCE_EXHAUSTED, or to go behind the others."""
+    """Action on a request that waited for its queue timeout: refuse it with RESOURCE_EXHAUSTED, or move it to the end."""
     default_timeout_microseconds: int = Field(0, ge=0)
-    """Queue timeout; 0: none. A request's deadline holds in any case."""
+    """Queue timeout; 0: none. A request's deadline always applies."""
     allow_timeout_override: bool = False
     """Whether a request may shorten its queue timeout by the parameter `timeout`, which is a deadline otherwise."""
     priority_levels: int = Field(0, ge=0, le=64)
-    """Levels of importance, 1 the highest; 0: all requests are alike."""
+    """Priority levels, 1 the highest; 0: all requests have the same priority."""
     default_priority_level: int = Field(0, ge=0)
-    """Level of requests that name none."""
+    """Level of requests without one."""
     priority_queue_policy: dict[int, QueueConfig] = Field(default_factory=dict)
-    """Settings of single levels, over those above; `max_queue_size` above bounds all levels together."""
+    """Settings of single levels, in place of those above; `max_queue_size` above bounds all levels together."""
     default_deadline: Seconds = 10.0
-    """Deadline of a request that brings none, and longest one of a message in a stream."""
+    """Deadline of a request without one, and longest deadline of a message in a stream."""
     memory_reserve_bytes: int = Field(256 << 20, ge=0)
-    """What must stay free on the machine (or in its container) once a version is loaded; one that does not fit is not
-    loaded, and tried again later."""
+    """Bytes that must stay free on the machine (or in its container) after a version is loaded; a version that does not
+    fit is not loaded, and tried again later."""
     shadow_queue: int = Field(2048, ge=1)
-    """Predictions that may wait for the shadow lane; beyond it the oldest are dropped and counted."""
+    """Most predictions that wait for the shadow lane; beyond it the oldest are dropped and counted."""
     shadow_nice: int = Field(19, ge=0, le=19)
-    """How far the shadow lane steps back for the primary lanes; 19: it takes only time that nobody else wants."""
+    """Nice value of the shadow lane, so that primary lanes go first; 19: it uses only idle processor time."""
 
     @model_validator(mode="after")
     def _valid_policy(self) -> EngineConfig:
@@ -76,7 +76,7 @@ class EngineConfig(Section):
         return self
 
     def policy(self) -> BatchPolicy:
-        """The settings of queue and batches as the engine takes them."""
+        """Settings of queue and batches for the engine."""
         default = QueuePolicy(
             self.max_queue_size, self.timeout_action, self.default_timeout_microseconds, self.allow_timeout_override
         )

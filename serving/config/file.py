@@ -1,4 +1,4 @@
-"""The whole of baton.yaml, and every path that follows from it."""
+"""The whole baton.yaml, and all paths derived from it."""
 
 from __future__ import annotations
 
@@ -24,34 +24,33 @@ __all__ = ["Config"]
 
 
 class Config(Section):
-    """The whole file."""
+    """Configuration of an installation."""
 
     home: Path = Path(".baton")
-    """State of this installation: traffic log, rollouts, audit, embedding segments, secret."""
+    """Folder with the state of this installation: traffic log, rollouts, audit, embedding segments, secret."""
     bundles: str = ""
-    """Repository of bundles: a folder, `<home>/bundles` unless said; or a URL that fsspec knows (s3://bucket/bundles), from
-    which each machine fetches what it serves into `<home>/bundles`, and to which the worker publishes."""
+    """Repository of bundles: a folder, `<home>/bundles` by default; or a URL that fsspec knows (s3://bucket/bundles), from
+    which each machine fetches the versions that it serves into `<home>/bundles`, and to which the worker publishes."""
     bundles_options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the URL's file system, such as `endpoint_url` of s3; keys and secrets come from its environment."""
     bundles_keep: int = Field(20, ge=1)
-    """Newest versions of each bundle that are kept beside those in use; older ones are removed."""
+    """Newest versions of each bundle that are kept in addition to those in use; older ones are removed."""
     listen: ListenConfig = ListenConfig()
     engine: EngineConfig = Field(default_factory=EngineConfig)
     stages: tuple[StageConfig, ...] = ()
-    """Stages of your own, put into every lane's plan where the values that they consume and produce say; see
-    docs/pipeline.md."""
+    """Your own stages, added to every lane's plan by the values that they consume and produce; see docs/pipeline.md."""
     endpoints: dict[str, EndpointConfig] = Field(default_factory=dict)
-    """Endpoints that are made at start when the installation does not know them yet."""
+    """Endpoints that are created at start when the installation does not know them yet."""
     traffic: TrafficConfig = TrafficConfig()
     state: StateConfig = StateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     worker: WorkerConfig | None = None
     ray: RayConfig = RayConfig()
-    """What `baton serve --ray` runs; of no effect otherwise."""
+    """Settings of `baton serve --ray`; without effect otherwise."""
     embedding: EmbeddingConfig = EmbeddingConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
-    """Of the entries that every process writes to stderr: text for people, or an object per line for programs."""
+    """Format of the entries that every process writes to stderr: text for people, or a JSON object per line."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -66,7 +65,7 @@ class Config(Section):
         """Read a file.
 
         Raises:
-            InvalidInput: naming the setting at fault.
+            InvalidInput: a setting is wrong; the error names it.
         """
         try:
             raw = yaml.safe_load(path.read_text()) or {}
@@ -101,16 +100,16 @@ class Config(Section):
             }
         )
 
-    # One place for every path under home, so that all processes agree.
+    # All paths under home are defined here, so that all processes use the same.
 
     @property
     def repository(self) -> Path:
-        """Where bundles lie on this machine; opened by `serving.wiring.bundles`."""
+        """Folder of bundles on this machine; opened by `serving.wiring.bundles`."""
         return Path(self.bundles) if self.bundles and not self.bundles_url else self.home / "bundles"
 
     @property
     def bundles_url(self) -> str:
-        """Where they come from; empty: from nowhere else."""
+        """URL that bundles are fetched from; empty: none."""
         return self.bundles if "://" in self.bundles else ""
 
     @property
@@ -127,12 +126,12 @@ class Config(Section):
 
     @property
     def hot_keys(self) -> Path:
-        """Keys that device caches begin with."""
+        """Hot keys that device caches are filled with at start."""
         return self.home / "hotkeys"
 
     @property
     def loads(self) -> Path:
-        """Folder with a file for every bundle that someone asked to have loaded by name."""
+        """Folder of load markers: a file for every bundle that is to be loaded by name."""
         return self.home / "loads"
 
     @property
@@ -150,5 +149,5 @@ class Config(Section):
 
     @property
     def status(self) -> Path:
-        """Folder where each process writes what it is doing, as JSON, for the control process to read."""
+        """Folder of the processes' status files, JSON."""
         return self.home / "run" / "status"

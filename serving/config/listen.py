@@ -1,4 +1,4 @@
-"""`listen`: what the servers bind, whom they let in and how much they take in."""
+"""`listen`: addresses, authentication and limits of the servers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["LimitsConfig", "ListenConfig", "TlsConfig"]
 
 
 class TlsConfig(Section):
-    """TLS 1.2 or newer on all three ports. The files are looked at before each handshake, so that new certificates
-    are used without a restart; new files that do not fit together are complained of and the old ones kept."""
+    """TLS 1.2 or newer on all three ports. The files are checked before each handshake, so that new certificates
+    are used without a restart; new files that do not fit together are logged and the old ones stay in use."""
 
     cert: Path
-    """Certificate of this server with what leads to its root, PEM."""
+    """Certificate chain of this server, PEM."""
     key: Path
     """Its private key, PEM, without a password."""
     client_ca: Path | None = None
-    """Roots of client certificates, PEM."""
+    """Root certificates of client certificates, PEM."""
     require_client_cert: bool = False
-    """Whether every connection to any port needs a client certificate from `client_ca`. Without it the HTTP port asks
-    for one and the gRPC ports do not: there, gRPC knows only all or none."""
+    """Whether every connection to any port needs a client certificate from `client_ca`. Without it the HTTP port requests
+    an optional one, and the gRPC ports none: gRPC has no optional client certificates."""
     roles: dict[str, Role] = Field(default_factory=dict)
     """Roles of client certificates by common name or subject alternative name, for admin verbs without a token. A
     certificate that is not named here may rank and send feedback."""
@@ -44,27 +44,27 @@ class TlsConfig(Section):
 
 
 class LimitsConfig(Section):
-    """What one client may do in a second, and at once after a pause. A client is a token, else a client certificate,
-    else an address (of IPv6 the first 64 bits). Not counted where nobody needs to say who they are."""
+    """Limits of one client: rate per second, and burst after a pause. A client is a token, else a client certificate,
+    else an address (of IPv6 the first 64 bits). There are no limits where no authentication is needed."""
 
     admin: float = Field(50.0, gt=0)
     """Admin calls per second, over gRPC and over HTTP each."""
     admin_burst: float = Field(200.0, ge=1)
     feedback: float = Field(2000.0, gt=0)
-    """Predictions per second that feedback is taken for, per lane."""
+    """Predictions with feedback per second, per lane."""
     feedback_burst: float = Field(20_000.0, ge=1)
     wrong_tokens: float = Field(0.2, gt=0)
     """Wrong tokens per second, per address."""
     wrong_tokens_burst: float = Field(10.0, ge=1)
     connections: int = Field(1000, ge=1)
-    """HTTP connections at once; more are answered 503."""
+    """Concurrent HTTP connections; further ones get 503."""
     streams: int = Field(1000, ge=1)
-    """Calls at once on one gRPC connection; the client's library holds back more."""
+    """Concurrent calls on one gRPC connection; the client's library delays further ones."""
 
 
 class ListenConfig(Section):
     host: str = "127.0.0.1"
-    """Address that all servers bind. Off loopback it takes `tls`, or `insecure: true`."""
+    """Address that all servers bind. Off loopback it needs `tls`, or `insecure: true`."""
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Data plane: Open Inference, ranking, health."""
     admin_port: int = Field(8003, ge=0, le=65535)
@@ -73,32 +73,32 @@ class ListenConfig(Section):
     """Console, REST admin, /metrics, /healthz, /readyz."""
     tls: TlsConfig | None = None
     insecure: bool = False
-    """Whether to serve off loopback without TLS, where something in front brings it: tokens and traffic can be read
-    and changed by whoever is between."""
+    """Whether to serve off loopback without TLS, behind a proxy that adds it: anyone on the network in between can read
+    and change tokens and traffic."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which browsers may call the HTTP port, beside loopback names and, off loopback, plain addresses; those
-    of a proxy in front belong here."""
+    """Host names by which browsers may call the HTTP port, in addition to loopback names and, off loopback, plain
+    addresses; add the names of a proxy in front."""
     ranking: Literal["open", "identified"] = "open"
-    """`identified`: ranking and inference, too, take a token or a client certificate."""
+    """`identified`: ranking and inference need a token or a client certificate too."""
     feedback: Literal["auto", "open", "identified"] = "auto"
-    """Whether labels are taken from callers that say who they are only. `auto`: off loopback. Set `identified` where a
-    proxy on this machine brings strangers."""
+    """`identified`: labels are accepted only with a token or a client certificate. `auto`: the same, off loopback. Set
+    `identified` where a proxy on this machine forwards calls of strangers."""
     feedback_from: tuple[str, ...] = ()
-    """Names of tokens and client certificates whose labels are taken; all that say who they are, unless said."""
+    """Names of tokens and client certificates whose labels are accepted; empty: all of them."""
     open_metrics: bool = False
-    """Whether /metrics answers without a token although there are tokens."""
+    """Whether /metrics needs no token even where tokens exist."""
     limits: LimitsConfig = LimitsConfig()
     max_message_bytes: int = Field(16 << 20, ge=1 << 16, le=1 << 30)
     """Largest request or answer; a larger request is refused before it is read."""
     max_candidates: int = Field(10_000, ge=1)
     """Most rows in one request."""
     max_connection_age: Seconds = 0.0
-    """After which a client is asked to connect anew, so that connections spread over lanes and hosts that came later; a
-    tenth more or less, so that not all do at once. 0, the default, is never: right on one machine, where lanes come and
-    go together. Behind a balancer of connections set some minutes; with client certificates as well, for they are
-    looked at when a connection begins. Calls under way are finished."""
+    """Age at which a client must reconnect, so that connections spread over lanes and hosts that started later; randomised
+    by a tenth, so that not all clients reconnect at once. 0, the default, is never: right on one machine, where all lanes
+    start together. Set some minutes behind a load balancer of connections, and with client certificates, since they are
+    checked when a connection begins. Running calls are finished."""
     max_connection_age_grace: Seconds = 30.0
-    """How long calls under way may go on after that; streams, too, end then and are opened anew by their clients."""
+    """Time for running calls after that; streams end then too, and their clients open them again."""
 
     def address(self, port: int) -> str:
         """host:port, an IPv6 address in brackets."""
@@ -106,12 +106,12 @@ class ListenConfig(Section):
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach us."""
+        """Whether only this machine can reach the ports."""
         return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
 
     @property
     def identified_feedback(self) -> bool:
-        """Whether labels are taken from callers that say who they are only."""
+        """Whether labels are accepted only with a token or a client certificate."""
         return self.feedback == "identified" or (self.feedback == "auto" and not self.loopback)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Who calls, and as what. Every door turns credentials into a `Principal` by one `PrincipalSource` and asks it nothing else."""
+"""Principals: callers with their roles. Every port turns credentials into a `Principal` by one `PrincipalSource`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Principal", "PrincipalSource", "Role"]
 
 
 class Role(StrEnum):
-    """What a caller may do; an operator may do all that a viewer may."""
+    """Role of a caller; an operator may do all that a viewer may."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
@@ -20,22 +20,22 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller. `name` is what the audit says."""
+    """An authenticated caller. The audit has its `name`."""
 
     name: str
     role: Role
 
     def require(self, role: Role) -> None:
-        """Raises: PermissionDenied: the caller has less than `role`."""
+        """Check the role. Raises: PermissionDenied: the caller has less than `role`."""
         if role is Role.OPERATOR and self.role is not Role.OPERATOR:
             raise PermissionDenied(f"{self.name} is a {self.role}; this takes an {role}")
 
 
 class PrincipalSource(Protocol):
-    """Tells who calls."""
+    """Source of principals: turns credentials into the caller."""
 
     def authenticate(self, authorization: str) -> Principal:
-        """The caller whose `authorization` header or metadata this is (empty: none was sent).
+        """Principal of an `authorization` header or metadata value (empty: none was sent).
 
         Raises:
             Unauthenticated: no, a wrong, or a revoked token where one is needed.

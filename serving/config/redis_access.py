@@ -1,4 +1,4 @@
-"""How to get into a Redis, whatever it is for."""
+"""Connection settings of a Redis, for every use."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["RedisAccess"]
 
 
 class RedisAccess(Section):
-    """How to get into a Redis."""
+    """Connection settings of a Redis."""
 
     url: str = Field("", pattern=r"^((rediss?|unix)://[^@]+)?$")
     """redis://HOST:PORT/DB, rediss:// for TLS or unix:///PATH; without user and password."""
     username: str = ""
-    """User of an access list; empty: the default user."""
+    """Redis user; empty: the default user."""
     password_file: Path | None = None
     """File whose first line is the password."""
     password_env: str = ""
     """Environment variable that holds the password, where there is no file."""
     tls_ca: Path | None = None
-    """Certificates to trust under rediss://; the machine's unless said."""
+    """Trusted certificates for rediss://; unset: the machine's."""
 
     @model_validator(mode="after")
     def _one_password(self) -> RedisAccess:

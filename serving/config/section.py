@@ -1,4 +1,4 @@
-"""What the settings of every part have in common."""
+"""Base class of all sections, and durations."""
 
 from __future__ import annotations
 
