@@ -1,4 +1,4 @@
-"""`baton bundle`: look at a model version on disk, make one of a model from elsewhere."""
+"""Command `baton bundle`: inspect and verify a model version on disk, import a model from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.cli.output import Output, emit, problems
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at model versions on disk; import models from elsewhere.", no_args_is_help=True)
+app = typer.Typer(help="Inspect model versions on disk; import models from elsewhere.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="The bundle's directory, for example .baton/bundles/ranker-deepfm/1")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
@@ -69,7 +69,7 @@ def import_onnx(
     file: Annotated[Path, typer.Argument(help="An ONNX network, or a tree or linear model converted to ONNX")],
     schema: Annotated[Path, typer.Option(help="YAML: fields, columns, codes, see docs/transfer.md")],
     out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
-    name: Annotated[str, typer.Option(help="Bundle name; the file's unless said")] = "",
+    name: Annotated[str, typer.Option(help="Bundle name; default: the file's")] = "",
     output: Format = Output.table,
 ) -> None:
     """Make a frozen teacher of a model from elsewhere: it serves and teaches, and does not learn.

@@ -1,4 +1,4 @@
-"""Rows of a log as live traffic: requests at a steady rate, labels back by Feedback after a delay.
+"""Replay of a log as live traffic: requests at a steady rate, labels by Feedback after a delay.
 
 Open loop: a request is due at its time whether or not earlier ones have been answered, and its latency counts from that
 time. Feedback is sent again until it is acknowledged (a repeated label is answered `duplicate`), so a label is lost only
@@ -32,7 +32,7 @@ FEEDBACK_PAUSE_S = 0.5
 
 @dataclass
 class ReplayReport:
-    """What the client saw. `latency_s`: seconds from the moment a request was due, per arm."""
+    """Figures of the client. `latency_s`: seconds from the moment a request was due, per arm."""
 
     requests: int = 0
     rows: int = 0
@@ -79,7 +79,7 @@ class Replay:
         self.report = ReplayReport()
 
     async def run(self, requests: Iterable[LogRequest], stop: Callable[[], bool] = lambda: False) -> ReplayReport:
-        """Send until the log or `stop` says so, then wait for the last labels to be acknowledged."""
+        """Send until the log ends or `stop` is true, then wait until the last labels are acknowledged."""
         async with AsyncRankingClient(self._target) as client:
             labels = asyncio.create_task(self._send_labels(client))
             start = self._clock.monotonic()

@@ -1,4 +1,4 @@
-"""Who scores rows for a student that learns: this process, processes beside it, or actors on a Ray cluster."""
+"""Teacher pools of `baton transfer`: this process, further processes, or actors on a Ray cluster score rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["pooled"]
 
 @contextmanager
 def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator[Callable[[Any], Any] | None]:
-    """What scores rows in the teacher's place; None where the teacher does it itself.
+    """A function that scores rows instead of the teacher; None where the teacher of this process does.
 
     Args:
         teacher: its bundle; on a cluster every node must find it there.

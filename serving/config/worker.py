@@ -1,4 +1,4 @@
-"""`worker`: how the student learns from the traffic."""
+"""Section `worker`: training of the student on live traffic."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class WorkerConfig(Section):
     batch_rows: int = Field(4096, ge=1)
     """Rows of one student step."""
     teacher_every: int = Field(10, ge=1, le=1000)
-    """K: the teacher takes one step on the mean gradient of K batches, before adaptation."""
+    """K, how seldom the teacher learns: one step on the mean gradient of K batches, before adaptation."""
     weight: float = Field(0.7, ge=0, le=0.9)
-    """a: share of the teacher in the student's loss, before adaptation."""
+    """a: weight of the teacher's term of the student's loss, before adaptation."""
     replay_ratio: float = Field(0.1, ge=0, le=0.3)
     """r: rows from the retained window per row of the stream, before adaptation."""
     adapt: bool = True
-    """Whether a, r and K follow what the stream shows (docs/training.md); false keeps them as they are."""
+    """Whether a, r and K adapt to the stream (docs/training.md); false keeps them as they are."""
     retained: Path | None = None
     """Rows of the retained window to replay, as `baton transfer` wrote them; none: no replay."""
     holdout: float = Field(0.05, gt=0, lt=0.5)
-    """Share of requests never trained on, for the gate and for calibration."""
+    """Fraction of requests never trained on, for the gate and for calibration."""
     publish_interval: Seconds = 60.0
     """Shortest time between two published versions of the student."""
     publish_batches: int = Field(20, ge=1)
@@ -47,13 +47,13 @@ class WorkerConfig(Section):
     compact_after: int = Field(16, ge=1)
     """Deltas after which a version is written as a new base."""
     rows: RowFormat | None = None
-    """How versions store their rows: float32, float16 or int8 (docs/embeddings.md); unless said as the bundle that the
-    worker goes on from does. Training goes on in float32."""
+    """How versions store their rows: float32, float16 or int8 (docs/embeddings.md); by default as the bundle that the worker
+    goes on from. Training goes on in float32."""
     threads: int = Field(1, ge=1)
     """Threads of the training."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the networks are trained; auto is a GPU where there is one. Tables stay in the machine's memory. A worker that
     is killed ends with the same bits as one that is not on the processor only."""
     nice: int = Field(15, ge=0, le=19)
-    """How far the worker steps back for serving; 19: it takes only time that nobody else wants, which may be none."""
+    """Lowered priority of the worker (`nice`); 19: it runs only when no other process needs the processor, maybe never."""
     seed: int = 0

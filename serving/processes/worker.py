@@ -1,4 +1,4 @@
-"""Puts the transfer worker together from the configuration: the one place where serving's settings meet training."""
+"""Assembly of the transfer worker from the configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["build"]
 
 
 def build(config: Config) -> Follower:
-    """The worker of an installation; its teacher and student are the arms of its endpoint, whichever these are.
+    """The worker of an installation; its teacher and student are the arms of its endpoint.
 
     Raises:
         InvalidInput: the endpoint does not exist, or the device does not.
@@ -63,7 +63,7 @@ def build(config: Config) -> Follower:
 
 
 def _arms(config: Config, endpoint: str) -> Arms | None:
-    # The live endpoint counts; the file is for the first start.
+    # The live endpoint counts; the configuration is for the first start.
     arms: Endpoint | EndpointConfig | None = stored_endpoints(config).get(endpoint) or config.endpoints.get(endpoint)
     if arms is None:
         raise InvalidInput(

@@ -1,6 +1,6 @@
-"""A network as ONNX: exported once, afterwards only its weights are written anew.
+"""ONNX export of a network: traced once, afterwards only its weights are written.
 
-Publishing every few seconds must not trace the network every time, so `DenseGraph` keeps the graph and replaces its
+Publishing every few seconds must not trace the network every time. So `DenseGraph` keeps the graph and replaces its
 initialisers, which carry the names of the network's parameters. It knows nothing of tables or bundles.
 """
 

@@ -1,6 +1,6 @@
-"""A frozen teacher: a published model that nothing here can train, scored the way serving scores it.
+"""Frozen teacher: a published model that cannot be trained, scored as serving scores it.
 
-It gives logits, so a student learns from it; it has no tables that could be projected. `load_teacher` is the door.
+It gives logits to learn from; it has no tables to project. `load_teacher` is the entry point.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""An ONNX network from elsewhere, dressed as a bundle's network: `embeddings`, `numbers` -> `logit`.
+"""Adapter of an imported ONNX network to a bundle's network: `embeddings`, `numbers` -> `logit`.
 
-In front: the columns that the network was trained on are picked from the bundle's inputs. Behind: probabilities become
-log-odds. In between nothing changes. It knows nothing of ids, tables or files.
+Nodes before it pick the columns that the network was trained on from the bundle's inputs. Nodes after it turn
+probabilities into log-odds. The network itself is unchanged. It knows nothing of ids, tables or files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from pipeline.errors import BundleError
 from pipeline.schema import Schema
 
-__all__ = ["Kind", "dressed", "try_out"]
+__all__ = ["Kind", "adapted", "try_out"]
 
 Kind = Literal["probability", "logit"]
 
@@ -39,7 +39,7 @@ class _Answer:
     kind: Kind
 
 
-def dressed(
+def adapted(
     model: ModelProto, schema: Schema, columns: Sequence[str], *, output: str | None = None, kind: Kind | None = None
 ) -> ModelProto:
     """The network with a bundle's inputs and output.
@@ -48,8 +48,8 @@ def dressed(
         model: one numeric input `[n, len(columns)]`, or one input `[n, 1]` per column, under its name.
         schema: the bundle's; fields of kind id have vectors of width 1 that hold their codes.
         columns: fields that the network reads, in its order.
-        output: name of the output that answers; it must be said where several could.
-        kind: of its numbers; must be said unless they are the probabilities `[n, 2]` of two classes.
+        output: name of the output with the answer; needed where several could be.
+        kind: of its numbers; needed unless they are the probabilities `[n, 2]` of two classes.
 
     Raises:
         BundleError: inputs or outputs do not fit; the message names them.
@@ -79,7 +79,7 @@ def dressed(
 
 
 def try_out(model: ModelProto, schema: Schema, codes: Sequence[float]) -> None:
-    """Run a dressed network once.
+    """Run an adapted network once.
 
     Args:
         codes: one that each field with vectors may hold.
@@ -133,7 +133,7 @@ def _answer(graph: onnx.GraphProto, name: str | None, kind: Kind | None) -> _Ans
 
 
 def _prefix(graph: onnx.GraphProto) -> None:
-    """Rename the network's own inputs, so that they cannot meet the bundle's."""
+    """Rename the network's own inputs, so that they differ from the bundle's."""
     weights = {t.name for t in graph.initializer}
     renamed = {v.name: f"own/{v.name}" for v in graph.input if v.name not in weights}
     for node in graph.node:
@@ -158,10 +158,10 @@ def _front(
     wanted: list[tuple[ValueInfoProto, str]]
     if len(own) == 1:
         shape = own[0].type.tensor_type.shape.dim
-        found = shape[1].dim_value if len(shape) == 2 else 0
-        if found not in (0, len(columns)):
+        width = shape[1].dim_value if len(shape) == 2 else 0
+        if width not in (0, len(columns)):
             raise BundleError(
-                f"input {own[0].name[4:]!r} has {found} columns where {len(columns)} are named: {', '.join(columns)}",
+                f"input {own[0].name[4:]!r} has {width} columns where {len(columns)} are named: {', '.join(columns)}",
                 "columns",
             )
         wanted = [(own[0], "all")]

@@ -1,4 +1,4 @@
-"""`baton bundle import-onnx`: an ONNX network from elsewhere as a frozen teacher that serves and distils.
+"""Import of an ONNX network as a frozen teacher that serves and distils (`baton bundle import-onnx`).
 
 A bundle's network sees rows of tables, never raw ids. So an id reaches an imported network as its *code*, the number that
 it was trained on: each id field gets a table of width 1 whose row is the code of a value, and whose default row is the
@@ -22,7 +22,7 @@ from pipeline.errors import BundleError, DataError
 from pipeline.hashing import hash_value
 from pipeline.model.warmup import synthetic_requests, write_warmup
 from pipeline.schema import FieldSpec, Name, Schema
-from transfer.bundles.import_graph import Kind, dressed, try_out
+from transfer.bundles.import_graph import Kind, adapted, try_out
 
 __all__ = ["ARCHITECTURE", "ImportSpec", "import_onnx"]
 
@@ -42,7 +42,7 @@ class ImportSpec(BaseModel):
     fields: tuple[FieldSpec, ...] = Field(min_length=1, description="as in dataset.yaml, all that clients send")
     columns: tuple[Name, ...] | None = Field(
         None,
-        description="fields that the network reads, in its order; ids with codes and numbers, in order, unless said",
+        description="fields that the network reads, in its order; ids with codes and numbers, in order, by default",
     )
     codes: dict[Name, Codes] = Field(
         {}, description="of each id field that is read: a mapping of value to number, or a CSV file of value,code"
@@ -129,7 +129,7 @@ def import_onnx(file: Path, spec: ImportSpec, out: Path, *, name: str) -> Bundle
     except Exception as error:  # the parser raises whatever protobuf raises
         raise BundleError(f"{file} is not an ONNX file: {error}", file.name) from None
     try:
-        network = dressed(model, schema, columns, output=spec.output, kind=spec.kind)
+        network = adapted(model, schema, columns, output=spec.output, kind=spec.kind)
         try_out(network, schema, [_known(spec, f.name) for f in schema.embedded])
     except BundleError as error:
         raise BundleError(f"{file}: {error}", error.field) from None

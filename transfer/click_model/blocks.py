@@ -90,7 +90,7 @@ class Block:
                 for key in self.KEYS}  # fmt: skip
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]], capacity: int) -> None:
-        """Take over `arrays` of slots 0, 1, 2, ..., with room for `capacity`."""
+        """Set the arrays of slots 0, 1, 2, ..., with space for `capacity`."""
         for key in self.KEYS:
             setattr(self, key, arrays[key].copy())
         self.grow(capacity)
@@ -114,11 +114,11 @@ class Changed:
             self._new.append(new.copy())
 
     def slots(self) -> I64:
-        """The marked ones, sorted."""
+        """The marked slots, sorted."""
         return np.sort(np.concatenate(self._new)) if self._new else np.zeros(0, np.int64)
 
     def take(self) -> I64:
-        """Like `slots`, and start over."""
+        """Like `slots`; from then on none is marked."""
         slots = self.slots()
         self._marked[slots] = False
         self._new = []

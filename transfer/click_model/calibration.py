@@ -1,4 +1,4 @@
-"""Calibration: `score = sigmoid(alpha * logit + beta)`, fitted on labels that come later than what was trained on.
+"""Calibration: `score = sigmoid(alpha * logit + beta)`, fitted on labels later than the trained ones.
 
 It knows arrays only. `transfer.offline.train` and `transfer.offline.distill` hold the rows out.
 """

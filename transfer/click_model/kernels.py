@@ -75,7 +75,7 @@ def salted(ids: I64, salts: I64, out: I64) -> None:
 
 @njit(nogil=True, cache=True)
 def label_new(ids: I64, slots: I64, tables: I32, first: int, row_ids: I64, row_tables: I32) -> None:
-    """Write down id and table of every slot from `first` on; `ids`, `slots` are `[n, k]`, `tables` `[k]`."""
+    """Store id and table of every slot from `first` on; `ids`, `slots` are `[n, k]`, `tables` `[k]`."""
     for i in range(slots.shape[0]):
         for j in range(slots.shape[1]):
             slot = slots[i, j]

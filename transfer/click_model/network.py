@@ -1,7 +1,7 @@
 """The dense network of a model: one architecture behind the inputs that every bundle's network has.
 
-Raw numbers come in, so transform, fill and missing flag are part of the exported graph and no caller can get them
-wrong. Next stop: `transfer.click_model.model` (training it) and `transfer.bundles.export` (writing it as ONNX).
+Its inputs are raw numbers, so transform, fill and missing flag are part of the exported graph, the same for all
+callers. Next stop: `transfer.click_model.model` (training it) and `transfer.bundles.export` (writing it as ONNX).
 """
 
 from __future__ import annotations
@@ -118,20 +118,20 @@ class Network(nn.Module):
 
 def _probe(network: Network) -> tuple[Network, tuple[Tensor, Tensor | None, Tensor | None]]:
     """A copy of a network and some random rows for it."""
-    draw, rows = torch.Generator().manual_seed(0), 64
-    linear = torch.randn(rows, network.fields, generator=draw) if network.uses_linear else None
-    numbers = None if network.transform is None else torch.randn(rows, len(network.transform.mean), generator=draw)
+    random, rows = torch.Generator().manual_seed(0), 64
+    linear = torch.randn(rows, network.fields, generator=random) if network.uses_linear else None
+    numbers = None if network.transform is None else torch.randn(rows, len(network.transform.mean), generator=random)
     return copy.deepcopy(network).cpu(), (
-        torch.randn(rows, network.fields * network.width, generator=draw),
+        torch.randn(rows, network.fields * network.width, generator=random),
         linear,
         numbers,
     )
 
 
 def shift(network: Network, by: float) -> bool:
-    """Add a number to all logits of a network, in its own bias; False, and nothing has changed, where it has none.
+    """Add a number to all logits of a network, in its own bias; False, with nothing changed, where it has none.
 
-    Which parameter that is, is tried on random rows, so that an architecture need not say.
+    The bias is found by trial on random rows, so that an architecture need not name it.
     """
     probe, inputs = _probe(network)
     probe.eval()
@@ -153,7 +153,7 @@ def shift(network: Network, by: float) -> bool:
 def steady(network: Network) -> bool:
     """Whether a network gives the same logits in training as in evaluation, tried on random rows.
 
-    Dropout and batch statistics are what makes the difference; asking the modules for their kind would miss functional ones.
+    Dropout and batch statistics make the difference. A check of the modules' classes would miss functional ones.
     """
     probe, inputs = _probe(network)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -201,12 +201,12 @@ class SplitNetwork(nn.Module):
         return logit
 
     def check(self) -> None:
-        """Hold `forward_split` against `forward` on random rows of three requests.
+        """Compare `forward_split` with `forward` on random rows of three requests.
 
         Raises:
             InvalidInput: they give different logits.
         """
-        network, draw = self.network, torch.Generator().manual_seed(0)
+        network, random = self.network, torch.Generator().manual_seed(0)
         first, request = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 1, 2, 2, 2])
         numbers = len(self.get_buffer("context_raw")) + len(self.get_buffer("candidate_raw"))
         whole: dict[str, Tensor] = {}
@@ -216,7 +216,7 @@ class SplitNetwork(nn.Module):
             ("linear", "fields", (network.fields,)),
             ("numbers", "raw", (numbers,)),
         ):
-            rows = torch.randn(6, *shape, generator=draw)
+            rows = torch.randn(6, *shape, generator=random)
             shared, own = self.get_buffer("context_" + columns), self.get_buffer("candidate_" + columns)
             rows[:, shared] = rows[first][:, shared][request]
             halves["context_" + name] = rows[first][:, shared].flatten(1) if len(shared) else None
@@ -226,12 +226,12 @@ class SplitNetwork(nn.Module):
         self.eval()
         try:
             with torch.inference_mode():
-                expected, found = network(**whole), self(**halves, request=request)
+                expected, split = network(**whole), self(**halves, request=request)
         finally:
             self.train(training)
-        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        if split.shape != expected.shape or not torch.allclose(split, expected, rtol=1e-4, atol=1e-4):
             raise InvalidInput(
-                f"architecture {type(network.body).__name__}: forward_split gives {found.tolist()} where forward gives "
+                f"architecture {type(network.body).__name__}: forward_split gives {split.tolist()} where forward gives "
                 f"{expected.tolist()}; correct it, or remove it to serve unsplit",
                 "arch",
             )

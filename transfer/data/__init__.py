@@ -1,6 +1,6 @@
-"""Click logs to learn from and to replay: read from files that a `dataset.yaml` describes, or made up.
+"""Click logs to learn from and to replay: read from files that a `dataset.yaml` describes, or generated.
 
-`open_log` is the door. What comes out is a `Log`; `log.py` says what that is.
+`open_log` is the entry point. It gives a `Log`, which `log.py` defines.
 """
 
 from __future__ import annotations

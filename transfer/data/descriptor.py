@@ -39,7 +39,7 @@ class _Part(BaseModel):
 
 
 class TimeColumn(_Part):
-    """When a row was shown."""
+    """Column with the time at which a row was shown."""
 
     column: str = Field(min_length=1)
     unit: Literal["s", "ms", "us"] = Field(
@@ -48,14 +48,14 @@ class TimeColumn(_Part):
 
 
 class LabelColumn(_Part):
-    """What became of a row: 1 where the value is among `positive`, else 0."""
+    """Column with the label of a row: 1 where the value is among `positive`, else 0."""
 
     column: str = Field(min_length=1)
     positive: tuple[StrictBool | StrictInt | StrictFloat | StrictStr, ...] = Field(min_length=1)
 
 
 class Join(_Part):
-    """Columns that another file has for each value of `on`; a value that it lacks leaves them missing."""
+    """File with further columns for each value of `on`; they are missing for a value that it lacks."""
 
     file: str = Field(min_length=1)
     on: str = Field(min_length=1)
@@ -95,7 +95,7 @@ class Descriptor(_Part):
 
     @cached_property
     def feature_schema(self) -> Schema:
-        """The fields as every other part of Baton knows them."""
+        """The fields as a schema."""
         return Schema(fields=tuple(FieldSpec(**f.model_dump()) for f in self.fields))
 
     @property
@@ -132,18 +132,18 @@ class Descriptor(_Part):
 
     @property
     def paths(self) -> list[Path]:
-        """The log's files: globs in the order written, the names that one matches in order, no file twice.
+        """The log's files in the order of the globs, sorted by name within a glob, no file twice.
 
         Raises:
             DataError: a glob matches nothing, or a file that is neither parquet nor csv.
         """
-        found: dict[Path, None] = {}
+        paths: dict[Path, None] = {}
         for pattern in self.files:
             matches = sorted(glob.glob(str(self._path.parent / pattern), recursive=True))
             if not matches:
                 raise DataError(f"{self._path}: files: no file matches {pattern!r}", "files")
-            found.update((_known(self._path, Path(match)), None) for match in matches)
-        return list(found)
+            paths.update((_known(self._path, Path(match)), None) for match in matches)
+        return list(paths)
 
     @property
     def join_paths(self) -> list[Path]:
@@ -165,7 +165,7 @@ def _known(descriptor: Path, path: Path) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose booleans are true and false alone (`on` is a key of ours) and in which no key is given twice."""
+    """YAML loader whose only booleans are true and false (`on` is a key here) and which refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -1,9 +1,9 @@
-"""Click logs made up on the fly: they drift, and their true click probabilities are known.
+"""Generator of click logs with drift and known click probabilities.
 
-What moves: items (and, more slowly, users) leave and new ids take their places; tastes turn; the base rate swings. A
-well-trained model follows; one that stands still falls behind. Rows are made in blocks that depend on the seed and the
-block's number alone, so any range can be read at any time, in chunks of any size, with memory bounded by the chunk.
-What users and items are like is decided in `world.py`.
+Items (and, more slowly, users) leave and new ids take their places; tastes turn; the base rate swings. A model that keeps
+learning follows; a constant one gets worse. Rows are made in blocks that depend on the seed and the block's number alone,
+so any range can be read at any time, in chunks of any size, with memory bounded by the chunk. Users and items are defined
+in `world.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transfer.data.world import AHEAD_HOURS, DEVICES, SCHEMA, World
 __all__ = ["GeneratedLog"]
 
 START_MS = 1_735_689_600_000  # 1 January 2025, 00:00 UTC
-BLOCK_ROWS, BLOCK_S = 16_384, 5.0  # the world stands still within a block
+BLOCK_ROWS, BLOCK_S = 16_384, 5.0  # nothing changes within a block
 HOUR_MS = 3_600_000
 _BLOCK_SEED = 100  # keeps the random streams of blocks apart from those of the world
 
@@ -35,9 +35,9 @@ class GeneratedLog:
         rows: of the whole log.
         seed: the same seed and arguments give the same rows.
         rows_per_request: candidates of a request; the last request may have fewer.
-        rows_per_second: of the log's own time; with it, how much the world moves between two rows.
+        rows_per_second: of the log's own time; with it, how much changes between two rows.
         base_rate: mean click probability at the start.
-        drift: speed of all that moves; 1 changes the base rate by a few percent in minutes, 0 stands still.
+        drift: speed of all changes; 1 changes the base rate by a few percent in minutes, 0 nothing.
         abrupt_at: from this fraction of the rows on, tastes are turned by one radian and log-odds raised by 0.3.
         users: how many there are at a time.
         items: how many there are at a time.
@@ -85,7 +85,7 @@ class GeneratedLog:
 
     @cached_property
     def positives(self) -> int:
-        """Clicks of the whole log; counting them makes all rows once."""
+        """Clicks of the whole log; counting them generates all rows once."""
         return sum(int(chunk.labels.sum()) for chunk in self.chunks())
 
     def rows_between(self, start: float, stop: float) -> int:

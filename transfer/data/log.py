@@ -1,8 +1,8 @@
-"""What a click log is to its readers: chunks of rows or whole requests, in time order.
+"""The click log as a protocol: chunks of rows or whole requests, in time order.
 
-A log read from files and a generated one are the same thing to a trainer, a replay or an experiment. This file says
-what that thing is and cuts rows into chunks; it knows nothing of files or of how clicks are made up. Readers of files
-are in `reader.py`, the generator is in `generator.py`.
+A log read from files and a generated one have the same interface for a trainer, a replay or an experiment. This file
+defines it and cuts rows into chunks; it knows nothing of files or of generated clicks. The reader of files is in
+`reader.py`, the generator in `generator.py`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LogChunk:
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """One ranking request as a client sent it, with what became of its candidates.
+    """One ranking request as a client sent it, with the labels of its candidates.
 
     `time_ms` is the time of its first row; `features` keep context once; `labels` float32 `[n]`; `request` is its
     number within the whole log; `truth` float32 `[n]` as in `LogChunk`.
@@ -86,7 +86,7 @@ class Log(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports call this log."""
+        """Name of the log in reports."""
 
     @property
     def schema(self) -> Schema:

@@ -1,4 +1,4 @@
-"""A stretch of a log, read once and kept in memory: what an experiment that walks the same rows many times reads from."""
+"""Log in memory: a range of another log, read once, for experiments that read the same rows many times."""
 
 from __future__ import annotations
 

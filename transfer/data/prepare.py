@@ -1,7 +1,7 @@
-"""From raw rows to prepared ones: checked, hashed, numbered and written once as a Parquet file that is read again and again.
+"""Preparation of a log: rows are checked, hashed, numbered and written once as a Parquet file.
 
-Rows stream through in batches; nothing here grows with the log. Order and joins are DuckDB's work (`source.py`),
-reading back is `reader.py`'s. Columns of the file:
+Rows stream through in batches; memory does not grow with the log. DuckDB sorts and joins (`source.py`), `reader.py` reads
+the file. Columns of the file:
 
     time_ms i64, label f32, request i64, position i32, routing_key text, i0.. i64 (ids), n0.. f32 (numbers),
     b0.. list of i64 (bags), each in schema order within its kind
@@ -47,8 +47,8 @@ def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "1GB") -> Path
 
     Args:
         dataset: what to read.
-        cache: directory for the file and for what sorting spills to disk; made if absent.
-        memory: what DuckDB may use before it spills.
+        cache: directory for the file and for data that sorting spills to disk; made if absent.
+        memory: limit of DuckDB before it spills.
 
     Raises:
         DataError: a row that cannot be used, naming file, row and column; a label that is constant; a join whose key
@@ -108,7 +108,7 @@ def _arrow_schema(dataset: Dataset) -> pa.Schema:
 
 @dataclass(slots=True)
 class _Progress:
-    """What has to be known of the rows before a batch to convert it."""
+    """State of the conversion: what a batch needs of the rows before it."""
 
     dataset: Dataset
     source: Source
@@ -160,7 +160,7 @@ class _Progress:
         return [*plain, *ids, *numbers, *bags]
 
     def finish(self) -> None:
-        """What only the whole log can show."""
+        """Check what only the whole log can show."""
         files = ", ".join(str(path) for path in self.source.paths)
         label = self.dataset.label.column
         if not self.rows:
@@ -211,7 +211,7 @@ class _Progress:
     def _constant(
         self, batch: pa.RecordBatch, spec: DataField, values: npt.NDArray[Any], same: npt.NDArray[np.bool_]
     ) -> None:
-        """Hold a context field to one value per request."""
+        """Check that a context field has one value per request."""
         if spec.role != "context":
             return
         changed = np.empty(len(values), np.bool_)
@@ -270,7 +270,7 @@ def _texts(values: pa.Array) -> pa.Array:
 
 
 def _label_text(value: Any) -> str:
-    """A label as text to compare by: what a CSV calls 1.0 is what a descriptor calls 1."""
+    """A label as text to compare: 1.0 of a CSV file equals 1 of a descriptor."""
     try:
         text = canonical(value)
     except InvalidInput:

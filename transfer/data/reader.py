@@ -29,7 +29,7 @@ class LogReader:
     Args:
         dataset: a loaded descriptor.
         cache: directory of prepared files; made if absent.
-        memory: what preparing may use before it spills to disk, in DuckDB's words.
+        memory: limit of the preparation before it spills to disk, in DuckDB's format.
 
     Raises:
         DataError: the rows cannot be used; see `prepared_file`.

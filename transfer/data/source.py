@@ -104,13 +104,13 @@ class Source:
             DataError: a key stands in more than one row.
         """
         for join, path in zip(self._dataset.joins, self._join_paths, strict=True):
-            found = connection.execute(
+            repeated = connection.execute(
                 f"SELECT {_quoted(join.on)}, count(*) FROM {_scan(path)} "
                 f"WHERE {_quoted(join.on)} IS NOT NULL GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
             ).fetchone()
-            if found:
+            if repeated:
                 raise DataError(
-                    f"{path}: column {join.on!r}: {found[0]!r} stands in {found[1]} rows; a join needs one row per key",
+                    f"{path}: column {join.on!r}: {repeated[0]!r} stands in {repeated[1]} rows; a join needs one row per key",
                     join.on,
                 )
 
@@ -156,7 +156,7 @@ class Source:
         )
 
     def _resolve(self, files: list[_File], joined: list[_File]) -> dict[str, _Column]:
-        """Where each column comes from that the descriptor names, by name."""
+        """The source of each column that the descriptor names, by name."""
         data = self._dataset
         found: dict[str, list[_Column]] = {
             name: [_Column(name, LOG, kind, files[0].path)] for name, kind in files[0].columns.items()
@@ -215,7 +215,7 @@ def _feature(number: int, field: DataField, column: _Column) -> str:
 
 
 def _key(column: _Column) -> str:
-    """A value that rows are put together by: missing in every way that a value can be is null."""
+    """A value to group rows by; every kind of missing value is null."""
     if column.kind == "VARCHAR":
         return f"nullif({column.value}, '')"
     return f"CASE WHEN NOT isnan({column.value}) THEN {column.value} END" if column.kind in FLOATS else column.value
@@ -258,7 +258,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, path: Path) -> _File:
 
 
 def _scan(path: Path) -> str:
-    """A file as a table. A CSV's values stay the text that they are, for that is what an id is made of."""
+    """A file as a table. Values of a CSV file stay text, since ids are hashed from text."""
     quoted = "'" + glob.escape(str(path)).replace("'", "''") + "'"
     if path.name.endswith(".parquet"):
         return f"read_parquet({quoted}, file_row_number = true)"

@@ -1,9 +1,9 @@
-"""The made-up world behind a generated log: who is there, what they are like, and what they would click.
+"""Users, items and click probabilities of a generated log.
 
-Users and items live in slots. A slot's occupant leaves after a lifetime and another one, with a new id, takes its
-place: that is how ids arrive and fade. Everything about an occupant is drawn from (seed, population, generation,
-slot), so the world at any moment can be made up without having lived through the time before it. It knows nothing of
-rows, requests or files; `generator.py` shows items to users and asks here how probable a click is.
+Users and items are in slots. The occupant of a slot leaves after a lifetime and another one, with a new id, takes its
+place: so ids come and go. Everything about an occupant is drawn from (seed, population, generation, slot), so the world at
+any moment can be computed without the time before it. It knows nothing of rows, requests or files; `generator.py` shows
+items to users and takes the click probabilities from here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ AHEAD_HOURS = np.array([0, -3, -3, 1, 2, 1, 1, 0, 5, 9, -6, -5])
 DEVICES = ("phone", "tablet", "desktop", "tv")
 SEGMENTS, CATEGORIES, CATEGORY_BRANDS, TAGS, TASTES = 8, 24, 6, 60, 6
 
-# Spread of the parts of a click's log-odds. Their squares add up to about 1.6: an AUC of about 0.78 for who knows all.
+# Spread of the parts of a click's log-odds. Their squares add up to about 1.6: an AUC of about 0.78 for a perfect model.
 USER_DEVIATION, ITEM_DEVIATION, BRAND_DEVIATION, TASTE_DEVIATION, TAG_DEVIATION, PRICE_DEVIATION = (
     0.35,
     0.4,
@@ -54,9 +54,9 @@ USER_DEVIATION, ITEM_DEVIATION, BRAND_DEVIATION, TASTE_DEVIATION, TAG_DEVIATION,
     0.5,
     0.25,
 )
-SHARED_TASTE_FRACTION = 0.6  # share of a taste that a user has from the segment, an item from the category
+SHARED_TASTE_FRACTION = 0.6  # part of a taste that a user has from the segment, an item from the category
 
-# How the world moves at drift 1.
+# Speed of changes at drift 1.
 TURN_RADIANS_PER_S = (
     np.array([1.0, 0.7, 1.3]) * 2 * np.pi / 7_200
 )  # radians per second by which tastes turn, per pair of dimensions
@@ -70,7 +70,7 @@ _USERS, _ITEMS, _CONSTANTS, _INTERCEPT = range(4)
 
 @dataclass(slots=True)
 class _Traits:
-    """What the occupants of all slots are like, column by column; groups are segments (users) or categories (items)."""
+    """Traits of the occupants of all slots, by column; groups are segments (users) or categories (items)."""
 
     group: I64
     second: I64  # users: country; items: brand
@@ -98,7 +98,7 @@ class Population:
         # Zipf with a flattened head, in no order
         self._popularity = rng.permutation((np.arange(slots) + 20.0) ** -0.9)
         self._generation = np.full(slots, -1)
-        self._drawn: dict[int, _Traits] = {}
+        self._generations: dict[int, _Traits] = {}
         self.traits = self._draw(0)
         self.ids = np.zeros(slots, np.int64)
         self.numbers = np.zeros(slots, np.int64)
@@ -121,23 +121,23 @@ class Population:
         self.weight = weight / weight.sum()
 
     def _draw(self, generation: int) -> _Traits:
-        if generation not in self._drawn:
-            if len(self._drawn) >= 8:
-                self._drawn.pop(next(iter(self._drawn)))
+        if generation not in self._generations:
+            if len(self._generations) >= 8:
+                self._generations.pop(next(iter(self._generations)))
             rng = np.random.default_rng([self._world.seed, self._which, generation])
-            self._drawn[generation] = self._world.traits(self._which, rng, self._slots)
-        drawn = self._drawn[generation]
-        return _Traits(*(getattr(drawn, name).copy() for name in _Traits.__slots__))
+            self._generations[generation] = self._world.traits(self._which, rng, self._slots)
+        traits = self._generations[generation]
+        return _Traits(*(getattr(traits, name).copy() for name in _Traits.__slots__))
 
 
 class World:
     """Users, items and the probability that one clicks on the other.
 
     Args:
-        seed: of everything here.
-        users, items: how many are there at a time.
+        seed: of all random numbers.
+        users, items: how many exist at a time.
         base_rate: mean click probability at second 0.
-        drift: how fast everything moves; 0 stands still.
+        drift: speed of all changes; 0: none.
     """
 
     def __init__(self, seed: int, users: int, items: int, base_rate: float, drift: float) -> None:
@@ -192,7 +192,7 @@ class World:
         return sigmoid(logit)
 
     def traits(self, which: int, rng: np.random.Generator, slots: int) -> _Traits:
-        """What the occupants of one generation are like."""
+        """Traits of the occupants of one generation."""
         users = which == _USERS
         uneven = rng.random(slots) ** 1.5  # some groups are larger
         group = ((SEGMENTS if users else CATEGORIES) * uneven).astype(np.int64)

@@ -1,6 +1,6 @@
-"""Experiments: ways to a successor of a teacher, side by side on the same rows.
+"""Experiments: ways to a successor of a teacher, compared on the same rows.
 
-`crossadapt` is the door; `runs` are the ways, `learners` what they do with a batch, `report` and `plots` what is left of it.
+`crossadapt` is the entry point; `runs` are the ways, `learners` learn a batch, `report` and `plots` write the results.
 """
 
 from transfer.experiment.crossadapt import Point, RunResult, Split, crossadapt

@@ -1,9 +1,9 @@
-"""`baton experiment crossadapt`: a teacher, its student, and what else a team could do, on the same rows.
+"""The experiment `crossadapt`: a teacher, its student and alternatives, on the same rows.
 
     history | retained window | stream                     | test
     teacher ------------------> every run: test, then train | every run: test alone
 
-Per seed one teacher is trained on history and window; then each run of `runs` is made, goes along the stream and is judged.
+Per seed one teacher is trained on history and window; then each run of `runs` learns the stream and is judged.
 Next stop: `report` (tables and JSON) and `plots`.
 """
 
@@ -46,7 +46,7 @@ CURVE_POINTS = 24
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the parts of the log end, as shares of its rows in time order; the test part ends with the log."""
+    """Ends of the parts of the log, as fractions of its rows in time order; the test part ends with the log."""
 
     history: float = 0.4
     retained: float = 0.8
@@ -60,8 +60,8 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One stretch of the stream: rows before its end, Unix milliseconds there, seconds trained until there, metrics of the
-    stretch alone, and a, r, K at its end where the run has them."""
+    """One point of a curve along the stream: rows up to it, Unix milliseconds, seconds trained, metrics of the rows since the
+    point before, and a, r, K where the run has them."""
 
     rows: int
     time_ms: int
@@ -74,7 +74,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What one run of one seed came to; metrics as of `transfer.offline.train.measure`."""
+    """Results of one run of one seed; metrics as of `transfer.offline.train.measure`."""
 
     name: str
     seed: int
@@ -112,7 +112,7 @@ def crossadapt(
         runs: their names, of `RUNS`.
         split: of the log.
         clock: seconds that training is measured in.
-        tell: takes one line for the person who waits.
+        tell: takes one line of progress.
 
     Raises:
         InvalidInput: an unknown run or architecture, no seeds.
@@ -179,7 +179,7 @@ def _run(name: str, task: Task, split: Split, clock: Callable[[], float]) -> Run
 
 
 def _warm_up(log: MemoryLog) -> None:
-    """What a process does once (loading kernels, starting threads) is no run's work."""
+    """Load kernels and start threads before any run is measured."""
     model = ClickModel.create(log.schema, "deepfm", 4, seed=0)
     for chunk in itertools.islice(log.chunks(0.0, 1.0, 256), 20):
         model.step(chunk.rows, chunk.labels)

@@ -1,4 +1,4 @@
-"""What is left of an experiment: report.json for programs, report.md with plots for people, series.json behind the plots.
+"""Report of an experiment: report.json for programs, report.md with plots for people, series.json behind the plots.
 
 Next stop: `plots`, which draws the series.
 """
@@ -87,7 +87,7 @@ class Outcome:
         return found
 
     def against(self, name: str, reference: str) -> list[tuple[str, str]]:
-        """How one run did against another, seed by seed: what, and mean ± standard deviation of the differences."""
+        """Comparison of two runs, seed by seed: figure, and mean ± standard deviation of the differences."""
         pairs = [
             (mine, theirs)
             for mine in self.results

@@ -1,7 +1,7 @@
-"""The runs of an experiment: what each starts from, and how it goes on along the stream.
+"""Runs of an experiment: the start of each, and its learner on the stream.
 
-All of them see the same rows in the same order and batches of the same size on the stream. Next stop: `crossadapt`, which
-takes them through the stream and judges them; `learners`, what one does with a batch.
+All runs have the same rows in the same order and batches of the same size on the stream. Next stop: `crossadapt`, which
+feeds them the stream and judges them; `learners`, which learn a batch.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """What the runs of one seed have in common.
+    """Task of one seed: what its runs have in common.
 
     Args:
         log: all rows.
-        retained: first and last row of the window that is still on disk, as shares; the stream follows it.
+        retained: first and last row of the window that is still on disk, as fractions; the stream follows it.
         stream_rows: rows of the stream.
         arch, width: of the student.
         teacher: the state of the teacher, trained up to the end of the window.
@@ -71,28 +71,28 @@ class Task:
     calibrate_every: int = 5
     ours: Stage1Settings = field(default_factory=lambda: replace(OURS, teacher_saw_window=True))
 
-    def a_teacher(self) -> ClickModel:
-        """A copy of the teacher of this run's own."""
+    def teacher_copy(self) -> ClickModel:
+        """A new copy of the teacher."""
         return model_from(*self.teacher)
 
     @property
     def replay_rows(self) -> int:
-        """Rows to keep for replay: as many as the largest ratio may draw from a stream of this length."""
+        """Rows to keep for replay: as many as the largest replay ratio may draw from a stream of this length."""
         return max(1, round(0.3 * self.stream_rows))
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A run before the stream: what goes on from here, and whether a transfer (stage 1) lies behind it."""
+    """State of a run before the stream, and whether a transfer (stage 1) was part of it."""
 
     learner: Learner
     transferred: bool = False
     seconds_before: float = 0.0
-    """Training that happened before this run was made, or (negative) work within it that its way does not need."""
+    """Seconds of training from before this run, or (negative) of work within it that this kind of run does not need."""
 
 
 class _LogitsOnly:
-    """A teacher of which nothing but its predictions is known."""
+    """A teacher of which only the predictions are known."""
 
     def __init__(self, teacher: ClickModel) -> None:
         self._teacher = teacher
@@ -103,11 +103,11 @@ class _LogitsOnly:
 
 
 def _teacher_frozen(task: Task, watch: Stopwatch) -> Start:
-    return Start(Frozen(task.a_teacher()), seconds_before=task.teacher_seconds)
+    return Start(Frozen(task.teacher_copy()), seconds_before=task.teacher_seconds)
 
 
 def _teacher_online(task: Task, watch: Stopwatch) -> Start:
-    return Start(RareSteps(task.a_teacher(), task.adapt.every), seconds_before=task.teacher_seconds)
+    return Start(RareSteps(task.teacher_copy(), task.adapt.every), seconds_before=task.teacher_seconds)
 
 
 def _scratch(task: Task, watch: Stopwatch) -> Start:
@@ -120,13 +120,13 @@ def _scratch(task: Task, watch: Stopwatch) -> Start:
 def _warm_embeddings(task: Task, watch: Stopwatch) -> Start:
     labels_only = Stage1Settings(teacher_weight=0.0, adapt=False, dense_passes=0, teacher_saw_window=True)
     with watch.running():
-        model, seconds = _stage1(task, task.a_teacher(), labels_only, watch)
+        model, seconds = _stage1(task, task.teacher_copy(), labels_only, watch)
     # Labels alone need no teacher's logits.
     return Start(LabelsOnly(model), transferred=True, seconds_before=-seconds["score"])
 
 
 def _plain_kd(task: Task, watch: Stopwatch) -> Start:
-    teacher = task.a_teacher()
+    teacher = task.teacher_copy()
     plain = Stage1Settings(
         teacher_weight=task.adapt.teacher_weight, adapt=False, dense_passes=0, teacher_saw_window=True
     )
@@ -136,7 +136,7 @@ def _plain_kd(task: Task, watch: Stopwatch) -> Start:
 
 
 def _published(task: Task, watch: Stopwatch) -> Start:
-    teacher = task.a_teacher()
+    teacher = task.teacher_copy()
     with watch.running():
         student, _ = _stage1(task, teacher, PUBLISHED, watch)
         distiller = _distiller(task, teacher, student, adapt=False, temperature=PUBLISHED.temperature)
@@ -144,15 +144,15 @@ def _published(task: Task, watch: Stopwatch) -> Start:
 
 
 def _ours(task: Task, watch: Stopwatch) -> Start:
-    return _our_way(task, watch, task.ours)
+    return _codistilled(task, watch, task.ours)
 
 
 def _ours_all(task: Task, watch: Stopwatch) -> Start:
-    return _our_way(task, watch, replace(task.ours, window_fraction=None, warm=False))
+    return _codistilled(task, watch, replace(task.ours, window_fraction=None, warm=False))
 
 
-def _our_way(task: Task, watch: Stopwatch, settings: Stage1Settings) -> Start:
-    teacher = task.a_teacher()
+def _codistilled(task: Task, watch: Stopwatch, settings: Stage1Settings) -> Start:
+    teacher = task.teacher_copy()
     with watch.running():
         student, _ = _stage1(task, teacher, settings, watch)
         distiller = _distiller(task, teacher, student, adapt=True)
@@ -188,4 +188,4 @@ RUNS: dict[str, Callable[[Task, Stopwatch], Start]] = {
 }
 
 STANDARD = tuple(name for name in RUNS if name != "ours_all")
-"""What an experiment makes unless told."""
+"""The runs of an experiment by default."""

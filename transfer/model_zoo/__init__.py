@@ -1,4 +1,4 @@
-"""The architectures that ship with Baton, one file each, and how a name becomes a class.
+"""The architectures that ship with Baton, one file each, and their registry.
 
 A user's own architecture is a subclass of `Architecture` named as `package.module:Class` in the local configuration.
 Next stop: `transfer.click_model.network`, which puts an architecture behind the inputs that every bundle's network has.

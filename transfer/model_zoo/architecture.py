@@ -45,7 +45,7 @@ class Architecture(nn.Module):
         """The same logits `[n]` of rows whose context is kept once per request.
 
         Optional: an architecture that has it is also exported as context.onnx, which serves requests whose candidates
-        share their context. It counts only where it stands beside the `forward` whose logits it gives (`can_split`).
+        share their context. It is used only where the class that defines `forward` defines it too (`can_split`).
         """
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ class LR(Architecture):
     """Logistic regression over ids (McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013).
 
     A bag counts with the mean weight of its elements. Vectors are not used, so its tables are one number wide. Not split:
-    a sum of weights is no dearer for all fields than for some (measured 0.97 to 1.02).
+    a sum of weights costs as much for all fields as for some (measured 0.97 to 1.02).
     """
 
     uses_linear = True

@@ -1,4 +1,4 @@
-"""Names of architectures: those of the zoo, and a user's own classes."""
+"""Registry of architectures: names of the zoo, and a user's own classes."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def parse_arch(text: str, default_width: int = DEFAULT_WIDTH) -> tuple[str, int]
 def resolve(arch: str) -> type[Architecture]:
     """The class behind a name of the zoo or behind `package.module:Class`.
 
-    Only ever call it with a name from the local configuration or command line: importing runs code.
+    To be called only with a name from the local configuration or command line: importing runs code.
 
     Raises:
         InvalidInput: there is no such name, module or class, or it is no `Architecture`.
     """
     if ":" not in arch:
-        found = ZOO.get(arch.lower())
-        if found is None:
+        known = ZOO.get(arch.lower())
+        if known is None:
             raise InvalidInput(
                 f"architecture {arch!r} is not in the zoo ({', '.join(ZOO)}); name your own as package.module:Class",
                 "arch",
             )
-        return found
+        return known
     module, _, name = arch.partition(":")
     try:
         own = getattr(importlib.import_module(module), name)

@@ -1,6 +1,6 @@
-"""S1A: a teacher's embedding tables in the width of the student, without a gradient.
+"""S1A: projection of a teacher's embedding tables to the width of the student, without a gradient.
 
-Works on shards of rows and never needs a second copy of a table. Wider: a rotation into more dimensions, which keeps inner
+It works on shards of rows and never needs a second copy of a table. Wider: a rotation into more dimensions, which keeps inner
 products. Narrower: principal components, from a covariance that is summed over shards and solved by `eigh`. Equal: a copy.
 A weight per id is copied, never rotated. Next stop: `transfer.offline.distill` (S1B, S1C).
 """
@@ -98,7 +98,7 @@ def project_tables(
         per_table: narrow every table along its own axes (published). One set of axes for all keeps the inner products
             between fields as well, as far as the width allows.
         weighted: by frequency.
-        warm: hand over the optimiser's accumulated squares too, where both models have row-wise Adagrad: a row that has
+        warm: copy the optimiser's accumulated squares too, where both models have row-wise Adagrad: a row that has
             been learned for long then goes on in small steps. Per number of a row, so they shrink as rows widen.
         centered, seed: see `fit_projection`.
 

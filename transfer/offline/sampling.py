@@ -1,7 +1,7 @@
-"""A share of a window's rows, drawn so that the walk goes along it in time order and every part of it counts equally.
+"""Balanced sampling of a window's rows, in time order, evenly along the window.
 
-Published (CrossAdapt, arXiv 2602.01775): one batch from each chunk of `batch / ratio` rows, half positives and half
-negatives, drawn with replacement. The price is a shifted log-odds, `log k`, which the label term has to be trained with.
+Published (CrossAdapt, arXiv 2602.01775): one batch from each chunk of `batch / window_fraction` rows, half positives and
+half negatives, drawn with replacement. This shifts the log-odds by `log k`, which the label term has to be trained with.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def log_k(rate: float, sampled_rate: float = 0.5) -> float:
     """Log of the sampling odds ratio: `k = (q / (1 - q)) / (p / (1 - p))`.
 
     Args:
-        rate: p, share of positives of the whole window (a chunk of one class has no finite k).
-        sampled_rate: q, share of positives in a batch.
+        rate: p, fraction of positives of the whole window (a chunk of one class has no finite k).
+        sampled_rate: q, fraction of positives in a batch.
 
     Raises:
         DataError: a window of one class.
@@ -53,7 +53,7 @@ def log_k(rate: float, sampled_rate: float = 0.5) -> float:
         )
     if not 0.0 < sampled_rate < 1.0:
         raise InvalidInput(
-            f"the sampled share of positives must lie between 0 and 1, not {sampled_rate}", "sampled_rate"
+            f"the sampled fraction of positives must lie between 0 and 1, not {sampled_rate}", "sampled_rate"
         )
     return float(np.log(sampled_rate / (1.0 - sampled_rate)) - np.log(rate / (1.0 - rate)))
 
@@ -64,11 +64,11 @@ def strategic_batches(
     """One balanced batch of every chunk, in order.
 
     Args:
-        chunks: of about `batch / ratio` rows each. A chunk of one class waits for the next and is drawn from together
+        chunks: of about `batch / window_fraction` rows each. A chunk of one class waits for the next and is drawn from together
             with it, as many batches as chunks; what still has one class at the end is dropped.
         batch: rows of a batch.
         rng: draws.
-        positives: rows of a batch that are positive; half of them unless said.
+        positives: rows of a batch that are positive; None: half of them.
     """
     ones = batch // 2 if positives is None else positives
     waiting: list[Sample] = []

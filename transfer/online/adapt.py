@@ -171,11 +171,11 @@ class Adaptation:
         self._retired = retired
 
     def update(self, batch: int, seen: Seen) -> Adapted:
-        """Take in batch number `batch`; its record, with the weights for the next."""
+        """Add batch number `batch`; its record, with the weights for the next."""
         self._rows += len(seen.labels)
         scored = np.isfinite(seen.teacher)
         losses = label_losses(seen.student, seen.labels)
-        mine, theirs = losses[scored], label_losses(seen.teacher[scored], seen.labels[scored])
+        student_losses, teacher_losses = losses[scored], label_losses(seen.teacher[scored], seen.labels[scored])
         surprise, level = _surprise(seen.student, seen.labels, losses)
         watches = self._watches
         for name, x in zip(DRIFTS, (surprise, level, -level), strict=True):
@@ -195,8 +195,8 @@ class Adaptation:
             self._alarms += 1
             self._trust.forget(s.kept)
         self._alarmed = alarmed
-        if len(mine):
-            self._trust.update(mine, theirs, lean=-s.lean * drift)
+        if len(student_losses):
+            self._trust.update(student_losses, teacher_losses, lean=-s.lean * drift)
         if s.adapt:
             self.teacher_weight = 0.0 if self._retired else self._trust.teacher_weight
             # What the retained window holds is of the past: a drift weighs more than forgetting.
@@ -211,8 +211,8 @@ class Adaptation:
             self.teacher_weight,
             self.replay,
             self.every,
-            float(mine.mean()) if len(mine) else None,
-            float(theirs.mean()) if len(theirs) else None,
+            float(student_losses.mean()) if len(student_losses) else None,
+            float(teacher_losses.mean()) if len(teacher_losses) else None,
             self._trust.z,
             float(losses.mean()),
             float(replay_losses.mean()) if len(replay_losses) else None,
@@ -228,14 +228,14 @@ class Adaptation:
         bins = np.clip(SCORE_BINS // 2 + np.round(2 * seen.student), 0, SCORE_BINS - 1).astype(np.int64)
         histograms = [np.bincount(bins, minlength=SCORE_BINS)]
         for column in seen.ids.T:
-            # Once per request where the field is of the context. Ids are hashes already: which of them share a bin is
-            # chance, so a change of the mix shows.
+            # Once per request where the field is of the context. Ids are hashes already, so bins are
+            # random sets of ids and a change of the mix shows.
             fresh = np.concatenate([[True], column[1:] != column[:-1]])[: len(column)]
             histograms.append(np.bincount(column[fresh] % SCORE_BINS, minlength=SCORE_BINS))
         return np.stack(histograms)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, as JSON values."""
+        """The state that `restore` takes, as JSON values."""
         return {
             "weights": [self.teacher_weight, self.replay, self.every],
             "seen": [self._rows, self._alarms, self._alarmed],

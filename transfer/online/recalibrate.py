@@ -1,11 +1,11 @@
 """Online calibration: the offset that makes the next version unbiased on rows it was never trained on.
 
-Two windows share the work. `recent` holds the trainer's own logits on every passing row, taken before the row was
-trained on: many rows, so little noise, but by older weights. `held` holds the rows that are never trained on with the
-same logits: few rows, but the new weights may be run on them. The mean of the old weights' probabilities comes from the
-first (from as many of them as agree on it, `window_for`), the difference between new and old weights from the second, where it is paired and so nearly noiseless: a control
-variate. Refitting on `held` alone would need 20 times the rows for the same error; refitting on `recent` alone would
-correct again what training has already corrected.
+It uses two windows. `recent` holds the trainer's own logits on every row of the stream, from before the row was trained
+on: many rows, so little noise, but by older weights. `held` holds the rows that are never trained on with the same logits:
+few rows, but the new weights may be run on them. The mean of the old weights' probabilities comes from the first (from as
+many of them as agree on it, `window_for`), the difference between new and old weights from the second, where it is paired
+and so nearly without noise: a control variate. Refitting on `held` alone would need 20 times the rows for the same error;
+refitting on `recent` alone would correct again what training has already corrected.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Ring:
 
 
 class HeldRows:
-    """The most recent held-out rows, with the logits that each model gave them as they passed (NaN: it gave none)."""
+    """The most recent held-out rows, with the logits of each model from when they came (NaN: none)."""
 
     def __init__(self, capacity: int, models: Sequence[str]) -> None:
         self._capacity = capacity
@@ -105,7 +105,7 @@ class HeldRows:
         self.logits = {name: np.concatenate([old, logits[name]])[start:] for name, old in self.logits.items()}
 
     def revise(self, keys: I64, labels: F32) -> None:
-        """Give rows that are still held a later label; a row stands once, whatever becomes of its label."""
+        """Give rows that are still held a later label; each row is held once."""
         newer = dict(zip(keys.tolist(), labels.tolist(), strict=True))
         at = np.flatnonzero(np.isin(self.keys, keys))
         self.labels = self.labels.copy()
@@ -144,7 +144,7 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
     Args:
         current: what serves; kept in part while there is little evidence (`PRIOR_WEIGHT`), its alpha as it is.
         recent: logits and labels of all passing rows, by the weights of their time.
-        window: how many of the newest of them to believe, see `window_for`.
+        window: number of the newest of them to use, see `window_for`.
         before, after: logits of the held-out rows, by the weights of their time and by those of now; float32 `[h]`.
 
     Returns:
@@ -168,10 +168,10 @@ def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, af
 
 
 def window_for(calibration: Calibration, recent: Ring) -> int:
-    """How many of the newest rows say what the bias is now.
+    """The number of newest rows that agree on the present bias.
 
-    The window doubles as long as its older half agrees with its newer one: where the base rate moves it stays short, at
-    the price of noise, where nothing moves it is as long as it can be (after Lepskii 1991, adaptive bandwidth choice).
+    The window doubles as long as its older half agrees with its newer one: where the base rate moves it stays short and
+    noisier, where nothing moves it is as long as possible (after Lepskii 1991, adaptive bandwidth choice).
     """
     p = sigmoid(calibration.alpha * recent.logits.astype(np.float64) + calibration.beta)
     labels = recent.labels

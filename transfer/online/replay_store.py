@@ -1,4 +1,4 @@
-"""Rows of the retained window, kept for replay: a bounded uniform sample on disk, memory-mapped, drawn by seed.
+"""Replay rows: a bounded uniform sample of the retained window on disk, drawn from by seed.
 
 Written once by the offline stage (`baton transfer`), read by the online worker. A draw depends on the seed and the
 number of the batch alone, so a resumed worker replays the same rows.
@@ -126,7 +126,7 @@ def rows_to_arrays(rows: Rows) -> dict[str, npt.NDArray[Any]]:
 
 
 def rows_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Rows:
-    """The rows that `rows_to_arrays` took apart."""
+    """The rows of `rows_to_arrays`."""
     count = sum(name.startswith("bag") and name.endswith(".offsets") for name in arrays)
     bags = tuple(Bag(i, arrays[f"bag{i}.offsets"], arrays[f"bag{i}.values"]) for i in range(count))
     return Rows(arrays["ids"], arrays["numbers"], bags)

@@ -1,11 +1,11 @@
-"""The labelled stream as training sees it: mature rows in prediction order, cut into batches that never depend on timing.
+"""The labelled stream in training batches: mature rows in prediction order, cut independently of timing.
 
-A batch is made of whole entries of the labelled log, in order, until it holds enough rows. So the same log gives the
-same batches whenever they are read, which is what makes a killed worker resume exactly. The share of requests that is
-held out is decided by a salted hash of the prediction id and is the same in every process and run.
+A batch is made of whole entries of the labelled log, in order, until it holds enough rows. The same log gives the same
+batches whenever they are read, so a killed worker resumes exactly. A salted hash of the prediction id decides which
+requests are held out, the same ones in every process and run.
 
-Entries of other endpoints, of models called by their own name and of another schema are passed over: they count for
-nothing but the position, so they do not move the cuts either. Rows whose arm the caller chose are rows like any other.
+Entries of other endpoints, of models called by their own name and of another schema are skipped: they advance the position
+only and do not move the cuts. Rows whose arm the caller chose are used like any other.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _Entry = tuple[Labelled, PredictionRecord]
 
 @dataclass(frozen=True, slots=True)
 class StreamRows:
-    """Labelled rows with what serving thought of them: scores float32 `[m]`, NaN where an arm did not score. `previous`
-    is the label that a late one replaces, float32 `[m]`, NaN for rows that come for the first time. `keys` tell rows apart,
-    int64 `[m]`, the same for a row whenever its label comes; needed where rows are held."""
+    """Labelled rows with the scores of serving, float32 `[m]`, NaN where an arm did not score. `previous`
+    is the label that a late one replaces, float32 `[m]`, NaN for rows that come for the first time. `keys` identify
+    rows, int64 `[m]`, the same for a row and its later labels; needed where rows are held."""
 
     rows: Rows
     labels: F32
@@ -60,9 +60,9 @@ class StreamBatch:
     held: StreamRows
 
 
-def held_out(prediction_id: str, share: float) -> bool:
-    """Whether a request's rows are kept from training: `share` of all requests, by hash."""
-    return bucket(HOLDOUT_SALT, prediction_id) < round(10_000 * share)
+def held_out(prediction_id: str, fraction: float) -> bool:
+    """Whether a request's rows are kept from training: a fraction of all requests, by hash."""
+    return bucket(HOLDOUT_SALT, prediction_id) < round(10_000 * fraction)
 
 
 def read_batches(
@@ -71,10 +71,10 @@ def read_batches(
     """Full batches after position `after`, until the log has no further full one.
 
     Args:
-        endpoint: whose rows are wanted.
+        endpoint: of the rows.
         schema: that they must fit.
         rows: a batch ends with the entry that brings its training rows to this number.
-        holdout: share of requests held out.
+        holdout: fraction of requests held out.
     """
     pending: list[_Entry] = []
     count = 0
@@ -93,7 +93,7 @@ def read_batches(
 
 
 def _usable(entry: Labelled, endpoint: str, schema: Schema) -> PredictionRecord | None:
-    """The entry's record, None where its rows are not this worker's."""
+    """The entry's record, None where its rows are not for this worker."""
     try:
         record = unpack(entry.record)
         if record.endpoint != endpoint or record.arm == "direct" or not len(entry.indices):

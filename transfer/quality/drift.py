@@ -1,8 +1,8 @@
-"""Has the stream moved away from what the models know? Two detectors for one number or one histogram per batch.
+"""Two drift detectors, for one number or one histogram per batch.
 
-`Cusum` watches a statistic against its own past: a change is an alarm after a few batches, and stays one until the
-evidence for it is gone. `Stability` compares the newest rows of a histogram with the older ones. Neither knows what it
-watches; `transfer.online.adapt` decides what follows from it.
+`Cusum` compares a statistic with its own past: a change is an alarm after a few batches, and stays one until the evidence
+for it is gone. `Stability` compares the newest rows of a histogram with the older ones. `transfer.online.adapt` chooses
+the statistics and decides what follows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Cusum:
             (Siegmund's approximation), while a jump of 3 deviations is noticed after 4.
         discount: of the reference per batch.
         least: batches of reference before it judges.
-        patience: batches after which an alarm that does not end is the new normal: the reference starts over.
+        patience: batches after which an alarm that does not end counts as normal: the reference is built anew.
         cooling: of `heat` per batch after the alarm.
 
     >>> watch = Cusum(least=5)
@@ -62,7 +62,7 @@ class Cusum:
         """1 in an alarm, from then on falling to 0."""
 
     def update(self, x: float) -> float:
-        """Take in a batch's statistic; the heat. One that is not finite is passed over."""
+        """Add a batch's statistic; the heat. One that is not finite is skipped."""
         if not np.isfinite(x):
             return self.heat
         if self._seen >= self._least:
@@ -77,7 +77,7 @@ class Cusum:
             self._weight = self._mean = self._square = self.sum = 0.0
             self._seen = self._lasted = 0
             self.alarmed = False
-        if not self.alarmed:  # what is judged must not creep into what it is judged by
+        if not self.alarmed:  # a suspect value must not become part of its own reference
             self._weight = self._discount * self._weight + 1.0
             self._mean += (x - self._mean) / self._weight
             self._square += (x * x - self._square) / self._weight
@@ -86,7 +86,7 @@ class Cusum:
         return self.heat
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, as JSON values."""
+        """The state that `restore` takes, as JSON values."""
         return {name: getattr(self, name) for name in self._STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class Stability:
     """Population stability index of histograms: the newest batches against those before.
 
     `sum((p - q) * log(p / q))` over the bins, the larger of all histograms; by custom, below 0.1 nothing has moved and
-    above 0.25 much has (Siddiqi, Credit Risk Scorecards, 2006). What counts of this size differ by chance is taken off.
+    above 0.25 much has (Siddiqi, Credit Risk Scorecards, 2006). The difference expected by chance at these counts is subtracted.
 
     Args:
         histograms, bins: shape of what `update` takes.
@@ -113,7 +113,7 @@ class Stability:
         self._seen = 0
 
     def update(self, counts: npt.NDArray[Any]) -> float:
-        """Take in a batch's counts `[histograms, bins]`; the index, 0 while there is too little to compare."""
+        """Add a batch's counts `[histograms, bins]`; the index, 0 while there are too few to compare."""
         self._fast = self._fast_discount * self._fast + counts
         self._slow = self._slow_discount * self._slow + counts
         self._seen += 1
@@ -126,7 +126,7 @@ class Stability:
         return float((((p - q) * np.log(p / q)).sum(1) - chance).max(initial=0.0))
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, as JSON values."""
+        """The state that `restore` takes, as JSON values."""
         return {"fast": self._fast.tolist(), "slow": self._slow.tolist(), "seen": self._seen}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a practitioner asks of a model beyond AUC, LogLoss and bias: how far its scores can be taken at their word."""
+"""Calibration figures of a model by decile of its scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class Decile:
-    """A tenth of the rows by score: their number, their mean score and the share of them that was clicked."""
+    """A tenth of the rows by score: their number, their mean score and the fraction of them that was clicked."""
 
     rows: int
     predicted: float
@@ -33,9 +33,9 @@ def deciles(scores: Array, labels: Array, parts: int = 10) -> list[Decile]:
     [(2, 0.2, 0.5), (2, 0.8, 1.0)]
     """
     order = np.argsort(scores, kind="stable")
-    found = []
+    tenths = []
     for part in np.array_split(order, min(parts, max(1, len(order)))):
         if len(part):
             predicted, observed = scores[part].mean(dtype=np.float64), labels[part].mean(dtype=np.float64)
-            found.append(Decile(len(part), float(predicted), float(observed)))
-    return found
+            tenths.append(Decile(len(part), float(predicted), float(observed)))
+    return tenths

@@ -1,7 +1,7 @@
-"""The gate: what a freshly trained version must show on rows that nothing was trained on before it may serve.
+"""The quality gate: checks of a new version on rows that no version was trained on, before it may serve.
 
-It is compared on the same rows with the version that serves and with the one at which the current rollout step began,
-so that margins cannot add up over many small steps down. NaN and exploding logits never pass.
+The version is compared on the same rows with the version that serves and with the one at which the current rollout step
+began, so that margins cannot add up over many versions. NaN and exploding logits never pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST_LOGIT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """Margins: how much worse in LogLoss and AUC than a reference is tolerated, largest |bias|, fewest rows."""
+    """Limits: tolerated loss in LogLoss and AUC against a reference, largest |bias|, fewest positives."""
 
     logloss_margin: float = 0.002
     auc_margin: float = 0.003
@@ -41,12 +41,12 @@ def judge(
     Args:
         logits, scores: of the new version, float32 `[n]`, before and after calibration, on held-out rows.
         labels: float32 `[n]`.
-        references: name -> scores of a version that it must not fall behind, on the same rows.
+        references: name -> scores of a version to compare with, on the same rows.
         bias_error: standard error of the bias on these rows; a |bias| within 2 of it of the limit is not held against
             the version (few rows cannot show a small bias).
 
     Returns:
-        the report: `passed`, the reasons where it did not, and all figures looked at.
+        the report: `passed`, the reasons where it did not, and all figures.
     """
     figures: dict[str, float | None] = {"rows": float(len(labels)), "positives": float(labels.sum())}
     reasons: list[str] = []
@@ -62,20 +62,20 @@ def judge(
             f"{positives} positives among {len(labels)} held-out rows: at least {limits.min_positives} of both classes are needed"
         )
         return GateReport(passed=False, reasons=tuple(reasons), figures=figures)
-    mine = {"auc": auc(labels, scores), "logloss": logloss(labels, scores), "bias": bias(labels, scores)}
-    figures |= mine
+    own = {"auc": auc(labels, scores), "logloss": logloss(labels, scores), "bias": bias(labels, scores)}
+    figures |= own
     allowed = limits.bias + 2 * bias_error
-    if abs(mine["bias"]) > allowed:
-        reasons.append(f"bias {mine['bias']:+.3f} is beyond {allowed:.3f}")
-    for name, theirs in references.items():
-        their_auc, their_logloss = auc(labels, theirs), logloss(labels, theirs)
-        figures |= {f"{name}_auc": their_auc, f"{name}_logloss": their_logloss}
-        if mine["auc"] < their_auc - limits.auc_margin:
+    if abs(own["bias"]) > allowed:
+        reasons.append(f"bias {own['bias']:+.3f} is beyond {allowed:.3f}")
+    for name, reference in references.items():
+        reference_auc, reference_logloss = auc(labels, reference), logloss(labels, reference)
+        figures |= {f"{name}_auc": reference_auc, f"{name}_logloss": reference_logloss}
+        if own["auc"] < reference_auc - limits.auc_margin:
             reasons.append(
-                f"AUC {mine['auc']:.4f} is more than {limits.auc_margin:g} below the {name} version's {their_auc:.4f}"
+                f"AUC {own['auc']:.4f} is more than {limits.auc_margin:g} below the {name} version's {reference_auc:.4f}"
             )
-        if mine["logloss"] > their_logloss + limits.logloss_margin:
+        if own["logloss"] > reference_logloss + limits.logloss_margin:
             reasons.append(
-                f"LogLoss {mine['logloss']:.4f} is more than {limits.logloss_margin:g} above the {name} version's {their_logloss:.4f}"
+                f"LogLoss {own['logloss']:.4f} is more than {limits.logloss_margin:g} above the {name} version's {reference_logloss:.4f}"
             )
     return GateReport(passed=not reasons, reasons=tuple(reasons), figures=figures)

@@ -1,4 +1,4 @@
-"""What training costs: its seconds, without those of judging it, and the most memory that it held."""
+"""Cost of training: a stopwatch that can be paused, and peak memory."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Stopwatch:
 
 
 class PeakMemory:
-    """The most resident memory of this process since it was made, where the kernel can start over (Linux); else since the
-    process began."""
+    """Peak resident memory of this process since this object was made, where the kernel can reset it (Linux); else since
+    the process began."""
 
     def __init__(self) -> None:
         with suppress(OSError):

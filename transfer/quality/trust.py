@@ -67,7 +67,7 @@ class Trust:
         self.teacher_weight = start
 
     def update(self, student_losses: npt.NDArray[Any], teacher_losses: npt.NDArray[Any], lean: float = 0.0) -> float:
-        """Take in a batch's losses per row, both before training on it; the new a.
+        """Add a batch's losses per row, both before training on it; the new weight.
 
         Args:
             lean: added to the log-odds of a, for evidence beside the losses.
@@ -96,7 +96,7 @@ class Trust:
         self._sum, self._square = kept * self._sum, kept * self._square
 
     def state(self) -> dict[str, float]:
-        """What `restore` takes, as JSON values."""
+        """The state that `restore` takes, as JSON values."""
         return {name: getattr(self, name) for name in self._STATE} | {"a": self.teacher_weight}
 
     def restore(self, state: Mapping[str, float]) -> None:

@@ -1,9 +1,9 @@
-"""Scoring rows by an elastic pool of teachers, after EDL-Dist (arXiv 2207.06667, "Elastic Deep Learning").
+"""Elastic pool of teachers that score rows, after EDL-Dist (arXiv 2207.06667, "Elastic Deep Learning").
 
-Rows are fed in tasks; members take tasks when they are free, so a fast one takes more. A task that fails is tried again
-by the same member, `TRIES` times in all; then it is put back for another one, and the member, which cannot be relied
-on, leaves. Members may come and go at any time; a task is answered when a member returned it, and only the first answer
-counts. What was fed comes back in order, each row once, or an error says why it cannot.
+Rows are fed in tasks; members take tasks when they are free, so a fast one takes more. A member tries a failed task again,
+`TRIES` times in all. Then the task is put back for another member, and the failing member leaves. Members may join and
+leave at any time; only the first answer to a task counts. Logits come back in order, each row once, or an error says why
+they cannot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["TRIES", "Member", "MemberGone", "PoolCounters", "TeacherPool"]
 TRIES = 3
 PART_ROWS = 4096
 MAX_FAILED_MEMBERS = 3
-"""So many members must have given a task back before it, not they, is held to be at fault."""
+"""Number of members that fail on a task before the task counts as bad."""
 
 F32 = npt.NDArray[np.float32]
 
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 
 class MemberGone(NotReady):
-    """A member that will never answer again."""
+    """Error of a member that will not answer again."""
 
 
 class Member(Protocol):
-    """One teacher somewhere. Its methods are called from up to `slots` threads at a time."""
+    """Protocol of one teacher, local or remote. Its methods are called from up to `slots` threads at a time."""
 
     name: str
     slots: int
@@ -49,16 +49,16 @@ class Member(Protocol):
         """Logits of some rows, float32 `[n]`.
 
         Raises:
-            MemberGone: it is no use to try again. Any other exception: it may be.
+            MemberGone: another try is useless. Any other exception: it may help.
         """
 
     def close(self) -> None:
-        """Let go of it; a second time does nothing."""
+        """Release it; a second call does nothing."""
 
 
 @dataclass
 class PoolCounters:
-    """Rows fed and returned, tasks tried again and put back, members that came and that went by themselves."""
+    """Counters of a pool: rows fed and returned, tasks tried again and put back, members joined and lost."""
 
     fed: int = 0
     returned: int = 0
@@ -76,11 +76,11 @@ class _Task:
 
 
 class TeacherPool:
-    """Feeds members; use `join` and `leave` at any time, from any thread.
+    """Pool that feeds its members; `join` and `leave` may be called at any time, from any thread.
 
     Args:
-        patience: seconds that work waits without any member before it is given up.
-        ahead: tasks fed beyond those that members hold, so that nobody waits for the feeder.
+        patience: seconds that work waits without any member before it fails.
+        ahead: tasks fed beyond those that members hold, so that no member waits for the feeder.
     """
 
     def __init__(self, *, patience: float = 60.0, ahead: int = 2, clock: Clock | None = None) -> None:
@@ -98,7 +98,7 @@ class TeacherPool:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Who works now."""
+        """Names of the present members."""
         with self._changed:
             return tuple(self._members)
 
@@ -117,7 +117,7 @@ class TeacherPool:
             self._changed.notify_all()
 
     def leave(self, name: str) -> None:
-        """Give a member no more work; it ends what it has, and is closed then."""
+        """Give a member no more work; it finishes its tasks and is closed."""
         with self._changed:
             self._members.pop(name, None)
             self._changed.notify_all()
@@ -161,7 +161,7 @@ class TeacherPool:
         return np.concatenate([np.empty(0, np.float32), *self.score(parts)])
 
     def close(self) -> None:
-        """Let all members go."""
+        """Close all members."""
         with self._changed:
             members = list(self._members.values())
             self._members.clear()
@@ -182,7 +182,7 @@ class TeacherPool:
             self._changed.notify()
 
     def _take(self, at: int) -> F32:
-        """The answer to a task, waited for."""
+        """Wait for the answer to a task."""
         alone_since: float | None = None
         with self._changed:
             while at not in self._done:
@@ -236,7 +236,7 @@ class TeacherPool:
         raise AssertionError("unreachable")
 
     def _give_back(self, member: Member, task: _Task, error: Exception) -> None:
-        """The task goes to the front of the queue, since all after it wait for it; the member goes."""
+        """Put the task at the front of the queue, since all after it wait for it; the member leaves."""
         log.error("teacher %s is given up: %s", member.name, error)
         with self._changed:
             first = self._members.pop(member.name, None) is not None

@@ -1,4 +1,4 @@
-"""A member of a teacher pool in a process of its own on this machine."""
+"""Member of a teacher pool that is a process of its own on this machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BundleTeacher:
 
 
 class ProcessMember:
-    """Starts a process that loads a teacher and scores what it is sent.
+    """Starts a process that loads a teacher and scores rows.
 
     Args:
         load: called in that process; gives what scores rows. Must survive pickling.
@@ -82,7 +82,7 @@ class ProcessMember:
         return answer
 
     def close(self) -> None:
-        # Its process first: whoever waits for an answer then sees its end and lets go of the pipe.
+        # Its process first: a thread that waits for an answer then fails and releases the pipe.
         self.process.terminate()
         self.process.join(5.0)
         with self._lock:

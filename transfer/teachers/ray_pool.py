@@ -1,7 +1,7 @@
-"""Teachers as Ray actors, wherever the cluster places them. The only file of this package that knows Ray.
+"""Teachers as Ray actors on a cluster. The only file of this package that imports Ray.
 
-An actor that dies is replaced, up to a limit, while the pool goes on with the others; Ray decides on which node. One for
-which there is no room yet waits in Ray's queue, where an autoscaler sees it, and joins once a node has come.
+An actor that dies is replaced, up to a limit, while the pool goes on with the others; Ray chooses the node. An actor
+without a free node waits in Ray's queue, where an autoscaler sees it, and joins when a node is there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class _Teacher:
-    """What runs in the actor. A teacher that cannot be loaded is told as an answer: Ray would make a traceback of it."""
+    """The actor. It returns the error of a teacher that cannot be loaded, since Ray would turn it into a traceback."""
 
     def __init__(self, load: Callable[[], Scorer]) -> None:
         self._trouble = ""
@@ -96,7 +96,7 @@ class RayMember:
 
 
 class RayTeachers:
-    """Keeps `count` actors in a pool, until closed. There is one by the time this is made.
+    """Keeps `count` actors in a pool, until closed. The first one is ready when the constructor returns.
 
     Args:
         address: of the cluster; it is joined where this process has not joined one.
@@ -175,8 +175,8 @@ class RayTeachers:
                 log.error("%s", failure)
 
     def _step(self) -> list[MemberGone]:
-        """Have others started for those that are gone, and let those join that have started; takes `WATCH_S` seconds at most.
-        Why some have not."""
+        """Start actors for those that are gone, and add those that have started to the pool; takes `WATCH_S` seconds at most.
+        The failures to start."""
         self._joined &= set(self._pool.members)
         missing = self._count - len(self._joined) - len(self._starting)
         for _ in range(min(missing, self._left)):
