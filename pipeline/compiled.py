@@ -1,9 +1,9 @@
-"""`njit` with a cache on disk that notices changes in what a function calls, and not only in the file it stands in.
+"""`njit` with a cache on disk that detects changes in imported files, and not only in the function's own file.
 
-numba keeps compiled functions beside their source and compiles anew when that one file has changed. Functions and
-constants that are imported from other files are part of what was compiled all the same, so after an upgrade that leaves
-a kernel's file alone the old ones would go on running. Here a stamp is of all files of this project that the function's
-file imports, and that those import.
+numba keeps compiled functions beside their source and compiles them again when that one file has changed. But functions
+and constants imported from other files are compiled in, so after an upgrade that does not touch a kernel's file the old
+code would still run. Here a cache entry is stamped with all files of this project that the function's file imports,
+directly or not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def stamp_of(path: Path, root: Path = _ROOT) -> bytes:
 
 
 class _Stamped:
-    """Mixed into numba's own places for caches."""
+    """Mixin for numba's cache locators: the stamp covers imported files."""
 
     _py_file: str
 
@@ -55,19 +55,19 @@ class _Stamped:
 _stamp_once = functools.cache(lambda file: stamp_of(Path(file)))
 
 
-class GivenPlace(_Stamped, caching.UserProvidedCacheLocator):
-    """`NUMBA_CACHE_DIR`, where it is set."""
+class ConfiguredLocator(_Stamped, caching.UserProvidedCacheLocator):
+    """Folder `NUMBA_CACHE_DIR`, where it is set."""
 
 
-class PlaceInTree(_Stamped, caching.InTreeCacheLocator):
-    """`__pycache__`, where it can be written."""
+class InTreeLocator(_Stamped, caching.InTreeCacheLocator):
+    """Folder `__pycache__`, where it is writable."""
 
 
-class PlaceOfUser(_Stamped, caching.UserWideCacheLocator):
-    """The user's folder for caches."""
+class UserWideLocator(_Stamped, caching.UserWideCacheLocator):
+    """Cache folder of the user."""
 
 
-_PLACES = ",".join(f"{__name__}.{place.__name__}" for place in (GivenPlace, PlaceInTree, PlaceOfUser))
+_LOCATORS = ",".join(f"{__name__}.{kind.__name__}" for kind in (ConfiguredLocator, InTreeLocator, UserWideLocator))
 
 
 def njit(*signatures: Any, **options: Any) -> Callable[[F], F]:
@@ -75,12 +75,12 @@ def njit(*signatures: Any, **options: Any) -> Callable[[F], F]:
     decorate = numba.njit(*signatures, **options)
 
     def compiled(function: F) -> F:
-        places = config.CACHE_LOCATOR_CLASSES
-        config.CACHE_LOCATOR_CLASSES = _PLACES
+        locators = config.CACHE_LOCATOR_CLASSES
+        config.CACHE_LOCATOR_CLASSES = _LOCATORS
         try:
             made: F = decorate(function)
             return made
         finally:
-            config.CACHE_LOCATOR_CLASSES = places
+            config.CACHE_LOCATOR_CLASSES = locators
 
     return compiled

@@ -1,8 +1,8 @@
-"""The arrays that a network reads, and where in them each field's values stand.
+"""Input arrays of a network, and the columns of each field in them.
 
 In the full layout every candidate has a row of all fields. In the split layout the context fields of a request have one
-row in a block of their own, and `request` says to which of its rows each candidate belongs, so that several requests can
-be scored in one run. It knows nothing of ids or tables. Written by `pipeline.embedding.hierarchy.store`, read by
+row in a block of their own, and `request` holds the context row of each candidate, so that one run can score several
+requests. It knows nothing of ids or tables. Written by `pipeline.embedding.hierarchy.store`, read by
 `pipeline.model.network`.
 """
 
@@ -28,17 +28,17 @@ ARRAYS = ("embeddings", "linear", "numbers")
 REQUEST = "request"
 
 KEPT_ROWS = 4096
-"""Candidates of one run whose memory is kept for the next; what a larger run takes is given back."""
+"""Candidates up to which the memory of a run is kept for the next; that of a larger run is freed."""
 
 Role = Literal["context", "candidate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """Where fields stand in one block of arrays; -1 for a field that stands in another one.
+    """Columns of the fields in one block of arrays; -1 for a field of another block.
 
     Attributes:
-        prefix: of the names of the block's arrays as the network knows them: empty, `context_` or `candidate_`.
+        prefix: of the names of the block's arrays in the network: empty, `context_` or `candidate_`.
         offsets: int64 `[fields with vectors]`, first column of `embeddings`.
         places: int64 `[fields with vectors]`, column of `linear`.
         numbers: int64 `[number fields]`, column of `numbers`.
@@ -53,7 +53,7 @@ class Columns:
     _known: dict[bytes, slice | I64] = field(default_factory=dict)
 
     def numbers_at(self, columns: npt.NDArray[np.int32]) -> slice | I64:
-        """Columns of `numbers` for number fields; a slice where they stand side by side, which is copied faster."""
+        """Columns of `numbers` for number fields; a slice where they are adjacent, which is copied faster."""
         key = columns.tobytes()
         known = self._known.get(key)
         if known is None:
@@ -83,7 +83,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """The blocks of a network's inputs: one of all fields (full), or one of the context and one of the candidates (split)."""
+    """Blocks of a network's inputs: one of all fields (full), or one of the context and one of the candidates (split)."""
 
     blocks: tuple[Columns, ...]
 
@@ -129,15 +129,15 @@ class Block:
 
 
 class DenseInputs:
-    """What a network reads for n candidates: one block in the full layout, context and candidates in the split one.
+    """Inputs of a network for n candidates: one block in the full layout, context and candidates in the split one.
 
     Attributes:
         n: rows of candidates.
         blocks: as `layout.blocks`; in the split layout the first has one row per request.
-        request: int64 `[n]`, the context row of each candidate; read in the split layout only.
-        whole: the inputs that this is a window of, which one run of the network does for all its windows; else itself.
+        request: int64 `[n]`, the context row of each candidate; used in the split layout only.
+        whole: the inputs that this is a window of, else itself; one run of the network scores all windows of `whole`.
         start: first row of the window in `whole`.
-        degraded: why the rows are less than they should be, in words; empty as a rule.
+        degraded: reasons why rows are missing or stale; normally empty.
         tiers: seconds that each embedding tier took, by name, where there are several.
     """
 
@@ -165,11 +165,11 @@ class DenseInputs:
         )
 
     def holds(self, rows: int, requests: int) -> bool:
-        """Whether there is room for so many."""
+        """Whether the arrays have room for that many rows and requests."""
         return self.n >= rows and (not self.layout.is_split or self.blocks[0].n >= requests)
 
     def first(self, rows: int, requests: int = 1) -> DenseInputs:
-        """Views for some rows of some requests, from the start; all rows are the first request's until `window` is asked."""
+        """Views of the first rows and requests; all rows belong to the first request until `window` assigns them."""
         request = self.request[:rows]
         request[:] = 0
         candidates = self.blocks[-1].rows(0, rows)
@@ -177,7 +177,7 @@ class DenseInputs:
         return DenseInputs(self.layout, blocks, request)
 
     def window(self, start: int, stop: int, request: int = 0) -> DenseInputs:
-        """Views for one request: candidates start..stop, and where the layout is split row `request` of the context."""
+        """Views for one request: candidates start..stop, and in the split layout row `request` of the context."""
         self.request[start:stop] = request
         candidates = self.blocks[-1].rows(start, stop)
         blocks = (self.blocks[0].rows(request, request + 1), candidates) if self.layout.is_split else (candidates,)
@@ -190,6 +190,6 @@ class DenseInputs:
         return self.blocks[0 if role == "context" else -1]
 
     def put_numbers(self, part: NumberPart, role: Role) -> None:
-        """Write number columns of one role; one row is every row's."""
+        """Write number columns of one role; a single row is written to all rows."""
         block = self.block_of(role)
         block.numbers[:, block.columns.numbers_at(part.columns)] = part.values

@@ -1,8 +1,8 @@
 """Hash tables of 64-bit ids as plain arrays, and the compiled loops over them.
 
-Open addressing with linear probing over a power of two of cells. Emptiness is `slots[cell] == 0` (a slot is stored plus
-one), so every 64-bit id is legal. Functions take arrays only, hold no state and release the GIL; they are serial, since
-numba's parallel layer aborts a process on concurrent calls.
+Open addressing with linear probing; the number of cells is a power of two. A cell is empty where `slots[cell] == 0` (a
+slot is stored plus one), so every 64-bit id is legal. Functions take arrays only, hold no state and release the GIL. They
+are serial, since numba's parallel layer aborts a process on concurrent calls.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def array_type(dtype: Any, dimensions: int = 1, *, readonly: bool = False) -> An
 
 
 def tuple_type(*kinds: Any) -> Any:
-    """numba's type of a tuple. A plain one: a named tuple costs a call a microsecond more."""
+    """numba's type of a tuple. Arguments are plain tuples: a named tuple makes a call a microsecond slower."""
     make: Any = types.Tuple
     return make(kinds)
 
@@ -76,7 +76,7 @@ def build(ids: I64, keys: I64, slots: U32) -> None:
 
 @njit(nogil=True, cache=True)
 def find(ids: I64, keys: I64, slots: U32, out: I64) -> int:
-    """Slots of `ids` into `out` (int64 `[n]`), -1 where an id is not held; the number found."""
+    """Slots of `ids` into `out` (int64 `[n]`), -1 where an id is not held. Returns the number found."""
     mask = np.uint64(len(keys) - 1)
     found = 0
     for i in range(len(ids)):
@@ -93,9 +93,9 @@ def find(ids: I64, keys: I64, slots: U32, out: I64) -> int:
 
 @njit(nogil=True, cache=True)
 def find_or_insert(ids: I64, keys: I64, slots: U32, used: int, out: I64) -> int:
-    """Slots of `ids` into `out`, giving new ids the slots used, used + 1, ...; the new number of slots used.
+    """Slots of `ids` into `out`; new ids get the slots used, used + 1, ... Returns the new number of slots used.
 
-    The caller has made sure that there are cells for all of them. The padding id 0 gets -1 and no slot.
+    The caller ensures that there are enough cells. The padding id 0 gets -1 and no slot.
     """
     mask = np.uint64(len(keys) - 1)
     for i in range(len(ids)):
@@ -139,7 +139,7 @@ class IdIndex:
     def insert(self, ids: I64) -> I64:
         """Slots int64 of `ids` (any shape), new ids added in order; -1 for padding."""
         flat = np.ascontiguousarray(ids).reshape(-1)
-        # Ids repeat, so the worst case would over-allocate: first see how many are new.
+        # Ids repeat, so the worst case would allocate too much: count the new ones first.
         if 2 * (self._used + len(flat)) > len(self._keys):
             known = np.empty(len(flat), np.int64)
             find(flat, self._keys, self._slots, known)

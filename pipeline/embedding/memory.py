@@ -1,8 +1,8 @@
-"""What numba lacks for data that several threads or processes read and write at once, and for rows as vectors.
+"""LLVM instructions as numba intrinsics: memory that threads and processes share, and vector moves of rows.
 
-Thin wrappers around LLVM instructions, each one statement: prefetch, plain and ordered loads and stores, compare and
-swap, fences, and moves of a few numbers at a time between row formats. All take addresses (unsigned, bytes). The fences
-order both compiler and processor, so nothing here leans on the order that x86 keeps by itself.
+Each wraps one instruction: prefetch, plain and ordered loads and stores, compare and swap, fences, and moves of a few
+numbers at a time between row formats. All take addresses (unsigned, bytes). The fences order both compiler and processor,
+so the code does not depend on the memory order of x86.
 """
 
 from __future__ import annotations
@@ -122,17 +122,17 @@ def _first_bit(typing_context: Any, bits: Any) -> Any:
 
 
 prefetch: Any = intrinsic(_prefetch)
-"""`prefetch(address)` asks the processor for a cache line."""
+"""`prefetch(address)` brings a cache line into the processor's caches."""
 load_acquire: Any = intrinsic(_load_acquire)
-"""`load_acquire(address) -> uint32`; nothing after it is read before it."""
+"""`load_acquire(address) -> uint32`; later reads stay after it."""
 store_release: Any = intrinsic(_store_release)
-"""`store_release(address, uint32)`; everything before it is written before it."""
+"""`store_release(address, uint32)`; earlier writes stay before it."""
 compare_and_swap: Any = intrinsic(_compare_and_swap)
 """`compare_and_swap(address, expected, value) -> bool` on uint32, acquire and release."""
 fence_acquire: Any = _fence("acquire")
-"""What was read before it is read before anything after it."""
+"""Earlier reads stay before all later accesses."""
 fence_release: Any = _fence("release")
-"""What comes before it is done before anything after it is written."""
+"""Earlier accesses stay before all later writes."""
 match_keys: Any = intrinsic(_match_keys)
 """`match_keys(address, int64) -> uint32`: bit w is set where word w of the 64-byte line is the key."""
 first_bit: Any = intrinsic(_first_bit)
@@ -160,9 +160,9 @@ def _copy_bytes(typing_context: Any, to: Any, source: Any, count: Any) -> Any:
     return types.void(types.uintp, types.uintp, types.intp), emit
 
 
-# 64-bit words of a packed record stand at multiples of 4 alone.
+# 64-bit words of a packed record are aligned to 4 bytes only.
 load_i64: Any = _load(int64, 4)
-"""`load_i64(address) -> int64`, and so on: of a place that is a multiple of 4 bytes, for `load_u16` of 2."""
+"""`load_i64(address) -> int64`, and so on; the address is a multiple of 4, for `load_u16` of 2."""
 load_u64: Any = _load(uint64, 4)
 load_f32: Any = _load(float32, 4)
 load_u16: Any = _load(uint16, 2)
@@ -170,14 +170,14 @@ load_u8: Any = _load(uint8, 1)
 store_u8: Any = intrinsic(_store_u8)
 """`store_u8(address, uint8)`."""
 copy_bytes: Any = intrinsic(_copy_bytes)
-"""`copy_bytes(to, from, count)` between places that do not overlap."""
+"""`copy_bytes(to, from, count)`; the ranges do not overlap."""
 
 
 def mover(kind: str, lanes: int, *, pack: bool = False) -> Any:
-    """A move of `lanes` numbers between a stored format and float32: `move(to, from, scale)`, of any alignment.
+    """Move of `lanes` numbers between a stored format and float32: `move(to, from, scale)`, of any alignment.
 
     Args:
-        kind: of what is stored, `float32`, `float16` or `int8`. int8 is multiplied by `scale`, the others leave it.
+        kind: stored format, `float32`, `float16` or `int8`. int8 is multiplied by `scale`, the others ignore it.
         pack: from float32 into `float32` or `float16`, instead of the other way.
     """
 
@@ -204,7 +204,7 @@ def mover(kind: str, lanes: int, *, pack: bool = False) -> Any:
 
 
 def unpacker(kind: str) -> Any:
-    """A loop `unpack(to, from, scale, width)` that brings `width` stored numbers to float32, between addresses."""
+    """Loop `unpack(to, from, scale, width)` that converts `width` stored numbers to float32, between addresses."""
     sixteen, eight, one = (mover(kind, lanes) for lanes in (16, 8, 1))
     step, out_step = np.uint64({"float32": 4, "float16": 2, "int8": 1}[kind]), np.uint64(4)
 

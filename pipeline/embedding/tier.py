@@ -1,9 +1,9 @@
-"""What a tier of the embedding hierarchy is: it fills what is still open in a lookup, and may keep what others found.
+"""Protocol of a tier of the embedding hierarchy, and the types that tiers exchange.
 
 A lookup is a few `Wanted`: ids of one width and the places where their rows go. The store passes them down the tiers in
-their configured order; each fills what it holds and marks it, what no tier holds gets the default row of its table, and
-then each tier is offered what the tiers below it found. It knows nothing of features, fields or models. Next stop:
-`pipeline.embedding.hierarchy.store`, which drives tiers; `device`, `segment` and `redis` beside it are some.
+their configured order. Each tier fills what it holds and marks it; an id that no tier holds gets the default row of its
+table; then each tier is offered what the tiers below it found. A tier knows nothing of features, fields or models. Next
+stop: `pipeline.embedding.hierarchy.store`, which calls tiers; `device`, `segment` and `redis` are the tiers.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PENDING_STATUS = 0
 DEFAULT_STATUS = 127
 """Mark of an id that no tier holds: its row is the default of its table."""
 STALE_STATUS = 128
-"""Bit beside a tier's mark: the row is in its place but older than it should be. Lower tiers go on looking for it, and
-it is served only if none of them has it."""
+"""Bit beside a tier's mark: the row is filled in but older than allowed. Lower tiers still look for it, and it is served
+only if none of them has it."""
 
 Fault = Literal["late", "error", "open", "incomplete"]
-"""Why a tier did not look at all that was open: past the deadline, failed, its circuit breaker is open, or the rows of
-the generation are not all there yet."""
+"""Why a tier did not look up all open ids: the deadline passed, it failed, its circuit breaker is open, or the rows of
+the generation are not complete yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Group:
 
     Attributes:
         width: d, numbers of a row.
-        tables: names, sorted; an id's key is the id xor-ed with `salt_of(table)`.
-        rows: of all these tables in the base together.
+        tables: names, sorted; an id's key is the id xor `salt_of(table)`.
+        rows: number of rows of all these tables in the base.
     """
 
     width: int
@@ -65,14 +65,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The base that a model version builds on. Versions on one base share their untouched rows, and so what a tier
-    keeps of them.
+    """Base of a model version. Versions on one base share the rows that no delta touched, and the tiers' copies of them.
 
     Attributes:
         bundle: its name.
         base: version of the base, decimal.
         version: the version itself; `base` where there are no deltas.
-        groups: by width, rising; `Wanted.group` is an index into it.
+        groups: by width, ascending; `Wanted.group` is an index into it.
         linear: whether every id has a weight.
     """
 
@@ -88,19 +87,19 @@ WantedArrays = tuple[I64, I64, F32, I64, F32, U8]
 
 
 class Wanted(NamedTuple):
-    """Ids of one width group whose rows go into one array.
+    """Ids of one width group, and where their rows go.
 
-    A lookup has one per width group and destination. Ids may repeat, and several `Wanted` of a lookup may name the same
-    id. All arrays are C-contiguous.
+    A lookup has one per width group and destination. Ids may repeat, within one `Wanted` and between several. All arrays
+    are C-contiguous.
 
     Attributes:
         group: index into `Generation.groups`.
         width: d of the group.
-        keys: int64 `[m]`, ids xor-ed with the salt of their table; any value is legal.
+        keys: int64 `[m]`, ids xor the salt of their table; any value is legal.
         at: int64 `[m]`, element of `rows` where an id's row begins: the row is `rows[at : at + width]`.
-        rows: float32, flat, shared with the network's inputs; elements that no `at` covers are not the tier's.
+        rows: float32, flat, shared with the network's inputs; a tier leaves elements that no `at` covers unchanged.
         linear_at: int64 `[m]`, element of `linear` where an id's weight goes.
-        linear: float32, flat; empty where the model has no weight per id, and then `linear_at` is not to be read.
+        linear: float32, flat; empty where the model has no weight per id; then `linear_at` has no meaning.
         found: uint8 `[m]`: `PENDING_STATUS`, the mark of the tier that filled the row, or that mark with `STALE_STATUS`.
     """
 
@@ -115,18 +114,18 @@ class Wanted(NamedTuple):
 
     @property
     def arrays(self) -> WantedArrays:
-        """`keys` to `found`, as compiled loops take them: a plain tuple reaches them a microsecond sooner than this one."""
+        """`keys` to `found` as a plain tuple, which compiled loops take a microsecond faster than a named one."""
         return self[2:]
 
 
 def is_open(found: U8) -> npt.NDArray[np.bool_]:
-    """Which ids a tier has still to look for, bool `[m]`: pending ones, and those with a stale row.
+    """Mask of the ids that a tier looks up, bool `[m]`: pending ones, and those with a stale row.
 
-    >>> is_open(np.array([PENDING, 1, STALE | 1, 2], np.uint8)).tolist()
+    >>> is_open(np.array([PENDING_STATUS, 1, STALE_STATUS | 1, 2], np.uint8)).tolist()
     [True, False, True, False]
     """
-    answer: npt.NDArray[np.bool_] = (found == PENDING_STATUS) | (found >= STALE_STATUS)
-    return answer
+    mask: npt.NDArray[np.bool_] = (found == PENDING_STATUS) | (found >= STALE_STATUS)
+    return mask
 
 
 def salt_of(table: str) -> int:
@@ -137,12 +136,12 @@ def salt_of(table: str) -> int:
 
 
 class Tier(Protocol):
-    """One level, for one model version. Called from several threads at once.
+    """One level of the hierarchy, for one model version. Called from several threads at once.
 
     Attributes:
-        name: `device`, `segment`, `redis`, as configured; in metrics and in reasons for degraded answers.
+        name: `device`, `segment` or `redis`, as configured; used in metrics and in reasons for degraded answers.
         shared_over_versions: whether the row of a key may change while the tier is in use, since versions on one base
-            share it. What is kept of such a row has a bounded age.
+            share it. Copies of such a row have a bounded age.
     """
 
     @property
@@ -152,33 +151,33 @@ class Tier(Protocol):
     def shared_over_versions(self) -> bool: ...
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
-        """Fill what is open (`is_open`) and held here: the row, the weight, and `found` with `mark`.
+        """Fill the ids that are open (`is_open`) and held here: the row, the weight, and `found` with `mark`.
 
-        A row that it marks is whole; one that stays pending may hold anything; a stale one it does not have stays as it
-        is. It never raises for a failure outside the process.
+        A marked row is complete; the row of an id that stays pending has no defined content; a stale row that this tier
+        does not have stays unchanged. A failure outside the process never raises.
 
         Args:
-            wanted: of one lookup. Arrays may be written in place only as said.
+            wanted: of one lookup. Only the elements named above are written.
             mark: this tier's place in the store, 1 to 126.
-            deadline: monotonic seconds (`Clock.monotonic`) after which it must not wait any more; local tiers, which
-                never wait, need not look.
+            deadline: monotonic seconds (`Clock.monotonic`) after which the tier must not wait; local tiers never wait and
+                may ignore it.
 
         Returns:
-            None when it looked for all that was open; else why not.
+            None when all open ids were looked up; else the reason.
         """
 
     def offer(self, wanted: Sequence[Wanted], mark: int) -> None:
-        """Keep what it likes of the rows that lower tiers found: those with `mark < found < DEFAULT`. Never waits."""
+        """Take rows that lower tiers found (`mark < found < DEFAULT_STATUS`); the tier chooses which. Never waits."""
 
     def describe(self) -> Mapping[str, float | str]:
-        """What it holds, for status files: `rows`, `bytes` and what else there is to tell, by name."""
+        """Figures for status files by name: `rows`, `bytes` and what is specific to the tier."""
 
     def close(self) -> None:
-        """Let go of what it holds for this version; called once, after the last lookup."""
+        """Release what it holds for this version; called once, after the last lookup."""
 
 
 class TierSource(Protocol):
-    """Opens a configured tier for model versions; one per process, so that versions may share what they hold."""
+    """Opens a configured tier for model versions. One per process, so that versions can share what they hold."""
 
     @property
     def name(self) -> str: ...
@@ -191,4 +190,4 @@ class TierSource(Protocol):
         """
 
     def close(self) -> None:
-        """End what it runs, save what is to be saved; once, after the last lookup."""
+        """Stop its threads and save its state; called once, after the last lookup."""

@@ -1,4 +1,4 @@
-"""Where a Redis is and how to get in: for the embedding tier and for the traffic log, each with a Redis of its own."""
+"""Address and credentials of a Redis, and connections to it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["RedisAddress", "Unusable"]
 
 
 class Unusable(NotReady):
-    """Redis refused, closed the connection or answered what is not an answer."""
+    """Redis refused, closed the connection or sent an invalid reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where a Redis is and how to get in.
+    """Address and credentials of a Redis.
 
     Args:
         url: `redis://HOST:PORT/DB`, `rediss://` for TLS, `unix:///PATH?db=DB`; without a password.
-        username, password: of ACLs, or a password alone.
+        username, password: of an ACL user, or a password alone.
         ca: file of certificates to trust; None: the machine's.
 
     Raises:
-        InvalidInput: the URL is none of these.
+        InvalidInput: the URL is invalid or holds credentials.
     """
 
     url: str
@@ -46,7 +46,7 @@ class RedisAddress:
             raise InvalidInput("the redis url must hold no user or password; name them apart from it", "url")
 
     def client(self, timeout: float) -> redis.Redis:
-        """A redis-py client whose every call ends within `timeout` seconds of silence; for what is not a request."""
+        """A redis-py client, each call of which ends after `timeout` seconds of silence; not for the request path."""
         more: dict[str, Any] = {"ssl_ca_certs": str(self.ca)} if self.ca else {}
         return redis.Redis.from_url(
             self.url,
@@ -55,7 +55,7 @@ class RedisAddress:
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             protocol=2,
-            retry=Retry(NoBackoff(), 0),  # callers have their own ways to go on
+            retry=Retry(NoBackoff(), 0),  # callers retry in their own way
             **more,
         )
 
@@ -63,7 +63,7 @@ class RedisAddress:
         """An authenticated connection on which PING was answered, each step within `timeout` seconds.
 
         Raises:
-            OSError: nobody listens, or TLS fails. Unusable: the server refuses us.
+            OSError: no server listens, or TLS fails. Unusable: the server refuses the connection.
         """
         parts = self._parts()
         if "path" in parts:
@@ -80,10 +80,10 @@ class RedisAddress:
                 context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
                 made = context.wrap_socket(made, server_hostname=host)
             if self.password:
-                _say(made, b"+OK\r\n", "AUTH", *([self.username] if self.username else []), self.password)
+                _command(made, b"+OK\r\n", "AUTH", *([self.username] if self.username else []), self.password)
             if parts.get("db"):
-                _say(made, b"+OK\r\n", "SELECT", str(parts["db"]))
-            _say(made, b"+PONG\r\n", "PING")
+                _command(made, b"+OK\r\n", "SELECT", str(parts["db"]))
+            _command(made, b"+PONG\r\n", "PING")
         except BaseException:
             made.close()
             raise
@@ -97,14 +97,14 @@ class RedisAddress:
         return parts
 
 
-def _say(made: socket.socket, wanted: bytes, *words: str) -> None:
+def _command(made: socket.socket, wanted: bytes, *words: str) -> None:
     raw = [word.encode() for word in words]
     made.sendall(b"*%d\r\n" % len(raw) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in raw))
     answer = b""
     while not answer.endswith(b"\r\n"):
         piece = made.recv(4096)
         if not piece or len(answer) > 4096:
-            raise Unusable(f"redis closed the connection, or babbles, at {words[0]}")
+            raise Unusable(f"redis closed the connection, or sent an invalid reply, at {words[0]}")
         answer += piece
     if answer != wanted:
         raise Unusable(f"redis answered {answer[:200]!r} to {words[0]}")

@@ -1,4 +1,4 @@
-"""Whether a Redis may be trusted with what exists nowhere else: it must evict nothing and keep an append-only file."""
+"""Durability check of a Redis that holds the only copy of data: no eviction, and an append-only file."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ log = logging.getLogger(__name__)
 
 
 def require_durable(client: redis.Redis, name: str, kept: str) -> None:
-    """Look at how a server is set up.
+    """Check that the settings of a server make its data durable.
 
     Args:
-        name: of what it is for, with its URL, for messages; kept: what would be lost.
+        name: of its use, with its URL, for messages; kept: the data that would be lost.
 
     Raises:
         InvalidInput: it evicts, keeps no append-only file, or is too old.
         NotReady: it cannot be reached now.
     """
     try:
-        told: Any = client.info("everything")
+        info: Any = client.info("everything")
     except redis.RedisError as error:
         raise NotReady(f"{name} cannot be opened: {error}") from error
-    version = str(told.get("redis_version", "0.0"))
+    version = str(info.get("redis_version", "0.0"))
     if tuple(int(part) for part in version.split(".")[:2]) < _LEAST_VERSION:
         raise InvalidInput(f"{name} is Redis {version}; {'.'.join(map(str, _LEAST_VERSION))} is needed", "url")
-    policy = told.get("maxmemory_policy", "")
+    policy = info.get("maxmemory_policy", "")
     if policy != "noeviction":
         raise InvalidInput(
             f"{name} evicts keys when memory is full (maxmemory-policy {policy}), which would lose {kept}; "
             "set `maxmemory-policy noeviction`, or name a Redis of its own",
             "url",
         )
-    if not told.get("aof_enabled"):
+    if not info.get("aof_enabled"):
         raise InvalidInput(
             f"{name} keeps no append-only file, so a restart would lose {kept}; set `appendonly yes`", "url"
         )
     try:
         settings: Any = client.config_get("appendfsync")
     except redis.RedisError:
-        return  # not ours to ask
+        return  # CONFIG is not allowed
     sync = settings.get("appendfsync")
     if sync != "always":
         log.warning(

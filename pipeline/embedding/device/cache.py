@@ -1,13 +1,13 @@
-"""The device cache on the CPU: the rows asked for most, in memory of this process, above a slower or larger tier.
+"""Device cache on the CPU: the most requested rows, in memory of this process, above a slower or larger tier.
 
-A set-associative cache per width group: a key's set is found by hash, its places are compared at once, the
-row is copied and its last use stamped in the same pass (`pipeline.embedding.device.sets`). What may enter a full set is decided
-by how often it is asked for (`pipeline.embedding.device.tinylfu`), what leaves by least recent use. Next stop:
+A set-associative cache per width group. A key's set is found by hash, all its places are compared at once, the row is
+copied and its last use stamped in the same pass (`pipeline.embedding.device.sets`). Frequency of requests decides what
+may enter a full set (`pipeline.embedding.device.tinylfu`), least recent use what leaves it. Next stop:
 `pipeline.embedding.device.tier`, which shares caches between versions.
 
-**Processes.** The arrays may lie in memory that several processes map, and then serve them all. Baton gives each lane
-its own: private memory comes in huge pages, which shared memory does not on a stock kernel, and page walks would cost
-more than the rows that lanes hold twice.
+**Processes.** Several processes may map the arrays and use them together. Baton gives each lane its own: private memory
+gets huge pages, which shared memory does not on a stock kernel, and page walks would cost more than the rows that lanes
+hold twice.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 _KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
-_SWEEP_TICKS, _ROUND_TICKS = 128, 256  # ticks between sweeps, and until births come round
+_SWEEP_TICKS, _ROUND_TICKS = 128, 256  # ticks between sweeps, and until births wrap around
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What a cache holds.
+    """Capacity and row format of a cache.
 
     Args:
         rows: capacity; rounded up to whole sets.
         width: d.
         linear: whether a row has a weight beside it.
-        format: of stored rows. float16 rounds to nearest; int8 has a scale per row and rounds to 1/254 of the row's
-            largest number.
+        format: of stored rows. float16 rounds to nearest; int8 has a scale per row, and its error is at most 1/254 of
+            the row's largest number.
     """
 
     rows: int
@@ -82,12 +82,12 @@ class CacheShape:
 
     @property
     def words(self) -> int:
-        """Of the sketch."""
+        """64-bit words of the sketch."""
         return LINE_WORDS * max(1, self.sets * WAYS * ROW_WORDS // LINE_WORDS)
 
     @property
     def bytes(self) -> int:
-        """Of the whole cache."""
+        """Bytes of the whole cache."""
         return 8 * HEAD_WORDS + self.sets * (LINE_BYTES + WAYS * self.stride) + 8 * self.words
 
 
@@ -95,8 +95,8 @@ class DeviceCache:
     """Rows of one width by key. Any number of threads, and of processes that map `memory`, may find and keep at once.
 
     Args:
-        shape: what it holds.
-        memory: `shape.bytes` bytes, zeros or left by a cache of the same shape, aligned to 64; None: private memory.
+        shape: capacity and format.
+        memory: `shape.bytes` bytes, zeros or written by a cache of the same shape, aligned to 64; None: private memory.
     """
 
     def __init__(self, shape: CacheShape, memory: mmap.mmap | None = None) -> None:
@@ -121,16 +121,16 @@ class DeviceCache:
 
     @property
     def bytes(self) -> int:
-        """Of memory."""
+        """Bytes of memory."""
         return self.shape.bytes
 
     def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
-        """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
+        """Fill open ids that are held (`Tier.find`). `tick`: the time; -1: rows do not age."""
         self._sweep(tick)
         find_rows(wanted.arrays, self._arrays, self.shape.width, self._kind, mark, tick)
 
     def keep(self, wanted: Wanted, mark: int, tick: int = -1, *, overwrite: bool = False) -> None:
-        """Take in what was found below (`Tier.offer`); with `overwrite` also over rows that are held."""
+        """Take rows that lower tiers found (`Tier.offer`); with `overwrite` rows that are held are replaced."""
         self._sweep(tick)
         keep_rows(wanted.arrays, self._arrays, self.shape.width, self._kind, mark, tick, overwrite)
 
@@ -138,7 +138,7 @@ class DeviceCache:
         passed = tick - int(self._head[SWEPT])
         if tick >= 0 and passed >= _SWEEP_TICKS:
             self._head[SWEPT] = tick
-            # Nobody looked for so long that births may have come round: whatever is there is old.
+            # There was no call for so long that births may have wrapped around: every row is old.
             sweep_rows(self._arrays, tick, passed >= _ROUND_TICKS - FRESH_TICKS)
 
     def keys(self, limit: int | None = None) -> I64:
@@ -147,7 +147,7 @@ class DeviceCache:
         return out[: int(held_keys(self._arrays, out))]
 
     def counts(self) -> dict[str, int]:
-        """`rows` held, and since the start: `entered`, `refused` by admission, `contended` (let go, as another wrote)."""
+        """`rows` held, and since the start: `entered`, `refused` by admission, `contended` (dropped: the set was locked)."""
         head = self._head
         return {
             "rows": int(head[HELD]),

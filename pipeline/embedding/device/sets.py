@@ -1,13 +1,13 @@
-"""The compiled loops of the device cache: sets of six rows, found, copied and replaced by many threads at once.
+"""Compiled loops of the device cache: sets of six rows that many threads find, copy and replace at once.
 
 A set is one cache line, int64 `[8]`: six keys, then 16 bytes of state: a lock of 32 bits, six stamps of last use, six
-births. All eight words are compared with a key at once; the lock's low bits say which of the six places are taken, so
-every 64-bit key is legal. Rows lie apart, place w of set s at `6 s + w`. An id therefore costs two cache misses, its set
-and its row; with eight keys in a line and the state in another it costs three, and a lookup half as much again.
+births. All eight words are compared with a key at once; the lock's low bits mark which of the six places are taken, so
+every 64-bit key is legal. Rows are stored apart, that of place w of set s at `6 s + w`. An id therefore costs two cache
+misses, its set and its row; eight keys in one line and the state in another cost three, and a lookup took 50 % longer.
 
-The lock counts writes and has a bit for one under way (a seqlock): a reader copies, looks whether the lock is
-still what it was, and takes what it has only then. Nobody waits: a reader that loses `TRIES` times has missed, a writer
-that finds a set taken lets its row go. So a process that dies while it writes costs one set.
+The lock counts writes and has a bit for a write in progress (a seqlock): a reader copies the row and uses the copy only
+if the lock has not changed. No thread waits: a reader that loses `TRIES` times has a miss, a writer that finds a set
+locked drops its row. A process that dies while it writes therefore costs one set.
 
 Functions are serial and release the GIL. `pipeline.embedding.device.cache` owns the arrays.
 """
@@ -63,14 +63,14 @@ BLOCK_IDS = 64
 _BLOCK_U64, _NONE_U64 = np.uint64(BLOCK_IDS), np.uint64(0xFFFFFFFFFFFFFFFF)
 TRIES = 4
 FRESH_TICKS = 8
-"""Ticks that a row stays fresh; births are kept modulo 256 ticks, so old rows are swept before that."""
+"""Ticks that a row stays fresh. Births are stored modulo 256 ticks, so old rows are removed before they wrap around."""
 
-# Where the state stands in a set, in units of its own size.
+# Offsets of the state in a set, each in units of its own size.
 _LOCK_WORD = 12  # uint32: places taken, a bit each; BUSY; count of writes
 _STAMPS_BYTE, _BORN_BYTE = 52, 58  # uint8 [6]
 _TAKEN_MASK, _BUSY_FLAG, _WRITE_MASK = np.uint32(63), np.uint32(64), np.uint32(128)
 
-# Words of the head: what all users of one cache share. Plain counts; racing threads may lose one.
+# Words of the head, which all users of one cache share. Plain counts: racing threads may lose one.
 HEAD_WORDS = 16
 NOW, SEEN, CALLS, COUNTED, HAND, HELD, ENTERED, REFUSED, CONTENDED, SWEPT = range(10)
 
@@ -91,7 +91,7 @@ _copy_weight = mover("float32", 1)
 
 @njit(inline="always", cache=True)
 def _read_row(kind: Any, source: Any, to: Any, width: Any) -> None:
-    """From one address to another: no arrays, which numba would count references of for each row."""
+    """Copy a row between addresses. Not arrays: numba would count their references for each row."""
     if kind == FLOAT32_CODE:
         _unpack32(to, source, np.float32(0.0), np.uint64(width))
     elif kind == FLOAT16_CODE:
@@ -123,7 +123,7 @@ def _write_row(kind: Any, stored: Any, floats: Any, slot: Any, rows: Any, at: An
 
 @njit(inline="always", cache=True)
 def _is_old(line: Any, way: Any, tick: Any) -> Any:
-    """Of a place of the set at this address."""
+    """Whether the row at a place of the set at this address is too old."""
     born = load_u8(line + np.uint64(_BORN_BYTE) + np.uint64(way))
     return tick >= 0 and np.uint8(np.uint8(tick) - born) > np.uint8(FRESH_TICKS)
 
@@ -135,7 +135,7 @@ def _age(line: Any, way: Any, now: Any) -> Any:
 
 @njit(inline="always", cache=True)
 def _oldest(line: Any, now: Any) -> Any:
-    """The place of the set at this address that was used longest ago."""
+    """The least recently used place of the set at this address."""
     way = np.int64(0)
     for w in range(1, WAYS):
         if _age(line, w, now) > _age(line, way, now):
@@ -145,7 +145,7 @@ def _oldest(line: Any, now: Any) -> Any:
 
 @njit(inline="always", cache=True)
 def _advance(head: Any, sketch: Any, looked: Any, counted: Any, sets: Any, lines: Any) -> None:
-    """Move the clock of last use, which starts at 1, and halve the counters whose turn has come."""
+    """Advance the clock of last use, which starts at 1, and halve the counters that are due."""
     head[SEEN] += looked
     every = max(np.uint64(1), sets // np.uint64(2))  # 12 ticks are as many lookups as there are rows
     if head[SEEN] >= every:
@@ -242,7 +242,7 @@ def find_rows(wanted: WantedArrays, cache: CacheArrays, width: int, kind: int, m
     stride = np.uint64(stored.shape[1])
     hashes, homes = np.empty(2 * BLOCK_IDS, np.uint64), np.empty(2 * BLOCK_IDS, np.uint64)
     ways, locked = np.empty(BLOCK_IDS, np.uint64), np.empty(BLOCK_IDS, np.uint32)
-    # A cache with room to spare has nothing to choose, and need not count.
+    # A cache that is less than half full admits every row, and need not count.
     counting = np.uint64(2) * head[HELD] >= size * np.uint64(WAYS)
     # A new phase for each call, or requests of one length would always count the same fields.
     phase = splitmix64(head[CALLS]) & np.uint64(SAMPLE_LOOKUPS - 1)
@@ -260,7 +260,7 @@ def find_rows(wanted: WantedArrays, cache: CacheArrays, width: int, kind: int, m
         for p in range(phase, sampled, np.uint64(SAMPLE_LOOKUPS)):
             prefetch(sketch_at + line_of(hashes[half + p], lines) * np.uint64(8))
         for p in range(block):
-            # The sets of the next block travel while the rows of this one do.
+            # The sets of the next block are fetched together with the rows of this one.
             if p < ahead:
                 hashes[other + p], homes[other + p] = _home(keys[start + block + p], set_at, size)
             q, home = start + p, homes[half + p]
@@ -286,7 +286,7 @@ def find_rows(wanted: WantedArrays, cache: CacheArrays, width: int, kind: int, m
             fence_acquire()
             if load_acquire(line + np.uint64(4 * _LOCK_WORD)) == locked[p]:
                 found[q] = mark | STALE_STATUS if old else mark
-                # Once per tick at most: a line written on each read would travel between cores.
+                # Once per tick at most: a line written on each read would move between cores.
                 if load_u8(line + np.uint64(_STAMPS_BYTE) + way) != now:
                     store_u8(line + np.uint64(_STAMPS_BYTE) + way, now)
             else:
@@ -333,7 +333,7 @@ def keep_rows(
                 block += 1
                 prefetch(sketch_at + line_of(mixed, lines) * np.uint64(8))
             start += 1
-        # Most of what is offered was hardly ever asked for and goes at once. For what may enter, see who would leave.
+        # Most offered rows are requested rarely and are refused at once. For the others, fetch what they would replace.
         left = 0
         for p in range(block):
             h = _set_of(asked[p], size)
@@ -387,7 +387,7 @@ def keep_rows(
 
 @njit(types.void(_CACHE, int64, boolean), nogil=True, cache=True)
 def sweep_rows(cache: CacheArrays, tick: int, everything: bool) -> None:
-    """Remove rows that are too old, or all, before their births come round again."""
+    """Remove rows that are too old, or all, before their births wrap around."""
     head, sets, _, _, _ = cache
     lock_at = np.uint64(sets.ctypes.data) + np.uint64(4 * _LOCK_WORD)
     for h in range(sets.shape[0]):
@@ -405,8 +405,8 @@ def sweep_rows(cache: CacheArrays, tick: int, everything: bool) -> None:
 
 @njit(int64(_CACHE, array_type(int64)), nogil=True, cache=True)
 def held_keys(cache: CacheArrays, out: I64) -> int:
-    """Keys held into `out`, at most `len(out)`: the most recently used of every set first, then the next of every set,
-    and so on; their number. Exact while no thread writes."""
+    """Write the keys held into `out`, at most `len(out)`: the most recently used of every set first, then the next of every
+    set, and so on. Returns their number. Exact while no thread writes."""
     head, sets, _, _, _ = cache
     now = np.uint8(head[NOW])
     used = 0

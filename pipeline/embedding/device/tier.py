@@ -1,11 +1,13 @@
-"""The device tier: caches shared by the versions on one base, with their age, capacity and start.
+"""Device tier: caches that the versions on one base share; their age, capacity and start.
 
-A cache belongs to a generation, that is to the base of a bundle, and all versions on it use the same one. Where local
-segments are among the tiers, rows that deltas have touched never come here (`pipeline.embedding.hierarchy.hierarchy`), so what is
-kept is the base's and right for every version on it, past or coming. Only a tier whose rows may change under one key
-(Redis) makes rows age: after `max_age` a row is stale, looked for below, and served as stale only if nobody below has it.
+A cache belongs to a generation, that is to the base of a bundle, and all versions on the base use it. Where local
+segments are among the tiers, rows that deltas have touched never enter it (`pipeline.embedding.hierarchy.hierarchy`), so
+its rows are the base's and right for every version on it. Only above a tier whose rows may change under one key (Redis)
+do rows age: after `max_age` a row is stale, is looked up below, and is served as stale only if no tier below has it.
 
-A new cache begins with the hot keys of the bundle, those of a live cache of an earlier generation or those on disk.
+A new cache starts with the hot keys of the bundle, from a live cache of an earlier generation or from disk. Hot keys are
+in one file per bundle and width: a magic line, a checksum and int64 keys, the most recently used first. Keys are salted by
+table name and not by version, so they serve every generation. Several processes write the same file whole; the last wins.
 Next stop: `pipeline.embedding.device.cache`, or `torch_cache` for caches on a GPU.
 """
 
@@ -38,9 +40,9 @@ Backend = Literal["auto", "cpu", "cuda"]
 CHUNK_KEYS = 4096
 MAGIC = b"baton-hot-keys 1\n"
 PREFILL_BUDGET_S = 0.05
-"""Seconds that a tier which is not local may take for one chunk of hot keys."""
+"""Seconds that a remote tier may take for one chunk of hot keys."""
 CAPACITY_FACTOR = 2.0
-"""Capacity per row of a table at most: sets fill unevenly, so a cache that is to hold all rows needs more places."""
+"""Largest capacity per row of a table: sets fill unevenly, so a cache for all rows needs more places than rows."""
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +66,8 @@ class RowCache(Protocol):
 
 
 def cache_maker(backend: Backend) -> Callable[[CacheShape], RowCache]:
-    """What makes caches on a backend. `auto` is the CPU: lookups end in arrays of the host, and rows that a card keeps
-    would travel there and back.
+    """Constructor of caches on a backend. `auto` is the CPU: lookups end in arrays of the host, so rows on a GPU would be
+    copied there and back.
 
     Raises:
         InvalidInput: there is no card.
@@ -80,7 +82,7 @@ def cache_maker(backend: Backend) -> Callable[[CacheShape], RowCache]:
 
 
 class _Caches:
-    """The caches of one generation, by width group."""
+    """Caches of one generation, by width."""
 
     def __init__(
         self, generation: Generation, shapes: Sequence[CacheShape], make: Callable[[CacheShape], RowCache]
@@ -94,17 +96,17 @@ class _Caches:
 
 
 class DeviceSource:
-    """The device caches of one process.
+    """Device caches of one process.
 
     Args:
         clock: of ages.
-        rows: capacity per generation in rows of all widths together; None: as `bytes` says.
-        bytes: capacity per generation, all told.
+        rows: capacity per generation in rows of all widths together; None: `bytes` decides.
+        bytes: capacity per generation in bytes of all widths together.
         format: of stored rows.
-        max_age: seconds after which a row is stale; None: rows do not age, for tiers below whose rows never change.
-        folder: where hot keys are kept; None: nowhere.
-        save_interval: seconds between two writings of them.
-        backend: where the caches lie.
+        max_age: seconds after which a row is stale; None: rows do not age, as the rows of the tiers below never change.
+        folder: of the files of hot keys; None: there are none.
+        save_interval: seconds between two saves of them.
+        backend: where the caches are.
 
     Raises:
         InvalidInput: there is no card.
@@ -136,13 +138,13 @@ class DeviceSource:
         )
 
     def tick(self) -> int:
-        """The time in ticks, of which a fresh row has seen at most `FRESH_TICKS`; -1 where rows do not age."""
+        """The time in ticks, `FRESH_TICKS` per `max_age`; -1 where rows do not age."""
         if self._max_age is None:
             return -1
         return int(self._clock.monotonic() * FRESH_TICKS / self._max_age)
 
     def open(self, generation: Generation) -> DeviceTier:
-        """The tier of one version; the caches are those of the other versions on its base."""
+        """The tier of one version; it shares the caches of the other versions on its base."""
         key = (generation.bundle, generation.base, generation.groups, generation.linear)
         with self._lock:
             caches = self._live.get(key)
@@ -154,7 +156,7 @@ class DeviceSource:
         return DeviceTier(self, generation, caches, hot)
 
     def upkeep(self) -> None:
-        """Save the hot keys when it is time."""
+        """Save the hot keys when they are due."""
         if self._clock.monotonic() - self._saved >= self._save_interval:
             self._saved = self._clock.monotonic()
             self.save()
@@ -164,7 +166,7 @@ class DeviceSource:
         self.save()
 
     def save(self) -> None:
-        """Write the hot keys of every bundle's newest generation. A disk that fails is a line in the log."""
+        """Write the hot keys of every bundle's newest generation. A failing disk is logged."""
         if self._folder is None:
             return
         for caches in self._newest().values():
@@ -194,20 +196,20 @@ class DeviceSource:
         return folder / bundle / f"{width}.keys"
 
     def _shapes(self, generation: Generation) -> list[CacheShape]:
-        """Capacity is shared between widths as rows are in the base."""
+        """Shape per width; the capacity is divided between widths in proportion to the rows of the base."""
         total = max(1, sum(group.rows for group in generation.groups))
         shapes = []
         for group in generation.groups:
-            share = group.rows / total
-            one = CacheShape(6, group.width, generation.linear, self._format)
-            wanted = self._rows * share if self._rows is not None else self._bytes * share / (one.bytes_per_row)
+            fraction = group.rows / total
+            row_bytes = CacheShape(6, group.width, generation.linear, self._format).bytes_per_row
+            wanted = self._rows * fraction if self._rows is not None else self._bytes * fraction / row_bytes
             rows = max(1, int(min(wanted, CAPACITY_FACTOR * group.rows)))
             shapes.append(CacheShape(rows, group.width, generation.linear, self._format))
         return shapes
 
 
 class DeviceTier:
-    """The caches as one version sees them."""
+    """Device tier of one version."""
 
     name = "device"
     shared_over_versions = False
@@ -220,20 +222,20 @@ class DeviceTier:
         self._hot = hot
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
-        """Fill what is open and held; never waits."""
+        """Fill open ids that are held; never waits."""
         tick = self._source.tick()
         for want in wanted:
             self._groups[want.group].find(want, mark, tick)
         return None
 
     def offer(self, wanted: Sequence[Wanted], mark: int) -> None:
-        """Keep rows found below that are asked for more often than those they would replace."""
+        """Keep rows found below that are requested more often than those they would replace."""
         tick = self._source.tick()
         for want in wanted:
             self._groups[want.group].keep(want, mark, tick)
 
     def prefill(self, below: Sequence[Tier], clock: Clock) -> int:
-        """Bring the hot keys of a new cache up from the tiers below; rows held then. Once, before the first lookup."""
+        """Fill a new cache with its hot keys from the tiers below; called once, before the first lookup. Returns rows held."""
         for g, cache in enumerate(self._groups):
             width = cache.shape.width
             keys = self._hot.get(width, np.empty(0, np.int64))[: cache.shape.rows]
@@ -251,13 +253,13 @@ class DeviceTier:
         return sum(cache.counts()["rows"] for cache in self._groups)
 
     def describe(self) -> Mapping[str, float | str]:
-        """Rows and bytes held, and what became of rows that were offered, all widths together."""
+        """Rows and bytes held, and counts of offered rows, all widths together."""
         total: dict[str, float | str] = {"bytes": sum(cache.bytes for cache in self._groups)}
         counts = [cache.counts() for cache in self._groups]
         return total | {name: sum(count[name] for count in counts) for name in counts[0]} if counts else total
 
     def close(self) -> None:
-        """Nothing: the caches go with the last version that uses them."""
+        """Nothing: the caches are freed with the last version that uses them."""
 
 
 def write_keys(path: Path, keys: I64) -> None:

@@ -1,12 +1,11 @@
-"""How often an id was asked for lately: TinyLFU's sketch, which decides what may enter a full cache.
+"""TinyLFU's frequency sketch, which decides what may enter a full cache.
 
 A count-min sketch of 4-bit counters (Einziger, Friedman, Manes 2017, "TinyLFU: A Highly Efficient Cache Admission
-Policy"): an id has four counters, all in one cache line, and its estimate is the least of them. Counters are halved all
-the time, a line after so many counts, so that every one is halved once per sample; the paper halves all at once, which
-would stop a request. Only every `SAMPLE_LOOKUPS`-th lookup counts: it saves most of what counting costs, which is a cache miss
-a time, and about one id in a hundred is found less (Zipf 1.05, cache of a tenth: 0.849 of the ids with every lookup
-counted, 0.844 with every 4th, 0.838 with every 8th, 0.830 with every 32nd). Threads count without locks; a count lost in
-a race is noise like any other.
+Policy"): an id has four counters, all in one cache line, and its estimate is the least of them. Counters are halved
+continuously, one line after every `PERIOD_COUNTS` counts, so that each is halved once per sample; the paper halves all at
+once, which would delay a request. Only every `SAMPLE_LOOKUPS`-th lookup counts: a count costs a cache miss, and the hit
+rate falls by about 0.01 (Zipf 1.05, cache of a tenth: 0.849 with every lookup counted, 0.844 with every 4th, 0.838 with
+every 8th, 0.830 with every 32nd). Threads count without locks; a count lost in a race is noise.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ LINE_WORDS = 8
 ROW_WORDS = 1
 """Words per row of the cache's capacity."""
 PERIOD_COUNTS = 10 * LINE_WORDS
-"""Counts per line until one line is halved: a sample of ten times the capacity, as in the paper."""
+"""Counts after which one line is halved: a sample of ten times the capacity, as in the paper."""
 
 _HALVING_MASK = np.uint64(0x7777777777777777)
 _ONE_U64 = np.uint64(1)
@@ -41,7 +40,7 @@ def line_of(mixed: Any, lines: Any) -> Any:
 
 @njit(inline="always", cache=True)
 def _places(mixed: Any) -> Any:
-    # Bits that choose neither the set nor the line: a second mix of the whole hash.
+    # A second mix of the hash: the bits that choose set and line are not used again.
     return (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -60,7 +59,7 @@ def count(sketch: Any, mixed: Any, lines: Any) -> None:
 
 @njit(inline="always", cache=True)
 def estimate(sketch: Any, mixed: Any, lines: Any) -> Any:
-    """Counted lookups of the id with this hash, 0 to 15; too high where ids collide, never too low but for halving."""
+    """Counted lookups of the id with this hash, 0 to 15; too high where ids collide, and halved over time."""
     first = line_of(mixed, lines)
     places = _places(mixed)
     least = _COUNTER_MASK

@@ -1,11 +1,10 @@
-"""The device tier's cache in the memory of a GPU: what `device.DeviceCache` is on the CPU, with the same methods.
+"""Device cache in the memory of a GPU, with the methods of `pipeline.embedding.device.cache.DeviceCache`.
 
-Ids go to the card, rows come back to where the lookup wants them. All calls of a cache use one CUDA stream; a lock is held
-while a call's operations are put into it, so that no other call's come between, and not while the card works. Rows that
-are offered while another call has the lock are let go. On torch's CPU device it does the same, which is how it is tested
-where there is no card; nobody would serve from there.
+Ids are copied to the GPU, and rows back to the lookup's arrays. All calls of a cache use one CUDA stream. A lock is held
+while a call enqueues its operations, so that calls do not interleave, but not while the GPU works. Rows that are offered
+while another call has the lock are dropped. It also runs on torch's CPU device, for tests on machines without a GPU.
 
-`torch_sets` has the operations.
+`pipeline.embedding.device.torch_sets` has the operations.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ F32 = npt.NDArray[np.float32]
 
 
 def has_card() -> bool:
-    """Whether torch sees a card."""
+    """Whether torch sees a GPU."""
     return torch.cuda.is_available()
 
 
@@ -37,7 +36,7 @@ class TorchCache:
     """Rows of one width by key. Any number of threads may find and keep at once.
 
     Args:
-        shape: what it holds.
+        shape: capacity and format.
         device: of torch: `cuda`, `cuda:1`, or `cpu`.
     """
 
@@ -55,11 +54,11 @@ class TorchCache:
 
     @property
     def bytes(self) -> int:
-        """Of device memory."""
+        """Bytes of device memory."""
         return self._sets.bytes
 
     def find(self, wanted: Wanted, mark: int, tick: int = -1) -> None:
-        """Fill what is open and held (`Tier.find`). `tick`: the time, -1: rows do not age."""
+        """Fill open ids that are held (`Tier.find`). `tick`: the time; -1: rows do not age."""
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             sent = (self._send(wanted.keys), self._send(is_open(wanted.found)), self._tick(tick))
             with self._lock:
@@ -73,7 +72,7 @@ class TorchCache:
         )
 
     def keep(self, wanted: Wanted, mark: int, tick: int = -1, *, overwrite: bool = False) -> None:
-        """Take in what was found below (`Tier.offer`); with `overwrite` also over rows that are held, waiting its turn."""
+        """Take rows that lower tiers found (`Tier.offer`); with `overwrite` replace held rows, and wait for the lock."""
         chosen = np.flatnonzero((wanted.found > mark) & (wanted.found < DEFAULT_STATUS))
         if not len(chosen):
             return
@@ -104,7 +103,7 @@ class TorchCache:
             return held[:limit].cpu().numpy()
 
     def counts(self) -> dict[str, int]:
-        """`rows` held, and since the start: `entered`, `refused` by admission, `contended` (let go, as another wrote)."""
+        """`rows` held, and since the start: `entered`, `refused` by admission, `contended` (dropped: the cache was locked)."""
         with torch.inference_mode(), torch.cuda.stream(self._stream), self._lock:
             tally = self._sets.tally.tolist()
         return {
@@ -115,7 +114,7 @@ class TorchCache:
         }
 
     def _send(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        # A copy where there is nothing to copy to: what the caller does to its arrays later is not the cache's.
+        # A copy also on torch's CPU device: the caller may change its arrays later.
         return torch.tensor(array, device=self._device)
 
     def _tick(self, tick: int) -> torch.Tensor:
@@ -133,7 +132,7 @@ def _place(
     linear: F32,
     found: npt.NDArray[np.uint8],
 ) -> None:
-    """Rows `[m, d]` to their places; ids whose mark is 0 are left alone."""
+    """Copy rows `[m, d]` to their places; ids whose mark is 0 are skipped."""
     for i in range(len(marks)):
         if marks[i] != 0:
             for c in range(rows.shape[1]):

@@ -1,13 +1,13 @@
-"""The device cache's loops as torch operations, for a cache in the memory of a GPU.
+"""Loops of the device cache as torch operations, for a cache in the memory of a GPU.
 
-What a cache does is as in `sets` and `admission`: a key's set is found by hash, a bit says which places are taken since
-every 64-bit key is legal, least recent use decides what leaves and TinyLFU what enters. A set has eight places here, for
-no cache line bounds it. The other difference is how a batch runs. There, ids are taken one after another by threads that
-may race; here, a batch is a fixed sequence of gathers, compares and masked scatters over all ids at once, the same on
-every run. No shape depends on data and nothing is read back by the host, so that a CUDA graph can capture `find_rows` and
-`keep_rows`. What a mask leaves out is written to one spare place behind the last set, where no id is ever looked for.
+The cache works as in `sets` and `tinylfu`: a key's set is found by hash, a bit marks taken places since every 64-bit key
+is legal, least recent use decides what leaves and TinyLFU what enters. A set has eight places here, as no cache line
+bounds it. The other difference is how a batch runs. On the CPU, threads take ids one after another and may race; here, a
+batch is a fixed sequence of gathers, compares and masked scatters over all ids at once, the same on every run. No shape
+depends on data and the host reads nothing back, so that a CUDA graph can capture `find_rows` and `keep_rows`. Masked-out
+writes go to one spare place behind the last set, which no lookup reads.
 
-Calls on one cache run one after another, in the order of one CUDA stream; `pipeline.embedding.device.torch_cache` sees to it.
+Calls on one cache run one after another on one CUDA stream, which `pipeline.embedding.device.torch_cache` ensures.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _M1, _M2, _M3 = (m - (1 << 64) for m in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB,
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    # torch shifts signed numbers arithmetically: what came in at the top is masked away.
+    # torch shifts signed numbers arithmetically: the sign bits that come in at the top are masked out.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -53,7 +53,7 @@ def splitmix64(keys: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sets:
-    """What a cache of one width holds: P = 8 * sets places and a spare one, all on one device.
+    """Arrays of a cache of one width: P = 8 * sets places and a spare one, all on one device.
 
     Attributes:
         keys: int64 `[P + 1]`; place p of set s is `8 s + p`.
@@ -64,8 +64,8 @@ class Sets:
         scales: float32 `[P + 1]` of int8 rows, else `[0]`.
         weights: float32 `[P + 1]` where ids have a weight, else `[0]`.
         counts: uint8 `[128 lines + 1]`, 0 to 15.
-        now, seen: int32 `[1]`, the clock of last use, and ids looked up since it last moved. It moves 64 times in as
-            many lookups as there are rows, and may wrap: ages are differences modulo 2^32.
+        now, seen: int32 `[1]`, the clock of last use, and ids looked up since it last advanced. It advances 64 times in
+            as many lookups as there are rows, and may wrap: ages are differences modulo 2^32.
         calls, counted, hand: int64 `[1]`, lookups, counts since the last halving, the line that is halved next.
         tally: int64 `[3]`: rows held, entered, refused.
     """
@@ -114,12 +114,12 @@ class Sets:
 
     @property
     def sets(self) -> int:
-        """Their number. The sketch has as many lines."""
+        """Number of sets. The sketch has as many lines."""
         return len(self.keys) // WAYS
 
     @property
     def spare(self) -> int:
-        """The place that nobody reads."""
+        """The place that no lookup reads."""
         return len(self.keys) - 1
 
     @property
@@ -130,8 +130,8 @@ class Sets:
 
 
 class Found(NamedTuple):
-    """`held` bool `[m]`; `old` bool `[m]`, held but not fresh; `rows` float32 `[m, d]` and `weights` float32 `[m]` or
-    `[0]`, without meaning where not held."""
+    """Result of a lookup: `held` bool `[m]`; `old` bool `[m]`, held but not fresh; `rows` float32 `[m, d]` and `weights`
+    float32 `[m]` or `[0]`, undefined where not held."""
 
     held: Tensor
     old: Tensor
@@ -140,11 +140,11 @@ class Found(NamedTuple):
 
 
 def find_rows(sets: Sets, keys: Tensor, wanted: Tensor, tick: Tensor) -> Found:
-    """Look ids up, stamp what is held, count the lookup.
+    """Look ids up, stamp those that are held, count the lookup.
 
     Args:
         keys: int64 `[m]` on the cache's device; may repeat.
-        wanted: bool `[m]`; others count as looked up, and are not held.
+        wanted: bool `[m]`; the others are counted, and not held.
         tick: int32 `[1]`, the time; -1: rows do not age.
     """
     mixed = splitmix64(keys)
@@ -165,16 +165,16 @@ def find_rows(sets: Sets, keys: Tensor, wanted: Tensor, tick: Tensor) -> Found:
 def keep_rows(
     sets: Sets, keys: Tensor, rows: Tensor, weights: Tensor, wanted: Tensor, tick: Tensor, *, overwrite: bool = False
 ) -> None:
-    """Take in rows that were found elsewhere.
+    """Take rows that were found elsewhere.
 
-    Of an id that repeats the first wanted row counts. A row that is held is written anew where it is no longer fresh, or
-    with `overwrite`. New ids of a set are taken in the order of their keys, as signed numbers: the k-th is for the set's
-    k-th place, free ones first, then the least recently used. A place is given up if the new id is asked for more often
-    than the one it holds (TinyLFU); a set takes eight new ids of a batch at most, the rest are refused.
+    Of an id that repeats, the first wanted row counts. A row that is held is replaced where it is no longer fresh, or with
+    `overwrite`. New ids of a set are taken in the order of their keys, as signed numbers: the k-th gets the set's k-th
+    place, free places first, then the least recently used. A row is replaced if the new id is requested more often
+    (TinyLFU); a set takes at most eight new ids of a batch, the rest are refused.
 
     Args:
         keys: int64 `[m]`; rows: float32 `[m, d]`; weights: float32 `[m]`, or `[0]` where ids have none.
-        wanted: bool `[m]`; others are passed over.
+        wanted: bool `[m]`; the others are skipped.
         tick: int32 `[1]`, the time; -1: rows do not age.
     """
     order = keys.argsort(stable=True)
@@ -221,7 +221,7 @@ def _age(sets: Sets, place: Tensor, tick: Tensor) -> Tensor:
 
 
 def _write(sets: Sets, target: Tensor, keys: Tensor, rows: Tensor, weights: Tensor, tick: Tensor) -> None:
-    """Rows into places; no two ids have the same one but for the spare, whose content nobody reads."""
+    """Write rows into places. No two ids have the same one, except the spare, which no lookup reads."""
     count = len(keys)
     if len(sets.scales):
         scales = rows.abs().amax(dim=1) / 127
@@ -250,9 +250,9 @@ def _estimate(sets: Sets, mixed: Tensor) -> Tensor:
 
 
 def _count(sets: Sets, mixed: Tensor) -> None:
-    """Count every `SAMPLE_LOOKUPS`-th id, beginning at another one each time, and halve the lines whose turn has come.
+    """Count every `SAMPLE_LOOKUPS`-th id, starting at another one each time, and halve the lines that are due.
 
-    Ids that share a counter in one batch all write the same number, so one that repeats counts once: no atomics, and
+    Ids that share a counter in one batch all write the same number, so an id that repeats counts once: no atomics, and
     every run gives the same counts.
     """
     m, unread = len(mixed), len(sets.counts) - 1
@@ -281,7 +281,7 @@ def _advance(sets: Sets, count: int) -> None:
 
 
 def _repeats(ordered: Tensor) -> Tensor:
-    """Whether an entry is the same as the one before."""
+    """Whether an entry equals the one before."""
     return torch.cat([torch.zeros_like(ordered[:1], dtype=torch.bool), ordered[1:] == ordered[:-1]])
 
 

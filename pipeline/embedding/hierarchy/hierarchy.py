@@ -1,9 +1,9 @@
-"""The configured tiers of a process, and how a model version's tiers are opened from them.
+"""Configured tiers of a process, and how the tiers of a model version are opened from them.
 
-Versions on one base share what they hold of it. So where local segments are among the tiers, the rows that a version's
-deltas have touched are looked up first, whatever the order says, and the other tiers hold rows of the base alone: a
-version's rows are exact, publishing and undo invalidate nothing, and untouched rows stay hits. Without local segments a
-tier that versions share (Redis) gives rows of about the version, of an age that is bounded and measured.
+Versions on one base share its rows. So where local segments are among the tiers, the rows that a version's deltas have
+touched are looked up first, whatever the configured order, and the other tiers hold rows of the base only. A version's
+rows are then exact, publishing and rolling back invalidate nothing, and untouched rows stay hits. Without local segments,
+a tier that versions share (Redis) returns rows near the version, of an age that is bounded and measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEGMENT = "segment"
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """One per process.
+    """Tiers of a process, in the order of lookup.
 
     Args:
         tiers: in the order of lookup; `SEGMENT` stands for the local segments.
@@ -56,7 +56,7 @@ class Hierarchy:
         if SEGMENT in self.tiers:
             stacks = [open_stack(folder, chain, group.width) for group in generation.groups]
         if self.tiers[0] == SEGMENT:
-            # One pass over the deltas and the base.
+            # One pass over deltas and base.
             tiers.append(SegmentTier([(*stack.deltas, stack.base) for stack in stacks]))
         elif any(stack.deltas for stack in stacks):
             tiers.append(SegmentTier([stack.deltas for stack in stacks]))
@@ -76,20 +76,20 @@ class Hierarchy:
         return tiers
 
     def upkeep(self) -> None:
-        """What tiers do now and then; called about once a second, off the request path."""
+        """Periodic work of the tiers; called about once a second, off the request path."""
         for source in self.tiers:
             if isinstance(source, DeviceSource):
                 source.upkeep()
 
     def close(self) -> None:
-        """End what the tiers run, and save what the next start begins with; after the last lookup."""
+        """Stop the tiers' threads and save what the next start loads; after the last lookup."""
         for source in self.tiers:
             if not isinstance(source, str):
                 source.close()
 
 
 def generation_of(chain: Sequence[Bundle]) -> Generation:
-    """What a version's tiers are opened for."""
+    """Generation of a version: what its tiers are opened for."""
     base, tip = chain[0].manifest, chain[-1].manifest
     groups = []
     for width in sorted({f.width or 0 for f in tip.model_schema.embedded}):

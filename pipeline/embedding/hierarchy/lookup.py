@@ -1,8 +1,8 @@
-"""The compiled loops around the tiers: from columns of ids to `Wanted`, and from what tiers found to the network's inputs.
+"""Compiled loops around the tiers: from columns of ids to `Wanted`, and from found rows to the network's inputs.
 
-Before the tiers, ids become keys and places. After them, what nobody found gets its default row, context is spread over
-the candidates, bags are pooled, and every id is counted by table and by who found it. Functions are serial and release
-the GIL. `pipeline.embedding.hierarchy.store` calls them; nothing here knows a tier.
+Before the tiers, ids become keys and places. After them, ids that no tier found get their default row, context is copied
+to the candidates, bags are pooled, and every id is counted by table and tier. Functions are serial and release the GIL.
+`pipeline.embedding.hierarchy.store` calls them; nothing here knows a tier.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ another width or block), column of `linear`, table within the group, and the sal
     cache=True,
 )
 def want_ids(values: I64, columns: I32, fields: I64, width: int, places: int, out: I64, found: U8) -> int:
-    """Keys and places of id columns of one width group, all pending; their number.
+    """Keys and places of id columns of one width group, all marked pending. Returns their number.
 
     Args:
         values: `[r, k]`.
-        columns: `[k]`, which of `fields` each column is.
+        columns: `[k]`, the field of each column, an index into `fields`.
         fields: `[4, fields]`, see `OFFSET`.
         width, places: columns of `embeddings` and `linear`.
         out: `[3, m]`, m at least r k: `keys`, `at` and `linear_at` of a `Wanted`.
@@ -57,7 +57,7 @@ def want_ids(values: I64, columns: I32, fields: I64, width: int, places: int, ou
             mine[count], salt[count] = j, fields[SALT, column]
             offset[count], place[count] = fields[OFFSET, column], fields[PLACE, column]
             count += 1
-    # A loop per array, without branches: the compiler makes vectors of them.
+    # A loop per array, without branches: the compiler vectorizes them.
     for i in range(r):
         first = i * count
         if count == len(columns):
@@ -85,13 +85,13 @@ def want_ids(values: I64, columns: I32, fields: I64, width: int, places: int, ou
 def settle_ids(
     r: int, columns: I32, fields: I64, defaults: tuple[F32, F32], embeddings: F32, linear: F32, found: U8, counts: I64
 ) -> None:
-    """Default rows for what is still pending, counts of all, and one row of context (`r` is 1) to every candidate.
+    """Fill default rows for pending ids, count all ids, and copy one row of context (`r` is 1) to every candidate.
 
     Args:
         columns, fields: as `want_ids`; a field's table is its row of `defaults` and of `counts`.
         defaults: rows `[T, d]` and weights `[T]`.
         embeddings, linear: `[n, W]`, `[n, F]` or no rows.
-        found: as the tiers left it; `DEFAULT_STATUS` for what nobody had.
+        found: as the tiers left it; pending ids get `DEFAULT_STATUS`.
         counts: `[T, 256]`, added to, by `found`.
     """
     rows, weights = defaults
@@ -130,7 +130,7 @@ def settle_ids(
     cache=True,
 )
 def want_bag(values: I64, salt: int, width: int, keys: I64, at: I64, linear_at: I64, found: U8) -> None:
-    """Keys of a bag's elements `[m]`, whose rows go below each other into `[m, width]`."""
+    """Keys and places of a bag's elements `[m]`, whose rows go into `[m, width]`."""
     for i in range(len(values)):
         keys[i] = values[i] ^ salt
         at[i] = i * width
@@ -146,7 +146,7 @@ def want_bag(values: I64, salt: int, width: int, keys: I64, at: I64, linear_at: 
 def settle_bag(
     table: int, default: F32, default_weight: float, rows: F32, weights: F32, found: U8, counts: I64
 ) -> None:
-    """Default rows for elements that nobody found, and counts of all. Arguments as `settle_ids`, of one table."""
+    """Fill default rows for pending elements and count all. Arguments as `settle_ids`, of one table."""
     width = len(default)
     for i in range(len(found)):
         if found[i] == PENDING_STATUS:
@@ -169,7 +169,7 @@ def settle_bag(
 def pool_bag(
     bounds: I32, width: int, offset: int, place: int, rows: F32, weights: F32, embeddings: F32, linear: F32
 ) -> None:
-    """Mean rows and weights of ragged bags (`bounds` `[r + 1]`) into one field's columns; an empty bag gives zeros."""
+    """Write mean rows and weights of ragged bags (`bounds` `[r + 1]`) into one field's columns; an empty bag gives zeros."""
     weighted = linear.shape[0] > 0
     for i in range(len(bounds) - 1):
         for c in range(width):

@@ -1,9 +1,9 @@
-"""The embeddings of one model version, over an order of tiers, with a default row for what none of them holds.
+"""Embedding store of one model version: its tiers in order, and a default row for ids that no tier holds.
 
-A lookup makes keys of all ids, context once, and passes them down the tiers under one deadline; then defaults are
-filled in, bags pooled, and rows found low are offered to the tiers above. A tier that is late or down makes the answer
-degraded, never an error. It knows nothing of sockets or networks. Next stop: `pipeline.embedding.hierarchy.hierarchy` for which
-tiers there are, `pipeline.embedding.hierarchy.lookup` for the loops.
+A lookup makes keys of all ids, of the context once, and passes them down the tiers under one deadline. Then rows found in
+lower tiers are offered to the tiers above, defaults are filled in and bags pooled. A tier that is late or down makes the
+answer degraded, never an error. It knows nothing of sockets or networks. Next stop:
+`pipeline.embedding.hierarchy.hierarchy` for the tiers, `pipeline.embedding.hierarchy.lookup` for the loops.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Group:
 
 
 class _Part(NamedTuple):
-    """One `Wanted` of a lookup, and what it was made of."""
+    """One `Wanted` of a lookup, and its source."""
 
     wanted: Wanted
     group: _Group
@@ -85,14 +85,14 @@ class _Part(NamedTuple):
 
 
 class _Room(threading.local):
-    """A thread's scratch: memory for keys, places and marks, and its counts."""
+    """Scratch memory of one thread: keys, places and marks, and its counts."""
 
     def __init__(self, counts: StoreCounts) -> None:
         self.counts = counts.array()
         self._ints, self._marks, self._floats = np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.float32)
 
     def take(self, ids: int, floats: int) -> tuple[I64, npt.NDArray[np.uint8], F32]:
-        """Room for so many ids (keys, places and places of weights: int64 `[3 ids]`) and numbers of bag elements."""
+        """Memory for a number of ids (keys, places, places of weights: int64 `[3 ids]`; marks) and of floats for bags."""
         if 3 * ids > len(self._ints):
             self._ints, self._marks = np.empty(4 * ids, np.int64), np.empty(2 * ids, np.uint8)
         if floats > len(self._floats):
@@ -102,8 +102,8 @@ class _Room(threading.local):
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """Rows of ids of one table: `rows` float32 `[n, d]`, `weights` float32 `[n]` or none, and by id where its row came
-    from, a tier's name or `default`, and whether that was stale, bool `[n]`."""
+    """Rows of ids of one table: `rows` float32 `[n, d]`, `weights` float32 `[n]` or empty, `tiers` the name of the tier by
+    id, or `default`, and `stale` bool `[n]`."""
 
     rows: F32
     weights: F32
@@ -115,7 +115,7 @@ class EmbeddingStore:
     """Rows of one model version; any number of threads may look up at once.
 
     Args:
-        tiers: from the top. generation: what they were opened for.
+        tiers: from the top. generation: that they were opened for.
     """
 
     def __init__(self, manifest: Manifest, tiers: Sequence[Tier], generation: Generation, hierarchy: Hierarchy) -> None:
@@ -133,12 +133,12 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, chain: Sequence[Bundle], segments: Path, hierarchy: Hierarchy | None = None) -> EmbeddingStore:
-        """Open the tiers of a version, building the segments that are not there yet if they are among them.
+        """Open the tiers of a version; segments that do not exist yet are built.
 
         Args:
             chain: base first, then the deltas in order (`Repository.chain`).
             segments: directory of this machine's segments; each bundle name has a folder in it.
-            hierarchy: the process's tiers; local segments alone unless said.
+            hierarchy: the process's tiers; None: local segments only.
 
         Raises:
             BundleError: a table is damaged, or a delta does not fit its base.
@@ -164,7 +164,7 @@ class EmbeddingStore:
         return sum(int(tier.describe().get("bytes", 0)) for tier in self.tiers)
 
     def describe(self) -> list[Mapping[str, float | str]]:
-        """What each tier says of itself, from the top, under its name in `tier`."""
+        """Figures of each tier (`Tier.describe`), from the top, with its name as `tier`."""
         return [{"tier": tier.name, **tier.describe()} for tier in self.tiers]
 
     def counts(self) -> Counter[Tallied]:
@@ -184,7 +184,7 @@ class EmbeddingStore:
         parts hold one row and no part mixes roles (`Features.shares_context`).
 
         Returns:
-            Why the rows are less than they should be, such as `embedding: redis late`; empty as a rule.
+            Reasons why rows are missing or stale, such as `embedding: redis late`; normally empty.
         """
         if out.n == 0:
             return []
@@ -209,7 +209,7 @@ class EmbeddingStore:
         return degraded
 
     def rows(self, table: str, ids: I64) -> TableRows:
-        """Rows of ids of one table, and where they came from; for tools and tests.
+        """Rows of ids of one table, and their tiers; for tools and tests.
 
         Raises:
             NotFound: there is no such table.
@@ -232,8 +232,8 @@ class EmbeddingStore:
         return TableRows(flat.reshape(n, -1), weights, tiers, found >= STALE_STATUS)
 
     def _find(self, wanted: Sequence[Wanted], tables: Callable[[int], I64], spent: dict[str, float]) -> list[str]:
-        """Pass ids down the tiers, and what lower ones found up again. `tables`: rows of the counts by id of one `Wanted`,
-        asked for only when something went wrong. `spent`: seconds by tier go here, where there are several."""
+        """Pass ids down the tiers, and found rows up again. `tables`: rows of the counts by id of one `Wanted`, called only
+        after a fault. `spent`: gets the seconds by tier, where there are several."""
         degraded: list[str] = []
         now = self._clock.monotonic()
         deadline = now + self._budget
@@ -254,7 +254,7 @@ class EmbeddingStore:
         return degraded
 
     def _wanted(self, features: Features, out: DenseInputs) -> list[_Part]:
-        """What a request asks of the tiers: a `Wanted` per width group and part."""
+        """The lookup of a request: a `Wanted` per width group and part."""
         schema = self._schema
         tasks: list[tuple[_Group, Block, I64, IdPart | Bag, int]] = []
         floats = 0

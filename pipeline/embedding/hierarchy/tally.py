@@ -16,12 +16,13 @@ from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS
 __all__ = ["CASES", "LookupTally", "Tallied"]
 
 CASES = ("hit", "miss", "stale", "late", "error", "open", "incomplete")
-"""Of a tier and table: ids it had, did not have although asked, had but too old and served all the same, and did not
-look for since it was late, failed, was left alone, or does not have all rows yet. An id is a miss of every tier that looked and did not have it."""
+"""Cases of an id, by tier and table: found; looked up and not found; found stale, and served; not looked up since the
+tier was late, failed, had its circuit breaker open, or does not have all rows yet. An id is a miss of every tier that
+looked it up and did not have it."""
 
 
 class Tallied(NamedTuple):
-    """What one count is about. `tier` is `default` (and `case` `hit`) for ids that no tier had."""
+    """Key of one count. `tier` is `default` (and `case` `hit`) for ids that no tier had."""
 
     bundle: str
     table: str
@@ -30,7 +31,7 @@ class Tallied(NamedTuple):
 
 
 class StoreCounts:
-    """The counts of one store: an array per thread that looks up, so that nobody waits and nothing is lost.
+    """Counts of one store: an array per thread that looks up, so that no thread waits and no count is lost.
 
     Args:
         tables: by row of the arrays. tiers: names by mark minus one.
@@ -43,14 +44,14 @@ class StoreCounts:
         self._faults: Counter[tuple[int, int, str]] = Counter()
 
     def array(self) -> npt.NDArray[np.int64]:
-        """A thread's own int64 `[tables, 256]`, to count ids by table and `found`."""
+        """A new array int64 `[tables, 256]` for one thread, which counts ids by table and `found`."""
         mine = np.zeros((len(self._tables), 256), np.int64)
         with self._lock:
             self._found.append(mine)
         return mine
 
     def fault(self, mark: int, case: str, tables: npt.NDArray[np.int64]) -> None:
-        """A tier that did not look for ids: how many by table."""
+        """Count ids that a tier did not look up: how many by table."""
         with self._lock:
             for table in np.flatnonzero(tables).tolist():
                 self._faults[table, mark, case] += int(tables[table])
@@ -77,7 +78,7 @@ class StoreCounts:
 
 
 class LookupTally:
-    """Adds up what the stores of a process count, those that are gone included."""
+    """Sum of the counts of all stores of a process, those that are gone included."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -85,7 +86,7 @@ class LookupTally:
         self._gone: Counter[Tallied] = Counter()
 
     def watch(self, store: object, counts: StoreCounts) -> None:
-        """Count a store until it is collected, and keep what it counted."""
+        """Include a store's counts; they are kept after the store is collected."""
         with self._lock:
             self._alive.append((weakref.ref(store), counts))
 

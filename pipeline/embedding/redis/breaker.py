@@ -1,13 +1,13 @@
-"""A circuit breaker: what has failed several times in a row is left alone until a probe says that it is back.
+"""Circuit breaker: after several failures in a row a server is not used until a probe succeeds.
 
     closed ── `threshold` failures in a row ──► open ── a probe succeeds ──► half_open ── one trial succeeds ──► closed
                                                  ▲                               │
                                                  └───────── the trial fails ─────┘
 
-Probes are made by a thread of the owner (`due`, `probed`), so no request pays for finding out that a server is still
-down; in half_open one request at a time is the trial. The pause between probes doubles up to `longest_pause` and is drawn
-between half of it and all of it, so that the processes of a machine do not come back in step. No method waits: states are
-single assignments, and the one trial is an element that only one thread can pop.
+A thread of the owner makes the probes (`due`, `probed`), so no request waits for a server that is still down; in
+half_open one request at a time is the trial. The pause between probes doubles up to `longest_pause`; the actual pause is
+random between half of it and all of it, so that the processes of a machine do not probe in step. No method waits: states
+are single assignments, and the trial is an element that only one thread can pop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BreakerState = Literal["closed", "open", "half_open"]
 
 
 class CircuitBreaker:
-    """Guards one remote tier of one process.
+    """Circuit breaker of one remote tier in one process.
 
     Args:
         clock: its monotonic seconds decide when a probe is due.
@@ -47,14 +47,14 @@ class CircuitBreaker:
         self._due = 0.0
         self._trial: deque[None] = deque(maxlen=1)
         self.opened = 0
-        """How often it has opened."""
+        """Number of times it has opened."""
 
     @property
     def state(self) -> BreakerState:
         return self._state
 
     def allow(self) -> bool:
-        """Whether the caller may try; who is allowed must report `succeeded`, `failed` or `unused`."""
+        """Whether the caller may use the server; it must then report `succeeded`, `failed` or `unused`."""
         state = self._state
         if state == "closed":
             return True
@@ -67,19 +67,19 @@ class CircuitBreaker:
         return True
 
     def unused(self) -> None:
-        """There was nothing to try after all."""
+        """Report that the server was not used after all."""
         if self._state == "half_open":
             self._trial.append(None)
 
     def succeeded(self) -> None:
-        """A try went well."""
+        """Report a success."""
         self._failures = 0
         if self._state == "half_open":
             self._pause = self._first_pause
             self._state = "closed"
 
     def failed(self) -> None:
-        """A try failed or was late."""
+        """Report a failure or a late answer."""
         self._failures += 1
         state = self._state
         if state == "half_open" or (state == "closed" and self._failures >= self._threshold):
@@ -88,11 +88,11 @@ class CircuitBreaker:
             self.opened += 1
 
     def due(self) -> bool:
-        """Whether it is open and time for a probe."""
+        """Whether it is open and a probe is due."""
         return self._state == "open" and self._clock.monotonic() >= self._due
 
     def probed(self, ok: bool) -> None:
-        """What the probe found."""
+        """Report the result of a probe."""
         if self._state != "open":
             return
         if not ok:

@@ -1,13 +1,13 @@
-"""What Redis holds beside rows: which generations there are, how far each is loaded, and who is loading it.
+"""Records in Redis beside rows: generations, their loading progress, and the lease of their writer.
 
-    baton:embedding:generations     hash: name of a generation -> what it is and when it was used last, as JSON
-    baton:embedding:NAME:mark       which version its rows are of; there only while all rows of the base are
-    baton:embedding:NAME:progress   how far the updater has come, as JSON
-    baton:embedding:NAME:lease      token of the one who writes it; expires by itself
+    baton:embedding:generations     hash: name of a generation -> its description and time of last use, as JSON
+    baton:embedding:NAME:mark       version of its rows; exists only while all rows of the base do
+    baton:embedding:NAME:progress   progress of the updater, as JSON
+    baton:embedding:NAME:lease      token of its writer; expires by itself
 
 A generation is a base version in one row format. Its name, and with it the prefix of its rows' keys, comes from a digest
-of the base's manifest: other bytes are another generation, on every machine alike. Lookups read the mark in the same
-trip as their rows, so they never rest on what was true a moment ago.
+of the base's manifest: other bytes are another generation, on all machines. Lookups read the mark in the same round trip
+as their rows, so the two always belong together.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RedisGeneration:
 
     @property
     def prefix(self) -> bytes:
-        """First bytes of its rows' keys. Should two generations share them, the rows' checks tell them apart."""
+        """First bytes of its rows' keys. If two generations share them, the rows' checks still differ."""
         return prefix_of(self.name)
 
     def key(self, what: str) -> bytes:
@@ -65,18 +65,18 @@ class RedisGeneration:
 
 
 def prefix_of(name: str) -> bytes:
-    """Of the keys of a generation's rows, by its name."""
+    """Prefix of the keys of a generation's rows, by its name."""
     return b"r" + bytes.fromhex(name)[:5]
 
 
 def key_of(name: str, what: str) -> bytes:
-    """As `RedisGeneration.key`, by its name."""
+    """`RedisGeneration.key`, by its name."""
     return SPACE + f"{name}:{what}".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The version that a complete generation's rows are of, and when that version was made (Unix milliseconds)."""
+    """Version of a complete generation's rows, and the time when that version was created (Unix milliseconds)."""
 
     version: int
     created_ms: int
@@ -86,7 +86,7 @@ class Mark:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Mark | None:
-        """None for what is no mark of ours."""
+        """None when the bytes are not a mark."""
         if len(raw) != _MARK.size:
             return None
         kind, version, created_ms, check = _MARK.unpack(raw)
@@ -99,13 +99,13 @@ class Mark:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a generation is written.
+    """Progress of writing a generation.
 
     Args:
-        applied: versions whose rows are all there, base first; empty: the base is not yet.
-        loading: the version being written, "" for none; its tables in order up to `table`, of that `row` rows.
-        abandoned: versions of which rows may be there that are to be given their earlier values first.
-        rows: rows written so far, later versions of a row counted again.
+        applied: versions that are written completely, base first; empty: not even the base.
+        loading: the version being written, "" for none; the tables before `table` are written, and `row` rows of that.
+        abandoned: versions whose rows must first get their earlier values again.
+        rows: rows written so far; a row that is written again counts again.
     """
 
     applied: list[str] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Progress:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Progress | None:
-        """None for nothing, or for what is no progress of ours."""
+        """None when the bytes are empty or not a progress."""
         try:
             return cls(**json.loads(raw)) if raw else None
         except (ValueError, TypeError):

@@ -1,14 +1,14 @@
-"""What a row looks like in Redis, and the compiled loops between arrays and Redis' wire format.
+"""Format of rows in Redis, and the compiled loops between arrays and Redis' wire format.
 
 Key: `PREFIX_BYTES` bytes of the generation, then the eight bytes of the salted id. Value:
 
     check u32 | scale f32, int8 only | weight f32, where the architecture has one | the row, d numbers of the format
 
-`check` is a hash of generation, key and the rest of the value. A value that was written for another id, generation, width
-or format, that was cut or never ours, fails it and is never served. All little-endian, as the machines are that this runs on.
+`check` is a hash of generation, key and the rest of the value. A value of another id, generation, width or format, a
+truncated or a foreign one fails it and is never served. All numbers are little-endian.
 
-A request's ids go out as one MGET and come back as one array of strings; neither becomes Python objects. Functions are
-serial, hold no state and release the GIL. `pipeline.embedding.redis.tier` puts them together.
+A lookup's ids are sent as one MGET and its values received as one array of strings; neither becomes Python objects.
+Functions are serial, hold no state and release the GIL. `pipeline.embedding.redis.tier` calls them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHECK_BYTES = 4
 
 CRLF_MASK = np.uint64(0x0A0D)
 MORE_STATUS, DONE_STATUS, REFUSED_STATUS, GARBAGE_STATUS = 0, 1, 2, 3
-"""What `scan` found: the reply goes on, is whole, is an error of the server's, or is none of Redis'."""
+"""Results of `scan`: the reply is incomplete, complete, an error of the server, or not in Redis' format."""
 
 Reply = tuple[U8, I64, I32]
 """A reply's bytes; start and size of each value."""
@@ -53,7 +53,7 @@ _ITEM = {"float32": 4, "float16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class RedisRowLayout:
-    """Values of one width group.
+    """Layout of the values of one width group.
 
     Args:
         width: d.
@@ -72,12 +72,12 @@ class RedisRowLayout:
 
     @property
     def row_at(self) -> int:
-        """Where the row begins in a value."""
+        """Offset of the row in a value."""
         return CHECK_BYTES + 4 * (self.format == "int8") + 4 * self.linear
 
     @property
     def bytes(self) -> int:
-        """Of one value."""
+        """Bytes of one value."""
         return self.row_at + _ITEM[self.format] * self.width
 
 
@@ -126,9 +126,9 @@ def _emit_copy(typing_context: Any, to: Any, source: Any, size: Any) -> Any:
 
 
 _load64, _load32, _load16, _load8 = _loader(64), _loader(32), _loader(16), _loader(8)
-"""The eight, four, two or one bytes at an address of any alignment."""
+"""Load of eight, four, two or one bytes from an address of any alignment."""
 _copy: Any = intrinsic(_emit_copy)
-"""Copies bytes from an address to another."""
+"""Copy of bytes between addresses."""
 
 
 @njit(inline="always", cache=True)
@@ -158,13 +158,13 @@ def _seal(keys: I64, seed: Any, values: U8) -> None:
 
 @njit(nogil=True, cache=True)
 def collect(keys: I64, found: U8, cells: I32, unique: I64, used: int, places: I32) -> int:
-    """Distinct keys that are still open, appended to `unique`; the new number in use.
+    """Append the distinct open keys to `unique`. Returns the new number of keys in it.
 
     Args:
         keys, found: `[m]`, as in `Wanted`.
-        cells: scratch of the request, a power of two of zeros at first, more than twice its ids.
-        unique, used: `[u]`, the first `used` taken by earlier groups.
-        places: int32 `[m]`, gets the place in `unique`, -1 for what is not open.
+        cells: scratch of the lookup: a power of two of zeros at first, more than twice its ids.
+        unique, used: `[u]`, of which earlier groups have used the first `used`.
+        places: int32 `[m]`, gets each key's place in `unique`, -1 where it is not open.
     """
     mask = np.uint64(len(cells) - 1)
     for i in range(len(keys)):
@@ -184,7 +184,7 @@ def collect(keys: I64, found: U8, cells: I32, unique: I64, used: int, places: I3
 
 @njit(nogil=True, cache=True)
 def write_mget(keys: I64, head: U8, prefix: U8, out: U8) -> int:
-    """`head`, then every key as `$14 CRLF prefix id CRLF`, into `out`; bytes written."""
+    """Write `head`, then every key as `$14 CRLF prefix id CRLF`, into `out`. Returns the bytes written."""
     at = 0
     for b in range(len(head)):
         out[at] = head[b]
@@ -205,7 +205,7 @@ def write_mget(keys: I64, head: U8, prefix: U8, out: U8) -> int:
 
 @njit(inline="always", cache=True)
 def _number(data: Any, at: Any, end: Any) -> Any:
-    """A decimal number and CRLF at `at`: (value, where it ends), (0, -1) when it is cut, (0, -2) when it is none."""
+    """Decimal number and CRLF at `at`: (value, end), (0, -1) when it is incomplete, (0, -2) when it is not a number."""
     negative = at < end and data[at] == 45
     if negative:
         at += 1
@@ -226,7 +226,7 @@ def _number(data: Any, at: Any, end: Any) -> Any:
 
 @njit(inline="always", cache=True)
 def _size(data: Any, base: Any, at: Any, end: Any) -> Any:
-    """As `_number`, of what follows a "$" at `at`; sizes of two and three digits, and -1, in a few instructions."""
+    """`_number` after a "$" at `at`; sizes of two and three digits, and -1, take only a few instructions."""
     word = _load64(base + np.uint64(at))
     if end - at >= 5 and word & np.uint64(0xFFFF0000FF) == np.uint64(0x0A0D000024):  # "$", two bytes, CRLF
         ten, one = (
@@ -252,15 +252,15 @@ def _size(data: Any, base: Any, at: Any, end: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def scan(data: U8, filled: int, state: I64, starts: I64, sizes: I32) -> int:
-    """Go on reading the reply to an MGET of `len(starts)` keys: where each value lies in `data[:filled]`.
+    """Continue parsing the reply to an MGET of `len(starts)` keys: the place of each value in `data[:filled]`.
 
     Args:
         data: longer than `filled` by at least 8.
         state: int64 `[2]`, zeros before the first call: bytes read, values read plus one.
-        starts, sizes: `[n]`; size -1: the key is not there.
+        starts, sizes: `[n]`; size -1: the key does not exist.
 
     Returns:
-        MORE, DONE, REFUSED or GARBAGE.
+        `MORE_STATUS`, `DONE_STATUS`, `REFUSED_STATUS` or `GARBAGE_STATUS`.
     """
     at, index = state[0], state[1]
     if index == 0:
@@ -316,17 +316,17 @@ def scatter(
     mark: int,
     counts: I64,
 ) -> None:
-    """Rows and weights of one width group to where they are wanted, each value checked first.
+    """Copy rows and weights of one width group to their places in a `Wanted`; each value is checked first.
 
-    float16 becomes float32 by bits, for numba has no half type on the CPU.
+    float16 becomes float32 by its bits, as numba has no half type on the CPU.
 
     Args:
         reply: as `scan` left it, without the mark's value.
-        unique: `[u]` salted ids asked for; places: `[m]`, which of them each wanted id is, -1: none.
+        unique: `[u]`, the keys sent; places: `[m]`, place of each wanted key in `unique`, -1: it was not sent.
         seed: of the generation's checks.
         layout: `RedisRowLayout.numbers`.
         wanted: `Wanted.arrays`; found ids get `mark`.
-        counts: int64 `[3]`, added to: ids found, not there, damaged.
+        counts: int64 `[3]`, increased by ids found, missing, damaged.
     """
     data, starts, sizes = reply
     kind, width, weighted = layout
@@ -361,7 +361,7 @@ def scatter(
         elif kind == 1:
             for c in range(width):
                 half = np.uint32(_load16(start + np.uint64(2 * c)))
-                # Exponent and fraction moved to their float32 places, then the difference of the biases made up for.
+                # Move exponent and fraction to their float32 places, then correct for the other exponent bias.
                 bits[to + c] = (half & np.uint32(0x7FFF)) << np.uint32(13)
                 rows[to + c] *= np.float32(5.192296858534828e33)  # 2^112
                 bits[to + c] |= (half & np.uint32(0x8000)) << np.uint32(16)

@@ -1,11 +1,11 @@
-"""The Redis tier: rows that machines share, one MGET per lookup, and never a wait beyond the lookup's deadline.
+"""Redis tier: rows that machines share, one MGET per lookup, and no wait beyond the lookup's deadline.
 
-The ids that upper tiers left open are made distinct over all width groups and asked for in one trip, together with the
-mark that says which version the rows are of. A Redis that is late, down or talks nonsense costs a few lookups their
-budget, then the breaker opens and lookups pass it by until a probe finds it back. So no failure of Redis is ever one of a
-request: answers come from the lower tiers or default rows, marked as degraded by the store.
+The ids that upper tiers left open are made distinct over all width groups and requested in one round trip, together with
+the mark that holds the version of the rows. A Redis that is late, down or sends garbage costs a few lookups their budget;
+then the breaker opens and lookups skip it until a probe succeeds. So a failure of Redis never fails a request: rows come
+from lower tiers or defaults, and the store marks the answer as degraded.
 
-Next stops: `redis_wire` (connections), `redis_rows` (rows and kernels), `redis_updates` (who writes them).
+Next stops: `wire` (connections), `rows` (values and kernels), `updates` (the writer).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pipeline.redis.address import RedisAddress, Unusable
 __all__ = ["RedisSource", "RedisTier"]
 
 CONNECT_S = 1.0
-"""Seconds that a step of connecting may take; no request waits for it."""
+"""Seconds for each step of connecting; no request waits for it."""
 
 
 @dataclass(slots=True)
 class _Counts:
-    """Of one thread. Lookups that asked Redis, by what became of them; values by what they were."""
+    """Counts of one thread: lookups by outcome, values by state."""
 
     answered: int = 0
     late: int = 0
@@ -50,15 +50,15 @@ class _Counts:
 
 
 class RedisSource:
-    """This process's access to one Redis.
+    """Connections of this process to one Redis.
 
     Args:
-        address: where it is.
-        repository: of the bundles whose rows it holds; tells versions apart.
+        address: of the Redis.
+        repository: of the bundles whose rows it holds; it has the order and age of versions.
         format: of the rows, as the updater writes them.
-        breaker: guards it; this source alone.
-        connections: lookups at a time, at most.
-        max_staleness: seconds by which rows may be older than the version that asks; None: any.
+        breaker: of this source alone.
+        connections: most lookups at a time.
+        max_staleness: seconds by which rows may be older than the version that looks up; None: any.
     """
 
     name = "redis"
@@ -100,16 +100,16 @@ class RedisSource:
         )
 
     def close(self) -> None:
-        """End its thread and connections."""
+        """Stop its thread and close its connections."""
         self.links.close()
 
 
 class RedisTier:
-    """Rows of one version's base generation; see `Tier`.
+    """Redis tier of one version; see `Tier`.
 
     Args:
         layouts: by group.
-        ages: versions from the base to this one, in order, with the Unix milliseconds at which they were made.
+        ages: versions from the base to this one, in order, with their time of creation in Unix milliseconds.
     """
 
     name = "redis"
@@ -137,13 +137,13 @@ class RedisTier:
         self._counts: list[_Counts] = []
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
-        """See `Tier.find`: `late`, `error` and `open` as there, `incomplete` while the generation is not all there."""
+        """See `Tier.find`; the fault is `incomplete` while not all rows of the generation are written."""
         counts = self._mine()
         source = self._source
         if source.clock.monotonic() >= deadline:
             counts.late += 1
             return "late"
-        # No link at hand is no failure: more lookups at a time than links, or one that is being opened again.
+        # No idle link is no failure: all are in use, or one is being opened.
         link = source.links.take() if source.breaker.state != "open" else None
         if link is None or not source.breaker.allow():
             if link is not None:
@@ -239,29 +239,29 @@ class RedisTier:
         return (self._ages[self._version] - found.created_ms) / 1000
 
     def offer(self, wanted: Sequence[Wanted], mark: int) -> None:
-        """Nothing: rows come into Redis by the updater alone."""
+        """Nothing: only the updater writes rows to Redis."""
 
     def describe(self) -> Mapping[str, float | str]:
-        """Counters of this version's lookups and values, the breaker, and how old the rows are.
+        """Counts of this version's lookups and values, state of the breaker, and age of the rows.
 
         `versions_behind` and `seconds_behind` are negative where the rows are newer than this version; they and `version`
-        are there once a mark was read.
+        appear after the first mark was read.
         """
-        told: dict[str, float | str] = {
+        figures: dict[str, float | str] = {
             field: sum(getattr(counts, field) for counts in list(self._counts)) for field in _Counts.__slots__
         }
-        told["breaker"] = self._source.breaker.state
-        told["breaker_opened"] = self._source.breaker.opened
+        figures["breaker"] = self._source.breaker.state
+        figures["breaker_opened"] = self._source.breaker.opened
         seen = self._seen
         if seen is not None:
-            here = self._order[self._version]
-            told["version"] = str(seen.version)
-            told["versions_behind"] = here - self._order.get(seen.version, here + 1)
-            told["seconds_behind"] = self._seconds_behind(seen)
-        return told
+            place = self._order[self._version]
+            figures["version"] = str(seen.version)
+            figures["versions_behind"] = place - self._order.get(seen.version, place + 1)
+            figures["seconds_behind"] = self._seconds_behind(seen)
+        return figures
 
     def close(self) -> None:
-        """Nothing to let go of: connections are the source's."""
+        """Nothing: the connections belong to the source."""
 
     def _mine(self) -> _Counts:
         counts: _Counts | None = getattr(self._thread, "counts", None)

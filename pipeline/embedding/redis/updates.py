@@ -1,10 +1,10 @@
-"""Brings a generation in Redis to a version: base, then deltas in order, resumable at any point, one writer at a time.
+"""Writer of rows to Redis: brings a generation to a version, base first, then deltas; resumable, one writer at a time.
 
-Rows go in chunks, each one transaction that holds the rows, the progress and the renewed lease, and that is carried out
-only while the lease is still ours (WATCH): a writer that was stopped and comes back late changes nothing. Every step
-writes what the version says, so doing it twice is the same as once. Going back to an earlier version, or over to another
-list of deltas, writes the rows of the abandoned ones anew as the common part has them. A generation that nobody serves
-leaves by `sweep`. Whoever decides which version that is calls `bring`: it knows nothing of endpoints.
+Rows are written in chunks. Each chunk is one transaction of the rows, the progress and the renewed lease, and is carried
+out only while this writer holds the lease (WATCH): a writer that was stopped and resumes late changes nothing. Every step
+is idempotent. Going back to an earlier version, or to another list of deltas, gives the rows of the abandoned deltas the
+values that they have in the common part. `sweep` removes generations that are not served. The caller of `bring` chooses
+the version: this file knows nothing of endpoints.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SWEPT_KEYS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What `bring` did: rows written, and the versions applied now, base first."""
+    """Result of `bring`: rows written, and the versions that are applied now, base first."""
 
     generation: RedisGeneration
     rows: int
@@ -45,15 +45,15 @@ class Brought:
 
 
 class RedisUpdater:
-    """Writes generations. One thread at a time; any number of processes and machines.
+    """Writer of generations, for one thread at a time; any number of processes and machines.
 
     Args:
         address: of the Redis.
-        repository: of the bundles; finds the deltas that Redis was brought to and that are abandoned now.
+        repository: of the bundles; also holds the deltas that are applied in Redis and abandoned now.
         format: of the rows.
-        token: tells this writer from every other.
+        token: unique to this writer.
         timeout: seconds after which a silent Redis counts as gone.
-        stopped: asked between two chunks; True ends the work there, to be resumed later.
+        stopped: called between two chunks; True ends the work there, to be resumed later.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class RedisUpdater:
 
         Args:
             chain: base first, then the deltas in order (`Repository.chain`).
-            wrote: told after every chunk how many rows it had.
+            wrote: called after every chunk with its number of rows.
 
         Raises:
-            Conflict: another writer is at it, or took over. Overloaded: Redis is full. NotReady: it cannot be reached.
+            Conflict: another writer is at work, or took over. Overloaded: Redis is full. NotReady: it cannot be reached.
             BundleError: a table is damaged.
         """
         generation = RedisGeneration.of(chain[0], self._format)
@@ -97,7 +97,7 @@ class RedisUpdater:
     def _bring(self, writer: _Writer, chain: Sequence[Bundle]) -> None:
         versions = [link.manifest.version for link in chain]
         if writer.progress == Progress():
-            writer.restart()  # progress may have been evicted and the mark not
+            writer.restart()  # the progress may have been evicted, but not the mark
         progress = writer.progress
         common = _common(progress.applied, versions)
         following = versions[common] if common < len(versions) else ""
@@ -107,21 +107,21 @@ class RedisUpdater:
             try:
                 gone = [self._repository.open(chain[0].manifest.name, version) for version in abandoned]
             except NotFound:
-                writer.restart()  # which rows they changed is not known any more
+                writer.restart()  # their rows are no longer known
                 common = 0
             else:
                 writer.revert(chain[:common], gone)
         elif writer.progress.applied and not writer.marked():
-            writer.mark(chain[common - 1])  # evicted; the rows that are gone with it are misses
+            writer.mark(chain[common - 1])  # it was evicted; rows evicted with it are misses
         for link in chain[common:]:
             writer.apply(link)
 
     def sweep(self, used: Collection[RedisGeneration], unused_for: float) -> int:
-        """Remove generations that nobody has used for `unused_for` seconds; the number of keys removed.
+        """Remove generations not used for `unused_for` seconds. Returns the number of keys removed.
 
         Args:
-            used: what this installation serves. Others that share the Redis say the same for themselves, and all go by
-                the clock of Redis.
+            used: generations that this installation serves, marked as used now. Installations that share the Redis each
+                mark their own; all use the clock of Redis.
 
         Raises: NotReady.
         """
@@ -133,7 +133,7 @@ class RedisUpdater:
             for name, what in self._generations():
                 if now - what["used_ms"] <= 1000 * unused_for or self._redis.exists(key_of(name, "lease")):
                     continue
-                # Nothing that tells readers and writers it is complete may outlive its first row.
+                # First what marks it as complete, for readers and writers; then its rows.
                 self._redis.unlink(key_of(name, "mark"), key_of(name, "progress"))
                 keys: list[bytes] = []
                 for key in self._redis.scan_iter(match=_pattern(prefix_of(name)), count=SWEPT_KEYS):
@@ -146,7 +146,7 @@ class RedisUpdater:
         return removed
 
     def report(self) -> dict[str, Any]:
-        """What Redis holds, for people: `keys`, `used_bytes`, `max_bytes` (0: no limit), `policy`, and per generation
+        """Report of the content of Redis: `keys`, `used_bytes`, `max_bytes` (0: no limit), `policy`, and per generation
         `bundle`, `base`, `format`, `version` (None: not complete), `rows_written`, `writing`.
 
         Raises: NotReady.
@@ -202,15 +202,15 @@ class RedisUpdater:
         try:
             yield
         finally:
-            # Not one step: a lease that is lost in between makes its new holder resume, which costs nothing. And a
-            # transaction would be refused when Redis is full. If this fails it expires by itself.
+            # Not atomic: if the lease is lost in between, its new holder resumes, which costs nothing. A transaction
+            # would be refused when Redis is full. If this fails the lease expires by itself.
             with suppress(redis.RedisError):
                 if self._redis.get(key) == self._token:
                     self._redis.unlink(key)
 
     @contextmanager
     def _trouble(self) -> Iterator[None]:
-        """Errors of Redis in our words."""
+        """Translate errors of Redis."""
         where = f"redis at {self._address.url}"
         try:
             yield
@@ -227,7 +227,7 @@ class RedisUpdater:
 
 
 class _Writer:
-    """Writes one generation while a lease is held."""
+    """Writer of one generation, while the lease is held."""
 
     def __init__(
         self,
@@ -249,16 +249,16 @@ class _Writer:
         return bool(self._redis.exists(self._generation.key("mark")))
 
     def mark(self, link: Bundle) -> None:
-        """All rows of a version are there."""
+        """Record that all rows of a version are written."""
         self._commit(mark=link)
 
     def restart(self) -> None:
-        """Forget how far it was; rows stay until they are written anew."""
+        """Reset the progress; rows stay until they are overwritten."""
         self.progress = Progress()
         self._commit(gone=(self._generation.key("mark"),))
 
     def apply(self, link: Bundle) -> None:
-        """Write the rows of a bundle, from where they were left."""
+        """Write the rows of a bundle, from the recorded progress on."""
         progress, version = self.progress, link.manifest.version
         if progress.loading != version:
             progress.loading, progress.table, progress.row = version, 0, 0
@@ -278,7 +278,7 @@ class _Writer:
         self._commit(mark=link)
 
     def revert(self, kept: Sequence[Bundle], gone: Sequence[Bundle]) -> None:
-        """Give the rows that `gone` changed the values that `kept` (base first) has; ids it does not have leave."""
+        """Give the rows that `gone` changed their values in `kept` (base first); ids that are not in it are removed."""
         progress = self.progress
         progress.applied = [link.manifest.version for link in kept]
         progress.abandoned = [link.manifest.version for link in gone]
@@ -301,10 +301,10 @@ class _Writer:
         self._commit(mark=kept[-1])
 
     def _commit(self, rows: Mapping[bytes, bytes] = {}, gone: Sequence[bytes] = (), mark: Bundle | None = None) -> None:
-        """One transaction: rows, progress, lease; nothing of it when the lease is not ours any more.
+        """Commit rows, progress and lease in one transaction; nothing is written when the lease is lost.
 
         Args:
-            gone: keys that leave. mark: the version that is all there with this.
+            gone: keys to remove. mark: the version that is complete with this.
         """
         if self._stopped():
             raise Conflict("stopped; it is resumed where it was left")
@@ -365,5 +365,5 @@ def _common(left: Sequence[str], right: Sequence[str]) -> int:
 
 
 def _pattern(prefix: bytes) -> bytes:
-    """A pattern of SCAN for keys that begin with these bytes."""
+    """Pattern of SCAN for keys that begin with these bytes."""
     return b"".join(b"\\" + prefix[i : i + 1] for i in range(len(prefix))) + b"*"

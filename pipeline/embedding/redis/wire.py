@@ -1,9 +1,9 @@
-"""Connections to Redis for lookups: each request ends by its deadline, whatever the server does.
+"""Connections to Redis for lookups: each lookup ends by its deadline, whatever the server does.
 
-redis-py serves everything that may wait (`RedisAddress.client`: loading, sweeping, figures). A lookup may not: a
-`Link` sends one MGET and reads its reply into an array up to a deadline, and is closed when it is late, for the answer
-that still comes belongs to nobody. `Links` keeps open ones; a thread of its own opens them and finds out whether a
-server that was down is back, so no request ever pays for connecting. Rows and their kernels: `redis_rows`.
+redis-py is used where waiting is allowed (`RedisAddress.client`: loading, sweeping, figures). A lookup may not wait: a
+`Link` sends one MGET and reads its reply into an array up to a deadline. A late link is closed, since its reply would be
+taken for that of the next lookup. `Links` is the pool; a thread of its own opens links and probes a server that was down,
+so no request waits for connecting. Rows and their kernels: `rows`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.redis.address import RedisAddress, Unusable
 __all__ = ["Late", "Link", "Links"]
 
 SLACK_BYTES = 64
-WORD_BYTES = 8  # what `scan` may look at beyond the reply
+WORD_BYTES = 8  # that `scan` may read beyond the reply
 TICK_S = 0.02
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Late(DeadlineExceeded):
 
 
 class Link:
-    """One connection and the buffers of one lookup; used by one thread at a time."""
+    """Connection with the buffers of one lookup; used by one thread at a time."""
 
     def __init__(self, made: socket.socket, clock: Clock) -> None:
         self._socket = made
@@ -51,7 +51,7 @@ class Link:
         self._state = np.zeros(2, np.int64)
 
     def reserve(self, ids: int, value_bytes: int) -> None:
-        """Make room for a lookup of at most `ids` ids with values of at most `value_bytes`; empties `cells`."""
+        """Reserve buffers for a lookup of at most `ids` ids with values of at most `value_bytes`; clears `cells`."""
         if len(self.unique) < ids:
             size = 1 << max(9, ids - 1).bit_length()
             self.cells = np.zeros(2 * size, np.int32)
@@ -70,8 +70,8 @@ class Link:
         """Send `command[:size]`, read `values` values: places into `starts` and `sizes`, bytes into `reply`.
 
         Raises:
-            Late: not all of it by `deadline` (monotonic seconds). Unusable: an error, or no answer to an MGET.
-            After either the link is of no use.
+            Late: the reply is not complete by `deadline` (monotonic seconds). Unusable: an error, or not a reply to MGET.
+            After either the link must be dropped.
         """
         state, reply = self._state, self.reply
         starts, sizes = self.starts[:values], self.sizes[:values]
@@ -109,11 +109,11 @@ class Link:
 
 
 class Links:
-    """Open links to one Redis, at most `most`, and the thread that opens them.
+    """Pool of at most `most` open links to one Redis, and the thread that opens them.
 
     Args:
-        breaker: decides when to look whether a server that failed is back.
-        timeout: seconds that each step of connecting may take.
+        breaker: decides when to probe a server that failed.
+        timeout: seconds for each step of connecting.
     """
 
     def __init__(self, address: RedisAddress, breaker: CircuitBreaker, clock: Clock, *, most: int, timeout: float):
@@ -132,7 +132,7 @@ class Links:
         self._thread.start()
 
     def take(self) -> Link | None:
-        """An open link, or None when there is none at the moment; a new one is then being opened."""
+        """An open link; None when there is none now, and then one is being opened."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -140,17 +140,17 @@ class Links:
             return None
 
     def give(self, link: Link) -> None:
-        """Back after a whole answer."""
+        """Return a link to the pool after a complete reply."""
         self._idle.append(link)
 
     def drop(self, link: Link) -> None:
-        """Close a link whose answer was late or wrong."""
+        """Close a link whose reply was late or wrong."""
         link.close()
         self._permits.append(None)
         self._wanted.set()
 
     def close(self) -> None:
-        """End the thread and close what is idle."""
+        """Stop the thread and close the idle links."""
         self._stop.set()
         self._wanted.set()
         self._thread.join(self._timeout * 4 + 1)
@@ -162,7 +162,7 @@ class Links:
             if self._breaker.state == "open":
                 self._stop.wait(TICK_S)
                 if self._breaker.due():
-                    # Links from before may lead to a server that is gone, so the probe is a new one.
+                    # Old links may be connected to a server that is gone, so the probe opens a new one.
                     while self._idle:
                         self.drop(self._idle.pop())
                     self._breaker.probed(self._open())
@@ -176,7 +176,7 @@ class Links:
                         break
 
     def _open(self) -> bool:
-        """Open one link; True when there was no need or it is there."""
+        """Open one link; False when that fails."""
         try:
             self._permits.pop()
         except IndexError:

@@ -1,9 +1,9 @@
-"""Building a segment from bundles in bounded memory: partition by partition, each written once and in order.
+"""Builder of segments: from bundles, in bounded memory, partition by partition, each written once and in order.
 
     ids of all tables (mapped) -> a batch of partitions (hash, origin) -> pilots -> cells with their rows -> disk
 
-Anonymous memory is that of one batch of ids and one partition of cells, whatever the number of rows. Files are written
-and not mapped, so that a full disk is an error and not a signal. It knows nothing of places and versions; next stop:
+Anonymous memory holds one batch of ids and one partition of cells, whatever the number of rows. Files are written and
+not mapped, so that a full disk is an error and not a signal. It knows nothing of folders and versions; next stop:
 `pipeline.embedding.segment.generations`.
 """
 
@@ -48,14 +48,14 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 BATCH_IDS = 1 << 21
-"""Ids that are held at once, 12 bytes each."""
+"""Ids in memory at once, 12 bytes each."""
 AHEAD_ROWS = 16
-"""Rows whose lines are asked for before they are copied."""
+"""Rows whose cache lines are prefetched before they are copied."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One table of one version; `last` is the end of its origins, which begin where the one before ends."""
+    """One table of one version; its rows have the origins `first` to `last`, numbered over all sources."""
 
     table: int
     salt: int
@@ -65,7 +65,7 @@ class _Source:
 
 
 def _layout(bundles: Sequence[Bundle], width: int) -> SegmentLayout:
-    """Cells for the tables of one width: their dtype, or float32 where they differ."""
+    """Layout of the cells for the tables of one width: their dtype, or float32 where they differ."""
     dtypes = {i.dtype for bundle in bundles for i in bundle.manifest.tables.values() if i.width == width}
     dtype: RowFormat = dtypes.pop() if len(dtypes) == 1 else "float32"
     return SegmentLayout(width, dtype, bundles[-1].manifest.linear)
@@ -75,16 +75,16 @@ def build_segment(path: Path, bundles: Sequence[Bundle], source: str, width: int
     """Write the segment of all tables of one width, later bundles over earlier ones.
 
     Args:
-        path: directory to make; its caller moves it into place, or removes it where this fails.
-        bundles: one base, or deltas in their order; verified here, unless this machine has.
-        source: what it is built from, for `Segment.open`.
+        path: directory to create; the caller moves it into place, or removes it after an error.
+        bundles: one base, or deltas in order; verified here, unless this machine has verified them.
+        source: digest of the bundles, for `Segment.open`.
 
     Raises:
         BundleError: a bundle is damaged, a table breaks its format, or ids of different tables collide.
         OSError: the disk is full or fails.
     """
     layout = _layout(bundles, width)
-    notes = path.parent / NOTES  # whoever loads a version has just had it verified
+    notes = path.parent / NOTES  # loading a version has just verified it
     opened = [Bundle.open(b.path, verify=True, notes=notes if notes.is_dir() else None) for b in bundles]
     sources = list(_sources(opened, width))
     rows = sources[-1].last if sources else 0
@@ -97,7 +97,7 @@ def build_segment(path: Path, bundles: Sequence[Bundle], source: str, width: int
 
 
 def _sources(bundles: Sequence[Bundle], width: int) -> Iterator[_Source]:
-    """Tables newest version first, so that the first row of a key is the one that counts."""
+    """Tables, newest version first, so that the first row of a key counts."""
     names = sorted(t for t, info in bundles[-1].manifest.tables.items() if info.width == width)
     first = 0
     for bundle in reversed(bundles):
@@ -117,9 +117,9 @@ def _distinct(sources: Sequence[_Source]) -> int:
 def _fill(
     staging: Path, sources: Sequence[_Source], layout: SegmentLayout, keys: int, filtered: bool
 ) -> dict[str, Any]:
-    """Write pilots, cells and filter; their sizes and checksums as `Meta` names them."""
+    """Write pilots, cells and filter. Returns their sizes and checksums by the names of `Meta`."""
     partitions = -(-keys // int(LOAD_FACTOR * PARTITION_KEYS))
-    # Partitions differ by some thousandths in their keys, which the free cells take up.
+    # The numbers of keys in partitions differ by a few thousandths, less than there are free cells.
     cells = int(keys / partitions / LOAD_FACTOR) + 1 if keys else 0
     buckets = -(-keys // partitions // BUCKET_KEYS) if keys else 0
     bloom = empty_filter(keys if filtered else 0)
@@ -212,7 +212,7 @@ def _write_rows(
     block: U8, sources: Sequence[_Source], origins: npt.NDArray[np.uint32], places: I64, layout: SegmentLayout
 ) -> None:
     for source in sources:
-        # Entries of a partition stand in the order of their sources.
+        # Entries of a partition are in the order of their sources.
         a, z = np.searchsorted(origins, [source.first, source.last])
         if a == z:
             continue

@@ -1,18 +1,18 @@
-"""A segment: all rows of one width of one or several versions, mapped from disk, immutable, shared by every process.
+"""Segment: file of all rows of one width of one or several versions; mapped, immutable, shared by all processes.
 
-    segment.json    what it was built from, sizes and checksums; written last
-    pilots.bin      uint16 [P, B], which cell a key stands in (`pipeline.embedding.segment.perfect_hash`)
+    segment.json    digest of its source, sizes and checksums; written last
+    pilots.bin      uint16 [P, B], from which the cell of a key follows (`pipeline.embedding.segment.perfect_hash`)
     cells.bin       P partitions of C cells: key int64, weight float32, scale float32, row
-    filter.bin      uint64 [2^k], whether a key may be here at all; of deltas, whose ids most lookups do not want
+    filter.bin      uint64 [2^k], Bloom filter of the keys; only of deltas, which few lookups need
 
-A cell holds its key beside its row, so an id costs one miss (two lines of 64 bytes for 16 float32 numbers); weight and
-scale are there where the model or the dtype has them, and rows lie as the bundle stores them. A cell without a key
-of its own holds a copy of one that stands elsewhere, so that any 64-bit key is legal. Memory: at most 1.7 times the
-raw bytes of rows, scales, weights and ids, for any width and dtype.
+A cell holds its key beside its row, so an id costs one miss (two lines of 64 bytes for 16 float32 numbers). Weight and
+scale exist where the model or the dtype has them, and rows have the bundle's format. A free cell holds a copy of a key
+that belongs to another cell, so that any 64-bit key is legal. Memory: at most 1.7 times the raw bytes of rows, scales,
+weights and ids, for any width and dtype.
 
-A torn or damaged segment is refused by `Segment.open`. Checksums are read once after each start of the machine
-(`pipeline.bundle.verified`). It knows nothing of versions; `segment_build` writes segments,
-`generations` says which a version needs and `segment_tier` looks ids up.
+`Segment.open` refuses a torn or damaged segment. Checksums are verified once after each start of the machine
+(`pipeline.bundle.verified`). It knows nothing of versions; `build` writes segments, `generations` chooses those that a
+version needs, `tier` looks ids up.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LINE_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class SegmentLayout:
-    """Where things stand in a cell, in bytes; -1: not there. `stride` is the size of a cell."""
+    """Byte offsets in a cell; -1: not there. `stride` is the size of a cell."""
 
     width: int
     dtype: RowFormat
@@ -76,14 +76,14 @@ class SegmentLayout:
     def stride(self) -> int:
         size = -(-(self.row + self.row_bytes) // 4) * 4
         if size > LINE_BYTES:
-            return -(-size // 8) * 8  # never crosses one line more than it must
+            return -(-size // 8) * 8  # touches no more lines than necessary
         whole = next(part for part in (16, 32, 64) if part >= size)
         return whole if whole <= 1.15 * size else size
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """segment.json. `blocks` are the xxh3 of each partition's cells, `pilots` and `filter` of those files."""
+    """Content of segment.json. `blocks_xxh3` are checksums of each partition's cells, the others of their files."""
 
     magic: str
     format: int
@@ -103,7 +103,7 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A mapped segment, read-only: `pilots` uint16 `[P, B]`, `cells` uint8 `[P C, stride]`, `filter` uint64 `[2^k]` or
+    """Mapped segment, read-only: `pilots` uint16 `[P, B]`, `cells` uint8 `[P C, stride]`, `filter` uint64 `[2^k]` or
     `[0]`."""
 
     path: Path
@@ -123,10 +123,10 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path, source: str) -> Segment:
-        """Map a segment, holding it against its checksums unless that was done since the machine started.
+        """Map a segment, and verify its checksums unless this was done since the machine started.
 
         Raises:
-            BundleError: it is torn, damaged or built from something else.
+            BundleError: it is torn, damaged or built from another source.
         """
         try:
             meta = Meta(**json.loads((path / META).read_bytes()))
@@ -149,7 +149,7 @@ class Segment:
         return segment
 
     def check(self) -> None:
-        """Read everything and hold it against the checksums.
+        """Read all files and compare them with the checksums.
 
         Raises:
             BundleError: naming the damaged file.
@@ -182,13 +182,13 @@ def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDA
     except OSError as error:
         raise BundleError(f"{path}: {error}", path.name) from None
     with suppress(OSError, ValueError):
-        # Pages that left memory come back in order and not one by one under the first requests.
+        # Pages that left memory are read back in order, and not one by one by the first requests.
         mapped._mmap.madvise(mmap.MADV_WILLNEED)  # type: ignore[attr-defined]
     return np.asarray(mapped)
 
 
 def meta_of(layout: SegmentLayout, source: str, **sizes: Any) -> Meta:
-    """segment.json of this format."""
+    """Content of segment.json in this format."""
     return Meta(MAGIC, FORMAT_VERSION, source, layout.width, layout.dtype, layout.linear, **sizes)
 
 

@@ -1,11 +1,11 @@
-"""Which segments make up a version: one of its base, and a few over its deltas, laid over each other at lookup.
+"""Segments of a version: one of its base, and a few of its deltas, which a lookup searches newest first.
 
-Every delta becomes a small segment of its own when a version with it is first loaded, so that loading costs what
-changed. Behind that, at low priority, runs of deltas are merged: run k of a chain holds the 2^k deltas from a multiple
-of 2^k on (Bentley and Saxe 1980, the logarithmic method), so that n deltas need no more than log2(n) + 1 segments, each
-delta is merged log2(n) times, and the versions of a chain share all but their ends. Segments are told by what they were
-built from and never change: building one again gives the same, an older version finds its own still there, and a build
-that was killed is simply not there yet.
+Every delta becomes a small segment when a version with it is first loaded, so that the cost of loading is proportional to
+the change. Later, at low priority, runs of deltas are merged: run k of a chain holds the 2^k deltas from a multiple of
+2^k on (Bentley and Saxe 1980, the logarithmic method). So n deltas need no more than log2(n) + 1 segments, each delta is
+merged log2(n) times, and the versions of a chain share all but their last segments. A segment is named by its source and
+never changes: a second build gives the same bytes, an older version still finds its segments, and a build that was killed
+leaves no segment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Stack(NamedTuple):
-    """The segments of one width of a version."""
+    """Segments of one width of a version."""
 
     base: Segment
     deltas: tuple[Segment, ...]
@@ -43,16 +43,16 @@ class Stack(NamedTuple):
 
 
 def open_stack(folder: Path, chain: Sequence[Bundle], width: int) -> Stack:
-    """Map the segments of a version, building those of single bundles that are not there yet.
+    """Map the segments of a version; those of single bundles are built if they do not exist.
 
     Args:
-        folder: where segments of this bundle's name live.
+        folder: of the segments of this bundle's name.
         chain: base first, then the deltas in order (`Repository.chain`).
         width: of the tables.
 
     Raises:
         BundleError: a bundle that a segment must be built from is damaged or breaks its format.
-        NotReady: the disk is full or fails; nothing is left behind, and it can be tried again.
+        NotReady: the disk is full or fails; no partial segment remains, and the call can be repeated.
     """
     merged: dict[Path, Segment] = {}
 
@@ -70,7 +70,7 @@ def open_stack(folder: Path, chain: Sequence[Bundle], width: int) -> Stack:
 
 
 def compact(folder: Path, chain: Sequence[Bundle], width: int) -> int:
-    """Build the merged segments that a version should have; the number built. For a process that has time.
+    """Build the merged segments of a version. Returns the number built. Called off the request path.
 
     Raises:
         BundleError, NotReady: as `open_stack`.
@@ -84,12 +84,12 @@ def compact(folder: Path, chain: Sequence[Bundle], width: int) -> int:
 
 
 def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segment:
-    """The segment of all tables of one width, later bundles over earlier ones; built where it is not there yet.
+    """The segment of all tables of one width, later bundles over earlier ones; built if it does not exist.
 
     Several processes may call it at once: one builds, the others wait for it and map the same pages.
 
     Args:
-        folder: where segments of this bundle's name live.
+        folder: of the segments of this bundle's name.
         bundles: one base, or consecutive deltas, oldest first.
         width: of the tables.
 
@@ -110,7 +110,7 @@ def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segme
             staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
             try:
                 build_segment(staging, bundles, _source(bundles), width)
-                if path.exists():  # and was refused
+                if path.exists():  # it was refused above
                     os.rename(path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}"))
                 os.rename(staging, path)
             finally:
@@ -120,8 +120,8 @@ def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segme
 
 
 def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
-    """Remove the segments of a bundle name that none of these versions uses, and what killed builds left; the number of
-    segments removed. Processes that map one keep it."""
+    """Remove the segments of a bundle name that none of these versions uses, and the remains of killed builds. Returns the
+    number of segments removed. Processes that map one keep it."""
     if not folder.is_dir():
         return 0
     keep: set[str] = set()
@@ -142,7 +142,7 @@ def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
             if name in keep:
                 continue
             if name in names:
-                # Renamed first: a reader finds all of it or nothing.
+                # Renamed first: a reader finds the whole segment or none.
                 gone = folder / f".{name}.gone"
                 os.rename(folder / name, gone)
                 shutil.rmtree(gone, ignore_errors=True)
@@ -155,7 +155,7 @@ def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
 
 
 def _cover(deltas: Sequence[Bundle], usable: Callable[[Sequence[Bundle]], bool]) -> list[Sequence[Bundle]]:
-    """The deltas as consecutive runs, each the longest aligned one that is usable; single ones always are."""
+    """The deltas as consecutive runs, each the longest aligned one that is usable; a single delta always is."""
     runs = []
     at = 0
     while at < len(deltas):
@@ -190,13 +190,13 @@ def _opened(path: Path, bundles: Sequence[Bundle]) -> Segment | None:
     try:
         return Segment.open(path, _source(bundles))
     except BundleError as error:
-        log.warning("built anew: %s", error)
+        log.warning("rebuilding a segment: %s", error)
         return None
 
 
 @contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a segment, a file beside it; False when it is taken and `wait` is not."""
+    """Lock of a segment, a file beside it; False when another process holds it and `wait` is false."""
     lock = path.with_name(f".{path.name}.lock")
     while True:
         with open(lock, "w") as file:
@@ -209,13 +209,13 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
                 same = os.fstat(file.fileno()).st_ino == lock.stat().st_ino
             except FileNotFoundError:
                 same = False
-            if same:  # else it was swept away while we waited, and holds nobody else back
+            if same:  # else `sweep` removed it meanwhile, and it locks out no other process
                 yield True
                 return
 
 
 def _clear(path: Path) -> None:
-    """Remove what builds left beside their place; the caller holds the lock."""
+    """Remove the remains of builds of this segment; the caller holds the lock."""
     for left in path.parent.glob(f".{path.name}.*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

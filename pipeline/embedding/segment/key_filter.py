@@ -1,8 +1,8 @@
-"""A Bloom filter of keys: whether a key may be in a set, at one memory access (four bits of one 64-bit word; Putze,
+"""Bloom filter of keys: whether a set may contain a key, at one memory access (four bits of one 64-bit word; Putze,
 Sanders, Singler 2007, "Cache-, hash- and space-efficient Bloom filters").
 
-With 12 to 24 bits a key 0.1 to 2 % of absent keys pass. The word is told by the high bits of the hash, so that filters
-of different sizes can be laid over each other.
+With 12 to 24 bits a key 0.1 to 2 % of absent keys pass. The high bits of the hash choose the word, so that filters of
+different sizes can be combined.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _HALF_BITS = np.uint64(32)
 
 
 def empty_filter(keys: int) -> U64:
-    """A filter for this many keys, uint64 `[2^k]`; `[0]` for none, which then is no filter."""
+    """An empty filter for a number of keys, uint64 `[2^k]`; `[0]`, which is no filter, for none."""
     return np.zeros(1 << (KEY_BITS * keys // 64).bit_length() if keys else 0, np.uint64)
 
 
 def union(filters: Sequence[U64]) -> U64:
     """The filter of all keys of some filters, uint64 of the largest size; `[0]` of none."""
-    size = max((len(one) for one in filters), default=0)
+    size = max(map(len, filters), default=0)
     out = np.zeros(size, np.uint64)
-    for one in filters:
-        if len(one):
-            out |= np.repeat(one, size // len(one))
+    for words in filters:
+        if len(words):
+            out |= np.repeat(words, size // len(words))
     return out
 
 
 @njit(inline="always", cache=True)
 def word_of(mixed: Any, words: Any) -> Any:
-    """Which word tells of a hash (uint64)."""
+    """The word of a hash (uint64)."""
     return ((mixed >> _HALF_BITS) * words) >> _HALF_BITS
 
 
 @njit(inline="always", cache=True)
 def bits_of(mixed: Any) -> Any:
-    """Which bits of the word are set for it."""
+    """The bits of the word that a hash sets."""
     one, mask = np.uint64(1), np.uint64(63)
     return (
         (one << (mixed & mask))

@@ -1,14 +1,14 @@
-"""Where each key of a segment stands: a perfect hash by displacement, so that a lookup reads one place and no chain.
+"""Perfect hash of a segment's keys, by displacement: a lookup reads one cell and follows no chain.
 
 Keys fall into partitions by their hash and, within one, into buckets of about three. A bucket's 16-bit *pilot* is the
-first number that sends all its keys to free cells of the partition; big buckets choose first (Belazzougui, Botelho,
+first number that sends all its keys to free cells of the partition; large buckets choose first (Belazzougui, Botelho,
 Dietzfelbinger 2009, "Hash, displace, and compress"; pilots and partitions as in Pibiri and Trani 2021, "PTHash"). With
 0.94 of the cells in use that takes seven tries a bucket and 0.7 bytes a key, against 16 bytes and more for a table of
-keys and slots, so the pilots stay in the processor's caches where the rows do not. A partition is small enough to be
-placed within those caches as well, and is the unit in which a segment is built, checked and bounded in memory.
+keys and slots, so the pilots stay in the processor's caches and the rows need not. A partition is small enough to be
+placed within those caches too, and is the unit of building, checking and memory use.
 
-A key that was never placed is sent to some cell as well; the key in the cell tells. Functions are serial and release the
-GIL.
+A key that was never placed is sent to some cell as well; comparing with the key in the cell tells the difference.
+Functions are serial and release the GIL.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def route(ids: I64, salt: int, partitions: int, first: int, starts: I64, before:
     """Append the `ids` of partitions `first`, `first + 1`, ... (as many as `starts` has) to their partitions.
 
     Args:
-        starts: `[k]`, where each partition's next entry goes in `mixed` and `origins`; moved on.
+        starts: `[k]`, where each partition's next entry goes in `mixed` and `origins`; advanced.
         before: rows of all earlier sources; the origin of `ids[i]` is `before + i`.
-        mixed, origins: hash of the key, and where its row lies.
+        mixed, origins: hash of the key, and number of its row over all sources.
     """
     scale = np.uint64(partitions)
     for i in range(len(ids)):
@@ -104,17 +104,17 @@ def _largest_first(starts: I64, ends: I64, largest: int) -> I64:
 def place_partition(mixed: U64, origins: U32, sources: I64, tables: I64, pilots: U16, taken: U8, cells: I64) -> int:
     """Choose the pilots of one partition.
 
-    A key that comes again is the same id in an older version and gets no cell, unless its table is another one.
+    A repeated key is the same id in an older version and gets no cell; in another table it is a collision.
 
     Args:
         mixed, origins: `[n]`, newest version first.
-        sources, tables: `[s]`, where each source's origins end and which table it is of.
+        sources, tables: `[s]`, end of each source's origins, and its table.
         pilots: `[B]`, B at least 1, filled.
         taken: `[C]`, filled with 1 where a key is placed.
         cells: `[n]`, filled with each entry's cell, -1 for one that a newer entry hides.
 
     Returns:
-        How many keys were placed; -1 when ids of two tables collide, -2 when the keys do not fit.
+        Number of keys placed; -1 when ids of two tables collide, -2 when the keys do not fit.
     """
     n = len(mixed)
     buckets, size = np.uint64(len(pilots)), np.uint64(len(taken))

@@ -1,8 +1,8 @@
-"""The tier of local disk: the segments of a version, newest first, looked up in one pass.
+"""Segment tier: looks ids up in the segments of a version on local disk, newest first, in one pass.
 
-Ids go in blocks, so that the misses of a block overlap: hash and filter, pilots, cells, rows. One filter over all delta
-segments tells at one access that an id was not touched since the base, as most were not; each segment's own filter then
-tells where to look. Rows of any format leave as float32. Next stop: `segment_file` for what lies on disk.
+Ids are processed in blocks, so that the cache misses of a block overlap: hash and filter, pilots, cells, rows. One filter
+over all delta segments finds at one access that no delta touched an id, which is the usual case; otherwise each segment's
+own filter decides where to look. Rows of any format are returned as float32. Next stop: `file` for the format on disk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DTYPES = {"float32": 0, "float16": 1, "int8": 2}
 
 
 class SegmentTier:
-    """All segments of one version.
+    """Segment tier of one version.
 
     Args:
         groups: by width group, as in `Generation.groups`: the segments newest first, the base's last.
@@ -47,11 +47,11 @@ class SegmentTier:
 
     @property
     def segments(self) -> list[Segment]:
-        """All of them, group by group, newest first."""
+        """All segments, group by group, newest first."""
         return [segment for group in self._groups for segment in group.segments]
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
-        """Fill what is open and held; never waits."""
+        """Fill open ids that are held; never waits."""
         for want in wanted:
             group = self._groups[want.group]
             find_rows(want.arrays, group.table, group.deltas, group.filter, want.width, mark)
@@ -61,7 +61,7 @@ class SegmentTier:
         """Nothing: segments hold what was published."""
 
     def describe(self) -> Mapping[str, float | str]:
-        """Rows (one that a delta holds as well counts twice), bytes mapped and number of segments."""
+        """Rows (a row that a delta also holds counts twice), bytes mapped and number of segments."""
         segments = self.segments
         return {
             "rows": sum(len(s) for s in segments),
@@ -70,11 +70,11 @@ class SegmentTier:
         }
 
     def close(self) -> None:
-        """Nothing: the maps go with the last reference to them."""
+        """Nothing: a segment is unmapped with the last reference to it."""
 
 
 class _Stack:
-    """The segments of one width, and the table of their addresses for the kernel; the segments keep the memory alive."""
+    """Segments of one width, and the table of their addresses for the kernel; the segments keep the memory alive."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = tuple(segments)
@@ -103,7 +103,7 @@ def _passes(address: Any, words: Any, mixed: Any) -> Any:
 
 @njit(inline="always", cache=True)
 def _next_segment(table: Any, first: Any, deltas: Any, mixed: Any) -> Any:
-    """The first segment from `first` on that may hold a key; the base, where there is one, and else the number of all."""
+    """The first segment from `first` on that may hold a key: a delta, else the base, else the number of segments."""
     s = first
     while s < deltas and not _passes(table[s, FILTER], table[s, WORDS], mixed):
         s += np.uint64(1)
@@ -152,7 +152,7 @@ def _prefetch_filters(table: Any, layers: Any, mixed: Any) -> None:
     cache=True,
 )
 def find_rows(wanted: WantedArrays, table: U64, deltas: int, delta_filter: U64, width: int, mark: int) -> None:
-    """Rows and weights of the open ids of a `Wanted` from a stack of segments.
+    """Copy rows and weights of the open ids of a `Wanted` from a stack of segments.
 
     Args:
         wanted: `Wanted.arrays`.
@@ -218,7 +218,7 @@ def find_rows(wanted: WantedArrays, table: U64, deltas: int, delta_filter: U64, 
             i, s, cell, mixed = entries[t], where[t], addresses[t], hashes[t]
             key = keys[i]
             while load_i64(cell) != key:
-                # The filter let pass what is not there: one in a hundred, so nothing is asked for ahead.
+                # A false positive of the filter: one in a hundred, so nothing is prefetched.
                 s = _next_segment(table, s + one, layers, mixed)
                 if s >= segments:
                     break
