@@ -1,10 +1,10 @@
-"""Baton on a Ray cluster: Ray Serve places replicas, watches, replaces and scales them; requests never pass through it.
+"""Ray Serve application: Ray places, watches, replaces and scales replicas of Baton; requests never pass through it.
 
     serve run serving.ray_app:build config=/etc/baton/baton.yaml      or `baton serve --ray ADDRESS`
 
-Each replica is an actor that starts our lanes as processes of their own (`serving.processes.replica`): a request meets the same
-server as without Ray. Models are data and are swapped in place; only a change of code or of the configuration replaces
-replicas, new ones first. The only file of serving that imports Ray.
+Each replica is an actor that starts lanes as processes of their own (`serving.processes.replica`), so a request meets the
+same server as without Ray. Models are data and are swapped in place; only a change of code or configuration replaces
+replicas, new ones first. This is the only file of serving that imports Ray.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ log = logging.getLogger(__name__)
 
 
 class Arguments(BaseModel):
-    """What `serve run` and a Serve config file pass."""
+    """Arguments that `serve run` or a Serve config file pass."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: Path
-    """baton.yaml, readable where the application is built; the nodes get its content. Its `home` must be a path that
-    every node can write."""
+    """Path of baton.yaml where the application is built; the nodes get its content. Every node must be able to write to
+    its `home`."""
 
 
 class Lanes:
-    """A replica of the lanes, as Ray Serve calls it.
+    """Deployment of the lanes.
 
     Args:
         config: as `Config.model_dump_json` wrote it.
-        control: the deployment of the control process, that both start together.
+        control: deployment of the control process, so that both start together.
     """
 
     def __init__(self, config: str, control: Any = None) -> None:
@@ -63,14 +63,14 @@ class Lanes:
         self._replica.start()
 
     def check_health(self) -> None:
-        """Asked by Ray Serve; raises where the replica is to be replaced."""
+        """Called by Ray Serve; raises where the replica is to be replaced."""
         try:
             self._replica.check()
         except OSError as error:
-            raise NotReady(f"nobody can connect to {self._replica.record.address}: {error}") from None
+            raise NotReady(f"{self._replica.record.address} accepts no connection: {error}") from None
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Asked by Ray Serve; handed to `ScalingPolicy`."""
+        """Called by Ray Serve; the result goes to `ScalingPolicy`."""
         load = self._replica.load()
         return {"utilisation": load.utilisation, "queue_wait": load.queue_wait}
 
@@ -80,20 +80,20 @@ class Lanes:
         return {"replica": record.replica, "address": record.address, "node": record.node}
 
     def __del__(self) -> None:
-        # Ray Serve's hook for a replica that is to end; there is none where the start has failed.
+        # Ray Serve's hook for a replica that ends; there is no replica where the start has failed.
         if hasattr(self, "_replica"):
             self._replica.drain()
 
 
 class Control:
-    """The control process of the installation, as Ray Serve calls it."""
+    """Deployment of the control process."""
 
     def __init__(self, config: str) -> None:
         logging.basicConfig(level=logging.INFO)
         self._replica = ControlReplica(Config.model_validate_json(config))
 
     def check_health(self) -> None:
-        """Asked by Ray Serve."""
+        """Called by Ray Serve."""
         self._replica.check()
 
     def __del__(self) -> None:
@@ -102,16 +102,16 @@ class Control:
 
 
 class ScalingPolicy:
-    """Ray Serve's question how many replicas there should be, answered by `serving.processes.scaling`."""
+    """Autoscaling policy of Ray Serve; the rule is `serving.processes.scaling`."""
 
     def __init__(self, utilisation: float, queue_wait: float) -> None:
         self._utilisation = utilisation
         self._queue_wait = queue_wait
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        told = context.aggregated_metrics or {}
-        waits = told.get("queue_wait", {})
-        loads = [Load(share, waits.get(replica, 0.0)) for replica, share in told.get("utilisation", {}).items()]
+        metrics = context.aggregated_metrics or {}
+        waits = metrics.get("queue_wait", {})
+        loads = [Load(busy, waits.get(replica, 0.0)) for replica, busy in metrics.get("utilisation", {}).items()]
         wanted = wanted_replicas(
             loads,
             running=context.current_num_replicas,
@@ -128,7 +128,7 @@ def _deployment(kind: type) -> serve.Deployment:
 
 
 def application(config: Config) -> serve.Application:
-    """The application of a configuration, to be deployed."""
+    """Application of a configuration, to be deployed."""
     text = config.model_dump_json(by_alias=True)
     settings = config.ray
     actor: dict[str, Any] = {
@@ -175,12 +175,12 @@ def application(config: Config) -> serve.Application:
 
 
 def build(arguments: Arguments) -> serve.Application:
-    """What `serve run serving.ray_app:build config=...` and Serve config files call."""
+    """Application builder for `serve run serving.ray_app:build config=...` and Serve config files."""
     return application(Config.load(arguments.config))
 
 
 def serve_on(address: str, config: Config) -> None:
-    """Deploy on a running cluster and return once every replica answers; it stays there when this process ends.
+    """Deploy on a running cluster and return once every replica answers; the application outlives this process.
 
     Args:
         address: of the cluster: `auto`, HOST:PORT of its head, or ray://HOST:PORT.
@@ -191,7 +191,7 @@ def serve_on(address: str, config: Config) -> None:
     try:
         if not ray.is_initialized():
             ray.init(address=address, namespace=APP, log_to_driver=False)
-        # Nothing comes in through Ray Serve's own proxies, so there are none.
+        # Requests do not use Ray Serve's proxies, so there are none.
         serve.start(proxy_location="Disabled")
         serve.run(application(config), name=APP, route_prefix=None)
     except (ConnectionError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""What each admin verb answers. Typed where the shape is settled; `Figures` where what is measured may grow.
+"""Answers of the admin verbs. Typed where the shape is settled; `Figures` where more figures may come.
 
 Field names are those of `baton.admin.v1` and of REST. Versions are decimal strings, times Unix milliseconds.
 """
@@ -39,13 +39,13 @@ __all__ = [
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: what is not a number is told as none."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return value
 
 
@@ -55,7 +55,7 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class Answer(BaseModel):
-    """Of any verb."""
+    """Answer of a verb."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -114,7 +114,7 @@ class ModelPage(Answer):
 
 
 class ModelLoaded(Answer):
-    """How far a load or unload has come. `done`: every lane that runs is where it should be, and there is one."""
+    """Progress of a load or unload. `done`: there is a lane, and all that run are in the wanted state."""
 
     bundle: str
     version: str
@@ -270,10 +270,10 @@ class Refused(Answer):
 
 
 class Worker(Answer):
-    """What the transfer worker does. The names in brackets are those of the method it follows."""
+    """Status of the transfer worker. The letters in brackets are those of the online stage."""
 
     running: bool
-    """Its report is younger than ten seconds."""
+    """Its status is younger than ten seconds."""
     age_seconds: Number = None
     weight: Number = None
     """Weight of the teacher's scores in the student's loss (a)."""

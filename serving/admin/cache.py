@@ -1,4 +1,4 @@
-"""Verbs of the embedding cache: which tier answers, what Redis holds, and bringing rows into it."""
+"""Verbs of the embedding cache: figures of its tiers and of Redis, and writing rows into Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CacheVerbs:
     """See `serving.admin.verbs`; every method is the verb of its name.
 
     Args:
-        upkeep: who keeps the Redis tier up to date, None where there is no Redis.
+        upkeep: of the Redis tier; None where there is no Redis.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class CacheVerbs:
         return a.Cache(
             **summed(self._processes.all().fresh().lanes),
             shared=None if self._upkeep is None else self._upkeep.report(),
-            warming=None if warming is None else a.CacheWarming(**warming.told()),
+            warming=None if warming is None else a.CacheWarming(**warming.report()),
         )
 
     def warm(self, request: r.CacheWarm, by: Principal) -> a.CacheWarming:
-        """Begin to write a version's rows, or what of it is missing; `stats` says how far that has come.
+        """Begin to write the missing rows of a version; `stats` reports the progress.
 
         Raises:
-            Conflict: there is no Redis, or another run goes on.
+            Conflict: there is no Redis, or another run has not ended.
             NotFound, InvalidInput: see `serving.tiers.cache.versions_of`.
         """
         if self._upkeep is None:
@@ -71,16 +71,16 @@ class CacheVerbs:
         versions = versions_of(self._repository, self._store.endpoints(), request.name, request.version)
         with self._lock:
             if self._warming is not None and self._warming.running:
-                raise Conflict(f"rows of {self._warming.told()['name']!r} are being written; wait for their end")
+                raise Conflict(f"rows of {self._warming.report()['name']!r} are being written; wait for their end")
             self._warming = Warming(request.name, versions, self._upkeep.updater(), self._repository, self._clock)
         self._store.note(
             "cache-warm",
             Who(by.name, request.reason, self._clock.wall_ms()),
             {"versions": [f"{bundle.manifest.name}/{bundle.manifest.version}" for bundle in versions]},
         )
-        return a.CacheWarming(**self._warming.told())
+        return a.CacheWarming(**self._warming.report())
 
     def close(self) -> None:
-        """Wait a moment for a run; the process's end stops it, and the next one goes on where it stood."""
+        """Wait a moment for a run. The end of the process stops it, and the next run resumes it."""
         if self._warming is not None:
             self._warming.join(ENDS_WITHIN_S)

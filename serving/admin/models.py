@@ -51,7 +51,7 @@ class ModelVerbs:
         return a.ModelPage(models=models, next_page_token=token)
 
     def load(self, request: r.ModelLoad, by: Principal) -> a.ModelLoaded:
-        """Have all lanes load the newest version that may serve, so that it answers under the bundle's own name.
+        """Load the newest version that may serve in all lanes, so that it answers under the bundle's own name.
 
         Raises:
             NotFound: no such bundle, or none of its versions may serve. BundleError: those that may are damaged.
@@ -70,7 +70,7 @@ class ModelVerbs:
         """Take a load back.
 
         Raises:
-            NotFound: no such bundle, or nobody had it loaded by name.
+            NotFound: no such bundle, or it is not loaded by name.
             Conflict: an endpoint serves it.
         """
         bundle = request.bundle

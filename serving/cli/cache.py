@@ -1,4 +1,4 @@
-"""`baton cache`: bring rows into the Redis that machines share, and see what every tier holds and answers."""
+"""`baton cache`: write rows into the Redis that machines share; show what every tier holds and answers."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ def warm(
     config: Annotated[
         Path | None, typer.Option("--config", help="Configuration file: do it here instead of asking the server")
     ] = None,
-    version: Annotated[str, typer.Option(help="Of the bundle; the newest that may serve unless said")] = "",
+    version: Annotated[str, typer.Option(help="Version of the bundle; by default the newest that may serve")] = "",
     reason: Reason = "",
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Write a version's rows into Redis, or what of it is missing there; goes on where an earlier run was ended.
+    """Write the missing rows of a version into Redis; a run that was interrupted is resumed.
 
     Example: baton cache warm ranker --reason 'new machine'
     """
     with problems():
         done = (
-            _here(config, name, version) if config else _there(AdminClient(server, token=token), name, version, reason)
+            _run_here(config, name, version)
+            if config
+            else _ask_server(AdminClient(server, token=token), name, version, reason)
         )
         if done["error"]:
             raise BatonError(done["error"])
@@ -50,12 +52,12 @@ def warm(
         emit(output, {"loaded": done["loaded"]}, "", columns, [tuple(d[c] for c in _KEYS) for d in done["loaded"]])
 
 
-def _there(client: AdminClient, name: str, version: str, reason: str) -> dict[str, Any]:
+def _ask_server(client: AdminClient, name: str, version: str, reason: str) -> dict[str, Any]:
     began = client.post(f"/cache/{name}/warm", {"version": version, "reason": reason})
     return _watched(lambda: client.get("/cache")["warming"] or began)
 
 
-def _here(config: Path, name: str, version: str) -> dict[str, Any]:
+def _run_here(config: Path, name: str, version: str) -> dict[str, Any]:
     from pipeline.clock import SystemClock
     from serving.config import Config
     from serving.tiers.cache import versions_of
@@ -70,22 +72,22 @@ def _here(config: Path, name: str, version: str) -> dict[str, Any]:
     endpoints: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
     versions = versions_of(repository, endpoints, name, version)
     updater = redis_updater(settings.embedding.redis, repository)
-    return _watched(Warming(name, versions, updater, repository, SystemClock()).told)
+    return _watched(Warming(name, versions, updater, repository, SystemClock()).report)
 
 
 def _watched(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Draw a run until it has ended; how it ended."""
+    """Show the progress of a run until its end; its last report."""
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]} rows/s"), TimeRemainingColumn(), console=console, transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task("rows", total=None, rate="-")
         while True:
-            told = look()
-            rate = f"{told['written'] / told['seconds']:,.0f}" if told["seconds"] else "-"
-            bar.update(task, description=told["name"], total=told["total"], completed=told["written"], rate=rate)
-            if not told["running"]:
-                return told
+            run = look()
+            rate = f"{run['written'] / run['seconds']:,.0f}" if run["seconds"] else "-"
+            bar.update(task, description=run["name"], total=run["total"], completed=run["written"], rate=rate)
+            if not run["running"]:
+                return run
             time.sleep(LOOK_EVERY_S)
 
 
@@ -104,24 +106,24 @@ def stats(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = O
         where = ("endpoint", "arm", "table", "ids")
         faults = ("default", "stale", "late", "error", "open", "incomplete")
         rows = [
-            (*(r[c] for c in where), *(_share(r["hits"].get(n, 0), r["ids"]) for n in names), *(r[c] for c in faults))
+            (*(r[c] for c in where), *(_percent(r["hits"].get(n, 0), r["ids"]) for n in names), *(r[c] for c in faults))
             for r in found["tables"]
         ]
         show_table("ids by table", (*where, *(f"{name} %" for name in names), *faults), rows)
         columns = ("lane", "endpoint", "arm", "tier", "rows", "bytes", "breaker", "versions_behind", "seconds_behind")
         show_table("tiers", columns, [[tier.get(c) for c in columns] for tier in found["tiers"]])
         if found["shared"] is not None:
-            _shared(found["shared"])
+            _show_redis(found["shared"])
 
 
-def _share(part: int, whole: int) -> float | None:
+def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
 
 
-def _shared(told: dict[str, Any]) -> None:
-    if told["error"]:
-        say(f"[red]redis is not brought up to date:[/red] {told['error']}")
-    redis = told["redis"]
+def _show_redis(shared: dict[str, Any]) -> None:
+    if shared["error"]:
+        say(f"[red]redis is not brought up to date:[/red] {shared['error']}")
+    redis = shared["redis"]
     if redis is None:
         say("redis cannot be reached")
         return

@@ -1,4 +1,4 @@
-"""`baton status`: every process of a machine, and what the transfer worker learns and publishes."""
+"""`baton status`: every process of a machine, and the progress of the transfer worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["status"]
 
 
 def status(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
-    """Show which processes live, and the worker: its weights, its last versions, what the gate refused and why.
+    """Show which processes report, and the worker: its weights, its last versions, those that the gate refused and why.
 
     Example: baton status
     """
@@ -23,12 +23,17 @@ def status(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = 
         processes, worker = client.get("/status"), client.get("/worker")
         reports = {
             **processes["lanes"],
-            **{name: processes[name] for name in ("shadow", "worker", "supervisor") if processes[name]},
+            **{name: processes[name] for name in ("shadow", "worker") if processes[name]},
         }
         rows = [
             (name, "lives" if report.get("fresh") else "does not report", report.get("age_s"), report.get("state", "-"))
             for name, report in reports.items()
         ]
+        # The supervisor writes when something changes, so its status has no age.
+        children = (processes["supervisor"] or {}).get("children", {}).values()
+        if children:
+            restarts = sum(child["restarts"] for child in children)
+            rows.append(("supervisor", f"{len(children)} processes", None, f"{restarts} restarts"))
         emit(output, {"processes": processes, "worker": worker}, "", ("process", "", "seconds ago", "state"), rows)
         if output is Output.table:
             for damaged in processes.get("damaged", ()):

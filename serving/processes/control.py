@@ -1,7 +1,7 @@
-"""The control process: joins labels, moves rollouts, answers operators. Clients' requests never pass through it.
+"""Control process: joins labels, moves rollouts, answers operators. Requests of clients never pass through it.
 
-`serving.control.loops` is what it does by itself; here are its ports, console, REST and gRPC, and its beginning and end.
-Dead for a while it delays labels and promotions and loses nothing: everything it knows is in the stores.
+Its background loops are in `serving.control.loops`; its ports (console, REST, gRPC), start and end are here. While it is
+dead labels and promotions are late, and nothing is lost: all its knowledge is in the stores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def run_control(config: Config) -> None:
-    """Be the control process until SIGTERM or SIGINT."""
+    """Run the control process until SIGTERM or SIGINT."""
     die_with_parent()
     clock = SystemClock()
     loops: ControlLoops | None = None
@@ -48,7 +48,7 @@ def run_control(config: Config) -> None:
         if ports is not None:
             ports.http.should_exit = True
 
-    # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not kill us.
+    # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not end the process.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     loops = ControlLoops(config, clock)
@@ -73,7 +73,7 @@ class _Ports:
         )  # fmt: skip
         sessions = Sessions(authenticator, installation_secret(config), clock, secure=listen.tls is not None)
         app = build_app(loops.admin, config.home, Admitted())
-        # A second of importing that only whoever shows pages is to pay, and after the loops have begun.
+        # The import takes a second: only where pages are shown, and after the loops have started.
         from serving.http.console.app import mount_console
 
         mount_console(app, loops.admin, config, clock, authenticator, sessions)
@@ -88,7 +88,7 @@ class _Ports:
         )
 
     async def answer(self) -> None:
-        """Until the HTTP server is told to exit."""
+        """Answer until the HTTP server exits."""
         await self._grpc.start()
         listen = self._listen
         log.info(

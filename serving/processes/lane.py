@@ -1,8 +1,8 @@
-"""A primary lane: one process that answers clients, several of them behind one port.
+"""Primary lane: a process that answers clients. Several of them share one port.
 
-It needs the control process for nothing: what it must know it reads itself, what others must know of it stands in
-`<home>/run/status/lane-<i>.json`, written every second. On SIGTERM it says NOT_SERVING, answers what it has accepted,
-writes what waits and exits with 0.
+It does not need the control process: it reads endpoints and models itself, and writes its status to
+`<home>/run/status/lane-<i>.json` every second. On SIGTERM its health becomes NOT_SERVING; it answers the requests that it
+has accepted, writes what is queued and exits with 0.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 
 class Lane:
-    """All parts of one lane, put together. Use `start`, then `stop`, in one event loop.
+    """Lane with all its parts. Use `start`, then `stop`, in one event loop.
 
     Args:
         config: of the installation.
@@ -86,7 +86,7 @@ class Lane:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Load what the endpoints name, then listen.
+        """Load the models of all endpoints, then listen.
 
         Raises:
             OSError: the port is taken by something that does not share it.
@@ -129,17 +129,17 @@ class Lane:
         self._publish_counters()
         await asyncio.to_thread(self._first_load)
         await self._listen()
-        self._tasks = [asyncio.create_task(self._tell(), name="lane-status"), asyncio.create_task(self._health())]
+        self._tasks = [asyncio.create_task(self._report(), name="lane-status"), asyncio.create_task(self._health())]
 
     def abandon(self) -> None:
-        """Do not wait for models any longer: the end is asked for before the start is done."""
+        """Stop waiting for models, since the process is to end before its start is done."""
         self._draining = True
 
     async def stop(self, drain: float = DRAIN_S) -> None:
-        """Say NOT_SERVING, answer what was accepted within `drain` seconds, flush, end all threads."""
+        """Set health to NOT_SERVING, answer accepted requests within `drain` seconds, flush, end all threads."""
         self._draining = True
         await self.health.drain()
-        await asyncio.sleep(NOTICE_S)  # clients that watch their health leave by themselves
+        await asyncio.sleep(NOTICE_S)  # clients that watch the health leave by themselves
         await self._finish(drain)
         for task in self._tasks:
             task.cancel()
@@ -147,7 +147,7 @@ class Lane:
         await asyncio.to_thread(self._close)
 
     async def _finish(self, drain: float) -> None:
-        """Take no new calls; wait for those under way, but not for streams on which nothing happens."""
+        """Refuse new calls; wait for those in progress, but not for idle streams."""
         stopping = asyncio.create_task(self._server.stop(drain))
         quiet = 0
         while not stopping.done():
@@ -211,7 +211,7 @@ class Lane:
         )
 
     def _samples(self, names: Collection[str]) -> list[Features]:
-        """Requests to warm a model with: some that were answered of late, after a start those that the log has."""
+        """Requests to warm a model with: recently answered ones, after a start those of the traffic log."""
         found = [features for name in names for features in self.dispatcher.samples(name)]
         if not found:
             try:
@@ -228,7 +228,7 @@ class Lane:
         return served is not None and served.endpoint.candidate is not None
 
     def _first_load(self) -> None:
-        """Wait for the models, so that a lane which comes back takes no connection that it cannot serve."""
+        """Wait for the models, so that a restarted lane accepts no connection that it cannot serve."""
         self.registry.looked(FIRST_LOAD_S)
         if not self._config.endpoints and not self.registry.wanted():
             return
@@ -277,7 +277,7 @@ class Lane:
         await self.health.update(self.registry.snapshot)
         log.info("%s listens on %s", self._name, listen.address(self.port))
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         while True:
             try:
                 await asyncio.to_thread(self._write, self.status())
@@ -372,7 +372,7 @@ class Lane:
 
 
 def _ages(listen: ListenConfig) -> list[tuple[str, int]]:
-    """When gRPC ends a connection by itself; without a setting it does not."""
+    """gRPC options that limit the age of connections; none where no limit is configured."""
     if not listen.max_connection_age:
         return []
     return [
@@ -382,10 +382,10 @@ def _ages(listen: ListenConfig) -> list[tuple[str, int]]:
 
 
 def run_lane(config: Config, index: int) -> None:
-    """Be lane number `index` until SIGTERM or SIGINT."""
+    """Run lane number `index` until SIGTERM or SIGINT."""
     die_with_parent()
-    # A worker gives the GIL up for every kernel and network, and by default waits 5 ms for it each time that the loop is
-    # busy: under overload, when the loop always is, lookups took ten times as long and most of the throughput was lost.
+    # A worker releases the GIL for every kernel and network. By default it then waits up to 5 ms for it whenever the loop
+    # is busy. Under overload the loop always is: lookups took ten times as long and most of the throughput was lost.
     sys.setswitchinterval(SWITCH_S)
     uvloop.run(_run(config, index))
 
@@ -402,7 +402,7 @@ async def _run(config: Config, index: int) -> None:
     if not starting.done():
         lane.abandon()
     await starting
-    # What lives until the end need not be walked through by the garbage collector while requests wait.
+    # Objects that live until the end are kept out of garbage collection, which would delay requests.
     gc.collect()
     gc.freeze()
     await stopping

@@ -1,8 +1,8 @@
-"""One replica: the lanes of one share of a cluster, started, watched and drained for whoever places replicas.
+"""Replica: lanes that a cluster manager starts, checks and drains as one unit.
 
-Several may run on one machine and in one `home`: each claims a number there, from which follow its port, the numbers of
-its lanes and so the names of their files. One of them also keeps the machine's shadow lane. It knows no Ray; next stops:
-`serving.runtime.supervisor` for the processes, `serving.ray_app` for who calls this.
+Several may run on one machine and in one `home`: each claims a number there, which determines its port, the numbers of its
+lanes and the names of their files. One of them also runs the machine's shadow lane. It knows no Ray. Next:
+`serving.runtime.supervisor` for the processes, `serving.ray_app` for the caller.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.errors import Conflict, NotReady
 from serving.config import Config
 from serving.processes.scaling import Load, LoadMeter
 from serving.runtime import status
-from serving.runtime.status import LaneStatus
+from serving.runtime.status import FRESH_S, LaneStatus
 from serving.runtime.supervisor import Child, Supervisor
 from serving.state.directory import ServiceRecord
 from serving.wiring.state import open_directory
@@ -34,7 +34,7 @@ __all__ = ["ControlReplica", "LaneReplica", "write_config"]
 
 ANNOUNCE_EVERY_S = 2.0
 STALLED_S = 30.0
-"""Seconds of work on one request after which a lane counts as ill."""
+"""Seconds of work on one request after which a lane counts as unhealthy."""
 POLL_S = 0.1
 END_TIMEOUT_S = 60.0
 MAX_REPLICAS = 100
@@ -55,7 +55,7 @@ def _command(path: Path, *words: str) -> tuple[str, ...]:
 
 
 class _Processes:
-    """A supervisor in a thread of its own: children live as long as the thread that started them."""
+    """Supervisor in a thread of its own, since children end with the thread that started them."""
 
     def __init__(self, home: Path, name: str, children: Sequence[Child], *, alone: bool = False) -> None:
         self._supervisor = Supervisor(home, list(children), name, alone)
@@ -72,7 +72,7 @@ class _Processes:
 
     @property
     def failure(self) -> str:
-        """Why nobody watches the processes any more; "" where somebody does."""
+        """Why the supervisor has ended; "" while it runs."""
         return "" if self._thread.is_alive() else self._failure or "it was stopped"
 
     def stop(self) -> None:
@@ -82,7 +82,7 @@ class _Processes:
 
 
 class LaneReplica:
-    """The lanes of one replica. `start`, then `check` and `load` as often as you like, then `drain`.
+    """Lanes of one replica. Call `start`, then `check` and `load` any number of times, then `drain`.
 
     Args:
         config: of the installation.
@@ -133,18 +133,18 @@ class LaneReplica:
         log.info("replica %s answers at %s", self.record.replica, self.record.address)
 
     def check(self) -> None:
-        """See that every lane lives, tells of itself, is not stuck and can be connected to. A model that is missing is
-        not an illness: another process would not have it either.
+        """Check that every lane runs, reports, is not stuck and accepts connections. A missing model is no failure of
+        the replica: another process would not have it either.
 
         Raises:
             NotReady: naming what is wrong.
         """
         if self._processes is None or self._processes.failure:
-            raise NotReady(f"nobody watches the lanes: {self._processes.failure if self._processes else 'not started'}")
+            raise NotReady(f"no supervisor runs: {self._processes.failure if self._processes else 'not started'}")
         lanes = self._reports()
         for name in self._lanes:
             if name not in lanes:
-                raise NotReady(f"{name} has not said how it is for 10 s")
+                raise NotReady(f"{name} has not reported for {FRESH_S:g} s")
             if (stalled_s := lanes[name].engine.stalled_seconds) > STALLED_S:
                 raise NotReady(f"{name} has worked on one request for {stalled_s:.0f} s")
         host = self._config.listen.host
@@ -152,11 +152,11 @@ class LaneReplica:
             pass
 
     def load(self) -> Load:
-        """How busy the lanes were since the last call."""
+        """Load of the lanes since the last call."""
         return self._meter.read(self._reports())
 
     def drain(self) -> None:
-        """Withdraw the record, have the lanes say NOT_SERVING and answer what they accepted, end them."""
+        """Withdraw the record, drain the lanes and end them."""
         self._stop.set()
         for thread in self._threads:
             thread.join(END_TIMEOUT_S)
@@ -183,7 +183,7 @@ class LaneReplica:
             self._stop.wait(ANNOUNCE_EVERY_S)
 
     def _keep_shadow(self, path: Path) -> None:
-        """Run the machine's shadow lane for as long as no other replica of the machine does."""
+        """Run the machine's shadow lane while no other replica of the machine does."""
         with open(self._config.home / "run" / "shadow.lock", "wb") as lock:
             while not _locked(lock):
                 if self._stop.wait(1.0):
@@ -210,7 +210,7 @@ class LaneReplica:
 
 
 class ControlReplica:
-    """The control process, and the worker where there is one; one of them in an installation.
+    """Control process, with the worker where one is configured; one of an installation.
 
     Raises:
         Conflict: another runs on the same home.
@@ -225,13 +225,13 @@ class ControlReplica:
         self._processes = _Processes(config.home, "supervisor", children)
 
     def check(self) -> None:
-        """See that the processes are watched; what dies is started again here, not by moving all elsewhere.
+        """Check that the supervisor runs. Processes that die are started again here, without moving the replica.
 
         Raises:
-            NotReady: nobody watches them.
+            NotReady: it has ended.
         """
         if self._processes.failure:
-            raise NotReady(f"nobody watches the control process: {self._processes.failure}")
+            raise NotReady(f"no supervisor runs: {self._processes.failure}")
 
     def drain(self) -> None:
         """End worker and control."""
@@ -239,7 +239,7 @@ class ControlReplica:
 
 
 def _claim(config: Config) -> tuple[int, int, BinaryIO]:
-    """The first number of this home that no replica holds and whose port is free, and the lock that holds it.
+    """First number of this home that no replica holds and whose port is free; the port, and the lock of the claim.
 
     Raises:
         Conflict: there is none.
@@ -268,7 +268,7 @@ def _locked(lock: BinaryIO) -> bool:
 
 
 def _free(host: str, port: int) -> bool:
-    """Whether nobody listens there, lanes that are still draining included."""
+    """Whether no process listens on the port; a lane that still drains counts."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,8 +1,8 @@
-"""The shadow lane: scores each prediction by the arm that did not answer it, in a niced process of its own.
+"""Shadow lane: scores each prediction by the arm that did not answer it, in a process of low priority.
 
-What the lanes hand over is scored at once; what was dropped or missed, while this process was gone for example, is
-found in the traffic log and scored in idle moments. It answers no client and delays none. Overridden predictions and
-models called by name are nobody's shadow.
+Predictions that the lanes hand over are scored at once. Those that were dropped or missed, for example while this process
+was not running, are read from the traffic log and scored when it is idle. It answers no client and delays none. Overridden
+predictions and those of models called by name are not scored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["CatchUp", "ShadowLane", "run_shadow"]
 
 BATCH_PREDICTIONS = 64
 RUN_ROWS = 512
-"""Candidates of one run of a network: what a row costs falls up to there."""
+"""Candidates of one run of a network: the cost of a row falls up to this number."""
 IDLE_S = 0.1
 STATUS_EVERY_S = 1.0
 
@@ -56,7 +56,7 @@ class ScoreLog(Protocol):
 
 
 class ScoreOutcome(Enum):
-    """What became of a prediction: scored; none needed; or its arm cannot score yet."""
+    """Result for a prediction: it was scored, needs no score, or its arm cannot score yet."""
 
     SCORED = "scored"
     SKIPPED = "skipped"
@@ -64,7 +64,7 @@ class ScoreOutcome(Enum):
 
 
 class _Verdict(NamedTuple):
-    """What became of a prediction, and why or with which scores."""
+    """Result for a prediction, with the reason or the scores."""
 
     outcome: ScoreOutcome
     reason: str
@@ -75,7 +75,7 @@ FAILED = _Verdict(ScoreOutcome.SKIPPED, "failed")
 
 
 class CatchUp:
-    """A reader of the traffic log's unscored predictions that forgets none and does not start over.
+    """Reader of the traffic log's unscored predictions, which skips none and resumes after a restart.
 
     Predictions appear in the log in the order of their commits, which is not quite that of their times. So the place
     that is kept only passes predictions older than `settled_ms`; what is younger is looked at again.
@@ -131,7 +131,7 @@ class CatchUp:
         return len(rows)
 
     def save(self) -> None:
-        """Write the place where a restart goes on."""
+        """Write the place at which a restart resumes."""
         if self._kept != self._written:
             with replacing(self._path) as staging:
                 staging.write_text(str(self._kept))
@@ -139,7 +139,7 @@ class CatchUp:
 
 
 class ShadowLane:
-    """The work of the process, apart from its signals and files.
+    """Scoring of the shadow lane, apart from the signals and files of its process.
 
     Attributes:
         scored: predictions scored as they came in; caught_up: later, from the log.
@@ -169,7 +169,7 @@ class ShadowLane:
         self._behind = False
 
     def work(self) -> None:
-        """One round: what has come in, or else a little of what was missed."""
+        """One round: score the predictions that came in, or else some that were missed."""
         blobs = self._receiver.take(BATCH_PREDICTIONS, 0.0 if self._behind else IDLE_S)
         if blobs:
             self._live(blobs)
@@ -184,7 +184,7 @@ class ShadowLane:
                 self._next_pass = self._clock.monotonic() + 1.0
 
     def drain(self) -> None:
-        """Score what is queued."""
+        """Score all queued predictions."""
         while blobs := self._receiver.take(BATCH_PREDICTIONS, 0.0):
             self._live(blobs)
 
@@ -253,7 +253,7 @@ class ShadowLane:
             self.last_scored_ms = self._clock.wall_ms()
 
     def _judge(self, records: Sequence[tuple[PredictionRecord, str]]) -> list[_Verdict]:
-        """What becomes of some predictions, each with its traceparent; those for one model share runs of its network."""
+        """Score predictions, each with its traceparent; those for one model share runs of its network."""
         verdicts: list[_Verdict] = []
         batches: dict[Served, list[int]] = {}
         for place, (record, _) in enumerate(records):
@@ -271,7 +271,7 @@ class ShadowLane:
         return verdicts
 
     def _other(self, record: PredictionRecord) -> tuple[Served | None, _Verdict]:
-        """Who is to score a prediction; None, and why nobody is."""
+        """The model that scores a prediction; or None, with the reason."""
         if record.overridden or record.arm not in ("stable", "candidate"):
             return None, _Verdict(ScoreOutcome.SKIPPED, "overridden" if record.overridden else "direct")
         served = self._registry.snapshot.endpoints.get(record.endpoint)
@@ -293,7 +293,7 @@ class ShadowLane:
         places: Sequence[int],
         verdicts: list[_Verdict],
     ) -> None:
-        """Score some of the records by one model and note it in their verdicts."""
+        """Score the records at `places` by one model and write their verdicts."""
         model = other.model
         started = self._clock.monotonic()
         windows = model.embed_batch([records[place][0].features for place in places])
@@ -318,7 +318,7 @@ class ShadowLane:
 
 
 def run_shadow(config: Config) -> None:
-    """Be the shadow lane until SIGTERM or SIGINT."""
+    """Run the shadow lane until SIGTERM or SIGINT."""
     from serving.wiring.traffic import open_traffic_log
 
     die_with_parent()

@@ -1,9 +1,8 @@
-"""How every process writes its log: a line per entry on stderr, as text for people or as JSON for programs.
+"""Log of a process: a line per entry on stderr, as text for people or as JSON for programs.
 
-An entry says when (UTC), how bad, which process, which module, and what; where it is about one request also
-`request_id`, and `trace_id` if its call is traced. Code logs by the standard `logging`, and gives these two by `extra`.
-What looks like a token or a password is blotted out whoever wrote it. Names of JSON keys are an interface: programs
-read them.
+An entry has the time (UTC), level, process, module and message; one about a request also has its `request_id`, and its
+`trace_id` if the call is traced. Code logs by the standard `logging`, and passes these two by `extra`. Tokens and passwords
+are masked in every entry. The names of JSON keys are an interface: programs read them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pipeline.errors import BatonError
 __all__ = ["JsonLines", "TextLines", "ending", "write_logs"]
 
 ABOUT = ("request_id", "trace_id")
-"""What an entry may say of the request that it is about."""
+"""Attributes of an entry that name its request."""
 _SECRETS = (
     (re.compile(r"\b(baton_[^_\s]+_)[\w\-]+"), r"\1***"),
     (re.compile(r"\b(bearer\s+)(?!baton_)[^\s\"',]+", re.IGNORECASE), r"\1***"),
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-02T03:04:05.678Z ERROR lane-0 serving.wire.errors: what happened request_id=...`, a stack trace below it."""
+    """Text format: `2026-01-02T03:04:05.678Z ERROR lane-0 serving.wire.errors: what happened request_id=...`, a stack trace below it."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -50,7 +49,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """An object per line: `time`, `level`, `process`, `pid`, `thread`, `logger`, `message`, and where there is one
+    """JSON format: an object per line with `time`, `level`, `process`, `pid`, `thread`, `logger`, `message`, and where there is one
     `request_id`, `trace_id`, `exception`."""
 
     def __init__(self, process: str) -> None:
@@ -76,12 +75,12 @@ class JsonLines(logging.Formatter):
 def write_logs(
     process: str, level: str = "info", form: Literal["text", "json"] = "text", stream: TextIO | None = None
 ) -> None:
-    """Have this process log so, libraries and what ends a thread or the process by an exception included.
+    """Configure the log of this process, for libraries and for exceptions that end a thread or the process too.
 
     Args:
         process: its name in every entry.
-        level: least that is written.
-        stream: where to; stderr unless said.
+        level: lowest one that is written.
+        stream: file to write to; stderr by default.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(process) if form == "json" else TextLines(process))
@@ -93,7 +92,7 @@ def write_logs(
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Turn an expected error, which ends the process, into its last entry and exit code 1."""
+    """Turn an expected error that ends the process into its last entry and exit code 1."""
     try:
         yield
     except BatonError as error:
@@ -127,9 +126,9 @@ def _died(kind: type[BaseException], error: BaseException, trace: TracebackType 
     log.critical("the process ends by an exception", exc_info=(kind, error, trace))
 
 
-def _thread_died(told: threading.ExceptHookArgs) -> None:
-    if told.exc_type is not SystemExit and told.exc_value is not None:
-        name = told.thread.name if told.thread else "?"
+def _thread_died(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit and args.exc_value is not None:
+        name = args.thread.name if args.thread else "?"
         log.critical(
-            "thread %s ends by an exception", name, exc_info=(told.exc_type, told.exc_value, told.exc_traceback)
+            "thread %s ends by an exception", name, exc_info=(args.exc_type, args.exc_value, args.exc_traceback)
         )

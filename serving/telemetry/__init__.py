@@ -1,8 +1,8 @@
-"""What an installation says of itself in Prometheus' terms.
+"""Metrics of an installation in Prometheus' format.
 
-`process`: the figures of one process, written to a file every second. `overview`: what only the control process can
-tell, of rollouts, labels and who is alive. `exposition`: the files of all processes as the one answer to a scrape.
-`triton`: some of it once more under Triton's names, for those who have dashboards.
+`process`: figures of one process, written to a file every second. `overview`: figures of rollouts, labels and processes,
+from the control process. `exposition`: the files of all processes as one answer to a scrape. `triton`: some figures under
+Triton's names, for existing dashboards.
 """
 
 from serving.telemetry.exposition import METRICS_DIR, Format, merged

@@ -1,9 +1,9 @@
-"""How figures are written, and the files of all processes as one answer to a scrape.
+"""Text formats of the metrics, and the merge of all processes' files into one answer to a scrape.
 
-Processes write OpenMetrics, which says all there is to say; for who asks for Prometheus' older text the exemplars are
-taken off and counters named as they were there. A scrape costs the process that answers it one pass over the lines of a
-few files, and the others nothing. `rendered` does what `prometheus_client`'s own writer does in a third of its time,
-for names and labels that need no check: each lane writes once a second, while requests wait for the interpreter.
+Processes write OpenMetrics. For Prometheus' older text format exemplars are removed and counters renamed. A scrape costs
+the process that answers it one pass over the lines of a few files, and the others nothing. `rendered` takes a third of the
+time of `prometheus_client`'s own writer, for names and labels that need no check: each lane writes once a second, while
+requests wait for the interpreter.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _OLD_TYPES = {"unknown": "untyped", "info": "gauge", "stateset": "gauge"}
 
 
 class Format(Enum):
-    """How an answer is written; the value is its content type."""
+    """Format of an answer; the value is its content type."""
 
     OPENMETRICS = CONTENT_TYPE_LATEST
     TEXT = CONTENT_TYPE_PLAIN_0_0_4
 
     @classmethod
     def of(cls, accept: str) -> Format:
-        """What an `Accept` header asks for: OpenMetrics where it is named, else the older text.
+        """Format of an `Accept` header: OpenMetrics where it is named, else the older text.
 
         >>> Format.of("application/openmetrics-text;version=1.0.0,text/plain;q=0.5").name, Format.of("*/*").name
         ('OPENMETRICS', 'TEXT')
@@ -82,7 +82,7 @@ def merged(
     now: Callable[[], float] = time.time,
     stale_after: float = FRESH_S,
 ) -> bytes:
-    """All processes' figures as one text; files older than `stale_after` seconds are left out."""
+    """Figures of all processes as one text; files older than `stale_after` seconds are left out."""
     heads: dict[str, dict[str, str]] = {}
     samples: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.prom")) if folder.is_dir() else []:
@@ -99,9 +99,9 @@ def merged(
                 heads.setdefault(family, {}).setdefault(what, rest)
             elif line and line != "# EOF":
                 samples.setdefault(family, []).append(line)
-    told = [name for name in heads if samples.get(name)]
+    named = [name for name in heads if samples.get(name)]
     write = _openmetrics if form is Format.OPENMETRICS else _text
-    lines = [line for name in told for line in write(name, heads[name], samples[name])]
+    lines = [line for name in named for line in write(name, heads[name], samples[name])]
     if form is Format.OPENMETRICS:
         lines.append("# EOF")
     return ("\n".join(lines) + "\n").encode() if lines else b""

@@ -1,7 +1,7 @@
-"""What only the control process can tell: who is alive, how labels come in, where rollouts stand, what the worker did.
+"""Metrics of the whole installation: processes that report, labels, rollouts, the worker.
 
-Made of the stores and the other processes' status files when the control process writes its figures, so it costs nobody
-a request. Times are given as Unix seconds, not as ages: a scrape that comes late would show an age that is wrong.
+Collected from the stores and the status files when the control process writes its figures, so no request waits for it.
+Times are Unix seconds and not ages: an age would be wrong in a scrape that comes late.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from serving.runtime.status import Statuses, WorkerStatus
 __all__ = ["Overview", "made_ms"]
 
 FIGURES_EVERY_S = 5.0
-"""Seconds for which figures that take reading are told again."""
+"""Seconds for which figures that need reading are reused."""
 log = logging.getLogger(__name__)
 
 PHASES = tuple(value for name, value in vars(Phase).items() if name.isupper())
@@ -48,8 +48,8 @@ class Overview(Collector):
         statuses: reads the status of every process.
         store: endpoints and rollouts.
         figures: of a rollout by id (`RolloutController.snapshot`).
-        traffic: how the traffic log stands, given Unix milliseconds.
-        created_ms: when a version was made, of (bundle, version). Raises: BatonError or OSError, it is gone.
+        traffic: state of the traffic log at a time in Unix milliseconds.
+        created_ms: time at which a version, given as (bundle, version), was made. Raises: BatonError or OSError, it is gone.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Overview(Collector):
         self._feedback_at = (-1, clock.wall_ms())
 
     def collect(self) -> Iterator[Metric]:
-        """All families, as of now; what takes reading as of at most `FIGURES_EVERY_S` seconds ago."""
+        """All families; those that need reading are at most `FIGURES_EVERY_S` seconds old."""
         statuses = self._statuses()
         yield from self._liveness(statuses)
         yield from self._versions(statuses)
@@ -110,7 +110,7 @@ class Overview(Collector):
         return []
 
     def _liveness(self, statuses: Statuses) -> Iterator[Metric]:
-        up = _gauge("baton_process_up", "1 where a process tells how it is, 0 where it should and does not", "process")
+        up = _gauge("baton_process_up", "1 where a process reports, 0 where it should and does not", "process")
         fresh = statuses.fresh().all()
         for name in self._expected:
             # This process is the control process itself; its file may be from before.
@@ -204,15 +204,13 @@ class Overview(Collector):
             weight.add_metric([name], 0.0 if endpoint.killed else endpoint.weight / 100)
         yield weight
         phase = _gauge("baton_rollout_phase", "1 for the phase of an endpoint's newest rollout", "endpoint", "phase")
-        step = _gauge(
-            "baton_rollout_step", "Step of the rollout file that it stands at; 0 is the shadow step", "endpoint"
-        )
+        step = _gauge("baton_rollout_step", "Present step of the rollout file; 0 is the shadow step", "endpoint")
         steps = _gauge("baton_rollout_last_step", "The last step of the rollout file", "endpoint")
         back = _gauge("baton_rollout_steps_back", "Times that it has stepped back", "endpoint")
         missing = _gauge("baton_rollout_missing_clicks", "Clicks that the next step is estimated to need", "endpoint")
         for endpoint_name, stored in self._newest.items():
-            for one in PHASES:
-                phase.add_metric([endpoint_name, one], stored.state.phase == one)
+            for name in PHASES:
+                phase.add_metric([endpoint_name, name], stored.state.phase == name)
             step.add_metric([endpoint_name], stored.state.step)
             steps.add_metric([endpoint_name], len(stored.spec.steps) - 1)
             back.add_metric([endpoint_name], stored.state.stepped_back)
@@ -234,9 +232,9 @@ class Overview(Collector):
         bound = _gauge("baton_bias_bound_ratio", "Bound of the bias at the present step, either way", "endpoint")
         coverage = _gauge("baton_shadow_coverage_ratio", "Share of exposed rows that both arms scored", "endpoint")
         least = _gauge("baton_shadow_coverage_min_ratio", "Below this share the rollout holds", "endpoint")
-        for endpoint, told in self._figures.items():
+        for endpoint, snapshot in self._figures.items():
             stored = self._newest[endpoint]
-            stay = told.phases[-1] if told.phases else None
+            stay = snapshot.phases[-1] if snapshot.phases else None
             arms: dict[str, ArmFigures] = {"stable": stay.stable, "candidate": stay.candidate} if stay else {}
             for arm, figures in arms.items():
                 for name, family in by_arm.items():
@@ -244,14 +242,14 @@ class Overview(Collector):
                     if value is not None:
                         family.add_metric([endpoint, arm], value)
             bound.add_metric([endpoint], stored.spec.steps[max(1, stored.state.step)].bound)
-            if told.coverage is not None:
-                coverage.add_metric([endpoint], told.coverage)
+            if snapshot.coverage is not None:
+                coverage.add_metric([endpoint], snapshot.coverage)
             if stored.spec.guards.shadow_coverage_min is not None:
                 least.add_metric([endpoint], stored.spec.guards.shadow_coverage_min)
         yield from (*by_arm.values(), bound, coverage, least)
 
     def _created_ms(self, bundle: str, version: str) -> int:
-        """When a version was made; 0 where it does not say or is gone."""
+        """Time at which a version was made; 0 where it has none or is gone."""
         if (bundle, version) not in self._created:
             try:
                 self._created[bundle, version] = self._read_created(bundle, version)
@@ -263,7 +261,7 @@ class Overview(Collector):
 
 
 def made_ms(bundle: Bundle) -> int:
-    """When a version was made, Unix milliseconds: as it says, else when its directory was written."""
+    """Time at which a version was made, Unix milliseconds: of its manifest, else of its directory."""
     return bundle.manifest.created_ms or round(1000 * bundle.path.stat().st_mtime)
 
 

@@ -1,8 +1,8 @@
-"""What every process counts, in Prometheus' terms: seconds, `_total`, labels endpoint, arm, version, stage.
+"""Figures of a process, by Prometheus' conventions: seconds, `_total`, labels endpoint, arm, version, stage.
 
-Each process writes its figures to `<home>/run/metrics/<process>.prom` every second, under a label `process`; the one
-that answers `/metrics` puts the files together with `exposition.merged`. So a scrape costs a lane nothing, and a process
-that died leaves the answer when its file grows old. Never a label by user, request or candidate; a latency's exemplar
+Each process writes its figures to `<home>/run/metrics/<process>.prom` every second, under a label `process`; the control
+process merges the files for `/metrics` with `exposition.merged`. So a scrape costs a lane nothing, and the figures of a
+process that died disappear when its file grows old. No label is by user, request or candidate; the exemplar of a latency
 names the trace of one request, where calls are traced.
 """
 
@@ -22,14 +22,14 @@ from prometheus_client.registry import Collector
 from serving.telemetry.exposition import rendered
 from serving.telemetry.histogram import Histogram
 
-# One more sample per series that says when it began: of no use to anyone here.
+# Otherwise every series gets a sample with its start time, which is not used.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 __all__ = ["Telemetry"]
 
 KEPT_VERSIONS = 4
 QUEUE = "queue"
-"""The stage under which an event's timings hold its waiting; it is told apart from work."""
+"""Name of the waiting time in an event's timings; it is published apart from the stages' work."""
 
 _LATENCY_EDGES_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _STAGE_EDGES_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
@@ -55,7 +55,7 @@ class _Series:
 
 
 class Telemetry(Collector):
-    """The figures of one process. One thread counts; any may `write`.
+    """Metrics of one process. One thread counts; any may `write`.
 
     Args:
         process: its name, `lane-0` or `shadow`, in the label `process` of every sample.
@@ -109,7 +109,7 @@ class Telemetry(Collector):
         self._degraded[endpoint, reason] += 1
 
     def feedback(self, kind: str, statuses: Iterable[str]) -> None:
-        """What became of some exposures or outcomes (`kind`)."""
+        """Statuses of exposures or outcomes (`kind`)."""
         for status in statuses:
             self._feedback[kind, status] += 1
 
@@ -129,7 +129,7 @@ class Telemetry(Collector):
         self._ready = dict(arms)
 
     def tally(self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
-        """Publish counters that someone else keeps, by one label; `read` is called when the figures are written."""
+        """Publish counters by one label; `read` is called when the figures are written."""
         self._registry.register(_Tally(self.process, name, text, label, read))
 
     def tallies(
@@ -147,11 +147,11 @@ class Telemetry(Collector):
     def sizes(
         self, name: str, text: str, bounds: Sequence[int], read: Callable[[], tuple[Sequence[int], float]]
     ) -> None:
-        """Publish a histogram that someone else keeps; `read` gives the counts (one more than bounds) and the sum."""
+        """Publish a histogram; `read` returns the counts (one more than bounds) and the sum."""
         self._registry.register(_Sizes(self.process, name, text, bounds, read))
 
     def include(self, collector: Collector) -> None:
-        """Publish families that someone else makes whenever the figures are written."""
+        """Publish the families of a collector, called when the figures are written."""
         self._registry.register(collector)
 
     def write(self, folder: Path) -> None:
@@ -217,7 +217,7 @@ class Telemetry(Collector):
 
 
 def _latest(kept: Mapping[_Arm, T], key: _Arm, new: T) -> dict[_Arm, T]:
-    """With one more version; the oldest of its arm makes room, for versions come and go without end."""
+    """The mapping with one more version, without the oldest of its arm: versions come without end."""
     same = deque((k for k in kept if k[:2] == key[:2]), maxlen=KEPT_VERSIONS - 1)
     return {**{k: v for k, v in kept.items() if k[:2] != key[:2] or k in same}, key: new}
 

@@ -1,8 +1,8 @@
-"""OpenTelemetry spans, where a collector is configured: one for a call, below it one for waiting and one for each stage.
+"""OpenTelemetry spans, where a collector is configured: one of a call, below it one of its waiting and of each stage.
 
-A caller's `traceparent` is followed and its choice to sample kept; calls without one are sampled at the configured
-share. The stages' spans, and below `embed` those of its tiers, are made when the call ends, from its timings; the shadow
-lane's scoring comes below the same call. Without configuration none of this is imported.
+The `traceparent` of a caller is followed with its sampling decision; calls without one are sampled at the configured
+fraction. The spans of the stages, and below `embed` those of its tiers, are made from the timings when the call ends. The
+span of the shadow lane is below the same call. Without configuration none of this is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Header = Callable[[str], str]
 
 
 def trace_id_of(traceparent: str) -> str:
-    """The trace's id in hex, "" of nothing.
+    """Trace id in hex of a traceparent, "" of an empty one.
 
     >>> trace_id_of("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     '0af7651916cd43dd8448eb211c80319c'
@@ -33,7 +33,7 @@ def trace_id_of(traceparent: str) -> str:
 
 
 class CallSpan:
-    """The span of one call, from `Tracing.begin`; end it once."""
+    """Span of one call, from `Tracing.begin`; end it once."""
 
     __slots__ = ("_context", "_span", "_start", "_tracer")
 
@@ -45,14 +45,14 @@ class CallSpan:
 
     @property
     def traceparent(self) -> str:
-        """What goes on from here, in W3C's form; "" of a call that is not sampled."""
+        """Traceparent for calls below this one, in W3C's form; "" of a call that is not sampled."""
         context = self._span.get_span_context()
         if not context.trace_flags.sampled:
             return ""
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
 
     def end(self, event: Event | None, failure: BaseException | None) -> None:
-        """The call is over.
+        """End the span.
 
         Args:
             event: what was answered; its timings become spans, one after the other.
@@ -86,12 +86,12 @@ class CallSpan:
             child = self._tracer.start_span(stage, context=inside, start_time=at)
             parts = event.parts.get(stage) if event.parts else None
             if parts:
-                self._tell_parts(child, at, stage, parts)
+                self._add_parts(child, at, stage, parts)
             at += int(1e9 * seconds)
             child.end(at)
 
-    def _tell_parts(self, stage: Span, at: int, name: str, parts: Mapping[str, float]) -> None:
-        """Spans below a stage's, one after the other."""
+    def _add_parts(self, stage: Span, at: int, name: str, parts: Mapping[str, float]) -> None:
+        """Add spans below a stage's, one after the other."""
         from opentelemetry.trace import set_span_in_context
 
         inside = set_span_in_context(stage, self._context)
@@ -109,11 +109,11 @@ class CallSpan:
 
 
 class Tracing:
-    """Makes spans and sends them to a collector from a thread of its own; what it cannot send is dropped.
+    """Tracer of one process: sends spans to a collector from a thread of its own, and drops those it cannot send.
 
     Args:
         endpoint: of the collector's OTLP/gRPC receiver, `http://host:4317`.
-        sample: share of calls without a `traceparent` that get spans.
+        sample: fraction of calls without a `traceparent` that get spans.
         process: name of this process.
 
     Raises:
@@ -169,5 +169,5 @@ class Tracing:
         span.end(end)
 
     def close(self) -> None:
-        """Send what waits, within the exporter's own limit, and end."""
+        """Send the queued spans, within the exporter's own limit, and end."""
         self._provider.shutdown()

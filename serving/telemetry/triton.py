@@ -1,7 +1,7 @@
-"""Some of a lane's figures once more under the names that Triton gives them, for those who have dashboards for it.
+"""Metrics of a lane under Triton's names, for dashboards that exist for Triton.
 
-Names, labels `model` and `version` and meanings are Triton's; `process` is ours, since several lanes answer. Left out is
-what a lane cannot tell by model: batch executions, pending requests, and Triton's own response cache.
+Names, labels `model` and `version` and meanings are Triton's; the label `process` is added, since several lanes answer.
+Figures that a lane does not have by model are left out: batch executions, pending requests, and Triton's response cache.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ class TritonNames(Collector):
         tallies = dict(self._tallies())
 
         def family(name: str, text: str, read: Callable[[Tally], float], **more: str) -> Metric:
-            # They are counters without `_total`, which OpenMetrics knows no type for; `exposition` gives it back to
-            # them in the older text.
+            # Counters without `_total` have no type in OpenMetrics; `exposition` writes the type in the older text.
             made = UnknownMetricFamily(PREFIX + name, text, labels=["process", "model", "version", *more])
             for (model, version), tally in tallies.items():
                 made.add_metric([self._process, model, version, *more.values()], read(tally))

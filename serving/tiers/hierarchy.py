@@ -36,7 +36,7 @@ def publish_tiers(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> Non
                         yield (name, arm, str(tier["tier"])), figure, value
 
     telemetry.gauges(
-        "baton_embedding_tier", "What a tier of an arm says of itself", ("endpoint", "arm", "tier", "figure"),
+        "baton_embedding_tier", "Figures of a tier of an arm", ("endpoint", "arm", "tier", "figure"),
         lambda: {(*tier, figure): value for tier, figure, value in read() if isinstance(value, (int, float))},
     )  # fmt: skip
     telemetry.gauges(

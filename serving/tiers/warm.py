@@ -1,7 +1,7 @@
-"""One run that brings versions' rows into Redis, by hand: what has been written so far, and what came of it.
+"""Run of `baton cache warm`: writes the rows of versions into Redis, and reports its progress and result.
 
-The control process looks after the same rows every second, for a moment; a run waits for it a few times. It goes on
-where an earlier one was ended. Next: `pipeline.embedding.redis.updates`.
+The control process updates the same rows every second for a moment; then a run waits, a few times. A run resumes where an
+earlier one was ended. Next: `pipeline.embedding.redis.updates`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version whose rows are in Redis; `rows` were missing there."""
+    """Result for a version whose rows are in Redis now; `rows` were missing."""
 
     bundle: str
     version: str
@@ -39,20 +39,20 @@ class Loaded:
 
 
 def rows_of(repository: Repository, bundle: Bundle) -> int:
-    """Rows of all links of a version, at most what a run writes."""
+    """Rows of all links of a version, the most that a run writes."""
     return sum(info.rows for link in repository.chain(bundle) for info in link.manifest.tables.values())
 
 
 def warm(
     updater: RedisUpdater, repository: Repository, bundle: Bundle, clock: Clock, wrote: Callable[[int], None]
 ) -> Loaded:
-    """Write what of a version is missing.
+    """Write the rows of a version that are missing.
 
     Args:
-        wrote: told the rows of each chunk.
+        wrote: called with the number of rows of each chunk.
 
     Raises:
-        Conflict: somebody else has been at it all the time. NotReady: Redis cannot be reached or is full.
+        Conflict: another process writes them all the time. NotReady: Redis cannot be reached or is full.
     """
     start = clock.monotonic()
     brought = _bring(updater, repository.chain(bundle), wrote)
@@ -77,10 +77,10 @@ def _bring(updater: RedisUpdater, chain: list[Bundle], wrote: Callable[[int], No
 
 
 class Warming:
-    """A run in a thread of its own, `cache-warm`.
+    """Run in a thread of its own, `cache-warm`.
 
     Args:
-        name: what was asked for. versions: what that stands for.
+        name: endpoint or bundle of the request. versions: those that it names.
         updater: closed when the run has ended.
     """
 
@@ -103,11 +103,11 @@ class Warming:
 
     @property
     def running(self) -> bool:
-        """Whether it goes on."""
+        """Whether it has not ended."""
         return self._ended is None
 
-    def told(self) -> dict[str, Any]:
-        """As `serving.admin.answers.CacheWarming`."""
+    def report(self) -> dict[str, Any]:
+        """Progress and result, with the fields of `serving.admin.answers.CacheWarming`."""
         until = self._clock.monotonic() if self._ended is None else self._ended
         return {
             "name": self._name,
@@ -116,7 +116,7 @@ class Warming:
             "written": self._written,
             "seconds": round(until - self._began, 3),
             "error": self._error,
-            "loaded": [asdict(one) for one in self._loaded],
+            "loaded": [asdict(loaded) for loaded in self._loaded],
         }
 
     def join(self, timeout: float) -> None:

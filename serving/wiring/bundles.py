@@ -1,4 +1,4 @@
-"""The repository of an installation, on this machine or behind a URL: the one place where configuration says which."""
+"""Repository of an installation, as configured: on this machine or behind a URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def open_repository(config: Config) -> Repository:
     """
     if not config.bundles_url:
         return Repository(config.repository)
-    # What speaks to file systems of others is loaded only where there is one.
+    # The packages of remote file systems are imported only where one is configured.
     from pipeline.bundle.remote import RemoteRepository
 
     return RemoteRepository(config.repository, config.bundles_url, config.bundles_options)

@@ -28,10 +28,10 @@ def open_registry(
     nice: int | None = NICE,
     samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
 ) -> Registry:
-    """The registry of one process; not started.
+    """Registry of models of one process; not started.
 
     Args:
-        hierarchy: the embedding tiers of the process; local segments alone unless said.
+        hierarchy: embedding tiers of the process; by default local segments alone.
         samples: requests to warm models with, see `VersionLoader`.
         nice: of its loading thread; None: as the process. A network with threads of its own would hand it on to them
             for good, so then it is not lowered.

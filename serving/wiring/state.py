@@ -1,4 +1,4 @@
-"""Opens what processes share, as the configuration names it: in `home`, or in a Redis that several machines share."""
+"""State that processes share, as configured: in `home`, or in a Redis that several machines share."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ KEPT_KEYS_MS = 24 * 3600 * 1000
 
 
 def open_control_store(config: Config) -> ControlStore:
-    """Endpoints, rollouts and audit of the installation, made when absent.
+    """Control store of the installation (endpoints, rollouts, audit), created when absent.
 
     Raises:
-        InvalidInput: the Redis may not be one. NotReady: it cannot be reached now.
+        InvalidInput: the Redis is not durable, see `RedisControlStore`. NotReady: it cannot be reached now.
     """
     if not config.state.url:
         return SqliteControlStore(config.control_db)
-    # What talks to Redis is loaded only where there is one.
+    # `redis` is imported only where one is configured.
     from serving.state.redis.control_store import RedisControlStore
 
     return RedisControlStore(_address(config))
 
 
 def stored_endpoints(config: Config) -> dict[str, Endpoint]:
-    """What the installation knows of endpoints; nothing, and nothing is made, where it has never run."""
+    """Endpoints of the installation; empty, without creating a store, where it has never run."""
     if not config.state.url and not config.control_db.exists():
         return {}
     store = open_control_store(config)
@@ -65,7 +65,7 @@ def stored_endpoints(config: Config) -> dict[str, Endpoint]:
 
 
 def open_kill_switch(config: Config) -> KillSwitch:
-    """The kill switch of the installation."""
+    """Kill switch of the installation."""
     if not config.state.url:
         return KillSwitch(config.home)
     from serving.state.redis.kill import SharedKillSwitch
@@ -74,7 +74,7 @@ def open_kill_switch(config: Config) -> KillSwitch:
 
 
 def open_keys(config: Config) -> Keys:
-    """Idempotency keys of the last 24 hours; in a file the newest 1,000 at most."""
+    """Store of idempotency keys of the last 24 hours; in a file the newest 1,000 at most."""
     if not config.state.url:
         return SqliteKeys(config.control_db, kept=KEPT_KEYS, kept_ms=KEPT_KEYS_MS)
     from serving.state.redis.idempotency import RedisKeys
@@ -83,7 +83,7 @@ def open_keys(config: Config) -> Keys:
 
 
 def open_lead(config: Config, clock: Clock) -> Lead:
-    """The lead among the control processes of the installation, not taken yet."""
+    """Leader election of the installation's control processes; the lead is not taken yet."""
     owner = f"{node_name(config)} pid {os.getpid()}"
     if not config.state.url:
         return FileLead(config.home / "run" / "lead", owner)
@@ -102,16 +102,16 @@ def open_directory(config: Config, clock: Clock) -> ServiceDirectory:
 
 
 def node_name(config: Config) -> str:
-    """This machine's name among those that share a state; two homes on one machine are two nodes."""
+    """Name of this machine among those that share a state; two homes on one machine are two nodes."""
     home = hashlib.blake2b(os.fsencode(config.home.resolve()), digest_size=3).hexdigest()
     return config.state.node or f"{socket.gethostname()}-{home}"
 
 
 def installation_secret(config: Config) -> bytes:
-    """The secret that prediction ids and routing hashes are made with; machines that share a state have one.
+    """Secret key of prediction ids and routing hashes; machines that share a state have the same.
 
     Raises:
-        InvalidInput: this home has another one. NotReady: the shared state cannot be reached now.
+        InvalidInput: this home has another secret. NotReady: the shared state cannot be reached now.
     """
     if not config.state.url:
         return load_secret(config.secret)

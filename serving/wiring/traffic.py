@@ -1,4 +1,4 @@
-"""Opens the traffic log that the configuration names, in the same way in every process."""
+"""Traffic log of an installation, as configured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["open_traffic_log"]
 
 
 def open_traffic_log(config: Config) -> TrafficLog:
-    """The installation's traffic log, made when absent.
+    """Open the traffic log, created when absent.
 
     Raises:
-        InvalidInput: what is there is no traffic log, or may not be one.
+        InvalidInput: the file or Redis is no traffic log, or the Redis is not durable.
         NotReady: it cannot be reached now.
     """
     config.home.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def open_traffic_log(config: Config) -> TrafficLog:
     window_ms, late_ms = round(1000 * traffic.attribution_window), round(1000 * traffic.late_limit)
     if not traffic.url:
         return SqliteTrafficLog(config.traffic_db, ids, window_ms, late_ms)
-    # What talks to Redis is loaded only where there is one.
+    # `redis` is imported only where one is configured.
     from pipeline.traffic.redis.log import RedisTrafficLog
     from serving.wiring.redis import redis_address
 

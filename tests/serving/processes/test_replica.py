@@ -90,7 +90,7 @@ def test_a_lane_that_stands_still_makes_the_replica_ill(made: Installation) -> N
         pid = read(made.config.status, SystemClock().wall_ms()).lanes["lane-0"].status.pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            with pytest.raises(NotReady, match="lane-0 has not said how it is"):
+            with pytest.raises(NotReady, match="lane-0 has not reported for"):
                 eventually(lambda: replica.check() is not None, "it is seen", 40.0)
         finally:
             os.kill(pid, signal.SIGCONT)
