@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.report import Progress, Report
+from pipeline.arrays import F32, F64
 from pipeline.calibration import probabilities
 from transfer.click_model.state import load_state, model_from, state_of
 from transfer.data.generator import GeneratedLog
@@ -31,7 +31,6 @@ from transfer.online.stream import StreamBatch, StreamRows
 
 __all__ = ["Followed", "run"]
 
-F64 = npt.NDArray[np.float64]
 
 TEACHER, STUDENT, WIDTHS = "deepfm", "dcnv2", (16, 8)
 HISTORY, RETAINED, CHANGE = 0.3, 0.5, 0.7
@@ -122,7 +121,7 @@ def follow(log: GeneratedLog, states: tuple[Any, Any], replay: ReplayRows, setti
     return Followed(np.array(regret), np.array(entropy), adapted)
 
 
-def _batch(number: int, chunk: LogChunk, served: npt.NDArray[np.float32]) -> StreamBatch:
+def _batch(number: int, chunk: LogChunk, served: F32) -> StreamBatch:
     none = np.full(len(chunk), np.nan, np.float32)
     rows = StreamRows(chunk.rows, chunk.labels, none, served, none)
     nothing = np.empty(0, np.float32)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 import torch
 
@@ -39,6 +38,7 @@ from benchmarks.hierarchy.store import store_lookup
 from benchmarks.hierarchy.tables import Distribution, IdStream, Tables
 from benchmarks.hierarchy.timing import Lookers
 from benchmarks.report import Progress, Report, interleaved, median
+from pipeline.arrays import F32
 from pipeline.clock import SystemClock
 from pipeline.embedding.device.cache import CacheShape
 from pipeline.embedding.device.tier import DeviceSource
@@ -48,7 +48,6 @@ from pipeline.embedding.tier import PENDING_STATUS
 
 __all__ = ["FULL", "QUICK", "Settings", "run"]
 
-F32 = npt.NDArray[np.float32]
 
 CAPACITY = 0.1
 """Of the caches above a slower tier, of the table's rows."""

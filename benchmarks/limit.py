@@ -8,16 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.models import FIELDS, WIDTH, Vocabulary, flat_tables
 from benchmarks.onnx_session import session
+from pipeline.arrays import I64
 from pipeline.bundle.bundle import DENSE, Bundle
 
 __all__ = ["Limit"]
 
-I64 = npt.NDArray[np.int64]
 Call = Callable[[I64], object]
 
 

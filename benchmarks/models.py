@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from pipeline.arrays import F32, I64
 from pipeline.bundle.bundle import DENSE, Bundle, Table
 from pipeline.bundle.versions import Repository
 from pipeline.hashing import hash_column
@@ -42,7 +42,6 @@ FIELDS, WIDTH, HIDDEN = 39, 16, (400, 400, 400)
 CONTEXT_SHARE = 0.6
 ZIPF = 1.05
 
-I64 = npt.NDArray[np.int64]
 InferRequest, InferResponse = message("ModelInferRequest"), message("ModelInferResponse")
 
 
@@ -123,14 +122,14 @@ def gathered_graph(bundle: Bundle, vocabulary: Vocabulary, path: Path) -> None:
     onnx.save(compose.merge_models(model, _like(back, dense), [("dense/logit", "raw")]), str(path))
 
 
-def flat_tables(bundle: Bundle, vocabulary: Vocabulary) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def flat_tables(bundle: Bundle, vocabulary: Vocabulary) -> tuple[F32, F32]:
     """Rows `[V, WIDTH]` and weights `[V]` (empty without weights per id) of all tables, one field after the other."""
     fields = zip(vocabulary.schema.fields, vocabulary.ids, strict=True)
     tables = [_in_order(bundle.table(field.name), ids) for field, ids in fields]
     return np.concatenate([rows for rows, _ in tables]), np.concatenate([linear for _, linear in tables])
 
 
-def _in_order(table: Table, ids: I64) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _in_order(table: Table, ids: I64) -> tuple[F32, F32]:
     """A table's rows and weights in the order of `ids` instead of sorted by id."""
     places = np.searchsorted(table.ids, ids)
     linear = np.zeros(0, np.float32) if table.linear is None else table.linear[places]

@@ -9,13 +9,13 @@ peak is mostly these two.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.load.run import Outcome
 from benchmarks.load.run import run as run_load
 from benchmarks.memory import MemoryWatch
 from benchmarks.report import Progress, Report
 from benchmarks.site import opened
+from pipeline.arrays import Mask
 
 __all__ = ["recovery_of", "run"]
 
@@ -102,7 +102,7 @@ def recovery_of(outcome: Outcome, begin: float, end: float) -> float:
     usual = float(np.median(outcome.latency[outcome.good & (outcome.intended < begin)]))
     last = outcome.started + outcome.seconds
     for start in np.arange(end, last - WINDOW, WINDOW):
-        inside: npt.NDArray[np.bool_] = (outcome.intended >= start) & (outcome.intended < start + WINDOW)
+        inside: Mask = (outcome.intended >= start) & (outcome.intended < start + WINDOW)
         if not inside.any():
             continue
         if outcome.good[inside].all() and float(np.median(outcome.latency[inside])) <= LIKE_BEFORE * usual:

@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.report import Progress, Report
+from pipeline.arrays import F32, I64
 from transfer.offline.projection import fit_projection
 from transfer.quality.measured import PeakMemory
 
@@ -27,8 +27,6 @@ __all__ = ["run"]
 SECONDS, PEAK = 60.0, 1.3
 """Budgets for 10 million rows: wall time on two cores, and peak memory against the larger table."""
 SHARD = 1 << 18
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 
 def run(rows: int = 10_000_000, progress: Progress = lambda _: None) -> Report:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.load.generator import Spec, write_bodies
 from benchmarks.load.run import Outcome, run
 from benchmarks.models import Candidates, InferResponse, Vocabulary, write_model
 from benchmarks.server import Arms, BatonServer
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import Bundle
 from pipeline.errors import BatonError
 from protos.baton.ranking.v1 import ranking_pb2 as ranking
@@ -77,7 +77,7 @@ class Site:
         """Requests per second of a closed loop with 8 in flight."""
         return run(self.spec(way, endpoint, rows, inflight=CAPACITY_INFLIGHT, seconds=seconds)).throughput
 
-    def check(self, way: str, endpoint: str, expected: npt.NDArray[np.float32]) -> None:
+    def check(self, way: str, endpoint: str, expected: F32) -> None:
         """See that Baton answers right before it is measured.
 
         Args:
@@ -137,7 +137,7 @@ def must_be_good(outcome: Outcome, what: str) -> None:
         raise BatonError(f"{what}: {outcome.failed} of {len(outcome.status)} calls failed, by code: {outcome.errors}")
 
 
-def scores_of(way: str, answer: bytes) -> npt.NDArray[np.float32]:
+def scores_of(way: str, answer: bytes) -> F32:
     """Scores in a serialised answer, float32 `[n]`."""
     if way == "oip":
         return np.frombuffer(InferResponse.FromString(answer).raw_output_contents[0], "<f4")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from numba import float32, float64
 
+from pipeline.arrays import F32, F64, Floats
 from pipeline.compiled import njit
 
 __all__ = ["probabilities", "sigmoid"]
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 
 @njit(float32[::1](float32[::1], float64, float64), nogil=True, cache=True)
@@ -29,7 +26,7 @@ def probabilities(logits: F32, alpha: float, beta: float) -> F32:
     return scores
 
 
-def sigmoid(logits: npt.NDArray[np.floating] | float) -> F64:
+def sigmoid(logits: Floats | float) -> F64:
     """`1 / (1 + exp(-logit))`, float64 of any shape; no overflow, NaN stays NaN.
 
     >>> sigmoid(np.array([0.0, 1000.0, -1000.0])).tolist()

@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from numba import boolean, int32, int64, types
 
+from pipeline.arrays import I32
 from pipeline.compiled import njit
 from pipeline.features import KEPT_ARRANGEMENTS, Bag, Features, IdPart, NumberPart
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["context_once"]
 
-I32 = npt.NDArray[np.int32]
 Part = TypeVar("Part", IdPart, NumberPart)
 _FIRST_ROW = np.zeros(1, np.int64)
 

@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from pipeline.arrays import F32, I64
 from pipeline.features import Features
 
 if TYPE_CHECKING:
@@ -58,12 +56,12 @@ class Event:
     arm: str = "direct"
     routing_hash: int = 0
     overridden: bool = False
-    candidate_ids: npt.NDArray[np.int64] | None = None
+    candidate_ids: I64 | None = None
     context: Any = None
 
     features: Features | None = None
     dense: DenseInputs | None = None
-    scores: npt.NDArray[np.float32] | None = None
+    scores: F32 | None = None
     values: dict[str, Any] = field(default_factory=dict)
     degraded: list[str] = field(default_factory=list)
     error: Exception | None = None

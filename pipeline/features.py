@@ -12,18 +12,15 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, I64, Index
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["KEPT_ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows"]
 
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
 Role = Literal["context", "candidate"]
 _Arrangement = tuple[tuple[Role | None, ...], tuple[Role | None, ...], tuple[Role, ...]]
-F32 = npt.NDArray[np.float32]
 
 KEPT_ARRANGEMENTS = 256
 """Orders of a request's columns that are remembered; clients use a few."""
@@ -57,7 +54,7 @@ class Bag:
     def rows(self) -> int:
         return len(self.offsets) - 1
 
-    def take(self, index: npt.NDArray[np.integer]) -> Bag:
+    def take(self, index: Index) -> Bag:
         """The bags of the rows `index`, in that order."""
         sizes = np.diff(self.offsets)[index]
         offsets = np.zeros(len(index) + 1, np.int32)
@@ -79,7 +76,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids) if self.ids.shape[1] or not self.numbers.shape[1] else len(self.numbers)
 
-    def take(self, index: npt.NDArray[np.integer]) -> Rows:
+    def take(self, index: Index) -> Rows:
         """The rows `index`, copied, in that order."""
         return Rows(self.ids[index], self.numbers[index], tuple(b.take(index) for b in self.bags))
 
@@ -143,7 +140,7 @@ class Features:
         )
         return cls(n, tuple(ids), tuple(numbers), bags)
 
-    def rows(self, schema: Schema, index: npt.NDArray[np.integer] | None = None) -> Rows:
+    def rows(self, schema: Schema, index: Index | None = None) -> Rows:
         """The dense form of all rows, or of the rows of `index` in that order."""
         wanted = np.arange(self.n) if index is None else index
         ids = np.empty((len(wanted), len(schema.ids)), np.int64)

@@ -10,19 +10,16 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from pipeline.arrays import I32, I64, Array
 from pipeline.errors import InvalidInput
 
 __all__ = ["PAD_ID", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value"]
 
 PAD_ID = 0
 BUCKETS = 10_000
-
-Ids = npt.NDArray[np.int64]
-Offsets = npt.NDArray[np.int32]
 
 
 def canonical(value: Any) -> str:
@@ -68,18 +65,18 @@ def hash_value(field: str, value: Any) -> int:
     return digest - (1 << 64) if digest >= 1 << 63 else digest
 
 
-def hash_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any]) -> Ids:
+def hash_column(field: str, values: pa.Array | Array | list[Any]) -> I64:
     """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once."""
     array = _as_array(field, values)
     if not len(array):
         return np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
     distinct = np.fromiter((hash_value(field, v) for v in encoded.dictionary.to_pylist()), np.int64)
-    ids: Ids = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
+    ids: I64 = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
     return ids
 
 
-def hash_bag_column(field: str, values: pa.Array | npt.NDArray[Any] | list[Any], separator: str) -> tuple[Offsets, Ids]:
+def hash_bag_column(field: str, values: pa.Array | Array | list[Any], separator: str) -> tuple[I32, I64]:
     """Ids of a column of bags written as text `[n]` -> offsets int32 `[n + 1]` and ids int64 `[offsets[n]]`.
 
     A missing value is an empty bag. Each element is hashed by itself, under the field's own name.
@@ -105,7 +102,7 @@ def bucket(salt: str, key: str) -> int:
     return int(xxhash.xxh3_64_intdigest(f"{salt}:{key}".encode())) % BUCKETS
 
 
-def _as_array(field: str, values: pa.Array | pa.ChunkedArray | npt.NDArray[Any] | list[Any]) -> pa.Array:
+def _as_array(field: str, values: pa.Array | pa.ChunkedArray | Array | list[Any]) -> pa.Array:
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)

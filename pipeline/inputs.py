@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, I64
 from pipeline.features import KEPT_ARRANGEMENTS, NumberPart
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["ARRAYS", "KEPT_ROWS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 ARRAYS = ("embeddings", "linear", "numbers")
 """Names of a block's arrays."""
@@ -52,7 +50,7 @@ class Columns:
     widths: tuple[int, int, int]
     _known: dict[bytes, slice | I64] = field(default_factory=dict)
 
-    def numbers_at(self, columns: npt.NDArray[np.int32]) -> slice | I64:
+    def numbers_at(self, columns: I32) -> slice | I64:
         """Columns of `numbers` for number fields; a slice where they are adjacent, which is copied faster."""
         key = columns.tobytes()
         known = self._known.get(key)

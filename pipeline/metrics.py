@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import F64, Floats, Index, Mask
+
 __all__ = ["BinnedAuc", "Sums", "auc", "bias", "logloss", "pcoc", "row_logloss"]
 
-F64 = npt.NDArray[np.float64]
-Array = npt.NDArray[np.floating] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
+Numbers = Floats | Index | Mask
 
 SMALLEST_PROBABILITY = 1e-7
 """Probabilities are clipped to [SMALLEST, 1 - SMALLEST] before a logarithm; float32 scores are not more exact."""
 
 
-def auc(labels: Array, scores: Array) -> float:
+def auc(labels: Numbers, scores: Numbers) -> float:
     """Area under the ROC curve: the chance that a positive row outscores a negative one, ties counted as half.
 
     Args:
@@ -45,7 +46,7 @@ def auc(labels: Array, scores: Array) -> float:
     return _area(positives, negatives)
 
 
-def row_logloss(labels: Array, scores: Array) -> F64:
+def row_logloss(labels: Numbers, scores: Numbers) -> F64:
     """LogLoss (nats) of each row: labels `[n]` in 0..1, scores `[n]` probabilities -> float64 `[n]`."""
     y = np.asarray(labels, np.float64)
     p = np.clip(np.asarray(scores, np.float64), SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY)
@@ -53,7 +54,7 @@ def row_logloss(labels: Array, scores: Array) -> F64:
     return losses
 
 
-def logloss(labels: Array, scores: Array) -> float:
+def logloss(labels: Numbers, scores: Numbers) -> float:
     """Mean LogLoss (nats); NaN without rows.
 
     >>> round(logloss(np.array([1, 0]), np.array([0.8, 0.2])), 4)
@@ -62,7 +63,7 @@ def logloss(labels: Array, scores: Array) -> float:
     return float(row_logloss(labels, scores).mean()) if np.size(labels) else float("nan")
 
 
-def pcoc(labels: Array, scores: Array) -> float:
+def pcoc(labels: Numbers, scores: Numbers) -> float:
     """Predicted over observed clicks, `sum(scores) / sum(labels)`; NaN without a positive.
 
     >>> pcoc(np.array([1, 0]), np.array([0.8, 0.3]))
@@ -72,7 +73,7 @@ def pcoc(labels: Array, scores: Array) -> float:
     return float(np.sum(scores, dtype=np.float64)) / clicks if clicks > 0 else float("nan")
 
 
-def bias(labels: Array, scores: Array) -> float:
+def bias(labels: Numbers, scores: Numbers) -> float:
     """Relative prediction bias, `pcoc - 1`: 0.02 means two percent too many clicks predicted; NaN without a positive."""
     return pcoc(labels, scores) - 1.0
 
@@ -105,7 +106,7 @@ class BinnedAuc:
         self.positives = np.zeros(self.bins)
         self.negatives = np.zeros(self.bins)
 
-    def bin_of(self, scores: Array) -> npt.NDArray[np.intp]:
+    def bin_of(self, scores: Numbers) -> npt.NDArray[np.intp]:
         """Bin of each probability: `[n]` -> intp `[n]` in 0..bins-1."""
         p = np.clip(np.asarray(scores, np.float64), SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY)
         logits = np.log(p) - np.log1p(-p)
@@ -113,7 +114,7 @@ class BinnedAuc:
         clipped: npt.NDArray[np.intp] = np.clip(at, 0, self.bins - 1)
         return clipped
 
-    def update(self, labels: Array, scores: Array, weight: float = 1.0) -> None:
+    def update(self, labels: Numbers, scores: Numbers, weight: float = 1.0) -> None:
         """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities. A weight of -1 reverts them."""
         self.update_bins(np.asarray(labels, np.float64), self.bin_of(scores), weight)
 
@@ -160,12 +161,12 @@ class Sums:
     def __post_init__(self) -> None:
         self.predicted_in = np.zeros(self.binned.bins)
 
-    def update(self, labels: Array, scores: Array) -> None:
+    def update(self, labels: Numbers, scores: Numbers) -> None:
         """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities."""
         y = np.asarray(labels, np.float64)
         self.update_rows(y, np.asarray(scores, np.float64), row_logloss(y, scores), self.binned.bin_of(scores))
 
-    def revert(self, labels: Array, scores: Array) -> None:
+    def revert(self, labels: Numbers, scores: Numbers) -> None:
         """Revert rows that were added with these labels and scores."""
         y = np.asarray(labels, np.float64)
         bins = self.binned.bin_of(scores)

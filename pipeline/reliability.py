@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import F64
 from pipeline.metrics import Sums
 
 __all__ = ["Tenth", "calibration_error", "deciles", "score_stability", "stability"]
 
-F64 = npt.NDArray[np.float64]
 TENTHS = 10
 
 

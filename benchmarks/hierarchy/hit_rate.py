@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.hierarchy.tables import IdStream
 from benchmarks.report import Progress, Report
+from pipeline.arrays import F32, I64
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.tier import PENDING_STATUS, Wanted
 
 __all__ = ["hit_rates"]
 
-I64 = npt.NDArray[np.int64]
 
 SHARES = (0.01, 0.026, 0.1)
 """Capacities, of the table's rows."""
@@ -51,7 +50,7 @@ def _admitted(capacity: int, keys: I64) -> tuple[float, int]:
     cache, found = DeviceCache(CacheShape(capacity, WIDTH)), 0
     m = keys.shape[1]
     at, rows = np.arange(m) * WIDTH, np.zeros(m * WIDTH, np.float32)
-    none: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+    none: F32 = np.zeros(0, np.float32)
     for turn, asked in enumerate(keys):
         wanted = Wanted(0, WIDTH, asked, at, rows, at[:0], none, np.full(m, PENDING_STATUS, np.uint8))
         cache.find(wanted, 1)

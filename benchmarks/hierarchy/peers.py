@@ -9,19 +9,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.hierarchy.stacks import Lookup, Request
 from benchmarks.hierarchy.tables import Tables, chunks_of
+from pipeline.arrays import F32, Array
 
 __all__ = ["PEERS", "installed"]
 
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 LOAD = 0.5
 """Of fbgemm's hash map."""
@@ -111,7 +108,7 @@ def installed() -> list[str]:
     return [name for name in PEERS if importlib.util.find_spec(name) is not None]
 
 
-def _bytes(array: npt.NDArray[Any]) -> list[bytes]:
+def _bytes(array: Array) -> list[bytes]:
     """Each entry, or each row, as bytes."""
     flat = array.reshape(len(array), -1)
     stored: list[bytes] = flat.view(f"V{flat.itemsize * flat.shape[1]}")[:, 0].tolist()

@@ -15,11 +15,11 @@ from functools import cache
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.hierarchy.redis_server import PrivateRedis
 from benchmarks.hierarchy.tables import BUNDLE, TABLE, IdStream, Tables, chunks_of
+from pipeline.arrays import F32, I64, U8
 from pipeline.clock import SystemClock
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.device.torch_cache import TorchCache
@@ -43,9 +43,6 @@ __all__ = [
     "warm",
 ]
 
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 PATIENCE = 5.0
 """Seconds of budget: the bench measures what a lookup takes, not what it gives up."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.hierarchy.stacks import PATIENCE, Lookup, Request
 from benchmarks.hierarchy.tables import FIELDS, Tables
+from pipeline.arrays import F32
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.embedding.tier import TierSource
@@ -17,8 +17,6 @@ from pipeline.features import Features, IdPart
 from pipeline.inputs import Block, DenseInputs, Layout
 
 __all__ = ["store_lookup"]
-
-F32 = npt.NDArray[np.float32]
 
 
 @contextmanager

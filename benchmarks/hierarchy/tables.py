@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.arrays import F32, I64
 from pipeline.bundle.bundle import Bundle, BundleWriter, Manifest, TableInfo
 from pipeline.bundle.versions import Repository
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["BUNDLE", "FIELDS", "TABLE", "Distribution", "IdStream", "Tables", "chunks_of"]
 
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 Distribution = Literal["uniform", "zipf"]
 
 BUNDLE, TABLE = "bench", "t"
@@ -106,7 +104,7 @@ class IdStream:
     count: int
     distribution: Distribution
     rng: np.random.Generator
-    places: npt.NDArray[np.int64]
+    places: I64
 
     @classmethod
     def over(cls, count: int, distribution: Distribution, seed: int) -> IdStream:

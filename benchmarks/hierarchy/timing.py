@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.hierarchy.stacks import Lookup, Request
+from pipeline.arrays import I64
 
 __all__ = ["Lookers"]
-
-F32 = npt.NDArray[np.float32]
 
 
 class Lookers:
@@ -42,7 +40,7 @@ class Lookers:
         from where the case before has driven it."""
         return (self._repeat + 1) * len(self._outs)
 
-    def timed(self, lookup: Lookup, requests: Sequence[Request], marks: npt.NDArray[np.int64]) -> float:
+    def timed(self, lookup: Lookup, requests: Sequence[Request], marks: I64) -> float:
         """Seconds per lookup of one thread, over `per_turn` requests; how many ids had each mark is added to `marks`."""
         found: list[object] = [None] * self.per_turn
         errors: list[Exception] = []

@@ -10,17 +10,15 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.load.generator import Spec, read_bodies
+from pipeline.arrays import F64, Array, Mask
 from pipeline.errors import BatonError
 
 __all__ = ["Outcome", "Running", "run", "start"]
-
-F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Outcome:
     answers: list[bytes]
 
     @property
-    def good(self) -> npt.NDArray[np.bool_]:
+    def good(self) -> Mask:
         """Which calls were answered without an error."""
         return np.equal(self.status, 0)
 
@@ -154,5 +152,5 @@ def _split(spec: Spec, processes: int) -> list[Spec]:
     ]
 
 
-def _joined(folders: list[Path], name: str, dtype: type) -> npt.NDArray[Any]:
+def _joined(folders: list[Path], name: str, dtype: type) -> Array:
     return np.concatenate([np.frombuffer((folder / name).read_bytes(), dtype) for folder in folders])

@@ -29,11 +29,11 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pipeline.arrays import F32, I64, Array, Arrays
 from pipeline.bundle.graph import check_graph
 from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.bundle.verified import verify_once
@@ -157,10 +157,10 @@ class Table:
     """Rows of one table: `ids` int64 `[V]` sorted and unique, `rows` float32 `[V, d]`, `counts` int64 `[V]`,
     `linear` float32 `[V]` or None."""
 
-    ids: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.float32]
-    counts: npt.NDArray[np.int64]
-    linear: npt.NDArray[np.float32] | None = None
+    ids: I64
+    rows: F32
+    counts: I64
+    linear: F32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +168,11 @@ class StoredTable:
     """A table as it lies on disk, mapped and not read: `ids` int64 `[V]`, `rows` `[V, d]` of the manifest's dtype,
     `scales` float32 `[V]` of int8 rows, `counts` int64 `[V]`, `linear` float32 `[V]` or None. Read-only."""
 
-    ids: npt.NDArray[np.int64]
-    rows: npt.NDArray[Any]
-    scales: npt.NDArray[np.float32] | None
-    counts: npt.NDArray[np.int64]
-    linear: npt.NDArray[np.float32] | None
+    ids: I64
+    rows: Array
+    scales: F32 | None
+    counts: I64
+    linear: F32 | None
 
 
 class Bundle:
@@ -245,11 +245,11 @@ class Bundle:
             linear = weights["rows"][:, 0]
         return StoredTable(tensors["ids"], tensors["rows"], tensors.get("scales"), counts, linear)
 
-    def tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
+    def tensors(self, name: str) -> Arrays:
         """All arrays of a safetensors file of the bundle."""
         return self._tensors(name)
 
-    def _tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
+    def _tensors(self, name: str) -> Arrays:
         path = self.file(name)
         try:
             with safe_open(path, framework="numpy") as file:
@@ -257,7 +257,7 @@ class Bundle:
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{path}: {error}", name) from None
 
-    def _mapped(self, name: str) -> dict[str, npt.NDArray[Any]]:
+    def _mapped(self, name: str) -> Arrays:
         """The arrays of a safetensors file as views of the mapped file."""
         path = self.file(name)
         try:
@@ -275,15 +275,13 @@ class Bundle:
             raise BundleError(f"{path}: {error}", name) from None
         return arrays
 
-    def _check_table(
-        self, name: str, tensors: Mapping[str, npt.NDArray[Any]], width: int, dtype: RowFormat
-    ) -> npt.NDArray[np.int64]:
+    def _check_table(self, name: str, tensors: Mapping[str, Array], width: int, dtype: RowFormat) -> I64:
         """Hold a table against the format; its counts."""
         missing = {"ids", "rows", *(["scales"] if dtype == "int8" else [])} - set(tensors)
         if missing:
             raise BundleError(f"{self.path}: table {name!r} has no tensor {sorted(missing)[0]!r}", name)
         ids, rows = tensors["ids"], tensors["rows"]
-        counts: npt.NDArray[np.int64] = tensors.get("counts", np.zeros(len(ids), np.int64))
+        counts: I64 = tensors.get("counts", np.zeros(len(ids), np.int64))
         if ids.dtype != np.int64 or ids.ndim != 1 or rows.shape != (len(ids), width) or counts.shape != ids.shape:
             raise BundleError(
                 f"{self.path}: table {name!r} must hold ids int64 [V], rows [V, {width}] and counts [V]; "
@@ -385,7 +383,7 @@ class BundleWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def tensors(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    def tensors(self, name: str, arrays: Mapping[str, Array]) -> None:
         """Write a safetensors file."""
         save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, self.path(name))
 

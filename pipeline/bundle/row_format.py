@@ -7,20 +7,19 @@ Trainers work on float32; the format is chosen when a version is published and k
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, Array
 from pipeline.errors import InvalidInput
 
 __all__ = ["RowFormat", "check_rows", "decode_rows", "encode_rows"]
 
-F32 = npt.NDArray[np.float32]
 RowFormat = Literal["float32", "float16", "int8"]
 
 
-def encode_rows(rows: F32, stored: RowFormat) -> tuple[npt.NDArray[Any], F32 | None]:
+def encode_rows(rows: F32, stored: RowFormat) -> tuple[Array, F32 | None]:
     """Rows float32 `[V, d]` as they are stored, and scales float32 `[V]` for int8.
 
     Raises:
@@ -50,7 +49,7 @@ def check_rows(rows: F32, stored: RowFormat) -> F32:
     return largest
 
 
-def decode_rows(rows: npt.NDArray[Any], scales: F32 | None) -> F32:
+def decode_rows(rows: Array, scales: F32 | None) -> F32:
     """Rows float32 `[V, d]` of what `encode_rows` gave; float32 rows come back as they are."""
     plain: F32 = rows.astype(np.float32, copy=False)
     return plain if scales is None else plain * scales[:, None]

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import float32, int64, types, uint8
 
+from pipeline.arrays import I64, U32
 from pipeline.compiled import njit
 
 __all__ = [
@@ -27,8 +27,6 @@ __all__ = [
     "tuple_type",
 ]
 
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
 MISSING_ROW = -1
 
 

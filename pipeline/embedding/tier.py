@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
+
+from pipeline.arrays import F32, I64, U8, Mask
 
 __all__ = [
     "DEFAULT_STATUS",
@@ -31,9 +31,6 @@ __all__ = [
     "salt_of",
 ]
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 PENDING_STATUS = 0
 """Mark of an id that no tier has found yet. Tiers are 1, 2, ... from the top."""
@@ -118,13 +115,13 @@ class Wanted(NamedTuple):
         return self[2:]
 
 
-def is_open(found: U8) -> npt.NDArray[np.bool_]:
+def is_open(found: U8) -> Mask:
     """Mask of the ids that a tier looks up, bool `[m]`: pending ones, and those with a stale row.
 
     >>> is_open(np.array([PENDING_STATUS, 1, STALE_STATUS | 1, 2], np.uint8)).tolist()
     [True, False, True, False]
     """
-    mask: npt.NDArray[np.bool_] = (found == PENDING_STATUS) | (found >= STALE_STATUS)
+    mask: Mask = (found == PENDING_STATUS) | (found >= STALE_STATUS)
     return mask
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import CONTEXT, DENSE, WARMUP, Bundle, Calibration, Manifest
 from pipeline.bundle.footprint import network_bytes
 from pipeline.bundle.verified import NOTES
@@ -30,7 +30,6 @@ from pipeline.schema import Schema
 
 __all__ = ["Model"]
 
-F32 = npt.NDArray[np.float32]
 
 SPLIT_ROWS = 8
 """Candidates per request up to which the whole network is as fast (39 fields x 16, perceptron of 3 x 400): what the split

@@ -9,16 +9,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
+from pipeline.arrays import F32
 from pipeline.errors import BundleError
 from pipeline.inputs import ARRAYS, KEPT_ROWS, REQUEST, DenseInputs, Layout
 
 __all__ = ["Network"]
-
-F32 = npt.NDArray[np.float32]
 
 
 class Network:

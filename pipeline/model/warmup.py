@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import ipc
 
+from pipeline.arrays import I64, Array
 from pipeline.errors import BundleError
 from pipeline.features import Bag, Features, Rows
 from pipeline.schema import Schema
@@ -76,12 +76,12 @@ def _bag(column: int, array: Any) -> Bag:
     return Bag(column, offsets - offsets[0], values[offsets[0] : offsets[-1]])
 
 
-def _stacked(columns: list[npt.NDArray[Any]], rows: int, dtype: Any) -> npt.NDArray[Any]:
+def _stacked(columns: list[Array], rows: int, dtype: Any) -> Array:
     return np.stack(columns, 1) if columns else np.empty((rows, 0), dtype)
 
 
 def _random_rows(schema: Schema, n: int, rng: np.random.Generator) -> Rows:
-    def ids(count: int | tuple[int, int]) -> npt.NDArray[np.int64]:
+    def ids(count: int | tuple[int, int]) -> I64:
         return rng.integers(1, 2**63 - 1, count, np.int64)
 
     numbers = rng.normal(size=(n, len(schema.numbers))).astype(np.float32)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, I64, Mask
 from pipeline.errors import InvalidInput
 from pipeline.traffic.log import (
     ACCEPTED,
@@ -31,10 +31,6 @@ from pipeline.traffic.prediction import PredictionIds
 
 __all__ = ["NEVER_MS", "Change", "LabelState", "accept", "accept_parked", "dump_entry", "load_entry", "refusal"]
 
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 Part = TypeVar("Part", Exposure, Outcome)
 _Key = tuple[bool, int]
 """Whether a candidate is named by its id, and its index or id."""

@@ -16,14 +16,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32
 from pipeline.traffic.feedback import NEVER_MS, LabelState
 
 __all__ = ["MatureRows", "closes_at", "latest_close", "mature_rows", "written_labels"]
-
-I32 = npt.NDArray[np.int32]
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from pipeline.arrays import F32, I32
 
 __all__ = [
     "ACCEPTED",
@@ -30,9 +29,6 @@ __all__ = [
 ]
 
 ACCEPTED, DUPLICATE, EXPIRED, INVALID = "accepted", "duplicate", "expired", "invalid"
-
-I32 = npt.NDArray[np.int32]
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.arrays import I32, Array
 from pipeline.disk import replacing
 from pipeline.errors import DataError
 from pipeline.features import Bag, Features, Rows
@@ -180,7 +180,7 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
     return Restored(record, index, last, positions, tuple(known.values()))
 
 
-def _bags(rows: list[_Row], index: npt.NDArray[np.int32], n: int) -> tuple[Bag, ...]:
+def _bags(rows: list[_Row], index: I32, n: int) -> tuple[Bag, ...]:
     bags = []
     for column in range(len(rows[0]["bags"])):
         parts: list[list[int]] = [[] for _ in range(n)]
@@ -236,15 +236,15 @@ def _batch(entry: Labelled, record: PredictionRecord) -> pa.RecordBatch:
     )
 
 
-def _lists(matrix: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+def _lists(matrix: Array, kind: pa.DataType) -> pa.Array:
     rows, width = matrix.shape
     return pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * width, pa.array(matrix.reshape(-1), kind))
 
 
-def _spread(features: Features, index: npt.NDArray[np.int32]) -> Rows:
+def _spread(features: Features, index: I32) -> Rows:
     """Dense rows of the candidates `index`; the width comes from the parts, since the log keeps no schema."""
 
-    def wide(parts: Any, kind: Any) -> npt.NDArray[Any]:
+    def wide(parts: Any, kind: Any) -> Array:
         width = max((int(p.columns.max()) + 1 for p in parts if len(p.columns)), default=0)
         dense = np.zeros((len(index), width), kind)
         for part in parts:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I64, Array
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
 
@@ -22,8 +22,6 @@ __all__ = ["ARMS", "PredictionRecord", "RecordHead", "finder", "lazy_finder", "p
 MAGIC = b"BPR1"
 ARMS = ("stable", "candidate", "direct")
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 # magic, time_ms, arm, flags, n, version, routing hash, counts of id, number and bag parts, length of the names
 _HEAD = struct.Struct("<4sxxxxqBBxxIQQHHHH")
@@ -231,7 +229,7 @@ class _Reader:
         self._at = _aligned(self._at + _PART.size)
         return rows, columns
 
-    def array(self, dtype: Any, count: int) -> npt.NDArray[Any]:
+    def array(self, dtype: Any, count: int) -> Array:
         values = np.frombuffer(self._blob, dtype, count, self._at)
         self._at = _aligned(self._at + values.nbytes)
         return values

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, Mask
 from pipeline.errors import InvalidInput
 from pipeline.traffic.log import ACCEPTED, INVALID, Exposure, FeedbackEntry, Outcome, Scores, TrafficLog
 from pipeline.traffic.prediction import PredictionIds
@@ -35,9 +35,9 @@ class Restored:
     """
 
     record: PredictionRecord
-    indices: npt.NDArray[np.int32]
-    labels: npt.NDArray[np.float32]
-    positions: npt.NDArray[np.int32]
+    indices: I32
+    labels: F32
+    positions: I32
     other: tuple[Scores, ...] = ()
 
 
@@ -105,7 +105,7 @@ def _genuine(ids: PredictionIds, record: PredictionRecord) -> str:
     return record.prediction_id
 
 
-def _has(record: PredictionRecord, index: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+def _has(record: PredictionRecord, index: I32) -> Mask:
     """Which rows the stored record has: an import fills rows that it does not know with padding."""
     parts = [p for p in record.features.ids if len(p.columns)]
     if not parts:
@@ -116,7 +116,7 @@ def _has(record: PredictionRecord, index: npt.NDArray[np.int32]) -> npt.NDArray[
     return known
 
 
-def _entry(p: Restored, present: npt.NDArray[np.bool_]) -> FeedbackEntry:
+def _entry(p: Restored, present: Mask) -> FeedbackEntry:
     rows = list(
         zip(p.indices[present].tolist(), p.labels[present].tolist(), p.positions[present].tolist(), strict=True)
     )

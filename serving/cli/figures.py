@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.metrics import auc, bias, logloss
 from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.record import unpack
@@ -16,7 +16,6 @@ from pipeline.traffic.record import unpack
 __all__ = ["ReplayFigures", "figures_of"]
 
 _PAGE_ENTRIES = 512
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I64
 from pipeline.features import Features
 from pipeline.schema import Schema
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
@@ -23,12 +23,12 @@ class RankResult:
     """Answer to a request: `scores` float32 `[n]` in request order (empty with `top_k`), or `indices` and `scores` best first."""
 
     prediction_id: str
-    scores: npt.NDArray[np.float32]
+    scores: F32
     arm: str
     bundle: str
     version: str
     degraded: tuple[str, ...] = ()
-    indices: npt.NDArray[np.int64] | None = None
+    indices: I64 | None = None
 
 
 def rank_request(

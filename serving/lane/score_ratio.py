@@ -6,8 +6,8 @@ The shadow lane adds the rows that it scores. `serving.wiring.observe` reads the
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64
 from serving.runtime.status import ScoreSums
 
 __all__ = ["ScoreRatio"]
@@ -22,7 +22,7 @@ class ScoreRatio:
     def __init__(self, seconds: int = 10) -> None:
         self.seconds = seconds
         self._second = np.full(seconds, -1, np.int64)
-        self._lines: dict[str, npt.NDArray[np.float64]] = {}
+        self._lines: dict[str, F64] = {}
 
     def add(self, now: float, endpoint: str, rows: int, stable: float, candidate: float) -> None:
         """Add rows scored at `now` (monotonic seconds, never going back) and the sums of their scores."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64, I64, Mask
 from pipeline.metrics import BinnedAuc, row_logloss
 from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled
@@ -36,7 +36,6 @@ from serving.rollout.spec import Rollout
 
 __all__ = ["RolloutAnalysis", "new_analysis"]
 
-F64 = npt.NDArray[np.float64]
 
 BLOCK_BINS = 1024
 """Bins of the AUC histograms of one block and arm: 1/32 of log-odds each. Ties hit both arms alike."""
@@ -210,9 +209,7 @@ class RolloutAnalysis:
             for field in self.slices.fields:
                 self._count_slices(field, self.slices.bounded(field, batch.codes(field)), block, columns)
 
-    def _count_slices(
-        self, field: str, codes: npt.NDArray[np.int64], block: npt.NDArray[np.int64], columns: F64
-    ) -> None:
+    def _count_slices(self, field: str, codes: I64, block: I64, columns: F64) -> None:
         """Add `columns` `[5, n]` to the lines of each row's slice and block."""
         part, which = np.unique(codes, return_inverse=True)
         number, when = np.unique(block, return_inverse=True)
@@ -234,7 +231,7 @@ class RolloutAnalysis:
         self._settled = max(self._settled, block)
 
     def _count_block(
-        self, block: int, y: F64, stable: F64, candidate: F64, loss_delta: F64, served: npt.NDArray[np.bool_], sign: F64
+        self, block: int, y: F64, stable: F64, candidate: F64, loss_delta: F64, served: Mask, sign: F64
     ) -> None:
         line = self.table.line(block)
         line[blocks.ROWS] += sign.sum()
@@ -269,11 +266,11 @@ class _Batch:
         self.labels: list[Any] = []
         self._stable: list[Any] = []
         self._candidate: list[Any] = []
-        self._parts: list[Mapping[str, npt.NDArray[np.int64]]] = []
+        self._parts: list[Mapping[str, I64]] = []
         self._marks: list[tuple[int, int, int, bool, float]] = []
 
     def append(
-        self, labels: Any, stable: Any, candidate: Any, parts: Mapping[str, npt.NDArray[np.int64]], block: int,
+        self, labels: Any, stable: Any, candidate: Any, parts: Mapping[str, I64], block: int,
         phase: int, served: bool, sign: float,
     ) -> None:  # fmt: skip
         self.labels.append(labels)
@@ -282,14 +279,14 @@ class _Batch:
         self._parts.append(parts)
         self._marks.append((len(labels), block, phase, served, sign))
 
-    def codes(self, field: str) -> npt.NDArray[np.int64]:
+    def codes(self, field: str) -> I64:
         """Slice of each row by a field, `[n]`."""
         sizes = [mark[0] for mark in self._marks]
         return np.concatenate(
             [np.broadcast_to(parts[field], size) for parts, size in zip(self._parts, sizes, strict=True)]
         )
 
-    def arrays(self) -> tuple[F64, F64, F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_], F64]:
+    def arrays(self) -> tuple[F64, F64, F64, I64, I64, Mask, F64]:
         sizes, block, phase, served, sign = zip(*self._marks, strict=True)
         return (
             np.concatenate(self.labels).astype(np.float64),

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64, Mask
 from serving.rollout import evidence
 from serving.rollout.evidence import Limits, Test
 from serving.rollout.outcome import OutcomeSums
 
 __all__ = ["BlockTable", "Selection", "Slice"]
 
-F64 = npt.NDArray[np.float64]
 Slice = tuple[str, int]
 """Name of a field, and the code that `serving.rollout.slices` gives to one of its values."""
 
@@ -120,7 +119,7 @@ class Selection:
         exposed = float(self.exposed.sum())
         return float(self.rows.sum()) / exposed if exposed > 0 else float("nan")
 
-    def silent(self) -> npt.NDArray[np.bool_]:
+    def silent(self) -> Mask:
         """Mask `[t]` of runs of blocks without a click where stable expected many: the labels are missing."""
         quiet = self.clicks <= 0
         if not quiet.any():
@@ -129,10 +128,10 @@ class Selection:
         run = np.empty(len(order), np.intp)
         run[order] = np.cumsum(~quiet[order])
         expected = np.bincount(run[quiet], self.stable[quiet], int(run.max()) + 1)
-        missing: npt.NDArray[np.bool_] = quiet & (expected[run] >= SILENT_CLICKS)
+        missing: Mask = quiet & (expected[run] >= SILENT_CLICKS)
         return missing
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> Selection:
+    def where(self, mask: Mask) -> Selection:
         """The blocks of a mask `[t]`."""
         return Selection(self.lines[mask])
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
+from pipeline.arrays import F64
 
 __all__ = [
     "Limits",
@@ -31,7 +30,6 @@ __all__ = [
     "tuned_rho",
 ]
 
-F64 = npt.NDArray[np.float64]
 
 TUNED_BLOCKS = 200
 """Number of blocks at which the limits are tightest; within a factor of five of it they lose less than a tenth."""

@@ -18,15 +18,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64
 from pipeline.traffic.log import Labelled
 from pipeline.traffic.record import PredictionRecord
 from serving.rollout.evidence import Limits
 
 __all__ = ["ARMS", "GROUPS", "OutcomeSums", "count_outcome", "mixture_radius"]
 
-F64 = npt.NDArray[np.float64]
 
 ARMS = ("stable", "candidate")
 GROUPS = 128

@@ -19,8 +19,8 @@ from statistics import NormalDist
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64
 from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
 from pipeline.metrics import auc, row_logloss
@@ -33,7 +33,6 @@ from serving.rollout.state import Abort, Phase, StepBack, apply, begin
 
 __all__ = ["SCENARIOS", "SimulationReport", "fixed_horizon", "simulate"]
 
-F64 = npt.NDArray[np.float64]
 
 SCENARIOS = ("good", "biased", "worse_auc", "turns_bad", "label_outage", "low_traffic", "base_rate_jump")
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import I32, I64, Array
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import canonical, hash_value
@@ -20,7 +20,6 @@ from serving.rollout.blocks import Slice
 
 __all__ = ["OTHER_INDEX", "Slices"]
 
-I64 = npt.NDArray[np.int64]
 
 MAX_VALUES = 32
 """Slices per field, the first values seen; rows of all further values form one slice."""
@@ -69,7 +68,7 @@ class Slices:
         """The named slices."""
         return tuple(self._names)
 
-    def of(self, features: Features, rows: npt.NDArray[np.int32]) -> Mapping[str, I64]:
+    def of(self, features: Features, rows: I32) -> Mapping[str, I64]:
         """Slice codes of rows `[m]` of a request by field: int64 `[m]`, or `[1]` where all rows share one."""
         return {name: self._codes(features, rows, *place) for name, place in self._places.items()}
 
@@ -99,9 +98,7 @@ class Slices:
         low, high = 2.0 ** (power - 1), 2.0**power
         return f"{field} in [{low:g}, {high:g})" if code > 0 else f"{field} in (-{high:g}, -{low:g}]"
 
-    def _codes(
-        self, features: Features, rows: npt.NDArray[np.int32], kind: type[IdPart] | type[NumberPart], column: int
-    ) -> I64:
+    def _codes(self, features: Features, rows: I32, kind: type[IdPart] | type[NumberPart], column: int) -> I64:
         parts: Sequence[IdPart | NumberPart] = features.ids if kind is IdPart else features.numbers
         for part in parts:
             at = np.flatnonzero(part.columns == column)
@@ -112,7 +109,7 @@ class Slices:
         return np.array([OTHER_INDEX], np.int64)
 
 
-def _powers(numbers: npt.NDArray[Any]) -> I64:
+def _powers(numbers: Array) -> I64:
     """Sign and power of two of numbers `[n]` as int64 codes; 0 and NaN have codes of their own."""
     values = numbers.astype(np.float64)
     missing = ~np.isfinite(values)

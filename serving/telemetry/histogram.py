@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from prometheus_client.samples import Exemplar
 
+from pipeline.arrays import F64, I64
 from serving.runtime.status import RecentTotals
 
 __all__ = ["EDGES", "Histogram", "Recent", "added", "quantile"]
 
-EDGES: npt.NDArray[np.float64] = (1e-4 * 1.125 ** np.arange(118)).astype(np.float64)
+EDGES: F64 = (1e-4 * 1.125 ** np.arange(118)).astype(np.float64)
 """Bounds in seconds of the buckets of latencies, 0.1 ms to about 100 s. They grow by an eighth, so a quantile is at most
 6.5 % off."""
 _BOUNDS: list[float] = EDGES.tolist()
@@ -70,7 +70,7 @@ class Histogram:
         return found
 
 
-def quantile(counts: Sequence[int] | npt.NDArray[np.int64], q: float) -> float | None:
+def quantile(counts: Sequence[int] | I64, q: float) -> float | None:
     """The q-quantile in seconds of counts per bucket of `EDGES` (one more bucket above the last edge); None of nothing.
 
     >>> quantile([0, 4] + [0] * 117, 0.5)
@@ -102,7 +102,7 @@ def added(windows: Iterable[RecentTotals]) -> RecentTotals:
     )
 
 
-def _totals(counts: npt.NDArray[np.int64], seconds: float, errors: int, deadline_misses: int) -> RecentTotals:
+def _totals(counts: I64, seconds: float, errors: int, deadline_misses: int) -> RecentTotals:
     p50_s, p99_s = quantile(counts, 0.5), quantile(counts, 0.99)
     return RecentTotals(
         seconds=seconds,
@@ -142,7 +142,7 @@ class Recent:
         """A request that was not answered in time."""
         self._slot(now).late += 1
 
-    def counts(self, now: float) -> npt.NDArray[np.int64]:
+    def counts(self, now: float) -> I64:
         """Answers per bucket within the window."""
         self._expire(now)
         total = np.zeros(len(EDGES) + 1, np.int64)

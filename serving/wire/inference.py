@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.arrays import F32
 from pipeline.context import context_once
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, Rows
@@ -119,7 +119,7 @@ class InferCodec:
     def encode(
         self,
         request: Any,
-        scores: npt.NDArray[np.float32],
+        scores: F32,
         *,
         raw: bool,
         version: str,
@@ -225,7 +225,7 @@ def _raw_values(tensor: Tensor) -> Any:
         raise InvalidInput(f"input {tensor.name!r} holds text that is not UTF-8: {error}", tensor.name) from None
 
 
-def _number(spec: FieldSpec, tensor: Tensor) -> npt.NDArray[np.float32]:
+def _number(spec: FieldSpec, tensor: Tensor) -> F32:
     if tensor.datatype not in _FLOATS:
         raise InvalidInput(f"input {spec.name!r} is a number: send FP32, not {tensor.datatype}", spec.name)
     with np.errstate(over="ignore"):

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.arrays import F32, I32, I64, Array
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, NumberPart
@@ -25,15 +25,13 @@ __all__ = ["RankCodec", "candidate_hash", "candidate_hashes", "rank_response"]
 
 _KEPT_LAYOUTS = 256
 
-Array = npt.NDArray[Any]
-
 
 def candidate_hash(candidate_id: str) -> int:
     """The hash under which a caller's candidate id is recorded and found again by feedback."""
     return hash_value("candidate_id", candidate_id)
 
 
-def candidate_hashes(candidate_ids: Sequence[str]) -> npt.NDArray[np.int64] | None:
+def candidate_hashes(candidate_ids: Sequence[str]) -> I64 | None:
     """`candidate_hash` of each, int64 `[n]`; None without ids."""
     if not candidate_ids:
         return None
@@ -71,8 +69,8 @@ class _Side:
     role: str
     n: int | None
     seen: set[str] = field(default_factory=set)
-    ids: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = field(default_factory=list)
-    numbers: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = field(default_factory=list)
+    ids: list[tuple[I32, I64]] = field(default_factory=list)
+    numbers: list[tuple[I32, F32]] = field(default_factory=list)
     bags: list[Bag] = field(default_factory=list)
 
     def rows(self, count: int, name: str) -> None:
@@ -96,7 +94,7 @@ class RankCodec:
         self.max_candidates = max_candidates
         self._fields = {f.name: f for f in schema.fields}
         self._column = {f.name: i for group in (schema.ids, schema.numbers, schema.bags) for i, f in enumerate(group)}
-        self._layouts: dict[tuple[str, str, tuple[str, ...]], npt.NDArray[np.int32]] = {}
+        self._layouts: dict[tuple[str, str, tuple[str, ...]], I32] = {}
 
     def decode(self, request: Any, data: bytes | None = None) -> Features:
         """Features of a RankRequest, as declared or as its packed twin.
@@ -181,7 +179,7 @@ class RankCodec:
         for column in rows.columns:
             self._single(column, side)
 
-    def _matrix(self, matrix: Any, kind: str, dtype: np.dtype[Any], side: _Side) -> tuple[npt.NDArray[np.int32], Array]:
+    def _matrix(self, matrix: Any, kind: str, dtype: np.dtype[Any], side: _Side) -> tuple[I32, Array]:
         fields = tuple(matrix.fields)
         columns = self._layout(kind, side.role, fields)
         _claim(side, fields)
@@ -198,7 +196,7 @@ class RankCodec:
         side.rows(len(values) // width, fields[0])
         return columns, values.reshape(-1, width)
 
-    def _layout(self, kind: str, role: str, fields: tuple[str, ...]) -> npt.NDArray[np.int32]:
+    def _layout(self, kind: str, role: str, fields: tuple[str, ...]) -> I32:
         known = self._layouts.get((kind, role, fields))
         if known is not None:
             return known
@@ -305,7 +303,7 @@ def _refuse_infinite(values: Array, names: list[str]) -> None:
         raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
 
 
-def _merge(parts: list[tuple[npt.NDArray[np.int32], Array]]) -> list[tuple[npt.NDArray[np.int32], Array]]:
+def _merge(parts: list[tuple[I32, Array]]) -> list[tuple[I32, Array]]:
     """Single columns as one part: later work costs per part, not per column."""
     if len(parts) < 2:
         return parts

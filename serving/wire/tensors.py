@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import Array
 from pipeline.errors import InvalidInput
 
 __all__ = ["DTYPES", "Tensor", "tensors_of"]
@@ -55,9 +55,9 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: npt.NDArray[Any] | list[bytes]
+    values: Array | list[bytes]
 
-    def column(self) -> npt.NDArray[Any] | list[bytes]:
+    def column(self) -> Array | list[bytes]:
         """The `n` values of a tensor of shape [n] or [n, 1].
 
         Raises:
@@ -67,7 +67,7 @@ class Tensor:
             return self.values
         raise InvalidInput(f"input {self.name!r} has shape {list(self.shape)}; [n] or [n, 1] was expected", self.name)
 
-    def matrix(self, datatype: str, columns: int | None) -> npt.NDArray[Any]:
+    def matrix(self, datatype: str, columns: int | None) -> Array:
         """The values as `[n, columns]`; any number of columns when None.
 
         Raises:
@@ -128,7 +128,7 @@ def tensors_of(request: Any, raw: Sequence[bytes], max_rows: int) -> dict[str, T
     return found
 
 
-def _raw(name: str, datatype: str, content: bytes) -> npt.NDArray[Any] | list[bytes]:
+def _raw(name: str, datatype: str, content: bytes) -> Array | list[bytes]:
     if datatype == "BYTES":
         return _strings(name, content)
     dtype = DTYPES[datatype]
@@ -153,7 +153,7 @@ def _strings(name: str, content: bytes) -> list[bytes]:
     return values
 
 
-def _typed(name: str, datatype: str, contents: Any) -> npt.NDArray[Any] | list[bytes]:
+def _typed(name: str, datatype: str, contents: Any) -> Array | list[bytes]:
     wanted = _CONTENTS[datatype]
     for field, _ in contents.ListFields():
         if field.name != wanted:

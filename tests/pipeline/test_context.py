@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.arrays import F32, I64
 from pipeline.context import context_once
 from pipeline.features import Bag, Features, Rows
 from pipeline.schema import FieldSpec, Schema
@@ -22,7 +22,7 @@ SCHEMA = Schema(
 )
 
 
-def rows_of(ids: npt.NDArray[np.int64], numbers: npt.NDArray[np.float32]) -> Features:
+def rows_of(ids: I64, numbers: F32) -> Features:
     return Features.from_rows(Rows(ids, numbers))
 
 

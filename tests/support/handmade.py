@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.arrays import F32, F64, I64
 from pipeline.bundle.bundle import Bundle, BundleWriter, Calibration, Manifest, Table, TableInfo
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
@@ -30,7 +30,7 @@ WIDTH = 4
 EXTREME = np.array([-(2**63), -1, 1, 2**63 - 1], np.int64)
 
 
-def write_network(path: Path, schema: Schema, *, linear: bool, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
+def write_network(path: Path, schema: Schema, *, linear: bool, seed: int = 0) -> dict[str, F32]:
     """logit = embeddings @ w + sum(linear) + (numbers, NaN as 0) @ v; the weights, so that a test can do the same."""
     rng = np.random.default_rng(seed)
     weights = {
@@ -141,7 +141,7 @@ def random_tables(seed: int, count: int = 200, *, width: int = WIDTH, linear: bo
 def random_rows(rng: np.random.Generator, n: int, tables: dict[str, Table], schema: Schema = SCHEMA) -> Rows:
     """Rows with ids that are known, unknown or padding, bags that may be empty and numbers that may be missing."""
 
-    def draw(table: Table, count: int) -> npt.NDArray[np.int64]:
+    def draw(table: Table, count: int) -> I64:
         known = rng.choice(table.ids, count) if len(table.ids) else np.ones(count, np.int64)
         unknown = rng.integers(-(2**63), 2**63 - 1, count, np.int64)
         return np.where(rng.random(count) < 0.7, known, unknown)
@@ -163,9 +163,9 @@ class Reference:
     def __init__(self, chain: list[Bundle]) -> None:
         manifest = chain[-1].manifest
         self.schema, self.linear, self.calibration = manifest.model_schema, manifest.linear, manifest.calibration
-        self.rows: dict[str, dict[int, npt.NDArray[np.float32]]] = {}
+        self.rows: dict[str, dict[int, F32]] = {}
         self.weights: dict[str, dict[int, float]] = {}
-        self.default: dict[str, tuple[npt.NDArray[np.float32], float]] = {}
+        self.default: dict[str, tuple[F32, float]] = {}
         for name, info in manifest.tables.items():
             self.rows[name], self.weights[name] = {}, {}
             self.default[name] = (np.array(info.default, np.float32), info.linear_default or 0.0)
@@ -175,7 +175,7 @@ class Reference:
                 if table.linear is not None:
                     self.weights[name].update(zip(table.ids.tolist(), table.linear.tolist(), strict=True))
 
-    def embed(self, rows: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def embed(self, rows: Rows) -> tuple[F64, F64]:
         n = len(rows)
         vectors, weights = [], []
         ids = {f.name: rows.ids[:, i] for i, f in enumerate(self.schema.ids)}
@@ -196,7 +196,7 @@ class Reference:
             weights.append(weight)
         return np.concatenate(vectors, 1), np.stack(weights, 1)
 
-    def score(self, rows: Rows) -> npt.NDArray[np.float64]:
+    def score(self, rows: Rows) -> F64:
         rng = np.random.default_rng(0)
         w = rng.normal(size=(self.schema.embedding_width, 1)).astype(np.float32)
         v = rng.normal(size=(len(self.schema.numbers), 1)).astype(np.float32)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from handmade import random_table, write_bundle
 
+from pipeline.arrays import F32, I64, U8
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
@@ -40,9 +40,9 @@ FAR = 5.0
 class Looked:
     """Rows by table, `[ids, d]`, weights `[ids]`, marks `[ids]`, and the fault."""
 
-    rows: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    weights: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    found: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    rows: dict[str, F32] = field(default_factory=dict)
+    weights: dict[str, F32] = field(default_factory=dict)
+    found: dict[str, U8] = field(default_factory=dict)
     fault: Fault | None = None
 
 
@@ -84,7 +84,7 @@ class Versions:
                 rows.update(zip(table.ids.tolist(), values, strict=True))
         return held
 
-    def every_id(self) -> dict[str, npt.NDArray[np.int64]]:
+    def every_id(self) -> dict[str, I64]:
         """By table: all ids of all versions, and some that none has, some of them twice."""
         found = {}
         for name in WIDTHS:
@@ -108,7 +108,7 @@ def open_tier(made: RedisSource, versions: Versions, version: str) -> RedisTier:
     return made.open(Generation("ranker", versions.base.manifest.version, version, groups, True))
 
 
-def look(tier: RedisTier, ids: dict[str, npt.NDArray[np.int64]], budget: float = FAR) -> Looked:
+def look(tier: RedisTier, ids: dict[str, I64], budget: float = FAR) -> Looked:
     """One lookup of ids by table; rows that the tier leaves alone stay at `UNTOUCHED`."""
     wanted, parts = [], {}
     for group, tables in ((0, ["shop"]), (1, ["item"]), (1, ["user"])):
@@ -129,7 +129,7 @@ def look(tier: RedisTier, ids: dict[str, npt.NDArray[np.int64]], budget: float =
     return looked
 
 
-def check(looked: Looked, ids: dict[str, npt.NDArray[np.int64]], truth: dict[str, Any], *, stale: bool = False) -> None:
+def check(looked: Looked, ids: dict[str, I64], truth: dict[str, Any], *, stale: bool = False) -> None:
     """Every id that a version has came back whole, every other is left alone."""
     for name, wanted in ids.items():
         for i, key in enumerate(wanted.tolist()):

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import CONTEXT, DENSE
 from pipeline.bundle.graph import inputs_of
 from pipeline.errors import BundleError
@@ -122,7 +121,7 @@ class DenseGraph:
         return model
 
 
-def graph_weights(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
+def graph_weights(model: onnx.ModelProto) -> dict[str, F32]:
     """Initialisers of a graph by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import DENSE, Bundle, Calibration
 from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.features import Features, Rows
@@ -24,7 +24,6 @@ from transfer.click_model.model import ClickModel
 
 __all__ = ["FrozenTeacher", "load_teacher"]
 
-F32 = npt.NDArray[np.float32]
 SCORING_ROWS = 8192
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from pipeline.arrays import Arrays
 from pipeline.errors import BundleError
 from pipeline.schema import Schema
 
@@ -207,7 +207,7 @@ def _back(answer: _Answer) -> list[onnx.NodeProto]:
 def _constants(schema: Schema, columns: Sequence[str]) -> list[TensorProto]:
     order = [f.name for f in (*schema.embedded, *schema.numbers)]
     places = {name: order.index(name) for name in columns}
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: Arrays = {
         "own/second": np.array([1]),
         "own/flat": np.array([-1]),
         "own/low": np.array(SMALLEST_PROBABILITY, np.float32),

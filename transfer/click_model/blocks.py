@@ -7,21 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, I64, Array, Arrays, Mask
 from pipeline.errors import InvalidInput
 from pipeline.hashing import PAD_ID
 from transfer.click_model import kernels
 
 __all__ = ["Block", "Changed", "Lookup", "TableSettings", "compacted", "grown", "without_padding"]
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +84,7 @@ class Block:
         return {key: np.array(getattr(self, key)[slots]) if len(getattr(self, key)) else getattr(self, key).copy()
                 for key in self.KEYS}  # fmt: skip
 
-    def load(self, arrays: Mapping[str, npt.NDArray[Any]], capacity: int) -> None:
+    def load(self, arrays: Mapping[str, Array], capacity: int) -> None:
         """Set the arrays of slots 0, 1, 2, ..., with space for `capacity`."""
         for key in self.KEYS:
             setattr(self, key, arrays[key].copy())
@@ -100,7 +95,7 @@ class Changed:
     """Slots marked since the last `take`; the cost follows their number, not that of all slots."""
 
     def __init__(self, capacity: int) -> None:
-        self._marked: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
+        self._marked: Mask = np.zeros(capacity, np.bool_)
         self._new: list[I64] = []
 
     def grow(self, capacity: int) -> None:
@@ -153,7 +148,7 @@ def without_padding(values: I64, offsets: I32) -> tuple[I64, I32]:
     return values[kept], before[offsets].astype(np.int32)
 
 
-def grown(array: npt.NDArray[Any], capacity: int, fill: float = 0) -> npt.NDArray[Any]:
+def grown(array: Array, capacity: int, fill: float = 0) -> Array:
     """A copy with `capacity` rows, new ones set to `fill`; the array itself where it is large enough."""
     if len(array) >= capacity:
         return array

@@ -5,11 +5,9 @@ It knows arrays only. `transfer.offline.train` and `transfer.offline.distill` ho
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64, Array, Floats
 from pipeline.bundle.bundle import Calibration
 from pipeline.calibration import sigmoid
 from pipeline.errors import DataError
@@ -20,9 +18,7 @@ ALPHA_POSITIVES = 5_000
 """Labels of the rarer class above which the slope is fitted as well."""
 
 
-def fit_calibration(
-    logits: npt.NDArray[np.floating], labels: npt.NDArray[Any], *, alpha_positives: int = ALPHA_POSITIVES
-) -> Calibration:
+def fit_calibration(logits: Floats, labels: Array, *, alpha_positives: int = ALPHA_POSITIVES) -> Calibration:
     """Maximum likelihood alpha and beta by Newton's method (Platt, 1999); alpha stays 1 on few labels.
 
     Args:
@@ -49,14 +45,14 @@ def fit_calibration(
     return Calibration(alpha=alpha, beta=beta)
 
 
-def log_odds_error(labels: npt.NDArray[Any]) -> float:
+def log_odds_error(labels: Array) -> float:
     """Standard error of beta from the noise of the labels alone, about `1 / sqrt(positives * (1 - rate))`."""
     y = np.asarray(labels, np.float64)
     rate = float(y.mean()) if len(y) else 0.0
     return float("inf") if rate in (0.0, 1.0) else 1.0 / float(np.sqrt(y.sum() * (1.0 - rate)))
 
 
-def offset_for(logits: npt.NDArray[np.float64], target: float) -> float:
+def offset_for(logits: F64, target: float) -> float:
     """The b for which `sum(sigmoid(logits + b)) == target`, by Newton's method from 0, guarded by bisection."""
     low, high = -30.0, 30.0
     b = 0.0
@@ -73,7 +69,7 @@ def offset_for(logits: npt.NDArray[np.float64], target: float) -> float:
     return b
 
 
-def _newton(s: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, slope: bool) -> tuple[float, float]:
+def _newton(s: F64, y: F64, *, slope: bool) -> tuple[float, float]:
     # Around the mean logit, where the two are nearly independent and the start is close.
     mean, rate = s.mean(), y.mean()
     centred = s - mean
@@ -82,7 +78,7 @@ def _newton(s: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, slope: bo
     start = np.log(rate / (1.0 - rate))
     w = np.array([1.0, start]) if slope else np.array([start])
 
-    def loss(v: npt.NDArray[np.float64]) -> float:
+    def loss(v: F64) -> float:
         z = fixed + x @ v
         return float(np.mean(np.logaddexp(0.0, z) - y * z))
 

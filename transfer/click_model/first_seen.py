@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import I64, U8
+
 __all__ = ["FirstSeen"]
 
-I64 = npt.NDArray[np.int64]
 
 SKETCH_BITS = 20
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
@@ -27,7 +28,7 @@ class FirstSeen:
     """
 
     def __init__(self) -> None:
-        self.counts: npt.NDArray[np.uint8] = np.zeros(1 << SKETCH_BITS, np.uint8)
+        self.counts: U8 = np.zeros(1 << SKETCH_BITS, np.uint8)
         self._added = 0
 
     def add(self, keys: I64) -> I64:
@@ -49,5 +50,5 @@ class FirstSeen:
         """Copies of the arrays that `restore` takes."""
         return {"counts": self.counts.copy(), "added": np.array([self._added])}
 
-    def restore(self, counts: npt.NDArray[np.uint8], added: I64) -> None:
+    def restore(self, counts: U8, added: I64) -> None:
         self.counts, self._added = counts.copy(), int(added[0])

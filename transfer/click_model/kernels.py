@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, I64
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 
@@ -27,11 +27,6 @@ __all__ = [
     "label_new",
     "salted",
 ]
-
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
-F32 = npt.NDArray[np.float32]
-U64 = npt.NDArray[np.uint64]
 
 
 class Values(NamedTuple):

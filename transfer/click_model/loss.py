@@ -9,24 +9,20 @@ Dean, arXiv 1503.02531, section 2).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
+from pipeline.arrays import F32, Array
 from pipeline.errors import DataError
 from pipeline.features import Rows
 from pipeline.schema import Schema
 
 __all__ = ["checked_labels", "distillation_loss"]
 
-F32 = npt.NDArray[np.float32]
 
-
-def checked_labels(schema: Schema, rows: Rows, labels: npt.NDArray[Any], teacher_logits: F32 | None) -> F32:
+def checked_labels(schema: Schema, rows: Rows, labels: Array, teacher_logits: F32 | None) -> F32:
     """The labels of n rows as float32 `[n]`, a copy. A batch that cannot be learned from is refused whole.
 
     Raises:

@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.arrays import F32, Array, Arrays
 from pipeline.bundle.bundle import Calibration
 from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import Diverged, InvalidInput
@@ -32,8 +32,6 @@ from transfer.model_zoo import resolve
 
 __all__ = ["ClickModel", "LearningSettings"]
 
-F32 = npt.NDArray[np.float32]
-Arrays = dict[str, npt.NDArray[Any]]
 SCORING_ROWS = 8192
 LEVEL_ROWS = 2048
 
@@ -202,7 +200,7 @@ class ClickModel:
     def step(
         self,
         rows: Rows,
-        labels: npt.NDArray[Any],
+        labels: Array,
         *,
         teacher_logits: F32 | None = None,
         teacher_weight: float | F32 = 0.0,
@@ -222,7 +220,7 @@ class ClickModel:
     def accumulate(
         self,
         rows: Rows,
-        labels: npt.NDArray[Any],
+        labels: Array,
         *,
         teacher_logits: F32 | None = None,
         teacher_weight: float | F32 = 0.0,

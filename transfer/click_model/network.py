@@ -10,10 +10,10 @@ import copy
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline.arrays import F32
 from pipeline.errors import DataError, InvalidInput
 from pipeline.inputs import Layout
 from pipeline.schema import Schema
@@ -43,7 +43,7 @@ class NumberTransform(nn.Module):
         logged = torch.tensor([float(f.transform == "log1p") for f in schema.numbers])
         self.register_buffer("logged", logged, persistent=False)
 
-    def fit(self, numbers: npt.NDArray[np.float32]) -> None:
+    def fit(self, numbers: F32) -> None:
         """Take mean and deviation from rows float32 `[n, M]`; a column that is always missing or constant keeps scale 1.
 
         Raises:

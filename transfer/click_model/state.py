@@ -11,9 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pipeline.arrays import Array, Arrays
 from pipeline.bundle.bundle import Calibration
 from pipeline.errors import InvalidInput
 from pipeline.schema import Schema
@@ -23,7 +23,6 @@ from transfer.click_model.tables import merged
 
 __all__ = ["load_state", "merged_state", "model_from", "state_of"]
 
-Arrays = dict[str, npt.NDArray[Any]]
 _IDENTITY = ("schema", "arch", "width", "hyperparameters")
 
 
@@ -56,7 +55,7 @@ def state_of(model: ClickModel, *, changes: bool = False) -> tuple[dict[str, Any
     return header, arrays | {f"extra.{key}": value for key, value in model.extra.items()}
 
 
-def merged_state(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+def merged_state(state: Mapping[str, Array], newer: Mapping[str, Array]) -> Arrays:
     """The arrays of a whole state, updated with those of a later `state_of`, which may hold changed rows only."""
     if "tables.slots" not in newer:
         return dict(newer)
@@ -65,7 +64,7 @@ def merged_state(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.
     return rest | {f"tables.{key}": value for key, value in tables.items()}
 
 
-def model_from(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ClickModel:
+def model_from(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> ClickModel:
     """A new model with the state that `state_of` gave."""
     learning = dict(header["learning"])
     learning["tables"] = TableSettings(**learning["tables"])
@@ -81,7 +80,7 @@ def model_from(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
     return model
 
 
-def load_state(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def load_state(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Give a model the state of another one like it.
 
     Raises:
@@ -124,5 +123,5 @@ def _identity(model: ClickModel) -> dict[str, Any]:
     }
 
 
-def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+def _under(prefix: str, arrays: Mapping[str, Array]) -> Arrays:
     return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}

@@ -10,11 +10,10 @@ Next stop: `transfer.click_model.model`, which puts a network on top.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, I64, Array, Arrays
 from pipeline.bundle.bundle import Table
 from pipeline.bundle.row_format import RowFormat, check_rows, decode_rows, encode_rows
 from pipeline.embedding.kernels import IdIndex
@@ -28,10 +27,6 @@ from transfer.click_model.first_seen import FirstSeen
 
 __all__ = ["Tables", "merged"]
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
-Arrays = dict[str, npt.NDArray[Any]]
 
 AGED_PORTIONS = 8
 """Old rows are evicted in portions: this many times per `evict_after`."""
@@ -316,7 +311,7 @@ class Tables:
             arrays |= {f"{name}.{key}": value for key, value in block.arrays(slots).items()}
         return arrays
 
-    def load_state(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Take the state of tables made with the same schema, width and settings."""
         used = len(arrays["ids"])
         self._clear(max(1024, used))
@@ -399,7 +394,7 @@ class Tables:
             raise InvalidInput(f"there is no table {name!r}; there are {self.names}", name) from None
 
 
-def merged(state: Mapping[str, npt.NDArray[Any]], newer: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+def merged(state: Mapping[str, Array], newer: Mapping[str, Array]) -> Arrays:
     """A whole state, updated with a later `state(slots)`."""
     slots, used = newer["slots"], int(newer["used"][0])
     out = {key: value for key, value in newer.items() if key not in ("slots", "used")}

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64, I64
 from pipeline.errors import InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
@@ -152,9 +152,7 @@ class GeneratedLog:
             truth.astype(np.float32),
         )
 
-    def _candidates(
-        self, rng: np.random.Generator, weight: npt.NDArray[np.float64], requests: int
-    ) -> npt.NDArray[np.int64]:
+    def _candidates(self, rng: np.random.Generator, weight: F64, requests: int) -> I64:
         """Distinct items `[requests, rows_per_request]`, each shown in proportion to its weight.
 
         Systematic sampling: equally spaced points on the line of weights, one random start per request. As no weight
@@ -167,5 +165,5 @@ class GeneratedLog:
         line = np.cumsum(weight[order])
         points = (np.arange(self._per_request) + rng.random((requests, 1))) / self._per_request * line[-1]
         found = order[np.searchsorted(line, points).clip(max=len(order) - 1)]
-        shuffled: npt.NDArray[np.int64] = rng.permuted(found, axis=1)
+        shuffled: I64 = rng.permuted(found, axis=1)
         return shuffled

@@ -15,15 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import F32, I32, I64
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows, concat_rows
 from pipeline.schema import Schema
 
 __all__ = ["Log", "LogChunk", "LogRequest", "cut_chunks", "cut_requests", "row_range"]
 
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 Texts = npt.NDArray[np.object_]
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.arrays import F32, I32, Array, Mask
 from pipeline.errors import DataError, InvalidInput
 from pipeline.hashing import canonical, hash_bag_column, hash_column
 from transfer.data.descriptor import DataField
@@ -35,8 +35,6 @@ __all__ = ["BATCH_ROWS", "COUNTS", "prepared_file"]
 BATCH_ROWS = 65_536
 COUNTS = b"baton.counts"
 FORMAT_VERSION = 1
-
-I64 = npt.NDArray[np.int64]
 
 
 def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "1GB") -> Path:
@@ -178,7 +176,7 @@ class _Progress:
                     f"{path}: column {join.on!r}: no row of the log finds its key here; are both of one type?", join.on
                 )
 
-    def _labels(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
+    def _labels(self, batch: pa.RecordBatch) -> F32:
         positive = {_label_text(value) for value in self.dataset.label.positive}
         encoded = batch.column("__label").dictionary_encode()
         texts = [_label_text(value) for value in encoded.dictionary.to_pylist()]
@@ -190,10 +188,10 @@ class _Progress:
             if len(self.seen) < 10:
                 self.seen.add(text)
         values = np.array([text in positive for text in texts], np.float32)
-        labels: npt.NDArray[np.float32] = values[encoded.indices.to_numpy()]
+        labels: F32 = values[encoded.indices.to_numpy()]
         return labels
 
-    def _requests(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
+    def _requests(self, batch: pa.RecordBatch) -> tuple[Mask, I32]:
         """Whether a row belongs to the request of the row before it, and its place within its request."""
         n = batch.num_rows
         same = np.zeros(n, np.bool_)
@@ -208,9 +206,7 @@ class _Progress:
         position = np.where(starts < 0, self.last_position + 1 + index, index - starts).astype(np.int32)
         return same, position
 
-    def _constant(
-        self, batch: pa.RecordBatch, spec: DataField, values: npt.NDArray[Any], same: npt.NDArray[np.bool_]
-    ) -> None:
+    def _constant(self, batch: pa.RecordBatch, spec: DataField, values: Array, same: Mask) -> None:
         """Check that a context field has one value per request."""
         if spec.role != "context":
             return
@@ -228,7 +224,7 @@ class _Progress:
                 spec.name,
             )
 
-    def _numbers(self, batch: pa.RecordBatch, number: int, spec: DataField) -> npt.NDArray[np.float32]:
+    def _numbers(self, batch: pa.RecordBatch, number: int, spec: DataField) -> F32:
         if f"__bad{number}" in batch.schema.names:
             bad = batch.column(f"__bad{number}")
             if bad.null_count < len(bad):
@@ -237,7 +233,7 @@ class _Progress:
                 raise DataError(f"{where}: column {spec.name!r}: {bad[row].as_py()!r} is not a number", spec.name)
         wide = batch.column(f"f{number}").to_numpy(zero_copy_only=False)
         with np.errstate(over="ignore"):
-            floats: npt.NDArray[np.float32] = wide.astype(np.float32)
+            floats: F32 = wide.astype(np.float32)
         infinite = np.isinf(floats)
         if infinite.any():
             row = int(np.argmax(infinite))

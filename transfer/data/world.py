@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64, I64, Index
 from pipeline.calibration import sigmoid
 from pipeline.features import Bag
 from pipeline.hashing import hash_bag_column, hash_value
@@ -20,9 +20,6 @@ from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["SCHEMA", "Population", "World"]
 
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Index = npt.NDArray[np.integer]
 
 SCHEMA = Schema(
     fields=(

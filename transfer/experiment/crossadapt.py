@@ -18,8 +18,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.errors import InvalidInput
 from transfer.click_model.model import ClickModel
 from transfer.click_model.state import state_of
@@ -34,7 +34,6 @@ from transfer.quality.measured import PeakMemory, Stopwatch
 
 __all__ = ["Point", "RunResult", "Split", "crossadapt"]
 
-F32 = npt.NDArray[np.float32]
 Tell = Callable[[str], None]
 Metrics = dict[str, float | None]
 

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, Mask
 from pipeline.calibration import probabilities
 from pipeline.features import Rows
 from transfer.click_model.model import ClickModel
@@ -24,8 +24,6 @@ from transfer.online.stream import StreamBatch, StreamRows, held_out
 from transfer.quality.measured import Stopwatch
 
 __all__ = ["CoDistilled", "Distilled", "Frozen", "Judged", "LabelsOnly", "Learner", "RareSteps", "keep_replay"]
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +156,11 @@ class CoDistilled:
         after = self.model.logits(held.rows)
         self.model.calibration = recalibrate(current, self._recent, window, held.logits["student"], after)
 
-    def _chosen(self, chunk: LogChunk) -> npt.NDArray[np.bool_]:
+    def _chosen(self, chunk: LogChunk) -> Mask:
         """Which rows are never trained on."""
         requests, of = np.unique(chunk.request, return_inverse=True)
         chosen = np.array([held_out(str(number), self._holdout) for number in requests.tolist()], np.bool_)
-        rows: npt.NDArray[np.bool_] = chosen[of]
+        rows: Mask = chosen[of]
         return rows
 
 
@@ -174,7 +172,7 @@ def keep_replay(log: Log, start: float, stop: float, teacher: ClickModel, capaci
         return ReplayRows(path)
 
 
-def _rows(chunk: LogChunk, logged: F32, chosen: npt.NDArray[np.bool_]) -> StreamRows:
+def _rows(chunk: LogChunk, logged: F32, chosen: Mask) -> StreamRows:
     index = np.flatnonzero(chosen)
     none = np.full(len(index), np.nan, np.float32)
     rows: Rows = chunk.rows.take(index)

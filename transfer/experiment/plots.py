@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.arrays import F64
 from transfer.experiment.crossadapt import Point, RunResult
 
 __all__ = ["draw"]
 
-F64 = npt.NDArray[np.float64]
 COLOURS = {
     "teacher_frozen": "#8c8c8c", "teacher_online": "#4d4d4d", "scratch": "#1f77b4", "warm_embeddings": "#17becf",
     "plain_kd": "#9467bd", "published": "#ff7f0e", "ours": "#d62728", "ours_all": "#e377c2",

@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from pipeline.arrays import F32, Array
 from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.click_model.model import ClickModel
@@ -35,9 +33,6 @@ from transfer.online.codistill import CoDistiller
 from transfer.quality.measured import Stopwatch
 
 __all__ = ["RUNS", "STANDARD", "Start", "Task"]
-
-F32 = npt.NDArray[np.float32]
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Task:
     stream_rows: int
     arch: str
     width: int
-    teacher: tuple[Mapping[str, Any], Arrays]
+    teacher: tuple[Mapping[str, Any], Mapping[str, Array]]
     teacher_seconds: float
     seed: int
     batch: int

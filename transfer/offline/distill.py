@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import InvalidInput
 from transfer.click_model.blocks import TableSettings
@@ -26,8 +26,6 @@ from transfer.offline.window import Window
 from transfer.quality.trust import Trust, label_losses
 
 __all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "transfer_offline"]
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

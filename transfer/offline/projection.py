@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, F64, I64
 from pipeline.bundle.bundle import Table
 from pipeline.errors import InvalidInput
 from transfer.click_model.model import ClickModel
@@ -20,9 +20,6 @@ from transfer.click_model.tables import Tables
 
 __all__ = ["Projection", "fit_projection", "project_tables", "widening"]
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 SHARD_ROWS = 1 << 18
 
 

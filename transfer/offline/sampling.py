@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I64, Array, Index
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
 
 __all__ = ["Sample", "log_k", "strategic_batches"]
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +26,7 @@ class Sample:
     labels: F32
     places: I64
 
-    def take(self, index: npt.NDArray[np.integer]) -> Sample:
+    def take(self, index: Index) -> Sample:
         return Sample(self.rows.take(index), self.labels[index], self.places[index])
 
 
@@ -79,7 +75,7 @@ def strategic_batches(
         if not (len(positive) and len(negative)):
             continue
         for _ in waiting:
-            index: npt.NDArray[Any] = np.concatenate(
+            index: Array = np.concatenate(
                 [rng.choice(positive, ones, replace=True), rng.choice(negative, batch - ones, replace=True)]
             )
             yield joined.take(index)

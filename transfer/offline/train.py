@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import Calibration
 from pipeline.bundle.row_format import RowFormat
 from pipeline.calibration import probabilities
@@ -27,7 +27,6 @@ from transfer.data.log import Log, LogChunk, row_range
 
 __all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
 
-F32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
 

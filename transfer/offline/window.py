@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows
 from pipeline.schema import Schema
@@ -20,8 +20,6 @@ from transfer.data.log import Log
 from transfer.offline.sampling import Sample
 
 __all__ = ["Teacher", "Window"]
-
-F32 = npt.NDArray[np.float32]
 
 
 class Teacher(Protocol):

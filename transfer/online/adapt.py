@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, F64, I64
 from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
 from transfer.quality.drift import Cusum, Stability
@@ -28,8 +28,6 @@ from transfer.quality.trust import Trust, label_losses
 
 __all__ = ["AdaptSettings", "Adaptation", "Adapted", "Seen"]
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 DRIFTS = ("surprise", "rise", "fall")
 SCORE_BINS = 20
@@ -224,7 +222,7 @@ class Adaptation:
             self._alarms,
         )
 
-    def _histograms(self, seen: Seen) -> npt.NDArray[np.int64]:
+    def _histograms(self, seen: Seen) -> I64:
         bins = np.clip(SCORE_BINS // 2 + np.round(2 * seen.student), 0, SCORE_BINS - 1).astype(np.int64)
         histograms = [np.bincount(bins, minlength=SCORE_BINS)]
         for column in seen.ids.T:
@@ -253,7 +251,7 @@ class Adaptation:
         self._stability.restore(state["stability"])
 
 
-def _surprise(logits: F32, labels: F32, losses: npt.NDArray[np.float64]) -> tuple[float, float]:
+def _surprise(logits: F32, labels: F32, losses: F64) -> tuple[float, float]:
     """LogLoss above the entropy of the scores, and labels above their sum, each in standard errors of their own."""
     z = logits.astype(np.float64)
     p = sigmoid(z)

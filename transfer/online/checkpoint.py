@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from pipeline.arrays import Array
 from pipeline.disk import sync, writing
 from transfer.click_model.state import merged_state
 
@@ -27,8 +27,6 @@ __all__ = ["Checkpoints", "Place"]
 
 KEPT_CHECKPOINTS, MAX_CHANGES = 2, 32
 """Newest checkpoints that are kept, with those that they name; most changes on top of a whole one."""
-
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass
@@ -65,7 +63,7 @@ class Checkpoints:
         sizes = [_size(self.folder / str(number)) for number in self._chain]
         return not sizes or len(sizes) > MAX_CHANGES or sum(sizes[1:]) > sizes[0]
 
-    def save(self, place: Place, arrays: Mapping[str, Arrays], *, changes: bool = False) -> None:
+    def save(self, place: Place, arrays: Mapping[str, Mapping[str, Array]], *, changes: bool = False) -> None:
         """Commit a checkpoint.
 
         Args:
@@ -100,7 +98,7 @@ class Checkpoints:
         for old in set(numbers) - needed:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
-    def load(self) -> tuple[Place, dict[str, dict[str, npt.NDArray[Any]]]] | None:
+    def load(self) -> tuple[Place, dict[str, dict[str, Array]]] | None:
         """The newest complete checkpoint, or None at the very start; what a crash left half-written is removed."""
         for stale in self.folder.glob(".[0-9]*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -109,7 +107,7 @@ class Checkpoints:
             return None
         newest = self._read(numbers[-1])
         self._chain = list(newest["chain"])
-        arrays: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        arrays: dict[str, dict[str, Array]] = {}
         for number in self._chain:
             for path in sorted((self.folder / str(number)).glob("*.safetensors")):
                 arrays[path.stem] = merged_state(arrays.get(path.stem, {}), load_file(path))

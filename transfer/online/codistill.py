@@ -12,8 +12,8 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.features import Rows, concat_rows
 from transfer.click_model.model import ClickModel
 from transfer.online.adapt import Adaptation, Adapted, AdaptSettings, Seen
@@ -22,7 +22,6 @@ from transfer.online.stream import StreamBatch, StreamRows
 
 __all__ = ["CoDistiller", "Passed", "logit_of"]
 
-F32 = npt.NDArray[np.float32]
 
 # float32 probabilities carry no more than this.
 _EDGE_PROBABILITY = 1e-6

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
@@ -35,8 +35,6 @@ RECENT_ROWS = 200_000
 LEAST_POSITIVES = 500
 
 log = logging.getLogger(__name__)
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass

@@ -11,11 +11,10 @@ refitting on `recent` alone would correct again what training has already correc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I64, Array, Arrays
 from pipeline.bundle.bundle import Calibration
 from pipeline.calibration import sigmoid
 from pipeline.features import Rows, concat_rows
@@ -24,8 +23,6 @@ from transfer.online.replay_store import rows_from_arrays, rows_to_arrays
 
 __all__ = ["HeldRows", "Ring", "recalibrate", "window_for"]
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 # Rows that the newest window starts with, and how many standard errors its older half may differ before it is left out.
 LEAST_ROWS = 2_000
@@ -65,10 +62,10 @@ class Ring:
     def _ordered(self, values: F32) -> F32:
         return np.roll(values, -(self._seen % len(values))) if self._seen > len(values) else values[: self._seen]
 
-    def state(self) -> dict[str, npt.NDArray[Any]]:
+    def state(self) -> Arrays:
         return {"logits": self._logits, "labels": self._labels, "seen": np.array([self._seen])}
 
-    def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
+    def restore(self, state: Arrays) -> None:
         self._logits = state["logits"].astype(np.float32)
         self._labels = state["labels"].astype(np.float32)
         self._seen = int(state["seen"][0])
@@ -124,14 +121,14 @@ class HeldRows:
             chosen.logits = {name: values[start:] for name, values in self.logits.items()}
         return chosen
 
-    def state(self) -> dict[str, npt.NDArray[Any]]:
+    def state(self) -> Arrays:
         """Arrays that `restore` takes; empty where no row was held yet."""
         if self.rows is None:
             return {}
         arrays = {f"logits.{name}": values for name, values in self.logits.items()}
         return {**rows_to_arrays(self.rows), "labels": self.labels, "passed": self.passed, "keys": self.keys, **arrays}
 
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def restore(self, state: Mapping[str, Array]) -> None:
         if state:
             self.rows = rows_from_arrays(state)
             self.labels, self.passed, self.keys = state["labels"], state["passed"], state["keys"]

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from pipeline.arrays import F32, Array, Arrays
 from pipeline.disk import replacing
 from pipeline.errors import DataError
 from pipeline.features import Bag, Rows, concat_rows
 from transfer.data.log import Log
 
 __all__ = ["ReplayRows", "Reservoir", "keep_sample", "rows_from_arrays", "rows_to_arrays"]
-
-F32 = npt.NDArray[np.float32]
 
 
 class Reservoir:
@@ -117,15 +114,15 @@ class ReplayRows:
         return self.rows.take(index), self.labels[index], self.teacher[index]
 
 
-def rows_to_arrays(rows: Rows) -> dict[str, npt.NDArray[Any]]:
+def rows_to_arrays(rows: Rows) -> Arrays:
     """Rows as named arrays, for a safetensors file."""
-    arrays: dict[str, npt.NDArray[Any]] = {"ids": rows.ids, "numbers": rows.numbers}
+    arrays: Arrays = {"ids": rows.ids, "numbers": rows.numbers}
     for bag in rows.bags:
         arrays |= {f"bag{bag.column}.offsets": bag.offsets, f"bag{bag.column}.values": bag.values}
     return arrays
 
 
-def rows_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Rows:
+def rows_from_arrays(arrays: Mapping[str, Array]) -> Rows:
     """The rows of `rows_to_arrays`."""
     count = sum(name.startswith("bag") and name.endswith(".offsets") for name in arrays)
     bags = tuple(Bag(i, arrays[f"bag{i}.offsets"], arrays[f"bag{i}.values"]) for i in range(count))

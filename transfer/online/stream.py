@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from pipeline.arrays import F32, I64
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Rows, concat_rows
 from pipeline.hashing import bucket
@@ -29,8 +29,6 @@ __all__ = ["HOLDOUT_SALT", "StreamBatch", "StreamRows", "held_out", "read_batche
 HOLDOUT_SALT = "holdout"
 _PAGE_ENTRIES = 256
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 _Entry = tuple[Labelled, PredictionRecord]
 
 

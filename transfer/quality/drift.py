@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from pipeline.arrays import F64, Array
 
 __all__ = ["Cusum", "Stability"]
-
-F64 = npt.NDArray[np.float64]
 
 
 class Cusum:
@@ -112,7 +111,7 @@ class Stability:
         self._slow: F64 = np.zeros((histograms, bins))
         self._seen = 0
 
-    def update(self, counts: npt.NDArray[Any]) -> float:
+    def update(self, counts: Array) -> float:
         """Add a batch's counts `[histograms, bins]`; the index, 0 while there are too few to compare."""
         self._fast = self._fast_discount * self._fast + counts
         self._slow = self._slow_discount * self._slow + counts

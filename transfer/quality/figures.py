@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from pipeline.arrays import Floats
 
 __all__ = ["Decile", "deciles"]
-
-Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class Decile:
     observed: float
 
 
-def deciles(scores: Array, labels: Array, parts: int = 10) -> list[Decile]:
+def deciles(scores: Floats, labels: Floats, parts: int = 10) -> list[Decile]:
     """Calibration by tenths of the rows in order of their score, lowest first.
 
     Args:

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import GateReport
 from pipeline.metrics import auc, bias, logloss
 
 __all__ = ["GateLimits", "judge"]
 
-F32 = npt.NDArray[np.float32]
 
 # No calibrated click model says one in 10^13: a logit beyond this is a training accident.
 LARGEST_LOGIT = 30.0

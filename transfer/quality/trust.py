@@ -10,21 +10,20 @@ each other, so what is counted are means of blocks of neighbouring rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, F64, Array
 from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
 
 __all__ = ["Trust", "label_losses"]
 
 
-def label_losses(logits: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def label_losses(logits: F32, labels: Array) -> F64:
     """LogLoss per row of logits `[n]` against labels `[n]`, in nats."""
     z = logits.astype(np.float64)
-    losses: npt.NDArray[np.float64] = np.logaddexp(0.0, z) - labels * z
+    losses: F64 = np.logaddexp(0.0, z) - labels * z
     return losses
 
 
@@ -66,7 +65,7 @@ class Trust:
         self.z = 0.0
         self.teacher_weight = start
 
-    def update(self, student_losses: npt.NDArray[Any], teacher_losses: npt.NDArray[Any], lean: float = 0.0) -> float:
+    def update(self, student_losses: Array, teacher_losses: Array, lean: float = 0.0) -> float:
         """Add a batch's losses per row, both before training on it; the new weight.
 
         Args:

@@ -17,8 +17,8 @@ from threading import Semaphore
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import BatonError, DataError, NotReady
 from pipeline.features import Rows
@@ -30,7 +30,6 @@ PART_ROWS = 4096
 MAX_FAILED_MEMBERS = 3
 """Number of members that fail on a task before the task counts as bad."""
 
-F32 = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from pipeline.arrays import F32
 from pipeline.errors import BatonError
 from pipeline.features import Rows
 from transfer.bundles.frozen import load_teacher
@@ -20,7 +19,6 @@ from transfer.teachers.pool import MemberGone
 
 __all__ = ["BundleTeacher", "ProcessMember", "Scorer"]
 
-F32 = npt.NDArray[np.float32]
 Scorer = Callable[[Rows], F32]
 START_TIMEOUT_S = 120.0
 

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from pipeline.arrays import F32
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError, NotReady
 from pipeline.features import Rows
@@ -25,7 +24,6 @@ from transfer.teachers.process import Scorer
 
 __all__ = ["RayMember", "RayTeachers"]
 
-F32 = npt.NDArray[np.float32]
 START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 30.0
 WATCH_S = 0.5

@@ -16,8 +16,8 @@ import mmap
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import I64, U64
 from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.device.sets import (
     CONTENDED,
@@ -41,8 +41,6 @@ from pipeline.embedding.tier import Wanted
 
 __all__ = ["CacheShape", "DeviceCache"]
 
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 _KINDS: dict[RowFormat, int] = {"float32": 0, "float16": 1, "int8": 2}
 _SWEEP_TICKS, _ROUND_TICKS = 128, 256  # ticks between sweeps, and until births wrap around
@@ -107,7 +105,7 @@ class DeviceCache:
         parts = np.cumsum([8 * HEAD_WORDS, LINE_BYTES * sets, slots * shape.stride])
         head, table, stored, sketch = np.split(raw, parts)
         table, stored = table.reshape(sets, -1), stored.reshape(slots, shape.stride)
-        self._head: npt.NDArray[np.uint64] = head.view(np.uint64)
+        self._head: U64 = head.view(np.uint64)
         self._kind = _KINDS[shape.format]
         self._arrays: CacheArrays = (
             self._head,

@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import boolean, float32, int64, types, uint8, uint64
 
+from pipeline.arrays import F32, I64, U8, U64
 from pipeline.compiled import njit
 from pipeline.embedding.device.tinylfu import LINE_WORDS, PERIOD_COUNTS, SAMPLE_LOOKUPS, count, estimate, halve, line_of
 from pipeline.embedding.kernels import WANTED, array_type, splitmix64, tuple_type
@@ -52,10 +52,6 @@ __all__ = [
     "sweep_rows",
 ]
 
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 
 WAYS = 6
 LINE_BYTES = 64

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from pipeline.arrays import I64
 from pipeline.bundle.row_format import RowFormat
 from pipeline.clock import Clock
 from pipeline.disk import replacing
@@ -34,7 +34,6 @@ from pipeline.errors import InvalidInput
 
 __all__ = ["Backend", "DeviceSource", "DeviceTier", "RowCache", "cache_maker", "read_keys", "write_keys"]
 
-I64 = npt.NDArray[np.int64]
 Backend = Literal["auto", "cpu", "cuda"]
 
 CHUNK_KEYS = 4096

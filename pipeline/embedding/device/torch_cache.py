@@ -10,21 +10,17 @@ while another call has the lock are dropped. It also runs on torch's CPU device,
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pipeline.arrays import F32, I64, U8, Array
 from pipeline.compiled import njit
 from pipeline.embedding.device.cache import CacheShape
 from pipeline.embedding.device.torch_sets import ENTERED, HELD, REFUSED, WAYS, Sets, find_rows, keep_rows
 from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Wanted, is_open
 
 __all__ = ["TorchCache", "has_card"]
-
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 
 def has_card() -> bool:
@@ -113,7 +109,7 @@ class TorchCache:
             "contended": self._contended,
         }
 
-    def _send(self, array: npt.NDArray[Any]) -> torch.Tensor:
+    def _send(self, array: Array) -> torch.Tensor:
         # A copy also on torch's CPU device: the caller may change its arrays later.
         return torch.tensor(array, device=self._device)
 
@@ -123,14 +119,14 @@ class TorchCache:
 
 @njit(nogil=True, cache=True)
 def _place(
-    marks: npt.NDArray[np.uint8],
+    marks: U8,
     rows: F32,
     weights: F32,
     at: I64,
     linear_at: I64,
     out: F32,
     linear: F32,
-    found: npt.NDArray[np.uint8],
+    found: U8,
 ) -> None:
     """Copy rows `[m, d]` to their places; ids whose mark is 0 are skipped."""
     for i in range(len(marks)):

@@ -10,19 +10,15 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 from numba import float32, int32, int64, types, uint8
 
+from pipeline.arrays import F32, I32, I64, U8
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import array_type, tuple_type
 from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS
 
 __all__ = ["OFFSET", "PLACE", "SALT", "TABLE", "pool_bag", "settle_bag", "settle_ids", "want_bag", "want_ids"]
 
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 
 _read, _write = partial(array_type, readonly=True), array_type
 

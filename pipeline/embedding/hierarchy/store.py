@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F32, I64, U8, Mask
 from pipeline.bundle.bundle import Bundle, Manifest
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy, generation_of
 from pipeline.embedding.hierarchy.lookup import (
@@ -39,9 +39,6 @@ from pipeline.inputs import Block, Columns, DenseInputs, Layout
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["EmbeddingStore", "TableRows"]
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 
 class _Group:
@@ -91,7 +88,7 @@ class _Room(threading.local):
         self.counts = counts.array()
         self._ints, self._marks, self._floats = np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.float32)
 
-    def take(self, ids: int, floats: int) -> tuple[I64, npt.NDArray[np.uint8], F32]:
+    def take(self, ids: int, floats: int) -> tuple[I64, U8, F32]:
         """Memory for a number of ids (keys, places, places of weights: int64 `[3 ids]`; marks) and of floats for bags."""
         if 3 * ids > len(self._ints):
             self._ints, self._marks = np.empty(4 * ids, np.int64), np.empty(2 * ids, np.uint8)
@@ -108,7 +105,7 @@ class TableRows:
     rows: F32
     weights: F32
     tiers: tuple[str, ...]
-    stale: npt.NDArray[np.bool_]
+    stale: Mask
 
 
 class EmbeddingStore:

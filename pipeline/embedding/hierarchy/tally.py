@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import I64
 from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS
 
 __all__ = ["CASES", "LookupTally", "Tallied"]
@@ -40,17 +40,17 @@ class StoreCounts:
     def __init__(self, bundle: str, tables: Sequence[str], tiers: Sequence[str]) -> None:
         self._bundle, self._tables, self._tiers = bundle, tuple(tables), tuple(tiers)
         self._lock = threading.Lock()
-        self._found: list[npt.NDArray[np.int64]] = []
+        self._found: list[I64] = []
         self._faults: Counter[tuple[int, int, str]] = Counter()
 
-    def array(self) -> npt.NDArray[np.int64]:
+    def array(self) -> I64:
         """A new array int64 `[tables, 256]` for one thread, which counts ids by table and `found`."""
         mine = np.zeros((len(self._tables), 256), np.int64)
         with self._lock:
             self._found.append(mine)
         return mine
 
-    def fault(self, mark: int, case: str, tables: npt.NDArray[np.int64]) -> None:
+    def fault(self, mark: int, case: str, tables: I64) -> None:
         """Count ids that a tier did not look up: how many by table."""
         with self._lock:
             for table in np.flatnonzero(tables).tolist():

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import types, uint8, uint16, uint32, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.arrays import F32, I32, I64, U8
 from pipeline.bundle.row_format import RowFormat, encode_rows
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
@@ -30,10 +30,6 @@ from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS, WantedArrays
 
 __all__ = ["KEY_BYTES", "PREFIX_BYTES", "RedisRowLayout", "collect", "encode", "scan", "scatter", "write_mget"]
 
-U8 = npt.NDArray[np.uint8]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 PREFIX_BYTES = 6
 KEY_BYTES = PREFIX_BYTES + 8

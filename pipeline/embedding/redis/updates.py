@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import redis
 
+from pipeline.arrays import I64
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
@@ -336,11 +336,11 @@ class _Writer:
         size = layout.bytes
         return {key: raw[i * size : (i + 1) * size] for i, key in enumerate(_keys(self._generation.prefix, keys))}
 
-    def _keys(self, name: str, ids: npt.NDArray[np.int64]) -> list[bytes]:
+    def _keys(self, name: str, ids: I64) -> list[bytes]:
         return _keys(self._generation.prefix, ids ^ np.int64(salt_of(name)))
 
 
-def _keys(prefix: bytes, keys: npt.NDArray[np.int64]) -> list[bytes]:
+def _keys(prefix: bytes, keys: I64) -> list[bytes]:
     raw = np.empty((len(keys), KEY_BYTES), np.uint8)
     raw[:, :PREFIX_BYTES] = np.frombuffer(prefix, np.uint8)
     raw[:, PREFIX_BYTES:] = keys.astype("<i8").view(np.uint8).reshape(-1, 8)

@@ -14,8 +14,8 @@ import threading
 from collections import deque
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import I32, I64, U8
 from pipeline.clock import Clock
 from pipeline.embedding.redis.breaker import CircuitBreaker
 from pipeline.embedding.redis.rows import DONE_STATUS, KEY_BYTES, MORE_STATUS, REFUSED_STATUS, scan
@@ -41,13 +41,13 @@ class Link:
     def __init__(self, made: socket.socket, clock: Clock) -> None:
         self._socket = made
         self._clock = clock
-        self.cells: npt.NDArray[np.int32] = np.zeros(0, np.int32)
-        self.unique: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self.places: npt.NDArray[np.int32] = np.zeros(0, np.int32)
-        self.starts: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self.sizes: npt.NDArray[np.int32] = np.zeros(0, np.int32)
-        self.command: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
-        self.reply: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self.cells: I32 = np.zeros(0, np.int32)
+        self.unique: I64 = np.zeros(0, np.int64)
+        self.places: I32 = np.zeros(0, np.int32)
+        self.starts: I64 = np.zeros(0, np.int64)
+        self.sizes: I32 = np.zeros(0, np.int32)
+        self.command: U8 = np.zeros(0, np.uint8)
+        self.reply: U8 = np.zeros(0, np.uint8)
         self._state = np.zeros(2, np.int64)
 
     def reserve(self, ids: int, value_bytes: int) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from pipeline.arrays import I64, U8, U32, U64
 from pipeline.bundle.bundle import Bundle, StoredTable
 from pipeline.bundle.row_format import RowFormat, decode_rows
 from pipeline.bundle.verified import NOTES
@@ -43,9 +43,6 @@ from pipeline.errors import BundleError
 
 __all__ = ["build_segment"]
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 BATCH_IDS = 1 << 21
 """Ids in memory at once, 12 bytes each."""
@@ -182,7 +179,7 @@ def _any_key(sources: Sequence[_Source]) -> U8:
     return key.view(np.uint8)
 
 
-def _routed(sources: Sequence[_Source], counts: I64) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]]:
+def _routed(sources: Sequence[_Source], counts: I64) -> Iterator[tuple[U64, U32]]:
     """Hashes and origins of each partition's entries, in the order of their sources."""
     for first, last in _batches(counts):
         bounds = np.concatenate([[0], np.cumsum(counts[first:last])])
@@ -208,9 +205,7 @@ def _batches(counts: I64) -> Iterator[tuple[int, int]]:
         yield first, len(counts)
 
 
-def _write_rows(
-    block: U8, sources: Sequence[_Source], origins: npt.NDArray[np.uint32], places: I64, layout: SegmentLayout
-) -> None:
+def _write_rows(block: U8, sources: Sequence[_Source], origins: U32, places: I64, layout: SegmentLayout) -> None:
     for source in sources:
         # Entries of a partition are in the order of their sources.
         a, z = np.searchsorted(origins, [source.first, source.last])

@@ -26,18 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from pipeline.arrays import U8, U16, U64, Array
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.verified import verify_once
 from pipeline.errors import BundleError
 
 __all__ = ["Meta", "Segment", "SegmentLayout"]
 
-U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
-U64 = npt.NDArray[np.uint64]
 
 MAGIC, FORMAT_VERSION = "baton-segment", 2
 META, PILOTS, CELLS, FILTER = "segment.json", "pilots.bin", "cells.bin", "filter.bin"
@@ -163,12 +160,12 @@ class Segment:
                 raise BundleError(f"{self.path / CELLS} does not match its checksum: it was damaged", CELLS)
 
 
-def checksum(array: npt.NDArray[Any]) -> str:
+def checksum(array: Array) -> str:
     """xxh3 of an array's bytes."""
     return str(xxhash.xxh3_64_hexdigest(array.reshape(-1).view(np.uint8).data))
 
 
-def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     wanted = int(np.prod(shape)) * dtype.itemsize
     try:
         size = path.stat().st_size

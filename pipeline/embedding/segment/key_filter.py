@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import U64
 from pipeline.compiled import njit
 
 __all__ = ["add_to_filter", "bits_of", "empty_filter", "union", "word_of"]
 
-U64 = npt.NDArray[np.uint64]
 
 KEY_BITS = 12
 _HALF_BITS = np.uint64(32)

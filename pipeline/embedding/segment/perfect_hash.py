@@ -16,18 +16,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import I64, U8, U16, U32, U64
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 
 __all__ = ["PILOTS", "bucket_of", "cell_of", "count_partitions", "partition_of", "place_partition", "route"]
 
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
-U32 = npt.NDArray[np.uint32]
-U16 = npt.NDArray[np.uint16]
-U8 = npt.NDArray[np.uint8]
 
 PILOTS = 1 << 16
 _LOW_MASK = np.uint64(0xFFFFFFFF)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import int64, types, uint64
 
+from pipeline.arrays import U64
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import WANTED, array_type, splitmix64
 from pipeline.embedding.memory import copy_bytes, load_f32, load_i64, load_u16, load_u64, prefetch, unpacker
@@ -24,7 +24,6 @@ from pipeline.embedding.tier import STALE_STATUS, Fault, Wanted, WantedArrays
 
 __all__ = ["SegmentTier"]
 
-U64 = npt.NDArray[np.uint64]
 
 BLOCK_IDS = 32
 # Columns of the kernel's table of segments, uint64, one row a segment.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from handmade import SCHEMA, WIDTH, random_tables, write_bundle
 from hypothesis import given
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
 from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.bundle.versions import Repository
@@ -147,7 +147,7 @@ def test_tables_hold_other_ids_than_their_weights(bundle: Bundle) -> None:
 @given(
     st.integers(1, 40).flatmap(lambda d: arrays(np.float32, (5, d), elements=st.floats(-6e4, 6e4, width=32))),
 )
-def test_stored_rows_differ_by_no_more_than_is_documented(rows: npt.NDArray[np.float32]) -> None:
+def test_stored_rows_differ_by_no_more_than_is_documented(rows: F32) -> None:
     largest = np.abs(rows).max(1, keepdims=True).astype(np.float64)
     bound = {
         "float32": np.zeros(1),

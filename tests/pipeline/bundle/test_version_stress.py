@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from handmade import SCHEMA, WIDTH, write_bundle
 
+from pipeline.arrays import F32, I64, Mask
 from pipeline.bundle.bundle import Table
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
@@ -31,7 +31,6 @@ from pipeline.model.model import Model
 
 pytestmark = pytest.mark.long
 
-I64 = npt.NDArray[np.int64]
 
 SECONDS = 60.0
 IDS = 3000
@@ -47,13 +46,13 @@ def ids_of(table: int) -> I64:
     return np.unique(drawn[drawn != 0])
 
 
-def touched(version: int, ids: I64) -> npt.NDArray[np.bool_]:
+def touched(version: int, ids: I64) -> Mask:
     """Which ids the delta of a version holds: a seventh of them."""
     mixed = (ids.view(np.uint64) ^ np.uint64(version)) * np.uint64(0x9E3779B97F4A7C15)
     return (mixed >> np.uint64(40)) % np.uint64(7) == 0
 
 
-def rows_of(table: int, ids: I64, versions: I64) -> npt.NDArray[np.float32]:
+def rows_of(table: int, ids: I64, versions: I64) -> F32:
     """What these versions wrote for these ids, float32 `[n, WIDTH + 1]`, the weight last."""
     mixed = (ids.view(np.uint64) + versions.view(np.uint64) * np.uint64(31)) * np.uint64(0xD6E8FEB86659FD93)
     check = ((mixed >> np.uint64(44)) + np.uint64(table)).astype(np.float32)
@@ -68,7 +67,7 @@ def table_of(table: int, version: int, *, delta: bool) -> Table:
     return Table(ids[held], rows[held, :WIDTH], np.ones(int(held.sum()), np.int64), rows[held, WIDTH])
 
 
-def expected(table: int, base: int, deltas: list[int]) -> npt.NDArray[np.float32]:
+def expected(table: int, base: int, deltas: list[int]) -> F32:
     ids = ids_of(table)
     versions = np.full(len(ids), base)
     for delta in deltas:

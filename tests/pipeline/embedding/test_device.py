@@ -9,18 +9,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.arrays import F32, I64
 from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.device.cache import CacheShape, DeviceCache
 from pipeline.embedding.device.tier import read_keys, write_keys
 from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS, Wanted
-
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 MARK, BELOW = 1, 2
 EXTREME = [-(2**63), -1, 0, 1, 2**63 - 1]
@@ -197,7 +194,7 @@ def test_hot_keys_survive_and_damage_costs_only_them(tmp_path: Path, caplog: pyt
     assert [p.name for p in path.parent.iterdir()] == ["16.keys"]
 
 
-def checked_rows(keys: I64, salts: npt.NDArray[np.int64], width: int) -> tuple[F32, F32]:
+def checked_rows(keys: I64, salts: I64, width: int) -> tuple[F32, F32]:
     """Rows that tell their key and salt, and whose last number sums up the others."""
     rows = np.empty((len(keys), width), np.float32)
     rows[:, 0], rows[:, 1] = keys, salts

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.arrays import F32, I32, I64, U8
 from pipeline.bundle.row_format import RowFormat
 from pipeline.embedding.redis.rows import (
     DONE_STATUS,
@@ -22,7 +22,6 @@ from pipeline.embedding.redis.rows import (
 )
 from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS, Wanted
 
-I64 = npt.NDArray[np.int64]
 SEED = 0x1234_5678_9ABC_DEF0
 FORMATS: list[RowFormat] = ["float32", "float16", "int8"]
 TOLERANCE = {"float32": 0.0, "float16": 2.0**-11, "int8": 1 / 254}
@@ -33,7 +32,7 @@ def reply(values: list[bytes | None]) -> bytes:
     return b"*%d\r\n" % len(values) + b"".join(parts)
 
 
-def read(raw: bytes, count: int, cuts: list[int]) -> tuple[int, I64, npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+def read(raw: bytes, count: int, cuts: list[int]) -> tuple[int, I64, I32, U8]:
     """Scan a reply that arrives in pieces."""
     data = np.zeros(len(raw) + 64, np.uint8)
     data[: len(raw)] = np.frombuffer(raw, np.uint8)
@@ -48,7 +47,7 @@ def read(raw: bytes, count: int, cuts: list[int]) -> tuple[int, I64, npt.NDArray
 
 def decode(
     layout: RedisRowLayout, keys: I64, values: list[bytes | None], cuts: list[int] | None = None, seed: int = SEED
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8], list[int]]:
+) -> tuple[F32, F32, U8, list[int]]:
     result, starts, sizes, data = read(reply(values), len(keys), cuts or [])
     assert result == DONE_STATUS
     n = len(keys)
@@ -62,9 +61,7 @@ def decode(
     return rows[1:-1].reshape(n, layout.width), weights, found, counts.tolist()
 
 
-def make(
-    layout: RedisRowLayout, n: int, seed: int = 0
-) -> tuple[I64, npt.NDArray[np.float32], npt.NDArray[np.float32], list[bytes]]:
+def make(layout: RedisRowLayout, n: int, seed: int = 0) -> tuple[I64, F32, F32, list[bytes]]:
     rng = np.random.default_rng(seed)
     keys = rng.integers(-(2**63), 2**63 - 1, n, np.int64)
     rows = rng.normal(size=(n, layout.width)).astype(np.float32)

@@ -7,12 +7,12 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from handmade import EXTREME, random_tables, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.arrays import F32, I64
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
@@ -23,11 +23,10 @@ from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Wanted, salt_o
 from pipeline.errors import BundleError
 from pipeline.schema import FieldSpec, Schema
 
-F32 = npt.NDArray[np.float32]
 MARK = 3
 
 
-def ask(stacks: Sequence[Sequence[Segment]], keys: npt.NDArray[np.int64], width: int, *, linear: bool) -> Wanted:
+def ask(stacks: Sequence[Sequence[Segment]], keys: I64, width: int, *, linear: bool) -> Wanted:
     """Look keys up, destinations in reverse order and apart, so that a row written elsewhere is seen."""
     m = len(keys)
     want = Wanted(
@@ -75,7 +74,7 @@ def held(bundles: Sequence[Bundle], width: int) -> dict[int, tuple[F32, float]]:
     return truth
 
 
-def table_of(ids: npt.NDArray[np.int64], width: int, *, linear: bool, seed: int = 0) -> Table:
+def table_of(ids: I64, width: int, *, linear: bool, seed: int = 0) -> Table:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(len(ids), width)).astype(np.float32)
     return Table(

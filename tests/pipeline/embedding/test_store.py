@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from handmade import SCHEMA, WIDTH, Reference, random_rows, random_tables, write_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.arrays import I64
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.versions import Repository
 from pipeline.embedding.hierarchy.store import EmbeddingStore
@@ -159,7 +159,7 @@ def test_any_layout_of_arrays(repository: Repository, segments: Path, linear: bo
     rows = random_rows(np.random.default_rng(1), 90, tables)
     vectors, weights = Reference([bundle]).embed(rows)
     unaligned = np.frombuffer(b"x" + rows.ids.tobytes(), np.uint8)[1:].view(np.int64).reshape(rows.ids.shape)
-    layouts: list[npt.NDArray[np.int64]] = [np.asfortranarray(rows.ids), unaligned, rows.ids[::-1][::-1]]
+    layouts: list[I64] = [np.asfortranarray(rows.ids), unaligned, rows.ids[::-1][::-1]]
     for ids in layouts:
         out, _ = lookup(store, schema, Features.from_rows(Rows(ids, rows.numbers, rows.bags)), linear)
         np.testing.assert_allclose(out.embeddings, vectors, atol=1e-6)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.arrays import F32, I64
 from pipeline.clock import SystemClock
 from pipeline.embedding.device.cache import CacheShape, DeviceCache, RowFormat
 from pipeline.embedding.device.tier import DeviceSource, cache_maker
@@ -19,9 +19,6 @@ from pipeline.embedding.device.torch_sets import Sets, find_rows, keep_rows, spl
 from pipeline.embedding.kernels import splitmix64 as compiled_splitmix64
 from pipeline.embedding.tier import DEFAULT_STATUS, PENDING_STATUS, STALE_STATUS, Generation, Group, Wanted
 from pipeline.errors import InvalidInput
-
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 MARK, BELOW = 1, 2
 WIDTH = 4

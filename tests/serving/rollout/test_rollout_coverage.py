@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from pipeline.arrays import F64, Mask
 from serving.rollout import blocks
 from serving.rollout.blocks import Selection
 from serving.rollout.evidence import Verdict, radius
@@ -22,7 +22,6 @@ from serving.rollout.reconcile import Context, Observed, reconcile
 from serving.rollout.spec import MIN_BLOCKS, Rollout
 from serving.rollout.state import StepBack, begin
 
-F64 = npt.NDArray[np.float64]
 ERROR = 0.0125
 """Of one side in the first attempt of a rollout: half of (1 - 0.95) / 2."""
 LENGTH = 600
@@ -55,13 +54,13 @@ def block_streams(rng: np.random.Generator, streams: int, length: int, share: fl
     return clicks, predicted, loss_delta
 
 
-def ever_beyond(values: F64, error: float) -> npt.NDArray[np.bool_]:
+def ever_beyond(values: F64, error: float) -> Mask:
     """Whether the lower limit of the mean of values `[streams, t]` exceeds 0 at any look from the first allowed one on."""
     t = np.arange(1, values.shape[1] + 1)
     mean = np.cumsum(values, 1) / t
     spread = np.sqrt(np.maximum(np.cumsum(values * values, 1) - t * mean**2, 0.0) / np.maximum(t - 1, 1))
     wide = np.array([radius(int(n), error) for n in t])
-    found: npt.NDArray[np.bool_] = ((mean - wide * spread) > 0)[:, MIN_BLOCKS - 1 :].any(1)
+    found: Mask = ((mean - wide * spread) > 0)[:, MIN_BLOCKS - 1 :].any(1)
     return found
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.arrays import F32, F64, I64
 from pipeline.errors import InvalidInput
 from pipeline.features import concat_rows
 from pipeline.hashing import hash_value
@@ -25,11 +25,11 @@ def generated(rows: int = ROWS, seed: int = 0, **changes: Any) -> GeneratedLog:
     return GeneratedLog(rows, seed, **changes)
 
 
-def item_ids(chunks: Iterator[LogChunk]) -> npt.NDArray[np.int64]:
+def item_ids(chunks: Iterator[LogChunk]) -> I64:
     return np.concatenate([chunk.rows.ids[:, 5] for chunk in chunks])
 
 
-def truth(log: Log, start: float = 0.0, stop: float = 1.0) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+def truth(log: Log, start: float = 0.0, stop: float = 1.0) -> tuple[F64, F32]:
     """True probabilities and labels."""
     chunks = list(log.chunks(start, stop))
     known = [chunk.truth for chunk in chunks if chunk.truth is not None]
@@ -146,7 +146,7 @@ def test_new_ids_arrive_and_old_ones_fade() -> None:
 def test_tastes_turn() -> None:
     """What users of a segment think of a category changes, and faster with more drift."""
 
-    def liking(log: Log, start: float, stop: float) -> npt.NDArray[np.float64]:
+    def liking(log: Log, start: float, stop: float) -> F64:
         chunks = list(log.chunks(start, stop))
         pair = np.concatenate([c.rows.ids[:, 1] * 31 + c.rows.ids[:, 6] for c in chunks])
         probability = np.concatenate([c.truth for c in chunks if c.truth is not None]).astype(np.float64)

@@ -12,20 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_log import SmallLog
 
+from pipeline.arrays import F32
 from pipeline.errors import DataError, NotReady
 from pipeline.features import Rows
 from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 from transfer.teachers.pool import TRIES, MemberGone, TeacherPool
 from transfer.teachers.process import BundleTeacher, ProcessMember
-
-F32 = npt.NDArray[np.float32]
 
 
 def chunk(start: int, rows: int) -> Rows:
