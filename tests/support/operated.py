@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 import uvloop
 import yaml
+from clocks import HandClock
 from fastapi import FastAPI
 from installation import Installation, eventually
 
@@ -30,18 +31,6 @@ ME = LOCAL
 MESSAGE_BYTES = 4 << 20
 
 
-class Turned:
-    """A clock that the test turns."""
-
-    now = 1_700_000_000.0
-
-    def wall_ms(self) -> int:
-        return round(self.now * 1000)
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 def rollout_file(**changes: Any) -> str:
     """A rollout of `ranker` to `student` in three steps."""
     steps = [
@@ -58,7 +47,7 @@ class Operated:
 
     def __init__(self, made: Installation, clock: Any = None) -> None:
         self.made = made
-        self.clock = clock or Turned()
+        self.clock = clock or HandClock()
         self.traffic = open_traffic_log(made.config)
         self.kill = KillSwitch(made.home)
         observe = Observer(made.config.status, made.repository, self.kill, self.clock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from clocks import MillisecondClock
 
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
@@ -40,23 +41,12 @@ SCHEMA = Schema(
 )
 
 
-class HandClock:
-    def __init__(self) -> None:
-        self.now = 1_000_000
-
-    def wall_ms(self) -> int:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now / 1000
-
-
 class World:
     """Traffic of 10 requests of 20 rows a second, whose candidate has a bias that tests turn; a real log and store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.clock = HandClock()
+        self.clock = MillisecondClock()
         self.rng, self.keys = np.random.default_rng(1), np.random.default_rng(2)
         self.bias = 0.0
         self.bias_of: dict[str, float] = {}

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from worker_world import Turned, open_log, settings
+from clocks import HandClock
+from worker_world import open_log, settings
 
 from pipeline.bundle.versions import Repository
 from transfer.online.worker import Worker
@@ -27,7 +28,7 @@ PUBLISH = 4
 def live(folder: Path, tell: int | None = None) -> None:
     """Work through the log with a commit after every batch; a byte to the pipe `tell` after each."""
     log = open_log(folder)
-    worker = Worker(settings(folder, publish_batches=PUBLISH), log, Repository(folder / "bundles"), clock=Turned())
+    worker = Worker(settings(folder, publish_batches=PUBLISH), log, Repository(folder / "bundles"), clock=HandClock())
     while worker.step(lambda: True):
         worker.commit()
         if tell is not None:

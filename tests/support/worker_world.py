@@ -34,18 +34,6 @@ PER_REQUEST = 20
 KEY = bytes(32)
 
 
-class Turned:
-    """A clock that the test turns."""
-
-    now = 1_700_000_000.0
-
-    def wall_ms(self) -> int:
-        return round(self.now * 1000)
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 def draw(random: np.random.Generator) -> tuple[Rows, np.ndarray]:
     user = int(random.integers(40))
     items = random.integers(0, 60, PER_REQUEST)

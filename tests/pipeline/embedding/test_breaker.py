@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import random
 
+from clocks import HandClock
+
 from pipeline.embedding.redis.breaker import CircuitBreaker
 
 
-class Turned:
-    """A clock that the test turns."""
-
-    now = 100.0
-
-    def wall_ms(self) -> int:
-        return round(1000 * self.now)
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-def make(clock: Turned, **settings: float) -> CircuitBreaker:
+def make(clock: HandClock, **settings: float) -> CircuitBreaker:
     return CircuitBreaker(clock, random.Random(0), threshold=3, pause=1.0, longest_pause=4.0, **settings)  # type: ignore[arg-type]
 
 
 def test_failures_in_a_row_open_it_and_others_do_not() -> None:
-    breaker = make(Turned())
+    breaker = make(HandClock(100.0))
     for _ in range(5):
         breaker.failed()
         breaker.failed()
@@ -37,7 +27,7 @@ def test_failures_in_a_row_open_it_and_others_do_not() -> None:
 
 
 def test_one_request_tries_after_a_probe_that_went_well() -> None:
-    clock = Turned()
+    clock = HandClock(100.0)
     breaker = make(clock)
     for _ in range(3):
         breaker.failed()
@@ -54,7 +44,7 @@ def test_one_request_tries_after_a_probe_that_went_well() -> None:
 
 
 def test_a_failed_trial_opens_it_again() -> None:
-    clock = Turned()
+    clock = HandClock(100.0)
     breaker = make(clock)
     for _ in range(3):
         breaker.failed()
@@ -66,7 +56,7 @@ def test_a_failed_trial_opens_it_again() -> None:
 
 
 def test_pauses_grow_to_their_limit_with_jitter() -> None:
-    clock = Turned()
+    clock = HandClock(100.0)
     breaker = make(clock)
     for _ in range(3):
         breaker.failed()

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import HandClock
 from doors import Grpc, Refused, Rest
 from fastapi.testclient import TestClient
-from operated import ME, Operated, Turned, admin_port, http_port, operated, rollout_file
+from operated import ME, Operated, admin_port, http_port, operated, rollout_file
 
 from pipeline.errors import Conflict, InvalidInput
 from serving.admin import VERBS
@@ -74,7 +75,7 @@ def test_keys_are_plain(world: Operated, key: str) -> None:
 
 
 def test_keys_outlive_a_restart_and_what_was_cut_off_is_not_done_again(tmp_path: Path) -> None:
-    path, clock, request = tmp_path / "control.db", Turned(), EndpointName(name="a")
+    path, clock, request = tmp_path / "control.db", HandClock(), EndpointName(name="a")
     cache = IdempotencyCache(keys(tmp_path), clock)
     assert cache.run("ann", "k", "v", request, CacheWarming, lambda: DONE) == DONE
     cache.close()
@@ -89,7 +90,7 @@ def test_keys_outlive_a_restart_and_what_was_cut_off_is_not_done_again(tmp_path:
 
 
 def test_the_second_of_two_at_once_is_told_to_wait(tmp_path: Path) -> None:
-    cache, request = IdempotencyCache(keys(tmp_path), Turned()), EndpointName(name="a")
+    cache, request = IdempotencyCache(keys(tmp_path), HandClock()), EndpointName(name="a")
     begun, go = threading.Event(), threading.Event()
 
     def slow() -> CacheWarming:
@@ -109,7 +110,7 @@ def test_the_second_of_two_at_once_is_told_to_wait(tmp_path: Path) -> None:
 
 
 def test_keys_are_kept_for_a_day_and_in_bounds(tmp_path: Path) -> None:
-    clock, request = Turned(), EndpointName(name="a")
+    clock, request = HandClock(), EndpointName(name="a")
     cache = IdempotencyCache(keys(tmp_path, kept=3), clock)
     for number in range(10):
         clock.now += 1

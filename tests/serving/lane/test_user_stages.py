@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from clocks import HandClock
 from handmade import SCHEMA, random_rows, random_tables
 from installation import Installation, running
 
@@ -35,16 +36,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-class HandClock:
-    def monotonic(self) -> float:
-        return 0.0
-
-    def wall_ms(self) -> int:
-        return 0
-
-
 def steps_of(*stages: dict[str, object]) -> list[str]:
-    record = Record(HandClock(), lambda _: True)
+    record = Record(HandClock(0.0), lambda _: True)
     return [s.name for s in lane_plan(record, [StageConfig.model_validate(s) for s in stages]).compile().steps]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from rollout_world import SPEC, World
 
@@ -13,14 +10,6 @@ from serving.rollout.reconcile import Observed
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.state import Pause, Phase, Promote, Resume
 from serving.rollout.store import Who
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.log.close()
-    made.store.close()
 
 
 def test_a_good_candidate_reaches_the_end_on_evidence_alone(world: World) -> None:

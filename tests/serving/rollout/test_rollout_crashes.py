@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from clocks import MillisecondClock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from rollout_world import SCHEMA, HandClock
+from rollout_world import SCHEMA
 
 from pipeline.errors import BatonError, Conflict
 from pipeline.traffic.prediction import PredictionIds
@@ -74,7 +75,7 @@ class Crashes(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.clock = HandClock()
+        self.clock = MillisecondClock()
         self.log = SqliteTrafficLog(self.folder / "traffic.db", PredictionIds(b"k" * 32), attribution_window_ms=1000)
         self.observed: dict[str, Observed] = {}
         self.open()
@@ -182,7 +183,7 @@ TestCrashes.settings = settings(max_examples=20, stateful_step_count=25, deadlin
 
 def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_path: Path) -> None:
     log = SqliteTrafficLog(tmp_path / "traffic.db", PredictionIds(b"k" * 32), attribution_window_ms=1000)
-    path, clock = tmp_path / "control.db", HandClock()
+    path, clock = tmp_path / "control.db", MillisecondClock()
 
     def opened() -> tuple[SqliteControlStore, RolloutController]:
         store = SqliteControlStore(path)

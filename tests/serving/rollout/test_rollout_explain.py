@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rollout_world import SPEC, World
@@ -13,14 +11,6 @@ from pipeline.errors import NotFound
 from serving.rollout.reconcile import Observed
 from serving.rollout.spec import SliceGuard
 from serving.rollout.state import Pause, Phase, Promote
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.log.close()
-    made.store.close()
 
 
 def test_every_verdict_on_labels_can_be_worked_out_again(world: World) -> None:

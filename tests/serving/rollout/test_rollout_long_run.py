@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from rollout_world import SPEC, World
 
@@ -19,14 +16,6 @@ HALF: Rollout = SPEC.model_copy(
     update={"steps": (SPEC.steps[0], SPEC.steps[1].model_copy(update={"weight": 50.0})), "holdout": 0.1}
 )
 """Ends at half of the keys, since the world deals requests by weight alone and knows no holdout."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.log.close()
-    made.store.close()
 
 
 def effect(world: World) -> LongRunFigures:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 from rollout_world import SCHEMA, SPEC, World
@@ -22,14 +19,6 @@ def guarded(*segments: SliceGuard, outcome: float | None = None) -> Rollout:
     guards = SPEC.guards.model_copy(update={"segments": segments, "outcome_delta_min": outcome})
     looked = SPEC.analysis.model_copy(update={"segments": ("tab", "price")})
     return SPEC.model_copy(update={"guards": guards, "analysis": looked})
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.log.close()
-    made.store.close()
 
 
 def test_a_candidate_that_is_worse_for_a_named_segment_never_answers(world: World) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from clocks import HandClock
 from installation import eventually
 
 from pipeline.errors import Conflict
@@ -24,18 +25,6 @@ from serving.runtime.supervisor import Child, Supervisor, children_of
 
 ROOT = Path(__file__).parents[3]
 WAIT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); signal.pause()"
-
-
-class Turned:
-    """A clock that the test turns."""
-
-    now = 1000.0
-
-    def wall_ms(self) -> int:
-        return round(self.now * 1000)
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 def python(name: str, code: str, stage: int = 0) -> Child:
@@ -82,7 +71,7 @@ def test_a_killed_child_comes_back_and_is_counted(tmp_path: Path) -> None:
 
 
 def test_pauses_double_and_are_forgotten_by_a_child_that_stays(tmp_path: Path) -> None:
-    clock = Turned()
+    clock = HandClock(1000.0)
     made = Supervisor(tmp_path, [python("a", "raise SystemExit(3)")], clock=clock)
     (tmp_path / "run" / "status").mkdir(parents=True)
     (only,) = made.children

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from clocks import MillisecondClock
 from typer.testing import CliRunner, Result
 
 from pipeline.errors import InvalidInput, NotFound, Unauthenticated
@@ -20,23 +21,13 @@ from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 NOW = 1_700_000_000_000
 
 
-class Turned:
-    now = NOW
-
-    def wall_ms(self) -> int:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now / 1000
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "home" / "tokens.json"
 
 
-def door(path: Path, clock: Turned | None = None, *, loopback: bool = True) -> TokenAuthenticator:
-    return TokenAuthenticator(TokenStore(path), clock or Turned(), loopback=loopback)
+def door(path: Path, clock: MillisecondClock | None = None, *, loopback: bool = True) -> TokenAuthenticator:
+    return TokenAuthenticator(TokenStore(path), clock or MillisecondClock(NOW), loopback=loopback)
 
 
 def refused(door: TokenAuthenticator, authorization: str) -> str:
@@ -78,7 +69,7 @@ def test_without_tokens_this_machine_is_open_and_no_other_is(path: Path) -> None
 
 
 def test_a_running_door_notices_creation_expiry_and_revocation(path: Path) -> None:
-    clock = Turned()
+    clock = MillisecondClock(NOW)
     at = door(path, clock)
     assert at.authenticate("") == LOCAL
     other = TokenStore(path)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clocks import HandClock
 from small_log import SCHEMA, SmallLog
-from test_worker import Turned, fill, models, settings, traffic  # noqa: F401 - a fixture
+from test_worker import fill, models, settings, traffic  # noqa: F401 - a fixture
 
 from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.bundle.versions import Repository
@@ -104,7 +105,7 @@ def test_the_worker_rounds_as_told_and_the_gate_judges_what_serves(
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 300)
-    worker = Worker(settings(tmp_path, rows="int8"), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, rows="int8"), traffic, repository, clock=HandClock())
     worker.step()
     _, second, third, *_, last = repository.versions("student")
     manifests = [repository.open("student", v).manifest for v in (second, third, last)]
@@ -122,7 +123,7 @@ def test_the_worker_rounds_as_told_and_the_gate_judges_what_serves(
     assert report.figures["bias"] == pytest.approx(bias(held.labels, scores), abs=2e-7)
     assert report.figures["bias"] != pytest.approx(bias(held.labels, exact), abs=1e-6)
     # Started without the setting, it goes on as the bundle is.
-    again = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    again = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     assert again._student.model.stored == "int8"
 
 
@@ -132,7 +133,7 @@ def test_rows_that_a_format_cannot_take_are_refused_with_the_version(
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
-    worker = Worker(settings(tmp_path, rows="float16"), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, rows="float16"), traffic, repository, clock=HandClock())
     tables = worker._student.model.tables
     tables.rows[0] = 1e5
     worker.step()

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker_world import ITEMS, KEY, SCHEMA, USERS, Turned, draw, fill, models, open_log, settings
+from clocks import HandClock
+from worker_world import ITEMS, KEY, SCHEMA, USERS, draw, fill, models, open_log, settings
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
@@ -42,7 +43,7 @@ def traffic(tmp_path: Path) -> Iterator[SqliteTrafficLog]:
 def test_learns_and_publishes_versions_that_serve(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 400)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     assert worker.step()
     versions = repository.versions("student")
     assert len(versions) > 2
@@ -63,7 +64,7 @@ def test_learns_and_publishes_versions_that_serve(traffic: SqliteTrafficLog, tmp
 def test_a_published_delta_serves_what_was_trained(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
-    worker = Worker(settings(tmp_path, publish_batches=10), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, publish_batches=10), traffic, repository, clock=HandClock())
     worker.step()
     version = repository.versions("student")[-1]
     rows, _ = draw(np.random.default_rng(5))
@@ -75,7 +76,7 @@ def test_a_published_delta_serves_what_was_trained(traffic: SqliteTrafficLog, tm
 def test_every_row_is_trained_on_once_and_held_rows_never(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 300)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     worker.step()
     worker.commit()
     entries = [e for e in traffic.labelled(0, 10_000) if e.seq <= worker.place.position]
@@ -84,7 +85,7 @@ def test_every_row_is_trained_on_once_and_held_rows_never(traffic: SqliteTraffic
     assert worker.place.held_rows == sum(held)
     assert worker.place.trained_rows == sum(len(e.indices) for e in entries) - sum(held)
     # Started again, it finds nothing new.
-    again = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    again = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     assert not again.step()
     assert again.place.trained_rows == worker.place.trained_rows
 
@@ -93,7 +94,7 @@ def test_a_version_that_is_worse_is_refused_and_never_served(traffic: SqliteTraf
     repository = models(tmp_path)
     fill(traffic, 200)
     strict = GateLimits(-1.0, -1.0, 0.2, min_positives=50)  # must be better by more than is possible
-    worker = Worker(settings(tmp_path, gate=strict), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, gate=strict), traffic, repository, clock=HandClock())
     worker.step()
     versions = repository.versions("student")
     assert len(versions) > 1
@@ -116,7 +117,7 @@ def test_a_student_that_cannot_learn_is_refused_at_start(traffic: SqliteTrafficL
 def test_state_of_another_pair_is_refused(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     worker.step()
     worker.commit()
     save(ClickModel.create(SCHEMA, "dnn", 8, seed=3), repository, "other")
@@ -132,7 +133,7 @@ def test_teacher_and_student_must_be_two_bundles(traffic: SqliteTrafficLog, tmp_
 def test_state_that_goes_on_from_versions_that_are_gone_is_refused(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     worker.step()
     worker.commit()
     shutil.rmtree(repository.path("student", repository.versions("student")[-1]))
@@ -151,10 +152,10 @@ def test_a_damaged_version_is_passed_over_at_start(
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
-    Worker(replace(settings(tmp_path), folder=tmp_path / "first"), traffic, repository, clock=Turned()).step()
+    Worker(replace(settings(tmp_path), folder=tmp_path / "first"), traffic, repository, clock=HandClock()).step()
     *_, good, newest = repository.versions("student")
     damage(repository.path("student", newest) / "tables" / "item.safetensors")
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     assert worker._student.version == good
     assert f"version {newest} of bundle student is passed over" in caplog.text
     assert "tables/item.safetensors" in caplog.text
@@ -165,14 +166,14 @@ def test_a_damaged_version_is_passed_over_at_start(
 def test_nothing_builds_on_a_version_that_was_damaged_meanwhile(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     worker.step()
     worker.commit()
     damaged = repository.versions("student")[-1]
     damage(repository.path("student", damaged) / "dense.onnx")
     fill(traffic, 100, seed=1)
     # It goes on from its checkpoint, which knows all rows, and publishes a base.
-    Worker(settings(tmp_path), traffic, repository, clock=Turned()).step()
+    Worker(settings(tmp_path), traffic, repository, clock=HandClock()).step()
     after = [repository.open("student", v).manifest for v in repository.versions("student") if int(v) > int(damaged)]
     assert after[0].base is None
     assert after[0].servable
@@ -182,7 +183,7 @@ def test_nothing_builds_on_a_version_that_was_damaged_meanwhile(traffic: SqliteT
 def test_labels_between_0_and_1_are_learned_from(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200, share=0.4)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     assert worker.step()
     assert worker.place.trained_rows > 2000
     assert len(repository.versions("student")) > 1
@@ -191,7 +192,7 @@ def test_labels_between_0_and_1_are_learned_from(traffic: SqliteTrafficLog, tmp_
 def test_the_status_tells_what_is_committed_apart_from_what_is_read(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
-    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=HandClock())
     worker.step()
     status = json.loads((tmp_path / "status" / "worker.json").read_text())
     assert status["position"] > status["committed"] == 0
@@ -204,7 +205,7 @@ def test_the_status_tells_what_is_committed_apart_from_what_is_read(traffic: Sql
 def test_a_late_label_moves_the_calibration_by_its_difference_alone(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
-    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=HandClock())
     worker.step()
     entries = [e for e in traffic.labelled(0, 1000) if not held_out(e.prediction_id, 0.2)]
     ids = PredictionIds(KEY)
@@ -293,13 +294,13 @@ def test_a_crash_while_publishing_loses_no_row_and_no_number(
             raise Crash
         return done
 
-    worker = Worker(every, traffic, repository, clock=Turned())
+    worker = Worker(every, traffic, repository, clock=HandClock())
     monkeypatch.setattr(owner, name, last_words)
     with pytest.raises(Crash):
         worker.step()
     monkeypatch.undo()
     before = repository.versions("student")
-    again = Worker(every, traffic, repository, clock=Turned())
+    again = Worker(every, traffic, repository, clock=HandClock())
     for _ in range(3):
         assert again.step(lambda: True)
     after = repository.versions("student")

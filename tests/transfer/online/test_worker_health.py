@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worker_world import KEY, PER_REQUEST, SCHEMA, Turned, draw, fill, models, open_log, settings
+from clocks import HandClock
+from worker_world import KEY, PER_REQUEST, SCHEMA, draw, fill, models, open_log, settings
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import DataError
@@ -60,7 +61,7 @@ def test_a_student_that_became_nan_goes_back_to_its_last_good_state_and_learns_o
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     worker.step()
     if committed:
         worker.commit()
@@ -80,7 +81,7 @@ def test_a_student_that_became_nan_goes_back_to_its_last_good_state_and_learns_o
 def test_a_teacher_that_became_nan_goes_back_too(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     poison(worker._teacher.model, float("nan"))
     worker.step()
     assert status(tmp_path)["healed"] == {"student": 0, "teacher": 1}
@@ -91,7 +92,7 @@ def test_a_teacher_that_became_nan_goes_back_too(traffic: SqliteTrafficLog, tmp_
 def test_exploding_logits_are_refused_by_the_gate_and_never_served(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
-    worker = Worker(settings(tmp_path, publish_batches=1), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, publish_batches=1), traffic, repository, clock=HandClock())
     worker.step(lambda: len(repository.versions("student")) > 1)
     good = repository.latest("student")
     poison(worker._student.model, 20.0)
@@ -108,7 +109,7 @@ def test_a_batch_beyond_all_reason_is_set_aside_and_costs_nothing_else(
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
-    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=HandClock())
     worker.step()
     learned = worker.place.trained_rows
     fill(traffic, 10, seed=1, number=1e30)
@@ -120,14 +121,14 @@ def test_a_batch_beyond_all_reason_is_set_aside_and_costs_nothing_else(
     assert worker.place.trained_rows > learned
     assert "is set aside" in caplog.text
     worker.commit()
-    assert Worker(settings(tmp_path), traffic, repository, clock=Turned()).place.set_aside == found["set_aside"]
+    assert Worker(settings(tmp_path), traffic, repository, clock=HandClock()).place.set_aside == found["set_aside"]
 
 
 def test_rows_that_no_teacher_can_score_are_learned_from_labels_and_counted(
     traffic: SqliteTrafficLog, tmp_path: Path
 ) -> None:
     repository = models(tmp_path)
-    worker = Worker(settings(tmp_path), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     poison(worker._teacher.model, float("nan"))
     fill(traffic, 20, stable=float("nan"))
     worker.step(lambda: True)
@@ -139,7 +140,7 @@ def test_rows_that_no_teacher_can_score_are_learned_from_labels_and_counted(
 def test_a_revised_held_out_row_stands_once_with_its_new_label(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
-    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=Turned())
+    worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=HandClock())
     worker.step()
     held = [e for e in traffic.labelled(0, 1000) if held_out(e.prediction_id, 0.2) and e.seq <= worker.place.position]
     rows, clicks = len(worker._held), float(worker._held.labels.sum())
