@@ -52,7 +52,7 @@ class LogVerbs:
         hashed = unpack(next(iter(found.values()))).routing_hash
         if not hashed:
             raise Conflict(
-                "that prediction was made without a routing key: which others are its user's nobody knows; it goes with "
+                "that prediction was made without a routing key, so the user's other predictions are unknown; it goes with "
                 "traffic.retention"
             )
         return hashed

@@ -93,7 +93,7 @@ def revoke(
         _audit(settings, "token-revoke", reason, gone, now)
         emit(output, [_shown(t, now) for t in gone], "", _COLUMNS, [_row(t, now) for t in gone])
         if not store.tokens():
-            say(f"no token is left, so nobody may enter; make another, or remove {store.path} to open this machine")
+            say(f"no token is left, so nobody has access; make another, or remove {store.path} to open this machine")
 
 
 def _milliseconds(duration: str) -> int:

@@ -34,7 +34,7 @@ class TlsConfig(Section):
     @model_validator(mode="after")
     def _has_roots(self) -> TlsConfig:
         if self.client_ca is None and (self.require_client_cert or self.roles):
-            raise ValueError("client certificates cannot be told without client_ca; name the file of their roots")
+            raise ValueError("client certificates cannot be verified without client_ca; name the file of their roots")
         return self
 
     def below(self, base: Path) -> Self:

@@ -78,7 +78,7 @@ def explain(
             (),
             "",
             None,
-            "it rests on counters of the lanes at that moment, which nobody keeps: see evidence.observed",
+            "it rests on counters of the lanes at that moment, which are not stored elsewhere: see evidence.observed",
         )
     if "blocks" not in evidence:
         return AuditExplanation(entry, (), "", None, "it rests on what the gate measured, see the version's manifest")

@@ -66,7 +66,7 @@ class LongRun:
         """Count new entries of the log, a bounded number of them.
 
         It ends when the split of the keys changes (another candidate or weight, the kill switch). It does not wait for
-        rows that were predicted before and are not mature yet: they cannot be told from rows predicted after.
+        rows that were predicted before and are not mature yet: they cannot be distinguished from rows predicted after.
         """
         if self.until_ms is not None:
             return

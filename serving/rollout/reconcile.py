@@ -28,7 +28,7 @@ from serving.rollout.state import Abort, AdoptVersion, Advance, Complete, Event,
 __all__ = ["Context", "Decision", "Observed", "reconcile"]
 
 SHIFT_FRACTION = 0.01
-"""A version that moves the mean score by more than this counts as another candidate: its evidence starts anew."""
+"""A version that moves the mean score by more than this counts as another candidate: its evidence starts again."""
 _LEAST_SCORED_ROWS = 500
 _LEAST_TIMED_REQUESTS = 1000
 
@@ -152,10 +152,13 @@ def reconcile(context: Context) -> Decision:
     if reason := looked.not_yet():
         return replace(hold, reason=reason, missing_clicks=looked.missing)
 
-    anew = not context.carry or looked.rows.population_moved(looked.error / 2, MIN_BLOCKS)
+    reset_evidence = not context.carry or looked.rows.population_moved(looked.error / 2, MIN_BLOCKS)
     weight = spec.steps[state.step + 1].weight
     return replace(
-        hold, event=Advance(anew=anew), reason=f"the evidence for weight {weight:g} is there", missing_clicks=0
+        hold,
+        event=Advance(reset_evidence=reset_evidence),
+        reason=f"the evidence for weight {weight:g} is there",
+        missing_clicks=0,
     )
 
 
@@ -206,7 +209,7 @@ def _adopt(context: Context, hold: Decision, newer: list[tuple[int, float]]) -> 
     """Adopt the newest version; the shifts of the skipped versions count too."""
     version = max(v for v, _ in newer)
     shift = math.prod(1.0 + s for _, s in newer) - 1.0
-    anew = (
+    reset_evidence = (
         abs(shift) > SHIFT_FRACTION and context.state.candidate_version > 0
     )  # at 0 the newest version was scoring already
     table = context.table() if context.table is not None else None
@@ -214,9 +217,12 @@ def _adopt(context: Context, hold: Decision, newer: list[tuple[int, float]]) -> 
         table.select(context.state.evidence_from_ms, context.state.evidence_version).blocks if table else MIN_BLOCKS
     )
     reason = f"version {version} passed the gate; it moves the mean score by {shift:+.4f}"
-    event = AdoptVersion(version, anew=anew, spent=blocks >= MIN_BLOCKS)
+    event = AdoptVersion(version, reset_evidence=reset_evidence, new_attempt=blocks >= MIN_BLOCKS)
     return replace(
-        hold, event=event, reason=reason + (", evidence starts anew" if anew else ""), evidence={"score_shift": shift}
+        hold,
+        event=event,
+        reason=reason + (", evidence starts again" if reset_evidence else ""),
+        evidence={"score_shift": shift},
     )
 
 

@@ -135,7 +135,7 @@ def simulate(
         scenario: one of SCENARIOS: `good` (equal arms, bias of 0.5 % either way), `biased` (5 %), `worse_auc` (by 0.01),
             `turns_bad` (5 % from 50 % of the traffic on), `label_outage` (good, with an outage), `low_traffic` (good,
             30 rows per block), `base_rate_jump` (good; clicks become 8 % more frequent than both arms think).
-        carry: False gathers evidence anew at each step, for comparison.
+        carry: False gathers new evidence at each step, for comparison.
         processes: that share the runs; None: one per core where there are many runs. They change no figure.
         traffic: see `TrafficOptions`.
 

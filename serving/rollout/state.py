@@ -122,9 +122,9 @@ class RolloutState:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """The next step's evidence is there. `anew`: the population changed, so evidence does not carry over."""
+    """The next step's evidence is there. `reset_evidence`: the population changed, so evidence does not carry over."""
 
-    anew: bool = False
+    reset_evidence: bool = False
     verb = "advance"
 
 
@@ -151,14 +151,14 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class AdoptVersion:
-    """The candidate serves a newer version. `anew`: its scores differ, so evidence on the old one does not count.
+    """The candidate serves a newer version. `reset_evidence`: its scores differ, so evidence on the old one does not count.
 
-    `spent`: the old evidence was tested already, so the new one is another attempt.
+    `new_attempt`: the old evidence was tested already, so the new one is another attempt.
     """
 
     version: int
-    anew: bool = False
-    spent: bool = False
+    reset_evidence: bool = False
+    new_attempt: bool = False
     verb = "adopt_version"
 
 
@@ -252,13 +252,13 @@ def apply(spec: Rollout, state: RolloutState, event: Event, now_ms: int, seq: in
         raise Conflict(f"{event.verb} is not possible in phase {state.phase}; it is in: {allowed}")
     last = len(spec.steps) - 1
     match event:
-        case Advance(anew=anew):
+        case Advance(reset_evidence=reset_evidence):
             moved = _enter(spec, state, state.step + 1, now_ms, seq, on_evidence=True)
-            return _anew(moved, now_ms, seq) if anew else moved
+            return _new_evidence(moved, now_ms, seq) if reset_evidence else moved
         case StepBack():
             moved = _enter(spec, state, max(0, state.step - 1), now_ms, seq)
             return replace(
-                _anew(moved, now_ms, seq),
+                _new_evidence(moved, now_ms, seq),
                 phase=Phase.PAUSED if state.phase == Phase.PAUSED else Phase.DEGRADED,
                 rest_until_ms=now_ms + round(spec.analysis.min_step_time * 1000),
                 stepped_back=state.stepped_back + 1,
@@ -267,13 +267,13 @@ def apply(spec: Rollout, state: RolloutState, event: Event, now_ms: int, seq: in
             return replace(state, phase=Phase.PROGRESSING)
         case Complete():
             return replace(state, phase=Phase.COMPLETED)
-        case AdoptVersion(version=version, anew=anew, spent=spent):
+        case AdoptVersion(version=version, reset_evidence=reset_evidence, new_attempt=new_attempt):
             if version <= state.candidate_version:
                 raise Conflict(f"candidate version {version} is not newer than {state.candidate_version}")
             adopted = replace(state, candidate_version=version)
-            if not anew:
+            if not reset_evidence:
                 return adopted
-            return replace(_anew(adopted, now_ms, seq, spent=spent), evidence_version=version)
+            return replace(_new_evidence(adopted, now_ms, seq, new_attempt=new_attempt), evidence_version=version)
         case Pause():
             return replace(state, phase=Phase.PAUSED)
         case Resume():
@@ -313,7 +313,7 @@ def _weigh(
     return replace(state, step=step, weight=weight, entered_ms=now_ms, marks=(*state.marks, mark)[-_KEPT_MARKS:])
 
 
-def _anew(state: RolloutState, now_ms: int, seq: int, *, spent: bool = True) -> RolloutState:
+def _new_evidence(state: RolloutState, now_ms: int, seq: int, *, new_attempt: bool = True) -> RolloutState:
     return replace(
-        state, attempt=state.attempt + (1 if spent else 0), evidence_from_ms=now_ms, evidence_seq=seq,
+        state, attempt=state.attempt + (1 if new_attempt else 0), evidence_from_ms=now_ms, evidence_seq=seq,
     )  # fmt: skip

@@ -66,14 +66,14 @@ def exposure(config: Config) -> list[str]:
     certified = listen.tls is not None and listen.tls.require_client_cert
     if not listen.loopback and tokens is None and not certified:
         raise InvalidInput(
-            f"listen.host {listen.host} is not loopback, and nobody could say who he is: make a token "
+            f"listen.host {listen.host} is not loopback, and there is no authentication: make a token "
             "(baton token create NAME --role operator) or set listen.tls.require_client_cert",
             "listen.host",
         )
     if not listen.loopback and listen.tls is None:
         warnings.append(
             f"INSECURE: {listen.host} is served without TLS (listen.insecure): tokens, features and labels can be read "
-            "and changed by whoever is between"
+            "and changed on the network in between"
         )
     if tokens is None and listen.loopback:
         warnings.append(
@@ -81,5 +81,5 @@ def exposure(config: Config) -> list[str]:
             "the first `baton token create` changes that"
         )
     elif tokens == {}:
-        warnings.append("the last token was revoked: nobody may do anything; make one with `baton token create`")
+        warnings.append("the last token was revoked: nobody has access; make one with `baton token create`")
     return warnings

@@ -181,7 +181,7 @@ class _Dialog:
             return
         reason = (self._reason.value or "").strip()
         if not reason:
-            self._refuse("Say why: the audit keeps it for whoever reads this tomorrow.")
+            self._refuse("Say why: the audit keeps the reason.")
             return
         fields = {**self._fields, "reason": reason}
         if action.asks == "weight":

@@ -35,7 +35,7 @@ WEIGHTS = (0.0, 10.0, 50.0, 100.0)
 MANUAL = (0.0, 33.0, 100.0)
 VERBS: tuple[Event, ...] = (
     Pause(), Resume(), Promote(), Promote(full=True), Abort(), Undo(), SetWeight(33.0), SetWeight(100.0),
-    Advance(), Advance(anew=True), Complete(), Recover(),
+    Advance(), Advance(reset_evidence=True), Complete(), Recover(),
 )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def change(store: ControlStore, stored: StoredRollout, event: Event, now_ms: int
 
 
 EVENTS: st.SearchStrategy[Event] = st.one_of(
-    st.sampled_from([Advance(), Advance(anew=True), StepBack(), Recover(), Complete(), Pause(), Resume()]),
+    st.sampled_from([Advance(), Advance(reset_evidence=True), StepBack(), Recover(), Complete(), Pause(), Resume()]),
     st.sampled_from([Promote(), Promote(full=True), Abort(), Undo()]),
     st.builds(SetWeight, st.sampled_from([0.0, 0.5, 1.0, 30.0, 99.0, 100.0])),
     st.builds(AdoptVersion, st.integers(1, 30), st.booleans(), st.booleans()),
@@ -178,9 +178,9 @@ def test_a_breach_during_a_pause_steps_back_and_stays_paused() -> None:
 
 def test_a_new_candidate_is_a_new_attempt_only_if_the_old_evidence_was_looked_at() -> None:
     state = begin(SPEC, 1, 0, 0)
-    unspent = apply(SPEC, state, AdoptVersion(2, anew=True, spent=False), 5, 7)
+    unspent = apply(SPEC, state, AdoptVersion(2, reset_evidence=True, new_attempt=False), 5, 7)
     assert (unspent.attempt, unspent.evidence_from_ms, unspent.evidence_version) == (1, 5, 2)
-    assert apply(SPEC, state, AdoptVersion(2, anew=True, spent=True), 5, 7).attempt == 2
+    assert apply(SPEC, state, AdoptVersion(2, reset_evidence=True, new_attempt=True), 5, 7).attempt == 2
     kept = apply(SPEC, state, AdoptVersion(2), 5, 7)
     assert (kept.candidate_version, kept.evidence_from_ms, kept.evidence_version) == (2, 0, 1)
 
