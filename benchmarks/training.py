@@ -20,7 +20,7 @@ from transfer.bundles.export import DenseGraph
 from transfer.bundles.publish import network_files
 from transfer.click_model.loss import distillation_loss
 from transfer.click_model.model import ClickModel
-from transfer.click_model.network import Network
+from transfer.click_model.network import DenseNetwork
 from transfer.model_zoo import ZOO
 
 __all__ = ["run"]
@@ -71,7 +71,7 @@ def run(batch: int = 4096, vocabulary: int = 20_000, rounds: int = 20, progress:
 
 
 def _dense_step(model: ClickModel, rows: Rows, labels: np.ndarray) -> Callable[[int], object]:
-    network = Network(model.schema, model.arch, model.width, model.hyperparameters)
+    network = DenseNetwork(model.schema, model.arch, model.width, model.hyperparameters)
     optimiser = torch.optim.Adam(network.parameters(), lr=model.learning.dense_rate, fused=True)
     vectors, linear = model.tables.gather(model.tables.lookup(rows, create=True))
     embeddings = torch.from_numpy(vectors).flatten(1).requires_grad_()

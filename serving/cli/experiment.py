@@ -16,7 +16,7 @@ from serving.cli.output import Output, emit, problems, say
 
 if TYPE_CHECKING:
     from transfer.data import Log
-    from transfer.experiment import Outcome
+    from transfer.experiment import ExperimentResults
 
 __all__ = ["app"]
 
@@ -101,12 +101,12 @@ def crossadapt(
             say(f"more in {report / 'report.md'}")
 
 
-def _measure(s: ExperimentSettings) -> Outcome:
+def _measure(s: ExperimentSettings) -> ExperimentResults:
     """Run the experiment and write its report."""
     import torch
 
     from transfer.data.memory import MemoryLog
-    from transfer.experiment import STANDARD, Outcome, crossadapt, write_report
+    from transfer.experiment import STANDARD, ExperimentResults, crossadapt, write_report
 
     if s.report.exists():
         raise InvalidInput(f"{s.report} exists; name a new directory for the report", "report")
@@ -121,7 +121,7 @@ def _measure(s: ExperimentSettings) -> Outcome:
         clock=time.perf_counter if s.clock is ClockName.wall else time.process_time,
         tell=say,
     )
-    outcome = Outcome(
+    outcome = ExperimentResults(
         dataset=log.name if s.data else f"generator, drift {s.drift.value}",
         rows=log.rows,
         teacher=s.teacher_arch,

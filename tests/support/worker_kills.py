@@ -1,6 +1,6 @@
 """A process that runs a worker in children and kills them with SIGKILL at random moments, until one ends by itself.
 
-Imported once and forked from then on, so that a life costs no start of an interpreter. Run by `test_worker_kills`.
+Imported once and forked from then on, so that a restart does not start an interpreter. Run by `test_worker_kills`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["live", "main"]
 PUBLISH = 4
 
 
-def live(folder: Path, tell: int | None = None) -> None:
-    """Work through the log with a commit after every batch; a byte to the pipe `tell` after each."""
+def live(folder: Path, progress: int | None = None) -> None:
+    """Work through the log with a commit after every batch; a byte to the pipe `progress` after each."""
     log = open_log(folder)
     worker = Worker(settings(folder, publish_batches=PUBLISH), log, Repository(folder / "bundles"), clock=HandClock())
     while worker.step(lambda: True):
         worker.commit()
-        if tell is not None:
-            os.write(tell, b".")
+        if progress is not None:
+            os.write(progress, b".")
     log.close()
 
 
@@ -42,26 +42,26 @@ def main(folder: Path, seed: int, kills: int) -> None:
     random = np.random.default_rng(seed)
     killed = 0
     while True:
-        hear, tell = os.pipe()
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(hear)
+            os.close(reader)
             code = 1
             try:
-                live(folder, tell)
+                live(folder, writer)
                 code = 0
             finally:
                 os._exit(code)
-        os.close(tell)
+        os.close(writer)
         if killed < kills:
             for _ in range(int(random.integers(0, 3))):
-                select.select([hear], [], [], 120)
-                os.read(hear, 1)
+                select.select([reader], [], [], 120)
+                os.read(reader, 1)
             time.sleep(float(random.uniform(0, 0.05)))  # anywhere within a batch, a commit or a publication
             os.kill(child, signal.SIGKILL)
             killed += 1
         _, status = os.waitpid(child, 0)
-        os.close(hear)
+        os.close(reader)
         if not os.WIFSIGNALED(status):
             print(killed, flush=True)
             sys.exit(os.waitstatus_to_exitcode(status))

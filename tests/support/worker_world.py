@@ -48,12 +48,12 @@ def fill(
     requests: int,
     seed: int = 0,
     *,
-    share: float = 1.0,
+    click: float = 1.0,
     stable: float = 0.25,
     number: float | None = None,
 ) -> None:
-    """Requests answered by the stable arm, shown, labelled and joined. `share`: what a click counts; `stable`: the arm's
-    score; `number`: what stands in the first row's number."""
+    """Requests answered by the stable arm, shown, labelled and joined. `click`: label of a click; `stable`: the arm's
+    score; `number`: value of the first row's number."""
     random = np.random.default_rng(seed)
     ids = PredictionIds(KEY)
     start = 1_700_000_000_000 + seed * 10_000_000
@@ -68,7 +68,7 @@ def fill(
         records.append(
             pack(PredictionRecord(prediction_id, start + at, "ranker", "stable", "teacher", 1, features, scores))
         )
-        outcomes = [Outcome(i, share * float(y), final=True) for i, y in enumerate(labels)]
+        outcomes = [Outcome(i, click * float(y), final=True) for i, y in enumerate(labels)]
         feedback.append(FeedbackEntry(prediction_id, outcomes=outcomes, exposed_all=True))
         others.append((prediction_id, Scores("candidate", "student", 1, scores)))
     log.append_predictions(records)

@@ -25,14 +25,14 @@ from pipeline.bundle.graph import inputs_of
 from pipeline.errors import BundleError
 from pipeline.inputs import REQUEST
 from pipeline.schema import Schema
-from transfer.click_model.network import Network, SplitNetwork
+from transfer.click_model.network import DenseNetwork, SplitNetwork
 
 __all__ = ["DenseGraph", "graph_weights", "trace"]
 
 OPSET_VERSION = 17
 
 
-def trace(network: Network, schema: Schema) -> dict[str, DenseGraph]:
+def trace(network: DenseNetwork, schema: Schema) -> dict[str, DenseGraph]:
     """The graphs of a network by the bundle's file: dense.onnx, and context.onnx where the architecture can split.
 
     Args:
@@ -58,7 +58,7 @@ class DenseGraph:
         schema: with widths set.
     """
 
-    def __init__(self, network: Network | SplitNetwork, schema: Schema) -> None:
+    def __init__(self, network: DenseNetwork | SplitNetwork, schema: Schema) -> None:
         self._network = network
         split = isinstance(network, SplitNetwork)
         self._plain = network.network if isinstance(network, SplitNetwork) else network

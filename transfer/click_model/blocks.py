@@ -16,7 +16,7 @@ from pipeline.errors import InvalidInput
 from pipeline.hashing import PAD_ID
 from transfer.click_model import kernels
 
-__all__ = ["Block", "Changed", "Lookup", "TableSettings", "compacted", "grown", "without_padding"]
+__all__ = ["Changed", "Lookup", "RowBlock", "TableSettings", "compacted", "grown", "without_padding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TableSettings:
             raise InvalidInput(f"evict_after is {self.evict_after}; give rows trained, or none", "evict_after")
 
 
-class Block:
+class RowBlock:
     """Values of one width with their optimiser state, by slot."""
 
     KEYS = ("values", "squares", "momentum", "steps")

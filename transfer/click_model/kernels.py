@@ -15,7 +15,7 @@ from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
 
 __all__ = [
-    "Sums",
+    "GradientSums",
     "Values",
     "adagrad",
     "adam",
@@ -42,7 +42,7 @@ class Values(NamedTuple):
     default_weight: F32
 
 
-class Sums(NamedTuple):
+class GradientSums(NamedTuple):
     """Gradient sums of the slots touched since the last step, and the counters of all slots.
 
     `place` int32 `[slots]` is a slot's place in the sums (-1: none), `batch` int64 the slot of each place, `vectors` float32
@@ -153,7 +153,7 @@ def _place(slot: Any, place: Any, batch: Any, used: Any, sums: Any, linear_sums:
 
 
 @njit(nogil=True, cache=True)
-def collect_ids(slots: I64, columns: I32, grad: F32, linear_grad: F32, into: Sums, used: int, now: int) -> int:
+def collect_ids(slots: I64, columns: I32, grad: F32, linear_grad: F32, into: GradientSums, used: int, now: int) -> int:
     """Add gradients `[n, F, d]` of id columns up per slot; the new number of places used."""
     place, batch, sums, linear_sums, counts, seen = into
     vectors, wide = grad.shape[0] > 0, linear_grad.shape[0] > 0
@@ -176,7 +176,7 @@ def collect_ids(slots: I64, columns: I32, grad: F32, linear_grad: F32, into: Sum
 
 @njit(nogil=True, cache=True)
 def collect_bag(
-    slots: I64, offsets: I32, column: int, grad: F32, linear_grad: F32, into: Sums, used: int, now: int
+    slots: I64, offsets: I32, column: int, grad: F32, linear_grad: F32, into: GradientSums, used: int, now: int
 ) -> int:
     """The same for one bag column: the bag's gradient is divided evenly among its elements."""
     place, batch, sums, linear_sums, counts, seen = into

@@ -26,7 +26,7 @@ from pipeline.schema import Schema
 from transfer.click_model.blocks import TableSettings
 from transfer.click_model.calibration import offset_for
 from transfer.click_model.loss import checked_labels, distillation_loss
-from transfer.click_model.network import Network, shift, steady
+from transfer.click_model.network import DenseNetwork, shift, steady
 from transfer.click_model.tables import Tables
 from transfer.model_zoo import resolve
 
@@ -64,7 +64,7 @@ class ClickModel:
         self.learning = learning
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = Network(self.schema, arch, width, self.hyperparameters)
+            self.network = DenseNetwork(self.schema, arch, width, self.hyperparameters)
         self.tables = Tables(self.schema, width, linear=self.network.uses_linear, settings=learning.tables, seed=seed)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=learning.dense_rate, fused=True)
         self.calibration = Calibration()

@@ -20,7 +20,7 @@ from pipeline.schema import Schema
 from transfer.model_zoo import resolve
 from transfer.model_zoo.layers import SplitHalf, SplitOutput
 
-__all__ = ["Network", "NumberTransform", "SplitNetwork", "shift", "steady"]
+__all__ = ["DenseNetwork", "NumberTransform", "SplitNetwork", "shift", "steady"]
 
 
 class NumberTransform(nn.Module):
@@ -79,7 +79,7 @@ def _transformed(numbers: Tensor, logged: Tensor) -> Tensor:
     return torch.where(logged > 0, by_log, numbers)
 
 
-class Network(nn.Module):
+class DenseNetwork(nn.Module):
     """`embeddings` [n, F * d], `linear` [n, F], `numbers` [n, M] raw -> `logit` [n].
 
     Args:
@@ -116,7 +116,7 @@ class Network(nn.Module):
         return logit
 
 
-def _probe(network: Network) -> tuple[Network, tuple[Tensor, Tensor | None, Tensor | None]]:
+def _probe(network: DenseNetwork) -> tuple[DenseNetwork, tuple[Tensor, Tensor | None, Tensor | None]]:
     """A copy of a network and some random rows for it."""
     random, rows = torch.Generator().manual_seed(0), 64
     linear = torch.randn(rows, network.fields, generator=random) if network.uses_linear else None
@@ -128,7 +128,7 @@ def _probe(network: Network) -> tuple[Network, tuple[Tensor, Tensor | None, Tens
     )
 
 
-def shift(network: Network, by: float) -> bool:
+def shift(network: DenseNetwork, by: float) -> bool:
     """Add a number to all logits of a network, in its own bias; False, with nothing changed, where it has none.
 
     The bias is found by trial on random rows, so that an architecture need not name it.
@@ -150,7 +150,7 @@ def shift(network: Network, by: float) -> bool:
     return False
 
 
-def steady(network: Network) -> bool:
+def steady(network: DenseNetwork) -> bool:
     """Whether a network gives the same logits in training as in evaluation, tried on random rows.
 
     Dropout and batch statistics make the difference. A check of the modules' classes would miss functional ones.
@@ -170,7 +170,7 @@ class SplitNetwork(nn.Module):
         schema: with widths set, and fields of both roles.
     """
 
-    def __init__(self, network: Network, schema: Schema) -> None:
+    def __init__(self, network: DenseNetwork, schema: Schema) -> None:
         super().__init__()
         self.network = network
         vectors, numbers = network.fields * network.width, len(schema.numbers)

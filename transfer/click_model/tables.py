@@ -22,7 +22,7 @@ from pipeline.features import Rows
 from pipeline.hashing import PAD_ID
 from pipeline.schema import Schema
 from transfer.click_model import kernels
-from transfer.click_model.blocks import Block, Changed, Lookup, TableSettings, compacted, grown, without_padding
+from transfer.click_model.blocks import Changed, Lookup, RowBlock, TableSettings, compacted, grown, without_padding
 from transfer.click_model.first_seen import FirstSeen
 
 __all__ = ["Tables", "merged"]
@@ -66,8 +66,8 @@ class Tables:
     def _clear(self, capacity: int) -> None:
         self._index = IdIndex(capacity)
         self._capacity = capacity
-        self._rows = Block(width=self.width, settings=self.settings, rate=self.settings.rate, capacity=capacity)
-        self._weights = Block(1, self.settings, self.settings.linear_rate, capacity if self.linear else 0)
+        self._rows = RowBlock(width=self.width, settings=self.settings, rate=self.settings.rate, capacity=capacity)
+        self._weights = RowBlock(1, self.settings, self.settings.linear_rate, capacity if self.linear else 0)
         self.ids: I64 = np.zeros(capacity, np.int64)
         self.tags: I32 = np.zeros(capacity, np.int32)
         self.counts: I64 = np.zeros(capacity, np.int64)
@@ -149,7 +149,7 @@ class Tables:
         weights = np.empty((0, self._fields), np.float32)
         if linear_grad is not None:
             weights = np.ascontiguousarray(linear_grad)
-        into = kernels.Sums(self._place, self._batch, self._sums, self._linear_sums, self.counts, self.seen)
+        into = kernels.GradientSums(self._place, self._batch, self._sums, self._linear_sums, self.counts, self.seen)
         used = kernels.collect_ids(lookup.ids, self._columns, vectors, weights, into, self._collected, now)
         for column, offsets, slots in lookup.bags:
             used = kernels.collect_bag(slots, offsets, column, vectors, weights, into, used, now)
@@ -318,9 +318,9 @@ class Tables:
         self.ids[:used], self.tags[:used] = arrays["ids"], arrays["tags"]
         self._index.insert(self.ids[:used] ^ self._salts[self.tags[:used]])
         self.counts[:used], self.seen[:used] = arrays["counts"], arrays["seen"]
-        self._rows.load({k: arrays[f"rows.{k}"] for k in Block.KEYS}, self._capacity)
+        self._rows.load({k: arrays[f"rows.{k}"] for k in RowBlock.KEYS}, self._capacity)
         if self.linear:
-            self._weights.load({k: arrays[f"weights.{k}"] for k in Block.KEYS}, self._capacity)
+            self._weights.load({k: arrays[f"weights.{k}"] for k in RowBlock.KEYS}, self._capacity)
         self.default[:], self.default_linear[:] = arrays["default"], arrays["default_linear"]
         self._published.mark(arrays["touched"])
         collected = len(arrays["batch"])
@@ -398,7 +398,7 @@ def merged(state: Mapping[str, Array], newer: Mapping[str, Array]) -> Arrays:
     """A whole state, updated with a later `state(slots)`."""
     slots, used = newer["slots"], int(newer["used"][0])
     out = {key: value for key, value in newer.items() if key not in ("slots", "used")}
-    for key in (*_BY_SLOT, *(f"{name}.{part}" for name in ("rows", "weights") for part in Block.KEYS)):
+    for key in (*_BY_SLOT, *(f"{name}.{part}" for name in ("rows", "weights") for part in RowBlock.KEYS)):
         if len(newer[key]) or len(state[key]):
             out[key] = grown(np.array(state[key]), used)
             out[key][slots] = newer[key]

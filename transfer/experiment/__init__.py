@@ -4,7 +4,7 @@
 """
 
 from transfer.experiment.crossadapt import Point, RunResult, Split, crossadapt
-from transfer.experiment.report import Outcome, write_report
+from transfer.experiment.report import ExperimentResults, write_report
 from transfer.experiment.runs import RUNS, STANDARD
 
-__all__ = ["RUNS", "STANDARD", "Outcome", "Point", "RunResult", "Split", "crossadapt", "write_report"]
+__all__ = ["RUNS", "STANDARD", "ExperimentResults", "Point", "RunResult", "Split", "crossadapt", "write_report"]

@@ -16,14 +16,14 @@ from pipeline.disk import writing
 from transfer.experiment.crossadapt import RunResult
 from transfer.experiment.plots import draw
 
-__all__ = ["Outcome", "write_report"]
+__all__ = ["ExperimentResults", "write_report"]
 
 METRICS = ("auc", "logloss", "bias")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """All runs of an experiment and what they ran on."""
+class ExperimentResults:
+    """Results of all runs of an experiment, and the data and models that they ran on."""
 
     dataset: str
     rows: int
@@ -71,17 +71,17 @@ class Outcome:
         """A row per run under `COLUMNS`: mean over the seeds, and after ± their standard deviation."""
         found = []
         for name in dict.fromkeys(r.name for r in self.results):
-            mine = [r for r in self.results if r.name == name]
+            runs = [r for r in self.results if r.name == name]
             judged = [
                 _spread([part[key] for part in parts], 4)
-                for parts in ([r.stream for r in mine], [r.test for r in mine])
+                for parts in ([r.stream for r in runs], [r.test for r in runs])
                 for key in METRICS
             ]
-            stage1 = _spread([None if r.stage1 is None else r.stage1["bias"] for r in mine], 3)
+            stage1 = _spread([None if r.stage1 is None else r.stage1["bias"] for r in runs], 3)
             cost = [
-                _spread([r.train_seconds for r in mine], 1),
-                _spread([r.rows_per_second for r in mine], 0),
-                _spread([r.peak_mb for r in mine], 0),
+                _spread([r.train_seconds for r in runs], 1),
+                _spread([r.rows_per_second for r in runs], 0),
+                _spread([r.peak_mb for r in runs], 0),
             ]
             found.append((name, *judged, stage1, *cost))
         return found
@@ -89,10 +89,10 @@ class Outcome:
     def against(self, name: str, reference: str) -> list[tuple[str, str]]:
         """Comparison of two runs, seed by seed: figure, and mean ± standard deviation of the differences."""
         pairs = [
-            (mine, theirs)
-            for mine in self.results
-            for theirs in self.results
-            if (mine.name, theirs.name) == (name, reference) and mine.seed == theirs.seed
+            (run, other)
+            for run in self.results
+            for other in self.results
+            if (run.name, other.name) == (name, reference) and run.seed == other.seed
         ]
         lines = []
         for part in ("stream", "test"):
@@ -107,7 +107,7 @@ class Outcome:
 LABELS = {"auc": "AUC, %", "logloss": "LogLoss", "bias": "|bias|"}
 
 
-def write_report(outcome: Outcome, folder: Path) -> None:
+def write_report(outcome: ExperimentResults, folder: Path) -> None:
     """Write all files into a new directory.
 
     Raises:
@@ -121,7 +121,7 @@ def write_report(outcome: Outcome, folder: Path) -> None:
         _write(folder / "report.json", json.dumps(outcome.as_json(), indent=1))
 
 
-def _page(outcome: Outcome, plots: Sequence[tuple[str, str]]) -> str:
+def _page(outcome: ExperimentResults, plots: Sequence[tuple[str, str]]) -> str:
     parts = [f"# {outcome.title}", "", f"Seconds are {outcome.clock}. Mean ± standard deviation over the seeds.", ""]
     parts += _markdown(outcome.COLUMNS, outcome.table())
     names = {r.name for r in outcome.results}
@@ -143,12 +143,12 @@ def _three(metrics: dict[str, float | None]) -> dict[str, float | None]:
     return {key: metrics[key] for key in METRICS}
 
 
-def _change(mine: float | None, theirs: float | None, key: str) -> float | None:
-    if mine is None or theirs is None:
+def _change(value: float | None, reference: float | None, key: str) -> float | None:
+    if value is None or reference is None:
         return None
     if key == "auc":
-        return 100 * (mine / theirs - 1)
-    return abs(mine) - abs(theirs) if key == "bias" else mine - theirs
+        return 100 * (value / reference - 1)
+    return abs(value) - abs(reference) if key == "bias" else value - reference
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:

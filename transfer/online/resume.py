@@ -19,12 +19,12 @@ from transfer.online.codistill import CoDistiller
 from transfer.online.lineage import Lineage
 from transfer.online.recalibrate import HeldRows
 
-__all__ = ["Resume"]
+__all__ = ["Recovery"]
 
 log = logging.getLogger(__name__)
 
 
-class Resume:
+class Recovery:
     """Commits and restores the parts of a worker.
 
     Args:

@@ -35,7 +35,7 @@ from transfer.online.codistill import CoDistiller, Passed
 from transfer.online.lineage import Lineage
 from transfer.online.recalibrate import HeldRows
 from transfer.online.replay_store import ReplayRows
-from transfer.online.resume import Resume
+from transfer.online.resume import Recovery
 from transfer.online.stream import StreamBatch, StreamRows, read_batches
 from transfer.online.weight_schedule import WeightSchedule
 from transfer.quality.gate import GateLimits
@@ -128,8 +128,8 @@ class Worker:
             seed=settings.seed,
             teacher_learns=not self._teacher.model.frozen,
         )
-        self._resume = Resume(Checkpoints(settings.folder), repository, self._lineages, self._held, self._distiller)
-        self.place = self._resume.restore() or self.place
+        self._recovery = Recovery(Checkpoints(settings.folder), repository, self._lineages, self._held, self._distiller)
+        self.place = self._recovery.restore() or self.place
         self._weight_schedule = WeightSchedule(settings.folder / "steering.jsonl", self.place.batches)
         now = self._clock.monotonic()
         self._last_publish = {"student": now, "teacher": now}
@@ -186,8 +186,8 @@ class Worker:
         """Write a checkpoint of everything up to the present place. A diverged model is set back first."""
         for lineage in self._lineages:
             if not lineage.model.finite():
-                self._resume.heal(lineage, "its weights are not finite")
-        self._resume.commit(self.place)
+                self._recovery.heal(lineage, "its weights are not finite")
+        self._recovery.commit(self.place)
         self._committed = self.place.position
         self._goes_on_from = {lineage.name: list(lineage.chain) for lineage in self._lineages}
         self._last_commit = self._clock.monotonic()
@@ -224,7 +224,7 @@ class Worker:
                 # Is it the batch or the student? A student with finite weights may have diverged all the same.
                 if self._student.model.finite() and self._aside_in_row < MAX_ASIDE_BATCHES:
                     raise
-                self._resume.heal(self._student, str(error))
+                self._recovery.heal(self._student, str(error))
                 passed = self._distiller.learn(batch, number)
         except (DataError, Diverged) as error:
             self._aside_in_row += 1
@@ -233,7 +233,7 @@ class Worker:
             return None
         self._aside_in_row = 0
         if passed.teacher_loss is not None and not math.isfinite(passed.teacher_loss):
-            self._resume.heal(self._teacher, "its loss is not finite")
+            self._recovery.heal(self._teacher, "its loss is not finite")
         return passed
 
     def _hold(self, held: StreamRows, passed: Passed) -> None:

@@ -55,10 +55,10 @@ class ProcessMember:
     def __init__(self, name: str, load: Callable[[], Scorer]) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, load), name=f"teacher-{name}", daemon=True)
+        self._pipe, other_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other_end, load), name=f"teacher-{name}", daemon=True)
         self.process.start()
-        theirs.close()
+        other_end.close()
         self._lock = threading.Lock()
         try:
             ready = self._pipe.recv() if self._pipe.poll(START_TIMEOUT_S) else "it did not come up in time"

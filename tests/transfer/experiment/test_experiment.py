@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from pipeline.errors import DataError, InvalidInput
 from serving.cli.main import app
 from transfer.data.memory import MemoryLog
-from transfer.experiment import RUNS, Outcome, Split, crossadapt, write_report
+from transfer.experiment import RUNS, ExperimentResults, Split, crossadapt, write_report
 from transfer.quality.figures import deciles
 from transfer.quality.measured import PeakMemory, Stopwatch
 
@@ -31,7 +31,7 @@ class Ticks:
 @pytest.fixture(scope="module")
 def outcome():
     results = list(crossadapt(LOG, "fm-4", "dnn-8", seeds=[3], runs=list(RUNS), clock=Ticks()))
-    return Outcome("small", LOG.rows, "fm-4", "dnn-8", "ticks", results)
+    return ExperimentResults("small", LOG.rows, "fm-4", "dnn-8", "ticks", results)
 
 
 def test_all_runs_are_judged_on_the_same_rows(outcome):

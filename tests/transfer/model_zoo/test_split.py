@@ -11,7 +11,7 @@ from pipeline.errors import InvalidInput
 from pipeline.inputs import Layout
 from pipeline.schema import FieldSpec, Schema
 from transfer.bundles.export import CONTEXT, DENSE, trace
-from transfer.click_model.network import Network
+from transfer.click_model.network import DenseNetwork
 from transfer.model_zoo import DNN, ZOO
 
 VARIANTS = [
@@ -81,7 +81,7 @@ def scores(graph, given):
 @given(schemas(), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99))
 def test_split_scores_are_those_of_the_whole(arch, hyperparameters, schema, sizes, seed):
     torch.manual_seed(seed)
-    network = Network(schema.with_width(4), arch, 4, hyperparameters)
+    network = DenseNetwork(schema.with_width(4), arch, 4, hyperparameters)
     graphs = trace(network, schema.with_width(4))
     assert set(graphs) == {DENSE, CONTEXT}
     rng = np.random.default_rng(seed)
@@ -114,15 +114,15 @@ PAIR = Schema(fields=(FieldSpec(name="a", role="context"), FieldSpec(name="b", r
 
 
 def test_an_architecture_of_ones_own_is_split_only_as_it_says():
-    assert set(trace(Network(PAIR, f"{__name__}:Inherited", 4, {}), PAIR)) == {DENSE}
+    assert set(trace(DenseNetwork(PAIR, f"{__name__}:Inherited", 4, {}), PAIR)) == {DENSE}
     with pytest.raises(InvalidInput, match="forward_split"):
-        trace(Network(PAIR, f"{__name__}:Wrong", 4, {}), PAIR)
+        trace(DenseNetwork(PAIR, f"{__name__}:Wrong", 4, {}), PAIR)
 
 
 def test_what_gains_nothing_is_not_split():
-    assert set(trace(Network(PAIR, "lr", 1, {}), PAIR)) == {DENSE}
+    assert set(trace(DenseNetwork(PAIR, "lr", 1, {}), PAIR)) == {DENSE}
 
 
 def test_without_a_context_there_is_nothing_to_split():
     schema = Schema(fields=tuple(f.model_copy(update={"role": "candidate"}) for f in PAIR.fields))
-    assert set(trace(Network(schema, "deepfm", 4, {}), schema)) == {DENSE}
+    assert set(trace(DenseNetwork(schema, "deepfm", 4, {}), schema)) == {DENSE}

@@ -4,7 +4,7 @@ import torch
 
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
-from transfer.click_model.network import Network, NumberTransform
+from transfer.click_model.network import DenseNetwork, NumberTransform
 from transfer.model_zoo import DNN, FM, LR, ZOO, Architecture, DCNv2, DeepFM, FiBiNET, parse_arch, resolve
 
 E = torch.tensor([[[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]]])  # one row, three fields, width 2
@@ -88,7 +88,7 @@ def test_names_widths_and_own_classes():
 @pytest.mark.parametrize("arch", sorted(ZOO))
 def test_every_architecture_gives_one_logit_per_row(arch):
     fields = [FieldSpec(name=n, role="context") for n in "abc"] + [FieldSpec(name="x", role="context", kind="number")]
-    network = Network(Schema(fields=tuple(fields)).with_width(4), arch, 4, {})
+    network = DenseNetwork(Schema(fields=tuple(fields)).with_width(4), arch, 4, {})
     linear = torch.randn(5, 3) if network.uses_linear else None
     assert network(torch.randn(5, 12), linear, torch.randn(5, 1)).shape == (5,)
 
@@ -96,9 +96,9 @@ def test_every_architecture_gives_one_logit_per_row(arch):
 def test_unknown_hyperparameter_and_schema_without_ids_are_refused():
     number = Schema(fields=(FieldSpec(name="x", role="context", kind="number"),))
     with pytest.raises(InvalidInput, match="only numbers"):
-        Network(number, "dnn", 4, {})
+        DenseNetwork(number, "dnn", 4, {})
     with pytest.raises(InvalidInput, match="wings"):
-        Network(Schema(fields=(FieldSpec(name="a", role="context"),)), "dnn", 4, {"wings": 2})
+        DenseNetwork(Schema(fields=(FieldSpec(name="a", role="context"),)), "dnn", 4, {"wings": 2})
 
 
 def test_numbers_are_logged_standardised_and_flagged():

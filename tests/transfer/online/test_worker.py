@@ -182,7 +182,7 @@ def test_nothing_builds_on_a_version_that_was_damaged_meanwhile(traffic: SqliteT
 
 def test_labels_between_0_and_1_are_learned_from(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
-    fill(traffic, 200, share=0.4)
+    fill(traffic, 200, click=0.4)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
     assert worker.step()
     assert worker.place.trained_rows > 2000
