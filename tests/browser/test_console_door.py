@@ -49,13 +49,13 @@ class Console:
             raise Refused("", f"there is no button for {verb}")
         more = {name: str(fields[key]) for key, name in (("file", "Rollout_file,_as_text"), ("weight", "Weight")) if key in fields}  # fmt: skip
         act(self._page, label, fields["reason"], **more)
-        told = self._rest.do(f"{verb.partition('.')[0]}.get", name="ranker")
+        shown = self._rest.do(f"{verb.partition('.')[0]}.get", name="ranker")
         # As a person would: what is pressed next is pressed on what has been seen to be so.
-        answers = weight(0.0 if told.get("killed") else told["weight"])
+        answers = weight(0.0 if shown.get("killed") else shown["weight"])
         self._page.locator(".weight .big", has_text=re.compile(f"^{answers}$")).wait_for()
-        if "phase" in told:
-            phase(self._page, told["phase"])
-        return told
+        if "phase" in shown:
+            phase(self._page, shown["phase"])
+        return shown
 
 
 @pytest.fixture

@@ -95,8 +95,8 @@ class Rest:
             if answer.is_error:
                 error = json.loads(answer.read())["error"]
                 raise Refused(error["kind"], error["message"], error["field"])
-            told: dict[str, Any] = json.loads(next(answer.iter_lines()))
-            return told
+            result: dict[str, Any] = json.loads(next(answer.iter_lines()))
+            return result
 
     def close(self) -> None:
         self._http.close()
@@ -126,10 +126,10 @@ class Grpc:
                 stream.cancel()
         except grpc.RpcError as error:
             raise _refused(error) from None
-        told: dict[str, Any] = json_format.MessageToDict(
+        result: dict[str, Any] = json_format.MessageToDict(
             found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
-        return told
+        return result
 
     def close(self) -> None:
         self._channel.close()
@@ -161,9 +161,9 @@ class CommandLine:
         if method == "watch":
             first: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
             return first
-        told = json.loads(done.stdout)
+        result = json.loads(done.stdout)
         lists = {"audit": "entries"}
-        answer: dict[str, Any] = {lists.get(service, service): told} if isinstance(told, list) else told
+        answer: dict[str, Any] = {lists.get(service, service): result} if isinstance(result, list) else result
         return answer["worker"] if verb == "worker.status" else answer
 
     def close(self) -> None:

@@ -74,13 +74,18 @@ class OperatorsDay:
             "versions": {"student": "3"}, "refused": {"student": ["2"]}, "batches": 12,
         }  # fmt: skip
         write_status(world.made.config.status, "worker", **status)
-        told = door.do("worker.status")
-        assert (told["running"], told["weight"], told["replay_ratio"], told["teacher_every"]) == (True, 0.7, 0.1, 10)
-        assert told["versions"] == {"student": "3"}
-        assert [(r["bundle"], r["version"]) for r in told["refused"]] == [("student", "2")]
+        answer = door.do("worker.status")
+        assert (answer["running"], answer["weight"], answer["replay_ratio"], answer["teacher_every"]) == (
+            True,
+            0.7,
+            0.1,
+            10,
+        )
+        assert answer["versions"] == {"student": "3"}
+        assert [(r["bundle"], r["version"]) for r in answer["refused"]] == [("student", "2")]
 
     @staticmethod
     def _audit(door: Door, world: Operated) -> list[tuple[str, str, str]]:
-        told = door.do("audit.list", endpoint="ranker")["entries"]
-        assert [int(e["seq"]) for e in told] == [e.seq for e in world.made.store.audit("ranker")]
-        return [(e["verb"], e["actor"], e["reason"]) for e in told]
+        answer = door.do("audit.list", endpoint="ranker")["entries"]
+        assert [int(e["seq"]) for e in answer] == [e.seq for e in world.made.store.audit("ranker")]
+        return [(e["verb"], e["actor"], e["reason"]) for e in answer]

@@ -47,8 +47,8 @@ def _field(annotation: Any, field: Any, path: str) -> Iterator[str]:
     part = field.message_type
     if part is None:
         wanted = {"str": "STRING", "bool": "BOOL", "float": "DOUBLE", "int": "INT"}.get(getattr(kind, "__name__", ""))
-        told = {9: "STRING", 8: "BOOL", 1: "DOUBLE", 3: "INT", 5: "INT"}.get(field.type)
-        if wanted != told:
+        found = {9: "STRING", 8: "BOOL", 1: "DOUBLE", 3: "INT", 5: "INT"}.get(field.type)
+        if wanted != found:
             yield f"{path}: {kind} here, type {field.type} there"
         if optional and not field.has_presence:
             yield f"{path}: may be absent here, and there nothing tells"

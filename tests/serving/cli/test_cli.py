@@ -23,11 +23,11 @@ def baton(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def refused(done: Result, *said: str) -> None:
+def refused(done: Result, *texts: str) -> None:
     assert done.exit_code == 1, (done.output, done.exception)
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr
-    for text in said:
+    for text in texts:
         assert text in done.stderr.replace("\n", " "), done.stderr
 
 
@@ -111,9 +111,9 @@ def test_teacher_and_student_are_stored_as_told(tmp_path: Path) -> None:
     ):
         done = baton(*command)
         assert done.exit_code == 0, (done.output, done.exception)
-        told = json.loads(done.stdout)
-        assert min(told["train_seconds"], told["rows_per_second"], told["peak_mb"]) > 0
-        assert told["after"]["rows"] == sum(decile["rows"] for decile in told["after"]["deciles"]) == 200
+        result = json.loads(done.stdout)
+        assert min(result["train_seconds"], result["rows_per_second"], result["peak_mb"]) > 0
+        assert result["after"]["rows"] == sum(decile["rows"] for decile in result["after"]["deciles"]) == 200
     for path, stored in ((teacher, "float16"), (student, "int8")):
         assert {info.dtype for info in Bundle.open(path).manifest.tables.values()} == {stored}
     assert baton("train", *common, "--out", tmp_path / "other", "--rows", "int4").exit_code == 2
@@ -144,8 +144,8 @@ def test_a_student_trains_on_the_share_that_is_told(tmp_path: Path) -> None:
             "transfer", *common, "--out", out, "--teacher", tmp_path / "teacher", "--share", share, "-o", "json"
         )
         assert done.exit_code == 0, (done.output, done.exception)
-        told = json.loads(done.stdout)
-        trained[share] = told["rows_per_second"] * told["train_seconds"]
+        result = json.loads(done.stdout)
+        trained[share] = result["rows_per_second"] * result["train_seconds"]
     assert trained["1"] - trained["0.5"] == pytest.approx(6_000, rel=0.01)
     refused_option = baton(
         "transfer", *common, "--out", tmp_path / "o", "--teacher", tmp_path / "teacher", "--share", "2"
@@ -237,8 +237,8 @@ def command_at(path: tuple[str, ...]) -> click.Command:
 
 
 def test_a_newcomer_finds_how_to_pause_a_rollout() -> None:
-    said = " ".join(baton("--help").stdout.replace("│", " ").split())
-    assert "To stop a rollout: baton rollout list, then baton rollout pause ENDPOINT --reason" in said
+    shown = " ".join(baton("--help").stdout.replace("│", " ").split())
+    assert "To stop a rollout: baton rollout list, then baton rollout pause ENDPOINT --reason" in shown
     for command in (("rollout", "list"), ("rollout", "pause")):  # the two others of the three
         assert command_at(command).help
 

@@ -61,8 +61,8 @@ def test_tail_shows_the_last_entries_as_json_lines(installation: Installation) -
 def test_an_export_comes_back_once(installation: Installation, tmp_path: Path) -> None:
     fill(installation)
     out = tmp_path / "rows.parquet"
-    told = json.loads(baton(installation, "export", str(out), "-o", "json", "--since", "2023-11-14T22:13:20").stdout)
-    assert (told["rows"], pq.read_metadata(out).num_rows) == (10, 10)
+    result = json.loads(baton(installation, "export", str(out), "-o", "json", "--since", "2023-11-14T22:13:20").stdout)
+    assert (result["rows"], pq.read_metadata(out).num_rows) == (10, 10)
     other = Installation(tmp_path / "other")
     for expected in ((5, 10, 5), (0, 0, 0)):
         done = baton(other, "import", str(out), "-o", "json")

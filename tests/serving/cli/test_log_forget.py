@@ -72,9 +72,9 @@ def test_rest_forgets_by_key_once_however_often_it_is_asked(users: Users) -> Non
         assert http.post("/log/forget", json=body, headers=headers).json() == {"predictions": 3}
         assert users.left() == ["bob", ""]
         assert users.audited() == [{"named_by": "routing_key", "predictions": 3}]
-        told = [e for e in users.world.made.store.audit() if e.verb == "log-forget"]
-        assert (told[0].actor, told[0].reason) == ("eve", "she asked")
-        assert "ann" not in str([told[0].before, told[0].after, told[0].evidence])
+        entries = [e for e in users.world.made.store.audit() if e.verb == "log-forget"]
+        assert (entries[0].actor, entries[0].reason) == ("eve", "she asked")
+        assert "ann" not in str([entries[0].before, entries[0].after, entries[0].evidence])
         for wrong in ({}, {"routing_key": "ann", "prediction_id": "x"}):
             refused = http.post("/log/forget", json=wrong)
             assert refused.status_code == 400

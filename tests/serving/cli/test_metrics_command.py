@@ -72,13 +72,13 @@ def test_all_figures_are_shown(tmp_path: Path) -> None:
                 "calibration and drift", "bias by tenth", "parts of the traffic; drift since the first step (PSI)",
             ):  # fmt: skip
                 assert heading in shown.stdout, heading
-            told = json.loads(CliRunner().invoke(app, ["metrics", "ranker", "-o", "json", *server]).stdout)
-    last = told["phases"][-1]["candidate"]
+            figures = json.loads(CliRunner().invoke(app, ["metrics", "ranker", "-o", "json", *server]).stdout)
+    last = figures["phases"][-1]["candidate"]
     assert len(last["deciles"]) == 10
     assert all(abs(tenth["bias"]) < 0.6 for tenth in last["deciles"])
     assert last["score_psi"] < 0.1
-    assert set(told["psi"]) == {field}
-    assert {part["field"] for part in told["segments"]} == {field}
-    effect = told["long_run"]
+    assert set(figures["psi"]) == {field}
+    assert {part["field"] for part in figures["segments"]} == {field}
+    effect = figures["long_run"]
     assert sum(effect["requests"].values()) > 180
     assert effect["outcome"]["difference"]["low"] < 0 < effect["outcome"]["difference"]["high"]

@@ -18,7 +18,7 @@ def load(folder: Path, text: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("text", "field", "said"),
+    ("text", "field", "message"),
     [
         ("hom: x", "hom", "Extra inputs"),
         ("listen: {grpc_port: 70000}", "listen.grpc_port", "65535"),
@@ -49,8 +49,8 @@ def load(folder: Path, text: str) -> Config:
         ("embedding: {redis: {url: 'unix:///r', password_env: A, password_file: b}}", "embedding.redis", "not in both"),
     ],
 )
-def test_errors_name_the_setting(tmp_path: Path, text: str, field: str, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said) as caught:
+def test_errors_name_the_setting(tmp_path: Path, text: str, field: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
         load(tmp_path, text)
     assert caught.value.field == field
     assert str(tmp_path / "baton.yaml") in str(caught.value)

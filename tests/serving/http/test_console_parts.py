@@ -93,13 +93,13 @@ def test_a_track_begins_with_what_the_stores_have_and_adds_one_point_a_look() ->
         "auc": {"stable": 0.7, "candidate": 0.71},
         "logloss": {"stable": 0.5, "candidate": 0.49},
     }
-    told = rollout(phases=[phase, {**phase, "entered_ms": NOW + 5_000}])
-    track = Track(told.id)
-    track.begin(told, [])
+    two_stays = rollout(phases=[phase, {**phase, "entered_ms": NOW + 5_000}])
+    track = Track(two_stays.id)
+    track.begin(two_stays, [])
     assert track.quality.column("auc_candidate") == [[NOW + 5_000, 0.71]]
     for _ in range(3):
-        track.look(told, {"stable": 2.0, "candidate": None}, NOW + 6_000)
-    track.look(told.model_copy(update={"next_look_ms": NOW + 9_000}), {}, NOW + 9_000)
+        track.look(two_stays, {"stable": 2.0, "candidate": None}, NOW + 6_000)
+    track.look(two_stays.model_copy(update={"next_look_ms": NOW + 9_000}), {}, NOW + 9_000)
     assert track.evidence.column("bias", 100, 1) == [[NOW + 6_000, 2.0], [NOW + 9_000, 2.0]]
     assert track.evidence.column("bound")[-1] == [NOW + 9_000, 0.1]
     assert track.latency.column("p99_stable") == [[NOW + 6_000, 2.0], [NOW + 9_000, None]]
@@ -115,7 +115,7 @@ def test_nothing_is_wrong_when_nothing_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "later", "said"),
+    ("changes", "later", "text"),
     [
         ({}, 60_000, "These figures are 1 min 0 s old"),
         ({"statuses": statuses({"control": {}}, 20_000)}, 0, "The control process last reported 20 s ago"),
@@ -125,8 +125,8 @@ def test_nothing_is_wrong_when_nothing_is_wrong() -> None:
         ({"time_ms": NOW + 30_000}, 30_000, "The rollout loop stands still: a look was due 30 s ago"),
     ],
 )
-def test_what_is_stale_or_gone_is_said(changes: dict[str, Any], later: int, said: str) -> None:
-    assert said in " ".join(bad(alarms(reading(**changes), "", NOW + later, worker=False)))
+def test_what_is_stale_or_gone_is_said(changes: dict[str, Any], later: int, text: str) -> None:
+    assert text in " ".join(bad(alarms(reading(**changes), "", NOW + later, worker=False)))
 
 
 def test_a_reading_that_fails_says_why() -> None:

@@ -63,10 +63,10 @@ def start(api: Api) -> dict[str, Any]:
     return found
 
 
-def refused(answer: Response, code: int, kind: str, said: str, field: str | None = None) -> None:
+def refused(answer: Response, code: int, kind: str, message: str, field: str | None = None) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["kind"]) == (code, kind), answer.text
-    assert said in error["message"]
+    assert message in error["message"]
     if field is not None:
         assert error["field"] == field
 
@@ -100,7 +100,7 @@ def test_an_endpoint_is_made_and_changed(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "kind", "said", "field"),
+    ("body", "code", "kind", "message", "field"),
     [
         ({}, 400, "InvalidInput", "stable", "body.stable"),
         ({"stable": {"bundle": "teacher"}, "wieght": 5}, 400, "InvalidInput", "wieght", "body.wieght"),
@@ -114,9 +114,9 @@ def test_an_endpoint_is_made_and_changed(api: Api) -> None:
     ],
 )
 def test_wrong_endpoints_are_refused_by_name(
-    api: Api, body: dict[str, Any], code: int, kind: str, said: str, field: str
+    api: Api, body: dict[str, Any], code: int, kind: str, message: str, field: str
 ) -> None:
-    refused(api.put("/endpoints/shop", **body), code, kind, said, field)
+    refused(api.put("/endpoints/shop", **body), code, kind, message, field)
     assert "shop" not in api.made.store.endpoints()
 
 
@@ -178,7 +178,7 @@ def test_wrong_verbs_are_refused(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "code", "said"),
+    ("file", "code", "message"),
     [
         ("steps: [", 400, "mine.yaml"),
         (rollout_file(steps=[{"weight": 5}]), 400, "bias_below"),
@@ -188,15 +188,15 @@ def test_wrong_verbs_are_refused(api: Api) -> None:
         (rollout_file(candidate={"bundle": "teacher"}), 409, "stable"),
     ],
 )
-def test_wrong_rollout_files_are_refused(api: Api, file: str, code: int, said: str) -> None:
+def test_wrong_rollout_files_are_refused(api: Api, file: str, code: int, message: str) -> None:
     answer = api.post("/rollouts", file=file, name="mine.yaml")
     assert answer.status_code == code, answer.text
-    assert said in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     assert api.get("/api/v1/rollouts").json()["rollouts"] == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"endpoint": "nobody"}, "mine.yaml:3: endpoint: endpoint 'nobody' is not known"),
         ({"candidate": {"bundle": "ghost"}}, "mine.yaml:2: candidate.bundle: "),
@@ -207,19 +207,21 @@ def test_wrong_rollout_files_are_refused(api: Api, file: str, code: int, said: s
         ),
     ],
 )
-def test_what_only_the_repository_knows_is_refused_with_its_line(api: Api, changes: dict[str, Any], said: str) -> None:
+def test_what_only_the_repository_knows_is_refused_with_its_line(
+    api: Api, changes: dict[str, Any], message: str
+) -> None:
     answer = api.post("/rollouts", file=rollout_file(**changes), name="mine.yaml")
     assert answer.status_code in (400, 404)
-    assert said in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
 
 
 def test_verdicts_are_explained(api: Api) -> None:
     start(api)
     api.post("/rollouts/ranker/pause", reason="lunch")
     (*_, paused) = api.get("/api/v1/audit", params={"endpoint": "ranker"}).json()["entries"]
-    told = api.get(f"/api/v1/audit/{paused['seq']}/explain").json()
-    assert told["entry"] == paused
-    assert (told["same"], told["note"]) == (None, "ann decided this; it rests on no figures")
+    explained = api.get(f"/api/v1/audit/{paused['seq']}/explain").json()
+    assert explained["entry"] == paused
+    assert (explained["same"], explained["note"]) == (None, "ann decided this; it rests on no figures")
     refused(api.get("/api/v1/audit/999/explain"), 404, "NotFound", "999")
 
 

@@ -142,15 +142,15 @@ def test_figures_equal_a_recomputation_from_the_rows(seed: int, batch: int) -> N
         y = np.array([r.label for r in mine])
         assert figures.rows == len(mine)
         assert figures.labels == pytest.approx(y.sum())
-        for arm, told in (("stable", figures.stable), ("candidate", figures.candidate)):
+        for arm, measured in (("stable", figures.stable), ("candidate", figures.candidate)):
             p = np.array([getattr(r, arm) for r in mine])
-            assert told.logloss == pytest.approx(logloss(y, p))
+            assert measured.logloss == pytest.approx(logloss(y, p))
             if y.sum():
-                assert told.bias == pytest.approx(bias(y, p))
+                assert measured.bias == pytest.approx(bias(y, p))
             exact = auc(y, p)
-            assert (told.auc is None) == np.isnan(exact)
-            if told.auc is not None and told.auc_bound is not None:
-                assert abs(told.auc - exact) <= told.auc_bound + 1e-9
+            assert (measured.auc is None) == np.isnan(exact)
+            if measured.auc is not None and measured.auc_bound is not None:
+                assert abs(measured.auc - exact) <= measured.auc_bound + 1e-9
         served = [r for r in mine if r.arm == "candidate"]
         assert figures.served_by_candidate == figures.served.rows == len(served)
     chosen = table.select(0)

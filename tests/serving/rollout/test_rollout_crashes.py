@@ -166,8 +166,8 @@ class Crashes(RuleBasedStateMachine):
             if mine:
                 newest = mine[-1].state
                 assert endpoints[name].weight == newest.weight, "rollout and endpoint were not written together"
-                told = [e for e in audit if e.rollout == mine[-1].id][-1].after["state"]
-                assert (told["phase"], told["weight"]) == (newest.phase, newest.weight)
+                logged = [e for e in audit if e.rollout == mine[-1].id][-1].after["state"]
+                assert (logged["phase"], logged["weight"]) == (newest.phase, newest.weight)
                 assert endpoints[name].stable.bundle == "old", "stable answers the rest: two arms are never both full"
 
     def teardown(self) -> None:

@@ -25,12 +25,12 @@ def test_every_verdict_on_labels_can_be_worked_out_again(world: World) -> None:
     entries = [e for e in world.store.audit("ranker") if e.verb in ("advance", "step_back")]
     assert [entry.verb for entry in entries] == ["advance", "advance", "step_back"]
     for entry in entries:
-        told = world.controller.explain(entry.seq)
-        assert told.same, [figure for figure in told.figures if not figure.same]
-        figures = {figure.name: figure.recomputed for figure in told.figures}
+        explanation = world.controller.explain(entry.seq)
+        assert explanation.same, [figure for figure in explanation.figures if not figure.same]
+        figures = {figure.name: figure.recomputed for figure in explanation.figures}
         assert figures["clicks"] > 100
         assert {"bias", "bias_low", "bias_high", "logloss_delta", "auc_delta", "rows of tab=home"} <= figures.keys()
-        json.dumps(told.to_json())
+        json.dumps(explanation.to_json())
     advance, back = (world.controller.explain(entry.seq) for entry in entries[1:])
     assert advance.verdict == "the next step's evidence is there"
     assert back.verdict == f"breached: {entries[2].reason}"
@@ -48,9 +48,9 @@ def test_a_figure_that_the_log_does_not_bear_out_is_shown(world: World) -> None:
         entry.seq, entry.time_ms, entry.endpoint, entry.rollout, entry.actor, entry.reason, entry.verb,
         entry.before, entry.after, evidence,
     )  # fmt: skip
-    told = explain(forged, world.store.rollout("ranker"), world.log, world.schema)
-    assert told.same is False
-    assert [figure.name for figure in told.figures if not figure.same] == ["bias"]
+    explanation = explain(forged, world.store.rollout("ranker"), world.log, world.schema)
+    assert explanation.same is False
+    assert [figure.name for figure in explanation.figures if not figure.same] == ["bias"]
 
 
 def test_what_rests_on_no_labels_says_so(world: World) -> None:
@@ -60,10 +60,10 @@ def test_what_rests_on_no_labels_says_so(world: World) -> None:
     world.controller.step()
     world.controller.command("ranker", Pause(), "bob", "lunch")
     back, paused = world.store.audit("ranker")[-2:]
-    told = world.controller.explain(back.seq)
-    assert (told.same, told.figures) == (None, ())
-    assert "counters of the lanes" in told.note
-    assert told.entry.evidence["observed"]["errors"] == 600
+    explanation = world.controller.explain(back.seq)
+    assert (explanation.same, explanation.figures) == (None, ())
+    assert "counters of the lanes" in explanation.note
+    assert explanation.entry.evidence["observed"]["errors"] == 600
     assert "bob decided this" in world.controller.explain(paused.seq).note
     with pytest.raises(NotFound, match="no entry 99"):
         world.controller.explain(99)

@@ -54,16 +54,16 @@ def test_figures_of_all_segments_add_up(world: World) -> None:
     world.controller.start(guarded(guard), "ada", "try it", version=1)
     world.seconds(20)
     world.controller.snapshot("ranker")
-    told = world.controller.snapshot("ranker")
-    rows = sum(phase.rows for phase in told.phases)
-    by_name = {one.segment: one for one in told.segments}
+    snapshot = world.controller.snapshot("ranker")
+    rows = sum(phase.rows for phase in snapshot.phases)
+    by_name = {part.segment: part for part in snapshot.segments}
     unnamed = f"tab=#{hash_value('tab', 'search') & (1 << 64) - 1:016x}"
     assert set(by_name) == {"tab=home", unnamed, "price is 0", "price missing", "price in [2, 4)", "price in [4, 8)"}
     for field in ("tab", "price"):
-        parts = [one for one in told.segments if one.field == field]
+        parts = [part for part in snapshot.segments if part.field == field]
         # The newest block is still open, and figures are of closed ones.
-        assert rows - 200 <= sum(one.rows for one in parts) <= rows
-        assert sum(one.share for one in parts) == pytest.approx(1.0)
+        assert rows - 200 <= sum(part.rows for part in parts) <= rows
+        assert sum(part.share for part in parts) == pytest.approx(1.0)
     searched, home = by_name[unnamed].candidate, by_name["tab=home"].candidate
     assert searched.low is not None
     assert searched.high is not None
@@ -133,13 +133,13 @@ def test_numbers_fall_into_powers_of_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "named", "said"),
+    ("fields", "named", "reason"),
     [
         (["colour"], [], "'colour' is no id and no number of the arms' inputs; there are tab, price"),
         (["tags"], [], "'tags' is no id"),
         ([], [("price", 3)], "'price' is a number"),
     ],
 )
-def test_fields_that_have_no_parts_are_refused(fields: list[str], named: list[tuple[str, int]], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_fields_that_have_no_parts_are_refused(fields: list[str], named: list[tuple[str, int]], reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
         Slices(SCHEMA, fields, named)

@@ -46,7 +46,7 @@ def test_a_file_without_shadow_step_gets_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "said"),
+    ("old", "new", "line", "reason"),
     [
         ("weight: 5, ", "weight: 0.5,", 6, "steps[2].weight: 0.5 does not rise above 1"),
         ("0.05}", "0.15}", 6, "steps[2].bias_below: 0.15 is looser than 0.1"),
@@ -70,13 +70,13 @@ def test_a_file_without_shadow_step_gets_one() -> None:
         ),
     ],
 )
-def test_a_bad_file_is_refused_with_line_and_reason(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+def test_a_bad_file_is_refused_with_line_and_reason(tmp_path: Path, old: str, new: str, line: int, reason: str) -> None:
     path = tmp_path / "rollout.yaml"
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(InvalidInput) as caught:
         Rollout.load(path)
     assert f"{path}:{line}:" in str(caught.value)
-    assert said in str(caught.value)
+    assert reason in str(caught.value)
 
 
 def test_what_is_no_rollout_file_is_refused(tmp_path: Path) -> None:

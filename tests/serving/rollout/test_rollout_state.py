@@ -132,8 +132,8 @@ class Verbs(RuleBasedStateMachine):
         audit = self.store.audit("ranker")
         assert [entry.seq for entry in audit] == list(range(1, len(audit) + 1))
         assert len(audit) == 2 + self.applied, "one entry per change, and the two of the start"
-        told = audit[-1].after["state"]
-        assert (told["phase"], told["weight"], told["attempt"]) == (state.phase, state.weight, state.attempt)
+        logged = audit[-1].after["state"]
+        assert (logged["phase"], logged["weight"], logged["attempt"]) == (state.phase, state.weight, state.attempt)
         for earlier, later in itertools.pairwise(audit):
             assert later.before["endpoint"] == earlier.after["endpoint"]
 

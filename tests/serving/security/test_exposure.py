@@ -34,8 +34,8 @@ def token(made: Config) -> None:
 
 def test_this_machine_alone_is_fine_and_said(tmp_path: Path) -> None:
     made = config(tmp_path)
-    (said,) = exposure(made)
-    assert "everyone on this machine is an operator" in said
+    (warning,) = exposure(made)
+    assert "everyone on this machine is an operator" in warning
     token(made)
     assert exposure(made) == []
     TokenStore(made.tokens).revoke("ann")
@@ -47,8 +47,8 @@ def test_other_machines_come_in_only_when_they_can_say_who_they_are(tmp_path: Pa
     with pytest.raises(InvalidInput, match="baton token create"):
         exposure(made)
     token(made)
-    (said,) = exposure(made)
-    assert said.startswith("INSECURE")
+    (warning,) = exposure(made)
+    assert warning.startswith("INSECURE")
     paper = "cert: c, key: k, client_ca: a"
     (tmp_path / "other").mkdir()
     with pytest.raises(InvalidInput, match="require_client_cert"):

@@ -207,8 +207,8 @@ def test_a_port_with_mtls_knows_its_clients(asked: Ports, port: str) -> None:
     assert (
         asked.ask(port, ann, ca=paper.folder / "client_ca.pem") == "refused"
     )  # a server that the client does not trust
-    said = {"data": "ok", "admin": "PERMISSION_DENIED", "http": "403"}[port]
-    assert asked.ask(port, bob) == said  # known, and without a role
+    answer = {"data": "ok", "admin": "PERMISSION_DENIED", "http": "403"}[port]
+    assert asked.ask(port, bob) == answer  # known, and without a role
     assert asked.ask(port, bob, token=asked.world.token(Role.VIEWER)) == "ok"
 
 
@@ -244,10 +244,10 @@ def test_the_command_line_trusts_and_shows_what_it_is_told(asked: Ports, monkeyp
     assert "ranker" in found.stdout
     for name in ("CA", "CERT", "KEY"):
         monkeypatch.setenv(f"BATON_{name}", "")
-    for options, said in (((), "certificate"), (ca, ""), ((*ca, "--cert", str(pair.cert)), "--key")):
+    for options, answer in (((), "certificate"), (ca, ""), ((*ca, "--cert", str(pair.cert)), "--key")):
         refused = CliRunner().invoke(app, [*options, *server])
         assert refused.exit_code == 1
-        assert said in refused.stderr
+        assert answer in refused.stderr
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
@@ -289,8 +289,8 @@ def test_new_certificates_are_used_from_the_next_handshake_and_no_call_fails(tmp
 
         def ask(port: str) -> None:
             while not stop.is_set():
-                if (said := ports.ask(port, ca=first)) != "ok":
-                    failures.append(f"{port}: {said}")
+                if (answer := ports.ask(port, ca=first)) != "ok":
+                    failures.append(f"{port}: {answer}")
                 answered[port] += 1
 
         clients = [threading.Thread(target=ask, args=(port,), name=f"ask-{port}", daemon=True) for port in PORTS]
@@ -335,13 +335,13 @@ def test_a_root_that_was_taken_out_lets_nobody_in_any_more(tmp_path: Path) -> No
 
 def test_files_that_do_not_fit_are_refused_at_start_by_name(tmp_path: Path) -> None:
     paper = Paper(tmp_path / "paper")
-    for spoil, said in (
+    for spoil, answer in (
         (lambda: paper.put("key.pem", trustme.CA().issue_cert("x").private_key_pem.bytes()), "key.pem"),
         (lambda: paper.put("cert.pem", b"nothing"), "cert.pem"),
         (lambda: (paper.folder / "client_ca.pem").unlink(), "client_ca.pem"),
     ):
         spoil()
-        with pytest.raises(Exception, match=said) as refused:
+        with pytest.raises(Exception, match=answer) as refused:
             Certificates(Installation(tmp_path / str(time.monotonic_ns()), listen=paper.listen()).config.listen.tls)  # type: ignore[arg-type]
         assert "listen.tls" in str(refused.value)
 

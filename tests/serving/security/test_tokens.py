@@ -37,9 +37,9 @@ def refused(door: TokenAuthenticator, authorization: str) -> str:
 
 
 def test_the_file_keeps_no_secret_and_is_its_owners_alone(path: Path) -> None:
-    token, told = TokenStore(path).create("ann", Role.OPERATOR, NOW)
-    assert told.startswith(f"baton_{token.id}_")
-    secret = told.split("_", 2)[2]
+    token, text = TokenStore(path).create("ann", Role.OPERATOR, NOW)
+    assert text.startswith(f"baton_{token.id}_")
+    secret = text.split("_", 2)[2]
     assert len(secret) >= 43  # 256 bits
     assert secret not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -73,28 +73,28 @@ def test_a_running_door_notices_creation_expiry_and_revocation(path: Path) -> No
     at = door(path, clock)
     assert at.authenticate("") == LOCAL
     other = TokenStore(path)
-    token, told = other.create("ann", Role.VIEWER, NOW, NOW + 60_000)
+    token, text = other.create("ann", Role.VIEWER, NOW, NOW + 60_000)
     refused(at, "")
-    assert at.authenticate(f"Bearer {told}").name == "ann"
+    assert at.authenticate(f"Bearer {text}").name == "ann"
     clock.now += 59_999
-    assert at.authenticate(f"Bearer {told}").name == "ann"
+    assert at.authenticate(f"Bearer {text}").name == "ann"
     clock.now += 1
-    refused(at, f"Bearer {told}")
+    refused(at, f"Bearer {text}")
     clock.now = NOW
     assert other.revoke(token.id) == [token]
-    refused(at, f"Bearer {told}")
+    refused(at, f"Bearer {text}")
 
 
 def test_what_was_shut_stays_shut(path: Path) -> None:
     store = TokenStore(path)
-    token, told = store.create("ann", Role.VIEWER, NOW)
+    token, text = store.create("ann", Role.VIEWER, NOW)
     at = door(path)
-    assert at.authenticate(f"Bearer {told}").name == "ann"
+    assert at.authenticate(f"Bearer {text}").name == "ann"
     store.revoke(token.id)
     assert TokenStore(path).tokens() == {}
     refused(door(path), "")  # the last revoked lets nobody in, not everybody
     path.write_text("{")
-    assert "doctor" in refused(at, f"Bearer {told}")
+    assert "doctor" in refused(at, f"Bearer {text}")
     path.unlink()
     refused(at, "")
 
@@ -173,8 +173,8 @@ def baton(config: Path, *arguments: str) -> Result:
 def test_create_tells_the_token_once_and_the_audit_never(config: Path, path: Path) -> None:
     assert "no token was ever made" in baton(config, "list").stderr
     made = baton(config, "create", "ann", "--role", "operator", "--expires", "90d", "--reason", "on call")
-    told = made.stdout.strip()
-    assert door(path).authenticate(f"Bearer {told}") == Principal("ann", Role.OPERATOR)
+    text = made.stdout.strip()
+    assert door(path).authenticate(f"Bearer {text}") == Principal("ann", Role.OPERATOR)
     listed = baton(config, "list", "-o", "json")
     (shown,) = json.loads(listed.stdout)
     assert (shown["name"], shown["role"], shown["state"]) == ("ann", "operator", "good")
@@ -183,13 +183,13 @@ def test_create_tells_the_token_once_and_the_audit_never(config: Path, path: Pat
     assert door(path).authenticate(f"Bearer {again['token']}") == Principal("bob", Role.VIEWER)
     gone = baton(config, "revoke", "ann", "--reason", "left")
     assert gone.exit_code == 0
-    refused(door(path), f"Bearer {told}")
+    refused(door(path), f"Bearer {text}")
     audit = "".join(p.read_text(errors="replace") for p in path.parent.glob("control.db*"))
     assert "token-create" in audit
     assert "on call" in audit
-    for said in (listed.output, gone.output, audit):
-        for secret in (told, again["token"]):
-            assert secret.split("_", 2)[2] not in said
+    for output in (listed.output, gone.output, audit):
+        for secret in (text, again["token"]):
+            assert secret.split("_", 2)[2] not in output
 
 
 def test_commands_refuse_with_the_argument_at_fault(config: Path) -> None:
