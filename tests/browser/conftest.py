@@ -21,7 +21,7 @@ NOISE = ("WebSocket connection to", "ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONS
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Ended with its module: while it is there its event loop stands in the way of everybody else's."""
+    """Closed at the end of the module: its event loop conflicts with others."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is missing: apt-get install chromium")
@@ -43,7 +43,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Open]:
-    """Opens pages, each of a browser of its own; at the end none of them may have complained or asked elsewhere."""
+    """Opens pages, each in its own browser; at the end none may have logged an error or called another site."""
     contexts: list[Any] = []
     complaints: list[str] = []
 

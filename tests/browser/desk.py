@@ -1,4 +1,4 @@
-"""What a person does with the console: sign in, press, give a reason, read."""
+"""A user's actions in the console: sign in, press buttons, give a reason, read."""
 
 from __future__ import annotations
 

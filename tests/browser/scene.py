@@ -1,4 +1,4 @@
-"""An installation with all its processes and traffic whose candidate's bias falls, for whoever looks at the console.
+"""An installation with traffic whose candidate's bias falls, for tests of the console.
 
 Lane, shadow lane and control process are the real ones. Labelled traffic goes into the real traffic log as lanes would
 write it, so that it can be faster than clients and have the bias that a test wants; a client's requests go through the
@@ -66,7 +66,7 @@ ROWS = 20
 
 
 class Scene:
-    """All of it, once started. `bias` of the candidate falls from its first value to its last within some seconds."""
+    """The running installation. `bias` of the candidate falls from its first value to its last within some seconds."""
 
     def __init__(self, home: Path, *, lanes: bool = True) -> None:
         port, http = free_port(), free_port()
@@ -87,7 +87,7 @@ class Scene:
         self.began = time.monotonic()
 
     def token(self, name: str, role: Role) -> str:
-        """A new token; from the first one on everybody needs one."""
+        """A new token; from the first one on every call needs one."""
         return TokenStore(self.config.tokens).create(name, role, SystemClock().wall_ms())[1]
 
     def revoke(self, name: str) -> None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 
 
 class Console:
-    """What changes something is pressed; what came of it is read over REST."""
+    """Changes are made with the buttons; results are read over REST."""
 
     BUTTONS: ClassVar = {
         "rollouts.start": "Start rollout",
@@ -79,7 +79,7 @@ def door(world: SimpleNamespace, opened: Open) -> Iterator[Console]:
 
 
 class TestConsole(OperatorsDay):
-    """An operator's day, but for making endpoints, for which the console has no button."""
+    """An operator's day, except creating endpoints, for which the console has no button."""
 
     test_an_endpoint_is_made_and_changed = None  # type: ignore[assignment]
     test_the_worker_is_seen = None  # type: ignore[assignment]

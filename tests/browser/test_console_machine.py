@@ -1,4 +1,4 @@
-"""The console over all processes of a machine, worker included: every page, light and dark, on a desk and on a phone."""
+"""The console over all processes of a machine, worker included: every page, light and dark, desktop and phone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to an installation's `Admin`: one class each, so that one test can go through all of them.
+"""Clients of an installation's `Admin`, one class per interface, so that one test can go through all of them.
 
 A door does a verb with the fields of its request and gives the answer as JSON, or raises `Refused`. Another door is
 another class with `do`; `doors` opens those that the scenario goes through.
@@ -63,7 +63,7 @@ METHODS = {
 
 
 class Refused(Exception):
-    """A verb was not done. `kind`: class of the error, "" where the door does not tell it."""
+    """A verb was refused. `kind`: class of the error, "" where the interface does not return it."""
 
     def __init__(self, kind: str, message: str, field: str = "") -> None:
         super().__init__(f"{kind}: {message}")
@@ -71,10 +71,10 @@ class Refused(Exception):
 
 
 class Door(Protocol):
-    """A way in."""
+    """Client of one interface."""
 
     def do(self, verb: str, **fields: Any) -> dict[str, Any]:
-        """The answer of a verb; of a stream the first. Raises: Refused."""
+        """Answer of a verb; of a stream the first one. Raises: Refused."""
 
 
 class Rest:

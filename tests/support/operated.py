@@ -1,4 +1,4 @@
-"""An installation as operators meet it: real stores, the rollout loop by hand, and the doors over one `Admin`."""
+"""An installation for admin tests: real stores, the rollout loop by hand, and all interfaces over one `Admin`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Operated:
 
 @contextlib.contextmanager
 def operated(home: Path, **settings: object) -> Iterator[Operated]:
-    """One in a home of its own."""
+    """An installation in its own home."""
     made = Installation(home, **settings)
     world = Operated(made)
     try:
@@ -83,7 +83,7 @@ def operated(home: Path, **settings: object) -> Iterator[Operated]:
 
 @contextlib.contextmanager
 def http_port(world: Operated) -> Iterator[int]:
-    """The HTTP port, listening."""
+    """A listening HTTP port."""
     server = uvicorn.Server(
         uvicorn.Config(world.app(), port=0, log_level="error", timeout_graceful_shutdown=1, lifespan="off")
     )
@@ -99,7 +99,7 @@ def http_port(world: Operated) -> Iterator[int]:
 
 @contextlib.contextmanager
 def admin_port(world: Operated) -> Iterator[int]:
-    """The gRPC admin port, listening on a loop of its own."""
+    """A listening gRPC admin port, on its own event loop."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="test-admin", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What an operator does in a day, whatever door is used. Test files make a class of it and give the fixture `door`."""
+"""An operator's day: one scenario for every interface. A test file makes a class of it and gives the fixture `door`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A controller over a real traffic log, with a clock that is turned and traffic that is made up."""
+"""A controller over a real traffic log, with a clock set by hand and generated traffic."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SCHEMA = Schema(
 
 
 class World:
-    """Traffic of 10 requests of 20 rows a second, whose candidate has a bias that tests turn; a real log and store."""
+    """Traffic of 10 requests of 20 rows a second, whose candidate has a bias that tests set; a real log and store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

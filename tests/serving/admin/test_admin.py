@@ -1,4 +1,4 @@
-"""What operators can do, at its edges: the kill switch and its release, damaged versions, a long audit, foreign files."""
+"""Edge cases of admin verbs: kill switch and release, damaged versions, a long audit, foreign files."""
 
 from __future__ import annotations
 

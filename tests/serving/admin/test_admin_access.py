@@ -1,4 +1,4 @@
-"""Who may do what: every admin verb, through REST and gRPC, without a token, with a bad, an expired and each role's."""
+"""Access to every admin verb through REST and gRPC: without a token, with a wrong, an expired and each role's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One scenario through every door: REST, gRPC, the command line. What one door does, all others show."""
+"""One scenario through REST, gRPC and the command line. A change through one is visible through all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that are sent twice, writers that are late, lists that come in pages."""
+"""Idempotency keys, resource versions, and pages of lists."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ LISTS = {"endpoints.list": "endpoints", "models.list": "models", "rollouts.list"
 
 @pytest.fixture
 def full(world: Operated) -> Operated:
-    """Three of everything at least."""
+    """At least three of everything."""
     for number in range(3):
         world.clock.now += 1
         call(world, "endpoints.set", name=f"shop{number}", stable={"bundle": "teacher"})

@@ -1,4 +1,4 @@
-"""Messages of `baton.admin.v1` against the shapes of `serving.admin`: the same fields of the same kinds, all the way down."""
+"""Messages of `baton.admin.v1` against the classes of `serving.admin`: the same fields of the same kinds at every level."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_verb_has_the_same_fields_over_grpc_and_rest(verb: str) -> None:
 
 
 def differences(shape: type[BaseModel], message: Any, path: str) -> Iterator[str]:
-    """What the two do not agree on."""
+    """Differences between the two."""
     mine, theirs = set(shape.model_fields), set(message.fields_by_name)
     if mine != theirs:
         yield f"{path}: only one has {sorted(mine ^ theirs)}"

@@ -1,4 +1,4 @@
-"""Having a running lane load a bundle by its name through the admin door, and take it back."""
+"""Load and unload of a bundle by its name in a running lane."""
 
 from __future__ import annotations
 

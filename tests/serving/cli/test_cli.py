@@ -1,4 +1,4 @@
-"""The command line by itself: what it says of bundles and files, how it refuses, and that every command explains itself."""
+"""The command line without a server: bundles and files, refusals, and the help of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`baton log`: what is in the traffic log, out of it and into it."""
+"""`baton log`: show, export and import records of the traffic log."""
 
 from __future__ import annotations
 

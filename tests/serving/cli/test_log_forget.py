@@ -1,4 +1,4 @@
-"""A user is forgotten: by key or by a prediction, over every door, and the audit does not remember him."""
+"""Forgetting a user: by key or by a prediction, over REST, gRPC and the command line; the audit does not name the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`baton metrics` shows what REST knows: figures per step and arm, calibration by tenth, parts, drift, the long run."""
+"""`baton metrics` shows what REST knows: figures per step and arm, calibration by tenth, slices, drift, the long run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What README and examples show must work as it stands there."""
+"""Commands and code in README and examples work as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray is for those who ask for it."""
+"""Ray is imported only by commands that use it."""
 
 from __future__ import annotations
 

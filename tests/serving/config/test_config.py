@@ -1,4 +1,4 @@
-"""baton.yaml: what is wrong is named by its setting, and paths are the file's."""
+"""baton.yaml: errors name the setting, and paths are relative to the file."""
 
 from __future__ import annotations
 

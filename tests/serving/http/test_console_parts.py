@@ -1,4 +1,4 @@
-"""Parts of the console that need no browser: what it remembers, what it warns of, what it says, who has to pay for it."""
+"""Parts of the console that need no browser: history, alarms, display texts, content policy, imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The REST admin API over real stores: what operators can do, what they are refused, and what the audit says of it."""
+"""The REST admin API over real stores: verbs, refusals, and audit entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP port's guard over a real uvicorn server: who is let in, from which page, how much, with which headers."""
+"""Guard of the HTTP port over a real uvicorn server: authentication, origin, sizes, rates, headers."""
 
 from __future__ import annotations
 

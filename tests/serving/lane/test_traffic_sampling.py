@@ -1,4 +1,4 @@
-"""Sampling of what is recorded: by request and by key, and what becomes of answers that are left out."""
+"""Sampling of recorded traffic: by request and by key, and answers that are not recorded."""
 
 from __future__ import annotations
 

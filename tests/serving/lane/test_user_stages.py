@@ -48,7 +48,7 @@ def candidates(*items: int) -> Features:
 
 
 class Known:
-    """As much of a model as the example looks at."""
+    """The part of a model that the example uses."""
 
     schema = SCHEMA
 

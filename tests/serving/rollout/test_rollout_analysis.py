@@ -22,7 +22,7 @@ BLOCK_MS = 100
 
 @dataclass
 class Row:
-    """One exposed row as a spreadsheet would have it."""
+    """One exposed row with both scores."""
 
     time_ms: int
     arm: str

@@ -1,4 +1,4 @@
-"""How often intervals and verdicts are wrong on streams where nothing is: looked at after every block, at most as stated.
+"""Error rates of intervals and verdicts on streams without an effect, with a look after every block.
 
 Blocks are of requests whose rows share a cause that no arm sees; keys come back and keep their taste. 10,000 streams
 each in the long tests, a few hundred otherwise. The methods are those of `serving.rollout.evidence` (asymptotic

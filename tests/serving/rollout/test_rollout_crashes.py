@@ -1,4 +1,4 @@
-"""Two controllers' worth of history: any order of verbs, verdicts, alarms, kills at every write, and restarts.
+"""Crashes of the controller: any order of verbs, verdicts, alarms, kills at every write, and restarts.
 
 A kill is simulated where it hurts: the database stops taking statements at the n-th one of a change, nothing is rolled
 back in order, and the next process opens the file as it was left.
@@ -48,7 +48,7 @@ def spec(name: str) -> Rollout:
 
 
 class Killed(BaseException):
-    """The process is gone; nothing of it runs any more."""
+    """The process was killed; nothing of it runs any more."""
 
 
 class Dying:

@@ -1,4 +1,4 @@
-"""What a verdict was made of, worked out again from the log: the same figures, and said where they cannot be."""
+"""Explanations of verdicts: the same figures computed again from the log, and the reason where they cannot be."""
 
 from __future__ import annotations
 

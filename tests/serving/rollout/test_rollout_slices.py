@@ -1,4 +1,4 @@
-"""Parts of the traffic: guards on named ones, figures of all, drift; and outcome per request of each arm."""
+"""Slices of the traffic: guards on named slices, figures of all, drift; and outcome per request of each arm."""
 
 from __future__ import annotations
 

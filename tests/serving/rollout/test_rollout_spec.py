@@ -1,4 +1,4 @@
-"""Rollout files: what is read, and the line and reason of what is refused."""
+"""Rollout files: fields and defaults, and the line and reason of every refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data plane's port: who may load, choose arms, send labels and rank, and how much, over a real lane."""
+"""Access to the data plane of a real lane: loading, choosing arms, labels, ranking, and their limits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Plane:
 
 
 def labels(predictions: int = 1) -> bytes:
-    """Feedback that is answered `invalid`, entry by entry: nobody gave these ids out."""
+    """Feedback with ids that do not exist; every entry is answered `invalid`."""
     request = pb.FeedbackRequest()
     for number in range(predictions):
         request.predictions.add(prediction_id=f"x{number}").outcomes.add(index=0, label=1.0)

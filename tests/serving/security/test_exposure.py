@@ -1,4 +1,4 @@
-"""What `baton serve` refuses or says before a port opens, and what `baton doctor` finds."""
+"""Refusals and warnings of `baton serve` before a port opens, and findings of `baton doctor`."""
 
 from __future__ import annotations
 

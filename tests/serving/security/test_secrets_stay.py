@@ -1,4 +1,4 @@
-"""What an installation that runs writes down, searched for everything that lets one in."""
+"""Search for secrets in everything that a running installation writes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_no_secret_is_in_any_log_status_metric_or_audit_entry(tmp_path: Path) ->
             ):
                 with grpc.insecure_channel(f"127.0.0.1:{ports[port]}") as channel:
                     for request in (b"", b"\xff\xff"):
-                        assert token not in _told(channel, path, request, metadata)
+                        assert token not in _texts(channel, path, request, metadata)
         entries = http.get("/api/v1/audit", headers={"authorization": f"Bearer {operator}"}).text
         assert '"ann"' in entries  # what was done is there, by its name
     made.store.close()
@@ -67,8 +67,8 @@ def test_no_secret_is_in_any_log_status_metric_or_audit_entry(tmp_path: Path) ->
     assert b"control answers" in control.errors.read_bytes()  # the logs that were searched have something in them
 
 
-def _told(channel: grpc.Channel, path: str, request: bytes, metadata: tuple[tuple[str, str], ...]) -> str:
-    """All that a call is told."""
+def _texts(channel: grpc.Channel, path: str, request: bytes, metadata: tuple[tuple[str, str], ...]) -> str:
+    """All texts that a call returns."""
     call = channel.unary_unary(path)
     try:
         return str(call(request, timeout=30, metadata=metadata))

@@ -1,4 +1,4 @@
-"""Tokens: what the file keeps, who is let in, what other processes see, and the commands over them."""
+"""Tokens: content of the file, authentication, changes by other processes, and the commands."""
 
 from __future__ import annotations
 
