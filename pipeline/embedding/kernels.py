@@ -27,8 +27,6 @@ __all__ = [
     "tuple_type",
 ]
 
-MISSING_ROW = -1
-
 
 def array_type(dtype: Any, dimensions: int = 1, *, readonly: bool = False) -> Any:
     """numba's type of a C-contiguous array, for explicit signatures."""

@@ -137,15 +137,10 @@ class Tier(Protocol):
 
     Attributes:
         name: `device`, `segment` or `redis`, as configured; used in metrics and in reasons for degraded answers.
-        shared_over_versions: whether the row of a key may change while the tier is in use, since versions on one base
-            share it. Copies of such a row have a bounded age.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def shared_over_versions(self) -> bool: ...
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
         """Fill the ids that are open (`is_open`) and held here: the row, the weight, and `found` with `mark`.

@@ -30,11 +30,10 @@ ENDED = {"aborted", "undone", "completed"}
 class DemoView:
     """Polls the admin API and draws where the hand-over stands. `finished`: nothing more will come of more traffic."""
 
-    def __init__(self, admin: AdminClient, endpoint: str, duration: float, report: ReplayReport) -> None:
+    def __init__(self, admin: AdminClient, endpoint: str, report: ReplayReport) -> None:
         self._admin = admin
         self._endpoint = endpoint
         self._report = report
-        self._duration = duration
         self._began = time.monotonic()
         self._polled = 0.0
         self._lined = 0.0

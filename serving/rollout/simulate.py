@@ -36,7 +36,6 @@ __all__ = ["SCENARIOS", "SimulationReport", "fixed_horizon", "simulate"]
 
 SCENARIOS = ("good", "biased", "worse_auc", "turns_bad", "label_outage", "low_traffic", "base_rate_jump")
 
-CLICK_FRACTION = 0.2
 REQUEST_ROWS = 10
 BLOCK_ROWS = 1250
 LOW_TRAFFIC_ROWS = 30

@@ -35,7 +35,6 @@ class Session:
 
     principal: Principal
     csrf: str
-    ends_ms: int
 
 
 class Sessions:
@@ -80,7 +79,7 @@ class Sessions:
         principal = self._authenticator.principal_of(token)
         if principal is None or ends <= self._clock.wall_ms() or nonce in self._ended:
             return None
-        return Session(principal, hmac.new(self._csrf_key, nonce.encode(), "sha256").hexdigest(), ends)
+        return Session(principal, hmac.new(self._csrf_key, nonce.encode(), "sha256").hexdigest())
 
     def who(self, value: str) -> Principal | None:
         """Principal that a page is shown to: the session's, or LOCAL where no token is needed; None: not signed in.

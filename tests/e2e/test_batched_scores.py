@@ -110,7 +110,6 @@ class Late:
     """A tier that never answers in time, and its source."""
 
     name = "far"
-    shared_over_versions = False
 
     def open(self, generation: Generation) -> Late:
         return self

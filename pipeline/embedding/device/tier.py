@@ -211,11 +211,9 @@ class DeviceTier:
     """Device tier of one version."""
 
     name = "device"
-    shared_over_versions = False
 
     def __init__(self, source: DeviceSource, generation: Generation, caches: _Caches, hot: Mapping[int, I64]) -> None:
         self._source = source
-        self._caches = caches
         self._linear = generation.linear
         self._groups = [caches.groups[group.width] for group in generation.groups]
         self._hot = hot

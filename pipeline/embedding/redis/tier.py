@@ -113,7 +113,6 @@ class RedisTier:
     """
 
     name = "redis"
-    shared_over_versions = True
 
     def __init__(
         self,

@@ -39,7 +39,6 @@ class SegmentTier:
     """
 
     name = "segment"
-    shared_over_versions = False
 
     def __init__(self, groups: Sequence[Sequence[Segment]]) -> None:
         self._groups = tuple(_Stack(segments) for segments in groups)

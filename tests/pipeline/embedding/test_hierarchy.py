@@ -147,7 +147,6 @@ class Remote:
     """A tier that is not local, as a store sees it: it has even ids of a version, or fails as told."""
 
     name = "remote"
-    shared_over_versions = True
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
