@@ -1,16 +1,16 @@
-"""A bundle: one model version as a directory, written once and never changed.
+"""Bundle: one model version as a directory, written once and never changed.
 
-    manifest.json            what it is, and the SHA-256 of every other file
+    manifest.json            description, and the SHA-256 of every other file
     dense.onnx               `embeddings`, `linear`, `numbers` -> `logit`
     context.onnx             the same logit from inputs that keep the context once per request (optional)
     tables/T.safetensors     ids int64 [V] sorted and unique, rows [V, d], counts int64 [V], scales float32 [V] of int8
     tables/T.linear.safetensors   the same ids' weights, rows [V, 1], where the architecture has a weight per id
-    training/*.safetensors   what training goes on from; without it the model is frozen
-    warmup.arrow             synthetic requests to warm with (optional)
+    training/*.safetensors   state of the training, to continue it; without it the model is frozen
+    warmup.arrow             synthetic requests for warm-up (optional)
 
 A version is a base plus deltas: a delta bundle's tables hold only the rows touched since its parent, and `deltas` lists
-the versions to lay over `base`, oldest first, itself last. A bundle is data: nothing in it is ever executed, unpickled
-or resolved outside its directory.
+the versions on top of `base`, oldest first, itself last. A bundle is data: nothing in it is ever executed, unpickled or
+resolved outside its directory.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"
 
 
 class Calibration(BaseModel):
-    """score = sigmoid(alpha * logit + beta)."""
+    """Calibration of scores: score = sigmoid(alpha * logit + beta)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -70,7 +70,7 @@ class Calibration(BaseModel):
 
 
 class GateReport(BaseModel):
-    """What the gate found. A version that did not pass keeps its number and this report and is never served."""
+    """Result of the gate. A version that did not pass keeps its number and this report, and is never served."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,7 +80,7 @@ class GateReport(BaseModel):
 
 
 class TableInfo(BaseModel):
-    """One embedding table: width, storage type and the row that stands for ids it does not hold."""
+    """Embedding table: width, storage type and the default row, for ids that it does not hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -105,22 +105,22 @@ class FileInfo(BaseModel):
 
 
 class Manifest(BaseModel):
-    """manifest.json."""
+    """Content of manifest.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     name: Name
     version: Version
-    architecture: str = Field(description="name in the model zoo, or package.module:Class of the one who trained it")
-    hyperparameters: dict[str, Any] = Field({}, description="what the trainer needs to build the network again")
+    architecture: str = Field(description="name in the model zoo, or package.module:Class of the trainer")
+    hyperparameters: dict[str, Any] = Field({}, description="arguments from which the trainer builds the network")
     model_schema: Schema = Field(alias="schema")
     tables: dict[str, TableInfo] = {}
     calibration: Calibration = Calibration()
-    metrics: dict[str, float | None] = Field({}, description="metrics at birth")
-    parent: Version | None = Field(None, description="the version this one was trained on from")
+    metrics: dict[str, float | None] = Field({}, description="metrics at publication")
+    parent: Version | None = Field(None, description="the version whose training this one continued")
     base: Version | None = Field(None, description="the base generation under the deltas; None: this is a base")
-    deltas: tuple[Version, ...] = Field((), description="versions to lay over the base, oldest first, itself last")
+    deltas: tuple[Version, ...] = Field((), description="versions on top of the base, oldest first, itself last")
     gate: GateReport | None = None
     created_ms: int = Field(0, ge=0)
     files: dict[str, FileInfo] = {}
@@ -165,7 +165,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class StoredTable:
-    """A table as it lies on disk, mapped and not read: `ids` int64 `[V]`, `rows` `[V, d]` of the manifest's dtype,
+    """Table in its stored format, mapped and not read: `ids` int64 `[V]`, `rows` `[V, d]` of the manifest's dtype,
     `scales` float32 `[V]` of int8 rows, `counts` int64 `[V]`, `linear` float32 `[V]` or None. Read-only."""
 
     ids: I64
@@ -176,7 +176,7 @@ class StoredTable:
 
 
 class Bundle:
-    """A bundle on disk, opened and checked."""
+    """Bundle on disk, opened and checked."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -184,13 +184,13 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True, notes: Path | None = None) -> Bundle:
-        """Read the manifest and hold the files against it.
+        """Read the manifest and check the files against it.
 
         Args:
             path: the bundle's directory.
             verify: also hash every file and check the network's graph (reads all bytes once).
-            notes: folder where this machine notes what it has verified, so that it is not read again while it stays as
-                it is (`pipeline.bundle.verified`); None: read in any case.
+            notes: folder of this machine's cache of verified files (`pipeline.bundle.verified`), so that unchanged files
+                are not read again; None: they are always read.
 
         Raises:
             BundleError: naming the file at fault.
@@ -203,7 +203,7 @@ class Bundle:
 
     @property
     def frozen(self) -> bool:
-        """True without training state: it serves, and cannot learn on."""
+        """True without training state: it can be served, but its training cannot continue."""
         return not any(name.startswith("training/") for name in self.manifest.files)
 
     def file(self, name: str) -> Path:
@@ -217,7 +217,7 @@ class Bundle:
         return self.path / name
 
     def table(self, name: str) -> Table:
-        """One table's rows as float32, whatever they are stored as.
+        """One table's rows as float32, from any stored format.
 
         Raises:
             BundleError: the file breaks the format (unsorted ids, other shapes or dtypes).
@@ -228,7 +228,7 @@ class Bundle:
         return Table(np.array(stored.ids), rows, np.array(stored.counts), linear)
 
     def stored_table(self, name: str) -> StoredTable:
-        """One table as it is stored, mapped: only what is used of it is read.
+        """One table in its stored format, mapped: only the parts used are read.
 
         Raises:
             BundleError: the file breaks the format (unsorted ids, other shapes or dtypes).
@@ -262,7 +262,7 @@ class Bundle:
         path = self.file(name)
         try:
             with safe_open(path, framework="numpy"):
-                pass  # holds the header against the file: sizes, overlaps, a cut end
+                pass  # checks the header against the file: sizes, overlaps, truncation
             raw = np.asarray(np.memmap(path, np.uint8, "r"))
             size = int(raw[:8].view("<u8")[0])
             header = json.loads(raw[8 : 8 + size].tobytes())
@@ -276,7 +276,7 @@ class Bundle:
         return arrays
 
     def _check_table(self, name: str, tensors: Mapping[str, Array], width: int, dtype: RowFormat) -> I64:
-        """Hold a table against the format; its counts."""
+        """Check a table against the format. Returns its counts."""
         missing = {"ids", "rows", *(["scales"] if dtype == "int8" else [])} - set(tensors)
         if missing:
             raise BundleError(f"{self.path}: table {name!r} has no tensor {sorted(missing)[0]!r}", name)
@@ -351,9 +351,9 @@ class Bundle:
 
 
 class BundleWriter:
-    """Writes a bundle beside its place and moves it there in one rename.
+    """Writer of a bundle: beside its place, then one rename.
 
-    Use as a context manager; leaving it by an exception removes what was written.
+    Use it as a context manager; an exception removes the written files.
 
     Raises:
         BundleError: the place is taken.
@@ -403,10 +403,10 @@ class BundleWriter:
             )
 
     def finish(self, manifest: Manifest, publish: Callable[[Path, Manifest], None] | None = None) -> Bundle:
-        """Hash what was written, write the manifest, sync and rename into place.
+        """Hash the files, write the manifest, sync and rename into place.
 
         Args:
-            publish: told where the complete version lies before it gets its name; what it raises ends the writing.
+            publish: called with the complete folder and the manifest before the rename; an exception ends the writing.
         """
         files = {
             str(path.relative_to(self._staging).as_posix()): FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size)
@@ -418,7 +418,7 @@ class BundleWriter:
         Manifest.model_validate_json(text)
         with open(self._staging / MANIFEST, "w") as file:
             file.write(text)
-        # Later versions build on this one: all of it is on disk before it can be seen.
+        # Later versions build on this one: all of it is on disk before it is visible.
         for path in (*sorted(self._staging.rglob("*")), self._staging):
             sync(path)
         if publish is not None:
@@ -429,10 +429,10 @@ class BundleWriter:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest's file.
+    """Read a manifest.
 
     Raises:
-        BundleError: naming what is wrong, a file that would lie outside the bundle's directory included.
+        BundleError: naming the fault, for example a file outside the bundle's directory.
     """
     try:
         status = os.stat(path)
@@ -446,7 +446,7 @@ def read_manifest(path: Path) -> Manifest:
 
 @lru_cache(maxsize=256)
 def _parsed(path: Path, identity: tuple[int, ...]) -> Manifest:
-    """The manifest in a file that was not written to since: a chain of versions is opened anew with each of them."""
+    """The manifest in an unchanged file, cached: each version opens the manifests of its whole chain."""
     try:
         raw = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What loading a version will take, told from its manifest before anything is read."""
+"""Estimate of the memory that loading a version takes, from its manifest alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of memory.
+    """Memory of a version in bytes.
 
     Attributes:
         private: of each process that loads it.
@@ -34,19 +34,19 @@ class Footprint:
 
 
 def memory_needed(repository: Repository, name: str, version: str = "", loaded: Collection[str] = ()) -> Footprint:
-    """An estimate, from above, of what `Model.load` of a version takes.
+    """Upper estimate of the memory that `Model.load` of a version takes.
 
     Args:
-        loaded: versions of the same name that are loaded: their segments are mapped, with those that they build on.
+        loaded: versions of the same name that are loaded; their segments, and those they build on, are mapped already.
 
     Raises:
-        NotFound: no such name or version, or one that it builds on is gone.
+        NotFound: no such name or version, or a version that it builds on is gone.
         BundleError: a manifest cannot be read.
     """
     bundle = repository.open(name, version)
     mapped = set(loaded)
     for other in loaded:
-        with suppress(NotFound):  # removed since; its base may have gone as well
+        with suppress(NotFound):  # removed since; its base may be gone as well
             manifest = repository.manifest(name, other)
             mapped |= {*manifest.deltas, manifest.base or other}
     raw = 0
@@ -61,5 +61,5 @@ def memory_needed(repository: Repository, name: str, version: str = "", loaded: 
 
 
 def network_bytes(manifest: Manifest) -> int:
-    """Memory of a version's networks in one process."""
+    """Bytes of memory of a version's networks in one process."""
     return int(NETWORK_FACTOR * sum(manifest.files[name].bytes for name in (DENSE, CONTEXT) if name in manifest.files))

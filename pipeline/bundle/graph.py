@@ -1,4 +1,4 @@
-"""What an ONNX network must look like before it may be loaded: only standard operators, no data outside the file."""
+"""Check of an ONNX network before it is loaded: only standard operators, no data outside the file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.schema import Schema
 
 __all__ = ["check_graph", "inputs_of"]
 
-# The two that ONNX itself defines, and ONNX Runtime has built in: networks, and trees and linear models.
+# The domains that ONNX defines and ONNX Runtime has built in: networks, and trees and linear models.
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 
 def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False) -> None:
-    """Hold a network's graph against the schema.
+    """Check a network's graph against the schema.
 
     Args:
         path: of the ONNX file.

@@ -1,12 +1,12 @@
-"""Bundles that lie behind a URL and are shared by machines: any file system that fsspec knows (s3, gs, az, file, ...).
+"""Remote repository of bundles, shared by machines, on any file system of fsspec (s3, gs, az, file, ...).
 
     <url>/<name>/<version>/...    as in a local repository; written file by file, its manifest last
-    <url>/<name>/.versions/<n>    a mark for every number given out
+    <url>/<name>/.versions/<n>    a mark for every number that was reserved
 
-A version is there once its manifest is, so nobody sees half of one. On each machine a local repository holds what was
-fetched: small manifests of all versions (`<name>/.remote/`), so that choosing one costs no download, and the files of
-those that were opened. One process of the machine fetches, the others wait for it; what a killed one left is gone on
-from. A version that was removed behind the URL is removed here.
+A version exists once its manifest does, so no reader sees part of one. On each machine a local repository holds the small
+manifests of all versions (`<name>/.remote/`), so that choosing one needs no download, and the files of those that were
+opened. One process of the machine fetches, the others wait for it; a download that was killed is resumed. A version that
+was removed at the URL is removed locally too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, Not
 __all__ = ["RemoteRepository"]
 
 REFRESH_S = 2.0
-"""Seconds for which a machine takes the last listing for true."""
+"""Seconds for which a machine uses the last listing."""
 RESERVE_BYTES = 256 << 20
 """Bytes of the disk that a download leaves free."""
 _BLOCK_BYTES = 8 << 20
@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 
 
 class RemoteRepository(Repository):
-    """A repository behind a URL.
+    """Repository at a URL, with a local copy.
 
     Args:
         root: this machine's copy; only machines of one installation may share it.
-        url: of fsspec, for example s3://bucket/bundles.
+        url: for fsspec, for example s3://bucket/bundles.
         options: of the file system (`storage_options` of fsspec).
-        refresh: seconds for which a listing counts as new.
-        reserve_bytes: what a download leaves free on the disk.
+        refresh: seconds for which a listing is used.
+        reserve_bytes: bytes that a download leaves free on the disk.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class RemoteRepository(Repository):
         self._refresh_after = refresh
         self._reserve_bytes = reserve_bytes
         self._refreshing = threading.Lock()
-        self._looked = False
+        self._refreshed = False
         self._complaint = ""
 
-    # What is there.
+    # Listing.
 
     def names(self) -> list[str]:
-        self._look()
+        self._refresh_old()
         return super().names()
 
     def versions(self, name: str) -> list[str]:
-        self._look()
+        self._refresh_old()
         known = {path.stem for path in self._known(name).glob("*.json") if path.stem.isdecimal()}
         return sorted(known | set(self.held(name)), key=int)
 
@@ -97,12 +97,12 @@ class RemoteRepository(Repository):
     # Fetching.
 
     def fetch(self, name: str, version: str) -> None:
-        """Have the files of a version on this machine, each as its manifest says.
+        """Download the files of a version, unless they are on this machine; each is verified.
 
         Raises:
             NotFound: there is no such version.
             NotReady: the URL does not answer or the disk is full.
-            BundleError: what came is not what the manifest says.
+            BundleError: a downloaded file does not match the manifest.
         """
         target = self.path(name, version)
         if (target / MANIFEST).is_file():
@@ -113,7 +113,7 @@ class RemoteRepository(Repository):
             locks.mkdir(parents=True, exist_ok=True)
         with open(locks / f"{name}-{version}", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if (target / MANIFEST).is_file():  # another process has done it meanwhile
+            if (target / MANIFEST).is_file():  # another process has fetched it meanwhile
                 return
             staging = target.with_name(f".{version}.part")
             with writing(staging):
@@ -127,7 +127,7 @@ class RemoteRepository(Repository):
             log.info("fetched version %s of bundle %s from %s", version, name, self.url)
 
     def _fill(self, staging: Path, manifest: Manifest) -> None:
-        """Bring every file that is not whole there already."""
+        """Download every file that is missing or incomplete."""
         missing = {}
         for name, info in manifest.files.items():
             path = staging / name
@@ -172,7 +172,7 @@ class RemoteRepository(Repository):
                     return version
 
     def publish(self, staging: Path, manifest: Manifest) -> None:
-        """Write a complete version behind the URL, its manifest last and by renaming.
+        """Upload a complete version, its manifest last and by a rename.
 
         Raises:
             NotReady: it cannot be written now.
@@ -198,13 +198,13 @@ class RemoteRepository(Repository):
     # Removing.
 
     def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
-        """As `Repository.prune`, behind the URL and here; other machines follow with their next look."""
+        """As `Repository.prune`, at the URL and locally; other machines follow at their next refresh."""
         removed = self._unneeded(name, keep)
         with self._remote(f"remove versions of {name}"):
             for version in removed:
                 folder = f"{self._base}/{name}/{version}"
                 with suppress(FileNotFoundError):
-                    self._fs.rm_file(f"{folder}/{MANIFEST}")  # first: who has not begun to fetch it does not begin
+                    self._fs.rm_file(f"{folder}/{MANIFEST}")  # first, so that no machine starts to fetch it
                 with suppress(FileNotFoundError):
                     self._fs.rm(folder, recursive=True)
         self._forget(name, removed, unfinished_before)
@@ -215,12 +215,12 @@ class RemoteRepository(Repository):
             (self._known(name) / f"{version}.json").unlink(missing_ok=True)
         self._remove(name, set(versions) & set(self.held(name)), unfinished_before)
 
-    # Looking.
+    # Refreshing.
 
     def refresh(self) -> None:
-        """Look behind the URL now. One that does not answer leaves what is known, and the log says so once.
+        """List the URL now. If it does not answer, the known versions stay, and the error is logged once.
 
-        One process of the machine lists for all; who comes meanwhile waits for it.
+        One process of the machine lists for all; the others wait for it.
         """
         with self._refreshing:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -240,37 +240,37 @@ class RemoteRepository(Repository):
                     (self.root / ".listed").touch()
 
     def _listed(self) -> float:
-        """Unix time of the last look by any process of this machine."""
+        """Unix time of the last refresh by any process of this machine."""
         try:
             return (self.root / ".listed").stat().st_mtime
         except OSError:
             return 0.0
 
-    def _look(self) -> None:
-        """Refresh what is old: the first time at once, later beside the caller, who must not wait for a network."""
+    def _refresh_old(self) -> None:
+        """Refresh an old listing: the first time at once, later in a thread, so that the caller does not wait."""
         if time.time() - self._listed() <= self._refresh_after:
             return
-        if not self._looked:
-            self._looked = True
+        if not self._refreshed:
+            self._refreshed = True
             self.refresh()
         elif not self._refreshing.locked():
             threading.Thread(target=self.refresh, name="bundles-refresh", daemon=True).start()
 
     def _list(self) -> None:
         folders: list[str] = []
-        with self._remote("list"), suppress(FileNotFoundError):  # where nothing was published yet there is no folder
+        with self._remote("list"), suppress(FileNotFoundError):  # there is no folder before the first version
             folders = self._fs.ls(self._base, detail=False)
         for name in (last for last in map(_last, folders) if not last.startswith(".")):
             known = self._known(name)
             with self._remote(f"list {name}"):
-                there = set(_decimals(self._fs.ls(f"{self._base}/{name}", detail=False)))
-                for version in sorted(there, key=int):
+                listed = set(_decimals(self._fs.ls(f"{self._base}/{name}", detail=False)))
+                for version in sorted(listed, key=int):
                     if not (known / f"{version}.json").exists():
-                        with suppress(FileNotFoundError):  # being written, or refused to be whole
+                        with suppress(FileNotFoundError):  # it is being written, or was never completed
                             self._note(name, version, self._fs.cat_file(f"{self._base}/{name}/{version}/{MANIFEST}"))
             seen = {path.stem for path in known.glob("*.json")}
-            newest = max(map(int, there), default=0)
-            gone = {version for version in seen - there if version.isdecimal() and int(version) < newest}
+            newest = max(map(int, listed), default=0)
+            gone = {version for version in seen - listed if version.isdecimal() and int(version) < newest}
             if gone:
                 self._forget(name, gone, unfinished_before=0.0)
 
@@ -283,7 +283,7 @@ class RemoteRepository(Repository):
 
     @contextmanager
     def _remote(self, what: str) -> Iterator[None]:
-        """Errors of file systems, of which each has its own kinds, as one of ours."""
+        """Translate errors of file systems, each of which has its own, to `NotReady`."""
         try:
             yield
         except BatonError:

@@ -1,6 +1,7 @@
-"""The repository of bundles: `<root>/<name>/<version>/`, versions counted up per name and never used twice.
+"""Repository of bundles: `<root>/<name>/<version>/`, with version numbers that rise per name and are never used twice.
 
-One that machines share behind a URL is in `pipeline.bundle.remote`. Every number given out leaves a mark in `<root>/<name>/.versions/`; the highest are never removed.
+Every reserved number leaves a mark in `<root>/<name>/.versions/`; the highest are never removed. A repository that
+machines share at a URL is in `pipeline.bundle.remote`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Repository:
         return sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
     def versions(self, name: str) -> list[str]:
-        """Complete versions of a bundle, oldest first, those that the gate refused included."""
+        """Complete versions of a bundle, oldest first, including those that the gate refused."""
         return self.held(name)
 
     def held(self, name: str) -> list[str]:
@@ -48,7 +49,7 @@ class Repository:
         return [str(v) for v in sorted(found)]
 
     def manifest(self, name: str, version: str) -> Manifest:
-        """What a version says of itself; its other files are not looked at.
+        """The manifest of a version; its other files are not checked.
 
         Raises:
             NotFound: no such name or version.
@@ -60,7 +61,7 @@ class Repository:
         return read_manifest(path)
 
     def fetch(self, name: str, version: str) -> None:
-        """Have the files of a version on this machine, where they always are.
+        """Ensure that the files of a version are on this machine; here they always are.
 
         Raises:
             NotFound: there is no such version.
@@ -68,7 +69,7 @@ class Repository:
         self.manifest(name, version)
 
     def publish(self, staging: Path, manifest: Manifest) -> None:
-        """Told of a version that is complete in a folder `staging` before it appears; nothing else is to be done here."""
+        """Called for a version that is complete in folder `staging`, before the rename; a local repository does nothing."""
 
     def path(self, name: str, version: str) -> Path:
         return self.root / name / version
@@ -90,12 +91,12 @@ class Repository:
         return self.newest(name)[-1].manifest.version
 
     def newest(self, name: str, *, verify: bool = False, notes: Path | None = None) -> list[Bundle]:
-        """The chain (`chain`) of the newest version that may serve. A newer one that is damaged, or builds on what is,
-        is passed over, and the log says why; `verify` and `notes` as `Bundle.open`, of all links.
+        """The chain (`chain`) of the newest version that may serve. A newer version that is damaged, or builds on a damaged
+        one, is skipped, and the reason logged; `verify` and `notes` as `Bundle.open`, of all links.
 
         Raises:
             NotFound: none may serve.
-            BundleError: those that may are all damaged; the newest one's fault.
+            BundleError: all that may are damaged; the fault of the newest.
         """
         faults: list[BundleError | NotFound] = []
         for version in reversed(self.versions(name)):
@@ -114,8 +115,8 @@ class Repository:
         """The bundles whose tables make up a version, base first: itself, or its base and deltas in order.
 
         Args:
-            verify: also hold the files of those that it builds on against their manifests; else who reads one does. With
-                every version that is loaded come all those before it, mostly to find that their segments are there.
+            verify: also verify the files of the versions that it builds on; else they are verified when a segment is built
+                from them, which most loads do not need.
             notes: as `Bundle.open`.
 
         Raises:
@@ -134,7 +135,7 @@ class Repository:
         return Bundle(self.path(name, version), self.manifest(name, version))
 
     def reserve(self, name: str) -> str:
-        """A new version number, higher than every one ever given out for this name, also across crashes and processes.
+        """A new version number, higher than all earlier ones of this name, also across crashes and processes.
 
         Raises:
             NotReady: the disk is full or fails.
@@ -154,33 +155,33 @@ class Repository:
                     return str(version)
 
     def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
-        """Remove the versions that are not in `keep` and that none of those builds on, and marks long passed. Versions
-        newer than all in `keep` stay: they came after the caller looked.
+        """Remove versions that are not in `keep` and on which none of those builds, and old marks. Versions newer than all in
+        `keep` stay: they appeared after the caller's decision.
 
-        A version disappears as a whole, and who has its files mapped keeps them. What a publisher that was killed left
-        goes too.
+        A version disappears as a whole, and processes that have mapped its files keep them. The remains of a publisher
+        that was killed are removed too.
 
         Args:
-            unfinished_before: Unix time in seconds; what was begun before it and never finished is taken for left.
+            unfinished_before: Unix time in seconds; an unfinished version that was started before it counts as abandoned.
 
         Returns:
             The versions removed, oldest first.
 
         Raises:
-            BundleError: a version to keep is damaged, so what it builds on is not known; nothing was removed.
+            BundleError: a version to keep is damaged, so its base is not known; nothing was removed.
         """
         removed = self._unneeded(name, keep)
         self._remove(name, removed, unfinished_before)
         return removed
 
     def _unneeded(self, name: str, keep: Collection[str]) -> list[str]:
-        there = self.versions(name)
+        present = self.versions(name)
         needed = set(keep)
-        for version in needed & set(there):
+        for version in needed & set(present):
             manifest = self.manifest(name, version)
             needed |= {*manifest.deltas, *([manifest.base] if manifest.base else [])}
         newest = max(map(int, keep), default=0)
-        return [version for version in there if version not in needed and int(version) < newest]
+        return [version for version in present if version not in needed and int(version) < newest]
 
     def _remove(self, name: str, versions: Collection[str], unfinished_before: float) -> None:
         folder = self.root / name
@@ -191,7 +192,7 @@ class Repository:
             with suppress(FileNotFoundError):  # finished meanwhile
                 if hidden and (path.suffix == ".gone" or path.stat().st_mtime < unfinished_before):
                     shutil.rmtree(path, ignore_errors=True)
-        # A publisher that looked before others went on must still meet their marks, so more than the highest stay.
+        # A publisher that listed the marks earlier must still find those set since, so more than the highest stay.
         marks = [int(p.name) for p in self._marks(name).iterdir()] if versions and self._marks(name).is_dir() else []
         for number in sorted(marks)[:-KEPT_MARKS]:
             (self._marks(name) / str(number)).unlink(missing_ok=True)

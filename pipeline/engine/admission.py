@@ -1,18 +1,18 @@
-"""Who is let into the queue: an event that would wait in vain is refused at the door, from what was measured.
+"""Admission control: an event that is expected to miss its deadline in the queue is refused, from measured service times.
 
 The expected wait is Little's law on the measured service: the work that is queued, over the rate at which the workers
-do it (`ServiceTime`), times what waits turned out to be against what was expected. An event is refused when wait and
-own work exceed `BURST_FRACTION` of the time that its deadline leaves. A queue that stands, one that has not been empty for
-`INTERVAL_S`, is no burst but overload: then it is half, which keeps what is let in well inside its deadline. That a
-standing queue and not its length is the sign, and the interval, are from CoDel (Nichols and Jacobson, "Controlling
-Queue Delay", ACM Queue 2012); its use for requests, told by when the queue was last empty, from Maurer, "Fail at
-Scale", ACM Queue 2015. Their fixed target of 5 ms is not: for a server whose callers give deadlines, a queue is too long
-when it costs an answer, and a closed loop of 32 callers is no overload.
+do it (`ServiceTime`), times the ratio of measured to expected waits. An event is refused when wait and own work exceed
+`BURST_FRACTION` of the time to its deadline. A standing queue, one that has not been empty for `INTERVAL_S`, is overload
+and not a burst: then the limit is `STANDING_FRACTION`, so that admitted events finish well before their deadlines. The
+sign of overload, a standing queue and not a long one, and the interval are from CoDel (Nichols and Jacobson, "Controlling
+Queue Delay", ACM Queue 2012); its use for requests, by the time when the queue was last empty, from Maurer, "Fail at
+Scale", ACM Queue 2015. Their fixed target of 5 ms is not used: where callers give deadlines, a queue is too long when it
+costs an answer, and a closed loop of 32 callers is no overload.
 
-Nothing is ever refused while the queue is empty, so a wrong estimate cannot lock callers out: the next event is let in,
-and measured. The one exception is an event that has less time left than answers take of late, as when requests have
-waited long before the engine sees them; what is measured of that fades within seconds, so it cannot lock out either.
-It takes no lock: the engine calls it under its own, but for `hopeless`, which only reads.
+No event is refused while the queue is empty, so a wrong estimate cannot lock callers out: the next event is admitted and
+measured. The exception is an event with less time left than recent answers took, as when requests have waited long before
+the engine; that measurement decays within seconds, so it cannot lock callers out either. This file takes no lock: the
+engine calls it under its own, except `hopeless`, which is safe without.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ HALF_LIFE_S = 1.0
 
 
 class ServiceTime:
-    """Seconds of one worker for an event and for a row: least squares over past executions, the recent ones most.
+    """Service time of one worker per event and per row in seconds: least squares over past executions, decaying.
 
     An execution of k events with r rows in all took `k * per_event + r * per_row`. Where all events are of one size
-    the two cannot be told apart, and all is put down to the event: an unknown larger one is then thought too cheap,
-    which costs little, rather than too dear, which would keep it out.
+    the two cannot be separated, and all is counted as `per_event`: a larger event is then estimated too low, which costs
+    little, rather than too high, which would keep it out.
 
     >>> service = ServiceTime()
     >>> for rows in (10, 100, 10, 100):
@@ -57,7 +57,7 @@ class ServiceTime:
         self.per_row = 0.0
 
     def executed(self, events: int, rows: int, seconds: float) -> None:
-        """Learn from one execution."""
+        """Add one execution."""
         self._ee = ee = self._ee * DECAY_FACTOR + events * events
         self._er = er = self._er * DECAY_FACTOR + events * rows
         self._rr = rr = self._rr * DECAY_FACTOR + rows * rows
@@ -77,10 +77,10 @@ class ServiceTime:
 
 
 class Admission:
-    """Decides at the door.
+    """Admission control of one engine.
 
     Args:
-        runs: of the plan; each is measured for itself, and an event goes through all.
+        runs: of the plan; each is measured separately, and an event goes through all.
         workers: threads that share the work.
     """
 
@@ -97,7 +97,7 @@ class Admission:
         self.per_row = 0.0
 
     def executed(self, run: int, events: int, rows: int, seconds: float) -> None:
-        """A worker took so long for a batch of a run."""
+        """Add the execution of a batch of a run."""
         service = self._services[run]
         self.per_event -= service.per_event
         self.per_row -= service.per_row
@@ -106,7 +106,7 @@ class Admission:
         self.per_row += service.per_row
 
     def filled(self, now: float, deadline: float) -> None:
-        """An event with this deadline comes into the empty queue."""
+        """An event with this deadline enters the empty queue."""
         self._filled = now
         self._allow(deadline - now)
 
@@ -115,13 +115,13 @@ class Admission:
         self._filled = math.inf
 
     def waited(self, estimate: float, seconds: float) -> None:
-        """An event left the queue for a worker after so long; `estimate` is what `admit` said when it came."""
+        """An event left the queue for a worker after `seconds`; `estimate` is the result of `admit` when it came."""
         if estimate > 0:
             found = min(max(seconds / estimate, STRETCH_FACTORS[0]), STRETCH_FACTORS[1])
             self._stretch += (found - self._stretch) * NEW_FRACTION
 
     def wait(self, events: int, rows: int) -> float:
-        """Seconds that an event behind so many others, with so many rows, is expected to wait."""
+        """Expected wait in seconds of an event behind `events` others with `rows` rows."""
         return self._work(events, rows) * self._stretch
 
     def _work(self, events: int, rows: int) -> float:
@@ -132,11 +132,11 @@ class Admission:
         return now - self._filled > INTERVAL_S or now - self._refused < INTERVAL_S
 
     def admit(self, now: float, deadline: float, events: int, rows: int, own_rows: int) -> tuple[bool, float]:
-        """Whether to let an event in, and the seconds of work before it (0: too short a queue to learn from).
+        """Whether an event is admitted, and the seconds of work before it (0: the queue is too short to learn from).
 
         Args:
             deadline: of the event.
-            events, rows: that go before it.
+            events, rows: ahead of it.
             own_rows: of the event.
         """
         left = deadline - now
@@ -158,14 +158,14 @@ class Admission:
             self._budget += (left - self._budget) * BUDGET_DECAY_FRACTION
 
     def answered(self, now: float, seconds: float) -> None:
-        """An answer took so long from its caller's sight, but for waiting in the queue."""
+        """Add the time that an answer took for its caller, without waiting in the queue."""
         self._takes += (seconds - self._takes) * NEW_FRACTION
         self._answered = now
 
     def hopeless(self, now: float, left: float, events: int, rows: int) -> bool:
-        """Whether an event would be refused whatever it is, so that there is no need to read it.
+        """Whether any event would be refused now, so that the request need not be read.
 
-        It is when even as much time as the longest of late would not do, or when its own `left` does not.
+        True when even the longest recent budget, or `left`, is too short.
         """
         wait = self.wait(events, rows)
         if events and wait > self._budget * STANDING_FRACTION and self.standing(now):

@@ -1,8 +1,8 @@
-"""The queue where events enter the engine: who waits, who goes next with whom, who must leave.
+"""Entry queue of the engine: order of events, batches, and expiry.
 
 Batches count rows, not requests. Settings have the names and meanings of Triton's `ModelDynamicBatching` and
-`ModelQueuePolicy`, where a size there counts requests of one row. It has no threads and takes no lock: the engine calls
-it under its own. Next stop: `pipeline.engine.admission`, which refuses what would wait in vain.
+`ModelQueuePolicy`, where a size counts requests of one row. It has no threads and takes no lock: the engine calls it
+under its own. Next stop: `pipeline.engine.admission`, which refuses events that would miss their deadline.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def _at_least(value: int, least: int, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """How events wait.
+    """Queue policy: length and waiting times.
 
     Args:
-        max_queue_size: events that may wait, at least 1; one more is refused, or takes the place of a less important one.
-        timeout_action: what becomes of an event that has waited for its timeout: REJECT answers it as overloaded at
-            that moment, DELAY lets it go behind all others of its level.
-        default_timeout_microseconds: of waiting; 0: none. Apart from this, an event leaves at its own deadline.
+        max_queue_size: events that may wait, at least 1; one more is refused, or replaces a less important one.
+        timeout_action: for an event that has waited for its timeout: REJECT answers it as overloaded at that moment,
+            DELAY moves it behind all others of its level.
+        default_timeout_microseconds: of waiting; 0: none. Independently, an event leaves at its own deadline.
         allow_timeout_override: whether an event's `queue_timeout` may shorten it.
     """
 
@@ -50,7 +50,7 @@ class QueuePolicy:
             raise InvalidInput(f"timeout_action is REJECT or DELAY, not {self.timeout_action!r}", "timeout_action")
 
     def timeout(self, event: Event) -> float:
-        """Seconds that an event may wait."""
+        """Longest wait of an event in seconds."""
         seconds = self.default_timeout_microseconds * 1e-6 or math.inf
         if self.allow_timeout_override and event.queue_timeout > 0:
             return min(seconds, event.queue_timeout)
@@ -59,16 +59,16 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """What goes into one batch, and in which order events get there.
+    """Batch policy: sizes, waiting for more events, and priorities.
 
     Args:
-        max_batch_size: rows; a larger event is a batch of its own, and so is one whose rows are not known.
+        max_batch_size: rows; a larger event, or one of unknown rows, is a batch of its own.
         preferred_batch_size: rows; a batch ends at the largest of these that the waiting events reach.
-        max_queue_delay_microseconds: the longest that the oldest event waits for company while its worker is free; no
-            event waits while another worker is free as well, or when none is expected in the time that remains.
-        priority_levels: of events, 1 being the most important; 0: no priorities.
-        default_priority_level: of events that name none or one that does not exist.
-        default_queue_policy: of the queue as a whole, and of each level that has no policy of its own.
+        max_queue_delay_microseconds: longest time that the oldest event waits for more events while its worker is free;
+            no event waits while another worker is free too, or when no event is expected in the remaining time.
+        priority_levels: number of levels, 1 being the most important; 0: no priorities.
+        default_priority_level: of events that name no level or an unknown one.
+        default_queue_policy: of the whole queue, and of each level without a policy of its own.
         priority_queue_policy: by level; the queue as a whole stays bounded by the default policy.
     """
 
@@ -105,22 +105,22 @@ class BatchPolicy:
 
     @property
     def allows_queue_timeouts(self) -> bool:
-        """Whether an event's own queue timeout counts, on any level."""
+        """Whether an event's own queue timeout is used, on any level."""
         return any(p.allow_timeout_override for p in (self.default_queue_policy, *self.priority_queue_policy.values()))
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """An event in the engine.
+    """Event in the engine, with its state.
 
     Args:
-        since: when it came.
+        since: time of arrival.
         done: called once, when it leaves, from any thread.
         level: index of its priority, 0 being the most important.
-        expires: when it leaves the queue unanswered; demoted: when it goes behind the others.
-        estimate: seconds of work before it when it came, where that says something.
-        waits: by run, how many others that run still waits for; None where the plan is one run.
-        left: runs that it still has to go through; 0: it has left the engine.
+        expires: when it leaves the queue unanswered; demoted: when it moves behind the others.
+        estimate: seconds of work before it when it came; 0: not usable.
+        waits: by run, number of runs that it still waits for; None where the plan is one run.
+        left: runs that are still to do; 0: it has left the engine.
     """
 
     event: Event
@@ -135,7 +135,7 @@ class Ticket:
 
 
 class _Level:
-    """Events of one priority: those in time, and those that were too late and go behind them."""
+    """Events of one priority: `waiting` in time, and `late` ones behind them."""
 
     __slots__ = ("late", "policy", "rows", "size", "waiting")
 
@@ -147,10 +147,10 @@ class _Level:
 
 
 class EntryQueue:
-    """Bounded, in order of priority and then of arrival.
+    """Bounded queue in order of priority, then of arrival.
 
     Attributes:
-        size, rows: events that wait, and their rows as far as known.
+        size, rows: waiting events, and their known rows.
     """
 
     def __init__(self, policy: BatchPolicy) -> None:
@@ -168,7 +168,7 @@ class EntryQueue:
         self.rows = 0
 
     def ticket(self, event: Event, now: float, done: Callable[[Event], None]) -> Ticket:
-        """An event that comes now, not yet in the queue."""
+        """Ticket of an event that arrives now; it is not in the queue yet."""
         level = 0
         if self._policy.priority_levels:
             known = 1 <= event.priority <= self._policy.priority_levels
@@ -183,21 +183,21 @@ class EntryQueue:
         return ticket
 
     def full_for(self, level: int) -> bool:
-        """Whether an event of a level finds no room, neither free nor held by a less important one."""
+        """Whether an event of a level finds no room: none free, and none of a less important event."""
         own = self._levels[level]
         if own.size >= own.policy.max_queue_size:
             return True
         return self.size >= self._max_size and not any(less.size for less in self._levels[level + 1 :])
 
     def ahead(self, level: int) -> tuple[int, int]:
-        """Events, and their rows, that go before an event of a level that comes now."""
+        """Number of events, and of their rows, ahead of an event of a level that arrives now."""
         if level == len(self._levels) - 1:
             return self.size, self.rows
         more = self._levels[: level + 1]
         return sum(each.size for each in more), sum(each.rows for each in more)
 
     def push(self, ticket: Ticket) -> Ticket | None:
-        """Take an event in that finds room; the one that had to make room, if any: the last of the least important."""
+        """Add an event. Returns the event that it replaced, if any: the last of the least important."""
         shed = None
         if self.size >= self._max_size:
             level = next(level for level in reversed(self._levels) if level.size)
@@ -217,17 +217,17 @@ class EntryQueue:
         return shed
 
     def patience(self, now: float) -> float:
-        """Seconds that a batch may still wait for company; 0: none."""
+        """Seconds that a batch may still wait for more events; 0: it does not wait."""
         if not self._delay or not self.size or self.rows >= self._target:
             return 0.0
         left = min(t.since for level in self._levels for t in (*level.waiting, *level.late)) + self._delay - now
         return left if left > self._gap else 0.0
 
     def take(self, now: float, *, batched: bool) -> tuple[list[Ticket], list[Ticket]]:
-        """The next batch, and those found on the way that nobody waits for; both leave the queue.
+        """The next batch, and the cancelled and expired events before it; both leave the queue.
 
         Args:
-            batched: several events of one model (the same object) make a batch; otherwise it is one event.
+            batched: a batch is several events of one model (the same object); otherwise one event.
         """
         if len(self._levels) == 1 and (self.size == 1 or not batched):
             queue = self._levels[0].waiting
@@ -273,7 +273,7 @@ class EntryQueue:
         return batch, stale
 
     def sweep(self, now: float) -> list[Ticket]:
-        """Take out whatever nobody waits for any more; walks the whole queue."""
+        """Remove all cancelled and expired events; walks the whole queue."""
         stale: list[Ticket] = []
         for level in self._levels:
             for queue in (level.waiting, level.late):
@@ -288,14 +288,14 @@ class EntryQueue:
         return stale
 
     def next_expiry(self) -> float:
-        """When the first of those that wait expires; infinity if none does."""
+        """Time when the next event expires; infinity if none does."""
         return min(
             (t.expires for level in self._levels for queue in (level.waiting, level.late) for t in queue),
             default=math.inf,
         )
 
     def clear(self) -> list[Ticket]:
-        """Take all out."""
+        """Remove all events."""
         taken = [t for level in self._levels for queue in (level.waiting, level.late) for t in queue]
         for level in self._levels:
             level.waiting.clear()
@@ -305,7 +305,7 @@ class EntryQueue:
         return taken
 
     def depths(self) -> tuple[int, ...]:
-        """Events that wait, by level, the most important first."""
+        """Waiting events by level, the most important first."""
         return tuple(level.size for level in self._levels)
 
     def _left(self, ticket: Ticket) -> None:
@@ -316,7 +316,7 @@ class EntryQueue:
         self.rows -= ticket.event.rows
 
     def _preferred(self, batch: list[Ticket], rows: int) -> list[Ticket]:
-        """The longest beginning of a batch within the largest preferred size that it reaches; never less than one."""
+        """The longest prefix of a batch within the largest preferred size that it reaches; at least one event."""
         reached = max((size for size in self._policy.preferred_batch_size if size <= rows), default=rows)
         if reached == rows or len(batch) < 2:
             return batch
@@ -328,10 +328,9 @@ class EntryQueue:
 
 
 class InnerQueue:
-    """Where events that are already at work wait for a run of the plan, in order of arrival.
+    """Queue in front of a further run of the plan, in order of arrival.
 
-    Workers take from it before they take new events in, so it never holds more than they can carry: the largest batch
-    times their number.
+    Workers take from it before they take new events, so its length is bounded: the largest batch times their number.
     """
 
     def __init__(self, max_batch_size: int, *, batched: bool) -> None:
@@ -342,11 +341,11 @@ class InnerQueue:
         return len(self._waiting)
 
     def push(self, ticket: Ticket, now: float) -> None:
-        """An event comes."""
+        """Add an event."""
         self._waiting.append((ticket, now))
 
     def take(self) -> list[tuple[Ticket, float]]:
-        """The first event and those right behind it that go with it, each with the time when it came."""
+        """The next batch, each event with its time of arrival."""
         first = self._waiting.popleft()
         batch = [first]
         model = first[0].event.model
@@ -360,7 +359,7 @@ class InnerQueue:
         return batch
 
     def clear(self) -> list[Ticket]:
-        """Take all out."""
+        """Remove all events."""
         taken = [ticket for ticket, _ in self._waiting]
         self._waiting.clear()
         return taken

@@ -1,8 +1,8 @@
-"""The engine: takes events through a compiled plan with named worker threads; each event leaves exactly once.
+"""Engine: runs events through a compiled plan with named worker threads; each event leaves exactly once.
 
-Events enter at one bounded queue (`pipeline.engine.batching`), past an adaptive limit (`pipeline.engine.admission`); workers take them
-out in batches (`pipeline.engine.execution`). A small event that comes alone runs on the caller's own thread, since the hop would
-cost more than the work. It knows nothing of requests, models or sockets. Next stop: `pipeline.stages`.
+Events enter one bounded queue (`pipeline.engine.batching`) under an adaptive limit (`pipeline.engine.admission`); workers
+take them in batches (`pipeline.engine.execution`). A small event that comes alone runs on the caller's thread, since the
+hop would cost more than the work. It knows nothing of requests, models or sockets. Next stop: `pipeline.stages`.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ NEW_FRACTION = 0.2
 
 
 class Engine:
-    """Runs events through a plan.
+    """Worker threads that run events through a plan.
 
     Args:
-        plan: compiled here; raises `InvalidInput` when it does not hold together.
-        workers: threads. Stages that release the GIL (lookup, network) run side by side.
+        plan: compiled here; an inconsistent one raises `InvalidInput`.
+        workers: threads. Stages that release the GIL (lookup, network) run in parallel.
         policy: of the queue and of batches.
         clock: of deadlines and timings.
-        inline_rows: an event of at most so many rows (`Event.rows`) runs on the thread of the loop that brings it, if
-            nothing waits and events find no company for a batch anyway; 0: never.
+        inline_rows: an event of at most this many rows (`Event.rows`) runs on the thread of its event loop, if the queue
+            is empty and recent batches had one event; 0: never.
         name: of the threads.
 
     Attributes:
-        allows_queue_timeouts: whether `Event.queue_timeout` counts.
+        allows_queue_timeouts: whether `Event.queue_timeout` is used.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Engine:
         self._runs = compiled.runs
         self._steps = compiled.steps
         self._joins = [run.joins for run in self._runs]
-        self._batched = any(run.batched for run in self._runs)  # those behind the first get what it takes together
+        self._batched = any(run.batched for run in self._runs)  # later runs get the batches of the first
         self._now = (clock or SystemClock()).monotonic
         self._inline_rows = inline_rows
         self._lock = threading.Lock()
@@ -90,16 +90,16 @@ class Engine:
             thread.start()
 
     async def run(self, event: Event) -> Event:
-        """Run an event from an asyncio loop; the event when it is answered.
+        """Run an event from an asyncio loop. Returns the event when it is answered.
 
-        A caller that is cancelled takes its event out of the queue.
+        Cancelling the caller removes its event from the queue.
 
         Raises:
-            Overloaded: the queue is full, the event would wait in vain, or it had to leave the queue by its policy;
+            Overloaded: the queue is full, the event would miss its deadline, or the queue's policy removed it;
                 `retry_after` follows the measured service time.
-            DeadlineExceeded: before the work was done.
+            DeadlineExceeded: the deadline passed before the work was done.
             NotReady: the engine is closed.
-            Exception: whatever a stage raised.
+            Exception: raised by a stage.
         """
         if 0 < event.rows <= self._inline_rows and not self._queue.size and not self._closed and self._alone():
             meter = self._meter()
@@ -120,10 +120,10 @@ class Engine:
         return event
 
     def submit(self, event: Event) -> Future[Event]:
-        """Queue an event from any thread; the future gives the event or raises as `run` does.
+        """Queue an event from any thread; the future returns the event or raises as `run` does.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady: at once.
+            Overloaded, DeadlineExceeded, NotReady: the event is refused at once.
         """
         future: Future[Event] = Future()
 
@@ -139,12 +139,12 @@ class Engine:
         return future
 
     def refusal(self, seconds_left: float = math.inf) -> Overloaded | None:
-        """Why an event that comes now would be refused whatever it is, or None; counted as a refusal if not.
+        """The error that any event would get now, counted as a refusal; None if an event could be admitted.
 
-        Costs next to nothing, for callers that then need not even read a request.
+        It costs very little, and saves callers reading a request.
 
         Args:
-            seconds_left: until its deadline.
+            seconds_left: until the deadline.
         """
         queue = self._queue
         now = self._now()
@@ -160,7 +160,7 @@ class Engine:
         return self._overloaded(0)
 
     def took(self, seconds: float) -> None:
-        """Learn what an answer took all in all, but for the queue: it is refused to whoever has not that much time."""
+        """Report the time of an answer without the queue; events with less time left are refused."""
         self._admission.answered(self._now(), seconds)
 
     def stats(self) -> EngineStats:
@@ -173,7 +173,7 @@ class Engine:
         return summarise(meters, [s.name for s in self._steps], inner, depths, service)
 
     def stalled(self) -> tuple[float, str]:
-        """How long the longest running stage has been at it, in seconds, and its name; (0, "") when all are idle."""
+        """Duration in seconds and name of the stage that has been running longest; (0, "") when all are idle."""
         now = self._now()
         with self._lock:
             running = [(m.since, m.stage) for m in self._meters]
@@ -181,15 +181,15 @@ class Engine:
 
     @property
     def stalled_seconds(self) -> float:
-        """See `stalled`: what a watchdog compares with its limit."""
+        """Duration of `stalled`, which a watchdog compares with its limit."""
         return self.stalled()[0]
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
-        """Take no more events; finish those queued, or fail them with `NotReady`; stop the threads.
+        """Admit no more events; finish the queued ones, or fail them with `NotReady`; stop the threads.
 
         Args:
             drain: whether queued events are still answered.
-            timeout: seconds to wait for each worker; one that hangs is left behind.
+            timeout: seconds to wait for each worker; a worker that hangs is abandoned.
         """
         with self._lock:
             self._closed = True
@@ -200,7 +200,7 @@ class Engine:
             wakeup.release()
         for worker in self._workers:
             worker.join(timeout)
-        with self._lock:  # there are some only where every worker hangs
+        with self._lock:  # not empty only where every worker hangs
             waiting = [*self._queue.clear(), *(ticket for queue in self._inner for ticket in queue.clear())]
             left = [ticket for ticket in dict.fromkeys(waiting) if ticket.left]
             for ticket in left:
@@ -211,9 +211,9 @@ class Engine:
         self._timer.join(timeout)
 
     def _alone(self) -> bool:
-        """Whether small events come one at a time, so that none is gained by queueing them for a batch.
+        """Whether small events come one at a time, so that queueing them would not give larger batches.
 
-        What runs where it arrives keeps the next from being seen, so now and then some are queued to find out.
+        An event that runs inline delays the next ones unseen, so a few of every `TURNS` events are queued to measure.
         """
         if not self._batched:
             return True
@@ -222,7 +222,7 @@ class Engine:
         self._turn = (self._turn + 1) % TURNS
         return self._turn > PROBES
 
-    # --- the door ----------------------------------------------------------------------------------------------------
+    # --- admission ---------------------------------------------------------------------------------------------------
 
     def _admit(self, event: Event, done: Callable[[Event], None]) -> None:
         now = self._now()
@@ -287,7 +287,7 @@ class Engine:
         return Overloaded(why or f"{events} requests are waiting already", self._admission.retry_after(events, rows))
 
     def _sweep(self, now: float) -> list[Ticket]:
-        """Take out what nobody waits for; called under the lock, and not more often than pays."""
+        """Remove cancelled and expired events; called under the lock, at most once every `SWEEP_S`."""
         if now - self._swept < SWEEP_S:
             return []
         self._swept = now
@@ -327,8 +327,11 @@ class Engine:
         self._drop(stale, now)
 
     def _pick(self, meter: Meter, now: float) -> tuple[int, list[Ticket], list[Ticket], float]:
-        """Which run next, on what; whom nobody waits for; or how long to wait for company. Called under the lock."""
-        for at in self._inward:  # what is nearest to its end goes first
+        """Pick the next batch. Returns (run index, tickets, expired tickets, seconds to wait when there is no batch).
+
+        Called under the lock.
+        """
+        for at in self._inward:  # the last run first
             if self._inner[at]:
                 taken = self._inner[at].take()
                 label = f"queue:{self._runs[at].steps[0].name}"
@@ -350,7 +353,7 @@ class Engine:
         return 0, batch, stale, 0.0
 
     def _perform(self, at: int, batch: Sequence[Ticket], meter: Meter, now: float) -> tuple[int, int, int, float]:
-        """Take a batch through a run and on; the run, events, rows and seconds, for who measures the service."""
+        """Take a batch through a run and pass it on. Returns run index, events, rows and seconds, for `Admission.executed`."""
         run = self._runs[at]
         events: list[Event] = []
         rows = 0
@@ -368,7 +371,7 @@ class Engine:
                 end = execute(run.steps, events[0], meter, self._now, now)
             else:
                 end = execute_batch(run.steps, events, meter, self._now, now)
-        except BaseException as error:  # a stage that ends its thread must not take the others' answers along
+        except BaseException as error:  # a stage that ends its thread must not cost other events their answers
             end, meter.stage = self._now(), ""
             for event in events:
                 event.error = event.error or RuntimeError(f"a stage raised {error!r}")
@@ -378,7 +381,7 @@ class Engine:
         return at, len(events), rows, end - now
 
     def _pass_on(self, at: int, batch: Sequence[Ticket], now: float) -> list[Ticket]:
-        """Hand a batch on to the runs that waited for it; those of it that leave the engine."""
+        """Pass a batch on to the runs that waited for it. Returns the tickets that leave the engine."""
         leaving: list[Ticket] = []
         pushed = 0
         with self._lock:
@@ -394,7 +397,7 @@ class Engine:
                     if not ticket.waits[after]:
                         self._inner[after].push(ticket, now)
                         pushed += 1
-            # This worker takes one of them itself.
+            # This worker takes the next batch itself.
             wake = min(pushed - 1, len(self._idle)) if pushed else 0
             wakeups = [self._idle.pop() for _ in range(wake)]
         for wakeup in wakeups:
@@ -404,7 +407,7 @@ class Engine:
     # --- leaving -----------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Answer events in the queue when they expire, whatever the workers are at."""
+        """Answer events in the queue when they expire, even while all workers are busy."""
         while not self._ended:
             stale: list[Ticket] = []
             with self._lock:
@@ -412,7 +415,7 @@ class Engine:
                 if now >= self._alarm:
                     self._swept = -math.inf
                     stale = self._sweep(now)
-                # Kept until it rings even when its event has left, so that the next events need not wake this thread.
+                # The alarm stays even when its event has left, so that later events need not wake this thread.
                 self._alarm = self._queue.next_expiry()
                 left = self._alarm - now
             self._drop(stale, now)

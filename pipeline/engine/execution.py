@@ -1,7 +1,7 @@
-"""How the steps of a run are done, for one event and for a batch. It knows no queues and no threads.
+"""Execution of the steps of a run, for one event and for a batch. It knows no queues and no threads.
 
-A stage that takes batches does them in one go; stages that do not, do each event in turn, all of them before the next
-event. A batch that fails as a whole is done again event by event, once, so that one event cannot fail its neighbours.
+A stage that takes batches runs once for all events. Consecutive stages that do not take batches run event by event. A
+batch that fails as a whole is repeated once, event by event, so that one event cannot fail the others.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Clock = Callable[[], float]
 
 
 def execute(steps: Sequence[Step], event: Event, meter: Meter, clock: Clock, now: float) -> float:
-    """Take an event through steps; the time at the end.
+    """Run steps on an event. Returns the time at the end.
 
-    Its deadline and cancellation are looked at before each step, so work that nobody waits for is not begun. An event
-    that failed goes on, past all steps but those that handle errors.
+    Deadline and cancellation are checked before each step, so that no unneeded work starts. A failed event skips all
+    steps except those that handle errors.
     """
     for step in steps:
         if event.error is None:
@@ -49,7 +49,7 @@ def execute(steps: Sequence[Step], event: Event, meter: Meter, clock: Clock, now
 
 
 def execute_batch(steps: Sequence[Step], events: Sequence[Event], meter: Meter, clock: Clock, now: float) -> float:
-    """Take several events of one model through steps; the time at the end."""
+    """Run steps on several events of one model. Returns the time at the end."""
     at = 0
     while at < len(steps):
         step = steps[at]
@@ -71,10 +71,10 @@ def execute_batch(steps: Sequence[Step], events: Sequence[Event], meter: Meter, 
                 for event in events:
                     now = execute(steps[at:], event, meter, clock, now)
                 return now
-            then, now = now, clock()
-            meter.worked(step.index, now - then)
+            began, now = now, clock()
+            meter.worked(step.index, now - began)
             for event in alive:
-                event.timings[step.name] = now - then
+                event.timings[step.name] = now - began
             meter.stage = ""
         elif alive:
             now = execute((step,), alive[0], meter, clock, now)
@@ -83,7 +83,7 @@ def execute_batch(steps: Sequence[Step], events: Sequence[Event], meter: Meter, 
 
 
 def _goes_through(step: Step, event: Event, now: float) -> bool:
-    """Whether a step is to be done on an event; one that nobody waits for fails here."""
+    """Whether a step runs on an event; a cancelled or expired one fails here."""
     if event.error is None:
         if event.cancelled:
             event.error = CancelledError()

@@ -1,4 +1,4 @@
-"""What the engine counts. Each thread counts on a meter of its own, without a lock; readers add them up."""
+"""Counters of the engine. Each thread has its own meter, without a lock; readers add them up."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BUCKET_SIZES = tuple((1 << i) - 1 for i in range(SIZE_BUCKETS))
 
 
 class Meter:
-    """Counters of one thread. `stage` and `since` say what it is doing, "" nothing.
+    """Counters of one thread. `stage` is the running stage ("": none), `since` its start.
 
     Attributes:
         accepted, answered, failed: events.
         rejected: events that ended without an answer, by reason.
-        retried: batches that failed as a whole and were done again event by event.
+        retried: batches that failed as a whole and were repeated event by event.
     """
 
     __slots__ = (
@@ -44,21 +44,21 @@ class Meter:
         self.rows = [0] * (SIZE_BUCKETS + 1)
 
     def reject(self, reason: str) -> None:
-        """An event ends without an answer."""
+        """Count an event that ends without an answer."""
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
     def worked(self, stage: int, seconds: float) -> None:
-        """A stage took so long, for one event or one batch."""
+        """Count the time of a stage, for one event or one batch."""
         self.seconds[stage] += seconds
         self.times[stage][_bucket(seconds)] += 1
 
     def waited(self, run: int, seconds: float) -> None:
-        """An event was in the queue of a run so long."""
+        """Count the time of an event in the queue of a run."""
         self.wait[run] += seconds
         self.waits[run][_bucket(seconds)] += 1
 
     def executed(self, events: int, rows: int) -> None:
-        """A batch went to work."""
+        """Count a batch that a worker took from the queue."""
         self.events += events
         self.rows_done += rows
         self.requests[min(events.bit_length(), SIZE_BUCKETS)] += 1
@@ -67,7 +67,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class BucketCounts:
-    """How often, how much in all, and how often in each bucket (of `BUCKET_SECONDS` or `BUCKET_SIZES`, and above)."""
+    """Count, sum, and count by bucket (of `BUCKET_SECONDS` or `BUCKET_SIZES`, and one above)."""
 
     count: int
     sum: float
@@ -76,21 +76,21 @@ class BucketCounts:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since the start.
+    """Counters of an engine since the start.
 
     Args:
-        accepted: events taken in; each ends once: answered, failed, or rejected inside.
+        accepted: events admitted; each ends once: answered, failed, or rejected inside.
         answered, failed: events that ended with an answer, or by an exception of a stage.
-        rejected: by reason. At the door: `overloaded` (full, or it would wait in vain), `closed`. Inside: `shed` (made
-            room for a more important one), `timeout` (its queue timeout), `expired` (its deadline), `cancelled`,
+        rejected: by reason. At admission: `overloaded` (full, or it would miss its deadline), `closed`. Inside: `shed`
+            (replaced by a more important one), `timeout` (its queue timeout), `expired` (its deadline), `cancelled`,
             `closed`.
-        retried: batches that failed as a whole and were done again event by event.
+        retried: batches that failed as a whole and were repeated event by event.
         queue_depth: events waiting now. depth_by_priority: the same by level, the most important first.
-        service_seconds: of one worker for an event, without its rows. row_seconds: for each of its rows.
-        queue: seconds of waiting to enter, by event. queues: the same in front of each further run of the plan, by the
+        service_seconds: of one worker per event, without its rows. row_seconds: per row.
+        queue: seconds of an event in the entry queue. queues: the same in front of each further run of the plan, by the
             name of its first stage.
-        stages: seconds of work by stage, of one event or one batch.
-        batch_events, batch_rows: sizes of the batches that went to work from the queue.
+        stages: seconds by stage, of one event or one batch.
+        batch_events, batch_rows: sizes of the batches taken from the entry queue.
     """
 
     accepted: int
@@ -116,7 +116,7 @@ def summarise(
     depths: Sequence[int],
     service: tuple[float, float],
 ) -> EngineStats:
-    """The sum of all threads' meters; `runs` names those after the first, `service` is seconds per event and per row."""
+    """Sum of all threads' meters; `runs` names those after the first, `service` is seconds per event and per row."""
     rejected: dict[str, int] = {}
     for meter in meters:
         for reason, count in list(meter.rejected.items()):

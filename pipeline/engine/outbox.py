@@ -1,4 +1,4 @@
-"""Answers on their way from worker threads to an event loop: many with one wake-up, which is a write to a socket each."""
+"""Queue of answers from worker threads to an event loop: one wake-up, a write to a socket, serves many answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """Of one loop. `put` may be called from any thread."""
+    """Outbox of one event loop. `put` may be called from any thread."""
 
     __slots__ = ("_futures", "_woken", "loop")
 
@@ -22,15 +22,15 @@ class Outbox:
         self._woken = False
 
     def put(self, future: asyncio.Future[None], _: Event) -> None:
-        """Have a future of the loop resolved there."""
+        """Resolve a future of the loop on its thread."""
         self._futures.append(future)
         if not self._woken:
             self._woken = True
-            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: no caller waits
                 self.loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._woken = False  # before the first is taken: what comes later wakes the loop again
+        self._woken = False  # before the first is taken: a later `put` wakes the loop again
         while self._futures:
             future = self._futures.popleft()
             if not future.done():

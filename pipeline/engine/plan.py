@@ -1,10 +1,10 @@
-"""The plan: stages declared in any order, checked as a graph, compiled into runs with a queue between them.
+"""Plan: stages declared in any order, checked as a graph, compiled into runs with a queue between them.
 
-The edges follow the values. What they say twice is left out (transitive reduction), and neighbours that have only each
-other are fused into one run, since a hop between threads costs as much as a small stage: a linear plan is one run.
-Where the graph forks, the branches are runs of their own and go side by side; where it joins, a run waits for all of
-them. All edges into a run share its one queue (JIZHI, arXiv 2106.01674, section 3: a processor is an operator and one
-channel). Next stop: `pipeline.engine.engine`, which executes it.
+The values define the edges. Redundant edges are removed (transitive reduction), and neighbours that have only each other
+are fused into one run, since a hop between threads costs as much as a small stage: a linear plan is one run. Where the
+graph forks, the branches are separate runs that may run in parallel; where it joins, a run waits for all of them. All
+edges into a run share its one queue (JIZHI, arXiv 2106.01674, section 3: a processor is an operator and one channel).
+Next stop: `pipeline.engine.engine`, which executes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["CompiledPlan", "Plan", "Run", "Step"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One stage, resolved for the hot path. `index` counts over the whole plan, in a legal order."""
+    """Stage, resolved for the hot path. `index` counts over the whole plan, in topological order."""
 
     index: int
     name: str
@@ -32,12 +32,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Fused steps, done by one thread without a queue between them.
+    """Fused steps, executed by one thread without a queue between them.
 
     Args:
-        steps: in order; none in a run that only hands an event on to several others.
+        steps: in order; none in a run that only passes events on to several others.
         successors: indexes of the runs that wait for this one.
-        joins: how many runs this one waits for; 0: it is where events enter.
+        joins: number of runs that this one waits for; 0: events enter here.
     """
 
     steps: tuple[Step, ...]
@@ -46,24 +46,24 @@ class Run:
 
     @property
     def batched(self) -> bool:
-        """Whether several events at once cost it less than one by one."""
+        """Whether several events at once cost less than one by one."""
         return any(step.run_batch is not None for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledPlan:
-    """Runs in a legal order; events enter at the first and leave when all are done."""
+    """Runs in topological order; events enter at the first and leave when all are done."""
 
     runs: tuple[Run, ...]
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """All steps, in the order in which one thread would do them."""
+        """All steps, in the order in which one thread runs them."""
         return tuple(step for run in self.runs for step in run.steps)
 
 
 class Plan:
-    """A declared graph of stages.
+    """Declared graph of stages.
 
     An edge goes from the stage that produces a value to those that consume it. A stage that consumes and produces the
     same value rewrites it: it comes after the producer and before the value's other consumers, several rewriters in
@@ -118,7 +118,7 @@ class Plan:
                     )
 
     def _writers(self) -> dict[str, list[Stage]]:
-        """Value -> its producer, unless it is an input, then its rewriters in declared order."""
+        """By value: its producer, unless it is an input, then its rewriters in declared order."""
         writers: dict[str, list[Stage]] = {}
         for stage in self.stages:
             for value in stage.produces:
@@ -158,7 +158,7 @@ class Plan:
                 raise InvalidInput(f"no stage produces the output {value!r}; there are {known}", value)
 
     def _needs(self, writers: Mapping[str, Sequence[Stage]]) -> dict[str, list[Stage]]:
-        """Stage name -> the stages that must be done before it."""
+        """By stage name: the stages that must run before it."""
         needs: dict[str, list[Stage]] = {stage.name: [] for stage in self.stages}
         for stage in self.stages:
             early = getattr(stage, "as_produced", ())
@@ -218,7 +218,7 @@ def _sort(stages: Iterable[Stage], needs: Mapping[str, Sequence[Stage]]) -> list
 
 
 def _cycle(left: Sequence[Stage], needs: Mapping[str, Sequence[Stage]]) -> str:
-    # Every stage left waits for another one left, so walking backwards must meet a stage again.
+    # Every remaining stage waits for another one, so walking backwards must reach a stage twice.
     names = {stage.name for stage in left}
     path = [left[0].name]
     while True:
@@ -229,7 +229,7 @@ def _cycle(left: Sequence[Stage], needs: Mapping[str, Sequence[Stage]]) -> str:
 
 
 def _reduce(order: Sequence[Stage], needs: Mapping[str, Sequence[Stage]]) -> dict[str, set[str]]:
-    """Stage name -> those it must directly follow; what another of them waits for anyway is left out."""
+    """By stage name: its direct predecessors; those that another predecessor waits for are removed."""
     before: dict[str, set[str]] = {}
     direct: dict[str, set[str]] = {}
     for stage in order:
@@ -240,7 +240,7 @@ def _reduce(order: Sequence[Stage], needs: Mapping[str, Sequence[Stage]]) -> dic
 
 
 def _fuse(order: Sequence[Stage], direct: Mapping[str, set[str]]) -> list[list[Stage]]:
-    """Chains of stages, the first of which is the only one to start; it is empty where several could."""
+    """Chains of stages. Events enter at the first chain, which is empty where several chains have no predecessor."""
     followers: dict[str, int] = {stage.name: 0 for stage in order}
     for names in direct.values():
         for name in names:

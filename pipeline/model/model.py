@@ -1,6 +1,6 @@
-"""A model that is ready to answer: one bundle version with its embeddings mapped, its networks loaded and warm.
+"""Loaded model: one bundle version with its embeddings mapped and its networks loaded and warm.
 
-Immutable; a new version is another `Model`, and a reference to it is what a swap assigns. It knows nothing of
+Immutable: a new version is another `Model`, and a swap assigns a reference. It knows nothing of
 endpoints, arms or sockets. Next stop: `pipeline.embedding.hierarchy.store` (rows) and `pipeline.model.network` (the rest).
 """
 
@@ -32,23 +32,22 @@ __all__ = ["Model"]
 
 
 SPLIT_ROWS = 8
-"""Candidates per request up to which the whole network is as fast (39 fields x 16, perceptron of 3 x 400): what the split
-one saves goes into its longer graph."""
+"""Candidates per request up to which the whole network is as fast (39 fields x 16, perceptron of 3 x 400): the longer graph
+of the split one costs what it saves."""
 
 
 class Model:
-    """One version of one bundle, ready. `score` may be called from several threads at once.
+    """Loaded version of a bundle. `score` may be called from several threads at once.
 
-    Where the bundle has context.onnx both networks are loaded: requests whose candidates share their context run by the
-    split one, all others by the whole one, which is 3 % faster for them. The price is a second copy of the weights.
+    Where the bundle has context.onnx both networks are loaded: the split one runs requests whose candidates share their
+    context, the whole one all others, for which it is 3 % faster. The price is a second copy of the weights.
 
     Attributes:
         name, version: of the bundle.
         schema, calibration, manifest: as published.
-        store: its rows.
-        whole, split: its networks; `split` is None without context.onnx.
-        bytes: estimate of the memory it needs: mapped segments and the networks. Segments are shared between processes,
-            and a base is shared between the versions on it.
+        store: the embedding rows.
+        whole, split: the networks; `split` is None without context.onnx.
+        bytes: estimated memory of mapped segments and networks. Processes share segments, versions share their base.
     """
 
     def __init__(
@@ -82,18 +81,18 @@ class Model:
         network_threads: int = 1,
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> Model:
-        """Open a version, every file of it verified, and map its rows.
+        """Open a version, verify all its files, and map its rows.
 
-        A machine verifies a version once while its files stay as they are (`pipeline.bundle.verified`). The versions it builds
-        on are verified when a segment is built from them: a segment carries its own checksums.
+        A machine verifies a version once while its files are unchanged (`pipeline.bundle.verified`). The versions it builds
+        on are verified when a segment is built from them: a segment has its own checksums.
 
         Args:
-            repository: where bundles lie.
+            repository: of the bundles.
             name, version: empty version: the newest that may serve.
             segments: directory of this machine's segments, shared by its processes.
-            hierarchy: the process's tiers; local segments alone unless said.
+            hierarchy: the process's tiers; None: local segments only.
             network_threads: of one run of a network.
-            device: where the networks run.
+            device: of the networks.
 
         Raises:
             NotFound: no such name or version.
@@ -126,15 +125,15 @@ class Model:
         )
 
     def embed(self, features: Features) -> DenseInputs:
-        """The network's inputs for a request, in this thread's buffers: valid until its next call."""
+        """Inputs of the network for a request, in this thread's buffers: valid until its next call."""
         (network,) = self._networks([features])
         inputs = self._workspace.take(network.layout, features.n, 1)
         self._fill(features, inputs)
         return inputs
 
     def embed_batch(self, requests: Sequence[Features]) -> list[DenseInputs | Exception]:
-        """For each of several requests its inputs, windows of the arrays that one run of a network takes, or what went
-        wrong with it alone. In this thread's buffers, as `embed`."""
+        """Inputs of several requests, as windows of the arrays that one run of a network takes; for a request that fails,
+        its exception. In this thread's buffers, as `embed`."""
         networks = self._networks(requests)
         rooms: dict[Network, DenseInputs] = {}
         for network in set(networks):
@@ -148,7 +147,7 @@ class Model:
             window = rooms[network].window(row, row + features.n, request)
             try:
                 self._fill(features, window)
-            except Exception as error:  # the others are fine
+            except Exception as error:  # of this request alone
                 found.append(error)
             else:
                 found.append(window)
@@ -162,7 +161,7 @@ class Model:
         return probabilities(network.run(inputs), self.calibration.alpha, self.calibration.beta)
 
     def infer_batch(self, windows: Sequence[DenseInputs]) -> list[F32]:
-        """`infer` of each; windows of the same arrays in one run."""
+        """`infer` of each window; windows of the same arrays share a run."""
         runs = {id(window.whole): window.whole for window in windows}
         scores = {key: self.infer(whole) for key, whole in runs.items()}
         return [scores[id(w.whole)][w.start : w.start + w.n] for w in windows]
@@ -174,10 +173,10 @@ class Model:
         return self.infer(self.embed(features))
 
     def warm(self, requests: Iterable[Features] = ()) -> None:
-        """Run requests through every network, so that the first client pays for nothing.
+        """Run requests through every network, so that the first real request is not slower.
 
         Args:
-            requests: stored ones, for example; those that do not fit the schema are passed over. None given: those of
+            requests: for example stored ones; those that do not fit the schema are skipped. If there are none: those of
                 the bundle's warmup.arrow, else synthetic ones.
         """
         for features in [f for f in requests if self._fits(f)] or self._warmup or synthetic_requests(self.schema):
@@ -193,7 +192,7 @@ class Model:
         return True
 
     def _networks(self, requests: Sequence[Features]) -> list[Network]:
-        """Which network each of some requests runs by; at most two runs for all of them."""
+        """The network of each request; at most two runs for all of them."""
         if self.split is None:
             return [self.whole] * len(requests)
         shared = [features.shares_context(self.schema) for features in requests]

@@ -1,6 +1,6 @@
 """The dense network: an ONNX Runtime session.
 
-It knows inputs and a logit, and nothing of ids, tables or calibration. Next stop: `pipeline.model.model`.
+It maps inputs to a logit, and knows nothing of ids, tables or calibration. Next stop: `pipeline.model.model`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["Network"]
 
 
 class Network:
-    """A network that is ready to run. `run` may be called from several threads at once.
+    """Loaded network. `run` may be called from several threads at once.
 
     Args:
         path: dense.onnx or context.onnx, already checked by `pipeline.bundle.graph.check_graph`.
         layout: of its inputs: full, or split for context.onnx.
         linear: whether the network has a weight per id.
-        threads: of one run (intra-op); each session has a pool of its own.
-        device: `cuda` needs the CUDA provider; `auto` takes it where a card is there.
+        threads: of one run (intra-op); each session has its own pool.
+        device: `cuda` needs the CUDA provider; `auto` uses it where there is a GPU.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
@@ -63,15 +63,15 @@ class Network:
             if width and (linear or array != "linear")
         ]
         self.layout = layout
-        # ONNX Runtime keeps the memory of its largest run otherwise: 25 MB for 8,000 rows through 3 x 400.
+        # ONNX Runtime otherwise keeps the memory of its largest run: 25 MB for 8,000 rows through 3 x 400.
         self._shrink = onnxruntime.RunOptions()
         if self.provider == "CPUExecutionProvider":
             self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, inputs: DenseInputs) -> F32:
-        """Logits float32 `[n]` of the rows that `inputs` shows, in this network's layout."""
-        # A plain run: arrays of a processor are read where they lie, and binding them anew for every n costs more than the
-        # call saves (621 against 592 us); a card gets one copy of each either way.
+        """Logits float32 `[n]` of `inputs`, which have this network's layout."""
+        # A plain run: arrays of the host are read in place, and an I/O binding for every n costs more than it saves (621
+        # against 592 us); a GPU gets one copy of each array either way.
         feeds = {name: getattr(inputs.blocks[block], array) for block, array, name in self._feeds}
         if self.layout.is_split:
             feeds[REQUEST] = inputs.request

@@ -1,7 +1,7 @@
-"""Requests to warm a model with before it is ready: warmup.arrow of a bundle.
+"""Warm-up requests of a bundle: the file warmup.arrow, and synthetic ones.
 
 One row per candidate: `request` int32, then a column per field in schema order; int64 for ids, list of int64 for bags,
-float32 for numbers (null is missing). Rows of one request stand together and share the values of context fields.
+float32 for numbers (null is missing). Rows of one request are adjacent and share the values of context fields.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def synthetic_requests(schema: Schema, sizes: tuple[int, ...] = SIZES, seed: int
 
 
 def write_warmup(path: Path, schema: Schema, requests: list[Features]) -> None:
-    """Write requests that fit the schema. Never those of users: a bundle travels."""
+    """Write requests that fit the schema. Never those of users, since bundles are copied to other machines."""
     rows = [features.rows(schema) for features in requests]
     columns: dict[str, Any] = {REQUEST: np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])}
     for i, spec in enumerate(schema.ids):
@@ -52,7 +52,7 @@ def read_warmup(path: Path, schema: Schema) -> list[Features]:
     """The requests of a file.
 
     Raises:
-        BundleError: it is no such file, or does not fit the schema.
+        BundleError: the file is damaged or does not fit the schema.
     """
     try:
         with pa.memory_map(str(path)) as source:

@@ -1,4 +1,4 @@
-"""Arrays for the inputs of a network that a thread uses again for its next request or batch."""
+"""Reusable input arrays of a network, one set per thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALLEST_ROWS = 128
 
 
 class Workspace(threading.local):
-    """One per model; what it hands out is the calling thread's until it asks again.
+    """Input arrays of one model. An array belongs to the calling thread until its next call.
 
     Args:
         linear: whether the model has a weight per id.
@@ -23,7 +23,7 @@ class Workspace(threading.local):
         self._rooms: dict[Layout, DenseInputs] = {}
 
     def take(self, layout: Layout, rows: int, requests: int) -> DenseInputs:
-        """Room for so many candidates of so many requests; what stands in it is left over from earlier."""
+        """Inputs for a number of candidates and requests; their content is undefined."""
         room = self._rooms.get(layout)
         if room is None or not room.holds(rows, requests):
             large = rows > KEPT_ROWS or requests > KEPT_ROWS
