@@ -27,7 +27,8 @@ from pipeline.event import Event
 __all__ = ["Engine"]
 
 SWEEP_S = 0.001
-COMPANY_FACTOR = 1.25
+SHARED_FACTOR = 1.25
+"""Mean events per batch above which small events are queued and not run inline."""
 TURNS, PROBES = 40, 8
 NEW_FRACTION = 0.2
 
@@ -76,7 +77,7 @@ class Engine:
         self._admission = Admission(len(self._runs), workers)
         # A worker without work waits for its wakeup, a lock that it holds. Who brings work takes it from here and releases it.
         self._idle: list[threading.Lock] = []
-        self._company = 1.0
+        self._batch_events = 1.0
         self._turn = 0
         self._alarm = math.inf
         self._bell = threading.Event()
@@ -159,7 +160,7 @@ class Engine:
         self._meter().reject("overloaded")
         return self._overloaded(0)
 
-    def took(self, seconds: float) -> None:
+    def answered(self, seconds: float) -> None:
         """Report the time of an answer without the queue; events with less time left are refused."""
         self._admission.answered(self._now(), seconds)
 
@@ -217,7 +218,7 @@ class Engine:
         """
         if not self._batched:
             return True
-        if self._company > COMPANY_FACTOR:
+        if self._batch_events > SHARED_FACTOR:
             return False
         self._turn = (self._turn + 1) % TURNS
         return self._turn > PROBES
@@ -348,7 +349,7 @@ class Engine:
         if not queue.size:
             self._admission.emptied()
         if batch:
-            self._company += (len(batch) - self._company) * NEW_FRACTION
+            self._batch_events += (len(batch) - self._batch_events) * NEW_FRACTION
             self._admission.waited(batch[0].estimate, now - batch[0].since)
         return 0, batch, stale, 0.0
 

@@ -334,7 +334,7 @@ class Dispatcher:
         # fraction of what they cost one by one.
         now = self._clock.monotonic()
         rows = len(event.scores) if event.scores is not None else 0
-        self._engine.took(now - started - event.timings.get("queue", 0.0))
+        self._engine.answered(now - started - event.timings.get("queue", 0.0))
         self._answers.append((target, now, now - started, rows, event.timings, event.degraded, event.traceparent))
         if len(self._answers) >= COUNTED_REQUESTS:
             self.settle()

@@ -58,7 +58,7 @@ def test_a_call_without_the_time_that_answers_take_is_refused_unread(installatio
     with running(installation.config) as lane, grpc.insecure_channel(lane.target) as channel:
         stub = ranking_pb2_grpc.RankingServiceStub(channel)
         for _ in range(200):
-            lane.lane.engine.took(10.0)
+            lane.lane.engine.answered(10.0)
         with pytest.raises(grpc.RpcError) as caught:
             stub.Rank(request(installation), timeout=5)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
