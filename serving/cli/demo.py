@@ -264,7 +264,7 @@ class Demo:
             f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY_S:g} s late; "
             f"console at http://127.0.0.1:{config.listen.http_port}/"
         )
-        view = DemoView(admin, ENDPOINT, sender.report)
+        view = DemoView(admin, ENDPOINT, duration, sender.report)
         began = time.monotonic()
 
         def over() -> bool:

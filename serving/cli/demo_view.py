@@ -30,7 +30,7 @@ ENDED = {"aborted", "undone", "completed"}
 class DemoView:
     """Polls the admin API and draws where the hand-over stands. `finished`: nothing more will come of more traffic."""
 
-    def __init__(self, admin: AdminClient, endpoint: str, report: ReplayReport) -> None:
+    def __init__(self, admin: AdminClient, endpoint: str, duration: float, report: ReplayReport) -> None:
         self._admin = admin
         self._endpoint = endpoint
         self._report = report
