@@ -214,6 +214,7 @@ class DeviceTier:
 
     def __init__(self, source: DeviceSource, generation: Generation, caches: _Caches, hot: Mapping[int, I64]) -> None:
         self._source = source
+        self._caches = caches  # the source knows them weakly: they live as long as a version uses them
         self._linear = generation.linear
         self._groups = [caches.groups[group.width] for group in generation.groups]
         self._hot = hot
