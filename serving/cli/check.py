@@ -1,4 +1,4 @@
-"""`baton doctor`: whether this machine and this configuration can run Baton, and what to do where not."""
+"""`baton doctor`: checks of the machine and the configuration, with the remedy where one fails."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _machine() -> list[Finding]:
         ("sqlite", sqlite3.sqlite_version_info >= (3, 37), f"{sqlite3.sqlite_version} (3.37 or newer)"),
     ]
     for module in ("grpc", "onnxruntime", "torch", "numba", "uvloop"):
-        there = importlib.util.find_spec(module) is not None
-        found.append((module, there, "installed" if there else "missing: pip install -e . in the project"))
+        installed = importlib.util.find_spec(module) is not None
+        found.append((module, installed, "installed" if installed else "missing: pip install -e . in the project"))
     ray = importlib.util.find_spec("ray") is not None
     found.append(("ray", True, "installed" if ray else "not installed; only several machines need it"))
     return found
@@ -112,7 +112,7 @@ def _configured(path: Path) -> list[Finding]:
 
 
 def _security(config: Config) -> list[Finding]:
-    weak = [said for _, said in weak_files(config)]
+    weak = [problem for _, problem in weak_files(config)]
     found: list[Finding] = [
         ("file modes", not weak, "; ".join(weak) or "keys, tokens and passwords are their owner's alone")
     ]

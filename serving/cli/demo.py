@@ -1,10 +1,9 @@
-"""`baton demo`: the whole hand-over on one machine, on real processes.
+"""`baton demo`: a whole hand-over on one machine, with real processes.
 
     train a teacher (first 40 % of the rows) -> transfer a student (next 40 %) -> serve both, student in shadow
     -> replay the rest as gRPC requests with late labels -> worker co-distils and publishes -> the rollout moves the traffic
 
-Nothing is simulated but the clients: every figure of the report comes from requests that went through gRPC and labels
-that came back through Feedback.
+Only the clients are simulated: every figure of the report comes from requests through gRPC and labels through Feedback.
 """
 
 from __future__ import annotations
@@ -68,15 +67,15 @@ SETTLE_S = 20.0
 START_TIMEOUT_S = 120.0
 MARK = ".baton-demo"
 REPLICAS = 2
-"""On a Ray cluster; each of one lane."""
+"""Replicas on a Ray cluster, each of one lane."""
 
 
 @dataclass
 class Demo:
-    """One run.
+    """One run of the demo.
 
     Args:
-        home: emptied first; must be absent, empty or an earlier demo's.
+        home: folder, emptied first; must be absent, empty or of an earlier demo.
         data: descriptor of a log, or None for the generator.
         rows: of the generated log.
         bad: plant a student that must not be promoted.
@@ -92,7 +91,7 @@ class Demo:
     _began: float = field(default_factory=time.monotonic)
 
     def run(self) -> dict[str, Any]:
-        """All of it; the report."""
+        """Run all of it; the report."""
         self._clear()
         cache = self.home.parent / "cache"
         if self.data is None:
@@ -115,7 +114,7 @@ class Demo:
 
     def _models(self, log: Log) -> None:
         repository = Repository(self.home / "bundles")
-        # Networks this small lose time to a second thread.
+        # A second thread makes networks of this size slower.
         torch.set_num_threads(1)
         with rows_progress(
             f"training the teacher ({TEACHER}-{TEACHER_WIDTH})", log.rows_between(0, HISTORY_FRACTION)
@@ -144,7 +143,7 @@ class Demo:
     # --- serving -------------------------------------------------------------------------------------------------------
 
     def _configure(self, log: Log) -> tuple[Path, float, float]:
-        """Write baton.yaml and rollout.yaml; requests per second and seconds of the stream."""
+        """Write baton.yaml and rollout.yaml; their path, and requests per second and seconds of the stream."""
         first = next(log.chunks(RETAINED_FRACTION, 1.0, 1))
         rows = log.rows_between(RETAINED_FRACTION, 1.0)
         requests = log.request_count - int(first.request[0])
@@ -317,7 +316,7 @@ class Demo:
             "versions_published": len(versions) - 1 - len(refused),
             "versions_refused": len(refused),
             "latency_ms": report.latency_ms(),
-            # From the log, not from the process's own count, which starts anew when it is restarted.
+            # From the log, since the process's own count starts again at a restart.
             "shadow": {"scored": figures["candidate"].predictions, "dropped": shadow["dropped"]},
             "requests": report.requests,
             "errors": sum(report.errors.values()),
@@ -354,7 +353,7 @@ def _last_word(final: dict[str, Any]) -> str:
 
 
 def _spoil(student: ClickModel, seed: int) -> None:
-    """Make a student that looks whole and is not: vectors of half of its ids dealt anew, odds up by half."""
+    """Spoil a student: shuffle the vectors of half of its ids and raise its odds by half. It still loads and answers."""
     random = np.random.default_rng(seed)
     for name in student.tables.names:
         table = student.tables.export(name, None)

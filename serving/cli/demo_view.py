@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs, and the table that closes it."""
+"""Progress of the demo on the terminal, and its closing tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDED = {"aborted", "undone", "completed"}
 
 
 class DemoView:
-    """Polls the admin API and draws where the hand-over stands. `finished`: nothing more will come of more traffic."""
+    """Polls the admin API and draws the progress of the hand-over. `finished`: more traffic would change nothing."""
 
     def __init__(self, admin: AdminClient, endpoint: str, duration: float, report: ReplayReport) -> None:
         self._admin = admin
@@ -59,7 +59,7 @@ class DemoView:
 
     @property
     def finished(self) -> bool:
-        """Looked at before each request: polls at most once a second."""
+        """Checked before each request; polls at most once a second."""
         now = time.monotonic()
         if now - self._polled >= POLL_S:
             self._poll(now)
@@ -80,7 +80,7 @@ class DemoView:
         time.sleep(2 * POLL_S)
 
     def final(self) -> dict[str, Any]:
-        """The last state of everything.
+        """Last state of endpoint, rollout and processes, with the audit.
 
         Raises:
             NotReady: the server is gone.
@@ -99,7 +99,7 @@ class DemoView:
         try:
             self._state = self._read()
         except BatonError:
-            return  # the control process may be on its way back; the last state stays on the screen
+            return  # the control process may come back; the last state stays on the screen
         rollout = self._state["rollout"]
         if rollout["step"] == len(rollout["steps"]) - 1:
             self._full_since = self._full_since or now

@@ -57,14 +57,14 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
         listen = settings.listen
-        tell = log.info if settings.log_format == "json" else say
+        show = log.info if settings.log_format == "json" else say
         scheme = "http" if listen.tls is None else "https"
-        tell(
+        show(
             f"gRPC on {listen.address(listen.grpc_port)}, admin on {listen.address(listen.admin_port)}, "
             f"HTTP on {scheme}://{listen.address(listen.http_port)}, home {settings.home}"
         )
         for warning in warnings:
-            tell(warning)
+            show(warning)
         supervisor.run()
 
 
@@ -104,7 +104,7 @@ def process(
         write_logs(name, settings.log_level, settings.log_format)
         close_home(settings)
         for warning in exposure(settings):
-            if PARENT not in os.environ:  # else the supervisor has said so
+            if PARENT not in os.environ:  # else the supervisor has shown it
                 log.warning("%s", warning)
         with ending(), relaying(settings, SystemClock(), name, receive=role == "control"):
             if role == "lane":
@@ -125,13 +125,13 @@ def process(
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Descriptor of your own log; the built-in generator unless said")
+        Path | None, typer.Option(help="Descriptor of your own log; the built-in generator by default")
     ] = None,
     student: Annotated[str, typer.Option(help="good, or bad: plant a student that must not be promoted")] = "good",
     rows: Annotated[int | None, typer.Option(min=50_000, help="Rows of the generated log")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the closing figures here as JSON")] = None,
-    home: Annotated[Path, typer.Option(help="Where the demo keeps its state; emptied first")] = DEMO_HOME,
-    seed: Annotated[int, typer.Option(help="Of everything random")] = 0,
+    home: Annotated[Path, typer.Option(help="Folder of the demo; emptied first")] = DEMO_HOME,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers")] = 0,
     ray: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Serve on this Ray cluster, whose nodes see this file system")
     ] = "",
@@ -139,10 +139,10 @@ def demo(
         Output, typer.Option("-o", "--output", help="table for people, json for programs")
     ] = Output.table,
 ) -> None:
-    """The whole story in a few minutes: train a teacher, teach a student, serve both, hand the traffic over.
+    """Run a whole hand-over in a few minutes: train a teacher, transfer a student, serve both, move the traffic.
 
-    Exit code 0: a good student reached 100 % by passing every step (on your own log: it ran through, whatever the
-    evidence allowed), or a bad one was kept out.
+    Exit code 0: a good student reached 100 % by passing every step (on your own log: the demo ran to its end without an
+    error), or a bad one was kept out.
 
     Example: baton demo --report demo.json
     """
@@ -171,7 +171,9 @@ def _serve_on_ray(settings: Config, address: str) -> None:
     from serving.ray_app import APP, serve_on
 
     serve_on(address, settings)
-    say(f"application {APP} runs on the Ray cluster at {address}; `baton service list` tells where replicas answer")
+    say(
+        f"application {APP} runs on the Ray cluster at {address}; `baton service list` shows the addresses of its replicas"
+    )
 
 
 def _need_ray() -> None:
@@ -180,7 +182,7 @@ def _need_ray() -> None:
 
 
 def _check_traffic_log(settings: Config) -> None:
-    """Refuse here, once and readably, what every process would refuse; a log that is away may come."""
+    """Report once, and readably, a log that every process would refuse; one that is away may come back."""
     from serving.wiring.traffic import open_traffic_log
 
     try:

@@ -1,4 +1,4 @@
-"""`baton service`: where replicas on a cluster can be reached."""
+"""`baton service`: addresses of the replicas on a cluster."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from transfer.offline.window import Window
 ENDPOINT, TEACHER, STUDENT = "ranker", "ranker-dnn", "ranker-dcnv2"
 ROWS = 100_000
 LEARNED = 0.5
-"""Share of the log that the models were made from; what follows is there to be replayed."""
+"""Fraction of the log that the models were made from; the rest is replayed."""
 START_LIMIT = 90.0
 
 T = TypeVar("T")
@@ -170,12 +170,12 @@ class Machine:
         return found
 
     def child(self, name: str) -> dict[str, Any]:
-        """What the supervisor says of a process: pid, restarts, last_exit."""
+        """Supervisor's status of a process: pid, restarts, last_exit."""
         children: dict[str, dict[str, Any]] = self.status("supervisor").get("children", {})
         return children.get(name, {"pid": None, "restarts": 0})
 
     def kill(self, name: str, sign: signal.Signals = signal.SIGKILL) -> int | None:
-        """Send a signal to a process of ours; its pid, None while it is not running."""
+        """Send a signal to a child of the server; its pid, None while it is not running."""
         pid: int | None = self.child(name)["pid"]
         if pid is not None:
             try:

@@ -66,19 +66,19 @@ class Prometheus:
             return False
 
     def get(self, path: str, **parameters: Any) -> Any:
-        """The data of an answer of its API."""
+        """Data of an answer of its API."""
         answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, trust_env=False, timeout=60)
         body = answer.json()
         assert body["status"] == "success", f"{parameters}: {body}"
         return body["data"]
 
     def series(self, query: str) -> list[dict[str, Any]]:
-        """What a query gives over all the time since it was started."""
+        """Series of a query since the start."""
         found = self.get("query_range", query=query, start=self._began, end=time.time(), step="0.5")
         result: list[dict[str, Any]] = found["result"]
         return result
 
     def value(self, query: str) -> float | None:
-        """What a query gives now; None: nothing. Of several series one."""
+        """Value of a query now, of one of its series; None: it has none."""
         result = self.get("query", query=query)["result"]
         return float(result[0]["value"][1]) if result else None

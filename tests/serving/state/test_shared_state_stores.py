@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from clocks import MillisecondClock
 from installation import write_status
 from redis_process import RedisProcess
-from rollout_world import HandClock
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound, NotReady, StaleVersion
@@ -206,7 +206,7 @@ def test_who_lost_the_lead_writes_nothing(server: RedisProcess, store: RedisCont
 
 
 def test_a_leader_without_redis_stops_before_its_lease_lapses(tmp_path: Path) -> None:
-    clock = HandClock()
+    clock = MillisecondClock()
     with RedisProcess(tmp_path / "redis", *DURABLE) as server:
         lead = RedisLead(server.address, "only", clock, lease=10.0)
         assert lead.hold()
@@ -248,7 +248,7 @@ def test_a_kill_reaches_every_machine_and_stays_while_redis_is_away(tmp_path: Pa
 
 
 def test_status_of_other_machines_lies_beside_ones_own(tmp_path: Path, server: RedisProcess) -> None:
-    clock = HandClock()
+    clock = MillisecondClock()
     folders = {node: tmp_path / node for node in ("a", "b")}
     for node, folder in folders.items():
         write_status(folder, "lane-0", process=f"lane of {node}", time_ms=clock.now)
