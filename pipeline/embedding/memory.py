@@ -29,6 +29,7 @@ __all__ = [
     "load_u8",
     "load_u16",
     "load_u64",
+    "loader",
     "match_keys",
     "mover",
     "prefetch",
@@ -139,7 +140,9 @@ first_bit: Any = intrinsic(_first_bit)
 """`first_bit(uint32) -> uint64`: the lowest set bit; there must be one."""
 
 
-def _load(kind: Any, align: int) -> Any:
+def loader(kind: Any, align: int) -> Any:
+    """Load `load(address)` of a number of a numba type from an address that is a multiple of `align`."""
+
     def load(typing_context: Any, address: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             value = builder.load(_at(builder, arguments[0], context.get_value_type(kind)))
@@ -161,12 +164,12 @@ def _copy_bytes(typing_context: Any, to: Any, source: Any, count: Any) -> Any:
 
 
 # 64-bit words of a packed record are aligned to 4 bytes only.
-load_i64: Any = _load(int64, 4)
+load_i64: Any = loader(int64, 4)
 """`load_i64(address) -> int64`, and so on; the address is a multiple of 4, for `load_u16` of 2."""
-load_u64: Any = _load(uint64, 4)
-load_f32: Any = _load(float32, 4)
-load_u16: Any = _load(uint16, 2)
-load_u8: Any = _load(uint8, 1)
+load_u64: Any = loader(uint64, 4)
+load_f32: Any = loader(float32, 4)
+load_u16: Any = loader(uint16, 2)
+load_u8: Any = loader(uint8, 1)
 store_u8: Any = intrinsic(_store_u8)
 """`store_u8(address, uint8)`."""
 copy_bytes: Any = intrinsic(_copy_bytes)

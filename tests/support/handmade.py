@@ -1,4 +1,4 @@
-"""Small real bundles, made by hand: tables, and a network whose logit numpy can compute as well."""
+"""Small real bundles for tests: tables, and a network whose logit numpy can compute as well."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXTREME = np.array([-(2**63), -1, 1, 2**63 - 1], np.int64)
 
 
 def write_network(path: Path, schema: Schema, *, linear: bool, seed: int = 0) -> dict[str, F32]:
-    """logit = embeddings @ w + sum(linear) + (numbers, NaN as 0) @ v; the weights, so that a test can do the same."""
+    """logit = embeddings @ w + sum(linear) + (numbers, NaN as 0) @ v. Returns the weights."""
     rng = np.random.default_rng(seed)
     weights = {
         "w": rng.normal(size=(schema.embedding_width, 1)).astype(np.float32),
@@ -97,7 +97,7 @@ def write_bundle(
     stored: dict[str, RowFormat] | RowFormat = "float32",
     **more: Any,
 ) -> Bundle:
-    """A bundle in its place, of its own version number; `deltas` without itself. Default rows are constant."""
+    """Publish a bundle with a new version number; `deltas` without itself. Default rows are constant."""
     version = repository.reserve(name)
     if any(f.width is None for f in schema.embedded):
         schema = schema.with_width(width)
@@ -139,7 +139,7 @@ def random_tables(seed: int, count: int = 200, *, width: int = WIDTH, linear: bo
 
 
 def random_rows(rng: np.random.Generator, n: int, tables: dict[str, Table], schema: Schema = SCHEMA) -> Rows:
-    """Rows with ids that are known, unknown or padding, bags that may be empty and numbers that may be missing."""
+    """Random rows: ids known, unknown or padding, bags that may be empty, numbers that may be missing."""
 
     def draw(table: Table, count: int) -> I64:
         known = rng.choice(table.ids, count) if len(table.ids) else np.ones(count, np.int64)
@@ -158,7 +158,7 @@ def random_rows(rng: np.random.Generator, n: int, tables: dict[str, Table], sche
 
 
 class Reference:
-    """What a version must answer, from plain dicts and numpy: newest delta first, then base, then the default row."""
+    """Expected scores of a version, from plain dicts and numpy: newest delta first, then base, then the default row."""
 
     def __init__(self, chain: list[Bundle]) -> None:
         manifest = chain[-1].manifest

@@ -1,4 +1,4 @@
-"""Small model versions in a repository and in Redis, lookups in their rows, and what those must give."""
+"""Small model versions in a repository and in Redis, lookups in their rows, and the expected results."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ WIDTHS = {"user": 4, "item": 4, "shop": 2}
 UNTOUCHED = 7.0
 MARK = 2
 FAR = 5.0
-"""Seconds of budget where a test is not about time."""
+"""Budget in seconds of tests that do not test time."""
 
 
 @dataclass
 class Looked:
-    """Rows by table, `[ids, d]`, weights `[ids]`, marks `[ids]`, and the fault."""
+    """Result of a lookup: rows by table, `[ids, d]`, weights `[ids]`, marks `[ids]`, and the fault."""
 
     rows: dict[str, F32] = field(default_factory=dict)
     weights: dict[str, F32] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Looked:
 
 
 class Versions:
-    """Versions of one bundle in a folder: a base and deltas that touch some of its rows and bring some of their own."""
+    """Versions of one bundle in a folder: a base, and deltas that change some of its rows and add others."""
 
     def __init__(self, folder: Path, rows: int = 100) -> None:
         self.repository = Repository(folder / "bundles")
@@ -74,7 +74,7 @@ class Versions:
         return write_bundle(self.repository, tables, schema=SCHEMA, created_ms=1_000_000 * number, **more)
 
     def truth(self, version: str) -> dict[str, dict[int, tuple[tuple[float, ...], float]]]:
-        """By table and id: row and weight of a version."""
+        """Row and weight of a version, by table and id."""
         held: dict[str, dict[int, tuple[tuple[float, ...], float]]] = {name: {} for name in WIDTHS}
         for link in self.repository.chain(self.repository.open("ranker", version)):
             for name, rows in held.items():
@@ -85,7 +85,7 @@ class Versions:
         return held
 
     def every_id(self) -> dict[str, I64]:
-        """By table: all ids of all versions, and some that none has, some of them twice."""
+        """All ids of all versions by table, and some unknown ones, some of them twice."""
         found = {}
         for name in WIDTHS:
             versions = [self.repository.open("ranker", v) for v in self.repository.versions("ranker")]
@@ -109,7 +109,7 @@ def open_tier(made: RedisSource, versions: Versions, version: str) -> RedisTier:
 
 
 def look(tier: RedisTier, ids: dict[str, I64], budget: float = FAR) -> Looked:
-    """One lookup of ids by table; rows that the tier leaves alone stay at `UNTOUCHED`."""
+    """Look ids up by table; rows that the tier does not fill stay at `UNTOUCHED`."""
     wanted, parts = [], {}
     for group, tables in ((0, ["shop"]), (1, ["item"]), (1, ["user"])):
         (name,) = tables
@@ -130,7 +130,7 @@ def look(tier: RedisTier, ids: dict[str, I64], budget: float = FAR) -> Looked:
 
 
 def check(looked: Looked, ids: dict[str, I64], truth: dict[str, Any], *, stale: bool = False) -> None:
-    """Every id that a version has came back whole, every other is left alone."""
+    """Assert that the ids of a version have their row and weight, and that all others are unchanged."""
     for name, wanted in ids.items():
         for i, key in enumerate(wanted.tolist()):
             row, weight = truth[name].get(key, ((UNTOUCHED,) * WIDTHS[name], UNTOUCHED))

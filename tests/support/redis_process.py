@@ -1,4 +1,4 @@
-"""A real redis-server of a test's own: on a Unix socket or a free port of 127.0.0.1, in a folder of its own."""
+"""redis-server of one test: on a Unix socket or a port of 127.0.0.1, in its own folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 10.0
 
 
 class RedisProcess:
-    """Use as a context manager; `options` as in redis.conf. It may be killed and started again."""
+    """A redis-server, as a context manager; `options` as in redis.conf. It may be killed and started again."""
 
     def __init__(self, folder: Path, *options: str, port: int = 0, url: str = "", ca: Path | None = None) -> None:
         if shutil.which("redis-server") is None:
@@ -69,5 +69,5 @@ class RedisProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.kill()  # also when it stands still
+            self.process.kill()  # also when it is stopped
             self.process.wait(LIMIT)

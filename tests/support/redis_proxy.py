@@ -1,4 +1,4 @@
-"""A man in the middle between a client and a redis-server, who is slow or talks nonsense when told to."""
+"""Proxy between a client and a redis-server, which is slow or sends garbage on request."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 Mood = Literal["honest", "slow", "junk", "strings", "mute"]
-"""`junk`: bytes that are no answer; `strings`: an answer of the right shape, of strings that nobody asked for."""
+"""`junk`: bytes that are not a reply; `strings`: a reply of the right shape with random strings."""
 
 
 class RedisProxy:
-    """Listens on a free port of 127.0.0.1; `mood` may change at any time."""
+    """Proxy on a free port of 127.0.0.1; `mood` may change at any time."""
 
     def __init__(self, server: Path, delay: float = 0.5) -> None:
         self.mood: Mood = "honest"
@@ -28,8 +28,8 @@ class RedisProxy:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def close(self) -> None:
-        for one in self._sockets:
-            one.close()
+        for each in self._sockets:
+            each.close()
 
     def _accept(self) -> None:
         while True:
@@ -41,7 +41,7 @@ class RedisProxy:
             threading.Thread(target=self._serve, args=(client,), name="proxy-client", daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """One question, one answer: that is how lookups and probes talk."""
+        """Forward one command and one reply at a time, as lookups and probes use a connection."""
         with socket.socket(socket.AF_UNIX) as server, client:
             try:
                 server.connect(str(self._server))
@@ -57,7 +57,7 @@ class RedisProxy:
                 return
 
     def _whole(self, client: socket.socket) -> bytes:
-        """A whole command: its header says how many strings of which sizes."""
+        """A complete command; its header holds the number and sizes of its strings."""
         raw = client.recv(1 << 20)
         while raw and not _complete(raw):
             raw += client.recv(1 << 20)

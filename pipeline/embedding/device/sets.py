@@ -307,8 +307,8 @@ def keep_rows(
 ) -> None:
     """Write rows that lower tiers found (`mark < found < DEFAULT`) into the cache.
 
-    A row that is held is written anew where it is too old, or with `overwrite`. A new one takes a free place, or that of
-    the least recently used row of its set if it is asked for more often than that (TinyLFU). Arguments as `find_rows`.
+    A row that is held is replaced where it is too old, or with `overwrite`. A new one takes a free place, or that of the
+    least recently used row of its set if it is requested more often (TinyLFU). Arguments as `find_rows`.
     """
     keys, at, rows, linear_at, linear, found = wanted
     head, sets, stored, floats, sketch = cache

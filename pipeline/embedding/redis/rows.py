@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types, uint8, uint16, uint32, uint64
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import uint8, uint16, uint32, uint64
 
 from pipeline.arrays import F32, I32, I64, U8
 from pipeline.bundle.row_format import RowFormat, encode_rows
 from pipeline.compiled import njit
 from pipeline.embedding.kernels import splitmix64
+from pipeline.embedding.memory import copy_bytes, loader
 from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS, WantedArrays
 
 __all__ = ["KEY_BYTES", "PREFIX_BYTES", "RedisRowLayout", "collect", "encode", "scan", "scatter", "write_mget"]
@@ -97,34 +95,7 @@ def encode(layout: RedisRowLayout, seed: int, keys: I64, rows: F32, weights: F32
     return values
 
 
-def _loader(bits: int) -> Any:
-    def load(typing_context: Any, address: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            word = builder.load(builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer()))
-            word.align = 1
-            return word
-
-        kinds: dict[int, Any] = {64: uint64, 32: uint32, 16: uint16, 8: uint8}
-        return kinds[bits](types.uintp), emit
-
-    return intrinsic(load)
-
-
-def _emit_copy(typing_context: Any, to: Any, source: Any, size: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        into, out_of = (builder.inttoptr(address, byte) for address in arguments[:2])
-        move: Any = cgutils.raw_memcpy
-        move(builder, into, out_of, arguments[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.uintp, types.intp), emit
-
-
-_load64, _load32, _load16, _load8 = _loader(64), _loader(32), _loader(16), _loader(8)
-"""Load of eight, four, two or one bytes from an address of any alignment."""
-_copy: Any = intrinsic(_emit_copy)
-"""Copy of bytes between addresses."""
+_load64, _load32, _load16, _load8 = (loader(kind, 1) for kind in (uint64, uint32, uint16, uint8))
 
 
 @njit(inline="always", cache=True)
@@ -353,7 +324,7 @@ def scatter(
         to = row_at[i]
         start = at + np.uint64(head)
         if kind == 0:
-            _copy(rows_base + np.uint64(4 * to), start, 4 * width)
+            copy_bytes(rows_base + np.uint64(4 * to), start, 4 * width)
         elif kind == 1:
             for c in range(width):
                 half = np.uint32(_load16(start + np.uint64(2 * c)))
@@ -362,10 +333,10 @@ def scatter(
                 rows[to + c] *= np.float32(5.192296858534828e33)  # 2^112
                 bits[to + c] |= (half & np.uint32(0x8000)) << np.uint32(16)
         else:
-            _copy(np.uint64(scale.ctypes.data), at + np.uint64(CHECK_BYTES), 4)
+            copy_bytes(np.uint64(scale.ctypes.data), at + np.uint64(CHECK_BYTES), 4)
             for c in range(width):
                 rows[to + c] = np.float32(np.int8(_load8(start + np.uint64(c)))) * scale[0]
         if weighted:
-            _copy(weights_base + np.uint64(4 * linear_at[i]), start - np.uint64(4), 4)
+            copy_bytes(weights_base + np.uint64(4 * linear_at[i]), start - np.uint64(4), 4)
         found[i] = mark
         counts[0] += 1

@@ -1,4 +1,4 @@
-"""Bundles behind a URL: fetched once, verified, never seen by halves, published back, pruned everywhere."""
+"""Bundles at a URL: fetched once, verified, never seen in part, published, pruned everywhere."""
 
 from __future__ import annotations
 

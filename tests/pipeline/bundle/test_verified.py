@@ -1,4 +1,4 @@
-"""Verified once while files stay as they are, and again after any change."""
+"""Cache of verified files: verified once while files are unchanged, and again after any change."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def publish(repository: Repository) -> None:
     assert int(made.manifest.version) == version
 
 
-def run(folder: Path, until: float, role: str, said: Any) -> None:
+def run(folder: Path, until: float, role: str, results: Any) -> None:
     repository, segments = Repository(folder / "bundles"), folder / "segments"
     counts: Counter[str] = Counter()
     wrong: list[str] = []
@@ -97,7 +97,7 @@ def run(folder: Path, until: float, role: str, said: Any) -> None:
         wrong.append(f"{role}: {error!r}")
         raise
     finally:
-        said.put((role, dict(counts), wrong[:5]))
+        results.put((role, dict(counts), wrong[:5]))
 
 
 def publisher(repository: Repository, segments: Path, going: Callable[[], bool], counts: Counter[str], *_: Any) -> None:
@@ -166,13 +166,13 @@ def reader(
 def test_every_row_is_of_the_version_in_hand(tmp_path: Path) -> None:
     publish(Repository(tmp_path / "bundles"))
     context = multiprocessing.get_context("spawn")
-    said = context.Queue()
+    results = context.Queue()
     until = time.monotonic() + SECONDS
     roles = ("publish", "tend", "read", "read-cached")
-    several = [context.Process(target=run, args=(tmp_path, until, role, said)) for role in roles]
+    several = [context.Process(target=run, args=(tmp_path, until, role, results)) for role in roles]
     for process in several:
         process.start()
-    results = {role: (counts, wrong) for role, counts, wrong in (said.get(timeout=SECONDS + 60) for _ in several)}
+    results = {role: (counts, wrong) for role, counts, wrong in (results.get(timeout=SECONDS + 60) for _ in several)}
     for process in several:
         process.join(30)
         assert process.exitcode == 0

@@ -1,4 +1,4 @@
-"""The circuit breaker: when it opens, who may try while it is half open, how often it probes."""
+"""Circuit breaker: when it opens, which request is the trial while it is half open, how often it probes."""
 
 from __future__ import annotations
 

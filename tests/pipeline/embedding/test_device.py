@@ -1,4 +1,4 @@
-"""The device cache: against a dict one call at a time, and with threads and processes that read and write at once."""
+"""Device cache: compared with a dict, and with threads and processes that read and write at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments of versions: built once, shared, laid over each other, merged in the background, swept, and never half there."""
+"""Segments of versions: built once, shared, stacked, merged in the background, swept, and never partial."""
 
 from __future__ import annotations
 

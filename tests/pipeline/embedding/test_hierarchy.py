@@ -1,4 +1,4 @@
-"""A store over several tiers: rows of a version are that version's whatever was cached, asked, published and undone."""
+"""Store over several tiers: rows are those of the version, whatever was cached, looked up, published and rolled back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rows cost in Redis: the figures of docs/redis.md, held by a real server."""
+"""Memory of rows in Redis: the figures of docs/redis.md, checked on a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row looks like in Redis, and the reader of Redis' answers: whole rows come back, nothing else is taken for one."""
+"""Format of rows in Redis, and the parser of replies: rows come back complete, and nothing else is taken for a row."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_junk_is_told_from_answers(junk: bytes, count: int, cuts: list[int]) -> 
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "expected"),
     [
         (b"-OOM command not allowed\r\n", REFUSED_STATUS),
         (b"+OK\r\n", GARBAGE_STATUS),
@@ -157,8 +157,8 @@ def test_junk_is_told_from_answers(junk: bytes, count: int, cuts: list[int]) -> 
         (b"*2\r\n$-1\r\n$5\r\nab", MORE_STATUS),
     ],
 )
-def test_known_shapes_of_answers(raw: bytes, said: int) -> None:
-    assert read(raw, 2, [])[0] == said
+def test_known_shapes_of_answers(raw: bytes, expected: int) -> None:
+    assert read(raw, 2, [])[0] == expected
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,4 +1,4 @@
-"""The store over Redis and other tiers: what an answer is made of when Redis fails, and what is said and counted."""
+"""Store over Redis and other tiers: rows, reasons and counts when Redis fails."""
 
 from __future__ import annotations
 
@@ -109,10 +109,10 @@ def test_segments_below_answer_for_a_redis_that_is_away(
     reasons: list[str] = []
 
     def passed_by() -> bool:
-        said = ask()
-        reasons.extend(said)
+        degraded = ask()
+        reasons.extend(degraded)
         assert ask.exact()
-        return said == ["embedding: redis open"]
+        return degraded == ["embedding: redis open"]
 
     eventually(passed_by, "the breaker opens")
     assert set(reasons) <= {f"embedding: redis {fault}" for fault in ("late", "error", "open")}

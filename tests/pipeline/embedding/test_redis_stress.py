@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 SECONDS = 60.0
 
 
-def read(url: str, folder: Path, said: Any) -> None:
+def read(url: str, folder: Path, results: Any) -> None:
     """A reader process of two threads; tells rows read and what was wrong."""
     versions = Versions(folder)
     truths = [versions.truth(version) for version in versions.repository.versions("ranker")]
@@ -51,7 +51,7 @@ def read(url: str, folder: Path, said: Any) -> None:
     for thread in threads:
         thread.join()
     made.close()
-    said.put((sum(rows), wrong[:5]))
+    results.put((sum(rows), wrong[:5]))
 
 
 def test_rows_are_old_or_new_and_never_mixed(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_rows_are_old_or_new_and_never_mixed(tmp_path: Path) -> None:
         made = updater(server.address, versions)
         made.bring([versions.base])
         context = multiprocessing.get_context("spawn")
-        said = context.Queue()
-        readers = [context.Process(target=read, args=(server.address.url, tmp_path, said)) for _ in range(2)]
+        results = context.Queue()
+        readers = [context.Process(target=read, args=(server.address.url, tmp_path, results)) for _ in range(2)]
         for reader in readers:
             reader.start()
         changes = [0, 0]
@@ -83,7 +83,7 @@ def test_rows_are_old_or_new_and_never_mixed(tmp_path: Path) -> None:
         writers = [threading.Thread(target=write, args=(number,), name=f"writer-{number}") for number in range(2)]
         for writer in writers:
             writer.start()
-        results = [said.get(timeout=SECONDS + 60) for _ in readers]
+        results = [results.get(timeout=SECONDS + 60) for _ in readers]
         stop.set()
         for thread in writers:
             thread.join()

@@ -1,4 +1,4 @@
-"""The Redis tier on a real server: every way in, and every way in which Redis can fail in the middle of lookups."""
+"""Redis tier on a real server: all kinds of addresses, and all failures of Redis during lookups."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_damaged_values_are_counted_and_not_served(server: RedisProcess, version
     tier = open_tier(made, versions, "2")
     looked = look(tier, ids)
     assert looked.fault == "error"
-    told = tier.describe()
+    figures = tier.describe()
     truth = versions.truth("2")
     served = 0
     for name, wanted in ids.items():
@@ -202,8 +202,8 @@ def test_damaged_values_are_counted_and_not_served(server: RedisProcess, version
             if looked.found[name][i]:
                 served += 1
                 assert (tuple(looked.rows[name][i].tolist()), looked.weights[name][i]) == truth[name][key]
-    assert told["found"] == served
-    assert 3 <= float(told["damaged"]) <= 6  # some ids are asked for twice
+    assert figures["found"] == served
+    assert 3 <= float(figures["damaged"]) <= 6  # some ids are asked for twice
     made.close()
 
 
@@ -309,8 +309,8 @@ def test_paused(server: RedisProcess, traffic: Running) -> None:
 def test_slow_or_talking_nonsense(proxy: RedisProxy, traffic: Running, mood: str) -> None:
     proxy.mood = mood  # type: ignore[assignment]
     opens(traffic)
-    told = traffic[1].describe()
-    assert float(told["late" if mood in ("slow", "mute") else "error"]) >= 1
+    figures = traffic[1].describe()
+    assert float(figures["late" if mood in ("slow", "mute") else "error"]) >= 1
     proxy.mood = "honest"
 
 

@@ -1,4 +1,4 @@
-"""Generations in Redis: loaded, brought forward and back, broken off anywhere, written by two at once, swept."""
+"""Generations in Redis: loaded, moved forward and back, interrupted anywhere, written by two writers, swept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments against a plain dict: any width, dtype and key, several versions over each other."""
+"""Segments compared with a plain dict: any width, dtype and key, several versions on top of each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device cache of a GPU: against a dict, against the cache of the CPU, on torch's CPU device and on a card."""
+"""Device cache of a GPU: compared with a dict and with the cache of the CPU, on torch's CPU device and on a GPU."""
 
 from __future__ import annotations
 

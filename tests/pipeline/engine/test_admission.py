@@ -1,4 +1,4 @@
-"""The adaptive limit, by simulation: a queue in front of workers whose speed it must find out, on a clock of its own."""
+"""Admission control, by simulation: a queue in front of workers of unknown speed, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def test_the_cost_of_events_and_rows_is_told_apart(
     # Whatever it makes of them, what it has seen last it would have foreseen.
     if len(sizes) == 1:
         events, rows = batches[-1]
-        told = events * service.per_event + events * rows * service.per_row
-        assert told == pytest.approx(events * (per_event + rows * per_row))
+        estimate = events * service.per_event + events * rows * service.per_row
+        assert estimate == pytest.approx(events * (per_event + rows * per_row))
 
 
 def test_runs_of_a_plan_add_up() -> None:

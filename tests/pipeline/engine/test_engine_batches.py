@@ -1,4 +1,4 @@
-"""The engine with batches, priorities, timers and plans that fork."""
+"""Engine with batches, priorities, timers and plans that fork."""
 
 from __future__ import annotations
 
