@@ -6,14 +6,14 @@ path and the prediction record use this form. `Features.rows` expands it to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.arrays import F32, I32, I64, Index
+from pipeline.arrays import F32, I32, I64, Array, Index
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
@@ -127,33 +127,32 @@ class Features:
     def from_context(cls, schema: Schema, rows: Rows) -> Features:
         """Dense rows of one request with the context fields kept once, taken from the first row."""
         n = len(rows)
-        ids = []
-        numbers = []
-        for once, columns in zip((True, False), _sides_of(schema.ids), strict=True):
-            if len(columns):
-                ids.append(IdPart(columns, np.ascontiguousarray(rows.ids[: 1 if once else n][:, columns])))
-        for once, columns in zip((True, False), _sides_of(schema.numbers), strict=True):
-            if len(columns):
-                numbers.append(NumberPart(columns, np.ascontiguousarray(rows.numbers[: 1 if once else n][:, columns])))
         bags = tuple(
             b.take(np.zeros(1, np.int64)) if n and schema.bags[b.column].role == "context" else b for b in rows.bags
         )
-        return cls(n, tuple(ids), tuple(numbers), bags)
+        return cls(
+            n,
+            tuple(IdPart(columns, values) for columns, values in _by_role(schema.ids, rows.ids)),
+            tuple(NumberPart(columns, values) for columns, values in _by_role(schema.numbers, rows.numbers)),
+            bags,
+        )
 
-    def rows(self, schema: Schema, index: Index | None = None) -> Rows:
-        """The dense form of all rows, or of the rows of `index` in that order."""
+    def rows(self, schema: Schema | None, index: Index | None = None) -> Rows:
+        """The dense form of all rows, or of the rows of `index` in that order.
+
+        Args:
+            schema: gives the number of columns; None: up to the last column of a part, for a log without a schema.
+        """
         wanted = np.arange(self.n) if index is None else index
-        ids = np.empty((len(wanted), len(schema.ids)), np.int64)
-        numbers = np.empty((len(wanted), len(schema.numbers)), np.float32)
-        for part in self.ids:
-            ids[:, part.columns] = part.values if len(part.values) == 1 else part.values[wanted]
-        for part_n in self.numbers:
-            numbers[:, part_n.columns] = part_n.values if len(part_n.values) == 1 else part_n.values[wanted]
         bags = tuple(
             b.take(np.zeros(len(wanted), np.int64) if b.rows == 1 else wanted)
             for b in sorted(self.bags, key=lambda b: b.column)
         )
-        return Rows(ids, numbers, bags)
+        return Rows(
+            _dense(self.ids, wanted, np.int64, None if schema is None else len(schema.ids)),
+            _dense(self.numbers, wanted, np.float32, None if schema is None else len(schema.numbers)),
+            bags,
+        )
 
     def shares_context(self, schema: Schema) -> bool:
         """Whether context is apart: each part holds fields of one role, and parts of the context hold one row.
@@ -233,10 +232,22 @@ class Features:
         return known
 
 
-def _sides_of(fields: Sequence[FieldSpec]) -> tuple[I32, I32]:
-    """Columns of the context and of the candidates, int32."""
-    context = np.array([f.role == "context" for f in fields], np.bool_)
-    return np.flatnonzero(context).astype(np.int32), np.flatnonzero(~context).astype(np.int32)
+def _by_role(fields: Sequence[FieldSpec], values: Array) -> Iterator[tuple[I32, Array]]:
+    """Columns of the context with their first row, then columns of the candidates with all rows; none without fields."""
+    for role, stop in (("context", 1), ("candidate", len(values))):
+        columns = np.array([c for c, field in enumerate(fields) if field.role == role], np.int32)
+        if len(columns):
+            yield columns, np.ascontiguousarray(values[:stop, columns])
+
+
+def _dense(parts: Sequence[IdPart | NumberPart], index: Index, dtype: Any, width: int | None) -> Array:
+    """Values of the rows `index`, `[len(index), width]`; without a width, up to the last column of a part."""
+    if width is None:
+        width = max((int(p.columns.max()) + 1 for p in parts if len(p.columns)), default=0)
+    dense = np.zeros((len(index), width), dtype)
+    for part in parts:
+        dense[:, part.columns] = part.values if len(part.values) == 1 else part.values[index]
+    return dense
 
 
 @lru_cache(maxsize=64)

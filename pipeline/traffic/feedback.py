@@ -143,15 +143,15 @@ def accept(
     news = _RowNews(state, find, min(prediction_ms, now_ms), now_ms)
     reply = _reply(entry, news)
     all_new = entry.exposed_all and int((state.exposed_ms == NEVER_MS).sum()) > len(news.shown)
-    if not news.shown and not news.rows and not all_new:
+    if not news.shown and not news.labelled and not all_new:
         return None, reply
     change = Change(
         np.fromiter(news.shown, np.int32, len(news.shown)),
         np.fromiter((p for p, _ in news.shown.values()), np.int32, len(news.shown)),
         np.fromiter((t for _, t in news.shown.values()), np.int64, len(news.shown)),
-        np.array(news.rows, np.int32),
-        np.array(news.labels, np.float32),
-        np.array(news.finals, np.bool_),
+        np.array([row for row, _, _ in news.labelled], np.int32),
+        np.array([label for _, label, _ in news.labelled], np.float32),
+        np.array([final for _, _, final in news.labelled], np.bool_),
         now_ms if all_new else NEVER_MS,
     )
     state.apply(change)
@@ -250,9 +250,8 @@ class _RowNews:
         self._last: dict[int, tuple[float, bool]] = {}
         self.shown: dict[int, tuple[int, int]] = {}
         """Position and time by row."""
-        self.rows: list[int] = []
-        self.labels: list[float] = []
-        self.finals: list[bool] = []
+        self.labelled: list[tuple[int, float, bool]] = []
+        """Row, label and `final`, in the order of the entry."""
 
     def expose(self, exposure: Exposure) -> bool:
         row = self._row(exposure)
@@ -271,9 +270,7 @@ class _RowNews:
         if _is_known(before, label, outcome.final):
             return False
         self._last[row] = label, before[1] or outcome.final
-        self.rows.append(row)
-        self.labels.append(label)
-        self.finals.append(outcome.final)
+        self.labelled.append((row, label, outcome.final))
         return True
 
     def _row(self, part: Exposure | Outcome) -> int:

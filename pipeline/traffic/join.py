@@ -13,7 +13,7 @@ Pure logic on one prediction at a time; it does not know where predictions and c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from pipeline.traffic.feedback import NEVER_MS, LabelState
 __all__ = ["MatureRows", "closes_at", "latest_close", "mature_rows", "written_labels"]
 
 
-@dataclass(frozen=True, slots=True)
-class MatureRows:
-    """Rows of one prediction for the labelled log, in request order.
+class MatureRows(NamedTuple):
+    """Rows of one prediction for the labelled log, in request order, as the attributes of `Labelled`.
 
     Args:
         indices: int32 `[m]`; labels: float32 `[m]`; positions: int32 `[m]`.
@@ -39,7 +38,7 @@ class MatureRows:
 
     def pack(self) -> bytes:
         """Write them as bytes."""
-        return b"".join(a.tobytes() for a in (self.indices, self.labels, self.positions, self.previous))
+        return b"".join(a.tobytes() for a in self)
 
     @classmethod
     def unpack(cls, blob: bytes) -> MatureRows:

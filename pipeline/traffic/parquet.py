@@ -154,14 +154,12 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
             scores[index] = [np.nan if value is None else value["score"] for value in values]
             known[arm] = Scores(arm, first["bundle"], first["version"], scores)
     own = known.pop(head["arm"])
-    ids = np.zeros((n, len(head["ids"])), np.int64)
-    ids[index] = [row["ids"] for row in rows]
-    numbers = np.full((n, len(head["numbers"])), np.nan, np.float32)
-    numbers[index] = [row["numbers"] for row in rows]
-    candidate_ids = None
-    if head["candidate_id"] is not None:
-        candidate_ids = np.zeros(n, np.int64)
-        candidate_ids[index] = [row["candidate_id"] for row in rows]
+
+    def spread(name: str, fill: float, dtype: Any) -> Array:
+        whole = np.full((n, *np.shape(head[name])), fill, dtype)
+        whole[index] = [row[name] for row in rows]
+        return whole
+
     record = PredictionRecord(
         prediction_id=head["prediction_id"],
         time_ms=round(head["time"].timestamp() * 1000),
@@ -169,11 +167,13 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
         arm=head["arm"],
         bundle=own.bundle,
         version=own.version,
-        features=Features.from_rows(Rows(ids, numbers, _bags(rows, index, n))),
+        features=Features.from_rows(
+            Rows(spread("ids", 0, np.int64), spread("numbers", np.nan, np.float32), _bags(rows, index, n))
+        ),
         scores=own.scores,
         routing_hash=head["routing_hash"],
         overridden=True,
-        candidate_ids=candidate_ids,
+        candidate_ids=None if head["candidate_id"] is None else spread("candidate_id", 0, np.int64),
     )
     last = np.array([labels.get((row["prediction_id"], row["index"]), row["label"]) for row in rows], np.float32)
     positions = np.array([row["position"] for row in rows], np.int32)
@@ -195,7 +195,7 @@ def _batch(entry: Labelled, record: PredictionRecord) -> pa.RecordBatch:
     m = len(entry.indices)
     known = {other.arm: other for other in entry.other}
     known[record.arm] = Scores(record.arm, record.bundle, record.version, record.scores)
-    rows = _spread(record.features, entry.indices)
+    rows = record.features.rows(None, entry.indices)
     candidate_ids = None if record.candidate_ids is None else record.candidate_ids[entry.indices]
 
     def same(value: Any, kind: pa.DataType) -> pa.Array:
@@ -239,18 +239,3 @@ def _batch(entry: Labelled, record: PredictionRecord) -> pa.RecordBatch:
 def _lists(matrix: Array, kind: pa.DataType) -> pa.Array:
     rows, width = matrix.shape
     return pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * width, pa.array(matrix.reshape(-1), kind))
-
-
-def _spread(features: Features, index: I32) -> Rows:
-    """Dense rows of the candidates `index`; the width comes from the parts, since the log keeps no schema."""
-
-    def wide(parts: Any, kind: Any) -> Array:
-        width = max((int(p.columns.max()) + 1 for p in parts if len(p.columns)), default=0)
-        dense = np.zeros((len(index), width), kind)
-        for part in parts:
-            dense[:, part.columns] = part.values if len(part.values) == 1 else part.values[index]
-        return dense
-
-    first = np.zeros(len(index), np.int64)
-    bags = tuple(b.take(first if b.rows == 1 else index) for b in sorted(features.bags, key=lambda b: b.column))
-    return Rows(wide(features.ids, np.int64), wide(features.numbers, np.float32), bags)

@@ -91,24 +91,16 @@ def pack(record: PredictionRecord) -> bytes:
         len(f.bags),
         len(names),
     )
-    out: list[bytes] = []
-    _put(out, head + names)
-    _put(out, np.ascontiguousarray(record.scores, np.float32).tobytes())
+    parts: list[bytes] = [head + names, _bytes(record.scores, np.float32)]
     if record.candidate_ids is not None:
-        _put(out, np.ascontiguousarray(record.candidate_ids, np.int64).tobytes())
+        parts.append(_bytes(record.candidate_ids, np.int64))
     for part in f.ids:
-        _put(out, _PART.pack(*part.values.shape))
-        _put(out, np.ascontiguousarray(part.columns, np.int32).tobytes())
-        _put(out, np.ascontiguousarray(part.values, np.int64).tobytes())
+        parts += (_PART.pack(*part.values.shape), _bytes(part.columns, np.int32), _bytes(part.values, np.int64))
     for number in f.numbers:
-        _put(out, _PART.pack(*number.values.shape))
-        _put(out, np.ascontiguousarray(number.columns, np.int32).tobytes())
-        _put(out, np.ascontiguousarray(number.values, np.float32).tobytes())
+        parts += (_PART.pack(*number.values.shape), _bytes(number.columns, np.int32), _bytes(number.values, np.float32))
     for bag in f.bags:
-        _put(out, _PART.pack(bag.rows, bag.column))
-        _put(out, np.ascontiguousarray(bag.offsets, np.int32).tobytes())
-        _put(out, np.ascontiguousarray(bag.values, np.int64).tobytes())
-    return b"".join(out)
+        parts += (_PART.pack(bag.rows, bag.column), _bytes(bag.offsets, np.int32), _bytes(bag.values, np.int64))
+    return b"".join([part + bytes(-len(part) % 8) if len(part) & 7 else part for part in parts])
 
 
 def unpack(blob: bytes | memoryview) -> PredictionRecord:
@@ -176,8 +168,7 @@ def _head_of(blob: bytes) -> RecordHead:
         if count < 0:
             raise ValueError(f"a bag ends at {count}")
         at += 8 + _aligned(4 * (r + 1)) + 8 * count
-    if at != len(blob):
-        raise ValueError(f"it has {len(blob)} bytes where its arrays end at {at}")
+    _check_end(len(blob), at)
     return RecordHead(prediction_id, time_ms, endpoint, n, routing_hash)
 
 
@@ -190,20 +181,14 @@ def _unpack(blob: memoryview) -> PredictionRecord:
     at = _Reader(blob, _aligned(_HEAD.size + length))
     scores = at.array(np.float32, n)
     candidate_ids = at.array(np.int64, n) if flags & _CANDIDATE_IDS_FLAG else None
-    ids = []
-    for _ in range(id_parts):
-        r, k = at.shape()
-        ids.append(IdPart(at.array(np.int32, k), at.array(np.int64, r * k).reshape(r, k)))
-    numbers = []
-    for _ in range(number_parts):
-        r, k = at.shape()
-        numbers.append(NumberPart(at.array(np.int32, k), at.array(np.float32, r * k).reshape(r, k)))
+    ids = [IdPart(*at.part(np.int64)) for _ in range(id_parts)]
+    numbers = [NumberPart(*at.part(np.float32)) for _ in range(number_parts)]
     bags = []
     for _ in range(bag_parts):
         r, column = at.shape()
         offsets = at.array(np.int32, r + 1)
         bags.append(Bag(column, offsets, at.array(np.int64, int(offsets[-1]))))
-    at.finish()
+    _check_end(len(blob), at.at)
     return PredictionRecord(
         prediction_id=prediction_id,
         time_ms=time_ms,
@@ -222,29 +207,31 @@ def _unpack(blob: memoryview) -> PredictionRecord:
 class _Reader:
     def __init__(self, blob: memoryview, at: int) -> None:
         self._blob = blob
-        self._at = at
+        self.at = at
 
     def shape(self) -> tuple[int, int]:
-        rows, columns = _PART.unpack_from(self._blob, self._at)
-        self._at = _aligned(self._at + _PART.size)
+        rows, columns = _PART.unpack_from(self._blob, self.at)
+        self.at += _PART.size
         return rows, columns
 
+    def part(self, dtype: Any) -> tuple[Array, Array]:
+        rows, columns = self.shape()
+        return self.array(np.int32, columns), self.array(dtype, rows * columns).reshape(rows, columns)
+
     def array(self, dtype: Any, count: int) -> Array:
-        values = np.frombuffer(self._blob, dtype, count, self._at)
-        self._at = _aligned(self._at + values.nbytes)
+        values = np.frombuffer(self._blob, dtype, count, self.at)
+        self.at = _aligned(self.at + values.nbytes)
         return values
 
-    def finish(self) -> None:
-        if self._at != len(self._blob):
-            raise ValueError(f"it has {len(self._blob)} bytes where its arrays end at {self._at}")
+
+def _check_end(size: int, end: int) -> None:
+    if end != size:
+        raise ValueError(f"it has {size} bytes where its arrays end at {end}")
 
 
 def _aligned(size: int) -> int:
     return (size + 7) & ~7
 
 
-def _put(out: list[bytes], data: bytes) -> None:
-    out.append(data)
-    padding = -len(data) % 8
-    if padding:
-        out.append(b"\0" * padding)
+def _bytes(values: Array, dtype: Any) -> bytes:
+    return np.ascontiguousarray(values, dtype).tobytes()

@@ -7,7 +7,7 @@ duplicate. Restored predictions are marked `overridden`: the worker learns from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -62,7 +62,8 @@ def restore(
 ) -> RestoreReport:
     """Write predictions with labels to `log`; the join has to run afterwards, or at the same time."""
     report = RestoreReport()
-    for raw in _batches(predictions):
+    left = iter(predictions)
+    while raw := list(islice(left, _BATCH_PREDICTIONS)):
         batch = [replace(p, record=replace(p.record, prediction_id=_genuine(ids, p.record))) for p in raw]
         stored_records = log.records([p.record.prediction_id for p in batch])
         fresh = [p for p in batch if p.record.prediction_id not in stored_records]
@@ -91,12 +92,6 @@ def restore(
     return report
 
 
-def _batches(predictions: Iterable[Restored]) -> Iterator[list[Restored]]:
-    left = iter(predictions)
-    while batch := list(islice(left, _BATCH_PREDICTIONS)):
-        yield batch
-
-
 def _genuine(ids: PredictionIds, record: PredictionRecord) -> str:
     try:
         ids.parse(record.prediction_id)
@@ -107,13 +102,8 @@ def _genuine(ids: PredictionIds, record: PredictionRecord) -> str:
 
 def _has(record: PredictionRecord, index: I32) -> Mask:
     """Which rows the stored record has: an import fills rows that it does not know with padding."""
-    parts = [p for p in record.features.ids if len(p.columns)]
-    if not parts:
-        return np.ones(len(index), np.bool_)
-    known = np.zeros(len(index), np.bool_)
-    for part in parts:
-        known |= (part.values if len(part.values) == 1 else part.values[index]).any(axis=1)
-    return known
+    ids = record.features.rows(None, index).ids
+    return np.asarray(ids.any(axis=1)) if ids.shape[1] else np.ones(len(index), np.bool_)
 
 
 def _entry(p: Restored, present: Mask) -> FeedbackEntry:

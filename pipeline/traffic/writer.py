@@ -251,22 +251,17 @@ class TrafficWriter:
         group: list[_Submission] = []
         size = 0
         for submission in wanted:
-            if group and size + len(submission[0]) > self._limits.batch:
+            if size + len(submission[0]) > self._limits.batch:
                 self._commit_feedback(group)
                 group, size = [], 0
             group.append(submission)
             size += len(submission[0])
-        if group:
-            self._commit_feedback(group)
+        self._commit_feedback(group)
 
     def _commit_feedback(self, submissions: list[_Submission]) -> None:
         entries = [entry for part, _ in submissions for entry in part]
-        if not entries:
-            for _, future in submissions:
-                future.set_result([])
-            return
         try:
-            replies = self._try(lambda: self._log.append_feedback(entries, self._clock.wall_ms()))
+            replies = self._try(lambda: self._log.append_feedback(entries, self._clock.wall_ms())) if entries else []
         except NotReady as error:
             logger.error("traffic writer: %d feedback entries failed: %s", len(entries), error)
             self._fail(submissions, "store", error)

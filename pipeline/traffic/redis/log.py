@@ -169,11 +169,10 @@ class RedisTrafficLog:
             stored: Mapping[bytes, bytes] = hashes[prediction_id]
             if b"record" not in stored:
                 continue  # forgotten in between
-            m = MatureRows.unpack(fields[b"m"])
             result.append(
                 Labelled(
                     seq_of(place), prediction_id, int(fields[b"r"]), int(stored[b"ms"]),
-                    m.indices, m.labels, m.positions, m.previous, stored[b"record"], other_scores(stored),
+                    *MatureRows.unpack(fields[b"m"]), stored[b"record"], other_scores(stored),
                 )
             )  # fmt: skip
         return result

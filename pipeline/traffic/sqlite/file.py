@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from pipeline.errors import InvalidInput, NotReady
@@ -106,8 +106,7 @@ class TrafficFile:
             self._db.close()
             raise
 
-    @contextmanager
-    def write(self, durable: bool) -> Iterator[sqlite3.Connection]:
+    def write(self, durable: bool) -> AbstractContextManager[sqlite3.Connection]:
         """A write transaction: all of it or nothing. `durable`: it survives power loss, not only the death of a process.
 
         A durable commit makes every commit before it durable as well.
@@ -115,34 +114,30 @@ class TrafficFile:
         Raises:
             NotReady: the store is locked, full or failing; nothing was written.
         """
-        with self._lock:
-            try:
-                self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise NotReady(f"traffic log {self.path}: {error}") from error
+        return self._transaction(
+            f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}", "BEGIN IMMEDIATE", end="COMMIT"
+        )
 
-    @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> AbstractContextManager[sqlite3.Connection]:
         """A read transaction: one state of the log throughout.
 
         Raises:
             NotReady: the store is failing.
         """
+        return self._transaction("BEGIN", end="ROLLBACK")
+
+    @contextmanager
+    def _transaction(self, *begin: str, end: str) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._db.execute("BEGIN")
+                for statement in begin:
+                    self._db.execute(statement)
                 try:
                     yield self._db
+                    self._db.execute(end)
                 finally:
-                    self._db.execute("ROLLBACK")
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
             except sqlite3.Error as error:
                 raise NotReady(f"traffic log {self.path}: {error}") from error
 

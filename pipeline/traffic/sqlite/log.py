@@ -135,16 +135,10 @@ class SqliteTrafficLog:
                 " WHERE l.seq > ? ORDER BY l.seq LIMIT ?",
                 (after, limit),
             ).fetchall()
-            others = [_other_scores(db, row[1]) for row in rows]
-        result = []
-        for (seq, prediction_id, revision, time_ms, blob, record), other in zip(rows, others, strict=True):
-            m = MatureRows.unpack(blob)
-            result.append(
-                Labelled(
-                    seq, prediction_id, revision, time_ms, m.indices, m.labels, m.positions, m.previous, record, other
-                )
-            )
-        return result
+            return [
+                Labelled(seq, i, revision, time_ms, *MatureRows.unpack(blob), record, _other_scores(db, i))
+                for seq, i, revision, time_ms, blob, record in rows
+            ]
 
     def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
         """Predictions with seq > after, made before `before_ms`, without another arm's scores: (seq, record)."""
@@ -234,17 +228,8 @@ class SqliteTrafficLog:
         predictions: list[object] = []
         blobs: list[object] = []
         for seq, (prediction_id, (record, blob)) in enumerate(new.items(), first):
-            time_ms = record.time_ms
-            predictions += (
-                seq,
-                prediction_id,
-                time_ms,
-                record.endpoint,
-                record.n,
-                _signed(record.routing_hash),
-                time_ms + self._window,
-                prediction_id in scored,
-            )
+            predictions += (seq, prediction_id, record.time_ms, record.endpoint, record.n)
+            predictions += (_signed(record.routing_hash), record.time_ms + self._window, prediction_id in scored)
             blobs += (seq, blob)
         db.execute(
             "INSERT INTO predictions (seq, prediction_id, time_ms, endpoint, n, routing_hash, closes_ms, scored) VALUES "
@@ -264,8 +249,6 @@ class SqliteTrafficLog:
         rows = db.execute(
             "SELECT received_ms, entry FROM parked WHERE prediction_id = ? ORDER BY seq", (record.prediction_id,)
         ).fetchall()
-        if not rows:
-            return
         state = LabelState.fold(record.features.n)
         refused = 0
         for received_ms, text in rows:
@@ -296,7 +279,9 @@ class SqliteTrafficLog:
             return reply, keep is not None
         seq, n, time_ms = row
         state = _state(db, seq, n)
-        change, reply = accept(state, entry, time_ms, now_ms, lazy_finder(lambda: _record(db, seq)))
+        record = "SELECT record FROM records WHERE seq = ?"
+        find = lazy_finder(lambda: db.execute(record, (seq,)).fetchone()[0])
+        change, reply = accept(state, entry, time_ms, now_ms, find)
         if change is None:
             return reply, False
         _store(db, seq, now_ms, change)
@@ -390,11 +375,6 @@ def _other_scores(db: sqlite3.Connection, prediction_id: str) -> tuple[Scores, .
     return tuple(
         Scores(arm, bundle, version, np.frombuffer(blob, np.float32)) for arm, bundle, version, blob in rows.fetchall()
     )
-
-
-def _record(db: sqlite3.Connection, seq: int) -> bytes:
-    blob: bytes = db.execute("SELECT record FROM records WHERE seq = ?", (seq,)).fetchone()[0]
-    return blob
 
 
 def _signed(value: int) -> int:
