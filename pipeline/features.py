@@ -17,7 +17,7 @@ from pipeline.arrays import F32, I32, I64, Array, Index
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["KEPT_ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Rows", "concat_rows"]
+__all__ = ["KEPT_ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Role", "Rows", "concat_rows"]
 
 Role = Literal["context", "candidate"]
 _Arrangement = tuple[tuple[Role | None, ...], tuple[Role | None, ...], tuple[Role, ...]]
@@ -267,13 +267,8 @@ def _roles(fields: Sequence[FieldSpec], parts: Sequence[I32]) -> tuple[Role | No
 
 def _cover(what: str, fields: Sequence[FieldSpec], columns: Sequence[I32]) -> None:
     given = np.concatenate(columns) if len(columns) > 1 else columns[0] if columns else np.zeros(0, np.int32)
-    if len(given) == len(fields):
-        seen = np.zeros(len(fields), np.bool_)
-        inside = bool(len(given) == 0 or (given.min() >= 0 and given.max() < len(fields)))
-        if inside:
-            seen[given] = True
-        if inside and seen.all():
-            return
+    if np.array_equal(np.sort(given), np.arange(len(fields))):
+        return
     wanted = given.tolist()
     for position, field in enumerate(fields):
         count = wanted.count(position)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from pipeline.arrays import F32, I32, I64
-from pipeline.features import KEPT_ARRANGEMENTS, NumberPart
+from pipeline.features import KEPT_ARRANGEMENTS, NumberPart, Role
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["ARRAYS", "KEPT_ROWS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
@@ -27,8 +26,6 @@ REQUEST = "request"
 
 KEPT_ROWS = 4096
 """Candidates up to which the memory of a run is kept for the next; that of a larger run is freed."""
-
-Role = Literal["context", "candidate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

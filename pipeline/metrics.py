@@ -161,21 +161,18 @@ class Sums:
     def __post_init__(self) -> None:
         self.predicted_in = np.zeros(self.binned.bins)
 
-    def update(self, labels: Numbers, scores: Numbers) -> None:
-        """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities."""
-        y = np.asarray(labels, np.float64)
-        self.update_rows(y, np.asarray(scores, np.float64), row_logloss(y, scores), self.binned.bin_of(scores))
+    def update(self, labels: Numbers, scores: Numbers, sign: float = 1.0) -> None:
+        """Add rows: labels `[n]` in 0..1, scores `[n]` probabilities. A sign of -1 reverts them."""
+        y, p = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+        self.update_rows(y, p, row_logloss(y, p), self.binned.bin_of(p), np.full(len(y), sign))
 
     def revert(self, labels: Numbers, scores: Numbers) -> None:
         """Revert rows that were added with these labels and scores."""
-        y = np.asarray(labels, np.float64)
-        bins = self.binned.bin_of(scores)
-        self.update_rows(y, np.asarray(scores, np.float64), row_logloss(y, scores), bins, np.full(len(y), -1.0))
+        self.update(labels, scores, -1.0)
 
-    def update_rows(self, y: F64, p: F64, losses: F64, bins: npt.NDArray[np.intp], sign: F64 | None = None) -> None:
+    def update_rows(self, y: F64, p: F64, losses: F64, bins: npt.NDArray[np.intp], sign: F64) -> None:
         """As `update`, for rows whose LogLoss and bin are known: all `[n]`; `sign` 1 adds a row, -1 reverts it."""
         # Sums of products, not dot products: BLAS would use a pool of threads for those.
-        sign = np.ones(len(y)) if sign is None else sign
         weighted = sign * p
         self.rows += round(float(sign.sum()))
         self.clicks += float((sign * y).sum())

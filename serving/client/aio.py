@@ -19,7 +19,6 @@ from serving.client.attempts import Attempt, Core, Wait
 from serving.client.failures import error_of
 from serving.client.messages import RankResult, feedback_request, rank_request, rank_result, replies_of
 from serving.client.options import Options
-from serving.client.trace import outgoing
 
 __all__ = ["AsyncRankingClient"]
 
@@ -96,14 +95,13 @@ class AsyncRankingClient:
         request = rank_request(
             endpoint, schema, features, routing_key=routing_key, request_id=request_id, top_k=top_k, arm=arm
         )
-        return await self.rank_message(request, timeout=timeout, traceparent=traceparent)
+        return rank_result(await self._call("Rank", request, timeout, traceparent))
 
     async def rank_message(
         self, request: pb.RankRequest, *, timeout: float | None = None, traceparent: str = ""
     ) -> RankResult:
         """`rank` of a message that the caller has built, for example with named or raw values."""
-        hedge, lost_too = self._core.options.hedge_after, self._core.options.retry.lost
-        return rank_result(await self._call("Rank", request, timeout, traceparent, lost_too=lost_too, hedge=hedge))
+        return rank_result(await self._call("Rank", request, timeout, traceparent))
 
     def rank_stream(
         self, requests: AsyncIterable[pb.RankRequest], *, timeout: float | None = None
@@ -120,8 +118,7 @@ class AsyncRankingClient:
             BatonError: of the class that the error code means.
         """
         connection = self._core.pool.take()
-        with outgoing("baton.ranking.v1.RankingService/RankStream") as trace:
-            metadata = [*self._core.options.authorization(), *trace]
+        with self._core.outgoing("RankStream") as metadata:
             call = connection.stub.RankStream(requests, timeout=timeout, metadata=metadata)
         call.add_done_callback(lambda _: self._core.pool.give_back(connection))
         return _answers(call)
@@ -130,16 +127,11 @@ class AsyncRankingClient:
         self, entries: Sequence[FeedbackEntry], *, timeout: float | None = None, traceparent: str = ""
     ) -> list[FeedbackReply]:
         """Send exposures and labels; those with the reply `accepted` are stored. Sent twice they count once (`duplicate`)."""
-        request = feedback_request(entries)
-        return replies_of(await self._call("Feedback", request, timeout, traceparent, lost_too=True))
+        return replies_of(await self._call("Feedback", feedback_request(entries), timeout, traceparent))
 
-    async def _call(
-        self, method: str, request: Any, timeout: float | None, traceparent: str, *, lost_too: bool,
-        hedge: float | None = None,
-    ) -> Any:  # fmt: skip
-        plan = self._core.course(timeout, lost_too=lost_too)
-        with outgoing(f"baton.ranking.v1.RankingService/{method}", traceparent) as trace:
-            metadata = [*self._core.options.authorization(), *trace]
+    async def _call(self, method: str, request: Any, timeout: float | None, traceparent: str) -> Any:
+        plan = self._core.course(method, timeout)
+        with self._core.outgoing(method, traceparent) as metadata:
             try:
                 step = next(plan)
                 while True:
@@ -147,25 +139,25 @@ class AsyncRankingClient:
                         await asyncio.sleep(step.seconds)
                         step = plan.send(None)
                     else:
-                        step = plan.send(await self._attempt(method, request, step, metadata, hedge))
+                        step = plan.send(await self._attempt(method, request, step, metadata))
             except StopIteration as done:
                 return done.value
             finally:
                 plan.close()
 
-    async def _attempt(self, method: str, request: Any, attempt: Attempt, metadata: Any, hedge: float | None) -> Any:
+    async def _attempt(self, method: str, request: Any, attempt: Attempt, metadata: Any) -> Any:
         """The answer, or gRPC's error."""
         call = getattr(attempt.connection.stub, method)(request, timeout=attempt.timeout, metadata=metadata)
-        if hedge is None or hedge >= attempt.timeout:
+        if attempt.hedge is None:
             return await _outcome(call)
         first = asyncio.ensure_future(_outcome(call))
         racing = {first}
         spare = None
         try:
-            await asyncio.wait(racing, timeout=hedge)
+            await asyncio.wait(racing, timeout=attempt.hedge)
             if not first.done() and self._core.budget.spend():
                 spare = self._core.pool.take([attempt.connection])
-                again = getattr(spare.stub, method)(request, timeout=attempt.timeout - hedge, metadata=metadata)
+                again = getattr(spare.stub, method)(request, timeout=attempt.timeout - attempt.hedge, metadata=metadata)
                 racing.add(asyncio.ensure_future(_outcome(again)))
             while racing:
                 done, racing = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)

@@ -9,9 +9,11 @@ waiting:
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from protos.baton.ranking.v1 import ranking_pb2_grpc
 from serving.client.failures import FailedCall, Fate, failed_call
 from serving.client.options import Options, Retry
 from serving.client.pool import Connection, Pool
+from serving.client.trace import Metadata, outgoing
 
 __all__ = ["Attempt", "Budget", "Core", "Course", "Wait"]
 
@@ -31,10 +34,11 @@ _CONNECTION_FAULTS = frozenset({Fate.UNSENT, Fate.REFUSED, Fate.LOST})
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Step of a course: send the request over a connection."""
+    """Step of a course: send the request over a connection, and after `hedge` seconds without an answer over another."""
 
     connection: Connection
     timeout: float
+    hedge: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +111,15 @@ class Core:
 
         self.pool = Pool(targets, self.options, open, ranking_pb2_grpc.RankingServiceStub, self._clock)
 
-    def course(self, timeout: float | None, *, lost_too: bool) -> Course:
-        """The course of one call; its value is the answer.
+    def outgoing(self, method: str, traceparent: str = "") -> AbstractContextManager[Metadata]:
+        """Metadata of a call of the service, with the caller's token and trace."""
+        return outgoing(f"baton.ranking.v1.RankingService/{method}", traceparent, self.options.authorization())
+
+    def course(self, method: str, timeout: float | None) -> Course:
+        """The course of one call of `Rank` or `Feedback`; its value is the answer.
 
         Args:
             timeout: seconds for all attempts; None: that of the options.
-            lost_too: whether it may be repeated if the server may have processed it.
 
         Raises:
             BatonError: the last attempt's.
@@ -120,6 +127,8 @@ class Core:
         pool, retry, now = self.pool, self.options.retry, self._clock.monotonic
         timeout = self.options.timeout if timeout is None else timeout
         until = now() + timeout
+        lost_too = method == "Feedback" or retry.lost  # whether the server may have processed it already
+        hedge_after = math.inf if method == "Feedback" or self.options.hedge_after is None else self.options.hedge_after
         tried: list[Connection] = []
         self.budget.earn()
         while True:
@@ -129,7 +138,7 @@ class Core:
             connection = pool.take(tried)
             failure: FailedCall | None = None
             try:
-                answer = yield Attempt(connection, left)
+                answer = yield Attempt(connection, left, hedge_after if hedge_after < left else None)
                 if not isinstance(answer, grpc.RpcError):
                     return answer
                 failure = failed_call(answer)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays import F32, I64
-from pipeline.features import Features
-from pipeline.schema import Schema
+from pipeline.features import Features, IdPart, NumberPart
+from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.wire.packed import PackedRankRequest, original
@@ -56,16 +56,15 @@ def rank_request(
         criticality=pb.SHEDDABLE if sheddable else pb.CRITICALITY_UNSPECIFIED,
     )
     sides = {"context": request.context, "candidate": request.candidates}
-    for part in features.ids:
-        fields = [schema.ids[c] for c in part.columns]
-        matrix = sides[fields[0].role].ids
+    parts: list[tuple[IdPart | NumberPart, Sequence[FieldSpec], str, str]] = [
+        *((part, schema.ids, "ids", "<i8") for part in features.ids),
+        *((part, schema.numbers, "numbers", "<f4") for part in features.numbers),
+    ]
+    for part, specs, name, dtype in parts:
+        fields = [specs[c] for c in part.columns]
+        matrix = getattr(sides[fields[0].role], name)
         matrix.fields.extend(f.name for f in fields)
-        matrix.values += part.values.astype("<i8", copy=False).tobytes()
-    for number in features.numbers:
-        fields = [schema.numbers[c] for c in number.columns]
-        matrix = sides[fields[0].role].numbers
-        matrix.fields.extend(f.name for f in fields)
-        matrix.values += number.values.astype("<f4", copy=False).tobytes()
+        matrix.values += part.values.astype(dtype, copy=False).tobytes()
     for bag in features.bags:
         field = schema.bags[bag.column]
         column = sides[field.role].columns.add(field=field.name)

@@ -20,7 +20,6 @@ from serving.client.attempts import Attempt, Core, Wait
 from serving.client.failures import error_of
 from serving.client.messages import RankResult, feedback_request, rank_request, rank_result, replies_of
 from serving.client.options import Options
-from serving.client.trace import outgoing
 
 __all__ = ["RankingClient"]
 
@@ -80,20 +79,18 @@ class RankingClient:
         request = rank_request(
             endpoint, schema, features, routing_key=routing_key, request_id=request_id, top_k=top_k, arm=arm
         )
-        return self.rank_message(request, timeout=timeout, traceparent=traceparent)
+        return rank_result(self._call("Rank", request, timeout, traceparent))
 
     def rank_message(
         self, request: pb.RankRequest, *, timeout: float | None = None, traceparent: str = ""
     ) -> RankResult:
         """See `AsyncRankingClient.rank_message`."""
-        hedge, lost_too = self._core.options.hedge_after, self._core.options.retry.lost
-        return rank_result(self._call("Rank", request, timeout, traceparent, lost_too=lost_too, hedge=hedge))
+        return rank_result(self._call("Rank", request, timeout, traceparent))
 
     def rank_stream(self, requests: Iterable[pb.RankRequest], *, timeout: float | None = None) -> Iterator[RankResult]:
         """See `AsyncRankingClient.rank_stream`. `requests` is read in a thread of gRPC."""
         connection = self._core.pool.take()
-        with outgoing("baton.ranking.v1.RankingService/RankStream") as trace:
-            metadata = [*self._core.options.authorization(), *trace]
+        with self._core.outgoing("RankStream") as metadata:
             call = connection.stub.RankStream(iter(requests), timeout=timeout, metadata=metadata)
         call.add_callback(lambda: self._core.pool.give_back(connection))
         return _answers(call)
@@ -102,16 +99,11 @@ class RankingClient:
         self, entries: Sequence[FeedbackEntry], *, timeout: float | None = None, traceparent: str = ""
     ) -> list[FeedbackReply]:
         """See `AsyncRankingClient.feedback`."""
-        request = feedback_request(entries)
-        return replies_of(self._call("Feedback", request, timeout, traceparent, lost_too=True))
+        return replies_of(self._call("Feedback", feedback_request(entries), timeout, traceparent))
 
-    def _call(
-        self, method: str, request: Any, timeout: float | None, traceparent: str, *, lost_too: bool,
-        hedge: float | None = None,
-    ) -> Any:  # fmt: skip
-        plan = self._core.course(timeout, lost_too=lost_too)
-        with outgoing(f"baton.ranking.v1.RankingService/{method}", traceparent) as trace:
-            metadata = [*self._core.options.authorization(), *trace]
+    def _call(self, method: str, request: Any, timeout: float | None, traceparent: str) -> Any:
+        plan = self._core.course(method, timeout)
+        with self._core.outgoing(method, traceparent) as metadata:
             try:
                 step = next(plan)
                 while True:
@@ -119,16 +111,16 @@ class RankingClient:
                         time.sleep(step.seconds)
                         step = plan.send(None)
                     else:
-                        step = plan.send(self._attempt(method, request, step, metadata, hedge))
+                        step = plan.send(self._attempt(method, request, step, metadata))
             except StopIteration as done:
                 return done.value
             finally:
                 plan.close()
 
-    def _attempt(self, method: str, request: Any, attempt: Attempt, metadata: Any, hedge: float | None) -> Any:
+    def _attempt(self, method: str, request: Any, attempt: Attempt, metadata: Any) -> Any:
         """The answer, or gRPC's error."""
         send = getattr(attempt.connection.stub, method)
-        if hedge is None or hedge >= attempt.timeout:
+        if attempt.hedge is None:
             try:
                 return send(request, timeout=attempt.timeout, metadata=metadata)
             except grpc.RpcError as error:
@@ -139,12 +131,12 @@ class RankingClient:
         spare = None
         try:
             try:
-                over.put(over.get(timeout=hedge))
+                over.put(over.get(timeout=attempt.hedge))
             except queue.Empty:
                 if self._core.budget.spend():
                     spare = self._core.pool.take([attempt.connection])
                     again = getattr(spare.stub, method)
-                    racing.append(again.future(request, timeout=attempt.timeout - hedge, metadata=metadata))
+                    racing.append(again.future(request, timeout=attempt.timeout - attempt.hedge, metadata=metadata))
                     racing[1].add_done_callback(over.put)
             for _ in list(racing):
                 done = over.get()

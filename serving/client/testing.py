@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import grpc
@@ -78,7 +80,13 @@ class FakeServer:
         self.labels: list[FeedbackEntry] = []
         self.peers: set[str] = set()
         self._server = grpc.server(ThreadPoolExecutor(16, thread_name_prefix="fake-baton"))
-        ranking_pb2_grpc.add_RankingServiceServicer_to_server(_Servicer(self), self._server)  # type: ignore[no-untyped-call]
+        methods = SimpleNamespace(
+            Rank=self._rank,
+            RankStream=partial(_each, self._rank),
+            Feedback=self._feedback,
+            FeedbackStream=partial(_each, self._feedback),
+        )
+        ranking_pb2_grpc.add_RankingServiceServicer_to_server(methods, self._server)  # type: ignore[no-untyped-call]
         if credentials is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:
@@ -182,23 +190,9 @@ class FakeServer:
         return True
 
 
-class _Servicer(ranking_pb2_grpc.RankingServiceServicer):
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
-
-    def Rank(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._server._rank(request, context)
-
-    def RankStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
-        for request in requests:
-            yield self._server._rank(request, context)
-
-    def Feedback(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._server._feedback(request, context)
-
-    def FeedbackStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
-        for request in requests:
-            yield self._server._feedback(request, context)
+def _each(method: Callable[[Any, Any], Any], requests: Iterator[Any], context: Any) -> Iterator[Any]:
+    """Answers of a method to a stream of requests."""
+    return (method(request, context) for request in requests)
 
 
 def candidates_of(request: pb.RankRequest) -> int:

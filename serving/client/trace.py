@@ -11,23 +11,24 @@ from contextlib import contextmanager
 
 from pipeline.errors import BatonError
 
-__all__ = ["outgoing"]
+__all__ = ["Metadata", "outgoing"]
 
 Metadata = list[tuple[str, str]]
 
 
 @contextmanager
-def outgoing(method: str, traceparent: str = "") -> Iterator[Metadata]:
+def outgoing(method: str, traceparent: str, metadata: Metadata) -> Iterator[Metadata]:
     """Metadata for a call of `method` within a client span, if there is a trace.
 
     Args:
         traceparent: of a trace from another source; then there is no span.
+        metadata: of the call beside the trace.
     """
     if traceparent:
-        yield [("traceparent", traceparent)]
+        yield [*metadata, ("traceparent", traceparent)]
         return
     if "opentelemetry.trace" not in sys.modules:
-        yield []
+        yield metadata
         return
     from opentelemetry.trace import SpanKind, Status, StatusCode, get_tracer
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -37,7 +38,7 @@ def outgoing(method: str, traceparent: str = "") -> Iterator[Metadata]:
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier)
         try:
-            yield list(carrier.items())
+            yield [*metadata, *carrier.items()]
         except BatonError as error:
             span.set_status(Status(StatusCode.ERROR, type(error).__name__))
             raise
