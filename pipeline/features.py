@@ -17,7 +17,17 @@ from pipeline.arrays import F32, I32, I64, Array, Index
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["KEPT_ARRANGEMENTS", "Bag", "Features", "IdPart", "NumberPart", "Role", "Rows", "concat_rows"]
+__all__ = [
+    "KEPT_ARRANGEMENTS",
+    "Bag",
+    "Features",
+    "IdPart",
+    "NumberPart",
+    "Role",
+    "Rows",
+    "concat_rows",
+    "refuse_infinite",
+]
 
 Role = Literal["context", "candidate"]
 _Arrangement = tuple[tuple[Role | None, ...], tuple[Role | None, ...], tuple[Role, ...]]
@@ -193,10 +203,7 @@ class Features:
             if b.rows not in rows:
                 raise _wrong_rows(b.rows, self.n)
         for part in self.numbers:
-            infinite = np.isinf(part.values)
-            if infinite.any():
-                name = schema.numbers[int(part.columns[int(np.argmax(infinite.any(axis=0)))])].name
-                raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
+            refuse_infinite(part.values, schema.numbers, part.columns)
 
     def _arrangement(self, schema: Schema) -> _Arrangement:
         """The roles of the parts, after a check that they cover the schema; remembered for requests with the same
@@ -230,6 +237,18 @@ class Features:
             if len(schema.arrangements) < KEPT_ARRANGEMENTS:
                 schema.arrangements[key] = known
         return known
+
+
+def refuse_infinite(values: F32, fields: Sequence[FieldSpec], columns: Sequence[int] | I32) -> None:
+    """Check the numbers of `columns` of a schema's number fields, float32 `[n, k]`.
+
+    Raises:
+        InvalidInput: one is infinite.
+    """
+    infinite = np.isinf(values)
+    if infinite.any():
+        name = fields[columns[int(np.argmax(infinite.any(axis=0)))]].name
+        raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
 
 
 def _by_role(fields: Sequence[FieldSpec], values: Array) -> Iterator[tuple[I32, Array]]:

@@ -272,12 +272,8 @@ class Dispatcher:
         self.pending += 1
         try:
             await self._engine.run(event)
-        except asyncio.CancelledError:
-            if self._clock.monotonic() >= event.deadline - TICK_S:  # gRPC cancels its handler when the deadline passes
-                self._missed(target, started)
-            raise
-        except Exception as error:
-            self._failed(target, error, started)
+        except (Exception, asyncio.CancelledError) as error:
+            self._failed(target, event, error, started)
             raise
         finally:
             self.pending -= 1
@@ -369,21 +365,18 @@ class Dispatcher:
         for reason in degraded:
             self._telemetry.degraded(target.endpoint, reason)
 
-    def _failed(self, target: Target, error: Exception, started: float) -> None:
-        if isinstance(error, DeadlineExceeded):
-            self._missed(target, started)
-            return
-        if isinstance(error, InvalidInput):
-            return  # the caller's fault says nothing about the arm
-        self._tally(target).failed += 1
-        self._tally(target).failed_seconds += self._clock.monotonic() - started
-        window = self.window(target.endpoint, target.arm)
-        window.errors += 1
-        window.recent.error(self._clock.monotonic())
-
-    def _missed(self, target: Target, started: float) -> None:
-        self._tally(target).failed += 1
-        self._tally(target).failed_seconds += self._clock.monotonic() - started
-        window = self.window(target.endpoint, target.arm)
-        window.deadline_misses += 1
-        window.recent.deadline_missed(self._clock.monotonic())
+    def _failed(self, target: Target, event: Event, error: BaseException, started: float) -> None:
+        now = self._clock.monotonic()
+        # gRPC cancels its handler when the deadline passes, or earlier when the caller goes away.
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if isinstance(error, InvalidInput) or (cancelled and now < event.deadline - TICK_S):
+            return  # the caller's doing says nothing about the arm
+        tally, window = self._tally(target), self.window(target.endpoint, target.arm)
+        tally.failed += 1
+        tally.failed_seconds += now - started
+        if cancelled or isinstance(error, DeadlineExceeded):
+            window.deadline_misses += 1
+            window.recent.deadline_missed(now)
+        else:
+            window.errors += 1
+            window.recent.error(now)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from pipeline.errors import InvalidInput, NotFound, NotReady
 from pipeline.event import Event
@@ -23,6 +22,7 @@ from serving.wire.inference import parameters_of, read_request
 
 __all__ = ["EXTENSIONS", "InferenceService"]
 
+T = TypeVar("T", str, bool)
 EXTENSIONS = ("model_repository", "statistics", "model_configuration")
 OPERATED = ("RepositoryModelLoad", "RepositoryModelUnload")
 PROBES = ("ServerLive", "ServerReady", "ModelReady")
@@ -77,16 +77,16 @@ class InferenceService:
         started = self._clock.monotonic()
         name = ""
         try:
-            request, raw = _read(data)
+            request, raw = read_request(data)
             name = request.model_name
             parameters = parameters_of(request)
-            key = _text(parameters, "routing_key") or call.header("x-routing-key")
-            arm = _text(parameters, "arm")
+            key = _parameter(parameters, "routing_key", "") or call.header("x-routing-key")
+            arm = _parameter(parameters, "arm", "")
             target = self._dispatcher.route(name, request.model_version, key, arm)
             if arm:
                 self._access.override(name, call)
             codec = target.served.infer
-            call.trace = call.trace or _flag(parameters, "trace")
+            call.trace = call.trace or _parameter(parameters, "trace", False)
             first = request.inputs[0].shape if request.inputs else ()
             event = Event(
                 request=request,
@@ -211,24 +211,12 @@ def _parsed(request: Any, method: Callable[[Any, Call], Awaitable[Any]]) -> Meth
     return call
 
 
-def _read(data: bytes) -> tuple[Any, list[bytes] | None]:
-    try:
-        return read_request(data)
-    except DecodeError:
-        raise InvalidInput("the request is not an inference.ModelInferRequest: it cannot be parsed") from None
-
-
-def _text(parameters: Mapping[str, Any], name: str) -> str:
-    value = parameters.get(name, "")
-    if not isinstance(value, str):
-        raise InvalidInput(f"parameter {name!r} must be a string", name)
-    return value
-
-
-def _flag(parameters: Mapping[str, Any], name: str) -> bool:
-    value = parameters.get(name, False)
-    if not isinstance(value, bool):
-        raise InvalidInput(f"parameter {name!r} must be a bool", name)
+def _parameter(parameters: Mapping[str, Any], name: str, default: T) -> T:
+    """A parameter of the kind of its default."""
+    value = parameters.get(name, default)
+    if not isinstance(value, type(default)):
+        kind = "string" if isinstance(default, str) else "bool"
+        raise InvalidInput(f"parameter {name!r} must be a {kind}", name)
     return value
 
 

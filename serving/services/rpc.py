@@ -162,13 +162,11 @@ class Shell:
                 if call.trace and call.event is not None:
                     context.set_trailing_metadata(((TIMINGS_KEY, _timings(call.event, now() - started)),))
                 return answer
-            except asyncio.CancelledError as error:
+            except BaseException as error:
                 failure = error
+                if isinstance(error, Exception):
+                    await _abort(context, call, error)
                 raise
-            except Exception as error:
-                failure = error
-                await _abort(context, call, error)
-                raise  # abort has raised already
             finally:
                 if span is not None:
                     span.end(call.event, failure)
@@ -217,12 +215,11 @@ class Shell:
                     answer = await task
                     unanswered.discard(task)
                     yield answer
-            except (asyncio.CancelledError, GeneratorExit) as error:
+            except BaseException as error:
                 failure = error
+                if isinstance(error, Exception):
+                    await _abort(context, call, error)
                 raise
-            except Exception as error:
-                failure = error
-                await _abort(context, call, error)
             finally:
                 unfinished: list[asyncio.Future[Any]] = [reading, *unanswered]
                 for future in unfinished:
@@ -246,12 +243,11 @@ class Shell:
                 async with contextlib.aclosing(method(data, call)) as answers:
                     async for answer in answers:
                         yield answer
-            except (asyncio.CancelledError, GeneratorExit) as error:
+            except BaseException as error:
                 failure = error
+                if isinstance(error, Exception):
+                    await _abort(context, call, error)
                 raise
-            except Exception as error:
-                failure = error
-                await _abort(context, call, error)
             finally:
                 if span is not None:
                     span.end(None, failure)

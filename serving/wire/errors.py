@@ -94,13 +94,9 @@ def failure_of(error: BaseException, request_id: str, trace_id: str = "") -> Fai
     if codes is None:
         about = {"request_id": request_id, "trace_id": trace_id}
         log.error("request %s failed", request_id, exc_info=error, extra=about)
-        return _failure(INTERNAL.code, f"internal error; request id {request_id}", "Internal", request_id)
-    return _failure(codes.code, str(error), type(error).__name__, request_id, error)
-
-
-def _failure(
-    code: grpc.StatusCode, message: str, reason: str, request_id: str, error: BaseException | None = None
-) -> Failure:
+        code, message, reason = INTERNAL.code, f"internal error; request id {request_id}", "Internal"
+    else:
+        code, message, reason = codes.code, str(error), type(error).__name__
     status = status_pb2.Status(code=code.value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"request_id": request_id})
     status.details.add().Pack(info)

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from google.protobuf.message import DecodeError
 
 from pipeline.arrays import F32
 from pipeline.context import context_once
 from pipeline.errors import InvalidInput
-from pipeline.features import Bag, Features, Rows
+from pipeline.features import Bag, Features, Rows, refuse_infinite
 from pipeline.hashing import hash_bag_column, hash_column
 from pipeline.schema import FieldSpec, Schema
 from protos.inference import data_type, message
@@ -48,12 +49,13 @@ def read_request(data: bytes) -> tuple[Any, list[bytes] | None]:
     """A ModelInferRequest, and its raw tensors apart if they are large; None: they are in the message.
 
     Raises:
-        google.protobuf.message.DecodeError: the bytes are not one.
+        InvalidInput: the bytes are not one.
     """
-    if len(data) < _CUT_FROM_BYTES:
-        return _Request.FromString(data), None
-    rest, raw = detach(data, _RAW_INPUTS_FIELD)
-    return _Request.FromString(rest), raw
+    rest, raw = (data, None) if len(data) < _CUT_FROM_BYTES else detach(data, _RAW_INPUTS_FIELD)
+    try:
+        return _Request.FromString(rest), raw
+    except DecodeError:
+        raise InvalidInput("the request is not an inference.ModelInferRequest: it cannot be parsed") from None
 
 
 def parameters_of(message: Any) -> dict[str, Any]:
@@ -180,10 +182,7 @@ class InferCodec:
         numbers = np.empty((n, 0), np.float32)
         if schema.numbers:
             numbers = tensors["numbers"].matrix("FP32", len(schema.numbers))
-            infinite = np.isinf(numbers)
-            if infinite.any():
-                name = schema.numbers[int(np.argmax(infinite.any(axis=0)))].name
-                raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
+            refuse_infinite(numbers, schema.numbers, range(len(schema.numbers)))
         bags = []
         for column, spec in enumerate(schema.bags):
             padded = tensors[BAG + spec.name].matrix("INT64", None)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.arrays import F32, I32, I64, Array
 from pipeline.errors import InvalidInput
 from pipeline.event import Event
-from pipeline.features import Bag, Features, IdPart, NumberPart
+from pipeline.features import Bag, Features, IdPart, NumberPart, refuse_infinite
 from pipeline.hashing import hash_bag_column, hash_column, hash_value
 from pipeline.schema import FieldSpec, Schema
 from serving.wire.packed import PackedRankResponse, original
@@ -131,11 +131,8 @@ class RankCodec:
                 f"recall_scores holds {recall_count} numbers for {count} candidates; send one each or none",
                 "recall_scores",
             )
-        ids: list[IdPart] = []
-        numbers: list[NumberPart] = []
-        for side in (context, candidates):
-            ids.extend(IdPart(columns, values) for columns, values in _merge(side.ids))
-            numbers.extend(NumberPart(columns, values) for columns, values in _merge(side.numbers))
+        ids = [IdPart(*part) for part in (*_merge(context.ids), *_merge(candidates.ids))]
+        numbers = [NumberPart(*part) for part in (*_merge(context.numbers), *_merge(candidates.numbers))]
         return Features(count, tuple(ids), tuple(numbers), (*context.bags, *candidates.bags))
 
     @staticmethod
@@ -170,11 +167,10 @@ class RankCodec:
 
     def _side(self, rows: Any, side: _Side) -> None:
         if rows.HasField("ids"):
-            columns, values = self._matrix(rows.ids, "id", np.dtype("<i8"), side)
-            side.ids.append((columns, values))
+            side.ids.append(self._matrix(rows.ids, "id", np.dtype("<i8"), side))
         if rows.HasField("numbers"):
             columns, values = self._matrix(rows.numbers, "number", np.dtype("<f4"), side)
-            _refuse_infinite(values, [self.schema.numbers[c].name for c in columns])
+            refuse_infinite(values, self.schema.numbers, columns)
             side.numbers.append((columns, values))
         for column in rows.columns:
             self._single(column, side)
@@ -237,7 +233,7 @@ class RankCodec:
             return
         if field.kind == "number":
             values = _array(content.values, np.dtype("<f4"), name)
-            _refuse_infinite(values[:, None], [name])
+            refuse_infinite(values[:, None], self.schema.numbers, at)
             side.rows(len(values), name)
             side.numbers.append((at, values[:, None]))
             return
@@ -281,11 +277,9 @@ _READERS = {
 
 
 def _claim(side: _Side, names: tuple[str, ...]) -> None:
-    before = len(side.seen)
-    both = side.seen.intersection(names) if before else ()
+    both = side.seen.intersection(names) if side.seen else ()
     if both:
-        name = sorted(both)[0]
-        raise InvalidInput(f"field {name!r} is sent twice", name)
+        raise InvalidInput(f"field {min(both)!r} is sent twice", min(both))
     side.seen.update(names)
 
 
@@ -295,12 +289,6 @@ def _array(values: Any, dtype: np.dtype[Any], name: str) -> Array:
     if len(values) % dtype.itemsize:
         raise InvalidInput(f"field {name!r}: {len(values)} bytes are no whole number of {dtype.name} values", name)
     return np.frombuffer(values, dtype)
-
-
-def _refuse_infinite(values: Array, names: list[str]) -> None:
-    if np.isinf(values).any():
-        name = names[int(np.argmax(np.isinf(values).any(axis=0)))]
-        raise InvalidInput(f"number {name!r} is infinite; send NaN where a value is missing", name)
 
 
 def _merge(parts: list[tuple[I32, Array]]) -> list[tuple[I32, Array]]:
