@@ -17,7 +17,7 @@ import yaml
 from rich.markup import escape
 
 from pipeline.errors import InvalidInput
-from serving.cli.output import Output, emit, problems, say
+from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
     from benchmarks.report import Report
@@ -62,11 +62,10 @@ def serve(
 
     if quick:
         models, rows, inflight, seconds = models[:1], [1, 100], [8], min(seconds, 0.5)
-    with problems():
-        report = serve.run(
-            models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=_tell
-        )
-        _show(report, output, out)
+    report = serve.run(
+        models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=_tell
+    )
+    _show(report, output, out)
 
 
 @app.command("ray")
@@ -85,9 +84,8 @@ def ray(
     """
     from benchmarks import cluster
 
-    with problems():
-        cluster.enter_own_network(sys.argv[1:])
-        _show(cluster.run(rows, inflight, seconds, rounds, table_rows, progress=_tell), output, out)
+    cluster.enter_own_network(sys.argv[1:])
+    _show(cluster.run(rows, inflight, seconds, rounds, table_rows, progress=_tell), output, out)
 
 
 @app.command("lanes")
@@ -110,12 +108,11 @@ def lanes(
     """
     from benchmarks import lanes
 
-    with problems():
-        splits = [lanes.Split.parse(text) for text in split or []]
-        report = lanes.run(
-            splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=_tell
-        )
-        _show(report, output, out)
+    splits = [lanes.Split.parse(text) for text in split or []]
+    report = lanes.run(
+        splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=_tell
+    )
+    _show(report, output, out)
 
 
 @app.command("shadow")
@@ -134,9 +131,8 @@ def shadow(
     """
     from benchmarks import shadow
 
-    with problems():
-        report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=_tell)
-        _show(report, output, out)
+    report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=_tell)
+    _show(report, output, out)
 
 
 @app.command("swap")
@@ -156,9 +152,8 @@ def swap(
     """
     from benchmarks import swap
 
-    with problems():
-        report = swap.run(5.0 if quick else seconds, rounds, interval, rows, table_rows=table_rows, progress=_tell)
-        _show(report, output, out)
+    report = swap.run(5.0 if quick else seconds, rounds, interval, rows, table_rows=table_rows, progress=_tell)
+    _show(report, output, out)
 
 
 @app.command("overload")
@@ -177,10 +172,9 @@ def overload(
     """
     from benchmarks import overload
 
-    with problems():
-        length = 10.0 if quick else seconds
-        report = overload.run(length, min(10.0, length), deadline, rows, table_rows=table_rows, progress=_tell)
-        _show(report, output, out)
+    length = 10.0 if quick else seconds
+    report = overload.run(length, min(10.0, length), deadline, rows, table_rows=table_rows, progress=_tell)
+    _show(report, output, out)
 
 
 @app.command("soak")
@@ -198,8 +192,7 @@ def soak(
     """
     from benchmarks import soak
 
-    with problems():
-        _show(soak.run(minutes, load, rows, table_rows=table_rows, progress=_tell), output, out)
+    _show(soak.run(minutes, load, rows, table_rows=table_rows, progress=_tell), output, out)
 
 
 @app.command("embedding")
@@ -220,8 +213,7 @@ def embedding(
 
     chosen = embedding.FULL if full else embedding.QUICK
     settings = replace(chosen, rows=rows or chosen.rows, widths=widths or chosen.widths, redis=redis)
-    with problems():
-        _show(embedding.run(settings, progress=_tell, folder=folder), output, out)
+    _show(embedding.run(settings, progress=_tell, folder=folder), output, out)
 
 
 @app.command("context")
@@ -238,8 +230,7 @@ def context(
     """
     from benchmarks import context
 
-    with problems():
-        _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=_tell), output, out)
+    _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=_tell), output, out)
 
 
 @app.command("engine")
@@ -255,8 +246,7 @@ def engine(
     """
     from benchmarks import engine
 
-    with problems():
-        _show(engine.run(rows, rounds=rounds, progress=_tell), output, out)
+    _show(engine.run(rows, rounds=rounds, progress=_tell), output, out)
 
 
 @app.command("traffic")
@@ -273,8 +263,7 @@ def traffic(
     """
     from benchmarks import traffic
 
-    with problems():
-        _show(traffic.run(seconds, rows, rate, progress=_tell), output, out)
+    _show(traffic.run(seconds, rows, rate, progress=_tell), output, out)
 
 
 @app.command("analysis")
@@ -290,8 +279,7 @@ def analysis(
     """
     from benchmarks import analysis
 
-    with problems():
-        _show(analysis.run(total, rows, progress=_tell), output, out)
+    _show(analysis.run(total, rows, progress=_tell), output, out)
 
 
 @app.command("train")
@@ -308,8 +296,7 @@ def train(
     """
     from benchmarks import training
 
-    with problems():
-        _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_tell), output, out)
+    _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_tell), output, out)
 
 
 @app.command("projection")
@@ -324,8 +311,7 @@ def projection(
     """
     from benchmarks import projection
 
-    with problems():
-        _show(projection.run(rows, progress=_tell), output, out)
+    _show(projection.run(rows, progress=_tell), output, out)
 
 
 @app.command("teachers")
@@ -342,8 +328,7 @@ def teachers(
     """
     from benchmarks import teachers
 
-    with problems():
-        _show(teachers.run(tuple(members), rows, rounds, progress=_tell), output, out)
+    _show(teachers.run(tuple(members), rows, rounds, progress=_tell), output, out)
 
 
 @app.command("drift")
@@ -359,8 +344,7 @@ def drift(
     """
     from benchmarks import drift
 
-    with problems():
-        _show(drift.run(rows, seeds, progress=_tell), output, out)
+    _show(drift.run(rows, seeds, progress=_tell), output, out)
 
 
 def _settings(config: Path | None) -> dict[str, Any]:

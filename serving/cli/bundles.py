@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.bundle.bundle import Bundle
-from serving.cli.output import Output, emit, problems
+from serving.cli.output import Output, emit
 
 __all__ = ["app"]
 
@@ -24,44 +24,39 @@ def inspect(folder: Folder, output: Format = Output.table) -> None:
 
     Example: baton bundle inspect .baton/bundles/ranker-deepfm/1
     """
-    with problems():
-        bundle = Bundle.open(folder, verify=False)
-        m = bundle.manifest
-        if output is Output.json:
-            emit(output, m.model_dump(mode="json", by_alias=True), "", (), ())
-            return
-        facts = [
-            ("name", m.name),
-            ("version", m.version),
-            ("architecture", m.architecture),
-            ("lineage", f"base {m.base} + deltas {', '.join(m.deltas)}" if m.base else "base"),
-            ("parent", m.parent or "none"),
+    bundle = Bundle.open(folder, verify=False)
+    m = bundle.manifest
+    if output is Output.json:
+        emit(output, m.model_dump(mode="json", by_alias=True), "", (), ())
+        return
+    facts = [
+        ("name", m.name),
+        ("version", m.version),
+        ("architecture", m.architecture),
+        ("lineage", f"base {m.base} + deltas {', '.join(m.deltas)}" if m.base else "base"),
+        ("parent", m.parent or "none"),
+        (
+            "gate",
+            "not judged" if m.gate is None else "passed" if m.gate.passed else "refused: " + "; ".join(m.gate.reasons),
+        ),
+        ("learns on", "no, frozen" if bundle.frozen and m.base is None else "yes"),
+        ("calibration", f"alpha {m.calibration.alpha:.4f}, beta {m.calibration.beta:+.4f}"),
+        *(
             (
-                "gate",
-                "not judged"
-                if m.gate is None
-                else "passed"
-                if m.gate.passed
-                else "refused: " + "; ".join(m.gate.reasons),
-            ),
-            ("learns on", "no, frozen" if bundle.frozen and m.base is None else "yes"),
-            ("calibration", f"alpha {m.calibration.alpha:.4f}, beta {m.calibration.beta:+.4f}"),
-            *(
-                (
-                    f"{name} at birth",
-                    "-" if value is None else f"{value:,.0f}" if value.is_integer() else f"{value:.4f}",
-                )
-                for name, value in sorted(m.metrics.items())
-            ),
-            ("bytes", f"{sum(f.bytes for f in m.files.values()):,}"),
-        ]
-        emit(output, None, f"{m.name} {m.version}", ("what", "value"), facts)
-        fields = [
-            (f.name, f.role, f.kind, f.table_name if f.kind != "number" else None, f.width,
-             m.tables[f.table_name].rows if f.kind != "number" else None, f.transform or f.pooling)
-            for f in m.model_schema.fields
-        ]  # fmt: skip
-        emit(output, None, "fields", ("field", "role", "kind", "table", "width", "rows", "transform/pooling"), fields)
+                f"{name} at birth",
+                "-" if value is None else f"{value:,.0f}" if value.is_integer() else f"{value:.4f}",
+            )
+            for name, value in sorted(m.metrics.items())
+        ),
+        ("bytes", f"{sum(f.bytes for f in m.files.values()):,}"),
+    ]
+    emit(output, None, f"{m.name} {m.version}", ("what", "value"), facts)
+    fields = [
+        (f.name, f.role, f.kind, f.table_name if f.kind != "number" else None, f.width,
+         m.tables[f.table_name].rows if f.kind != "number" else None, f.transform or f.pooling)
+        for f in m.model_schema.fields
+    ]  # fmt: skip
+    emit(output, None, "fields", ("field", "role", "kind", "table", "width", "rows", "transform/pooling"), fields)
 
 
 @app.command("import-onnx")
@@ -79,16 +74,15 @@ def import_onnx(
     from transfer.bundles.import_onnx import ImportSpec
     from transfer.bundles.import_onnx import import_onnx as run
 
-    with problems():
-        m = run(file, ImportSpec.load(schema), out, name=name or file.stem).manifest
-        result = {
-            "bundle": str(out),
-            "name": m.name,
-            "fields": len(m.model_schema.fields),
-            "read": ", ".join(m.hyperparameters["columns"]),
-            "codes": sum(table.rows for table in m.tables.values()),
-        }
-        emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
+    m = run(file, ImportSpec.load(schema), out, name=name or file.stem).manifest
+    result = {
+        "bundle": str(out),
+        "name": m.name,
+        "fields": len(m.model_schema.fields),
+        "read": ", ".join(m.hyperparameters["columns"]),
+        "codes": sum(table.rows for table in m.tables.values()),
+    }
+    emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
 
 
 @app.command()
@@ -97,11 +91,10 @@ def verify(folder: Folder, output: Format = Output.table) -> None:
 
     Example: baton bundle verify .baton/bundles/ranker-deepfm/1
     """
-    with problems():
-        bundle = Bundle.open(folder, verify=True)
-        m = bundle.manifest
-        if m.servable:
-            for table in m.tables:
-                bundle.table(table)
-        result = {"bundle": m.name, "version": m.version, "files": len(m.files), "ok": True}
-        emit(output, result, "", ("bundle", "version", "files", "ok"), [tuple(result.values())])
+    bundle = Bundle.open(folder, verify=True)
+    m = bundle.manifest
+    if m.servable:
+        for table in m.tables:
+            bundle.table(table)
+    result = {"bundle": m.name, "version": m.version, "files": len(m.files), "ok": True}
+    emit(output, result, "", ("bundle", "version", "files", "ok"), [tuple(result.values())])

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from pipeline.errors import BatonError, InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Reason, Server, Token
-from serving.cli.output import Output, console, emit, problems, say, show_table
+from serving.cli.output import Output, console, emit, say, show_table
 from serving.wiring.bundles import open_repository
 
 __all__ = ["app"]
@@ -40,16 +40,15 @@ def warm(
 
     Example: baton cache warm ranker --reason 'new machine'
     """
-    with problems():
-        done = (
-            _run_here(config, name, version)
-            if config
-            else _ask_server(AdminClient(server, token=token), name, version, reason)
-        )
-        if done["error"]:
-            raise BatonError(done["error"])
-        columns = ("bundle", "version", "rows", "rows/s", "seconds")
-        emit(output, {"loaded": done["loaded"]}, "", columns, [tuple(d[c] for c in _KEYS) for d in done["loaded"]])
+    done = (
+        _run_here(config, name, version)
+        if config
+        else _ask_server(AdminClient(server, token=token), name, version, reason)
+    )
+    if done["error"]:
+        raise BatonError(done["error"])
+    columns = ("bundle", "version", "rows", "rows/s", "seconds")
+    emit(output, {"loaded": done["loaded"]}, "", columns, [tuple(d[c] for c in _KEYS) for d in done["loaded"]])
 
 
 def _ask_server(client: AdminClient, name: str, version: str, reason: str) -> dict[str, Any]:
@@ -97,23 +96,22 @@ def stats(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = O
 
     Example: baton cache stats
     """
-    with problems():
-        found = AdminClient(server, token=token).get("/cache")
-        if output is Output.json:
-            emit(output, found, "", (), ())
-            return
-        names = list(dict.fromkeys(tier for row in found["tables"] for tier in row["hits"]))
-        where = ("endpoint", "arm", "table", "ids")
-        faults = ("default", "stale", "late", "error", "open", "incomplete")
-        rows = [
-            (*(r[c] for c in where), *(_percent(r["hits"].get(n, 0), r["ids"]) for n in names), *(r[c] for c in faults))
-            for r in found["tables"]
-        ]
-        show_table("ids by table", (*where, *(f"{name} %" for name in names), *faults), rows)
-        columns = ("lane", "endpoint", "arm", "tier", "rows", "bytes", "breaker", "versions_behind", "seconds_behind")
-        show_table("tiers", columns, [[tier.get(c) for c in columns] for tier in found["tiers"]])
-        if found["shared"] is not None:
-            _show_redis(found["shared"])
+    found = AdminClient(server, token=token).get("/cache")
+    if output is Output.json:
+        emit(output, found, "", (), ())
+        return
+    names = list(dict.fromkeys(tier for row in found["tables"] for tier in row["hits"]))
+    where = ("endpoint", "arm", "table", "ids")
+    faults = ("default", "stale", "late", "error", "open", "incomplete")
+    rows = [
+        (*(r[c] for c in where), *(_percent(r["hits"].get(n, 0), r["ids"]) for n in names), *(r[c] for c in faults))
+        for r in found["tables"]
+    ]
+    show_table("ids by table", (*where, *(f"{name} %" for name in names), *faults), rows)
+    columns = ("lane", "endpoint", "arm", "tier", "rows", "bytes", "breaker", "versions_behind", "seconds_behind")
+    show_table("tiers", columns, [[tier.get(c) for c in columns] for tier in found["tiers"]])
+    if found["shared"] is not None:
+        _show_redis(found["shared"])
 
 
 def _percent(part: int, whole: int) -> float | None:

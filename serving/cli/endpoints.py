@@ -10,7 +10,7 @@ import typer
 from pipeline.errors import InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient, user
 from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
-from serving.cli.output import Output, emit, problems
+from serving.cli.output import Output, emit
 
 __all__ = ["app"]
 
@@ -25,9 +25,8 @@ def list_endpoints(server: Server = DEFAULT_SERVER, token: Token = "", output: F
 
     Example: baton endpoint list
     """
-    with problems():
-        found = AdminClient(server, token=token).list("/endpoints", "endpoints")
-        emit(output, found, "", _COLUMNS, [_row(e) for e in found])
+    found = AdminClient(server, token=token).list("/endpoints", "endpoints")
+    emit(output, found, "", _COLUMNS, [_row(e) for e in found])
 
 
 @app.command("get")
@@ -38,9 +37,8 @@ def get_endpoint(
 
     Example: baton endpoint get ranker -o json
     """
-    with problems():
-        found = AdminClient(server, token=token).get(f"/endpoints/{name}")
-        emit(output, found, "", _COLUMNS, [_row(found)])
+    found = AdminClient(server, token=token).get(f"/endpoints/{name}")
+    emit(output, found, "", _COLUMNS, [_row(found)])
 
 
 @app.command("set")
@@ -60,17 +58,16 @@ def set_endpoint(
 
     Example: baton endpoint set ranker --stable ranker-deepfm --candidate ranker-dcnv2:3 --weight 5 --reason 'by hand'
     """
-    with problems():
-        body = {
-            "stable": _arm(stable),
-            "candidate": _arm(candidate) if candidate else None,
-            "weight": weight,
-            "salt": salt,
-            "expected": expected,
-            "reason": reason,
-        }
-        saved = AdminClient(server, token=token).put(f"/endpoints/{name}", body)
-        emit(output, saved, "", _COLUMNS, [_row(saved)])
+    body = {
+        "stable": _arm(stable),
+        "candidate": _arm(candidate) if candidate else None,
+        "weight": weight,
+        "salt": salt,
+        "expected": expected,
+        "reason": reason,
+    }
+    saved = AdminClient(server, token=token).put(f"/endpoints/{name}", body)
+    emit(output, saved, "", _COLUMNS, [_row(saved)])
 
 
 @app.command("kill")
@@ -92,24 +89,23 @@ def kill(
     """
     from serving.state.kill import KillSwitch
 
-    with problems():
-        if home is not None:
-            if not home.is_dir():
-                raise InvalidInput(f"--home {home} is not a directory", "home")
-            if release:
-                raise InvalidInput(
-                    "release goes through the server, which sees to it that no traffic comes back by itself; "
-                    "leave --home out",
-                    "release",
-                )
-            KillSwitch(home).engage(name, reason, user())
-            _known(home, name)
-            found = {"endpoint": name, "killed": True}
-        else:
-            verb = "release" if release else "kill"
-            saved = AdminClient(server, token=token).post(f"/endpoints/{name}/{verb}", {"reason": reason})
-            found = {"endpoint": name, "killed": saved["killed"]}
-        emit(output, found, "", tuple(found), [tuple(found.values())])
+    if home is not None:
+        if not home.is_dir():
+            raise InvalidInput(f"--home {home} is not a directory", "home")
+        if release:
+            raise InvalidInput(
+                "release goes through the server, which sees to it that no traffic comes back by itself; "
+                "leave --home out",
+                "release",
+            )
+        KillSwitch(home).engage(name, reason, user())
+        _known(home, name)
+        found = {"endpoint": name, "killed": True}
+    else:
+        verb = "release" if release else "kill"
+        saved = AdminClient(server, token=token).post(f"/endpoints/{name}/{verb}", {"reason": reason})
+        found = {"endpoint": name, "killed": saved["killed"]}
+    emit(output, found, "", tuple(found), [tuple(found.values())])
 
 
 def _known(home: Path, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import InvalidInput
-from serving.cli.output import Output, emit, problems, say
+from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
     from transfer.data import Log
@@ -91,14 +91,13 @@ def crossadapt(
 
     Example: baton experiment crossadapt --data dataset.yaml --teacher-arch deepfm --student-arch dcnv2 --seeds 3 --report out
     """
-    with problems():
-        settings = ExperimentSettings(
-            teacher_arch, student_arch, report, data, seeds, tuple(runs or ()), rows, drift, threads, clock, cache
-        )
-        outcome = _measure(settings)
-        emit(output, outcome.as_json(), outcome.title, outcome.COLUMNS, outcome.table())
-        if output is Output.table:
-            say(f"more in {report / 'report.md'}")
+    settings = ExperimentSettings(
+        teacher_arch, student_arch, report, data, seeds, tuple(runs or ()), rows, drift, threads, clock, cache
+    )
+    outcome = _measure(settings)
+    emit(output, outcome.as_json(), outcome.title, outcome.COLUMNS, outcome.table())
+    if output is Output.table:
+        say(f"more in {report / 'report.md'}")
 
 
 def _measure(s: ExperimentSettings) -> ExperimentResults:

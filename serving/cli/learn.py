@@ -14,7 +14,7 @@ import typer
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import InvalidInput
-from serving.cli.output import Output, emit, problems, say
+from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
     from transfer.click_model.model import ClickModel
@@ -131,12 +131,11 @@ def train(
 
     Example: baton train --data dataset.yaml --arch deepfm --out teacher --to 0.4
     """
-    with problems():
-        _train(
-            LearnSettings(
-                data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
-            )
+    _train(
+        LearnSettings(
+            data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
         )
+    )
 
 
 def transfer(
@@ -178,13 +177,12 @@ def transfer(
 
     Example: baton transfer --teacher teacher --arch dcnv2 --data dataset.yaml --out student --from 0.4 --to 0.8
     """
-    with problems():
-        _transfer(
-            LearnSettings(
-                data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
-            ),
-            TeachSettings(teacher, mode, retained, teachers, ray, window_fraction),
-        )
+    _transfer(
+        LearnSettings(
+            data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
+        ),
+        TeachSettings(teacher, mode, retained, teachers, ray, window_fraction),
+    )
 
 
 def replay(
@@ -206,29 +204,28 @@ def replay(
     from serving.cli.replay import Replay
     from transfer.data import open_log
 
-    with problems():
-        _check_window(start, stop)
-        log = open_log(data, cache)
-        sender = Replay(target, endpoint, log.schema, rate=rate, label_delay=label_delay)
-        total = round(log.rows * (stop - start))
-        with rows_progress("replaying", total) as progress:
+    _check_window(start, stop)
+    log = open_log(data, cache)
+    sender = Replay(target, endpoint, log.schema, rate=rate, label_delay=label_delay)
+    total = round(log.rows * (stop - start))
+    with rows_progress("replaying", total) as progress:
 
-            def going() -> bool:
-                progress(sender.report.rows, total)
-                return False
+        def going() -> bool:
+            progress(sender.report.rows, total)
+            return False
 
-            report = asyncio.run(sender.run(log.requests(start, stop), going))
-        result = {
-            "requests": report.requests,
-            "rows": report.rows,
-            "errors": dict(report.errors),
-            "labels": dict(report.labels),
-            "latency_ms": report.latency_ms(),
-            "versions": {arm: sorted(versions, key=int) for arm, versions in report.versions.items()},
-        }
-        emit(output, result, "replay", ("what", "value"), [(k, json.dumps(v)) for k, v in result.items()])
-        if report.errors:
-            raise typer.Exit(1)
+        report = asyncio.run(sender.run(log.requests(start, stop), going))
+    result = {
+        "requests": report.requests,
+        "rows": report.rows,
+        "errors": dict(report.errors),
+        "labels": dict(report.labels),
+        "latency_ms": report.latency_ms(),
+        "versions": {arm: sorted(versions, key=int) for arm, versions in report.versions.items()},
+    }
+    emit(output, result, "replay", ("what", "value"), [(k, json.dumps(v)) for k, v in result.items()])
+    if report.errors:
+        raise typer.Exit(1)
 
 
 def _train(s: LearnSettings) -> None:

@@ -24,7 +24,7 @@ from pipeline.traffic.record import PredictionRecord, unpack
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Reason, Server, Token
-from serving.cli.output import Output, emit, problems, say, show_table
+from serving.cli.output import Output, emit, say, show_table
 from serving.config import Config
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import installation_secret, stored_endpoints
@@ -67,7 +67,7 @@ def tail(
 
     Example: baton log tail --endpoint ranker
     """
-    with problems(), _opened(config) as (log, _):
+    with _opened(config) as (log, _):
         read = _labelled if what is What.labelled else _predictions
         stats = log.stats(SystemClock().wall_ms())
         after = max(0, (stats.last_seq if what is What.labelled else stats.predictions) - number)
@@ -106,7 +106,7 @@ def export(
     """
     from pipeline.traffic.parquet import export_rows
 
-    with problems(), _opened(config) as (log, _):
+    with _opened(config) as (log, _):
         if not out.absolute().parent.is_dir():
             raise InvalidInput(f"there is no directory {out.absolute().parent} to write {out.name} into", "out")
         rows = export_rows(log, out, endpoint=endpoint, since_ms=_ms(since), until_ms=_ms(until))
@@ -130,7 +130,7 @@ def import_(
 
     Example: baton log import rows.parquet --endpoint ranker
     """
-    with problems(), _opened(config) as (log, settings):
+    with _opened(config) as (log, settings):
         predictions = (
             _described(source, endpoint, cache, settings)
             if source.suffix in (".yaml", ".yml")
@@ -167,10 +167,9 @@ def forget(
 
     Example: baton log forget --key user:712 --reason 'request of 3 May'
     """
-    with problems():
-        body = {"routing_key": key, "prediction_id": prediction, "reason": reason}
-        result = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_TIMEOUT_S)
-        emit(output, result, "", tuple(result), [tuple(result.values())])
+    body = {"routing_key": key, "prediction_id": prediction, "reason": reason}
+    result = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_TIMEOUT_S)
+    emit(output, result, "", tuple(result), [tuple(result.values())])
 
 
 def _report(done: RestoreReport) -> dict[str, Any]:

@@ -32,11 +32,13 @@ from serving.cli import (
     token,
     verdicts,
 )
+from serving.cli.output import CommandLine
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="baton",
+    cls=CommandLine,
     help="Hand live ranking traffic from an old click model to a new one, on evidence. "
     "To stop a rollout: baton rollout list, then baton rollout pause ENDPOINT --reason '...'.",
     no_args_is_help=True,

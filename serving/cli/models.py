@@ -9,7 +9,7 @@ import typer
 
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Bundle, Format, Reason, Server, Token
-from serving.cli.output import Output, emit, problems, say
+from serving.cli.output import Output, emit, say
 
 __all__ = ["app"]
 
@@ -28,22 +28,21 @@ def list_models(server: Server = DEFAULT_SERVER, token: Token = "", output: Form
 
     Example: baton model list
     """
-    with problems():
-        found = AdminClient(server, token=token).list("/models", "models")
-        rows = [
-            (
-                m["bundle"],
-                int(m["version"]),
-                m["architecture"],
-                f"delta on {m['base']}" if m["base"] else "base",
-                _verdict(m),
-                ", ".join(m["arms"]),
-                ", ".join(m["lanes"]),
-            )
-            for m in found
-        ]
-        columns = ("bundle", "version", "architecture", "kind", "gate", "answers for", "loaded by")
-        emit(output, found, "", columns, rows)
+    found = AdminClient(server, token=token).list("/models", "models")
+    rows = [
+        (
+            m["bundle"],
+            int(m["version"]),
+            m["architecture"],
+            f"delta on {m['base']}" if m["base"] else "base",
+            _verdict(m),
+            ", ".join(m["arms"]),
+            ", ".join(m["lanes"]),
+        )
+        for m in found
+    ]
+    columns = ("bundle", "version", "architecture", "kind", "gate", "answers for", "loaded by")
+    emit(output, found, "", columns, rows)
 
 
 @app.command("load")
@@ -60,11 +59,10 @@ def load(
 
     Example: baton model load ranker-dcnv2 --reason 'compare by hand'
     """
-    with problems():
-        if target:
-            _call_lane("RepositoryModelLoad", bundle, target, token)
-        else:
-            _change(AdminClient(server, token=token), "load", bundle, wait, reason, output)
+    if target:
+        _call_lane("RepositoryModelLoad", bundle, target, token)
+    else:
+        _change(AdminClient(server, token=token), "load", bundle, wait, reason, output)
 
 
 @app.command("unload")
@@ -81,11 +79,10 @@ def unload(
 
     Example: baton model unload ranker-dcnv2
     """
-    with problems():
-        if target:
-            _call_lane("RepositoryModelUnload", bundle, target, token)
-        else:
-            _change(AdminClient(server, token=token), "unload", bundle, wait, reason, output)
+    if target:
+        _call_lane("RepositoryModelUnload", bundle, target, token)
+    else:
+        _change(AdminClient(server, token=token), "unload", bundle, wait, reason, output)
 
 
 @app.command("warm")
@@ -102,11 +99,10 @@ def warm(
 
     Example: baton model warm ranker-dcnv2
     """
-    with problems():
-        if target:
-            _call_lane("RepositoryModelLoad", bundle, target, token)
-        else:
-            _change(AdminClient(server, token=token), "warm", bundle, wait, reason, output)
+    if target:
+        _call_lane("RepositoryModelLoad", bundle, target, token)
+    else:
+        _change(AdminClient(server, token=token), "warm", bundle, wait, reason, output)
 
 
 def _verdict(model: Mapping[str, Any]) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -16,10 +15,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from pipeline.errors import BatonError
 
-__all__ = ["Output", "console", "emit", "problems", "say", "show_table"]
+__all__ = ["CommandLine", "Output", "console", "emit", "say", "show_table"]
 
 console = Console(stderr=True)
 PLAIN_COLUMNS = 160
@@ -63,14 +63,15 @@ def emit(output: Output, data: Any, title: str, columns: Sequence[str], rows: It
         show_table(title, columns, rows)
 
 
-@contextmanager
-def problems() -> Iterator[None]:
-    """Turn an expected error into one line on stderr and exit code 1."""
-    try:
-        yield
-    except BatonError as error:
-        say(f"[red]error:[/red] {escape(str(error))}")
-        raise typer.Exit(1) from None
+class CommandLine(TyperGroup):
+    """Group of commands that turns an expected error of any of them into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BatonError as error:
+            say(f"[red]error:[/red] {escape(str(error))}")
+            raise typer.Exit(1) from None
 
 
 def _cell(value: Any) -> str:

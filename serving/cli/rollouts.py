@@ -11,7 +11,7 @@ from pipeline.errors import InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
 from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
-from serving.cli.output import Output, emit, problems
+from serving.cli.output import Output, emit
 from serving.cli.watch import watch
 
 __all__ = ["app"]
@@ -37,15 +37,14 @@ def start(
 
     Example: baton rollout start rollout.yaml --reason 'ranker 2'
     """
-    with problems():
-        try:
-            text = file.read_text()
-        except OSError as error:
-            raise InvalidInput(f"rollout file {file} cannot be read: {error.strerror}", "file") from None
-        except UnicodeDecodeError:
-            raise InvalidInput(f"rollout file {file} is not text in UTF-8", "file") from None
-        body = {"file": text, "name": str(file), "reason": reason}
-        _show(AdminClient(server, token=token).post("/rollouts", body), output)
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise InvalidInput(f"rollout file {file} cannot be read: {error.strerror}", "file") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"rollout file {file} is not text in UTF-8", "file") from None
+    body = {"file": text, "name": str(file), "reason": reason}
+    _show(AdminClient(server, token=token).post("/rollouts", body), output)
 
 
 @app.command("list")
@@ -60,9 +59,8 @@ def list_rollouts(
 
     Example: baton rollout list --active
     """
-    with problems():
-        found = AdminClient(server, token=token).list("/rollouts", "rollouts", endpoint=endpoint, active=active)
-        emit(output, found, "", _COLUMNS, [_row(r) for r in found])
+    found = AdminClient(server, token=token).list("/rollouts", "rollouts", endpoint=endpoint, active=active)
+    emit(output, found, "", _COLUMNS, [_row(r) for r in found])
 
 
 @app.command("get")
@@ -73,16 +71,14 @@ def get_rollout(
 
     Example: baton rollout get ranker
     """
-    with problems():
-        _show(AdminClient(server, token=token).get(f"/rollouts/{name}"), output)
+    _show(AdminClient(server, token=token).get(f"/rollouts/{name}"), output)
 
 
 app.command("watch")(watch)
 
 
 def _verb(verb: str, name: str, server: str, token: str, output: Output, **body: Any) -> None:
-    with problems():
-        _show(AdminClient(server, token=token).post(f"/rollouts/{name}/{verb}", body), output)
+    _show(AdminClient(server, token=token).post(f"/rollouts/{name}/{verb}", body), output)
 
 
 @app.command()
@@ -200,9 +196,8 @@ def simulate(
     from serving.rollout.simulate import simulate as run
     from serving.rollout.spec import Rollout
 
-    with problems():
-        result = run(Rollout.load(file), scenario, runs, seed).to_json()
-        emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
+    result = run(Rollout.load(file), scenario, runs, seed).to_json()
+    emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
 
 
 def _row(r: dict[str, Any]) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ import typer
 
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput, NotReady
-from serving.cli.output import Output, problems, say
+from serving.cli.output import Output, say
 from serving.config import Config
 from serving.runtime.logs import ending, write_logs
 from serving.runtime.process import PARENT
@@ -44,28 +44,27 @@ def serve(
     """
     from serving.runtime.supervisor import Supervisor, children_of
 
-    with problems():
-        settings = Config.load(config)
-        if ray:
-            _serve_on_ray(settings, ray)
-            return
-        write_logs("supervisor", settings.log_level, settings.log_format)
-        close_home(settings)
-        warnings = exposure(settings)
-        _check_traffic_log(settings)
-        supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: supervisor.stop())
-        listen = settings.listen
-        show = log.info if settings.log_format == "json" else say
-        scheme = "http" if listen.tls is None else "https"
-        show(
-            f"gRPC on {listen.address(listen.grpc_port)}, admin on {listen.address(listen.admin_port)}, "
-            f"HTTP on {scheme}://{listen.address(listen.http_port)}, home {settings.home}"
-        )
-        for warning in warnings:
-            show(warning)
-        supervisor.run()
+    settings = Config.load(config)
+    if ray:
+        _serve_on_ray(settings, ray)
+        return
+    write_logs("supervisor", settings.log_level, settings.log_format)
+    close_home(settings)
+    warnings = exposure(settings)
+    _check_traffic_log(settings)
+    supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    listen = settings.listen
+    show = log.info if settings.log_format == "json" else say
+    scheme = "http" if listen.tls is None else "https"
+    show(
+        f"gRPC on {listen.address(listen.grpc_port)}, admin on {listen.address(listen.admin_port)}, "
+        f"HTTP on {scheme}://{listen.address(listen.http_port)}, home {settings.home}"
+    )
+    for warning in warnings:
+        show(warning)
+    supervisor.run()
 
 
 def worker(config: ConfigFile = Path("baton.yaml")) -> None:
@@ -75,18 +74,17 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
     """
     from serving.runtime.process import die_with_parent, step_back
 
-    with problems():
-        settings = Config.load(config)
-        write_logs("worker", settings.log_level, settings.log_format)
-        if settings.worker is None:
-            raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
-        die_with_parent()
-        step_back(settings.worker.nice)
-        stop = _stop_on_signal()
-        from serving.processes.worker import build
+    settings = Config.load(config)
+    write_logs("worker", settings.log_level, settings.log_format)
+    if settings.worker is None:
+        raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
+    die_with_parent()
+    step_back(settings.worker.nice)
+    stop = _stop_on_signal()
+    from serving.processes.worker import build
 
-        with ending(), relaying(settings, SystemClock(), "worker"):
-            build(settings).run(stop)
+    with ending(), relaying(settings, SystemClock(), "worker"):
+        build(settings).run(stop)
 
 
 def process(
@@ -98,29 +96,28 @@ def process(
 
     Example: baton process lane --index 0
     """
-    with problems():
-        settings = Config.load(config)
-        name = f"lane-{index}" if role == "lane" else role
-        write_logs(name, settings.log_level, settings.log_format)
-        close_home(settings)
-        for warning in exposure(settings):
-            if PARENT not in os.environ:  # else the supervisor has shown it
-                log.warning("%s", warning)
-        with ending(), relaying(settings, SystemClock(), name, receive=role == "control"):
-            if role == "lane":
-                from serving.processes.lane import run_lane
+    settings = Config.load(config)
+    name = f"lane-{index}" if role == "lane" else role
+    write_logs(name, settings.log_level, settings.log_format)
+    close_home(settings)
+    for warning in exposure(settings):
+        if PARENT not in os.environ:  # else the supervisor has shown it
+            log.warning("%s", warning)
+    with ending(), relaying(settings, SystemClock(), name, receive=role == "control"):
+        if role == "lane":
+            from serving.processes.lane import run_lane
 
-                run_lane(settings, index)
-            elif role == "shadow":
-                from serving.processes.shadow import run_shadow
+            run_lane(settings, index)
+        elif role == "shadow":
+            from serving.processes.shadow import run_shadow
 
-                run_shadow(settings)
-            elif role == "control":
-                from serving.processes.control import run_control
+            run_shadow(settings)
+        elif role == "control":
+            from serving.processes.control import run_control
 
-                run_control(settings)
-            else:
-                raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
+            run_control(settings)
+        else:
+            raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
 
 
 def demo(
@@ -149,21 +146,20 @@ def demo(
     from serving.cli.demo import Demo
     from serving.cli.demo_view import show
 
-    with problems():
-        if student not in ("good", "bad"):
-            raise InvalidInput(f"--student is good or bad, not {student!r}", "student")
-        if ray:
-            _need_ray()
-        result = Demo(home=home, data=data, rows=rows, bad=student == "bad", seed=seed, ray=ray).run()
-        if report is not None:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            report.write_text(json.dumps(result, indent=1) + "\n")
-        if output is Output.json:
-            sys.stdout.write(json.dumps(result, indent=1) + "\n")
-        else:
-            show(result)
-        if not result["ok"]:
-            raise typer.Exit(1)
+    if student not in ("good", "bad"):
+        raise InvalidInput(f"--student is good or bad, not {student!r}", "student")
+    if ray:
+        _need_ray()
+    result = Demo(home=home, data=data, rows=rows, bad=student == "bad", seed=seed, ray=ray).run()
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(result, indent=1) + "\n")
+    if output is Output.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        show(result)
+    if not result["ok"]:
+        raise typer.Exit(1)
 
 
 def _serve_on_ray(settings: Config, address: str) -> None:

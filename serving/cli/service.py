@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.clock import SystemClock
-from serving.cli.output import Output, emit, problems
+from serving.cli.output import Output, emit
 from serving.config import Config
 
 __all__ = ["app"]
@@ -36,13 +36,12 @@ def list_replicas(
     from serving.state.directory import target_of
     from serving.wiring.state import open_directory
 
-    with problems():
-        records = open_directory(Config.load(config), SystemClock()).replicas()
-        target = target_of(records) if records else ""
-        emit(
-            output,
-            {"replicas": [asdict(record) for record in records], "target": target},
-            f"gRPC target {target or '-'}",
-            ("replica", "address", "node"),
-            [(record.replica, record.address, record.node) for record in records],
-        )
+    records = open_directory(Config.load(config), SystemClock()).replicas()
+    target = target_of(records) if records else ""
+    emit(
+        output,
+        {"replicas": [asdict(record) for record in records], "target": target},
+        f"gRPC target {target or '-'}",
+        ("replica", "address", "node"),
+        [(record.replica, record.address, record.node) for record in records],
+    )

@@ -8,7 +8,7 @@ import typer
 
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Server, Token
-from serving.cli.output import Output, emit, problems, show_table
+from serving.cli.output import Output, emit, show_table
 
 __all__ = ["status"]
 
@@ -18,28 +18,27 @@ def status(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = 
 
     Example: baton status
     """
-    with problems():
-        client = AdminClient(server, token=token)
-        processes, worker = client.get("/status"), client.get("/worker")
-        reports = {
-            **processes["lanes"],
-            **{name: processes[name] for name in ("shadow", "worker") if processes[name]},
-        }
-        rows = [
-            (name, "lives" if report.get("fresh") else "does not report", report.get("age_s"), report.get("state", "-"))
-            for name, report in reports.items()
-        ]
-        # The supervisor writes when something changes, so its status has no age.
-        children = (processes["supervisor"] or {}).get("children", {}).values()
-        if children:
-            restarts = sum(child["restarts"] for child in children)
-            rows.append(("supervisor", f"{len(children)} processes", None, f"{restarts} restarts"))
-        emit(output, {"processes": processes, "worker": worker}, "", ("process", "", "seconds ago", "state"), rows)
-        if output is Output.table:
-            for damaged in processes.get("damaged", ()):
-                typer.echo(f"{damaged['file']} is damaged: {damaged['reason']}")
-        if output is Output.table and worker["versions"]:
-            _show_worker(worker)
+    client = AdminClient(server, token=token)
+    processes, worker = client.get("/status"), client.get("/worker")
+    reports = {
+        **processes["lanes"],
+        **{name: processes[name] for name in ("shadow", "worker") if processes[name]},
+    }
+    rows = [
+        (name, "lives" if report.get("fresh") else "does not report", report.get("age_s"), report.get("state", "-"))
+        for name, report in reports.items()
+    ]
+    # The supervisor writes when something changes, so its status has no age.
+    children = (processes["supervisor"] or {}).get("children", {}).values()
+    if children:
+        restarts = sum(child["restarts"] for child in children)
+        rows.append(("supervisor", f"{len(children)} processes", None, f"{restarts} restarts"))
+    emit(output, {"processes": processes, "worker": worker}, "", ("process", "", "seconds ago", "state"), rows)
+    if output is Output.table:
+        for damaged in processes.get("damaged", ()):
+            typer.echo(f"{damaged['file']} is damaged: {damaged['reason']}")
+    if output is Output.table and worker["versions"]:
+        _show_worker(worker)
 
 
 def _show_worker(worker: dict[str, Any]) -> None:

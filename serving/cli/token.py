@@ -15,7 +15,7 @@ import typer
 
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
-from serving.cli.output import Output, emit, problems, say
+from serving.cli.output import Output, emit, say
 from serving.config import Config, parse_duration
 from serving.config.principal import Role
 from serving.security.tokens import Token, TokenStore
@@ -46,17 +46,16 @@ def create(
 
     Example: baton token create ann --role operator --expires 90d
     """
-    with problems():
-        now = SystemClock().wall_ms()
-        until = now + _milliseconds(expires) if expires else 0
-        settings = Config.load(config)
-        token, text = TokenStore(settings.tokens).create(name, role, now, until)
-        _audit(settings, "token-create", reason, [token], now)
-        if output is Output.json:
-            sys.stdout.write(json.dumps({**_shown(token, now), "token": text}) + "\n")
-        else:
-            say(f"token {token.id} of {name}, a {role}; keep it now, it is not shown again (BATON_TOKEN, --token):")
-            sys.stdout.write(text + "\n")  # alone on stdout, for scripts, and never wrapped
+    now = SystemClock().wall_ms()
+    until = now + _milliseconds(expires) if expires else 0
+    settings = Config.load(config)
+    token, text = TokenStore(settings.tokens).create(name, role, now, until)
+    _audit(settings, "token-create", reason, [token], now)
+    if output is Output.json:
+        sys.stdout.write(json.dumps({**_shown(token, now), "token": text}) + "\n")
+    else:
+        say(f"token {token.id} of {name}, a {role}; keep it now, it is not shown again (BATON_TOKEN, --token):")
+        sys.stdout.write(text + "\n")  # alone on stdout, for scripts, and never wrapped
 
 
 @app.command("list")
@@ -65,13 +64,12 @@ def list_tokens(config: ConfigFile = Path("baton.yaml"), output: Format = Output
 
     Example: baton token list
     """
-    with problems():
-        now = SystemClock().wall_ms()
-        found = TokenStore(Config.load(config).tokens).tokens()
-        tokens = sorted((found or {}).values(), key=lambda t: t.created_ms)
-        emit(output, [_shown(t, now) for t in tokens], "", _COLUMNS, [_row(t, now) for t in tokens])
-        if found is None:
-            say("no token was ever made: on this machine everyone may do everything, and nothing is served off it")
+    now = SystemClock().wall_ms()
+    found = TokenStore(Config.load(config).tokens).tokens()
+    tokens = sorted((found or {}).values(), key=lambda t: t.created_ms)
+    emit(output, [_shown(t, now) for t in tokens], "", _COLUMNS, [_row(t, now) for t in tokens])
+    if found is None:
+        say("no token was ever made: on this machine everyone may do everything, and nothing is served off it")
 
 
 @app.command()
@@ -85,15 +83,14 @@ def revoke(
 
     Example: baton token revoke ann --reason 'left the team'
     """
-    with problems():
-        now = SystemClock().wall_ms()
-        settings = Config.load(config)
-        store = TokenStore(settings.tokens)
-        gone = store.revoke(which)
-        _audit(settings, "token-revoke", reason, gone, now)
-        emit(output, [_shown(t, now) for t in gone], "", _COLUMNS, [_row(t, now) for t in gone])
-        if not store.tokens():
-            say(f"no token is left, so nobody has access; make another, or remove {store.path} to open this machine")
+    now = SystemClock().wall_ms()
+    settings = Config.load(config)
+    store = TokenStore(settings.tokens)
+    gone = store.revoke(which)
+    _audit(settings, "token-revoke", reason, gone, now)
+    emit(output, [_shown(t, now) for t in gone], "", _COLUMNS, [_row(t, now) for t in gone])
+    if not store.tokens():
+        say(f"no token is left, so nobody has access; make another, or remove {store.path} to open this machine")
 
 
 def _milliseconds(duration: str) -> int:

@@ -10,7 +10,7 @@ import typer
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
 from serving.cli.options import Endpoint, Format, Server, Token
-from serving.cli.output import Output, emit, problems, say
+from serving.cli.output import Output, emit, say
 
 __all__ = ["audit", "metrics"]
 
@@ -31,23 +31,22 @@ def metrics(
 
     Example: baton metrics ranker
     """
-    with problems():
-        found = AdminClient(server, token=token).get(f"/metrics/{endpoint}")
-        if output is Output.json:
-            emit(output, found, "", (), ())
-            return
-        phases = AdminClient(server, token=token).get(f"/rollouts/{endpoint}")["phases"]
-        emit(output, None, f"{endpoint}, both arms on the same rows", PHASE_COLUMNS, phase_rows(phases))
-        emit(output, None, "outcome per request, each arm on what it answered", _OUTCOME,
-             [_outcome_row(phase) for phase in found["phases"] if phase["outcome"]])  # fmt: skip
-        if found["long_run"] is not None:
-            _long_run(found["long_run"])
-        rows = [_calibration_row(phase, arm) for phase in found["phases"] for arm in ("stable", "candidate")]
-        emit(output, None, "calibration and drift against the first step", _CALIBRATION, rows)
-        if found["segments"]:
-            drift = ", ".join(f"{name} {psi:.3f}" for name, psi in found["psi"].items() if psi is not None)
-            title = "parts of the traffic" + (f"; drift since the first step (PSI): {drift}" if drift else "")
-            emit(output, None, title, _SLICE, [_slice_row(figures) for figures in found["segments"]])
+    found = AdminClient(server, token=token).get(f"/metrics/{endpoint}")
+    if output is Output.json:
+        emit(output, found, "", (), ())
+        return
+    phases = AdminClient(server, token=token).get(f"/rollouts/{endpoint}")["phases"]
+    emit(output, None, f"{endpoint}, both arms on the same rows", PHASE_COLUMNS, phase_rows(phases))
+    emit(output, None, "outcome per request, each arm on what it answered", _OUTCOME,
+         [_outcome_row(phase) for phase in found["phases"] if phase["outcome"]])  # fmt: skip
+    if found["long_run"] is not None:
+        _long_run(found["long_run"])
+    rows = [_calibration_row(phase, arm) for phase in found["phases"] for arm in ("stable", "candidate")]
+    emit(output, None, "calibration and drift against the first step", _CALIBRATION, rows)
+    if found["segments"]:
+        drift = ", ".join(f"{name} {psi:.3f}" for name, psi in found["psi"].items() if psi is not None)
+        title = "parts of the traffic" + (f"; drift since the first step (PSI): {drift}" if drift else "")
+        emit(output, None, title, _SLICE, [_slice_row(figures) for figures in found["segments"]])
 
 
 @audit.callback(invoke_without_command=True)
@@ -65,21 +64,20 @@ def list_audit(
     """
     if context.invoked_subcommand is not None:
         return
-    with problems():
-        found = AdminClient(server, token=token).list("/audit", "entries", most=limit, endpoint=endpoint or None)
-        rows = [
-            (
-                e["seq"],
-                _time(e["time_ms"]),
-                e["endpoint"],
-                e["actor"],
-                e["verb"],
-                _weight(e),
-                e["reason"],
-            )
-            for e in found
-        ]
-        emit(output, found, "", ("seq", "time (UTC)", "endpoint", "actor", "verb", "weight after", "reason"), rows)
+    found = AdminClient(server, token=token).list("/audit", "entries", most=limit, endpoint=endpoint or None)
+    rows = [
+        (
+            e["seq"],
+            _time(e["time_ms"]),
+            e["endpoint"],
+            e["actor"],
+            e["verb"],
+            _weight(e),
+            e["reason"],
+        )
+        for e in found
+    ]
+    emit(output, found, "", ("seq", "time (UTC)", "endpoint", "actor", "verb", "weight after", "reason"), rows)
 
 
 @audit.command("explain")
@@ -93,20 +91,19 @@ def explain(
 
     Example: baton audit explain 42
     """
-    with problems():
-        found = AdminClient(server, token=token).get(f"/audit/{seq}/explain")
-        entry = found["entry"]
-        rows = [(f["name"], f["used"], f["recomputed"], "" if f["same"] else "DIFFERENT") for f in found["figures"]]
-        title = f"{seq}: {entry['verb']} of {entry['endpoint']} by {entry['actor']}, {_time(entry['time_ms'])}"
-        if output is Output.json or rows:
-            emit(output, found, title, ("figure", "used", "from the log now", ""), rows)
-        if output is Output.table:
-            say(f"reason: {entry['reason']}")
-            if found["verdict"]:
-                say(f"from the log now: {found['verdict']}")
-            say(found["note"])
-        if found["same"] is False:
-            raise typer.Exit(1)
+    found = AdminClient(server, token=token).get(f"/audit/{seq}/explain")
+    entry = found["entry"]
+    rows = [(f["name"], f["used"], f["recomputed"], "" if f["same"] else "DIFFERENT") for f in found["figures"]]
+    title = f"{seq}: {entry['verb']} of {entry['endpoint']} by {entry['actor']}, {_time(entry['time_ms'])}"
+    if output is Output.json or rows:
+        emit(output, found, title, ("figure", "used", "from the log now", ""), rows)
+    if output is Output.table:
+        say(f"reason: {entry['reason']}")
+        if found["verdict"]:
+            say(f"from the log now: {found['verdict']}")
+        say(found["note"])
+    if found["same"] is False:
+        raise typer.Exit(1)
 
 
 def _time(ms: int) -> str:

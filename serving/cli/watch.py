@@ -19,7 +19,7 @@ from rich.text import Text
 from pipeline.errors import NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Endpoint, Format, Server, Token
-from serving.cli.output import Output, problems
+from serving.cli.output import Output
 
 __all__ = ["watch"]
 
@@ -38,15 +38,14 @@ def watch(
 
     Example: baton rollout watch ranker
     """
-    with problems():
-        client = AdminClient(server, token=token)
-        if output is Output.json:
-            _follow(client, name, every, _print_json)
-        elif sys.stdout.isatty():
-            with Live(auto_refresh=False, screen=False) as live:
-                _follow(client, name, every, lambda rollout: live.update(_drawn(rollout), refresh=True))
-        else:
-            _follow(client, name, every, _line_printer())
+    client = AdminClient(server, token=token)
+    if output is Output.json:
+        _follow(client, name, every, _print_json)
+    elif sys.stdout.isatty():
+        with Live(auto_refresh=False, screen=False) as live:
+            _follow(client, name, every, lambda rollout: live.update(_drawn(rollout), refresh=True))
+    else:
+        _follow(client, name, every, _line_printer())
 
 
 def _follow(client: AdminClient, name: str, every: float, show: Callable[[dict[str, Any]], None]) -> None:
