@@ -197,7 +197,7 @@ class RolloutController:
         state = self._with_figures(state, runner)
         routed = _route(stored.spec, endpoint, state)
         saved = self._store.save_rollout(stored, state, routed, who, event.verb, evidence)
-        if state.marks[-1] != stored.state.marks[-1]:
+        if state.marks[-1] is not stored.state.marks[-1]:  # equal ones are two stays within one millisecond
             mark = state.marks[-1]
             runner.analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
             runner.entered = _entered(state)

@@ -8,7 +8,7 @@ from rollout_world import SPEC, World
 from pipeline.errors import Conflict, StaleVersion
 from serving.rollout.reconcile import Observed
 from serving.rollout.routing import ArmSpec, Endpoint
-from serving.rollout.state import Pause, Phase, Promote, Resume
+from serving.rollout.state import Pause, Phase, Promote, Resume, SetWeight
 from serving.rollout.store import Who
 
 
@@ -32,6 +32,15 @@ def test_a_good_candidate_reaches_the_end_on_evidence_alone(world: World) -> Non
     assert [phase.weight for phase in snapshot.phases] == [0, 10, 100]
     assert snapshot.phases[1].served_by_candidate > 0
     assert all(phase.rows and phase.candidate.low is not None for phase in snapshot.phases)
+
+
+def test_the_same_weight_several_times_within_a_millisecond_is_several_stays(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    for number in range(2, 6):
+        world.controller.command("ranker", SetWeight(10), "ada", "again")
+        world.controller.step()
+        assert len(world.controller.snapshot("ranker").phases) == number
+        assert len(world.store.rollout("ranker").state.marks) == number
 
 
 def test_a_biased_candidate_never_answers(world: World) -> None:
