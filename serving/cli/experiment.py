@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,6 @@ from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
     from transfer.data import Log
-    from transfer.experiment import ExperimentResults
 
 __all__ = ["app"]
 
@@ -40,23 +38,6 @@ class ClockName(StrEnum):
 
     wall = "wall"
     cpu = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentSettings:
-    """The options of `crossadapt`, which describe each field."""
-
-    teacher_arch: str
-    student_arch: str
-    report: Path
-    data: Path | None
-    seeds: int
-    runs: tuple[str, ...]
-    rows: int | None
-    drift: Drift
-    threads: int
-    clock: ClockName
-    cache: Path
 
 
 @app.command()
@@ -91,58 +72,50 @@ def crossadapt(
 
     Example: baton experiment crossadapt --data dataset.yaml --teacher-arch deepfm --student-arch dcnv2 --seeds 3 --report out
     """
-    settings = ExperimentSettings(
-        teacher_arch, student_arch, report, data, seeds, tuple(runs or ()), rows, drift, threads, clock, cache
+    import torch
+
+    from transfer.data.memory import MemoryLog
+    from transfer.experiment import STANDARD, ExperimentResults, write_report
+    from transfer.experiment import crossadapt as run
+
+    if report.exists():
+        raise InvalidInput(f"{report} exists; name a new directory for the report", "report")
+    torch.set_num_threads(threads)
+    log = MemoryLog(_log(data, cache, rows, drift), 0.0, 1.0, most_rows=rows)
+    results = run(
+        log,
+        teacher_arch,
+        student_arch,
+        seeds=range(seeds),
+        runs=tuple(runs or STANDARD),
+        clock=time.perf_counter if clock is ClockName.wall else time.process_time,
+        tell=say,
     )
-    outcome = _measure(settings)
+    outcome = ExperimentResults(
+        dataset=log.name if data else f"generator, drift {drift.value}",
+        rows=log.rows,
+        teacher=teacher_arch,
+        student=student_arch,
+        clock=f"{clock.value}, {threads} of {os.cpu_count()} cores",
+        results=list(results),
+    )
+    write_report(outcome, report)
     emit(output, outcome.as_json(), outcome.title, outcome.COLUMNS, outcome.table())
     if output is Output.table:
         say(f"more in {report / 'report.md'}")
 
 
-def _measure(s: ExperimentSettings) -> ExperimentResults:
-    """Run the experiment and write its report."""
-    import torch
-
-    from transfer.data.memory import MemoryLog
-    from transfer.experiment import STANDARD, ExperimentResults, crossadapt, write_report
-
-    if s.report.exists():
-        raise InvalidInput(f"{s.report} exists; name a new directory for the report", "report")
-    torch.set_num_threads(s.threads)
-    log = MemoryLog(_log(s), 0.0, 1.0, most_rows=s.rows)
-    results = crossadapt(
-        log,
-        s.teacher_arch,
-        s.student_arch,
-        seeds=range(s.seeds),
-        runs=s.runs or STANDARD,
-        clock=time.perf_counter if s.clock is ClockName.wall else time.process_time,
-        tell=say,
-    )
-    outcome = ExperimentResults(
-        dataset=log.name if s.data else f"generator, drift {s.drift.value}",
-        rows=log.rows,
-        teacher=s.teacher_arch,
-        student=s.student_arch,
-        clock=f"{s.clock.value}, {s.threads} of {os.cpu_count()} cores",
-        results=list(results),
-    )
-    write_report(outcome, s.report)
-    return outcome
-
-
-def _log(s: ExperimentSettings) -> Log:
+def _log(data: Path | None, cache: Path, rows: int | None, drift: Drift) -> Log:
     from transfer.data import open_log
 
-    if s.data is not None:
-        if s.drift is not Drift.on:
+    if data is not None:
+        if drift is not Drift.on:
             raise InvalidInput("--drift is the built-in generator's; leave it out with --data", "drift")
-        return open_log(s.data, s.cache)
+        return open_log(data, cache)
     say("no --data: a built-in generator of drifting click logs makes the rows")
     generator: dict[str, Any] = {
         Drift.on: {},
         Drift.off: {"drift": 0.0},
         Drift.abrupt: {"drift": 0.0, "abrupt_at": 0.85},
-    }[s.drift]
-    return open_log(None, s.cache, rows=s.rows or 600_000, **generator)
+    }[drift]
+    return open_log(None, cache, rows=rows or 600_000, **generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,50 +65,24 @@ Evict = Annotated[
     typer.Option(min=1, help="Rows trained since an id was last seen after which its row is evicted; default: never"),
 ]
 Rows = Annotated[RowFormat, typer.Option(help="How the bundle stores rows; below float32 it serves rounded rows")]
+Retained = Annotated[Path | None, typer.Option(help="Also keep a sample of the rows here, for the worker to replay")]
+Teachers = Annotated[int, typer.Option(min=0, help="Processes that score rows for the student; 0: this one does")]
+Ray = Annotated[str, typer.Option(help="Address of a Ray cluster whose nodes the teachers run on")]
+WindowFraction = Annotated[
+    float | None,
+    typer.Option(
+        "--share",
+        min=0.001,
+        max=1.0,
+        help="Newest fraction of the window to train on, 1 for all of it; default: a tenth, then all of it where the "
+        "student is ahead of its teacher",
+    ),
+]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 CACHE = Path(".baton/cache")
 RETAINED_ROWS = 200_000
 NEXT_FRACTION = 0.1
 """Fraction of the log after the window that a new model is measured on."""
-
-
-@dataclass(frozen=True, slots=True)
-class LearnSettings:
-    """What `train` and `transfer` have in common; the options describe each field.
-
-    Raises:
-        InvalidInput: the window is empty.
-    """
-
-    data: Path
-    arch: str
-    out: Path
-    name: str
-    rows: RowFormat
-    start: float
-    stop: float
-    cache: Path
-    seed: int
-    threads: int
-    device: Device
-    admit_after: int
-    evict_after: int | None
-    output: Output
-
-    def __post_init__(self) -> None:
-        _check_window(self.start, self.stop)
-
-
-@dataclass(frozen=True, slots=True)
-class TeachSettings:
-    """What `transfer` has beside that; `window_fraction` is `--share`."""
-
-    teacher: Path
-    mode: Mode
-    retained: Path | None
-    teachers: int
-    ray: str
-    window_fraction: float | None
 
 
 def train(
@@ -131,11 +105,27 @@ def train(
 
     Example: baton train --data dataset.yaml --arch deepfm --out teacher --to 0.4
     """
-    _train(
-        LearnSettings(
-            data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
-        )
-    )
+    import torch
+
+    from serving.cli.progress import rows_progress
+    from transfer.click_model.blocks import TableSettings
+    from transfer.click_model.model import LearningSettings
+    from transfer.data import open_log
+    from transfer.model_zoo import parse_arch
+    from transfer.offline.train import TrainSettings
+    from transfer.offline.train import train as run
+    from transfer.quality.measured import PeakMemory, Stopwatch
+
+    _check_window(start, stop)
+    torch.set_num_threads(threads)
+    kind, width = parse_arch(arch)
+    log = open_log(data, cache)
+    memory, watch = PeakMemory(), Stopwatch()
+    learning = LearningSettings(tables=TableSettings(admit_after=admit_after, evict_after=evict_after))
+    settings = TrainSettings(stored=rows, device=device.value, learning=learning)
+    with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress, watch.running():
+        model = run(log, kind, width=width, start=start, stop=stop, seed=seed, settings=settings, progress=progress)
+    _publish(model, log, stop, watch, memory, out, name, output)
 
 
 def transfer(
@@ -148,41 +138,55 @@ def transfer(
     rows: Rows = "float32",
     start: Start = 0.0,
     stop: Stop = 1.0,
-    retained: Annotated[
-        Path | None, typer.Option(help="Also keep a sample of the rows here, for the worker to replay")
-    ] = None,
+    retained: Retained = None,
     cache: Cache = CACHE,
     seed: Seed = 0,
     threads: Threads = 1,
     device: Where = Device.auto,
     admit_after: Admit = 1,
     evict_after: Evict = None,
-    teachers: Annotated[
-        int, typer.Option(min=0, help="Processes that score rows for the student; 0: this one does")
-    ] = 0,
-    ray: Annotated[str, typer.Option(help="Address of a Ray cluster whose nodes the teachers run on")] = "",
-    window_fraction: Annotated[
-        float | None,
-        typer.Option(
-            "--share",
-            min=0.001,
-            max=1.0,
-            help="Newest fraction of the window to train on, 1 for all of it; default: a tenth, then all of it where the "
-            "student is ahead of its teacher",
-        ),
-    ] = None,
+    teachers: Teachers = 0,
+    ray: Ray = "",
+    window_fraction: WindowFraction = None,
     output: Format = Output.table,
 ) -> None:
     """Teach a student of another architecture from a teacher and the rows that are still there.
 
     Example: baton transfer --teacher teacher --arch dcnv2 --data dataset.yaml --out student --from 0.4 --to 0.8
     """
-    _transfer(
-        LearnSettings(
-            data, arch, out, name, rows, start, stop, cache, seed, threads, device, admit_after, evict_after, output
-        ),
-        TeachSettings(teacher, mode, retained, teachers, ray, window_fraction),
-    )
+    import torch
+
+    from serving.cli.progress import rows_progress
+    from serving.cli.teachers import pooled
+    from transfer.bundles.frozen import load_teacher
+    from transfer.click_model.device import device_for
+    from transfer.click_model.model import ClickModel
+    from transfer.data import open_log
+    from transfer.model_zoo import parse_arch
+    from transfer.offline.distill import transfer_offline
+    from transfer.offline.window import Window
+    from transfer.online.replay_store import keep_sample
+    from transfer.quality.measured import PeakMemory, Stopwatch
+
+    _check_window(start, stop)
+    torch.set_num_threads(threads)
+    kind, width = parse_arch(arch)
+    settings = _stage1(mode, rows, device, admit_after, evict_after, window_fraction)
+    log = open_log(data, cache)
+    model = load_teacher(teacher)
+    if isinstance(model, ClickModel):
+        model.to(device_for(device.value))
+    memory, watch = PeakMemory(), Stopwatch()
+    with (
+        pooled(teacher, teachers, ray, calibrated=mode is Mode.ours) as score,
+        rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress,
+        watch.running(),
+    ):
+        window = Window(model, log, start, stop, score=score)
+        student, _ = transfer_offline(window, kind, width=width, settings=settings, seed=seed, progress=progress)
+    if retained is not None:
+        keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
+    _publish(student, log, stop, watch, memory, out, name, output)
 
 
 def replay(
@@ -228,96 +232,24 @@ def replay(
         raise typer.Exit(1)
 
 
-def _train(s: LearnSettings) -> None:
-    import torch
-
-    from serving.cli.progress import rows_progress
-    from transfer.click_model.blocks import TableSettings
-    from transfer.click_model.model import LearningSettings
-    from transfer.data import open_log
-    from transfer.model_zoo import parse_arch
-    from transfer.offline.train import TrainSettings, train
-    from transfer.quality.measured import PeakMemory, Stopwatch
-
-    torch.set_num_threads(s.threads)
-    arch, width = parse_arch(s.arch)
-    log = open_log(s.data, s.cache)
-    memory, watch = PeakMemory(), Stopwatch()
-    learning = LearningSettings(tables=TableSettings(admit_after=s.admit_after, evict_after=s.evict_after))
-    settings = TrainSettings(stored=s.rows, device=s.device.value, learning=learning)
-    with rows_progress(f"training {s.arch}", round(log.rows * (s.stop - s.start))) as progress, watch.running():
-        model = train(
-            log, arch, width=width, start=s.start, stop=s.stop, seed=s.seed, settings=settings, progress=progress
-        )  # fmt: skip
-    _publish(s, model, log, watch, memory)
-
-
-def _transfer(s: LearnSettings, t: TeachSettings) -> None:
-    import torch
-
-    from serving.cli.progress import rows_progress
-    from serving.cli.teachers import pooled
-    from transfer.bundles.frozen import load_teacher
-    from transfer.click_model.device import device_for
-    from transfer.click_model.model import ClickModel
-    from transfer.data import open_log
-    from transfer.model_zoo import parse_arch
-    from transfer.offline.distill import transfer_offline
-    from transfer.offline.window import Window
-    from transfer.online.replay_store import keep_sample
-    from transfer.quality.measured import PeakMemory, Stopwatch
-
-    torch.set_num_threads(s.threads)
-    arch, width = parse_arch(s.arch)
-    settings = _stage1(s, t)
-    log = open_log(s.data, s.cache)
-    teacher = load_teacher(t.teacher)
-    if isinstance(teacher, ClickModel):
-        teacher.to(device_for(s.device.value))
-    memory, watch = PeakMemory(), Stopwatch()
-    with (
-        pooled(t.teacher, t.teachers, t.ray, calibrated=t.mode is Mode.ours) as score,
-        rows_progress(f"teaching {s.arch}", round(log.rows * (s.stop - s.start))) as progress,
-        watch.running(),
-    ):
-        window = Window(teacher, log, s.start, s.stop, score=score)
-        student, _ = transfer_offline(window, arch, width=width, settings=settings, seed=s.seed, progress=progress)
-    if t.retained is not None:
-        keep_sample(
-            log, s.start, s.stop, t.retained, teacher.calibrated_logits, capacity=RETAINED_ROWS, seed=s.seed
-        )  # fmt: skip
-    _publish(s, student, log, watch, memory)
-
-
-def _stage1(s: LearnSettings, t: TeachSettings) -> Stage1Settings:
+def _stage1(
+    mode: Mode,
+    rows: RowFormat,
+    device: Device,
+    admit_after: int,
+    evict_after: int | None,
+    window_fraction: float | None,
+) -> Stage1Settings:
     from transfer.offline.distill import OURS, PUBLISHED
 
-    settings = OURS if t.mode is Mode.ours else PUBLISHED
-    tables = replace(settings.learning.tables, admit_after=s.admit_after, evict_after=s.evict_after)
+    settings = OURS if mode is Mode.ours else PUBLISHED
+    tables = replace(settings.learning.tables, admit_after=admit_after, evict_after=evict_after)
     learning = replace(settings.learning, tables=tables)
-    settings = replace(settings, stored=s.rows, device=s.device.value, learning=learning)
-    if t.window_fraction is None:
+    settings = replace(settings, stored=rows, device=device.value, learning=learning)
+    if window_fraction is None:
         return settings
-    part = t.window_fraction if t.window_fraction < 1 else None
+    part = window_fraction if window_fraction < 1 else None
     return replace(settings, window_fraction=part, extend=False, warm=settings.warm and part is not None)
-
-
-def _publish(s: LearnSettings, model: ClickModel, log: Log, watch: Stopwatch, memory: PeakMemory) -> None:
-    """Write a model as a bundle and print its figures."""
-    from transfer.bundles.publish import save
-
-    bundle = save(model, s.out, s.name or _plain(model.arch))
-    cost = {
-        "train_seconds": watch.seconds,  # a teacher's scoring included
-        "rows_per_second": model.rows_trained / watch.seconds,
-        "peak_mb": memory.megabytes,
-    }
-    _show_bundle(s.output, s.out, {**bundle.manifest.metrics, **cost}, _after(model, log, s.stop))
-
-
-def _plain(arch: str) -> str:
-    """A bundle name from an architecture's, which may be `package.module:Class`."""
-    return arch.split(":")[-1].lower()
 
 
 def _check_window(start: float, stop: float) -> None:
@@ -338,15 +270,36 @@ def _after(model: ClickModel, log: Log, stop: float) -> dict[str, Any] | None:
     return {**measure(scores, labels), "deciles": [asdict(decile) for decile in deciles(scores, labels)]}
 
 
-def _show_bundle(output: Output, out: Path, figures: dict[str, float | None], after: dict[str, Any] | None) -> None:
-    result = {"bundle": str(out), **figures, "after": after}
+def _publish(
+    model: ClickModel,
+    log: Log,
+    stop: float,
+    watch: Stopwatch,
+    memory: PeakMemory,
+    out: Path,
+    name: str,
+    output: Output,
+) -> None:
+    """Write a model as a bundle and print its figures."""
+    from transfer.bundles.publish import save
+
+    # An architecture may be `package.module:Class`; the bundle gets the name of the class.
+    bundle = save(model, out, name or model.arch.split(":")[-1].lower())
+    after = _after(model, log, stop)
+    result = {
+        "bundle": str(out),
+        **bundle.manifest.metrics,
+        "train_seconds": watch.seconds,  # a teacher's scoring included
+        "rows_per_second": model.rows_trained / watch.seconds,
+        "peak_mb": memory.megabytes,
+        "after": after,
+    }
     rows = [(key, value) for key, value in result.items() if key != "after"]
     rows += [(f"{key} on the rows after", value) for key, value in (after or {}).items() if key != "deciles"]
     emit(output, result, f"wrote {out}", ("what", "value"), rows)
     if output is Output.table:
         if after is not None:
             table = [(n + 1, *decile.values()) for n, decile in enumerate(after["deciles"])]
-            emit(
-                output, None, "calibration on the rows after", ("decile", "rows", "mean score", "share clicked"), table
-            )
+            columns = ("decile", "rows", "mean score", "share clicked")
+            emit(output, None, "calibration on the rows after", columns, table)
         say(f"look at it with: baton bundle inspect {out}")
