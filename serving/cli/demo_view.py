@@ -162,15 +162,12 @@ class DemoView:
 
 def phase_rows(phases: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """Table rows of a report's phases: one per phase and arm."""
-    rows = []
-    for phase in phases:
-        for arm in ("stable", "candidate"):
-            b = phase["bias"][arm]
-            rows.append(
-                (str(phase["step"]), f"{phase['weight']:g}", arm, phase["rows"], round(phase["labels"]),
-                 phase["auc"][arm], phase["logloss"][arm], b["value"], b["low"], b["high"])
-            )  # fmt: skip
-    return rows
+    return [
+        (str(phase["step"]), f"{phase['weight']:g}", arm, phase["rows"], round(phase["labels"]),
+         phase["auc"][arm], phase["logloss"][arm], bias["value"], bias["low"], bias["high"])
+        for phase in phases
+        for arm, bias in ((arm, phase["bias"][arm]) for arm in ("stable", "candidate"))
+    ]  # fmt: skip
 
 
 def show(report: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ class ModelTally:
 class ArmWindow:
     """Totals of one arm of one endpoint, and its figures of the last minutes."""
 
-    recent: Recent
+    recent: Recent = field(default_factory=Recent)
     requests: int = 0
     rows: int = 0
     errors: int = 0
@@ -126,7 +126,7 @@ class Dispatcher:
         self._overrides = overrides
         self._default_deadline_s = default_deadline_s
         self.least_important = priority_levels
-        self.windows: dict[tuple[str, str], ArmWindow] = {}
+        self.windows: defaultdict[tuple[str, str], ArmWindow] = defaultdict(ArmWindow)
         self.tallies: dict[tuple[str, str], ModelTally] = {}
         self.counters: Counter[str] = Counter()
         self.pending = 0
@@ -301,12 +301,6 @@ class Dispatcher:
         """Some of the last requests to an endpoint (or to a bundle, called by name); for any thread."""
         return list(self._samples.get(endpoint, ()))
 
-    def window(self, endpoint: str, arm: str) -> ArmWindow:
-        window = self.windows.get((endpoint, arm))
-        if window is None:
-            window = self.windows[endpoint, arm] = ArmWindow(Recent())
-        return window
-
     def _tally(self, target: Target) -> ModelTally:
         tally = self.tallies.get(target.served.key)
         if tally is None:
@@ -348,7 +342,7 @@ class Dispatcher:
         degraded: Sequence[str],
         traceparent: str,
     ) -> None:
-        window = self.window(target.endpoint, target.arm)
+        window = self.windows[target.endpoint, target.arm]
         window.requests += 1
         window.rows += rows
         window.recent.observe(now, seconds)
@@ -371,7 +365,7 @@ class Dispatcher:
         cancelled = isinstance(error, asyncio.CancelledError)
         if isinstance(error, InvalidInput) or (cancelled and now < event.deadline - TICK_S):
             return  # the caller's doing says nothing about the arm
-        tally, window = self._tally(target), self.window(target.endpoint, target.arm)
+        tally, window = self._tally(target), self.windows[target.endpoint, target.arm]
         tally.failed += 1
         tally.failed_seconds += now - started
         if cancelled or isinstance(error, DeadlineExceeded):

@@ -201,7 +201,7 @@ class Lane:
         )
 
     def _totals(self, endpoint: str, arm: str, now: float) -> ArmTotals:
-        window = self.dispatcher.window(endpoint, arm)
+        window = self.dispatcher.windows[endpoint, arm]
         return ArmTotals(
             requests=window.requests,
             rows=window.rows,

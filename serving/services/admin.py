@@ -34,7 +34,7 @@ SERVICES: dict[str, Any] = {service.full_name: service for service in pb.DESCRIP
 THREADS = 8
 MAX_CALLS = 256
 """Calls at once on the port, watchers included; more are refused."""
-_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 def verb_of(service: str, method: str) -> Verb[Any, Any]:
@@ -167,11 +167,10 @@ class AdminServer:
 
 def _fields(message: Message) -> dict[str, Any]:
     """Set fields by name."""
-    found = {}
-    for field, value in message.ListFields():
-        plain = field.message_type is None
-        found[field.name] = value if plain else json_format.MessageToDict(value, preserving_proto_field_name=True)
-    return found
+    return {
+        field.name: json_format.MessageToDict(value, preserving_proto_field_name=True) if field.message_type else value
+        for field, value in message.ListFields()
+    }
 
 
 def _written(answer: Answer, kind: type[Message]) -> bytes:

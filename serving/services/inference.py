@@ -140,7 +140,8 @@ class InferenceService:
 
     async def _model_metadata(self, request: Any, call: Call) -> Any:
         served = self._dispatcher.describe(request.name, request.version)
-        return served.infer.metadata(request.name, self._versions(request.name))
+        versions = {behind.model.version for behind in self._behind(request.name, "")}
+        return served.infer.metadata(request.name, sorted(versions, key=int))
 
     async def _model_config(self, request: Any, call: Call) -> Any:
         served = self._dispatcher.describe(request.name, request.version)
@@ -185,9 +186,6 @@ class InferenceService:
             )
         await asyncio.to_thread(self._registry.unload, request.model_name)
         return self._answers["RepositoryModelUnload"]()
-
-    def _versions(self, name: str) -> list[str]:
-        return sorted({served.model.version for served in self._behind(name, "")}, key=int)
 
     def _behind(self, name: str, version: str) -> list[Any]:
         """The models of an endpoint, or of a bundle called by name; all models when `name` is empty."""

@@ -164,8 +164,7 @@ class Shell:
                 return answer
             except BaseException as error:
                 failure = error
-                if isinstance(error, Exception):
-                    await _abort(context, call, error)
+                await _abort(context, call, error)
                 raise
             finally:
                 if span is not None:
@@ -217,8 +216,7 @@ class Shell:
                     yield answer
             except BaseException as error:
                 failure = error
-                if isinstance(error, Exception):
-                    await _abort(context, call, error)
+                await _abort(context, call, error)
                 raise
             finally:
                 unfinished: list[asyncio.Future[Any]] = [reading, *unanswered]
@@ -245,8 +243,7 @@ class Shell:
                         yield answer
             except BaseException as error:
                 failure = error
-                if isinstance(error, Exception):
-                    await _abort(context, call, error)
+                await _abort(context, call, error)
                 raise
             finally:
                 if span is not None:
@@ -283,7 +280,10 @@ def _begin(tracing: Tracing, name: str, call: Call) -> CallSpan:
     return span
 
 
-async def _abort(context: Any, call: Call, error: Exception) -> None:
+async def _abort(context: Any, call: Call, error: BaseException) -> None:
+    """End a call with the error of an exception, unless it is the end of the call itself."""
+    if not isinstance(error, Exception):
+        return
     failure = failure_of(error, call.request_id, trace_id_of(call.traceparent))
     context.set_trailing_metadata(failure.metadata)
     await context.abort(failure.code, failure.message)

@@ -60,12 +60,12 @@ def read_request(data: bytes) -> tuple[Any, list[bytes] | None]:
 
 def parameters_of(message: Any) -> dict[str, Any]:
     """The parameters of a request by name; those without a value are left out."""
-    found = {}
-    for name, value in message.parameters.items():
-        choice = value.WhichOneof("parameter_choice")
-        if choice is not None:
-            found[name] = getattr(value, choice)
-    return found
+    return {
+        name: getattr(value, choice)
+        for name, value in message.parameters.items()
+        for choice in [value.WhichOneof("parameter_choice")]
+        if choice is not None
+    }
 
 
 class InferCodec:

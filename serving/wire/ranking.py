@@ -114,9 +114,12 @@ class RankCodec:
         return self._decode(original(data))
 
     def _decode(self, request: Any) -> Features:
-        n = self._candidate_count(request)
+        named = len(request.candidate_ids)
+        self._check_size(named)
+        if named and len(set(request.candidate_ids)) != named:
+            raise InvalidInput("candidate_ids must be unique within a request", "candidate_ids")
         context = _Side("context", 1)
-        candidates = _Side("candidate", n)
+        candidates = _Side("candidate", named or None)
         self._side(request.context, context)
         self._side(request.candidates, candidates)
         count = candidates.n or 0
@@ -142,15 +145,6 @@ class RankCodec:
         if request.candidate_ids:
             return len(request.candidate_ids)
         return len(matrix.values) // (8 * len(matrix.fields)) if matrix.fields else 0
-
-    def _candidate_count(self, request: Any) -> int | None:
-        if not request.candidate_ids:
-            return None
-        given = len(request.candidate_ids)
-        self._check_size(given)
-        if len(set(request.candidate_ids)) != given:
-            raise InvalidInput("candidate_ids must be unique within a request", "candidate_ids")
-        return given
 
     def _check_size(self, count: int) -> None:
         if count > self.max_candidates:

@@ -89,9 +89,10 @@ class RedisSource:
         """
         base = self._repository.open(generation.bundle, generation.base)
         tip = self._repository.open(generation.bundle, generation.version).manifest
-        ages = {}
-        for version in (generation.base, *tip.deltas):
-            ages[int(version)] = self._repository.open(generation.bundle, version).manifest.created_ms
+        ages = {
+            int(version): self._repository.open(generation.bundle, version).manifest.created_ms
+            for version in (generation.base, *tip.deltas)
+        }
         return RedisTier(
             self,
             RedisGeneration.of(base, self._format),

@@ -91,11 +91,11 @@ def _unframed(blob: bytes | None) -> tuple[bytes, ...]:
 def other_scores(stored: Mapping[bytes, bytes]) -> tuple[Scores, ...]:
     """Scores of other arms from a whole hash, in the order of storage, which precedes each value as 8 digits."""
     found = sorted((value[:8], name, value[8:]) for name, value in stored.items() if name.startswith(b"s:"))
-    result = []
-    for _, name, value in found:
-        arm, bundle, version = name[2:].decode().split("\0")
-        result.append(Scores(arm, bundle, int(version), np.frombuffer(value, np.float32)))
-    return tuple(result)
+    return tuple(
+        Scores(arm, bundle, int(version), np.frombuffer(value, np.float32))
+        for _, name, value in found
+        for arm, bundle, version in [name[2:].decode().split("\0")]
+    )
 
 
 def parked_frame(received_ms: int, entry: FeedbackEntry) -> bytes:

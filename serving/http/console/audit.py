@@ -102,10 +102,12 @@ class AuditPanel:
         finally:
             self._again.enable()
         again = {compared.name: compared for compared in found.figures}
-        rows = []
-        for name, used in entry.evidence.items():
-            rows.append([name, _value(used), _value(again[name].recomputed) if name in again else NONE])
-        self._evidence.tell(rows)
+        self._evidence.tell(
+            [
+                [name, _value(used), _value(again[name].recomputed) if name in again else NONE]
+                for name, used in entry.evidence.items()
+            ]
+        )
         agrees = (
             ""
             if found.same is None

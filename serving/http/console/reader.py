@@ -135,9 +135,7 @@ class Reader:
         """All figures now."""
         source, now = self._source, self._clock.wall_ms()
         statuses = source.statuses()
-        views = {}
-        for endpoint in source.endpoints():
-            views[endpoint.name] = self._view(endpoint, statuses, now)
+        views = {endpoint.name: self._view(endpoint, statuses, now) for endpoint in source.endpoints()}
         for gone in self._tracks.keys() - views.keys():
             del self._tracks[gone]
         if self._slow is None or self._clock.monotonic() - self._slow[0] >= SLOW_EVERY_S:
