@@ -1,4 +1,4 @@
-"""`baton bench analysis`: what a look at the labels costs after millions of labelled rows, and what reading them costs.
+"""`baton bench analysis`: cost of reading labels, and of a pass over them after millions of labelled rows.
 
 Entries of the labelled log are made in memory (predictions of `rows` rows with a field in parts, both arms' scores and
 labels) and fed to the analysis as the controller feeds them, in batches of the log's reader; only that is timed. Then
@@ -78,7 +78,7 @@ def entries(total: int, rows: int, rng: np.random.Generator) -> Iterator[list[La
 
 
 def run(total: int = 10_000_000, rows: int = 100, progress: Progress = lambda _: None) -> Report:
-    """One run.
+    """Time of reading and of a pass, and memory, after `total` labelled rows.
 
     Args:
         total: labelled rows.

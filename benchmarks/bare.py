@@ -1,4 +1,4 @@
-"""The least a Python gRPC server can be: grpc.aio, uvloop, the model as one ONNX graph, and nothing else.
+"""Bare gRPC server in Python: grpc.aio, uvloop, the model as one ONNX graph, and nothing else.
 
     python -m benchmarks.bare GRAPH PORT
 
@@ -31,7 +31,7 @@ READY = "listening"
 
 
 class BareServer:
-    """One such process per core, behind one port. A context manager."""
+    """Processes of the bare server, one per core, behind one port. A context manager."""
 
     def __init__(self, graph: Path, port: int, processes: int) -> None:
         self.port = port
@@ -51,11 +51,11 @@ class BareServer:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes."""
+        """Process ids."""
         return [process.pid for process in self._processes]
 
     def stop(self) -> None:
-        """End its processes."""
+        """End all processes."""
         for process in self._processes:
             process.terminate()
         for process in self._processes:

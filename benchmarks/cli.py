@@ -35,6 +35,9 @@ EngineFile = Annotated[
     Path | None, typer.Option("--config", help="YAML with sections of baton.yaml to measure instead of the defaults")
 ]
 RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Candidates per request")]
+RowsList = Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")]
+SecondsOption = Annotated[float, typer.Option(min=0.1, help="Length of one measurement")]
 TABLE_ROWS = 400_000
 MODELS, INFLIGHT = ["deepfm", "dcnv2"], [1, 8, 32]
 SERVE_ROWS, LANES_ROWS, CONTEXT_ROWS, ENGINE_ROWS = [1, 100, 500], [1, 100], [100, 500], [1, 8, 32, 100, 500]
@@ -44,10 +47,10 @@ OWN_SECTIONS = {"home", "bundles", "listen", "endpoints", "worker", "log_level"}
 @app.command("serve")
 def serve(
     models: Annotated[list[str], typer.Option(help="Architectures of the zoo; may be repeated")] = MODELS,
-    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = SERVE_ROWS,
+    rows: RowsList = SERVE_ROWS,
     inflight: Annotated[list[int], typer.Option(min=1, help="Calls in flight; may be repeated")] = INFLIGHT,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 3,
+    seconds: SecondsOption = 1.0,
+    rounds: RoundsOption = 3,
     table_rows: TableRows = TABLE_ROWS,
     config: EngineFile = None,
     quick: Annotated[bool, typer.Option("--quick", help="One model, 1 and 100 rows, 8 in flight, short")] = False,
@@ -63,7 +66,7 @@ def serve(
     if quick:
         models, rows, inflight, seconds = models[:1], [1, 100], [8], min(seconds, 0.5)
     report = serve.run(
-        models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=_tell
+        models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=_announce
     )
     _show(report, output, out)
 
@@ -72,8 +75,8 @@ def serve(
 def ray(
     rows: RowsOption = 100,
     inflight: Annotated[int, typer.Option(min=2, help="Calls in flight")] = 8,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 2.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 7,
+    seconds: SecondsOption = 2.0,
+    rounds: RoundsOption = 7,
     table_rows: TableRows = TABLE_ROWS,
     output: OutputOption = Output.table,
     out: OutFile = None,
@@ -85,7 +88,7 @@ def ray(
     from benchmarks import cluster
 
     cluster.enter_own_network(sys.argv[1:])
-    _show(cluster.run(rows, inflight, seconds, rounds, table_rows, progress=_tell), output, out)
+    _show(cluster.run(rows, inflight, seconds, rounds, table_rows, progress=_announce), output, out)
 
 
 @app.command("lanes")
@@ -94,10 +97,10 @@ def lanes(
         list[str] | None,
         typer.Option(help="LANESxWORKERSxTHREADS, for example 2x1x1; may be repeated; all likely ones unless said"),
     ] = None,
-    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = LANES_ROWS,
+    rows: RowsList = LANES_ROWS,
     inflight: Annotated[int, typer.Option(min=1, help="Calls in flight")] = 8,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement")] = 2.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 3,
+    seconds: SecondsOption = 2.0,
+    rounds: RoundsOption = 3,
     table_rows: TableRows = TABLE_ROWS,
     output: OutputOption = Output.table,
     out: OutFile = None,
@@ -110,7 +113,7 @@ def lanes(
 
     splits = [lanes.Split.parse(text) for text in split or []]
     report = lanes.run(
-        splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=_tell
+        splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=_announce
     )
     _show(report, output, out)
 
@@ -131,14 +134,14 @@ def shadow(
     """
     from benchmarks import shadow
 
-    report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=_tell)
+    report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=_announce)
     _show(report, output, out)
 
 
 @app.command("swap")
 def swap(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each half of a turn")] = 20.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 5,
+    rounds: RoundsOption = 5,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two versions")] = 2.0,
     rows: RowsOption = 100,
     table_rows: TableRows = TABLE_ROWS,
@@ -151,8 +154,9 @@ def swap(
     Example: baton bench swap --quick
     """
     from benchmarks import swap
+    from benchmarks.site import Workload
 
-    report = swap.run(5.0 if quick else seconds, rounds, interval, rows, table_rows=table_rows, progress=_tell)
+    report = swap.run(Workload(rows, table_rows), 5.0 if quick else seconds, rounds, interval, _announce)
     _show(report, output, out)
 
 
@@ -171,9 +175,10 @@ def overload(
     Example: baton bench overload --quick
     """
     from benchmarks import overload
+    from benchmarks.site import Workload
 
     length = 10.0 if quick else seconds
-    report = overload.run(length, min(10.0, length), deadline, rows, table_rows=table_rows, progress=_tell)
+    report = overload.run(Workload(rows, table_rows), length, min(10.0, length), deadline, _announce)
     _show(report, output, out)
 
 
@@ -191,8 +196,9 @@ def soak(
     Example: baton bench soak
     """
     from benchmarks import soak
+    from benchmarks.site import Workload
 
-    _show(soak.run(minutes, load, rows, table_rows=table_rows, progress=_tell), output, out)
+    _show(soak.run(Workload(rows, table_rows), minutes, load, _announce), output, out)
 
 
 @app.command("embedding")
@@ -213,13 +219,13 @@ def embedding(
 
     chosen = embedding.FULL if full else embedding.QUICK
     settings = replace(chosen, rows=rows or chosen.rows, widths=widths or chosen.widths, redis=redis)
-    _show(embedding.run(settings, progress=_tell, folder=folder), output, out)
+    _show(embedding.run(settings, progress=_announce, folder=folder), output, out)
 
 
 @app.command("context")
 def context(
-    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = CONTEXT_ROWS,
-    turns: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 40,
+    rows: RowsList = CONTEXT_ROWS,
+    turns: RoundsOption = 40,
     table_rows: TableRows = TABLE_ROWS,
     output: OutputOption = Output.table,
     out: OutFile = None,
@@ -230,13 +236,13 @@ def context(
     """
     from benchmarks import context
 
-    _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=_tell), output, out)
+    _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=_announce), output, out)
 
 
 @app.command("engine")
 def engine(
-    rows: Annotated[list[int], typer.Option(min=1, help="Candidates per request; may be repeated")] = ENGINE_ROWS,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 5,
+    rows: RowsList = ENGINE_ROWS,
+    rounds: RoundsOption = 5,
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
@@ -246,7 +252,7 @@ def engine(
     """
     from benchmarks import engine
 
-    _show(engine.run(rows, rounds=rounds, progress=_tell), output, out)
+    _show(engine.run(rows, rounds=rounds, progress=_announce), output, out)
 
 
 @app.command("traffic")
@@ -263,7 +269,7 @@ def traffic(
     """
     from benchmarks import traffic
 
-    _show(traffic.run(seconds, rows, rate, progress=_tell), output, out)
+    _show(traffic.run(seconds, rows, rate, progress=_announce), output, out)
 
 
 @app.command("analysis")
@@ -279,14 +285,14 @@ def analysis(
     """
     from benchmarks import analysis
 
-    _show(analysis.run(total, rows, progress=_tell), output, out)
+    _show(analysis.run(total, rows, progress=_announce), output, out)
 
 
 @app.command("train")
 def train(
     batch: Annotated[int, typer.Option(min=1, help="Rows of one step")] = 4096,
     vocabulary: Annotated[int, typer.Option(min=1, help="Ids per field")] = 20_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved turns; figures are their medians")] = 20,
+    rounds: RoundsOption = 20,
     output: OutputOption = Output.table,
     out: OutFile = None,
 ) -> None:
@@ -296,7 +302,7 @@ def train(
     """
     from benchmarks import training
 
-    _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_tell), output, out)
+    _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_announce), output, out)
 
 
 @app.command("projection")
@@ -311,7 +317,7 @@ def projection(
     """
     from benchmarks import projection
 
-    _show(projection.run(rows, progress=_tell), output, out)
+    _show(projection.run(rows, progress=_announce), output, out)
 
 
 @app.command("teachers")
@@ -328,7 +334,7 @@ def teachers(
     """
     from benchmarks import teachers
 
-    _show(teachers.run(tuple(members), rows, rounds, progress=_tell), output, out)
+    _show(teachers.run(tuple(members), rows, rounds, progress=_announce), output, out)
 
 
 @app.command("drift")
@@ -344,7 +350,7 @@ def drift(
     """
     from benchmarks import drift
 
-    _show(drift.run(rows, seeds, progress=_tell), output, out)
+    _show(drift.run(rows, seeds, progress=_announce), output, out)
 
 
 def _settings(config: Path | None) -> dict[str, Any]:
@@ -365,7 +371,7 @@ def _settings(config: Path | None) -> dict[str, Any]:
     return found
 
 
-def _tell(text: str) -> None:
+def _announce(text: str) -> None:
     say(escape(text))
 
 

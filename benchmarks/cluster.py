@@ -1,7 +1,7 @@
-"""`baton bench ray`: what it costs to have the lanes placed by Ray: the same server as `baton serve` starts, in turns.
+"""`baton bench ray`: cost of lanes that Ray places, against the same server started by `baton serve`, in turns.
 
-A cluster of one node is started for the bench, in a network of its own, for Ray listens on all interfaces. Both servers
-run at once and only one is asked at a time, so what is idle costs both the same.
+A cluster of one node is started for the bench, in a network of its own, since Ray listens on all interfaces. Both servers
+run at once and only one is called at a time, so the idle one costs both the same.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ MODEL = "deepfm"
 OWN_NETWORK = "BATON_OWN_NETWORK"
 BUDGET_THROUGHPUT = 0.95
 BUDGET_P50_MS = 0.3
-START_LIMIT = 240.0
+START_LIMIT_S = 240.0
 _START = "import ray.scripts.scripts; ray.scripts.scripts.main()"
 
 
 def enter_own_network(arguments: Sequence[str]) -> None:
-    """Run this command again in a network of its own, unless that is where we are.
+    """Run this command again in a network of its own, unless it runs in one already.
 
     Raises:
         InvalidInput: not by root, or without the commands that it takes.
@@ -106,7 +106,7 @@ def run(
 
 @contextmanager
 def _on_ray(site: Site) -> Iterator[int]:
-    """The same bundles served by one replica of one lane on a Ray cluster; its port."""
+    """Ray cluster that serves the same bundles by one replica of one lane; gives its port."""
     home = site.folder / "ray-home"
     gcs, port = free_port(), free_port()
     config: dict[str, Any] = {
@@ -130,7 +130,7 @@ def _on_ray(site: Site) -> Iterator[int]:
         process = subprocess.Popen([sys.executable, "-c", _START, *head], stdout=log, stderr=log)
         stack.callback(_end, process)
         deploy = [sys.executable, "-c", SERVE, "serve", "--config", str(path), "--ray", f"127.0.0.1:{gcs}"]
-        site.server.wait(lambda: _deployed(deploy, process, log), "Ray does not start", START_LIMIT)
+        site.server.wait(lambda: _deployed(deploy, process, log), "Ray does not start", START_LIMIT_S)
         yield _port(path)
 
 

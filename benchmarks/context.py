@@ -1,4 +1,4 @@
-"""`baton bench context`: what computing the context once per request is worth: in process, one thread, no sockets.
+"""`baton bench context`: gain of computing the context once per request; in process, one thread, no sockets.
 
 The same requests are scored from parts that hold the context once (as `Rank` sends it, split network) and from rows that
 repeat it (as the Open Inference Protocol sends it, whole network), in blocks taken in turns and timed by processor time.

@@ -1,4 +1,4 @@
-"""What the adaptive rule of the online stage is worth: on a stream that stands still, and after an abrupt change.
+"""`baton bench drift`: gain of the adaptive rule of the online stage, on a stationary stream and after an abrupt change.
 
 A teacher and its student meet a generated stream whose true click probabilities are known, once with a, r and K kept
 constant and once adapting. The teacher's logged scores are those of its last publication, 20 batches old at most. What is measured is regret:
@@ -38,14 +38,14 @@ BATCH, PUBLISHED_EVERY = 1024, 20
 LEVEL_BATCHES, SMOOTH = 40, 9
 """Batches before the change whose mean regret is the level to come back to, and over which regret is averaged."""
 BACK = 0.75
-"""Recovered: this share of the jump is gone."""
-MOST_SHARE, MOST_LOSS = 0.5, 1.002
+"""Recovered: this fraction of the jump is gone."""
+MOST_ROWS_FRACTION, MOST_LOSS = 0.5, 1.002
 """Budgets, adaptive against constant: rows to recover, and LogLoss without drift, where seeds differ by more than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A student along a stream: regret and the truth's own entropy per batch, float64 `[batches]`, and what steered it."""
+    """Course of a student on a stream: regret and entropy of the truth per batch, float64 `[batches]`, and its settings."""
 
     regret: F64
     entropy: F64
@@ -53,14 +53,14 @@ class Followed:
 
     @property
     def loss(self) -> float:
-        """LogLoss that the scores would have over all labels that the truth could have given."""
+        """Expected LogLoss of the scores under the true probabilities."""
         return float((self.regret + self.entropy).mean())
 
-    def rows_to_recover(self, change: int, share: float = BACK) -> float:
-        """Rows from batch `change` on until `share` of the jump in regret is gone; infinite: not within the stream."""
+    def rows_to_recover(self, change: int, fraction: float = BACK) -> float:
+        """Rows from batch `change` on until `fraction` of the jump in regret is gone; infinite: not within the stream."""
         before = float(self.regret[change - LEVEL_BATCHES : change].mean())
         after = np.convolve(self.regret[change:], np.full(SMOOTH, 1 / SMOOTH), "valid")
-        goal = before + (1 - share) * (float(self.regret[change : change + 3].mean()) - before)
+        goal = before + (1 - fraction) * (float(self.regret[change : change + 3].mean()) - before)
         back = np.flatnonzero(after <= goal)
         return float((back[0] + SMOOTH) * BATCH) if len(back) else float("inf")
 
@@ -74,7 +74,7 @@ def run(rows: int = 500_000, seeds: int = 3, progress: Progress = lambda _: None
         progress(f"drift: abrupt change, seed {seed}")
         followed = follow_both(_log(rows, seed, CHANGE))
         mine, theirs = (min(one.rows_to_recover(change), (1 - CHANGE) * rows) for one in followed.values())
-        report.add(f"abrupt/seed={seed}", "rows to recover", mine, "rows", limit=theirs, at_most=MOST_SHARE)
+        report.add(f"abrupt/seed={seed}", "rows to recover", mine, "rows", limit=theirs, at_most=MOST_ROWS_FRACTION)
     for seed in range(seeds):
         progress(f"drift: none, seed {seed}")
         mine, theirs = (one.loss for one in follow_both(_log(rows, seed, None)).values())
@@ -83,12 +83,12 @@ def run(rows: int = 500_000, seeds: int = 3, progress: Progress = lambda _: None
 
 
 def _log(rows: int, seed: int, abrupt_at: float | None) -> GeneratedLog:
-    """Few users and items, so that models know them well before the change."""
+    """Log of few users and items, so that models know them well before the change."""
     return GeneratedLog(rows, seed, drift=0.0, abrupt_at=abrupt_at, rows_per_request=20, users=500, items=500)
 
 
 def follow_both(log: GeneratedLog) -> dict[str, Followed]:
-    """The adaptive and the constant online stage on the same log, from the same teacher and student."""
+    """Courses of the adaptive and the constant online stage on the same log, from the same teacher and student."""
     teacher = train(log, TEACHER, width=WIDTHS[0], stop=HISTORY)
     student, _ = transfer_offline(Window(teacher, log, HISTORY, RETAINED), STUDENT, width=WIDTHS[1])
     states = state_of(teacher), state_of(student)
@@ -102,7 +102,7 @@ def follow_both(log: GeneratedLog) -> dict[str, Followed]:
 
 
 def follow(log: GeneratedLog, states: tuple[Any, Any], replay: ReplayRows, settings: AdaptSettings) -> Followed:
-    """One online stage along the stream, as the worker runs it."""
+    """Course of one online stage on the stream, as the worker runs it."""
     teacher, student = (model_from(header, arrays) for header, arrays in states)
     published = model_from(*state_of(teacher))
     distiller = CoDistiller(teacher, student, replay, settings=settings, seed=0)

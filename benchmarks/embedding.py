@@ -1,4 +1,4 @@
-"""Embedding tiers and their stacks, against `torch.index_select(out=)` of the same rows with indices already dense.
+"""`baton bench embedding`: embedding tiers and their stacks, against `torch.index_select(out=)` of the same rows by dense index.
 
 The limit is one thread, or two of them for two threads that look up, measured in the same turns. Tables are written as
 bundles and mapped as segments, Redis is a real server, and every request of a case is new to it: a cache that saw the
@@ -75,7 +75,7 @@ OF_BUDGETS = (5_000_000, 16)
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure: every combination of these."""
+    """Settings of the bench; every combination is measured."""
 
     rows: Sequence[int] = (1_000_000, 5_000_000, 20_000_000)
     widths: Sequence[int] = (8, 16, 64)
@@ -116,7 +116,7 @@ def run(settings: Settings = QUICK, progress: Progress = lambda _: None, folder:
 
 
 def _measure(report: Report, settings: Settings, count: int, width: int, folder: Path, progress: Progress) -> None:
-    """Everything on one table."""
+    """Measure everything on one table."""
     progress(f"embedding: writing a table of {count:,} x {width}")
     tables = Tables(folder, count, width)
     measure_loads(report, tables, progress)
@@ -148,7 +148,7 @@ def _measure(report: Report, settings: Settings, count: int, width: int, folder:
 
 @dataclass(frozen=True)
 class _Case:
-    """One way to look rows up.
+    """Case: one way to look up rows.
 
     Attributes:
         tiers: names, in order.
@@ -164,7 +164,7 @@ class _Case:
 
 
 class _Stacks:
-    """The cases over one table. What caches hold depends on the stream, so those are new for every distribution."""
+    """Cases on one table. The content of caches depends on the stream, so caches are new for every distribution."""
 
     def __init__(
         self, tables: Tables, settings: Settings, report: Report, stack: ExitStack, progress: Progress
@@ -209,7 +209,7 @@ class _Stacks:
                 progress(f"embedding: {peer} is left out: it is not installed (pip install 'baton[bench]')")
 
     def over(self, distribution: Distribution) -> list[_Case]:
-        """All cases, with caches that have seen a stream of that distribution; the limit first."""
+        """All cases, the limit first, with caches that have processed a stream of that distribution."""
         tables, capacity = self._tables, int(CAPACITY * self._tables.count)
         rows = torch.from_numpy(self._rows)
 
@@ -237,7 +237,7 @@ class _Stacks:
         return cases
 
     def _warm(self, name: str, level: CacheLevel) -> _Case:
-        """A cache that holds all that will be asked for."""
+        """Cache that holds all requested rows."""
 
         def fill(requests: Sequence[Request]) -> None:
             level.clear()
@@ -258,7 +258,7 @@ class _Stacks:
 def _timed(
     cases: Sequence[_Case], stream: IdStream, tables: Tables, ids: int, threads: int
 ) -> dict[str, tuple[float, list[float]]]:
-    """Median seconds per lookup, and the share of ids that each tier found, by case."""
+    """Median seconds per lookup, and the fraction of ids that each tier found, by case."""
     rounds, repeat = max(15, 160_000 // ids), max(1, 16_000 // ids)
     marks = {case.name: np.zeros(len(case.tiers) + 1, np.int64) for case in cases}
     with Lookers(threads, repeat, ids, tables.width) as lookers:
@@ -282,7 +282,7 @@ def _timed(
 
 
 def _check(case: _Case, tables: Tables, request: Request) -> None:
-    """A figure for wrong rows is worth nothing."""
+    """Check the rows that a case returns: a figure for wrong rows is worthless."""
     out = np.zeros((len(request.places), tables.width), np.float32)
     marks = case.lookup(request, out)
     held = slice(None) if marks is None else marks != PENDING_STATUS

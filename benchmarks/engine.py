@@ -1,4 +1,4 @@
-"""`baton bench engine`: what the engine costs around a model, and when running inline on the loop pays.
+"""`baton bench engine`: cost of the engine around a model, and gain of running inline on the loop.
 
 For each request size, with 1 and 8 requests in flight, in this process and without sockets: the model called directly (the
 limit of one thread), through the engine inline, and through one and two workers. The first rows are the engine around a
@@ -39,7 +39,7 @@ LEAST_REQUESTS = 40
 
 
 class Nothing:
-    """A stage that does nothing."""
+    """Stage that does nothing."""
 
     name = "nothing"
     consumes = ("request",)
@@ -56,7 +56,7 @@ def run(
     table_rows: int = 100_000,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Microseconds per request; medians of the turns.
+    """Microseconds per request, as medians of the turns.
 
     Args:
         rows: candidates per request.

@@ -1,4 +1,4 @@
-"""`baton bench lanes`: which split of the cores into lanes, workers and network threads answers most on this machine.
+"""`baton bench lanes`: throughput by split of the cores into lanes, workers and network threads.
 
 `baton serve` is started anew for every split in every turn; the same load runs against each.
 """
@@ -16,11 +16,11 @@ from pipeline.errors import InvalidInput
 __all__ = ["Split", "run", "splits_of"]
 
 MOST_THREADS = 2
-"""Threads per core that a split may come to."""
+"""Most threads per core of a split."""
 
 
 class Split(NamedTuple):
-    """Of the section `engine`."""
+    """Split of the cores: settings of the section `engine`."""
 
     lanes: int
     workers: int
@@ -28,7 +28,7 @@ class Split(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Split:
-        """`2x1x1`. Raises: InvalidInput."""
+        """Parse a split such as `2x1x1`. Raises: InvalidInput."""
         parts = text.split("x")
         if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
             raise InvalidInput(f"--split {text!r} is LANESxWORKERSxTHREADS, for example 2x1x1", "split")
@@ -39,7 +39,7 @@ class Split(NamedTuple):
 
 
 def splits_of(cores: int) -> list[Split]:
-    """What is worth a try on so many cores.
+    """Splits worth trying on so many cores.
 
     >>> [tuple(split) for split in splits_of(2)]
     [(1, 1, 1), (1, 1, 2), (1, 2, 1), (1, 4, 1), (2, 1, 1), (2, 2, 1)]
@@ -63,7 +63,7 @@ def run(
     table_rows: int = 400_000,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Rows per second and p99 of every split by `Rank`, best first; the ratio is to the best.
+    """Rows per second and p99 of every split by `Rank`, best first; ratios are to the best.
 
     Args:
         splits: to try; none: `splits_of` this machine's cores.

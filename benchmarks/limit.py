@@ -1,4 +1,4 @@
-"""The limit of serving: the same network in this process on all cores, fed from memory, with no server around it."""
+"""Limit of serving: the same network in this process on all cores, fed from memory, without a server around it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Call = Callable[[I64], object]
 
 
 class Limit:
-    """Rows per second in this process, for each way to use the cores; the best of them is the limit.
+    """Throughput in this process, for each way to use the cores; the best of them is the limit.
 
     Ways: a session of one thread per core, each driven by a thread of its own, with the tables inside the graph or in
     front of it (`torch.index_select`); and one session that spreads over all cores.
@@ -29,7 +29,7 @@ class Limit:
     Args:
         graph: the whole model as `models.gathered_graph` writes it.
         bundle: the same model.
-        cores: how many to use.
+        cores: number to use.
     """
 
     def __init__(self, graph: Path, bundle: Bundle, vocabulary: Vocabulary, cores: int) -> None:
@@ -76,7 +76,7 @@ def _selected(dense: Path, rows: torch.Tensor, weights: torch.Tensor) -> Call:
 
 
 def _drive(calls: list[Call], requests: list[I64], seconds: float) -> tuple[int, float]:
-    """Requests done by all calls at once, each in a thread of its own, and the seconds that they took."""
+    """Requests done by all calls at once, each in its own thread, and the seconds that they took."""
     done = [0] * len(calls)
     start = threading.Barrier(len(calls) + 1)
 

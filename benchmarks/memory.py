@@ -16,7 +16,7 @@ __all__ = ["MemoryWatch"]
 
 @dataclass
 class MemoryWatch:
-    """Takes a sample every `interval` seconds inside its block: `samples` are (`time.monotonic()`, bytes by process)."""
+    """Sampler of memory every `interval` seconds within its block: `samples` are (`time.monotonic()`, bytes by process)."""
 
     server: BatonServer
     interval: float = 1.0
@@ -37,7 +37,7 @@ class MemoryWatch:
         return median([found[process] / 1e6 for at, found in self.samples if start <= at < end and process in found])
 
     def processes(self) -> list[str]:
-        """Names that were in every sample: what was restarted has no growth to speak of."""
+        """Processes that are in every sample; the growth of a restarted one means nothing."""
         names = [set(found) for _, found in self.samples]
         return sorted(set.intersection(*names)) if names else []
 

@@ -1,4 +1,4 @@
-"""The models of the serving benches: 39 id fields, vectors of 16, a perceptron of 3 x 400 on top; and requests to them.
+"""Models of the serving benches (39 id fields, vectors of 16, a perceptron of 3 x 400 on top), and requests to them.
 
 Weights and rows are random, everything else is what `baton train` would write: networks of the zoo, exported and
 published as bundles. The same requests come with hashed ids (for Baton) and as dense indices (for the limit and the bare
@@ -39,7 +39,7 @@ __all__ = [
 
 ARCHITECTURES = ("deepfm", "dcnv2")
 FIELDS, WIDTH, HIDDEN = 39, 16, (400, 400, 400)
-CONTEXT_SHARE = 0.6
+CONTEXT_FRACTION = 0.6
 ZIPF = 1.05
 
 InferRequest, InferResponse = message("ModelInferRequest"), message("ModelInferResponse")
@@ -47,15 +47,15 @@ InferRequest, InferResponse = message("ModelInferRequest"), message("ModelInferR
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The schema and the hashed ids of every field, int64 `[FIELDS, ids per field]`."""
+    """Schema, and the hashed ids of every field, int64 `[FIELDS, ids per field]`."""
 
     schema: Schema
     ids: I64
 
     @classmethod
     def make(cls, rows: int) -> Vocabulary:
-        """About `rows` ids shared out among the fields; the first 60 % of the fields are context."""
-        context = int(FIELDS * CONTEXT_SHARE)
+        """About `rows` ids, divided among the fields; the first 60 % of the fields are context."""
+        context = int(FIELDS * CONTEXT_FRACTION)
         fields = [FieldSpec(name=f"f{i}", role="context" if i < context else "candidate") for i in range(FIELDS)]
         each = np.arange(max(1, rows // FIELDS))
         return cls(Schema(fields=tuple(fields)), np.stack([hash_column(f.name, each) for f in fields]))
@@ -64,7 +64,7 @@ class Vocabulary:
 def write_model(
     repository: Repository, vocabulary: Vocabulary, arch: str, *, seed: int = 0
 ) -> tuple[Bundle, ClickModel]:
-    """Publish a random model under the name of its architecture; the model goes on to further versions."""
+    """Publish a random model under the name of its architecture; the model can publish further versions."""
     hyperparameters = {"hidden": list(HIDDEN)}
     model = ClickModel.create(vocabulary.schema, arch, WIDTH, seed=seed, hyperparameters=hyperparameters)
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ __all__ = ["session"]
 
 
 def session(graph: Path | str, threads: int) -> ort.InferenceSession:
-    """A session on the CPU with so many threads; with one it stays on its caller's."""
+    """Session on the CPU with so many threads; with one thread it runs on its caller's."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

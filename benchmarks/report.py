@@ -1,8 +1,8 @@
-"""What a bench hands back: rows of figures with their limit, ratio and budget, and the machine they were taken on.
+"""Report of a bench: rows of figures with their limit, ratio and budget, and the machine.
 
-A figure alone says little on a shared machine, so a row names its `limit`: the same work without us, measured in the
-same run. Cases are measured in turns (`interleaved`), so that whatever slows the machine slows all of them, and a row
-is the median of its turns.
+A figure alone means little on a shared machine, so a row names its `limit`: the same work without Baton, measured in the
+same run. Cases are measured in turns (`interleaved`), so that other load on the machine slows all of them, and a row is
+the median of its turns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import BatonError
 __all__ = ["Progress", "Report", "Row", "cores", "interleaved", "machine", "median"]
 
 Progress = Callable[[str], None]
-"""Takes one line for the person who waits."""
+"""Receives one line of progress."""
 SMALL = 0.001
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass
 class Report:
-    """The figures of one run of the bench `name`.
+    """Report of one run of the bench `name`.
 
     >>> report = Report("serve")
     >>> report.add("oip/deepfm/rows=100/inflight=8", "throughput", 1800, "rows/s", limit=3000, at_least=0.58).ok
@@ -67,13 +67,13 @@ class Report:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> Row:
-        """Note a figure.
+        """Add a figure.
 
         Args:
             case: the setting, parts joined by `/`, as in `oip/deepfm/rows=100/inflight=8`.
-            metric: what was measured, as in `throughput`.
-            value: the figure; `unit` says of what.
-            limit: what the value stands against in the same run, in the same unit; it must not be 0.
+            metric: for example `throughput`.
+            value: the figure, in `unit`.
+            limit: the value to compare with, of the same run and in the same unit; it must not be 0.
             at_least, at_most: the budget (one of them or none), for value / limit, or for the value without a limit.
 
         Raises:
@@ -95,7 +95,7 @@ class Report:
         return row
 
     def value(self, case: str, metric: str) -> float:
-        """The figure noted before under this case and metric."""
+        """The figure of a case and metric that was added before."""
         return next(row.value for row in self.rows if (row.case, row.metric) == (case, metric))
 
     @property
@@ -127,7 +127,7 @@ class Report:
 
 
 def interleaved(cases: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
-    """What each case returned in each of `rounds` turns; in a turn every case runs once, in changing order.
+    """Figures of each case in each of `rounds` turns; in a turn every case runs once, in changing order.
 
     Args:
         cases: name to a call that takes the number of the turn and returns its figure.
@@ -141,12 +141,12 @@ def interleaved(cases: Mapping[str, Callable[[int], float]], rounds: int) -> dic
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; of no values NaN."""
+    """Median; NaN without values."""
     return statistics.median(values) if values else float("nan")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

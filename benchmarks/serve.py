@@ -1,4 +1,4 @@
-"""`baton bench serve`: Baton between the network alone in one process and the least of servers around the same network.
+"""`baton bench serve`: throughput and latency of Baton, of the network alone, and of a bare server around the network.
 
     in-process    the limit: ONNX Runtime on all cores, fed from memory (`limit.py`)
     bare          grpc.aio with the model and nothing else, a process per core (`bare.py`)
@@ -36,7 +36,7 @@ __all__ = ["run"]
 OF_LIMIT = 0.58
 """OIP, DeepFM, 100 rows, 8 in flight against in-process, in rows/s."""
 OF_MIXED = 1.3
-"""`Rank` against rows that share nothing, 100 rows, 8 in flight: what computing the context once is worth."""
+"""`Rank` against rows that share nothing, 100 rows, 8 in flight: the gain of computing the context once."""
 OF_BARE = {1: 0.85, 100: 0.95}
 """OIP against the bare server, by rows, 8 in flight."""
 AT = 8
@@ -55,7 +55,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Measure everything, one model after the other.
+    """Figures of every model, one after the other.
 
     Args:
         models: architectures of the zoo.
@@ -78,7 +78,7 @@ def run(
 
 
 class _Serve:
-    """One model: cases by name, each a figure in rows/s."""
+    """Bench of one model: cases by name, each a figure in rows/s."""
 
     def __init__(
         self, report: Report, site: Site, bare: BareServer, model: str, seconds: float, rounds: int, progress: Progress
@@ -90,7 +90,7 @@ class _Serve:
         """CPU seconds per request of client and server, by case."""
 
     def measure(self, rows: Sequence[int], inflight: Sequence[int]) -> None:
-        """Check, measure in turns, note."""
+        """Check the scores, measure in turns, add the figures."""
         self._check(min(rows))
         cases: dict[str, Callable[[int], float]] = {}
         for n in rows:
@@ -227,7 +227,7 @@ class _Serve:
                 self._report.add(f"{way}/{self._model}/rows={n}/half-load", metric, value, "ms", limit=limit)
 
     def _log(self) -> None:
-        """How much of what was answered the traffic log could take."""
+        """Add the fraction of answers that the traffic log could take."""
         writers = [lane.writer for lane in self._site.server.lanes()]
         offered = sum(writer.offered for writer in writers)
         dropped = sum(sum(writer.dropped.values()) for writer in writers)

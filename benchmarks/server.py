@@ -1,4 +1,4 @@
-"""`baton serve` in a home of its own, as the benches use it: started for real, called through its ports alone."""
+"""`baton serve` in its own home for a bench: real processes, called through their ports only."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SERVE = (
     "from serving.runtime.process import die_with_parent; die_with_parent(); from serving.cli.main import app; app()"
 )
 """`baton` as it is, but that it ends with a bench that is killed."""
-START_LIMIT = 120.0
-STOP_LIMIT = 40.0
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 40.0
 
 
 class BatonServer:
-    """All processes of an installation; a context manager.
+    """Processes of an installation; a context manager.
 
     Args:
         home: made where it is missing; bundles lie in `home/bundles`.
@@ -74,7 +74,7 @@ class BatonServer:
             self._process = subprocess.Popen(argv, stderr=log, stdout=log)
         try:
             admin = AdminClient(f"http://127.0.0.1:{self._http_port}")
-            self.wait(lambda: admin.ready() and self._all_ready(), "it does not get ready", START_LIMIT)
+            self.wait(lambda: admin.ready() and self._all_ready(), "it does not get ready", START_LIMIT_S)
         except BaseException:
             self.stop()
             raise
@@ -89,7 +89,7 @@ class BatonServer:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(STOP_LIMIT)
+            self._process.wait(STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -119,14 +119,14 @@ class BatonServer:
         return [lane.status for lane in self.statuses().lanes.values()]
 
     def shadow(self) -> ShadowStatus:
-        """Status of the shadow lane. Raises: BatonError, it has written none."""
+        """Status of the shadow lane. Raises: BatonError: it has written none."""
         shadow = self.statuses().shadow
         if shadow is None:
             raise BatonError("the shadow lane does not report")
         return shadow.status
 
     def children(self) -> Mapping[str, ChildStatus]:
-        """Its processes by name."""
+        """Processes by name."""
         supervisor = self.statuses().supervisor
         return {} if supervisor is None else supervisor.status.children
 
@@ -139,7 +139,7 @@ class BatonServer:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Its processes by name, as far as they run."""
+        """Ids of the running processes, by name."""
         return {name: child.pid for name, child in self.children().items() if child.pid}
 
     def rss(self) -> dict[str, int]:
@@ -166,7 +166,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """Free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

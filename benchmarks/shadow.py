@@ -1,4 +1,4 @@
-"""`baton bench shadow`: what the shadow lane costs the clients: p50 and p99 at half load with and without it.
+"""`baton bench shadow`: cost of the shadow lane for clients, as p50 and p99 at half load with and without it.
 
 One server has two endpoints with the same stable arm; one of them has a candidate of weight 0, which the shadow lane
 scores. Turning the shadow on is calling the other endpoint.
@@ -19,11 +19,10 @@ __all__ = ["run"]
 MOST = 1.10
 """p99 with the shadow lane against without."""
 COVERAGE = 0.95
-"""Of the predictions; a shadow lane that drops them costs nothing."""
+"""Fraction of the predictions that must be scored; a shadow lane that drops them costs nothing."""
 HALF = 0.5
-QUIET = 2.5
-SETTLE = 60.0
-CAPACITY_SECONDS = 5.0
+QUIET_S = 2.5
+SETTLE_S = 60.0
 ENDPOINTS = {"off": "plain", "on": "shadowed"}
 
 
@@ -36,7 +35,7 @@ def run(
     table_rows: int = 400_000,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Medians over the pairs, open loop.
+    """Medians over the pairs, by an open loop.
 
     Args:
         seconds: of each half of a pair.
@@ -47,7 +46,7 @@ def run(
     """
     endpoints: dict[str, Arms] = {"plain": stable, "shadowed": (stable, candidate)}
     with opened([stable, candidate], table_rows, endpoints) as site:
-        rate = HALF * site.capacity("plain", rows, min(CAPACITY_SECONDS, seconds))
+        rate = HALF * site.capacity("plain", rows, seconds)
         progress(f"shadow: {pairs} pairs of {seconds:.0f} s at {rate:.0f} requests/s")
         p50: dict[str, list[float]] = {"off": [], "on": []}
         calls = 0
@@ -91,6 +90,6 @@ def _settle(site: Site) -> None:
         now, scored = time.monotonic(), _scored(site)
         if scored != seen[0]:
             seen = (scored, now)
-        return now - seen[1] > QUIET and not site.server.shadow().queue
+        return now - seen[1] > QUIET_S and not site.server.shadow().queue
 
-    site.server.wait(still, f"the shadow lane is not through after {SETTLE:.0f} s", SETTLE)
+    site.server.wait(still, f"the shadow lane is not through after {SETTLE_S:.0f} s", SETTLE_S)

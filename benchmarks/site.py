@@ -1,10 +1,10 @@
-"""What every serving bench stands on: models written, `baton serve` running, load ready to be sent to it."""
+"""Site of a serving bench: models written, `baton serve` running, and load for it."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,29 @@ from protos.baton.ranking.v1 import ranking_pb2 as ranking
 from protos.inference import SERVICE
 from transfer.click_model.model import ClickModel
 
-__all__ = ["INFER", "MIXED", "WAYS", "Site", "must_be_good", "opened", "spec_of", "written"]
+__all__ = ["ENDPOINT", "INFER", "MIXED", "WAYS", "Site", "Workload", "must_be_good", "opened", "spec_of", "written"]
 
 INFER = f"/{SERVICE}/ModelInfer"
 RANKING = "/baton.ranking.v1.RankingService"
 WAYS = {"oip": INFER, "rank": f"{RANKING}/Rank", "rankstream": f"{RANKING}/RankStream"}
-"""How Baton is asked: Open Inference with raw tensors, `Rank`, `RankStream`."""
+"""Methods by which Baton is called: Open Inference with raw tensors, `Rank`, `RankStream`."""
 MIXED = "mixed"
 """Open Inference as well, every row with a context of its own."""
 REQUESTS = 64
-DEADLINE = 5.0
-WARMUP = 0.3
+DEADLINE_S = 5.0
+WARMUP_S = 0.3
 CONNECTIONS = 16
-"""Of an open loop: enough for the kernel to share them out among processes on one port."""
+"""Connections of an open loop: enough for the kernel to spread them over the processes on one port."""
 CAPACITY_INFLIGHT = 8
+CAPACITY_S = 5.0
+ENDPOINT = "ranker"
 SAME = 2e-5
-"""How far a score may lie from that of the whole network run here."""
+"""Largest difference between a score and that of the whole network in this process."""
 
 
 @dataclass
 class Site:
-    """Models and the server that answers with them. `folder` holds everything and goes with the bench."""
+    """Models and the server that answers with them. `folder` holds everything; it is removed after the bench."""
 
     folder: Path
     vocabulary: Vocabulary
@@ -59,7 +61,7 @@ class Site:
             yield self.server
 
     def candidates(self, rows: int, *, shared: bool = True) -> Candidates:
-        """Requests of so many candidates, which share their context or not; the same ones every time."""
+        """Requests of so many candidates, with or without a shared context; the same at every call."""
         if (rows, shared) not in self._drawn:
             self._drawn[rows, shared] = Candidates.draw(self.vocabulary, rows, REQUESTS, shared=shared)
         return self._drawn[rows, shared]
@@ -73,18 +75,19 @@ class Site:
             write_bodies(path, drawn.infer_bodies(endpoint, drawn.hashed) if infer else drawn.rank_bodies(endpoint))
         return spec_of(self.server.port, WAYS.get(way, INFER), path, several=way == "rankstream", **load)
 
-    def capacity(self, endpoint: str, rows: int, seconds: float, way: str = "rank") -> float:
-        """Requests per second of a closed loop with 8 in flight."""
-        return run(self.spec(way, endpoint, rows, inflight=CAPACITY_INFLIGHT, seconds=seconds)).throughput
+    def capacity(self, endpoint: str, rows: int, seconds: float) -> float:
+        """Requests per second of a closed loop of `Rank` with 8 in flight, measured for `seconds`, at most 5."""
+        seconds = min(CAPACITY_S, seconds)
+        return run(self.spec("rank", endpoint, rows, inflight=CAPACITY_INFLIGHT, seconds=seconds)).throughput
 
     def check(self, way: str, endpoint: str, expected: F32) -> None:
-        """See that Baton answers right before it is measured.
+        """Check the scores of Baton before it is measured.
 
         Args:
             expected: scores of the first of `candidates(len(expected))`, float32 `[n]`.
 
         Raises:
-            BatonError: it does not.
+            BatonError: they differ from the expected ones.
         """
         n, drawn = len(expected), self.candidates(len(expected))
         path = self.folder / f"check-{way}-{endpoint}-{n}"
@@ -100,9 +103,36 @@ class Site:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests of `Rank` to one endpoint, `ranker`.
+
+    Args:
+        rows: candidates per request.
+        table_rows: ids in all tables of the model.
+        model: architecture.
+    """
+
+    rows: int = 100
+    table_rows: int = 400_000
+    model: str = "deepfm"
+
+    def opened(self) -> AbstractContextManager[Site]:
+        """Site with a model for these requests, served until the block ends."""
+        return opened([self.model], self.table_rows, {ENDPOINT: self.model})
+
+    def spec(self, site: Site, **load: Any) -> Spec:
+        """Load on the site; `load` as in `Spec`."""
+        return site.spec("rank", ENDPOINT, self.rows, **load)
+
+    def capacity(self, site: Site, seconds: float) -> float:
+        """Requests per second of the site; see `Site.capacity`."""
+        return site.capacity(ENDPOINT, self.rows, seconds)
+
+
 @contextmanager
 def written(architectures: Sequence[str], table_rows: int, endpoints: Mapping[str, Arms]) -> Iterator[Site]:
-    """Random models of these architectures, published in a home of their own; see `Site.serving`."""
+    """Site with random models of these architectures, published in its own home; see `Site.serving`."""
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
         vocabulary = Vocabulary.make(table_rows)
         server = BatonServer(Path(name) / "home", endpoints)
@@ -119,20 +149,20 @@ def opened(
     endpoints: Mapping[str, Arms],
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Site]:
-    """The same, served until the block ends."""
+    """Site as of `written`, served until the block ends."""
     with written(architectures, table_rows, endpoints) as site, site.serving(settings):
         yield site
 
 
 def spec_of(port: int, path: str, bodies: Path, **load: Any) -> Spec:
-    """Load on any server: a connection per call in flight, so that every process behind the port gets some."""
+    """Load on any server, with a connection per call in flight, so that every process behind the port gets some."""
     connections = CONNECTIONS if load.get("phases") else load.get("inflight", 1)
-    settings = {"connections": connections, "warmup": WARMUP, "deadline": DEADLINE, **load}
+    settings = {"connections": connections, "warmup": WARMUP_S, "deadline": DEADLINE_S, **load}
     return Spec(port=port, path=path, bodies=str(bodies), **settings)
 
 
 def must_be_good(outcome: Outcome, what: str) -> None:
-    """Raise BatonError where a call failed that had no reason to."""
+    """Raise BatonError if a call failed."""
     if outcome.failed or not len(outcome.status):
         raise BatonError(f"{what}: {outcome.failed} of {len(outcome.status)} calls failed, by code: {outcome.errors}")
 

@@ -1,42 +1,37 @@
-"""`baton bench soak`: ten minutes at 80 % of what the machine can do; memory must not grow."""
+"""`baton bench soak`: memory after ten minutes at 80 % of the capacity; it must not grow."""
 
 from __future__ import annotations
 
 from benchmarks.load.run import run as run_load
 from benchmarks.memory import MemoryWatch
 from benchmarks.report import Progress, Report
-from benchmarks.site import opened
+from benchmarks.site import Workload
 
 __all__ = ["run"]
 
 MOST = 1.02
 """Memory at the end against after the start-up, for the lanes together."""
-CAPACITY_SECONDS = 5.0
 
 
 def run(
+    workload: Workload,
     minutes: float = 10.0,
     load: float = 0.8,
-    rows: int = 100,
-    model: str = "deepfm",
-    table_rows: int = 400_000,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """One run: medians of the last tenth against those of the second tenth; the first one is for caches to fill.
+    """Memory in the last tenth against the second tenth, as medians; the first tenth fills the caches.
 
     Args:
+        workload: requests.
         minutes: of load.
-        load: share of the capacity of a closed loop with 8 in flight.
-        rows: candidates per request, by `Rank`.
-        model: architecture.
-        table_rows: ids in all tables.
+        load: fraction of the capacity of a closed loop with 8 in flight.
     """
     seconds = 60.0 * minutes
-    with opened([model], table_rows, {"ranker": model}) as site:
-        rate = load * site.capacity("ranker", rows, min(CAPACITY_SECONDS, seconds))
+    with workload.opened() as site:
+        rate = load * workload.capacity(site, seconds)
         progress(f"soak: {minutes:g} minutes at {rate:.0f} requests/s")
         with MemoryWatch(site.server, interval=min(1.0, seconds / 100)) as memory:
-            outcome = run_load(site.spec("rank", "ranker", rows, phases=[(seconds, rate)]))
+            outcome = run_load(workload.spec(site, phases=[(seconds, rate)]))
         begin, tenth = outcome.started, seconds / 10
         report = Report("soak")
         sums = [0.0, 0.0]

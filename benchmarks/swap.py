@@ -1,7 +1,7 @@
-"""`baton bench swap`: p99 and errors at half load while versions are swapped every two seconds, against no swaps.
+"""`baton bench swap`: p99 and errors at half load while versions are swapped every two seconds, against none.
 
-A process of its own, niced as the worker is, publishes a delta (rows touched, dense weights changed) as often as told;
-the lanes find it, load and warm it, and answer with it, all by themselves.
+A process with the worker's priority publishes a delta (some rows and all dense weights changed) at each interval. The
+lanes find it, load and warm it, and answer with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.load.run import run as run_load
 from benchmarks.report import Progress, Report, interleaved, median
-from benchmarks.site import Site, must_be_good, opened
+from benchmarks.site import ENDPOINT, Site, Workload, must_be_good
 from pipeline.bundle.bundle import Table
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
@@ -30,35 +30,31 @@ __all__ = ["run"]
 MOST = 2.0
 """p99 while versions are swapped against none."""
 HALF = 0.5
-CAPACITY_SECONDS = 5.0
-TOUCHED = 5_000
+TOUCHED_ROWS = 5_000
 NICE = 15
 COMPACT_AFTER = 16
 """Deltas on one base, as the worker's."""
-SETTLE = 20.0
+SETTLE_S = 20.0
 
 
 def run(
+    workload: Workload,
     seconds: float = 20.0,
     rounds: int = 5,
     interval: float = 2.0,
-    rows: int = 100,
-    model: str = "deepfm",
-    table_rows: int = 400_000,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Medians over the turns, open loop; errors are those of all turns.
+    """Medians over the turns, by an open loop; errors are those of all turns.
 
     Args:
+        workload: requests.
         seconds: of each half of a turn.
         rounds: turns, still and swapping in changing order.
         interval: seconds between two versions.
-        rows: candidates per request.
-        model: architecture.
-        table_rows: ids in all tables.
     """
-    with opened([model], table_rows, {"ranker": model}) as site:
-        rate = HALF * site.capacity("ranker", rows, min(CAPACITY_SECONDS, seconds))
+    model = workload.model
+    with workload.opened() as site:
+        rate = HALF * workload.capacity(site, seconds)
         progress(f"swap: {rounds} turns of 2 x {seconds:.0f} s at {rate:.0f} requests/s")
         p50: dict[str, list[float]] = {"still": [], "swapping": []}
         failed = {"still": 0, "swapping": 0}
@@ -66,7 +62,7 @@ def run(
 
         def case(name: str) -> Callable[[int], float]:
             def measure(turn: int) -> float:
-                spec = site.spec("rank", "ranker", rows, phases=[(seconds, rate)], seed=turn)
+                spec = workload.spec(site, phases=[(seconds, rate)], seed=turn)
                 if name == "swapping":
                     with _Publisher(site, model, interval):
                         outcome = run_load(spec)
@@ -93,7 +89,7 @@ def run(
 
 
 class _Publisher:
-    """A process that publishes versions until the block ends."""
+    """Process that publishes versions until the block ends."""
 
     def __init__(self, site: Site, model: str, interval: float) -> None:
         argv = [sys.executable, "-m", "benchmarks.swap", str(site.server.repository.root), model, str(interval)]
@@ -101,7 +97,7 @@ class _Publisher:
 
     def __enter__(self) -> _Publisher:
         assert self._process.stdout is not None
-        if not self._process.stdout.readline():  # its model is loaded: that shall not disturb
+        if not self._process.stdout.readline():  # its model is loaded, which must not disturb the measurement
             raise BatonError("the publisher did not start; its message is above")
         return self
 
@@ -113,7 +109,7 @@ class _Publisher:
 
 def _settle(site: Site, model: str) -> None:
     newest = site.server.repository.latest(model)
-    site.server.wait(lambda: site.server.serves("ranker", newest), f"version {newest} is not served", SETTLE)
+    site.server.wait(lambda: site.server.serves(ENDPOINT, newest), f"version {newest} is not served", SETTLE_S)
 
 
 def _publish(repository: Repository, name: str, interval: float) -> None:
@@ -149,7 +145,7 @@ def _touch(model: ClickModel, rng: np.random.Generator) -> None:
         for parameter in model.network.parameters():
             parameter.mul_(1.0 + 1e-4 * float(rng.normal()))
     for table in model.tables.names:
-        slots = rng.choice(model.tables.slots_of(table), TOUCHED // len(model.tables.names), replace=True)
+        slots = rng.choice(model.tables.slots_of(table), TOUCHED_ROWS // len(model.tables.names), replace=True)
         slots = np.unique(slots)
         rows = model.tables.rows[slots] * np.float32(1.001)
         linear = model.tables.weights[slots] if model.network.uses_linear else None

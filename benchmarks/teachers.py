@@ -1,7 +1,7 @@
-"""`baton bench teachers`: rows per second that a pool of teachers scores, by members, against one teacher in this process.
+"""`baton bench teachers`: rows per second of a pool of teachers by members, against one teacher in this process.
 
-Members are processes of this machine, so the growth ends at its cores; what a member loses against the teacher in this
-process is the way of rows and logits between processes.
+Members are processes of this machine, so the growth ends at its cores; the difference between a member and the teacher in
+this process is the transport of rows and logits between processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transfer.teachers.process import BundleTeacher, ProcessMember
 __all__ = ["run"]
 
 ARCH, WIDTH = "dcnv2", 16
-CHUNK = 16_384
+CHUNK_ROWS = 16_384
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
     rounds: int = 3,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Medians of `rounds` turns.
+    """Rows per second, as medians of `rounds` turns.
 
     Args:
         members: numbers of processes.
@@ -44,7 +44,7 @@ def run(
     torch.set_num_threads(1)
     report = Report("teachers")
     log = GeneratedLog(rows=rows, seed=0)
-    chunks = [chunk.rows for chunk in log.chunks(0.0, 1.0, CHUNK)]
+    chunks = [chunk.rows for chunk in log.chunks(0.0, 1.0, CHUNK_ROWS)]
     teacher = ClickModel.create(log.schema, ARCH, WIDTH, seed=0)
     expected = [teacher.calibrated_logits(chunk) for chunk in chunks]
     with TemporaryDirectory(prefix="baton-bench-") as folder:

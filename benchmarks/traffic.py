@@ -1,4 +1,4 @@
-"""`baton bench traffic`: how fast the traffic log takes requests from answer to labelled row.
+"""`baton bench traffic`: throughput of the traffic log, from answer to labelled row.
 
 A lane process writes predictions and, for each, feedback (all exposed, clicks final for a fifth of the rows) through
 `TrafficWriter`; this process joins and reads the labelled log at the same time, as control and worker do. Everything
@@ -36,7 +36,7 @@ __all__ = ["run"]
 
 KEY = bytes(32)
 WINDOW_MS = 200
-IDLE = 0.02
+IDLE_S = 0.02
 LEAST = 20_000.0
 """Labelled rows per second on two cores, in requests of 100 rows or more."""
 
@@ -53,7 +53,7 @@ def record(prediction_id: str, time_ms: int, n: int, fields: int, context: int, 
 
 
 def open_log(path: Path, ids: PredictionIds) -> TrafficLog:
-    """In the Redis whose socket `path` is, or in the SQLite file there."""
+    """Traffic log in the Redis on the socket `path`, or in the SQLite file `path`."""
     if path.suffix == ".sock":
         return RedisTrafficLog(RedisAddress(f"unix://{path}"), ids, WINDOW_MS)
     return SqliteTrafficLog(path, ids, WINDOW_MS)
@@ -116,14 +116,14 @@ def run(
     context: float = 0.6,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """One run.
+    """Labelled rows per second, and times of acknowledgements.
 
     Args:
         seconds: of writing.
         rows: of each prediction.
         rate: predictions per second; 0: as many as go.
         fields: of each row.
-        context: share of the fields that is written once per prediction.
+        context: fraction of the fields that is written once per prediction.
     """
     report = Report("traffic")
     context_fields = int(fields * context)
@@ -177,7 +177,7 @@ def _measure(
             after = batch[-1].seq
             labelled += sum(len(entry.indices) for entry in batch)
         else:
-            time.sleep(IDLE)
+            time.sleep(IDLE_S)
         if outcome is None and not result.empty():
             outcome = result.get()
     taken = time.monotonic() - start

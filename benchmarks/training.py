@@ -1,4 +1,4 @@
-"""Training speed: a whole step with growing tables, against a step of the same network on vectors that lie ready.
+"""`baton bench train`: speed of a whole training step with growing tables, against a step of the same network on ready vectors.
 
 The limit does forward, backward down to the vectors, and Adam; a whole step looks the ids up, makes rows for new ones,
 gathers, does the same, and applies the rows' gradients. Ten id fields (Zipf ids), one bag, two numbers, vectors of 16,
@@ -27,7 +27,7 @@ __all__ = ["run"]
 
 FIELDS, WIDTH = 10, 16
 BATCHES = 8
-LEAST_SHARE = 0.6
+LEAST_FRACTION = 0.6
 """Budget: rows/s of a whole step against the dense one."""
 
 
@@ -62,7 +62,7 @@ def run(batch: int = 4096, vocabulary: int = 20_000, rounds: int = 20, progress:
             rates["whole"],
             "rows/s",
             limit=rates["dense"],
-            at_least=LEAST_SHARE if hyperparameters else None,
+            at_least=LEAST_FRACTION if hyperparameters else None,
         )
         graphs: dict[str, DenseGraph] = {}
         network_files(model, graphs)

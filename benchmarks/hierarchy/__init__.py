@@ -1,1 +1,1 @@
-"""What `baton bench embedding` measures: tables on disk, id streams, stacks of tiers, and other stores beside them."""
+"""Parts of `baton bench embedding`: tables on disk, id streams, stacks of tiers, and other stores to compare with."""

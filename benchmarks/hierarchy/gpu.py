@@ -1,4 +1,4 @@
-"""The device tier on a card: finding ids and gathering their rows, against `torch.index_select` of the same rows there.
+"""Device tier on a GPU: time to find ids and gather their rows, against `torch.index_select` of the same rows there.
 
 Both run as CUDA graphs, as a server on a card would run them, on ids that lie on the card already.
 """
@@ -52,7 +52,7 @@ def measure_card(
 def _times(
     sets: Sets, keys: Tensor, rows: Tensor, places: Tensor, tick: Tensor
 ) -> tuple[dict[str, list[float]], float]:
-    """Microseconds of each of `places` int64 `[rounds, m]`, and the share found in the first."""
+    """Microseconds of each of `places` int64 `[rounds, m]`, and the fraction found in the first."""
     index, asked = places[0].clone(), keys[places[0]]
     every, out = torch.ones_like(index, dtype=torch.bool), torch.empty_like(rows[places[0]])
     held = float(find_rows(sets, asked, every, tick).held.float().mean())

@@ -1,4 +1,4 @@
-"""How many ids a small cache answers from a skewed stream: TinyLFU before LRU, as the device tier does it, and LRU alone.
+"""Hit rate of a small cache on a skewed stream: TinyLFU before LRU, as in the device tier, and LRU alone.
 
 The device tier has no cache without admission, so the figure beside it is a plain LRU over the same stream, id by id.
 """
@@ -18,7 +18,7 @@ from pipeline.embedding.tier import PENDING_STATUS, Wanted
 __all__ = ["hit_rates"]
 
 
-SHARES = (0.01, 0.026, 0.1)
+FRACTIONS = (0.01, 0.026, 0.1)
 """Capacities, of the table's rows."""
 IDS = 3900
 WIDTH = 8
@@ -27,26 +27,26 @@ PER_ROW = 20
 
 
 def hit_rates(report: Report, count: int, progress: Progress) -> None:
-    """Add, per capacity and policy, the share of ids found, and the rows that had to be written for it.
+    """Add, per capacity and policy, the fraction of ids found, and the rows written for it.
 
     Args:
         count: rows of the table that the stream (Zipf 1.05) draws from.
     """
     keys = np.random.default_rng(12).integers(-(2**63), 2**63 - 1, count)
-    for share in SHARES:
-        progress(f"embedding: hit rates at {share:.1%} of {count:,} rows")
-        capacity = int(count * share)
+    for fraction in FRACTIONS:
+        progress(f"embedding: hit rates at {fraction:.1%} of {count:,} rows")
+        capacity = int(count * fraction)
         turns = max(40, capacity * PER_ROW // IDS)
         places = IdStream.over(count, "zipf", 11).draw(turns * IDS).reshape(turns, IDS)
         found, entered = _admitted(capacity, keys[places])
-        case = f"zipf/rows={count}/capacity={share:g}"
+        case = f"zipf/rows={count}/capacity={fraction:g}"
         lru_found, inserted = _lru(capacity, places)
         report.add(f"tinylfu+lru/{case}", "hit_rate", found, "share", limit=lru_found)
         report.add(f"tinylfu+lru/{case}", "inserts", entered, "rows", limit=inserted)
 
 
 def _admitted(capacity: int, keys: I64) -> tuple[float, int]:
-    """Share found in the second half of requests `[turns, m]`, and rows that entered in all."""
+    """Fraction found in the second half of requests `[turns, m]`, and rows that entered in total."""
     cache, found = DeviceCache(CacheShape(capacity, WIDTH)), 0
     m = keys.shape[1]
     at, rows = np.arange(m) * WIDTH, np.zeros(m * WIDTH, np.float32)
@@ -62,7 +62,7 @@ def _admitted(capacity: int, keys: I64) -> tuple[float, int]:
 
 
 def _lru(capacity: int, places: I64) -> tuple[float, int]:
-    """The same of a cache that takes everything and gives up what was used longest ago."""
+    """The same for a cache that admits every row and evicts the least recently used one."""
     held, found, inserted = OrderedDict[int, None](), 0, 0
     half = len(places) // 2 * places.shape[1]
     for number, place in enumerate(places.reshape(-1).tolist()):

@@ -1,4 +1,4 @@
-"""How long a version takes until it can answer: `Model.load` on a base and on 1 to 16 deltas over it.
+"""Time until a version can answer: `Model.load` on a base and on 1 to 16 deltas over it.
 
 `load_seconds` of a version that was loaded before is what a lane pays after a restart or when it goes back. `first`
 builds the base's segment, `new` that of a delta just published, and `unverified` is the first load after a start of the
@@ -20,7 +20,7 @@ from pipeline.model.model import Model
 __all__ = ["DELTAS", "measure_loads"]
 
 DELTAS = 16
-SHARE = 0.001
+TOUCHED_FRACTION = 0.001
 """Of the rows that each delta changes."""
 ROUNDS = 5
 READY = 3.0
@@ -40,7 +40,7 @@ def measure_loads(report: Report, tables: Tables, progress: Progress) -> None:
         if deltas == 1:
             version = tables.delta.manifest.version
         elif deltas:
-            touched = rng.choice(tables.count, max(1, int(tables.count * SHARE)), replace=False)
+            touched = rng.choice(tables.count, max(1, int(tables.count * TOUCHED_FRACTION)), replace=False)
             version = tables.publish(np.sort(touched)).manifest.version
         if deltas:
             report.add(f"load/{setting}/deltas={deltas}/new", "load_seconds", _load(tables, version), "s")
@@ -49,7 +49,7 @@ def measure_loads(report: Report, tables: Tables, progress: Progress) -> None:
 
 
 def _forget(tables: Tables) -> None:
-    """Remove the notes of what was verified, as a start of the machine makes them void."""
+    """Remove the cache of verified files, as a restart of the machine does."""
     folder = tables.folder / "segments" / BUNDLE
     for note in (*folder.glob(f"{NOTES}/*"), *folder.glob(f"*/{CHECKED}")):
         note.unlink()

@@ -1,4 +1,4 @@
-"""Other stores on the same rows, where they are installed (`pip install 'baton[bench]'`).
+"""Lookups in other stores on the same rows, where these are installed (`pip install 'baton[bench]'`).
 
 fbgemm-gpu-cpu's hash map with `torch.index_select` behind it, as its inference tables do it; LMDB and RocksDB as
 key-value stores on disk.
@@ -104,7 +104,7 @@ PEERS: dict[str, Callable[[Tables, F32], AbstractContextManager[Lookup]]] = {
 
 
 def installed() -> list[str]:
-    """Modules of the peers that there are."""
+    """Modules of the installed peers."""
     return [name for name in PEERS if importlib.util.find_spec(name) is not None]
 
 

@@ -1,4 +1,4 @@
-"""A redis-server of the bench's own, on a Unix socket in a folder of its own, that goes with the bench."""
+"""Private redis-server of a bench, on a Unix socket in a temporary folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.redis.address import RedisAddress
 
 __all__ = ["PrivateRedis"]
 
-LIMIT = 10.0
+LIMIT_S = 10.0
 
 
 class PrivateRedis:
-    """Use as a context manager; `options` as on the command line, the last one of a name counts."""
+    """Redis server within a `with` block; `options` as on the command line, the last one of a name counts."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,8 +30,8 @@ class PrivateRedis:
         return shutil.which("redis-server") is not None
 
     def used_bytes(self) -> int:
-        """As Redis itself counts."""
-        with self.address.client(LIMIT) as client:
+        """Memory in use, as Redis counts it."""
+        with self.address.client(LIMIT_S) as client:
             return int(client.info("memory")["used_memory"])
 
     def __enter__(self) -> PrivateRedis:
@@ -40,10 +40,10 @@ class PrivateRedis:
             self._process = subprocess.Popen(
                 [*argv, "--appendonly", "no", "--dir", str(self._folder), *self._options], stdout=log, stderr=log
             )
-        until = time.monotonic() + LIMIT
+        until = time.monotonic() + LIMIT_S
         while True:
             try:
-                with self.address.client(LIMIT) as client:
+                with self.address.client(LIMIT_S) as client:
                     client.ping()
                 return self
             except redis.ConnectionError:
@@ -55,4 +55,4 @@ class PrivateRedis:
 
     def __exit__(self, *exception: object) -> None:
         self._process.kill()
-        self._process.wait(LIMIT)
+        self._process.wait(LIMIT_S)

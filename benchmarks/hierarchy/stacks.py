@@ -1,4 +1,4 @@
-"""Lookups as the bench times them: ids in, rows in an array out, through a stack of tiers.
+"""Lookups that the bench times: ids in, rows in an array out, through a stack of tiers.
 
 Tiers are driven as `pipeline.embedding.hierarchy.store` drives them, on keys that lie ready: what hashing and features cost is the
 engine's bench to tell.
@@ -31,7 +31,7 @@ from pipeline.embedding.segment.tier import SegmentTier
 from pipeline.embedding.tier import Generation, Group, Wanted, salt_of
 
 __all__ = [
-    "PATIENCE",
+    "PATIENCE_S",
     "CacheLevel",
     "Level",
     "Lookup",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-PATIENCE = 5.0
+PATIENCE_S = 5.0
 """Seconds of budget: the bench measures what a lookup takes, not what it gives up."""
 WARMING = 3_900
 """Ids per lookup while caches are warmed: the device tier counts how often ids are asked for by lookup."""
@@ -72,7 +72,7 @@ there are tiers."""
 
 
 class Level(Protocol):
-    """The part of `pipeline.embedding.tier.Tier` that a lookup meets."""
+    """Part of `pipeline.embedding.tier.Tier` that a lookup calls."""
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> object: ...
 
@@ -80,7 +80,7 @@ class Level(Protocol):
 
 
 class CacheLevel:
-    """A cache of the device tier for a table's width, on the CPU unless `make` makes another."""
+    """Cache of the device tier for a table's width, on the CPU unless `make` makes another."""
 
     def __init__(self, shape: CacheShape, make: Callable[[CacheShape], DeviceCache | TorchCache] = DeviceCache) -> None:
         self._shape, self._make = shape, make
@@ -96,7 +96,7 @@ class CacheLevel:
         self._cache.keep(wanted[0], mark)
 
     def fill(self, tables: Tables, places: I64, rows: F32) -> None:
-        """Offer it rows, float32 `[V, d]` of all of the table, by their places."""
+        """Offer rows of the table, float32 `[V, d]`, by their places."""
         for part in chunks_of(len(places)):
             some = places[part]
             wanted = _wanted(Request.of(tables, some), rows[some])
@@ -105,14 +105,14 @@ class CacheLevel:
 
 
 class Stack:
-    """Tiers in order. Any number of threads at once."""
+    """Stack of tiers, in order. Safe for several threads."""
 
     def __init__(self, *levels: Level) -> None:
         self._marked = tuple(enumerate(levels, 1))
 
     def __call__(self, request: Request, out: F32) -> U8:
         wanted = (_wanted(request, out),)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE_S
         for mark, level in self._marked:
             level.find(wanted, mark, deadline)
         for mark, level in self._marked[-2::-1]:
@@ -121,21 +121,21 @@ class Stack:
 
 
 def warm(lookup: Lookup, tables: Tables, stream: IdStream, ids: int) -> None:
-    """Let a stream of so many ids pass, so that caches hold what they would after a while."""
+    """Look up a stream of so many ids, so that caches have the content of a longer run."""
     out = np.empty((WARMING, tables.width), np.float32)
     for _ in range(max(1, ids // WARMING)):
         lookup(Request.of(tables, stream.draw(WARMING)), out)
 
 
 def segment_tier(tables: Tables, version: int) -> SegmentTier:
-    """The base's segment, or with version 1 the delta's over it; built where they are not there yet."""
+    """Segment of the base, or with version 1 of the delta over it; built at the first call."""
     stack = open_stack(tables.folder / "segments" / BUNDLE, tables.chain(version), tables.width)
     return SegmentTier([(*stack.deltas, stack.base)])
 
 
 @contextmanager
 def filled_redis(tables: Tables, token: str = "bench") -> Iterator[tuple[PrivateRedis, float]]:
-    """A Redis of the bench's own with all rows of the base, and the rows per second at which it was filled."""
+    """Private Redis with all rows of the base, and the rows per second at which it was filled."""
     with PrivateRedis(tables.folder / "redis") as server:
         updater = RedisUpdater(server.address, tables.repository, format="float32", token=token)
         start = time.perf_counter()
@@ -147,7 +147,7 @@ def filled_redis(tables: Tables, token: str = "bench") -> Iterator[tuple[Private
 
 @contextmanager
 def redis_tier(tables: Tables, server: PrivateRedis) -> Iterator[RedisTier]:
-    """The tier over a filled Redis."""
+    """Tier on a filled Redis."""
     clock = SystemClock()
     source = RedisSource(server.address, tables.repository, clock, CircuitBreaker(clock, random.Random(0)))
     version = tables.base.manifest.version

@@ -1,4 +1,4 @@
-"""The whole lookup as a lane does it: from hashed features to the network's inputs, through `EmbeddingStore`."""
+"""Whole lookup as in a lane: from hashed features to the network's inputs, through `EmbeddingStore`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from benchmarks.hierarchy.stacks import PATIENCE, Lookup, Request
+from benchmarks.hierarchy.stacks import PATIENCE_S, Lookup, Request
 from benchmarks.hierarchy.tables import FIELDS, Tables
 from pipeline.arrays import F32
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
@@ -22,7 +22,7 @@ __all__ = ["store_lookup"]
 @contextmanager
 def store_lookup(tables: Tables, tiers: Sequence[TierSource | str]) -> Iterator[Lookup]:
     """Lookups in the base version, of requests whose fields are all of candidates."""
-    store = EmbeddingStore.open(tables.chain(0), tables.folder / "segments", Hierarchy(tiers, budget=PATIENCE))
+    store = EmbeddingStore.open(tables.chain(0), tables.folder / "segments", Hierarchy(tiers, budget=PATIENCE_S))
     layout = Layout.full(tables.base.manifest.model_schema)
     columns = np.arange(FIELDS, dtype=np.int32)
     no_weights: F32 = np.zeros((0, FIELDS), np.float32)

@@ -1,4 +1,4 @@
-"""A table of any size as a bundle, written in chunks, and streams of ids over it.
+"""Tables of any size as bundles, written in chunks, and streams of ids over them.
 
 A bundle's safetensors file is written from its header on, so that no more than a chunk of rows is in memory. Ids are
 random 64-bit numbers, as hashes are; row i is the same for all who ask, whatever the size of the chunks.
@@ -37,7 +37,7 @@ class Tables:
 
     Args:
         folder: of the repository and, later, of segments.
-        touched: share of the rows that the delta holds as well, with other values.
+        touched: fraction of the rows that the delta holds as well, with other values.
     """
 
     def __init__(self, folder: Path, count: int, width: int, touched: float = 0.02) -> None:
@@ -52,7 +52,7 @@ class Tables:
 
     @property
     def raw_bytes(self) -> int:
-        """Of ids and rows as they are."""
+        """Bytes of ids and rows without any overhead."""
         return self.count * (8 + 4 * self.width)
 
     def rows(self) -> F32:
@@ -60,7 +60,7 @@ class Tables:
         return np.array(self.base.stored_table(TABLE).rows)
 
     def rows_at(self, places: I64, version: int) -> F32:
-        """What a lookup of these places should give, float32 `[m, width]`; version 1: with the delta over the base."""
+        """Expected rows of a lookup of these places, float32 `[m, width]`; version 1: with the delta over the base."""
         found: F32 = self.base.stored_table(TABLE).rows[places]
         if version:
             at = np.searchsorted(self.touched, places).clip(max=len(self.touched) - 1)
@@ -69,7 +69,7 @@ class Tables:
         return found
 
     def publish(self, index: I64) -> Bundle:
-        """One more delta, of the rows at some places (sorted), with values of its own."""
+        """Publish one more delta, of the rows at some places (sorted), with new values."""
         made = self._write(index, 1 + len(self._deltas), self.base.manifest.version)
         self._deltas += (made.manifest.version,)
         return made
@@ -99,7 +99,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class IdStream:
-    """Requests' ids as places in a table, drawn anew each time. Popular ids lie anywhere in it, as hashed ids do."""
+    """Stream of requests' ids as places in a table. Popular ids lie anywhere in it, as hashed ids do."""
 
     count: int
     distribution: Distribution
@@ -108,7 +108,7 @@ class IdStream:
 
     @classmethod
     def over(cls, count: int, distribution: Distribution, seed: int) -> IdStream:
-        """Over `count` rows. Streams of two seeds have the same popular ids."""
+        """Stream over `count` rows. Streams of two seeds have the same popular ids."""
         return cls(count, distribution, np.random.default_rng(seed), np.random.default_rng(7).permutation(count))
 
     def draw(self, size: int) -> I64:
@@ -123,7 +123,7 @@ class IdStream:
 
 
 def chunks_of(count: int, size: int = CHUNK) -> Iterator[slice]:
-    """0 to `count` in pieces."""
+    """Bounds of the chunks of 0 to `count`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
@@ -133,7 +133,7 @@ def _distinct(count: int) -> I64:
 
 
 def _stream(path: Path, ids: I64, width: int, version: int) -> None:
-    """A safetensors file of ids, rows and counts."""
+    """Content of a safetensors file of ids, rows and counts."""
     count, header, at = len(ids), {}, 0
     for name, dtype, shape, size in (
         ("ids", "I64", [count], 8 * count),
@@ -155,7 +155,7 @@ def _stream(path: Path, ids: I64, width: int, version: int) -> None:
 
 
 def _network(width: int) -> onnx.ModelProto:
-    """The least that a bundle may hold: the sum of all vectors."""
+    """Smallest network that a bundle may hold: the sum of all vectors."""
     graph = helper.make_graph(
         [helper.make_node("ReduceSum", ["embeddings", "axes"], ["logit"], keepdims=0)],
         "sum",

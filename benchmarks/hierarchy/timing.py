@@ -1,4 +1,4 @@
-"""How long a lookup takes: several in a row by one thread, or by each of two at once, on requests that are new to all."""
+"""Timing of lookups: several in a row by one thread, or by each of two at once, on requests that are new to all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Lookers"]
 
 
 class Lookers:
-    """Threads that do lookups; a context manager.
+    """Threads that look up ids; a context manager.
 
     Args:
         threads: 1 is the caller's own.
@@ -75,7 +75,7 @@ class Lookers:
                 thread.join()
 
     def _all(self, work: Callable[[int], None]) -> float:
-        """Seconds until every thread has done its work, called with its number."""
+        """Seconds until every thread has done its work, which is called with the thread's number."""
         if not self._threads:
             began = time.perf_counter()
             work(0)

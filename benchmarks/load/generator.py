@@ -1,4 +1,4 @@
-"""The loop that makes load, in a process of its own: `python -m benchmarks.load.generator SPEC`.
+"""Loop that makes load, in its own process: `python -m benchmarks.load.generator SPEC`.
 
 Closed loop: so many calls are always in flight, each answer starts the next; that measures throughput. Open loop: calls
 start when a Poisson process says so, whatever the server does, and a call's latency counts from that intended start;
@@ -27,12 +27,12 @@ __all__ = ["UNANSWERED", "Spec", "generate", "read_bodies", "write_bodies"]
 UNANSWERED = -1
 """Status of a call that had no answer when the generator stopped waiting."""
 RECONNECTS = 100
-IDLE = 0.5
+IDLE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What to send where.
+    """Specification of a load: requests, target and pace.
 
     Attributes:
         port: on `host`.
@@ -67,12 +67,12 @@ class Spec:
     keep: bool = False
 
     def to_json(self) -> str:
-        """As the command line takes it."""
+        """JSON text for the command line."""
         return json.dumps(asdict(self))
 
 
 class Generator:
-    """One run. Use `closed` or `open`, then read what was recorded.
+    """Generator of one run. Call `closed` or `open`, then read what was recorded.
 
     `intended`, `latency` (seconds, from the intended start to the answer) and `status` (gRPC code) are one entry per
     call whose intended start lay in the window; times are `time.monotonic()`.
@@ -99,7 +99,7 @@ class Generator:
             self._connect()
 
     def closed(self) -> None:
-        """Keep `inflight` calls under way for `warmup` + `seconds`."""
+        """Keep `inflight` calls in progress for `warmup` + `seconds`."""
         spec = self._spec
         self.started = time.monotonic() + spec.warmup
         self._end = self.started + spec.seconds
@@ -107,16 +107,16 @@ class Generator:
         for number in range(spec.inflight):
             self._call(connections[number % len(connections)], time.monotonic())
         while time.monotonic() < self._end:
-            self._poll(min(IDLE, max(0.0, self._end - time.monotonic())))
+            self._poll(min(IDLE_S, max(0.0, self._end - time.monotonic())))
         self._wait()
 
     def open(self) -> None:
-        """Start calls as the phases say; the first phase's rate also warms up."""
+        """Start calls at the rates of the phases; the warm-up has the first phase's rate."""
         self.started = time.monotonic() + self._spec.warmup
         self._end = self.started + sum(seconds for seconds, _ in self._spec.phases)
         for number, due in enumerate(self._arrivals()):
             while (now := time.monotonic()) < due:
-                self._poll(min(IDLE, due - now))
+                self._poll(min(IDLE_S, due - now))
             connections = list(self._connections.values())
             self._call(connections[number % len(connections)], due)
             if due >= self.started:
@@ -134,7 +134,7 @@ class Generator:
             due = until
 
     def _wait(self) -> None:
-        """Read the last answers, then give up on the rest."""
+        """Read the last answers, then drop the rest."""
         until = time.monotonic() + self._spec.drain
         while (now := time.monotonic()) < until and any(
             # An answered stream of several has no tag and stays open.
@@ -142,7 +142,7 @@ class Generator:
             for connection in self._connections.values()
             for stream in connection.streams.values()
         ):
-            self._poll(min(IDLE, until - now))
+            self._poll(min(IDLE_S, until - now))
         for connection in self._connections.values():
             for stream in list(connection.streams.values()):
                 if stream.tag:
@@ -248,14 +248,14 @@ def generate(spec: Spec) -> Generator:
 
 
 def write_bodies(path: Path, bodies: list[bytes]) -> None:
-    """Serialised requests to a file: each its length (u32, little endian), then itself."""
+    """Write serialised requests to a file: of each its length (u32, little endian), then itself."""
     with path.open("wb") as file:
         for body in bodies:
             file.write(len(body).to_bytes(4, "little") + body)
 
 
 def read_bodies(path: Path) -> list[bytes]:
-    """What `write_bodies` wrote."""
+    """Read what `write_bodies` wrote."""
     data, found, at = path.read_bytes(), [], 0
     while at < len(data):
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
@@ -265,7 +265,7 @@ def read_bodies(path: Path) -> list[bytes]:
 
 
 def main() -> None:
-    """SPEC is JSON; writes arrays to the folder given second, one JSON line to stdout."""
+    """Run the JSON SPEC; write arrays to the folder given second, and one JSON line to stdout."""
     spec = Spec(**json.loads(sys.argv[1]))
     folder = Path(sys.argv[2])
     cpu = time.process_time()

@@ -1,4 +1,4 @@
-"""Headers of HTTP/2 (RFC 7541) as far as a gRPC client without a dynamic table needs them.
+"""Header encoding of HTTP/2 (RFC 7541), for a gRPC client without a dynamic table.
 
 We announce a table of size 0, so that every block can be read by itself and equal blocks mean the same.
 """
@@ -15,11 +15,11 @@ _STATIC = 61
 
 
 class HeaderError(ValueError):
-    """A header block that this reader cannot follow."""
+    """Header block that this reader cannot decode."""
 
 
 def encode(headers: Iterable[tuple[str, str]]) -> bytes:
-    """A header block of literals without indexing: the same bytes for every request."""
+    """Encode a header block of literals without indexing: the same bytes for every request."""
     out = bytearray()
     for name, value in headers:
         out += b"\x00" + _string(name) + _string(value)
@@ -27,7 +27,7 @@ def encode(headers: Iterable[tuple[str, str]]) -> bytes:
 
 
 def decode(block: bytes) -> dict[bytes, bytes]:
-    """Names and values as sent. Huffman-coded strings and names of the static table other than `:status` are left out.
+    """Decode names and values. Huffman-coded strings and names of the static table other than `:status` are left out.
 
     Raises:
         HeaderError: the block is cut off or refers to a dynamic table.
@@ -78,7 +78,7 @@ def _string(text: str) -> bytes:
 
 
 def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
-    """An integer with a prefix of `bits` bits (RFC 7541, section 5.1) and where the next thing starts."""
+    """An integer with a prefix of `bits` bits (RFC 7541, section 5.1) and the place after it."""
     mask = (1 << bits) - 1
     value = block[at] & mask
     at += 1

@@ -1,4 +1,4 @@
-"""One HTTP/2 connection (RFC 9113) that makes gRPC calls, unary or as a stream of request and answer pairs.
+"""HTTP/2 connection (RFC 9113) for gRPC calls, unary or as a stream of request and answer pairs.
 
 It never waits: `call` and `send` write what the socket and the peer's windows take and keep the rest, `readable` and
 `writable` are called when the socket is. What we receive is never held back by flow control.
@@ -28,7 +28,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW = 65_535
 LARGEST_WINDOW = (1 << 31) - 1
 REPLENISH = 1 << 30
-RECEIVE = 1 << 18
+RECEIVE_BYTES = 1 << 18
 KNOWN_BLOCKS = 4096
 MOST_PARTS = 512
 """Buffers of one `sendmsg`; the kernel takes 1,024."""
@@ -45,12 +45,12 @@ class ConnectionLost(Exception):
 
 
 def message(body: bytes) -> memoryview:
-    """A serialised message as it stands in DATA frames: not compressed, its length, itself."""
+    """Frame a serialised message for DATA frames: the flag for no compression, its length, itself."""
     return memoryview(b"\x00" + _WORD.pack(len(body)) + body)
 
 
 class Stream:
-    """One call. `tag` is the caller's; an answer that was asked for lies in `answer` until it is handed over."""
+    """Stream of one call. `tag` is the caller's; an answer that is kept lies in `answer` until it is handed over."""
 
     __slots__ = ("answer", "at", "body", "closes", "id", "number", "received", "status", "tag", "window")
 
@@ -147,12 +147,12 @@ class Connection:
         return stream
 
     def send(self, stream: Stream, tag: float, body: memoryview) -> None:
-        """The next request of a stream whose last one was answered."""
+        """Send the next request of a stream whose last one was answered."""
         stream.tag = tag
         self._put(stream, body, [])
 
     def close(self) -> None:
-        """Drop the connection; calls under way are not told."""
+        """Drop the connection; callers of open calls are not notified."""
         self.socket.close()
 
     def writable(self) -> None:
@@ -165,13 +165,13 @@ class Connection:
         self._write([waiting])
 
     def readable(self) -> None:
-        """Read what there is and tell `done` of every answer in it.
+        """Read what has arrived and call `done` for every answer in it.
 
         Raises:
             ConnectionLost: the peer is gone or sent what is not HTTP/2.
         """
         try:
-            data = self.socket.recv(RECEIVE)
+            data = self.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -200,7 +200,7 @@ class Connection:
             self._write(parts)
 
     def _fill(self, stream: Stream, parts: list[bytes | memoryview]) -> bool:
-        """Add frames as far as the windows go; whether the body is through."""
+        """Add frames as far as the windows allow; whether the whole body is added."""
         body, at = stream.body, stream.at
         left = len(body) - at
         while left:
@@ -341,7 +341,7 @@ class Connection:
 
 
 def _frame_start(size: int, kind: int, flags: int) -> bytes:
-    """Everything of a frame's header but the stream's number."""
+    """Frame header without the stream's number."""
     return size.to_bytes(3, "big") + bytes((kind, flags))
 
 

@@ -1,4 +1,4 @@
-"""Run the generator in processes of its own and read what it saw."""
+"""Processes of the load generator, and their results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Outcome", "Running", "run", "start"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the callers saw, one entry per call of the window.
+    """Result of a load, one entry per call of the window.
 
     Attributes:
         intended: `time.monotonic()` at which each call was due, float64.
@@ -48,12 +48,12 @@ class Outcome:
 
     @property
     def good(self) -> Mask:
-        """Which calls were answered without an error."""
+        """Mask of the calls that were answered without an error."""
         return np.equal(self.status, 0)
 
     @property
     def throughput(self) -> float:
-        """Good answers per second of the window; those that came after it do not count."""
+        """Good answers per second of the window; those that come after it do not count."""
         done = self.intended + self.latency < self.started + self.seconds
         return float((self.good & done).sum()) / self.seconds
 
@@ -64,7 +64,7 @@ class Outcome:
 
     @property
     def failed(self) -> int:
-        """Calls that were not answered well."""
+        """Number of calls without a good answer."""
         return int((~self.good).sum())
 
     def quantile_ms(self, q: float) -> float:
@@ -74,7 +74,7 @@ class Outcome:
 
 
 class Running:
-    """Load under way; `result` waits for its end."""
+    """Load in progress; `result` waits for its end."""
 
     def __init__(self, spec: Spec, processes: int = 1) -> None:
         self._spec = spec
@@ -88,7 +88,7 @@ class Running:
             self._parts.append((process, folder))
 
     def result(self) -> Outcome:
-        """What was seen.
+        """Wait for the end and read the result.
 
         Raises:
             BatonError: the generator ended with an error; with its last line.
@@ -125,7 +125,7 @@ class Running:
 
 
 def start(spec: Spec, processes: int = 1) -> Running:
-    """Start load and go on; what is in flight and the rates are shared out among the processes."""
+    """Start load and return at once; calls in flight and rates are divided among the processes."""
     return Running(spec, processes)
 
 
