@@ -4,7 +4,8 @@ the command line and the console are shells over it.
 Read first: `verbs` (the table), `door`; then a file per service. `requests` and `answers` are the messages.
 """
 
-from serving.admin.door import Admin, Backends
+from serving.admin.door import Admin
+from serving.admin.service import Backends
 from serving.admin.verbs import VERBS, Verb
 
 __all__ = ["VERBS", "Admin", "Backends", "Verb"]

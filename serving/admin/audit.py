@@ -7,19 +7,14 @@ from dataclasses import asdict
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import read_token, write_token
+from serving.admin.service import Service
 from serving.config.principal import Principal
-from serving.rollout.controller import RolloutController
-from serving.rollout.store import ControlStore
 
 __all__ = ["AuditVerbs"]
 
 
-class AuditVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name."""
-
-    def __init__(self, store: ControlStore, controller: RolloutController) -> None:
-        self._store = store
-        self._controller = controller
+class AuditVerbs(Service):
+    """Verbs of the audit."""
 
     def list(self, request: r.AuditList, by: Principal) -> a.AuditPage:
         """Entries, oldest or newest first."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.processes import ProcessReports
+from serving.admin.service import Backends, ProcessReports, Service
+from serving.config import Config
 from serving.config.principal import Principal
-from serving.rollout.store import ControlStore, Who
+from serving.rollout.controller import RolloutController
 from serving.tiers.report import summed
 
 if TYPE_CHECKING:
@@ -24,27 +24,26 @@ __all__ = ["CacheVerbs"]
 ENDS_WITHIN_S = 10.0
 
 
-class CacheVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name.
+class CacheVerbs(Service):
+    """Verbs of the embedding cache.
 
     Args:
-        upkeep: of the Redis tier; None where there is no Redis.
+        upkeep: of the Redis tier; None where there is no Redis. The others as of `Service`.
     """
 
     def __init__(
         self,
-        store: ControlStore,
-        repository: Repository,
+        config: Config,
+        backends: Backends,
+        controller: RolloutController,
         processes: ProcessReports,
         clock: Clock,
+        lock: threading.RLock,
         upkeep: CacheUpkeep | None,
     ) -> None:
-        self._store = store
-        self._repository = repository
-        self._processes = processes
-        self._clock = clock
+        super().__init__(config, backends, controller, processes, clock, lock)
         self._upkeep = upkeep
-        self._lock = threading.Lock()
+        self._warm_lock = threading.Lock()
         self._warming: Warming | None = None
 
     def stats(self, request: r.Nothing, by: Principal) -> a.Cache:
@@ -69,13 +68,13 @@ class CacheVerbs:
         from serving.tiers.warm import Warming
 
         versions = versions_of(self._repository, self._store.endpoints(), request.name, request.version)
-        with self._lock:
+        with self._warm_lock:
             if self._warming is not None and self._warming.running:
                 raise Conflict(f"rows of {self._warming.report()['name']!r} are being written; wait for their end")
             self._warming = Warming(request.name, versions, self._upkeep.updater(), self._repository, self._clock)
         self._store.note(
             "cache-warm",
-            Who(by.name, request.reason, self._clock.wall_ms()),
+            self._who(by, request),
             {"versions": [f"{bundle.manifest.name}/{bundle.manifest.version}" for bundle in versions]},
         )
         return a.CacheWarming(**self._warming.report())

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
-from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput
-from pipeline.traffic.log import TrafficLog
 from serving.admin.answers import Answer
 from serving.admin.audit import AuditVerbs
 from serving.admin.cache import CacheVerbs
@@ -25,35 +22,23 @@ from serving.admin.idempotency import IdempotencyCache
 from serving.admin.log import LogVerbs
 from serving.admin.metrics import MetricsVerbs
 from serving.admin.models import ModelVerbs
-from serving.admin.processes import ProcessReports
 from serving.admin.requests import Request
 from serving.admin.rollouts import RolloutVerbs
+from serving.admin.service import Backends, ProcessReports
 from serving.admin.verbs import VERBS, Verb
 from serving.admin.worker import WorkerVerbs
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
-from serving.rollout.store import ControlStore
-from serving.state.kill import KillSwitch
 from serving.wiring.state import open_keys
 
 if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep
 
-__all__ = ["Admin", "Backends", "request_of"]
+__all__ = ["Admin", "request_of"]
 
 Q = TypeVar("Q", bound=Request)
 A = TypeVar("A", bound=Answer)
-
-
-@dataclass(frozen=True, slots=True)
-class Backends:
-    """Stores of one installation."""
-
-    store: ControlStore
-    traffic: TrafficLog
-    repository: Repository
-    kill: KillSwitch
 
 
 class Admin:
@@ -77,16 +62,16 @@ class Admin:
         lock: threading.RLock,
         upkeep: CacheUpkeep | None = None,
     ) -> None:
-        store, traffic, repository, kill = backends.store, backends.traffic, backends.repository, backends.kill
         self.processes = ProcessReports(config.status, clock, config.engine.lanes)
-        self.endpoints = EndpointVerbs(config, store, repository, kill, clock, lock)
-        self.models = ModelVerbs(config, store, repository, self.processes, clock)
-        self.rollouts = RolloutVerbs(config, store, repository, controller, kill, lock)
-        self.metrics = MetricsVerbs(store, controller, traffic, self.processes, clock, lock)
-        self.audit = AuditVerbs(store, controller)
-        self.cache = CacheVerbs(store, repository, self.processes, clock, upkeep)
-        self.log = LogVerbs(config, store, traffic, clock)
-        self.worker = WorkerVerbs(self.processes, repository)
+        parts = (config, backends, controller, self.processes, clock, lock)
+        self.endpoints = EndpointVerbs(*parts)
+        self.models = ModelVerbs(*parts)
+        self.rollouts = RolloutVerbs(*parts)
+        self.metrics = MetricsVerbs(*parts)
+        self.audit = AuditVerbs(*parts)
+        self.cache = CacheVerbs(*parts, upkeep)
+        self.log = LogVerbs(*parts)
+        self.worker = WorkerVerbs(*parts)
         self._idempotency = IdempotencyCache(open_keys(config), clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
-from pipeline.clock import Clock
 from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut
-from serving.config import ArmConfig, Config
+from serving.admin.service import Service
+from serving.config import ArmConfig
 from serving.config.principal import Principal, Role
 from serving.rollout.routing import ArmSpec, Endpoint
-from serving.rollout.store import ControlStore, Who
-from serving.state.kill import KillSwitch
 
 __all__ = ["EndpointVerbs", "open_arm", "same_inputs"]
 
@@ -27,28 +24,8 @@ _BUNDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 log = logging.getLogger(__name__)
 
 
-class EndpointVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name.
-
-    Args:
-        lock: held while traffic is moved.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        store: ControlStore,
-        repository: Repository,
-        kill: KillSwitch,
-        clock: Clock,
-        lock: threading.RLock,
-    ) -> None:
-        self._config = config
-        self._store = store
-        self._repository = repository
-        self._kill = kill
-        self._clock = clock
-        self._lock = lock
+class EndpointVerbs(Service):
+    """Verbs of endpoints. Every public method is the verb of its name, but `bootstrap`."""
 
     def list(self, request: r.EndpointList, by: Principal) -> a.EndpointPage:
         """All endpoints by name."""
@@ -89,7 +66,7 @@ class EndpointVerbs:
             salt=request.salt or (known.salt if known else name),
             holdout=known.holdout if known else 0.0,
         )
-        return self._answer(self._store.put_endpoint(made, self._who(by, request.reason), request.expected))
+        return self._answer(self._store.put_endpoint(made, self._who(by, request), request.expected))
 
     def kill(self, request: r.EndpointKill, by: Principal) -> a.Endpoint:
         """Send all traffic to stable at once; the rollout is aborted at the next pass. Raises: NotFound."""
@@ -97,7 +74,7 @@ class EndpointVerbs:
         self._store.endpoint(name)
         self._kill.engage(name, request.reason, by.name)
         with self._lock:
-            self._store.put_endpoint(self._store.endpoint(name), self._who(by, request.reason), verb="kill")
+            self._store.put_endpoint(self._store.endpoint(name), self._who(by, request), verb="kill")
         return self._answer(self._store.endpoint(name))
 
     def release(self, request: r.EndpointRelease, by: Principal) -> a.Endpoint:
@@ -117,7 +94,7 @@ class EndpointVerbs:
             # Traffic that the switch stopped must not come back by itself.
             stopped = endpoint.model_copy(update={"weight": 0.0})
             seen = endpoint.resource_version if request.expected is None else request.expected
-            self._store.put_endpoint(stopped, self._who(by, request.reason), seen, "release")
+            self._store.put_endpoint(stopped, self._who(by, request), seen, "release")
             self._kill.release(name)
         return self._answer(self._store.endpoint(name))
 
@@ -158,9 +135,6 @@ class EndpointVerbs:
             killed_by=actor,
             resource_version=endpoint.resource_version,
         )
-
-    def _who(self, by: Principal, reason: str) -> Who:
-        return Who(by.name, reason, self._clock.wall_ms())
 
 
 def open_arm(repository: Repository, spec: ArmSpec, arm: str) -> Bundle:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from pipeline.clock import Clock
 from pipeline.errors import Conflict, NotFound
-from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.record import unpack
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.config import Config
+from serving.admin.service import Service
 from serving.config.principal import Principal
 from serving.rollout.routing_key import RoutingHash
-from serving.rollout.store import ControlStore, Who
 from serving.wiring.state import installation_secret
 
 __all__ = ["LogVerbs"]
 
 
-class LogVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name."""
-
-    def __init__(self, config: Config, store: ControlStore, traffic: TrafficLog, clock: Clock) -> None:
-        self._config = config
-        self._store = store
-        self._traffic = traffic
-        self._clock = clock
+class LogVerbs(Service):
+    """Verbs of the traffic log."""
 
     def forget(self, request: r.LogForget, by: Principal) -> a.Forgotten:
         """Delete all records of a user, named by routing key or by one of the user's predictions.
@@ -41,8 +32,7 @@ class LogVerbs:
             hashed = self._user_of(request.prediction_id)
         deleted = self._traffic.forget(hashed, self._clock.wall_ms())
         named = "routing_key" if request.routing_key else "prediction_id"
-        who = Who(by.name, request.reason, self._clock.wall_ms())
-        self._store.note("log-forget", who, {"named_by": named, "predictions": deleted})
+        self._store.note("log-forget", self._who(by, request), {"named_by": named, "predictions": deleted})
         return a.Forgotten(predictions=deleted)
 
     def _user_of(self, prediction_id: str) -> int:

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.clock import Clock
-from pipeline.traffic.log import TrafficLog, TrafficStats
+from pipeline.traffic.log import TrafficStats
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.processes import ProcessReports
+from serving.admin.service import Service
 from serving.config.principal import Principal
-from serving.rollout.controller import RolloutController
 from serving.rollout.figures import RolloutFigures
-from serving.rollout.store import ControlStore
 from serving.runtime.status import Statuses
 
 __all__ = ["MetricsVerbs", "metrics_of"]
 
 
-class MetricsVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name."""
-
-    def __init__(
-        self,
-        store: ControlStore,
-        controller: RolloutController,
-        traffic: TrafficLog,
-        processes: ProcessReports,
-        clock: Clock,
-        lock: threading.RLock,
-    ) -> None:
-        self._store = store
-        self._controller = controller
-        self._traffic = traffic
-        self._processes = processes
-        self._clock = clock
-        self._lock = lock
+class MetricsVerbs(Service):
+    """Verbs of figures; `traffic` is for the console."""
 
     def get(self, request: r.MetricsOf, by: Principal) -> a.Metrics:
         """Bias with its limits, AUC, LogLoss and rows per arm of the present rollout. Raises: NotFound."""

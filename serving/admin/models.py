@@ -6,16 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.bundle.versions import Repository
-from pipeline.clock import Clock
 from pipeline.errors import BatonError, Conflict, NotFound
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut
-from serving.admin.processes import ProcessReports
-from serving.config import Config
+from serving.admin.service import Service
 from serving.config.principal import Principal
-from serving.rollout.store import ControlStore, Who
 from serving.runtime.status import LaneStatus
 
 __all__ = ["ModelVerbs"]
@@ -24,21 +20,10 @@ LOOK_EVERY_S = 0.2
 READY, LOADING, UNLOADED = "READY", "LOADING", "UNLOADED"
 
 
-class ModelVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name.
-
-    A load is a file that all lanes look at; their statuses, a second old at most, show how far it has come. So `load` can
+class ModelVerbs(Service):
+    """Verbs of models. A load is a file that all lanes look at; their statuses, a second old at most, show how far it has come. So `load` can
     answer at once, or wait.
     """
-
-    def __init__(
-        self, config: Config, store: ControlStore, repository: Repository, processes: ProcessReports, clock: Clock
-    ) -> None:
-        self._wishes = config.loads
-        self._store = store
-        self._repository = repository
-        self._processes = processes
-        self._clock = clock
 
     def list(self, request: r.ModelList, by: Principal) -> a.ModelPage:
         """Every version in the repository, by bundle and number."""
@@ -59,9 +44,9 @@ class ModelVerbs:
         bundle = request.bundle
         self._known(bundle)
         version = self._repository.latest(bundle)
-        self._wishes.mkdir(parents=True, exist_ok=True)
-        (self._wishes / bundle).touch()
-        self._store.note("model-load", self._who(by, request.reason), {"bundle": bundle, "version": version})
+        self._config.loads.mkdir(parents=True, exist_ok=True)
+        (self._config.loads / bundle).touch()
+        self._store.note("model-load", self._who(by, request), {"bundle": bundle, "version": version})
         return self._settled(request, version, lambda lane: _loading(lane, bundle, version), READY)
 
     warm = load
@@ -81,10 +66,10 @@ class ModelVerbs:
                     f"model {bundle!r} is an arm of endpoint {endpoint.name!r}; set the endpoint's arms first"
                 )
         try:
-            (self._wishes / bundle).unlink()
+            (self._config.loads / bundle).unlink()
         except FileNotFoundError:
             raise NotFound(f"model {bundle!r} is not loaded by name") from None
-        self._store.note("model-unload", self._who(by, request.reason), {"bundle": bundle})
+        self._store.note("model-unload", self._who(by, request), {"bundle": bundle})
         return self._settled(request, "", lambda lane: _unloading(lane, bundle), UNLOADED)
 
     def _settled(
@@ -129,9 +114,6 @@ class ModelVerbs:
             fault=next((lane.faults[key] for lane in lanes.values() if key in lane.faults), ""),
             metrics=dict(manifest.metrics),
         )
-
-    def _who(self, by: Principal, reason: str) -> Who:
-        return Who(by.name, reason, self._clock.wall_ms())
 
 
 def _loading(lane: LaneStatus, bundle: str, version: str) -> str:

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.bundle.verified import NOTES
-from pipeline.bundle.versions import Repository
+from pipeline.clock import Clock
 from pipeline.errors import BatonError, Conflict, StaleVersion
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.endpoints import open_arm, same_inputs
 from serving.admin.metrics import metrics_of
 from serving.admin.pages import cut
+from serving.admin.service import Backends, ProcessReports, Service
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
@@ -22,37 +23,28 @@ from serving.rollout.figures import RolloutFigures
 from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
-from serving.rollout.store import ControlStore, StoredRollout
-from serving.state.kill import KillSwitch
+from serving.rollout.store import StoredRollout
 
 __all__ = ["RolloutVerbs"]
 
 
-class RolloutVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name.
+class RolloutVerbs(Service):
+    """Verbs of rollouts.
 
     A verb that steers raises NotFound: no such rollout; Conflict: its phase does not allow the verb; StaleVersion: it
     changed since `expected`.
-
-    Args:
-        lock: held while `controller` is used, by the rollout loop too.
     """
 
     def __init__(
         self,
         config: Config,
-        store: ControlStore,
-        repository: Repository,
+        backends: Backends,
         controller: RolloutController,
-        kill: KillSwitch,
+        processes: ProcessReports,
+        clock: Clock,
         lock: threading.RLock,
     ) -> None:
-        self._segments = config.segments
-        self._store = store
-        self._repository = repository
-        self._controller = controller
-        self._kill = kill
-        self._lock = lock
+        super().__init__(config, backends, controller, processes, clock, lock)
         self._entered: dict[str, tuple[tuple[str, int], str | None]] = {}
 
     def start(self, request: r.RolloutFile, by: Principal) -> a.Rollout:
@@ -76,7 +68,7 @@ class RolloutVerbs:
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
         bundle = spec.candidate.bundle
         with _at(name, text, "candidate", "bundle"):
-            candidate = self._repository.newest(bundle, verify=True, notes=self._segments / bundle / NOTES)[-1]
+            candidate = self._repository.newest(bundle, verify=True, notes=self._config.segments / bundle / NOTES)[-1]
             same_inputs(open_arm(self._repository, endpoint.stable, "stable"), candidate)
         schema = candidate.manifest.model_schema
         with _at(name, text, "analysis", "segments"):

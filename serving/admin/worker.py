@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.processes import ProcessReports
+from serving.admin.service import Service
 from serving.config.principal import Principal
 
 __all__ = ["WorkerVerbs"]
@@ -15,12 +14,8 @@ MAX_REFUSED_VERSIONS = 50
 """Refused versions in an answer, the newest of each bundle."""
 
 
-class WorkerVerbs:
-    """See `serving.admin.verbs`; every method is the verb of its name."""
-
-    def __init__(self, processes: ProcessReports, repository: Repository) -> None:
-        self._processes = processes
-        self._repository = repository
+class WorkerVerbs(Service):
+    """Verb of the transfer worker."""
 
     def status(self, request: r.Nothing, by: Principal) -> a.Worker:
         """The worker's last status; `running` is false where that is old, or there is none."""

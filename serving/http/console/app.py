@@ -34,7 +34,6 @@ from serving.http.console.quality import BiasPanel, CalibrationPanel, QualityPan
 from serving.http.console.reader import Reader, Reading
 from serving.http.console.shell import ICON, STYLE, THEME, Tab, Theme, frame
 from serving.http.console.sockets import guard_sockets
-from serving.http.console.source import AdminSource
 from serving.http.console.traffic import ArmsPanel, LatencyPanel, ShadowPanel, TiersPanel, VersionsPanel, WorkerPanel
 from serving.http.console.visitors import Visitors
 from serving.security.authenticator import Authenticator
@@ -102,7 +101,7 @@ class _Console:
 
     def __init__(self, admin: Admin, config: Config, clock: Clock, visitors: Visitors) -> None:
         self._admin, self._config, self._clock, self.visitors = admin, config, clock, visitors
-        self._reader = Reader(AdminSource(admin), clock)
+        self._reader = Reader(admin, clock)
         self._tabs: dict[str, Tab] = {}
         self._news = asyncio.Event()
 
@@ -156,7 +155,7 @@ class _Console:
                 with element("div", "stack half"):
                     tab.panels += [ArmsPanel(name), VersionsPanel(name), TiersPanel(name)]
                 with element("div", "stack half"):
-                    tab.panels += [LatencyPanel(name), ShadowPanel(), WorkerPanel(name, configured=worker)]
+                    tab.panels += [LatencyPanel(name), ShadowPanel(), WorkerPanel(configured=worker)]
                 tab.panels.append(AuditPanel(name, self._admin, visitor))
 
     def owner(self, client: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from nicegui import ui
 
@@ -13,7 +13,8 @@ from serving.admin import verbs as v
 from serving.admin.answers import AuditEntry, Explanation
 from serving.admin.door import Admin
 from serving.http.console.live import LiveTable, Text, element, panel, show
-from serving.http.console.reader import Reading
+from serving.http.console.reader import Reading, View
+from serving.http.console.shell import EndpointPanel
 from serving.http.console.visitors import Visitor
 from serving.http.console.wording import NONE, clock, figure
 
@@ -22,13 +23,13 @@ __all__ = ["AuditPanel"]
 PAGE_ENTRIES = 15
 
 
-class AuditPanel:
+class AuditPanel(EndpointPanel):
     """Newest audit entries of an endpoint, more on demand."""
 
     def __init__(self, name: str, admin: Admin, visitor: Visitor) -> None:
-        self._name, self._admin, self._visitor = name, admin, visitor
+        super().__init__(name)
+        self._admin, self._visitor = admin, visitor
         self._shown = PAGE_ENTRIES
-        self._entries: Sequence[AuditEntry] = ()
         self._lines: list[_Line] = []
         with panel("Audit trail", "newest first; open an entry for its evidence", "audit"):
             scroll = element("div", "scroll cards", tabindex="0", role="region", aria_label="Audit trail")
@@ -58,21 +59,15 @@ class AuditPanel:
                 ui.button("Close", color=None, on_click=self._dialog.close).props("unelevated no-caps").classes("press")
         self._open: AuditEntry | None = None
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        if view is not None:
-            self._entries = view.audit
-            self._draw(now_ms)
-
-    def _draw(self, now_ms: int) -> None:
-        newest = list(self._entries)[: -self._shown - 1 : -1]
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
+        newest = list(view.audit)[: -self._shown - 1 : -1]
         for at, entry in enumerate(newest):
             if at == len(self._lines):
                 with self._body:
                     self._lines.append(_Line(self._show))
             self._lines[at].tell(entry, now_ms)
-        show(self._more, len(self._entries) > self._shown)
-        show(self._note, not self._more.visible and len(self._entries) >= PAGE_ENTRIES)
+        show(self._more, len(view.audit) > self._shown)
+        show(self._note, not self._more.visible and len(view.audit) >= PAGE_ENTRIES)
 
     def _older(self) -> None:
         self._shown += 2 * PAGE_ENTRIES

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from nicegui.element import Element
 
-from serving.http.console.live import Facts, Text, element, put
+from serving.http.console.live import Cell, Facts, Text, element, put
 from serving.http.console.overview import bound_of, phase_of, state_of
-from serving.http.console.reader import Reading
+from serving.http.console.reader import Reading, View
+from serving.http.console.shell import EndpointPanel
 from serving.http.console.wording import NONE, clock, count, percent, signed_percent, span, weight
 from serving.rollout.state import ACTIVE, Phase
 
@@ -15,11 +16,11 @@ __all__ = ["HeadlinePanel", "StepsPanel"]
 _CHIPS = {Phase.PAUSED: "warn", Phase.DEGRADED: "warn", Phase.PROGRESSING: "live", Phase.WATCHING: "live"}
 
 
-class HeadlinePanel:
+class HeadlinePanel(EndpointPanel):
     """Summary of one endpoint."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         with element("section", "panel", aria_label=f"Endpoint {name}"), element("div", "headline"):
             with element("div"):
                 with element("div", "title"):
@@ -36,12 +37,9 @@ class HeadlinePanel:
             with element("div"):
                 Text("Waits for", "h2")
                 self._waits = Text(tag="p", classes="waits")
-                self._facts = Facts("bias of the candidate", "interval", "must be within", "missing clicks", "next look", "at this step since")  # fmt: skip
+                self._facts = Facts()
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        if view is None:
-            return
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
         endpoint, rollout = view.endpoint, view.rollout
         phase, _ = phase_of(view)
         self._phase.tell(phase, _CHIPS.get(phase, ""))
@@ -62,22 +60,26 @@ class HeadlinePanel:
         seen, bound = rollout.evidence, bound_of(view)
         bias, low, high = (seen.get(name) for name in ("bias", "bias_low", "bias_high"))
         outside = bias is not None and bound is not None and abs(bias) > bound
-        self._facts.tell("bias of the candidate", signed_percent(bias), "bad strong" if outside else "strong")
         known = low is not None and high is not None
-        self._facts.tell("interval", f"{signed_percent(low, 1)} to {signed_percent(high, 1)}" if known else NONE)
-        self._facts.tell("must be within", NONE if bound is None else f"±{percent(bound)}")
-        self._facts.tell("missing clicks", count(rollout.missing_clicks))
         look = rollout.next_look_ms if rollout.phase in ACTIVE else None
-        wait = f"in {span((look - now_ms) / 1000)}, {clock(look, now_ms)} UTC" if look else NONE
-        self._facts.tell("next look", wait)
-        self._facts.tell("at this step since", f"{clock(rollout.entered_ms, now_ms)} UTC")
+        self._facts.tell(
+            {
+                "bias of the candidate": Cell(signed_percent(bias), "bad strong" if outside else "strong"),
+                "interval": f"{signed_percent(low, 1)} to {signed_percent(high, 1)}" if known else NONE,
+                "must be within": NONE if bound is None else f"±{percent(bound)}",
+                "missing clicks": count(rollout.missing_clicks),
+                "next look": f"in {span((look - now_ms) / 1000)}, {clock(look, now_ms)} UTC" if look else NONE,
+                "at this step since": f"{clock(rollout.entered_ms, now_ms)} UTC",
+            }
+        )
 
 
-class StepsPanel:
+class StepsPanel(EndpointPanel):
     """Steps of the rollout: done, present and future ones."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._rollout = name, ""
+        super().__init__(name)
+        self._rollout = ""
         self._lines: list[tuple[Element, Text]] = []
         with element("section", "panel third", aria_label="Rollout steps"):
             with element("header"):
@@ -86,11 +88,10 @@ class StepsPanel:
             self._list = element("ol", "steps")
             self._none = Text("No rollout.", "p", "note")
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        if view is None or view.rollout is None:
-            return
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
         rollout = view.rollout
+        if rollout is None:
+            return
         self._none.set_visibility(False)
         back = f", stepped back {rollout.stepped_back} times" if rollout.stepped_back else ""
         self._about.tell(f"{rollout.candidate.bundle} {rollout.candidate.version}, attempt {rollout.attempt}{back}")

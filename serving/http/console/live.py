@@ -5,7 +5,7 @@ They are plain HTML: a table is a `<table>`, a definition list a `<dl>`, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,17 +122,19 @@ class LiveTable:
 class Facts:
     """Names with their values, as a definition list."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self) -> None:
         self._values: dict[str, Text] = {}
-        with element("dl", "facts") as self.element:
-            for name in names:
-                with element("div"):
+        self.element = element("dl", "facts")
+
+    def tell(self, values: Mapping[str, Cell | str]) -> None:
+        """Show these values; a name that is new gets a line at the end."""
+        for name, value in values.items():
+            if name not in self._values:
+                with self.element, element("div"):
                     Text(name, "dt")
                     self._values[name] = Text(tag="dd")
-
-    def tell(self, name: str, text: str, tone: str = "") -> None:
-        """Show a value."""
-        self._values[name].tell(text, tone)
+            shown = value if isinstance(value, Cell) else Cell(value)
+            self._values[name].tell(shown.text, shown.tone)
 
 
 class Chart:

@@ -65,16 +65,20 @@ class LabelsPanel:
 
     def __init__(self) -> None:
         with panel("Labels", "predictions wait for theirs until the attribution window is over", "half"):
-            self._facts = Facts("predictions", "labelled rows", "joined up to", "open predictions", "labels without prediction", "late")  # fmt: skip
+            self._facts = Facts()
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         traffic = reading.traffic
-        self._facts.tell("predictions", count(traffic.predictions))
-        self._facts.tell("labelled rows", count(traffic.labelled_rows))
-        self._facts.tell("joined up to", age(traffic.watermark_ms, now_ms))
-        self._facts.tell("open predictions", count(traffic.open_predictions))
-        self._facts.tell("labels without prediction", count(traffic.parked))
-        self._facts.tell("late", count(traffic.late))
+        self._facts.tell(
+            {
+                "predictions": count(traffic.predictions),
+                "labelled rows": count(traffic.labelled_rows),
+                "joined up to": age(traffic.watermark_ms, now_ms),
+                "open predictions": count(traffic.open_predictions),
+                "labels without prediction": count(traffic.parked),
+                "late": count(traffic.late),
+            }
+        )
 
 
 def _work(report: Report[Status] | None) -> tuple[str, int | None]:

@@ -14,7 +14,8 @@ from serving.http.console.charts import (
     line_options,
 )
 from serving.http.console.live import Cell, Chart, LiveTable, Text, element, panel, show
-from serving.http.console.reader import Reading
+from serving.http.console.reader import Reading, View
+from serving.http.console.shell import EndpointPanel
 from serving.http.console.wording import NONE, clock, count, figure, percent, signed_percent, weight
 
 __all__ = ["BiasPanel", "CalibrationPanel", "QualityPanel", "StaysPanel"]
@@ -26,22 +27,21 @@ def _legend(**names: str) -> None:
             Text(name, classes=kind.replace("_", "-"))
 
 
-class BiasPanel:
+class BiasPanel(EndpointPanel):
     """The candidate's bias with its interval against the bound, over the rollout."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         with panel("Bias", classes="two-thirds") as self._panel:
             self._chart = Chart("The candidate's bias with its interval against the bound", bias_options)
-            self._note = Text(tag="p", classes="note")
+            self._note = Text("Figures begin with a rollout.", "p", "note")
+        show(self._chart.element, False)
         with self._panel.default_slot.children[0]:
             _legend(of_candidate="candidate", of_interval="its interval", of_stable="stable", of_bound="bound")
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        show(self._chart.element, view is not None and view.track is not None)
-        if view is None or view.track is None or view.rollout is None:
-            self._note.tell("Figures begin with a rollout.")
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
+        show(self._chart.element, view.track is not None)
+        if view.track is None or view.rollout is None:
             return
         self._chart.tell(bias_curves(view.track))
         seen = view.rollout.evidence
@@ -55,21 +55,22 @@ class BiasPanel:
         )
 
 
-class QualityPanel:
+class QualityPanel(EndpointPanel):
     """One metric of both arms over time."""
 
     def __init__(self, name: str, title: str, metric: str, note: str) -> None:
-        self._name, self._metric = name, metric
+        super().__init__(name)
+        self._metric = metric
         with panel(title, note, "third") as self._section:
             self._chart = Chart(f"{title} of both arms over time", line_options)
             self._now = Text(tag="p", classes="note")
+        show(self._section, False)
         with self._section.default_slot.children[0]:
             _legend(of_candidate="candidate", of_stable="stable")
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        show(self._section, view is not None and view.track is not None)
-        if view is None or view.track is None:
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
+        show(self._section, view.track is not None)
+        if view.track is None:
             return
         names = f"{self._metric}_stable", f"{self._metric}_candidate"
         self._chart.tell(curves(view.track.quality, *names, digits=5))
@@ -82,19 +83,19 @@ class QualityPanel:
             )
 
 
-class CalibrationPanel:
+class CalibrationPanel(EndpointPanel):
     """Click rate against mean score by tenth of the scores."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         with panel("Calibration", "by tenth of the scores", "third") as self._section:
             self._chart = Chart("Click rate against mean score by tenth of the scores", calibration_options)
             self._note = Text(tag="p", classes="note")
+        show(self._section, False)
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        show(self._section, view is not None and view.metrics is not None)
-        if view is None or view.metrics is None:
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
+        show(self._section, view.metrics is not None)
+        if view.metrics is None:
             return
         phase = next((p for p in reversed(view.metrics.phases) if p["candidate"]["deciles"]), None)
         if phase is None:
@@ -107,7 +108,7 @@ class CalibrationPanel:
         )
 
 
-class StaysPanel:
+class StaysPanel(EndpointPanel):
     """Every stay at a step with its figures, the present one first."""
 
     _COLUMNS = (
@@ -117,15 +118,14 @@ class StaysPanel:
     MOST = 12
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         with panel("Stays at a step", "both arms score the same rows"):
             self._table = LiveTable(self._COLUMNS, "Figures of every stay at a step", "Figures begin with a rollout.")
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        if view is None or view.rollout is None:
-            return
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
         rollout = view.rollout
+        if rollout is None:
+            return
         rows: list[list[Cell | str]] = []
         for at, phase in reversed(list(enumerate(rollout.phases))[-self.MOST :]):
             bias = phase["bias"]

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from pipeline.traffic.log import TrafficStats
+from serving.admin import requests as r
+from serving.admin import verbs as v
 from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Rollout, Worker
+from serving.admin.door import Admin
 from serving.http.console.history import Track
-from serving.http.console.source import AdminSource
+from serving.http.console.source import READER, all_endpoints, all_versions, newest_audit
 from serving.rollout.state import ACTIVE
 from serving.runtime.status import ArmReport, Statuses
 from serving.telemetry.histogram import added
@@ -87,10 +90,10 @@ class Reading:
 
 
 class Reader:
-    """Reader thread, from `start` to `stop`."""
+    """Reader thread, from `start` to `stop`. A reading may take as long as the rollout loop holds its lock."""
 
-    def __init__(self, source: AdminSource, clock: Clock) -> None:
-        self._source, self._clock = source, clock
+    def __init__(self, admin: Admin, clock: Clock) -> None:
+        self._admin, self._clock = admin, clock
         self.reading: Reading | None = None
         self.error = ""
         """Why the last attempt failed; empty: it succeeded."""
@@ -133,19 +136,22 @@ class Reader:
 
     def read(self) -> Reading:
         """All figures now."""
-        source, now = self._source, self._clock.wall_ms()
-        statuses = source.statuses()
-        views = {endpoint.name: self._view(endpoint, statuses, now) for endpoint in source.endpoints()}
+        admin, now = self._admin, self._clock.wall_ms()
+        statuses = admin.processes.all()
+        views = {endpoint.name: self._view(endpoint, statuses, now) for endpoint in all_endpoints(admin)}
         for gone in self._tracks.keys() - views.keys():
             del self._tracks[gone]
         if self._slow is None or self._clock.monotonic() - self._slow[0] >= SLOW_EVERY_S:
-            self._slow = self._clock.monotonic(), source.cache(), source.worker(), source.versions()
+            cache = admin.call(v.CACHE_STATS, r.Nothing(), READER)
+            worker = admin.call(v.WORKER_STATUS, r.Nothing(), READER)
+            self._slow = self._clock.monotonic(), cache, worker, all_versions(admin)
         dropped = statuses.shadow_drops()
         self._drops.append((now, dropped))
         before = next((counts for at, counts in self._drops if now - at <= 60_000), {})
         recent = {reason: max(0, number - before.get(reason, 0)) for reason, number in dropped.items()}
         _, cache, worker, versions = self._slow
-        return Reading(now, statuses, source.traffic(), views, cache, worker, versions, source.missing(), recent)
+        traffic, (_, missing) = admin.metrics.traffic(), admin.processes.ready()
+        return Reading(now, statuses, traffic, views, cache, worker, versions, missing, recent)
 
     def _view(self, endpoint: Endpoint, statuses: Statuses, now: int) -> View:
         name = endpoint.name
@@ -165,10 +171,10 @@ class Reader:
 
     def _rollout(self, name: str) -> tuple[Rollout, Metrics]:
         """The newest rollout of an endpoint and its figures; those of an ended rollout are read once."""
-        newest, ended = self._source.newest(name), self._ended.get(name)
+        newest, ended = self._admin.rollouts.newest(name), self._ended.get(name)
         if ended is not None and (ended[0].id, ended[0].resource_version) == (newest.id, newest.resource_version):
             return ended
-        found = self._source.rollout(newest.id)
+        found = self._admin.rollouts.with_metrics(newest.id)
         if found[0].phase not in ACTIVE:
             self._ended[name] = found
         return found
@@ -178,7 +184,7 @@ class Reader:
         kept = self._audit.get(name, ())
         new: list[AuditEntry] = []
         for many in (AUDIT_STEP_ENTRIES, AUDIT_KEPT_ENTRIES):
-            new = [e for e in self._source.audit(name, many) if not kept or e.seq > kept[-1].seq]
+            new = [e for e in newest_audit(self._admin, name, many) if not kept or e.seq > kept[-1].seq]
             if len(new) < many:
                 break
         self._audit[name] = (*kept, *new)[-AUDIT_KEPT_ENTRIES:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,10 @@ from nicegui.client import Client
 
 from serving.http.console.alarms import Alarm
 from serving.http.console.live import Text, element, show
-from serving.http.console.reader import Reading
+from serving.http.console.reader import Reading, View
 from serving.http.console.visitors import Visitor
 
-__all__ = ["ICON", "STYLE", "THEME", "Panel", "Tab", "Theme", "frame"]
+__all__ = ["ICON", "STYLE", "THEME", "EndpointPanel", "Panel", "Tab", "Theme", "frame"]
 
 STYLE = Path(__file__).with_name("console.css").read_text(encoding="utf-8")
 """The style sheet. It is small and part of every page, so that a page without a session needs no other file."""
@@ -38,6 +39,23 @@ class Panel(Protocol):
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         """Show a reading."""
+
+
+class EndpointPanel(ABC):
+    """A part of an endpoint's page. It stays as it was made where a reading does not have the endpoint."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def tell(self, reading: Reading, now_ms: int) -> None:
+        """Show a reading."""
+        view = reading.views.get(self.name)
+        if view is not None:
+            self.draw(view, reading, now_ms)
+
+    @abstractmethod
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
+        """Show the view of the endpoint."""
 
 
 class Tab:

@@ -6,7 +6,8 @@ from collections import Counter
 
 from serving.http.console.charts import curves, line_options
 from serving.http.console.live import Cell, Chart, Facts, LiveTable, Text, panel, show
-from serving.http.console.reader import Reading
+from serving.http.console.reader import Reading, View
+from serving.http.console.shell import EndpointPanel
 from serving.http.console.wording import NONE, age, count, figure, milliseconds, percent, span
 from serving.runtime.status import ShadowStatus
 
@@ -16,19 +17,16 @@ ARMS = ("candidate", "stable")
 MAX_REFUSED_VERSIONS = 8
 
 
-class ArmsPanel:
+class ArmsPanel(EndpointPanel):
     """Table of the bundle and version that answer for each arm."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         columns = ("arm", "bundle", ">answers", ">wanted", "lanes", "state")
         with panel("Arms"):
             self._table = LiveTable(columns, "Arms and versions")
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        if view is None:
-            return
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
         rows: list[list[Cell | str]] = []
         for arm in ARMS:
             spec = view.endpoint.candidate if arm == "candidate" else view.endpoint.stable
@@ -52,25 +50,22 @@ class ArmsPanel:
         self._table.tell(rows)
 
 
-class VersionsPanel:
+class VersionsPanel(EndpointPanel):
     """Table of the newest versions of both arms' bundles, with the verdicts of the gate and the lanes."""
 
     MOST = 4
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         with panel("Versions", "newest first"):
             columns = ("bundle", ">version", "kind", "may serve")
             self._table = LiveTable(columns, "Newest versions of both arms", "No version in the repository.")
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        if view is None:
-            return
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
         rows: list[list[Cell | str]] = []
         for spec in (view.endpoint.candidate, view.endpoint.stable):
             for model in reading.versions.get(spec.bundle if spec else "", ())[: self.MOST]:
-                answers = "answers" if any(place.startswith(f"{self._name}/") for place in model.arms) else "yes"
+                answers = "answers" if any(place.startswith(f"{self.name}/") for place in model.arms) else "yes"
                 wrong = model.fault or "; ".join(model.reasons)
                 kind = f"{model.architecture}, on {model.base}" if model.base else model.architecture
                 may = Cell(f"refused: {wrong}", "wide bad") if wrong or not model.servable else Cell(answers, "wide")
@@ -78,20 +73,17 @@ class VersionsPanel:
         self._table.tell(rows)
 
 
-class LatencyPanel:
+class LatencyPanel(EndpointPanel):
     """Latency, errors and missed deadlines per arm."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         columns = ("arm", ">answers/s", ">p50", ">p99", ">errors", ">late")
         with panel("Latency and errors", "of the last minute, all lanes; line: p99 in ms"):
             self._table = LiveTable(columns, "Latency and errors per arm")
             self._chart = Chart("p99 latency per arm over time", line_options, "low")
 
-    def tell(self, reading: Reading, now_ms: int) -> None:
-        view = reading.views.get(self._name)
-        if view is None:
-            return
+    def draw(self, view: View, reading: Reading, now_ms: int) -> None:
         rows: list[list[Cell | str]] = []
         for arm in ARMS:
             traffic = view.arms[arm]
@@ -124,16 +116,20 @@ class ShadowPanel:
 
     def __init__(self) -> None:
         with panel("Shadow lane", "scores the arm that did not answer"):
-            self._facts = Facts("scored", "of them late", "waiting", "last scored")
+            self._facts = Facts()
             self._table = LiveTable(("dropped because", ">in all", ">last minute"), "Shadow drops by reason", "Nothing was dropped.")  # fmt: skip
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         report = reading.statuses.shadow
         shadow = ShadowStatus(time_ms=0) if report is None else report.status
-        self._facts.tell("scored", count(shadow.scored + shadow.caught_up))
-        self._facts.tell("of them late", count(None if report is None else shadow.caught_up))
-        self._facts.tell("waiting", count(None if report is None else shadow.queue))
-        self._facts.tell("last scored", age(shadow.last_scored_ms, now_ms))
+        self._facts.tell(
+            {
+                "scored": count(shadow.scored + shadow.caught_up),
+                "of them late": count(None if report is None else shadow.caught_up),
+                "waiting": count(None if report is None else shadow.queue),
+                "last scored": age(shadow.last_scored_ms, now_ms),
+            }
+        )
         reasons = {reason: number for reason, number in reading.statuses.shadow_drops().items() if number}
         rows: list[list[Cell | str]] = []
         for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
@@ -180,41 +176,43 @@ class WorkerPanel:
     """State of the transfer worker: its learning, the versions it published, the versions the gate refused and why.
 
     Args:
-        name: of the endpoint. configured: whether the worker learns from this endpoint's traffic.
+        configured: whether the worker learns from this endpoint's traffic.
     """
 
-    def __init__(self, name: str, *, configured: bool) -> None:
+    def __init__(self, *, configured: bool) -> None:
         self._configured = configured
         with panel("Transfer worker"):
             self._note = Text(tag="p", classes="note")
-            self._facts = Facts("teacher's weight a", "replay r", "teacher step K", "batches", "rows learned", "entries behind", "loss", "last report")  # fmt: skip
+            self._facts = Facts()
             self._versions = LiveTable(("bundle", ">last version"), "Versions that the worker published last")
             self._refused = LiveTable(("refused version", "because"), "Versions that the gate refused", "The gate has refused nothing.")  # fmt: skip
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         worker, process = reading.worker, reading.statuses.worker
-        if not self._configured or worker is None or worker.age_seconds is None:
-            self._note.tell(
-                "The worker has not reported yet."
-                if self._configured
-                else "The worker does not learn from this endpoint."
-            )
-            for part in (self._facts.element, self._versions.element, self._refused.element):
-                show(part, False)
-            return
+        known = self._configured and worker is not None and worker.age_seconds is not None
         for part in (self._facts.element, self._versions.element, self._refused.element):
-            show(part, True)
+            show(part, known)
+        if not self._configured:
+            self._note.tell("The worker does not learn from this endpoint.")
+            return
+        if worker is None or worker.age_seconds is None:
+            self._note.tell("The worker has not reported yet.")
+            return
         running = process is not None and process.fresh
         since = worker.age_seconds if process is None or process.age_s is None else process.age_s
         self._note.tell("" if running else "Not running: this is its last report.", "warn")
-        self._facts.tell("teacher's weight a", figure(worker.weight, 3))
-        self._facts.tell("replay r", figure(worker.replay_ratio, 3))
-        self._facts.tell("teacher step K", f"{worker.teacher_every} batches" if worker.teacher_every else NONE)
-        self._facts.tell("batches", count(worker.batches))
-        self._facts.tell("rows learned", count(worker.trained_rows))
-        self._facts.tell("entries behind", count(max(0, reading.traffic.last_seq - worker.position)))
-        self._facts.tell("loss", figure(worker.loss))
-        self._facts.tell("last report", f"{span(since)} ago", "" if running else "bad")
+        self._facts.tell(
+            {
+                "teacher's weight a": figure(worker.weight, 3),
+                "replay r": figure(worker.replay_ratio, 3),
+                "teacher step K": f"{worker.teacher_every} batches" if worker.teacher_every else NONE,
+                "batches": count(worker.batches),
+                "rows learned": count(worker.trained_rows),
+                "entries behind": count(max(0, reading.traffic.last_seq - worker.position)),
+                "loss": figure(worker.loss),
+                "last report": Cell(f"{span(since)} ago", "" if running else "bad"),
+            }
+        )
         self._versions.tell(sorted(worker.versions.items()))
         self._refused.tell(
             [

@@ -1,0 +1,96 @@
+"""Common part of the services, whose methods are the admin verbs: stores, clock, and reports of the processes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.bundle.versions import Repository
+from pipeline.clock import Clock
+from pipeline.traffic.log import TrafficLog
+from serving.admin.requests import Mutation
+from serving.config import Config
+from serving.config.principal import Principal
+from serving.rollout.controller import RolloutController
+from serving.rollout.store import ControlStore, Who
+from serving.runtime import status
+from serving.runtime.status import LaneStatus, Statuses
+from serving.state.kill import KillSwitch
+
+__all__ = ["Backends", "ProcessReports", "Service"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Stores of one installation."""
+
+    store: ControlStore
+    traffic: TrafficLog
+    repository: Repository
+    kill: KillSwitch
+
+
+class ProcessReports:
+    """Reader of the status files; every call reads them again.
+
+    Args:
+        folder: of the files.
+        lanes: number of lanes that should run.
+    """
+
+    def __init__(self, folder: Path, clock: Clock, lanes: int) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._lanes = lanes
+
+    def all(self) -> Statuses:
+        """Every status, those of dead processes too."""
+        return status.read(self._folder, self._clock.wall_ms())
+
+    def lanes(self) -> dict[str, LaneStatus]:
+        """Lanes that still report, by name."""
+        return {name: lane.status for name, lane in self.all().fresh().lanes.items()}
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether all lanes and the shadow lane answer, and the names of those that do not."""
+        fresh = self.all().fresh()
+        # Counted, since lanes of replicas that come and go are not numbered from 0.
+        ready = {name for name, lane in fresh.lanes.items() if lane.status.state == "ready"}
+        names = [f"lane-{index}" for index in range(self._lanes)] if len(ready) < self._lanes else []
+        missing = [name for name in names if name not in ready]
+        if fresh.shadow is None:
+            missing.append("shadow")
+        return not missing, missing
+
+
+class Service:
+    """A group of verbs; see `serving.admin.verbs`.
+
+    Args:
+        processes: reports of the machine's processes.
+        lock: held while `controller` is used or traffic is moved, by the rollout loop too.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        backends: Backends,
+        controller: RolloutController,
+        processes: ProcessReports,
+        clock: Clock,
+        lock: threading.RLock,
+    ) -> None:
+        self._config = config
+        self._store = backends.store
+        self._traffic = backends.traffic
+        self._repository = backends.repository
+        self._kill = backends.kill
+        self._controller = controller
+        self._processes = processes
+        self._clock = clock
+        self._lock = lock
+
+    def _who(self, by: Principal, request: Mutation) -> Who:
+        """Author of a change, for the audit."""
+        return Who(by.name, request.reason, self._clock.wall_ms())
