@@ -96,7 +96,7 @@ def run(total: int = 10_000_000, rows: int = 100, progress: Progress = lambda _:
     reading = 0.0
     while waiting:
         started = time.perf_counter()
-        analysis.add_many(waiting)
+        analysis.add(waiting)
         reading += time.perf_counter() - started
         waiting = next(feed, [])
     looks, tells = [], []

@@ -37,4 +37,4 @@ class AuditVerbs(Service):
 
         It takes as long as reading that part of the log; rollouts go on meanwhile.
         """
-        return a.Explanation.model_validate(self._controller.explain(request.seq).to_json())
+        return a.Explanation.model_validate(asdict(self._controller.explain(request.seq)))

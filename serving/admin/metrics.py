@@ -45,7 +45,7 @@ class MetricsVerbs(Service):
 
 def metrics_of(snapshot: RolloutFigures) -> a.Metrics:
     """Answer with the figures of a rollout."""
-    figures = snapshot.to_json()
+    figures = asdict(snapshot)
     return a.Metrics(**{name: figures[name] for name in a.Metrics.model_fields})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.bundle.verified import NOTES
@@ -169,7 +170,7 @@ def _at(name: str, text: str, *loc: str | int) -> Iterator[None]:
 def _answer(stored: StoredRollout, figures: RolloutFigures) -> a.Rollout:
     shown = _summary(stored)
     summary = {name: getattr(shown, name) for name in a.RolloutSummary.model_fields}
-    phases = [_phase(phase) for phase in figures.to_json()["phases"]]
+    phases = [_phase(asdict(phase)) for phase in figures.phases]
     return a.Rollout(**summary, coverage=figures.coverage, phases=phases)
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -181,11 +181,8 @@ def _report(done: RestoreReport) -> dict[str, Any]:
 @contextmanager
 def _opened(config: Path) -> Iterator[tuple[TrafficLog, Config]]:
     settings = Config.load(config)
-    log = open_traffic_log(settings)
-    try:
+    with closing(open_traffic_log(settings)) as log:
         yield log, settings
-    finally:
-        log.close()
 
 
 def _ms(when: datetime | None) -> int | None:

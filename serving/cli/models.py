@@ -59,10 +59,7 @@ def load(
 
     Example: baton model load ranker-dcnv2 --reason 'compare by hand'
     """
-    if target:
-        _call_lane("RepositoryModelLoad", bundle, target, token)
-    else:
-        _change(AdminClient(server, token=token), "load", bundle, wait, reason, output)
+    _change("load", bundle, wait, reason, target, server, token, output)
 
 
 @app.command("unload")
@@ -79,10 +76,7 @@ def unload(
 
     Example: baton model unload ranker-dcnv2
     """
-    if target:
-        _call_lane("RepositoryModelUnload", bundle, target, token)
-    else:
-        _change(AdminClient(server, token=token), "unload", bundle, wait, reason, output)
+    _change("unload", bundle, wait, reason, target, server, token, output)
 
 
 @app.command("warm")
@@ -99,10 +93,7 @@ def warm(
 
     Example: baton model warm ranker-dcnv2
     """
-    if target:
-        _call_lane("RepositoryModelLoad", bundle, target, token)
-    else:
-        _change(AdminClient(server, token=token), "warm", bundle, wait, reason, output)
+    _change("warm", bundle, wait, reason, target, server, token, output)
 
 
 def _verdict(model: Mapping[str, Any]) -> str:
@@ -111,9 +102,15 @@ def _verdict(model: Mapping[str, Any]) -> str:
     return "may serve" if model["servable"] else "refused: " + "; ".join(model["reasons"])
 
 
-def _change(client: AdminClient, verb: str, bundle: str, wait: float, reason: str, output: Output) -> None:
+def _change(
+    verb: str, bundle: str, wait: float, reason: str, target: str, server: str, token: str, output: Output
+) -> None:
+    """Let all lanes load or unload a bundle, by the server; with a target, call that lane instead."""
+    if target:
+        _call_lane("RepositoryModelUnload" if verb == "unload" else "RepositoryModelLoad", bundle, target, token)
+        return
     body = {"wait_seconds": wait, "reason": reason}
-    answer = client.post(f"/models/{bundle}/{verb}", body, timeout=wait + ANSWER_WITHIN_S)
+    answer = AdminClient(server, token=token).post(f"/models/{bundle}/{verb}", body, timeout=wait + ANSWER_WITHIN_S)
     name = f"{bundle}:{answer['version']}" if answer["version"] else bundle
     emit(output, answer, "", ("lane", name), sorted(answer["lanes"].items()))
     if not answer["lanes"]:

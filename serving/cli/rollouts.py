@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,7 +197,7 @@ def simulate(
     from serving.rollout.simulate import simulate as run
     from serving.rollout.spec import Rollout
 
-    result = run(Rollout.load(file), scenario, runs, seed).to_json()
+    result = asdict(run(Rollout.load(file), scenario, runs, seed))
     emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
 
 

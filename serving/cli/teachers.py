@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,10 @@ def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator
             from transfer.teachers.ray_pool import RayTeachers
         except ImportError:
             raise InvalidInput("Ray is not installed: pip install 'baton[ray]'", "ray") from None
-        actors = RayTeachers(pool, load, count, address=ray)
-        try:
+        with closing(RayTeachers(pool, load, count, address=ray)):
             yield pool.spread
-        finally:
-            actors.close()
         return
-    try:
+    with closing(pool):
         for at in range(count):
             pool.join(ProcessMember(f"process-{at}", load))
         yield pool.spread
-    finally:
-        pool.close()

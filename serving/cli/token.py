@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -105,11 +106,8 @@ def _audit(config: Config, verb: str, reason: str, tokens: list[Token], now_ms: 
     from serving.rollout.store import Who
     from serving.wiring.state import open_control_store
 
-    store = open_control_store(config)
-    try:
+    with closing(open_control_store(config)) as store:
         store.note(verb, Who(user(), reason, now_ms), {"tokens": [_shown(t, now_ms) for t in tokens]})
-    finally:
-        store.close()
 
 
 def _state(token: Token, now_ms: int) -> str:

@@ -9,8 +9,7 @@ from serving.config.engine import EngineConfig, StageConfig
 from serving.config.file import Config
 from serving.config.listen import LimitsConfig, ListenConfig, TlsConfig
 from serving.config.ray import RayConfig
-from serving.config.redis_access import RedisAccess
-from serving.config.section import Seconds, parse_duration
+from serving.config.section import RedisAccess, Seconds, parse_duration
 from serving.config.state import StateConfig
 from serving.config.telemetry import TelemetryConfig
 from serving.config.traffic import SampleConfig, TrafficConfig

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.bundle.row_format import RowFormat
-from serving.config.redis_access import RedisAccess
-from serving.config.section import Seconds, Section
+from serving.config.section import RedisAccess, Seconds, Section
 
 __all__ = ["DeviceConfig", "EmbeddingConfig", "RedisConfig"]
 

@@ -1,13 +1,14 @@
-"""Base class of all sections, and durations."""
+"""Base classes of the sections, and durations."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["Seconds", "Section", "parse_duration"]
+__all__ = ["RedisAccess", "Seconds", "Section", "parse_duration"]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -31,3 +32,29 @@ Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RedisAccess(Section):
+    """Connection settings of a Redis."""
+
+    url: str = Field("", pattern=r"^((rediss?|unix)://[^@]+)?$")
+    """redis://HOST:PORT/DB, rediss:// for TLS or unix:///PATH; without user and password."""
+    username: str = ""
+    """Redis user; empty: the default user."""
+    password_file: Path | None = None
+    """File whose first line is the password."""
+    password_env: str = ""
+    """Environment variable that holds the password, where there is no file."""
+    tls_ca: Path | None = None
+    """Trusted certificates for rediss://; unset: the machine's."""
+
+    @model_validator(mode="after")
+    def _one_password(self) -> RedisAccess:
+        if self.password_file is not None and self.password_env:
+            raise ValueError("the password is in password_file or in password_env, not in both")
+        return self
+
+    def below(self, base: Path) -> Self:
+        """The same with relative paths read from `base`."""
+        named = {key: getattr(self, key) for key in ("password_file", "tls_ca")}
+        return self.model_copy(update={key: base / path for key, path in named.items() if path is not None})

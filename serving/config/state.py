@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from serving.config.redis_access import RedisAccess
-from serving.config.section import Seconds
+from serving.config.section import RedisAccess, Seconds
 
 __all__ = ["StateConfig"]
 

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from serving.config.redis_access import RedisAccess
-from serving.config.section import Seconds, Section
+from serving.config.section import RedisAccess, Seconds, Section
 
 __all__ = ["SampleConfig", "TrafficConfig"]
 

@@ -292,10 +292,10 @@ class Registry:
             step_back(self._nice, thread=True)
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._next_load_locked() is not None, 1.0)
+                self._changed.wait_for(lambda: self._stopping or self._next_load() is not None, 1.0)
                 if self._stopping:
                     return
-                key = self._next_load_locked()
+                key = self._next_load()
             if key is not None:
                 self._load_one(key)
 
@@ -314,15 +314,12 @@ class Registry:
     # Loading.
 
     def _next_load(self) -> Key | None:
-        with self._changed:
-            return self._next_load_locked()
-
-    def _next_load_locked(self) -> Key | None:
         now = self._clock.monotonic()
-        for key in (*self._desired.arms.values(), *self._desired.extra.values()):
-            failed = self._failed.get(key)
-            if key not in self._loaded and (failed is None or failed.again_at <= now):
-                return key
+        with self._changed:
+            for key in (*self._desired.arms.values(), *self._desired.extra.values()):
+                failed = self._failed.get(key)
+                if key not in self._loaded and (failed is None or failed.again_at <= now):
+                    return key
         return None
 
     def _load_one(self, key: Key) -> None:
@@ -372,9 +369,10 @@ class Registry:
         leaving = len(self._loaded)
         self._loaded = {key: served for key, served in self._loaded.items() if key in in_use}
         leaving -= len(self._loaded)
+        bundles = {bundle for bundle, _ in desired.keys}
         # A version that did not fit may fit now.
         self._failed = {
-            key: f for key, f in self._failed.items() if self._still_matters(key) and not (f.for_memory and leaving)
+            key: f for key, f in self._failed.items() if key[0] in bundles and not (f.for_memory and leaving)
         }
         snapshot = Snapshot(MappingProxyType(endpoints), MappingProxyType(dict(self._loaded)))
         self._snapshot = snapshot
@@ -389,10 +387,6 @@ class Registry:
             return self._loaded[key]
         return old
 
-    def _still_matters(self, key: Key) -> bool:
-        bundles = {k[0] for k in self._desired.keys}
-        return key[0] in bundles
-
     def _arm_report(self, name: str, arm: Arm) -> ArmReport:
         endpoint = self._desired.endpoints[name]
         spec = endpoint.stable if arm == "stable" else endpoint.candidate
@@ -406,12 +400,7 @@ class Registry:
         reason = self._reason(key)
         if served is None and arm == "candidate" and key in self._loaded and served_endpoint and served_endpoint.stable:
             reason = mismatch(served_endpoint.stable, self._loaded[key]) or reason
-        if served is not None:
-            state = "READY"
-        elif reason:
-            state = "UNAVAILABLE"
-        else:
-            state = "LOADING"
+        state = "READY" if served is not None else "UNAVAILABLE" if reason else "LOADING"
         return ArmReport(spec.bundle, version, key[1], state, reason)
 
     def _reason(self, key: Key) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
@@ -78,11 +79,8 @@ def _handed_over(config: Config, endpoint: Endpoint | EndpointConfig) -> bool:
     """Whether the candidate has all traffic and no rollout watches it any more."""
     if not isinstance(endpoint, Endpoint) or endpoint.weight < 100:
         return False
-    store = open_control_store(config)
-    try:
+    with closing(open_control_store(config)) as store:
         return not store.rollouts(active=True, endpoint=endpoint.name)
-    finally:
-        store.close()
 
 
 def _anchor(config: Config, endpoint: str) -> Callable[[], str | None]:

@@ -81,11 +81,7 @@ class RolloutAnalysis:
         self._phases.append(PhaseSums(step, weight, entered_ms))
         self.table.outcome = self._phases[-1].outcome
 
-    def add(self, entry: Labelled) -> None:
-        """Count one entry of the labelled log."""
-        self.add_many([entry])
-
-    def add_many(self, entries: Sequence[Labelled]) -> None:
+    def add(self, entries: Sequence[Labelled]) -> None:
         """Count entries in the order of the log; those at or before the present place are skipped."""
         batch = _Batch()
         for entry in entries:

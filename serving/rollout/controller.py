@@ -226,7 +226,7 @@ class RolloutController:
     def _read(self, runner: _Runner) -> None:
         for _ in range(_BATCHES):
             entries = self._log.labelled(runner.analysis.seq, _BATCH_ENTRIES)
-            runner.analysis.add_many(entries)
+            runner.analysis.add(entries)
             if len(entries) < _BATCH_ENTRIES:
                 runner.behind = False
                 return

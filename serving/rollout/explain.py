@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.schema import Schema
@@ -53,10 +53,6 @@ class AuditExplanation:
     verdict: str
     same: bool | None
     note: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def explain(
@@ -105,7 +101,7 @@ def _read(analysis: RolloutAnalysis, log: TrafficLog, until: int) -> int:
     read = 0
     while entries := log.labelled(analysis.seq, _BATCH_ENTRIES):
         wanted = [entry for entry in entries if entry.seq <= until]
-        analysis.add_many(wanted)
+        analysis.add(wanted)
         read += len(wanted)
         if len(wanted) < len(entries):
             break

@@ -161,10 +161,6 @@ class RolloutFigures:
     psi: dict[str, float | None] = field(default_factory=dict)
     long_run: LongRunFigures | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
-
 
 class PhaseSums:
     """Sums over the rows of one stay."""

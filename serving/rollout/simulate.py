@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from statistics import NormalDist
 from typing import Any, TypedDict, Unpack
@@ -112,10 +112,6 @@ class SimulationReport:
     blocks_to_step_back: dict[str, float | None]
     stepped_back_in_time: float | None
     fixed_horizon_labels: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def simulate(

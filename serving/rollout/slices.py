@@ -63,11 +63,6 @@ class Slices:
             name: {code for at, code in self._names if at == name} for name in self.fields
         }
 
-    @property
-    def named(self) -> tuple[Slice, ...]:
-        """The named slices."""
-        return tuple(self._names)
-
     def of(self, features: Features, rows: I32) -> Mapping[str, I64]:
         """Slice codes of rows `[m]` of a request by field: int64 `[m]`, or `[1]` where all rows share one."""
         return {name: self._codes(features, rows, *place) for name, place in self._places.items()}

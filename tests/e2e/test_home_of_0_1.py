@@ -72,7 +72,7 @@ def test_rollout_endpoint_and_audit_go_on(config: Config, expected: dict[str, An
 
     controller = RolloutController(store, traffic, Clock(), lambda *_: Observed(), lambda bundle: SCHEMA)
     controller.step()
-    figures = json.loads(json.dumps(controller.snapshot("ranker").to_json()))
+    figures = json.loads(json.dumps(asdict(controller.snapshot("ranker"))))
     rows = sum(phase["rows"] for phase in figures["phases"])
     assert rows == sum(phase["rows"] for phase in expected["_figures"]["phases"]) > 0
     assert controller.command("ranker", SetWeight(10.0), "cleo", "by hand").state.weight == 10.0

@@ -12,7 +12,7 @@ from pipeline.bundle.bundle import Calibration
 from pipeline.calibration import sigmoid
 from pipeline.errors import DataError
 
-__all__ = ["ALPHA_POSITIVES", "fit_calibration", "log_odds_error", "offset_for"]
+__all__ = ["ALPHA_POSITIVES", "fit_calibration", "offset_for"]
 
 ALPHA_POSITIVES = 5_000
 """Labels of the rarer class above which the slope is fitted as well."""
@@ -43,13 +43,6 @@ def fit_calibration(logits: Floats, labels: Array, *, alpha_positives: int = ALP
     if alpha <= 0.05:  # a model that ranks no better than chance; only its level can be corrected
         alpha, beta = _newton(s, y, slope=False)
     return Calibration(alpha=alpha, beta=beta)
-
-
-def log_odds_error(labels: Array) -> float:
-    """Standard error of beta from the noise of the labels alone, about `1 / sqrt(positives * (1 - rate))`."""
-    y = np.asarray(labels, np.float64)
-    rate = float(y.mean()) if len(y) else 0.0
-    return float("inf") if rate in (0.0, 1.0) else 1.0 / float(np.sqrt(y.sum() * (1.0 - rate)))
 
 
 def offset_for(logits: F64, target: float) -> float:

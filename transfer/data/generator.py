@@ -9,15 +9,13 @@ in `world.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
 import numpy as np
 
 from pipeline.arrays import F64, I64
 from pipeline.errors import InvalidInput
 from pipeline.features import Rows
-from pipeline.schema import Schema
-from transfer.data.log import LogChunk, LogRequest, cut_chunks, cut_requests, row_range
+from transfer.data.log import Log, LogChunk
 from transfer.data.world import AHEAD_HOURS, DEVICES, SCHEMA, World
 
 __all__ = ["GeneratedLog"]
@@ -28,7 +26,7 @@ HOUR_MS = 3_600_000
 _BLOCK_SEED = 100  # keeps the random streams of blocks apart from those of the world
 
 
-class GeneratedLog:
+class GeneratedLog(Log):
     """A log of `rows` rows in requests of `rows_per_request` distinct candidates, as `transfer.data.log.Log` describes.
 
     Args:
@@ -73,7 +71,7 @@ class GeneratedLog:
             if not good:
                 raise InvalidInput(f"{name} is {value}; {wanted} was expected", name)
         self.name = "generated"
-        self.schema: Schema = SCHEMA
+        self.schema = SCHEMA
         self.rows = rows
         self.request_count = -(-rows // rows_per_request)
         self._seed, self._drift, self._base_rate = seed, drift, base_rate
@@ -83,33 +81,15 @@ class GeneratedLog:
         block = min(BLOCK_ROWS, BLOCK_S * rows_per_second)
         self._block_requests = max(1, int(block // rows_per_request))
 
-    @cached_property
-    def positives(self) -> int:
-        """Clicks of the whole log; counting them generates all rows once."""
-        return sum(int(chunk.labels.sum()) for chunk in self.chunks())
+    def _request_start(self, row: int) -> int:
+        return row if row == self.rows else row - row % self._per_request
 
-    def rows_between(self, start: float, stop: float) -> int:
-        first, last = self._bounds(start, stop)
-        return last - first
-
-    def chunks(self, start: float = 0.0, stop: float = 1.0, chunk_rows: int = 65_536) -> Iterator[LogChunk]:
-        return cut_chunks(self._parts(*self._bounds(start, stop)), chunk_rows)
-
-    def requests(self, start: float = 0.0, stop: float = 1.0) -> Iterator[LogRequest]:
-        return cut_requests(self.chunks(start, stop), self.schema)
-
-    def _bounds(self, start: float, stop: float) -> tuple[int, int]:
-        first, last = (
-            row if row == self.rows else row - row % self._per_request for row in row_range(start, stop, self.rows)
-        )
-        return first, last
-
-    def _parts(self, start: int, stop: int) -> Iterator[LogChunk]:
+    def _parts(self, first: int, last: int) -> Iterator[LogChunk]:
         size = self._block_requests * self._per_request
         world = World(self._seed, self._users, self._items, self._base_rate, self._drift)
-        for block in range(start // size, -(-stop // size)):
+        for block in range(first // size, -(-last // size)):
             begin = block * size
-            yield self._block(world, block).slice(max(start - begin, 0), min(stop - begin, size))
+            yield self._block(world, block).slice(max(first - begin, 0), min(last - begin, size))
 
     def _block(self, world: World, block: int) -> LogChunk:
         """The rows of one block, all of its requests complete."""

@@ -1,4 +1,4 @@
-"""The click log as a protocol: chunks of rows or whole requests, in time order.
+"""The click log: chunks of rows or whole requests, in time order.
 
 A log read from files and a generated one have the same interface for a trainer, a replay or an experiment. This file
 defines it and cuts rows into chunks; it knows nothing of files or of generated clicks. The reader of files is in
@@ -7,10 +7,12 @@ defines it and cuts rows into chunks; it knows nothing of files or of generated 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows, concat_rows
 from pipeline.schema import Schema
 
-__all__ = ["Log", "LogChunk", "LogRequest", "cut_chunks", "cut_requests", "row_range"]
+__all__ = ["Log", "LogChunk", "LogRequest", "concat_chunks", "cut_chunks", "row_range"]
 
 Texts = npt.NDArray[np.object_]
 
@@ -75,41 +77,51 @@ class LogRequest:
     truth: F32 | None = None
 
 
-class Log(Protocol):
+class Log(ABC):
     """A click log that can be read again and again, with memory bounded by the chunk.
 
     `start` and `stop` are row quantiles in time order. A quantile that falls within a request means the request's
     first row, so a request is never cut and neighbouring ranges cover each row exactly once.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the log in reports."""
+    name: str
+    """Name of the log in reports."""
+    schema: Schema
+    """The fields of a row, in order."""
+    rows: int
+    """Rows of the whole log."""
+    request_count: int
+    """Requests of the whole log."""
 
-    @property
-    def schema(self) -> Schema:
-        """The fields of a row, in order."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the whole log."""
-
-    @property
-    def request_count(self) -> int:
-        """Requests of the whole log."""
-
-    @property
+    @cached_property
     def positives(self) -> int:
-        """Clicks of the whole log."""
+        """Clicks of the whole log; a log that does not know them reads all rows once."""
+        return sum(int(chunk.labels.sum()) for chunk in self.chunks())
 
     def rows_between(self, start: float, stop: float) -> int:
         """Rows that `chunks(start, stop)` will give."""
+        first, last = self._bounds(start, stop)
+        return last - first
 
     def chunks(self, start: float = 0.0, stop: float = 1.0, chunk_rows: int = 65_536) -> Iterator[LogChunk]:
         """Rows in chunks of at most `chunk_rows`; only a single request that is longer makes a longer chunk."""
+        return cut_chunks(self._parts(*self._bounds(start, stop)), chunk_rows)
 
     def requests(self, start: float = 0.0, stop: float = 1.0) -> Iterator[LogRequest]:
         """The same rows, one request at a time."""
+        return cut_requests(self.chunks(start, stop), self.schema)
+
+    def _bounds(self, start: float, stop: float) -> tuple[int, int]:
+        first, last = row_range(start, stop, self.rows)
+        return self._request_start(first), self._request_start(last)
+
+    @abstractmethod
+    def _request_start(self, row: int) -> int:
+        """The first row of the request that a row belongs to; `rows` for the end of the log."""
+
+    @abstractmethod
+    def _parts(self, first: int, last: int) -> Iterable[LogChunk]:
+        """Rows first..last in order, in parts that are cut anywhere."""
 
 
 def row_range(start: float, stop: float, rows: int) -> tuple[int, int]:
@@ -144,7 +156,7 @@ def cut_chunks(parts: Iterable[LogChunk], chunk_rows: int) -> Iterator[LogChunk]
         size += len(part)
         if size <= chunk_rows:
             continue
-        joined = _concat(held)
+        joined = concat_chunks(held)
         starts = np.flatnonzero(joined.position == 0)
         done = 0
         while len(joined) - done > chunk_rows:
@@ -158,7 +170,7 @@ def cut_chunks(parts: Iterable[LogChunk], chunk_rows: int) -> Iterator[LogChunk]
         rest = joined.slice(done, len(joined))
         held, size = [rest], len(rest)
     if size:
-        yield _concat(held)
+        yield concat_chunks(held)
 
 
 def cut_requests(chunks: Iterable[LogChunk], schema: Schema) -> Iterator[LogRequest]:
@@ -176,7 +188,8 @@ def cut_requests(chunks: Iterable[LogChunk], schema: Schema) -> Iterator[LogRequ
             )
 
 
-def _concat(parts: Sequence[LogChunk]) -> LogChunk:
+def concat_chunks(parts: Sequence[LogChunk]) -> LogChunk:
+    """Consecutive parts as one."""
     if len(parts) == 1:
         return parts[0]
 

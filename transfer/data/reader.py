@@ -15,15 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.features import Bag, Rows
-from pipeline.schema import Schema
-from transfer.data.log import LogChunk, LogRequest, cut_chunks, cut_requests, row_range
+from transfer.data.log import Log, LogChunk
 from transfer.data.prepare import COUNTS, prepared_file
 from transfer.data.source import Dataset
 
 __all__ = ["LogReader"]
 
 
-class LogReader:
+class LogReader(Log):
     """The rows of a data set, as `transfer.data.log.Log` describes them. Can be read any number of times.
 
     Args:
@@ -36,33 +35,18 @@ class LogReader:
     """
 
     def __init__(self, dataset: Dataset, cache: Path, *, memory: str = "1GB") -> None:
-        self.name: str = dataset.name
-        self.schema: Schema = dataset.feature_schema
+        self.name = dataset.name
+        self.schema = dataset.feature_schema
         self._file = prepared_file(dataset, cache, memory=memory)
         metadata = pq.read_metadata(self._file)
         counts = json.loads(metadata.metadata[COUNTS])
-        self.rows: int = counts["rows"]
-        self.request_count: int = counts["requests"]
-        self.positives: int = counts["positives"]
+        self.rows = counts["rows"]
+        self.request_count = counts["requests"]
+        self.positives = counts["positives"]
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._group_starts = np.concatenate([[0], np.cumsum(sizes)])
 
-    def rows_between(self, start: float, stop: float) -> int:
-        first, last = self._bounds(start, stop)
-        return last - first
-
-    def chunks(self, start: float = 0.0, stop: float = 1.0, chunk_rows: int = 65_536) -> Iterator[LogChunk]:
-        return cut_chunks(self._parts(*self._bounds(start, stop)), chunk_rows)
-
-    def requests(self, start: float = 0.0, stop: float = 1.0) -> Iterator[LogRequest]:
-        return cut_requests(self.chunks(start, stop), self.schema)
-
-    def _bounds(self, start: float, stop: float) -> tuple[int, int]:
-        first, last = row_range(start, stop, self.rows)
-        return self._request_start(first), self._request_start(last)
-
     def _request_start(self, row: int) -> int:
-        """The first row of the request that a row belongs to."""
         if row >= self.rows:
             return self.rows
         group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
@@ -70,17 +54,17 @@ class LogReader:
             position = file.read_row_group(group, columns=["position"]).column(0)
         return row - int(position[row - int(self._group_starts[group])].as_py())
 
-    def _parts(self, start: int, stop: int) -> Iterator[LogChunk]:
-        if start >= stop:
+    def _parts(self, first: int, last: int) -> Iterator[LogChunk]:
+        if first >= last:
             return
-        first = int(np.searchsorted(self._group_starts, start, side="right")) - 1
+        begin_group = int(np.searchsorted(self._group_starts, first, side="right")) - 1
         with pq.ParquetFile(self._file, read_dictionary=["routing_key"], memory_map=True) as file:
-            for group in range(first, file.num_row_groups):
+            for group in range(begin_group, file.num_row_groups):
                 begin = int(self._group_starts[group])
-                if begin >= stop:
+                if begin >= last:
                     return
                 chunk = self._chunk(file.read_row_group(group))
-                yield chunk.slice(max(start - begin, 0), min(stop - begin, len(chunk)))
+                yield chunk.slice(max(first - begin, 0), min(last - begin, len(chunk)))
 
     def _chunk(self, table: pa.Table) -> LogChunk:
         n = table.num_rows

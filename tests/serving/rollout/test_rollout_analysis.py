@@ -126,14 +126,14 @@ def test_figures_equal_a_recomputation_from_the_rows(seed: int, batch: int) -> N
     analysis.begin_phase(0, 0.0, 0)
     analysis.begin_phase(1, 5.0, 2000)
     for start in range(0, len(entries), batch):
-        analysis.add_many(entries[start : start + batch])
-    analysis.add_many(entries)  # read again: nothing is counted twice
+        analysis.add(entries[start : start + batch])
+    analysis.add(entries)  # read again: nothing is counted twice
     table = analysis.refresh()
     rows = rows_of(entries)
     paired = [row for row in rows if row.paired]
     snapshot = analysis.snapshot()
     assert (snapshot.exposed, snapshot.paired) == (len(rows), len(paired))
-    json.dumps(snapshot.to_json())
+    json.dumps(asdict(snapshot))
     for figures, mine in zip(
         snapshot.phases,
         ([r for r in paired if r.time_ms < 2000], [r for r in paired if r.time_ms >= 2000]),
@@ -171,7 +171,7 @@ def test_auc_difference_of_a_block() -> None:
     rng = np.random.default_rng(3)
     analysis = RolloutAnalysis("ranker", "new", 1000)
     entries = [entry(seq, 10_000 + seq, rng, n=50) for seq in range(1, 31)]
-    analysis.add_many([*entries, entry(31, 12_000, rng)])
+    analysis.add([*entries, entry(31, 12_000, rng)])
     rows = rows_of(entries)
     y = np.array([r.label for r in rows])
     apart = auc(y, np.array([r.candidate for r in rows])) - auc(y, np.array([r.stable for r in rows]))
@@ -182,11 +182,11 @@ def test_rows_of_another_candidate_and_unknown_late_labels_are_no_pairs() -> Non
     rng = np.random.default_rng(4)
     analysis = RolloutAnalysis("ranker", "new", BLOCK_MS)
     lost = entry(1, 1000, rng, paired=False)
-    analysis.add(lost)
+    analysis.add([lost])
     found = entry(1, 1000, np.random.default_rng(4))
     late = replace(found, seq=2, revision=1, previous=found.labels, labels=1 - found.labels)
-    analysis.add(late)
-    analysis.add(entry(3, 1010, rng, bundle="former"))
+    analysis.add([late])
+    analysis.add([entry(3, 1010, rng, bundle="former")])
     assert (analysis.paired, analysis.snapshot().coverage) == (0, 0.0)
     assert analysis.refresh().select(0, until_ms=10_000).clicks.sum() == 0
 
@@ -195,7 +195,7 @@ def test_blocks_scored_by_an_older_candidate_are_not_evidence_on_a_newer_one() -
     rng = np.random.default_rng(5)
     analysis = RolloutAnalysis("ranker", "new", BLOCK_MS)
     for seq, (time, version) in enumerate([(1000, 1), (1110, 1), (1120, 2), (1210, 2), (1390, 2)], 1):
-        analysis.add(entry(seq, time, rng, version=version))
+        analysis.add([entry(seq, time, rng, version=version)])
     table = analysis.refresh()
     assert table.select(0).blocks == 3
     assert table.select(0, version=2).time.tolist() == [1200]
@@ -218,7 +218,7 @@ def test_phase_figures_survive_json() -> None:
     rng = np.random.default_rng(6)
     analysis = RolloutAnalysis("ranker", "new", BLOCK_MS)
     analysis.begin_phase(0, 0.0, 0)
-    analysis.add_many([entry(seq, 1000 + 30 * seq, rng) for seq in range(1, 40)])
+    analysis.add([entry(seq, 1000 + 30 * seq, rng) for seq in range(1, 40)])
     figures = analysis.phase_figures(0)
     assert PhaseFigures.from_json(json.loads(json.dumps(asdict(figures)))) == figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from rollout_world import SPEC, World
@@ -30,7 +31,7 @@ def test_every_verdict_on_labels_can_be_worked_out_again(world: World) -> None:
         figures = {figure.name: figure.recomputed for figure in explanation.figures}
         assert figures["clicks"] > 100
         assert {"bias", "bias_low", "bias_high", "logloss_delta", "auc_delta", "rows of tab=home"} <= figures.keys()
-        json.dumps(explanation.to_json())
+        json.dumps(asdict(explanation))
     advance, back = (world.controller.explain(entry.seq) for entry in entries[1:])
     assert advance.verdict == "the next step's evidence is there"
     assert back.verdict == f"breached: {entries[2].reason}"

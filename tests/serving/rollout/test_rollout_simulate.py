@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_good_candidate_is_promoted_and_runs_can_be_repeated() -> None:
     assert report == simulate(SPEC, "good", runs=4, seed=1)
     assert report == simulate(SPEC, "good", runs=4, seed=1, processes=2), "who runs what changes nothing"
     assert (report.promoted, report.aborted) == (1.0, 0.0)
-    data = json.loads(json.dumps(report.to_json()))
+    data = json.loads(json.dumps(asdict(report)))
     assert {"scenario", "runs", "promoted", "stepped_back", "aborted", "labels_to_full"} <= data.keys()
     assert data["labels_to_full"]["median"] > 100_000
 

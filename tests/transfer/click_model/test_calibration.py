@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from transfer.click_model.calibration import fit_calibration, log_odds_error
+from transfer.click_model.calibration import fit_calibration
 
 
 def sample(alpha, beta, rows=200_000, seed=1):
@@ -42,9 +42,3 @@ def test_one_class_or_nan_is_refused():
         fit_calibration(np.zeros(5), np.ones(5))
     with pytest.raises(DataError, match="NaN"):
         fit_calibration(np.array([0.0, np.nan]), np.array([0, 1]))
-
-
-def test_error_of_the_level():
-    y = np.repeat([1.0, 0.0], [200, 800])
-    assert log_odds_error(y) == pytest.approx(1 / np.sqrt(200 * 0.8))
-    assert log_odds_error(np.zeros(3)) == float("inf")
