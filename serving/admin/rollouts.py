@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.bundle.verified import NOTES
 from pipeline.clock import Clock
-from pipeline.errors import BatonError, Conflict, StaleVersion
+from pipeline.errors import BatonError, Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.endpoints import open_arm, same_inputs
@@ -24,7 +24,7 @@ from serving.rollout.figures import RolloutFigures
 from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
-from serving.rollout.store import StoredRollout
+from serving.rollout.store import StoredRollout, check_version
 
 __all__ = ["RolloutVerbs"]
 
@@ -60,11 +60,7 @@ class RolloutVerbs(Service):
         spec = Rollout.parse(text, name)
         with _at(name, text, "endpoint"):
             endpoint = self._store.endpoint(spec.endpoint)
-        if request.expected is not None and request.expected != endpoint.resource_version:
-            raise StaleVersion(
-                f"endpoint {endpoint.name!r} is at resource version {endpoint.resource_version}, "
-                f"not {request.expected}; read it again"
-            )
+        check_version(f"endpoint {endpoint.name!r}", endpoint.resource_version, request.expected)
         if spec.endpoint in self._kill.engaged():
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
         bundle = spec.candidate.bundle

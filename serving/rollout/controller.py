@@ -25,7 +25,7 @@ from serving.rollout.reconcile import Context, Decision, Observed, reconcile
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Event, RolloutState, StepBack, apply, begin
-from serving.rollout.store import ControlStore, StoredRollout, Who
+from serving.rollout.store import ControlStore, StoredRollout, Who, check_version
 
 __all__ = ["RolloutController"]
 
@@ -112,10 +112,7 @@ class RolloutController:
         """
         with self._lock:
             stored = self._store.rollout(name)
-            if expected is not None and expected != stored.resource_version:
-                raise StaleVersion(
-                    f"rollout {stored.id!r} is at resource version {stored.resource_version}, not {expected}; read it again"
-                )
+            check_version(f"rollout {stored.id!r}", stored.resource_version, expected)
             endpoint = self._store.endpoint(stored.spec.endpoint)
             return self._change(stored, endpoint, event, Who(actor, reason, self._clock.wall_ms()), {})
 

@@ -20,7 +20,7 @@ from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 
-__all__ = ["AuditEntry", "ControlStore", "StoredRollout", "Transaction", "Who", "brief"]
+__all__ = ["AuditEntry", "ControlStore", "StoredRollout", "Transaction", "Who", "brief", "check_version"]
 
 T = TypeVar("T")
 
@@ -181,10 +181,7 @@ class ControlStore(ABC):
         def change(tx: Transaction) -> Endpoint:
             stored = tx.endpoint(endpoint.name)
             version = stored.resource_version if stored else 0
-            if expected is not None and expected != version:
-                raise StaleVersion(
-                    f"endpoint {endpoint.name!r} is at resource version {version}, not {expected}; read it again"
-                )
+            check_version(f"endpoint {endpoint.name!r}", version, expected)
             if stored is not None and tx.owner(endpoint.name) and _routes(stored) != _routes(endpoint):
                 raise Conflict(
                     f"a rollout owns the arms and the weight of {endpoint.name!r}; use its verbs or abort it"
@@ -297,6 +294,12 @@ class ControlStore(ABC):
         return found[0]
 
 
+def check_version(what: str, version: int, expected: int | None) -> None:
+    """Check that a resource has the version that the caller read; None: any. Raises: StaleVersion."""
+    if expected is not None and expected != version:
+        raise StaleVersion(f"{what} is at resource version {version}, not {expected}; read it again")
+
+
 def brief(state: RolloutState) -> dict[str, Any]:
     """A state without its history."""
     data = state.to_json()
@@ -308,11 +311,7 @@ def _fresh(tx: Transaction, endpoint: Endpoint) -> Endpoint:
     stored = tx.endpoint(endpoint.name)
     if stored is None:
         raise NotFound(f"endpoint {endpoint.name!r} is not known")
-    if stored.resource_version != endpoint.resource_version:
-        raise StaleVersion(
-            f"endpoint {endpoint.name!r} is at resource version {stored.resource_version}, "
-            f"not {endpoint.resource_version}; read it again"
-        )
+    check_version(f"endpoint {endpoint.name!r}", stored.resource_version, endpoint.resource_version)
     return stored
 
 

@@ -30,9 +30,6 @@ class ClientLimit:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._levels)
-
     def take(self, client: str, cost: float = 1.0) -> float:
         """Take `cost` from the client's bucket; returns 0, or the seconds until it holds 1 when it was refused.
 

@@ -13,9 +13,8 @@ import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -86,10 +85,6 @@ class RunResult:
     curve: list[Point] = field(default_factory=list)
     deciles: list[Decile] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        return asdict(self)
-
 
 def crossadapt(
     log: Log,
@@ -159,7 +154,7 @@ def _run(name: str, task: Task, split: Split, clock: Callable[[], float]) -> Run
     memory, watch = PeakMemory(), Stopwatch(clock)
     start = RUNS[name](task, watch)
     model = start.learner.model
-    stage1 = _judge(model, task.log, split.retained, split.stream) if start.transferred else None
+    stage1 = measure(*_scores(model, task.log, split.retained, split.stream)) if start.transferred else None
     stream, curve = _follow(start, task, split, watch)
     test = _scores(model, task.log, split.stream, 1.0)
     seconds = watch.seconds + start.seconds_before
@@ -213,10 +208,6 @@ def _joined(judged: Sequence[Judged]) -> tuple[F32, F32]:
 def _scores(model: ClickModel, log: Log, start: float, stop: float) -> tuple[F32, F32]:
     scored = [(model.scores(chunk.rows), chunk.labels) for chunk in log.chunks(start, stop)]
     return np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored])
-
-
-def _judge(model: ClickModel, log: Log, start: float, stop: float) -> Metrics:
-    return measure(*_scores(model, log, start, stop))
 
 
 def _line(r: RunResult) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
@@ -65,7 +65,7 @@ class ExperimentResults:
 
     def series(self) -> dict[str, Any]:
         """series.json: curves, weights and deciles of every run."""
-        return {"rows": self.rows, "clock": self.clock, "runs": [r.as_json() for r in self.results]}
+        return {"rows": self.rows, "clock": self.clock, "runs": [asdict(r) for r in self.results]}
 
     def table(self) -> list[tuple[str, ...]]:
         """A row per run under `COLUMNS`: mean over the seeds, and after ± their standard deviation."""
@@ -115,10 +115,10 @@ def write_report(outcome: ExperimentResults, folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "series.json", json.dumps(outcome.series()))
+        (folder / "series.json").write_text(json.dumps(outcome.series()), encoding="utf-8")
         plots = draw(outcome.results, folder)
-        _write(folder / "report.md", _page(outcome, plots))
-        _write(folder / "report.json", json.dumps(outcome.as_json(), indent=1))
+        (folder / "report.md").write_text(_page(outcome, plots), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(outcome.as_json(), indent=1), encoding="utf-8")
 
 
 def _page(outcome: ExperimentResults, plots: Sequence[tuple[str, str]]) -> str:
@@ -157,7 +157,3 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
         return "-"
     middle = f"{mean(known):,.{digits}f}"
     return middle if len(known) < 2 else f"{middle} ± {stdev(known):,.{digits}f}"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.arrays import F32, I64, Array, Index
-from pipeline.errors import DataError, InvalidInput
+from pipeline.errors import DataError
 from pipeline.features import Rows, concat_rows
 
 __all__ = ["Sample", "log_k", "strategic_batches"]
@@ -30,12 +30,11 @@ class Sample:
         return Sample(self.rows.take(index), self.labels[index], self.places[index])
 
 
-def log_k(rate: float, sampled_rate: float = 0.5) -> float:
-    """Log of the sampling odds ratio: `k = (q / (1 - q)) / (p / (1 - p))`.
+def log_k(rate: float) -> float:
+    """Log of the sampling odds ratio: `k = (q / (1 - q)) / (p / (1 - p))`, with q = 1/2 for balanced batches.
 
     Args:
         rate: p, fraction of positives of the whole window (a chunk of one class has no finite k).
-        sampled_rate: q, fraction of positives in a batch.
 
     Raises:
         DataError: a window of one class.
@@ -47,26 +46,19 @@ def log_k(rate: float, sampled_rate: float = 0.5) -> float:
         raise DataError(
             f"every label of the window is {rate:.0f}; widen the window or check `positive` of the label", "label"
         )
-    if not 0.0 < sampled_rate < 1.0:
-        raise InvalidInput(
-            f"the sampled fraction of positives must lie between 0 and 1, not {sampled_rate}", "sampled_rate"
-        )
-    return float(np.log(sampled_rate / (1.0 - sampled_rate)) - np.log(rate / (1.0 - rate)))
+    return float(-np.log(rate / (1.0 - rate)))
 
 
-def strategic_batches(
-    chunks: Iterable[Sample], *, batch: int, rng: np.random.Generator, positives: int | None = None
-) -> Iterator[Sample]:
+def strategic_batches(chunks: Iterable[Sample], *, batch: int, rng: np.random.Generator) -> Iterator[Sample]:
     """One balanced batch of every chunk, in order.
 
     Args:
         chunks: of about `batch / window_fraction` rows each. A chunk of one class waits for the next and is drawn from together
             with it, as many batches as chunks; what still has one class at the end is dropped.
-        batch: rows of a batch.
+        batch: rows of a batch, half of them positive.
         rng: draws.
-        positives: rows of a batch that are positive; None: half of them.
     """
-    ones = batch // 2 if positives is None else positives
+    ones = batch // 2
     waiting: list[Sample] = []
     for chunk in chunks:
         waiting.append(chunk)

@@ -1,4 +1,4 @@
-"""Cost of training: a stopwatch that can be paused, and peak memory."""
+"""Cost of training: a stopwatch, and peak memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["PeakMemory", "Stopwatch"]
 
 
 class Stopwatch:
-    """Seconds spent inside `running`, less those spent inside `paused` within it.
+    """Seconds spent inside `running`.
 
     Args:
         clock: seconds; `time.process_time` on a machine that others use too, as it counts this process's work alone.
@@ -33,22 +33,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._stop()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        was_running = self._since is not None
-        self._stop()
-        try:
-            yield
-        finally:
-            if was_running:
-                self._since = self.clock()
-
-    def _stop(self) -> None:
-        if self._since is not None:
-            self._seconds += self.clock() - self._since
-            self._since = None
+            self._seconds, self._since = self.seconds, None
 
 
 class PeakMemory:
