@@ -153,6 +153,18 @@ def test_a_package_is_loaded_by_name_where_that_is_said(package: str) -> None:
                     assert top not in PACKAGES or (path.relative_to(ROOT).as_posix(), top) in BY_NAME
 
 
+def test_the_configuration_becomes_objects_in_wiring_for_processes_and_commands_alone() -> None:
+    allowed = ("serving/wiring/", "serving/processes/", "serving/cli/", "serving/ray_app.py")
+    wrong = []
+    for path in sorted((ROOT / "serving").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("serving.wiring."):
+                opened = [alias.name for alias in node.names if alias.name.startswith("open_")]
+                if opened and not path.relative_to(ROOT).as_posix().startswith(allowed):
+                    wrong.append(f"{path.relative_to(ROOT)} imports {', '.join(opened)}")
+    assert not wrong
+
+
 def test_pipeline_knows_no_transport() -> None:
     for name, found in IMPORTED.items():
         path = FILES[name].as_posix()

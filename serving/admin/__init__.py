@@ -5,7 +5,6 @@ Read first: `verbs` (the table), `door`; then a file per service. `requests` and
 """
 
 from serving.admin.door import Admin
-from serving.admin.service import Backends
 from serving.admin.verbs import VERBS, Verb
 
-__all__ = ["VERBS", "Admin", "Backends", "Verb"]
+__all__ = ["VERBS", "Admin", "Verb"]

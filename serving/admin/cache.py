@@ -9,11 +9,12 @@ from pipeline.clock import Clock
 from pipeline.errors import Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.service import Backends, ProcessReports, Service
+from serving.admin.service import ProcessReports, Service
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.tiers.report import summed
+from serving.wiring.backends import Backends
 
 if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep

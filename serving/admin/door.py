@@ -24,13 +24,13 @@ from serving.admin.metrics import MetricsVerbs
 from serving.admin.models import ModelVerbs
 from serving.admin.requests import Request
 from serving.admin.rollouts import RolloutVerbs
-from serving.admin.service import Backends, ProcessReports
+from serving.admin.service import ProcessReports
 from serving.admin.verbs import VERBS, Verb
 from serving.admin.worker import WorkerVerbs
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
-from serving.wiring.state import open_keys
+from serving.wiring.backends import Backends
 
 if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep
@@ -72,7 +72,7 @@ class Admin:
         self.cache = CacheVerbs(*parts, upkeep)
         self.log = LogVerbs(*parts)
         self.worker = WorkerVerbs(*parts)
-        self._idempotency = IdempotencyCache(open_keys(config), clock)
+        self._idempotency = IdempotencyCache(backends.keys, clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 
     def call(self, verb: Verb[Q, A], request: Q, by: Principal, key: str = "") -> A:
@@ -92,9 +92,8 @@ class Admin:
         return self._idempotency.run(by.name, key, verb.name, request, verb.answer, lambda: handler(request, by))
 
     def close(self) -> None:
-        """End background work and close what this object has opened."""
+        """End background work. The caller closes the backends."""
         self.cache.close()
-        self._idempotency.close()
 
     def _handler(self, name: str) -> Callable[[Any, Principal], Any]:
         service, _, method = name.partition(".")

@@ -9,7 +9,6 @@ from serving.admin import requests as r
 from serving.admin.service import Service
 from serving.config.principal import Principal
 from serving.rollout.routing_key import RoutingHash
-from serving.wiring.state import installation_secret
 
 __all__ = ["LogVerbs"]
 
@@ -27,7 +26,7 @@ class LogVerbs(Service):
                 unknown.
         """
         if request.routing_key:
-            hashed = RoutingHash(installation_secret(self._config))(request.routing_key)
+            hashed = RoutingHash(self._secret)(request.routing_key)
         else:
             hashed = self._user_of(request.prediction_id)
         deleted = self._traffic.forget(hashed, self._clock.wall_ms())

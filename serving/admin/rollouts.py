@@ -16,7 +16,7 @@ from serving.admin import requests as r
 from serving.admin.endpoints import open_arm, same_inputs
 from serving.admin.metrics import metrics_of
 from serving.admin.pages import cut
-from serving.admin.service import Backends, ProcessReports, Service
+from serving.admin.service import ProcessReports, Service
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
@@ -25,6 +25,7 @@ from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
 from serving.rollout.store import StoredRollout, check_version
+from serving.wiring.backends import Backends
 
 __all__ = ["RolloutVerbs"]
 

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
-from pipeline.traffic.log import TrafficLog
 from serving.admin.requests import Mutation
 from serving.config import Config
 from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
-from serving.rollout.store import ControlStore, Who
+from serving.rollout.store import Who
 from serving.runtime import status
 from serving.runtime.status import LaneStatus, Statuses
-from serving.state.kill import KillSwitch
+from serving.wiring.backends import Backends
 
-__all__ = ["Backends", "ProcessReports", "Service"]
-
-
-@dataclass(frozen=True, slots=True)
-class Backends:
-    """Stores of one installation."""
-
-    store: ControlStore
-    traffic: TrafficLog
-    repository: Repository
-    kill: KillSwitch
+__all__ = ["ProcessReports", "Service"]
 
 
 class ProcessReports:
@@ -86,6 +73,7 @@ class Service:
         self._traffic = backends.traffic
         self._repository = backends.repository
         self._kill = backends.kill
+        self._secret = backends.secret
         self._controller = controller
         self._processes = processes
         self._clock = clock

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import NotReady
-from serving.admin import Admin, Backends
+from pipeline.traffic.log import TrafficLog
+from serving.admin import Admin
 from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.control.traffic_upkeep import TrafficUpkeep
@@ -24,13 +25,11 @@ from serving.runtime import status
 from serving.runtime.process import step_back
 from serving.runtime.status import ControlStatus, Statuses, StepStatus
 from serving.runtime.supervisor import children_of
-from serving.state.leader import LeadLost
+from serving.state.leader import Lead, LeadLost
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
-from serving.wiring.bundles import open_repository
+from serving.wiring.backends import Backends
 from serving.wiring.observe import Observer
-from serving.wiring.state import open_control_store, open_kill_switch, open_lead
-from serving.wiring.traffic import open_traffic_log
 
 if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep
@@ -50,25 +49,26 @@ log = logging.getLogger(__name__)
 class ControlLoops:
     """Background loops of the control process, and what they work on. Use `start`, then `close`.
 
+    Args:
+        backends: closed by `close`, with `joined` and `lead`.
+        joined: the traffic log once more, for the join alone: it waits for the disk, and readers must not wait for it.
+        lead: which control process acts.
+
     Attributes:
         admin: the verbs of operators; may be called at any time in between.
         telemetry: of the process.
     """
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, backends: Backends, joined: TrafficLog, lead: Lead, clock: Clock) -> None:
         self._config, self._clock = config, clock
         self._stop = threading.Event()
-        self._store = open_control_store(config)
-        # The join waits for the disk; readers must not wait for it.
-        self._joined, self._read = open_traffic_log(config), open_traffic_log(config)
-        repository = open_repository(config)
-        kill = open_kill_switch(config)
-        observer = Observer(config.status, repository, kill, clock)
-        self._controller = RolloutController(self._store, self._read, clock, observer, observer.schema)
+        self._backends, self._joined, self._store = backends, joined, backends.store
+        repository = backends.repository
+        observer = Observer(config.status, repository, backends.kill, clock)
+        self._controller = RolloutController(self._store, backends.traffic, clock, observer, observer.schema)
         self._lock = threading.RLock()
-        self._lead, self._leads = open_lead(config, clock), threading.Event()
+        self._lead, self._leads = lead, threading.Event()
         self._cache = self._open_cache(repository)
-        backends = Backends(self._store, self._read, repository, kill)
         self.admin = Admin(config, backends, self._controller, clock, self._lock, self._cache)
         self.admin.endpoints.bootstrap()
         self._bundles = BundleUpkeep(
@@ -111,8 +111,7 @@ class ControlLoops:
         if self._cache is not None:
             self._cache.close()
         self._joined.close()
-        self._read.close()
-        self._store.close()
+        self._backends.close()
 
     # Bodies of the loops.
 
@@ -224,7 +223,7 @@ class ControlLoops:
                 self._statuses,
                 self._store,
                 self._controller.snapshot,
-                self._read.stats,
+                self._backends.traffic.stats,
                 lambda bundle, version: made_ms(repository.open(bundle, version)),
                 self._clock,
             )

@@ -25,7 +25,9 @@ from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
-from serving.wiring.state import installation_secret
+from serving.wiring.backends import open_backends
+from serving.wiring.state import open_lead
+from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["run_control"]
 
@@ -51,10 +53,11 @@ def run_control(config: Config) -> None:
     # uvicorn takes the signals while it runs and raises them again when it has ended: then they must not end the process.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    loops = ControlLoops(config, clock)
+    backends = open_backends(config)
+    loops = ControlLoops(config, backends, open_traffic_log(config), open_lead(config, clock), clock)
     try:
         loops.start()
-        ports = _Ports(config, loops, clock)
+        ports = _Ports(config, loops, backends.secret, clock)
         ports.http.should_exit = ended
         uvloop.run(ports.answer())
     finally:
@@ -64,14 +67,14 @@ def run_control(config: Config) -> None:
 class _Ports:
     """HTTP and gRPC of one control process, behind one authenticator."""
 
-    def __init__(self, config: Config, loops: ControlLoops, clock: Clock) -> None:
+    def __init__(self, config: Config, loops: ControlLoops, secret: bytes, clock: Clock) -> None:
         listen = self._listen = config.listen
         authenticator, certificates = Authenticator(config, clock), open_certificates(listen)
         loops.telemetry.tally(
             "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
             lambda: authenticator.counters,
         )  # fmt: skip
-        sessions = Sessions(authenticator, installation_secret(config), clock, secure=listen.tls is not None)
+        sessions = Sessions(authenticator, secret, clock, secure=listen.tls is not None)
         app = build_app(loops.admin, config.home, Admitted())
         # The import takes a second: only where pages are shown, and after the loops have started.
         from serving.http.console.app import mount_console

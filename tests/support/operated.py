@@ -16,16 +16,15 @@ from clocks import HandClock
 from fastapi import FastAPI
 from installation import Installation, eventually
 
-from serving.admin import Admin, Backends
+from serving.admin import Admin
 from serving.config.principal import Role
 from serving.http.api import build_app
 from serving.rollout.controller import RolloutController
 from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
-from serving.state.kill import KillSwitch
+from serving.wiring.backends import open_backends
 from serving.wiring.observe import Observer
-from serving.wiring.traffic import open_traffic_log
 
 ME = LOCAL
 MESSAGE_BYTES = 4 << 20
@@ -48,12 +47,11 @@ class Operated:
     def __init__(self, made: Installation, clock: Any = None) -> None:
         self.made = made
         self.clock = clock or HandClock()
-        self.traffic = open_traffic_log(made.config)
-        self.kill = KillSwitch(made.home)
+        self.backends = open_backends(made.config)
+        self.traffic, self.kill = self.backends.traffic, self.backends.kill
         observe = Observer(made.config.status, made.repository, self.kill, self.clock)
-        self.controller = RolloutController(made.store, self.traffic, self.clock, observe, observe.schema)
-        backends = Backends(made.store, self.traffic, made.repository, self.kill)
-        self.admin = Admin(made.config, backends, self.controller, self.clock, threading.RLock())
+        self.controller = RolloutController(self.backends.store, self.traffic, self.clock, observe, observe.schema)
+        self.admin = Admin(made.config, self.backends, self.controller, self.clock, threading.RLock())
         self.tokens = TokenStore(made.config.tokens)
         self.authenticator = TokenAuthenticator(self.tokens, self.clock, loopback=True)
 
@@ -66,7 +64,7 @@ class Operated:
 
     def close(self) -> None:
         self.admin.close()
-        self.traffic.close()
+        self.backends.close()
 
 
 @contextlib.contextmanager

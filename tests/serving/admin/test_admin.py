@@ -13,20 +13,17 @@ import pytest
 from installation import WHO
 from operated import ME
 
-from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound
 from pipeline.schema import FieldSpec, Schema
-from serving.admin import VERBS, Admin, Backends
+from serving.admin import VERBS, Admin
 from serving.admin.door import request_of
 from serving.config import ArmConfig, Config, EndpointConfig
 from serving.rollout.controller import RolloutController
-from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Abort
 from serving.runtime.status import read
-from serving.state.kill import KillSwitch
+from serving.wiring.backends import open_backends
 from serving.wiring.observe import Observer
-from serving.wiring.traffic import open_traffic_log
 from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 
@@ -43,15 +40,13 @@ class Place:
 
     def __init__(self, home: Path, endpoints: dict[str, EndpointConfig]) -> None:
         self.config = Config(home=home, endpoints=endpoints)
-        self.store = SqliteControlStore(self.config.control_db)
-        self.kill = KillSwitch(home)
         self.clock = SystemClock()
-        self.repository = Repository(self.config.repository)
-        self.log = open_traffic_log(self.config)
+        self.backends = open_backends(self.config)
+        self.store, self.kill = self.backends.store, self.backends.kill
+        self.repository, self.log = self.backends.repository, self.backends.traffic
         observer = Observer(self.config.status, self.repository, self.kill, self.clock)
         self.controller = RolloutController(self.store, self.log, self.clock, observer, observer.schema)
-        backends = Backends(self.store, self.log, self.repository, self.kill)
-        self.admin = Admin(self.config, backends, self.controller, self.clock, threading.RLock())
+        self.admin = Admin(self.config, self.backends, self.controller, self.clock, threading.RLock())
 
     def call(self, verb: str, **fields: Any) -> Any:
         asked = VERBS[verb]
@@ -59,8 +54,7 @@ class Place:
 
     def close(self) -> None:
         self.admin.close()
-        self.log.close()
-        self.store.close()
+        self.backends.close()
 
 
 def pair(candidate: str = "student") -> EndpointConfig:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
 from pipeline.features import Features
-from serving.admin import Admin, Backends
+from serving.admin import Admin
 from serving.cli.main import app
 from serving.client import RankingClient
 from serving.config import RedisConfig
@@ -30,12 +30,11 @@ from serving.http.api import build_app
 from serving.rollout.controller import RolloutController
 from serving.runtime.status import Statuses, dumps, parse
 from serving.security.tokens import TokenAuthenticator, TokenStore
-from serving.state.kill import KillSwitch
 from serving.tiers.cache import CacheUpkeep
 from serving.tiers.report import summed
+from serving.wiring.backends import open_backends
 from serving.wiring.observe import Observer
 from serving.wiring.redis import redis_address
-from serving.wiring.traffic import open_traffic_log
 
 
 @pytest.fixture
@@ -218,11 +217,10 @@ def test_stats_shows_what_the_control_process_knows(
     installation: Installation, upkeep: CacheUpkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upkeep.step(serving(teacher="1"))
-    clock, traffic, kill = SystemClock(), open_traffic_log(installation.config), KillSwitch(installation.home)
-    observe = Observer(installation.config.status, installation.repository, kill, clock)
-    controller = RolloutController(installation.store, traffic, clock, observe, observe.schema)
+    clock, backends = SystemClock(), open_backends(installation.config)
+    observe = Observer(installation.config.status, backends.repository, backends.kill, clock)
+    controller = RolloutController(backends.store, backends.traffic, clock, observe, observe.schema)
     lock = threading.RLock()
-    backends = Backends(installation.store, traffic, installation.repository, kill)
     admin = Admin(installation.config, backends, controller, clock, lock, upkeep)
     port = free_port()
     tokens = TokenAuthenticator(TokenStore(installation.config.tokens), clock, loopback=True)
@@ -244,5 +242,5 @@ def test_stats_shows_what_the_control_process_knows(
     finally:
         server.should_exit = True
         thread.join(10)
-        traffic.close()
+        backends.close()
     assert run("stats")[0] == 1

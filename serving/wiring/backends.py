@@ -1,0 +1,51 @@
+"""Backends of one installation, as configured: what the control process and the admin verbs read and write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.bundle.versions import Repository
+from pipeline.traffic.log import TrafficLog
+from serving.config import Config
+from serving.rollout.store import ControlStore
+from serving.state.idempotency import Keys
+from serving.state.kill import KillSwitch
+from serving.wiring.bundles import open_repository
+from serving.wiring.state import installation_secret, open_control_store, open_keys, open_kill_switch
+from serving.wiring.traffic import open_traffic_log
+
+__all__ = ["Backends", "open_backends"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Stores of one installation. `secret`: key of its prediction ids and routing hashes."""
+
+    store: ControlStore
+    traffic: TrafficLog
+    repository: Repository
+    kill: KillSwitch
+    keys: Keys
+    secret: bytes
+
+    def close(self) -> None:
+        """Close all of them."""
+        self.keys.close()
+        self.traffic.close()
+        self.store.close()
+
+
+def open_backends(config: Config) -> Backends:
+    """Open them; what is absent is created.
+
+    Raises:
+        InvalidInput: a store is not fit for its task. NotReady: it cannot be reached now.
+    """
+    return Backends(
+        open_control_store(config),
+        open_traffic_log(config),
+        open_repository(config),
+        open_kill_switch(config),
+        open_keys(config),
+        installation_secret(config),
+    )
