@@ -314,7 +314,7 @@ def test_our_fault_is_told_without_its_inside(api: Api, monkeypatch: pytest.Monk
     def broken() -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(api.made.store, "endpoints", broken)
+    monkeypatch.setattr(api.world.backends.store, "endpoints", broken)
     answer = api.get("/api/v1/endpoints")
     assert answer.status_code == 500
     assert "request id" in answer.text
