@@ -57,11 +57,14 @@ class Member(Protocol):
 
 @dataclass
 class PoolCounters:
-    """Counters of a pool: rows fed and returned, tasks put back."""
+    """Counters of a pool: rows fed and returned, tasks tried again and put back, members joined and lost."""
 
     fed: int = 0
     returned: int = 0
+    tries_again: int = 0
     put_back: int = 0
+    joined: int = 0
+    lost: int = 0
 
 
 @dataclass(eq=False)
@@ -102,6 +105,7 @@ class TeacherPool:
         """Give a member work from now on; it is closed when it leaves."""
         with self._changed:
             self._members[member.name] = member
+            self.counters.joined += 1
             at_work = Semaphore(member.slots - 1)
             for slot in range(member.slots):
                 thread = threading.Thread(
@@ -226,6 +230,8 @@ class TeacherPool:
                 if not left:
                     raise
                 log.warning("%s failed on a task, which it is given again: %s", member.name, error)
+                with self._changed:
+                    self.counters.tries_again += 1
         raise AssertionError("unreachable")
 
     def _give_back(self, member: Member, task: _Task, error: Exception) -> None:
@@ -233,6 +239,8 @@ class TeacherPool:
         log.error("teacher %s is given up: %s", member.name, error)
         with self._changed:
             first = self._members.pop(member.name, None) is not None
+            if first:
+                self.counters.lost += 1
             if not isinstance(error, MemberGone):
                 task.given_back += 1
             if task.given_back >= MAX_FAILED_MEMBERS:
