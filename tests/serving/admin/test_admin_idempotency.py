@@ -46,7 +46,7 @@ def call(world: Operated, verb: str, key: str = "", **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("door", ["REST", "gRPC"])
-def test_the_same_call_twice_happens_idempotency(world: Operated, door: str) -> None:
+def test_the_same_call_twice_happens_once(world: Operated, door: str) -> None:
     with (http_port if door == "REST" else admin_port)(world) as port:
         way = Rest(port, "ann", key="k-1") if door == "REST" else Grpc(port, "ann", key="k-1")
         first = way.do("rollouts.start", file=rollout_file(), reason="new")
