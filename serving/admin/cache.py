@@ -5,16 +5,12 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from pipeline.clock import Clock
 from pipeline.errors import Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
-from serving.admin.service import ProcessReports, Service
-from serving.config import Config
+from serving.admin.service import Parts, Service
 from serving.config.principal import Principal
-from serving.rollout.controller import RolloutController
 from serving.tiers.report import summed
-from serving.wiring.backends import Backends
 
 if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep
@@ -29,20 +25,11 @@ class CacheVerbs(Service):
     """Verbs of the embedding cache.
 
     Args:
-        upkeep: of the Redis tier; None where there is no Redis. The others as of `Service`.
+        upkeep: of the Redis tier; None where there is no Redis.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        backends: Backends,
-        controller: RolloutController,
-        processes: ProcessReports,
-        clock: Clock,
-        lock: threading.RLock,
-        upkeep: CacheUpkeep | None,
-    ) -> None:
-        super().__init__(config, backends, controller, processes, clock, lock)
+    def __init__(self, parts: Parts, upkeep: CacheUpkeep | None) -> None:
+        super().__init__(parts)
         self._upkeep = upkeep
         self._warm_lock = threading.Lock()
         self._warming: Warming | None = None

@@ -24,7 +24,7 @@ from serving.admin.metrics import MetricsVerbs
 from serving.admin.models import ModelVerbs
 from serving.admin.requests import Request
 from serving.admin.rollouts import RolloutVerbs
-from serving.admin.service import ProcessReports
+from serving.admin.service import Parts, ProcessReports
 from serving.admin.verbs import VERBS, Verb
 from serving.admin.worker import WorkerVerbs
 from serving.config import Config
@@ -63,15 +63,15 @@ class Admin:
         upkeep: CacheUpkeep | None = None,
     ) -> None:
         self.processes = ProcessReports(config.status, clock, config.engine.lanes)
-        parts = (config, backends, controller, self.processes, clock, lock)
-        self.endpoints = EndpointVerbs(*parts)
-        self.models = ModelVerbs(*parts)
-        self.rollouts = RolloutVerbs(*parts)
-        self.metrics = MetricsVerbs(*parts)
-        self.audit = AuditVerbs(*parts)
-        self.cache = CacheVerbs(*parts, upkeep)
-        self.log = LogVerbs(*parts)
-        self.worker = WorkerVerbs(*parts)
+        parts = Parts(config, backends, controller, self.processes, clock, lock)
+        self.endpoints = EndpointVerbs(parts)
+        self.models = ModelVerbs(parts)
+        self.rollouts = RolloutVerbs(parts)
+        self.metrics = MetricsVerbs(parts)
+        self.audit = AuditVerbs(parts)
+        self.cache = CacheVerbs(parts, upkeep)
+        self.log = LogVerbs(parts)
+        self.worker = WorkerVerbs(parts)
         self._idempotency = IdempotencyCache(backends.keys, clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 

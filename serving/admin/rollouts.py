@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from pipeline.bundle.verified import NOTES
-from pipeline.clock import Clock
 from pipeline.errors import BatonError, Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.endpoints import open_arm, same_inputs
 from serving.admin.metrics import metrics_of
 from serving.admin.pages import cut
-from serving.admin.service import ProcessReports, Service
-from serving.config import Config
+from serving.admin.service import Parts, Service
 from serving.config.principal import Principal
-from serving.rollout.controller import RolloutController
 from serving.rollout.figures import RolloutFigures
 from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
 from serving.rollout.store import StoredRollout, check_version
-from serving.wiring.backends import Backends
 
 __all__ = ["RolloutVerbs"]
 
@@ -37,16 +32,8 @@ class RolloutVerbs(Service):
     changed since `expected`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        backends: Backends,
-        controller: RolloutController,
-        processes: ProcessReports,
-        clock: Clock,
-        lock: threading.RLock,
-    ) -> None:
-        super().__init__(config, backends, controller, processes, clock, lock)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
         self._entered: dict[str, tuple[tuple[str, int], str | None]] = {}
 
     def start(self, request: r.RolloutFile, by: Principal) -> a.Rollout:

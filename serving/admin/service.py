@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.clock import Clock
@@ -15,7 +16,7 @@ from serving.runtime import status
 from serving.runtime.status import LaneStatus, Statuses
 from serving.wiring.backends import Backends
 
-__all__ = ["ProcessReports", "Service"]
+__all__ = ["Parts", "ProcessReports", "Service"]
 
 
 class ProcessReports:
@@ -51,33 +52,38 @@ class ProcessReports:
         return not missing, missing
 
 
-class Service:
-    """A group of verbs; see `serving.admin.verbs`.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every service works on.
 
     Args:
         processes: reports of the machine's processes.
         lock: held while `controller` is used or traffic is moved, by the rollout loop too.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        backends: Backends,
-        controller: RolloutController,
-        processes: ProcessReports,
-        clock: Clock,
-        lock: threading.RLock,
-    ) -> None:
-        self._config = config
+    config: Config
+    backends: Backends
+    controller: RolloutController
+    processes: ProcessReports
+    clock: Clock
+    lock: threading.RLock
+
+
+class Service:
+    """A group of verbs; see `serving.admin.verbs`."""
+
+    def __init__(self, parts: Parts) -> None:
+        backends = parts.backends
+        self._config = parts.config
         self._store = backends.store
         self._traffic = backends.traffic
         self._repository = backends.repository
         self._kill = backends.kill
         self._secret = backends.secret
-        self._controller = controller
-        self._processes = processes
-        self._clock = clock
-        self._lock = lock
+        self._controller = parts.controller
+        self._processes = parts.processes
+        self._clock = parts.clock
+        self._lock = parts.lock
 
     def _who(self, by: Principal, request: Mutation) -> Who:
         """Author of a change, for the audit."""
