@@ -43,7 +43,7 @@ from pipeline.schema import Schema
 
 __all__ = [
     "MANIFEST", "Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo",
-    "read_manifest", "sha256_of",
+    "parse_manifest", "read_manifest", "sha256_of",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -448,19 +448,32 @@ def read_manifest(path: Path) -> Manifest:
 def _parsed(path: Path, identity: tuple[int, ...]) -> Manifest:
     """The manifest in an unchanged file, cached: each version opens the manifests of its whole chain."""
     try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
+        raw = path.read_bytes()
+    except OSError as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}", path.name) from None
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: bytes, place: str) -> Manifest:
+    """The manifest in a file's bytes. `place`: path or URL of the file, for messages.
+
+    Raises:
+        BundleError: naming the fault.
+    """
     try:
-        manifest = Manifest.model_validate(raw)
+        values = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(f"{place} cannot be read as JSON: {error}", MANIFEST) from None
+    try:
+        manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{path}: {where}: {first['msg']}", where) from None
+        raise BundleError(f"{place}: {where}: {first['msg']}", where) from None
     for name in manifest.files:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-            raise BundleError(f"{path.parent}: {name!r} leaves the bundle's directory", name)
+            raise BundleError(f"{place}: {name!r} leaves the bundle's directory", name)
     return manifest
 
 

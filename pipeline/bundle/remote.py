@@ -3,9 +3,10 @@
     <url>/<name>/<version>/...    as in a local repository; written file by file, its manifest last
     <url>/<name>/.versions/<n>    a mark for every number that was reserved
 
-A version exists once its manifest does, so no reader sees part of one. On each machine a local repository holds the small
-manifests of all versions (`<name>/.remote/`), so that choosing one needs no download, and the files of those that were
-opened. One process of the machine fetches, the others wait for it; a download that was killed is resumed. A version that
+A version exists once its manifest does, so no reader sees part of one. On each machine a local repository notes the small
+manifests of all versions (`<name>/.remote/`), so that choosing one needs no download, and holds the files of those that
+were opened. Only a manifest that can be read, and that is of its version, is noted; any other is read again at every
+refresh, since a tool may still be copying it. One process of the machine fetches, the others wait for it; a download that was killed is resumed. A version that
 was removed at the URL is removed locally too.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.bundle.bundle import MANIFEST, Manifest, read_manifest, sha256_of
+from pipeline.bundle.bundle import MANIFEST, Manifest, parse_manifest, read_manifest, sha256_of
 from pipeline.bundle.versions import Repository
 from pipeline.disk import replacing, sync, writing
 from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, NotReady
@@ -72,6 +73,8 @@ class RemoteRepository(Repository):
         self._refreshing = threading.Lock()
         self._refreshed = False
         self._complaint = ""
+        self._sound: set[Path] = set()  # notes that this process has read
+        self._passed_over: dict[str, str] = {}  # place of a manifest -> fault that was logged
 
     # Listing.
 
@@ -90,9 +93,11 @@ class RemoteRepository(Repository):
             path = self._known(name) / f"{version}.json"
         if not path.is_file():
             self.refresh()
-        if not path.is_file():
-            raise NotFound(f"bundle {name!r} has no version {version!r} at {self.url}; it has {self.versions(name)}")
-        return read_manifest(path)
+        if path.is_file():
+            return read_manifest(path)
+        if (fault := self._passed_over.get(self._place(name, version))) is not None:
+            raise BundleError(fault, MANIFEST)
+        raise NotFound(f"bundle {name!r} has no version {version!r} at {self.url}; it has {self.versions(name)}")
 
     # Fetching.
 
@@ -118,8 +123,14 @@ class RemoteRepository(Repository):
             staging = target.with_name(f".{version}.part")
             with writing(staging):
                 staging.mkdir(parents=True, exist_ok=True)
-                self._fill(staging, manifest)
-                shutil.copyfile(self._known(name) / f"{version}.json", staging / MANIFEST)
+                note = self._known(name) / f"{version}.json"
+                text = note.read_bytes()
+                try:
+                    self._fill(staging, manifest)
+                except BundleError:
+                    note.unlink(missing_ok=True)  # the manifest may be what was wrong: it is read anew
+                    raise
+                (staging / MANIFEST).write_bytes(text)
                 for path in (*sorted(staging.rglob("*")), staging):
                     sync(path)
                 os.rename(staging, target)
@@ -260,23 +271,67 @@ class RemoteRepository(Repository):
         folders: list[str] = []
         with self._remote("list"), suppress(FileNotFoundError):  # there is no folder before the first version
             folders = self._fs.ls(self._base, detail=False)
+        problem: BatonError | None = None
         for name in (last for last in map(_last, folders) if not last.startswith(".")):
-            known = self._known(name)
-            with self._remote(f"list {name}"):
-                listed = set(_decimals(self._fs.ls(f"{self._base}/{name}", detail=False)))
-                for version in sorted(listed, key=int):
-                    if not (known / f"{version}.json").exists():
-                        with suppress(FileNotFoundError):  # it is being written, or was never completed
-                            self._note(name, version, self._fs.cat_file(f"{self._base}/{name}/{version}/{MANIFEST}"))
-            seen = {path.stem for path in known.glob("*.json")}
-            newest = max(map(int, listed), default=0)
-            gone = {version for version in seen - listed if version.isdecimal() and int(version) < newest}
-            if gone:
-                self._forget(name, gone, unfinished_before=0.0)
+            try:
+                with self._remote(f"list {name}"):
+                    self._list_versions(name)
+            except BatonError as error:  # the other bundles are listed all the same
+                problem = problem or error
+        if problem is not None:
+            raise problem
+
+    def _list_versions(self, name: str) -> None:
+        known = self._known(name)
+        listed = set(_decimals(self._fs.ls(f"{self._base}/{name}", detail=False)))
+        for version in sorted(listed, key=int):
+            if not self._noted(name, version):
+                with suppress(FileNotFoundError):  # it is being written, or was never completed
+                    self._note(name, version, self._fs.cat_file(f"{self._base}/{name}/{version}/{MANIFEST}"))
+        seen = {path.stem for path in known.glob("*.json")}
+        newest = max(map(int, listed), default=0)
+        gone = {version for version in seen - listed if version.isdecimal() and int(version) < newest}
+        if gone:
+            self._forget(name, gone, unfinished_before=0.0)
+
+    def _noted(self, name: str, version: str) -> bool:
+        """Whether there is a note of a version's manifest; one that is not right is removed."""
+        note = self._known(name) / f"{version}.json"
+        if not note.exists():
+            return False
+        if note not in self._sound:
+            try:
+                self._check(name, version, note.read_bytes())
+            except BundleError:
+                note.unlink(missing_ok=True)
+                return False
+            self._sound.add(note)
+        return True
 
     def _note(self, name: str, version: str, text: bytes) -> None:
+        """Note a manifest if it is whole and of this version; else say once why it is passed over."""
+        place = self._place(name, version)
+        try:
+            self._check(name, version, text)
+        except BundleError as error:
+            if self._passed_over.get(place) != str(error):
+                self._passed_over[place] = str(error)
+                log.error(
+                    "version %s of bundle %s is passed over until its manifest is right: %s", version, name, error
+                )
+            return
+        self._passed_over.pop(place, None)
         with replacing(self._known(name) / f"{version}.json") as staging:
             staging.write_bytes(text)
+
+    def _check(self, name: str, version: str, text: bytes) -> None:
+        place = self._place(name, version)
+        found = parse_manifest(text, place)
+        if (found.name, found.version) != (name, version):
+            raise BundleError(f"{place} is the manifest of {found.name} {found.version}", MANIFEST)
+
+    def _place(self, name: str, version: str) -> str:
+        return f"{self.url}/{name}/{version}/{MANIFEST}"
 
     def _known(self, name: str) -> Path:
         return self.root / name / ".remote"

@@ -174,6 +174,48 @@ def test_a_manifest_that_names_files_outside_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "dense.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    "first", [b"", b'{"name": "ranker", ', b"[]", b"{}", b"\xff\xfe", b"of another version", b"with another digest"]
+)
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_manifest_that_is_made_right_later_is_read_again(first: bytes, noted: bool, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/shared"
+    trainer = remote(tmp_path / "trainer", url)
+    publish(trainer)
+    made = publish(trainer)
+    manifest = tmp_path / "shared" / "ranker" / "2" / "manifest.json"
+    whole = manifest.read_bytes()
+    if first == b"of another version":
+        first = (tmp_path / "shared" / "ranker" / "1" / "manifest.json").read_bytes()
+    elif first == b"with another digest":
+        first = whole.replace(made.manifest.files["dense.onnx"].sha256.encode(), b"0" * 64)
+    manifest.write_bytes(first)
+    if noted:  # by a Baton that took whatever was there
+        note = tmp_path / "lane" / "ranker" / ".remote" / "2.json"
+        note.parent.mkdir(parents=True)
+        note.write_bytes(first)
+    lane = remote(tmp_path / "lane", url)
+    assert lane.open("ranker", "1").manifest.version == "1"
+    with pytest.raises(BundleError):
+        lane.open("ranker", "2")
+    manifest.write_bytes(whole)
+    lane.refresh()
+    assert lane.versions("ranker") == ["1", "2"]
+    assert same(lane.open("ranker"), made)
+
+
+def test_a_bundle_that_cannot_be_listed_holds_no_other_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"file://{tmp_path}/shared"
+    for name in ("first", "other"):
+        publish(remote(tmp_path / "trainer", url), name)
+    manifest = tmp_path / "shared" / "first" / "1" / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir()  # what a file system refuses to read
+    lane = remote(tmp_path / "lane", url)
+    assert lane.versions("other") == ["1"]
+    assert "cannot list first" in caplog.text
+
+
 def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/shared"
     publish(remote(tmp_path / "trainer", url))
