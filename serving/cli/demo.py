@@ -36,7 +36,7 @@ from serving.cli.output import console, say
 from serving.cli.progress import rows_progress
 from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
-from serving.runtime.supervisor import running
+from serving.runtime.claims import supervisors
 from serving.state.directory import target_of
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_directory
@@ -338,7 +338,7 @@ class Demo:
                 raise Conflict(
                     f"{self.home} is not empty and not a demo's; choose another --home or remove it yourself"
                 )
-            if running(self.home):
+            if supervisors(self.home):
                 raise Conflict(f"a demo still runs in {self.home}; end it first, or choose another --home")
             shutil.rmtree(self.home)
         self.home.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from pipeline.errors import BatonError
+from serving.runtime.endings import note_ending
 
 __all__ = ["CommandLine", "Output", "console", "emit", "say", "show_table"]
 
@@ -70,6 +71,7 @@ class CommandLine(TyperGroup):
         try:
             return super().invoke(ctx)
         except BatonError as error:
+            note_ending(str(error))
             say(f"[red]error:[/red] {escape(str(error))}")
             raise typer.Exit(1) from None
 

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +20,11 @@ from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from serving.cli.output import Output, say
 from serving.config import Config
-from serving.runtime.logs import ending, write_logs
-from serving.runtime.process import PARENT
+from serving.runtime.claims import SERVE, role_on
+from serving.runtime.endings import ending, ending_path
+from serving.runtime.logs import write_logs
+from serving.runtime.ports import claimed_ports
+from serving.runtime.process import PARENT, die_with_parent, step_back
 from serving.security.exposure import close_home, exposure
 from serving.wiring.state import relaying
 
@@ -27,6 +32,10 @@ __all__ = ["demo", "process", "serve", "worker"]
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
 DEMO_HOME = Path(".baton/demo")
+PORT_ROLES = {"grpc_port": "lane", "http_port": "control", "admin_port": "control"}
+"""Kind of process that listens on each port of `listen`."""
+PREDECESSOR_S = 20.0
+"""Longest wait of a process for the end of another one in its place, which may be answering its last requests."""
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +51,7 @@ def serve(
 
     Example: baton serve --config baton.yaml
     """
-    from serving.runtime.supervisor import Supervisor, children_of
+    from serving.runtime.supervisor import Supervisor, children_of, predecessors_ended
 
     settings = Config.load(config)
     if ray:
@@ -51,12 +60,24 @@ def serve(
     write_logs("supervisor", settings.log_level, settings.log_format)
     close_home(settings)
     warnings = exposure(settings)
-    _check_traffic_log(settings)
     supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
-    listen = settings.listen
     show = log.info if settings.log_format == "json" else say
+
+    @contextmanager
+    def ready() -> Iterator[None]:
+        predecessors_ended(settings.home, [child.name for child in supervisor.children if child.name != "worker"])
+        with claimed_ports(settings.listen.host, settings.listen.ports, settings.home, SERVE):
+            _check_traffic_log(settings)
+            _announce(settings, warnings, show)
+            yield
+
+    supervisor.run(ready)
+
+
+def _announce(settings: Config, warnings: Sequence[str], show: Callable[[str], None]) -> None:
+    listen = settings.listen
     scheme = "http" if listen.tls is None else "https"
     show(
         f"gRPC on {listen.address(listen.grpc_port)}, admin on {listen.address(listen.admin_port)}, "
@@ -64,7 +85,6 @@ def serve(
     )
     for warning in warnings:
         show(warning)
-    supervisor.run()
 
 
 def worker(config: ConfigFile = Path("baton.yaml")) -> None:
@@ -72,8 +92,6 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
 
     Example: baton worker --config baton.yaml
     """
-    from serving.runtime.process import die_with_parent, step_back
-
     settings = Config.load(config)
     write_logs("worker", settings.log_level, settings.log_format)
     if settings.worker is None:
@@ -81,9 +99,13 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
     die_with_parent()
     step_back(settings.worker.nice)
     stop = _stop_on_signal()
-    from serving.processes.worker import build
+    with (
+        ending(ending_path(settings.home, "worker")),
+        role_on(settings.home, "worker"),
+        relaying(settings, SystemClock(), "worker"),
+    ):
+        from serving.processes.worker import build
 
-    with ending(), relaying(settings, SystemClock(), "worker"):
         build(settings).run(stop)
 
 
@@ -96,14 +118,24 @@ def process(
 
     Example: baton process lane --index 0
     """
+    if role not in PORT_ROLES.values() and role != "shadow":
+        raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
     settings = Config.load(config)
     name = f"lane-{index}" if role == "lane" else role
+    die_with_parent()  # while it waits for a predecessor too
     write_logs(name, settings.log_level, settings.log_format)
     close_home(settings)
     for warning in exposure(settings):
         if PARENT not in os.environ:  # else the supervisor has shown it
             log.warning("%s", warning)
-    with ending(), relaying(settings, SystemClock(), name, receive=role == "control"):
+    listen = settings.listen
+    ports = {setting: port for setting, port in listen.ports.items() if PORT_ROLES[setting] == role}
+    with (
+        ending(ending_path(settings.home, name)),
+        role_on(settings.home, name, patience_s=PREDECESSOR_S),
+        claimed_ports(listen.host, ports, settings.home, name),
+        relaying(settings, SystemClock(), name, receive=role == "control"),
+    ):
         if role == "lane":
             from serving.processes.lane import run_lane
 
@@ -112,12 +144,10 @@ def process(
             from serving.processes.shadow import run_shadow
 
             run_shadow(settings)
-        elif role == "control":
+        else:
             from serving.processes.control import run_control
 
             run_control(settings)
-        else:
-            raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
 
 
 def demo(

@@ -105,6 +105,11 @@ class ListenConfig(Section):
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
     @property
+    def ports(self) -> dict[str, int]:
+        """The three ports by the setting that names each."""
+        return {"grpc_port": self.grpc_port, "http_port": self.http_port, "admin_port": self.admin_port}
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the ports."""
         return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback

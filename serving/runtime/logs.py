@@ -13,15 +13,11 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
-from pipeline.errors import BatonError
-
-__all__ = ["JsonLines", "TextLines", "ending", "write_logs"]
+__all__ = ["JsonLines", "TextLines", "write_logs"]
 
 ABOUT = ("request_id", "trace_id")
 """Attributes of an entry that name its request."""
@@ -88,16 +84,6 @@ def write_logs(
     logging.captureWarnings(True)
     sys.excepthook = _died
     threading.excepthook = _thread_died
-
-
-@contextmanager
-def ending() -> Iterator[None]:
-    """Turn an expected error that ends the process into its last entry and exit code 1."""
-    try:
-        yield
-    except BatonError as error:
-        log.critical("the process ends: %s", error)
-        raise SystemExit(1) from None
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -208,6 +208,7 @@ class ControlStatus:
     """A control process. `leads`: it moves rollouts; `leader`: the process that does, where it is known."""
 
     process: str = ""
+    pid: int = 0
     time_ms: int
     endpoints: Mapping[str, StepStatus] = field(default_factory=dict)
     leads: bool = True
@@ -217,11 +218,18 @@ class ControlStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildStatus:
-    """A process that a supervisor keeps running. `pid`: None while it does not run; `last_exit`: as `Popen.returncode`."""
+    """A process that a supervisor keeps running.
+
+    Args:
+        pid: None while it does not run. started_ms: Unix time of its last start.
+        last_exit: as `Popen.returncode`; reason: of that exit, in the process's own words.
+    """
 
     pid: int | None = None
+    started_ms: int = 0
     restarts: int = 0
     last_exit: int | None = None
+    reason: str = ""
 
     @property
     def last_end(self) -> str:
@@ -238,9 +246,10 @@ class ChildStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorStatus:
-    """A supervisor and its children, by name. It writes when something changes, so it has no time."""
+    """A supervisor and its children, by name. `time_ms`: None of an earlier version, which wrote when something changed."""
 
     pid: int = 0
+    time_ms: int | None = None
     children: Mapping[str, ChildStatus]
 
 
@@ -249,12 +258,16 @@ class WorkerStatus:
     """The transfer worker. Its dictionaries are by bundle, `reports` by teacher and student.
 
     Args:
+        state: learning, or waiting for what `waiting` says.
         position: place in the labelled log up to which it has learned; committed: that its last checkpoint holds.
         weight, replay_ratio, teacher_every: a, r and K of the online stage.
         versions: the last ones published; refused: by the gate; chains: those that it needs to go on.
     """
 
     time_ms: int
+    pid: int = 0
+    state: str = ""
+    waiting: str = ""
     position: int = 0
     committed: int = 0
     batches: int = 0
@@ -276,7 +289,7 @@ S = TypeVar("S", bound=Status, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Report(Generic[S]):
-    """A status that was read. `age_s`: None of a supervisor; `document`: the JSON that it was read from."""
+    """A status that was read. `age_s`: None of one without a time; `document`: the JSON that it was read from."""
 
     status: S
     age_s: float | None

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pipeline.errors import NotReady
-from serving.runtime.logs import ending, write_logs
+from serving.runtime.logs import write_logs
 from serving.wire.errors import failure_of
 
 Written = Callable[[], list[str]]
@@ -103,11 +102,3 @@ def test_warnings_and_dying_threads_are_entries_too(writing: Any) -> None:
     assert "old fashioned" in warned["message"]
     assert (died["level"], died["message"]) == ("critical", "thread label-join ends by an exception")
     assert "RuntimeError: gone" in died["exception"]
-
-
-def test_what_ends_a_process_is_its_last_entry(writing: Any) -> None:
-    written = writing("json")
-    with pytest.raises(SystemExit) as ended, ending():
-        raise NotReady("the traffic log is away")
-    assert ended.value.code == 1
-    assert [e["message"] for e in entries(written)] == ["the process ends: the traffic log is away"]

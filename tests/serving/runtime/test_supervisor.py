@@ -62,8 +62,10 @@ def test_a_killed_child_comes_back_and_is_counted(tmp_path: Path) -> None:
         first, other = child(tmp_path, "a")["pid"], child(tmp_path, "b")["pid"]
         os.kill(first, signal.SIGKILL)
         eventually(lambda: child(tmp_path, "a")["pid"] not in (None, first), "it comes back")
-        assert child(tmp_path, "a") | {"pid": 0} == {"pid": 0, "restarts": 1, "last_exit": -signal.SIGKILL}
-        assert child(tmp_path, "b") == {"pid": other, "restarts": 0, "last_exit": None}
+        again, kept = child(tmp_path, "a"), child(tmp_path, "b")
+        assert (again["restarts"], again["last_exit"]) == (1, -signal.SIGKILL)
+        assert (kept["pid"], kept["restarts"], kept["last_exit"]) == (other, 0, None)
+        assert again["started_ms"] >= kept["started_ms"] > 0
         assert told(tmp_path)["pid"] == os.getpid()
         again = child(tmp_path, "a")["pid"]
     assert not psutil.pid_exists(again)
@@ -94,6 +96,31 @@ def test_pauses_double_and_are_forgotten_by_a_child_that_stays(tmp_path: Path) -
     made._tick()
     assert only.pause == module.FIRST_PAUSE_S
     made._end_all()
+
+
+def test_one_reason_is_logged_once_and_is_in_the_status(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = HandClock(1000.0)
+    code = (
+        "import os, pathlib; from serving.runtime.endings import ending;"
+        f"reason = pathlib.Path({str(tmp_path / 'reason')!r})\n"
+        "with ending(pathlib.Path(os.environ['BATON_ENDING'])): raise ValueError(reason.read_text())"
+    )
+    made = Supervisor(tmp_path, [python("worker", code)], clock=clock, environment={"PYTHONPATH": str(ROOT)})
+    (tmp_path / "run" / "status").mkdir(parents=True)
+    (only,) = made.children
+    for reason in ("no teacher", "no teacher", "no teacher", "no disk"):
+        (tmp_path / "reason").write_text(reason)
+        made._tick()
+        assert only.process is not None
+        only.process.wait(20)
+        made._tick()
+        clock.now = only.due
+        assert only.status().reason == f"ValueError: {reason}"
+    ends = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert [end.partition(";")[0] for end in ends] == [
+        "worker ended with exit code 1: ValueError: no teacher",
+        "worker ended with exit code 1: ValueError: no disk",
+    ]
 
 
 def test_children_end_stage_by_stage(tmp_path: Path) -> None:
@@ -128,10 +155,17 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pyt
 def test_a_second_supervisor_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     with running(Supervisor(tmp_path, [python("a", WAIT)])):
         eventually(lambda: bool(child(tmp_path, "a")["pid"]), "it runs")
-        before = told(tmp_path)
-        with pytest.raises(Conflict, match="another `baton serve`"):
+        before = told(tmp_path)["children"]
+        for second in (Supervisor(tmp_path, [python("b", WAIT)]), Supervisor(tmp_path, [], "replica-0", alone=False)):
+            with pytest.raises(Conflict, match=rf"\(pid {os.getpid()}, since .*{tmp_path}"):
+                second.run()
+        assert told(tmp_path)["children"] == before
+    with running(Supervisor(tmp_path, [python("a", WAIT)], "replica-0", alone=False)):
+        eventually(lambda: (tmp_path / "run/status/replica-0.json").exists(), "the replica runs")
+        with running(Supervisor(tmp_path, [python("b", WAIT)], "replica-1", alone=False)):
+            eventually(lambda: (tmp_path / "run/status/replica-1.json").exists(), "another replica does, too")
+        with pytest.raises(Conflict, match="in use by"):
             Supervisor(tmp_path, [python("b", WAIT)]).run()
-        assert told(tmp_path) == before
     with running(Supervisor(tmp_path, [python("c", WAIT)])):  # and the home is free again
         eventually(lambda: bool(child(tmp_path, "c")["pid"]), "it runs")
 
