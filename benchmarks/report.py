@@ -8,7 +8,6 @@ the median of its turns.
 from __future__ import annotations
 
 import math
-import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import host
 from pipeline.errors import BatonError
 
 __all__ = ["Progress", "Report", "Row", "cores", "interleaved", "machine", "median"]
@@ -147,7 +147,7 @@ def median(values: Sequence[float]) -> float:
 
 def cores() -> int:
     """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return host.cores().amount
 
 
 def machine() -> dict[str, Any]:

@@ -4,26 +4,31 @@ numba keeps compiled functions beside their source and compiles them again when 
 and constants imported from other files are compiled in, so after an upgrade that does not touch a kernel's file the old
 code would still run. Here a cache entry is stamped with all files of this project that the function's file imports,
 directly or not.
+
+The cache saves time and is no condition: without a writable folder, on a full disk or with a damaged entry, a function is
+compiled in memory, and one warning per process names the variable to set.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-import numba.core.config
-from numba.core import caching
+from numba.core import caching, typeinfer
 
 __all__ = ["njit", "stamp_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-config: Any = numba.core.config
+log = logging.getLogger(__name__)
+
 _ROOT = Path(__file__).parent.parent
 _IMPORT = re.compile(r"^from (pipeline(?:\.\w+)+|transfer(?:\.\w+)+) import", re.MULTILINE)
 
@@ -67,20 +72,75 @@ class UserWideLocator(_Stamped, caching.UserWideCacheLocator):
     """Cache folder of the user."""
 
 
-_LOCATORS = ",".join(f"{__name__}.{kind.__name__}" for kind in (ConfiguredLocator, InTreeLocator, UserWideLocator))
+class _Entries(caching.CompileResultCacheImpl):
+    """Folders for cache entries, the first usable one counts."""
+
+    _locator_classes = [ConfiguredLocator, InTreeLocator, UserWideLocator]  # noqa: RUF012 - as the base class has it
 
 
-def njit(*signatures: Any, **options: Any) -> Callable[[F], F]:
-    """`numba.njit(*signatures, **options)`, always called with parentheses."""
-    decorate = numba.njit(*signatures, **options)
+class _OptionalCache(caching.FunctionCache):
+    """Cache of a function, of which a failed read is a miss and a failed write is no error."""
+
+    _impl_class = _Entries
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            _warn_once(f"{self.cache_path} cannot be read: {error.strerror}")
+        except Exception as error:  # a damaged entry fails in pickle, in any of its ways
+            log.warning("%s has a damaged entry, which is made anew: %s", self.cache_path, error)
+            self._write(self.flush)
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._write(super().save_overload, sig, data)
+
+    def _write(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except OSError as error:
+            _warn_once(f"{self.cache_path} cannot be written: {error.strerror}")
+
+
+def _cache_of(function: Callable[..., Any]) -> Any:
+    try:
+        return _OptionalCache(function)  # type: ignore[no-untyped-call]
+    except RuntimeError:  # numba's way to say that no locator has a folder
+        _warn_once("no cache folder is writable")
+        return caching.NullCache()
+
+
+_warned = threading.Event()
+
+
+def _warn_once(reason: str) -> None:
+    """Warn of the first reason; the functions that follow have the same one."""
+    if not _warned.is_set():
+        _warned.set()
+        log.warning(
+            "compiled functions are not kept, so each process takes longer to start: %s; "
+            "set NUMBA_CACHE_DIR to a folder that this user can write",
+            reason,
+        )
+
+
+def njit(*signatures: Any, cache: bool = False, **options: Any) -> Callable[[F], F]:
+    """`numba.njit(*signatures, **options)`, always called with parentheses; a signature is one or a list of them."""
+    wanted = [one for given in signatures for one in (given if isinstance(given, list) else [given])]
 
     def compiled(function: F) -> F:
-        locators = config.CACHE_LOCATOR_CLASSES
-        config.CACHE_LOCATOR_CLASSES = _LOCATORS
-        try:
-            made: F = decorate(function)
-            return made
-        finally:
-            config.CACHE_LOCATOR_CLASSES = locators
+        made: Any = numba.njit(**options)(function)
+        if made is function:  # NUMBA_DISABLE_JIT is set
+            return function
+        if cache:
+            made._cache = _cache_of(function)
+        if wanted:
+            with typeinfer.register_dispatcher(made):
+                for signature in wanted:
+                    made.compile(signature)
+                made.disable_compile()
+        kernel: F = made
+        return kernel
 
     return compiled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import socket
@@ -12,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 
+from pipeline import host
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.stages.record import Record
@@ -55,12 +54,12 @@ def doctor(
 
 
 def _machine() -> list[Finding]:
-    memory = psutil.virtual_memory().total
+    cores, memory = host.cores(), host.memory()
     free = shutil.disk_usage(".").free
     found: list[Finding] = [
         ("python", sys.version_info >= (3, 11), f"{platform.python_version()} (3.11 or newer is needed)"),
-        ("cores", True, str(os.cpu_count())),
-        ("memory", memory >= LEAST_MEMORY_BYTES, f"{memory / (1 << 30):.1f} GiB (4 or more)"),
+        ("cores", True, host.cores_in_words(cores)),
+        ("memory", memory.amount >= LEAST_MEMORY_BYTES, f"{host.memory_in_words(memory)} (4 GiB or more)"),
         ("disk", free >= LEAST_DISK_BYTES, f"{free / (1 << 30):.1f} GiB free here (2 or more)"),
         ("sqlite", sqlite3.sqlite_version_info >= (3, 37), f"{sqlite3.sqlite_version} (3.37 or newer)"),
     ]

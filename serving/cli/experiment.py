@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import InvalidInput
+from pipeline.host import cores
 from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def crossadapt(
         rows=log.rows,
         teacher=teacher_arch,
         student=student_arch,
-        clock=f"{clock.value}, {threads} of {os.cpu_count()} cores",
+        clock=f"{clock.value}, {threads} of {cores().amount} cores",
         results=list(results),
     )
     write_report(outcome, report)

@@ -124,10 +124,11 @@ def _call_lane(method: str, bundle: str, target: str, token: str) -> None:
 
     from protos import inference
     from serving.client import error_of
+    from serving.runtime.loopback import channel_arguments
 
     request, response = inference.methods()[method]
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(target, options=channel_arguments(target)) as channel:
         call = channel.unary_unary(
             f"/{inference.SERVICE}/{method}",
             request_serializer=request.SerializeToString,

@@ -18,6 +18,7 @@ import typer
 
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput, NotReady
+from pipeline.host import describe
 from serving.cli.output import Output, say
 from serving.config import Config
 from serving.runtime.claims import SERVE, role_on
@@ -83,6 +84,8 @@ def _announce(settings: Config, warnings: Sequence[str], show: Callable[[str], N
         f"gRPC on {listen.address(listen.grpc_port)}, admin on {listen.address(listen.admin_port)}, "
         f"HTTP on {scheme}://{listen.address(listen.http_port)}, home {settings.home}"
     )
+    lanes = settings.engine.lanes
+    show(f"{lanes} {'lane' if lanes == 1 else 'lanes'}; this machine gives {describe()}")
     for warning in warnings:
         show(warning)
 

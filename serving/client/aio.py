@@ -53,7 +53,7 @@ class AsyncRankingClient:
 
     async def close(self) -> None:
         """Close all connections; calls in progress fail."""
-        await asyncio.gather(*(connection.channel.close() for connection in self._core.pool.connections))
+        await asyncio.gather(*(connection.channel.close() for connection in self._core.opened))
 
     async def ready(self, timeout: float) -> None:
         """Wait until a server can be reached.

@@ -22,10 +22,12 @@ import grpc
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import DeadlineExceeded
 from protos.baton.ranking.v1 import ranking_pb2_grpc
+from serving.client import forks
 from serving.client.failures import FailedCall, Fate, failed_call
 from serving.client.options import Options, Retry
-from serving.client.pool import Connection, Pool
+from serving.client.pool import Connection, Pool, check_targets
 from serving.client.trace import Metadata, outgoing
+from serving.runtime.loopback import channel_arguments
 
 __all__ = ["Attempt", "Budget", "Core", "Course", "Wait"]
 
@@ -98,18 +100,48 @@ class Core:
         rng: random.Random | None,
     ) -> None:
         self.options = options or Options()
+        self._transport = transport
+        self._targets = check_targets(targets, self.options)
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
+        self._credentials = self.options.tls.credentials() if self.options.tls else None
+        self._arguments = self.options.channel_arguments()
+        self.budget: Budget
+        self._opened: Pool | None
+        self.reset()
+        forks.follow(self)
+
+    def reset(self) -> None:
+        """Begin without connections, as a child process does after a fork."""
+        self._lock = threading.Lock()
+        self._opened = None
         self.budget = Budget(self.options.retry.ratio, self.options.retry.burst)
-        arguments = self.options.channel_arguments()
-        credentials = self.options.tls.credentials() if self.options.tls else None
 
-        def open(target: str) -> Any:
-            if credentials is None:
-                return transport.insecure_channel(target, options=arguments)
-            return transport.secure_channel(target, credentials, options=arguments)
+    @property
+    def opened(self) -> Sequence[Connection]:
+        """The connections that this process has opened."""
+        return self._opened.connections if self._opened is not None else ()
 
-        self.pool = Pool(targets, self.options, open, ranking_pb2_grpc.RankingServiceStub, self._clock)
+    @property
+    def pool(self) -> Pool:
+        """All connections; the first use opens them, so a client may be made before a fork and used after it.
+
+        Raises:
+            Conflict: this process was forked from one that had used gRPC, which does not survive that.
+        """
+        if self._opened is None:
+            forks.begin()
+            with self._lock:
+                if self._opened is None:
+                    stub = ranking_pb2_grpc.RankingServiceStub
+                    self._opened = Pool(self._targets, self.options, self._open, stub, self._clock)
+        return self._opened
+
+    def _open(self, target: str) -> Any:
+        arguments = [*self._arguments, *channel_arguments(target)]
+        if self._credentials is None:
+            return self._transport.insecure_channel(target, options=arguments)
+        return self._transport.secure_channel(target, self._credentials, options=arguments)
 
     def outgoing(self, method: str, traceparent: str = "") -> AbstractContextManager[Metadata]:
         """Metadata of a call of the service, with the caller's token and trace."""
@@ -122,7 +154,7 @@ class Core:
             timeout: seconds for all attempts; None: that of the options.
 
         Raises:
-            BatonError: the last attempt's.
+            BatonError: the last attempt's; Conflict at once in a forked process that cannot have connections.
         """
         pool, retry, now = self.pool, self.options.retry, self._clock.monotonic
         timeout = self.options.timeout if timeout is None else timeout

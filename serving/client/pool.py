@@ -7,7 +7,6 @@ pool knows neither messages nor whether its channels are sync or async.
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput
 from serving.client.options import Options
+from serving.runtime.loopback import is_loopback
 
-__all__ = ["Connection", "Pool"]
+__all__ = ["Connection", "Pool", "check_targets"]
 
 REST_S = 1.0
 
@@ -36,32 +36,18 @@ class Pool:
     """All connections of a client. Safe for several threads.
 
     Args:
-        targets: `host:port` each; `unix:` and `dns:` names as gRPC knows them.
+        targets: as `check_targets` returns them.
         open: makes a channel to a target. stub: makes the methods of a channel.
-
-    Raises:
-        InvalidInput: there is no target, or a token would go to another machine unencrypted.
     """
 
     def __init__(
         self,
-        targets: str | Sequence[str],
+        targets: Sequence[str],
         options: Options,
         open: Callable[[str], Any],
         stub: Callable[[Any], Any],
         clock: Clock,
     ) -> None:
-        named = [targets] if isinstance(targets, str) else list(targets)
-        if not named or not all(named):
-            raise InvalidInput("name at least one target, as host:port", "target")
-        if options.token is not None and options.tls is None and not options.clear_token:
-            for target in named:
-                if not _local(target):
-                    raise InvalidInput(
-                        f"the token would go to {target} unencrypted: set tls, or clear_token where something else "
-                        "encrypts",
-                        "token",
-                    )
         self._clock = clock
         self._lock = threading.Lock()
         self._turn = 0
@@ -69,7 +55,7 @@ class Pool:
         self.connections = [
             Connection(target, channel, stub(channel))
             for _ in range(options.connections)
-            for target in named
+            for target in targets
             for channel in [open(target)]
         ]
 
@@ -103,11 +89,20 @@ class Pool:
             connection.rests_until = self._clock.monotonic() + REST_S if failed else 0.0
 
 
-def _local(target: str) -> bool:
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.removeprefix("ipv4:").strip("[]")).is_loopback
-    except ValueError:
-        return False
+def check_targets(targets: str | Sequence[str], options: Options) -> list[str]:
+    """The targets as a list: `host:port` each; `unix:` and `dns:` names as gRPC knows them.
+
+    Raises:
+        InvalidInput: there is no target, or a token would go to another machine unencrypted.
+    """
+    named = [targets] if isinstance(targets, str) else list(targets)
+    if not named or not all(named):
+        raise InvalidInput("name at least one target, as host:port", "target")
+    if options.token is not None and options.tls is None and not options.clear_token:
+        for target in named:
+            if not is_loopback(target):
+                raise InvalidInput(
+                    f"the token would go to {target} unencrypted: set tls, or clear_token where something else encrypts",
+                    "token",
+                )
+    return named

@@ -45,7 +45,7 @@ class RankingClient:
 
     def close(self) -> None:
         """Close all connections; calls in progress fail."""
-        for connection in self._core.pool.connections:
+        for connection in self._core.opened:
             connection.channel.close()
 
     def ready(self, timeout: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.engine.batching import BatchPolicy, QueuePolicy
 from pipeline.errors import InvalidInput
+from pipeline.host import cores
 from serving.config.section import Seconds, Section
 
 __all__ = ["EngineConfig", "StageConfig"]
@@ -29,8 +29,9 @@ def _lanes(cores: int) -> int:
 
 
 class EngineConfig(Section):
-    lanes: int = Field(default_factory=lambda: _lanes(os.cpu_count() or 1), ge=1, le=256)
-    """Processes that answer, sharing one port. By default one per core, and from three cores on one core is left for other
+    lanes: int = Field(default_factory=lambda: _lanes(cores().amount), ge=1, le=256)
+    """Processes that answer, sharing one port. By default one per core that Baton may use (by
+    affinity and control group), and from three cores on one core is left for other
     processes; on two cores a second lane adds more than half of the throughput, since other processes have lower priority
     anyway. `baton bench lanes` measures the best split into lanes, `workers` and `network_threads` on this machine."""
     workers: int = Field(1, ge=1, le=64)

@@ -6,17 +6,13 @@ The need of a version is the estimate of `pipeline.bundle.footprint`. Versions o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
-
-import psutil
 
 from pipeline.bundle.footprint import memory_needed
 from pipeline.bundle.versions import Repository
+from pipeline.host import available_bytes
 from serving.lane.served import Key
 
-__all__ = ["MemoryBudget", "available_bytes"]
-
-_CGROUP = Path("/sys/fs/cgroup")
+__all__ = ["MemoryBudget"]
 
 
 class MemoryBudget:
@@ -50,19 +46,6 @@ class MemoryBudget:
             f"{_mebibytes(self._reserve_bytes)} are kept (setting engine.memory_reserve_bytes): free memory, or unload "
             "another model"
         )
-
-
-def available_bytes(cgroup: Path = _CGROUP) -> int:
-    """Memory available without swapping, in bytes: the machine's, or what is left of the container's limit."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
-        lines = (line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        reclaimable = sum(int(value) for name, value in lines if name == "inactive_file")
-    except (OSError, ValueError):  # no such limit: "max", or another system
-        return free
-    return min(free, max(0, limit - used + reclaimable))
 
 
 def _mebibytes(count: int) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 from pipeline.arrays import F64
 from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
+from pipeline.host import cores
 from pipeline.metrics import auc, row_logloss
 from serving.rollout import blocks
 from serving.rollout.blocks import BlockTable
@@ -209,7 +209,7 @@ def _all_runs(
 ) -> list[_Run]:
     """A run for each random stream. Each run has its own stream, so the split over processes changes nothing."""
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if len(streams) >= _MANY_RUNS else 1
+        processes = cores().amount if len(streams) >= _MANY_RUNS else 1
     if processes == 1:
         return [run(stream) for stream in streams]
     chunk = max(1, len(streams) // (8 * processes))

@@ -37,7 +37,7 @@ COUNTS = b"baton.counts"
 FORMAT_VERSION = 1
 
 
-def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "1GB") -> Path:
+def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "") -> Path:
     """The prepared file of a data set, made now if the cache lacks it.
 
     Its name holds a digest of the descriptor and of path, size and time of change of every file, so a changed log is
@@ -46,7 +46,7 @@ def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "1GB") -> Path
     Args:
         dataset: what to read.
         cache: directory for the file and for data that sorting spills to disk; made if absent.
-        memory: limit of DuckDB before it spills.
+        memory: limit of DuckDB before it spills; see `connect`.
 
     Raises:
         DataError: a row that cannot be used, naming file, row and column; a label that is constant; a join whose key

@@ -28,13 +28,13 @@ class LogReader(Log):
     Args:
         dataset: a loaded descriptor.
         cache: directory of prepared files; made if absent.
-        memory: limit of the preparation before it spills to disk, in DuckDB's format.
+        memory: limit of the preparation before it spills to disk, in DuckDB's format; see `transfer.data.source.connect`.
 
     Raises:
         DataError: the rows cannot be used; see `prepared_file`.
     """
 
-    def __init__(self, dataset: Dataset, cache: Path, *, memory: str = "1GB") -> None:
+    def __init__(self, dataset: Dataset, cache: Path, *, memory: str = "") -> None:
         self.name = dataset.name
         self.schema = dataset.feature_schema
         self._file = prepared_file(dataset, cache, memory=memory)

@@ -15,7 +15,6 @@ Rows of a request stand together and in (time, original order); requests stand b
 from __future__ import annotations
 
 import glob
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +23,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import DataError
+from pipeline.host import available_bytes, cores
 from transfer.data.descriptor import DataField, Descriptor
 
 __all__ = ["Dataset", "Source", "connect"]
@@ -32,6 +32,8 @@ INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "U
 FLOATS = frozenset({"FLOAT", "DOUBLE"})
 TIMESTAMPS = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
 LOG = "log"
+MOST_THREADS = 4
+MOST_MEMORY_BYTES = 1_000_000_000
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
@@ -94,7 +96,7 @@ class Source:
         Raises:
             DataError: as `Dataset.load` says.
         """
-        with connect("1GB") as connection:
+        with connect() as connection:
             self._query(connection)
 
     def check_joins(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -236,11 +238,12 @@ def _plain(column: _Column) -> None:
         )
 
 
-def connect(memory: str, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
-    """A private DuckDB that may use `memory` before it spills to a directory."""
+def connect(memory: str = "", spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """A private DuckDB that may use `memory` before it spills to a directory; by default half of what this process may
+    still take, and `MOST_MEMORY_BYTES` at most."""
     config: dict[str, Any] = {
-        "memory_limit": memory,
-        "threads": min(4, os.cpu_count() or 1),
+        "memory_limit": memory or f"{min(MOST_MEMORY_BYTES, available_bytes() // 2) // 1000}KB",
+        "threads": min(MOST_THREADS, cores().amount),
         "autoinstall_known_extensions": False,
         "preserve_insertion_order": True,
     }

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from handmade import SCHEMA, random_rows
 from installation import Installation, eventually, running
@@ -12,7 +10,7 @@ from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.client import RankingClient
 from serving.lane.desired import DesiredVersions
-from serving.lane.memory_budget import MemoryBudget, available_bytes
+from serving.lane.memory_budget import MemoryBudget
 from serving.lane.registry import Registry, VersionLoader
 from serving.rollout.routing import ArmSpec
 from serving.state.kill import KillSwitch
@@ -27,17 +25,6 @@ def test_a_version_needs_its_own_tables_and_network_and_no_mapped_base_again(ins
     assert memory_budget.refusal(("student", "1"), []) != ""
     assert memory_budget.refusal(("student", "1"), [("teacher", "1")]) != ""  # another bundle's tables are not shared
     assert memory_budget.refusal(("student", "1"), [("student", "1")]) == ""
-
-
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    machine = available_bytes(tmp_path)
-    assert machine > 0
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 50000\nactive_file 300000\n")
-    assert available_bytes(tmp_path) == 150_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(tmp_path) > 150_000
 
 
 def test_a_version_that_does_not_fit_says_so_and_is_loaded_once_another_left(installation: Installation) -> None:
