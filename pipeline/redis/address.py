@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
 from redis.connection import parse_url
-from redis.retry import Retry
 
 from pipeline.errors import InvalidInput, NotReady
+from pipeline.redis.connections import PrimaryPool
+from pipeline.redis.server import RedisServer
 
 __all__ = ["RedisAddress", "Unusable"]
+
+_MOST_BYTES = 1 << 20
 
 
 class Unusable(NotReady):
@@ -46,24 +48,27 @@ class RedisAddress:
             raise InvalidInput("the redis url must hold no user or password; name them apart from it", "url")
 
     def client(self, timeout: float) -> redis.Redis:
-        """A redis-py client, each call of which ends after `timeout` seconds of silence; not for the request path."""
+        """A redis-py client, each call of which ends after `timeout` seconds of silence; not for the request path.
+
+        Its connections stay with the primary (`PrimaryPool`).
+        """
         more: dict[str, Any] = {"ssl_ca_certs": str(self.ca)} if self.ca else {}
-        return redis.Redis.from_url(
+        pool = PrimaryPool.from_url(
             self.url,
             username=self.username or None,
             password=self.password or None,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             protocol=2,
-            retry=Retry(NoBackoff(), 0),  # callers retry in their own way
             **more,
         )
+        return redis.Redis.from_pool(pool)
 
     def connect(self, timeout: float) -> socket.socket:
-        """An authenticated connection on which PING was answered, each step within `timeout` seconds.
+        """An authenticated connection to a primary, on which PING was answered, each step within `timeout` seconds.
 
         Raises:
-            OSError: no server listens, or TLS fails. Unusable: the server refuses the connection.
+            OSError: no server listens, or TLS fails. Unusable: the server refuses the connection, or is of another kind.
         """
         parts = self._parts()
         if "path" in parts:
@@ -84,6 +89,7 @@ class RedisAddress:
             if parts.get("db"):
                 _command(made, b"+OK\r\n", "SELECT", str(parts["db"]))
             _command(made, b"+PONG\r\n", "PING")
+            _inspect(made, self.url)
         except BaseException:
             made.close()
             raise
@@ -98,13 +104,39 @@ class RedisAddress:
 
 
 def _command(made: socket.socket, wanted: bytes, *words: str) -> None:
+    answer = _ask(made, *words)
+    if answer != wanted:
+        raise Unusable(f"redis answered {answer[:200]!r} to {words[0]}")
+
+
+def _inspect(made: socket.socket, url: str) -> None:
+    """Check that the server is of the right kind, and no replica."""
+    info = _ask(made, "INFO")
+    if info[:1] == b"-":
+        return  # its user may not ask
+    head, _, text = info.partition(b"\r\n")
+    size = int(head[1:]) if info[:1] == b"$" and head[1:].isdigit() else 0
+    while len(text) < min(size, _MOST_BYTES) + 2:
+        piece = made.recv(1 << 16)
+        if not piece:
+            raise Unusable("redis closed the connection at INFO")
+        text += piece
+    try:
+        RedisServer.parse(text).check(url)
+    except redis.ConnectionError as error:
+        raise Unusable(str(error)) from None
+
+
+def _ask(made: socket.socket, *words: str) -> bytes:
+    """Send a command; the answer up to the end of a line."""
     raw = [word.encode() for word in words]
     made.sendall(b"*%d\r\n" % len(raw) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in raw))
     answer = b""
     while not answer.endswith(b"\r\n"):
-        piece = made.recv(4096)
-        if not piece or len(answer) > 4096:
+        piece = made.recv(1 << 16)
+        if not piece or len(answer) > _MOST_BYTES:
             raise Unusable(f"redis closed the connection, or sent an invalid reply, at {words[0]}")
         answer += piece
-    if answer != wanted:
-        raise Unusable(f"redis answered {answer[:200]!r} to {words[0]}")
+        if answer[:1] not in b"+-$":
+            raise Unusable(f"what listens there is no Redis: it answered {answer[:100]!r} to {words[0]}")
+    return answer

@@ -18,18 +18,16 @@ from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.stages.record import Record
 from serving.cli.output import Output, emit
-from serving.config import Config, RedisConfig
+from serving.config import Config
 from serving.lane.stages import lane_plan
 from serving.security.certificates import Certificates
 from serving.security.exposure import exposure, weak_files
 from serving.wiring.bundles import open_repository
-from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["doctor"]
 
 LEAST_MEMORY_BYTES = 4 << 30
 LEAST_DISK_BYTES = 2 << 30
-REDIS_TIMEOUT_S = 2.0
 
 Finding = tuple[str, bool, str]
 
@@ -92,10 +90,10 @@ def _configured(path: Path) -> list[Finding]:
     else:
         found.append(("stages", True, ", ".join(step.name for step in steps)))
     found += _security(config)
-    if config.embedding.redis is not None:
-        found.append(_redis(config.embedding.redis))
-    if config.traffic.url:
-        found.append(_traffic(config))
+    if config.embedding.redis is not None or config.state.url or config.traffic.url:
+        from serving.cli.check_redis import redis_findings  # imports redis, which is not needed without one
+
+        found += redis_findings(config)
     repository = open_repository(config)
     for endpoint, arms in config.endpoints.items():
         for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
@@ -127,21 +125,3 @@ def _security(config: Config) -> list[Finding]:
         else:
             found.append(("tls", True, "certificate, key and roots load and fit together"))
     return found
-
-
-def _traffic(config: Config) -> Finding:
-    try:
-        open_traffic_log(config).close()
-    except BatonError as error:
-        return ("traffic", False, str(error))
-    return ("traffic", True, f"{config.traffic.url} answers, evicts nothing and keeps an append-only file")
-
-
-def _redis(config: RedisConfig) -> Finding:
-    from serving.wiring.redis import redis_address
-
-    try:
-        redis_address(config, "embedding.redis").connect(REDIS_TIMEOUT_S).close()
-    except (BatonError, OSError) as error:
-        return ("redis", False, f"{config.url}: {error}; lookups pass it by until it answers")
-    return ("redis", True, f"{config.url} answers")

@@ -39,7 +39,9 @@ class RedisProcess:
         until = time.monotonic() + LIMIT
         while True:
             try:
-                with RedisAddress(f"unix://{self.socket}").client(1.0) as client:
+                with redis.Redis(
+                    unix_socket_path=str(self.socket)
+                ) as client:  # of any kind, also one that Baton refuses
                     client.ping()
                 return self
             except redis.AuthenticationError:

@@ -1,0 +1,130 @@
+"""Connections of redis-py that leave a server which is no longer the right one.
+
+After a fail-over the old primary keeps its connections and becomes a replica: it answers reads and refuses writes, for
+ever. So each connection is held against the kind of its server (`server`) when it is made, and asked again from time to
+time before it is used; and a refusal that means "another server" (READONLY, MOVED, CLUSTERDOWN, MASTERDOWN, LOADING)
+closes all connections of the pool. What was refused so was not carried out, and is sent once more on a new connection, for
+which the name is looked up anew. `RedisAddress.client` makes the pools.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionInterface, UnixDomainSocketConnection
+from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, InvalidResponse, TryAgainError
+from redis.retry import Retry
+
+from pipeline.redis.server import ReadOnlyServer, RedisServer, WrongServer
+
+__all__ = ["PrimaryPool"]
+
+ASK_EVERY_S = 1.0
+"""Seconds after which a connection is asked again, before it is used, whether its server may be written to."""
+_ELSEWHERE = (redis.ReadOnlyError, AskError, ClusterDownError, TryAgainError, BusyLoadingError, ReadOnlyServer)
+
+
+class _Watching:
+    """Part of a connection: what its server is, and whether it refused something because another one is right."""
+
+    asked = 0.0  # monotonic seconds of the last look at its server
+    elsewhere = False
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]
+        except _ELSEWHERE:
+            self.elsewhere = True
+            raise
+        except redis.ResponseError as error:
+            # An older Redis wraps what a script was refused; UNBLOCKED is told to who waited while the role changed.
+            if "-READONLY " in str(error) or str(error).startswith("UNBLOCKED"):
+                self.elsewhere = True
+                raise redis.ReadOnlyError(str(error)) from error
+            raise
+
+
+class _Tcp(_Watching, redis.Connection):
+    pass
+
+
+class _Tls(_Watching, redis.SSLConnection):
+    pass
+
+
+class _Unix(_Watching, UnixDomainSocketConnection):
+    pass
+
+
+_CLASSES: dict[Any, Any] = {redis.Connection: _Tcp, redis.SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+
+
+class PrimaryPool(redis.ConnectionPool):
+    """Pool of connections to the primary behind an address. Errors are those of redis-py, `WrongServer` and
+    `ReadOnlyServer` among them."""
+
+    def __init__(self, connection_class: Any = redis.Connection, **options: Any) -> None:
+        super().__init__(
+            connection_class=_CLASSES[connection_class],
+            redis_connect_func=_greet,
+            retry=Retry(
+                NoBackoff(), 1, supported_errors=_ELSEWHERE
+            ),  # of other failures callers retry in their own way
+            **options,
+        )
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        connection: Any = super().get_connection(*args, **options)
+        if time.monotonic() - connection.asked <= ASK_EVERY_S:
+            return connection
+        try:
+            _ask(connection, "replication")
+        except redis.RedisError as error:
+            self._leave(connection)
+            if isinstance(error, redis.TimeoutError):  # it would not answer a new connection either
+                self.release(connection)
+                raise
+            try:
+                connection.connect()
+            except BaseException:
+                self.release(connection)
+                raise
+        return connection
+
+    def release(self, connection: ConnectionInterface) -> None:
+        if getattr(connection, "elsewhere", False):
+            self._leave(connection)
+        super().release(connection)  # type: ignore[arg-type]
+
+    def _leave(self, connection: Any) -> None:
+        """Close a connection and all that are idle. Those in use meet the same refusal."""
+        connection.elsewhere = False
+        connection.disconnect()
+        self.disconnect(inuse_connections=False)
+
+
+def _greet(connection: Any) -> None:
+    """Log in, then look what the server is."""
+    try:
+        connection.on_connect()
+        _ask(connection)
+    except InvalidResponse as error:
+        raise WrongServer(f"{_where(connection)} is no Redis: {error}") from error
+
+
+def _ask(connection: Any, *section: str) -> None:
+    connection.send_command("INFO", *section, check_health=False)
+    try:
+        info = connection.read_response(disable_decoding=True)
+    except redis.ResponseError:
+        pass  # its user may not ask; then refusals alone tell
+    else:
+        RedisServer.parse(info).check(_where(connection))
+    connection.asked = time.monotonic()
+
+
+def _where(connection: Any) -> str:
+    return getattr(connection, "path", "") or f"{connection.host}:{connection.port}"
