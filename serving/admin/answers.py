@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "ModelLoaded",
     "ModelPage",
+    "ProcessState",
     "Processes",
     "Refused",
     "Rollout",
@@ -191,8 +192,22 @@ class DamagedStatus(Answer):
     reason: str
 
 
+class ProcessState(Answer):
+    """State of one process; the fields of `serving.runtime.roster.ProcessState`."""
+
+    name: str
+    state: str
+    """alive, starting, silent, stopped, restarting or gone."""
+    doing: str = ""
+    why: str = ""
+    pid: int | None = None
+    age_s: float | None = None
+    restarts: int = 0
+    last_exit: str = ""
+
+
 class Processes(Answer):
-    """The status of every process, and the state of the traffic log."""
+    """The state of every process, the status that each wrote, and the state of the traffic log."""
 
     lanes: Figures
     shadow: Figures
@@ -200,6 +215,8 @@ class Processes(Answer):
     supervisor: Figures | None = None
     traffic: Figures
     damaged: list[DamagedStatus] = []
+    control: Figures | None = None
+    processes: list[ProcessState] = []
 
 
 # Audit

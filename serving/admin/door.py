@@ -62,7 +62,7 @@ class Admin:
         lock: threading.RLock,
         upkeep: CacheUpkeep | None = None,
     ) -> None:
-        self.processes = ProcessReports(config.status, clock, config.engine.lanes)
+        self.processes = ProcessReports(config, clock)
         parts = Parts(config, backends, controller, self.processes, clock, lock)
         self.endpoints = EndpointVerbs(parts)
         self.models = ModelVerbs(parts)

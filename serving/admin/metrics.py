@@ -27,7 +27,7 @@ class MetricsVerbs(Service):
         return metrics_of(snapshot)
 
     def processes(self, request: r.Nothing, by: Principal) -> a.Processes:
-        """The status of every process, and the state of the traffic log."""
+        """The state of every process, the status that each wrote, and the state of the traffic log."""
         found = self._processes.all()
         return a.Processes(
             lanes={name: lane.to_json() for name, lane in found.lanes.items()},
@@ -36,6 +36,8 @@ class MetricsVerbs(Service):
             supervisor=None if found.supervisor is None else found.supervisor.to_json(),
             traffic=asdict(self.traffic()),
             damaged=[a.DamagedStatus(**asdict(damaged)) for damaged in found.damaged],
+            control=None if found.control is None else found.control.to_json(),
+            processes=[a.ProcessState(**asdict(process)) for process in self._processes.roster()],
         )
 
     def traffic(self) -> TrafficStats:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.clock import Clock
 from serving.admin.requests import Mutation
@@ -13,6 +12,7 @@ from serving.config.principal import Principal
 from serving.rollout.controller import RolloutController
 from serving.rollout.store import Who
 from serving.runtime import status
+from serving.runtime.roster import ProcessState, roster_of
 from serving.runtime.status import LaneStatus, Statuses
 from serving.wiring.backends import Backends
 
@@ -23,18 +23,20 @@ class ProcessReports:
     """Reader of the status files; every call reads them again.
 
     Args:
-        folder: of the files.
-        lanes: number of lanes that should run.
+        config: names the folder of the files, and the processes that should run.
     """
 
-    def __init__(self, folder: Path, clock: Clock, lanes: int) -> None:
-        self._folder = folder
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
         self._clock = clock
-        self._lanes = lanes
 
     def all(self) -> Statuses:
         """Every status, those of dead processes too."""
-        return status.read(self._folder, self._clock.wall_ms())
+        return status.read(self._config.status, self._clock.wall_ms())
+
+    def roster(self) -> list[ProcessState]:
+        """State of every process."""
+        return roster_of(self._config, self._clock.wall_ms())
 
     def lanes(self) -> dict[str, LaneStatus]:
         """Lanes that still report, by name."""
@@ -45,7 +47,8 @@ class ProcessReports:
         fresh = self.all().fresh()
         # Counted, since lanes of replicas that come and go are not numbered from 0.
         ready = {name for name, lane in fresh.lanes.items() if lane.status.state == "ready"}
-        names = [f"lane-{index}" for index in range(self._lanes)] if len(ready) < self._lanes else []
+        lanes = self._config.engine.lanes
+        names = [f"lane-{index}" for index in range(lanes)] if len(ready) < lanes else []
         missing = [name for name in names if name not in ready]
         if fresh.shadow is None:
             missing.append("shadow")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-import socket
 import sqlite3
 import sys
 from pathlib import Path
@@ -20,6 +19,9 @@ from pipeline.stages.record import Record
 from serving.cli.output import Output, emit
 from serving.config import Config
 from serving.lane.stages import lane_plan
+from serving.runtime.claims import holders
+from serving.runtime.ports import listening, port_holders, taken
+from serving.runtime.roster import last_endings, roster_of
 from serving.security.certificates import Certificates
 from serving.security.exposure import exposure, weak_files
 from serving.wiring.bundles import open_repository
@@ -77,12 +79,8 @@ def _configured(path: Path) -> list[Finding]:
     except BatonError as error:
         return [("config", False, str(error))]
     found: list[Finding] = [("config", True, str(path))]
-    for name in ("grpc_port", "http_port", "admin_port"):
-        port = getattr(config.listen, name)
-        family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
-        with socket.socket(family) as probe:
-            taken = port != 0 and probe.connect_ex((config.listen.host, port)) == 0
-        found.append((name, True, f"{port}: " + ("something answers there (a running Baton?)" if taken else "free")))
+    found += [_port(config, name, port) for name, port in config.listen.ports.items()]
+    found += _processes(config)
     try:
         steps = lane_plan(Record(SystemClock(), lambda _: True), config.stages).compile().steps
     except BatonError as error:
@@ -106,6 +104,39 @@ def _configured(path: Path) -> list[Finding]:
             else:
                 found.append((f"{endpoint}/{arm}", True, f"{spec.bundle} {version} is whole"))
     return found
+
+
+def _port(config: Config, name: str, port: int) -> Finding:
+    """Whether a port is free, or this home's alone."""
+    host, home = config.listen.host, str(config.home.resolve())
+    if port == 0:
+        return (name, True, "0: any free port")
+    try:
+        claims, why = port_holders(host, port), taken(host, port)
+    except BatonError as error:
+        return (name, False, str(error))
+    other = next((claim for claim in claims if claim.home != home), None)
+    if other is not None:
+        return (name, False, f"{port} is in use by another installation: {other}; end it, or set another port")
+    known = {claim.pid for claim in claims}
+    strangers = [f"`{command}` (pid {pid})" for pid, command in listening(host, port).items() if pid not in known]
+    if strangers or (why and not claims):
+        who = ", ".join(strangers) or "another program"
+        return (
+            name,
+            False,
+            f"{port} is in use by {who}, which is no process of this home: end it, or set another port",
+        )
+    return (name, True, f"{port}: " + (f"this home has it: {claims[0]}" if claims else "free"))
+
+
+def _processes(config: Config) -> list[Finding]:
+    """Processes of this home that do not run as they should; where none runs, those that could not start."""
+    if not holders(config.home):
+        return [(name, False, f"it could not run: {why}") for name, why in last_endings(config).items()]
+    states = roster_of(config, SystemClock().wall_ms())
+    sick = [(process.name, False, f"{process.state}: {process.why}") for process in states if not process.well]
+    return sick or [("processes", True, f"{len(states)} run")]
 
 
 def _security(config: Config) -> list[Finding]:

@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from pipeline.clock import SystemClock
+from pipeline.errors import BatonError, NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Server, Token
-from serving.cli.output import Output, emit, show_table
+from serving.cli.output import Output, emit, say, show_table
+from serving.config import Config
+from serving.runtime import status as files
+from serving.runtime.roster import roster_of
 
 __all__ = ["status"]
 
+COLUMNS = ("process", "", "doing", "seconds ago", "restarts", "last exit", "why")
 
-def status(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
-    """Show which processes report, and the worker: its weights, its last versions, those that the gate refused and why.
+
+def status(
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    config: Annotated[
+        Path,
+        typer.Option("--config", help="Configuration of this machine, for its files where the server does not answer"),
+    ] = Path("baton.yaml"),
+    output: Format = Output.table,
+) -> None:
+    """Show the state of every process, with restarts and last exit, and the worker: its weights, its last versions, those
+    that the gate refused and why. Where the server does not answer, the processes' files are read; then exit code 1.
 
     Example: baton status
     """
     client = AdminClient(server, token=token)
-    processes, worker = client.get("/status"), client.get("/worker")
-    reports = {
-        **processes["lanes"],
-        **{name: processes[name] for name in ("shadow", "worker") if processes[name]},
+    try:
+        processes, worker = client.get("/status"), client.get("/worker")
+    except NotReady as error:
+        _from_files(config, error, output)
+        raise typer.Exit(1) from None
+    _show(processes, {"processes": processes, "worker": worker}, output)
+    if output is Output.table and worker["versions"]:
+        _show_worker(worker)
+
+
+def _from_files(path: Path, error: NotReady, output: Output) -> None:
+    """Show what the processes wrote into the home, since no server tells."""
+    if not path.exists():
+        raise error
+    try:
+        config = Config.load(path)
+    except BatonError:
+        raise error from None
+    now_ms = SystemClock().wall_ms()
+    say(f"{error}; this is from the files in {config.home}")
+    processes = {
+        "processes": [asdict(process) for process in roster_of(config, now_ms)],
+        "damaged": [asdict(damaged) for damaged in files.read(config.status, now_ms).damaged],
     }
+    _show(processes, {"server": str(error), "processes": processes}, output)
+
+
+def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> None:
     rows = [
-        (name, "lives" if report.get("fresh") else "does not report", report.get("age_s"), report.get("state", "-"))
-        for name, report in reports.items()
+        (p["name"], p["state"], p["doing"] or "-", p["age_s"], p["restarts"], p["last_exit"] or "-", p["why"] or "-")
+        for p in processes["processes"]
     ]
-    # The supervisor writes when something changes, so its status has no age.
-    children = (processes["supervisor"] or {}).get("children", {}).values()
-    if children:
-        restarts = sum(child["restarts"] for child in children)
-        rows.append(("supervisor", f"{len(children)} processes", None, f"{restarts} restarts"))
-    emit(output, {"processes": processes, "worker": worker}, "", ("process", "", "seconds ago", "state"), rows)
+    emit(output, data, "", COLUMNS, rows)
     if output is Output.table:
         for damaged in processes.get("damaged", ()):
             typer.echo(f"{damaged['file']} is damaged: {damaged['reason']}")
-    if output is Output.table and worker["versions"]:
-        _show_worker(worker)
 
 
 def _show_worker(worker: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -149,6 +150,7 @@ class ControlLoops:
         leads = self._leads.is_set()
         report = ControlStatus(
             process="control",
+            pid=os.getpid(),
             time_ms=self._clock.wall_ms(),
             endpoints=self._steps,
             leads=leads,

@@ -60,7 +60,7 @@ def build(config: Config) -> Follower:
         )
         return Worker(settings, traffic, repository, anchor=_anchor(config, w.endpoint), begin=begin)
 
-    return Follower(lambda: _arms(config, w.endpoint), make)
+    return Follower(lambda: _arms(config, w.endpoint), make, status=config.status / "worker.json")
 
 
 def _arms(config: Config, endpoint: str) -> Arms | None:

@@ -99,14 +99,15 @@ def taken(host: str, port: int) -> str:
     return ""
 
 
-def listening(port: int) -> dict[int, str]:
-    """Processes that listen on a port, on whatever address, with their commands; those of other users may be missing."""
+def listening(host: str, port: int) -> dict[int, str]:
+    """Processes that listen on a port of an address that overlaps with `host`, with their commands; those of other users
+    may be missing."""
     try:
         found = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
         return {}
-    pids = {c.pid for c in found if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid}
-    return {pid: _command(pid) for pid in sorted(pids)}
+    here = [c for c in found if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port]
+    return {c.pid: _command(c.pid) for c in here if c.pid is not None and _overlap(host, c.laddr.ip)}
 
 
 @contextmanager
@@ -127,7 +128,7 @@ def _refuse_strangers(name: str, host: str, port: int) -> None:
     why = taken(host, port)
     if not why:
         return
-    who = ", ".join(f"`{command}` (pid {pid})" for pid, command in listening(port).items()) or "another program"
+    who = ", ".join(f"`{command}` (pid {pid})" for pid, command in listening(host, port).items()) or "another program"
     raise Conflict(f"listen.{name} {port} cannot be used: {why}; {who} listens there: end it, or set another port")
 
 

@@ -340,7 +340,7 @@ def test_operators_see_and_steer_by_the_command_line(machine: Machine, replayed:
     doctor = CliRunner().invoke(app, ["doctor", "--config", str(machine.path), "-o", "json"])
     checks = {c["check"]: c for c in json.loads(doctor.stdout)["checks"]}
     assert checks[f"{ENDPOINT}/stable"]["ok"]
-    assert "something answers" in checks["grpc_port"]["detail"]
+    assert "this home has it" in checks["grpc_port"]["detail"]
     assert doctor.exit_code == (0 if all(c["ok"] for c in checks.values()) else 1)
 
 

@@ -7,13 +7,16 @@ from its own place. Next stop: `transfer.online.worker`.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import BatonError, InvalidInput
-from transfer.online.worker import Worker
+from transfer.online.worker import Worker, report
 
 __all__ = ["Arms", "Follower"]
 
@@ -39,13 +42,19 @@ class Follower:
         arms: reads them; None while there is no student.
         make: a worker for arms that starts after a position of the log unless it has a checkpoint.
         clock: for the time between two reads.
+        status: file that says what is waited for while there is no worker; None: no file.
     """
 
     def __init__(
-        self, arms: Callable[[], Arms | None], make: Callable[[Arms, int], Worker], clock: Clock | None = None
+        self,
+        arms: Callable[[], Arms | None],
+        make: Callable[[Arms, int], Worker],
+        clock: Clock | None = None,
+        status: Path | None = None,
     ) -> None:
         self._read, self._make = arms, make
         self._clock = clock or SystemClock()
+        self._status = status
         self._arms: Arms | None = None
         self._read_at: float | None = None
         self.worker: Worker | None = None
@@ -59,6 +68,7 @@ class Follower:
         """
         began = False
         position = 0
+        waiting = ""
         while not stop.is_set():
             arms = self._present()
             self.worker = None
@@ -68,16 +78,18 @@ class Follower:
                 except InvalidInput as error:
                     if not began:
                         raise
-                    log.error("nothing is learned from %s and %s: %s", arms.teacher, arms.student, error)
+                    waiting = f"nothing is learned from {arms.teacher} and {arms.student}: {error}"
+                    log.error("%s", waiting)
             else:
-                log.info("there is no student to teach; waiting for a candidate")
+                waiting = "there is no student to teach; waiting for a candidate"
+                log.info("%s", waiting)
             began = True
-            self._work(arms, stop)
+            self._work(arms, stop, waiting, position)
             if self.worker is not None:
                 position = self.worker.place.position
 
-    def _work(self, arms: Arms | None, stop: threading.Event) -> None:
-        """Run the worker until the pair changes or `stop` is set."""
+    def _work(self, arms: Arms | None, stop: threading.Event, waiting: str, position: int) -> None:
+        """Run the worker, or report what is waited for, until the pair changes or `stop` is set."""
 
         def leave() -> bool:
             present = self._present()
@@ -92,7 +104,20 @@ class Follower:
             self.worker.run(leave, stop.wait)
             return
         while not leave():
+            if self._status is not None:
+                report(self._status, self._idle(waiting, position))
             stop.wait(READ_EVERY_S)
+
+    def _idle(self, waiting: str, position: int) -> dict[str, Any]:
+        # The log must keep the rows after the place at which the next pair starts.
+        return {
+            "time_ms": self._clock.wall_ms(),
+            "pid": os.getpid(),
+            "state": "waiting",
+            "waiting": waiting,
+            "position": position,
+            "committed": position,
+        }
 
     def _present(self) -> Arms | None:
         """The arms, read once per `READ_EVERY_S`; the last known ones where they cannot be read."""

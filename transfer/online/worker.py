@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +42,7 @@ from transfer.online.stream import StreamBatch, StreamRows, read_batches
 from transfer.online.weight_schedule import WeightSchedule
 from transfer.quality.gate import GateLimits
 
-__all__ = ["Worker", "WorkerSettings"]
+__all__ = ["Worker", "WorkerSettings", "report"]
 
 POLL_S = 0.2
 IDLE_FRACTION = 0.1
@@ -75,6 +77,15 @@ class WorkerSettings:
     rows: RowFormat | None = None
     device: DeviceChoice = "cpu"
     seed: int = 0
+
+
+def report(path: Path, status: Mapping[str, Any]) -> None:
+    """Write the worker's status file; a disk that is full costs the file alone."""
+    try:
+        with replacing(path) as staging:
+            staging.write_text(json.dumps(status))
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error.strerror)
 
 
 class Worker:
@@ -139,6 +150,7 @@ class Worker:
         self._last_report: dict[str, GateReport] = {}
         self._last_loss: float | None = None
         self._aside_in_row = 0
+        self._waiting = ""
 
     def run(self, leave: Callable[[], bool], wait: Callable[[float], object]) -> None:
         """Work until `leave` is true, then commit. `wait` sleeps for a number of seconds, or less when the worker is to stop."""
@@ -148,7 +160,8 @@ class Worker:
                 learned = self.step(leave)
             except NotReady as error:
                 log.warning("waiting: %s", error)
-                learned = False
+                learned, self._waiting = False, str(error)
+                self.write_status()
             if not learned:
                 wait(max(POLL_S, (self._clock.monotonic() - began) / IDLE_FRACTION))
         self.commit()
@@ -164,7 +177,7 @@ class Worker:
         )
         for batch in batches:
             self._learn(batch)
-            learned = True
+            learned, self._waiting = True, ""
             self._publish_if_due()
             if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY_S:
                 self._last_commit = self._clock.monotonic()  # a failed one is tried again after the same time
@@ -173,6 +186,7 @@ class Worker:
             if leave():
                 break
         if not learned:
+            self._waiting = f"fewer than {s.batch_rows} new labelled rows after position {self.place.position}"
             self.write_status()
         return learned
 
@@ -296,6 +310,9 @@ class Worker:
         place = self.place
         status = {
             "time_ms": self._clock.wall_ms(),
+            "pid": os.getpid(),
+            "state": "waiting" if self._waiting else "learning",
+            "waiting": self._waiting,
             "position": place.position,
             "committed": self._committed,
             "batches": place.batches,
@@ -318,8 +335,4 @@ class Worker:
             "refused": {lineage.name: lineage.refused for lineage in self._lineages},
             "reports": {role: report.model_dump() for role, report in self._last_report.items()},
         }
-        try:
-            with replacing(self._settings.status) as staging:
-                staging.write_text(json.dumps(status))
-        except OSError as error:
-            log.warning("%s cannot be written: %s", self._settings.status, error.strerror)
+        report(self._settings.status, status)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from serving.http.console.reader import Reading
 from serving.http.console.wording import span
 from serving.rollout.state import ACTIVE
+from serving.runtime.roster import ProcessState
 
 __all__ = ["OLD_MS", "Alarm", "alarms", "endpoint_alarms"]
 
@@ -46,20 +47,32 @@ def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) ->
             found.append(Alarm(f"Not answering: {', '.join(lanes)}."))
         if "shadow" in reading.missing:
             found.append(Alarm("The shadow lane is gone: the other arm is not scored, so evidence stands still."))
-    learner = reading.statuses.worker
-    if worker and not (learner is not None and learner.fresh):
-        age = None if learner is None else learner.age_s
-        since = f"has not reported for {span(age)}" if age is not None else "has not reported yet"
-        found.append(Alarm(f"The transfer worker {since}: the student learns nothing new.", False))
-    supervisor = reading.statuses.supervisor
-    for name, child in supervisor.status.children.items() if supervisor is not None else ():
-        if child.restarts:
-            last = f", last by {child.last_end}" if child.last_end else ""
-            times = "once" if child.restarts == 1 else f"{child.restarts} times"
-            found.append(Alarm(f"{name} was restarted {times}{last}.", False))
+    states = {process.name: process for process in reading.processes}
+    if worker:
+        found += _learner(reading, states.get("worker"))
+    supervisor = states.get("supervisor")
+    if supervisor is not None and not supervisor.well:
+        found.append(Alarm(f"The supervisor is {supervisor.state}: {supervisor.why}. Nothing is started again."))
+    for process in reading.processes:
+        if process.restarts:
+            last = f", last by {process.last_exit}" if process.last_exit else ""
+            why = f": {process.why}" if process.why and not process.well else ""
+            times = "once" if process.restarts == 1 else f"{process.restarts} times"
+            found.append(Alarm(f"{process.name} was restarted {times}{last}{why}.", False))
     for damaged in reading.statuses.damaged:
         found.append(Alarm(f"The status file {damaged.file} is damaged: {damaged.reason}.", False))
     return found
+
+
+def _learner(reading: Reading, process: ProcessState | None) -> list[Alarm]:
+    """Alarm of a transfer worker that does not report."""
+    report = reading.statuses.worker
+    if report is not None and report.fresh:
+        return []
+    age = None if report is None else report.age_s
+    since = f"has not reported for {span(age)}" if age is not None else "has not reported yet"
+    why = f" ({process.why})" if process is not None and process.why else ""
+    return [Alarm(f"The transfer worker {since}{why}: the student learns nothing new.", False)]
 
 
 def _loop(reading: Reading, now_ms: int) -> list[Alarm]:

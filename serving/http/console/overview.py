@@ -8,6 +8,7 @@ from serving.http.console.live import Cell, Facts, LiveTable, panel
 from serving.http.console.reader import Reading, View
 from serving.http.console.wording import NONE, age, count, milliseconds, percent, signed_percent, span, weight
 from serving.rollout.state import Phase
+from serving.runtime.roster import ProcessState
 from serving.runtime.status import LaneStatus, Report, ShadowStatus, Status
 
 __all__ = ["EndpointsPanel", "LabelsPanel", "ProcessesPanel", "bound_of", "phase_of", "state_of"]
@@ -30,34 +31,16 @@ class EndpointsPanel:
 
 
 class ProcessesPanel:
-    """Table of this machine's processes: last report and work that waits."""
+    """Table of this machine's processes: state, last report, work that waits, and what ended one that was started again."""
 
     def __init__(self) -> None:
         with panel("Processes", classes="half"):
-            columns = ("process", "state", ">reported", ">waiting", ">restarts")
+            columns = ("process", "state", ">reported", ">waiting", ">restarts", "last exit")
             self._table = LiveTable(columns, "Processes", "No process has reported yet.")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
-        statuses = reading.statuses
-        reports: dict[str, Report[Status] | None] = {"control": statuses.control, **statuses.lanes}
-        reports["shadow"] = statuses.shadow
-        if statuses.worker is not None:
-            reports["worker"] = statuses.worker
-        children = {} if statuses.supervisor is None else statuses.supervisor.status.children
-        rows: list[list[Cell | str]] = []
-        for name, report in reports.items():
-            state, waiting = _work(report)
-            child = children.get(name)
-            rows.append(
-                [
-                    Cell(name, "strong"),
-                    Cell(state, "bad strong" if state == "gone" else ""),
-                    NONE if report is None or report.age_s is None else f"{span(report.age_s)} ago",
-                    count(waiting),
-                    count(None if child is None else child.restarts),
-                ]
-            )
-        self._table.tell(rows)
+        reports = reading.statuses.all()
+        self._table.tell([_process_row(process, reports.get(process.name)) for process in reading.processes])
 
 
 class LabelsPanel:
@@ -81,16 +64,25 @@ class LabelsPanel:
         )
 
 
-def _work(report: Report[Status] | None) -> tuple[str, int | None]:
-    """State of a process, and how much waits for it."""
+def _process_row(process: ProcessState, report: Report[Status] | None) -> list[Cell | str]:
+    state = process.doing if process.well and process.doing else process.state
+    return [
+        Cell(process.name, "strong"),
+        Cell(state, "" if process.well else "bad strong"),
+        NONE if process.age_s is None else f"{span(process.age_s)} ago",
+        count(_waiting(report)),
+        count(process.restarts),
+        Cell(": ".join(filter(None, (process.last_exit, process.why))) or NONE, "wide"),
+    ]
+
+
+def _waiting(report: Report[Status] | None) -> int | None:
+    """How much waits for a process."""
     if report is None:
-        return "gone", None
-    state, waiting = "running", None
+        return None
     if isinstance(report.status, LaneStatus):
-        state, waiting = report.status.state, report.status.engine.pending
-    elif isinstance(report.status, ShadowStatus):
-        waiting = report.status.queue
-    return state if report.fresh else "gone", waiting
+        return report.status.engine.pending
+    return report.status.queue if isinstance(report.status, ShadowStatus) else None
 
 
 def _row(view: View) -> list[Cell | str]:

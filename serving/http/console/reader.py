@@ -22,6 +22,7 @@ from serving.admin.door import Admin
 from serving.http.console.history import Track
 from serving.http.console.source import READER, all_endpoints, all_versions, newest_audit
 from serving.rollout.state import ACTIVE
+from serving.runtime.roster import ProcessState
 from serving.runtime.status import ArmReport, Statuses
 from serving.telemetry.histogram import added
 
@@ -85,6 +86,7 @@ class Reading:
     """Versions by bundle, newest first."""
     missing: Sequence[str] = ()
     """Configured lanes that do not answer."""
+    processes: Sequence[ProcessState] = ()
     recent_shadow_drops: Mapping[str, int] = field(default_factory=dict)
     """Shadow drops of the last minute by reason."""
 
@@ -151,7 +153,8 @@ class Reader:
         recent = {reason: max(0, number - before.get(reason, 0)) for reason, number in dropped.items()}
         _, cache, worker, versions = self._slow
         traffic, (_, missing) = admin.metrics.traffic(), admin.processes.ready()
-        return Reading(now, statuses, traffic, views, cache, worker, versions, missing, recent)
+        processes = admin.processes.roster()
+        return Reading(now, statuses, traffic, views, cache, worker, versions, missing, processes, recent)
 
     def _view(self, endpoint: Endpoint, statuses: Statuses, now: int) -> View:
         name = endpoint.name

@@ -18,6 +18,7 @@ from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
 from serving.http.console.history import Series, Track
 from serving.http.console.nonces import PAGES
 from serving.http.console.reader import ArmTraffic, Reading, View
+from serving.runtime.roster import roster
 from serving.security.headers import page_policy
 
 NOW = 1_700_000_000_000
@@ -140,10 +141,12 @@ def test_a_dead_worker_and_restarts_are_told_without_shouting() -> None:
         "worker": {"time_ms": -90_000},
         "supervisor": {"children": {"lane-0": {"restarts": 2, "last_exit": -9}}},
     }
-    found = alarms(reading(statuses=statuses(processes)), "", NOW, worker=True)
+    seen = statuses(processes)
+    states = roster(seen, ["worker"], NOW, {"worker": "no teacher"}, lambda pid: "alive")
+    found = alarms(reading(statuses=seen, processes=states), "", NOW, worker=True)
     assert bad(found) == []
     assert [alarm.text for alarm in found] == [
-        "The transfer worker has not reported for 1 min 30 s: the student learns nothing new.",
+        "The transfer worker has not reported for 1 min 30 s (no teacher): the student learns nothing new.",
         "lane-0 was restarted 2 times, last by signal SIGKILL.",
     ]
 

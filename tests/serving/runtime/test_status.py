@@ -97,7 +97,7 @@ def test_the_command_names_damaged_files_and_shows_the_rest(tmp_path: Path, monk
         lines = shown.stdout.splitlines()
         assert "lane-9.json is damaged: time_ms: Field required" in lines
         assert sum(line.startswith("worker.json is damaged: not JSON") for line in lines) == 1
-        assert sum("lane-0" in line and "lives" in line and "ready" in line for line in lines) == 1
+        assert sum("lane-0" in line and "alive" in line and "ready" in line for line in lines) == 1
         as_json = json.loads(CliRunner().invoke(app, ["status", "-o", "json"]).stdout)
         assert as_json["processes"]["damaged"] == answer["damaged"]
 

@@ -377,20 +377,44 @@ class ProcessesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ProcessesResponse(_message.Message):
-    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic", "damaged")
+    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic", "damaged", "control", "processes")
     LANES_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SUPERVISOR_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
     lanes: _struct_pb2.Struct
     shadow: _struct_pb2.Struct
     worker: _struct_pb2.Struct
     supervisor: _struct_pb2.Struct
     traffic: _struct_pb2.Struct
     damaged: _containers.RepeatedCompositeFieldContainer[DamagedStatus]
-    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedStatus, _Mapping]]] = ...) -> None: ...
+    control: _struct_pb2.Struct
+    processes: _containers.RepeatedCompositeFieldContainer[ProcessState]
+    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedStatus, _Mapping]]] = ..., control: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[ProcessState, _Mapping]]] = ...) -> None: ...
+
+class ProcessState(_message.Message):
+    __slots__ = ("name", "state", "doing", "why", "pid", "age_s", "restarts", "last_exit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DOING_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    LAST_EXIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    doing: str
+    why: str
+    pid: int
+    age_s: float
+    restarts: int
+    last_exit: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., doing: _Optional[str] = ..., why: _Optional[str] = ..., pid: _Optional[int] = ..., age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., last_exit: _Optional[str] = ...) -> None: ...
 
 class DamagedStatus(_message.Message):
     __slots__ = ("file", "reason")
