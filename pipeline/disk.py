@@ -1,18 +1,19 @@
-"""Files that survive a crash, and the error of a full disk."""
+"""Files that survive a crash, and the error of a full disk, of SQLite's files too."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from pipeline.errors import NotReady
 
-__all__ = ["replacing", "sync", "writing"]
+__all__ = ["asking", "replacing", "sync", "transaction", "writing"]
 
 
 def sync(path: Path) -> None:
@@ -61,3 +62,30 @@ def writing(what: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise NotReady(f"{what} cannot be written: {reason}; nothing is left of it, and it is tried again") from error
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Raise NotReady for an SQLite file that is full, locked or fails. `what`: its name in the message."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise NotReady(f"{what}: {error}") from error
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, begin: str, end: str, what: str) -> Iterator[None]:
+    """A transaction of a connection that commits by itself: from `begin` to `end`, rolled back after any exception.
+
+    Raises:
+        NotReady: the first error, not that of the roll-back: SQLite itself has rolled back where the disk is full.
+    """
+    with asking(what):
+        db.execute(begin)
+        try:
+            yield
+            db.execute(end)
+        finally:
+            if db.in_transaction:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")

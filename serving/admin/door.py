@@ -25,7 +25,7 @@ from serving.admin.models import ModelVerbs
 from serving.admin.requests import Request
 from serving.admin.rollouts import RolloutVerbs
 from serving.admin.service import Parts, ProcessReports
-from serving.admin.verbs import VERBS, Verb
+from serving.admin.verbs import VERBS, Verb, stops
 from serving.admin.worker import WorkerVerbs
 from serving.config import Config
 from serving.config.principal import Principal
@@ -89,7 +89,9 @@ class Admin:
         handler = cast("Callable[[Q, Principal], A]", self._handlers[verb.name])
         if not (key and verb.mutating):
             return handler(request, by)
-        return self._idempotency.run(by.name, key, verb.name, request, verb.answer, lambda: handler(request, by))
+        return self._idempotency.run(
+            by.name, key, verb.name, request, verb.answer, lambda: handler(request, by), keyless=stops(verb, request)
+        )
 
     def close(self) -> None:
         """End background work. The caller closes the backends."""

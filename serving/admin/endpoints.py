@@ -7,14 +7,15 @@ import re
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
-from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound
+from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, NotFound, NotReady
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut
-from serving.admin.service import Service
+from serving.admin.service import STOP_WAIT_S, Parts, Service
 from serving.config import ArmConfig
 from serving.config.principal import Principal, Role
 from serving.rollout.routing import ArmSpec, Endpoint
+from serving.rollout.store import Who
 
 __all__ = ["EndpointVerbs", "open_arm", "same_inputs"]
 
@@ -25,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class EndpointVerbs(Service):
-    """Verbs of endpoints. Every public method is the verb of its name, but `bootstrap`."""
+    """Verbs of endpoints. Every public method is the verb of its name, but `bootstrap` and `audit_kills`."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._audited: dict[str, tuple[str, str]] = {}
 
     def list(self, request: r.EndpointList, by: Principal) -> a.EndpointPage:
         """All endpoints by name."""
@@ -66,16 +71,49 @@ class EndpointVerbs(Service):
             salt=request.salt or (known.salt if known else name),
             holdout=known.holdout if known else 0.0,
         )
-        return self._answer(self._store.put_endpoint(made, self._who(by, request), request.expected))
+        if known is None or not known.weight or made.weight:
+            return self._answer(self._store.put_endpoint(made, self._who(by, request), request.expected))
+        with self._stopping(lambda: name, request, by):
+            saved = self._store.put_endpoint(made, self._who(by, request), request.expected)
+        return self._answer(saved)
 
     def kill(self, request: r.EndpointKill, by: Principal) -> a.Endpoint:
-        """Send all traffic to stable at once; the rollout is aborted at the next pass. Raises: NotFound."""
+        """Send all traffic to stable at once; the rollout is aborted at the next pass.
+
+        Raises:
+            NotFound: no such endpoint. NotReady: what is missing; the message says where the switch is engaged.
+        """
         name = request.name
-        self._store.endpoint(name)
-        self._kill.engage(name, request.reason, by.name)
-        with self._lock:
-            self._store.put_endpoint(self._store.endpoint(name), self._who(by, request), verb="kill")
-        return self._answer(self._store.endpoint(name))
+        self._kill.engage(name, request.reason, by.name)  # first: nothing that fails or waits may come before it
+        try:
+            endpoint = self._store.endpoint(name)
+        except NotFound:
+            self._kill.release(name)
+            raise
+        except NotReady as error:
+            raise NotReady(
+                f"{name!r} is killed: its candidate gets nothing. The rest waits for the state: {error}"
+            ) from None
+        try:
+            if self._lock.acquire(timeout=STOP_WAIT_S):
+                try:
+                    endpoint = self._store.put_endpoint(self._store.endpoint(name), self._who(by, request), verb="kill")
+                finally:
+                    self._lock.release()
+        except NotReady as error:
+            log.error("%s is killed; its audit entry comes when the state can be written: %s", name, error)
+        return self._answer(endpoint)
+
+    def audit_kills(self) -> None:
+        """Write the audit entries that are missing: of kills by file, and of those while the state could not be written."""
+        for name, endpoint in self._store.endpoints().items():
+            why = self._kill.why(name)
+            if why is None or self._audited.get(name) == why:
+                continue
+            newest = next((e for e in self._store.latest_audit(name) if e.verb in ("kill", "release")), None)
+            if newest is None or newest.verb == "release" or (newest.reason, newest.actor) != why:
+                self._store.put_endpoint(endpoint, Who(why[1], why[0], self._clock.wall_ms()), verb="kill")
+            self._audited[name] = why
 
     def release(self, request: r.EndpointRelease, by: Principal) -> a.Endpoint:
         """Take the kill switch back; traffic returns only by a rollout or a weight.
@@ -87,7 +125,7 @@ class EndpointVerbs(Service):
         name = request.name
         with self._lock:
             endpoint = self._store.endpoint(name)
-            if name not in self._kill.engaged():
+            if not self._kill.engaged(name):
                 raise Conflict(f"endpoint {name!r} is not killed")
             if self._store.rollouts(active=True, endpoint=name):
                 raise Conflict(f"the rollout of {name!r} has not been aborted yet; try again in a moment")

@@ -8,13 +8,15 @@ and does not run. Refused calls changed nothing: their keys are free again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pipeline.clock import Clock
-from pipeline.errors import Conflict, InvalidInput
+from pipeline.errors import Conflict, InvalidInput, NotReady
 from serving.admin.answers import Answer
 from serving.admin.requests import Request
 from serving.state.idempotency import Keys, Taken
@@ -23,6 +25,8 @@ __all__ = ["IdempotencyCache"]
 
 A = TypeVar("A", bound=Answer)
 _KEY = re.compile(r"[!-~]{1,200}")
+
+log = logging.getLogger(__name__)
 
 
 class IdempotencyCache:
@@ -34,30 +38,50 @@ class IdempotencyCache:
         self._lock = threading.Lock()
         self._running: set[tuple[str, str]] = set()
 
-    def run(self, caller: str, key: str, verb: str, request: Request, answer: type[A], act: Callable[[], A]) -> A:
+    def run(
+        self,
+        caller: str,
+        key: str,
+        verb: str,
+        request: Request,
+        answer: type[A],
+        act: Callable[[], A],
+        *,
+        keyless: bool = False,
+    ) -> A:
         """Run a call, or return the answer of the first call with this key.
 
         Args:
             caller: owner of the key; another caller's equal key is another one.
             act: runs the call.
+            keyless: whether it runs where keys cannot be stored, and again when it is repeated.
 
         Raises:
             InvalidInput: the key is malformed, or was used for another request.
-            Conflict: the first call with this key is still running, or was cut off. And whatever `act` raises.
+            Conflict: the first call with this key is still running, or was cut off. NotReady: the key cannot be stored.
+            And whatever `act` raises.
         """
         if not _KEY.fullmatch(key):
             raise InvalidInput("idempotency-key: use 1 to 200 printable ASCII characters", "idempotency-key")
         digest = hashlib.sha256(f"{verb} {request.model_dump_json()}".encode()).hexdigest()
-        stored = self._begin(caller, key, digest)
+        try:
+            stored = self._begin(caller, key, digest)
+        except NotReady as error:
+            if not keyless:
+                raise
+            log.error("%s runs without its idempotency key: %s", verb, error)
+            return act()
         if stored is not None:
             return answer.model_validate_json(stored)
         try:
             done = act()
         except BaseException:
-            self._keys.free(caller, key)
+            with _logged():  # the caller's error is the first one
+                self._keys.free(caller, key)
             raise
         else:
-            self._keys.answer(caller, key, done.model_dump_json())
+            with _logged():  # what was asked is done
+                self._keys.answer(caller, key, done.model_dump_json())
             return done
         finally:
             with self._lock:
@@ -89,3 +113,11 @@ class IdempotencyCache:
             f"the first call with idempotency-key {key!r} was cut off and may have been carried out, or is under way at "
             "another control process; look at what is there, then use a new key"
         )
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except NotReady as error:
+        log.error("an idempotency key cannot be kept up to date: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +24,9 @@ from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeigh
 from serving.rollout.store import StoredRollout, check_version
 
 __all__ = ["RolloutVerbs"]
+
+_ID = re.compile(r"-[0-9a-f]{8}$")
+"""What a rollout's id has after the name of its endpoint."""
 
 
 class RolloutVerbs(Service):
@@ -49,7 +53,7 @@ class RolloutVerbs(Service):
         with _at(name, text, "endpoint"):
             endpoint = self._store.endpoint(spec.endpoint)
         check_version(f"endpoint {endpoint.name!r}", endpoint.resource_version, request.expected)
-        if spec.endpoint in self._kill.engaged():
+        if self._kill.engaged(spec.endpoint):
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
         bundle = spec.candidate.bundle
         with _at(name, text, "candidate", "bundle"):
@@ -132,14 +136,25 @@ class RolloutVerbs(Service):
         return None
 
     def _steer(self, request: r.RolloutSteer | r.RolloutPromote | r.RolloutSetWeight, event: Event, by: Principal) -> a.Rollout:  # fmt: skip
-        with self._lock:
+        with self._stopping(lambda: self._endpoint_of(request.name), request, by) if _stops(event) else self._lock:
             done = self._controller.command(request.name, event, by.name, request.reason, request.expected)
-            return self._answer(done)
+        return self._answer(done)
+
+    def _endpoint_of(self, rollout: str) -> str:
+        """Endpoint of a rollout by id or endpoint, also where the store cannot be read."""
+        try:
+            return self._store.rollout(rollout).spec.endpoint
+        except BatonError:
+            return _ID.sub("", rollout)
 
     def _answer(self, stored: StoredRollout) -> a.Rollout:
         with self._lock:
             figures = self._controller.snapshot(stored.id)
         return _answer(stored, figures)
+
+
+def _stops(event: Event) -> bool:
+    return isinstance(event, (Abort, Undo)) or (isinstance(event, SetWeight) and event.weight == 0)
 
 
 @contextmanager

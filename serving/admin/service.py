@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.clock import Clock
+from pipeline.errors import NotReady
 from serving.admin.requests import Mutation
 from serving.config import Config
 from serving.config.principal import Principal
@@ -16,7 +19,10 @@ from serving.runtime.roster import ProcessState, roster_of
 from serving.runtime.status import LaneStatus, Statuses
 from serving.wiring.backends import Backends
 
-__all__ = ["Parts", "ProcessReports", "Service"]
+__all__ = ["STOP_WAIT_S", "Parts", "ProcessReports", "Service"]
+
+STOP_WAIT_S = 2.0
+"""Longest wait of an emergency verb for the rollout loop."""
 
 
 class ProcessReports:
@@ -87,6 +93,37 @@ class Service:
         self._processes = parts.processes
         self._clock = parts.clock
         self._lock = parts.lock
+
+    @contextmanager
+    def _stopping(self, endpoint: Callable[[], str], request: Mutation, by: Principal) -> Iterator[None]:
+        """Context of a change that takes all traffic from a candidate: where it cannot be stored, the kill switch does it.
+
+        It holds the lock of the rollout loop, which it waits for no longer than `STOP_WAIT_S`.
+
+        Raises:
+            NotReady: the first error, and what was done instead.
+        """
+        held = self._lock.acquire(timeout=STOP_WAIT_S)
+        try:
+            if not held:
+                raise NotReady(f"the rollout loop has not ended its pass within {STOP_WAIT_S:.0f} s")
+            yield
+        except NotReady as error:
+            name = endpoint()
+            try:
+                self._kill.engage(name, f"{request.reason or 'no reason given'}; {error}", by.name)
+            except NotReady as second:
+                raise NotReady(
+                    f"{error}. The kill switch was tried instead: {second}. Run `baton endpoint kill {name} --home HOME` on "
+                    "every machine"
+                ) from error
+            raise NotReady(
+                f"{error}. So the kill switch of {name!r} is engaged instead, and its candidate gets nothing. Mend the "
+                f"cause, then take the switch back: `baton endpoint kill {name} --release`"
+            ) from error
+        finally:
+            if held:
+                self._lock.release()
 
     def _who(self, by: Principal, request: Mutation) -> Who:
         """Author of a change, for the audit."""

@@ -13,7 +13,7 @@ from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.config.principal import Role
 
-__all__ = ["VERBS", "Verb"]
+__all__ = ["VERBS", "Verb", "stops"]
 
 Q = TypeVar("Q", bound=r.Request)
 A = TypeVar("A", bound=a.Answer)
@@ -74,3 +74,10 @@ WORKER_STATUS = Verb("worker.status", VIEWER, r.Nothing, a.Worker)
 
 VERBS: dict[str, Verb[Any, Any]] = {verb.name: verb for verb in list(globals().values()) if isinstance(verb, Verb)}
 """All verbs by name."""
+
+
+def stops(verb: Verb[Any, Any], request: r.Request) -> bool:
+    """Whether a call takes all traffic from a candidate, so that nothing that fails may hold it up."""
+    if verb in (ROLLOUTS_SET_WEIGHT, ENDPOINTS_SET):
+        return getattr(request, "weight", None) == 0
+    return verb in (ENDPOINTS_KILL, ROLLOUTS_ABORT, ROLLOUTS_UNDO)

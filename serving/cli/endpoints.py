@@ -110,10 +110,9 @@ def kill(
 
 def _known(home: Path, name: str) -> None:
     """Report a misspelt name, only after the switch is set: nothing may delay that."""
-    from serving.rollout.sqlite_store import SqliteControlStore
+    from serving.rollout.sqlite_store import endpoint_names
 
-    path = home / "control.db"
-    names = sorted(SqliteControlStore(path).endpoints()) if path.exists() else [name]
+    names = endpoint_names(home / "control.db") or [name]
     if name not in names:
         raise InvalidInput(f"the switch of {name!r} is set, but there is no such endpoint; there are {names}", "name")
 

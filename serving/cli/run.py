@@ -25,7 +25,7 @@ from serving.runtime.claims import SERVE, role_on
 from serving.runtime.endings import ending, ending_path
 from serving.runtime.logs import write_logs
 from serving.runtime.ports import claimed_ports
-from serving.runtime.process import PARENT, die_with_parent, step_back
+from serving.runtime.process import PARENT, die_with_parent, raise_descriptors, step_back
 from serving.security.exposure import close_home, exposure
 from serving.wiring.state import relaying
 
@@ -60,6 +60,7 @@ def serve(
         return
     write_logs("supervisor", settings.log_level, settings.log_format)
     close_home(settings)
+    raise_descriptors()
     warnings = exposure(settings)
     supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +101,7 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
     if settings.worker is None:
         raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
     die_with_parent()
+    raise_descriptors()
     step_back(settings.worker.nice)
     stop = _stop_on_signal()
     with (
@@ -128,6 +130,7 @@ def process(
     die_with_parent()  # while it waits for a predecessor too
     write_logs(name, settings.log_level, settings.log_format)
     close_home(settings)
+    raise_descriptors()
     for warning in exposure(settings):
         if PARENT not in os.environ:  # else the supervisor has shown it
             log.warning("%s", warning)

@@ -21,12 +21,13 @@ from serving.admin import Admin
 from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.control.traffic_upkeep import TrafficUpkeep
-from serving.rollout.controller import RolloutController
+from serving.rollout.controller import ACTOR, RolloutController
+from serving.rollout.store import LeadLost
 from serving.runtime import status
 from serving.runtime.process import step_back
 from serving.runtime.status import ControlStatus, Statuses, StepStatus
 from serving.runtime.supervisor import children_of
-from serving.state.leader import Lead, LeadLost
+from serving.state.leader import Lead
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
 from serving.wiring.backends import Backends
@@ -66,7 +67,15 @@ class ControlLoops:
         self._backends, self._joined, self._store = backends, joined, backends.store
         repository = backends.repository
         observer = Observer(config.status, repository, backends.kill, clock)
-        self._controller = RolloutController(self._store, backends.traffic, clock, observer, observer.schema)
+        self._controller = RolloutController(
+            self._store,
+            backends.traffic,
+            clock,
+            observer,
+            observer.schema,
+            lambda endpoint, reason: backends.kill.engage(endpoint, reason, ACTOR),
+        )
+        backends.kill.prepare()
         self._lock = threading.RLock()
         self._lead, self._leads = lead, threading.Event()
         self._cache = self._open_cache(repository)
@@ -140,6 +149,7 @@ class ControlLoops:
             for rollout, decision in self._controller.step():
                 if decision.event is not None:
                     log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
+            self.admin.endpoints.audit_kills()
 
     def _report(self) -> None:
         with contextlib.suppress(NotReady):  # while the store is away the last steps that were read stay

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from serving.config import ListenConfig
+from serving.runtime.process import connections_within
 from serving.security.authenticator import Authenticator
 from serving.security.certificates import Certificates
 from serving.security.session import Sessions
@@ -28,6 +29,8 @@ SOCKET_BYTES = 1 << 20
 FIRST_REQUEST_S = 20.0
 """Seconds until a new connection has sent the head of its first request."""
 GRACE_S = 3
+PORTS = 2
+"""Ports of the control process that share its file descriptors: HTTP, and gRPC admin."""
 
 
 class _Socket(WebSocketsSansIOProtocol):
@@ -37,8 +40,12 @@ class _Socket(WebSocketsSansIOProtocol):
 
 
 class _Http(H11Protocol):
+    most = 1000
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > self.most:  # 503 needs a request, and those that send none hold descriptors
+            transport.abort()
         self.app = _named(self.app, transport)
         self._silence = self.loop.call_later(FIRST_REQUEST_S, self._end_silence)
 
@@ -61,11 +68,15 @@ def http_server(
     port: int | None = None,
 ) -> uvicorn.Server:
     """Server of the application, not started. `port`: instead of the configured one."""
+
+    class Http(_Http):
+        most = connections_within(2 * listen.limits.connections, PORTS)
+
     config = uvicorn.Config(
         WebGuard(app, authenticator, sessions, listen),
         host=listen.host,
         port=listen.http_port if port is None else port,
-        http=_Http,
+        http=Http,
         ws=_Socket,
         ws_max_size=SOCKET_BYTES,
         h11_max_incomplete_event_size=HEADER_BYTES,

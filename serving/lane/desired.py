@@ -1,4 +1,4 @@
-"""Desired model versions of a process, read from the control store, the kill files, the repository and the load markers.
+"""Desired model versions of a process, read from the control store, the repository and the load markers.
 
 This file decides which version "the newest" is. It knows nothing of what is loaded. Read next: `serving.lane.registry`.
 """
@@ -15,7 +15,6 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError, NotFound
 from serving.lane.served import ARM_NAMES, Key
 from serving.rollout.routing import Arm, ArmSpec, Endpoint
-from serving.state.kill import KillSwitch
 
 __all__ = ["DIRECT", "Desired", "DesiredVersions", "EndpointSource"]
 
@@ -43,7 +42,6 @@ class Desired:
     arms: dict[tuple[str, Arm], Key] = field(default_factory=dict)
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     extra: dict[str, Key] = field(default_factory=dict)
-    killed: frozenset[str] = frozenset()
 
     @property
     def keys(self) -> set[Key]:
@@ -56,27 +54,27 @@ class DesiredVersions:
 
     Args:
         source: of endpoints; None: only models loaded by name.
-        kill: the kill files.
         repository: of bundles.
         loads: folder of load markers, shared by all lanes: a file for every bundle that is to be loaded by name.
     """
 
-    def __init__(self, source: EndpointSource | None, kill: KillSwitch, repository: Repository, loads: Path) -> None:
+    def __init__(self, source: EndpointSource | None, repository: Repository, loads: Path) -> None:
         self._source = source
-        self._kill = kill
         self._repository = repository
         self.loads = loads
         self._data_version: int | None = None
         self._endpoints: list[Endpoint] = []
         self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | None]]] = {}
-        self._logged = ""
+        self._marked: list[str] = []
+        self._logged: dict[str, str] = {}
 
     def look(self, failed: Collection[Key]) -> Desired:
         """The desired state now. `failed` versions are skipped where an older version may serve.
 
-        When the store cannot be read, the endpoints stay as they were; the kill files still count.
+        What cannot be read stays as it was: the endpoints, the versions of a bundle, the load markers. One of them holds
+        up no other, so that a weight is followed also where no folder can be listed.
         """
-        desired = Desired(killed=self._kill.engaged())
+        desired = Desired()
         self._read_endpoints()
         endpoints = self._endpoints
         servable: dict[str, list[str]] = {}
@@ -89,12 +87,21 @@ class DesiredVersions:
                     desired.arms[endpoint.name, arm] = self._version_of(spec, servable, failed)
                 except BatonError as error:
                     desired.problems[endpoint.name, arm] = str(error)
-        for marker in sorted(self.loads.iterdir()) if self.loads.is_dir() else []:
+        for bundle in self._markers():
             try:
-                desired.extra[marker.name] = self._version_of(ArmSpec(bundle=marker.name), servable, failed)
+                desired.extra[bundle] = self._version_of(ArmSpec(bundle=bundle), servable, failed)
             except BatonError as error:
-                desired.problems[marker.name, DIRECT] = str(error)
+                desired.problems[bundle, DIRECT] = str(error)
         return desired
+
+    def _markers(self) -> list[str]:
+        try:
+            self._marked = sorted(marker.name for marker in self.loads.iterdir())
+        except FileNotFoundError:
+            self._marked = []
+        except OSError as error:
+            self._log_once("loads", error, "models loaded by name stay as they were")
+        return self._marked
 
     def _read_endpoints(self) -> None:
         if self._source is None:
@@ -104,11 +111,15 @@ class DesiredVersions:
             if version != self._data_version:
                 self._endpoints = list(self._source.endpoints().values())
                 self._data_version = version
-            self._logged = ""
+            self._logged.pop("store", None)
         except Exception as error:
-            if str(error) != self._logged:  # once, not ten times a second
-                self._logged = str(error)
-                log.exception("the control store cannot be read; endpoints stay as they were")
+            self._log_once("store", error, "the control store cannot be read; endpoints stay as they were")
+
+    def _log_once(self, what: str, error: Exception, meaning: str) -> None:
+        """Not ten times a second."""
+        if self._logged.get(what) != str(error):
+            self._logged[what] = str(error)
+            log.error("%s: %s", meaning, error, exc_info=not isinstance(error, BatonError | OSError))
 
     def _version_of(self, spec: ArmSpec, servable: dict[str, list[str]], failed: Collection[Key]) -> Key:
         if spec.version:
@@ -126,8 +137,13 @@ class DesiredVersions:
     def _servable(self, bundle: str) -> list[str]:
         """Versions that may serve, newest first. A version never changes, so each manifest is read once; one that cannot
         be opened is read again, since it may be repaired."""
-        versions = tuple(self._repository.versions(bundle))
         known, servable = self._versions.get(bundle, ((), {}))
+        try:
+            versions = tuple(self._repository.versions(bundle))
+            self._logged.pop(bundle, None)
+        except OSError as error:
+            self._log_once(bundle, error, f"versions of bundle {bundle} stay as they were")
+            versions = known
         if versions != known or None in servable.values():
             servable = {v: self._may_serve(bundle, v, servable) for v in versions}
             self._versions[bundle] = versions, servable

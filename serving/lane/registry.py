@@ -3,7 +3,8 @@
 Level-triggered: a watcher thread compares the desired versions with the loaded ones, a loader thread loads and warms
 the missing ones at low priority, and what may answer is one immutable `Snapshot` behind one reference. A request takes
 the snapshot once and keeps its models alive by holding them; there is no other count of users. The registry only reads:
-weights and versions are changed by the control process, which need not be running.
+weights and versions are changed by the control process, which need not be running. The kill switch has threads of its
+own (`serving.lane.kill_watch`), which wait for nothing that these two wait for.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from pipeline.errors import BundleError, Conflict, NotFound, NotReady
 from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.lane.desired import DIRECT, Desired, DesiredVersions
+from serving.lane.kill_watch import KillWatch
 from serving.lane.memory_budget import MemoryBudget
 from serving.lane.served import ARM_NAMES, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
 from serving.runtime.status import ArmReport
+from serving.state.kill import KillSwitch
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 
@@ -84,6 +87,7 @@ class Registry:
 
     Args:
         desired_versions: which versions this process should have; used by the watcher thread alone.
+        kill: switch that takes endpoints from their candidates.
         repository: of bundles.
         loader: used by the loader thread alone.
         nice: priority of the loader thread; None leaves it (threads that a network opens inherit it).
@@ -93,6 +97,7 @@ class Registry:
     def __init__(
         self,
         desired_versions: DesiredVersions,
+        kill: KillSwitch,
         repository: Repository,
         loader: VersionLoader,
         clock: Clock,
@@ -113,9 +118,12 @@ class Registry:
         self._loaded: dict[Key, Served] = {}
         self._failed: dict[Key, _Failed] = {}
         self._loading: Key | None = None
+        self._killed: frozenset[str] = frozenset()
+        self._blind = ""
         self._passes = 0
         self._look_now = False
         self._stopping = False
+        self._kill_watch = KillWatch(kill, self._endpoint_names, self._set_killed)
         self._threads: list[threading.Thread] = []
         self.listeners: list[Callable[[Snapshot], None]] = []
 
@@ -178,6 +186,11 @@ class Registry:
         with self._changed:
             return {f"{bundle}/{version}": failed.reason for (bundle, version), failed in self._failed.items()}
 
+    def blind(self) -> str:
+        """Reason why the kill files cannot be looked at, so that candidates get nothing; "": they can."""
+        with self._changed:
+            return self._blind
+
     def load(self, bundle: str, timeout: float = 60.0) -> None:
         """Load the newest servable version of a bundle by name in all lanes, and wait until this lane has it.
 
@@ -231,7 +244,8 @@ class Registry:
     # Life cycle.
 
     def start(self) -> None:
-        """Start the threads `registry-watch` and `registry-load`."""
+        """Start the threads `registry-watch` and `registry-load`, and those of the kill switch."""
+        self._kill_watch.start()
         for name, run in (("registry-watch", self._watch), ("registry-load", self._run_loads)):
             thread = threading.Thread(target=run, name=name, daemon=True)
             self._threads.append(thread)
@@ -244,6 +258,7 @@ class Registry:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout=30)
+        self._kill_watch.stop()
 
     def looked(self, timeout: float) -> bool:
         """Wait for the first look at the control store; False when it did not come in time."""
@@ -258,6 +273,7 @@ class Registry:
     def reconcile(self) -> None:
         """One pass of both threads: look, load the missing versions, publish. For a process that starts no threads."""
         self._look()
+        self._kill_watch.look()
         while (key := self._next_load()) is not None:
             self._load_one(key)
 
@@ -306,10 +322,21 @@ class Registry:
         with self._changed:
             failed = {key for key, failure in self._failed.items() if failure.again_at > now}
         desired = self._desired_versions.look(failed)
+        if appeared := desired.endpoints.keys() - set(self._endpoint_names()):
+            self._kill_watch.look_at_files(appeared)
         with self._changed:
             if desired != self._desired or any(key not in self._loaded for key in desired.keys):
                 self._desired = desired
                 self._publish()
+
+    def _endpoint_names(self) -> list[str]:
+        with self._changed:
+            return list(self._desired.endpoints)
+
+    def _set_killed(self, killed: frozenset[str], blind: str) -> None:
+        with self._changed:
+            self._killed, self._blind = killed, blind
+            self._publish()
 
     # Loading.
 
@@ -362,7 +389,8 @@ class Registry:
                 candidate = self._answering((name, "candidate"), old.candidate if old else None)
                 if candidate is not None and stable is not None and mismatch(stable, candidate):
                     candidate = None
-            endpoints[name] = ServedEndpoint(endpoint, stable, candidate, endpoint.killed or name in desired.killed)
+            killed = endpoint.killed or name in self._killed or bool(self._blind)
+            endpoints[name] = ServedEndpoint(endpoint, stable, candidate, killed)
         in_use = {
             served.key for e in endpoints.values() for served in (e.stable, e.candidate) if served is not None
         } | desired.keys

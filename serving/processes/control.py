@@ -16,8 +16,8 @@ from pipeline.clock import Clock, SystemClock
 from serving.config import Config
 from serving.control.loops import ControlLoops
 from serving.http.api import build_app
-from serving.http.port import http_server
-from serving.runtime.process import die_with_parent
+from serving.http.port import PORTS, http_server
+from serving.runtime.process import connections_within, die_with_parent
 from serving.security.admitted import Admitted
 from serving.security.authenticator import Authenticator
 from serving.security.certificates import open_certificates
@@ -88,6 +88,7 @@ class _Ports:
             listen.address(listen.admin_port),
             interceptors=[AdmitInterceptor(authenticator)],
             credentials=None if certificates is None else certificates.server_credentials(),
+            connections=connections_within(listen.limits.connections, PORTS),
         )
 
     async def answer(self) -> None:

@@ -36,7 +36,7 @@ from serving.lane.shadow_queue import ShadowSender
 from serving.lane.stages import lane_plan
 from serving.rollout.routing_key import RoutingHash
 from serving.runtime import status
-from serving.runtime.process import die_with_parent
+from serving.runtime.process import connections_within, die_with_parent
 from serving.runtime.status import ArmTotals, EngineStatus, HandOffStatus, LaneArm, LaneStatus
 from serving.security.authenticator import Authenticator
 from serving.security.certificates import bind, open_certificates
@@ -177,6 +177,7 @@ class Lane:
             models=sorted("/".join(key) for key in snapshot.models),
             faults=self.registry.faults(),
             killed=sorted(name for name, endpoint in snapshot.endpoints.items() if endpoint.killed),
+            blind=self.registry.blind(),
             counters={case: routed[case] for case in ("missing_key", "candidate_not_ready", "unsampled")},
             engine=self._engine_status(),
             embedding=embedding_status(self._hierarchy, snapshot),
@@ -254,6 +255,7 @@ class Lane:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.max_concurrent_streams", listen.limits.streams),
+                ("grpc.max_allowed_incoming_connections", connections_within(listen.limits.lane_connections)),
                 ("grpc.max_metadata_size", METADATA_BYTES),
                 *_ages(listen),
             ]

@@ -6,7 +6,6 @@ the store: after a crash at any line, a new controller continues from what was c
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.clock import Clock
-from pipeline.errors import Conflict, NotFound, StaleVersion
+from pipeline.errors import Conflict, NotFound, NotReady, StaleVersion
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
 from serving.rollout.analysis import RolloutAnalysis, new_analysis
@@ -25,11 +24,12 @@ from serving.rollout.reconcile import Context, Decision, Observed, reconcile
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Event, RolloutState, StepBack, apply, begin
-from serving.rollout.store import ControlStore, StoredRollout, Who, check_version
+from serving.rollout.store import ControlStore, LeadLost, StoredRollout, Who, check_version
 
-__all__ = ["RolloutController"]
+__all__ = ["ACTOR", "RolloutController"]
 
 ACTOR = "controller"
+"""Author of what the rollout loop does, in the audit."""
 log = logging.getLogger(__name__)
 
 _BATCH_ENTRIES = 256
@@ -61,6 +61,8 @@ class RolloutController:
         clock: its wall time decides.
         observe: called once per rollout and pass with (rollout, endpoint); returns the reports of lanes and registry.
         schema: inputs of a bundle by name, called only where a rollout has slices of the traffic.
+        brake: called with an endpoint and a reason where a step back or an abort cannot be stored; it takes all traffic
+            from the candidate by other means. Raises: NotReady.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class RolloutController:
         clock: Clock,
         observe: Callable[[StoredRollout, Endpoint], Observed],
         schema: Callable[[str], Schema],
+        brake: Callable[[str, str], None],
     ) -> None:
         self._store, self._log, self._clock, self._observe, self._schema = store, log, clock, observe, schema
+        self._brake = brake
         self._runners: dict[str, _Runner] = {}
         self._long_runs: dict[str, LongRun] = {}
         self._lock = threading.RLock()
@@ -176,10 +180,18 @@ class RolloutController:
         decision = reconcile(context)
         runner.next_look_ms = decision.next_look_ms
         if decision.event is not None:
-            with contextlib.suppress(StaleVersion):  # an operator was faster; the next pass sees the change
-                # The place in the log is stored too, so that the figures can be computed again.
-                seen = {**decision.evidence, "seq": runner.analysis.seq}
+            # The place in the log is stored too, so that the figures can be computed again.
+            seen = {**decision.evidence, "seq": runner.analysis.seq}
+            try:
                 self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, now), seen)
+            except StaleVersion:
+                pass  # an operator was faster; the next pass sees the change
+            except LeadLost:
+                raise
+            except NotReady as error:
+                if isinstance(decision.event, (StepBack, Abort)) and context.observed.killed is None:
+                    self._brake(endpoint.name, f"{decision.reason}; {decision.event.verb} cannot be stored: {error}")
+                raise
         if now >= context.next_look_ms or decision.event is not None:
             self._store_status(stored.id, runner, decision)
         if runner.analysis.table.size > _MAX_BLOCKS:

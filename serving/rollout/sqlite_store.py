@@ -10,15 +10,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.disk import asking, transaction, writing
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
 
-__all__ = ["SqliteControlStore"]
+__all__ = ["SqliteControlStore", "endpoint_names"]
 
 T = TypeVar("T")
 
@@ -50,16 +52,22 @@ class SqliteControlStore(ControlStore):
 
     Args:
         path: of the database; created with its folder where it does not exist.
+
+    Raises:
+        NotReady: it cannot be opened now.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._what = f"state {path}"
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        self._write_ahead()
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with asking(self._what):
+            self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+            self._write_ahead()
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
 
     def _write_ahead(self) -> None:
         # Turning the write-ahead log on needs an exclusive lock, for which SQLite does not wait as for other locks.
@@ -77,21 +85,21 @@ class SqliteControlStore(ControlStore):
             self._db.close()
 
     def data_version(self) -> int:
-        with self._lock:
+        with self._lock, asking(self._what):
             (others,) = self._db.execute("PRAGMA data_version").fetchone()
             return int(others) + self._db.total_changes
 
     def endpoints(self) -> dict[str, Endpoint]:
-        with self._lock:
+        with self._lock, asking(self._what):
             rows = self._db.execute("SELECT name, body FROM endpoints ORDER BY name").fetchall()
         return {name: Endpoint.model_validate_json(body) for name, body in rows}
 
     def find_endpoint(self, name: str) -> Endpoint | None:
-        with self._lock:
+        with self._lock, asking(self._what):
             return _Transaction(self._db).endpoint(name)
 
     def rollouts(self, *, active: bool = False, endpoint: str = "") -> list[StoredRollout]:
-        with self._lock:
+        with self._lock, asking(self._what):
             rows = self._db.execute(
                 "SELECT id, spec, state, created_ms, resource_version, status FROM rollouts "
                 "WHERE active >= ? AND (? = '' OR endpoint = ?) ORDER BY created_ms, rowid",
@@ -100,7 +108,7 @@ class SqliteControlStore(ControlStore):
         return [_rollout(row) for row in rows]
 
     def find_rollout(self, name: str) -> StoredRollout | None:
-        with self._lock:
+        with self._lock, asking(self._what):
             row = self._db.execute(
                 "SELECT id, spec, state, created_ms, resource_version, status FROM rollouts "
                 "WHERE id = ?1 OR endpoint = ?1 ORDER BY id = ?1 DESC, active DESC, created_ms DESC, rowid DESC LIMIT 1",
@@ -115,7 +123,7 @@ class SqliteControlStore(ControlStore):
         return self._entries("(?1 IS NULL OR seq < ?1)", before, endpoint, "DESC", limit)
 
     def _entries(self, where: str, seq: int | None, endpoint: str, order: str, limit: int) -> list[AuditEntry]:
-        with self._lock:
+        with self._lock, asking(self._what):
             rows = self._db.execute(
                 f"SELECT * FROM audit WHERE {where} AND (?2 = '' OR endpoint = ?2) ORDER BY seq {order} LIMIT ?3",
                 (seq, endpoint, limit),
@@ -123,15 +131,17 @@ class SqliteControlStore(ControlStore):
         return [AuditEntry(*row[:7], *(json.loads(text) for text in row[7:])) for row in rows]
 
     def transact(self, change: Callable[[Transaction], T]) -> T:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                result = change(_Transaction(self._db))
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-        return result
+        with self._lock, transaction(self._db, "BEGIN IMMEDIATE", "COMMIT", self._what):
+            return change(_Transaction(self._db))
+
+
+def endpoint_names(path: Path) -> list[str]:
+    """Names of the endpoints in `control.db`, read without writing or waiting; empty where that fails."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.5)) as db:
+            return [name for (name,) in db.execute("SELECT name FROM endpoints ORDER BY name")]
+    except sqlite3.Error:
+        return []
 
 
 class _Transaction:

@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from pipeline.errors import Conflict, NotFound, StaleVersion
+from pipeline.errors import Conflict, NotFound, NotReady, StaleVersion
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 
-__all__ = ["AuditEntry", "ControlStore", "StoredRollout", "Transaction", "Who", "brief", "check_version"]
+__all__ = ["AuditEntry", "ControlStore", "LeadLost", "StoredRollout", "Transaction", "Who", "brief", "check_version"]
 
 T = TypeVar("T")
+
+
+class LeadLost(NotReady):
+    """A write by a process that is no longer the leader."""
 
 
 @dataclass(frozen=True, slots=True)

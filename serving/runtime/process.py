@@ -1,20 +1,23 @@
-"""Calls to the kernel that every process of Baton makes: end with its parent, lower its priority."""
+"""Calls to the kernel that processes of Baton make: end with the parent, lower the priority, raise the limit of files."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
 from contextlib import suppress
 
-__all__ = ["PARENT", "die_with_parent", "step_back"]
+__all__ = ["PARENT", "connections_within", "die_with_parent", "raise_descriptors", "step_back"]
 
 PARENT = "BATON_SUPERVISOR_PID"
 """Environment variable with the pid of the supervisor, for its children."""
 LOWEST_NICE = 19
 """Nice value that means: run only where no other process wants the core."""
+OWN_DESCRIPTORS = 128
+"""File descriptors that a process needs for itself: models, stores, pipes."""
 _PDEATHSIG_OPTION = 1
 
 
@@ -47,3 +50,24 @@ def step_back(nice: int, *, thread: bool = False) -> None:
             os.setpriority(os.PRIO_PROCESS, who, nice)
         if nice == LOWEST_NICE and sys.platform == "linux":
             os.sched_setscheduler(who, os.SCHED_IDLE, os.sched_param(0))
+
+
+def raise_descriptors() -> int:
+    """Raise this process's limit of file descriptors to its hard limit; the limit now. Children have it too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return hard
+    return soft
+
+
+def connections_within(most: int, ports: int = 1) -> int:
+    """Connections that each of `ports` of this process may have, `most` at most, so that descriptors are left over.
+
+    >>> connections_within(1) == 1
+    True
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    free = max(limit - OWN_DESCRIPTORS, limit // 4)
+    return min(most, max(1, free // ports))

@@ -138,7 +138,8 @@ class LaneStatus:
     Args:
         endpoints: by endpoint and arm. direct: models that are called by name.
         models: versions that are loaded, as bundle/version; faults: why others could not be.
-        killed: endpoints whose kill switch is engaged.
+        killed: endpoints whose candidate gets nothing.
+        blind: why kill files cannot be looked at, so that no candidate gets anything ("": they can).
         counters: requests by case of routing.
     """
 
@@ -152,6 +153,7 @@ class LaneStatus:
     models: Sequence[str] = field(default_factory=list)
     faults: Mapping[str, str] = field(default_factory=dict)
     killed: Sequence[str] = field(default_factory=list)
+    blind: str = ""
     counters: Mapping[str, int] = field(default_factory=dict)
     engine: EngineStatus = field(default_factory=EngineStatus)
     embedding: EmbeddingStatus = field(default_factory=EmbeddingStatus)

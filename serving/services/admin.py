@@ -113,6 +113,7 @@ class AdminServer:
         authenticator: of callers.
         interceptors: of all methods, also of reflection.
         credentials: of TLS; None: none.
+        connections: most at once; further ones are closed.
 
     Attributes:
         port: the port in use.
@@ -127,7 +128,9 @@ class AdminServer:
         *,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
+        connections: int = 1000,
     ) -> None:
+        self._connections = connections
         self._services = AdminServices(admin, authenticator, shell)
         self._address = address
         self._interceptors = interceptors
@@ -144,6 +147,7 @@ class AdminServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", self._limit),
                 ("grpc.max_send_message_length", self._limit),
+                ("grpc.max_allowed_incoming_connections", self._connections),
             ],
             maximum_concurrent_rpcs=MAX_CALLS,
         )

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from pipeline.disk import asking
+
 __all__ = ["Keys", "SqliteKeys", "Taken"]
 
 _SCHEMA = """
@@ -25,7 +27,7 @@ class Taken(NamedTuple):
 
 
 class Keys(Protocol):
-    """Store of keys, each within its caller. Safe for several threads and processes."""
+    """Store of keys, each within its caller. Safe for several threads and processes. All methods raise NotReady."""
 
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
         """Take a key; returns the earlier use, in which case nothing is written."""
@@ -50,12 +52,13 @@ class SqliteKeys:
     def __init__(self, path: Path, *, kept: int, kept_ms: int) -> None:
         self._kept, self._kept_ms = kept, kept_ms
         self._lock = threading.Lock()
+        self._what = f"state {path}"
         self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
 
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
-        with self._lock:
+        with self._lock, asking(self._what):
             row = self._db.execute(
                 "SELECT digest, answer FROM answers WHERE caller = ? AND key = ? AND time_ms > ?",
                 (caller, key, now_ms - self._kept_ms),
@@ -71,11 +74,11 @@ class SqliteKeys:
         return None
 
     def answer(self, caller: str, key: str, answer: str) -> None:
-        with self._lock:
+        with self._lock, asking(self._what):
             self._db.execute("UPDATE answers SET answer = ? WHERE caller = ? AND key = ?", (answer, caller, key))
 
     def free(self, caller: str, key: str) -> None:
-        with self._lock:
+        with self._lock, asking(self._what):
             self._db.execute("DELETE FROM answers WHERE caller = ? AND key = ?", (caller, key))
 
     def close(self) -> None:

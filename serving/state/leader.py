@@ -10,13 +10,7 @@ import fcntl
 from pathlib import Path
 from typing import IO, Protocol
 
-from pipeline.errors import NotReady
-
-__all__ = ["FileLead", "Lead", "LeadLost"]
-
-
-class LeadLost(NotReady):
-    """A write by a process that is no longer the leader."""
+__all__ = ["FileLead", "Lead"]
 
 
 class Lead(Protocol):

@@ -38,14 +38,14 @@ def open_registry(
     """
     repository = open_repository(config)
     threads = config.engine.network_threads
-    desired = DesiredVersions(open_control_store(config), open_kill_switch(config), repository, config.loads)
+    desired = DesiredVersions(open_control_store(config), repository, config.loads)
     loader = VersionLoader(
         partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),
         config.listen.max_candidates,
         MemoryBudget(repository, config.engine.memory_reserve_bytes),
         samples,
     )
-    return Registry(desired, repository, loader, clock, nice=nice if threads == 1 else None)
+    return Registry(desired, open_kill_switch(config), repository, loader, clock, nice=nice if threads == 1 else None)
 
 
 def open_tracing(config: Config, process: str) -> Tracing | None:

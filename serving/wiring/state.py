@@ -68,9 +68,9 @@ def open_kill_switch(config: Config) -> KillSwitch:
     """Kill switch of the installation."""
     if not config.state.url:
         return KillSwitch(config.home)
-    from serving.state.redis.kill import SharedKillSwitch
+    from serving.state.redis.kill import RedisKillFlags
 
-    return SharedKillSwitch(config.home, _address(config))
+    return KillSwitch(config.home, RedisKillFlags(_address(config)))
 
 
 def open_keys(config: Config) -> Keys:

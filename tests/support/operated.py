@@ -50,7 +50,14 @@ class Operated:
         self.backends = open_backends(made.config)
         self.traffic, self.kill = self.backends.traffic, self.backends.kill
         observe = Observer(made.config.status, made.repository, self.kill, self.clock)
-        self.controller = RolloutController(self.backends.store, self.traffic, self.clock, observe, observe.schema)
+        self.controller = RolloutController(
+            self.backends.store,
+            self.traffic,
+            self.clock,
+            observe,
+            observe.schema,
+            lambda endpoint, reason: self.kill.engage(endpoint, reason, "controller"),
+        )
         self.admin = Admin(made.config, self.backends, self.controller, self.clock, threading.RLock())
         self.tokens = TokenStore(made.config.tokens)
         self.authenticator = TokenAuthenticator(self.tokens, self.clock, loopback=True)

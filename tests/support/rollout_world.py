@@ -55,13 +55,21 @@ class World:
         """What being answered by the candidate does to clicks."""
         self.version = 1
         self.observed = Observed()
+        self.braked: list[tuple[str, str]] = []
         self.log = SqliteTrafficLog(folder / "traffic.db", IDS, attribution_window_ms=1000)
         self.store = SqliteControlStore(folder / "control.db")
         self.store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
         self.controller = self.new_controller()
 
     def new_controller(self) -> RolloutController:
-        return RolloutController(self.store, self.log, self.clock, lambda rollout, endpoint: self.observed, self.schema)
+        return RolloutController(
+            self.store,
+            self.log,
+            self.clock,
+            lambda *_: self.observed,
+            self.schema,
+            lambda *why: self.braked.append(why),
+        )
 
     def seconds(self, count: float, *, labels: bool = True, until: str = "", shadow: bool = True) -> None:
         """Let time pass with traffic, a pass of the controller every half second."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from pipeline.disk import asking, transaction
 from pipeline.errors import InvalidInput, NotReady
 
 __all__ = ["SCHEMA_VERSION", "TrafficFile"]
@@ -114,9 +115,8 @@ class TrafficFile:
         Raises:
             NotReady: the store is locked, full or failing; nothing was written.
         """
-        return self._transaction(
-            f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}", "BEGIN IMMEDIATE", end="COMMIT"
-        )
+        level = "FULL" if durable else "NORMAL"
+        return self._transaction("BEGIN IMMEDIATE", "COMMIT", before=f"PRAGMA synchronous={level}")
 
     def read(self) -> AbstractContextManager[sqlite3.Connection]:
         """A read transaction: one state of the log throughout.
@@ -124,22 +124,17 @@ class TrafficFile:
         Raises:
             NotReady: the store is failing.
         """
-        return self._transaction("BEGIN", end="ROLLBACK")
+        return self._transaction("BEGIN", "ROLLBACK")
 
     @contextmanager
-    def _transaction(self, *begin: str, end: str) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, begin: str, end: str, *, before: str = "") -> Iterator[sqlite3.Connection]:
+        what = f"traffic log {self.path}"
         with self._lock:
-            try:
-                for statement in begin:
-                    self._db.execute(statement)
-                try:
-                    yield self._db
-                    self._db.execute(end)
-                finally:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                raise NotReady(f"traffic log {self.path}: {error}") from error
+            if before:
+                with asking(what):
+                    self._db.execute(before)
+            with transaction(self._db, begin, end, what):
+                yield self._db
 
     @contextmanager
     def scrubbing(self) -> Iterator[None]:

@@ -29,8 +29,7 @@ from pipeline.redis.durable import require_durable
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
-from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
-from serving.state.leader import LeadLost
+from serving.rollout.store import AuditEntry, ControlStore, LeadLost, StoredRollout, Transaction
 from serving.state.redis.leader import FENCE
 
 __all__ = ["RedisControlStore"]

@@ -1,82 +1,83 @@
-"""Kill switch of several machines: the files of each, and a hash in the Redis that they share.
+"""Kill flags of several machines: a hash in the Redis that they share, with reasons; and a set, which needs no memory.
 
-Either one is enough, so a file stops its machine while Redis is away; and so do the switches that Redis had last.
+A Redis without memory refuses what could grow, HSET among it. SMOVE it does not refuse: a name that was put into the set
+of spares before moves to the set of killed endpoints.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
-from serving.state.kill import KillSwitch
 
-__all__ = ["SharedKillSwitch"]
+__all__ = ["RedisKillFlags"]
 
-_KEY = "control:killed"
+_REASONS = "control:killed"
+_BARE = "control:killed:bare"
+_SPARE = "control:killed:spare"
+_FULL = "the shared state had no memory left for the reason", "unknown"
 
-log = logging.getLogger(__name__)
 
-
-class SharedKillSwitch(KillSwitch):
-    """`KillSwitch` for all machines that share a Redis.
+class RedisKillFlags:
+    """`serving.state.kill.SharedFlags` in a Redis.
 
     Args:
         timeout: seconds without an answer after which a call fails.
     """
 
-    def __init__(self, home: Path, address: RedisAddress, timeout: float = 1.0) -> None:
-        super().__init__(home)
+    def __init__(self, address: RedisAddress, timeout: float = 1.0) -> None:
         self._url = address.url
         self._client = address.client(timeout)
         self._known: frozenset[str] = frozenset()
-        self._away = False
+
+    def prepare(self, names: Iterable[str]) -> None:
+        listed = sorted(names)
+        if listed:
+            with self._asking():
+                self._client.sadd(_SPARE, *listed)
 
     def engage(self, endpoint: str, reason: str, actor: str) -> None:
-        """As `KillSwitch.engage`, on all machines.
-
-        Raises:
-            NotReady: the switch is engaged on this machine alone.
-        """
-        super().engage(endpoint, reason, actor)
-        try:
-            self._client.hset(_KEY, endpoint, json.dumps({"reason": reason, "actor": actor}))
-        except redis.RedisError as error:
-            raise NotReady(f"{endpoint!r} is killed on this machine alone; state {self._url}: {error}") from error
+        with self._asking():
+            try:
+                self._client.hset(_REASONS, endpoint, json.dumps({"reason": reason, "actor": actor}))
+            except redis.OutOfMemoryError:
+                if not self._client.smove(_SPARE, _BARE, endpoint) and not self._client.sismember(_BARE, endpoint):
+                    raise
 
     def release(self, endpoint: str) -> bool:
-        """As `KillSwitch.release`, on all machines; files made on others stay. Raises: NotReady."""
-        try:
-            removed = bool(self._client.hdel(_KEY, endpoint))
-        except redis.RedisError as error:
-            raise NotReady(f"{endpoint!r} stays killed; state {self._url}: {error}") from error
-        return super().release(endpoint) or removed
+        with self._asking():
+            flagged = self._client.hdel(_REASONS, endpoint)
+            moved = self._client.smove(_BARE, _SPARE, endpoint)
+        return bool(flagged or moved)
 
     def engaged(self) -> frozenset[str]:
-        try:
-            names: Any = self._client.hkeys(_KEY)
-            self._known = frozenset(name.decode() for name in names)
-            self._away = False
-        except redis.RedisError as error:
-            if not self._away:  # once, not ten times a second
-                log.error("state %s: %s; kill switches stay as they were", self._url, error)
-            self._away = True
-        return super().engaged() | self._known
+        with self._asking(), self._client.pipeline(transaction=False) as pipe:
+            pipe.hkeys(_REASONS)
+            pipe.smembers(_BARE)
+            found: Any = pipe.execute()
+        self._known = frozenset(name.decode() for names in found for name in names)
+        return self._known
 
     def why(self, endpoint: str) -> tuple[str, str] | None:
-        local = super().why(endpoint)
-        if local is not None:
-            return local
         try:
-            text: Any = self._client.hget(_KEY, endpoint)
+            text: Any = self._client.hget(_REASONS, endpoint)
+            bare = text is None and self._client.sismember(_BARE, endpoint)
         except redis.RedisError:
             return ("set before the shared state went away", "unknown") if endpoint in self._known else None
         if text is None:
-            return None
+            return _FULL if bare else None
         kill = json.loads(text)
         return str(kill["reason"]), str(kill["actor"])
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise NotReady(f"state {self._url}: {error}") from error

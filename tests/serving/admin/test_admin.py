@@ -45,7 +45,9 @@ class Place:
         self.store, self.kill = self.backends.store, self.backends.kill
         self.repository, self.log = self.backends.repository, self.backends.traffic
         observer = Observer(self.config.status, self.repository, self.kill, self.clock)
-        self.controller = RolloutController(self.store, self.log, self.clock, observer, observer.schema)
+        self.controller = RolloutController(
+            self.store, self.log, self.clock, observer, observer.schema, lambda *_: None
+        )
         self.admin = Admin(self.config, self.backends, self.controller, self.clock, threading.RLock())
 
     def call(self, verb: str, **fields: Any) -> Any:

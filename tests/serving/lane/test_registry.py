@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gc
 import shutil
 import weakref
@@ -11,6 +12,7 @@ from handmade import write_bundle
 from installation import Installation, eventually
 
 from pipeline.bundle.bundle import GateReport
+from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotFound, NotReady
 from pipeline.schema import FieldSpec, Schema
@@ -118,6 +120,18 @@ def test_the_kill_file_is_enough(installation: Installation, registry: Registry)
     assert registry.wait(lambda s: s.endpoints["ranker"].killed, 5)
     switch.release("ranker")
     assert registry.wait(lambda s: not s.endpoints["ranker"].killed, 5)
+
+
+def test_a_weight_is_followed_where_no_folder_can_be_listed(
+    installation: Installation, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor(self: Repository, name: str) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Repository, "held", no_descriptor)
+    installation.set(weight=35)
+    assert registry.wait(lambda s: s.endpoints["ranker"].endpoint.weight == 35, 20)
+    assert registry.snapshot.endpoints["ranker"].candidate is not None
 
 
 def test_models_loaded_by_name_are_loaded_in_every_process(installation: Installation, registry: Registry) -> None:

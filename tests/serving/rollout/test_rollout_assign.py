@@ -134,13 +134,15 @@ def test_who_has_no_key_or_no_candidate_gets_stable() -> None:
 
 def test_the_kill_switch_is_seen_by_whoever_looks(tmp_path: Path) -> None:
     lane, operator = KillSwitch(tmp_path), KillSwitch(tmp_path)
-    assert lane.engaged() == frozenset()
+    lane.prepare()
+    names = {"ranker", "shop"}
+    assert lane.files.engaged(names) == frozenset()
     operator.engage("ranker", "too many complaints", "ada")
-    assert lane.engaged() == {"ranker"}
+    assert lane.files.engaged(names) == {"ranker"}
     assert lane.why("ranker") == ("too many complaints", "ada")
     assert operator.release("ranker")
     assert not operator.release("ranker")
-    assert lane.engaged() == frozenset()
+    assert lane.files.engaged(names) == frozenset()
     assert lane.why("ranker") is None
 
 
@@ -148,7 +150,7 @@ def test_a_kill_file_made_by_hand_works(tmp_path: Path) -> None:
     (tmp_path / "kill").mkdir()
     (tmp_path / "kill" / "ranker").touch()
     switch = KillSwitch(tmp_path)
-    assert switch.engaged() == {"ranker"}
+    assert switch.engaged("ranker")
     assert switch.why("ranker") == ("kill file without a reason", "unknown")
 
 

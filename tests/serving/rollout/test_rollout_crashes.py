@@ -83,7 +83,12 @@ class Crashes(RuleBasedStateMachine):
     def open(self) -> None:
         self.store = SqliteControlStore(self.folder / "control.db")
         self.controller = RolloutController(
-            self.store, self.log, self.clock, lambda rollout, endpoint: self.observe(rollout), lambda bundle: SCHEMA
+            self.store,
+            self.log,
+            self.clock,
+            lambda rollout, _: self.observe(rollout),
+            lambda _: SCHEMA,
+            lambda *_: None,
         )
 
     def observe(self, rollout: StoredRollout) -> Observed:
@@ -187,7 +192,7 @@ def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_p
 
     def opened() -> tuple[SqliteControlStore, RolloutController]:
         store = SqliteControlStore(path)
-        return store, RolloutController(store, log, clock, lambda rollout, endpoint: Observed(), lambda bundle: SCHEMA)
+        return store, RolloutController(store, log, clock, lambda *_: Observed(), lambda _: SCHEMA, lambda *_: None)
 
     store, controller = opened()
     store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))

@@ -19,15 +19,17 @@ from redis_process import RedisProcess
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotFound, NotReady, StaleVersion
+from serving.lane.kill_watch import KillWatch
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, apply, begin
-from serving.rollout.store import ControlStore, StoredRollout, Who
+from serving.rollout.store import ControlStore, LeadLost, StoredRollout, Who
 from serving.runtime.status import read
-from serving.state.leader import FileLead, LeadLost
+from serving.state.kill import KillSwitch
+from serving.state.leader import FileLead
 from serving.state.redis.control_store import RedisControlStore
 from serving.state.redis.idempotency import RedisKeys
-from serving.state.redis.kill import SharedKillSwitch
+from serving.state.redis.kill import RedisKillFlags
 from serving.state.redis.leader import RedisLead
 from serving.state.redis.relay import Relay
 from serving.state.redis.secret import agree_on_secret
@@ -125,6 +127,7 @@ from pathlib import Path
 from pipeline.redis.address import RedisAddress
 from serving.state.redis.control_store import RedisControlStore
 from serving.rollout.store import Who
+from serving.lane.kill_watch import KillWatch
 from serving.rollout.routing import ArmSpec, Endpoint
 store = RedisControlStore(RedisAddress(sys.argv[1]))
 for at in range(100):
@@ -231,20 +234,42 @@ def test_one_machine_needs_no_redis_to_have_one_leader(tmp_path: Path) -> None:
 
 
 def test_a_kill_reaches_every_machine_and_stays_while_redis_is_away(tmp_path: Path, server: RedisProcess) -> None:
-    here, there = (SharedKillSwitch(tmp_path / name, server.address) for name in ("here", "there"))
+    names = ["ranker", "shop"]
+    here, there = (KillSwitch(tmp_path / name, RedisKillFlags(server.address)) for name in ("here", "there"))
+    seen: list[frozenset[str]] = []
+    watch = KillWatch(there, lambda: names, lambda killed, blind: seen.append(killed))
     here.engage("ranker", "complaints", "ada")
-    assert there.engaged() == {"ranker"}
+    watch.look()
+    assert seen == [{"ranker"}]
     assert there.why("ranker") == ("complaints", "ada")
     server.kill()
-    assert there.engaged() == {"ranker"}
     with pytest.raises(NotReady, match="on this machine alone"):
         there.engage("shop", "no", "bob")
-    assert there.engaged() == {"ranker", "shop"}
+    watch.look()
+    assert seen[1:] == [{"ranker", "shop"}]
+    assert there.why("ranker") == ("set before the shared state went away", "unknown")
     with pytest.raises(NotReady, match="stays killed"):
         here.release("ranker")
     server.start()
     assert here.release("ranker")
-    assert (here.engaged(), there.engaged()) == (frozenset(), {"shop"})
+    watch.look()
+    assert seen[2:] == [{"shop"}]
+
+
+def test_a_kill_needs_no_memory_of_a_full_redis(tmp_path: Path, server: RedisProcess) -> None:
+    here, there = (KillSwitch(tmp_path / name, RedisKillFlags(server.address)) for name in ("here", "there"))
+    here.prepare(["ranker", "shop"])
+    with server.address.client(5.0) as client:
+        client.config_set("maxmemory", 1)
+    here.engage("ranker", "complaints", "ada")
+    assert there.shared is not None
+    assert there.shared.engaged() == {"ranker"}
+    assert there.why("ranker") == ("the shared state had no memory left for the reason", "unknown")
+    with pytest.raises(NotReady, match=r"on this machine alone.*maxmemory"):
+        here.engage("new", "never prepared", "ada")
+    assert here.release("ranker")
+    here.engage("ranker", "once more", "ada")
+    assert there.shared.engaged() == {"ranker"}
 
 
 def test_status_of_other_machines_lies_beside_ones_own(tmp_path: Path, server: RedisProcess) -> None:

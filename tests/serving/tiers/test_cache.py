@@ -222,7 +222,7 @@ def test_stats_shows_what_the_control_process_knows(
     upkeep.step(serving(teacher="1"))
     clock, backends = SystemClock(), open_backends(installation.config)
     observe = Observer(installation.config.status, backends.repository, backends.kill, clock)
-    controller = RolloutController(backends.store, backends.traffic, clock, observe, observe.schema)
+    controller = RolloutController(backends.store, backends.traffic, clock, observe, observe.schema, lambda *_: None)
     lock = threading.RLock()
     admin = Admin(installation.config, backends, controller, clock, lock, upkeep)
     port = free_port()
