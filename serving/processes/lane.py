@@ -325,6 +325,10 @@ class Lane:
         publish_tiers(self.telemetry, lambda: self.registry.snapshot)
         self.telemetry.sizes("baton_batch_rows", "Rows of the batches that went to work", BUCKET_SIZES, rows)
         self.telemetry.sizes("baton_batch_requests", "Requests of the same batches", BUCKET_SIZES, requests)
+        self.telemetry.gauges(
+            "baton_blind", "Whether kill files cannot be looked at, so that candidates get nothing", (),
+            lambda: {(): float(bool(self.registry.blind()))},
+        )  # fmt: skip
         self.telemetry.tally(
             "baton_shadow_handoff_dropped", "Predictions not handed to the shadow lane, by reason", "reason",
             lambda: self.sender.dropped,

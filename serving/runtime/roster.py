@@ -198,4 +198,6 @@ def _doing(report: Report[Status] | None) -> str:
     known = report.status
     if isinstance(known, WorkerStatus):
         return f"{known.state}: {known.waiting}" if known.waiting else known.state
-    return known.state if isinstance(known, LaneStatus) else ""
+    if isinstance(known, LaneStatus):
+        return f"{known.state}, candidates get nothing: {known.blind}" if known.blind else known.state
+    return ""

@@ -47,6 +47,9 @@ def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) ->
             found.append(Alarm(f"Not answering: {', '.join(lanes)}."))
         if "shadow" in reading.missing:
             found.append(Alarm("The shadow lane is gone: the other arm is not scored, so evidence stands still."))
+    for name, lane in reading.statuses.fresh().lanes.items():
+        if lane.status.blind:
+            found.append(Alarm(f"Candidates get nothing in {name}: {lane.status.blind}."))
     states = {process.name: process for process in reading.processes}
     if worker:
         found += _learner(reading, states.get("worker"))
