@@ -43,7 +43,8 @@ class WorkerConfig(Section):
     gate_bias: float = Field(0.05, gt=0)
     """Largest |bias| after calibration."""
     gate_rows: int = Field(20_000, ge=100)
-    """How many recent held-out rows the gate and the calibration look at, at most."""
+    """How many recent held-out rows the gate and the calibration look at. Where these hold fewer than 100 clicks, as many
+    more as it takes are kept, up to 20 times this number; until there are enough, status says how many are missing."""
     compact_after: int = Field(16, ge=1)
     """Deltas after which a version is written as a new base."""
     rows: RowFormat | None = None

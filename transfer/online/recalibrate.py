@@ -29,6 +29,8 @@ LEAST_ROWS = 2_000
 TOLERANCE_DEVIATIONS = 3.0
 # Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
 PRIOR_WEIGHT = 400.0
+# Held-out rows beyond the capacity that are kept while clicks (or rows without one) are too few, as a multiple of it.
+MOST_GROWTH = 20
 
 
 class Ring:
@@ -72,10 +74,17 @@ class Ring:
 
 
 class HeldRows:
-    """The most recent held-out rows, with the logits of each model from when they came (NaN: none)."""
+    """The most recent held-out rows, with the logits of each model from when they came (NaN: none).
 
-    def __init__(self, capacity: int, models: Sequence[str]) -> None:
+    Args:
+        capacity: rows; where these hold too few of a class, up to `MOST_GROWTH` times as many are kept.
+        models: names of the models.
+        least: rows of each class, clicked or not, that it is to hold.
+    """
+
+    def __init__(self, capacity: int, models: Sequence[str], least: int = 0) -> None:
         self._capacity = capacity
+        self._least = least
         self.rows: Rows | None = None
         self.labels: F32 = np.empty(0, np.float32)
         self.passed: I64 = np.empty(0, np.int64)
@@ -85,14 +94,21 @@ class HeldRows:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def rarer(self) -> tuple[str, int]:
+        """The class with fewer rows, in words, and their number: what a comparison of versions can rest on."""
+        clicks = int(self.labels.sum())
+        return min(("clicks", clicks), ("rows without a click", len(self) - clicks), key=lambda known: known[1])
+
     def add(self, rows: Rows, labels: F32, logits: Mapping[str, F32], passed: int, keys: I64 | None = None) -> None:
-        """Append rows, forgetting the oldest beyond the capacity. `passed`: rows trained on so far, to tell their age;
+        """Append rows, forgetting the oldest that are not needed. `passed`: rows trained on so far, to tell their age;
         `keys`: int64 `[n]`, for `revise`."""
         if not len(labels):
             return
         rows = rows if self.rows is None else concat_rows([self.rows, rows])
         labels = np.concatenate([self.labels, labels])
-        start = max(0, len(labels) - self._capacity)
+        start = min(max(0, len(labels) - self._capacity), _start_with(labels, self._least))
+        start = max(start, len(labels) - MOST_GROWTH * self._capacity)
         self.rows = rows.slice(start, len(labels))
         self.labels = labels[start:]
         keys = np.zeros(len(labels) - len(self.keys), np.int64) if keys is None else keys
@@ -108,14 +124,11 @@ class HeldRows:
         self.labels = self.labels.copy()
         self.labels[at] = [newer[key] for key in self.keys[at].tolist()]
 
-    def newest(self, since: int, least_positives: int) -> HeldRows:
-        """The rows that came after `since` rows had passed, or as many more as it takes for enough positives."""
-        start = int(np.searchsorted(self.passed, since, side="right"))
-        later = np.cumsum(self.labels[::-1])[::-1]  # positives from each row on
-        start = min(start, int(np.searchsorted(-later, -least_positives, side="right")) - 1)
-        chosen = HeldRows(self._capacity, tuple(self.logits))
+    def newest(self, since: int, least: int) -> HeldRows:
+        """The rows that came after `since` rows had passed, or as many more as it takes for `least` of each class."""
+        start = min(int(np.searchsorted(self.passed, since, side="right")), _start_with(self.labels, least))
+        chosen = HeldRows(self._capacity, tuple(self.logits), self._least)
         if self.rows is not None:
-            start = max(0, start)
             chosen.rows = self.rows.slice(start, len(self))
             chosen.labels, chosen.passed, chosen.keys = self.labels[start:], self.passed[start:], self.keys[start:]
             chosen.logits = {name: values[start:] for name, values in self.logits.items()}
@@ -133,6 +146,15 @@ class HeldRows:
             self.rows = rows_from_arrays(state)
             self.labels, self.passed, self.keys = state["labels"], state["passed"], state["keys"]
             self.logits = {name: state[f"logits.{name}"] for name in self.logits}
+
+
+def _start_with(labels: F32, least: int) -> int:
+    """Index of the row from which on there are `least` rows of each class; 0 where there are fewer."""
+    starts = [len(labels)]
+    for events in (labels, 1 - labels):
+        later = np.cumsum(events[::-1], dtype=np.float64)[::-1]  # events from each row on
+        starts.append(max(0, int(np.searchsorted(-later, -least, side="right")) - 1) if least else len(labels))
+    return min(starts)
 
 
 def recalibrate(current: Calibration, recent: Ring, window: int, before: F32, after: F32) -> Calibration:

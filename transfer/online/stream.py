@@ -10,7 +10,7 @@ only and do not move the cuts. Rows whose arm the caller chose are used like any
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,8 +65,8 @@ def held_out(prediction_id: str, fraction: float) -> bool:
 
 def read_batches(
     log: TrafficLog, endpoint: str, schema: Schema, after: int, *, rows: int, holdout: float
-) -> Iterator[StreamBatch]:
-    """Full batches after position `after`, until the log has no further full one.
+) -> Generator[StreamBatch, None, int]:
+    """Full batches after position `after`, until the log has no further full one. Returns the rows of that.
 
     Args:
         endpoint: of the rows.
@@ -88,6 +88,7 @@ def read_batches(
             if count >= rows:
                 yield _batch(pending, schema, holdout)
                 pending, count = [], 0
+    return count
 
 
 def _usable(entry: Labelled, endpoint: str, schema: Schema) -> PredictionRecord | None:

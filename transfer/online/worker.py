@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from transfer.online.recalibrate import HeldRows
 from transfer.online.replay_store import ReplayRows
 from transfer.online.resume import Recovery
 from transfer.online.stream import StreamBatch, StreamRows, read_batches
+from transfer.online.waits import Waits
 from transfer.online.weight_schedule import WeightSchedule
 from transfer.quality.gate import GateLimits
 
@@ -129,7 +130,7 @@ class Worker:
         difference = self._student.model.schema.inputs_match(self._teacher.model.schema)
         if difference:
             raise InvalidInput(f"{settings.student} and {settings.teacher} take different fields: {difference}")
-        self._held = HeldRows(settings.gate_rows, ("student", "teacher"))
+        self._held = HeldRows(settings.gate_rows, ("student", "teacher"), settings.gate.min_positives)
         self.place = Place(position=begin)
         self._distiller = CoDistiller(
             self._teacher.model,
@@ -150,7 +151,8 @@ class Worker:
         self._last_report: dict[str, GateReport] = {}
         self._last_loss: float | None = None
         self._aside_in_row = 0
-        self._waiting = ""
+        self._rows_waiting = 0
+        self._waits = Waits(self._clock)
 
     def run(self, leave: Callable[[], bool], wait: Callable[[float], object]) -> None:
         """Work until `leave` is true, then commit. `wait` sleeps for a number of seconds, or less when the worker is to stop."""
@@ -159,25 +161,20 @@ class Worker:
             try:
                 learned = self.step(leave)
             except NotReady as error:
-                log.warning("waiting: %s", error)
-                learned, self._waiting = False, str(error)
+                self._waits.note("log", f"the traffic log or the disk: {error}")
                 self.write_status()
+                learned = False
             if not learned:
                 wait(max(POLL_S, (self._clock.monotonic() - began) / IDLE_FRACTION))
         self.commit()
 
     def step(self, leave: Callable[[], bool] = lambda: False) -> bool:
         """Learn the full batches of the log, publishing when due; whether there were any."""
-        s = self._settings
-        schema = self._student.model.schema
         learned = False
         self._publish([lineage for lineage in self._lineages if lineage.role in self.place.publishing], commit=False)
-        batches = read_batches(
-            self._traffic, s.endpoint, schema, self.place.position, rows=s.batch_rows, holdout=s.holdout
-        )
-        for batch in batches:
+        for batch in self._batches():
             self._learn(batch)
-            learned, self._waiting = True, ""
+            learned = True
             self._publish_if_due()
             if self._clock.monotonic() - self._last_commit >= CHECKPOINT_EVERY_S:
                 self._last_commit = self._clock.monotonic()  # a failed one is tried again after the same time
@@ -185,10 +182,21 @@ class Worker:
             self.write_status()
             if leave():
                 break
-        if not learned:
-            self._waiting = f"fewer than {s.batch_rows} new labelled rows after position {self.place.position}"
+        self._waits.end("log")
+        if learned:
+            self._waits.end("rows")
+        else:
+            rows = self._settings.batch_rows
+            self._waits.note("rows", f"labelled rows: {self._rows_waiting} of the {rows} of the next batch are there")
             self.write_status()
         return learned
+
+    def _batches(self) -> Iterator[StreamBatch]:
+        s = self._settings
+        schema = self._student.model.schema
+        self._rows_waiting = yield from read_batches(
+            self._traffic, s.endpoint, schema, self.place.position, rows=s.batch_rows, holdout=s.holdout
+        )
 
     def retire_teacher(self, retired: bool) -> None:
         """Whether the student serves all traffic for good. It then learns from labels alone and its teacher stops learning."""
@@ -268,8 +276,17 @@ class Worker:
             and now - self._last_publish[lineage.role] >= interval
             and self.place.batches - lineage.published_batch >= s.publish_batches
         ]
-        if not due or self._held.labels.sum() < s.gate.min_positives:
+        if not due:
             return
+        scarce, there = self._held.rarer
+        if there < s.gate.min_positives:
+            self._waits.note(
+                "clicks",
+                f"{scarce} for the gate of the next version: {there} of {s.gate.min_positives} are there, among "
+                f"{len(self._held)} held-out rows",
+            )
+            return
+        self._waits.end("clicks")
         # A worker killed from here on publishes them first after its restart: what is learned after a publication depends
         # on the new calibration, so the publication must not be left out.
         self.place.publishing = [lineage.role for lineage in due]
@@ -311,8 +328,8 @@ class Worker:
         status = {
             "time_ms": self._clock.wall_ms(),
             "pid": os.getpid(),
-            "state": "waiting" if self._waiting else "learning",
-            "waiting": self._waiting,
+            "state": "waiting" if self._waits.text else "learning",
+            "waiting": self._waits.text,
             "position": place.position,
             "committed": self._committed,
             "batches": place.batches,

@@ -24,7 +24,8 @@ LARGEST_LOGIT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """Limits: tolerated loss in LogLoss and AUC against a reference, largest |bias|, fewest positives."""
+    """Limits: tolerated loss in LogLoss and AUC against a reference, largest |bias|, fewest rows of each
+    class, clicked or not."""
 
     logloss_margin: float = 0.002
     auc_margin: float = 0.003
@@ -56,9 +57,9 @@ def judge(
     if largest > LARGEST_LOGIT:
         reasons.append(f"the largest |logit| is {largest:.1f}, above {LARGEST_LOGIT:g}: training has blown up")
     positives = int(labels.sum())
-    if positives < limits.min_positives or positives == len(labels):
+    if min(positives, len(labels) - positives) < max(1, limits.min_positives):
         reasons.append(
-            f"{positives} positives among {len(labels)} held-out rows: at least {limits.min_positives} of both classes are needed"
+            f"{positives} clicks among {len(labels)} held-out rows: at least {limits.min_positives} of both classes are needed"
         )
         return GateReport(passed=False, reasons=tuple(reasons), figures=figures)
     own = {"auc": auc(labels, scores), "logloss": logloss(labels, scores), "bias": bias(labels, scores)}

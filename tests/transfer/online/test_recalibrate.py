@@ -92,14 +92,39 @@ def test_held_rows_forget_the_oldest_and_survive_a_checkpoint() -> None:
     for start in (0, 3):
         ids = np.arange(start, start + 3)[:, None]
         values = np.arange(start, start + 3, dtype=np.float32)
-        held.add(Rows(ids, np.empty((3, 0), np.float32)), values, {"student": values}, start)
+        labels = (values % 2 == 0).astype(np.float32)
+        held.add(Rows(ids, np.empty((3, 0), np.float32)), labels, {"student": values}, start)
     again = HeldRows(5, ("student",))
     again.restore(held.state())
     for kept in (held, again):
         assert kept.rows is not None
         assert kept.rows.ids.ravel().tolist() == [1, 2, 3, 4, 5]
         assert kept.passed.tolist() == [0, 0, 3, 3, 3]
-        assert kept.newest(0, 0).labels.tolist() == [3, 4, 5]
-        assert kept.newest(0, 13).labels.tolist() == [2, 3, 4, 5]
-        assert kept.newest(3, 10**6).labels.tolist() == [1, 2, 3, 4, 5]
-        assert kept.logits["student"].tolist() == kept.labels.tolist() == [1, 2, 3, 4, 5]
+        assert kept.newest(0, 0).labels.tolist() == [0, 1, 0]
+        assert kept.newest(0, 2).labels.tolist() == [1, 0, 1, 0]
+        assert kept.newest(3, 10**6).labels.tolist() == [0, 1, 0, 1, 0]
+        assert kept.logits["student"].tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("rare", [1.0, 0.0], ids=["clicks", "rows without a click"])
+def test_held_rows_grow_until_they_hold_enough_of_both_classes_and_not_without_end(rare: float) -> None:
+    held = HeldRows(100, ("student",), least=20)
+
+    def add(rows: int, every: int) -> None:
+        labels = np.full(rows, 1 - rare, np.float32)
+        labels[::every] = rare
+        ids = np.zeros((rows, 1), np.int64)
+        held.add(Rows(ids, np.zeros((rows, 0), np.float32)), labels, {"student": labels}, 0)
+
+    for _ in range(10):
+        add(100, 50)
+    assert (len(held), held.rarer[1]) == (1000, 20), "twenty of the rarer class"
+    add(100, 4)
+    assert len(held) == 100, "the newest rows hold enough again"
+    for _ in range(30):
+        add(100, 100)
+    assert (len(held), held.rarer[1]) == (2000, 20)
+    for _ in range(30):
+        add(100, 1000)
+    assert len(held) == 2000, "no more than 20 times the capacity"
+    assert len(held.newest(0, 20)) == 2000

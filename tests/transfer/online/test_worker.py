@@ -311,3 +311,31 @@ def test_a_crash_while_publishing_loses_no_row_and_no_number(
     rows = Rows(np.stack([np.resize(USERS, 240), np.resize(ITEMS, 240)], 1), np.full((240, 1), 0.5, np.float32))
     served = Model.load(repository, "student", segments=tmp_path / "segments")
     np.testing.assert_allclose(served.score(Features.from_rows(rows)), again._student.model.scores(rows), atol=1e-5)
+
+
+def test_a_gate_whose_rows_hold_too_few_clicks_says_so_and_grows_until_it_can_judge(
+    traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = models(tmp_path)
+    clock = HandClock()
+    few = settings(tmp_path, gate_rows=100, gate=GateLimits(10, 10, 10, min_positives=150))
+    worker = Worker(few, traffic, repository, clock=clock)
+
+    def waiting() -> str:
+        return str(json.loads(few.status.read_text())["waiting"])
+
+    worker.step()
+    assert waiting() == "labelled rows: 0 of the 200 of the next batch are there"
+    fill(traffic, 100)
+    worker.step()
+    clock.now += 60
+    fill(traffic, 20, seed=1)
+    worker.step()
+    assert repository.versions("student") == ["1"]
+    assert "clicks for the gate of the next version" in waiting()
+    assert "of 150 are there" in waiting()
+    assert len([line for line in caplog.messages if "of 150 are there" in line]) == 1
+    fill(traffic, 400, seed=2)
+    worker.step()
+    assert len(repository.versions("student")) > 1, "the gate keeps more than its 100 rows until it has 150 clicks"
+    assert "clicks" not in waiting()
