@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady, Overloaded
+from pipeline.forks import ProcessLock
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, TrafficLog
 
 __all__ = ["TrafficWriter", "WriterCounters", "WriterLimits"]
@@ -97,6 +98,7 @@ class TrafficWriter:
         self._bytes = 0
         self._feedback: deque[_Submission] = deque()
         self._entries = 0
+        self._owner = ProcessLock("the writer of the traffic log")
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._given_up: NotReady | None = None
@@ -109,6 +111,7 @@ class TrafficWriter:
 
     def offer(self, record: bytes) -> bool:
         """Queue a packed prediction record; False when it was dropped. Never blocks."""
+        self._owner.check()
         limits = self._limits
         with self._changed:
             self._offered += 1
@@ -133,6 +136,7 @@ class TrafficWriter:
             Overloaded: too much feedback waits already.
             NotReady: the writer is closed.
         """
+        self._owner.check()
         future: Future[list[FeedbackReply]] = Future()
         with self._changed:
             if self._closing.is_set():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.disk import asking, transaction, writing
+from pipeline.forks import ProcessLock
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
@@ -60,7 +60,7 @@ class SqliteControlStore(ControlStore):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._what = f"state {path}"
-        self._lock = threading.RLock()
+        self._lock = ProcessLock(self._what)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         with asking(self._what):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pipeline.disk import asking
+from pipeline.forks import ProcessLock
 
 __all__ = ["Keys", "SqliteKeys", "Taken"]
 
@@ -51,8 +51,8 @@ class SqliteKeys:
 
     def __init__(self, path: Path, *, kept: int, kept_ms: int) -> None:
         self._kept, self._kept_ms = kept, kept_ms
-        self._lock = threading.Lock()
         self._what = f"state {path}"
+        self._lock = ProcessLock(self._what)
         self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)

@@ -9,6 +9,7 @@ so no request waits for connecting. Rows and their kernels: `rows`.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections import deque
@@ -117,6 +118,7 @@ class Links:
     """
 
     def __init__(self, address: RedisAddress, breaker: CircuitBreaker, clock: Clock, *, most: int, timeout: float):
+        self._pid = os.getpid()
         self._address = address
         self._breaker = breaker
         self._clock = clock
@@ -132,7 +134,10 @@ class Links:
         self._thread.start()
 
     def take(self) -> Link | None:
-        """An open link; None when there is none now, and then one is being opened."""
+        """An open link; None when there is none now, and then one is being opened. A forked child has none: two processes
+        on one connection would read each other's rows."""
+        if os.getpid() != self._pid:
+            return None
         try:
             return self._idle.pop()
         except IndexError:

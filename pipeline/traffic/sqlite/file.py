@@ -7,7 +7,6 @@ the file open at once: with write-ahead logging readers continue while one write
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pipeline.disk import asking, transaction
 from pipeline.errors import InvalidInput, NotReady
+from pipeline.forks import ProcessLock
 
 __all__ = ["SCHEMA_VERSION", "TrafficFile"]
 
@@ -93,7 +93,7 @@ class TrafficFile:
 
     def __init__(self, path: Path, busy_s: float = 10.0) -> None:
         self.path = path
-        self._lock = threading.RLock()
+        self._lock = ProcessLock(f"traffic log {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
