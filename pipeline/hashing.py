@@ -7,6 +7,9 @@ The id of a value is `xxh3_64` (seed 0) of the UTF-8 bytes of `field=value`, rea
 from __future__ import annotations
 
 import math
+import uuid
+from collections.abc import Collection
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -16,20 +19,26 @@ import xxhash
 from pipeline.arrays import I32, I64, Array
 from pipeline.errors import InvalidInput
 
-__all__ = ["PAD_ID", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value"]
+__all__ = [
+    "EXACT_BELOW_DOUBLE", "EXACT_BELOW_FLOAT", "EXACT_BELOW_HALF", "PAD_ID",
+    "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value",
+]  # fmt: skip
 
 PAD_ID = 0
+EXACT_BELOW_DOUBLE, EXACT_BELOW_FLOAT, EXACT_BELOW_HALF = 1 << 53, 1 << 24, 1 << 11
+"""Sizes from which on neighbouring whole numbers become one float of 64, 32 and 16 bits."""
 BUCKETS = 10_000
 
 
 def canonical(value: Any) -> str:
     """Write a raw value as the text that is hashed.
 
-    Integers and integral floats in decimal, other floats as Python's `repr`, booleans as 1 and 0, strings untrimmed,
-    missing values (None, NaN, "") as the empty string.
+    Integers and integral floats in decimal, other floats as Python's `repr`, decimals without trailing zeros, booleans as
+    1 and 0, strings untrimmed, missing values (None, NaN, "") as the empty string.
 
     Raises:
-        InvalidInput: the value is of a type that has no canonical text.
+        InvalidInput: the value is of a type that has no canonical text, or a float so large that whole numbers beside it
+            are the same float.
 
     >>> canonical(3.0), canonical(0.1), canonical(True), canonical(None)
     ('3', '0.1', '1', '')
@@ -48,45 +57,61 @@ def canonical(value: Any) -> str:
     if isinstance(value, (int, np.integer)):
         return str(int(value))
     if isinstance(value, (float, np.floating)):
-        number = float(value)
-        if math.isnan(number):
-            return ""
-        return str(int(number)) if number.is_integer() else repr(number)
+        return _float_text(value)
+    if isinstance(value, Decimal) and not value.is_infinite():
+        return "" if value.is_nan() else _decimal_text(value)
+    if isinstance(value, uuid.UUID):
+        return str(value)
     raise InvalidInput(f"a value of type {type(value).__name__} cannot be an id; pass int, float, bool or str")
 
 
-def hash_value(field: str, value: Any) -> int:
+def hash_value(field: str, value: Any, missing: Collection[str] = ()) -> int:
     """The id of one raw value of one field, as a signed 64-bit integer.
+
+    Args:
+        missing: canonical texts that mean that there is no value (`FieldSpec.missing`), beside the empty one.
 
     >>> hash_value("user_id", 712)
     240845954018805456
+    >>> hash_value("user_id", "None", missing=("None",)) == hash_value("user_id", None)
+    True
     """
-    digest = xxhash.xxh3_64_intdigest(f"{field}={canonical(value)}".encode()) or 1
-    return digest - (1 << 64) if digest >= 1 << 63 else digest
+    text = canonical(value)
+    return _hash_text(field, "" if text in missing else text)
 
 
-def hash_column(field: str, values: pa.Array | Array | list[Any]) -> I64:
-    """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once."""
+def hash_column(field: str, values: pa.Array | Array | list[Any], missing: Collection[str] = ()) -> I64:
+    """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once. `missing` as in `hash_value`.
+
+    Raises:
+        InvalidInput: a value has no canonical text; the error names the field.
+    """
     array = _as_array(field, values)
     if not len(array):
         return np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
-    distinct = np.fromiter((hash_value(field, v) for v in encoded.dictionary.to_pylist()), np.int64)
+    distinct = np.fromiter((hash_value(field, v, missing) for v in encoded.dictionary.to_pylist()), np.int64)
     ids: I64 = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
     return ids
 
 
-def hash_bag_column(field: str, values: pa.Array | Array | list[Any], separator: str) -> tuple[I32, I64]:
+def hash_bag_column(
+    field: str, values: pa.Array | Array | list[Any], separator: str, missing: Collection[str] = ()
+) -> tuple[I32, I64]:
     """Ids of a column of bags written as text `[n]` -> offsets int32 `[n + 1]` and ids int64 `[offsets[n]]`.
 
-    A missing value is an empty bag. Each element is hashed by itself, under the field's own name.
+    A missing value is an empty bag. Each element is hashed by itself, under the field's own name. `missing` as in
+    `hash_value`, of the whole text and of its elements.
     """
     array = _as_array(field, values)
     if not len(array):
         return np.zeros(1, np.int32), np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
     texts = [canonical(v) for v in encoded.dictionary.to_pylist()]
-    bags = [[hash_value(field, e) for e in text.split(separator)] if text else [] for text in texts]
+    bags = [
+        [hash_value(field, e, missing) for e in text.split(separator)] if text and text not in missing else []
+        for text in texts
+    ]
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     lengths = np.fromiter((len(b) for b in bags), np.int64, len(bags))
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -102,7 +127,49 @@ def bucket(salt: str, key: str) -> int:
     return int(xxhash.xxh3_64_intdigest(f"{salt}:{key}".encode())) % BUCKETS
 
 
+def _hash_text(field: str, text: str) -> int:
+    digest = xxhash.xxh3_64_intdigest(f"{field}={text}".encode()) or 1
+    return digest - (1 << 64) if digest >= 1 << 63 else digest
+
+
+def _float_text(value: float | np.floating[Any]) -> str:
+    number = float(value)
+    if math.isnan(number):
+        return ""
+    limit = 1 << (np.finfo(value.dtype).nmant + 1) if isinstance(value, np.floating) else EXACT_BELOW_DOUBLE
+    if abs(number) >= limit:
+        raise InvalidInput(_inexact(number, limit))
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _decimal_text(value: Decimal) -> str:
+    digits = format(value, "f")
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return digits if value else "0"
+
+
+def _inexact(number: float, limit: int) -> str:
+    return (
+        f"{number!r} is a float that is exact below {limit} (2^{limit.bit_length() - 1}) only, so it cannot name anything; "
+        "send an integer or text"
+    )
+
+
 def _as_array(field: str, values: pa.Array | pa.ChunkedArray | Array | list[Any]) -> pa.Array:
+    array = _one_array(field, values)
+    limit = _EXACT_BELOW.get(array.type)
+    if limit is not None:
+        numbers = array.to_numpy(zero_copy_only=False)
+        inexact = np.abs(numbers) >= limit
+        if inexact.any():
+            raise InvalidInput(f"field {field!r}: {_inexact(float(numbers[np.argmax(inexact)]), limit)}", field)
+    return array
+
+
+_EXACT_BELOW = {pa.float64(): EXACT_BELOW_DOUBLE, pa.float32(): EXACT_BELOW_FLOAT, pa.float16(): EXACT_BELOW_HALF}
+
+
+def _one_array(field: str, values: pa.Array | pa.ChunkedArray | Array | list[Any]) -> pa.Array:
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)

@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-__all__ = ["FieldSpec", "Schema"]
+__all__ = ["MISSING_TEXTS", "FieldSpec", "Schema"]
+
+MISSING_TEXTS = ("<NA>", "NULL", "NaN", "NaT", "None", "\\N", "nan", "null")
+"""Texts that libraries and databases write where a value is missing: pandas, Python, SQL, JSON, Hive."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.\-]*$", max_length=128)]
 
@@ -19,7 +22,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.\-]*$", 
 class FieldSpec(BaseModel):
     """One field of a row."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
     name: Name
     role: Literal["context", "candidate"] = Field(
@@ -29,6 +32,9 @@ class FieldSpec(BaseModel):
         "id", description="id: one categorical value; bag: a set of them, pooled; number: a float, raw"
     )
     separator: str | None = Field(None, description="what splits the text of a bag")
+    missing: tuple[str, ...] = Field(
+        (), description="texts of an id or of a bag's element that mean that there is none, beside the empty one"
+    )
     transform: Literal["log1p"] | None = Field(None, description="applied to a number inside the network")
     table: Name | None = Field(None, description="embedding table; the field's own name unless said")
     width: int | None = Field(None, ge=1, le=4096, description="length of the field's vector; set by a bundle")
@@ -42,9 +48,16 @@ class FieldSpec(BaseModel):
             raise ValueError(f"field {self.name!r}: separator and pooling belong to bags; kind is {self.kind!r}")
         if self.kind != "number" and self.transform is not None:
             raise ValueError(f"field {self.name!r}: transform belongs to numbers; kind is {self.kind!r}")
+        if self.kind == "number" and self.missing:
+            raise ValueError(f"field {self.name!r}: missing belongs to ids and bags; a number is missing as NaN")
         if self.kind == "number" and (self.table is not None or self.width is not None):
             raise ValueError(f"field {self.name!r}: a number has no embedding table")
         return self
+
+    @cached_property
+    def missing_texts(self) -> frozenset[str]:
+        """`missing`, to look a text up in."""
+        return frozenset(self.missing)
 
     @property
     def table_name(self) -> str:
@@ -97,12 +110,12 @@ class Schema(BaseModel):
     def inputs_match(self, other: Schema) -> str | None:
         """None if a caller of one schema may use the other unchanged, else the first difference as text.
 
-        Arms of one endpoint share order, role, kind, separator and transform; tables and widths are their own.
+        Arms of one endpoint share order, role, kind, separator, missing and transform; tables and widths are their own.
         """
         if len(self.fields) != len(other.fields):
             return f"{len(self.fields)} fields against {len(other.fields)}"
         for field, other_field in zip(self.fields, other.fields, strict=True):
-            for key in ("name", "role", "kind", "separator", "transform"):
+            for key in ("name", "role", "kind", "separator", "missing", "transform"):
                 a, b = getattr(field, key), getattr(other_field, key)
                 if a != b:
                     return f"field {field.name!r}: {key} is {a!r} here and {b!r} there"

@@ -197,7 +197,7 @@ class InferCodec:
         n = next(iter(tensors.values())).shape[0]
         ids = np.empty((n, len(schema.ids)), np.int64)
         for column, spec in enumerate(schema.ids):
-            ids[:, column] = hash_column(spec.name, _raw_values(tensors[spec.name]))
+            ids[:, column] = hash_column(spec.name, _raw_values(tensors[spec.name]), spec.missing_texts)
         numbers = np.empty((n, len(schema.numbers)), np.float32)
         for column, spec in enumerate(schema.numbers):
             numbers[:, column] = _number(spec, tensors[spec.name])
@@ -210,7 +210,8 @@ class InferCodec:
                     f"not {tensor.datatype}",
                     spec.name,
                 )
-            bags.append(Bag(column, *hash_bag_column(spec.name, _raw_values(tensor), spec.separator or "")))
+            values = _raw_values(tensor)
+            bags.append(Bag(column, *hash_bag_column(spec.name, values, spec.separator or "", spec.missing_texts)))
         return Rows(ids, numbers, tuple(bags))
 
 

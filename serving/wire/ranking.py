@@ -234,9 +234,9 @@ class RankCodec:
         if which == "ids":
             ids = _array(content.values, np.dtype("<i8"), name)
         elif which == "integers":
-            ids = hash_column(name, _array(content.values, np.dtype("<i8"), name))
+            ids = hash_column(name, _array(content.values, np.dtype("<i8"), name), field.missing_texts)
         else:
-            ids = hash_column(name, pa.array(list(content.values), pa.string()))
+            ids = hash_column(name, pa.array(list(content.values), pa.string()), field.missing_texts)
         side.rows(len(ids), name)
         side.ids.append((at, ids[:, None]))
 
@@ -244,7 +244,7 @@ class RankCodec:
         name = field.name
         if which == "strings":
             texts = pa.array(list(content.values), pa.string())
-            offsets, values = hash_bag_column(name, texts, field.separator or "")
+            offsets, values = hash_bag_column(name, texts, field.separator or "", field.missing_texts)
         else:
             values = _array(content.values, np.dtype("<i8"), name)
             bounds = _array(content.offsets, np.dtype("<u4"), name).astype(np.int64)

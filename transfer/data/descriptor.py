@@ -7,6 +7,7 @@ only the rows can show (times, labels, keys of joins) is checked when they are p
 from __future__ import annotations
 
 import glob
+import math
 import re
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +24,20 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from pipeline.errors import DataError
-from pipeline.schema import FieldSpec, Name, Schema
+from pipeline.hashing import EXACT_BELOW_DOUBLE, canonical
+from pipeline.schema import MISSING_TEXTS, FieldSpec, Name, Schema
 
-__all__ = ["DataField", "Descriptor", "Join", "LabelColumn", "TimeColumn"]
+__all__ = ["DataField", "Descriptor", "Join", "LabelColumn", "TimeColumn", "label_text"]
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
+
+
+Value = StrictBool | StrictInt | StrictFloat | StrictStr
 
 
 class _Part(BaseModel):
@@ -51,7 +57,17 @@ class LabelColumn(_Part):
     """Column with the label of a row: 1 where the value is among `positive`, else 0."""
 
     column: str = Field(min_length=1)
-    positive: tuple[StrictBool | StrictInt | StrictFloat | StrictStr, ...] = Field(min_length=1)
+    positive: tuple[Value, ...] = Field(min_length=1)
+    negative: tuple[Value, ...] | None = Field(
+        None, description="all other values that a row may have; a value in neither is then refused. Default: any value"
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        both = {label_text(value) for value in self.positive} & {label_text(value) for value in self.negative or ()}
+        if both:
+            raise ValueError(f"{min(both)!r} is positive and negative; leave it in one of the two")
+        return self
 
 
 class Join(_Part):
@@ -69,6 +85,41 @@ class DataField(_Part):
     kind: Literal["id", "bag", "number"] = "id"
     separator: str | None = None
     transform: Literal["log1p"] | None = None
+    missing: tuple[str, ...] | None = Field(
+        None,
+        description="texts that mean that there is no value, beside the empty one; default: those of pandas and SQL",
+    )
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _texts(cls, values: Any) -> Any:
+        """`missing` as canonical texts, sorted."""
+        if not isinstance(values, list | tuple):
+            return values
+        if any(value is None for value in values):
+            raise ValueError("write null in quotes, as the text that stands for a missing value")
+        return tuple(sorted({canonical(value) for value in values} - {""}))
+
+    @model_validator(mode="after")
+    def _numbers_are_missing_as_nan(self) -> Self:
+        numbers = [text for text in self.missing or () if self.kind == "number" and _is_finite(text)]
+        if numbers:
+            raise ValueError(
+                f"field {self.name!r}: {numbers[0]!r} cannot mean that a number is missing, since callers send numbers as they "
+                "are; leave it empty in the log and send NaN"
+            )
+        return self
+
+    @property
+    def missing_texts(self) -> tuple[str, ...]:
+        """`missing`, or the default."""
+        return MISSING_TEXTS if self.missing is None else self.missing
+
+    @property
+    def spec(self) -> FieldSpec:
+        """The field in a schema."""
+        missing = () if self.kind == "number" else self.missing_texts
+        return FieldSpec(**self.model_dump(exclude={"missing"}), missing=missing)
 
 
 class Descriptor(_Part):
@@ -96,7 +147,19 @@ class Descriptor(_Part):
     @cached_property
     def feature_schema(self) -> Schema:
         """The fields as a schema."""
-        return Schema(fields=tuple(FieldSpec(**f.model_dump()) for f in self.fields))
+        return Schema(fields=tuple(f.spec for f in self.fields))
+
+    def like(self, schema: Schema) -> Self:
+        """The same with the texts for missing values of `schema`, in fields that say none of their own."""
+        known = {spec.name: spec.missing for spec in schema.fields}
+        fields = tuple(
+            f if f.missing is not None or f.kind == "number" or f.name not in known
+            else f.model_copy(update={"missing": known[f.name]})
+            for f in self.fields
+        )  # fmt: skip
+        made = self.model_copy(update={"fields": fields})
+        made.__dict__.pop("feature_schema", None)
+        return made
 
     @property
     def path(self) -> Path:
@@ -156,6 +219,23 @@ class Descriptor(_Part):
             if not (self._path.parent / join.file).is_file():
                 raise DataError(f"{self._path}: joins: there is no file {join.file!r}", "joins")
         return [_known(self._path, self._path.parent / join.file) for join in self.joins]
+
+
+def label_text(value: Any) -> str:
+    """A label as text to compare: 1.0 of a file equals 1 of a descriptor."""
+    text = str(value) if isinstance(value, float) else canonical(value)
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return canonical(number) if abs(number) < EXACT_BELOW_DOUBLE else text
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _known(descriptor: Path, path: Path) -> Path:

@@ -92,6 +92,8 @@ class Log(ABC):
     """Rows of the whole log."""
     request_count: int
     """Requests of the whole log."""
+    notes: tuple[str, ...] = ()
+    """What a person should know who reads it, for example which values of the label nobody declared."""
 
     @cached_property
     def positives(self) -> int:

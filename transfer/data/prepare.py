@@ -10,9 +10,9 @@ the file. Columns of the file:
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -25,16 +25,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.arrays import F32, I32, Array, Mask
-from pipeline.errors import DataError, InvalidInput
-from pipeline.hashing import canonical, hash_bag_column, hash_column
-from transfer.data.descriptor import DataField
-from transfer.data.source import Dataset, Source, connect
+from pipeline.errors import DataError
+from pipeline.hashing import hash_bag_column, hash_column
+from pipeline.schema import MISSING_TEXTS
+from transfer.data.descriptor import DataField, label_text
+from transfer.data.source import WRONG, Dataset, Source, connect
 
 __all__ = ["BATCH_ROWS", "COUNTS", "prepared_file"]
 
 BATCH_ROWS = 65_536
 COUNTS = b"baton.counts"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+KEPT_LABELS, SHOWN_LABELS = 64, 10
+OTHER = "(others)"
+"""Under it the rows of all further values of the label are counted."""
 
 
 def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "") -> Path:
@@ -85,7 +89,12 @@ def _write(dataset: Dataset, source: Source, batches: pa.RecordBatchReader, targ
             if batch.num_rows:
                 writer.write_table(pa.Table.from_arrays(state.convert(batch), schema=schema), row_group_size=BATCH_ROWS)
         state.finish()
-        counts = {"rows": state.rows, "requests": state.requests, "positives": state.positives}
+        counts = {
+            "rows": state.rows,
+            "requests": state.requests,
+            "positives": state.positives,
+            "negatives": dict(state.negatives),
+        }
         writer.add_key_value_metadata({COUNTS: json.dumps(counts).encode()})
 
 
@@ -114,7 +123,7 @@ class _Progress:
     requests: int = 0
     positives: int = 0
     hits: list[int] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)  # some of the label's values, to show
+    negatives: Counter[str] = field(default_factory=Counter)  # rows by value of the label, at most KEPT_LABELS values
     # of the last row of the batch before: its request, place within it, and context by field
     last_key: pa.Array | None = None
     last_position: int = -1
@@ -122,6 +131,7 @@ class _Progress:
 
     def convert(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """The columns of the prepared file for one batch of `Source.batches`."""
+        self._refuse_wrong(batch)
         time = self._whole(batch, "__time", self.dataset.time.column, "does not parse as a time")
         self._whole(batch, "__label", self.dataset.label.column, "is missing; every row needs a label")
         labels = self._labels(batch)
@@ -131,17 +141,17 @@ class _Progress:
         for number, spec in enumerate(self.dataset.fields):
             column = batch.column(f"f{number}")
             if spec.kind == "number":
-                floats = self._numbers(batch, number, spec)
+                floats = self._numbers(batch, column, spec)
                 self._constant(batch, spec, floats.view(np.int32), same)
                 numbers.append(pa.array(floats))
             elif spec.kind == "bag":
                 if spec.role == "context":
-                    self._constant(batch, spec, hash_column(spec.name, column), same)
-                offsets, values = hash_bag_column(spec.name, column, spec.separator or "")
+                    self._constant(batch, spec, hash_column(spec.name, column, spec.missing_texts), same)
+                offsets, values = hash_bag_column(spec.name, column, spec.separator or "", spec.missing_texts)
                 element = pa.list_(pa.field("element", pa.int64()))
                 bags.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=element))
             else:
-                hashed = hash_column(spec.name, column)
+                hashed = hash_column(spec.name, column, spec.missing_texts)
                 self._constant(batch, spec, hashed, same)
                 ids.append(pa.array(hashed))
         for number in range(len(self.dataset.joins)):
@@ -153,7 +163,10 @@ class _Progress:
         self.positives += int(labels.sum())
         self.last_position = int(position[-1])
         milliseconds = np.floor_divide(time.to_numpy(), 1000)
-        routing = _texts(batch.column("__routing"))
+        routing = pa.nulls(batch.num_rows, pa.string())
+        if self.dataset.routing_key is not None:
+            routing = batch.column("__routing").cast(pa.string())
+        routing = routing.fill_null("")
         plain = [pa.array(milliseconds), pa.array(labels), pa.array(request), pa.array(position), routing]
         return [*plain, *ids, *numbers, *bags]
 
@@ -164,10 +177,10 @@ class _Progress:
         if not self.rows:
             raise DataError(f"{files}: no rows", label)
         if self.positives in (0, self.rows):
-            values = ", ".join(sorted(self.seen))
+            values = f"; values seen: {', '.join(sorted(self.negatives)[:SHOWN_LABELS])}" if self.negatives else ""
             raise DataError(
-                f"{files}: column {label!r}: every row is {'positive' if self.positives else 'negative'} (values seen: "
-                f"{values}; positive: {list(self.dataset.label.positive)}); a model needs both",
+                f"{files}: column {label!r}: every row is {'positive' if self.positives else 'negative'} (positive: "
+                f"{list(self.dataset.label.positive)}{values}); a model needs both",
                 label,
             )
         for join, path, hits in zip(self.dataset.joins, self.source.join_paths, self.hits, strict=True):
@@ -177,18 +190,32 @@ class _Progress:
                 )
 
     def _labels(self, batch: pa.RecordBatch) -> F32:
-        positive = {_label_text(value) for value in self.dataset.label.positive}
+        label = self.dataset.label
+        positive = {label_text(value) for value in label.positive}
+        negative = None if label.negative is None else {label_text(value) for value in label.negative}
         encoded = batch.column("__label").dictionary_encode()
-        texts = [_label_text(value) for value in encoded.dictionary.to_pylist()]
-        for code, text in enumerate(texts):
-            if not text:  # NaN, or text of no characters
-                row = int(np.argmax(encoded.indices.to_numpy() == code))
-                column = self.dataset.label.column
-                raise DataError(f"{self._where(batch, row)}: column {column!r} is missing", column)
-            if len(self.seen) < 10:
-                self.seen.add(text)
+        codes = encoded.indices.to_numpy()
+        texts = [label_text(value) for value in encoded.dictionary.to_pylist()]
+        for code, (text, count) in enumerate(
+            zip(texts, np.bincount(codes, minlength=len(texts)).tolist(), strict=True)
+        ):
+            if text in positive:
+                continue
+            if negative is None and text not in MISSING_TEXTS:
+                self.negatives[text if len(self.negatives) < KEPT_LABELS or text in self.negatives else OTHER] += count
+            elif negative is None or text not in negative:
+                where = self._where(batch, int(np.argmax(codes == code)))
+                problem = f"is missing (its text is {text!r}); leave out rows without a label, or declare the value"
+                if text not in MISSING_TEXTS:
+                    problem = f"is {text!r}, which is neither in label.positive nor in label.negative"
+                raise DataError(
+                    f"{where}: column {label.column!r} {problem}",
+                    label.column,
+                )
+            else:
+                self.negatives[text] += count
         values = np.array([text in positive for text in texts], np.float32)
-        labels: F32 = values[encoded.indices.to_numpy()]
+        labels: F32 = values[codes]
         return labels
 
     def _requests(self, batch: pa.RecordBatch) -> tuple[Mask, I32]:
@@ -224,14 +251,17 @@ class _Progress:
                 spec.name,
             )
 
-    def _numbers(self, batch: pa.RecordBatch, number: int, spec: DataField) -> F32:
-        if f"__bad{number}" in batch.schema.names:
-            bad = batch.column(f"__bad{number}")
-            if bad.null_count < len(bad):
-                row = int(np.argmax(bad.is_valid().to_numpy(zero_copy_only=False)))
-                where = self._where(batch, row)
-                raise DataError(f"{where}: column {spec.name!r}: {bad[row].as_py()!r} is not a number", spec.name)
-        wide = batch.column(f"f{number}").to_numpy(zero_copy_only=False)
+    def _refuse_wrong(self, batch: pa.RecordBatch) -> None:
+        """Check that every value can be used exactly."""
+        for name, (column, joined) in self.source.columns.items():
+            wrong = batch.column(name + WRONG)
+            if wrong.null_count < len(wrong):
+                row = int(np.argmax(wrong.is_valid().to_numpy(zero_copy_only=False)))
+                where = self._where(batch, row) + ("" if joined is None else f", joined to {joined}")
+                raise DataError(f"{where}: column {column!r}: {wrong[row].as_py()}", column)
+
+    def _numbers(self, batch: pa.RecordBatch, column: pa.Array, spec: DataField) -> F32:
+        wide = column.to_numpy(zero_copy_only=False)
         with np.errstate(over="ignore"):
             floats: F32 = wide.astype(np.float32)
         infinite = np.isinf(floats)
@@ -254,25 +284,4 @@ class _Progress:
         return values
 
     def _where(self, batch: pa.RecordBatch, row: int) -> str:
-        file, number = batch.column("__file")[row].as_py(), batch.column("__row")[row].as_py()
-        return f"{self.source.paths[file]}, row {number + 1}"
-
-
-def _texts(values: pa.Array) -> pa.Array:
-    """Raw values as the text that is hashed, "" where missing."""
-    encoded = values.dictionary_encode(null_encoding="encode")
-    texts = pa.array([canonical(value) for value in encoded.dictionary.to_pylist()], pa.string())
-    return texts.take(encoded.indices)
-
-
-def _label_text(value: Any) -> str:
-    """A label as text to compare: 1.0 of a CSV file equals 1 of a descriptor."""
-    try:
-        text = canonical(value)
-    except InvalidInput:
-        text = str(value)
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return canonical(number) if math.isfinite(number) else ""
+        return self.source.place(batch.column("__file")[row].as_py(), batch.column("__row")[row].as_py())

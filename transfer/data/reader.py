@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.features import Bag, Rows
 from transfer.data.log import Log, LogChunk
-from transfer.data.prepare import COUNTS, prepared_file
+from transfer.data.prepare import COUNTS, SHOWN_LABELS, prepared_file
 from transfer.data.source import Dataset
 
 __all__ = ["LogReader"]
@@ -43,6 +44,7 @@ class LogReader(Log):
         self.rows = counts["rows"]
         self.request_count = counts["requests"]
         self.positives = counts["positives"]
+        self.notes = _undeclared_labels(dataset, counts)
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._group_starts = np.concatenate([[0], np.cumsum(sizes)])
 
@@ -90,3 +92,17 @@ class LogReader(Log):
             texts[keys.indices.to_numpy()],
             table.column("position").to_numpy(),
         )
+
+
+def _undeclared_labels(dataset: Dataset, counts: dict[str, Any]) -> tuple[str, ...]:
+    """Which values of the label count as negative that nobody said to be so."""
+    negatives: dict[str, int] = counts["negatives"]
+    if dataset.label.negative is not None or not set(negatives) - {"0"}:
+        return ()
+    shown = sorted(negatives.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+    values = ", ".join(f"{text!r} ({rows:,} rows)" for text, rows in shown)
+    more = f" and {len(negatives) - len(shown)} values more" if len(negatives) > len(shown) else ""
+    return (
+        f"label {dataset.label.column!r}: negative are the values {values}{more}, since nothing else is declared; write "
+        "label.negative to have other values refused",
+    )

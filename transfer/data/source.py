@@ -1,21 +1,22 @@
 """The DuckDB query of a data set: the log's files as one table, joined, without duplicates, in time order.
 
-DuckDB scans, joins and sorts out of core; this file writes the query and checks what it names. Columns of the result:
+DuckDB scans, joins and sorts out of core; this file writes the query and checks what it names. How files are scanned is
+in `files.py`, what a value becomes in `columns.py`. Columns of the result:
 
     __time      microseconds since 1970, null where the time does not parse
-    __label, __request, __routing   as stored
+    __label, __request, __routing   exact text, or whole numbers; null where missing
     __file, __row   which file, and which row of it: the original order
     __hit0..    whether a row found its partner in join 0..
-    f0, f1, ..  the fields' raw values, numbers as doubles
-    __bad0, ..  the text of a number that is none
+    f0, f1, ..  the fields: ids and bags as exact text or whole numbers, numbers as doubles
+    NAME__wrong what is wrong with a value of column NAME that cannot be used; null else; only where that may be
 
 Rows of a request stand together and in (time, original order); requests stand by (time of their first row, key).
 """
 
 from __future__ import annotations
 
-import glob
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,36 +25,17 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.host import available_bytes, cores
+from pipeline.schema import MISSING_TEXTS
+from transfer.data.columns import WHOLE, Bag, Clock, Exact, Label, Number, Raw, Reader
 from transfer.data.descriptor import DataField, Descriptor
+from transfer.data.files import Form, forms_of
 
-__all__ = ["Dataset", "Source", "connect"]
+__all__ = ["WRONG", "Dataset", "Source", "connect"]
 
-INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"})
-FLOATS = frozenset({"FLOAT", "DOUBLE"})
-TIMESTAMPS = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
-LOG = "log"
+LOG, ROWS = "log", "rows_of_files"
+WRONG = "__wrong"
 MOST_THREADS = 4
 MOST_MEMORY_BYTES = 1_000_000_000
-MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    columns: dict[str, str]  # name -> DuckDB's name of the type
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    name: str
-    table: str  # LOG or the alias of a join
-    kind: str
-    path: Path
-
-    @property
-    def value(self) -> str:
-        value = f"{self.table}.{_quoted(self.name)}"
-        return f"CAST({value} AS DOUBLE)" if self.kind.startswith("DECIMAL") else value
 
 
 class Dataset(Descriptor):
@@ -72,6 +54,64 @@ class Dataset(Descriptor):
         return dataset
 
 
+@dataclass(slots=True)
+class _Table:
+    """A table of the query, the log or a file that is joined to it, and the values that the query reads of it."""
+
+    name: str
+    forms: Sequence[Form]
+    read: dict[tuple[str, Reader], str] = field(default_factory=dict)
+
+    def kinds(self, column: str) -> set[str]:
+        return {form.kinds[column] for form in self.forms}
+
+    def value(self, column: str, reader: Reader) -> str:
+        """The name under which a column's values are found.
+
+        Raises:
+            DataError: the column is of a type that cannot be read so.
+        """
+        for form in self.forms:
+            if reader.read("", form.kinds[column]) is None:
+                raise DataError(
+                    f"{form.paths[0]}: column {column!r} is of type {form.kinds[column]}; {_expected(reader)} expected",
+                    column,
+                )
+        if isinstance(reader, Raw) and len(self.kinds(column)) > 1:
+            one, other = self.forms[0], next(f for f in self.forms if f.kinds[column] != self.forms[0].kinds[column])
+            raise DataError(
+                f"{one.paths[0]}: column {column!r} is {one.kinds[column]}, but {other.kinds[column]} in "
+                f"{other.paths[0]}; write both as one type",
+                column,
+            )
+        return self.read.setdefault((column, reader), f"v{len(self.read)}")
+
+    def may_be_wrong(self, column: str, reader: Reader) -> bool:
+        return any((found := reader.read("", kind)) is not None and found.wrong for kind in self.kinds(column))
+
+    def sql(self, form: Form, *more: str) -> str:
+        """A query of one form: `more`, then the values that are read, and what is wrong with them."""
+        selected = list(more)
+        for (column, reader), alias in self.read.items():
+            expression = reader.read(form.columns[column], form.kinds[column])
+            assert expression is not None  # `value` refuses the type
+            selected.append(f"{expression.value} AS {alias}")
+            if self.may_be_wrong(column, reader):
+                selected.append(f"{expression.wrong or 'NULL::VARCHAR'} AS {alias}{WRONG}")
+        return f"SELECT {', '.join(selected)} FROM {form.scan()}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column that the descriptor names, and the table that has it."""
+
+    name: str
+    table: _Table
+
+    def exact(self, missing: tuple[str, ...] = ()) -> Exact:
+        return Exact(whole=self.table.kinds(self.name) <= WHOLE, missing=missing)
+
+
 class Source:
     """The files of a data set, as DuckDB sees them."""
 
@@ -79,7 +119,12 @@ class Source:
         self._dataset = dataset
         self._paths = dataset.paths
         self._join_paths = dataset.join_paths
-        self._key_kinds: list[str] = []
+        self._scans: list[str] = []
+        self._forms: list[Form] = []
+        self._joined_forms: list[list[Form]] = []
+        self._joined: list[_Table] = []
+        self.columns: dict[str, tuple[str, Path | None]] = {}
+        """By NAME of a column NAME__wrong: the file's column, and the file if it is one that was joined."""
 
     @property
     def paths(self) -> list[Path]:
@@ -103,12 +148,22 @@ class Source:
         """Read the files to be joined.
 
         Raises:
-            DataError: a key stands in more than one row.
+            DataError: a key stands in more than one row, or has no exact text.
         """
-        for join, path in zip(self._dataset.joins, self._join_paths, strict=True):
+        self._query(connection)
+        for join, path, table in zip(self._dataset.joins, self._join_paths, self._joined, strict=True):
+            reader = _Column(join.on, table).exact(MISSING_TEXTS)
+            keys = _Table(table.name, table.forms)
+            key = keys.value(join.on, reader)
+            rows = keys.sql(table.forms[0])
+            if keys.may_be_wrong(join.on, reader):
+                wrong = connection.execute(
+                    f"SELECT {key}{WRONG} FROM ({rows}) WHERE {key}{WRONG} IS NOT NULL LIMIT 1"
+                ).fetchone()
+                if wrong:
+                    raise DataError(f"{path}: column {join.on!r}: {wrong[0]}", join.on)
             repeated = connection.execute(
-                f"SELECT {_quoted(join.on)}, count(*) FROM {_scan(path)} "
-                f"WHERE {_quoted(join.on)} IS NOT NULL GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
+                f"SELECT {key}, count(*) FROM ({rows}) WHERE {key} IS NOT NULL GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
             ).fetchone()
             if repeated:
                 raise DataError(
@@ -118,124 +173,151 @@ class Source:
 
     def batches(self, connection: duckdb.DuckDBPyConnection, rows: int) -> pa.RecordBatchReader:
         """The sorted table, in batches of about `rows` rows."""
-        return connection.sql(self._query(connection)).to_arrow_reader(rows)
+        query = self._query(connection)
+        first, *others = self._scans
+        if others:  # one form at a time: DuckDB opens a few dozen files of every scan of a query
+            connection.execute(f"CREATE TEMP TABLE gathered AS {first}")
+            for scan in others:
+                connection.execute(f"INSERT INTO gathered {scan}")
+            first = "FROM gathered"
+        return connection.sql(f"WITH {ROWS} AS ({first}) {query}").to_arrow_reader(rows)
+
+    def place(self, file: int, row: int) -> str:
+        """Words for a row of `batches`, by its `__file` and `__row`."""
+        form = next(form for form in self._forms if file in form.numbers)
+        at = form.numbers.index(file)
+        if form.counts_on and at:
+            with connect() as connection:
+                (earlier,) = connection.sql(f"SELECT count(*) FROM {form.scan(at)}").fetchall()[0]
+            row -= earlier
+        return f"{self._paths[file]}, row {row + 1}"
+
+    def _read_headers(self, connection: duckdb.DuckDBPyConnection) -> None:
+        if not self._forms:
+            self._forms = forms_of(connection, self._paths)
+            self._joined_forms = [forms_of(connection, [path]) for path in self._join_paths]
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
+        """The query over a table `ROWS`, which holds what `_scans` give."""
         data = self._dataset
-        files = [_describe(connection, path) for path in self._paths]
-        columns = self._resolve(files, [_describe(connection, path) for path in self._join_paths])
-        union = " UNION ALL ".join(
-            _branch(i, file, [name for name, column in columns.items() if column.table == LOG])
-            for i, file in enumerate(files)
-        )
-        clock = _clock(data.time.column, columns[data.time.column].kind, data.time.unit, files[0].path)
-        log = f"SELECT *, {clock} AS __time FROM ({union})"
-        if data.drop_duplicates:
-            keys = ", ".join(_quoted(c) for c in data.drop_duplicates)
-            order = "PARTITION BY " + keys + " ORDER BY __time, __file, __row"
-            log = f"SELECT * FROM ({log}) QUALIFY row_number() OVER ({order}) = 1"
-        request = _key(columns[data.request]) if data.request else "NULL::BIGINT"
-        first = f"min({LOG}.__time) OVER (PARTITION BY {request})" if data.request else f"{LOG}.__time"
-        routing = columns[data.routing_key].value if data.routing_key else "NULL::VARCHAR"
-        selected = [
-            f"{first} AS __first",
-            f"{LOG}.__time AS __time",
-            f"{columns[data.label.column].value} AS __label",
-            f"{request} AS __request",
-            f"{routing} AS __routing",
-            f"{LOG}.__file AS __file",
-            f"{LOG}.__row AS __row",
-            *(f"j{i}.__hit IS NOT NULL AS __hit{i}" for i in range(len(data.joins))),
-            *(_feature(i, field, columns[field.name]) for i, field in enumerate(data.fields)),
-        ]
-        joins = [
-            _left_join(i, path, columns[join.on], join.on, self._key_kinds[i])
-            for i, (join, path) in enumerate(zip(data.joins, self._join_paths, strict=True))
-        ]
-        return (
-            f"SELECT {', '.join(selected)} FROM ({log}) AS {LOG} {' '.join(joins)} "
-            "ORDER BY (__time IS NULL) DESC, __first, __request, __time, __file, __row"
-        )
+        self._read_headers(connection)
+        log = _Table(LOG, self._forms)
+        self._joined = [_Table(f"j{i}", forms) for i, forms in enumerate(self._joined_forms)]
+        columns = self._resolve(log, self._joined)
+        self.columns = {}
+        selected: list[str] = []
 
-    def _resolve(self, files: list[_File], joined: list[_File]) -> dict[str, _Column]:
+        def select(name: str, column: _Column, reader: Reader) -> str:
+            value = f"{column.table.name}.{column.table.value(column.name, reader)}"
+            selected.append(f"{value} AS {name}")
+            if column.table.may_be_wrong(column.name, reader):
+                selected.append(f"{value}{WRONG} AS {name}{WRONG}")
+                joined = column.table is not log
+                self.columns[name] = (column.name, column.table.forms[0].paths[0] if joined else None)
+            return value
+
+        time = log.value(data.time.column, Clock(data.time.unit))
+        select("__time", columns[data.time.column], Clock(data.time.unit))
+        select("__label", columns[data.label.column], Label())
+        request = "NULL::BIGINT"
+        if data.request:
+            request = select("__request", columns[data.request], columns[data.request].exact(MISSING_TEXTS))
+        if data.routing_key:
+            select("__routing", columns[data.routing_key], columns[data.routing_key].exact(MISSING_TEXTS))
+        for number, spec in enumerate(data.fields):
+            select(f"f{number}", columns[spec.name], _reader(spec, columns[spec.name]))
+        unique = []
+        for number, name in enumerate(data.drop_duplicates):
+            plain = all(Exact().read("", kind) is not None for kind in log.kinds(name))
+            unique.append(select(f"__unique{number}", columns[name], columns[name].exact() if plain else Raw()))
+        matches = [self._match(n, columns, select) for n in range(len(data.joins))]
+        selected += [f"j{i}.__hit IS NOT NULL AS __hit{i}" for i in range(len(matches))]
+        joins = [
+            f"LEFT JOIN ({table.sql(table.forms[0], 'true AS __hit')}) AS {table.name} ON {match}"
+            for table, match in zip(self._joined, matches, strict=True)
+        ]
+
+        self._scans = [log.sql(form, f"{form.file} AS __file", f"{form.row} AS __row") for form in log.forms]
+        rows = ROWS
+        if unique:
+            order = f"PARTITION BY {', '.join(unique)} ORDER BY {time}, __file, __row"
+            rows = f"(SELECT * FROM {ROWS} AS {LOG} QUALIFY row_number() OVER ({order}) = 1)"
+        first = f"min({LOG}.{time}) OVER (PARTITION BY {request})" if data.request else f"{LOG}.{time}"
+        selected += [f"{first} AS __first", f"{LOG}.__file AS __file", f"{LOG}.__row AS __row"]
+        order = f"(__time IS NULL) DESC, __first, {'__request, ' if data.request else ''}__time, __file, __row"
+        return f"SELECT {', '.join(selected)} FROM {rows} AS {LOG} {' '.join(joins)} ORDER BY {order}"
+
+    def _match(self, number: int, columns: dict[str, _Column], select: Callable[[str, _Column, Reader], str]) -> str:
+        """The condition under which rows of a join belong together."""
+        join, table = self._dataset.joins[number], self._joined[number]
+        column, own = columns[join.on], _Column(join.on, table)
+        left, right = column.exact(MISSING_TEXTS), own.exact(MISSING_TEXTS)
+        if left.whole != right.whole:
+            left = right = Exact(missing=MISSING_TEXTS)
+        return f"{select(f'__key{number}', column, left)} = {table.name}.{table.value(join.on, right)}"
+
+    def _resolve(self, log: _Table, joined: list[_Table]) -> dict[str, _Column]:
         """The source of each column that the descriptor names, by name."""
         data = self._dataset
-        found: dict[str, list[_Column]] = {
-            name: [_Column(name, LOG, kind, files[0].path)] for name, kind in files[0].columns.items()
-        }
+        found: dict[str, list[_Table]] = {name: [log] for name in log.forms[0].kinds}
         resolved: dict[str, _Column] = {}
 
-        def resolve(name: str, said_in: str, *, log_only: bool = False) -> _Column:
-            places = [c for c in found.get(name, ()) if not log_only or c.table == LOG]
-            if not places or places[0].table == LOG:
-                for file in files:
-                    if name not in file.columns:
-                        raise _absent(file, name, said_in, joined if not log_only else [])
+        def resolve(name: str, said_in: str, *, log_only: bool = False) -> None:
+            places = [table for table in found.get(name, ()) if not log_only or table is log]
+            if not places or places[0] is log:
+                for form in log.forms:
+                    if name not in form.kinds:
+                        raise _absent(form, name, said_in, joined if not log_only else [])
             if len(places) > 1:
                 raise DataError(
-                    f"{data.path}: {said_in}: column {name!r} is in {' and in '.join(str(c.path) for c in places)}; "
-                    "rename one of the two, so that it is clear which is meant",
+                    f"{data.path}: {said_in}: column {name!r} is in "
+                    f"{' and in '.join(str(t.forms[0].paths[0]) for t in places)}; rename one of the two, so that it is "
+                    "clear which is meant",
                     name,
                 )
-            column = places[0]
-            if column.table == LOG:
-                column = _Column(name, LOG, _common_type(name, files), column.path)
-            resolved[name] = column
-            return column
+            resolved[name] = _Column(name, places[0])
 
         resolve(data.time.column, "time", log_only=True)
-        _plain(resolve(data.label.column, "label", log_only=True))
+        resolve(data.label.column, "label", log_only=True)
         if data.request:
-            _plain(resolve(data.request, "request", log_only=True))
+            resolve(data.request, "request", log_only=True)
         for name in data.drop_duplicates:
             resolve(name, "drop_duplicates", log_only=True)
-        self._key_kinds = []
-        for number, (join, file) in enumerate(zip(data.joins, joined, strict=True)):
+        for number, (join, table) in enumerate(zip(data.joins, joined, strict=True)):
             resolve(join.on, f"joins.{number}.on")
-            if join.on not in file.columns:
-                raise _absent(file, join.on, f"joins.{number}.on", [])
-            self._key_kinds.append(file.columns[join.on])
-            for name, kind in file.columns.items():
+            kinds = table.forms[0].kinds
+            if join.on not in kinds:
+                raise _absent(table.forms[0], join.on, f"joins.{number}.on", [])
+            for name in kinds:
                 if name != join.on:
-                    found.setdefault(name, []).append(_Column(name, f"j{number}", kind, file.path))
+                    found.setdefault(name, []).append(table)
         if data.routing_key:
-            _plain(resolve(data.routing_key, "routing_key"))
-        for field in data.fields:
-            _plain(resolve(field.name, "fields"))
+            resolve(data.routing_key, "routing_key")
+        for spec in data.fields:
+            resolve(spec.name, "fields")
         return resolved
 
 
-def _feature(number: int, field: DataField, column: _Column) -> str:
-    value = column.value
-    if field.kind != "number":
-        return f"{value} AS f{number}"
-    if column.kind == "VARCHAR":
-        text = f"nullif(trim({value}), '')"
-        parsed = f"TRY_CAST({text} AS DOUBLE)"
-        return f"{parsed} AS f{number}, CASE WHEN {parsed} IS NULL THEN {text} END AS __bad{number}"
-    return f"CAST({value} AS DOUBLE) AS f{number}"
+def _reader(spec: DataField, column: _Column) -> Reader:
+    if spec.kind == "number":
+        return Number(spec.missing_texts)
+    return Bag(spec.separator or "") if spec.kind == "bag" else column.exact()
 
 
-def _key(column: _Column) -> str:
-    """A value to group rows by; every kind of missing value is null."""
-    if column.kind == "VARCHAR":
-        return f"nullif({column.value}, '')"
-    return f"CASE WHEN NOT isnan({column.value}) THEN {column.value} END" if column.kind in FLOATS else column.value
+def _expected(reader: Reader) -> str:
+    if isinstance(reader, Clock):
+        return "numbers or timestamps were"
+    if isinstance(reader, Bag):
+        return "text or a list of values was"
+    return "integers, floats, booleans or text were"
 
 
-def _absent(file: _File, name: str, said_in: str, joined: list[_File]) -> DataError:
-    elsewhere = "".join(f", nor has {other.path.name}" for other in joined)
-    there = ", ".join(sorted(file.columns)) or "none"
-    return DataError(f"{file.path}: there is no column {name!r} (named in {said_in}){elsewhere}; it has {there}", name)
-
-
-def _plain(column: _Column) -> None:
-    if column.kind not in INTEGERS | FLOATS | {"VARCHAR", "BOOLEAN"} and not column.kind.startswith("DECIMAL"):
-        raise DataError(
-            f"{column.path}: column {column.name!r} is of type {column.kind}; "
-            "integers, floats, booleans or text were expected",
-            column.name,
-        )
+def _absent(form: Form, name: str, said_in: str, joined: list[_Table]) -> DataError:
+    elsewhere = "".join(f", nor has {table.forms[0].paths[0].name}" for table in joined)
+    there = ", ".join(sorted(form.kinds)) or "none"
+    return DataError(
+        f"{form.paths[0]}: there is no column {name!r} (named in {said_in}){elsewhere}; it has {there}", name
+    )
 
 
 def connect(memory: str = "", spill: Path | None = None) -> duckdb.DuckDBPyConnection:
@@ -250,65 +332,3 @@ def connect(memory: str = "", spill: Path | None = None) -> duckdb.DuckDBPyConne
     if spill is not None:
         config["temp_directory"] = str(spill)
     return duckdb.connect(config=config)
-
-
-def _describe(connection: duckdb.DuckDBPyConnection, path: Path) -> _File:
-    try:
-        described = connection.execute(f"DESCRIBE SELECT * FROM {_scan(path)}").fetchall()
-    except duckdb.Error as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    return _File(path, {name: kind for name, kind, *_ in described if name != "file_row_number"})
-
-
-def _scan(path: Path) -> str:
-    """A file as a table. Values of a CSV file stay text, since ids are hashed from text."""
-    quoted = "'" + glob.escape(str(path)).replace("'", "''") + "'"
-    if path.name.endswith(".parquet"):
-        return f"read_parquet({quoted}, file_row_number = true)"
-    return f"read_csv({quoted}, header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"')"
-
-
-def _branch(number: int, file: _File, columns: list[str]) -> str:
-    # Without an order of its own, row_number() numbers the rows of a scan as they stand in the file.
-    row = "file_row_number" if file.path.name.endswith(".parquet") else "row_number() OVER () - 1"
-    chosen = ", ".join(_quoted(c) for c in columns)
-    return f"SELECT {chosen}, {number}::INTEGER AS __file, {row} AS __row FROM {_scan(file.path)}"
-
-
-def _left_join(number: int, path: Path, key: _Column, on: str, kind: str) -> str:
-    left, right = key.value, f"j{number}.{_quoted(on)}"
-    if (key.kind == "VARCHAR") != (kind == "VARCHAR"):
-        left, right = f"CAST({left} AS VARCHAR)", f"CAST({right} AS VARCHAR)"
-    return f"LEFT JOIN (SELECT *, true AS __hit FROM {_scan(path)}) AS j{number} ON {left} = {right}"
-
-
-def _common_type(column: str, files: list[_File]) -> str:
-    kinds = {file.columns[column]: file for file in files if column in file.columns}
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    if set(kinds) <= INTEGERS | FLOATS:
-        return "DOUBLE" if set(kinds) & FLOATS else "BIGINT"
-    if set(kinds) <= INTEGERS | {"VARCHAR"}:
-        return "VARCHAR"
-    # A float or a boolean becomes other text than the one that its id is made of, so there is no common type.
-    (one, first), (two, second), *_ = kinds.items()
-    raise DataError(
-        f"{first.path}: column {column!r} is {one}, but {two} in {second.path}; write both as one type", column
-    )
-
-
-def _clock(column: str, kind: str, unit: str, path: Path) -> str:
-    """Microseconds since 1970, null where a value is missing, does not parse or is out of range."""
-    value, factor = _quoted(column), MICROSECONDS[unit]
-    if kind in TIMESTAMPS:
-        return f"epoch_us({value})"
-    if kind in INTEGERS:
-        return f"TRY(CAST({value} AS BIGINT) * {factor})"
-    if kind in FLOATS or kind == "VARCHAR" or kind.startswith("DECIMAL"):
-        # A double holds microseconds since 1970 exactly until the year 2255.
-        return f"TRY_CAST(round(TRY_CAST({value} AS DOUBLE) * {factor}) AS BIGINT)"
-    raise DataError(f"{path}: column {column!r} is of type {kind}; numbers or timestamps were expected", column)
-
-
-def _quoted(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
