@@ -9,14 +9,28 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-__all__ = ["MISSING_TEXTS", "FieldSpec", "Schema"]
+from pipeline.hashing import canonical
+
+__all__ = ["MISSING_TEXTS", "FieldSpec", "MissingTexts", "Schema"]
 
 MISSING_TEXTS = ("<NA>", "NULL", "NaN", "NaT", "None", "\\N", "nan", "null")
 """Texts that libraries and databases write where a value is missing: pandas, Python, SQL, JSON, Hive."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.\-]*$", max_length=128)]
+
+
+def _canonical_texts(values: Any) -> Any:
+    if not isinstance(values, list | tuple):
+        return values
+    if any(value is None for value in values):
+        raise ValueError("write null in quotes, as the text that stands for a missing value")
+    return tuple(sorted({canonical(value) for value in values} - {""}))
+
+
+MissingTexts = Annotated[tuple[str, ...], BeforeValidator(_canonical_texts)]
+"""Texts that mean that there is no value, beside the empty one: canonical, sorted."""
 
 
 class FieldSpec(BaseModel):
@@ -32,7 +46,7 @@ class FieldSpec(BaseModel):
         "id", description="id: one categorical value; bag: a set of them, pooled; number: a float, raw"
     )
     separator: str | None = Field(None, description="what splits the text of a bag")
-    missing: tuple[str, ...] = Field(
+    missing: MissingTexts = Field(
         (), description="texts of an id or of a bag's element that mean that there is none, beside the empty one"
     )
     transform: Literal["log1p"] | None = Field(None, description="applied to a number inside the network")

@@ -30,6 +30,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.cli.api import AdminClient
+from serving.cli.click_log import click_log
 from serving.cli.demo_view import DemoView
 from serving.cli.figures import figures_of
 from serving.cli.output import console, say
@@ -100,7 +101,7 @@ class Demo:
             log = open_log(None, cache, rows=rows, seed=self.seed)
         else:
             with console.status(f"preparing {self.data}"):
-                log = open_log(self.data, cache)
+                log = click_log(self.data, cache)
         self._models(log)
         config_path, rate, duration = self._configure(log)
         config = Config.load(config_path)

@@ -11,6 +11,7 @@ import typer
 
 from pipeline.errors import InvalidInput
 from pipeline.host import cores
+from serving.cli.click_log import click_log
 from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _log(data: Path | None, cache: Path, rows: int | None, drift: Drift) -> Log:
     if data is not None:
         if drift is not Drift.on:
             raise InvalidInput("--drift is the built-in generator's; leave it out with --data", "drift")
-        return open_log(data, cache)
+        return click_log(data, cache)
     say("no --data: a built-in generator of drifting click logs makes the rows")
     generator: dict[str, Any] = {
         Drift.on: {},

@@ -14,6 +14,7 @@ import typer
 
 from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import InvalidInput
+from serving.cli.click_log import click_log
 from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
@@ -110,7 +111,6 @@ def train(
     from serving.cli.progress import rows_progress
     from transfer.click_model.blocks import TableSettings
     from transfer.click_model.model import LearningSettings
-    from transfer.data import open_log
     from transfer.model_zoo import parse_arch
     from transfer.offline.train import TrainSettings
     from transfer.offline.train import train as run
@@ -119,7 +119,7 @@ def train(
     _check_window(start, stop)
     torch.set_num_threads(threads)
     kind, width = parse_arch(arch)
-    log = open_log(data, cache)
+    log = click_log(data, cache)
     memory, watch = PeakMemory(), Stopwatch()
     learning = LearningSettings(tables=TableSettings(admit_after=admit_after, evict_after=evict_after))
     settings = TrainSettings(stored=rows, device=device.value, learning=learning)
@@ -161,7 +161,6 @@ def transfer(
     from transfer.bundles.frozen import load_teacher
     from transfer.click_model.device import device_for
     from transfer.click_model.model import ClickModel
-    from transfer.data import open_log
     from transfer.model_zoo import parse_arch
     from transfer.offline.distill import transfer_offline
     from transfer.offline.window import Window
@@ -172,8 +171,8 @@ def transfer(
     torch.set_num_threads(threads)
     kind, width = parse_arch(arch)
     settings = _stage1(mode, rows, device, admit_after, evict_after, window_fraction)
-    log = open_log(data, cache)
     model = load_teacher(teacher)
+    log = click_log(data, cache, like=model.schema)
     if isinstance(model, ClickModel):
         model.to(device_for(device.value))
     memory, watch = PeakMemory(), Stopwatch()
@@ -206,10 +205,9 @@ def replay(
     """
     from serving.cli.progress import rows_progress
     from serving.cli.replay import Replay
-    from transfer.data import open_log
 
     _check_window(start, stop)
-    log = open_log(data, cache)
+    log = click_log(data, cache)
     sender = Replay(target, endpoint, log.schema, rate=rate, label_delay=label_delay)
     total = round(log.rows * (stop - start))
     with rows_progress("replaying", total) as progress:

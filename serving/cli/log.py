@@ -18,11 +18,13 @@ import typer
 
 from pipeline.clock import SystemClock
 from pipeline.errors import DataError, InvalidInput
+from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, unpack
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.click_log import click_log
 from serving.cli.options import Reason, Server, Token
 from serving.cli.output import Output, emit, say, show_table
 from serving.config import Config
@@ -197,12 +199,11 @@ def _exported(source: Path, endpoint: str) -> Iterable[Restored]:
 
 
 def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> Iterable[Restored]:
-    from transfer.data import open_log
-
     if not endpoint:
         raise InvalidInput("say by --endpoint whose traffic the rows are to be", "endpoint")
-    log = open_log(source, cache)
-    _check_schema(log, source, endpoint, settings)
+    schema = _schema_of(endpoint, settings)
+    log = click_log(source, cache, like=schema)
+    _check_schema(log, source, endpoint, schema)
     for request in log.requests():
         n = request.features.n
         record = PredictionRecord(
@@ -220,13 +221,17 @@ def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> It
         yield Restored(record, every, request.labels, np.full(n, -1, np.int32))
 
 
-def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> None:
-    """Check that the log has the endpoint's fields; other rows would never be used."""
+def _schema_of(endpoint: str, settings: Config) -> Schema:
+    """The fields that an endpoint's stable arm takes."""
     arms: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
     if endpoint not in arms:
         raise InvalidInput(f"there is no endpoint {endpoint!r}; there are {sorted(arms) or 'none'}", "endpoint")
     spec = arms[endpoint].stable
-    schema = open_repository(settings).open(spec.bundle, spec.version).manifest.model_schema
+    return open_repository(settings).open(spec.bundle, spec.version).manifest.model_schema
+
+
+def _check_schema(log: Log, source: Path, endpoint: str, schema: Schema) -> None:
+    """Check that the log has the endpoint's fields; other rows would never be used, or mean something else."""
     described, wanted = ([(f.name, f.kind) for f in s.fields] for s in (log.schema, schema))
     if described != wanted:
         odd = next((f"{a} where {b} is wanted" for a, b in zip(described, wanted, strict=False) if a != b), "")
@@ -234,6 +239,14 @@ def _check_schema(log: Log, source: Path, endpoint: str, settings: Config) -> No
             f"{source}: its fields are not those of endpoint {endpoint!r}: "
             f"{odd or f'{len(described)} fields where {len(wanted)} are wanted'}"
         )
+    for own, other in zip(log.schema.fields, schema.fields, strict=True):
+        if (own.separator, own.missing) != (other.separator, other.missing):
+            key = "separator" if own.separator != other.separator else "missing"
+            raise DataError(
+                f"{source}: field {own.name!r}: {key} is {getattr(own, key)!r} here, and {getattr(other, key)!r} for "
+                f"endpoint {endpoint!r}; leave it out or write the same",
+                own.name,
+            )
 
 
 def _labelled(log: TrafficLog, after: int) -> list[dict[str, Any]]:

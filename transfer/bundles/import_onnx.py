@@ -21,7 +21,7 @@ from pipeline.bundle.graph import check_graph
 from pipeline.errors import BundleError, DataError
 from pipeline.hashing import hash_value
 from pipeline.model.warmup import synthetic_requests, write_warmup
-from pipeline.schema import FieldSpec, Name, Schema
+from pipeline.schema import MISSING_TEXTS, FieldSpec, Name, Schema
 from transfer.bundles.import_graph import Kind, adapted, try_out
 
 __all__ = ["ARCHITECTURE", "ImportSpec", "import_onnx"]
@@ -76,13 +76,19 @@ class ImportSpec(BaseModel):
 
     @property
     def schema_of_bundle(self) -> Schema:
-        """The fields with vectors of width 1.
+        """The fields with vectors of width 1; texts for missing values are those of a log unless a field says its own.
 
         Raises:
             DataError: two fields have one name.
         """
+        fields = tuple(
+            f
+            if f.kind == "number" or "missing" in f.model_fields_set
+            else f.model_copy(update={"missing": MISSING_TEXTS})
+            for f in self.fields
+        )
         try:
-            return Schema(fields=self.fields).with_width(1)
+            return Schema(fields=fields).with_width(1)
         except ValidationError as error:
             raise DataError(f"fields: {error.errors()[0]['msg']}", "fields") from None
 
@@ -161,7 +167,7 @@ def _tables(spec: ImportSpec, schema: Schema) -> dict[str, Table]:
         for value, code in codes.items():
             if abs(code) > LARGEST_CODE:
                 raise DataError(f"codes: {code} of {field.name}={value!r} is not exact as a 32-bit float", field.name)
-            rows[field.table_name][hash_value(field.name, value)] = code
+            rows[field.table_name][hash_value(field.name, value, field.missing_texts)] = code
     tables = {}
     for table_name, found in rows.items():
         ids = np.array(sorted(found), np.int64)

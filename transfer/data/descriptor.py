@@ -24,13 +24,12 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from pipeline.errors import DataError
 from pipeline.hashing import EXACT_BELOW_DOUBLE, canonical
-from pipeline.schema import MISSING_TEXTS, FieldSpec, Name, Schema
+from pipeline.schema import MISSING_TEXTS, FieldSpec, MissingTexts, Name, Schema
 
 __all__ = ["DataField", "Descriptor", "Join", "LabelColumn", "TimeColumn", "label_text"]
 
@@ -85,20 +84,10 @@ class DataField(_Part):
     kind: Literal["id", "bag", "number"] = "id"
     separator: str | None = None
     transform: Literal["log1p"] | None = None
-    missing: tuple[str, ...] | None = Field(
+    missing: MissingTexts | None = Field(
         None,
         description="texts that mean that there is no value, beside the empty one; default: those of pandas and SQL",
     )
-
-    @field_validator("missing", mode="before")
-    @classmethod
-    def _texts(cls, values: Any) -> Any:
-        """`missing` as canonical texts, sorted."""
-        if not isinstance(values, list | tuple):
-            return values
-        if any(value is None for value in values):
-            raise ValueError("write null in quotes, as the text that stands for a missing value")
-        return tuple(sorted({canonical(value) for value in values} - {""}))
 
     @model_validator(mode="after")
     def _numbers_are_missing_as_nan(self) -> Self:
