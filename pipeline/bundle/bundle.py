@@ -118,6 +118,9 @@ class Manifest(BaseModel):
     tables: dict[str, TableInfo] = {}
     calibration: Calibration = Calibration()
     metrics: dict[str, float | None] = Field({}, description="metrics at publication")
+    unknown_ids: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="by table: fraction of ids without a row, of rows that were scored before they were trained on"
+    )
     parent: Version | None = Field(None, description="the version whose training this one continued")
     base: Version | None = Field(None, description="the base generation under the deltas; None: this is a base")
     deltas: tuple[Version, ...] = Field((), description="versions on top of the base, oldest first, itself last")

@@ -47,7 +47,8 @@ from serving.services.ranking import RankingService
 from serving.services.rpc import Shell, hard_limit
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.triton import TritonNames
-from serving.tiers.hierarchy import embedding_status, publish_lookups, publish_tiers
+from serving.tiers.hierarchy import embedding_status, publish_lookups, publish_tiers, publish_unknown_ids
+from serving.tiers.unknown import RecentLookups
 from serving.wiring.embedding import open_hierarchy
 from serving.wiring.registry import open_registry, open_tracing
 from serving.wiring.state import installation_secret
@@ -99,6 +100,7 @@ class Lane:
         self._tracing = open_tracing(config, self._name)
         self._log = open_traffic_log(config)
         self._hierarchy = open_hierarchy(config, clock)
+        self._lookups = RecentLookups(self._hierarchy.tally, clock)
         self.registry = open_registry(config, clock, self._hierarchy, samples=self._samples)
         self.writer = TrafficWriter(
             self._log, clock, WriterLimits(config.traffic.buffer, delay_s=config.traffic.commit_interval)
@@ -180,7 +182,7 @@ class Lane:
             blind=self.registry.blind(),
             counters={case: routed[case] for case in ("missing_key", "candidate_not_ready", "unsampled")},
             engine=self._engine_status(),
-            embedding=embedding_status(self._hierarchy, snapshot),
+            embedding=embedding_status(self._hierarchy, self._lookups, snapshot),
             writer=self.writer.counters(),
             shadow=HandOffStatus(sent=self.sender.sent, waiting=self.sender.waiting, dropped=dict(self.sender.dropped)),
         )
@@ -323,6 +325,7 @@ class Lane:
 
         publish_lookups(self.telemetry, self._hierarchy)
         publish_tiers(self.telemetry, lambda: self.registry.snapshot)
+        publish_unknown_ids(self.telemetry, self._lookups, lambda: self.registry.snapshot)
         self.telemetry.sizes("baton_batch_rows", "Rows of the batches that went to work", BUCKET_SIZES, rows)
         self.telemetry.sizes("baton_batch_requests", "Requests of the same batches", BUCKET_SIZES, requests)
         self.telemetry.gauges(

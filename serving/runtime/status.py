@@ -40,8 +40,10 @@ __all__ = [
     "Statuses",
     "StepStatus",
     "SupervisorStatus",
+    "UnknownIds",
     "WorkerStatus",
     "dumps",
+    "lane_of",
     "parse",
     "read",
     "write",
@@ -115,11 +117,23 @@ class EngineStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownIds:
+    """Ids of one table looked up lately, and those that no tier had a row for. `at_training`: their fraction when the model
+    was trained; None where the bundle does not say."""
+
+    ids: int = 0
+    unknown: int = 0
+    at_training: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingStatus:
-    """`lookups`: ids since the start by bundle, table, tier and case; `models`: figures of each tier, by bundle/version."""
+    """`lookups`: ids since the start by bundle, table, tier and case; `models`: figures of each tier, by bundle/version;
+    `unknown`: by endpoint, arm and table."""
 
     lookups: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]] = field(default_factory=dict)
     models: Mapping[str, Sequence[Mapping[str, float | str | None]]] = field(default_factory=dict)
+    unknown: Mapping[str, Mapping[str, Mapping[str, UnknownIds]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,6 +430,12 @@ def parse(found: Mapping[str, str | Damaged], now_ms: int) -> Statuses:
             kinds[kind][name] = Report(status, None if time_ms is None else (now_ms - time_ms) / 1000, document)
     lanes, shadows, controls, workers, supervisors = kinds.values()
     return Statuses(lanes, shadows, controls, workers, supervisors, tuple(damaged))
+
+
+def lane_of(document: Mapping[str, Any]) -> LaneStatus:
+    """The status of a lane from its JSON document. Raises: ValidationError: it is of another form."""
+    status: LaneStatus = _adapter(LaneStatus).validate_python(document)
+    return status
 
 
 def _fresh(reports: Mapping[str, Report[S]]) -> dict[str, Report[S]]:

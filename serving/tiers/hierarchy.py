@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from serving.lane.served import Snapshot
-from serving.runtime.status import EmbeddingStatus
+from serving.runtime.status import EmbeddingStatus, UnknownIds
 from serving.telemetry import Telemetry
+from serving.tiers.unknown import RecentLookups, unknown_ids
 
-__all__ = ["embedding_status", "publish_lookups", "publish_tiers"]
+__all__ = ["embedding_status", "publish_lookups", "publish_tiers", "publish_unknown_ids"]
 
 BREAKER = {"closed": 0, "half_open": 1, "open": 2}
 
@@ -46,8 +47,31 @@ def publish_tiers(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> Non
     )  # fmt: skip
 
 
-def embedding_status(hierarchy: Hierarchy, snapshot: Snapshot) -> EmbeddingStatus:
-    """Ids looked up since the start, and the figures of every tier of every model."""
+def publish_unknown_ids(telemetry: Telemetry, lately: RecentLookups, snapshot: Callable[[], Snapshot]) -> None:
+    """Publish which fraction of an arm's ids is unknown, lately and when its model was trained."""
+
+    def read(fraction: Callable[[UnknownIds], float | None]) -> dict[tuple[str, ...], float]:
+        return {
+            (endpoint, arm, table): value
+            for endpoint, arms in unknown_ids(lately, snapshot()).items()
+            for arm, tables in arms.items()
+            for table, counts in tables.items()
+            if (value := fraction(counts)) is not None
+        }
+
+    labels = ("endpoint", "arm", "table")
+    telemetry.gauges(
+        "baton_unknown_ids_ratio", "Fraction of the ids of the last minutes that no tier has a row for", labels,
+        lambda: read(lambda counts: counts.unknown / counts.ids if counts.ids else None),
+    )  # fmt: skip
+    telemetry.gauges(
+        "baton_unknown_ids_at_training_ratio", "The same on the rows that the model was judged by at training", labels,
+        lambda: read(lambda counts: counts.at_training),
+    )  # fmt: skip
+
+
+def embedding_status(hierarchy: Hierarchy, lately: RecentLookups, snapshot: Snapshot) -> EmbeddingStatus:
+    """Ids looked up since the start, the figures of every tier of every model, and unknown ids."""
     lookups: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     for key, count in hierarchy.tally.read().items():
         if count:
@@ -59,4 +83,4 @@ def embedding_status(hierarchy: Hierarchy, snapshot: Snapshot) -> EmbeddingStatu
             served = endpoint.arm(arm)
             if served is not None:
                 models[f"{served.model.name}/{served.model.version}"] = served.model.store.describe()
-    return EmbeddingStatus(lookups=lookups, models=models)
+    return EmbeddingStatus(lookups=lookups, models=models, unknown=unknown_ids(lately, snapshot))

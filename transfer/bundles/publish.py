@@ -95,6 +95,7 @@ def save(
         tables=_infos(model, tables),
         calibration=model.calibration,
         metrics=dict(model.metrics if about.metrics is None else about.metrics),
+        unknown_ids=model.unknown_ids,
         parent=about.parent,
         base=chain[0] if chain else None,
         deltas=(*chain[1:], version) if chain else (),
@@ -168,6 +169,7 @@ def load(source: Path | Bundle | Sequence[Bundle]) -> ClickModel:
             model.tables.load_rows(name, bundle.table(name))
     _load_dense(model, newest)
     model.calibration = manifest.calibration
+    model.unknown_ids = dict(manifest.unknown_ids)
     model.stored = next(iter(manifest.tables.values())).dtype
     return model
 

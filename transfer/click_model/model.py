@@ -75,6 +75,8 @@ class ClickModel:
         """True for a model whose bundle has no training state: it scores and does not learn."""
         self.metrics: dict[str, float | None] = {}
         """Metrics at birth, written into the manifest unless others are given."""
+        self.unknown_ids: dict[str, float] = {}
+        """By table: fraction of ids that had no row, of the rows that were scored before they were trained on."""
         self.stored: RowFormat = "float32"
         """How bundles store its rows; training goes on in float32 whatever it is."""
         self.extra: Arrays = {}
@@ -145,6 +147,16 @@ class ClickModel:
             InvalidInput: a row of an id that is asked for cannot be stored.
         """
         return self._score(rows, self.stored)
+
+    def id_counts(self, rows: Rows) -> dict[str, tuple[int, int]]:
+        """By table: ids of some rows, and how many of them have no row."""
+        found = self.tables.lookup(rows, create=False)
+        slots = [found.ids[:, column] for column in range(found.ids.shape[1])] + [bag for _, _, bag in found.bags]
+        counts: dict[str, tuple[int, int]] = {}
+        for spec, mine in zip((*self.schema.ids, *self.schema.bags), slots, strict=True):
+            ids, unknown = counts.get(spec.table_name, (0, 0))
+            counts[spec.table_name] = ids + mine.size, unknown + int(np.count_nonzero(mine < 0))
+        return counts
 
     def _score(self, rows: Rows, stored: RowFormat) -> F32:
         out = np.empty(len(rows), np.float32)

@@ -40,6 +40,7 @@ def state_of(model: ClickModel, *, changes: bool = False) -> tuple[dict[str, Any
         "linear": model.network.uses_linear,
         "learning": asdict(model.learning),
         "calibration": model.calibration.model_dump(),
+        "unknown_ids": model.unknown_ids,
         "steps": model.steps,
         "rows_trained": model.rows_trained,
         "pending": [model.pending_batches, model.pending_rows],
@@ -109,6 +110,7 @@ def load_state(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str
     model.seed = header["seed"]
     model.tables.seed = header["seed"]
     model.calibration = Calibration(**header["calibration"])
+    model.unknown_ids = dict(header.get("unknown_ids", {}))
     model.steps, model.rows_trained = header["steps"], header["rows_trained"]
     model.pending_batches, model.pending_rows = header["pending"]
     model.extra = _under("extra.", arrays)

@@ -6,6 +6,7 @@ calibration, and all rows are trained on. Next stop: `transfer.offline.distill`,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,12 +67,26 @@ class Held:
     """Logits and labels of rows that were scored before they were trained on."""
 
     def __init__(self) -> None:
+        self._ids: Counter[str] = Counter()
+        self._unknown: Counter[str] = Counter()
         self._logits: list[F32] = []
         self._labels: list[F32] = []
 
     def add(self, logits: F32, labels: F32) -> None:
         self._logits.append(logits)
         self._labels.append(labels)
+
+    def score(self, model: ClickModel, chunk: LogChunk) -> None:
+        """Add rows that the model has not been trained on, as it serves them."""
+        self.add(model.served_logits(chunk.rows), chunk.labels)
+        for table, (ids, unknown) in model.id_counts(chunk.rows).items():
+            self._ids[table] += ids
+            self._unknown[table] += unknown
+
+    @property
+    def unknown_ids(self) -> dict[str, float]:
+        """By table: fraction of the ids of scored rows that had no row."""
+        return {table: self._unknown[table] / ids for table, ids in self._ids.items() if ids}
 
     @property
     def logits(self) -> F32:
@@ -163,9 +178,10 @@ def train(
         load_state(model, *best[1])
     held = Held()
     for chunk in log.chunks(tail_start, stop, batch):
-        held.add(model.served_logits(chunk.rows), chunk.labels)
+        held.score(model, chunk)
         learn(chunk)
     calibration, model.metrics = held.calibrate()
+    model.unknown_ids = held.unknown_ids
     model.calibrate(calibration)
     return model
 
