@@ -20,13 +20,12 @@ from pipeline.arrays import I32, I64, Array
 from pipeline.errors import InvalidInput
 
 __all__ = [
-    "EXACT_BELOW_DOUBLE", "EXACT_BELOW_FLOAT", "EXACT_BELOW_HALF", "PAD_ID",
-    "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value",
+    "EXACT_BELOW", "PAD_ID", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value",
 ]  # fmt: skip
 
 PAD_ID = 0
-EXACT_BELOW_DOUBLE, EXACT_BELOW_FLOAT, EXACT_BELOW_HALF = 1 << 53, 1 << 24, 1 << 11
-"""Sizes from which on neighbouring whole numbers become one float of 64, 32 and 16 bits."""
+EXACT_BELOW = {64: 1 << 53, 32: 1 << 24, 16: 1 << 11}
+"""Size from which on neighbouring whole numbers become one float, by the float's bits."""
 BUCKETS = 10_000
 
 
@@ -136,7 +135,7 @@ def _float_text(value: float | np.floating[Any]) -> str:
     number = float(value)
     if math.isnan(number):
         return ""
-    limit = 1 << (np.finfo(value.dtype).nmant + 1) if isinstance(value, np.floating) else EXACT_BELOW_DOUBLE
+    limit = EXACT_BELOW.get(8 * value.itemsize, EXACT_BELOW[64]) if isinstance(value, np.floating) else EXACT_BELOW[64]
     if abs(number) >= limit:
         raise InvalidInput(_inexact(number, limit))
     return str(int(number)) if number.is_integer() else repr(number)
@@ -157,16 +156,13 @@ def _inexact(number: float, limit: int) -> str:
 
 def _as_array(field: str, values: pa.Array | pa.ChunkedArray | Array | list[Any]) -> pa.Array:
     array = _one_array(field, values)
-    limit = _EXACT_BELOW.get(array.type)
-    if limit is not None:
+    if pa.types.is_floating(array.type):
+        limit = EXACT_BELOW[array.type.bit_width]
         numbers = array.to_numpy(zero_copy_only=False)
         inexact = np.abs(numbers) >= limit
         if inexact.any():
             raise InvalidInput(f"field {field!r}: {_inexact(float(numbers[np.argmax(inexact)]), limit)}", field)
     return array
-
-
-_EXACT_BELOW = {pa.float64(): EXACT_BELOW_DOUBLE, pa.float32(): EXACT_BELOW_FLOAT, pa.float16(): EXACT_BELOW_HALF}
 
 
 def _one_array(field: str, values: pa.Array | pa.ChunkedArray | Array | list[Any]) -> pa.Array:

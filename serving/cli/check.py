@@ -19,11 +19,13 @@ from pipeline.stages.record import Record
 from serving.cli.output import Output, emit
 from serving.config import Config
 from serving.lane.stages import lane_plan
+from serving.runtime import status
 from serving.runtime.claims import holders
 from serving.runtime.ports import listening, port_holders, taken
 from serving.runtime.roster import last_endings, roster_of
 from serving.security.certificates import Certificates
 from serving.security.exposure import exposure, weak_files
+from serving.tiers.unknown import unusual
 from serving.wiring.bundles import open_repository
 
 __all__ = ["doctor"]
@@ -92,6 +94,7 @@ def _configured(path: Path) -> list[Finding]:
         from serving.cli.check_redis import redis_findings  # imports redis, which is not needed without one
 
         found += redis_findings(config)
+    found += _unknown_ids(config)
     repository = open_repository(config)
     for endpoint, arms in config.endpoints.items():
         for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
@@ -137,6 +140,13 @@ def _processes(config: Config) -> list[Finding]:
     states = roster_of(config, SystemClock().wall_ms())
     sick = [(process.name, False, f"{process.state}: {process.why}") for process in states if not process.well]
     return sick or [("processes", True, f"{len(states)} run")]
+
+
+def _unknown_ids(config: Config) -> list[Finding]:
+    """What running lanes are asked for that their models do not know."""
+    lanes = status.read(config.status, SystemClock().wall_ms()).fresh().lanes
+    said = list(unusual({name: report.status for name, report in lanes.items()}))
+    return [("unknown ids", True, "; ".join(said) or "as at training")] if lanes else []
 
 
 def _security(config: Config) -> list[Finding]:

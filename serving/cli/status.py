@@ -16,6 +16,8 @@ from serving.cli.output import Output, emit, say, show_table
 from serving.config import Config
 from serving.runtime import status as files
 from serving.runtime.roster import roster_of
+from serving.runtime.status import lane_of
+from serving.tiers.unknown import unusual
 
 __all__ = ["status"]
 
@@ -73,6 +75,9 @@ def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> No
     if output is Output.table:
         for damaged in processes.get("damaged", ()):
             typer.echo(f"{damaged['file']} is damaged: {damaged['reason']}")
+        lanes = processes.get("lanes", {})
+        for line in unusual({name: lane_of(lane) for name, lane in lanes.items() if lane.get("fresh")}):
+            typer.echo(line)
 
 
 def _show_worker(worker: dict[str, Any]) -> None:

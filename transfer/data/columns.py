@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.hashing import EXACT_BELOW_DOUBLE, EXACT_BELOW_FLOAT, EXACT_BELOW_HALF
+from pipeline.hashing import EXACT_BELOW
 
 __all__ = ["DECIMAL_256", "HALF", "Bag", "Clock", "Exact", "Expression", "Label", "Number", "Raw", "Reader", "literal", "quoted"]  # fmt: skip
 
@@ -21,7 +21,7 @@ WHOLE = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMA
 INTEGERS = WHOLE | {"UBIGINT"}
 HALF, DECIMAL_256 = "HALF", "DECIMAL256"
 """Types that DuckDB reads as wider or narrower floats, by names of our own."""
-_EXACT_BELOW = {"DOUBLE": EXACT_BELOW_DOUBLE, "FLOAT": EXACT_BELOW_FLOAT, HALF: EXACT_BELOW_HALF}
+_FLOATS = {"DOUBLE": EXACT_BELOW[64], "FLOAT": EXACT_BELOW[32], HALF: EXACT_BELOW[16]}
 _TIMESTAMPS = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
 _TEXTS = frozenset({"VARCHAR", "JSON", "UUID"})
 _NOTHING = '"NULL"'  # DuckDB's name of a column that holds nulls alone
@@ -92,7 +92,7 @@ class Label:
     """Reader of labels: text, in which numbers may have been rounded."""
 
     def read(self, value: str, kind: str) -> Expression | None:
-        if kind in _EXACT_BELOW or kind == DECIMAL_256:
+        if kind in _FLOATS or kind == DECIMAL_256:
             return Expression(f"CAST(CAST({value} AS DOUBLE) AS VARCHAR)")
         return Exact().read(value, kind)
 
@@ -108,7 +108,7 @@ class Number:
     missing: tuple[str, ...] = ()
 
     def read(self, value: str, kind: str) -> Expression | None:
-        if kind in INTEGERS | set(_EXACT_BELOW) | {"BOOLEAN", DECIMAL_256, _NOTHING} or kind.startswith("DECIMAL"):
+        if kind in INTEGERS | set(_FLOATS) | {"BOOLEAN", DECIMAL_256, _NOTHING} or kind.startswith("DECIMAL"):
             return Expression(f"CAST({value} AS DOUBLE)")
         if kind not in ("VARCHAR", "JSON", "BLOB"):
             return None
@@ -132,7 +132,7 @@ class Clock:
             return Expression(f"epoch_us({value})")
         if kind in INTEGERS:
             return Expression(f"TRY(CAST({value} AS BIGINT) * {factor})")
-        if kind in _EXACT_BELOW or kind == "VARCHAR" or kind.startswith("DECIMAL"):
+        if kind in _FLOATS or kind == "VARCHAR" or kind.startswith("DECIMAL"):
             # A double holds microseconds since 1970 exactly until the year 2255.
             return Expression(f"TRY_CAST(round(TRY_CAST({value} AS DOUBLE) * {factor}) AS BIGINT)")
         return None
@@ -150,7 +150,7 @@ def _text(value: str, kind: str) -> Expression | None:
     """The canonical text of a value that names something; None for types without one."""
     if kind in INTEGERS:
         return Expression(f"CAST({value} AS VARCHAR)")
-    if kind in _EXACT_BELOW:
+    if kind in _FLOATS:
         return _float_text(value, kind)
     if kind == "BOOLEAN":
         return Expression(f"CASE WHEN {value} THEN '1' WHEN NOT {value} THEN '0' END")
@@ -171,7 +171,7 @@ def _text(value: str, kind: str) -> Expression | None:
 
 
 def _float_text(value: str, kind: str) -> Expression:
-    limit = _EXACT_BELOW[kind]
+    limit = _FLOATS[kind]
     wide = f"CAST({value} AS DOUBLE)"
     inexact = f"(NOT isnan({wide}) AND abs({wide}) >= {limit})"
     text = (

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from pipeline.errors import DataError
-from pipeline.hashing import EXACT_BELOW_DOUBLE, canonical
+from pipeline.hashing import EXACT_BELOW, canonical
 from pipeline.schema import MISSING_TEXTS, FieldSpec, MissingTexts, Name, Schema
 
 __all__ = ["DataField", "Descriptor", "Join", "LabelColumn", "TimeColumn", "label_text"]
@@ -217,7 +217,7 @@ def label_text(value: Any) -> str:
         number = float(text)
     except ValueError:
         return text
-    return canonical(number) if abs(number) < EXACT_BELOW_DOUBLE else text
+    return canonical(number) if abs(number) < EXACT_BELOW[64] else text
 
 
 def _is_finite(text: str) -> bool:

@@ -31,7 +31,7 @@ _CSV = (
     "ignore_errors = false, strict_mode = true"
 )
 _TAKEN = ("file_index", "file_row_number")  # what a scan calls the place of a row
-_LONGEST_DECIMAL_DIGITS = 38
+_LARGEST_DECIMAL_WIDTH = 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _parquet(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path], numbe
         raise DataError(f"{paths[0]}: cannot be read: {error}") from None
     kinds = {name: kind for name, kind, *_ in described}
     for path, _, logical, _, precision, _ in _parquet_header(paths[0]):
-        if path in kinds and (logical == "Float16" or precision > _LONGEST_DECIMAL_DIGITS):
+        if path in kinds and (logical == "Float16" or precision > _LARGEST_DECIMAL_WIDTH):
             kinds[path] = HALF if logical == "Float16" else DECIMAL_256
     columns = {name: quoted(name) for name in kinds}
     options = f"file_row_number = true, {_PARQUET}"

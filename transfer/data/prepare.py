@@ -36,7 +36,7 @@ __all__ = ["BATCH_ROWS", "COUNTS", "prepared_file"]
 BATCH_ROWS = 65_536
 COUNTS = b"baton.counts"
 FORMAT_VERSION = 2
-KEPT_LABELS, SHOWN_LABELS = 64, 10
+KEPT_LABEL_VALUES, SHOWN_LABEL_VALUES = 64, 10
 OTHER = "(others)"
 """Under it the rows of all further values of the label are counted."""
 
@@ -123,7 +123,9 @@ class _Progress:
     requests: int = 0
     positives: int = 0
     hits: list[int] = field(default_factory=list)
-    negatives: Counter[str] = field(default_factory=Counter)  # rows by value of the label, at most KEPT_LABELS values
+    negatives: Counter[str] = field(
+        default_factory=Counter
+    )  # rows by value of the label, at most KEPT_LABEL_VALUES values
     # of the last row of the batch before: its request, place within it, and context by field
     last_key: pa.Array | None = None
     last_position: int = -1
@@ -177,7 +179,9 @@ class _Progress:
         if not self.rows:
             raise DataError(f"{files}: no rows", label)
         if self.positives in (0, self.rows):
-            values = f"; values seen: {', '.join(sorted(self.negatives)[:SHOWN_LABELS])}" if self.negatives else ""
+            values = (
+                f"; values seen: {', '.join(sorted(self.negatives)[:SHOWN_LABEL_VALUES])}" if self.negatives else ""
+            )
             raise DataError(
                 f"{files}: column {label!r}: every row is {'positive' if self.positives else 'negative'} (positive: "
                 f"{list(self.dataset.label.positive)}{values}); a model needs both",
@@ -202,7 +206,9 @@ class _Progress:
             if text in positive:
                 continue
             if negative is None and text not in MISSING_TEXTS:
-                self.negatives[text if len(self.negatives) < KEPT_LABELS or text in self.negatives else OTHER] += count
+                self.negatives[
+                    text if len(self.negatives) < KEPT_LABEL_VALUES or text in self.negatives else OTHER
+                ] += count
             elif negative is None or text not in negative:
                 where = self._where(batch, int(np.argmax(codes == code)))
                 problem = f"is missing (its text is {text!r}); leave out rows without a label, or declare the value"

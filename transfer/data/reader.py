@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.features import Bag, Rows
 from transfer.data.log import Log, LogChunk
-from transfer.data.prepare import COUNTS, SHOWN_LABELS, prepared_file
+from transfer.data.prepare import COUNTS, SHOWN_LABEL_VALUES, prepared_file
 from transfer.data.source import Dataset
 
 __all__ = ["LogReader"]
@@ -99,7 +99,7 @@ def _undeclared_labels(dataset: Dataset, counts: dict[str, Any]) -> tuple[str, .
     negatives: dict[str, int] = counts["negatives"]
     if dataset.label.negative is not None or not set(negatives) - {"0"}:
         return ()
-    shown = sorted(negatives.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+    shown = sorted(negatives.items(), key=lambda item: -item[1])[:SHOWN_LABEL_VALUES]
     values = ", ".join(f"{text!r} ({rows:,} rows)" for text, rows in shown)
     more = f" and {len(negatives) - len(shown)} values more" if len(negatives) > len(shown) else ""
     return (

@@ -329,7 +329,7 @@ class _Stage1:
             self._fresh = 1.0 - part
             # A part is few rows to calibrate on; those before it were not in these tables either.
             for chunk in self._window.chunks(SCORING_ROWS, *self._fresh_tail()) if s.calibrate else ():
-                self.held.score(self._student, chunk)
+                self.held.score(self._student, chunk.rows, chunk.labels)
 
     def _fresh_tail(self) -> tuple[float, float]:
         """The newest rows that S1C has not trained on: first and last, as fractions of the window."""
@@ -352,7 +352,7 @@ class _Stage1:
         first, last = (round(self._window.rows * fraction) for fraction in held or (1.0, 1.0))
         for chunk in chunks:
             if first <= chunk.places[0] < last:
-                self.held.score(self._student, chunk)
+                self.held.score(self._student, chunk.rows, chunk.labels)
             yield chunk
             self._done = min(self._total, self._done + len(chunk.labels))
             self._progress(self._done, self._total)

@@ -76,10 +76,10 @@ class Held:
         self._logits.append(logits)
         self._labels.append(labels)
 
-    def score(self, model: ClickModel, chunk: LogChunk) -> None:
+    def score(self, model: ClickModel, rows: Rows, labels: F32) -> None:
         """Add rows that the model has not been trained on, as it serves them."""
-        self.add(model.served_logits(chunk.rows), chunk.labels)
-        for table, (ids, unknown) in model.id_counts(chunk.rows).items():
+        self.add(model.served_logits(rows), labels)
+        for table, (ids, unknown) in model.id_counts(rows).items():
             self._ids[table] += ids
             self._unknown[table] += unknown
 
@@ -178,7 +178,7 @@ def train(
         load_state(model, *best[1])
     held = Held()
     for chunk in log.chunks(tail_start, stop, batch):
-        held.score(model, chunk)
+        held.score(model, chunk.rows, chunk.labels)
         learn(chunk)
     calibration, model.metrics = held.calibrate()
     model.unknown_ids = held.unknown_ids

@@ -112,6 +112,9 @@ def test_a_described_log_comes_in_as_labelled_rows_without_scores(installation: 
     assert (record.endpoint, record.overridden, record.bundle) == ("ranker", True, "old")
     assert np.isnan(record.scores).all()
     assert not entries[0].other
+    described["fields"][0]["missing"] = ["gone"]  # type: ignore[index]
+    path.write_text(yaml.safe_dump(described))
+    assert "missing is ('gone',) here" in baton(installation, *words, "--endpoint", "ranker").output
     described["fields"] = described["fields"][:-1]  # type: ignore[index]
     path.write_text(yaml.safe_dump(described))
     assert "its fields are not those of endpoint 'ranker'" in baton(installation, *words, "--endpoint", "ranker").output

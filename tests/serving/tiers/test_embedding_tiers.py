@@ -27,7 +27,11 @@ def test_a_lane_caches_rows_counts_them_and_begins_warm_the_next_time(tmp_path: 
     item = told.lookups["teacher"]["item"]
     assert item["device"]["hit"] > item["segment"]["hit"] > 0
     assert [tier["tier"] for tier in told.models["teacher/1"]] == ["device", "segment"]
+    unknown = told.unknown["ranker"]["stable"]["item"]
+    assert unknown.ids == sum(sum(cases.get(c, 0) for c in ("hit", "stale")) for cases in item.values())
+    assert unknown.unknown == item.get("default", {}).get("hit", 0)
     metrics = (made.home / METRICS_DIR / "lane-0.prom").read_text()
+    assert 'baton_unknown_ids_ratio{arm="stable",endpoint="ranker",process="lane-0",table="item"}' in metrics
     assert (
         'baton_embedding_ids_total{bundle="teacher",case="hit",process="lane-0",table="item",tier="device"}' in metrics
     )

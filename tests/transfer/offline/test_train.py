@@ -4,6 +4,7 @@ from small_log import SmallLog
 
 from pipeline.errors import DataError, InvalidInput
 from pipeline.metrics import auc
+from transfer.bundles.publish import load, save
 from transfer.offline.train import TrainSettings, train
 
 LOG = SmallLog(16_000)
@@ -20,6 +21,14 @@ def test_a_trained_model_ranks_and_is_calibrated():
     assert model.metrics["rows"] == 1280
     assert abs(model.metrics["bias"]) < 0.2
     assert model.rows_trained == 12_800
+
+
+def test_a_bundle_says_which_fraction_of_its_ids_was_unknown_at_training(tmp_path):
+    model = train(SmallLog(1000), "lr", width=1, settings=TrainSettings(batch=256))
+    assert model.unknown_ids["item"] == model.unknown_ids["tags"] == 0  # there are 60 and 20
+    assert 0 < model.unknown_ids["user"] < 0.1  # there are 150
+    bundle = save(model, tmp_path / "bundle", "m")
+    assert bundle.manifest.unknown_ids == load(bundle).unknown_ids == model.unknown_ids
 
 
 def test_training_repeats_itself():
