@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from pipeline.hashing import canonical
-
 __all__ = ["MISSING_TEXTS", "FieldSpec", "MissingTexts", "Schema"]
 
 MISSING_TEXTS = ("<NA>", "NULL", "NaN", "NaT", "None", "\\N", "nan", "null")
@@ -22,8 +20,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.\-]*$", 
 
 
 def _canonical_texts(values: Any) -> Any:
-    if not isinstance(values, list | tuple):
+    if not isinstance(values, list | tuple) or not values:
         return values
+    from pipeline.hashing import canonical  # loads pyarrow, which clients do without
+
     if any(value is None for value in values):
         raise ValueError("write null in quotes, as the text that stands for a missing value")
     return tuple(sorted({canonical(value) for value in values} - {""}))
