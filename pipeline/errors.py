@@ -14,6 +14,7 @@ __all__ = [
     "DeadlineExceeded",
     "Diverged",
     "InvalidInput",
+    "NotFinite",
     "NotFound",
     "NotReady",
     "Overloaded",
@@ -50,6 +51,10 @@ class DataError(InvalidInput):
 
 class Diverged(InvalidInput):
     """A model in training has logits that are not finite, or far too large."""
+
+
+class NotFinite(BatonError):
+    """A model's score of a request is NaN or infinite, so it has no answer to it."""
 
 
 class NotFound(BatonError):

@@ -184,6 +184,15 @@ class DenseInputs:
         """The block that holds the fields of a role."""
         return self.blocks[0 if role == "context" else -1]
 
+    def missing_numbers(self, row: int) -> list[int]:
+        """Number fields that a candidate has no value of, as indices of `Schema.numbers`."""
+        found = []
+        for block in self.blocks:
+            at = row if block is self.blocks[-1] else int(self.request[row])
+            columns = block.columns.numbers
+            found += [field for field, column in enumerate(columns.tolist()) if column >= 0 and np.isnan(block.numbers[at, column])]
+        return sorted(found)
+
     def put_numbers(self, part: NumberPart, role: Role) -> None:
         """Write number columns of one role; a single row is written to all rows."""
         block = self.block_of(role)

@@ -20,7 +20,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.calibration import probabilities
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.embedding.hierarchy.store import EmbeddingStore
-from pipeline.errors import BundleError, InvalidInput, NotFound
+from pipeline.errors import BundleError, InvalidInput, NotFinite, NotFound
 from pipeline.features import Features
 from pipeline.inputs import DenseInputs, Layout
 from pipeline.model.network import Network
@@ -154,20 +154,36 @@ class Model:
         return found
 
     def infer(self, inputs: DenseInputs) -> F32:
-        """Calibrated probabilities float32 `[n]` of embedded rows."""
-        if inputs.n == 0:
-            return np.zeros(0, np.float32)
-        network = self.split if self.split is not None and inputs.layout.is_split else self.whole
-        return probabilities(network.run(inputs), self.calibration.alpha, self.calibration.beta)
+        """Calibrated probabilities float32 `[n]` of embedded rows.
 
-    def infer_batch(self, windows: Sequence[DenseInputs]) -> list[F32]:
-        """`infer` of each window; windows of the same arrays share a run."""
+        Raises:
+            NotFinite: the network's logit of a row is NaN or infinite.
+        """
+        (scores,) = self.infer_batch([inputs])
+        if isinstance(scores, NotFinite):
+            raise scores
+        return scores
+
+    def infer_batch(self, windows: Sequence[DenseInputs]) -> list[F32 | NotFinite]:
+        """`infer` of each window, its error for one that has none; windows of the same arrays share a run."""
         runs = {id(window.whole): window.whole for window in windows}
-        scores = {key: self.infer(whole) for key, whole in runs.items()}
-        return [scores[id(w.whole)][w.start : w.start + w.n] for w in windows]
+        logits = {key: self._logits(whole) for key, whole in runs.items()}
+        scores = {key: probabilities(found, self.calibration.alpha, self.calibration.beta) for key, found in logits.items()}
+        # One look at each run: a batch in which all is well pays nothing per request.
+        ill = {key for key, found in logits.items() if not np.isfinite(found).all()}
+        answers: list[F32 | NotFinite] = []
+        for window in windows:
+            key, rows = id(window.whole), slice(window.start, window.start + window.n)
+            fault = self._fault(window, logits[key][rows]) if key in ill else None
+            answers.append(scores[key][rows] if fault is None else fault)
+        return answers
 
     def score(self, features: Features) -> F32:
-        """Calibrated probabilities float32 `[n]` of the candidates of a request that has passed `Features.check`."""
+        """Calibrated probabilities float32 `[n]` of the candidates of a request that has passed `Features.check`.
+
+        Raises:
+            NotFinite: as `infer`.
+        """
         if features.n == 0:
             return np.zeros(0, np.float32)
         return self.infer(self.embed(features))
@@ -183,6 +199,25 @@ class Model:
             self.score(features)
             if self.split is not None:
                 self.score(Features.from_rows(features.rows(self.schema)))
+
+    def _logits(self, inputs: DenseInputs) -> F32:
+        if inputs.n == 0:
+            return np.zeros(0, np.float32)
+        network = self.split if self.split is not None and inputs.layout.is_split else self.whole
+        return network.run(inputs)
+
+    def _fault(self, window: DenseInputs, logits: F32) -> NotFinite | None:
+        """The error of a request with a logit that is not finite; None where all `[n]` are."""
+        ill = np.flatnonzero(~np.isfinite(logits))
+        if not len(ill):
+            return None
+        row = int(ill[0])
+        missing = [self.schema.numbers[column].name for column in window.missing_numbers(row)]
+        where = f", where {', '.join(map(repr, missing))} is missing" if missing else ""
+        return NotFinite(
+            f"version {self.version} of model {self.name!r} has no finite score for {len(ill)} of {window.n} candidates; "
+            f"the first is candidate {row}{where}"
+        )
 
     def _fits(self, features: Features) -> bool:
         try:

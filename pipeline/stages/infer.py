@@ -11,7 +11,10 @@ __all__ = ["Infer"]
 
 
 class Infer:
-    """Runs network and calibration, once for all requests of a batch; `scores` belong to the event."""
+    """Runs network and calibration, once for all requests of a batch; `scores` belong to the event.
+
+    A request with a score that is not finite fails with `NotFinite`; the others of its batch are answered.
+    """
 
     name = "infer"
     consumes = ("dense", "model")
@@ -32,5 +35,8 @@ class Infer:
             assert event.dense is not None
             windows.append(event.dense)
         for event, scores in zip(events, model.infer_batch(windows), strict=True):
-            event.scores = scores
+            if isinstance(scores, Exception):
+                event.error = scores
+            else:
+                event.scores = scores
             event.dense = None

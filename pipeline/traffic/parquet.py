@@ -100,7 +100,7 @@ def read_rows(path: Path) -> Iterator[Restored]:
     """The predictions of an exported file, each once with all its rows and their last labels.
 
     Raises:
-        DataError: the file is not one that `export_rows` wrote.
+        DataError: the file is not one that `export_rows` wrote, or holds an infinite number.
     """
     try:
         file = pq.ParquetFile(path)
@@ -160,6 +160,11 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
         whole[index] = [row[name] for row in rows]
         return whole
 
+    numbers = spread("numbers", np.nan, np.float32)
+    if np.isinf(numbers).any():
+        raise DataError(
+            f"column 'numbers' of prediction {head['prediction_id']!r} holds an infinite number; NaN is a missing one", "numbers"
+        )
     record = PredictionRecord(
         prediction_id=head["prediction_id"],
         time_ms=round(head["time"].timestamp() * 1000),
@@ -168,7 +173,7 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
         bundle=own.bundle,
         version=own.version,
         features=Features.from_rows(
-            Rows(spread("ids", 0, np.int64), spread("numbers", np.nan, np.float32), _bags(rows, index, n))
+            Rows(spread("ids", 0, np.int64), numbers, _bags(rows, index, n))
         ),
         scores=own.scores,
         routing_hash=head["routing_hash"],

@@ -183,6 +183,7 @@ class Metrics(Answer):
     segments: FiguresList
     psi: Figures
     long_run: Figures | None = None
+    not_finite: int = 0
 
 
 class DamagedStatus(Answer):

@@ -283,7 +283,7 @@ def _shown(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[s
 
 
 def _numbers(values: Any) -> list[float | None]:
-    return [None if np.isnan(v) else round(float(v), 6) for v in values]
+    return [round(float(v), 6) if np.isfinite(v) else None for v in values]
 
 
 def _table(what: What, shown: list[dict[str, Any]]) -> None:

@@ -5,6 +5,8 @@ The shadow lane adds the rows that it scores. `serving.wiring.observe` reads the
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pipeline.arrays import F64
@@ -25,7 +27,10 @@ class ScoreRatio:
         self._lines: dict[str, F64] = {}
 
     def add(self, now: float, endpoint: str, rows: int, stable: float, candidate: float) -> None:
-        """Add rows scored at `now` (monotonic seconds, never going back) and the sums of their scores."""
+        """Add rows scored at `now` (monotonic seconds, never going back) and the sums of their scores. Sums that are not
+        finite (a record of an earlier release) are left out: they would blind the window."""
+        if not math.isfinite(stable + candidate):
+            return
         lines = self._lines.get(endpoint)
         if lines is None:
             lines = self._lines[endpoint] = np.zeros((self.seconds, 3))

@@ -13,6 +13,7 @@ from pipeline.errors import InvalidInput
 from pipeline.stage import Stage
 from pipeline.stages.decode import Decode
 from pipeline.stages.embed import Embed
+from pipeline.stages.finite import Finite
 from pipeline.stages.infer import Infer
 from serving.config import StageConfig
 
@@ -29,7 +30,8 @@ def lane_plan(record: Stage, own: Sequence[StageConfig]) -> Plan:
     Raises:
         InvalidInput: a class cannot be imported, constructed or used as a stage; the error names the setting.
     """
-    return Plan([Decode(), Embed(), Infer(), record, *(_make(at, stage) for at, stage in enumerate(own))])
+    made = [_make(at, stage) for at, stage in enumerate(own)]
+    return Plan([Decode(), Embed(), Infer(), record, *made, *([Finite()] if made else [])])
 
 
 def _make(at: int, config: StageConfig) -> Stage:

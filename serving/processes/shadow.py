@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.disk import replacing
-from pipeline.errors import BatonError, InvalidInput
+from pipeline.errors import BatonError, InvalidInput, NotFinite
 from pipeline.traffic.log import Scores
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
@@ -72,6 +72,7 @@ class _Verdict(NamedTuple):
 
 
 FAILED = _Verdict(ScoreOutcome.SKIPPED, "failed")
+NOT_FINITE = _Verdict(ScoreOutcome.SKIPPED, "not_finite")
 
 
 class CatchUp:
@@ -310,6 +311,9 @@ class ShadowLane:
         seconds = (self._clock.monotonic() - started) / len(places)
         for (place, _), scores in zip(fine, found, strict=True):
             record, traceparent = records[place]
+            if isinstance(scores, NotFinite):
+                verdicts[place] = NOT_FINITE
+                continue
             arm = "candidate" if record.arm == "stable" else "stable"
             self._telemetry.shadowed(record.endpoint, arm, model.version, seconds, trace_id_of(traceparent))
             if self._tracing is not None and traceparent:

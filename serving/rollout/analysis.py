@@ -1,7 +1,8 @@
 """Sums of labelled rows: per block for the evidence, per stay at a step for display. One pass over the log, O(rows).
 
 Both arms score every exposed row (one answers, the shadow lane scores with the other), so all comparisons are paired.
-Rows whose arm the caller chose are left out and counted; rows that only one arm scored lower the coverage. Nothing is
+Rows whose arm the caller chose, and rows with a score that is not finite, are left out and counted; rows without a pair of
+scores lower the coverage. Nothing is
 kept on disk: after a restart the log is read again from the place that the rollout's state names.
 
 Read next: `figures` computes the displayed figures from these sums; `blocks` and `evidence` decide.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +70,7 @@ class RolloutAnalysis:
         self.endpoint, self.bundle, self.slices = endpoint, bundle, slices
         self.table = BlockTable(block_ms)
         self.seq = after
-        self.overridden = self.exposed = self.paired = 0
+        self.overridden = self.exposed = self.paired = self.not_finite = 0
         self._error = (1.0 - confidence) / 2.0
         self._phases: list[PhaseSums] = []
         self._histograms: OrderedDict[int, tuple[BinnedAuc, BinnedAuc]] = OrderedDict()
@@ -114,6 +116,7 @@ class RolloutAnalysis:
             exposed=self.exposed,
             paired=self.paired,
             overridden=self.overridden,
+            not_finite=self.not_finite,
             coverage=self.paired / self.exposed if self.exposed else None,
             phases=tuple(self.phase_figures(at) for at in range(len(self._phases))),
             segments=slice_figures(self.table, self.slices, self._error),
@@ -143,8 +146,16 @@ class RolloutAnalysis:
             return
         if not first and entry.prediction_id in self._lost:
             return  # its first labels were counted without a pair, so there is nothing to take back
-        self.paired += rows
         stable, candidate, version = pair
+        sound = np.isfinite(stable) & np.isfinite(candidate)
+        if not sound.all():  # such a row has no pair: it lowers the coverage and is in no other sum
+            self.not_finite += int((fresh & ~sound).sum())
+            entry = _rows_of(entry, sound)
+            stable, candidate, fresh = stable[sound], candidate[sound], fresh[sound]
+            rows = int(fresh.sum())
+        if not len(fresh):
+            return
+        self.paired += rows
         line[blocks.VERSION] = min(line[blocks.VERSION], version)
         mark = (block, phase, record.arm == "candidate")
         parts = {} if self.slices is None else self.slices.of(record.features, entry.indices)
@@ -297,6 +308,17 @@ class _Batch:
 
 _FINE = BinnedAuc()
 _SLICE_COLUMNS = [blocks.ROWS, blocks.CLICKS, blocks.STABLE, blocks.CANDIDATE, blocks.LOSS_DELTA]
+
+
+def _rows_of(entry: Labelled, rows: Mask) -> Labelled:
+    """An entry with the rows of a mask `[m]` alone."""
+    return replace(
+        entry,
+        indices=entry.indices[rows],
+        labels=entry.labels[rows],
+        positions=entry.positions[rows],
+        previous=entry.previous[rows],
+    )
 
 
 def _remember(ids: OrderedDict[str, None], prediction_id: str) -> None:

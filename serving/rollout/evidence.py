@@ -26,6 +26,7 @@ __all__ = [
     "fraction_above",
     "limits",
     "radius",
+    "shown",
     "test_below",
     "tuned_rho",
 ]
@@ -70,6 +71,8 @@ class Test:
             return 0
         if lacking > 0:
             return lacking
+        if not math.isfinite(found.high - found.mean):
+            return None
         deviation = (found.high - found.mean) / radius(found.blocks, self.error)
         if found.mean >= 0 or radius(_FAR_BLOCKS, self.error) * deviation > -found.mean:
             return None
@@ -143,3 +146,12 @@ def fraction_above(hits: int, trials: int, most: float, error: float) -> Verdict
 def finite(value: float) -> float | None:
     """The value as a plain number; None for NaN and infinity, which JSON does not have."""
     return float(value) if math.isfinite(value) else None
+
+
+def shown(value: float | None, digits: int = 4) -> str:
+    """A signed figure in a message; "unknown" where there is none.
+
+    >>> shown(0.02), shown(-0.00012, 5), shown(None), shown(math.nan)
+    ('+0.0200', '-0.00012', 'unknown', 'unknown')
+    """
+    return f"{value:+.{digits}f}" if value is not None and math.isfinite(value) else "unknown"

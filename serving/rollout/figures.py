@@ -148,6 +148,7 @@ class RolloutFigures:
 
     `segments` holds the slices of each field, and `psi` each field's population stability index: the distribution of its
     rows over its slices in the present stay against the first one. `long_run` is set once the last step was entered.
+    `not_finite` counts exposed rows that are left out because a score of theirs is NaN or infinite.
     """
 
     seq: int
@@ -160,6 +161,7 @@ class RolloutFigures:
     segments: tuple[SliceFigures, ...] = ()
     psi: dict[str, float | None] = field(default_factory=dict)
     long_run: LongRunFigures | None = None
+    not_finite: int = 0
 
 
 class PhaseSums:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.hashing import canonical, hash_value
 from serving.rollout.blocks import BlockTable, Selection
-from serving.rollout.evidence import Test, Verdict, attempt_error, finite
+from serving.rollout.evidence import Test, Verdict, attempt_error, finite, shown
 from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout, SliceGuard
 from serving.rollout.state import RolloutState
 
@@ -88,27 +88,27 @@ class Look:
             bound = self._bound_now()
             if not self._excused(chosen, bound, error, least):
                 if _breached(chosen.bias_tests(bound, error, least)):
-                    return "bias", f"bias {chosen.bias():+.4f} over the {name} is shown to be beyond {bound:g}"
+                    return "bias", f"bias {shown(chosen.bias())} over the {name} is shown to be beyond {bound:g}"
                 enough = float(chosen.served_clicks.sum()) >= _LEAST_SERVED_CLICKS
                 if enough and _breached(chosen.served_tests(bound, error, least)):
                     served = chosen.served_limits(error).mean
                     return (
                         "served_bias",
-                        f"bias {served:+.4f} on rows it served ({name}) is shown to be beyond {bound:g}",
+                        f"bias {shown(served)} on rows it served ({name}) is shown to be beyond {bound:g}",
                     )
             if guards.logloss_delta_max is not None and _breached(
                 (chosen.loss_test(guards.logloss_delta_max, error, least),)
             ):
-                delta = float(chosen.loss_delta.sum() / chosen.rows.sum())
+                delta = _mean(chosen.loss_delta.sum(), chosen.rows.sum())
                 return (
                     "logloss_delta_max",
-                    f"logloss_delta {delta:+.5f} over the {name}, at most {guards.logloss_delta_max:g}",
+                    f"logloss_delta {shown(delta, 5)} over the {name}, at most {guards.logloss_delta_max:g}",
                 )
             if guards.auc_delta_min is not None:
                 test = chosen.auc_test(guards.auc_delta_min, error, least)
                 if _breached((test,)):
                     delta = guards.auc_delta_min - test.limits.mean
-                    return "auc_delta_min", f"auc_delta {delta:+.5f} over the {name}, at least {guards.auc_delta_min:g}"
+                    return "auc_delta_min", f"auc_delta {shown(delta, 5)} over the {name}, at least {guards.auc_delta_min:g}"
             # All slices share one error: each of many would otherwise raise a false alarm of its own.
             for guard, label, part in self._slices(name):
                 if part.blocks < least:
@@ -139,26 +139,26 @@ class Look:
             if _all_hold(relative) and abs(self.rows.bias("stable")) < RELATIVE_BIAS_LIMIT_FRACTION:
                 tests, relatively = relative, True
         if not _all_hold(tests):
-            return self._lacking(what, f"bias {self.seen['bias']:+.4f}", tests)
+            return self._lacking(what, f"bias {shown(self.seen['bias'])}", tests)
         if self._step_rows.blocks < MIN_WINDOW_BLOCKS:
             return f"{self._step_rows.blocks} of the {MIN_WINDOW_BLOCKS} blocks that each step needs of its own"
         for name, chosen in (("the breach window", self.window), ("this step alone", self._step_rows)):
             recent = chosen.bias() - (chosen.bias("stable") if relatively else 0.0)
-            if abs(recent) >= bound:
-                return f"{what}: shown over all evidence, but {name} is at {recent:+.4f}"
+            if not abs(recent) < bound:  # unknown without a click, which proves nothing
+                return f"{what}: shown over all evidence, but {name} is at {shown(recent)}"
         guards = self.spec.guards
         if guards.logloss_delta_max is not None:
             test = self.rows.loss_test(guards.logloss_delta_max, self.error, MIN_BLOCKS)
-            delta = float(self.rows.loss_delta.sum() / self.rows.rows.sum())
+            delta = _mean(self.rows.loss_delta.sum(), self.rows.rows.sum())
             if test.verdict is not Verdict.HOLDS:
                 return self._lacking(
-                    f"logloss_delta_max {guards.logloss_delta_max:g}", f"difference {delta:+.5f}", (test,)
+                    f"logloss_delta_max {guards.logloss_delta_max:g}", f"difference {shown(delta, 5)}", (test,)
                 )
         if guards.auc_delta_min is not None:
             test = self.rows.auc_test(guards.auc_delta_min, self.error, MIN_BLOCKS)
             delta = guards.auc_delta_min - test.limits.mean
             if test.verdict is not Verdict.HOLDS:
-                return self._lacking(f"auc_delta_min {guards.auc_delta_min:g}", f"difference {delta:+.5f}", (test,))
+                return self._lacking(f"auc_delta_min {guards.auc_delta_min:g}", f"difference {shown(delta, 5)}", (test,))
         for guard, label, part in self._slices("evidence"):
             if part.blocks < MIN_BLOCKS:
                 return f"segment {label}: {part.blocks} of the {MIN_BLOCKS} blocks that any evidence needs"
@@ -184,14 +184,14 @@ class Look:
     ) -> Iterator[tuple[str, tuple[Test, ...]]]:
         """(message, tests that must hold) of one slice."""
         if guard.logloss_delta_max is not None:
-            delta = float(part.loss_delta.sum() / part.rows.sum())
+            delta = _mean(part.loss_delta.sum(), part.rows.sum())
             yield (
-                f"logloss_delta {delta:+.5f}, at most {guard.logloss_delta_max:g}",
+                f"logloss_delta {shown(delta, 5)}, at most {guard.logloss_delta_max:g}",
                 (part.loss_test(guard.logloss_delta_max, error, least),),
             )
         if guard.bias_below is not None:
             yield (
-                f"bias {part.bias():+.4f}, within {guard.bias_below:g}",
+                f"bias {shown(part.bias())}, within {guard.bias_below:g}",
                 part.bias_tests(guard.bias_below, error / 2, least),
             )
 
@@ -204,7 +204,7 @@ class Look:
         effect, base = sums.difference(error), sums.limits("stable", error).mean
         if effect.high >= least * base:
             return None
-        seen = f"outcome per request {effect.mean / base:+.4f} against stable's at this weight, at least {least:g}"
+        seen = f"outcome per request {shown(effect.mean / base)} against stable's at this weight, at least {least:g}"
         return "outcome_delta_min", seen
 
     def _bound_now(self) -> float:

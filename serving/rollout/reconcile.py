@@ -169,7 +169,7 @@ def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observe
     guards, error = spec.guards, (1.0 - spec.analysis.confidence) / 2
     if guards.score_ratio is not None and observed.scored_rows >= _LEAST_SCORED_ROWS and observed.predicted_stable > 0:
         ratio = observed.predicted_candidate / observed.predicted_stable
-        if not guards.score_ratio[0] <= ratio <= guards.score_ratio[1]:
+        if ratio < guards.score_ratio[0] or ratio > guards.score_ratio[1]:
             return "score_ratio", f"score_ratio {ratio:.3f} is outside {list(guards.score_ratio)}"
     if state.weight <= 0:
         return None

@@ -19,6 +19,7 @@ from pipeline.errors import (
     Conflict,
     DeadlineExceeded,
     InvalidInput,
+    NotFinite,
     NotFound,
     NotReady,
     Overloaded,
@@ -53,6 +54,7 @@ ERRORS: dict[type[BatonError], Codes] = {
     Overloaded: Codes(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     NotReady: Codes(grpc.StatusCode.UNAVAILABLE, 503),
     DeadlineExceeded: Codes(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
+    NotFinite: Codes(grpc.StatusCode.INTERNAL, 500),
 }
 INTERNAL = Codes(grpc.StatusCode.INTERNAL, 500)
 """Of every other exception; its kind is `Internal`."""

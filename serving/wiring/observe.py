@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,4 +88,4 @@ class Observer:
 def _number(metrics: Mapping[str, float | None], name: str) -> float:
     # A version without a shift was not measured against its predecessor: treat it as another model.
     value = metrics.get(name)
-    return 1.0 if value is None else float(value)
+    return 1.0 if value is None or not math.isfinite(value) else float(value)

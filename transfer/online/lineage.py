@@ -169,11 +169,10 @@ class Lineage:
         for name, version in versions.items():
             try:
                 model = Model.load(self.repository, self.name, version, segments=self.segments)
+                scores[name] = model.score(Features.from_rows(rows))
             except BatonError as error:
                 # Retired versions may be gone from disk; the other reference still holds.
                 log.warning("%s %s cannot be compared with: %s", self.name, version, error)
-                continue
-            scores[name] = model.score(Features.from_rows(rows))
         return scores
 
     def state(self) -> dict[str, Any]:

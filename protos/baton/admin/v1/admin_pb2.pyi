@@ -349,7 +349,7 @@ class GetMetricsRequest(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ...) -> None: ...
 
 class EndpointMetrics(_message.Message):
-    __slots__ = ("seq", "newest_ms", "exposed", "paired", "overridden", "coverage", "phases", "segments", "psi", "long_run")
+    __slots__ = ("seq", "newest_ms", "exposed", "paired", "overridden", "coverage", "phases", "segments", "psi", "long_run", "not_finite")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     NEWEST_MS_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +360,7 @@ class EndpointMetrics(_message.Message):
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     PSI_FIELD_NUMBER: _ClassVar[int]
     LONG_RUN_FIELD_NUMBER: _ClassVar[int]
+    NOT_FINITE_FIELD_NUMBER: _ClassVar[int]
     seq: int
     newest_ms: int
     exposed: int
@@ -370,7 +371,8 @@ class EndpointMetrics(_message.Message):
     segments: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
     psi: _struct_pb2.Struct
     long_run: _struct_pb2.Struct
-    def __init__(self, seq: _Optional[int] = ..., newest_ms: _Optional[int] = ..., exposed: _Optional[int] = ..., paired: _Optional[int] = ..., overridden: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., psi: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., long_run: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    not_finite: int
+    def __init__(self, seq: _Optional[int] = ..., newest_ms: _Optional[int] = ..., exposed: _Optional[int] = ..., paired: _Optional[int] = ..., overridden: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., psi: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., long_run: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., not_finite: _Optional[int] = ...) -> None: ...
 
 class ProcessesRequest(_message.Message):
     __slots__ = ()
