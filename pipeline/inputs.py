@@ -190,7 +190,11 @@ class DenseInputs:
         for block in self.blocks:
             at = row if block is self.blocks[-1] else int(self.request[row])
             columns = block.columns.numbers
-            found += [field for field, column in enumerate(columns.tolist()) if column >= 0 and np.isnan(block.numbers[at, column])]
+            found += [
+                field
+                for field, column in enumerate(columns.tolist())
+                if column >= 0 and np.isnan(block.numbers[at, column])
+            ]
         return sorted(found)
 
     def put_numbers(self, part: NumberPart, role: Role) -> None:

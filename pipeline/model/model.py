@@ -6,6 +6,8 @@ endpoints, arms or sockets. Next stop: `pipeline.embedding.hierarchy.store` (row
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -23,7 +25,7 @@ from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.errors import BundleError, InvalidInput, NotFinite, NotFound
 from pipeline.features import Features
 from pipeline.inputs import DenseInputs, Layout
-from pipeline.model.network import Network
+from pipeline.model.network import Network, RunStop
 from pipeline.model.warmup import read_warmup, synthetic_requests
 from pipeline.model.workspace import Workspace
 from pipeline.schema import Schema
@@ -168,7 +170,9 @@ class Model:
         """`infer` of each window, its error for one that has none; windows of the same arrays share a run."""
         runs = {id(window.whole): window.whole for window in windows}
         logits = {key: self._logits(whole) for key, whole in runs.items()}
-        scores = {key: probabilities(found, self.calibration.alpha, self.calibration.beta) for key, found in logits.items()}
+        scores = {
+            key: probabilities(found, self.calibration.alpha, self.calibration.beta) for key, found in logits.items()
+        }
         # One look at each run: a batch in which all is well pays nothing per request.
         ill = {key for key, found in logits.items() if not np.isfinite(found).all()}
         answers: list[F32 | NotFinite] = []
@@ -188,23 +192,35 @@ class Model:
             return np.zeros(0, np.float32)
         return self.infer(self.embed(features))
 
-    def warm(self, requests: Iterable[Features] = ()) -> None:
+    def warm(self, requests: Iterable[Features] = (), seconds: float = math.inf) -> None:
         """Run requests through every network, so that the first real request is not slower.
 
         Args:
             requests: for example stored ones; those that do not fit the schema are skipped. If there are none: those of
                 the bundle's warmup.arrow, else synthetic ones.
-        """
-        for features in [f for f in requests if self._fits(f)] or self._warmup or synthetic_requests(self.schema):
-            self.score(features)
-            if self.split is not None:
-                self.score(Features.from_rows(features.rows(self.schema)))
+            seconds: that all of it may take.
 
-    def _logits(self, inputs: DenseInputs) -> F32:
+        Raises:
+            BundleError: it took longer.
+        """
+        with RunStop(min(seconds, threading.TIMEOUT_MAX)) as stop:
+            try:
+                for features in (
+                    [f for f in requests if self._fits(f)] or self._warmup or synthetic_requests(self.schema)
+                ):
+                    self._logits(self.embed(features), stop)
+                    if self.split is not None:
+                        self._logits(self.embed(Features.from_rows(features.rows(self.schema))), stop)
+            except Exception as error:
+                if stop.passed:
+                    raise BundleError(f"warming it with requests did not end within {seconds:g} s") from error
+                raise
+
+    def _logits(self, inputs: DenseInputs, stop: RunStop | None = None) -> F32:
         if inputs.n == 0:
             return np.zeros(0, np.float32)
         network = self.split if self.split is not None and inputs.layout.is_split else self.whole
-        return network.run(inputs)
+        return network.run(inputs, stop)
 
     def _fault(self, window: DenseInputs, logits: F32) -> NotFinite | None:
         """The error of a request with a logit that is not finite; None where all `[n]` are."""

@@ -163,7 +163,8 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
     numbers = spread("numbers", np.nan, np.float32)
     if np.isinf(numbers).any():
         raise DataError(
-            f"column 'numbers' of prediction {head['prediction_id']!r} holds an infinite number; NaN is a missing one", "numbers"
+            f"column 'numbers' of prediction {head['prediction_id']!r} holds an infinite number; NaN is a missing one",
+            "numbers",
         )
     record = PredictionRecord(
         prediction_id=head["prediction_id"],
@@ -172,9 +173,7 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
         arm=head["arm"],
         bundle=own.bundle,
         version=own.version,
-        features=Features.from_rows(
-            Rows(spread("ids", 0, np.int64), numbers, _bags(rows, index, n))
-        ),
+        features=Features.from_rows(Rows(spread("ids", 0, np.int64), numbers, _bags(rows, index, n))),
         scores=own.scores,
         routing_hash=head["routing_hash"],
         overridden=True,

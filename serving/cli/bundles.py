@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.bundle.bundle import Bundle
-from serving.cli.output import Output, emit
+from serving.cli.output import Output, emit, say
 
 __all__ = ["app"]
 
@@ -65,22 +65,30 @@ def import_onnx(
     schema: Annotated[Path, typer.Option(help="YAML: fields, columns, codes, see docs/transfer.md")],
     out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
     name: Annotated[str, typer.Option(help="Bundle name; default: the file's")] = "",
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Processor time in seconds that loading and trying the network may take")
+    ] = 20.0,
     output: Format = Output.table,
 ) -> None:
     """Make a frozen teacher of a model from elsewhere: it serves and teaches, and does not learn.
 
     Example: baton bundle import-onnx model.onnx --schema schema.yaml --out teacher
     """
+    from pipeline.model.probe import ProbeLimits
     from transfer.bundles.import_onnx import ImportSpec
     from transfer.bundles.import_onnx import import_onnx as run
 
-    m = run(file, ImportSpec.load(schema), out, name=name or file.stem).manifest
-    result = {
+    imported = run(file, ImportSpec.load(schema), out, name=name or file.stem, limits=ProbeLimits(timeout))
+    for warning in imported.warnings:
+        say(f"warning: {warning}")
+    m = imported.bundle.manifest
+    result: dict[str, object] = {
         "bundle": str(out),
         "name": m.name,
         "fields": len(m.model_schema.fields),
         "read": ", ".join(m.hyperparameters["columns"]),
         "codes": sum(table.rows for table in m.tables.values()),
+        "no score without": ", ".join(imported.missing),
     }
     emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
 

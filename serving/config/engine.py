@@ -63,6 +63,11 @@ class EngineConfig(Section):
     memory_reserve_bytes: int = Field(256 << 20, ge=0)
     """Bytes that must stay free on the machine (or in its container) after a version is loaded; a version that does not
     fit is not loaded, and tried again later."""
+    load_timeout: Seconds = Field(20.0, ge=1)
+    """Processor time that loading and warming a version may take in a probe process, before any other process loads it. A
+    version that needs more, or kills its probe, is tried twice and then set aside."""
+    load_memory_bytes: int = Field(2 << 30, ge=64 << 20)
+    """Memory that it may take there, beside four times the size of its network's files."""
     shadow_queue: int = Field(2048, ge=1)
     """Most predictions that wait for the shadow lane; beyond it the oldest are dropped and counted."""
     shadow_nice: int = Field(19, ge=0, le=19)

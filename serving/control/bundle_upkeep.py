@@ -18,6 +18,7 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
 from pipeline.embedding.segment.generations import compact, sweep
 from pipeline.errors import BatonError, NotFound
+from pipeline.model.probe import PROBED, keep_only
 from serving.rollout.store import ControlStore
 from serving.runtime.status import Statuses, StepStatus
 
@@ -116,6 +117,7 @@ class BundleUpkeep:
             chain = chains[serving[-1]]
             for width in sorted({info.width for info in chain[-1].manifest.tables.values()}):
                 self._totals["segments_merged"] += compact(folder, chain, width)
+        keep_only(folder / PROBED, self._repository.versions(name))
         removed = sweep(folder, chains.values())
         if removed:
             self._totals["segments_removed"] += removed

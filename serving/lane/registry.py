@@ -10,6 +10,7 @@ own (`serving.lane.kill_watch`), which wait for nothing that these two wait for.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipeline.model.model import Model
 from serving.lane.desired import DIRECT, Desired, DesiredVersions
 from serving.lane.kill_watch import KillWatch
 from serving.lane.memory_budget import MemoryBudget
+from serving.lane.probes import PATIENCE_S, Probes, SetAside
 from serving.lane.served import ARM_NAMES, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
@@ -36,6 +38,8 @@ __all__ = ["NICE", "Registry", "VersionLoader"]
 POLL_S = 0.1
 RETRY_S = 30.0
 NICE = 10
+WARM_FACTOR = 3
+"""Seconds by the clock that warming may take, per second of processor time of a probe."""
 
 log = logging.getLogger(__name__)
 
@@ -60,26 +64,45 @@ class VersionLoader:
         max_candidates: most rows of one request.
         memory_budget: refuses a version that does not fit into memory; None: there is no check.
         samples: requests to warm a version with, by the names under which it will be called.
+        probes: that a version must have passed; None: there is no probe.
     """
 
     load: Callable[[str, str], Model]
     max_candidates: int
     memory_budget: MemoryBudget | None = None
     samples: Callable[[Collection[str]], list[Features]] = lambda names: []
+    probes: Probes | None = None
+
+    def ready(self, key: Key) -> bool:
+        """Whether a version can be loaded now, or be refused: its probe has a verdict."""
+        return self.probes is None or self.probes.verdict(key) is not None
 
     def __call__(self, key: Key, loaded: Collection[Key], names: Collection[str]) -> Served:
         """The version, ready to answer. `loaded`: versions that are in memory; `names`: it will be called by these.
 
         Raises:
-            BundleError, NotFound, NotReady: it cannot be loaded.
+            BundleError, NotFound, NotReady: it cannot be loaded. SetAside: nor may it be tried again.
         """
+        if self.probes is not None and (verdict := self.probes.verdict(key)) is not None and verdict.reason:
+            raise SetAside(verdict.reason)
         if self.memory_budget is not None and (reason := self.memory_budget.refusal(key, loaded)):
             raise _NoMemory(reason)
         model = self.load(*key)
-        model.warm(self.samples(names))
+        self._warm(model, key, names)
         return Served(
             model, RankCodec(model.schema, self.max_candidates), InferCodec(model.schema, self.max_candidates)
         )
+
+    def _warm(self, model: Model, key: Key, names: Collection[str]) -> None:
+        """Warm a version. Real requests may do to a network what the probe's rows did not."""
+        if self.probes is None:
+            model.warm(self.samples(names))
+            return
+        try:
+            model.warm(self.samples(names), WARM_FACTOR * self.probes.limits.seconds)
+        except BundleError as error:
+            self.probes.set_aside(key, str(error))
+            raise SetAside(str(error)) from error
 
 
 class Registry:
@@ -125,6 +148,8 @@ class Registry:
         self._stopping = False
         self._kill_watch = KillWatch(kill, self._endpoint_names, self._set_killed)
         self._threads: list[threading.Thread] = []
+        if loader.probes is not None:
+            loader.probes.listener = self._wake
         self.listeners: list[Callable[[Snapshot], None]] = []
 
     # What requests need.
@@ -205,6 +230,8 @@ class Registry:
         with self._changed:
             for key in [k for k in self._failed if k[0] == bundle]:
                 del self._failed[key]
+            if self._loader.probes is not None:
+                self._loader.probes.forget(bundle)
 
         def settled() -> bool:
             key = self._desired.extra.get(bundle)
@@ -274,7 +301,12 @@ class Registry:
         """One pass of both threads: look, load the missing versions, publish. For a process that starts no threads."""
         self._look()
         self._kill_watch.look()
-        while (key := self._next_load()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next_load() is not None or not self._probing())
+                key = self._next_load()
+            if key is None:
+                return
             self._load_one(key)
 
     def _look_again(self) -> None:
@@ -321,6 +353,8 @@ class Registry:
         now = self._clock.monotonic()
         with self._changed:
             failed = {key for key, failure in self._failed.items() if failure.again_at > now}
+        if self._loader.probes is not None:
+            failed |= self._loader.probes.running(PATIENCE_S)  # an older version may answer meanwhile
         desired = self._desired_versions.look(failed)
         if appeared := desired.endpoints.keys() - set(self._endpoint_names()):
             self._kill_watch.look_at_files(appeared)
@@ -345,9 +379,18 @@ class Registry:
         with self._changed:
             for key in (*self._desired.arms.values(), *self._desired.extra.values()):
                 failed = self._failed.get(key)
-                if key not in self._loaded and (failed is None or failed.again_at <= now):
+                waits = key in self._loaded or (failed is not None and failed.again_at > now)
+                if not waits and self._loader.ready(key):
                     return key
         return None
+
+    def _probing(self) -> bool:
+        """Whether a wanted version waits for its probe. `_changed` is held."""
+        return self._loader.probes is not None and bool(self._loader.probes.running() & self._desired.keys)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _load_one(self, key: Key) -> None:
         with self._changed:
@@ -357,10 +400,13 @@ class Registry:
         served: Served | None = None
         reason = ""
         for_memory = False
+        retry_s = self._retry_s
         try:
             served = self._loader(key, loaded, names)
         except (BundleError, NotFound, NotReady) as error:
             reason, for_memory = str(error), isinstance(error, _NoMemory)
+            if isinstance(error, SetAside):
+                retry_s = math.inf
             log.error("bundle %s version %s cannot be loaded: %s", *key, error)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -372,7 +418,7 @@ class Registry:
                 self._loaded[key] = served
                 log.info("bundle %s version %s is ready", *key)
             else:
-                self._failed[key] = _Failed(reason, self._clock.monotonic() + self._retry_s, for_memory)
+                self._failed[key] = _Failed(reason, self._clock.monotonic() + retry_s, for_memory)
             self._publish()
 
     # Publishing. `_changed` is held.

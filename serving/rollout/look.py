@@ -108,7 +108,10 @@ class Look:
                 test = chosen.auc_test(guards.auc_delta_min, error, least)
                 if _breached((test,)):
                     delta = guards.auc_delta_min - test.limits.mean
-                    return "auc_delta_min", f"auc_delta {shown(delta, 5)} over the {name}, at least {guards.auc_delta_min:g}"
+                    return (
+                        "auc_delta_min",
+                        f"auc_delta {shown(delta, 5)} over the {name}, at least {guards.auc_delta_min:g}",
+                    )
             # All slices share one error: each of many would otherwise raise a false alarm of its own.
             for guard, label, part in self._slices(name):
                 if part.blocks < least:
@@ -158,7 +161,9 @@ class Look:
             test = self.rows.auc_test(guards.auc_delta_min, self.error, MIN_BLOCKS)
             delta = guards.auc_delta_min - test.limits.mean
             if test.verdict is not Verdict.HOLDS:
-                return self._lacking(f"auc_delta_min {guards.auc_delta_min:g}", f"difference {shown(delta, 5)}", (test,))
+                return self._lacking(
+                    f"auc_delta_min {guards.auc_delta_min:g}", f"difference {shown(delta, 5)}", (test,)
+                )
         for guard, label, part in self._slices("evidence"):
             if part.blocks < MIN_BLOCKS:
                 return f"segment {label}: {part.blocks} of the {MIN_BLOCKS} blocks that any evidence needs"

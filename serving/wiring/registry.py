@@ -9,9 +9,11 @@ from pipeline.clock import Clock
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.features import Features
 from pipeline.model.model import Model
+from pipeline.model.probe import ProbeLimits
 from serving.config import Config
 from serving.lane.desired import DesiredVersions
 from serving.lane.memory_budget import MemoryBudget
+from serving.lane.probes import Probes
 from serving.lane.registry import NICE, Registry, VersionLoader
 from serving.telemetry.tracing import Tracing
 from serving.wiring.bundles import open_repository
@@ -44,6 +46,9 @@ def open_registry(
         config.listen.max_candidates,
         MemoryBudget(repository, config.engine.memory_reserve_bytes),
         samples,
+        Probes(
+            repository, config.segments, ProbeLimits(config.engine.load_timeout, config.engine.load_memory_bytes), clock
+        ),
     )
     return Registry(desired, open_kill_switch(config), repository, loader, clock, nice=nice if threads == 1 else None)
 

@@ -21,6 +21,7 @@ from handmade import random_tables, write_bundle
 
 from pipeline.bundle.bundle import Bundle, Calibration
 from pipeline.bundle.versions import Repository
+from pipeline.model.probe import PROBED, ProbeLimits, Verdict, note
 from serving.config import Config
 from serving.processes.lane import Lane
 from serving.rollout.routing import ArmSpec, Endpoint
@@ -64,9 +65,14 @@ class Installation:
         self.set(weight=0)
 
     def publish(self, name: str, seed: int) -> Bundle:
-        return write_bundle(
+        """A version that has passed its probe: that of handmade networks is tested once, not at each start of a lane."""
+        bundle = write_bundle(
             self.repository, self.tables, name=name, calibration=Calibration(alpha=0.5 + 0.1 * seed, beta=-0.3)
         )
+        engine = self.config.engine
+        limits = ProbeLimits(engine.load_timeout, engine.load_memory_bytes)
+        note(self.config.segments / name / PROBED, bundle, limits, Verdict())
+        return bundle
 
     def set(self, *, candidate: ArmSpec | None = STUDENT, weight: float, name: str = "ranker") -> None:
         """Set the endpoint as the control process would."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -22,9 +23,12 @@ from torch import Tensor, nn
 from pipeline.arrays import F32
 from pipeline.bundle.bundle import CONTEXT, DENSE
 from pipeline.bundle.graph import inputs_of
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, InvalidInput
 from pipeline.inputs import REQUEST
-from pipeline.schema import Schema
+from pipeline.model.probe import sample_of
+from pipeline.model.probe_process import opened
+from pipeline.model.proof import Unproved, prove
+from pipeline.schema import FieldSpec, Schema
 from transfer.click_model.network import DenseNetwork, SplitNetwork
 
 __all__ = ["DenseGraph", "graph_weights", "trace"]
@@ -40,13 +44,18 @@ def trace(network: DenseNetwork, schema: Schema) -> dict[str, DenseGraph]:
         schema: with widths set.
 
     Raises:
-        InvalidInput: the architecture's `forward_split` gives other logits than its `forward`.
+        InvalidInput: the architecture's `forward_split` gives other logits than its `forward`, or its rows influence each
+            other.
     """
     graphs = {DENSE: DenseGraph(network, schema)}
     if type(network.body).can_split() and len({f.role for f in schema.fields}) > 1:
         split = SplitNetwork(network, schema)
         split.check()
         graphs[CONTEXT] = DenseGraph(split, schema)
+    try:
+        prove({file: opened(graph.write()) for file, graph in graphs.items()}, sample_of(schema, _vectors))
+    except Unproved as error:
+        raise InvalidInput(f"architecture {type(network.body).__name__}: {error}", "architecture") from None
     return graphs
 
 
@@ -119,6 +128,13 @@ class DenseGraph:
             # Inputs that the architecture ignores are dropped by the exporter, yet every caller sends them.
             model.graph.input.append(traced.get(name) or helper.make_tensor_value_info(name, kind, shape))
         return model
+
+
+def _vectors(field: FieldSpec, count: int) -> tuple[F32, F32]:
+    """Random vectors and weights of ids: whether rows influence each other does not depend on what was learned."""
+    rng = np.random.default_rng(2)
+    width = field.width or 0
+    return 0.1 * rng.standard_normal((count, width), np.float32), 0.1 * rng.standard_normal(count, np.float32)
 
 
 def graph_weights(model: onnx.ModelProto) -> dict[str, F32]:

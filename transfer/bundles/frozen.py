@@ -13,10 +13,12 @@ import numpy as np
 from pipeline.arrays import F32
 from pipeline.bundle.bundle import DENSE, Bundle, Calibration
 from pipeline.embedding.hierarchy.store import EmbeddingStore
+from pipeline.errors import BundleError
 from pipeline.features import Features, Rows
 from pipeline.inputs import Layout
 from pipeline.model.model import Model
 from pipeline.model.network import Network
+from pipeline.model.probe import ProbeLimits, probe_bundle
 from pipeline.schema import Schema
 from transfer.bundles.import_onnx import ARCHITECTURE
 from transfer.bundles.publish import load
@@ -35,13 +37,16 @@ class FrozenTeacher:
         frozen: True: it cannot learn.
 
     Raises:
-        BundleError: the bundle is damaged.
+        BundleError: the bundle is damaged, or its network does not pass the probe.
     """
 
     frozen = True
 
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
+        verdict = probe_bundle(bundle, ProbeLimits())
+        if verdict.reason:
+            raise BundleError(f"{bundle.path}: {verdict.reason}", DENSE)
         self.schema: Schema = manifest.model_schema
         self.calibration: Calibration = manifest.calibration
         self._segments = TemporaryDirectory(prefix="baton-teacher-")

@@ -6,20 +6,19 @@ probabilities into log-odds. The network itself is unchanged. It knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from pipeline.arrays import Arrays
 from pipeline.errors import BundleError
 from pipeline.schema import Schema
 
-__all__ = ["Kind", "adapted", "try_out"]
+__all__ = ["Kind", "adapted"]
 
 Kind = Literal["probability", "logit"]
 
@@ -40,7 +39,13 @@ class _Answer:
 
 
 def adapted(
-    model: ModelProto, schema: Schema, columns: Sequence[str], *, output: str | None = None, kind: Kind | None = None
+    model: ModelProto,
+    schema: Schema,
+    columns: Sequence[str],
+    *,
+    output: str | None = None,
+    kind: Kind | None = None,
+    fill: Mapping[str, float] | None = None,
 ) -> ModelProto:
     """The network with a bundle's inputs and output.
 
@@ -50,6 +55,7 @@ def adapted(
         columns: fields that the network reads, in its order.
         output: name of the output with the answer; needed where several could be.
         kind: of its numbers; needed unless they are the probabilities `[n, 2]` of two classes.
+        fill: what the network reads where a number is missing; NaN for those that are not named.
 
     Raises:
         BundleError: inputs or outputs do not fit; the message names them.
@@ -62,47 +68,20 @@ def adapted(
     if taken & {"embeddings", "numbers", "logit"} - {v.name for v in (*graph.input, *graph.output)}:
         raise BundleError("the network uses the names embeddings, numbers or logit inside; rename these", "name")
     _prefix(graph)
-    front, inputs = _front(graph, schema, columns)
+    front, inputs = _front(graph, schema, columns, filled=bool(fill))
     back = _back(answer)
     nodes = [*front, *graph.node, *back]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.input.extend(inputs)
     graph.output.append(helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n"]))
-    graph.initializer.extend(_constants(schema, columns))
+    graph.initializer.extend(_constants(schema, columns, fill or {}))
     del graph.value_info[:]  # shapes of before
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise BundleError(f"the network does not survive its new inputs and output: {error}") from None
     return model
-
-
-def try_out(model: ModelProto, schema: Schema, codes: Sequence[float]) -> None:
-    """Run an adapted network once.
-
-    Args:
-        codes: one that each field with vectors may hold.
-
-    Raises:
-        BundleError: ONNX Runtime cannot run it, or it does not answer a finite logit per row.
-    """
-    rows = 3
-    feeds = {}
-    if schema.embedded:
-        feeds["embeddings"] = np.tile(np.array(codes, np.float32), (rows, 1))
-    if schema.numbers:
-        feeds["numbers"] = np.ones((rows, len(schema.numbers)), np.float32)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(["logit"], feeds)
-    except Exception as error:  # ONNX Runtime raises its own types
-        raise BundleError(f"ONNX Runtime cannot run the network on the schema's columns: {error}") from None
-    if logits.shape != (rows,) or not np.isfinite(logits).all():
-        raise BundleError(f"the network answers {logits.tolist()} for {rows} rows; a finite number for each is needed")
 
 
 def _without_zipmaps(graph: onnx.GraphProto) -> None:
@@ -144,7 +123,7 @@ def _prefix(graph: onnx.GraphProto) -> None:
 
 
 def _front(
-    graph: onnx.GraphProto, schema: Schema, columns: Sequence[str]
+    graph: onnx.GraphProto, schema: Schema, columns: Sequence[str], *, filled: bool
 ) -> tuple[list[onnx.NodeProto], list[ValueInfoProto]]:
     """Nodes that make the network's inputs, and the bundle's inputs."""
     weights = {t.name for t in graph.initializer}
@@ -175,6 +154,12 @@ def _front(
         wanted = [(v, v.name[4:]) for v in own]
     blocks = [name for name, fields in (("embeddings", schema.embedded), ("numbers", schema.numbers)) if fields]
     nodes = [helper.make_node("Concat", blocks, ["own/bundle"], axis=1)]
+    if filled:
+        nodes = [
+            helper.make_node("Concat", blocks, ["own/sent"], axis=1),
+            helper.make_node("IsNaN", ["own/sent"], ["own/missing"]),
+            helper.make_node("Where", ["own/missing", "own/fill", "own/sent"], ["own/bundle"]),
+        ]
     for value, which in wanted:
         picked = f"{value.name}/picked"
         nodes.append(helper.make_node("Gather", ["own/bundle", f"own/columns/{which}"], [picked], axis=1))
@@ -204,7 +189,7 @@ def _back(answer: _Answer) -> list[onnx.NodeProto]:
     ]
 
 
-def _constants(schema: Schema, columns: Sequence[str]) -> list[TensorProto]:
+def _constants(schema: Schema, columns: Sequence[str], fill: Mapping[str, float]) -> list[TensorProto]:
     order = [f.name for f in (*schema.embedded, *schema.numbers)]
     places = {name: order.index(name) for name in columns}
     arrays: Arrays = {
@@ -213,6 +198,7 @@ def _constants(schema: Schema, columns: Sequence[str]) -> list[TensorProto]:
         "own/low": np.array(SMALLEST_PROBABILITY, np.float32),
         "own/high": np.array(1 - SMALLEST_PROBABILITY, np.float32),
         "own/one": np.array(1, np.float32),
+        "own/fill": np.array([fill.get(name, np.nan) for name in order], np.float32),
         "own/columns/all": np.array([places[name] for name in columns]),
         **{f"own/columns/{name}": np.array([place]) for name, place in places.items()},
     }

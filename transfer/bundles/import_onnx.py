@@ -8,6 +8,8 @@ code of values without one. Numbers pass as they were sent, NaN for missing. Nex
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,20 +18,24 @@ import onnx
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.arrays import F32
 from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, Manifest, Table, TableInfo
 from pipeline.bundle.graph import check_graph
 from pipeline.errors import BundleError, DataError
 from pipeline.hashing import hash_value
+from pipeline.model.probe import ProbeLimits, probe, sample_of
 from pipeline.model.warmup import synthetic_requests, write_warmup
 from pipeline.schema import MISSING_TEXTS, FieldSpec, Name, Schema
-from transfer.bundles.import_graph import Kind, adapted, try_out
+from transfer.bundles.import_graph import Kind, adapted
 
-__all__ = ["ARCHITECTURE", "ImportSpec", "import_onnx"]
+__all__ = ["ARCHITECTURE", "ImportSpec", "Imported", "import_onnx"]
 
 ARCHITECTURE = "onnx"
 """What the manifest of an imported model names; nothing here can train it."""
 LARGEST_CODE = 1 << 24
 """Integers beyond it are not exact as float32."""
+
+DEFAULT_LIMITS = ProbeLimits()
 
 Codes = dict[str, float] | str
 
@@ -48,6 +54,7 @@ class ImportSpec(BaseModel):
         {}, description="of each id field that is read: a mapping of value to number, or a CSV file of value,code"
     )
     unknown: Annotated[float, Field(description="code of a value without one, missing ones too")] = -1.0
+    fill: dict[Name, float] = Field({}, description="what the network reads where a number is missing; NaN unless said")
     output: str | None = Field(None, description="the network's output that answers; needed where several could")
     kind: Kind | None = Field(None, description="what it holds; needed unless it is the probabilities of two classes")
 
@@ -100,9 +107,10 @@ class ImportSpec(BaseModel):
             DataError: there are none, or one of them has nothing that a network could read.
         """
         kinds = {f.name: f.kind for f in self.fields}
-        stray = next((name for name in self.codes if kinds.get(name) != "id"), None)
-        if stray is not None:
-            raise DataError(f"codes: {stray!r} is not a field of kind id", stray)
+        for key, named, kind in (("codes", self.codes, "id"), ("fill", self.fill, "number")):
+            stray = next((name for name in named if kinds.get(name) != kind), None)
+            if stray is not None:
+                raise DataError(f"{key}: {stray!r} is not a field of kind {kind}", stray)
         columns = self.columns or tuple(n for n, kind in kinds.items() if kind == "number" or n in self.codes)
         for name in columns:
             if name not in kinds:
@@ -116,17 +124,49 @@ class ImportSpec(BaseModel):
         return columns
 
 
-def import_onnx(file: Path, spec: ImportSpec, out: Path, *, name: str) -> Bundle:
-    """Write a network as a bundle without training state.
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """An imported bundle, and what was seen of its network: `missing` numbers without which it has no finite score, and
+    how many of `rows` tried ones have none though all their numbers are there (`odd`)."""
+
+    bundle: Bundle
+    missing: tuple[str, ...] = ()
+    odd: int = 0
+    rows: int = 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know before it serves."""
+        found = []
+        if self.missing:
+            names = ", ".join(self.missing)
+            found.append(
+                f"the network has no finite score where {names} is missing: such a request gets an error. Say under `fill` "
+                "in the schema file what the network should read instead, or have clients always send it"
+            )
+        if self.odd:
+            found.append(
+                f"the network has no finite score for {self.odd} of {self.rows} tried rows, none of whose numbers is "
+                "missing: such a request gets an error"
+            )
+        return found
+
+
+def import_onnx(
+    file: Path, spec: ImportSpec, out: Path, *, name: str, limits: ProbeLimits = DEFAULT_LIMITS
+) -> Imported:
+    """Write a network as a bundle without training state, after a proof that it scores each row by itself.
 
     Args:
         file: the ONNX file: standard operators (ONNX and ONNX-ML), no external data.
         spec: how clients' fields reach it.
         out: the bundle's directory.
         name: of the bundle.
+        limits: of the process in which the network is tried.
 
     Raises:
-        BundleError: the network or the place cannot be used; nothing is left behind.
+        BundleError: the network or the place cannot be used, the network's rows influence each other, or it does not end
+            within the limits; nothing is left behind.
         DataError: the specification contradicts itself.
     """
     schema, columns = spec.schema_of_bundle, spec.read
@@ -135,8 +175,7 @@ def import_onnx(file: Path, spec: ImportSpec, out: Path, *, name: str) -> Bundle
     except Exception as error:  # the parser raises whatever protobuf raises
         raise BundleError(f"{file} is not an ONNX file: {error}", file.name) from None
     try:
-        network = adapted(model, schema, columns, output=spec.output, kind=spec.kind)
-        try_out(network, schema, [_known(spec, f.name) for f in schema.embedded])
+        network = adapted(model, schema, columns, output=spec.output, kind=spec.kind, fill=spec.fill)
     except BundleError as error:
         raise BundleError(f"{file}: {error}", error.field) from None
     tables = _tables(spec, schema)
@@ -152,10 +191,13 @@ def import_onnx(file: Path, spec: ImportSpec, out: Path, *, name: str) -> Bundle
         dense = writer.path(DENSE)
         dense.write_bytes(network.SerializeToString())
         check_graph(dense, schema, linear=False)
+        verdict = probe({DENSE: dense}, schema, sample_of(schema, _codes_of(spec)), limits)
+        if verdict.reason:
+            raise BundleError(f"{file}: {verdict.reason}", file.name)
         write_warmup(writer.path(WARMUP), schema, synthetic_requests(schema))
         for table_name, table in tables.items():
             writer.table(table_name, table)
-        return writer.finish(manifest)
+        return Imported(writer.finish(manifest), verdict.missing, verdict.odd, verdict.rows)
 
 
 def _tables(spec: ImportSpec, schema: Schema) -> dict[str, Table]:
@@ -176,10 +218,18 @@ def _tables(spec: ImportSpec, schema: Schema) -> dict[str, Table]:
     return tables
 
 
-def _known(spec: ImportSpec, name: str) -> float:
-    codes = spec.codes.get(name, {})
-    assert not isinstance(codes, str)
-    return next(iter(codes.values()), spec.unknown)
+def _codes_of(spec: ImportSpec) -> Callable[[FieldSpec, int], tuple[F32, F32]]:
+    """Draws codes that a field may have, that of unknown values first."""
+    rng = np.random.default_rng(0)
+
+    def vectors(field: FieldSpec, count: int) -> tuple[F32, F32]:
+        codes = spec.codes.get(field.name, {})
+        assert not isinstance(codes, str)
+        drawn = rng.choice(np.array([spec.unknown, *codes.values()], np.float32), (count, 1))
+        drawn[:1] = spec.unknown
+        return drawn, np.zeros(count, np.float32)
+
+    return vectors
 
 
 def _read_codes(path: Path) -> dict[str, float]:

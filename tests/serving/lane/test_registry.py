@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from foreign import endless, row_by_row, write_foreign
 from handmade import write_bundle
-from installation import Installation, eventually
+from installation import WHO, Installation, eventually
 
 from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotFound, NotReady
+from pipeline.model.probe import PROBED, ProbeLimits, Verdict, note, noted
 from pipeline.schema import FieldSpec, Schema
 from serving.lane.registry import Registry
 from serving.lane.served import Snapshot
-from serving.rollout.routing import ArmSpec
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.state.kill import KillSwitch
 from serving.wiring.registry import open_registry
 
@@ -197,3 +199,38 @@ def test_a_model_of_which_no_version_may_serve_says_so(installation: Installatio
     write_bundle(installation.repository, installation.tables, name="refused", gate=GateReport(passed=False))
     with pytest.raises(NotReady, match="no version that may serve"):
         registry.load("refused")
+
+
+def test_a_version_that_hangs_is_set_aside_while_all_others_load(tmp_path: Path) -> None:
+    made = Installation(tmp_path, engine={"load_timeout": 1})
+    for version, network in ((1, row_by_row()), (2, endless())):
+        write_foreign(made.config.repository / "alien" / str(version), network)
+    made.set(candidate=ArmSpec(bundle="alien"), weight=5)
+    made.store.put_endpoint(Endpoint(name="other", stable=ArmSpec(bundle="alien")), WHO)
+    registry = open_registry(made.config, SystemClock())
+    registry.start()
+    try:
+        assert registry.wait(lambda s: "ranker" in s.endpoints and s.endpoints["ranker"].stable is not None, 20)
+        eventually(lambda: "alien/2" in registry.faults(), "the endless one is set aside", 60)
+        assert "more than 1 s of processor time" in registry.faults()["alien/2"]
+        eventually(lambda: ("alien", "1") in registry.snapshot.models, "the newest whole one answers")
+        assert "version 2: loading" in registry.arms()["other"]["stable"].reason
+        (told,) = [m for m in registry.models() if (m.bundle, m.version) == ("alien", "2")]
+        assert told.state == "UNAVAILABLE"
+        write_foreign(made.config.repository / "alien" / "3", row_by_row(3.0))
+        eventually(lambda: ("alien", "3") in registry.snapshot.models, "a later one is taken", 60)
+    finally:
+        registry.stop()
+
+
+def test_real_requests_that_hang_a_network_set_its_version_aside(tmp_path: Path) -> None:
+    made = Installation(tmp_path, engine={"load_timeout": 1})
+    bundle = write_foreign(made.config.repository / "alien" / "1", endless())
+    notes = made.config.segments / "alien" / PROBED
+    note(notes, bundle, ProbeLimits(1.0, made.config.engine.load_memory_bytes), Verdict())  # as if its probe had passed
+    made.store.put_endpoint(Endpoint(name="other", stable=ArmSpec(bundle="alien")), WHO)
+    registry = open_registry(made.config, SystemClock())
+    registry.reconcile()
+    assert "did not end within 3 s" in registry.faults()["alien/1"]
+    assert registry.snapshot.endpoints["ranker"].stable is not None
+    assert "did not end" in noted(notes)["1"].reason

@@ -1,0 +1,115 @@
+"""Probes of the versions that a process wants, each in a thread, so that none waits for one that hangs.
+
+A version is loaded once its probe has passed (`pipeline.model.probe`). One that killed or hung its probe, or whose rows
+influence each other, is set aside: it is not tried again until its files, the limits or an operator's `model load` change
+that. Read next: `serving.lane.registry`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.bundle.verified import NOTES
+from pipeline.bundle.versions import Repository
+from pipeline.clock import Clock
+from pipeline.errors import BatonError, BundleError
+from pipeline.model.probe import PROBED, ProbeLimits, Verdict, forget, probe_once, set_aside
+from serving.lane.served import Key
+from serving.runtime.process import step_back
+
+__all__ = ["Probes", "SetAside"]
+
+NICE = 10
+MOST_PROBES = 4
+PATIENCE_S = 5.0
+"""Seconds after which an older version is taken while a probe goes on."""
+KEPT_VERSIONS = 256
+
+log = logging.getLogger(__name__)
+
+
+class SetAside(BundleError):
+    """A version that is not tried again by itself."""
+
+
+class Probes:
+    """Probes of one process. Verdicts are shared with the other processes of the machine by notes.
+
+    Args:
+        segments: directory of this machine's segments; the notes are there.
+        listener: called from a probe's thread when it has a verdict.
+    """
+
+    def __init__(self, repository: Repository, segments: Path, limits: ProbeLimits, clock: Clock) -> None:
+        self._repository, self._segments, self._limits, self._clock = repository, segments, limits, clock
+        self._lock = threading.Lock()
+        self._running: dict[Key, float] = {}
+        self._verdicts: dict[Key, Verdict] = {}
+        self.listener: Callable[[], None] = lambda: None
+
+    @property
+    def limits(self) -> ProbeLimits:
+        """Of one probe."""
+        return self._limits
+
+    def verdict(self, key: Key) -> Verdict | None:
+        """The verdict on a version; None while its probe runs, or waits for one of `MOST_PROBES` places."""
+        with self._lock:
+            found = self._verdicts.get(key)
+            if found is None and key not in self._running and len(self._running) < MOST_PROBES:
+                self._running[key] = self._clock.monotonic()
+                threading.Thread(target=self._probe, args=(key,), name=f"probe-{'-'.join(key)}", daemon=True).start()
+            return found
+
+    def running(self, longer_than: float = 0.0) -> set[Key]:
+        """Versions whose probe has been running for at least so many seconds."""
+        now = self._clock.monotonic()
+        with self._lock:
+            return {key for key, since in self._running.items() if now - since >= longer_than}
+
+    def set_aside(self, key: Key, reason: str) -> None:
+        """Set a version aside that passed its probe and failed this process all the same."""
+        with self._lock:
+            self._verdicts[key] = Verdict(reason, died=True)
+        set_aside(self._notes(key[0]), key[1], reason)
+
+    def forget(self, bundle: str) -> None:
+        """Probe the versions of a bundle that were set aside again when they are wanted."""
+        forget(self._notes(bundle))
+        with self._lock:
+            for key in [k for k, verdict in self._verdicts.items() if k[0] == bundle and verdict.reason]:
+                del self._verdicts[key]
+
+    def _probe(self, key: Key) -> None:
+        step_back(NICE, thread=True)
+        verdict = Verdict()
+        try:
+            verdict = self._of(*key)
+        except BatonError:
+            pass  # loading it says so, with the reason
+        except Exception as error:
+            log.exception("bundle %s version %s cannot be probed", *key)
+            verdict = Verdict(f"it cannot be probed: {type(error).__name__}: {error}")
+        finally:
+            with self._lock:
+                self._verdicts[key] = verdict
+                while len(self._verdicts) > KEPT_VERSIONS:
+                    del self._verdicts[next(iter(self._verdicts))]
+                del self._running[key]
+        self.listener()
+
+    def _of(self, name: str, version: str) -> Verdict:
+        bundle = self._repository.open(name, version, verify=True, notes=self._segments / name / NOTES)
+        if not bundle.manifest.servable:
+            return Verdict()  # loading it gives the gate's reasons
+        verdict = probe_once(bundle, self._limits, self._notes(name))
+        if verdict.missing:
+            missing = ", ".join(verdict.missing)
+            log.warning("bundle %s version %s has no finite score for rows without %s", name, version, missing)
+        return verdict
+
+    def _notes(self, bundle: str) -> Path:
+        return self._segments / bundle / PROBED
