@@ -15,6 +15,7 @@ import typer
 from pipeline import host
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
+from pipeline.model.probe import PROBED, Verdict, noted
 from pipeline.stages.record import Record
 from serving.cli.output import Output, emit
 from serving.config import Config
@@ -105,7 +106,9 @@ def _configured(path: Path) -> list[Finding]:
             except BatonError as error:
                 found.append((f"{endpoint}/{arm}", False, str(error)))
             else:
-                found.append((f"{endpoint}/{arm}", True, f"{spec.bundle} {version} is whole"))
+                aside = noted(config.segments / spec.bundle / PROBED).get(version, Verdict()).reason
+                detail = f"set aside: {aside}" if aside else "is whole"
+                found.append((f"{endpoint}/{arm}", not aside, f"{spec.bundle} {version} {detail}"))
     return found
 
 

@@ -78,6 +78,9 @@ def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> No
         lanes = processes.get("lanes", {})
         for line in unusual({name: lane_of(lane) for name, lane in lanes.items() if lane.get("fresh")}):
             typer.echo(line)
+        faults = {key: why for lane in lanes.values() for key, why in lane.get("faults", {}).items()}
+        if faults:
+            show_table("versions that cannot be loaded", ("version", "why"), sorted(faults.items()))
 
 
 def _show_worker(worker: dict[str, Any]) -> None:

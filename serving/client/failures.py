@@ -12,11 +12,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pipeline import errors
 from pipeline.errors import BatonError, InvalidInput, Overloaded
-from serving.wire.errors import DETAILS_KEY, DOMAIN, ERRORS
+from serving.wire.errors import DETAILS_KEY, DOMAIN, ERRORS, INTERNAL
 
 __all__ = ["FailedCall", "Fate", "error_of", "failed_call"]
 
-_KINDS = {codes.code: kind for kind, codes in ERRORS.items()}
+_KINDS = {codes.code: kind for kind, codes in ERRORS.items() if codes.code is not INTERNAL.code}
+"""By gRPC's code. Faults of the server have INTERNAL, too; the reason tells them apart."""
 _UNSENT = (
     "failed to connect to all addresses",
     "connections to all backends failing",

@@ -7,6 +7,7 @@ Times are Unix seconds and not ages: an age would be wrong in a scrape that come
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
@@ -133,6 +134,11 @@ class Overview(Collector):
             "baton_model_lanes", "Lanes that answer with a version, by whether it is the wanted one", "endpoint", "arm",
             "wanted",
         )  # fmt: skip
+        faults = _gauge("baton_model_faults", "Lanes that cannot load a version", "bundle", "version")
+        at_fault = Counter(key for lane in statuses.fresh().lanes.values() for key in lane.status.faults)
+        for key, count in at_fault.items():
+            faults.add_metric(key.rsplit("/", 1), count)
+        yield faults
         counts: dict[tuple[str, str, str], int] = {}
         found: dict[tuple[str, str, str], str] = {}
         for lane in statuses.fresh().lanes.values():
@@ -147,8 +153,8 @@ class Overview(Collector):
         for (endpoint, arm, version), bundle in found.items():
             if at := self._created_ms(bundle, version):
                 made.add_metric([endpoint, arm, version], at / 1000)
-        for key, count in counts.items():
-            lanes.add_metric(key, count)
+        for place, count in counts.items():
+            lanes.add_metric(place, count)
         yield made
         yield lanes
 
@@ -231,6 +237,9 @@ class Overview(Collector):
         }
         bound = _gauge("baton_bias_bound_ratio", "Bound of the bias at the present step, either way", "endpoint")
         coverage = _gauge("baton_shadow_coverage_ratio", "Share of exposed rows that both arms scored", "endpoint")
+        ill = _gauge(
+            "baton_rollout_not_finite_rows", "Exposed rows without evidence: a score is not finite", "endpoint"
+        )
         least = _gauge("baton_shadow_coverage_min_ratio", "Below this share the rollout holds", "endpoint")
         for endpoint, snapshot in self._figures.items():
             stored = self._newest[endpoint]
@@ -242,11 +251,12 @@ class Overview(Collector):
                     if value is not None:
                         family.add_metric([endpoint, arm], value)
             bound.add_metric([endpoint], stored.spec.steps[max(1, stored.state.step)].bound)
+            ill.add_metric([endpoint], snapshot.not_finite)
             if snapshot.coverage is not None:
                 coverage.add_metric([endpoint], snapshot.coverage)
             if stored.spec.guards.shadow_coverage_min is not None:
                 least.add_metric([endpoint], stored.spec.guards.shadow_coverage_min)
-        yield from (*by_arm.values(), bound, coverage, least)
+        yield from (*by_arm.values(), bound, coverage, ill, least)
 
     def _created_ms(self, bundle: str, version: str) -> int:
         """Time at which a version was made; 0 where it has none or is gone."""

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign import needs_price, write_foreign
 from handmade import SCHEMA, Reference, random_rows, random_tables, write_bundle
 
 from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.versions import Repository
-from pipeline.errors import BundleError, NotFound
-from pipeline.features import Features
+from pipeline.errors import BundleError, NotFinite, NotFound
+from pipeline.features import Features, Rows
 from pipeline.model.model import Model
 
 
@@ -122,3 +123,26 @@ def test_a_chain_with_a_damaged_or_missing_link_is_refused(repository: Repositor
     base.path.rename(base.path.with_name("gone"))
     with pytest.raises(BundleError, match="gone"):
         Model.load(repository, "ranker", "2", segments=segments)
+
+
+def test_a_request_without_a_finite_score_fails_alone_and_names_the_missing_number(
+    repository: Repository, segments: Path
+) -> None:
+    write_foreign(repository.path("alien", "1"), needs_price())
+    model = Model.load(repository, "alien", "1", segments=segments)
+    model.warm()  # requests with missing numbers among them
+
+    def request(*prices: float) -> Features:
+        numbers = np.array([[20.0, price] for price in prices], np.float32)
+        return Features.from_context(model.schema, Rows(np.ones((len(prices), 1), np.int64), numbers))
+
+    requests = [request(1.0, 2.0), request(3.0, np.nan, np.nan), request(4.0)]
+    windows = [window for window in model.embed_batch(requests) if not isinstance(window, Exception)]
+    first, second, third = model.infer_batch(windows)
+    assert isinstance(second, NotFinite)
+    assert "2 of 3 candidates; the first is candidate 1, where 'price' is missing" in str(second)
+    for found, alone in ((first, requests[0]), (third, requests[2])):
+        assert not isinstance(found, NotFinite)
+        np.testing.assert_array_equal(found, model.score(alone))
+    with pytest.raises(NotFinite, match="'price'"):
+        model.score(requests[1])

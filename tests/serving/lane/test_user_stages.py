@@ -71,7 +71,7 @@ def test_the_example_keeps_the_contract() -> None:
 
 def test_a_stage_stands_where_its_values_say() -> None:
     assert steps_of() == ["decode", "embed", "infer", "record"]
-    assert steps_of(SPREAD) == ["decode", "embed", "infer", "record", "spread"]
+    assert steps_of(SPREAD) == ["decode", "embed", "infer", "record", "spread", "finite"]
 
 
 def test_clients_get_the_rewritten_scores_and_the_log_those_of_the_model(tmp_path: Path) -> None:

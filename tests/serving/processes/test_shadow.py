@@ -5,14 +5,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
+from foreign import NUMBERS, needs_price, row_by_row, write_foreign
 from handmade import SCHEMA, Reference, random_rows
-from installation import Installation, eventually, running, shadow_process, status
+from installation import WHO, Installation, eventually, running, shadow_process, status
 
-from pipeline.features import Features
+from pipeline.errors import NotFinite
+from pipeline.features import Features, Rows
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
 from serving.lane.shadow_queue import ShadowReceiver, ShadowSender
 from serving.processes.shadow import CatchUp, ScoreOutcome
+from serving.rollout.routing import ArmSpec, Endpoint
 from serving.wiring.traffic import open_traffic_log
 
 
@@ -186,3 +190,34 @@ def test_no_candidate_means_no_shadow(installation: Installation) -> None:
         eventually(lambda: lane.lane.writer.counters().committed == 1, "it is recorded")
         told = lane.lane.status().shadow
         assert (told.sent, told.waiting, told.dropped) == (0, 0, {})
+
+
+def test_a_score_that_is_not_finite_is_an_error_and_never_evidence(tmp_path: Path) -> None:
+    made = Installation(tmp_path)
+    for name, network in (("sound", row_by_row()), ("alien", needs_price())):
+        write_foreign(made.config.repository / name / "1", network)
+    spec = Endpoint(
+        name="ranker", stable=ArmSpec(bundle="sound"), candidate=ArmSpec(bundle="alien"), weight=0, salt="ranker"
+    )
+    made.store.put_endpoint(spec, WHO)
+
+    def features(price: float) -> Features:
+        numbers = np.array([[20.0, price], [20.0, 2.0]], np.float32)
+        return Features.from_context(NUMBERS, Rows(np.ones((2, 1), np.int64), numbers))
+
+    log = open_traffic_log(made.config)
+    with shadow_process(made), running(made.config) as lane, RankingClient(lane.target) as client:
+        eventually(lambda: status(made, "shadow").get("lanes", 0) == 1, "the lane is connected")
+        eventually(lambda: "alien/1" in lane.lane.status().models, "both arms are ready")
+        eventually(lambda: status(made, "shadow")["endpoints"]["ranker"]["candidate"]["state"] == "READY", "here, too")
+        for price in (1.0, np.nan):
+            assert np.isfinite(client.rank("ranker", NUMBERS, features(price)).scores).all()
+        eventually(lambda: status(made, "shadow").get("skipped") == {"not_finite": 1}, "it is counted")
+        assert status(made, "shadow")["scored"] == 1
+        paired = status(made, "shadow")["paired"]["ranker"]
+        assert paired["rows"] == 2
+        assert np.isfinite([paired["stable"], paired["candidate"]]).all()
+        with pytest.raises(NotFinite, match="candidate 0, where 'price' is missing"):
+            client.rank("ranker", NUMBERS, features(np.nan), arm="candidate")
+        assert lane.lane.status().endpoints["ranker"]["candidate"].errors == 1
+    log.close()

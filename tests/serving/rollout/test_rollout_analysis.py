@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.traffic.log import Labelled, Scores
-from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.rollout.analysis import RolloutAnalysis
 from serving.rollout.figures import PhaseFigures
 
@@ -63,8 +63,6 @@ def entry(
 
 def rows_of(entries: list[Labelled]) -> list[Row]:
     """The last label of every exposed row of the entries that count."""
-    from pipeline.traffic.record import unpack
-
     rows: dict[tuple[str, int], Row] = {}
     for one in entries:
         record = unpack(one.record)
@@ -237,3 +235,28 @@ def test_a_population_that_serving_changes_is_seen(served_bias: float, moved: bo
     lines[:, blocks.CANDIDATE] = 140 + lines[:, blocks.SERVED]
     table.fill(0, lines)
     assert table.select(0).population_moved(0.0125, 50) is moved
+
+
+def test_rows_with_a_score_that_is_not_finite_are_counted_and_in_no_figure() -> None:
+    rng = np.random.default_rng(8)
+    whole, holed = (RolloutAnalysis("ranker", "new", BLOCK_MS) for _ in range(2))
+    for one in (whole, holed):
+        one.begin_phase(0, 0.0, 0)
+    for seq in range(1, 40):
+        made = entry(seq, 1000 + seq * 17, rng, arm="candidate" if seq % 3 else "stable")
+        ill = {int(at) for at in made.indices if (at + seq) % 4 == 0}
+        record = unpack(made.record)
+        own, theirs = record.scores.copy(), made.other[0].scores.copy()
+        for at in ill:
+            (own if at % 2 else theirs)[at] = (np.nan, np.inf)[at % 3 == 0]
+        other = (replace(made.other[0], scores=theirs),)
+        holed.add([replace(made, record=pack(replace(record, scores=own)), other=other)])
+        sound = np.array([int(at) not in ill for at in made.indices])
+        named = ("indices", "labels", "positions", "previous")
+        whole.add([replace(made, **{name: getattr(made, name)[sound] for name in named})])
+    found, wanted = holed.snapshot(), whole.snapshot()
+    assert found.not_finite == found.exposed - wanted.exposed > 20
+    assert found.phases[0].stable == wanted.phases[0].stable
+    assert found.phases[0].candidate == wanted.phases[0].candidate
+    assert found.paired == wanted.paired
+    json.dumps(asdict(found), allow_nan=False)

@@ -217,3 +217,18 @@ def test_versions_are_adopted_and_a_shift_starts_evidence_anew(world: World) -> 
     assert (anew.candidate_version, anew.evidence_version, anew.attempt) == (4, 4, 2)
     assert anew.evidence_from_ms > kept.evidence_from_ms
     world.seconds(120, until=Phase.WATCHING)
+
+
+def test_a_candidate_whose_scores_are_not_finite_moves_nothing_and_ends_no_pass(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.bias = float("nan")
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(20)
+    assert "shadow_coverage" in world.status
+    figures = world.controller.snapshot("ranker")
+    assert figures.not_finite == figures.exposed > 0
+    assert figures.paired == 0
+    world.bias = 0.0
+    world.seconds(120, until=Phase.WATCHING)
+    assert not [record for record in caplog.records if record.exc_info]

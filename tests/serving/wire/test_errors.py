@@ -25,6 +25,7 @@ def details(failure: object) -> status_pb2.Status:
         (errors.NotReady("later"), grpc.StatusCode.UNAVAILABLE),
         (errors.Conflict("no"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.StaleVersion("old"), grpc.StatusCode.ABORTED),
+        (errors.NotFinite("NaN"), grpc.StatusCode.INTERNAL),
         (errors.Unauthenticated("who"), grpc.StatusCode.UNAUTHENTICATED),
         (errors.PermissionDenied("no"), grpc.StatusCode.PERMISSION_DENIED),
     ],
