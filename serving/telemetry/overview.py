@@ -136,8 +136,8 @@ class Overview(Collector):
         )  # fmt: skip
         faults = _gauge("baton_model_faults", "Lanes that cannot load a version", "bundle", "version")
         at_fault = Counter(key for lane in statuses.fresh().lanes.values() for key in lane.status.faults)
-        for key, count in at_fault.items():
-            faults.add_metric(key.rsplit("/", 1), count)
+        for version, count in at_fault.items():
+            faults.add_metric(version.rsplit("/", 1), count)
         yield faults
         counts: dict[tuple[str, str, str], int] = {}
         found: dict[tuple[str, str, str], str] = {}
@@ -153,8 +153,8 @@ class Overview(Collector):
         for (endpoint, arm, version), bundle in found.items():
             if at := self._created_ms(bundle, version):
                 made.add_metric([endpoint, arm, version], at / 1000)
-        for place, count in counts.items():
-            lanes.add_metric(place, count)
+        for key, count in counts.items():
+            lanes.add_metric(key, count)
         yield made
         yield lanes
 
