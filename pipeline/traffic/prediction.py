@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.errors import InvalidInput
 
-__all__ = ["ID_BYTES", "PredictionIds", "PredictionInfo", "load_secret", "smallest_id"]
+__all__ = ["ID_BYTES", "PredictionIds", "PredictionInfo", "given_out", "load_secret", "smallest_id"]
 
 ID_BYTES = 20
 _CHECK_BYTES = 6
@@ -89,6 +89,15 @@ class PredictionIds:
         check = self._keyed.copy()
         check.update(body)
         return check.digest()
+
+
+def given_out(prediction_id: str) -> bool:
+    """Whether an id was given out by a lane, not derived from a foreign name; whose key it has is not looked at."""
+    try:
+        lane = base64.b32hexdecode(prediction_id.upper())[6:8]
+    except (binascii.Error, ValueError):
+        return False
+    return int.from_bytes(lane, "big") != _DERIVED_LANE
 
 
 def smallest_id(time_ms: int) -> str:

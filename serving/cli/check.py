@@ -28,11 +28,13 @@ from serving.security.certificates import Certificates
 from serving.security.exposure import exposure, weak_files
 from serving.tiers.unknown import unusual
 from serving.wiring.bundles import open_repository
+from serving.wiring.home import home_faults
 
 __all__ = ["doctor"]
 
 LEAST_MEMORY_BYTES = 4 << 30
 LEAST_DISK_BYTES = 2 << 30
+DATABASE_CHECK_S = 30.0
 
 Finding = tuple[str, bool, str]
 
@@ -82,6 +84,7 @@ def _configured(path: Path) -> list[Finding]:
     except BatonError as error:
         return [("config", False, str(error))]
     found: list[Finding] = [("config", True, str(path))]
+    found.append(_home(config))
     found += [_port(config, name, port) for name, port in config.listen.ports.items()]
     found += _processes(config)
     try:
@@ -110,6 +113,11 @@ def _configured(path: Path) -> list[Finding]:
                 detail = f"set aside: {aside}" if aside else "is whole"
                 found.append((f"{endpoint}/{arm}", not aside, f"{spec.bundle} {version} {detail}"))
     return found
+
+
+def _home(config: Config) -> Finding:
+    faults = home_faults(config, DATABASE_CHECK_S)
+    return ("home", not faults, "; ".join(faults) or f"{config.home} is whole")
 
 
 def _port(config: Config, name: str, port: int) -> Finding:

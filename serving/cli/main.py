@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from serving.cli import (
+    backup,
     bundles,
     cache,
     check,
@@ -94,6 +95,8 @@ app.command("serve", rich_help_panel=RUN)(run.serve)
 app.add_typer(service.app, name="service", rich_help_panel=RUN)
 app.command("worker", rich_help_panel=RUN)(run.worker)
 app.command("process", hidden=True)(run.process)
+app.command("backup", rich_help_panel=RUN)(backup.backup)
+app.command("restore", rich_help_panel=RUN)(backup.restore)
 app.command("replay", rich_help_panel=RUN)(learn.replay)
 app.command("doctor", rich_help_panel=RUN)(check.doctor)
 app.command("train", rich_help_panel=LEARN)(learn.train)

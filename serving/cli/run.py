@@ -27,6 +27,7 @@ from serving.runtime.logs import write_logs
 from serving.runtime.ports import claimed_ports
 from serving.runtime.process import PARENT, die_with_parent, raise_descriptors, step_back
 from serving.security.exposure import close_home, exposure
+from serving.wiring.home import check_home
 from serving.wiring.state import relaying
 
 __all__ = ["demo", "process", "serve", "worker"]
@@ -70,6 +71,7 @@ def serve(
     @contextmanager
     def ready() -> Iterator[None]:
         predecessors_ended(settings.home, [child.name for child in supervisor.children if child.name != "worker"])
+        check_home(settings)
         with claimed_ports(settings.listen.host, settings.listen.ports, settings.home, SERVE):
             _check_traffic_log(settings)
             _announce(settings, warnings, show)
@@ -100,6 +102,8 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
     write_logs("worker", settings.log_level, settings.log_format)
     if settings.worker is None:
         raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
+    if PARENT not in os.environ:
+        check_home(settings)
     die_with_parent()
     raise_descriptors()
     step_back(settings.worker.nice)
@@ -131,8 +135,10 @@ def process(
     write_logs(name, settings.log_level, settings.log_format)
     close_home(settings)
     raise_descriptors()
-    for warning in exposure(settings):
-        if PARENT not in os.environ:  # else the supervisor has shown it
+    warnings = exposure(settings)
+    if PARENT not in os.environ:  # else the supervisor has done it
+        check_home(settings)
+        for warning in warnings:
             log.warning("%s", warning)
     listen = settings.listen
     ports = {setting: port for setting, port in listen.ports.items() if PORT_ROLES[setting] == role}

@@ -28,6 +28,7 @@ from serving.runtime import status
 from serving.runtime.status import FRESH_S, LaneStatus
 from serving.runtime.supervisor import Child, Supervisor
 from serving.state.directory import ServiceRecord
+from serving.wiring.home import check_home
 from serving.wiring.state import open_directory
 
 __all__ = ["ControlReplica", "LaneReplica", "write_config"]
@@ -92,6 +93,7 @@ class LaneReplica:
     """
 
     def __init__(self, config: Config, name: str, host: str, node: str = "", clock: Clock | None = None) -> None:
+        check_home(config)
         self._clock = clock or SystemClock()
         self._directory = open_directory(config, self._clock)
         self.number, self.port, self._claim = _claim(config)
@@ -213,7 +215,7 @@ class ControlReplica:
     """Control process, with the worker where one is configured; one of an installation.
 
     Raises:
-        Conflict: another runs on the same home.
+        Conflict: another runs on the same home. InvalidInput: the home is half there.
     """
 
     def __init__(self, config: Config) -> None:
@@ -221,6 +223,7 @@ class ControlReplica:
         children = [Child("control", _command(path, "process", "control"), 1)]
         if config.worker is not None:
             children.append(Child("worker", _command(path, "worker"), 0))
+        check_home(config)
         self._config = config
         self._processes = _Processes(config.home, "supervisor", children)
 

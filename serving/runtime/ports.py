@@ -106,8 +106,8 @@ def listening(host: str, port: int) -> dict[int, str]:
         found = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
         return {}
-    here = [c for c in found if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port]
-    return {c.pid: _command(c.pid) for c in here if c.pid is not None and _overlap(host, c.laddr.ip)}
+    pids = [(c.pid, tuple(c.laddr)) for c in found if c.status == psutil.CONN_LISTEN and c.pid is not None]
+    return {pid: _command(pid) for pid, (ip, at) in pids if at == port and _overlap(host, str(ip))}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ runs comes first, then the age of its report. `baton status`, `baton doctor` and
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -36,6 +36,8 @@ State = Literal["alive", "starting", "silent", "stopped", "restarting", "gone"]
 """silent: it runs and does not report; stopped: by a signal, until SIGCONT; restarting: its supervisor starts it again."""
 START_LIMIT_S = 120.0
 """Time in which a process has reported for the first time."""
+ORPHANED_MS = -1
+"""Start of a child whose supervisor has ended."""
 GOING_ON = frozenset({ALIVE, STARTING})
 
 
@@ -103,7 +105,9 @@ def roster(
     """
     children: dict[str, ChildStatus] = {}
     for report in statuses.supervisors.values():
-        children.update(report.status.children)
+        ended = bool(report.status.pid) and look(report.status.pid) == "gone"  # then its word is of the past
+        for name, child in report.status.children.items():
+            children[name] = replace(child, pid=None, started_ms=ORPHANED_MS) if ended else child
     reports = statuses.all()
     lanes = [name for name in reports if name.startswith("lane-") and "@" not in name]
     known = {*children, *reports}
@@ -133,9 +137,10 @@ def _state(
     ended: str,
     look: Callable[[int], State],
 ) -> ProcessState:
-    pid, age_s = _pid(report, child), None if report is None else report.age_s
+    orphaned = child is not None and child.started_ms == ORPHANED_MS
+    pid, age_s = _pid(report, None if orphaned else child), None if report is None else report.age_s
     seen: State | None = None if pid is None or "@" in name else look(pid)
-    state, why = _judged(report, child, now_ms, seen)
+    state, why = _judged(report, None if orphaned else child, now_ms, seen)
     reason = ended or ("" if child is None else child.reason)
     if state in ("restarting", "gone") and reason:
         why = reason

@@ -85,7 +85,11 @@ def test_a_stopped_or_dead_supervisor_shows_and_so_does_one_of_another_version()
     assert states(stopped, {1: "stopped"})["supervisor"].state == "stopped"
     stopped["supervisor"]["time_ms"] = NOW - 30_000
     assert states(stopped)["supervisor"].state == "silent"
-    assert states(stopped, {1: "gone"})["supervisor"].state == "gone"
+    left = states(stopped, {1: "gone", 3: "gone"})
+    assert left["supervisor"].state == "gone"
+    assert left["worker"].state == "alive"  # it goes on for now
+    del stopped["shadow"]
+    assert states(stopped, {1: "gone"})["shadow"].state == "gone"
 
 
 def test_without_a_supervisor_reports_count_and_the_last_ending_is_the_cause() -> None:

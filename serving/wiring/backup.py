@@ -1,0 +1,294 @@
+"""Backups of an installation: a folder with one state of its databases, bundles, worker, secret and configuration.
+
+A backup may be made while it serves. Order makes it one state: what is referred to is copied after what refers to it, so
+bundles come last (and first, since versions may leave), the worker's checkpoint before the log that it has read. The list
+of files with their digests is written at the end; a folder without it is no backup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.bundle.versions import Repository
+from pipeline.clock import Clock
+from pipeline.disk import replacing, sync, writing
+from pipeline.errors import Conflict, InvalidInput, NotReady
+from serving.config import Config
+from serving.runtime.claims import alone_in
+from serving.wiring.home import interrupted_restore
+
+__all__ = ["CONFIG", "BackupManifest", "back_up", "read_backup", "restore"]
+
+FORMAT_VERSION = 1
+MANIFEST = "backup.json"
+CONFIG = "baton.yaml"
+COPY_TRIES = 10
+SMALL_PARTS = ("secret.key", "tokens.json", "kill", "loads")
+"""Beside databases, bundles and checkpoints; all else in a home is made again."""
+
+
+class BackupFile(BaseModel):
+    """A file of a backup."""
+
+    sha256: str
+    bytes: int
+
+
+class BackupManifest(BaseModel):
+    """List of a backup's files. `left_out`: what the installation needs and the backup does not hold."""
+
+    format: int
+    made_ms: int
+    home: str
+    files: dict[str, BackupFile]
+    left_out: list[str] = []
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+def back_up(config: Config, config_file: Path, target: Path, clock: Clock) -> BackupManifest:
+    """Copy an installation into the folder `target`, which must be absent or empty.
+
+    Raises:
+        Conflict: the folder has files. NotFound or NotReady: the home or the disk does not let it be made whole; then
+            nothing is left of it.
+    """
+    if not config.home.is_dir():
+        raise InvalidInput(f"there is no home {config.home} to back up", "home")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Conflict(f"{target} is not empty; name a new folder")
+    made_ms = clock.wall_ms()
+    try:
+        with writing(target):
+            (target / "home").mkdir(mode=0o700, parents=True)
+            _copy_parts(config, config_file, target)
+            manifest = BackupManifest(
+                format=FORMAT_VERSION,
+                made_ms=made_ms,
+                home=str(config.home),
+                files={str(path.relative_to(target)): _described(path) for path in _files(target)},
+                left_out=_left_out(config),
+            )
+            with replacing(target / MANIFEST, durable=True) as staging:
+                staging.write_text(manifest.model_dump_json(indent=1))
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return manifest
+
+
+def read_backup(folder: Path) -> BackupManifest:
+    """List of a backup whose files are all there and as they were written.
+
+    Raises:
+        InvalidInput: it is no whole backup; the message names the file at fault.
+    """
+    try:
+        manifest = BackupManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise InvalidInput(
+            f"{folder} is no whole backup: it has no {MANIFEST}, which is written last", "backup"
+        ) from None
+    except (OSError, ValidationError) as error:
+        raise InvalidInput(f"{folder / MANIFEST} cannot be read: {error}", "backup") from None
+    if manifest.format != FORMAT_VERSION:
+        raise InvalidInput(
+            f"{folder} has format {manifest.format}; this Baton knows {FORMAT_VERSION}: upgrade it", "backup"
+        )
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            raise InvalidInput(f"{folder} is no whole backup: {name} is missing", "backup")
+        if _described(path) != expected:
+            raise InvalidInput(f"{folder} is damaged: {name} is not what was written", "backup")
+    return manifest
+
+
+def restore(config: Config, folder: Path, clock: Clock, *, replace: bool = False) -> tuple[BackupManifest, Path | None]:
+    """Bring a backup back into the home of a configuration.
+
+    Args:
+        replace: whether to move a home that is there aside.
+
+    Returns:
+        The list of its files, and the folder of what was there before.
+
+    Raises:
+        InvalidInput: it is no whole backup. Conflict: the home is in use, or not empty.
+    """
+    manifest = read_backup(folder)
+    home, aside = config.home, None
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with alone_in(home, "restore"), writing(home):
+        places = {folder / "home": home}
+        if (folder / "bundles").is_dir():
+            places[folder / "bundles"] = config.repository
+        old = [path for place in places.values() for path in _entries(place)]
+        if old and not replace:
+            raise Conflict(
+                f"{old[0].parent} is not empty ({old[0].name}): name another home, or --replace to move it aside"
+            )
+        mark = interrupted_restore(home)
+        mark.touch()
+        if old:
+            aside = home.with_name(f"{home.name}.replaced-{clock.wall_ms()}")
+            aside.mkdir(mode=0o700)
+            for path in old:
+                os.rename(path, aside / (path.name if path.parent == home else f"bundles-{path.name}"))
+        for source, place in places.items():
+            shutil.copytree(source, place, dirs_exist_ok=True)
+            for path in _files(place):
+                if path.relative_to(place).parts[0] != "run":
+                    sync(path)
+        sync(home)
+        mark.unlink()
+    return manifest, aside
+
+
+def _copy_parts(config: Config, config_file: Path, target: Path) -> None:
+    home = target / "home"
+    inside = config.repository.resolve().is_relative_to(config.home.resolve())
+    bundles = home / config.repository.resolve().relative_to(config.home.resolve()) if inside else target / "bundles"
+    if not config.bundles_url:
+        _copy_bundles(config.repository, bundles)
+    _copy_checkpoints(config.home / "worker", home / "worker")
+    if not config.state.url:
+        _copy_database(config.control_db, home)
+    if not config.traffic.url:
+        _copy_database(config.traffic_db, home)
+    if not config.bundles_url:
+        _copy_bundles(config.repository, bundles)
+    for name in SMALL_PARTS:
+        source = config.home / name
+        if source.is_dir():
+            _linked(source, home / name, link=False)
+        elif source.exists():
+            shutil.copy2(source, home / name)
+    if config_file.exists():
+        shutil.copy2(config_file, target / CONFIG)
+
+
+def _left_out(config: Config) -> list[str]:
+    """What is elsewhere, each with how to keep it."""
+    found = []
+    redis = "make its RDB file (BGSAVE) or a copy of its append-only files after this backup, and bring it back before the start"
+    if config.state.url:
+        found.append(f"endpoints, rollouts and audit are in the Redis of state.url {config.state.url}: {redis}")
+    if config.traffic.url:
+        found.append(f"predictions and labels are in the Redis of traffic.url {config.traffic.url}: {redis}")
+    if config.bundles_url:
+        found.append(f"bundles are at {config.bundles_url}: keep the versions there")
+    return found
+
+
+def _copy_database(source: Path, folder: Path) -> None:
+    """Copy one state of a database, also while others write; nothing where there is none."""
+    if not source.exists():
+        return
+    target = folder / source.name
+    try:
+        with closing(sqlite3.connect(source, timeout=30.0)) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            (mode,) = copy.execute("PRAGMA journal_mode=DELETE").fetchone()
+            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        raise NotReady(f"{source} cannot be copied: {error}") from error
+    if verdict != "ok" or mode != "delete":
+        raise InvalidInput(f"{source} is damaged ({verdict}): bring back an earlier backup", "home")
+    target.chmod(0o600)
+    sync(target)
+
+
+def _copy_bundles(source: Path, target: Path) -> None:
+    """Copy the versions that are not copied yet; one that is removed meanwhile is left out, whole."""
+    repository = Repository(source)
+    for name in repository.names():
+        marks = source / name / ".versions"
+        for version in repository.held(name):
+            place = target / name / version
+            if not place.exists():
+                with contextlib.suppress(FileNotFoundError):
+                    _linked(repository.path(name, version), place)
+        for mark in marks.iterdir() if marks.is_dir() else ():  # numbers that were given out are not given out again
+            (target / name / ".versions").mkdir(parents=True, exist_ok=True)
+            (target / name / ".versions" / mark.name).touch()
+
+
+def _copy_checkpoints(source: Path, target: Path) -> None:
+    """Copy the newest checkpoint of each pair, with those that it builds on."""
+    for pair in sorted(source.iterdir()) if source.is_dir() else ():
+        for _ in range(COPY_TRIES):
+            with contextlib.suppress(FileNotFoundError):  # a newer one has taken its place
+                _copy_newest(pair, target / pair.name)
+                break
+            shutil.rmtree(target / pair.name, ignore_errors=True)
+        else:
+            raise NotReady(f"{pair} changes too often to be copied; try again")
+
+
+def _copy_newest(pair: Path, target: Path) -> None:
+    numbers = sorted(int(path.name) for path in pair.iterdir() if path.name.isdecimal())
+    for path in pair.iterdir():
+        if path.is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target / path.name)
+    if not numbers:
+        return
+    state: dict[str, Any] = json.loads((pair / str(numbers[-1]) / "state.json").read_text())
+    for number in state["chain"]:
+        _linked(pair / str(number), target / str(number))
+
+
+def _linked(source: Path, target: Path, *, link: bool = True) -> None:
+    """Copy a folder whose files never change: by hard links on one file system. It appears whole, or not at all.
+
+    Raises:
+        FileNotFoundError: it was removed meanwhile.
+    """
+    staging = target.with_name(f".{target.name}.copy")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        shutil.copytree(source, staging, copy_function=_link_or_copy if link else shutil.copy2)
+    except shutil.Error as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not source.exists():
+            raise FileNotFoundError(source) from error
+        raise NotReady(f"{source} cannot be copied: {error.args[0][0][2]}") from error
+    os.rename(staging, target)
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _described(path: Path) -> BackupFile:
+    with open(path, "rb") as file:
+        return BackupFile(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.name != "run"] if folder.is_dir() else []
