@@ -136,6 +136,7 @@ def test_the_worker_goes_on_from_its_checkpoint(config: Config, expected: dict[s
     stop.set()
     runner.join(60)
     timer.cancel()
+    assert status.stat().st_mtime_ns > before  # it ran, and did not end by an error
     now = json.loads(status.read_text())
     old = expected["worker"]
     assert (now["batches"], now["trained_rows"], now["position"]) == (

@@ -88,8 +88,10 @@ def load_state(model: ClickModel, header: Mapping[str, Any], arrays: Mapping[str
         InvalidInput: schema, architecture, width or hyperparameters differ.
     """
     identity = _identity(model)
+    # Validated, since a state of an earlier Baton lacks what a schema has gained.
+    stored = {**header, "schema": Schema.model_validate(header["schema"]).model_dump(mode="json")}
     for key in _IDENTITY:
-        if identity[key] != header[key]:
+        if identity[key] != stored[key]:
             raise InvalidInput(
                 f"this state is of a model with another {key}: {header[key]} instead of {identity[key]}", key
             )
