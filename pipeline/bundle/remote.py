@@ -238,7 +238,7 @@ class RemoteRepository(Repository):
             with open(self.root / ".listing", "ab") as lock:
                 began = time.time()
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if self._listed() > began:  # while we waited
+                if began < self._listed() <= time.time():  # while we waited
                     return
                 try:
                     self._list()
@@ -259,7 +259,7 @@ class RemoteRepository(Repository):
 
     def _refresh_old(self) -> None:
         """Refresh an old listing: the first time at once, later in a thread, so that the caller does not wait."""
-        if time.time() - self._listed() <= self._refresh_after:
+        if abs(time.time() - self._listed()) <= self._refresh_after:
             return
         if not self._refreshed:
             self._refreshed = True

@@ -6,7 +6,9 @@ Pure logic on one prediction at a time; it does not know where predictions and c
 - A row is mature once its attribution window has passed since it was shown, or a label is final. Without a label its
   label is then 0.
 - A prediction closes when all rows shown so far are mature, a window after it was made when none was shown, and at the
-  latest two windows after it was made. Predictions close in order, so an open one holds back those after it.
+  latest two windows after it was made. Predictions close in order, so that what is read is complete up to a time: an open
+  one holds back those after it, for two windows at most. Times are the log's own (`TrafficLog.now_ms`). Where that clock
+  went back, or the window was shortened, all open predictions are set right at once (`set_right`), not one after another.
 - Closing writes revision 0. Later labels that change a written row, and rows that mature later, make revisions.
 """
 
@@ -20,7 +22,7 @@ import numpy as np
 from pipeline.arrays import F32, I32
 from pipeline.traffic.feedback import NEVER_MS, LabelState
 
-__all__ = ["MatureRows", "closes_at", "latest_close", "mature_rows", "written_labels"]
+__all__ = ["MatureRows", "closes_at", "mature_rows", "set_right", "stands_wrong", "written_labels"]
 
 
 class MatureRows(NamedTuple):
@@ -52,9 +54,15 @@ class MatureRows(NamedTuple):
         )
 
 
-def latest_close(time_ms: int, window_ms: int) -> int:
-    """The latest time at which a prediction made at `time_ms` closes."""
-    return time_ms + 2 * window_ms
+def stands_wrong(time_ms: int, closes_ms: int, now_ms: int, window_ms: int) -> bool:
+    """Whether an open prediction is of the future, or waits longer than two windows after it was made."""
+    return (time_ms, closes_ms) != set_right(time_ms, closes_ms, now_ms, window_ms)
+
+
+def set_right(time_ms: int, closes_ms: int, now_ms: int, window_ms: int) -> tuple[int, int]:
+    """Time and closing time of an open prediction, with none of the future and two windows between them at most."""
+    made_ms = min(time_ms, now_ms)
+    return made_ms, min(closes_ms, _latest_close(made_ms, window_ms))
 
 
 def closes_at(state: LabelState, time_ms: int, window_ms: int) -> int:
@@ -63,7 +71,11 @@ def closes_at(state: LabelState, time_ms: int, window_ms: int) -> int:
     if not shown.any():
         return time_ms + window_ms
     matures = np.where(state.final[shown], state.exposed_ms[shown], state.exposed_ms[shown] + window_ms)
-    return min(int(matures.max()), latest_close(time_ms, window_ms))
+    return min(int(matures.max()), _latest_close(time_ms, window_ms))
+
+
+def _latest_close(time_ms: int, window_ms: int) -> int:
+    return time_ms + 2 * window_ms
 
 
 def written_labels(n: int, entries: Iterable[MatureRows]) -> F32:

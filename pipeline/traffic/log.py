@@ -89,7 +89,8 @@ class Labelled:
         seq: position in the labelled log; grows by one, never reused. A reader's position is the last seq it has read.
         revision: 0 for the rows as they matured; higher when a late label changed some of them, or when rows were shown
             or matured after the others had been written (only those are here).
-        time_ms: when the prediction was made.
+        time_ms: when the prediction was made, by the log's clock: never later than when it was written. That of `record` may
+            be another where a clock was set.
         indices: int32 `[m]`, exposed candidates in request order.
         labels: float32 `[m]`; positions: int32 `[m]`, -1 where unknown.
         previous: float32 `[m]`, the label that a revision replaces; NaN for a row that was not written before.
@@ -167,10 +168,13 @@ class Retained:
 
 
 class TrafficLog(Protocol):
-    """Store of traffic. All times are Unix milliseconds."""
+    """Store of traffic. All times are Unix milliseconds by the log's own clock (`now_ms`), whatever a caller's clock says."""
+
+    def now_ms(self) -> int:
+        """The time by the log's own clock, which is that of the store: one for all processes and machines that share it."""
 
     def append_predictions(self, records: Sequence[bytes]) -> None:
-        """Commit packed prediction records. Writing one twice changes nothing."""
+        """Commit packed prediction records. Writing one twice changes nothing. One of the future counts as made now."""
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
         """Commit another arm's scores for predictions by id."""

@@ -217,7 +217,7 @@ def _batch(entry: Labelled, record: PredictionRecord) -> pa.RecordBatch:
             same(entry.seq, pa.int64()),
             same(entry.prediction_id, pa.string()),
             same(entry.revision, pa.int32()),
-            same(record.time_ms, pa.timestamp("ms", "UTC")),
+            same(entry.time_ms, pa.timestamp("ms", "UTC")),
             same(record.endpoint, pa.string()),
             same(record.arm, pa.string()),
             same(record.overridden, pa.bool_()),

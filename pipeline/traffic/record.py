@@ -17,7 +17,17 @@ from pipeline.arrays import F32, I64, Array
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
 
-__all__ = ["ARMS", "PredictionRecord", "RecordHead", "finder", "lazy_finder", "pack", "read_head", "unpack"]
+__all__ = [
+    "ARMS",
+    "PredictionRecord",
+    "RecordHead",
+    "finder",
+    "lazy_finder",
+    "made_by",
+    "pack",
+    "read_head",
+    "unpack",
+]
 
 MAGIC = b"BPR1"
 ARMS = ("stable", "candidate", "direct")
@@ -27,6 +37,8 @@ ARMS = ("stable", "candidate", "direct")
 _HEAD = struct.Struct("<4sxxxxqBBxxIQQHHHH")
 _PART = struct.Struct("<II")
 _OFFSET = struct.Struct("<i")
+_TIME = struct.Struct("<q")
+_TIME_AT = 8
 _OVERRIDDEN_FLAG = 1
 _CANDIDATE_IDS_FLAG = 2
 
@@ -125,6 +137,13 @@ def read_head(blob: bytes) -> RecordHead:
         return _head_of(blob)
     except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
         raise InvalidInput(f"not a prediction record: {error}") from None
+
+
+def made_by(blob: bytes, now_ms: int) -> bytes:
+    """The record with a time of at most `now_ms`: a prediction of the future was made by a clock that is ahead."""
+    if len(blob) < _HEAD.size or _TIME.unpack_from(blob, _TIME_AT)[0] <= now_ms:
+        return blob
+    return blob[:_TIME_AT] + _TIME.pack(now_ms) + blob[_TIME_AT + _TIME.size :]
 
 
 def finder(record: PredictionRecord) -> Callable[[int], int | None]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from pipeline.clock import SystemClock
 from pipeline.errors import DataError, InvalidInput
 from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled, TrafficLog
@@ -71,7 +70,7 @@ def tail(
     """
     with _opened(config) as (log, _):
         read = _labelled if what is What.labelled else _predictions
-        stats = log.stats(SystemClock().wall_ms())
+        stats = log.stats(log.now_ms())
         after = max(0, (stats.last_seq if what is What.labelled else stats.predictions) - number)
         while True:
             page = read(log, after)
@@ -138,14 +137,13 @@ def import_(
             if source.suffix in (".yaml", ".yml")
             else _exported(source, endpoint)
         )
-        clock = SystemClock()
         done = restore(log, PredictionIds(installation_secret(settings)), predictions)
         labelled = 0
-        while entries := log.join(clock.wall_ms()):
+        while entries := log.join(log.now_ms()):
             labelled += entries
         if done.left_out:
             say(f"{done.left_out} rows were left out: an earlier import wrote their predictions without them")
-        if done.predictions and done.newest_ms < clock.wall_ms() - 1000 * settings.traffic.retention:
+        if done.predictions and done.newest_ms < log.now_ms() - 1000 * settings.traffic.retention:
             say(
                 "all of it is older than traffic.retention: it goes once the worker has read it, and without a worker at "
                 "the control process's next look"
@@ -258,9 +256,10 @@ def _predictions(log: TrafficLog, after: int) -> list[dict[str, Any]]:
 
 
 def _shown(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:
+    made_ms = record.time_ms if entry is None else entry.time_ms
     shown: dict[str, Any] = {
         "seq": seq,
-        "time": datetime.fromtimestamp(record.time_ms / 1000, UTC).isoformat(timespec="milliseconds"),
+        "time": datetime.fromtimestamp(made_ms / 1000, UTC).isoformat(timespec="milliseconds"),
         "prediction_id": record.prediction_id,
         "endpoint": record.endpoint,
         "arm": record.arm,

@@ -12,7 +12,8 @@ import signal
 import uvicorn
 import uvloop
 
-from pipeline.clock import Clock, SystemClock
+from pipeline.clock import Clock
+from pipeline.traffic.clock import LogClock
 from serving.config import Config
 from serving.control.loops import ControlLoops
 from serving.http.api import build_app
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 def run_control(config: Config) -> None:
     """Run the control process until SIGTERM or SIGINT."""
     die_with_parent()
-    clock = SystemClock()
     loops: ControlLoops | None = None
     ports: _Ports | None = None
     ended = False
@@ -54,6 +54,7 @@ def run_control(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     backends = open_backends(config)
+    clock = LogClock(backends.traffic).start()
     loops = ControlLoops(config, backends, open_traffic_log(config), open_lead(config, clock), clock)
     try:
         loops.start()
@@ -61,6 +62,7 @@ def run_control(config: Config) -> None:
         ports.http.should_exit = ended
         uvloop.run(ports.answer())
     finally:
+        clock.close()
         loops.close()
 
 

@@ -24,6 +24,7 @@ from pipeline.engine.meter import BUCKET_SIZES
 from pipeline.errors import BatonError
 from pipeline.features import Features
 from pipeline.stages.record import Record
+from pipeline.traffic.clock import LogClock
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
@@ -80,7 +81,7 @@ class Lane:
     def __init__(self, config: Config, index: int, clock: Clock | None = None) -> None:
         self._config = config
         self._index = index
-        self._clock = clock or SystemClock()
+        self._clock: Clock = clock or SystemClock()
         self._name = f"lane-{index}"
         self.port = 0
         self._draining = False
@@ -92,13 +93,14 @@ class Lane:
         Raises:
             OSError: the port is taken by something that does not share it.
         """
-        config, clock = self._config, self._clock
+        config = self._config
         secret = installation_secret(config)
-        self._authenticator = Authenticator(config, clock)
+        self._authenticator = Authenticator(config, self._clock)
         self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)
         self._tracing = open_tracing(config, self._name)
         self._log = open_traffic_log(config)
+        clock = self._clock = self._log_clock = LogClock(self._log, self._clock).start()
         self._hierarchy = open_hierarchy(config, clock)
         self._lookups = RecentLookups(self._hierarchy.tally, clock)
         self.registry = open_registry(config, clock, self._hierarchy, samples=self._samples)
@@ -377,6 +379,7 @@ class Lane:
         self._write(self.status())
         self.registry.stop()
         self._hierarchy.close()
+        self._log_clock.close()
         self._log.close()
 
 

@@ -17,9 +17,10 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pipeline.clock import Clock, SystemClock
+from pipeline.clock import Clock
 from pipeline.disk import replacing
 from pipeline.errors import BatonError, InvalidInput, NotFinite
+from pipeline.traffic.clock import LogClock
 from pipeline.traffic.log import Scores
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
@@ -330,11 +331,11 @@ def run_shadow(config: Config) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    clock = SystemClock()
+    source = open_traffic_log(config)
+    clock = LogClock(source).start()
     hierarchy = open_hierarchy(config, clock)
     registry = open_registry(config, clock, hierarchy, nice=None)
     registry.start()
-    source = open_traffic_log(config)
     receiver = ShadowReceiver(config.shadow_socket, config.engine.shadow_queue)
     telemetry = Telemetry("shadow")
     catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place")
@@ -375,4 +376,5 @@ def run_shadow(config: Config) -> None:
         tracing.close()
     registry.stop()
     hierarchy.close()
+    clock.close()
     source.close()

@@ -7,8 +7,9 @@ from contextlib import closing
 
 import torch
 
-from pipeline.clock import SystemClock
+from pipeline.clock import Clock
 from pipeline.errors import InvalidInput
+from pipeline.traffic.clock import LogClock
 from serving.config import Config, EndpointConfig
 from serving.rollout.routing import Endpoint
 from serving.runtime import status
@@ -35,6 +36,7 @@ def build(config: Config) -> Follower:
     torch.set_num_threads(w.threads)
     device_for(w.device)
     traffic, repository = open_traffic_log(config), open_repository(config)
+    clock = LogClock(traffic).start()
 
     def make(arms: Arms, begin: int) -> Worker:
         settings = WorkerSettings(
@@ -58,7 +60,9 @@ def build(config: Config) -> Follower:
             device=w.device,
             seed=w.seed,
         )
-        return Worker(settings, traffic, repository, anchor=_anchor(config, w.endpoint), begin=begin)
+        return Worker(
+            settings, traffic, repository, anchor=_anchor(config, w.endpoint, clock), clock=clock, begin=begin
+        )
 
     return Follower(lambda: _arms(config, w.endpoint), make, status=config.status / "worker.json")
 
@@ -83,9 +87,8 @@ def _handed_over(config: Config, endpoint: Endpoint | EndpointConfig) -> bool:
         return not store.rollouts(active=True, endpoint=endpoint.name)
 
 
-def _anchor(config: Config, endpoint: str) -> Callable[[], str | None]:
+def _anchor(config: Config, endpoint: str, clock: Clock) -> Callable[[], str | None]:
     """Reads the version at which the current rollout step began from the control process's status."""
-    clock = SystemClock()
 
     def read() -> str | None:
         control = status.read(config.status, clock.wall_ms()).control

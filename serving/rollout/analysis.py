@@ -132,11 +132,11 @@ class RolloutAnalysis:
         if record.overridden:
             self.overridden += rows
             return
-        block = record.time_ms // self.table.block_ms
+        block = entry.time_ms // self.table.block_ms
         line = self.table.line(block)
         self.exposed += rows
         line[blocks.EXPOSED] += rows
-        phase = self._phase_of(record.time_ms)
+        phase = self._phase_of(entry.time_ms)
         if phase >= 0:
             count_outcome(self._phases[phase].outcome, record, entry)
         pair = self._pair(record, entry)

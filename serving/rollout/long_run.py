@@ -78,7 +78,7 @@ class LongRun:
             for entry in entries:
                 self.seq = entry.seq
                 record = unpack(entry.record)
-                if record.endpoint == self._spec.endpoint and record.time_ms >= self.since_ms:
+                if record.endpoint == self._spec.endpoint and entry.time_ms >= self.since_ms:
                     count_outcome(self.sums, record, entry)
             if len(entries) < _BATCH_ENTRIES:
                 break

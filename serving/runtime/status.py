@@ -305,7 +305,10 @@ S = TypeVar("S", bound=Status, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Report(Generic[S]):
-    """A status that was read. `age_s`: None of one without a time; `document`: the JSON that it was read from."""
+    """A status that was read. `age_s`: None of one without a time; `document`: the JSON that it was read from.
+
+    A status of the future is as old as it is ahead: whoever wrote it does so no longer, or by another clock.
+    """
 
     status: S
     age_s: float | None
@@ -427,7 +430,7 @@ def parse(found: Mapping[str, str | Damaged], now_ms: int) -> Statuses:
             damaged.append(Damaged(f"{name}.json", f"not JSON: {error}"))
         else:
             time_ms = getattr(status, "time_ms", None)
-            kinds[kind][name] = Report(status, None if time_ms is None else (now_ms - time_ms) / 1000, document)
+            kinds[kind][name] = Report(status, None if time_ms is None else abs(now_ms - time_ms) / 1000, document)
     lanes, shadows, controls, workers, supervisors = kinds.values()
     return Statuses(lanes, shadows, controls, workers, supervisors, tuple(damaged))
 

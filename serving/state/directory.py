@@ -85,7 +85,7 @@ class FileDirectory:
                 parsed = parse_record(path.read_bytes())
             except OSError:
                 continue  # withdrawn since the folder was listed
-            if parsed is not None and self._clock.wall_ms() - parsed[1] <= 1000 * FRESH_S:
+            if parsed is not None and abs(self._clock.wall_ms() - parsed[1]) <= 1000 * FRESH_S:
                 found.append(parsed[0])
         return found
 

@@ -87,7 +87,7 @@ def merged(
     samples: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.prom")) if folder.is_dir() else []:
         try:
-            if now() - path.stat().st_mtime > stale_after:
+            if abs(now() - path.stat().st_mtime) > stale_after:
                 continue
             text = path.read_text()
         except FileNotFoundError:

@@ -12,14 +12,14 @@ and labelled entries, where each reader has its own group (`XINFO GROUPS traffic
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 
 import numpy as np
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.feedback import LabelState, accept, accept_parked, refusal
-from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
+from pipeline.traffic.join import MatureRows, closes_at, mature_rows, set_right, stands_wrong, written_labels
 from pipeline.traffic.log import (
     INVALID,
     FeedbackEntry,
@@ -30,10 +30,10 @@ from pipeline.traffic.log import (
     TrafficStats,
 )
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.record import PredictionRecord, finder, lazy_finder, unpack
+from pipeline.traffic.record import PredictionRecord, finder, lazy_finder, made_by, unpack
 from pipeline.traffic.redis.prediction import FIELDS, Stored, frames, key_of, other_scores, parked_frame, seq_of
 from pipeline.traffic.redis.retention import forget, retain
-from pipeline.traffic.redis.scripts import CLAMP, FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE
+from pipeline.traffic.redis.scripts import FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE, TIMES
 from pipeline.traffic.redis.server import TrafficRedis
 
 __all__ = ["RedisTrafficLog"]
@@ -72,13 +72,18 @@ class RedisTrafficLog:
         self._late_limit = late_limit_ms
         self._server = TrafficRedis(address, timeout)
 
+    def now_ms(self) -> int:
+        """The server's time."""
+        return self._server.now_ms()
+
     def append_predictions(self, records: Sequence[bytes]) -> None:
-        """Commit packed prediction records, in order; one written before is left as it is.
+        """Commit packed prediction records, in order; one written before is left as it is, one of the future is made now.
 
         Raises:
             InvalidInput: one of them is not a record; none is written.
         """
-        unpacked = [(unpack(blob), blob) for blob in records]
+        now_ms = self.now_ms()
+        unpacked = [(unpack(blob), blob) for blob in (made_by(blob, now_ms) for blob in records)]
         for start in range(0, len(unpacked), _CHUNK_PREDICTIONS):
             left: dict[str, tuple[PredictionRecord, bytes]] = {}
             for record, blob in unpacked[start : start + _CHUNK_PREDICTIONS]:
@@ -310,20 +315,35 @@ class RedisTrafficLog:
         """Close predictions in order as long as they are due; how many, and entries written."""
         if room <= 0:
             return 0, 0
-        query = ("XRANGE", f"{PREFIX}predictions", f"({self._watermark()}", "+", "COUNT", room)
-        (head,) = self._server.many([query])
-        due = []
-        for stored in self._load(fields[b"i"].decode() for _, fields in head).values():
-            if stored.revision is not None:
-                continue  # another process has closed it since the watermark was read
-            if stored.closes > now_ms:
-                latest = latest_close(now_ms, self._window)
-                if stored.closes > latest:
-                    # A lane's clock was ahead, or the window has been shortened: no prediction waits longer than two windows.
-                    self._server.run(CLAMP, stored.prediction_id, latest)
-                break
-            due.append(stored)
+        watermark = self._watermark()
+        _, head = self._open(watermark, room)
+        if any(stands_wrong(stored.ms, stored.closes, now_ms, self._window) for stored in head):
+            self._set_right(watermark, now_ms)
+            _, head = self._open(watermark, room)
+        due = takewhile(lambda stored: stored.closes <= now_ms, head)
         return self._settle(due, True, now_ms)
+
+    def _open(self, after: int, limit: int) -> tuple[int, list[Stored]]:
+        """The next `limit` predictions after a seq: the last one's seq (0 without one), and those open, in order."""
+        (found,) = self._server.many([("XRANGE", f"{PREFIX}predictions", f"({after}", "+", "COUNT", limit)])
+        loaded = self._load(fields[b"i"].decode() for _, fields in found).values()
+        # Another process may have closed or removed some since the watermark was read.
+        still = [stored for stored in loaded if stored.seq is not None and stored.revision is None]
+        return (seq_of(found[-1][0]) if found else 0), still
+
+    def _set_right(self, after: int, now_ms: int) -> None:
+        """Set the times of all predictions after a seq right."""
+        while True:
+            after, page = self._open(after, _CHUNK_PREDICTIONS)
+            if not after:
+                return
+            arguments: list[object] = []
+            for stored in page:
+                if stands_wrong(stored.ms, stored.closes, now_ms, self._window):
+                    made_ms, closes_ms = set_right(stored.ms, stored.closes, now_ms, self._window)
+                    arguments += (stored.prediction_id, stored.version, made_ms, closes_ms)
+            if arguments:
+                self._server.run(TIMES, *arguments)
 
     def _settle(self, predictions: Iterable[Stored], closing: bool, now_ms: int) -> tuple[int, int]:
         """Write new rows of predictions to the labelled log, and when each prediction is due again."""

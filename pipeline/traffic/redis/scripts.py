@@ -22,11 +22,10 @@ from __future__ import annotations
 
 from pipeline.redis.scripts import script
 
-__all__ = ["CLAMP", "FEEDBACK", "FORGET", "INSERT", "OPEN", "PLACE", "PREFIX", "RETAIN", "SCORES", "SETTLE"]
+__all__ = ["FEEDBACK", "FORGET", "INSERT", "OPEN", "PLACE", "PREFIX", "RETAIN", "SCORES", "SETTLE", "TIMES"]
 
 PREFIX = "traffic:"
 
-CLAMP = script(__file__, "clamp")
 FEEDBACK = script(__file__, "feedback")
 FORGET = script(__file__, "remove", "forget")
 INSERT = script(__file__, "remove", "insert")
@@ -35,3 +34,4 @@ PLACE = script(__file__, "place")
 RETAIN = script(__file__, "remove", "retain")
 SCORES = script(__file__, "scores")
 SETTLE = script(__file__, "settle")
+TIMES = script(__file__, "times")

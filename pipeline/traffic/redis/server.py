@@ -79,6 +79,12 @@ class TrafficRedis:
             found: Any = client.xinfo_groups(stream)
         return {g["name"].decode(): int(bytes(g["last-delivered-id"]).partition(b"-")[0]) for g in found}
 
+    def now_ms(self) -> int:
+        """Unix milliseconds by the server's clock."""
+        with self.client() as client:
+            seconds, microseconds = client.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     def used_bytes(self) -> int:
         """Memory that the server uses for data."""
         with self.client() as client:

@@ -75,6 +75,8 @@ INSERT INTO watermark VALUES (1, 0, 0);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (reader TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 """
+# Julian day 2440587.5 is the beginning of 1970.
+_NOW_MS = "SELECT CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 # Routing hashes whose predictions made until then must not be written.
 _SINCE_2 = "CREATE TABLE forgotten (routing_hash INTEGER PRIMARY KEY, until_ms INTEGER NOT NULL)"
 
@@ -94,6 +96,9 @@ class TrafficFile:
     def __init__(self, path: Path, busy_s: float = 10.0) -> None:
         self.path = path
         self._lock = ProcessLock(f"traffic log {path}")
+        # A connection of its own: the time is asked for while others wait for the file.
+        self._time = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self._time_lock = ProcessLock(f"traffic log {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
@@ -147,10 +152,19 @@ class TrafficFile:
                 self._db.execute("PRAGMA secure_delete=OFF").fetchall()
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def now_ms(self) -> int:
+        """Unix milliseconds by SQLite's clock. Raises: NotReady: the file is closed."""
+        try:
+            with self._time_lock:
+                return int(self._time.execute(_NOW_MS).fetchone()[0])
+        except sqlite3.Error as error:
+            raise NotReady(f"traffic log {self.path}: {error}") from error
+
     def close(self) -> None:
         """Release the file; later use raises NotReady."""
-        with self._lock:
+        with self._lock, self._time_lock:
             self._db.close()
+            self._time.close()
 
     def _prepare(self) -> None:
         try:

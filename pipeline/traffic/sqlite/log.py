@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, dump_entry, load_entry, refusal
-from pipeline.traffic.join import MatureRows, closes_at, latest_close, mature_rows, written_labels
+from pipeline.traffic.join import MatureRows, closes_at, mature_rows, set_right, stands_wrong, written_labels
 from pipeline.traffic.log import (
     INVALID,
     FeedbackEntry,
@@ -28,7 +28,7 @@ from pipeline.traffic.log import (
     TrafficStats,
 )
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.record import RecordHead, finder, lazy_finder, read_head, unpack
+from pipeline.traffic.record import RecordHead, finder, lazy_finder, made_by, read_head, unpack
 from pipeline.traffic.sqlite.file import TrafficFile
 from pipeline.traffic.sqlite.retention import forget, retain
 from pipeline.traffic.sqlite.stats import count, read_stats
@@ -67,13 +67,18 @@ class SqliteTrafficLog:
         self._late_limit = late_limit_ms
         self._file = TrafficFile(path)
 
+    def now_ms(self) -> int:
+        """The machine's time, as SQLite reads it."""
+        return self._file.now_ms()
+
     def append_predictions(self, records: Sequence[bytes]) -> None:
-        """Commit packed prediction records, in order; one written before is left as it is.
+        """Commit packed prediction records, in order; one written before is left as it is, one of the future is made now.
 
         Raises:
             InvalidInput: one of them is not a record; none is written.
         """
-        read = [(read_head(blob), blob) for blob in records]
+        now_ms = self.now_ms()
+        read = [(read_head(blob), blob) for blob in (made_by(blob, now_ms) for blob in records)]
         with self._file.write(durable=False) as db:
             written = 0
             for start in range(0, len(read), _AT_ONCE_PREDICTIONS):
@@ -304,21 +309,30 @@ class SqliteTrafficLog:
     def _close_due(self, db: sqlite3.Connection, now_ms: int, room: int) -> tuple[int, int]:
         """Close predictions in order as long as they are due; how many, and entries written."""
         watermark = _watermark(db)
-        head = db.execute(
-            "SELECT seq, n, time_ms, closes_ms FROM predictions WHERE seq > ? ORDER BY seq LIMIT ?", (watermark, room)
-        ).fetchall()
+        query = "SELECT seq, n, time_ms, closes_ms FROM predictions WHERE seq > ? ORDER BY seq LIMIT ?"
+        head = db.execute(query, (watermark, room)).fetchall()
+        if any(stands_wrong(*times, now_ms, self._window) for _, _, *times in head):
+            self._set_right(db, watermark, now_ms)
+            head = db.execute(query, (watermark, room)).fetchall()
         closed = written = 0
         for seq, n, time_ms, closes_ms in head:
             if closes_ms > now_ms:
-                latest = latest_close(now_ms, self._window)
-                if closes_ms > latest:
-                    # A lane's clock was ahead, or the window has been shortened: no prediction waits longer than two windows.
-                    db.execute("UPDATE predictions SET closes_ms = ? WHERE seq = ?", (latest, seq))
                 break
             written += self._write(db, seq, n, time_ms, now_ms)
             closed += 1
             db.execute("UPDATE watermark SET seq = ?, time_ms = ?", (seq, time_ms))
         return closed, written
+
+    def _set_right(self, db: sqlite3.Connection, watermark: int, now_ms: int) -> None:
+        """Set the times of all open predictions right."""
+        changed = [
+            (*set_right(time_ms, closes_ms, now_ms, self._window), seq)
+            for seq, time_ms, closes_ms in db.execute(
+                "SELECT seq, time_ms, closes_ms FROM predictions WHERE seq > ?", (watermark,)
+            )
+            if stands_wrong(time_ms, closes_ms, now_ms, self._window)
+        ]
+        db.executemany("UPDATE predictions SET time_ms = ?, closes_ms = ? WHERE seq = ?", changed)
 
     def _write(self, db: sqlite3.Connection, seq: int, n: int, time_ms: int, now_ms: int) -> bool:
         """Write new rows of one prediction to the labelled log, if any, and when it is due again."""

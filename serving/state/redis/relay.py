@@ -2,7 +2,7 @@
 
 Received statuses become files beside the machine's own, `lane-0@NODE.json`, so that readers of status files need to know
 nothing of machines. An entry that is not renewed grows old like the file of a process that hangs, and is then removed; so
-is one that cannot be read.
+is one that cannot be read. How long it has not been renewed is measured here, whatever the sender's clock says.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Relay:
         self._url = address.url
         self._folder, self._node, self._clock = folder, node, clock
         self._name, self._receives = name, receive
+        self._renewed: dict[str, tuple[str, float]] = {}
         self._away = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status-relay", daemon=True)
@@ -80,11 +81,13 @@ class Relay:
         entries: Any = self._client.hgetall(_KEY)
         texts = {name.decode(): text.decode(errors="replace") for name, text in entries.items()}
         others = {process: text for process, text in texts.items() if not process.endswith(f"@{self._node}")}
-        reports = status.parse(others, self._clock.wall_ms()).all()
+        readable = {name for name, report in status.parse(others, 0).all().items() if report.age_s is not None}
+        now = self._clock.monotonic()
+        before, self._renewed = self._renewed, {process: (text, now) for process, text in others.items()}
+        self._renewed |= {process: entry for process, entry in before.items() if others.get(process) == entry[0]}
         kept = set()
         for process, text in others.items():
-            age_s = reports[process].age_s if process in reports else None
-            if age_s is None or age_s > FORGET_S:
+            if process not in readable or now - self._renewed[process][1] > FORGET_S:
                 self._client.hdel(_KEY, process)
                 continue
             kept.add(f"{process}.json")
