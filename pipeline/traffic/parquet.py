@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.arrays import I32, Array
@@ -22,6 +23,7 @@ from pipeline.disk import replacing
 from pipeline.errors import DataError
 from pipeline.features import Bag, Features, Rows
 from pipeline.traffic.log import Labelled, Scores, TrafficLog
+from pipeline.traffic.plausible import implausible, written
 from pipeline.traffic.record import ARMS, PredictionRecord, unpack
 from pipeline.traffic.restore import Restored
 
@@ -96,11 +98,15 @@ def export_rows(
     return rows
 
 
-def read_rows(path: Path) -> Iterator[Restored]:
+def read_rows(path: Path, now_ms: int) -> Iterator[Restored]:
     """The predictions of an exported file, each once with all its rows and their last labels.
 
+    Args:
+        now_ms: by the clock of the log that they are for.
+
     Raises:
-        DataError: the file is not one that `export_rows` wrote, or holds an infinite number.
+        DataError: the file is not one that `export_rows` wrote, holds an infinite number, or a row is from before 2000 or of
+            the future.
     """
     try:
         file = pq.ParquetFile(path)
@@ -114,6 +120,7 @@ def read_rows(path: Path) -> Iterator[Restored]:
                 + (f": it has no column {missing[0]!r}" if missing else ": its columns are of other types")
                 + "; describe other logs by a dataset.yaml"
             )
+        _check_times(path, file, now_ms)
         labels, late = _later(file)
         for prediction_id, rows in groupby(_rows(file), lambda row: str(row["prediction_id"])):
             first = [row for row in rows if not row["revision"]]
@@ -136,9 +143,23 @@ def _later(file: pq.ParquetFile) -> tuple[dict[tuple[str, int], float], dict[str
     return labels, late
 
 
+def _check_times(path: Path, file: pq.ParquetFile, now_ms: int) -> None:
+    for batch in file.iter_batches(columns=["time"]):
+        if not batch.num_rows:
+            continue
+        ends = pc.min_max(_times(batch))
+        for time_ms in (ends["min"].as_py(), ends["max"].as_py()):
+            if problem := implausible(time_ms, now_ms):
+                raise DataError(f"{path}: column 'time': {written(time_ms)} is {problem}; times are UTC", "time")
+
+
+def _times(batch: pa.RecordBatch) -> pa.Array:
+    return batch.column("time").cast(pa.int64())
+
+
 def _rows(file: pq.ParquetFile) -> Iterator[_Row]:
     for batch in file.iter_batches(4096):
-        yield from batch.to_pylist()
+        yield from batch.set_column(batch.schema.get_field_index("time"), "time", _times(batch)).to_pylist()
 
 
 def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restored:
@@ -168,7 +189,7 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
         )
     record = PredictionRecord(
         prediction_id=head["prediction_id"],
-        time_ms=round(head["time"].timestamp() * 1000),
+        time_ms=head["time"],
         endpoint=head["endpoint"],
         arm=head["arm"],
         bundle=own.bundle,

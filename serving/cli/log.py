@@ -135,7 +135,7 @@ def import_(
         predictions = (
             _described(source, endpoint, cache, settings)
             if source.suffix in (".yaml", ".yml")
-            else _exported(source, endpoint)
+            else _exported(source, endpoint, log.now_ms())
         )
         done = restore(log, PredictionIds(installation_secret(settings)), predictions)
         labelled = 0
@@ -189,10 +189,10 @@ def _ms(when: datetime | None) -> int | None:
     return None if when is None else round(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1000)
 
 
-def _exported(source: Path, endpoint: str) -> Iterable[Restored]:
+def _exported(source: Path, endpoint: str, now_ms: int) -> Iterable[Restored]:
     from pipeline.traffic.parquet import read_rows
 
-    for restored in read_rows(source):
+    for restored in read_rows(source, now_ms):
         yield replace(restored, record=replace(restored.record, endpoint=endpoint)) if endpoint else restored
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.hashing import EXACT_BELOW
+from pipeline.traffic.plausible import UNITS_NS
 
 __all__ = ["DECIMAL_256", "HALF", "Bag", "Clock", "Exact", "Expression", "Label", "Number", "Raw", "Reader", "literal", "quoted"]  # fmt: skip
 
@@ -25,7 +26,6 @@ _FLOATS = {"DOUBLE": EXACT_BELOW[64], "FLOAT": EXACT_BELOW[32], HALF: EXACT_BELO
 _TIMESTAMPS = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
 _TEXTS = frozenset({"VARCHAR", "JSON", "UUID"})
 _NOTHING = '"NULL"'  # DuckDB's name of a column that holds nulls alone
-_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +126,21 @@ class Clock:
 
     unit: str
 
+    @staticmethod
+    def has_unit(kind: str) -> bool:
+        """Whether values of a type are numbers in some unit; a timestamp knows its own."""
+        return kind not in _TIMESTAMPS
+
     def read(self, value: str, kind: str) -> Expression | None:
-        factor = _MICROSECONDS[self.unit]
-        if kind in _TIMESTAMPS:
+        factor = UNITS_NS[self.unit] // 1000
+        if not self.has_unit(kind):
             return Expression(f"epoch_us({value})")
         if kind in INTEGERS:
-            return Expression(f"TRY(CAST({value} AS BIGINT) * {factor})")
+            whole = f"TRY_CAST({value} AS BIGINT)"
+            return Expression(f"TRY({whole} * {factor})" if factor else f"{whole} // 1000")
         if kind in _FLOATS or kind == "VARCHAR" or kind.startswith("DECIMAL"):
             # A double holds microseconds since 1970 exactly until the year 2255.
-            return Expression(f"TRY_CAST(round(TRY_CAST({value} AS DOUBLE) * {factor}) AS BIGINT)")
+            return Expression(f"TRY_CAST(round(TRY_CAST({value} AS DOUBLE) * {factor or 0.001}) AS BIGINT)")
         return None
 
 

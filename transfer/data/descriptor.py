@@ -47,7 +47,7 @@ class TimeColumn(_Part):
     """Column with the time at which a row was shown."""
 
     column: str = Field(min_length=1)
-    unit: Literal["s", "ms", "us"] = Field(
+    unit: Literal["s", "ms", "us", "ns"] = Field(
         description="of a column of numbers, since 1970; a column of type timestamp knows its own"
     )
 

@@ -24,10 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.arrays import F32, I32, Array, Mask
+from pipeline.arrays import F32, I32, I64, Array, Mask
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import DataError
 from pipeline.hashing import hash_bag_column, hash_column
 from pipeline.schema import MISSING_TEXTS
+from pipeline.traffic.plausible import implausible, unit_of, written
 from transfer.data.descriptor import DataField, label_text
 from transfer.data.source import WRONG, Dataset, Source, connect
 
@@ -35,13 +37,13 @@ __all__ = ["BATCH_ROWS", "COUNTS", "prepared_file"]
 
 BATCH_ROWS = 65_536
 COUNTS = b"baton.counts"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEPT_LABEL_VALUES, SHOWN_LABEL_VALUES = 64, 10
 OTHER = "(others)"
 """Under it the rows of all further values of the label are counted."""
 
 
-def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "") -> Path:
+def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "", clock: Clock | None = None) -> Path:
     """The prepared file of a data set, made now if the cache lacks it.
 
     Its name holds a digest of the descriptor and of path, size and time of change of every file, so a changed log is
@@ -51,6 +53,7 @@ def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "") -> Path:
         dataset: what to read.
         cache: directory for the file and for data that sorting spills to disk; made if absent.
         memory: limit of DuckDB before it spills; see `connect`.
+        clock: whose time no row may pass.
 
     Raises:
         DataError: a row that cannot be used, naming file, row and column; a label that is constant; a join whose key
@@ -66,7 +69,8 @@ def prepared_file(dataset: Dataset, cache: Path, *, memory: str = "") -> Path:
         with connect(memory, Path(scratch) / "spill") as connection:
             try:
                 source.check_joins(connection)
-                _write(dataset, source, source.batches(connection, BATCH_ROWS), written)
+                state = _Progress(dataset, source, (clock or SystemClock()).wall_ms())
+                _write(state, source.batches(connection, BATCH_ROWS), written)
             except (duckdb.Error, pa.ArrowInvalid, OSError) as error:
                 raise DataError(f"{dataset.path}: cannot be prepared: {error}") from error
         os.replace(written, target)
@@ -79,9 +83,8 @@ def _digest(dataset: Dataset, source: Source) -> str:
     return sha256(content.encode()).hexdigest()[:16]
 
 
-def _write(dataset: Dataset, source: Source, batches: pa.RecordBatchReader, target: Path) -> None:
-    schema = _arrow_schema(dataset)
-    state = _Progress(dataset, source)
+def _write(state: _Progress, batches: pa.RecordBatchReader, target: Path) -> None:
+    schema = _arrow_schema(state.dataset)
     hashed = [name for name in schema.names if name[0] in "ib" or name == "routing_key"]
     columns = [f"{n}.list.element" if n[0] == "b" else n for n in hashed]
     with pq.ParquetWriter(target, schema, compression="zstd", compression_level=1, use_dictionary=columns) as writer:
@@ -119,6 +122,7 @@ class _Progress:
 
     dataset: Dataset
     source: Source
+    now_ms: int
     rows: int = 0
     requests: int = 0
     positives: int = 0
@@ -134,7 +138,7 @@ class _Progress:
     def convert(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """The columns of the prepared file for one batch of `Source.batches`."""
         self._refuse_wrong(batch)
-        time = self._whole(batch, "__time", self.dataset.time.column, "does not parse as a time")
+        milliseconds = self._times(batch)
         self._whole(batch, "__label", self.dataset.label.column, "is missing; every row needs a label")
         labels = self._labels(batch)
         same, position = self._requests(batch)
@@ -164,7 +168,6 @@ class _Progress:
         self.requests += int(np.count_nonzero(~same))
         self.positives += int(labels.sum())
         self.last_position = int(position[-1])
-        milliseconds = np.floor_divide(time.to_numpy(), 1000)
         routing = pa.nulls(batch.num_rows, pa.string())
         if self.dataset.routing_key is not None:
             routing = batch.column("__routing").cast(pa.string())
@@ -192,6 +195,32 @@ class _Progress:
                 raise DataError(
                     f"{path}: column {join.on!r}: no row of the log finds its key here; are both of one type?", join.on
                 )
+
+    def _times(self, batch: pa.RecordBatch) -> I64:
+        """Unix milliseconds of each row, none of them missing or implausible."""
+        times = batch.column("__time")
+        if times.null_count:
+            raise self._wrong_time(batch, int(np.argmin(times.is_valid().to_numpy(zero_copy_only=False))), None)
+        milliseconds: I64 = np.floor_divide(times.to_numpy(), 1000)
+        for row in (int(milliseconds.argmin()), int(milliseconds.argmax())):
+            if implausible(int(milliseconds[row]), self.now_ms):
+                raise self._wrong_time(batch, row, int(milliseconds[row]))
+        return milliseconds
+
+    def _wrong_time(self, batch: pa.RecordBatch, row: int, time_ms: int | None) -> DataError:
+        """Error that names the value, and the unit in which it would be a time; `time_ms`: as it was read, None: it was not."""
+        column, unit = self.dataset.time.column, self.dataset.time.unit
+        text, in_unit = self.source.time_text(batch.column("__file")[row].as_py(), batch.column("__row")[row].as_py())
+        seen = f"{self._where(batch, row)}: column {column!r}: {text}"
+        fitting = _fitting_unit(text, self.now_ms) if in_unit else ""
+        if time_ms is None and not fitting:
+            return DataError(f"{seen} does not parse as a time", column)
+        said = f" in {unit}" if in_unit else ""
+        read = f"is no time{said}"
+        if time_ms is not None:
+            read = f"is {written(time_ms)}{said}, {implausible(time_ms, self.now_ms)}"
+        remedy = f"unit: {fitting} would fit" if fitting else "correct it; times are UTC, local time is ahead or behind"
+        return DataError(f"{seen} {read}; {remedy}", column)
 
     def _labels(self, batch: pa.RecordBatch) -> F32:
         label = self.dataset.label
@@ -291,3 +320,10 @@ class _Progress:
 
     def _where(self, batch: pa.RecordBatch, row: int) -> str:
         return self.source.place(batch.column("__file")[row].as_py(), batch.column("__row")[row].as_py())
+
+
+def _fitting_unit(text: str, now_ms: int) -> str:
+    try:
+        return unit_of(float(text), now_ms)
+    except (ValueError, OverflowError):
+        return ""

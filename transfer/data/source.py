@@ -192,6 +192,15 @@ class Source:
             row -= earlier
         return f"{self._paths[file]}, row {row + 1}"
 
+    def time_text(self, file: int, row: int) -> tuple[str, bool]:
+        """The time of a row of `batches` as its file has it, by `__file` and `__row`; and whether it is a number in a unit."""
+        column = self._dataset.time.column
+        form = next(form for form in self._forms if file in form.numbers)
+        rows = f"SELECT CAST({form.columns[column]} AS VARCHAR) AS said, {form.file} AS at_file, {form.row} AS at_row FROM {form.scan()}"
+        with connect() as connection:
+            found = connection.sql(f"SELECT said FROM ({rows}) WHERE at_file = {file} AND at_row = {row}").fetchone()
+        return str(found[0] if found else None), Clock.has_unit(form.kinds[column])
+
     def _read_headers(self, connection: duckdb.DuckDBPyConnection) -> None:
         if not self._forms:
             self._forms = forms_of(connection, self._paths)
