@@ -170,6 +170,10 @@ class Retained:
 class TrafficLog(Protocol):
     """Store of traffic. All times are Unix milliseconds by the log's own clock (`now_ms`), whatever a caller's clock says."""
 
+    @property
+    def window_ms(self) -> int:
+        """Attribution window: how long after its exposure a row waits for a label before it counts as 0."""
+
     def now_ms(self) -> int:
         """The time by the log's own clock, which is that of the store: one for all processes and machines that share it."""
 

@@ -44,7 +44,8 @@ class RolloutVerbs(Service):
         """Begin a rollout.
 
         Raises:
-            InvalidInput: the file is wrong, or the candidate's inputs are not the stable arm's.
+            InvalidInput: the file is wrong, has another attribution window than the log, or the candidate's inputs are not
+                the stable arm's.
             NotFound: unknown endpoint or bundle. Conflict: see `RolloutController.start`.
             StaleVersion: the endpoint changed since `expected`.
         """
@@ -65,6 +66,8 @@ class RolloutVerbs(Service):
         for number, guard in enumerate(spec.guards.segments):
             with _at(name, text, "guards", "segments", number, "field"):
                 Slices(schema, (), [(guard.field, value) for value in guard.values])
+        with _at(name, text, "analysis", "attribution_window"):
+            spec = spec.on_log(self._traffic.window_ms / 1000)
         with self._lock:
             stored = self._controller.start(spec, by.name, request.reason, int(candidate.manifest.version))
         return self._answer(stored)

@@ -29,6 +29,7 @@ from serving.security.exposure import exposure, weak_files
 from serving.tiers.unknown import unusual
 from serving.wiring.bundles import open_repository
 from serving.wiring.home import home_faults
+from serving.wiring.in_force import not_in_force
 
 __all__ = ["doctor"]
 
@@ -93,6 +94,7 @@ def _configured(path: Path) -> list[Finding]:
         found.append(("stages", False, str(error)))
     else:
         found.append(("stages", True, ", ".join(step.name for step in steps)))
+    found += _state(config)
     found += _security(config)
     if config.embedding.redis is not None or config.state.url or config.traffic.url:
         from serving.cli.check_redis import redis_findings  # imports redis, which is not needed without one
@@ -158,6 +160,15 @@ def _unknown_ids(config: Config) -> list[Finding]:
     lanes = status.read(config.status, SystemClock().wall_ms()).fresh().lanes
     said = list(unusual({name: report.status for name, report in lanes.items()}))
     return [("unknown ids", True, "; ".join(said) or "as at training")] if lanes else []
+
+
+def _state(config: Config) -> list[Finding]:
+    """Settings that the state has decided otherwise; no fault, but nothing that may stay unsaid."""
+    try:
+        lines = not_in_force(config)
+    except BatonError as error:
+        return [("state", False, str(error))]
+    return [("state", True, line) for line in lines] or [("state", True, "the endpoints are as configured")]
 
 
 def _security(config: Config) -> list[Finding]:

@@ -28,6 +28,7 @@ from serving.runtime.ports import claimed_ports
 from serving.runtime.process import PARENT, die_with_parent, raise_descriptors, step_back
 from serving.security.exposure import close_home, exposure
 from serving.wiring.home import check_home
+from serving.wiring.in_force import not_in_force
 from serving.wiring.state import relaying
 
 __all__ = ["demo", "process", "serve", "worker"]
@@ -74,7 +75,7 @@ def serve(
         check_home(settings)
         with claimed_ports(settings.listen.host, settings.listen.ports, settings.home, SERVE):
             _check_traffic_log(settings)
-            _announce(settings, warnings, show)
+            _announce(settings, [*warnings, *_not_in_force(settings)], show)
             yield
 
     supervisor.run(ready)
@@ -91,6 +92,13 @@ def _announce(settings: Config, warnings: Sequence[str], show: Callable[[str], N
     show(f"{lanes} {'lane' if lanes == 1 else 'lanes'}; this machine gives {describe()}")
     for warning in warnings:
         show(warning)
+
+
+def _not_in_force(settings: Config) -> list[str]:
+    try:
+        return not_in_force(settings)
+    except NotReady:
+        return []  # the processes say so, and start once it is back
 
 
 def worker(config: ConfigFile = Path("baton.yaml")) -> None:
@@ -138,7 +146,7 @@ def process(
     warnings = exposure(settings)
     if PARENT not in os.environ:  # else the supervisor has done it
         check_home(settings)
-        for warning in warnings:
+        for warning in [*warnings, *(_not_in_force(settings) if role == "control" else ())]:
             log.warning("%s", warning)
     listen = settings.listen
     ports = {setting: port for setting, port in listen.ports.items() if PORT_ROLES[setting] == role}

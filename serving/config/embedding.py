@@ -29,6 +29,15 @@ class RedisConfig(RedisAccess):
     keep_unused: Seconds = 3600.0
     """How long a base generation stays in Redis after every installation has stopped serving it."""
 
+    @model_validator(mode="after")
+    def _pauses_grow(self) -> RedisConfig:
+        if self.breaker_longest_pause < self.breaker_pause:
+            raise ValueError(
+                f"breaker_longest_pause {self.breaker_longest_pause:g} s is below breaker_pause {self.breaker_pause:g} s, from "
+                "which pauses grow; lengthen the first or shorten the second"
+            )
+        return self
+
 
 class DeviceConfig(Section):
     backend: Literal["auto", "cpu", "cuda"] = "auto"

@@ -79,6 +79,11 @@ class EngineConfig(Section):
             self.policy()
         except InvalidInput as error:
             raise ValueError(str(error)) from None
+        if self.max_queue_delay_microseconds >= 1e6 * self.default_deadline:
+            raise ValueError(
+                f"max_queue_delay_microseconds {self.max_queue_delay_microseconds} is not below default_deadline "
+                f"{self.default_deadline:g} s: a request would wait for others until it is too late to answer it"
+            )
         return self
 
     def policy(self) -> BatchPolicy:

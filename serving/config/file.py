@@ -58,6 +58,20 @@ class Config(Section):
             raise ValueError(
                 f"worker.endpoint {self.worker.endpoint!r} is not one of the endpoints {sorted(self.endpoints)}"
             )
+        if self.worker is not None and not self.traffic.sample.rate:
+            raise ValueError("worker has nothing to learn from: traffic.sample.rate is 0; raise it or remove worker")
+        embedding = self.embedding
+        if "redis" in embedding.tiers and embedding.budget >= self.engine.default_deadline:
+            raise ValueError(
+                f"embedding.budget {embedding.budget:g} s is not below engine.default_deadline "
+                f"{self.engine.default_deadline:g} s: a slow Redis would take the whole time of a request"
+            )
+        for name, other in (("traffic.url", self.traffic.url), ("state.url", self.state.url)):
+            if embedding.redis is not None and other == embedding.redis.url:
+                raise ValueError(
+                    f"embedding.redis.url and {name} are both {other}: a cache evicts what that must keep; name a Redis or a "
+                    "database number of its own"
+                )
         return self
 
     @classmethod

@@ -124,6 +124,15 @@ class ListenConfig(Section):
         return self.feedback == "identified" or (self.feedback == "auto" and not self.loopback)
 
     @model_validator(mode="after")
+    def _ports_apart(self) -> ListenConfig:
+        named: dict[int, str] = {}
+        for name, port in self.ports.items():
+            if port and port in named:
+                raise ValueError(f"{named[port]} and {name} are both {port}; give each server a port of its own")
+            named[port] = name
+        return self
+
+    @model_validator(mode="after")
     def _guarded(self) -> ListenConfig:
         if not self.loopback and self.tls is None and not self.insecure:
             raise ValueError(

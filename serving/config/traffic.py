@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from serving.config.section import RedisAccess, Seconds, Section
 
 __all__ = ["SampleConfig", "TrafficConfig"]
+
+LATE_S = 86_400.0
+AFTER_WINDOW_S = 3600.0
+"""How much longer than its label window a prediction can be labelled, at least."""
 
 
 class SampleConfig(Section):
@@ -26,10 +30,12 @@ class TrafficConfig(RedisAccess):
     """Sample of the answers that is recorded."""
     attribution_window: Seconds = 1800.0
     """Time after its exposure until a row without an outcome counts as a 0."""
-    late_limit: Seconds = 86400.0
-    """Labels for predictions older than this are answered `expired`."""
+    late_limit: Seconds | None = None
+    """Labels for predictions older than this are answered `expired`; unset: 24 h, or `attribution_window` and an hour where
+    that is longer. At least `attribution_window` and an hour."""
     retention: Seconds = 7 * 86400.0
-    """Time that predictions and labels are kept, unless the worker still needs them."""
+    """Time that predictions and labels are kept, unless the worker still needs them; at least `attribution_window` and an
+    hour, and not below a `late_limit` that is set."""
     retention_bytes: int = Field(0, ge=0)
     """Size limit of the log; beyond it the oldest predictions are removed, unless the worker needs them. 0: no limit."""
     buffer: int = Field(10_000, ge=1)
@@ -38,3 +44,33 @@ class TrafficConfig(RedisAccess):
     """Longest time that a prediction or a label waits for its commit."""
     record_direct: bool = False
     """Whether answers of models called by their own name are recorded. They are not used for training or evidence."""
+
+    @property
+    def longest_window(self) -> float:
+        """The longest time that a row waits for its label, seconds."""
+        return self.attribution_window
+
+    @property
+    def late_limit_s(self) -> float:
+        """`late_limit` in force, seconds."""
+        return max(LATE_S, self._least) if self.late_limit is None else self.late_limit
+
+    @property
+    def _least(self) -> float:
+        return self.longest_window + AFTER_WINDOW_S
+
+    @model_validator(mode="after")
+    def _outlasts_the_window(self) -> TrafficConfig:
+        for name in ("late_limit", "retention"):
+            value = getattr(self, name)
+            if value is not None and value < self._least:
+                raise ValueError(
+                    f"{name} {value:g} s is below attribution_window {self.longest_window:g} s and an hour: labels would be "
+                    f"lost that come in time; set {name} to {self._least:g}s or more, or shorten attribution_window"
+                )
+        if self.late_limit is not None and self.retention < self.late_limit:
+            raise ValueError(
+                f"retention {self.retention:g} s is below late_limit {self.late_limit:g} s: a label would be taken for a "
+                "prediction that is gone; lengthen retention or shorten late_limit"
+            )
+        return self

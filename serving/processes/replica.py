@@ -22,6 +22,8 @@ import yaml
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict, NotReady
+from pipeline.traffic.clock import LogClock
+from pipeline.traffic.log import TrafficLog
 from serving.config import Config
 from serving.processes.scaling import Load, LoadMeter
 from serving.runtime import status
@@ -30,6 +32,7 @@ from serving.runtime.supervisor import Child, Supervisor
 from serving.state.directory import ServiceRecord
 from serving.wiring.home import check_home
 from serving.wiring.state import open_directory
+from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["ControlReplica", "LaneReplica", "write_config"]
 
@@ -106,6 +109,8 @@ class LaneReplica:
         )
         self._meter = LoadMeter(lanes * config.engine.workers)
         self._stop = threading.Event()
+        self._log: TrafficLog | None = None
+        self._log_clock: LogClock | None = None
         self._processes: _Processes | None = None
         self._shadow: _Processes | None = None
         self._threads: list[threading.Thread] = []
@@ -114,8 +119,10 @@ class LaneReplica:
         """Start the lanes and wait until all can answer.
 
         Raises:
-            NotReady: they could not within `ray.start_limit`; everything was stopped again.
+            NotReady: they could not within `ray.start_limit`, and everything was stopped again; or the traffic log is away.
         """
+        self._log = open_traffic_log(self._config)
+        self._log_clock = LogClock(self._log, self._clock).start()  # lanes date their reports by it
         run = self._config.home / "run"
         path = write_config(self._config, run / f"replica-{self.number}.yaml")
         children = [
@@ -169,6 +176,10 @@ class LaneReplica:
         for processes in (self._processes, self._shadow):
             if processes is not None:
                 processes.stop()
+        if self._log_clock is not None:
+            self._log_clock.close()
+        if self._log is not None:
+            self._log.close()
         self._claim.close()
 
     def _begin(self, name: str, body: Callable[[], None]) -> None:
@@ -197,7 +208,8 @@ class LaneReplica:
 
     def _reports(self) -> dict[str, LaneStatus]:
         """Status of each lane of this replica that reports."""
-        lanes = status.read(self._config.status, self._clock.wall_ms()).fresh().lanes
+        clock = self._log_clock or self._clock
+        lanes = status.read(self._config.status, clock.wall_ms()).fresh().lanes
         return {name: lanes[name].status for name in self._lanes if name in lanes}
 
     def _waiting(self) -> dict[str, str]:

@@ -87,7 +87,9 @@ class RolloutController:
 
         Raises:
             NotFound: no such endpoint. Conflict: it has an active rollout, or stable is that very bundle.
+            InvalidInput: the rollout has another attribution window than the log.
         """
+        spec = spec.on_log(self._log.window_ms / 1000)
         endpoint = self._store.endpoint(spec.endpoint)
         if endpoint.killed:
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
@@ -176,6 +178,7 @@ class RolloutController:
             now_ms=now,
             next_look_ms=runner.next_look_ms,
             table=None if runner.behind else runner.analysis.refresh,
+            log_window=self._log.window_ms / 1000,
         )
         decision = reconcile(context)
         runner.next_look_ms = decision.next_look_ms

@@ -65,7 +65,8 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Input of one pass. `table` is called only when a look at the labels is due; None: the log is being read again."""
+    """Input of one pass. `table` is called only when a look at the labels is due; None: the log is being read again.
+    `log_window`: attribution window of the traffic log, seconds; None: the rollout's own (a simulation)."""
 
     spec: Rollout
     state: RolloutState
@@ -74,6 +75,7 @@ class Context:
     next_look_ms: int
     table: Callable[[], BlockTable] | None
     carry: bool = True
+    log_window: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,18 @@ class Decision:
 
 
 def reconcile(context: Context) -> Decision:
-    """Decide on the one event that is due now."""
+    """Decide on the one event that is due now. Where the log has got another attribution window than the rollout began with,
+    its rows are others than those of the evidence so far: nothing is entered, breaches still step back."""
+    decision = _due(context)
+    problem = "" if context.log_window is None else context.spec.analysis.other_window(context.log_window)
+    if not problem or not context.state.active or not isinstance(decision.event, Advance | Complete | None):
+        return decision
+    remedy = "set it back and restart, or abort and start the rollout again"
+    waits = f"; {decision.reason}" if decision.event is None and decision.reason else ""
+    return replace(decision, event=None, reason=f"{problem}: {remedy}{waits}", missing_clicks=None)
+
+
+def _due(context: Context) -> Decision:
     spec, state, observed = context.spec, context.state, context.observed
     hold = Decision(None, "", context.next_look_ms)
 
@@ -121,7 +134,8 @@ def reconcile(context: Context) -> Decision:
 
     # Old data neither promotes nor rolls back.
     age = _age(context, table)
-    limit = spec.analysis.attribution_window + 5 * max(spec.analysis.block, spec.analysis.interval) + 5.0
+    window = context.log_window or spec.analysis.attribution_window or 0.0
+    limit = window + 5 * max(spec.analysis.block, spec.analysis.interval) + 5.0
     if age is None:
         return _idle(context, replace(hold, reason="no mature labelled rows yet"))
     if age > limit:
@@ -248,7 +262,7 @@ def _idle(context: Context, hold: Decision) -> Decision:
 
 
 def _age(context: Context, table: BlockTable) -> float | None:
-    return None if table.newest_ms is None else (context.now_ms - table.newest_ms) / 1000
+    return None if table.newest_ms is None else max(0.0, (context.now_ms - table.newest_ms) / 1000)
 
 
 def _known(value: float | None) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -124,8 +124,9 @@ class Guards(_Section):
 
 
 class Analysis(_Section):
-    attribution_window: Seconds = 1800.0
-    """A row without a final outcome is mature this long after its exposure."""
+    attribution_window: Seconds | None = None
+    """A row without a final outcome is mature this long after its exposure. The traffic log decides that: unset, it is its
+    `traffic.attribution_window`, and another value is refused."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     """1 minus the error that a whole rollout may spend on bias, and each guard for itself."""
     block: Seconds = 30.0
@@ -148,7 +149,21 @@ class Analysis(_Section):
                 f"breach_window ({self.breach_window:g} s) must hold at least {MIN_WINDOW_BLOCKS} blocks of "
                 f"{self.block:g} s; lengthen it to {MIN_WINDOW_BLOCKS * self.block:g}s or shorten block"
             )
+        if self.interval > self.breach_window:
+            raise ValueError(
+                f"interval ({self.interval:g} s) is longer than breach_window ({self.breach_window:g} s): what happens "
+                "between two looks would never be seen; shorten interval"
+            )
         return self
+
+    def other_window(self, log_window: float) -> str:
+        """What is wrong where this window is not that of the log (seconds), both named; empty: they agree."""
+        if self.attribution_window in (None, log_window):
+            return ""
+        return (
+            f"analysis.attribution_window of the rollout is {self.attribution_window:g} s, traffic.attribution_window of the "
+            f"log is {log_window:g} s"
+        )
 
     @property
     def block_ms(self) -> int:
@@ -183,6 +198,19 @@ class Rollout(_Section):
         if isinstance(steps, list) and steps and isinstance(steps[0], dict) and not steps[0].get("shadow"):
             return {**data, "steps": [*steps, _IMPLIED]}
         return data
+
+    def on_log(self, log_window: float) -> Self:
+        """The rollout on a log with this attribution window (seconds).
+
+        Raises:
+            InvalidInput: the file has another one.
+        """
+        if problem := self.analysis.other_window(log_window):
+            raise InvalidInput(
+                f"{problem}; remove it from the rollout file, or make it {log_window:g}s", "analysis.attribution_window"
+            )
+        analysis = self.analysis.model_copy(update={"attribution_window": log_window})
+        return self.model_copy(update={"analysis": analysis})
 
     @property
     def named_slices(self) -> tuple[tuple[SliceGuard, str | int | float | bool | None], ...]:

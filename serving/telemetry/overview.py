@@ -262,7 +262,8 @@ class Overview(Collector):
         """Time at which a version was made; 0 where it has none or is gone."""
         if (bundle, version) not in self._created:
             try:
-                self._created[bundle, version] = self._read_created(bundle, version)
+                made_at = self._read_created(bundle, version)  # elsewhere, by a clock that may be ahead
+                self._created[bundle, version] = min(made_at, self._clock.wall_ms())
             except (BatonError, OSError):
                 self._created[bundle, version] = 0
             while len(self._created) > 256:  # versions come without end

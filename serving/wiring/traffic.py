@@ -21,7 +21,7 @@ def open_traffic_log(config: Config) -> TrafficLog:
     config.home.mkdir(parents=True, exist_ok=True)
     traffic = config.traffic
     ids = PredictionIds(installation_secret(config))
-    window_ms, late_ms = round(1000 * traffic.attribution_window), round(1000 * traffic.late_limit)
+    window_ms, late_ms = round(1000 * traffic.attribution_window), round(1000 * traffic.late_limit_s)
     if not traffic.url:
         return SqliteTrafficLog(config.traffic_db, ids, window_ms, late_ms)
     # `redis` is imported only where one is configured.

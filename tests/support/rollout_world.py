@@ -56,7 +56,8 @@ class World:
         self.version = 1
         self.observed = Observed()
         self.braked: list[tuple[str, str]] = []
-        self.log = SqliteTrafficLog(folder / "traffic.db", IDS, attribution_window_ms=1000)
+        self.log_path = folder / "traffic.db"
+        self.log = SqliteTrafficLog(self.log_path, IDS, attribution_window_ms=1000)
         self.store = SqliteControlStore(folder / "control.db")
         self.store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
         self.controller = self.new_controller()

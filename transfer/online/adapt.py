@@ -222,6 +222,10 @@ class Adaptation:
             self._alarms,
         )
 
+    def _began(self) -> list[float]:
+        """The weights that adaptation begins with."""
+        return [self.settings.teacher_weight, self.settings.replay, self.settings.every]
+
     def _histograms(self, seen: Seen) -> I64:
         bins = np.clip(SCORE_BINS // 2 + np.round(2 * seen.student), 0, SCORE_BINS - 1).astype(np.int64)
         histograms = [np.bincount(bins, minlength=SCORE_BINS)]
@@ -235,6 +239,7 @@ class Adaptation:
     def state(self) -> dict[str, Any]:
         """The state that `restore` takes, as JSON values."""
         return {
+            "began": self._began(),
             "weights": [self.teacher_weight, self.replay, self.every],
             "seen": [self._rows, self._alarms, self._alarmed],
             "trust": self._trust.state(),
@@ -243,9 +248,11 @@ class Adaptation:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.teacher_weight, self.replay, self.every = state["weights"]
+        """Go on from a state; where the settings have changed since, they count and not the weights of the state."""
+        if state.get("began", self._began()) == self._began():
+            self.teacher_weight, self.replay, self.every = state["weights"]
+            self._trust.restore(state["trust"])
         self._rows, self._alarms, self._alarmed = state["seen"]
-        self._trust.restore(state["trust"])
         for name, watch in self._watches.items():
             watch.restore(state["watches"][name])
         self._stability.restore(state["stability"])

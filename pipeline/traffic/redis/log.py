@@ -72,6 +72,11 @@ class RedisTrafficLog:
         self._late_limit = late_limit_ms
         self._server = TrafficRedis(address, timeout)
 
+    @property
+    def window_ms(self) -> int:
+        """Attribution window."""
+        return self._window
+
     def now_ms(self) -> int:
         """The server's time."""
         return self._server.now_ms()

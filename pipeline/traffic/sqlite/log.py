@@ -67,6 +67,11 @@ class SqliteTrafficLog:
         self._late_limit = late_limit_ms
         self._file = TrafficFile(path)
 
+    @property
+    def window_ms(self) -> int:
+        """Attribution window."""
+        return self._window
+
     def now_ms(self) -> int:
         """The machine's time, as SQLite reads it."""
         return self._file.now_ms()

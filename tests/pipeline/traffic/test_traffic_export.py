@@ -94,7 +94,7 @@ def last(log: TrafficLog) -> dict[tuple[int, int], tuple[object, ...]]:
 
 
 def bring(log: TrafficLog, path: Path, ids: PredictionIds = IDS) -> tuple[int, int]:
-    done = restore(log, ids, read_rows(path))
+    done = restore(log, ids, read_rows(path, EVERYTHING_MS))
     while log.join(EVERYTHING_MS):
         pass
     return done.new, done.new_rows
@@ -122,7 +122,7 @@ def test_an_import_that_was_broken_off_goes_on(log: TrafficLog, tmp_path: Path) 
     path = tmp_path / "rows.parquet"
     export_rows(log, path)
     other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
-    restore(other, IDS, list(read_rows(path))[:2])
+    restore(other, IDS, list(read_rows(path, EVERYTHING_MS))[:2])
     assert bring(other, path)[0] == 2
     assert last(other) == last(log)
     other.close()
@@ -139,7 +139,7 @@ def test_rows_shown_after_an_earlier_export_are_left_out(log: TrafficLog, tmp_pa
     export_rows(log, second)
     other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
     bring(other, first)
-    done = restore(other, IDS, read_rows(second))
+    done = restore(other, IDS, read_rows(second, EVERYTHING_MS))
     assert (done.new_rows, done.left_out) == (0, 1)
     other.join(EVERYTHING_MS)
     assert list(last(other)) == [(START, 1)]
@@ -161,11 +161,35 @@ def test_only_what_is_asked_for_is_exported(log: TrafficLog, tmp_path: Path) -> 
     assert sorted(p.name for p in tmp_path.glob("*.parquet")) == ["rows.parquet"]
 
 
+@pytest.mark.parametrize(
+    ("time_ms", "said"),
+    [
+        (START // 1000, r"column 'time': 1970-01-20 16:13:20 UTC is before the year 2000"),
+        (EVERYTHING_MS + 9 * 3_600_000, r"column 'time': .* is in the future; times are UTC"),
+        (1 << 60, r"column 'time': .* is in the future"),
+    ],
+)
+def test_rows_of_no_possible_time_are_refused(log: TrafficLog, tmp_path: Path, time_ms: int, said: str) -> None:
+    for made_ms in (START, START + 1):
+        log.append_feedback(
+            [FeedbackEntry(predict(log, made_ms), (), [Outcome(1, 1.0, final=True)], exposed_all=True)], made_ms
+        )
+    log.join(EVERYTHING_MS)
+    path = tmp_path / "rows.parquet"
+    export_rows(log, path)
+    table = pq.read_table(path)
+    times = [*table.column("time").cast(pa.int64()).to_pylist()[:-1], time_ms]
+    column = pa.array(times).cast(pa.timestamp("ms", "UTC"))
+    pq.write_table(table.set_column(3, table.schema.field("time"), column), path)
+    with pytest.raises(DataError, match=said):
+        list(read_rows(path, EVERYTHING_MS))
+
+
 def test_files_that_are_no_export_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     path.write_text("no parquet at all")
     with pytest.raises(DataError, match="is not Parquet"):
-        list(read_rows(path))
+        list(read_rows(path, EVERYTHING_MS))
     pq.write_table(pa.table({"seq": [1]}), path)
     with pytest.raises(DataError, match=r"no column 'prediction_id'; describe other logs by a dataset\.yaml"):
-        list(read_rows(path))
+        list(read_rows(path, EVERYTHING_MS))

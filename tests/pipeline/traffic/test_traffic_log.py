@@ -24,6 +24,7 @@ from pipeline.traffic.log import (
     TrafficLog,
 )
 from pipeline.traffic.prediction import PredictionIds
+from pipeline.traffic.record import unpack
 
 START = 1_000_000
 
@@ -226,6 +227,48 @@ def test_a_batch_with_a_bad_record_is_refused_whole(log: TrafficLog) -> None:
     with pytest.raises(InvalidInput, match="not a prediction record"):
         log.append_predictions([good, good[:-9]])
     assert log.stats(START).predictions == 0
+
+
+def test_a_prediction_of_the_future_is_made_now_and_holds_nothing_back(log: TrafficLog) -> None:
+    now = log.now_ms()
+    ahead = [predict(log, now + 86_400_000) for _ in range(3)]
+    after = predict(log, now)
+    assert {unpack(blob).time_ms for _, blob in log.predictions(0)} <= {*range(now, log.now_ms() + 1)}
+    say(log, ahead[0], now_ms=now)
+    say(log, after, Outcome(0, 1.0, final=True), now_ms=now)
+    log.join(log.now_ms() + WINDOW_MS)
+    entries = log.labelled(0)
+    assert [entry.prediction_id for entry in entries] == [ahead[0], after]
+    assert all(entry.time_ms <= log.now_ms() for entry in entries)
+    stats = log.stats(now)
+    assert (stats.open_predictions, stats.oldest_open_ms) == (0, 0)
+    assert stats.watermark_ms <= log.now_ms()
+
+
+def test_where_the_clock_went_back_all_open_predictions_are_set_right_at_once(log: TrafficLog) -> None:
+    before = log.now_ms() - 10_000
+    for prediction_id in [predict(log, before) for _ in range(80)]:
+        say(log, prediction_id, now_ms=before)
+    now = before - 86_400_000
+    assert log.join(now) == 0
+    after = predict(log, now)
+    say(log, after, Outcome(0, 1.0, final=True), now_ms=now)
+    log.join(now + 2 * WINDOW_MS)
+    (entry,) = log.labelled(0)
+    assert (entry.prediction_id, log.stats(now).open_predictions) == (after, 0)
+    assert log.stats(now).watermark_ms == now
+
+
+def test_a_shortened_window_ends_the_wait_of_all_open_predictions_at_once(place: Place) -> None:
+    log = place.open(window_ms=3_600_000, late_ms=LATE_MS)
+    made = [predict(log, START + i) for i in range(80)]
+    for prediction_id in made:
+        say(log, prediction_id, now_ms=START + 80)
+    log.close()
+    log = place.open(late_ms=LATE_MS)
+    assert log.window_ms == WINDOW_MS
+    assert log.join(START + 80 + 2 * WINDOW_MS) == 80
+    log.close()
 
 
 def test_stats(log: TrafficLog) -> None:

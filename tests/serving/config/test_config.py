@@ -38,6 +38,42 @@ def load(folder: Path, text: str) -> Config:
         ("worker: {endpoint: r}\nendpoints: {other: {stable: {bundle: b}}}", "config", "worker.endpoint 'r'"),
         ("endpoints: {r: {candidate: {bundle: b}}}", "endpoints.r.stable", "required"),
         ("log_level: loud", "log_level", "debug"),
+        (
+            "traffic: {attribution_window: 60s, late_limit: 8s}",
+            "traffic",
+            "late_limit 8 s is below attribution_window 60 s",
+        ),
+        (
+            "traffic: {attribution_window: 24h, late_limit: 24h}",
+            "traffic",
+            "late_limit 86400 s is below attribution_win",
+        ),
+        ("traffic: {attribution_window: 7d}", "traffic", "retention 604800 s is below attribution_window 604800 s"),
+        ("traffic: {retention: 1h}", "traffic", "retention 3600 s is below attribution_window 1800 s and an hour"),
+        ("traffic: {late_limit: 8d}", "traffic", "retention 604800 s is below late_limit 691200 s"),
+        (
+            "traffic: {sample: {rate: 0}}\nworker: {endpoint: r}",
+            "config",
+            "worker has nothing .* traffic.sample.rate is 0",
+        ),
+        ("listen: {grpc_port: 9000, admin_port: 9000}", "listen", "grpc_port and admin_port are both 9000"),
+        ("listen: {http_port: 8001}", "listen", "grpc_port and http_port are both 8001"),
+        ("engine: {max_queue_delay_microseconds: 2000000, default_deadline: 2s}", "engine", "default_deadline 2 s"),
+        (
+            "engine: {default_deadline: 20ms}\nembedding: {tiers: [redis], budget: 20ms, redis: {url: 'redis://h'}}",
+            "config",
+            r"embedding\.budget 0\.02 s is not below engine\.default_deadline 0\.02 s",
+        ),
+        (
+            "traffic: {url: 'redis://h:1/0'}\nembedding: {redis: {url: 'redis://h:1/0'}}",
+            "config",
+            r"embedding\.redis\.url and traffic\.url are both redis://h:1/0",
+        ),
+        (
+            "embedding: {redis: {url: 'redis://h', breaker_pause: 3s}}",
+            "embedding.redis",
+            "breaker_longest_pause 2 s is below breaker_pause 3 s",
+        ),
         ("embedding: {tiers: []}", "embedding", "at least one tier"),
         ("embedding: {tiers: [segment, segment]}", "embedding", "each once"),
         ("embedding: {tiers: [segment, device]}", "embedding", "put it above segment or redis"),
@@ -72,6 +108,20 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert (config.listen.host, config.listen.grpc_port, config.listen.http_port) == ("127.0.0.1", 8001, 8000)
     assert config.traffic.attribution_window == 1800
     assert config.worker is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", 86_400),
+        ("attribution_window: 23h", 86_400),
+        ("attribution_window: 3d", 3 * 86_400 + 3600),
+        ("attribution_window: 3d, late_limit: 5d", 5 * 86_400),
+        ("late_limit: 90m, retention: 90m", 5400),
+    ],
+)
+def test_labels_are_taken_for_longer_than_their_window(tmp_path: Path, text: str, seconds: float) -> None:
+    assert load(tmp_path, f"traffic: {{{text}}}").traffic.late_limit_s == seconds
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from serving.wiring.traffic import open_traffic_log
 
 
 def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: Path) -> None:
-    config = Config(home=tmp_path, worker=WorkerConfig(endpoint="ranker"), traffic=TrafficConfig(retention=1.0))
+    config = Config(home=tmp_path, worker=WorkerConfig(endpoint="ranker"), traffic=TrafficConfig(retention=5400.0))
     store, log = SqliteControlStore(config.control_db), open_traffic_log(config)
     ids = PredictionIds(load_secret(config.secret))
     features = Features(2, (IdPart(np.zeros(1, np.int32), np.ones((2, 1), np.int64)),))
@@ -32,10 +32,10 @@ def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: 
     log.append_feedback([FeedbackEntry(one, outcomes=shown, exposed_all=True) for one in made], 2000)
     assert log.join(3000) == 10
     upkeep = TrafficUpkeep(config, log, store)
-    upkeep.step(WorkerStatus(time_ms=0, position=10, committed=4), 60_000)
+    upkeep.step(WorkerStatus(time_ms=0, position=10, committed=4), 5_460_000)
     assert [entry.seq for entry in log.labelled(0)] == [5, 6, 7, 8, 9, 10]
     assert (upkeep.removed["predictions"], upkeep.held.unread) == (4, 6)
-    upkeep.step(None, 60_000)
+    upkeep.step(None, 5_460_000)
     assert len(log.labelled(0)) == 6
     telemetry = Telemetry("control")
     upkeep.publish(telemetry)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from rollout_world import SPEC, World
+from rollout_world import IDS, SPEC, World
 
-from pipeline.errors import Conflict, StaleVersion
+from pipeline.errors import Conflict, InvalidInput, StaleVersion
+from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.rollout.reconcile import Observed
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.state import Pause, Phase, Promote, Resume, SetWeight
@@ -62,6 +63,32 @@ def test_a_candidate_that_turns_bad_is_stepped_back(world: World) -> None:
     assert (back.verb, back.actor) == ("step_back", "controller")
     assert back.evidence["guard"] in ("bias", "served_bias", "logloss_delta_max")
     assert world.store.endpoint("ranker").weight == 10
+
+
+def test_a_rollout_has_the_window_of_its_log(world: World) -> None:
+    other = SPEC.model_copy(update={"analysis": SPEC.analysis.model_copy(update={"attribution_window": 3.0})})
+    with pytest.raises(
+        InvalidInput, match=r"of the rollout is 3 s, traffic.attribution_window of the log is 1 s"
+    ) as caught:
+        world.controller.start(other, "ada", "try it", version=1)
+    assert caught.value.field == "analysis.attribution_window"
+    unsaid = SPEC.model_copy(update={"analysis": SPEC.analysis.model_copy(update={"attribution_window": None})})
+    started = world.controller.start(unsaid, "ada", "try it", version=1)
+    assert started.spec.analysis.attribution_window == 1.0
+
+
+def test_a_window_changed_under_a_rollout_holds_it_and_is_named_but_a_breach_steps_back(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    while world.store.endpoint("ranker").weight != 10:
+        world.seconds(1)
+    world.log.close()
+    world.log = SqliteTrafficLog(world.log_path, IDS, attribution_window_ms=2000)
+    world.controller = world.new_controller()
+    world.seconds(30)
+    assert world.store.endpoint("ranker").weight == 10
+    assert "of the rollout is 1 s, traffic.attribution_window of the log is 2 s: set it back" in world.status
+    world.bias = 0.5
+    world.seconds(20, until=Phase.DEGRADED)
 
 
 def test_silence_never_moves_anything(world: World) -> None:

@@ -20,7 +20,14 @@ GOOD: dict[str, Any] = {
     "label": {"column": "y", "positive": [1]},
     "fields": [{"name": "user", "role": "context"}, {"name": "item", "role": "candidate"}],
 }
-COLUMNS: dict[str, Any] = {"t": [1, 2, 3], "y": [0, 1, 0], "user": [7, 8, 9], "item": ["a", "b", "c"], "r": [1, 1, 2]}
+START = 1_700_000_000_000
+COLUMNS: dict[str, Any] = {
+    "t": [START + 1, START + 2, START + 3],
+    "y": [0, 1, 0],
+    "user": [7, 8, 9],
+    "item": ["a", "b", "c"],
+    "r": [1, 1, 2],
+}
 NUMBER = [{"name": "item", "role": "candidate", "kind": "number"}]
 
 
@@ -158,9 +165,38 @@ def test_columns_of_types_that_are_no_values(folder: Path) -> None:
     refused(folder, "log.parquet", "other.parquet", "BIGINT", "DATE", field="r", files=files, drop_duplicates=["r"])
 
 
-@pytest.mark.parametrize("times", [["1", "soon", "3"], [1, None, 3], [1.0, float("nan"), 3.0], [1, 2**62, 3]])
+@pytest.mark.parametrize("times", [["1", "soon", "3"], [1, None, 3], [1.0, float("nan"), 3.0], [START, 2**62, START]])
 def test_times_that_do_not_parse(folder: Path, times: list[Any]) -> None:
-    unusable(folder, "log.parquet, row 2", "'t' does not parse as a time", field="t", columns={"t": times})
+    unusable(folder, "log.parquet, row 2: column 't'", "does not parse as a time", field="t", columns={"t": times})
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "said"),
+    [
+        (
+            [START, START // 1000, START],
+            "ms",
+            "1700000000 is 1970-01-20 16:13:20 UTC in ms, before the year 2000; unit: s would",
+        ),
+        (
+            [START // 1000, START, START // 1000],
+            "s",
+            "is 55840-11-21 22:13:20 UTC in s, in the future; unit: ms would fit",
+        ),
+        ([START, START * 10**6, START], "ms", "is no time in ms; unit: ns would fit"),
+        (["1700000000000", "1700000000000000", "1700000000000"], "ms", "in the future; unit: us would fit"),
+        ([START, 12, START], "ms", "12 is 1970-01-01 00:00:00 UTC in ms, before the year 2000; correct it"),
+        ([START, 4_102_444_800_000, START], "ms", "is 2100-01-01 00:00:00 UTC in ms, in the future; correct it"),
+        (
+            pa.array([START, 4_102_444_800_000, START], pa.timestamp("ms")),
+            "s",
+            "is 2100-01-01 00:00:00 UTC, in the future",
+        ),
+    ],
+)
+def test_times_before_2000_or_in_the_future(folder: Path, times: Any, unit: str, said: str) -> None:
+    time = {"column": "t", "unit": unit}
+    unusable(folder, "log.parquet, row 2", "'t'", said, field="t", columns={"t": times}, time=time)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, None], [0.0, 1.0, float("nan")], ["0", "1", ""]])
@@ -246,7 +282,7 @@ def test_context_that_is_missing_in_every_way_is_one_value(folder: Path) -> None
 
 def test_context_that_varies_across_two_batches_of_a_request(folder: Path) -> None:
     n = 70_000  # more than one batch
-    columns = {"t": list(range(n)), "y": [i % 2 for i in range(n)], "r": [1] * n, "item": ["a"] * n}
+    columns = {"t": list(range(START, START + n)), "y": [i % 2 for i in range(n)], "r": [1] * n, "item": ["a"] * n}
     pq.write_table(pa.table({**columns, "user": [int(i >= 65_536) for i in range(n)]}), folder / "log.parquet")
     unusable(folder, "row 65537", "'user' varies within request 1", field="user", request="r")
     pq.write_table(pa.table({**columns, "user": [1] * n}), folder / "log.parquet")

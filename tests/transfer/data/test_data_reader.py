@@ -28,6 +28,14 @@ PLAIN: dict[str, Any] = {
 }
 
 
+START = 1_700_000_000_000
+
+
+def at(*milliseconds: int) -> list[int]:
+    """Times after START."""
+    return [START + after for after in milliseconds]
+
+
 def parquet(path: Path, **columns: Any) -> None:
     pq.write_table(pa.table(columns), path)
 
@@ -52,11 +60,11 @@ def ids(field: str, values: list[Any]) -> list[int]:
 
 
 def test_rows_come_in_time_order_with_hashed_ids(tmp_path: Path) -> None:
-    parquet(tmp_path / "log.parquet", t=[30, 10, 20], y=[1, 0, 1], user=[7, 8, 9], item=["a", " b ", "ü"])
+    parquet(tmp_path / "log.parquet", t=at(30, 10, 20), y=[1, 0, 1], user=[7, 8, 9], item=["a", " b ", "ü"])
     log = read(tmp_path)
     chunk = whole(log)
     assert (log.name, log.rows, log.request_count, log.positives) == ("clicks", 3, 3, 2)
-    assert chunk.time_ms.tolist() == [10, 20, 30]
+    assert chunk.time_ms.tolist() == at(10, 20, 30)
     assert chunk.labels.tolist() == [0, 1, 1]
     assert chunk.rows.ids[:, 0].tolist() == ids("user", [8, 9, 7])
     assert chunk.rows.ids[:, 1].tolist() == ids("item", [" b ", "ü", "a"])
@@ -70,15 +78,17 @@ def test_rows_come_in_time_order_with_hashed_ids(tmp_path: Path) -> None:
 
 
 def test_a_csv_value_is_the_text_that_it_is(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text('t,y,user,item\n2,1,007,"a,b"\n1,0,,"say ""hi"""\n', "utf-8")
+    (tmp_path / "log.csv").write_text(
+        't,y,user,item\n1700000000002,1,007,"a,b"\n1700000000001,0,,"say ""hi"""\n', "utf-8"
+    )
     chunk = whole(read(tmp_path, files=["log.csv"]))
     assert chunk.rows.ids[:, 0].tolist() == ids("user", [None, "007"])
     assert chunk.rows.ids[:, 1].tolist() == ids("item", ['say "hi"', "a,b"])
 
 
 def test_one_log_in_three_formats_gives_the_same_rows(tmp_path: Path) -> None:
-    parquet(tmp_path / "log.parquet", t=[1, 2, 3], y=[0, 1, 0], user=[7, None, 9], item=[5, 6, 7])
-    text = "t,y,user,item\n1,0,7,5\n2,1,,6\n3,0,9,7\n"
+    parquet(tmp_path / "log.parquet", t=at(1, 2, 3), y=[0, 1, 0], user=[7, None, 9], item=[5, 6, 7])
+    text = "t,y,user,item\n1700000000001,0,7,5\n1700000000002,1,,6\n1700000000003,0,9,7\n"
     (tmp_path / "log.csv").write_text(text, "utf-8")
     with gzip.open(tmp_path / "log.csv.gz", "wt") as file:
         file.write(text)
@@ -89,16 +99,16 @@ def test_one_log_in_three_formats_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_ties_in_time_keep_the_order_of_files_and_rows(tmp_path: Path) -> None:
-    parquet(tmp_path / "b.parquet", t=[5, 5], y=[0, 1], user=[1, 1], item=[10, 11])
-    parquet(tmp_path / "a.parquet", t=[5, 4], y=[0, 1], user=[1, 1], item=[20, 21])
-    parquet(tmp_path / "z.parquet", t=[5], y=[0], user=[1], item=[30])
+    parquet(tmp_path / "b.parquet", t=at(5, 5), y=[0, 1], user=[1, 1], item=[10, 11])
+    parquet(tmp_path / "a.parquet", t=at(5, 4), y=[0, 1], user=[1, 1], item=[20, 21])
+    parquet(tmp_path / "z.parquet", t=at(5), y=[0], user=[1], item=[30])
     chunk = whole(read(tmp_path, files=["z.parquet", "*.parquet"]))  # as written, then by name, none twice
     assert chunk.rows.ids[:, 1].tolist() == ids("item", [21, 30, 20, 10, 11])
 
 
 def test_requests_interleaved_in_time_and_across_files_stand_together(tmp_path: Path) -> None:
-    parquet(tmp_path / "1.parquet", t=[10, 30, 20], y=[0, 1, 0], user=[1, 1, 2], item=[1, 2, 3], r=["x", "x", "b"])
-    parquet(tmp_path / "2.parquet", t=[5, 20, 25], y=[0, 0, 1], user=[1, 3, 2], item=[4, 5, 6], r=["x", "a", "b"])
+    parquet(tmp_path / "1.parquet", t=at(10, 30, 20), y=[0, 1, 0], user=[1, 1, 2], item=[1, 2, 3], r=["x", "x", "b"])
+    parquet(tmp_path / "2.parquet", t=at(5, 20, 25), y=[0, 0, 1], user=[1, 3, 2], item=[4, 5, 6], r=["x", "a", "b"])
     log = read(tmp_path, files=["*.parquet"], request="r", routing_key="user")
     chunk = whole(log)
     assert chunk.rows.ids[:, 1].tolist() == ids("item", [4, 1, 2, 5, 3, 6])  # x from 5 on; a before b at 20
@@ -106,7 +116,7 @@ def test_requests_interleaved_in_time_and_across_files_stand_together(tmp_path: 
     assert chunk.position.tolist() == [0, 1, 2, 0, 0, 1]
     assert chunk.routing_key.tolist() == ["1", "1", "1", "3", "2", "2"]
     requests = list(log.requests())
-    assert [r.time_ms for r in requests] == [5, 20, 20]
+    assert [r.time_ms for r in requests] == at(5, 20, 20)
     assert [r.features.n for r in requests] == [3, 1, 2]
     assert [r.request for r in requests] == [0, 1, 2]
     assert requests[0].labels.tolist() == [0, 0, 1]
@@ -118,7 +128,7 @@ def test_requests_interleaved_in_time_and_across_files_stand_together(tmp_path: 
 def test_numbers_bags_and_missing_values(tmp_path: Path) -> None:
     parquet(
         tmp_path / "log.parquet",
-        t=[1, 2, 3, 4],
+        t=at(1, 2, 3, 4),
         y=[0, 1, 0, 1],
         item=pa.array([1.0, None, 2.5, float("nan")]),
         tags=["b,a", "", None, "c"],
@@ -145,22 +155,25 @@ def test_numbers_bags_and_missing_values(tmp_path: Path) -> None:
 
 
 def test_numbers_of_a_csv(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("t,y,item,price\n1,0,a, 1.5 \n2,1,b,\n3,1,c,nan\n4,1,d,1e3\n", "utf-8")
+    (tmp_path / "log.csv").write_text(
+        "t,y,item,price\n1700000000001,0,a, 1.5 \n1700000000002,1,b,\n1700000000003,1,c,nan\n1700000000004,1,d,1e3\n",
+        "utf-8",
+    )
     fields = [{"name": "item", "role": "candidate"}, {"name": "price", "role": "candidate", "kind": "number"}]
     numbers = whole(read(tmp_path, files=["log.csv"], fields=fields)).rows.numbers[:, 0]
     np.testing.assert_array_equal(numbers, np.array([1.5, np.nan, np.nan, 1000], np.float32))
 
 
 def test_duplicates_leave_their_first_row(tmp_path: Path) -> None:
-    parquet(tmp_path / "log.parquet", t=[3, 1, 3, 1], y=[0, 1, 1, 0], user=[1, 1, 1, None], item=[5, 6, 5, 6])
+    parquet(tmp_path / "log.parquet", t=at(3, 1, 3, 1), y=[0, 1, 1, 0], user=[1, 1, 1, None], item=[5, 6, 5, 6])
     chunk = whole(read(tmp_path, drop_duplicates=["item"]))
-    assert chunk.time_ms.tolist() == [1, 3]
+    assert chunk.time_ms.tolist() == at(1, 3)
     assert chunk.labels.tolist() == [1, 0]
-    assert whole(read(tmp_path, drop_duplicates=["user", "item"])).time_ms.tolist() == [1, 1, 3]  # null is a value
+    assert whole(read(tmp_path, drop_duplicates=["user", "item"])).time_ms.tolist() == at(1, 1, 3)  # null is a value
 
 
 def test_joins_leave_rows_without_a_partner_missing(tmp_path: Path) -> None:
-    parquet(tmp_path / "log.parquet", t=[1, 2, 3, 4], y=[0, 1, 0, 1], user=[1, 1, 2, 2], item=[5, 6, 7, None])
+    parquet(tmp_path / "log.parquet", t=at(1, 2, 3, 4), y=[0, 1, 0, 1], user=[1, 1, 2, 2], item=[5, 6, 7, None])
     parquet(tmp_path / "items.parquet", item=[6, 5, None, None], author=[60, 50, 1, 2], tags=["x|y", "z", "", ""])
     (tmp_path / "authors.csv").write_text("author,born\n50,1950\n60,\n", "utf-8")
     fields = [
@@ -185,6 +198,7 @@ def test_joins_leave_rows_without_a_partner_missing(tmp_path: Path) -> None:
         ([1_700_000_000.0, 1_700_000_001.0], "s"),
         ([1_700_000_000_000, 1_700_000_001_000], "ms"),
         ([1_700_000_000_000_999, 1_700_000_001_000_000], "us"),
+        ([1_700_000_000_000_999_999, 1_700_000_001_000_000_000], "ns"),
         (["1700000000", "1700000001"], "s"),
         (pa.array([1_700_000_000_000, 1_700_000_001_000], pa.timestamp("ms")), "s"),
         (pa.array([1_700_000_000_000_000_000, 1_700_000_001_000_000_000], pa.timestamp("ns")), "s"),
@@ -198,10 +212,10 @@ def test_units_of_time(tmp_path: Path, times: Any, unit: str) -> None:
 
 
 def test_times_within_a_millisecond_order_rows(tmp_path: Path) -> None:
-    parquet(tmp_path / "log.parquet", t=[1.0005, 1.0001], y=[0, 1], user=[1, 2], item=[1, 2])
+    parquet(tmp_path / "log.parquet", t=[1_700_000_001.0005, 1_700_000_001.0001], y=[0, 1], user=[1, 2], item=[1, 2])
     chunk = whole(read(tmp_path, time={"column": "t", "unit": "s"}))
     assert chunk.labels.tolist() == [1, 0]
-    assert chunk.time_ms.tolist() == [1000, 1000]
+    assert chunk.time_ms.tolist() == at(1000, 1000)
 
 
 @pytest.mark.parametrize(
@@ -214,26 +228,26 @@ def test_times_within_a_millisecond_order_rows(tmp_path: Path) -> None:
     ],
 )
 def test_labels_of_any_type(tmp_path: Path, values: list[Any], positive: list[Any]) -> None:
-    parquet(tmp_path / "log.parquet", t=[1, 2, 3], y=values, user=[1, 2, 3], item=[1, 2, 3])
+    parquet(tmp_path / "log.parquet", t=at(1, 2, 3), y=values, user=[1, 2, 3], item=[1, 2, 3])
     assert whole(read(tmp_path, label={"column": "y", "positive": positive})).labels.tolist() == [1, 0, 1]
 
 
 def test_a_column_may_differ_in_type_between_files(tmp_path: Path) -> None:
-    parquet(tmp_path / "1.parquet", t=[1, 2], y=[0, 1], user=[1, 2], item=pa.array([1, 2], pa.int32()))
-    parquet(tmp_path / "2.parquet", t=[3, 4], y=[0, 1], user=["1", "x"], item=pa.array([1.0, None]))
+    parquet(tmp_path / "1.parquet", t=at(1, 2), y=[0, 1], user=[1, 2], item=pa.array([1, 2], pa.int32()))
+    parquet(tmp_path / "2.parquet", t=at(3, 4), y=[0, 1], user=["1", "x"], item=pa.array([1.0, None]))
     rows = whole(read(tmp_path, files=["?.parquet"])).rows
     assert rows.ids[:, 0].tolist() == ids("user", [1, 2, 1, "x"])
     assert rows.ids[:, 1].tolist() == ids("item", [1, 2, 1, None])
 
 
 def test_preparing_happens_once_and_again_when_a_file_changes(tmp_path: Path) -> None:
-    parquet(tmp_path / "log.parquet", t=[1, 2], y=[0, 1], user=[1, 2], item=[1, 2])
+    parquet(tmp_path / "log.parquet", t=at(1, 2), y=[0, 1], user=[1, 2], item=[1, 2])
     read(tmp_path)
     (prepared,) = (tmp_path / "cache").iterdir()  # nothing else is left behind
     before = prepared.stat().st_mtime_ns
     assert open_log(tmp_path / "dataset.yaml", tmp_path / "cache").rows == 2
     assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
-    parquet(tmp_path / "log.parquet", t=[1, 2, 3], y=[0, 1, 0], user=[1, 2, 3], item=[1, 2, 3])
+    parquet(tmp_path / "log.parquet", t=at(1, 2, 3), y=[0, 1, 0], user=[1, 2, 3], item=[1, 2, 3])
     assert read(tmp_path).rows == 3
     assert read(tmp_path, label={"column": "y", "positive": [0]}).positives == 2
 
@@ -248,7 +262,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> LogReader:
     shuffled = rng.permutation(n)
     parquet(
         folder / "log.parquet",
-        t=(request * 7 + rng.integers(0, 50, n))[shuffled],
+        t=START + (request * 7 + rng.integers(0, 50, n))[shuffled],
         y=rng.integers(0, 2, n)[shuffled],
         user=(request % 97)[shuffled],
         item=np.arange(n)[shuffled],
@@ -300,7 +314,7 @@ def test_a_request_longer_than_a_chunk_stays_whole(tmp_path: Path) -> None:
     n = 1_000
     parquet(
         tmp_path / "log.parquet",
-        t=np.arange(n),
+        t=START + np.arange(n),
         y=np.arange(n) % 2,
         user=np.ones(n, np.int64),
         item=np.arange(n),
@@ -327,11 +341,11 @@ def test_order_equals_the_rule_in_words(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("order")
-    stored = [[(t, r, i) for i, (t, r, f) in enumerate(rows) if f == file] for file in range(3)]
+    stored = [[(START + t, r, i) for i, (t, r, f) in enumerate(rows) if f == file] for file in range(3)]
     for file, part in enumerate(stored):
         content = [f"{t},{i % 2},1,{i},{r}" for t, r, i in part]
         (folder / f"{file}.csv").write_text("\n".join(["t,y,user,item,r", *content, ""]), "utf-8")
-    first = {r: min(t for t, other, _ in rows if other == r) for _, r, _ in rows}
+    first = {r: START + min(t for t, other, _ in rows if other == r) for _, r, _ in rows}
     ordered = sorted(((t, r, i) for part in stored for t, r, i in part), key=lambda x: (first[x[1]], x[1], x[0]))
     chunk = whole(read(folder, files=["*.csv"], request="r"))
     assert chunk.rows.ids[:, 1].tolist() == ids("item", [i for _, _, i in ordered])
