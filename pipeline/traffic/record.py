@@ -38,7 +38,7 @@ _HEAD = struct.Struct("<4sxxxxqBBxxIQQHHHH")
 _PART = struct.Struct("<II")
 _OFFSET = struct.Struct("<i")
 _TIME = struct.Struct("<q")
-_TIME_AT = 8
+_TIME_OFFSET_BYTES = 8
 _OVERRIDDEN_FLAG = 1
 _CANDIDATE_IDS_FLAG = 2
 
@@ -141,9 +141,9 @@ def read_head(blob: bytes) -> RecordHead:
 
 def made_by(blob: bytes, now_ms: int) -> bytes:
     """The record with a time of at most `now_ms`: a prediction of the future was made by a clock that is ahead."""
-    if len(blob) < _HEAD.size or _TIME.unpack_from(blob, _TIME_AT)[0] <= now_ms:
+    if len(blob) < _HEAD.size or _TIME.unpack_from(blob, _TIME_OFFSET_BYTES)[0] <= now_ms:
         return blob
-    return blob[:_TIME_AT] + _TIME.pack(now_ms) + blob[_TIME_AT + _TIME.size :]
+    return blob[:_TIME_OFFSET_BYTES] + _TIME.pack(now_ms) + blob[_TIME_OFFSET_BYTES + _TIME.size :]
 
 
 def finder(record: PredictionRecord) -> Callable[[int], int | None]:

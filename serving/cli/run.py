@@ -217,6 +217,8 @@ def _serve_on_ray(settings: Config, address: str) -> None:
     from serving.ray_app import APP, serve_on
 
     serve_on(address, settings)
+    for line in _not_in_force(settings):
+        say(line)
     say(
         f"application {APP} runs on the Ray cluster at {address}; `baton service list` shows the addresses of its replicas"
     )

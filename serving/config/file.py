@@ -40,7 +40,8 @@ class Config(Section):
     stages: tuple[StageConfig, ...] = ()
     """Your own stages, added to every lane's plan by the values that they consume and produce; see docs/pipeline.md."""
     endpoints: dict[str, EndpointConfig] = Field(default_factory=dict)
-    """Endpoints that are created at start when the installation does not know them yet."""
+    """Endpoints that are created at start when the installation does not know them yet. Later the state counts, which verbs
+    and rollouts change; start and `baton doctor` name what differs."""
     traffic: TrafficConfig = TrafficConfig()
     state: StateConfig = StateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
