@@ -316,7 +316,7 @@ class SqliteTrafficLog:
         watermark = _watermark(db)
         query = "SELECT seq, n, time_ms, closes_ms FROM predictions WHERE seq > ? ORDER BY seq LIMIT ?"
         head = db.execute(query, (watermark, room)).fetchall()
-        if any(stands_wrong(*times, now_ms, self._window) for _, _, *times in head):
+        if any(stands_wrong(time_ms, closes_ms, now_ms, self._window) for _, _, time_ms, closes_ms in head):
             self._set_right(db, watermark, now_ms)
             head = db.execute(query, (watermark, room)).fetchall()
         closed = written = 0
