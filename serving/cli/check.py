@@ -30,6 +30,7 @@ from serving.tiers.unknown import unusual
 from serving.wiring.bundles import open_repository
 from serving.wiring.home import home_faults
 from serving.wiring.in_force import not_in_force
+from serving.wiring.traffic import now_ms_of
 
 __all__ = ["doctor"]
 
@@ -150,14 +151,14 @@ def _processes(config: Config) -> list[Finding]:
     """Processes of this home that do not run as they should; where none runs, those that could not start."""
     if not holders(config.home):
         return [(name, False, f"it could not run: {why}") for name, why in last_endings(config).items()]
-    states = roster_of(config, SystemClock().wall_ms())
+    states = roster_of(config, now_ms_of(config))
     sick = [(process.name, False, f"{process.state}: {process.why}") for process in states if not process.well]
     return sick or [("processes", True, f"{len(states)} run")]
 
 
 def _unknown_ids(config: Config) -> list[Finding]:
     """What running lanes are asked for that their models do not know."""
-    lanes = status.read(config.status, SystemClock().wall_ms()).fresh().lanes
+    lanes = status.read(config.status, now_ms_of(config)).fresh().lanes
     said = list(unusual({name: report.status for name, report in lanes.items()}))
     return [("unknown ids", True, "; ".join(said) or "as at training")] if lanes else []
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.clock import SystemClock
 from pipeline.errors import BatonError, NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Server, Token
@@ -18,6 +17,7 @@ from serving.runtime import status as files
 from serving.runtime.roster import roster_of
 from serving.runtime.status import lane_of
 from serving.tiers.unknown import unusual
+from serving.wiring.traffic import now_ms_of
 
 __all__ = ["status"]
 
@@ -57,7 +57,7 @@ def _from_files(path: Path, error: NotReady, output: Output) -> None:
         config = Config.load(path)
     except BatonError:
         raise error from None
-    now_ms = SystemClock().wall_ms()
+    now_ms = now_ms_of(config)
     say(f"{error}; this is from the files in {config.home}")
     processes = {
         "processes": [asdict(process) for process in roster_of(config, now_ms)],

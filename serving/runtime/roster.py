@@ -168,7 +168,7 @@ def _judged(
     if child is not None and (child.pid is None or seen == "gone"):
         return "restarting", "" if child.last_end else "it cannot be started"
     if child is not None and not (fresh and _is_of(report, child)):
-        started_s = (now_ms - child.started_ms) / 1000 if child.started_ms else None
+        started_s = abs(now_ms - child.started_ms) / 1000 if child.started_ms else None
         if started_s is not None and started_s < START_LIMIT_S and (report is None or not _is_of(report, child)):
             return "starting", ""
         return "silent", f"it runs and has not reported {_since(report)}: it hangs, or is busy"

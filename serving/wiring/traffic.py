@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from pipeline.clock import SystemClock
+from pipeline.errors import BatonError
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.config import Config
 from serving.wiring.state import installation_secret
 
-__all__ = ["open_traffic_log"]
+__all__ = ["now_ms_of", "open_traffic_log"]
 
 
 def open_traffic_log(config: Config) -> TrafficLog:
@@ -29,3 +33,11 @@ def open_traffic_log(config: Config) -> TrafficLog:
     from serving.wiring.redis import redis_address
 
     return RedisTrafficLog(redis_address(traffic, "traffic"), ids, window_ms, late_ms)
+
+
+def now_ms_of(config: Config) -> int:
+    """The time by which processes date their reports (Unix milliseconds): the log's; this machine's where a Redis is away."""
+    if config.traffic.url:
+        with contextlib.suppress(BatonError), contextlib.closing(open_traffic_log(config)) as log:
+            return log.now_ms()
+    return SystemClock().wall_ms()
