@@ -95,7 +95,7 @@ def _configured(path: Path) -> list[Finding]:
         found.append(("stages", False, str(error)))
     else:
         found.append(("stages", True, ", ".join(step.name for step in steps)))
-    found += _state(config)
+    found += _in_force(config)
     found += _security(config)
     if config.embedding.redis is not None or config.state.url or config.traffic.url:
         from serving.cli.check_redis import redis_findings  # imports redis, which is not needed without one
@@ -163,13 +163,13 @@ def _unknown_ids(config: Config) -> list[Finding]:
     return [("unknown ids", True, "; ".join(said) or "as at training")] if lanes else []
 
 
-def _state(config: Config) -> list[Finding]:
+def _in_force(config: Config) -> list[Finding]:
     """Settings that the state has decided otherwise; no fault, but nothing that may stay unsaid."""
     try:
         lines = not_in_force(config)
     except BatonError as error:
-        return [("state", False, str(error))]
-    return [("state", True, line) for line in lines] or [("state", True, "the endpoints are as configured")]
+        return [("in force", False, str(error))]
+    return [("in force", True, line) for line in lines] or [("in force", True, "endpoints are as configured")]
 
 
 def _security(config: Config) -> list[Finding]:
