@@ -198,7 +198,9 @@ class Source:
         form = next(form for form in self._forms if file in form.numbers)
         rows = f"SELECT CAST({form.columns[column]} AS VARCHAR) AS said, {form.file} AS at_file, {form.row} AS at_row FROM {form.scan()}"
         with connect() as connection:
-            found = connection.sql(f"SELECT said FROM ({rows}) WHERE at_file = {file} AND at_row = {row}").fetchone()
+            found = connection.execute(
+                f"SELECT said FROM ({rows}) WHERE at_file = {file} AND at_row = {row}"
+            ).fetchone()
         return str(found[0] if found else None), Clock.has_unit(form.kinds[column])
 
     def _read_headers(self, connection: duckdb.DuckDBPyConnection) -> None:
