@@ -211,16 +211,16 @@ class _Progress:
         """Error that names the value, and the unit in which it would be a time; `time_ms`: as it was read, None: it was not."""
         column, unit = self.dataset.time.column, self.dataset.time.unit
         text, in_unit = self.source.time_text(batch.column("__file")[row].as_py(), batch.column("__row")[row].as_py())
-        seen = f"{self._where(batch, row)}: column {column!r}: {text}"
+        where = f"{self._where(batch, row)}: column {column!r}"
         fitting = _fitting_unit(text, self.now_ms) if in_unit else ""
         if time_ms is None and not fitting:
-            return DataError(f"{seen} does not parse as a time", column)
+            return DataError(f"{where} does not parse as a time: {text}", column)
         said = f" in {unit}" if in_unit else ""
         read = f"is no time{said}"
         if time_ms is not None:
             read = f"is {written(time_ms)}{said}, {implausible(time_ms, self.now_ms)}"
         remedy = f"unit: {fitting} would fit" if fitting else "correct it; times are UTC, local time is ahead or behind"
-        return DataError(f"{seen} {read}; {remedy}", column)
+        return DataError(f"{where}: {text} {read}; {remedy}", column)
 
     def _labels(self, batch: pa.RecordBatch) -> F32:
         label = self.dataset.label

@@ -75,7 +75,9 @@ def test_what_is_no_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def descriptor(folder: Path, *, label: str = "click", item: str = "item", rows: int = 60) -> Path:
-    lines = "time,user,item,click\n" + "".join(f"{1000 + i},u{i % 5},i{i % 7},{i % 3 == 0:d}\n" for i in range(rows))
+    lines = "time,user,item,click\n" + "".join(
+        f"{1_700_000_000 + i},u{i % 5},i{i % 7},{i % 3 == 0:d}\n" for i in range(rows)
+    )
     (folder / "rows.csv").write_text(lines)
     path = folder / "dataset.yaml"
     path.write_text(

@@ -167,7 +167,7 @@ def test_columns_of_types_that_are_no_values(folder: Path) -> None:
 
 @pytest.mark.parametrize("times", [["1", "soon", "3"], [1, None, 3], [1.0, float("nan"), 3.0], [START, 2**62, START]])
 def test_times_that_do_not_parse(folder: Path, times: list[Any]) -> None:
-    unusable(folder, "log.parquet, row 2: column 't'", "does not parse as a time", field="t", columns={"t": times})
+    unusable(folder, "log.parquet, row 2", "'t' does not parse as a time", field="t", columns={"t": times})
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ PLAIN: dict[str, Any] = {
     "label": {"column": "y", "positive": [1]},
     "fields": [{"name": "item", "role": "candidate"}],
 }
+START = 1_700_000_000_000
 BIG = 2**53 + 1
 NUMBERS = [Decimal(BIG), Decimal(BIG + 1), None]
 
@@ -37,7 +38,7 @@ def write(folder: Path, name: str = "1.parquet", **columns: Any) -> None:
     n = len(next(iter(columns.values())))
     place = folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"t": range(n), "y": [i % 2 for i in range(n)], **columns}), place)
+    pq.write_table(pa.table({"t": range(START, START + n), "y": [i % 2 for i in range(n)], **columns}), place)
 
 
 def opened(folder: Path, like: Schema | None = None, **changes: Any) -> Log:
@@ -127,10 +128,12 @@ def test_types_may_differ_from_file_to_file(tmp_path: Path) -> None:
     write(tmp_path, "2.parquet", item=[1.0, None])
     write(tmp_path, "3.parquet", item=[str(BIG), "x"])
     write(tmp_path, "4.parquet", item=pa.array(NUMBERS[:2], pa.decimal128(38, 0)))
-    (tmp_path / "5.csv").write_text(f"t,item,y\n0,{BIG},0\n1,,1\n", "utf-8")
+    (tmp_path / "5.csv").write_text(f"t,item,y\n{START},{BIG},0\n{START + 1},,1\n", "utf-8")
     chunk = read(tmp_path, files=["*.parquet", "*.csv"], drop_duplicates=["t", "item"])
     rows = sorted(zip(chunk.time_ms.tolist(), chunk.rows.ids[:, 0].tolist(), strict=True))
-    assert rows == sorted([(0, *ids(BIG)), (0, *ids(1)), (1, *ids(BIG + 1)), (1, *ids(None)), (1, *ids("x"))])
+    assert rows == sorted(
+        (START + t, *ids(value)) for t, value in [(0, BIG), (0, 1), (1, BIG + 1), (1, None), (1, "x")]
+    )
     write(tmp_path, "2.parquet", item=[float(BIG), None])
     refused(tmp_path, "2.parquet, row 1: column 'item'", "9007199254740992", "2^53")
 
@@ -162,7 +165,7 @@ def test_bags_may_be_lists(tmp_path: Path) -> None:
 def test_folders_named_like_columns_are_only_folders(tmp_path: Path) -> None:
     write(tmp_path, "item=other/y=1/1.parquet", item=["a", "b"])
     (tmp_path / "item=third").mkdir()
-    (tmp_path / "item=third/2.csv").write_text("t,y,item\n2,1,c\n", "utf-8")
+    (tmp_path / "item=third/2.csv").write_text(f"t,y,item\n{START + 2},1,c\n", "utf-8")
     chunk = read(tmp_path, files=["**/*.parquet", "**/*.csv"])
     assert chunk.rows.ids[:, 0].tolist() == ids("a", "b", "c")
     assert chunk.labels.tolist() == [0, 1, 1]
@@ -172,13 +175,13 @@ def test_folders_named_like_columns_are_only_folders(tmp_path: Path) -> None:
 def test_a_csv_reader_guesses_nothing(tmp_path: Path) -> None:
     lines = [
         '\ufefft,"y",item',
-        '1,0,"a, b"',
-        "2,1,# no comment",
-        '3,0,""',
-        "4,1,1_000",
-        "5,0,2026-01-01",
-        "6,1,1e3",
-        "7,1,true",
+        '1700000000001,0,"a, b"',
+        "1700000000002,1,# no comment",
+        '1700000000003,0,""',
+        "1700000000004,1,1_000",
+        "1700000000005,0,2026-01-01",
+        "1700000000006,1,1e3",
+        "1700000000007,1,true",
     ]
     (tmp_path / "1.csv").write_bytes("\r\n".join([*lines, ""]).encode())
     wanted = ids("a, b", "# no comment", None, "1_000", "2026-01-01", "1e3", "true")
@@ -203,13 +206,13 @@ def test_many_files_are_read_with_few_open_ones(tmp_path: Path, kind: str) -> No
         if kind == "parquet":  # many forms
             write(tmp_path, f"{number:03}.parquet", **{"item": [str(number), None], f"extra{number % 50}": [0, 0]})
         else:
-            (tmp_path / f"{number:03}.csv").write_text(f"t,y,item\n0,0,{number}\n1,1,\n", "utf-8")
+            (tmp_path / f"{number:03}.csv").write_text(f"t,y,item\n{START},0,{number}\n{START + 1},1,\n", "utf-8")
     used = len(list(Path("/proc/self/fd").iterdir()))
     with open_files(used + 120):
         chunk = read(tmp_path, files=[f"*.{kind}"])
     assert chunk.rows.ids[:150, 0].tolist() == ids(*range(150))  # ties in time keep the order of files
     if kind == "csv":
-        (tmp_path / "148.csv").write_text("t,y,item\n0,0,1\nsoon,1,2\n", "utf-8")
+        (tmp_path / "148.csv").write_text(f"t,y,item\n{START},0,1\nsoon,1,2\n", "utf-8")
         refused(tmp_path, "148.csv, row 2: column 't' does not parse", files=["*.csv"])
 
 
