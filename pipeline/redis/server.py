@@ -39,6 +39,7 @@ class RedisServer:
         primary: HOST:PORT of the server that this one replicates; "" where it is no replica.
         used_bytes: of memory that count against `max_bytes` (0: no limit); policy: what it does at that limit.
         append_only: whether it keeps an append-only file.
+        evicted: keys that it has evicted in this run.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class RedisServer:
     max_bytes: int
     policy: str
     append_only: bool
+    evicted: int
 
     @classmethod
     def parse(cls, info: bytes) -> RedisServer:
@@ -70,6 +72,7 @@ class RedisServer:
             max_bytes=_number(found, "maxmemory"),
             policy=found.get("maxmemory_policy", ""),
             append_only=found.get("aof_enabled") == "1",
+            evicted=_number(found, "evicted_keys"),
         )
 
     def check(self, where: str) -> None:

@@ -70,10 +70,10 @@ def warm(
 def _bring(updater: RedisUpdater, chain: list[Bundle], wrote: Callable[[int], None]) -> Brought:
     for _ in range(TRIES - 1):
         try:
-            return updater.bring(chain, wrote)
+            return updater.bring(chain, wrote, count=True)
         except Conflict:
             time.sleep(PAUSE_S)
-    return updater.bring(chain, wrote)
+    return updater.bring(chain, wrote, count=True)
 
 
 class Warming:

@@ -1,8 +1,9 @@
 """Records in Redis beside rows: generations, their loading progress, and the lease of their writer.
 
     baton:embedding:generations     hash: name of a generation -> its description and time of last use, as JSON
-    baton:embedding:NAME:mark       version of its rows; exists only while all rows of the base do
+    baton:embedding:NAME:mark       version of its rows, and whether all are there; exists once all were written
     baton:embedding:NAME:progress   progress of the updater, as JSON
+    baton:embedding:NAME:counted    last count of its rows (`completeness`), as JSON
     baton:embedding:NAME:lease      token of its writer; expires by itself
 
 A generation is a base version in one row format. Its name, and with it the prefix of its rows' keys, comes from a digest
@@ -27,6 +28,7 @@ SPACE = b"baton:embedding:"
 GENERATIONS = "baton:embedding:generations"
 FORMAT_VERSION = 1
 _MARK = struct.Struct("<4sqqQ")
+_WHOLE, _PARTIAL = b"mark", b"part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class RedisGeneration:
         return prefix_of(self.name)
 
     def key(self, what: str) -> bytes:
-        """The key of its `mark`, `progress` or `lease`."""
+        """The key of its `mark`, `progress`, `counted` or `lease`."""
         return key_of(self.name, what)
 
 
@@ -76,13 +78,15 @@ def key_of(name: str, what: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Version of a complete generation's rows, and the time when that version was created (Unix milliseconds)."""
+    """Version of a generation's rows, and the time when that version was created (Unix milliseconds). `whole`: no row is
+    known to be missing."""
 
     version: int
     created_ms: int
+    whole: bool = True
 
     def pack(self) -> bytes:
-        return _MARK.pack(b"mark", self.version, self.created_ms, self._check())
+        return _MARK.pack(_WHOLE if self.whole else _PARTIAL, self.version, self.created_ms, self._check())
 
     @classmethod
     def unpack(cls, raw: bytes) -> Mark | None:
@@ -90,8 +94,8 @@ class Mark:
         if len(raw) != _MARK.size:
             return None
         kind, version, created_ms, check = _MARK.unpack(raw)
-        mark = cls(version, created_ms)
-        return mark if kind == b"mark" and check == mark._check() else None
+        mark = cls(version, created_ms, kind == _WHOLE)
+        return mark if kind in (_WHOLE, _PARTIAL) and check == mark._check() else None
 
     def _check(self) -> int:
         return xxhash.xxh3_64_intdigest(struct.pack("<qq", self.version, self.created_ms))

@@ -26,7 +26,17 @@ from pipeline.embedding.kernels import splitmix64
 from pipeline.embedding.memory import copy_bytes, loader
 from pipeline.embedding.tier import PENDING_STATUS, STALE_STATUS, WantedArrays
 
-__all__ = ["KEY_BYTES", "PREFIX_BYTES", "RedisRowLayout", "collect", "encode", "scan", "scatter", "write_mget"]
+__all__ = [
+    "KEY_BYTES",
+    "PREFIX_BYTES",
+    "RedisRowLayout",
+    "collect",
+    "encode",
+    "keys_of",
+    "scan",
+    "scatter",
+    "write_mget",
+]
 
 
 PREFIX_BYTES = 6
@@ -93,6 +103,15 @@ def encode(layout: RedisRowLayout, seed: int, keys: I64, rows: F32, weights: F32
     values[:, layout.row_at :] = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(keys), -1)
     _seal(np.ascontiguousarray(keys), np.uint64(seed), values)
     return values
+
+
+def keys_of(prefix: bytes, keys: I64) -> list[bytes]:
+    """Keys of salted ids `[n]` in Redis. `prefix`: of the generation."""
+    raw = np.empty((len(keys), KEY_BYTES), np.uint8)
+    raw[:, :PREFIX_BYTES] = np.frombuffer(prefix, np.uint8)
+    raw[:, PREFIX_BYTES:] = keys.astype("<i8").view(np.uint8).reshape(-1, 8)
+    flat = raw.tobytes()
+    return [flat[at : at + KEY_BYTES] for at in range(0, len(flat), KEY_BYTES)]
 
 
 _load64, _load32, _load16, _load8 = (loader(kind, 1) for kind in (uint64, uint32, uint16, uint8))

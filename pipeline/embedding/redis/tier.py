@@ -137,7 +137,8 @@ class RedisTier:
         self._counts: list[_Counts] = []
 
     def find(self, wanted: Sequence[Wanted], mark: int, deadline: float) -> Fault | None:
-        """See `Tier.find`; the fault is `incomplete` while not all rows of the generation are written."""
+        """See `Tier.find`; the fault is `incomplete` while not all rows of the generation are written, and where ids were
+        not found while Redis is known to lack rows."""
         counts = self._mine()
         source = self._source
         if source.clock.monotonic() >= deadline:
@@ -210,6 +211,9 @@ class RedisTier:
         counts.found += found
         counts.missing += missing
         counts.damaged += damaged
+        if missing and self._seen is not None and not self._seen.whole:
+            counts.incomplete += 1
+            return "incomplete"
         return "error" if damaged else None
 
     def _judge(self, link: Link, counts: _Counts) -> tuple[Fault | None, bool]:

@@ -3,7 +3,8 @@
 Rows are written in chunks. Each chunk is one transaction of the rows, the progress and the renewed lease, and is carried
 out only while this writer holds the lease (WATCH): a writer that was stopped and resumes late changes nothing. Every step
 is idempotent. Going back to an earlier version, or to another list of deltas, gives the rows of the abandoned deltas the
-values that they have in the common part. `sweep` removes generations that are not served. The caller of `bring` chooses
+values that they have in the common part. Rows that the server has lost since (`completeness`) are written again when it
+has room for them; until then the mark says that the generation is not whole. `sweep` removes generations that are not served. The caller of `bring` chooses
 the version: this file knows nothing of endpoints.
 """
 
@@ -22,17 +23,23 @@ from pipeline.arrays import I64
 from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
+from pipeline.embedding.redis.completeness import Counted, RowCounter
 from pipeline.embedding.redis.marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
-from pipeline.embedding.redis.rows import KEY_BYTES, PREFIX_BYTES, RedisRowLayout, encode
+from pipeline.embedding.redis.rows import RedisRowLayout, encode, keys_of
 from pipeline.embedding.tier import salt_of
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.server import RedisServer
 
 __all__ = ["Brought", "RedisUpdater"]
 
 CHUNK_ROWS = 512
 LEASE_MS = 10_000
 SWEPT_KEYS = 1000
+COUNT_EVERY_MS = 30_000
+"""Time for which a count holds although the server has evicted keys since, which may be anyone's."""
+OVERHEAD_BYTES = 100
+"""Memory that Redis needs for a row beyond its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +79,24 @@ class RedisUpdater:
         self._token = token.encode()
         self._stopped = stopped
         self._redis = address.client(timeout)
+        self._counter = RowCounter(self._redis, self._check_stopped)
 
     def close(self) -> None:
         self._redis.close()
 
-    def bring(self, chain: Sequence[Bundle], wrote: Callable[[int], None] = lambda rows: None) -> Brought:
+    def bring(
+        self, chain: Sequence[Bundle], wrote: Callable[[int], None] = lambda rows: None, *, count: bool = False
+    ) -> Brought:
         """Make the rows of `chain[0]`'s generation those of the version `chain[-1]`.
 
         Args:
             chain: base first, then the deltas in order (`Repository.chain`).
             wrote: called after every chunk with its number of rows.
+            count: whether to count all rows in any case.
 
         Raises:
-            Conflict: another writer is at work, or took over. Overloaded: Redis is full. NotReady: it cannot be reached.
+            Conflict: another writer is at work, or took over. Overloaded: Redis is full, or has no room for the rows that it
+                lost. NotReady: it cannot be reached.
             BundleError: a table is damaged.
         """
         generation = RedisGeneration.of(chain[0], self._format)
@@ -92,6 +104,7 @@ class RedisUpdater:
             writer = _Writer(self._redis, generation, self._token, wrote, self._stopped)
             self._use(generation)
             self._bring(writer, chain)
+            self._complete(writer, generation, chain, count)
             return Brought(generation, writer.count, tuple(writer.progress.applied))
 
     def _bring(self, writer: _Writer, chain: Sequence[Bundle]) -> None:
@@ -111,10 +124,59 @@ class RedisUpdater:
                 common = 0
             else:
                 writer.revert(chain[:common], gone)
-        elif writer.progress.applied and not writer.marked():
-            writer.mark(chain[common - 1])  # it was evicted; rows evicted with it are misses
         for link in chain[common:]:
             writer.apply(link)
+
+    def _complete(self, writer: _Writer, generation: RedisGeneration, chain: Sequence[Bundle], count: bool) -> None:
+        """Write the rows that Redis has lost, if there is room, and the mark that says whether it has all."""
+        server, now_ms = self._server(), self._now_ms()
+        last = Counted.unpack(self._redis.get(generation.key("counted")))
+        if not count and last is not None:
+            undisturbed = (last.run_id, last.evicted) == (server.run_id, server.evicted)
+            if writer.whole and (undisturbed or 0 <= now_ms - last.time_ms < COUNT_EVERY_MS):
+                if self._counter.looks_whole(generation, chain):
+                    return
+                writer.mark(chain[-1], whole=False)
+            elif last.missing:
+                self._require_room(server, generation, chain, last.missing)
+        missing = self._counter.missing(generation, chain)
+        lacking = sum(map(len, missing.values()))
+        writer.count_done(Counted(server.run_id, server.evicted, now_ms, lacking))
+        if lacking:
+            writer.mark(chain[-1], whole=False)
+            self._require_room(self._server(), generation, chain, lacking)
+            for name, ids in missing.items():
+                writer.restore(chain, name, ids)
+            after = self._server()
+            if (after.run_id, after.evicted) != (server.run_id, server.evicted):
+                return  # it evicts what is written: the next pass counts again
+            writer.count_done(Counted(after.run_id, after.evicted, now_ms, 0))
+        if lacking or not writer.whole:
+            writer.mark(chain[-1])
+
+    def _require_room(
+        self, server: RedisServer, generation: RedisGeneration, chain: Sequence[Bundle], missing: int
+    ) -> None:
+        """Writing rows into a full server that evicts would cost it others."""
+        if not server.max_bytes or not server.policy.startswith("allkeys"):
+            return
+        tables = chain[0].manifest.tables.values()
+        layouts = [RedisRowLayout(t.width, t.linear_default is not None, self._format) for t in tables]
+        needed = missing * (OVERHEAD_BYTES + max((layout.bytes for layout in layouts), default=0))
+        if server.used_bytes + needed > server.max_bytes:
+            raise Overloaded(
+                f"redis at {self._address.url} has evicted rows of {generation.bundle} {generation.base}, and its maxmemory of "
+                f"{server.max_bytes / 2**20:,.1f} MiB has no room for them ({server.policy}): raise it, or put segment below "
+                "redis in embedding.tiers; until then answers that lack a row are degraded"
+            )
+
+    def _server(self) -> RedisServer:
+        info: Any = self._redis.info()
+        return RedisServer.of(info)
+
+    def _check_stopped(self) -> None:
+        if self._stopped():
+            raise Conflict("stopped; it is resumed where it was left")
 
     def sweep(self, used: Collection[RedisGeneration], unused_for: float) -> int:
         """Remove generations not used for `unused_for` seconds. Returns the number of keys removed.
@@ -134,7 +196,7 @@ class RedisUpdater:
                 if now - what["used_ms"] <= 1000 * unused_for or self._redis.exists(key_of(name, "lease")):
                     continue
                 # First what marks it as complete, for readers and writers; then its rows.
-                self._redis.unlink(key_of(name, "mark"), key_of(name, "progress"))
+                self._redis.unlink(*(key_of(name, what) for what in ("mark", "progress", "counted")))
                 keys: list[bytes] = []
                 for key in self._redis.scan_iter(match=_pattern(prefix_of(name)), count=SWEPT_KEYS):
                     keys.append(key)
@@ -147,7 +209,8 @@ class RedisUpdater:
 
     def report(self) -> dict[str, Any]:
         """Report of the content of Redis: `keys`, `used_bytes`, `max_bytes` (0: no limit), `policy`, and per generation
-        `bundle`, `base`, `format`, `version` (None: not complete), `rows_written`, `writing`.
+        `bundle`, `base`, `format`, `version` (None: not complete), `rows_written`, `missing` (rows, at the last count),
+        `writing`.
 
         Raises: NotReady.
         """
@@ -155,17 +218,19 @@ class RedisUpdater:
             memory: dict[str, Any] = self._redis.info("memory")
             generations = []
             for name, what in self._generations():
-                raw_mark, raw_progress, lease = self._redis.mget(
-                    [key_of(name, part) for part in ("mark", "progress", "lease")]
+                raw_mark, raw_progress, raw_counted, lease = self._redis.mget(
+                    [key_of(name, part) for part in ("mark", "progress", "counted", "lease")]
                 )
                 mark = Mark.unpack(_bytes(raw_mark))
                 progress = Progress.unpack(_bytes(raw_progress)) or Progress()
+                counted = Counted.unpack(raw_counted)
                 generations.append(
                     {
                         "generation": name,
                         **what,
                         "version": None if mark is None else str(mark.version),
                         "rows_written": progress.rows,
+                        "missing": None if counted is None else counted.missing,
                         "writing": lease is not None,
                     }
                 )
@@ -190,8 +255,7 @@ class RedisUpdater:
         return sorted((name.decode(), json.loads(what)) for name, what in found.items())
 
     def _unlink(self, keys: Sequence[bytes]) -> int:
-        if self._stopped():
-            raise Conflict("stopped; it is resumed where it was left")
+        self._check_stopped()
         return int(self._redis.unlink(*keys)) if keys else 0
 
     @contextmanager
@@ -244,18 +308,25 @@ class _Writer:
         self._stopped = stopped
         self.progress = Progress.unpack(_bytes(client.get(generation.key("progress")))) or Progress()
         self.count = 0
+        mark = Mark.unpack(_bytes(client.get(generation.key("mark"))))
+        self.whole = mark.whole if mark is not None else not self.progress.applied
+        """Whether no row of those that were written is known to be missing; without a mark, which may be evicted, too, they
+        have to be counted."""
 
-    def marked(self) -> bool:
-        return bool(self._redis.exists(self._generation.key("mark")))
-
-    def mark(self, link: Bundle) -> None:
-        """Record that all rows of a version are written."""
+    def mark(self, link: Bundle, *, whole: bool = True) -> None:
+        """Record that all rows of a version were written, and whether they are there."""
+        self.whole = whole
         self._commit(mark=link)
+
+    def count_done(self, counted: Counted) -> None:
+        """Record a count of all rows."""
+        self._redis.set(self._generation.key("counted"), counted.pack())
 
     def restart(self) -> None:
         """Reset the progress; rows stay until they are overwritten."""
         self.progress = Progress()
-        self._commit(gone=(self._generation.key("mark"),))
+        self.whole = True
+        self._commit(gone=(self._generation.key("mark"), self._generation.key("counted")))
 
     def apply(self, link: Bundle) -> None:
         """Write the rows of a bundle, from the recorded progress on."""
@@ -286,25 +357,30 @@ class _Writer:
         self._commit()
         for name in sorted(kept[-1].manifest.tables):
             ids = np.unique(np.concatenate([link.table(name).ids for link in gone]))
-            for link in reversed(kept):
-                table = link.table(name)
-                places = np.searchsorted(table.ids, ids)
-                held = places < len(table.ids)
-                held[held] = table.ids[places[held]] == ids[held]
-                picked = places[held]
-                for start in range(0, len(picked), CHUNK_ROWS):
-                    self._commit(self._pairs(link, name, _part(table, picked[start : start + CHUNK_ROWS])))
-                ids = ids[~held]
+            ids = self.restore(kept, name, ids)
             for start in range(0, len(ids), CHUNK_ROWS):
                 self._commit(gone=self._keys(name, ids[start : start + CHUNK_ROWS]))
         progress.abandoned = []
         self._commit(mark=kept[-1])
 
+    def restore(self, chain: Sequence[Bundle], name: str, ids: I64) -> I64:
+        """Write rows of a table as they are in `chain` (base first); the ids that are not in it."""
+        for link in reversed(chain):
+            table = link.table(name)
+            places = np.searchsorted(table.ids, ids)
+            held = places < len(table.ids)
+            held[held] = table.ids[places[held]] == ids[held]
+            picked = places[held]
+            for start in range(0, len(picked), CHUNK_ROWS):
+                self._commit(self._pairs(link, name, _part(table, picked[start : start + CHUNK_ROWS])))
+            ids = ids[~held]
+        return ids
+
     def _commit(self, rows: Mapping[bytes, bytes] = {}, gone: Sequence[bytes] = (), mark: Bundle | None = None) -> None:
         """Commit rows, progress and lease in one transaction; nothing is written when the lease is lost.
 
         Args:
-            gone: keys to remove. mark: the version that is complete with this.
+            gone: keys to remove. mark: the version whose rows were all written with this.
         """
         if self._stopped():
             raise Conflict("stopped; it is resumed where it was left")
@@ -319,9 +395,8 @@ class _Writer:
             if gone:
                 pipe.unlink(*gone)
             if mark is not None:
-                pipe.set(
-                    self._generation.key("mark"), Mark(int(mark.manifest.version), mark.manifest.created_ms).pack()
-                )
+                made = Mark(int(mark.manifest.version), mark.manifest.created_ms, self.whole)
+                pipe.set(self._generation.key("mark"), made.pack())
             pipe.set(self._generation.key("progress"), self.progress.pack())
             pipe.pexpire(lease, LEASE_MS)
             pipe.execute()
@@ -334,18 +409,10 @@ class _Writer:
         keys = table.ids ^ np.int64(salt_of(name))
         raw = encode(layout, self._generation.digest, keys, table.rows, table.linear).tobytes()
         size = layout.bytes
-        return {key: raw[i * size : (i + 1) * size] for i, key in enumerate(_keys(self._generation.prefix, keys))}
+        return {key: raw[i * size : (i + 1) * size] for i, key in enumerate(keys_of(self._generation.prefix, keys))}
 
     def _keys(self, name: str, ids: I64) -> list[bytes]:
-        return _keys(self._generation.prefix, ids ^ np.int64(salt_of(name)))
-
-
-def _keys(prefix: bytes, keys: I64) -> list[bytes]:
-    raw = np.empty((len(keys), KEY_BYTES), np.uint8)
-    raw[:, :PREFIX_BYTES] = np.frombuffer(prefix, np.uint8)
-    raw[:, PREFIX_BYTES:] = keys.astype("<i8").view(np.uint8).reshape(-1, 8)
-    flat = raw.tobytes()
-    return [flat[at : at + KEY_BYTES] for at in range(0, len(flat), KEY_BYTES)]
+        return keys_of(self._generation.prefix, ids ^ np.int64(salt_of(name)))
 
 
 def _bytes(raw: Any) -> bytes:

@@ -29,8 +29,7 @@ def test_a_state_and_a_log_on_one_server_are_warned_of(tmp_path: Path) -> None:
         link.symlink_to(server.socket)  # another address of the same server
         traffic = {"url": f"unix://{link}?db=1"}
         _, found = doctor(tmp_path, state={"url": server.address.url}, traffic=traffic)
-        assert found["state"][0] and found["traffic"][0]
-        assert found["shared redis"][0]
+        assert all(found[check][0] for check in ("state", "traffic", "shared redis"))
         assert "warning: state and traffic share one Redis" in found["shared redis"][1]
         _, found = doctor(tmp_path, state={"url": own.address.url}, traffic=traffic)
         assert "shared redis" not in found
