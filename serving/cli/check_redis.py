@@ -89,11 +89,7 @@ def _shared(servers: dict[str, RedisServer]) -> list[Finding]:
     if state is None or not state.run_id or len(with_state) < 2:
         return []
     others = " and ".join(use for use in with_state if use != "state")
-    said = f"warning: state and {others} share one Redis; give the state a Redis of its own"
-    if "traffic" in with_state:
-        said += "; the traffic log stops writing before its memory is full"
-    if not state.max_bytes:
-        said += ", but it has no maxmemory, so set one"
+    said = f"warning: state and {others} share one Redis, whose memory they may fill; give the state a Redis of its own"
     return [("shared redis", True, said)]
 
 
