@@ -127,5 +127,5 @@ def _show_redis(shared: dict[str, Any]) -> None:
         return
     limit = f"of {redis['max_bytes'] / 2**20:,.0f} MiB" if redis["max_bytes"] else "without a limit"
     title = f"redis: {redis['keys']:,} keys, {redis['used_bytes'] / 2**20:,.0f} MiB {limit}, {redis['policy']}"
-    columns = ("generation", "bundle", "base", "version", "format", "rows_written", "writing")
+    columns = ("generation", "bundle", "base", "version", "format", "rows_written", "missing", "writing")
     show_table(title, columns, [[g[c] for c in columns] for g in redis["generations"]])
