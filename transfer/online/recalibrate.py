@@ -30,7 +30,7 @@ TOLERANCE_DEVIATIONS = 3.0
 # Weight of the calibration that serves, in units of information (sum of p (1 - p)): as if its odds were known to 5 %.
 PRIOR_WEIGHT = 400.0
 # Held-out rows beyond the capacity that are kept while clicks (or rows without one) are too few, as a multiple of it.
-MOST_GROWTH = 20
+GROWTH_FACTOR = 20
 
 
 class Ring:
@@ -77,7 +77,7 @@ class HeldRows:
     """The most recent held-out rows, with the logits of each model from when they came (NaN: none).
 
     Args:
-        capacity: rows; where these hold too few of a class, up to `MOST_GROWTH` times as many are kept.
+        capacity: rows; where these hold too few of a class, up to `GROWTH_FACTOR` times as many are kept.
         models: names of the models.
         least: rows of each class, clicked or not, that it is to hold.
     """
@@ -108,7 +108,7 @@ class HeldRows:
         rows = rows if self.rows is None else concat_rows([self.rows, rows])
         labels = np.concatenate([self.labels, labels])
         start = min(max(0, len(labels) - self._capacity), _start_with(labels, self._least))
-        start = max(start, len(labels) - MOST_GROWTH * self._capacity)
+        start = max(start, len(labels) - GROWTH_FACTOR * self._capacity)
         self.rows = rows.slice(start, len(labels))
         self.labels = labels[start:]
         keys = np.zeros(len(labels) - len(self.keys), np.int64) if keys is None else keys
