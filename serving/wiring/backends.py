@@ -41,11 +41,12 @@ def open_backends(config: Config) -> Backends:
     Raises:
         InvalidInput: a store is not fit for its task. NotReady: it cannot be reached now.
     """
+    secret = installation_secret(config)  # first: databases without it are a home that has lost a part
     return Backends(
         open_control_store(config),
         open_traffic_log(config),
         open_repository(config),
         open_kill_switch(config),
         open_keys(config),
-        installation_secret(config),
+        secret,
     )

@@ -27,7 +27,7 @@ from serving.processes.lane import Lane
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.store import Who
 from serving.runtime.status import Statuses, parse
-from serving.wiring.state import open_control_store
+from serving.wiring.state import installation_secret, open_control_store
 
 WHO = Who("test", "a test", 1)
 STUDENT = ArmSpec(bundle="student")
@@ -61,6 +61,7 @@ class Installation:
         self.tables = random_tables(1)
         self.publish("teacher", 1)
         self.publish("student", 2)
+        installation_secret(self.config)
         self.store = open_control_store(self.config)
         self.set(weight=0)
 

@@ -54,10 +54,10 @@ class Traffic:
 
 
 def test_all_figures_are_shown(tmp_path: Path) -> None:
-    with operated(tmp_path) as world:
+    with operated(tmp_path, traffic={"attribution_window": "1s"}) as world:
         traffic = Traffic(world)
         field = traffic.names[0]
-        times = {"attribution_window": "1s", "block": "1s", "breach_window": "60s"}
+        times = {"block": "1s", "breach_window": "60s"}
         file = rollout_file(analysis={**times, "segments": [field]})
         world.controller.start(Rollout.parse(file), "ada", "try", version=1)
         traffic.seconds(8, 0.0)

@@ -36,7 +36,7 @@ def test_the_reason_is_in_words_of_the_cause(tmp_path: Path, error: Exception, r
 def test_of_a_library_that_logs_and_exits_its_last_error_counts(tmp_path: Path) -> None:
 
     def serve() -> None:
-        logging.getLogger("uvicorn").error("address already in use")
+        logging.getLogger("a.library").error("address already in use")
         raise SystemExit(3)
 
     with pytest.raises(SystemExit), ending(tmp_path / "control.json"):
