@@ -19,7 +19,7 @@ class WorkerVerbs(Service):
 
     def status(self, request: r.Nothing, by: Principal) -> a.Worker:
         """The worker's last status; `running` is false where that is old, or there is none."""
-        report = self._processes.all().worker
+        report = self._processes.all().learner
         if report is None:
             return a.Worker(running=False, versions={}, refused=[], reports={})
         worker = report.status

@@ -121,9 +121,9 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
         role_on(settings.home, "worker"),
         relaying(settings, SystemClock(), "worker"),
     ):
-        from serving.processes.worker import build
+        from serving.processes.worker import run_worker
 
-        build(settings).run(stop)
+        run_worker(settings, stop)
 
 
 def process(

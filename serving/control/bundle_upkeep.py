@@ -69,7 +69,7 @@ class BundleUpkeep:
     def step(self, statuses: Statuses) -> None:
         """One pass over all bundles."""
         used = self._used(statuses)
-        chains = None if statuses.worker is None else statuses.worker.status.chains
+        chains = None if statuses.learner is None else statuses.learner.status.chains
         for name in self._repository.names():
             try:
                 if chains is not None or not self._worker:

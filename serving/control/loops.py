@@ -141,7 +141,7 @@ class ControlLoops:
         if self._clock.monotonic() - self._kept > UPKEEP_EVERY_S:
             self._kept = self._clock.monotonic()
             self.admin.endpoints.bootstrap()
-            worker = self._statuses().worker
+            worker = self._statuses().learner
             self._traffic.step(None if worker is None else worker.status, self._clock.wall_ms())
 
     def _move(self) -> None:

@@ -1,32 +1,123 @@
-"""Assembly of the transfer worker from the configuration."""
+"""Assembly of the transfer worker from the configuration, and its run.
+
+Where machines share a state, one worker of an endpoint learns and those of other machines stand by. Whoever takes over goes
+on from the last version and the place that the one before has noted, not from checkpoints of its own, which are older.
+"""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.clock import Clock
-from pipeline.errors import InvalidInput
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import InvalidInput, NotReady
 from pipeline.traffic.clock import LogClock
 from serving.config import Config, EndpointConfig
 from serving.rollout.routing import Endpoint
 from serving.runtime import status
 from serving.wiring.bundles import open_repository
-from serving.wiring.state import open_control_store, stored_endpoints
+from serving.wiring.home import learned_place
+from serving.wiring.state import node_name, open_control_store, open_tenure, stored_endpoints
 from serving.wiring.traffic import open_traffic_log
 from transfer.click_model.device import device_for
 from transfer.online.adapt import AdaptSettings
 from transfer.online.arms import Arms, Follower
+from transfer.online.tenure import Tenure
 from transfer.online.worker import Worker, WorkerSettings
 from transfer.quality.gate import GateLimits
 
-__all__ = ["build"]
+if TYPE_CHECKING:
+    from serving.state.redis.tenure import LastPlace, RedisTenure
+
+__all__ = ["build", "run_worker"]
+
+LOOK_EVERY_S = 0.5
+
+log = logging.getLogger(__name__)
 
 
-def build(config: Config) -> Follower:
+def run_worker(config: Config, stop: threading.Event) -> None:
+    """Learn until `stop` is set, as long as no worker of another machine has the tenure.
+
+    Raises:
+        InvalidInput, NotReady: as of `build`.
+    """
+    assert config.worker is not None
+    endpoint = config.worker.endpoint
+    tenure = open_tenure(config, endpoint, SystemClock())
+    follower = build(config, tenure)
+    if tenure is None:
+        follower.run(stop)
+        return
+
+    def others() -> str:
+        if holder := tenure.holder():
+            return f"the worker of endpoint {endpoint!r} is {holder}"
+        return f"state {config.state.url} does not say who is the worker of endpoint {endpoint!r}"
+
+    try:
+        while _taken(config, tenure, stop, follower, others):
+            with tenure.kept(stop) as over:
+                follower.run(over, _inherited(config, tenure))
+            if not stop.is_set():
+                log.error("nothing is learned here any more: the lease was lost; %s", others())
+    finally:
+        tenure.release()
+
+
+def _taken(
+    config: Config, tenure: RedisTenure, stop: threading.Event, follower: Follower, others: Callable[[], str]
+) -> bool:
+    """Stand by until the tenure is free, saying who has it; False: `stop` is set."""
+    said, position = "", 0
+    while not stop.is_set():
+        if tenure.take():
+            return True
+        waiting = others()
+        if waiting != said:
+            log.info("standing by: %s", waiting)
+            said = waiting
+        with suppress(NotReady):
+            position = _start(config, tenure.last())
+        follower.idle(waiting, position, status.STANDS_BY)
+        stop.wait(LOOK_EVERY_S)
+    return False
+
+
+def _start(config: Config, last: LastPlace | None) -> int:
+    """Place in the log that a worker of this machine starts after where it has no checkpoint."""
+    # Places in a log that is this machine's alone mean nothing to others.
+    return last.position if last is not None and config.traffic.url else learned_place(config.home / "worker")
+
+
+def _inherited(config: Config, tenure: RedisTenure) -> int:
+    """Take over what the last worker has left; the place in the log to start after where there is no checkpoint.
+
+    Raises:
+        NotReady: Redis cannot be reached.
+    """
+    last, folder = tenure.last(), config.home / "worker"
+    begin = _start(config, last)
+    if last is not None and last.node != node_name(config) and folder.exists():
+        aside = config.home / "worker-before"
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        log.warning("the worker of %s has learned since: its versions are gone on from, not %s", last.node, aside)
+    tenure.published(begin)
+    return begin
+
+
+def build(config: Config, tenure: Tenure | None = None) -> Follower:
     """The worker of an installation; its teacher and student are the arms of its endpoint.
+
+    Args:
+        tenure: that it needs to publish.
 
     Raises:
         InvalidInput: the endpoint does not exist, or the device does not.
@@ -61,10 +152,16 @@ def build(config: Config) -> Follower:
             seed=w.seed,
         )
         return Worker(
-            settings, traffic, repository, anchor=_anchor(config, w.endpoint, clock), clock=clock, begin=begin
+            settings,
+            traffic,
+            repository,
+            anchor=_anchor(config, w.endpoint, clock),
+            clock=clock,
+            begin=begin,
+            tenure=tenure,
         )
 
-    return Follower(lambda: _arms(config, w.endpoint), make, status=config.status / "worker.json")
+    return Follower(lambda: _arms(config, w.endpoint), make, clock, config.status / "worker.json")
 
 
 def _arms(config: Config, endpoint: str) -> Arms | None:

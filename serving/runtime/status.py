@@ -23,6 +23,7 @@ from pipeline.traffic.writer import WriterCounters
 
 __all__ = [
     "FRESH_S",
+    "STANDS_BY",
     "ArmReport",
     "ArmTotals",
     "ChildStatus",
@@ -51,6 +52,7 @@ __all__ = [
 
 FRESH_S = 10.0
 """Age up to which a status, a file of figures or a replica's record counts: what is older is of a process that is gone."""
+STANDS_BY = "standing by"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +276,7 @@ class WorkerStatus:
     """The transfer worker. Its dictionaries are by bundle, `reports` by teacher and student.
 
     Args:
-        state: learning, or waiting for what `waiting` says.
+        state: learning, waiting for what `waiting` says, or `STANDS_BY`, since the worker of another machine learns.
         position: place in the labelled log up to which it has learned; committed: that its last checkpoint holds.
         weight, replay_ratio, teacher_every: a, r and K of the online stage.
         versions: the last ones published; refused: by the gate; chains: those that it needs to go on.
@@ -356,6 +358,15 @@ class Statuses:
     @property
     def worker(self) -> Report[WorkerStatus] | None:
         return self.workers.get("worker")
+
+    @property
+    def learner(self) -> Report[WorkerStatus] | None:
+        """This machine's worker, or, where it stands by, that of another machine which learns."""
+        here = self.worker
+        if here is None or here.status.state != STANDS_BY:
+            return here
+        learning = [report for report in self.workers.values() if report.status.state != STANDS_BY]
+        return max(learning, key=lambda report: report.status.time_ms, default=here)
 
     @property
     def supervisor(self) -> Report[SupervisorStatus] | None:

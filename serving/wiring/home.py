@@ -19,7 +19,7 @@ from pipeline.errors import InvalidInput
 from pipeline.traffic.prediction import given_out
 from serving.config import Config
 
-__all__ = ["check_home", "home_faults", "interrupted_restore"]
+__all__ = ["check_home", "home_faults", "interrupted_restore", "learned_place"]
 
 CHECK_S = 2.0
 """Time at a start for reading a database for damage; what is not read by then is not checked."""
@@ -128,7 +128,7 @@ def _secret(config: Config, control: _Database | None, traffic: _Database | None
 
 def _missing(config: Config, control: _Database | None, traffic: _Database | None) -> Iterator[str]:
     answered = set() if traffic is None else _answered(traffic)
-    learned = _learned(config.home / "worker")
+    learned = learned_place(config.home / "worker")
     if control is not None and not control.there and (learned or answered):
         yield f"control.db is missing, with weights, rollouts and audit: {_ADVICE}, or move the whole home away"
     if control is not None and traffic is not None and control.there and not traffic.there:
@@ -159,7 +159,7 @@ def _bundles(config: Config, control: _Database, answered: set[object]) -> Itera
             yield f"{config.repository / stable} has no version, and endpoint {name} answers with it: {_ADVICE}, or publish one"
 
 
-def _learned(folder: Path) -> int:
+def learned_place(folder: Path) -> int:
     """Highest place in the log of the worker's checkpoints; 0 where there is none."""
     places = [0]
     for path in folder.glob("*/*/state.json"):

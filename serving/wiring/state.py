@@ -22,6 +22,7 @@ from serving.state.leader import FileLead, Lead
 
 if TYPE_CHECKING:
     from pipeline.redis.address import RedisAddress
+    from serving.state.redis.tenure import RedisTenure
 
 __all__ = [
     "installation_secret",
@@ -31,6 +32,7 @@ __all__ = [
     "open_keys",
     "open_kill_switch",
     "open_lead",
+    "open_tenure",
     "relaying",
     "stored_endpoints",
 ]
@@ -84,12 +86,22 @@ def open_keys(config: Config) -> Keys:
 
 def open_lead(config: Config, clock: Clock) -> Lead:
     """Leader election of the installation's control processes; the lead is not taken yet."""
-    owner = f"{node_name(config)} pid {os.getpid()}"
     if not config.state.url:
-        return FileLead(config.home / "run" / "lead", owner)
+        return FileLead(config.home / "run" / "lead", _owner(config))
     from serving.state.redis.leader import RedisLead
 
-    return RedisLead(_address(config), owner, clock, config.state.lease)
+    return RedisLead(_address(config), _owner(config), clock, config.state.lease)
+
+
+def open_tenure(config: Config, endpoint: str, clock: Clock) -> RedisTenure | None:
+    """The tenure of an endpoint's worker, not taken yet; None on one machine, where the claim of its home is enough."""
+    if not config.state.url:
+        return None
+    from serving.state.redis.leader import RedisLead
+    from serving.state.redis.tenure import RedisTenure, lead_of
+
+    lead = RedisLead(_address(config), _owner(config), clock, config.state.lease, what=lead_of(endpoint))
+    return RedisTenure(lead, endpoint, node_name(config))
 
 
 def open_directory(config: Config, clock: Clock) -> ServiceDirectory:
@@ -134,6 +146,10 @@ def relaying(config: Config, clock: Clock, name: str, *, receive: bool = False) 
         yield
     finally:
         relay.stop()
+
+
+def _owner(config: Config) -> str:
+    return f"{node_name(config)} pid {os.getpid()}"
 
 
 def _address(config: Config) -> RedisAddress:

@@ -60,14 +60,17 @@ class Follower:
         self.worker: Worker | None = None
         """Of the present pair; None while there is none, or none that can learn."""
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, begin: int = 0) -> None:
         """Work until `stop` is set.
+
+        Args:
+            begin: position of the log that the first pair starts after unless it has a checkpoint.
 
         Raises:
             InvalidInput: the arms cannot be read at the very start, or the first pair cannot be worked with.
         """
         began = False
-        position = 0
+        position = begin
         waiting = ""
         while not stop.is_set():
             arms = self._present()
@@ -104,20 +107,23 @@ class Follower:
             self.worker.run(leave, stop.wait)
             return
         while not leave():
-            if self._status is not None:
-                report(self._status, self._idle(waiting, position))
+            self.idle(waiting, position)
             stop.wait(READ_EVERY_S)
 
-    def _idle(self, waiting: str, position: int) -> dict[str, Any]:
-        # The log must keep the rows after the place at which the next pair starts.
-        return {
+    def idle(self, waiting: str, position: int, state: str = "waiting") -> None:
+        """Write the status of a process without a worker. `position`: the log must keep the rows after this place, at
+        which the next worker starts."""
+        if self._status is None:
+            return
+        status: dict[str, Any] = {
             "time_ms": self._clock.wall_ms(),
             "pid": os.getpid(),
-            "state": "waiting",
+            "state": state,
             "waiting": waiting,
             "position": position,
             "committed": position,
         }
+        report(self._status, status)
 
     def _present(self) -> Arms | None:
         """The arms, read once per `READ_EVERY_S`; the last known ones where they cannot be read."""

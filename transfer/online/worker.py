@@ -39,6 +39,7 @@ from transfer.online.recalibrate import HeldRows
 from transfer.online.replay_store import ReplayRows
 from transfer.online.resume import Recovery
 from transfer.online.stream import StreamBatch, StreamRows, read_batches
+from transfer.online.tenure import Alone, Tenure
 from transfer.online.waits import Waits
 from transfer.online.weight_schedule import WeightSchedule
 from transfer.quality.gate import GateLimits
@@ -95,6 +96,7 @@ class Worker:
     Args:
         anchor: reads the student version at which the current rollout step began, or None.
         begin: position of the log to start after, where the folder holds no state yet.
+        tenure: without it nothing is published.
 
     Raises:
         InvalidInput: the student's bundle is frozen, teacher and student are one bundle or do not take the same fields,
@@ -110,8 +112,10 @@ class Worker:
         anchor: Callable[[], str | None] = lambda: None,
         clock: Clock | None = None,
         begin: int = 0,
+        tenure: Tenure | None = None,
     ) -> None:
         self._settings = settings
+        self._tenure = tenure or Alone()
         self._traffic = traffic
         self._anchor = anchor
         self._clock = clock or SystemClock()
@@ -303,11 +307,15 @@ class Worker:
             if commit:
                 self.commit()
             for lineage in due:
+                if not self._tenure.holds():
+                    raise NotReady(f"another worker of endpoint {self._settings.endpoint!r} has taken over")
                 anchor = self._anchor() if lineage is self._student else None
                 self._last_report[lineage.role] = lineage.publish(
                     self._held, self.place.trained_rows, self.place.batches, anchor, self._clock.wall_ms()
                 )
                 self._last_publish[lineage.role] = self._clock.monotonic()
+                if lineage is self._student and self._last_report[lineage.role].passed:
+                    self._tenure.published(self.place.position)
         except NotReady as error:
             log.error("nothing is published now: %s", error)
         finally:

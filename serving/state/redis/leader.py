@@ -18,7 +18,6 @@ from pipeline.redis.scripts import script
 __all__ = ["FENCE", "RedisLead"]
 
 FENCE = "control:fence"
-_HOLDER = "control:lead"
 _SAFE_FRACTION = 0.6
 """Fraction of the lease after which a leader that could not renew it stops acting: well before it expires."""
 
@@ -29,27 +28,32 @@ class RedisLead:
     Args:
         owner: name of this process, for operators.
         lease: seconds after which another process may take the lead of one that does not renew it.
+        what: is led; the beginning of the keys.
     """
 
-    def __init__(self, address: RedisAddress, owner: str, clock: Clock, lease: float = 5.0) -> None:
+    def __init__(
+        self, address: RedisAddress, owner: str, clock: Clock, lease: float = 5.0, *, what: str = "control"
+    ) -> None:
         self._client = address.client(min(1.0, lease / 4))
         # Names may be equal; no process may take the lead of another for its own.
         self._owner = f"{owner}:{os.urandom(4).hex()}"
         self._clock = clock
         self._lease = lease
         self._until = 0.0
+        self._holder, self._fence = f"{what}:lead", f"{what}:fence"
         self.token: int | None = None
         self._take = self._client.register_script(script(__file__, "take"))
         self._renew = self._client.register_script(script(__file__, "renew"))
         self._release = self._client.register_script(script(__file__, "release"))
+        self._note = self._client.register_script(script(__file__, "note"))
 
     def hold(self) -> bool:
         asked = self._clock.monotonic()
         lease = round(1000 * self._lease)
         try:
-            if self.token is None or not self._renew(keys=[_HOLDER], args=[self._name(), lease]):
+            if self.token is None or not self._renew(keys=[self._holder], args=[self._name(), lease]):
                 self._until = 0.0
-                taken: Any = self._take(keys=[_HOLDER, FENCE], args=[self._owner, lease])
+                taken: Any = self._take(keys=[self._holder, self._fence], args=[self._owner, lease])
                 if not taken:
                     return False  # the old token stays: what another thread still writes under it is refused
                 self.token = int(taken)
@@ -61,15 +65,24 @@ class RedisLead:
 
     def holder(self) -> str:
         try:
-            found: Any = self._client.get(_HOLDER)
+            found: Any = self._client.get(self._holder)
         except redis.RedisError:
             return ""
         return "" if found is None else found.decode().split(":", 1)[1].rsplit(":", 1)[0]
 
+    def read(self, key: str) -> bytes | None:
+        """What the one that leads, or led, has noted. Raises: redis.RedisError."""
+        found: Any = self._client.get(key)
+        return None if found is None else bytes(found)
+
+    def note(self, key: str, value: str) -> bool:
+        """Write a value if this process leads; whether it does. Raises: redis.RedisError."""
+        return bool(self._note(keys=[self._holder, key], args=[self._name(), value]))
+
     def release(self) -> None:
         try:
             if self.token is not None:
-                self._release(keys=[_HOLDER], args=[self._name()])
+                self._release(keys=[self._holder], args=[self._name()])
         except redis.RedisError:
             pass  # the lease expires by itself
         finally:

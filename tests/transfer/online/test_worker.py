@@ -61,6 +61,40 @@ def test_learns_and_publishes_versions_that_serve(traffic: SqliteTrafficLog, tmp
     assert abs(bias(labels, scores)) < 0.1
 
 
+class LentTenure:
+    """A tenure that another worker has at first, for `away` questions."""
+
+    def __init__(self, away: int) -> None:
+        self.away = away
+        self.places: list[int] = []
+
+    def holds(self) -> bool:
+        self.away -= 1
+        return self.away < 0
+
+    def published(self, position: int) -> None:
+        self.places.append(position)
+
+
+def test_without_the_tenure_nothing_is_published_and_with_it_the_place_is_noted(
+    traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = models(tmp_path)
+    fill(traffic, 200)
+    tenure = LentTenure(away=10_000)
+    few = replace(settings(tmp_path), publish_batches=4)
+    worker = Worker(few, traffic, repository, clock=HandClock(), tenure=tenure)
+    worker.step()
+    assert "another worker of endpoint 'ranker' has taken over" in caplog.text
+    assert (repository.versions("student"), repository.versions("teacher"), tenure.places) == (["1"], ["1"], [])
+    tenure.away = 0
+    fill(traffic, 100, seed=1)
+    worker.step()
+    assert len(tenure.places) == len(repository.versions("student")) - 1 > 0
+    assert tenure.places == sorted(tenure.places)
+    assert tenure.places[-1] <= worker.place.position
+
+
 def test_a_published_delta_serves_what_was_trained(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
