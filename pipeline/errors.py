@@ -14,6 +14,7 @@ __all__ = [
     "DeadlineExceeded",
     "Diverged",
     "InvalidInput",
+    "LogFull",
     "NotFinite",
     "NotFound",
     "NotReady",
@@ -63,6 +64,10 @@ class NotFound(BatonError):
 
 class NotReady(BatonError):
     """Nothing can answer yet, or no longer; another replica may."""
+
+
+class LogFull(NotReady):
+    """The traffic log takes no more, so that others have room in its store."""
 
 
 class Overloaded(BatonError):

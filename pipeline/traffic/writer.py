@@ -1,8 +1,8 @@
 """Bounded writer between a serving lane and the traffic log: answers never wait for a disk.
 
-Predictions wait while the log cannot be reached; those that do not fit the queue are dropped and counted. Feedback is
-answered only once it is committed, and refused after a few tries, since its sender still has it. One thread commits all
-that has come since its last commit, so commits grow with the load. It knows the `TrafficLog` protocol only.
+Predictions wait while the log cannot be reached or takes no more; those that do not fit the queue are dropped and counted.
+Feedback is answered only once it is committed, and refused after a few tries, since its sender still has it. One thread
+commits all that has come since its last commit, so commits grow with the load. It knows the `TrafficLog` protocol only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TypeVar
 
 from pipeline.clock import Clock
-from pipeline.errors import InvalidInput, NotReady, Overloaded
+from pipeline.errors import InvalidInput, LogFull, NotReady, Overloaded
 from pipeline.forks import ProcessLock
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, TrafficLog
 
@@ -38,9 +38,10 @@ class WriterCounters:
 
     Args:
         offered: predictions offered; committed: of these, written; dropped: of these, lost, by reason: `full` (queue),
-            `store` (the log failed every try while the writer was closed), `invalid` (not a record), `closed`, `error` (an
-            unexpected exception).
-        feedback: feedback entries committed; refused: entries refused or failed, by reason: `full`, `store`, `error`.
+            `reserve` (the same while the log is at its reserve), `store` (the log failed every try while the writer was
+            closed), `invalid` (not a record), `closed`, `error` (an unexpected exception).
+        feedback: feedback entries committed; refused: entries refused or failed, by reason: `full`, `reserve`, `store`,
+            `error`.
         commits: transactions; retries: further tries after the store failed.
         queued, queued_bytes, queued_feedback: in the queues, with the predictions that are just being written.
     """
@@ -102,7 +103,7 @@ class TrafficWriter:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._given_up: NotReady | None = None
-        self._away = False
+        self._away: NotReady | None = None
         self._offered = self._committed = self._written_feedback = self._commits = self._retries = 0
         self._dropped: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -119,7 +120,7 @@ class TrafficWriter:
                 self._dropped["closed"] += 1
                 return False
             if len(self._records) >= limits.capacity or self._bytes + len(record) > limits.capacity_bytes:
-                self._dropped["full"] += 1
+                self._dropped["reserve" if isinstance(self._away, LogFull) else "full"] += 1
                 return False
             self._records.append(record)
             self._bytes += len(record)
@@ -187,10 +188,11 @@ class TrafficWriter:
                 self._entries = 0
             try:
                 away = self._write_predictions(waiting)
-                if away is None:
+                if away is None or isinstance(away, LogFull):  # labels go on for longer than predictions
                     self._write_feedback(submissions)
                 else:
                     self._fail([s for s in submissions if s[1].set_running_or_notify_cancel()], "store", away)
+                if away is not None:
                     self._wait_for_log(away)
             except Exception:
                 # Nothing above should raise; an unexpected exception must not end the lane's only writer silently.
@@ -227,7 +229,7 @@ class TrafficWriter:
             singly = max(0, singly - len(records))
         if self._away:
             logger.warning("traffic writer: the traffic log is back")
-            self._away = False
+            self._away = None
         return None
 
     def _settle(self, count: int, reason: str) -> None:
@@ -242,11 +244,11 @@ class TrafficWriter:
     def _wait_for_log(self, error: NotReady) -> None:
         if self._closing.is_set():  # a shutdown does not wait for the store
             logger.error("traffic writer: %d predictions were dropped: %s", len(self._records), error)
-            self._settle(len(self._records), "store")
+            self._settle(len(self._records), _reason_of(error))
             return
-        if not self._away:  # logged once, not at every attempt
+        if type(self._away) is not type(error):  # logged once, not at every attempt
             logger.error("traffic writer: predictions wait in memory, up to %d: %s", self._limits.capacity, error)
-        self._away = True
+        self._away = error
         with self._changed:
             self._changed.wait_for(lambda: self._feedback or self._closing.is_set(), LOG_AGAIN_S)
 
@@ -268,7 +270,7 @@ class TrafficWriter:
             replies = self._try(lambda: self._log.append_feedback(entries, self._clock.wall_ms())) if entries else []
         except NotReady as error:
             logger.error("traffic writer: %d feedback entries failed: %s", len(entries), error)
-            self._fail(submissions, "store", error)
+            self._fail(submissions, _reason_of(error), error)
         except Exception as error:
             if len(submissions) > 1:  # one bad submission must not take the others along
                 for submission in submissions:
@@ -298,6 +300,8 @@ class TrafficWriter:
         for left in range(self._limits.tries - 1, -1, -1):
             try:
                 result = commit()
+            except LogFull:
+                raise  # it lasts longer than all tries
             except NotReady as error:
                 if not left:
                     self._given_up = error if self._closing.is_set() else None
@@ -311,3 +315,7 @@ class TrafficWriter:
         with self._changed:
             self._commits += 1
         return result
+
+
+def _reason_of(error: NotReady) -> str:
+    return "reserve" if isinstance(error, LogFull) else "store"

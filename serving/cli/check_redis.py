@@ -11,6 +11,7 @@ from pipeline.errors import BatonError
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_commands, require_durable, server_of
 from pipeline.redis.server import RedisServer
+from pipeline.traffic.redis.reserve import reserve_bytes
 from serving.config import Config
 from serving.config.section import RedisAccess
 from serving.wiring.redis import redis_address
@@ -34,7 +35,7 @@ def redis_findings(config: Config) -> list[Finding]:
         found.append(_state(config, servers))
     if config.traffic.url:
         found.append(_traffic(config, servers))
-    return found + _shared(servers)
+    return found + _shared(servers, config)
 
 
 def _cache(config: Config, servers: dict[str, RedisServer]) -> Finding:
@@ -79,17 +80,30 @@ def _traffic(config: Config, servers: dict[str, RedisServer]) -> Finding:
             servers["traffic"] = server_of(client, url)
     except BatonError as error:
         return ("traffic", False, str(error))
-    return ("traffic", True, f"{url} answers, evicts nothing and keeps an append-only file")
+    return ("traffic", True, f"{url} answers, evicts nothing and keeps an append-only file; {_stop(servers, config)}")
 
 
-def _shared(servers: dict[str, RedisServer]) -> list[Finding]:
+def _stop(servers: dict[str, RedisServer], config: Config) -> str:
+    """Where the log stops."""
+    server = servers["traffic"]
+    if not server.max_bytes:
+        return "it has no maxmemory, so the log may take all memory of its machine"
+    kept = reserve_bytes(server.max_bytes, config.traffic.reserve_bytes)
+    return f"the log stops {kept >> 20} MiB below its maxmemory of {server.max_bytes >> 20} MiB"
+
+
+def _shared(servers: dict[str, RedisServer], config: Config) -> list[Finding]:
     """A warning where the state shares its server, since whatever fills that server's memory stops the state's writes."""
     state = servers.get("state")
     with_state = [use for use, server in servers.items() if state is not None and server.run_id == state.run_id]
     if state is None or not state.run_id or len(with_state) < 2:
         return []
     others = " and ".join(use for use in with_state if use != "state")
-    said = f"warning: state and {others} share one Redis, whose memory they may fill; give the state a Redis of its own"
+    said = f"warning: state and {others} share one Redis, whose memory they may fill"
+    if "traffic" in with_state:
+        said += f"; {_stop(servers, config)}"
+        said += ", so that weights and kills can still be written" if state.max_bytes else "; set one"
+    said += "; give the state a Redis of its own"
     return [("shared redis", True, said)]
 
 

@@ -38,6 +38,9 @@ class TrafficConfig(RedisAccess):
     hour, and not below a `late_limit` that is set."""
     retention_bytes: int = Field(0, ge=0)
     """Size limit of the log; beyond it the oldest predictions are removed, unless the worker needs them. 0: no limit."""
+    reserve_bytes: int | None = Field(None, ge=0)
+    """Memory below the `maxmemory` of its Redis at which the log stops; unset: the larger of 5 % of it and 16 MiB. Half of
+    `maxmemory` at most."""
     buffer: int = Field(10_000, ge=1)
     """Most predictions that wait to be written per lane; beyond it they are dropped and counted."""
     commit_interval: Seconds = 0.05

@@ -136,8 +136,13 @@ class ControlLoops:
             log.info("this control process leads")
 
     def _join(self) -> None:
-        while self._joined.join(self._clock.wall_ms()) and not self._stop.is_set():
-            pass
+        try:
+            while self._joined.join(self._clock.wall_ms()) and not self._stop.is_set():
+                pass
+        finally:
+            self._keep()  # a log that takes no more has room again by retention alone
+
+    def _keep(self) -> None:
         if self._clock.monotonic() - self._kept > UPKEEP_EVERY_S:
             self._kept = self._clock.monotonic()
             self.admin.endpoints.bootstrap()

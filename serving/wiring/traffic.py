@@ -32,7 +32,9 @@ def open_traffic_log(config: Config) -> TrafficLog:
     from pipeline.traffic.redis.log import RedisTrafficLog
     from serving.wiring.redis import redis_address
 
-    return RedisTrafficLog(redis_address(traffic, "traffic"), ids, window_ms, late_ms)
+    return RedisTrafficLog(
+        redis_address(traffic, "traffic"), ids, window_ms, late_ms, reserve_bytes=traffic.reserve_bytes
+    )
 
 
 def now_ms_of(config: Config) -> int:

@@ -16,6 +16,7 @@ from itertools import islice, takewhile
 
 import numpy as np
 
+from pipeline.clock import Clock
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.feedback import LabelState, accept, accept_parked, refusal
@@ -53,10 +54,12 @@ class RedisTrafficLog:
         ids: verifies prediction ids; all machines need the same secret.
         attribution_window_ms, late_limit_ms: as `SqliteTrafficLog`.
         timeout: seconds without an answer after which a call fails.
+        reserve_bytes: memory below the server's `maxmemory` at which the log stops (`reserve`).
 
     Raises:
         InvalidInput: the Redis would lose labels, or holds something else.
-        NotReady: it cannot be reached now; all methods raise it when it fails or does not answer.
+        NotReady: it cannot be reached now; all methods raise it when it fails or does not answer, those
+            that write LogFull while the log is at its reserve.
     """
 
     def __init__(
@@ -66,11 +69,13 @@ class RedisTrafficLog:
         attribution_window_ms: int = 30 * 60_000,
         late_limit_ms: int = 24 * 3_600_000,
         timeout: float = 5.0,
+        reserve_bytes: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._ids = ids
         self._window = attribution_window_ms
         self._late_limit = late_limit_ms
-        self._server = TrafficRedis(address, timeout)
+        self._server = TrafficRedis(address, timeout, reserve_bytes, clock)
 
     @property
     def window_ms(self) -> int:

@@ -1,7 +1,8 @@
 """Redis server of the traffic log: checks and calls.
 
 A traffic log must lose nothing, so a server that evicts keys or keeps them in memory only is refused. Every call ends
-within the timeout, and every failure is NotReady; the caller decides how often to try again.
+within the timeout, and every failure is NotReady; the caller decides how often to try again. Where the server has a
+`maxmemory`, a reserve below it is left to others (`reserve`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_durable
+from pipeline.redis.server import RedisServer
+from pipeline.traffic.redis.reserve import Reserve
 from pipeline.traffic.redis.scripts import OPEN
 
 __all__ = ["FORMAT_VERSION", "TrafficRedis"]
@@ -28,16 +32,24 @@ class TrafficRedis:
 
     Args:
         timeout: seconds without an answer after which a call fails.
+        reserve_bytes: see `Reserve`.
 
     Raises:
         InvalidInput: it evicts, keeps no append-only file, is too old, or holds something else.
         NotReady: it cannot be reached now.
     """
 
-    def __init__(self, address: RedisAddress, timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        timeout: float = 5.0,
+        reserve_bytes: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.url = address.url
         self._client = address.client(timeout)
         self._scripts: dict[str, Any] = {}
+        self._reserve = Reserve(self._memory, reserve_bytes, clock or SystemClock())
         self._closed = False
         try:
             self._check()
@@ -56,7 +68,8 @@ class TrafficRedis:
             raise NotReady(f"traffic log {self.url}: {error}") from error
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script of `scripts`."""
+        """Run a script of `scripts`. Raises: LogFull: it makes the log grow, which has come to its reserve."""
+        self._reserve.check(script, arguments)
         with self.client() as client:
             known = self._scripts.get(script)
             if known is None:
@@ -95,6 +108,10 @@ class TrafficRedis:
         """Close the connections; later use raises NotReady."""
         self._closed = True
         self._client.close()
+
+    def _memory(self) -> RedisServer:
+        with self.client() as client:
+            return RedisServer.of(client.info("memory"))
 
     def _check(self) -> None:
         require_durable(self._client, f"traffic log {self.url}", "labels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import random
 import signal
 import threading
@@ -18,6 +19,7 @@ from traffic_samples import IDS, WINDOW_MS, sample
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome, Scores
+from pipeline.traffic.redis import reserve
 from pipeline.traffic.redis.log import RedisTrafficLog
 from pipeline.traffic.writer import TrafficWriter, WriterLimits
 
@@ -73,6 +75,10 @@ def test_a_database_of_others_or_of_a_newer_baton_is_refused(traffic_redis: Redi
 def test_a_server_that_is_away_is_not_ready(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="cannot be opened"):
         RedisTrafficLog(RedisAddress(f"unix://{tmp_path}/none.sock"), IDS)
+
+
+def test_the_reserve_follows_the_memory_of_its_server() -> None:
+    assert doctest.testmod(reserve).failed == 0
 
 
 def test_places_and_watermark_are_consumer_groups(traffic_redis: RedisProcess) -> None:

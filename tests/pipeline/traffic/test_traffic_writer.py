@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from traffic_samples import IDS, LATE_MS, WINDOW_MS, sample
 
-from pipeline.errors import NotReady, Overloaded
+from pipeline.errors import LogFull, NotReady, Overloaded
 from pipeline.traffic.log import ACCEPTED, INVALID, FeedbackEntry, FeedbackReply, Outcome
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter, WriterLimits
@@ -171,6 +171,29 @@ def test_predictions_wait_for_a_store_that_is_away_and_no_more_than_fit(log: Gat
     assert (stats.predictions, stats.parked, counters.committed) == (3, 0, 3)
     assert counters.dropped == {"full": 2}
     assert (counters.queued, counters.queued_bytes) == (0, 0)
+
+
+def test_predictions_wait_at_the_reserve_of_the_log_while_labels_go_on(
+    log: GatedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(records: Sequence[bytes]) -> None:
+        raise LogFull("stops")
+
+    monkeypatch.setattr(log, "append_predictions", stops)
+    writer = TrafficWriter(log, StoppedClock(), WriterLimits(capacity=2))
+    ids = [IDS.new(START + at) for at in range(4)]
+    assert writer.offer(sample(ids[0], START))
+    assert writer.feedback([entry(ids[0])]).result(LIMIT_S)[0].outcomes == (ACCEPTED,)
+    eventually(lambda: isinstance(writer._away, LogFull))
+    assert [writer.offer(sample(i, START)) for i in ids[1:]] == [True, False, False]
+    log.failures = [LogFull("stops")]
+    with pytest.raises(LogFull):
+        writer.feedback([entry(ids[0])]).result(LIMIT_S)
+    assert (writer.counters().dropped, writer.counters().refused) == ({"reserve": 2}, {"reserve": 1})
+    monkeypatch.undo()
+    writer.close()
+    counters = writer.counters()
+    assert (counters.committed, counters.retries, log.stats(START).parked) == (2, 0, 0)
 
 
 def test_who_closes_does_not_wait_for_a_store_that_is_away(log: GatedLog) -> None:

@@ -30,7 +30,9 @@ def test_a_state_and_a_log_on_one_server_are_warned_of(tmp_path: Path) -> None:
         traffic = {"url": f"unix://{link}?db=1"}
         _, found = doctor(tmp_path, state={"url": server.address.url}, traffic=traffic)
         assert all(found[check][0] for check in ("state", "traffic", "shared redis"))
-        assert "warning: state and traffic share one Redis" in found["shared redis"][1]
+        said = found["shared redis"][1]
+        assert "warning: state and traffic share one Redis" in said
+        assert "the log stops 16 MiB below its maxmemory of 100 MiB, so that weights and kills can" in said
         _, found = doctor(tmp_path, state={"url": own.address.url}, traffic=traffic)
         assert "shared redis" not in found
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from clocks import HandClock
 
+from pipeline.errors import LogFull
 from pipeline.features import Features, IdPart
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
+from serving.control.loops import ControlLoops
 from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.runtime.status import WorkerStatus
 from serving.telemetry import Telemetry
+from serving.wiring.backends import open_backends
+from serving.wiring.state import open_lead
 from serving.wiring.traffic import open_traffic_log
 
 
@@ -45,3 +51,21 @@ def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: 
     assert 'baton_traffic_removed_total{kind="labelled",process="control"} 4.0' in told
     log.close()
     store.close()
+
+
+def test_retention_goes_on_while_the_log_refuses_the_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, clock = Config(home=tmp_path), HandClock()
+    log = open_traffic_log(config)
+    loops = ControlLoops(config, open_backends(config), log, open_lead(config, clock), clock)
+
+    def refused(now_ms: int, limit: int = 1000) -> int:
+        raise LogFull("stops")
+
+    ids = PredictionIds(load_secret(config.secret))
+    log.append_feedback([FeedbackEntry(ids.new(1000), outcomes=[Outcome(0, 1.0)])], 1000)  # its prediction never comes
+    monkeypatch.setattr(log, "join", refused)
+    clock.now += 120
+    with pytest.raises(LogFull):
+        loops._join()
+    assert log.stats(clock.wall_ms()).parked_expired == 1
+    loops.close()

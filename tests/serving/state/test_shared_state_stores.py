@@ -16,9 +16,13 @@ import yaml
 from clocks import MillisecondClock
 from installation import write_status
 from redis_process import RedisProcess
+from traffic_samples import IDS, WINDOW_MS, sample
 
 from pipeline.clock import SystemClock
-from pipeline.errors import Conflict, InvalidInput, NotFound, NotReady, StaleVersion
+from pipeline.errors import Conflict, InvalidInput, LogFull, NotFound, NotReady, StaleVersion
+from pipeline.redis.address import RedisAddress
+from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome
+from pipeline.traffic.redis.log import RedisTrafficLog
 from serving.lane.kill_watch import KillWatch
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
@@ -270,6 +274,54 @@ def test_a_kill_needs_no_memory_of_a_full_redis(tmp_path: Path, server: RedisPro
     assert here.release("ranker")
     here.engage("ranker", "once more", "ada")
     assert there.shared.engaged() == {"ranker"}
+
+
+def test_a_log_at_its_reserve_leaves_the_state_room(tmp_path: Path, server: RedisProcess) -> None:
+    now, stopped, clock = 1_000_000, "stops at a reserve of 16 MiB.*weights and kills", MillisecondClock(0)
+    log = RedisTrafficLog(RedisAddress(f"{server.address.url}?db=1"), IDS, WINDOW_MS, clock=clock)
+    store, kill = RedisControlStore(server.address), KillSwitch(tmp_path, RedisKillFlags(server.address))
+    lead = RedisLead(server.address, "a", clock, 60.0)
+    endpoint = store.put_endpoint(Endpoint(name="ranker", stable=NEW, candidate=NEW), WHO)
+    kept: list[str] = []
+    with server.client() as client:
+        client.config_set("maxmemory", 34 << 20)
+
+        def fill(predictions: int) -> None:
+            for _ in range(predictions):
+                prediction_id = IDS.new(now)
+                log.append_predictions([sample(prediction_id, now, 20_000)])
+                kept.append(prediction_id)
+
+        old = IDS.new(1)
+        log.append_predictions([sample(old, 1)])
+        log.append_feedback([FeedbackEntry(old, (), [Outcome(0, 1.0, final=True)], exposed_all=True)], 2)
+        assert log.join(2 * WINDOW_MS)
+        with pytest.raises(LogFull, match=stopped):
+            fill(1000)
+        clicks = [FeedbackEntry(i, (), [Outcome(0, 1.0, final=True)], exposed_all=True) for i in kept[:2]]
+        assert log.append_feedback(clicks[:1], now)[0].outcomes == (ACCEPTED,)
+        for number in range(9):  # others write, too
+            client.set(f"other-{number}", bytes(1 << 20))
+        clock.now += 1000
+        with pytest.raises(LogFull, match="stops at a reserve of 8 MiB"):
+            log.append_feedback(clicks, now)
+        with pytest.raises(LogFull):
+            log.join(now + WINDOW_MS)
+        assert log.retain(now).predictions == 1
+
+        store.put_endpoint(endpoint.model_copy(update={"weight": 25}), WHO)
+        assert store.endpoint("ranker").weight == 25
+        kill.engage("ranker", "complaints", "ada")
+        assert kill.why("ranker") == ("complaints", "ada")
+        assert lead.hold()
+        assert lead.hold()
+
+        client.config_set("maxmemory", 100 << 20)
+        clock.now += 1000
+        fill(3)
+        assert log.append_feedback(clicks, now)[1].outcomes == (ACCEPTED,)
+    assert set(log.records(kept)) == set(kept)
+    log.close()
 
 
 def test_status_of_other_machines_lies_beside_ones_own(tmp_path: Path, server: RedisProcess) -> None:
