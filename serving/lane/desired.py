@@ -6,17 +6,20 @@ This file decides which version "the newest" is. It knows nothing of what is loa
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.bundle.versions import Repository
+from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from serving.lane.served import ARM_NAMES, Key
 from serving.rollout.routing import Arm, ArmSpec, Endpoint
+from serving.runtime.status import StateAway
+from serving.telemetry import Telemetry
 
-__all__ = ["DIRECT", "Desired", "DesiredVersions", "EndpointSource"]
+__all__ = ["DIRECT", "Desired", "DesiredVersions", "EndpointSource", "publish_state_away"]
 
 DIRECT = "direct"
 """Arm name of a request that calls a model by its own name."""
@@ -56,12 +59,18 @@ class DesiredVersions:
         source: of endpoints; None: only models loaded by name.
         repository: of bundles.
         loads: folder of load markers, shared by all lanes: a file for every bundle that is to be loaded by name.
+        clock: dates the time from which `source` does not answer.
+
+    Attributes:
+        away: set while `source` does not answer.
     """
 
-    def __init__(self, source: EndpointSource | None, repository: Repository, loads: Path) -> None:
+    def __init__(self, source: EndpointSource | None, repository: Repository, loads: Path, clock: Clock) -> None:
         self._source = source
         self._repository = repository
         self.loads = loads
+        self._clock = clock
+        self.away: StateAway | None = None
         self._data_version: int | None = None
         self._endpoints: list[Endpoint] = []
         self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | None]]] = {}
@@ -106,13 +115,16 @@ class DesiredVersions:
     def _read_endpoints(self) -> None:
         if self._source is None:
             return
+        began_ms = self._clock.wall_ms()
         try:
             version = self._source.data_version()
             if version != self._data_version:
                 self._endpoints = list(self._source.endpoints().values())
                 self._data_version = version
             self._logged.pop("store", None)
+            self.away = None
         except Exception as error:
+            self.away = StateAway(self.away.since_ms if self.away else began_ms, str(error) or type(error).__name__)
             self._log_once("store", error, "the control store cannot be read; endpoints stay as they were")
 
     def _log_once(self, what: str, error: Exception, meaning: str) -> None:
@@ -160,3 +172,13 @@ class DesiredVersions:
             if version not in known:  # once, not ten times a second
                 log.error("version %s of bundle %s cannot be opened and is passed over: %s", version, bundle, error)
             return None
+
+
+def publish_state_away(telemetry: Telemetry, away: Callable[[], StateAway | None], clock: Clock) -> None:
+    """Publish for how long the state has not answered this process."""
+
+    def read() -> dict[tuple[str, ...], float]:
+        found = away()
+        return {(): 0.0 if found is None else found.seconds(clock.wall_ms())}
+
+    telemetry.gauges("baton_state_away_seconds", "Time that the state has not answered; 0: it answers", (), read)

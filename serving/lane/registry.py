@@ -28,7 +28,7 @@ from serving.lane.probes import PATIENCE_S, Probes, SetAside
 from serving.lane.served import ARM_NAMES, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
-from serving.runtime.status import ArmReport
+from serving.runtime.status import ArmReport, StateAway
 from serving.state.kill import KillSwitch
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
@@ -215,6 +215,10 @@ class Registry:
         """Reason why the kill files cannot be looked at, so that candidates get nothing; "": they can."""
         with self._changed:
             return self._blind
+
+    def state_away(self) -> StateAway | None:
+        """Set while the state does not answer, so that endpoints stay as they were."""
+        return self._desired_versions.away
 
     def load(self, bundle: str, timeout: float = 60.0) -> None:
         """Load the newest servable version of a bundle by name in all lanes, and wait until this lane has it.

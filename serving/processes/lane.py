@@ -30,7 +30,7 @@ from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
 from pipeline.traffic.writer import TrafficWriter, WriterLimits
 from serving.config import Config, ListenConfig
-from serving.lane.desired import DIRECT
+from serving.lane.desired import DIRECT, publish_state_away
 from serving.lane.dispatch import Dispatcher, Recording
 from serving.lane.served import Snapshot
 from serving.lane.shadow_queue import ShadowSender
@@ -182,6 +182,7 @@ class Lane:
             faults=self.registry.faults(),
             killed=sorted(name for name, endpoint in snapshot.endpoints.items() if endpoint.killed),
             blind=self.registry.blind(),
+            state_away=self.registry.state_away(),
             counters={case: routed[case] for case in ("missing_key", "candidate_not_ready", "unsampled")},
             engine=self._engine_status(),
             embedding=embedding_status(self._hierarchy, self._lookups, snapshot),
@@ -334,6 +335,7 @@ class Lane:
             "baton_blind", "Whether kill files cannot be looked at, so that candidates get nothing", (),
             lambda: {(): float(bool(self.registry.blind()))},
         )  # fmt: skip
+        publish_state_away(self.telemetry, self.registry.state_away, self._clock)
         self.telemetry.tally(
             "baton_shadow_handoff_dropped", "Predictions not handed to the shadow lane, by reason", "reason",
             lambda: self.sender.dropped,

@@ -24,6 +24,7 @@ from pipeline.traffic.clock import LogClock
 from pipeline.traffic.log import Scores
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
+from serving.lane.desired import publish_state_away
 from serving.lane.registry import Registry
 from serving.lane.score_ratio import ScoreRatio
 from serving.lane.served import Served
@@ -207,6 +208,7 @@ class ShadowLane:
             lanes=self._receiver.lanes,
             last_scored_ms=self.last_scored_ms,
             paired=self.paired.sums(self._clock.monotonic()),
+            state_away=self._registry.state_away(),
         )
 
     def _live(self, blobs: list[tuple[bytes, str]]) -> None:
@@ -342,6 +344,7 @@ def run_shadow(config: Config) -> None:
     tracing = open_tracing(config, "shadow")
     lane = ShadowLane(registry, receiver, source, catch_up, clock, telemetry, tracing)
     publish_lookups(telemetry, hierarchy)
+    publish_state_away(telemetry, registry.state_away, clock)
     telemetry.tally(
         "baton_shadow_dropped",
         "Predictions not scored as they came, by reason",

@@ -17,7 +17,7 @@ from serving.config import Config
 from serving.runtime import status
 from serving.runtime.claims import holder_of, role_lock
 from serving.runtime.endings import ending_path, read_ending
-from serving.runtime.status import ChildStatus, LaneStatus, Report, Status, Statuses, WorkerStatus
+from serving.runtime.status import ChildStatus, LaneStatus, Report, ShadowStatus, Status, Statuses, WorkerStatus
 
 __all__ = [
     "ALIVE",
@@ -149,7 +149,7 @@ def _state(
     return ProcessState(
         name=name,
         state=state,
-        doing=_doing(report) if state == ALIVE else "",
+        doing=_doing(report, now_ms) if state == ALIVE else "",
         why=why,
         pid=None if state in ("restarting", "gone") else pid,
         age_s=age_s,
@@ -197,12 +197,15 @@ def _pid(report: Report[Status] | None, child: ChildStatus | None) -> int | None
     return None if report is None else getattr(report.status, "pid", 0) or None
 
 
-def _doing(report: Report[Status] | None) -> str:
+def _doing(report: Report[Status] | None, now_ms: int) -> str:
     if report is None:
         return ""
     known = report.status
     if isinstance(known, WorkerStatus):
         return f"{known.state}: {known.waiting}" if known.waiting else known.state
-    if isinstance(known, LaneStatus):
-        return f"{known.state}, candidates get nothing: {known.blind}" if known.blind else known.state
+    if isinstance(known, LaneStatus | ShadowStatus):
+        blind = f"candidates get nothing: {known.blind}" if isinstance(known, LaneStatus) and known.blind else ""
+        away = known.state_away.told(now_ms) if known.state_away is not None else ""
+        state = known.state if isinstance(known, LaneStatus) else ""
+        return ", ".join(part for part in (state, blind, away) if part)
     return ""

@@ -12,6 +12,7 @@ import json
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -38,6 +39,7 @@ __all__ = [
     "Report",
     "ScoreSums",
     "ShadowStatus",
+    "StateAway",
     "Statuses",
     "StepStatus",
     "SupervisorStatus",
@@ -147,6 +149,28 @@ class HandOffStatus:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class StateAway:
+    """A state store that does not answer. `since_ms`: Unix time of the first look that failed; `reason`: of the last one."""
+
+    since_ms: int
+    reason: str
+
+    def seconds(self, now_ms: int) -> float:
+        """Time that it has been away."""
+        return max(0, now_ms - self.since_ms) / 1000
+
+    def told(self, now_ms: int) -> str:
+        """It in words, with what it means.
+
+        >>> StateAway(3_600_000, "connection refused").told(3_612_000)
+        'the state has not answered since 01:00:00 UTC (for 12 s), so weights stay as they were: connection refused'
+        """
+        since = datetime.fromtimestamp(self.since_ms / 1000, UTC).strftime("%H:%M:%S UTC")
+        lasts = f"for {self.seconds(now_ms):.0f} s"
+        return f"the state has not answered since {since} ({lasts}), so weights stay as they were: {self.reason}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStatus:
     """A primary lane.
@@ -156,6 +180,7 @@ class LaneStatus:
         models: versions that are loaded, as bundle/version; faults: why others could not be.
         killed: endpoints whose candidate gets nothing.
         blind: why kill files cannot be looked at, so that no candidate gets anything ("": they can).
+        state_away: set while the state does not answer; the lane goes on by what it read last.
         counters: requests by case of routing.
     """
 
@@ -170,6 +195,7 @@ class LaneStatus:
     faults: Mapping[str, str] = field(default_factory=dict)
     killed: Sequence[str] = field(default_factory=list)
     blind: str = ""
+    state_away: StateAway | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     engine: EngineStatus = field(default_factory=EngineStatus)
     embedding: EmbeddingStatus = field(default_factory=EmbeddingStatus)
@@ -196,6 +222,7 @@ class ShadowStatus:
         dropped: predictions not scored as they came in, by reason; skipped: those that need no score.
         queue: predictions that wait; lanes: that are connected.
         paired: by endpoint.
+        state_away: as of a lane.
     """
 
     process: str = ""
@@ -212,6 +239,7 @@ class ShadowStatus:
     lanes: int = 0
     last_scored_ms: int = 0
     paired: Mapping[str, ScoreSums] = field(default_factory=dict)
+    state_away: StateAway | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ def open_registry(
     """
     repository = open_repository(config)
     threads = config.engine.network_threads
-    desired = DesiredVersions(open_control_store(config), repository, config.loads)
+    desired = DesiredVersions(open_control_store(config), repository, config.loads, clock)
     loader = VersionLoader(
         partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),
         config.listen.max_candidates,

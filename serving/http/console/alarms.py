@@ -50,6 +50,7 @@ def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) ->
     for name, lane in reading.statuses.fresh().lanes.items():
         if lane.status.blind:
             found.append(Alarm(f"Candidates get nothing in {name}: {lane.status.blind}."))
+    found += _state_away(reading, now_ms)
     states = {process.name: process for process in reading.processes}
     if worker:
         found += _learner(reading, states.get("worker"))
@@ -76,6 +77,18 @@ def _learner(reading: Reading, process: ProcessState | None) -> list[Alarm]:
     since = f"has not reported for {span(age)}" if age is not None else "has not reported yet"
     why = f" ({process.why})" if process is not None and process.why else ""
     return [Alarm(f"The transfer worker {since}{why}: the student learns nothing new.", False)]
+
+
+def _state_away(reading: Reading, now_ms: int) -> list[Alarm]:
+    """Alarm of lanes, the shadow lane among them, that the state does not answer: the one that has waited longest speaks."""
+    fresh = reading.statuses.fresh()
+    found = {name: report.status.state_away for name, report in fresh.lanes.items()}
+    found |= {name: report.status.state_away for name, report in fresh.shadows.items()}
+    away = {name: since for name, since in found.items() if since is not None}
+    if not away:
+        return []
+    longest = min(away.values(), key=lambda since: since.since_ms)
+    return [Alarm(f"In {', '.join(away)} {longest.told(now_ms)}.")]
 
 
 def _loop(reading: Reading, now_ms: int) -> list[Alarm]:

@@ -22,6 +22,7 @@ from serving.runtime.roster import roster
 from serving.security.headers import page_policy
 
 NOW = 1_700_000_000_000
+AWAY = {"since_ms": NOW, "reason": "gone"}
 
 
 def rollout(**changes: Any) -> Rollout:
@@ -123,6 +124,11 @@ def test_nothing_is_wrong_when_nothing_is_wrong() -> None:
         ({"statuses": statuses({})}, 0, "has not reported yet"),
         ({"missing": ("lane-0", "lane-1")}, 0, "Not answering: lane-0, lane-1."),
         ({"missing": ("shadow",)}, 0, "The shadow lane is gone"),
+        (
+            {"statuses": statuses({name: {"state_away": AWAY} for name in ("lane-0", "shadow")})},
+            12_000,
+            "In lane-0, shadow the state has not answered since 22:13:20 UTC (for 12 s), so weights stay as they were: gone.",
+        ),
         ({"time_ms": NOW + 30_000}, 30_000, "The rollout loop stands still: a look was due 30 s ago"),
     ],
 )

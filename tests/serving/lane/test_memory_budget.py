@@ -35,7 +35,7 @@ def test_a_version_that_does_not_fit_says_so_and_is_loaded_once_another_left(ins
         100,
         MemoryBudget(repository, 1 << 20, lambda: free),
     )
-    desired = DesiredVersions(installation.store, repository, home / "loads")
+    desired = DesiredVersions(installation.store, repository, home / "loads", SystemClock())
     registry = Registry(desired, KillSwitch(home), repository, loader, SystemClock(), retry_s=3600)
     registry.reconcile()
     assert registry.arms()["ranker"]["candidate"].state == "READY"

@@ -186,12 +186,20 @@ def test_a_store_that_fails_leaves_the_endpoints_and_the_kill_switch(
     source.fails = True
     passes = registry._passes
     eventually(lambda: registry._passes > passes + 1, "the registry goes on looking")
+    away = registry.state_away()
+    assert away is not None
+    assert away.reason == "disk gone"
+    assert abs(away.since_ms - SystemClock().wall_ms()) < 20_000
+    passes = registry._passes
+    eventually(lambda: registry._passes > passes, "it looks once more")
+    assert registry.state_away() == away  # since the first look that failed
     assert registry.snapshot.endpoints["ranker"].stable is not None
     KillSwitch(installation.home).engage("ranker", "it burns", "test")
     assert registry.wait(lambda s: s.endpoints["ranker"].killed, 5)
     installation.set(weight=10)
     source.fails = False
     assert registry.wait(lambda s: s.endpoints["ranker"].endpoint.weight == 10, 20)
+    assert registry.state_away() is None
     registry.stop()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clocks import HandClock
 from operated import operated, rollout_file
 
 from serving.control.bundle_upkeep import BundleUpkeep
@@ -19,7 +20,7 @@ KEYS = [f"user:{number}" for number in range(200)]
 def test_both_arms_are_wanted_until_after_the_undo(tmp_path: Path) -> None:
     with operated(tmp_path) as world:
         store, config = world.made.store, world.made.config
-        desired_versions = DesiredVersions(store, world.made.repository, tmp_path / "loads")
+        desired_versions = DesiredVersions(store, world.made.repository, tmp_path / "loads", HandClock())
         upkeep = BundleUpkeep(world.made.repository, config.segments, store, keep=1, worker=False)
         world.controller.start(Rollout.parse(rollout_file(holdout=0.0)), "ada", "try", version=1)
         answering = []

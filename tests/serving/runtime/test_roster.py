@@ -56,6 +56,14 @@ def test_on_a_healthy_machine_every_process_is_alive() -> None:
     assert all(process.well and not process.why for process in found.values())
 
 
+def test_lanes_without_an_answer_of_the_state_say_since_when() -> None:
+    away = {"state_away": {"since_ms": NOW - 12_000, "reason": "no route"}}
+    lane, shadow = {"pid": 4, "state": "ready", **away}, {"pid": 3, **away}
+    found = states({**machine(child(5)), "lane-0": lane, "shadow": shadow})
+    said = "the state has not answered since 00:16:28 UTC (for 12 s), so weights stay as they were: no route"
+    assert (found["lane-0"].doing, found["shadow"].doing) == (f"ready, {said}", said)
+
+
 @pytest.mark.parametrize(
     ("worker", "report", "look", "state", "why"),
     [
