@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import BatonError, Conflict, NotFound
+from pipeline.model.probe import PROBED, forget
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut
@@ -17,6 +18,8 @@ from serving.runtime.status import LaneStatus
 __all__ = ["ModelVerbs"]
 
 LOOK_EVERY_S = 0.2
+NOTICE_MS = 500
+"""Time in which a lane has seen a request to load; what it reported before is of earlier tries."""
 READY, LOADING, UNLOADED = "READY", "LOADING", "UNLOADED"
 
 
@@ -38,16 +41,20 @@ class ModelVerbs(Service):
     def load(self, request: r.ModelLoad, by: Principal) -> a.ModelLoaded:
         """Load the newest version that may serve in all lanes, so that it answers under the bundle's own name.
 
+        Versions of it that failed or were set aside are tried again.
+
         Raises:
             NotFound: no such bundle, or none of its versions may serve. BundleError: those that may are damaged.
         """
         bundle = request.bundle
         self._known(bundle)
         version = self._repository.latest(bundle)
+        forget(self._config.segments / bundle / PROBED)
         self._config.loads.mkdir(parents=True, exist_ok=True)
         (self._config.loads / bundle).touch()
+        seen_ms = self._clock.wall_ms() + NOTICE_MS
         self._store.note("model-load", self._who(by, request), {"bundle": bundle, "version": version})
-        return self._settled(request, version, lambda lane: _loading(lane, bundle, version), READY)
+        return self._settled(request, version, lambda lane: _loading(lane, bundle, version, seen_ms), READY)
 
     warm = load
 
@@ -116,9 +123,11 @@ class ModelVerbs(Service):
         )
 
 
-def _loading(lane: LaneStatus, bundle: str, version: str) -> str:
+def _loading(lane: LaneStatus, bundle: str, version: str, seen_ms: int) -> str:
     key = f"{bundle}/{version}"
-    return READY if key in lane.models else lane.faults.get(key, LOADING)
+    if key in lane.models:
+        return READY
+    return lane.faults.get(key, LOADING) if lane.time_ms >= seen_ms else LOADING
 
 
 def _unloading(lane: LaneStatus, bundle: str) -> str:

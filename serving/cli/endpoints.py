@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from pipeline.errors import InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient, user
 from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
 from serving.cli.output import Output, emit
+from serving.runtime.status import lane_of
 
 __all__ = ["app"]
 
@@ -33,12 +35,16 @@ def list_endpoints(server: Server = DEFAULT_SERVER, token: Token = "", output: F
 def get_endpoint(
     name: Endpoint, server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table
 ) -> None:
-    """Show one endpoint.
+    """Show one endpoint, and why an arm does not answer with the version that it should.
 
     Example: baton endpoint get ranker -o json
     """
-    found = AdminClient(server, token=token).get(f"/endpoints/{name}")
+    client = AdminClient(server, token=token)
+    found = client.get(f"/endpoints/{name}")
     emit(output, found, "", _COLUMNS, [_row(found)])
+    if output is Output.table:
+        for line in _lagging(client.get("/status")["lanes"], name):
+            typer.echo(line)
 
 
 @app.command("set")
@@ -124,6 +130,18 @@ def _arm(text: str) -> dict[str, str]:
 
 def _spec(arm: dict[str, Any] | None) -> str:
     return "-" if not arm else f"{arm['bundle']}:{arm['version'] or 'newest'}"
+
+
+def _lagging(lanes: Mapping[str, dict[str, Any]], endpoint: str) -> list[str]:
+    """Sentences about arms that answer with another version than they should, or with none."""
+    waiting: dict[str, list[str]] = {}
+    for name, document in sorted(lanes.items()):
+        if not document.get("fresh"):
+            continue
+        for arm, report in lane_of(document).endpoints.get(endpoint, {}).items():
+            if report.lags:
+                waiting.setdefault(f"{arm}: {report}", []).append(name)
+    return [f"{line} ({', '.join(names)})" for line, names in waiting.items()]
 
 
 def _row(e: dict[str, Any]) -> tuple[Any, ...]:

@@ -39,12 +39,22 @@ class EndpointSource(Protocol):
 
 @dataclass
 class Desired:
-    """Desired state: arms resolved to versions, models loaded by name, and the reason where a version was not found."""
+    """Desired state: arms resolved to versions, models loaded by name, and the reason where a version was not found.
+
+    `asked`: bundles that are to be loaded by name, with the time of the last request (st_mtime_ns); None before a look.
+    """
 
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     arms: dict[tuple[str, Arm], Key] = field(default_factory=dict)
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     extra: dict[str, Key] = field(default_factory=dict)
+    asked: Mapping[str, int] | None = None
+
+    def asked_since(self, before: Desired) -> set[str]:
+        """Bundles whose load was requested after another look."""
+        if self.asked is None or before.asked is None:
+            return set()
+        return {bundle for bundle, at in self.asked.items() if before.asked.get(bundle) != at}
 
     @property
     def keys(self) -> set[Key]:
@@ -74,7 +84,7 @@ class DesiredVersions:
         self._data_version: int | None = None
         self._endpoints: list[Endpoint] = []
         self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | None]]] = {}
-        self._marked: list[str] = []
+        self._marked: dict[str, int] = {}
         self._logged: dict[str, str] = {}
 
     def look(self, failed: Collection[Key]) -> Desired:
@@ -96,18 +106,19 @@ class DesiredVersions:
                     desired.arms[endpoint.name, arm] = self._version_of(spec, servable, failed)
                 except BatonError as error:
                     desired.problems[endpoint.name, arm] = str(error)
-        for bundle in self._markers():
+        desired.asked = self._markers()
+        for bundle in desired.asked:
             try:
                 desired.extra[bundle] = self._version_of(ArmSpec(bundle=bundle), servable, failed)
             except BatonError as error:
                 desired.problems[bundle, DIRECT] = str(error)
         return desired
 
-    def _markers(self) -> list[str]:
+    def _markers(self) -> Mapping[str, int]:
         try:
-            self._marked = sorted(marker.name for marker in self.loads.iterdir())
-        except FileNotFoundError:
-            self._marked = []
+            self._marked = {marker.name: marker.stat().st_mtime_ns for marker in sorted(self.loads.iterdir())}
+        except FileNotFoundError:  # the folder is not there, or one was unloaded just now: the next look is right
+            self._marked = {} if not self.loads.exists() else self._marked
         except OSError as error:
             self._log_once("loads", error, "models loaded by name stay as they were")
         return self._marked

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pipeline.bundle.verified import NOTES
@@ -77,10 +77,13 @@ class Probes:
         set_aside(self._notes(key[0]), key[1], reason)
 
     def forget(self, bundle: str) -> None:
-        """Probe the versions of a bundle that were set aside again when they are wanted."""
+        """Forget, for all processes of the machine, which versions of a bundle were set aside."""
         forget(self._notes(bundle))
+
+    def ask_again(self, bundles: Collection[str]) -> None:
+        """Ask the notes, and where they say nothing a probe, about versions of bundles that were set aside."""
         with self._lock:
-            for key in [k for k, verdict in self._verdicts.items() if k[0] == bundle and verdict.reason]:
+            for key in [k for k, verdict in self._verdicts.items() if k[0] in bundles and verdict.reason]:
                 del self._verdicts[key]
 
     def _probe(self, key: Key) -> None:

@@ -230,12 +230,10 @@ class Registry:
         if bundle not in self._repository.names():
             raise NotFound(f"model {bundle!r} is not in the repository; it has {self._repository.names() or 'none'}")
         self._desired_versions.loads.mkdir(parents=True, exist_ok=True)
+        if self._loader.probes is not None:
+            self._loader.probes.forget(bundle)
         (self._desired_versions.loads / bundle).touch()
-        with self._changed:
-            for key in [k for k in self._failed if k[0] == bundle]:
-                del self._failed[key]
-            if self._loader.probes is not None:
-                self._loader.probes.forget(bundle)
+        self._try_again({bundle})
 
         def settled() -> bool:
             key = self._desired.extra.get(bundle)
@@ -354,18 +352,32 @@ class Registry:
     # Looking.
 
     def _look(self) -> None:
-        now = self._clock.monotonic()
+        desired = self._desired_versions.look(self._passed_over())
         with self._changed:
-            failed = {key for key, failure in self._failed.items() if failure.again_at > now}
-        if self._loader.probes is not None:
-            failed |= self._loader.probes.running(PATIENCE_S)  # an older version may answer meanwhile
-        desired = self._desired_versions.look(failed)
+            asked = desired.asked_since(self._desired)
+        if asked:
+            self._try_again(asked)
+            desired = self._desired_versions.look(self._passed_over())
         if appeared := desired.endpoints.keys() - set(self._endpoint_names()):
             self._kill_watch.look_at_files(appeared)
         with self._changed:
             if desired != self._desired or any(key not in self._loaded for key in desired.keys):
                 self._desired = desired
                 self._publish()
+
+    def _passed_over(self) -> set[Key]:
+        """Versions that an older one may answer for."""
+        now = self._clock.monotonic()
+        with self._changed:
+            failed = {key for key, failure in self._failed.items() if failure.again_at > now}
+        return failed if self._loader.probes is None else failed | self._loader.probes.running(PATIENCE_S)
+
+    def _try_again(self, bundles: Collection[str]) -> None:
+        """Try versions of bundles that have failed again; an operator has asked for them."""
+        with self._changed:
+            self._failed = {key: failed for key, failed in self._failed.items() if key[0] not in bundles}
+        if self._loader.probes is not None:
+            self._loader.probes.ask_again(bundles)
 
     def _endpoint_names(self) -> list[str]:
         with self._changed:

@@ -82,6 +82,22 @@ class ArmReport:
     state: str = ""
     reason: str = ""
 
+    @property
+    def lags(self) -> bool:
+        """Whether it does not answer with the wanted version, or that is not the newest since a newer one failed."""
+        return bool(self.reason) or self.version != self.wanted
+
+    def __str__(self) -> str:
+        """What answers, and why not another version.
+
+        >>> print(ArmReport("ranker", "3", "4", "READY"))
+        ranker 3 answers; 4 is being loaded
+        """
+        answers = f"{self.bundle} {self.version} answers" if self.version else f"no version of {self.bundle} answers"
+        if self.reason:
+            return f"{answers}; {self.reason}"
+        return f"{answers}; {self.wanted} is being loaded" if self.lags else answers
+
 
 @dataclass(frozen=True, kw_only=True)  # no slots: of two bases of `LaneArm` only one may have them
 class ArmTotals:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign import row_by_row, write_foreign
 from installation import Installation, eventually, running
 from operated import ME, Operated
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotFound
+from pipeline.model.probe import PROBED, noted, set_aside
 from serving.admin import VERBS
 from serving.admin.door import request_of
 
@@ -46,5 +48,28 @@ def test_a_bundle_is_loaded_by_its_name_and_taken_back(tmp_path: Path) -> None:
         ("model-load", {"bundle": "other", "version": "1"}),
         ("model-unload", {"bundle": "other"}),
     ]
+    world.close()
+    made.store.close()
+
+
+def test_a_version_that_was_set_aside_is_tried_again_when_it_is_asked_for(tmp_path: Path) -> None:
+    made = Installation(tmp_path / "home")
+    write_foreign(made.config.repository / "alien" / "1", row_by_row())
+    notes = made.config.segments / "alien" / PROBED
+    notes.mkdir(parents=True)
+    set_aside(notes, "1", "it hung")
+    made.config.loads.mkdir(parents=True)
+    (made.config.loads / "alien").touch()
+    world = Operated(made, SystemClock())
+
+    def faults() -> list[str]:
+        return [lane.faults.get("alien/1", "") for lane in world.admin.processes.lanes().values()]
+
+    with running(made.config):
+        eventually(lambda: faults() == ["it hung"], "the lane says why it does not load it", 60)
+        loaded = call(world, "models.load", bundle="alien", wait_seconds=120)
+        assert (loaded.done, loaded.lanes) == (True, {"lane-0": "READY"}), "not the reason of the time before"
+        assert not noted(notes)["1"].reason
+        eventually(lambda: faults() == [""], "nothing is held against it any more")
     world.close()
     made.store.close()
