@@ -25,7 +25,7 @@ from serving.rollout.controller import ACTOR, RolloutController
 from serving.rollout.store import LeadLost
 from serving.runtime import status
 from serving.runtime.process import step_back
-from serving.runtime.status import ControlStatus, Statuses, StepStatus
+from serving.runtime.status import ControlStatus, JoinBacklog, Statuses, StepStatus
 from serving.runtime.supervisor import children_of
 from serving.state.leader import Lead
 from serving.telemetry import METRICS_DIR, Telemetry
@@ -44,6 +44,8 @@ LEAD_EVERY_S = 0.5
 UPKEEP_EVERY_S = 60.0
 UPKEEP_NICE = 10
 REFRESH_EVERY_S = 1.0
+COUNT_EVERY_S = 10.0
+"""Time between two counts of open predictions, which reads all of them."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,8 @@ class ControlLoops:
         )
         backends.kill.prepare()
         self._lock = threading.RLock()
-        self._lead, self._leads = lead, threading.Event()
+        self._lead, self._leads, self._led_by = lead, threading.Event(), ""
+        self._open, self._counted = JoinBacklog(), float("-inf")
         self._cache = self._open_cache(repository)
         self.admin = Admin(config, backends, self._controller, clock, self._lock, self._cache)
         self.admin.endpoints.bootstrap()
@@ -126,14 +129,15 @@ class ControlLoops:
     # Bodies of the loops.
 
     def _take_lead(self) -> None:
-        if self._lead.hold() == self._leads.is_set():
-            return
-        if self._leads.is_set():
-            self._leads.clear()
-            log.warning("another control process leads now; this one answers and stands by")
-        else:
+        held = self._lead.hold()
+        if held and not self._leads.is_set():
             self._leads.set()
             log.info("this control process leads")
+        leader = "" if held else self._lead.holder() or "an unknown process"
+        if leader and leader != self._led_by:
+            self._leads.clear()
+            log.warning("%s leads; this control process answers and stands by", leader)
+        self._led_by = leader
 
     def _join(self) -> None:
         try:
@@ -163,6 +167,10 @@ class ControlLoops:
                 for name in self._store.endpoints()
             }
         leads = self._leads.is_set()
+        if leads and self._clock.monotonic() - self._counted >= COUNT_EVERY_S:
+            self._counted = self._clock.monotonic()
+            with contextlib.suppress(NotReady):
+                self._open = self._backlog()
         report = ControlStatus(
             process="control",
             pid=os.getpid(),
@@ -171,9 +179,15 @@ class ControlLoops:
             leads=leads,
             lead_token=self._lead.token if leads else None,
             leader=self._lead.holder(),
+            backlog=self._open if leads else JoinBacklog(),
         )
         status.write(self._config.status, "control", report)
         self.telemetry.write(self._config.home / METRICS_DIR)
+
+    def _backlog(self) -> JoinBacklog:
+        traffic = self._backends.traffic
+        stats = traffic.stats(self._clock.wall_ms())
+        return JoinBacklog(stats.open_predictions, stats.oldest_open_ms / 1000, traffic.window_ms / 1000)
 
     def _tidy(self) -> None:
         if self._clock.monotonic() - self._started < UPKEEP_EVERY_S:

@@ -171,8 +171,12 @@ class Registry:
 
     def settled(self) -> bool:
         """Whether every wanted version is loaded or has failed."""
+        return not self.loading()
+
+    def loading(self) -> list[str]:
+        """Wanted versions that are neither loaded nor have failed, as bundle/version."""
         with self._changed:
-            return all(key in self._loaded or key in self._failed for key in self._desired.keys)
+            return sorted("/".join(k) for k in self._desired.keys if k not in self._loaded and k not in self._failed)
 
     # What operators need.
 

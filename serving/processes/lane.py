@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 import grpc
 import uvloop
@@ -85,6 +86,7 @@ class Lane:
         self._name = f"lane-{index}"
         self.port = 0
         self._draining = False
+        self._report_now = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -131,9 +133,11 @@ class Lane:
         )
         self.registry.start()
         self._publish_counters()
+        self._tasks = [asyncio.create_task(self._report(), name="lane-status")]
         await asyncio.to_thread(self._first_load)
         await self._listen()
-        self._tasks = [asyncio.create_task(self._report(), name="lane-status"), asyncio.create_task(self._health())]
+        self._report_now.set()
+        self._tasks.append(asyncio.create_task(self._health()))
 
     def abandon(self) -> None:
         """Stop waiting for models, since the process is to end before its start is done."""
@@ -172,13 +176,14 @@ class Lane:
             pid=os.getpid(),
             time_ms=self._clock.wall_ms(),
             port=self.port,
-            state="draining" if self._draining else "ready" if is_ready(snapshot) else "starting",
+            state="draining" if self._draining else "ready" if self.port and is_ready(snapshot) else "starting",
             endpoints={
                 name: {arm: LaneArm.of(report, self._totals(name, arm, now)) for arm, report in arms.items()}
                 for name, arms in self.registry.arms().items()
             },
             direct={name: self._totals(name, DIRECT, now) for name, arm in self.dispatcher.windows if arm == DIRECT},
             models=sorted("/".join(key) for key in snapshot.models),
+            loading=self.registry.loading(),
             faults=self.registry.faults(),
             killed=sorted(name for name, endpoint in snapshot.endpoints.items() if endpoint.killed),
             blind=self.registry.blind(),
@@ -241,7 +246,11 @@ class Lane:
         until = self._clock.monotonic() + FIRST_LOAD_S
         while not self._draining and not self.registry.wait(self._loaded, 0.2):
             if self._clock.monotonic() >= until:
-                log.warning("not every endpoint is ready after %.0f s; listening all the same", FIRST_LOAD_S)
+                log.warning(
+                    "not every endpoint is ready after %.0f s, waiting for %s; listening all the same",
+                    FIRST_LOAD_S,
+                    ", ".join(self.registry.loading()) or "versions that have failed",
+                )
                 return
 
     def _loaded(self, snapshot: Snapshot) -> bool:
@@ -290,7 +299,9 @@ class Lane:
                 await asyncio.to_thread(self._write, self.status())
             except OSError as error:
                 log.error("the status of %s cannot be written: %s", self._name, error)
-            await asyncio.sleep(STATUS_EVERY_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._report_now.wait(), STATUS_EVERY_S)
+            self._report_now.clear()
 
     def _write(self, report: LaneStatus) -> None:
         self.telemetry.pending(self.dispatcher.pending)

@@ -17,7 +17,16 @@ from serving.config import Config
 from serving.runtime import status
 from serving.runtime.claims import holder_of, role_lock
 from serving.runtime.endings import ending_path, read_ending
-from serving.runtime.status import ChildStatus, LaneStatus, Report, ShadowStatus, Status, Statuses, WorkerStatus
+from serving.runtime.status import (
+    ChildStatus,
+    ControlStatus,
+    LaneStatus,
+    Report,
+    ShadowStatus,
+    Status,
+    Statuses,
+    WorkerStatus,
+)
 
 __all__ = [
     "ALIVE",
@@ -203,9 +212,19 @@ def _doing(report: Report[Status] | None, now_ms: int) -> str:
     known = report.status
     if isinstance(known, WorkerStatus):
         return f"{known.state}: {known.waiting}" if known.waiting else known.state
+    if isinstance(known, ControlStatus):
+        if not known.leads:
+            return f"standing by: {known.leader or 'an unknown process'} leads"
+        return f"leading; {known.backlog}" if known.backlog.predictions else "leading"
     if isinstance(known, LaneStatus | ShadowStatus):
-        blind = f"candidates get nothing: {known.blind}" if isinstance(known, LaneStatus) and known.blind else ""
         away = known.state_away.told(now_ms) if known.state_away is not None else ""
-        state = known.state if isinstance(known, LaneStatus) else ""
-        return ", ".join(part for part in (state, blind, away) if part)
+        return ", ".join(part for part in (*_lane(known), away) if part)
     return ""
+
+
+def _lane(lane: LaneStatus | ShadowStatus) -> tuple[str, ...]:
+    if isinstance(lane, ShadowStatus):
+        return ()
+    loading = f"loading {', '.join(lane.loading)}" if lane.loading else ""
+    blind = f"candidates get nothing: {lane.blind}" if lane.blind else ""
+    return lane.state, loading, blind

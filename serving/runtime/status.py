@@ -33,6 +33,7 @@ __all__ = [
     "EmbeddingStatus",
     "EngineStatus",
     "HandOffStatus",
+    "JoinBacklog",
     "LaneArm",
     "LaneStatus",
     "RecentTotals",
@@ -193,7 +194,7 @@ class LaneStatus:
 
     Args:
         endpoints: by endpoint and arm. direct: models that are called by name.
-        models: versions that are loaded, as bundle/version; faults: why others could not be.
+        models: versions that are loaded, as bundle/version; loading: that it waits for; faults: why others could not be.
         killed: endpoints whose candidate gets nothing.
         blind: why kill files cannot be looked at, so that no candidate gets anything ("": they can).
         state_away: set while the state does not answer; the lane goes on by what it read last.
@@ -208,6 +209,7 @@ class LaneStatus:
     endpoints: Mapping[str, Mapping[str, LaneArm]] = field(default_factory=dict)
     direct: Mapping[str, ArmTotals] = field(default_factory=dict)
     models: Sequence[str] = field(default_factory=list)
+    loading: Sequence[str] = field(default_factory=list)
     faults: Mapping[str, str] = field(default_factory=dict)
     killed: Sequence[str] = field(default_factory=list)
     blind: str = ""
@@ -265,9 +267,34 @@ class StepStatus:
     step_version: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JoinBacklog:
+    """Predictions whose rows wait for labels: their number, the age of the first, and the time for which a shown row waits."""
+
+    predictions: int = 0
+    oldest_s: float = 0.0
+    window_s: float = 0.0
+
+    def __str__(self) -> str:
+        """Number and ages in words.
+
+        >>> print(JoinBacklog(1200, 65.2, 1800.0))
+        1,200 predictions wait for labels, the first for 65 s; shown rows wait 1,800 s
+        """
+        return (
+            f"{self.predictions:,} predictions wait for labels, the first for {self.oldest_s:,.0f} s; "
+            f"shown rows wait {self.window_s:,.0f} s"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlStatus:
-    """A control process. `leads`: it moves rollouts; `leader`: the process that does, where it is known."""
+    """A control process.
+
+    Args:
+        leads: it joins labels and moves rollouts; leader: the process that does, where it is known.
+        backlog: predictions that wait for labels, where it leads.
+    """
 
     process: str = ""
     pid: int = 0
@@ -276,6 +303,7 @@ class ControlStatus:
     leads: bool = True
     lead_token: int | None = None
     leader: str = ""
+    backlog: JoinBacklog = field(default_factory=JoinBacklog)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

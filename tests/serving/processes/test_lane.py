@@ -260,7 +260,7 @@ def test_a_status_file_is_json_that_other_processes_can_rely_on(installation: In
     with running(installation.config) as lane:
         told = json.loads(dumps(lane.lane.status()))
     assert set(told) == {
-        "process", "pid", "time_ms", "port", "state", "endpoints", "direct", "killed", "blind", "state_away", "counters", "engine", "embedding", "faults", "models", "writer", "shadow",
+        "process", "pid", "time_ms", "port", "state", "endpoints", "direct", "killed", "blind", "state_away", "counters", "engine", "embedding", "faults", "loading", "models", "writer", "shadow",
     }  # fmt: skip
     assert set(told["endpoints"]["ranker"]["stable"]) == {
         "bundle", "version", "wanted", "state", "reason", "requests", "rows", "errors", "deadline_misses", "recent",

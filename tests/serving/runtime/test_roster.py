@@ -65,6 +65,25 @@ def test_lanes_without_an_answer_of_the_state_say_since_when() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "report", "doing"),
+    [
+        ("lane-0", {"pid": 4, "state": "starting", "loading": ["new/2", "old/1"]}, "starting, loading new/2, old/1"),
+        ("lane-0", {"pid": 4, "state": "ready", "blind": "no folder"}, "ready, candidates get nothing: no folder"),
+        ("control", {"pid": 2, "leads": False, "leader": "far-1 pid 7"}, "standing by: far-1 pid 7 leads"),
+        ("control", {"pid": 2}, "leading"),
+        (
+            "control",
+            {"pid": 2, "backlog": {"predictions": 1200, "oldest_s": 65.0, "window_s": 1800.0}},
+            "leading; 1,200 predictions wait for labels, the first for 65 s; shown rows wait 1,800 s",
+        ),
+    ],
+)
+def test_what_a_process_waits_for_is_part_of_what_it_does(name: str, report: dict[str, object], doing: str) -> None:
+    found = states(machine(child(5), {"pid": 5}, **{name: report}))
+    assert (found[name].state, found[name].doing) == ("alive", doing)
+
+
+@pytest.mark.parametrize(
     ("worker", "report", "look", "state", "why"),
     [
         (child(None, restarts=2, last_exit=1, reason="no teacher"), None, {}, "restarting", "no teacher"),
