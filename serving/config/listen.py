@@ -57,8 +57,9 @@ class LimitsConfig(Section):
     """Wrong tokens per second, per address."""
     wrong_tokens_burst: float = Field(10.0, ge=1)
     connections: int = Field(1000, ge=1)
-    """Concurrent HTTP connections, and as many of gRPC on the admin port; further ones get 503 or are closed. Fewer where
-    the limit of file descriptors (`ulimit -Hn`) has no room for them."""
+    """Concurrent HTTP connections, and as many of gRPC on the admin port. A further one of HTTP takes the place of the
+    oldest that has sent no request yet; else it is closed. Fewer where the limit of file descriptors (`ulimit -Hn`) has no
+    room for them."""
     lane_connections: int = Field(10_000, ge=1)
     """Concurrent connections of one lane; further ones are closed. Fewer where the limit of file descriptors has no room
     for them."""

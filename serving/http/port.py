@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -40,22 +40,40 @@ class _Socket(WebSocketsSansIOProtocol):
 
 
 class _Http(H11Protocol):
-    most = 1000
+    most: ClassVar[int]
+    """Connections at once."""
+    silent: ClassVar[dict[_Http, None]]
+    """Connections without a request yet, the oldest first."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > self.most:  # 503 needs a request, and those that send none hold descriptors
-            transport.abort()
+        self.silent[self] = None
+        if len(self.connections) > self.most:
+            self._make_room()
         self.app = _named(self.app, transport)
         self._silence = self.loop.call_later(FIRST_REQUEST_S, self._end_silence)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.silent.pop(self, None)
         self._silence.cancel()
         super().connection_lost(exc)
 
+    def _make_room(self) -> None:
+        # A connection that sends nothing needs no work and holds a descriptor: it must not keep an operator out.
+        for held in list(self.silent):
+            del self.silent[held]
+            if held.scope is None:
+                held._end()  # type: ignore[unreachable]  # it is None until the first request
+                return
+        self._end()
+
+    def _end(self) -> None:
+        self.connections.discard(self)  # now, not when the loop comes round: the next request counts them
+        self.transport.abort()
+
     def _end_silence(self) -> None:
         if self.scope is None:
-            self.transport.close()  # type: ignore[unreachable]  # it is None until the first request
+            self.transport.close()  # type: ignore[unreachable]  # as above
 
 
 def http_server(
@@ -70,7 +88,8 @@ def http_server(
     """Server of the application, not started. `port`: instead of the configured one."""
 
     class Http(_Http):
-        most = connections_within(2 * listen.limits.connections, PORTS)
+        most = connections_within(listen.limits.connections, PORTS)
+        silent: ClassVar[dict[_Http, None]] = {}
 
     config = uvicorn.Config(
         WebGuard(app, authenticator, sessions, listen),
@@ -80,7 +99,7 @@ def http_server(
         ws=_Socket,
         ws_max_size=SOCKET_BYTES,
         h11_max_incomplete_event_size=HEADER_BYTES,
-        limit_concurrency=listen.limits.connections,
+        limit_concurrency=Http.most + 1,
         # A header must not name the caller's address; behind a proxy, the proxy's own limits count addresses.
         proxy_headers=False,
         server_header=False,

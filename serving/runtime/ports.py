@@ -13,22 +13,19 @@ import ipaddress
 import logging
 import os
 import socket
-import stat
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import psutil
 
-from pipeline.errors import Conflict, InvalidInput
+from pipeline.errors import Conflict, InvalidInput, NotReady
 from serving.runtime.claims import Claim, Holder, holder_of, spelled
+from serving.runtime.memory_folder import make_memory_folder
 
 __all__ = ["claimed_ports", "listening", "port_holders", "taken"]
 
 NETWORKS = Path("/proc/self/ns/net")
-MEMORY_FOLDER = Path("/dev/shm")
-"""Needs no disk, is the same for every process of a machine whatever its TMPDIR, and is empty after a boot."""
 
 log = logging.getLogger(__name__)
 
@@ -158,18 +155,11 @@ def _reach(host: str) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
 
 def _folder() -> Path | None:
     """Folder of this user's claims on this machine; None where it cannot be trusted or made."""
-    base = MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK) else Path(tempfile.gettempdir())
-    folder = base / f"baton-{os.getuid()}"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        log.warning("claims of ports cannot be kept in %s: %s", folder, error.strerror)
+        return make_memory_folder(os.getuid())
+    except NotReady as error:
+        log.warning("claims of ports are not kept: %s", error)
         return None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        log.warning("claims of ports are not kept: %s belongs to another user", folder)
-        return None
-    return folder
 
 
 def _network() -> int:

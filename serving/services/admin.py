@@ -25,7 +25,7 @@ from serving.admin.caller import ACTOR, KEY, caller
 from serving.admin.door import request_of
 from serving.admin.watch import Watchers
 from serving.config.principal import Principal, PrincipalSource
-from serving.services.rpc import Call, Method, Shell, hard_limit, parse, serve
+from serving.services.rpc import HANDSHAKE_MS, Call, Method, Shell, hard_limit, parse, serve
 
 __all__ = ["SERVICES", "AdminServer", "AdminServices", "verb_of"]
 
@@ -147,6 +147,7 @@ class AdminServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", self._limit),
                 ("grpc.max_send_message_length", self._limit),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 ("grpc.max_allowed_incoming_connections", self._connections),
             ],
             maximum_concurrent_rpcs=MAX_CALLS,

@@ -27,12 +27,14 @@ from serving.security.interceptor import caller_of
 from serving.telemetry.tracing import CallSpan, Tracing, trace_id_of
 from serving.wire.errors import Failure, failure_of
 
-__all__ = ["NO_DEADLINE_S", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
+__all__ = ["HANDSHAKE_MS", "NO_DEADLINE_S", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
 
 NO_DEADLINE_S = 1e9
 TIMINGS_KEY = "x-baton-timings"
 TRACE_KEY = "x-baton-trace"
 RETRY_STEP_S = 0.01
+HANDSHAKE_MS = 10_000
+"""Time in which a new connection has begun to speak HTTP/2; one that says nothing holds a descriptor."""
 _HARD_LIMIT_BYTES = 128 << 20
 
 

@@ -9,16 +9,19 @@ files of their full size, to be renamed where the disk has no room, and a descri
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.disk import replacing, sync
 from pipeline.errors import InvalidInput, NotReady
+from serving.runtime.memory_folder import make_memory_folder, memory_folder
 
 __all__ = ["KillFiles", "KillSwitch", "SharedFlags"]
 
@@ -51,11 +54,13 @@ class SharedFlags(Protocol):
 
 
 class KillFiles:
-    """Kill files of one home directory."""
+    """Kill files of one home directory, and those in memory that stand for them where the home cannot be written."""
 
     def __init__(self, home: Path) -> None:
+        self._home = home
         self._folder = home / "kill"
         self._handle: int | None = None
+        self._name = "kill-" + hashlib.blake2b(os.fsencode(home.resolve()), digest_size=8).hexdigest()
 
     def prepare(self) -> None:
         """Make the folder, set files aside in it, and keep it open, so that no later call needs room or a descriptor.
@@ -74,7 +79,10 @@ class KillFiles:
     def engage(self, endpoint: str, reason: str, actor: str) -> None:
         """Make the file of an endpoint, or replace it; the newer reason counts.
 
-        A full disk costs at most the reason. Raises: OSError: the first error, where nothing could be made.
+        A full disk costs at most the reason; where the disk takes no change at all, the file is made in memory.
+
+        Raises:
+            OSError: the first error, where nothing could be made.
         """
         path = self._folder / endpoint
         about = {"endpoint": endpoint, "reason": reason, "actor": actor}
@@ -83,22 +91,29 @@ class KillFiles:
             with replacing(path) as staging:
                 staging.write_text(json.dumps(about), encoding="utf-8")
         except OSError as first:
-            if not (self._from_spare(path, about) or self._empty(path)):
+            if self._from_spare(path, about) or self._empty(path):
+                log.error("the kill file of %s was made without new room: %s", endpoint, first)
+            elif self._in_memory(endpoint, about):
+                log.error("the kill file of %s is in memory until the next boot: %s", endpoint, first)
+                return
+            else:
                 raise first from None
-            log.error("the kill file of %s was made without new room: %s", endpoint, first)
         with contextlib.suppress(OSError):
             sync(path)
             sync(self._folder)
 
     def release(self, endpoint: str) -> bool:
         """Remove the file; whether there was one."""
-        try:
-            (self._folder / endpoint).unlink()
-        except FileNotFoundError:
-            return False
-        with contextlib.suppress(OSError):
-            self.prepare()
-        return True
+        removed = False
+        for folder in (self._folder, self._memory()):
+            if folder is not None:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    (folder / endpoint).unlink()
+                    removed = True
+        if removed:
+            with contextlib.suppress(OSError):
+                self.prepare()
+        return removed
 
     def engaged(self, names: Collection[str]) -> frozenset[str]:
         """Those of `names` that have a file. After `prepare` it needs no free descriptor.
@@ -110,12 +125,20 @@ class KillFiles:
             os.close(self._handle)
             self._handle = None
             self.prepare()
-        return frozenset(name for name in names if self._exists(name))
+        memory = self._memory()
+        return frozenset(
+            name for name in names if self._exists(name) or (memory is not None and (memory / name).exists())
+        )
 
     def why(self, endpoint: str) -> tuple[str, str] | None:
         """(reason, actor) of a file, None without one. A file made by hand has neither."""
+        memory = self._memory()
+        return self._read(self._folder / endpoint) or (None if memory is None else self._read(memory / endpoint))
+
+    @staticmethod
+    def _read(path: Path) -> tuple[str, str] | None:
         try:
-            text = (self._folder / endpoint).read_text(encoding="utf-8", errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -160,6 +183,28 @@ class KillFiles:
                     file.write(short.ljust(SPARE_BYTES)[:SPARE_BYTES])
                 os.rename(spare, path)
                 return True
+        return False
+
+    def _memory(self) -> Path | None:
+        """Folder in memory, where there is one that belongs to the home's owner or to root."""
+        with contextlib.suppress(OSError):
+            owner = os.stat(self._home).st_uid
+            folder = memory_folder(owner) / self._name
+            found = os.lstat(folder)
+            if stat.S_ISDIR(found.st_mode) and found.st_uid in (owner, 0):
+                return folder
+        return None
+
+    def _in_memory(self, endpoint: str, about: dict[str, str]) -> bool:
+        with contextlib.suppress(OSError, NotReady):
+            owner = os.stat(self._home).st_uid
+            folder = make_memory_folder(owner) / self._name
+            folder.mkdir(mode=0o700, exist_ok=True)
+            (folder / endpoint).write_text(json.dumps(about), encoding="utf-8")
+            with contextlib.suppress(PermissionError):
+                for made in (folder, folder / endpoint):
+                    os.chown(made, owner, -1, follow_symlinks=False)
+            return True
         return False
 
     @staticmethod

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -16,6 +17,7 @@ from installation import eventually
 from pipeline.errors import NotReady
 from serving.lane import kill_watch
 from serving.lane.kill_watch import KillWatch
+from serving.runtime import memory_folder
 from serving.state.kill import KillFiles, KillSwitch
 
 NAMES = {"ranker", "shop"}
@@ -100,7 +102,27 @@ def test_the_folder_may_go_and_come_back(tmp_path: Path, how: str) -> None:
     assert files.engaged(NAMES) == {"ranker"}
 
 
-def test_no_place_for_a_kill_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_where_the_disk_takes_no_change_the_file_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_folder, "MEMORY_FOLDER", tmp_path / "memory")
+    (tmp_path / "memory").mkdir()
+    home = tmp_path / "home"
+    lane = KillSwitch(home)
+    lane.prepare()
+    (home / "kill").rename(tmp_path / "old")
+    (home / "kill").write_text("no folder")
+    operator = KillSwitch(home)
+    operator.engage("ranker", "it burns", "ada")
+    (home / "kill").unlink()
+    assert lane.files.engaged(NAMES) == {"ranker"}
+    assert lane.why("ranker") == ("it burns", "ada")
+    assert lane.release("ranker")
+    assert not lane.release("ranker")
+    assert lane.files.engaged(NAMES) == frozenset()
+
+
+def test_no_place_for_a_kill_is_an_error_that_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_folder, "MEMORY_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     (tmp_path / "kill").write_text("a file where the folder should be")
     with pytest.raises(NotReady, match=r"'ranker' is not killed.*kill"):
         KillSwitch(tmp_path).engage("ranker", "it burns", "ada")
