@@ -297,9 +297,9 @@ def test_a_client_that_calls_too_often_is_told_when_to_come_again(tmp_path: Path
 def test_connections_that_send_nothing_keep_nobody_out(tmp_path: Path) -> None:
     with guarded(tmp_path, limits={"connections": 5}) as door, contextlib.ExitStack() as idle:
         held = [idle.enter_context(socket.create_connection(("127.0.0.1", door.port), timeout=10)) for _ in range(40)]
-        assert door.call("GET", "/endpoints").status_code == 200
+        assert door.call("GET", "/metrics").status_code == 200
         assert held[0].recv(1) == b"", "the oldest has made room"
-        held[-1].sendall(b"GET /endpoints HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        held[-1].sendall(b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         assert held[-1].recv(12) == b"HTTP/1.1 200", "the newest stay"
 
 
