@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STOPPED_S = 6
-"""By hand with 20: `python tests/e2e/emergency_scenario.py`, see docs/state.md."""
+"""By hand with 20, see docs/state.md."""
 NAMESPACE = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
 pytestmark = pytest.mark.long
 

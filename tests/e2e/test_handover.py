@@ -40,6 +40,9 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 KSERVE = Path(__file__).parents[1] / "support" / "kserve_client.py"
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def machine(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     made = Machine(tmp_path_factory.mktemp("machine") / "home", models, log_format="json")

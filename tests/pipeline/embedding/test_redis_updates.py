@@ -123,6 +123,7 @@ def test_an_abandoned_delta_that_is_gone_from_disk_means_loading_anew(
     held(reader, versions, "1")
 
 
+@pytest.mark.long
 @settings(
     max_examples=60,
     deadline=None,

@@ -164,6 +164,7 @@ def scored(pool: TeacherPool, log: SmallLog, rows: int, told: Callable[[int], No
     return np.concatenate(found)
 
 
+@pytest.mark.long
 def test_members_killed_at_random_lose_and_double_no_row(bundle: Path) -> None:
     log = SmallLog(4_000, seed=3)
     model = load(bundle)
