@@ -11,7 +11,7 @@ from pipeline.errors import BatonError, BundleError, Conflict, InvalidInput, Not
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut
-from serving.admin.service import STOP_WAIT_S, Parts, Service
+from serving.admin.service import Parts, Service
 from serving.config import ArmConfig
 from serving.config.principal import Principal, Role
 from serving.rollout.routing import ArmSpec, Endpoint
@@ -95,11 +95,8 @@ class EndpointVerbs(Service):
                 f"{name!r} is killed: its candidate gets nothing. The rest waits for the state: {error}"
             ) from None
         try:
-            if self._lock.acquire(timeout=STOP_WAIT_S):
-                try:
-                    endpoint = self._store.put_endpoint(self._store.endpoint(name), self._who(by, request), verb="kill")
-                finally:
-                    self._lock.release()
+            with self._between_passes():
+                endpoint = self._store.put_endpoint(self._store.endpoint(name), self._who(by, request), verb="kill")
         except NotReady as error:
             log.error("%s is killed; its audit entry comes when the state can be written: %s", name, error)
         return self._answer(endpoint)

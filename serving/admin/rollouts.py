@@ -12,6 +12,7 @@ from pipeline.bundle.verified import NOTES
 from pipeline.errors import BatonError, Conflict
 from serving.admin import answers as a
 from serving.admin import requests as r
+from serving.admin import verbs as v
 from serving.admin.endpoints import open_arm, same_inputs
 from serving.admin.metrics import metrics_of
 from serving.admin.pages import cut
@@ -95,27 +96,27 @@ class RolloutVerbs(Service):
 
     def pause(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
         """Stay at this step even when the evidence allows the next; breaches still step back."""
-        return self._steer(request, Pause(), by)
+        return self._steer(v.ROLLOUTS_PAUSE, request, Pause(), by)
 
     def resume(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
         """Go on by evidence."""
-        return self._steer(request, Resume(), by)
+        return self._steer(v.ROLLOUTS_RESUME, request, Resume(), by)
 
     def promote(self, request: r.RolloutPromote, by: Principal) -> a.Rollout:
         """Enter the next step, or the last, without waiting for its evidence."""
-        return self._steer(request, Promote(full=request.full), by)
+        return self._steer(v.ROLLOUTS_PROMOTE, request, Promote(full=request.full), by)
 
     def abort(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
         """All traffic to stable, and the end of this rollout."""
-        return self._steer(request, Abort(), by)
+        return self._steer(v.ROLLOUTS_ABORT, request, Abort(), by)
 
     def undo(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
         """Take a finished hand-over back: stable answers all traffic again."""
-        return self._steer(request, Undo(), by)
+        return self._steer(v.ROLLOUTS_UNDO, request, Undo(), by)
 
     def set_weight(self, request: r.RolloutSetWeight, by: Principal) -> a.Rollout:
         """Set the weight by hand; the rollout pauses there."""
-        return self._steer(request, SetWeight(request.weight), by)
+        return self._steer(v.ROLLOUTS_SET_WEIGHT, request, SetWeight(request.weight), by)
 
     def step_version(self, endpoint: str) -> str | None:
         """Candidate version at the entry of the active rollout's present step, None without a rollout."""
@@ -138,8 +139,15 @@ class RolloutVerbs(Service):
             after = page[-1].seq
         return None
 
-    def _steer(self, request: r.RolloutSteer | r.RolloutPromote | r.RolloutSetWeight, event: Event, by: Principal) -> a.Rollout:  # fmt: skip
-        with self._stopping(lambda: self._endpoint_of(request.name), request, by) if _stops(event) else self._lock:
+    def _steer(
+        self,
+        verb: v.Verb[Any, a.Rollout],
+        request: r.RolloutSteer | r.RolloutPromote | r.RolloutSetWeight,
+        event: Event,
+        by: Principal,
+    ) -> a.Rollout:
+        stops = v.stops(verb, request)
+        with self._stopping(lambda: self._endpoint_of(request.name), request, by) if stops else self._lock:
             done = self._controller.command(request.name, event, by.name, request.reason, request.expected)
         return self._answer(done)
 
@@ -154,10 +162,6 @@ class RolloutVerbs(Service):
         with self._lock:
             figures = self._controller.snapshot(stored.id)
         return _answer(stored, figures)
-
-
-def _stops(event: Event) -> bool:
-    return isinstance(event, (Abort, Undo)) or (isinstance(event, SetWeight) and event.weight == 0)
 
 
 @contextmanager

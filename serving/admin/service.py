@@ -19,7 +19,7 @@ from serving.runtime.roster import ProcessState, roster_of
 from serving.runtime.status import LaneStatus, Statuses
 from serving.wiring.backends import Backends
 
-__all__ = ["STOP_WAIT_S", "Parts", "ProcessReports", "Service"]
+__all__ = ["Parts", "ProcessReports", "Service"]
 
 STOP_WAIT_S = 2.0
 """Longest wait of an emergency verb for the rollout loop."""
@@ -98,16 +98,12 @@ class Service:
     def _stopping(self, endpoint: Callable[[], str], request: Mutation, by: Principal) -> Iterator[None]:
         """Context of a change that takes all traffic from a candidate: where it cannot be stored, the kill switch does it.
 
-        It holds the lock of the rollout loop, which it waits for no longer than `STOP_WAIT_S`.
-
         Raises:
             NotReady: the first error, and what was done instead.
         """
-        held = self._lock.acquire(timeout=STOP_WAIT_S)
         try:
-            if not held:
-                raise NotReady(f"the rollout loop has not ended its pass within {STOP_WAIT_S:.0f} s")
-            yield
+            with self._between_passes():
+                yield
         except NotReady as error:
             name = endpoint()
             try:
@@ -121,9 +117,20 @@ class Service:
                 f"{error}. So the kill switch of {name!r} is engaged instead, and its candidate gets nothing. Mend the "
                 f"cause, then take the switch back: `baton endpoint kill {name} --release`"
             ) from error
+
+    @contextmanager
+    def _between_passes(self) -> Iterator[None]:
+        """Context that holds the lock of the rollout loop, for emergencies: it waits for it no longer than `STOP_WAIT_S`.
+
+        Raises:
+            NotReady: a pass has not ended by then.
+        """
+        if not self._lock.acquire(timeout=STOP_WAIT_S):
+            raise NotReady(f"the rollout loop has not ended its pass within {STOP_WAIT_S:.0f} s")
+        try:
+            yield
         finally:
-            if held:
-                self._lock.release()
+            self._lock.release()
 
     def _who(self, by: Principal, request: Mutation) -> Who:
         """Author of a change, for the audit."""
