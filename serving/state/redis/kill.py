@@ -66,10 +66,13 @@ class RedisKillFlags:
 
     def why(self, endpoint: str) -> tuple[str, str] | None:
         try:
-            text: Any = self._client.hget(_REASONS, endpoint)
-            bare = text is None and self._client.sismember(_BARE, endpoint)
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.hget(_REASONS, endpoint)
+                pipe.sismember(_BARE, endpoint)
+                found: Any = pipe.execute()
         except redis.RedisError:
             return ("set before the shared state went away", "unknown") if endpoint in self._known else None
+        text, bare = found
         if text is None:
             return _FULL if bare else None
         kill = json.loads(text)
