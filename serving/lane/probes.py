@@ -20,9 +20,10 @@ from pipeline.model.probe import PROBED, ProbeLimits, Verdict, forget, probe_onc
 from serving.lane.served import Key
 from serving.runtime.process import step_back
 
-__all__ = ["Probes", "SetAside"]
+__all__ = ["NICE", "PATIENCE_S", "Probes", "SetAside"]
 
 NICE = 10
+"""Priority of threads that try or load a version."""
 MOST_PROBES = 4
 PATIENCE_S = 5.0
 """Seconds after which an older version is taken while a probe goes on."""

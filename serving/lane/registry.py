@@ -19,33 +19,22 @@ from types import MappingProxyType
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BundleError, Conflict, NotFound, NotReady
-from pipeline.features import Features
-from pipeline.model.model import Model
 from serving.lane.desired import DIRECT, Desired, DesiredVersions
 from serving.lane.kill_watch import KillWatch
-from serving.lane.memory_budget import MemoryBudget
-from serving.lane.probes import PATIENCE_S, Probes, SetAside
+from serving.lane.loader import NoMemory, VersionLoader
+from serving.lane.probes import NICE, PATIENCE_S, SetAside
 from serving.lane.served import ARM_NAMES, Key, ModelReport, Served, ServedEndpoint, Snapshot, mismatch
 from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
 from serving.runtime.status import ArmReport, StateAway
 from serving.state.kill import KillSwitch
-from serving.wire.inference import InferCodec
-from serving.wire.ranking import RankCodec
 
-__all__ = ["NICE", "Registry", "VersionLoader"]
+__all__ = ["Registry"]
 
 POLL_S = 0.1
 RETRY_S = 30.0
-NICE = 10
-WARM_FACTOR = 3
-"""Seconds by the clock that warming may take, per second of processor time of a probe."""
 
 log = logging.getLogger(__name__)
-
-
-class _NoMemory(NotReady):
-    """The version does not fit into memory now."""
 
 
 @dataclass
@@ -53,56 +42,6 @@ class _Failed:
     reason: str
     again_at: float
     for_memory: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class VersionLoader:
-    """Loads one version and warms it.
-
-    Args:
-        load: by bundle and version, for example `partial(Model.load, repository, segments=...)`.
-        max_candidates: most rows of one request.
-        memory_budget: refuses a version that does not fit into memory; None: there is no check.
-        samples: requests to warm a version with, by the names under which it will be called.
-        probes: that a version must have passed; None: there is no probe.
-    """
-
-    load: Callable[[str, str], Model]
-    max_candidates: int
-    memory_budget: MemoryBudget | None = None
-    samples: Callable[[Collection[str]], list[Features]] = lambda names: []
-    probes: Probes | None = None
-
-    def ready(self, key: Key) -> bool:
-        """Whether a version can be loaded now, or be refused: its probe has a verdict."""
-        return self.probes is None or self.probes.verdict(key) is not None
-
-    def __call__(self, key: Key, loaded: Collection[Key], names: Collection[str]) -> Served:
-        """The version, ready to answer. `loaded`: versions that are in memory; `names`: it will be called by these.
-
-        Raises:
-            BundleError, NotFound, NotReady: it cannot be loaded. SetAside: nor may it be tried again.
-        """
-        if self.probes is not None and (verdict := self.probes.verdict(key)) is not None and verdict.reason:
-            raise SetAside(verdict.reason)
-        if self.memory_budget is not None and (reason := self.memory_budget.refusal(key, loaded)):
-            raise _NoMemory(reason)
-        model = self.load(*key)
-        self._warm(model, key, names)
-        return Served(
-            model, RankCodec(model.schema, self.max_candidates), InferCodec(model.schema, self.max_candidates)
-        )
-
-    def _warm(self, model: Model, key: Key, names: Collection[str]) -> None:
-        """Warm a version. Real requests may do to a network what the probe's rows did not."""
-        if self.probes is None:
-            model.warm(self.samples(names))
-            return
-        try:
-            model.warm(self.samples(names), WARM_FACTOR * self.probes.limits.seconds)
-        except BundleError as error:
-            self.probes.set_aside(key, str(error))
-            raise SetAside(str(error)) from error
 
 
 class Registry:
@@ -424,7 +363,7 @@ class Registry:
         try:
             served = self._loader(key, loaded, names)
         except (BundleError, NotFound, NotReady) as error:
-            reason, for_memory = str(error), isinstance(error, _NoMemory)
+            reason, for_memory = str(error), isinstance(error, NoMemory)
             if isinstance(error, SetAside):
                 retry_s = math.inf
             log.error("bundle %s version %s cannot be loaded: %s", *key, error)

@@ -12,9 +12,10 @@ from pipeline.model.model import Model
 from pipeline.model.probe import ProbeLimits
 from serving.config import Config
 from serving.lane.desired import DesiredVersions
+from serving.lane.loader import VersionLoader
 from serving.lane.memory_budget import MemoryBudget
-from serving.lane.probes import Probes
-from serving.lane.registry import NICE, Registry, VersionLoader
+from serving.lane.probes import NICE, Probes
+from serving.lane.registry import Registry
 from serving.telemetry.tracing import Tracing
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import open_control_store, open_kill_switch

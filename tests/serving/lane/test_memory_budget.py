@@ -10,8 +10,9 @@ from pipeline.features import Features
 from pipeline.model.model import Model
 from serving.client import RankingClient
 from serving.lane.desired import DesiredVersions
+from serving.lane.loader import VersionLoader
 from serving.lane.memory_budget import MemoryBudget
-from serving.lane.registry import Registry, VersionLoader
+from serving.lane.registry import Registry
 from serving.rollout.routing import ArmSpec
 from serving.state.kill import KillSwitch
 
