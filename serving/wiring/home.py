@@ -118,7 +118,9 @@ class _Database:
 def _secret(config: Config, control: _Database | None, traffic: _Database | None) -> Iterator[str]:
     if config.state.url or config.secret.exists():
         return
-    present = [database.path.name for database in (control, traffic) if database is not None and database.there]
+    # Commands that only write into the audit (the first token of a new home) make a control.db before there is a secret.
+    used = ((control, "SELECT 1 FROM endpoints LIMIT 1"), (traffic, "SELECT 1 FROM predictions LIMIT 1"))
+    present = [database.path.name for database, query in used if database is not None and database.rows(query)]
     if present:
         yield (
             f"secret.key is missing, and {' and '.join(present)} was made with it (a new one would refuse the labels of all "

@@ -219,6 +219,16 @@ def written(made: Installation) -> str:
     return str(path)
 
 
+def test_a_home_whose_first_command_makes_a_token_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "baton.yaml"
+    path.write_text(json.dumps({"home": "home"}))
+    done = CliRunner().invoke(app, ["token", "create", "ann", "--config", str(path)])
+    assert done.exit_code == 0, done.output
+    config = Config.load(path)
+    assert config.control_db.exists()
+    check_home(config)
+
+
 def test_a_new_home_and_one_with_an_imported_log_alone_are_whole(tmp_path: Path) -> None:
     config = config_of(tmp_path / "home")
     assert home_faults(config, 1.0) == []
