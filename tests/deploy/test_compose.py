@@ -57,10 +57,12 @@ class Service(Strict):
     image: str
     build: Build | None = None
     command: list[str] = []
-    user: str | None = None
+    user: Annotated[str, Field(pattern=r"^[1-9]\d*:\d+$")]
     read_only: Literal[True]
-    cap_drop: list[Literal["ALL"]]
-    security_opt: list[str] = []
+    cap_drop: list[Literal["ALL"]] = Field(min_length=1)
+    security_opt: list[Literal["no-new-privileges:true"]] = Field(min_length=1)
+    environment: dict[str, str] = {}
+    secrets: list[str] = []
     tmpfs: list[str] = []
     volumes: list[str] = []
     restart: Literal["unless-stopped"]
@@ -72,11 +74,16 @@ class Service(Strict):
     deploy: Deploy
 
 
+class Secret(Strict):
+    file: Annotated[str, Field(pattern=r"^secrets/[a-z.-]+$")]
+
+
 class Compose(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     name: str
     services: dict[str, Service]
+    secrets: dict[str, Secret]
     volumes: dict[str, dict[str, Any]]
 
 
@@ -112,13 +119,13 @@ def test_a_setting_that_compose_does_not_have_is_seen() -> None:
 def test_containers_run_what_the_command_line_knows(tmp_path: Path) -> None:
     lanes = set()
     for service in COMPOSE.services.values():
-        if service.image != "baton":
+        if not service.image.startswith("baton:"):
             continue
         assert service.command[-2:] == ["--config", "/etc/baton/baton.yaml"]
         if "--index" in service.command:
             lanes.add(int(service.command[service.command.index("--index") + 1]))
     assert lanes == set(range(CONFIG.engine.lanes))
-    words = {service.command[0] for service in COMPOSE.services.values() if service.image == "baton"}
+    words = {service.command[0] for service in COMPOSE.services.values() if service.image.startswith("baton:")}
     for word in words:
         done = subprocess.run(
             [sys.executable, "-m", "serving.cli.main", word, "--help"], capture_output=True, timeout=100
@@ -146,7 +153,7 @@ def test_the_two_roles_of_redis_are_two_servers() -> None:
 def test_the_image_runs_without_rights() -> None:
     lines = (FOLDER / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     last = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
-    user = next(service.user for service in COMPOSE.services.values() if service.image == "baton")
+    user = next(service.user for service in COMPOSE.services.values() if service.image.startswith("baton:"))
     assert last["USER"] == user
     assert re.search(r"useradd --uid 10001\b", (FOLDER / "Dockerfile").read_text())
     assert "HEALTHCHECK" in last
