@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install tools demo test test-long lint bench protos lock clean
+.PHONY: install tools demo test test-long lint bench fuzz audit protos lock clean
 
 install: $(STAMP)
 
@@ -45,6 +45,17 @@ BENCHES := serve shadow swap overload context embedding engine traffic analysis 
 bench: $(STAMP)
 	missed=; for part in $(BENCHES); do $(BIN)/baton bench $$part || missed="$$missed $$part"; done; \
 	  test -z "$$missed" || { echo "missed a budget or failed:$$missed"; exit 1; }
+
+# Odd requests to every REST route and every RPC, 100,000 each; `make test` and `make test-long` send fewer.
+fuzz: $(STAMP)
+	FUZZ_REQUESTS=100000 $(BIN)/python -m pytest -s -m long --timeout 7200 tests/serving/http/test_openapi.py \
+	  tests/serving/http/test_rest_fuzz.py tests/serving/services/test_grpc_fuzz.py
+
+# Known faults of the libraries that are installed, by PyPI's advisories; in an environment of its own.
+AUDIT := build/audit/bin
+audit:
+	test -x $(AUDIT)/pip-audit || { $(PYTHON) -m venv build/audit && $(AUDIT)/pip install -q --disable-pip-version-check 'pip-audit>=2.7'; }
+	$(AUDIT)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 # Stubs come from 1.76 so that they load beside clients that pin protobuf below 7.
 protos: $(STAMP)
