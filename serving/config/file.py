@@ -159,6 +159,11 @@ class Config(Section):
         return self.home / "tokens.json"
 
     @property
+    def sessions_db(self) -> Path:
+        """Browser sessions of one machine; no part of a backup."""
+        return self.home / "run" / "sessions.db"
+
+    @property
     def shadow_socket(self) -> Path:
         return self.home / "run" / "shadow.sock"
 

@@ -27,7 +27,7 @@ from serving.security.session import Sessions
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
 from serving.wiring.backends import open_backends
-from serving.wiring.state import open_lead
+from serving.wiring.state import open_lead, open_sessions
 from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["run_control"]
@@ -58,7 +58,7 @@ def run_control(config: Config) -> None:
     loops = ControlLoops(config, backends, open_traffic_log(config), open_lead(config, clock), clock)
     try:
         loops.start()
-        ports = _Ports(config, loops, backends.secret, clock)
+        ports = _Ports(config, loops, clock)
         ports.http.should_exit = ended
         uvloop.run(ports.answer())
     finally:
@@ -69,14 +69,15 @@ def run_control(config: Config) -> None:
 class _Ports:
     """HTTP and gRPC of one control process, behind one authenticator."""
 
-    def __init__(self, config: Config, loops: ControlLoops, secret: bytes, clock: Clock) -> None:
+    def __init__(self, config: Config, loops: ControlLoops, clock: Clock) -> None:
         listen = self._listen = config.listen
         authenticator, certificates = Authenticator(config, clock), open_certificates(listen)
         loops.telemetry.tally(
             "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
             lambda: authenticator.counters,
         )  # fmt: skip
-        sessions = Sessions(authenticator, secret, clock, secure=listen.tls is not None)
+        self._sessions = open_sessions(config)
+        sessions = Sessions(authenticator, self._sessions, clock, secure=listen.tls is not None)
         app = build_app(loops.admin, config.home, Admitted())
         # The import takes a second: only where pages are shown, and after the loops have started.
         from serving.http.console.app import mount_console
@@ -107,3 +108,4 @@ class _Ports:
             await self.http.serve()
         finally:
             await self._grpc.stop()
+            self._sessions.close()

@@ -16,7 +16,7 @@ from pipeline.errors import InvalidInput, Overloaded, PermissionDenied, Unauthen
 from serving.config import Config
 from serving.config.principal import Principal, Role
 from serving.security.limits import ClientLimit, client_of_address
-from serving.security.tokens import LOCAL, TokenAuthenticator, TokenStore
+from serving.security.tokens import LOCAL, Token, TokenAuthenticator, TokenStore
 
 __all__ = ["Authenticator", "Credentials", "Identity"]
 
@@ -88,10 +88,9 @@ class Authenticator:
         except InvalidInput:
             return False
 
-    def principal_of(self, token: str) -> Principal | None:
-        """Principal of a token by its id, None once it is revoked or expired; for sessions, which outlive the call."""
-        found = self._tokens.valid(token)
-        return None if found is None else Principal(found.name, found.role)
+    def token(self, number: str) -> Token | None:
+        """Token by its id, None once it is revoked or expired; for sessions, which outlive the call."""
+        return self._tokens.valid(number)
 
     def identify(self, caller: Credentials) -> Identity | None:
         """Identity of a caller; None for an anonymous one.

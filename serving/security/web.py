@@ -16,13 +16,13 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from pipeline.errors import BatonError, Overloaded, PermissionDenied, Unauthenticated
+from pipeline.errors import BatonError, NotReady, Overloaded, PermissionDenied, Unauthenticated
 from serving.config import ListenConfig
 from serving.config.principal import Principal
 from serving.security.admitted import admitted
 from serving.security.authenticator import Authenticator, Credentials
 from serving.security.headers import response_headers
-from serving.security.session import CSRF_HEADER, Sessions
+from serving.security.session import CSRF_HEADER, Session, Sessions
 
 __all__ = ["LOGIN", "OPEN", "WebGuard"]
 
@@ -78,7 +78,7 @@ class WebGuard:
         try:
             self._same_site(scope, headers)
             limited = _limited(scope, headers, receive, answer)
-            principal = self._admit(scope, headers)
+            principal = await self._admit(scope, headers)
         except BatonError as error:
             await self._refuse(scope, headers, answer, error)
             return
@@ -125,7 +125,7 @@ class WebGuard:
             return False
         return address.is_loopback or not self._listen.loopback
 
-    def _admit(self, scope: Scope, headers: dict[str, list[str]]) -> Principal | None:
+    async def _admit(self, scope: Scope, headers: dict[str, list[str]]) -> Principal | None:
         authorization = ", ".join(headers.get("authorization", []))
         client = scope.get("client")
         caller = Credentials(
@@ -133,12 +133,22 @@ class WebGuard:
         )
         cookie = _cookie(headers, self._sessions.cookie)
         if cookie and not authorization and not self._authenticator.open:
-            session = self._sessions.find(cookie)
+            session = await self._session(cookie, needed=not (caller.certificate or self._is_open(scope)))
             if session is not None:
                 if scope["path"] != LOGIN:  # it begins another session, so there is none to forge a request in
                     self._not_forged(scope, headers, session.csrf)
                 return session.principal
         return None if self._is_open(scope) else self._authenticator.admit(caller)
+
+    async def _session(self, cookie: str, *, needed: bool) -> Session | None:
+        """Session of a cookie. Where their store does not answer: NotReady if one is `needed`, else none."""
+        try:
+            await self._sessions.look([cookie])
+            return self._sessions.find(cookie)
+        except NotReady:
+            if needed:
+                raise
+            return None
 
     def _is_open(self, scope: Scope) -> bool:
         path, reads = scope["path"], scope["type"] == "http" and scope["method"] in SAFE
@@ -159,6 +169,8 @@ class WebGuard:
         elif isinstance(error, Overloaded):
             seconds = str(math.ceil(error.retry_after))
             await answer.refuse(429, "Overloaded", str(error), ("retry-after", seconds))
+        elif isinstance(error, NotReady):
+            await answer.refuse(503, "NotReady", str(error))
         else:
             await answer.refuse(403, "PermissionDenied", str(error))
 

@@ -15,10 +15,12 @@ from serving.config import Config
 from serving.rollout.routing import Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import ControlStore
+from serving.security.session import SessionRows
 from serving.state.directory import FileDirectory, ServiceDirectory
 from serving.state.idempotency import Keys, SqliteKeys
 from serving.state.kill import KillSwitch
 from serving.state.leader import FileLead, Lead
+from serving.state.sessions import SqliteSessions
 
 if TYPE_CHECKING:
     from pipeline.redis.address import RedisAddress
@@ -32,6 +34,7 @@ __all__ = [
     "open_keys",
     "open_kill_switch",
     "open_lead",
+    "open_sessions",
     "open_tenure",
     "relaying",
     "stored_endpoints",
@@ -82,6 +85,15 @@ def open_keys(config: Config) -> Keys:
     from serving.state.redis.idempotency import RedisKeys
 
     return RedisKeys(_address(config), kept_ms=KEPT_KEYS_MS)
+
+
+def open_sessions(config: Config) -> SessionRows:
+    """Store of the browser sessions of an installation."""
+    if not config.state.url:
+        return SqliteSessions(config.sessions_db)
+    from serving.state.redis.sessions import RedisSessions
+
+    return RedisSessions(_address(config))
 
 
 def open_lead(config: Config, clock: Clock) -> Lead:

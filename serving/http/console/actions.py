@@ -191,7 +191,8 @@ class _Dialog:
         self._do.disable()
         try:
             verb = action.verb(view)
-            await asyncio.to_thread(self._admin.call, verb, request_of(verb, fields), self._visitor.principal())
+            request = request_of(verb, fields)
+            await asyncio.to_thread(lambda: self._admin.call(verb, request, self._visitor.principal()))
         except StaleVersion:
             self._fields = action.fields(view)
             self._refuse(f"It changed since you opened this: {_now(view)}. Confirm again if you still want it.")

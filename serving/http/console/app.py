@@ -15,11 +15,12 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from nicegui import app as nicegui_app
 from nicegui import background_tasks, ui
+from nicegui.client import Client
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
 from pipeline.clock import Clock
-from pipeline.errors import BatonError
+from pipeline.errors import BatonError, NotReady
 from serving.admin import Admin
 from serving.config import Config
 from serving.http.console.actions import Actions
@@ -33,7 +34,7 @@ from serving.http.console.overview import EndpointsPanel, LabelsPanel, Processes
 from serving.http.console.quality import BiasPanel, CalibrationPanel, QualityPanel, StaysPanel
 from serving.http.console.reader import Reader, Reading
 from serving.http.console.shell import ICON, STYLE, THEME, Tab, Theme, frame
-from serving.http.console.sockets import guard_sockets
+from serving.http.console.sockets import end_sockets, guard_sockets
 from serving.http.console.traffic import ArmsPanel, LatencyPanel, ShadowPanel, TiersPanel, VersionsPanel, WorkerPanel
 from serving.http.console.visitors import Visitors
 from serving.security.authenticator import Authenticator
@@ -47,6 +48,8 @@ CONNECTION_TIMEOUT_S = 10.0
 """Silence after which browser and server call the connection lost (pings come more often)."""
 KEPT_S = 30.0
 """Time that a page is kept for a browser that lost its connection; later the browser loads the page again."""
+TOLD_S = 1.0
+"""Time in which the browser of a page that has ended goes to the sign-in page by itself."""
 log = logging.getLogger(__name__)
 
 
@@ -175,6 +178,13 @@ class _Console:
         self._tabs.pop(client, None)
         self._reader.watchers = len(self._tabs)
 
+    async def _end(self, client: Client) -> None:
+        """End a page whose session has ended, once its browser was told."""
+        await asyncio.sleep(TOLD_S)
+        await end_sockets(client.id)
+        if client.id in Client.instances:
+            client.delete()
+
     async def _update(self) -> None:
         while True:
             with suppress(TimeoutError):
@@ -182,7 +192,10 @@ class _Console:
             self._news.clear()
             reader, now = self._reader, self._clock.wall_ms()
             general = alarms(reader.reading, reader.error, now, worker=self._config.worker is not None)
-            for tab in list(self._tabs.values()):
+            tabs = list(self._tabs.values())
+            with suppress(NotReady):  # each page says so
+                await self.visitors.sessions.look([tab.visitor.cookie for tab in tabs])
+            for tab in tabs:
                 try:
                     with tab.client:
                         self._update_tab(tab, reader.reading, general, now)
@@ -193,8 +206,12 @@ class _Console:
     def _update_tab(self, tab: Tab, reading: Reading | None, general: list[Alarm], now: int) -> None:
         try:
             tab.visitor.principal()
+        except NotReady as error:  # nothing new is shown until it is known who looks
+            tab.tell(None, [Alarm(str(error), bad=True)], now)
+            return
         except BatonError:
             ui.navigate.to(f"/login?next={quote(tab.client.request.url.path)}")
+            background_tasks.create(self._end(tab.client), name="console-end")
             self._close(tab.client.id)
             return
         tab.tell(reading, general, now)

@@ -89,7 +89,7 @@ class AuditPanel(EndpointPanel):
         self._again.disable()
         try:
             found: Explanation = await asyncio.to_thread(
-                self._admin.call, v.AUDIT_EXPLAIN, r.AuditSeq(seq=entry.seq), self._visitor.principal()
+                lambda: self._admin.call(v.AUDIT_EXPLAIN, r.AuditSeq(seq=entry.seq), self._visitor.principal())
             )
         except BatonError as error:
             self._result.tell(str(error), "bad")

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from pipeline.errors import Overloaded, PermissionDenied, Unauthenticated
+from pipeline.errors import NotReady, Overloaded, PermissionDenied, Unauthenticated
 from serving.http.console.nonces import PAGES
 from serving.http.console.shell import ICON, STYLE, THEME, Theme
 from serving.http.console.visitors import Visitors
@@ -21,6 +21,7 @@ __all__ = ["login_routes"]
 
 LOGIN = "/login"
 _YEAR_S = 365 * 86400
+_AWAY = "Sessions cannot be kept now: the state does not answer. Try again; baton and the API go on with tokens."
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Sign in, Baton</title><link rel="icon" href="{icon}"><style>{style}</style></head>
@@ -57,8 +58,11 @@ def login_routes(visitors: Visitors) -> APIRouter:
 
     @routes.get(LOGIN)
     def ask(request: Request, next: str = "/") -> Response:
-        if sessions.who(request.cookies.get(sessions.cookie, "")) is not None:
-            return RedirectResponse(_ours(next), 303)
+        try:
+            if sessions.who(request.cookies.get(sessions.cookie, "")) is not None:
+                return RedirectResponse(_ours(next), 303)
+        except NotReady:
+            return page(request, next, _AWAY, 503)
         answer = page(request, next)
         answer.delete_cookie(sessions.cookie, **sessions.flags())
         return answer
@@ -74,6 +78,9 @@ def login_routes(visitors: Visitors) -> APIRouter:
             return page(request, next, "This token is not known, was revoked or has expired.", 401)
         except Overloaded:
             return page(request, next, "Too many wrong tokens came from your address. Wait a minute.", 429)
+        except NotReady:
+            return page(request, next, _AWAY, 503)
+        sessions.end(request.cookies.get(sessions.cookie, ""))  # the browser forgets the cookie of the one before
         answer = RedirectResponse(_ours(next), 303)
         answer.set_cookie(sessions.cookie, value, max_age=LENGTH_S, **sessions.flags())
         return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -111,8 +112,8 @@ def frame(visitor: Visitor, theme: Theme, path: str, trail: Sequence[str] = ()) 
                         link.props["aria-current"] = "true"
             if visitor.signed_in:
 
-                def leave() -> None:
-                    visitor.leave()
+                async def leave() -> None:
+                    await asyncio.to_thread(visitor.leave)
                     ui.navigate.to("/login")
 
                 Text("Sign out", "button", "linklike").props("type=button").on("click", leave)

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from nicegui import core
 from socketio.exceptions import ConnectionRefusedError
 
-__all__ = ["guard_sockets"]
+__all__ = ["end_sockets", "guard_sockets"]
 
 Handler = Callable[..., Any]
 
@@ -57,6 +57,12 @@ def guard_sockets(cookie: str, owner: Callable[[str], str | None]) -> None:
     core.sio.on("handshake", shaken)
     for name in ("event", "javascript_response", "ack", "log"):
         core.sio.on(name, _own_only(handlers[name]))
+
+
+async def end_sockets(page: str) -> None:
+    """Close the sockets of a page, by the page's name."""
+    for sid, _ in list(core.sio.manager.get_participants("/", page)):
+        await core.sio.disconnect(sid)
 
 
 def _own_only(handler: Handler) -> Handler:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from pipeline.errors import BatonError, PermissionDenied, Unauthenticated
+from pipeline.errors import BatonError, NotReady, PermissionDenied, Unauthenticated
 from serving.config.principal import Principal, Role
 from serving.security.authenticator import Authenticator, Credentials
 from serving.security.session import Sessions
@@ -41,6 +41,7 @@ class Visitor:
 
         Raises:
             Unauthenticated: the session has ended. PermissionDenied: a certificate without a role.
+            NotReady: the store of sessions does not answer.
         """
         found = self.visitors.sessions.who(self.cookie)
         if found is not None:
@@ -63,7 +64,10 @@ class Visitor:
     @property
     def csrf(self) -> str:
         """CSRF value that changing requests must send; empty without a session."""
-        session = self.visitors.sessions.find(self.cookie)
+        try:
+            session = self.visitors.sessions.find(self.cookie)
+        except NotReady:
+            return ""
         return session.csrf if session is not None else ""
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
 import threading
@@ -23,14 +24,16 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from pipeline.clock import SystemClock
+from pipeline.errors import NotReady
 from serving.config import Config
 from serving.config.principal import Role
 from serving.http.port import HEADER_BYTES, http_server
 from serving.security.admitted import admitted
 from serving.security.authenticator import Authenticator, Credentials
-from serving.security.session import CSRF_HEADER, Sessions
+from serving.security.session import CSRF_HEADER, SessionRows, Sessions
 from serving.security.tokens import TokenStore
 from serving.security.web import MAX_BODY_BYTES
+from serving.state.sessions import SqliteSessions
 
 
 def _who() -> str:
@@ -80,11 +83,11 @@ class Guarded:
 
 
 @contextlib.contextmanager
-def guarded(home: Path, **listen: Any) -> Iterator[Guarded]:
+def guarded(home: Path, rows: SessionRows | None = None, **listen: Any) -> Iterator[Guarded]:
     config = Config.model_validate({"home": home, "listen": listen})
     clock = SystemClock()
     authenticator = Authenticator(config, clock)
-    sessions = Sessions(authenticator, b"s" * 32, clock, secure=False)
+    sessions = Sessions(authenticator, rows or SqliteSessions(config.sessions_db), clock, secure=False)
     routes = [Route(path, _answer, methods=["GET", "POST", "PUT", "DELETE"]) for path in PATHS]
     app = Starlette(routes=[*routes, WebSocketRoute("/ws", _socket)])
     port = free_port()
@@ -207,7 +210,8 @@ def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) 
     assert door.call("POST", "/api/v1/endpoints", headers={**sent, CSRF_HEADER: "x"}).status_code == 403
     assert door.call("POST", "/api/v1/endpoints", headers=right).json()["who"] == "ann/operator"
     assert ann.split("_", 2)[2] not in cookie
-    for wrong in (cookie[:-1], cookie + "x", "", "a.b.c", cookie.split(".")[0], "%ff"):
+    stored = hashlib.sha256(cookie.encode()).hexdigest()
+    for wrong in (cookie[:-1], cookie + "x", "", "a.b.c", cookie[::-1], "%ff", stored, stored[:43], session.csrf[:43]):
         spoiled = {"cookie": f"{door.sessions.cookie}={wrong}"}
         assert door.call("GET", "/api/v1/endpoints", headers=spoiled).status_code == 401, wrong
     door.sessions.end(cookie)
@@ -217,6 +221,31 @@ def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) 
     door.tokens.revoke("ann")
     door.token("bob", Role.VIEWER)
     assert door.call("GET", "/api/v1/endpoints", headers=again).status_code == 401
+
+
+class _Away:
+    """A store of sessions that does not answer."""
+
+    def put(self, *_: object) -> None:
+        raise NotReady("state is away")
+
+    get = remove = put
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_store_of_sessions_that_is_away_stops_sessions_and_not_tokens(tmp_path: Path) -> None:
+    with guarded(tmp_path / "home", rows=_Away()) as door:  # type: ignore[arg-type]
+        ann = door.token("ann", Role.OPERATOR)
+        cookie = {"cookie": f"{door.sessions.cookie}={'x' * 43}"}
+        answer = door.call("GET", "/api/v1/endpoints", headers=cookie)
+        assert (answer.status_code, answer.json()["error"]["kind"]) == (503, "NotReady")
+        assert door.call("POST", "/api/v1/endpoints", headers=cookie).status_code == 503
+        for path in ("/healthz", "/login"):
+            assert door.call("GET", path, headers=cookie).status_code == 200, path
+        for headers in ({}, cookie):  # a token counts before a cookie
+            assert door.call("POST", "/api/v1/endpoints", ann, headers=headers).json()["who"] == "ann/operator"
 
 
 def test_a_browser_that_is_not_logged_in_is_sent_to_the_login_page(door: Guarded) -> None:

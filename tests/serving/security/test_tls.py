@@ -38,6 +38,7 @@ from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
 from serving.services.admin import AdminServer
 from serving.services.rpc import Shell
+from serving.state.sessions import SqliteSessions
 
 PORTS = ("data", "admin", "http")
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -102,7 +103,7 @@ class Ports:
         self.http = http_server(
             build_app(self.world.admin, self.made.home, Admitted()),
             authenticator,
-            Sessions(authenticator, b"s" * 32, clock, secure=True),
+            Sessions(authenticator, SqliteSessions(config.sessions_db), clock, secure=True),
             config.listen,
             certificates,
             port=free_port(),
