@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.markup import escape
 
 from pipeline.errors import InvalidInput
 from serving.cli.output import Output, emit, say
@@ -66,7 +65,7 @@ def serve(
     if quick:
         models, rows, inflight, seconds = models[:1], [1, 100], [8], min(seconds, 0.5)
     report = serve.run(
-        models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=_announce
+        models, rows, inflight, seconds, rounds, table_rows=table_rows, settings=_settings(config), progress=say
     )
     _show(report, output, out)
 
@@ -88,7 +87,7 @@ def ray(
     from benchmarks import cluster
 
     cluster.enter_own_network(sys.argv[1:])
-    _show(cluster.run(rows, inflight, seconds, rounds, table_rows, progress=_announce), output, out)
+    _show(cluster.run(rows, inflight, seconds, rounds, table_rows, progress=say), output, out)
 
 
 @app.command("lanes")
@@ -113,7 +112,7 @@ def lanes(
 
     splits = [lanes.Split.parse(text) for text in split or []]
     report = lanes.run(
-        splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=_announce
+        splits, rows=rows, inflight=inflight, seconds=seconds, rounds=rounds, table_rows=table_rows, progress=say
     )
     _show(report, output, out)
 
@@ -134,7 +133,7 @@ def shadow(
     """
     from benchmarks import shadow
 
-    report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=_announce)
+    report = shadow.run(5.0 if quick else seconds, pairs, rows, table_rows=table_rows, progress=say)
     _show(report, output, out)
 
 
@@ -156,7 +155,7 @@ def swap(
     from benchmarks import swap
     from benchmarks.site import Workload
 
-    report = swap.run(Workload(rows, table_rows), 5.0 if quick else seconds, rounds, interval, _announce)
+    report = swap.run(Workload(rows, table_rows), 5.0 if quick else seconds, rounds, interval, say)
     _show(report, output, out)
 
 
@@ -178,7 +177,7 @@ def overload(
     from benchmarks.site import Workload
 
     length = 10.0 if quick else seconds
-    report = overload.run(Workload(rows, table_rows), length, min(10.0, length), deadline, _announce)
+    report = overload.run(Workload(rows, table_rows), length, min(10.0, length), deadline, say)
     _show(report, output, out)
 
 
@@ -198,7 +197,7 @@ def soak(
     from benchmarks import soak
     from benchmarks.site import Workload
 
-    _show(soak.run(Workload(rows, table_rows), minutes, load, _announce), output, out)
+    _show(soak.run(Workload(rows, table_rows), minutes, load, say), output, out)
 
 
 @app.command("embedding")
@@ -219,7 +218,7 @@ def embedding(
 
     chosen = embedding.FULL if full else embedding.QUICK
     settings = replace(chosen, rows=rows or chosen.rows, widths=widths or chosen.widths, redis=redis)
-    _show(embedding.run(settings, progress=_announce, folder=folder), output, out)
+    _show(embedding.run(settings, progress=say, folder=folder), output, out)
 
 
 @app.command("context")
@@ -236,7 +235,7 @@ def context(
     """
     from benchmarks import context
 
-    _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=_announce), output, out)
+    _show(context.run(rows=rows, turns=turns, table_rows=table_rows, progress=say), output, out)
 
 
 @app.command("engine")
@@ -252,7 +251,7 @@ def engine(
     """
     from benchmarks import engine
 
-    _show(engine.run(rows, rounds=rounds, progress=_announce), output, out)
+    _show(engine.run(rows, rounds=rounds, progress=say), output, out)
 
 
 @app.command("traffic")
@@ -269,7 +268,7 @@ def traffic(
     """
     from benchmarks import traffic
 
-    _show(traffic.run(seconds, rows, rate, progress=_announce), output, out)
+    _show(traffic.run(seconds, rows, rate, progress=say), output, out)
 
 
 @app.command("analysis")
@@ -285,7 +284,7 @@ def analysis(
     """
     from benchmarks import analysis
 
-    _show(analysis.run(total, rows, progress=_announce), output, out)
+    _show(analysis.run(total, rows, progress=say), output, out)
 
 
 @app.command("train")
@@ -302,7 +301,7 @@ def train(
     """
     from benchmarks import training
 
-    _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=_announce), output, out)
+    _show(training.run(batch=batch, vocabulary=vocabulary, rounds=rounds, progress=say), output, out)
 
 
 @app.command("projection")
@@ -317,7 +316,7 @@ def projection(
     """
     from benchmarks import projection
 
-    _show(projection.run(rows, progress=_announce), output, out)
+    _show(projection.run(rows, progress=say), output, out)
 
 
 @app.command("teachers")
@@ -334,7 +333,7 @@ def teachers(
     """
     from benchmarks import teachers
 
-    _show(teachers.run(tuple(members), rows, rounds, progress=_announce), output, out)
+    _show(teachers.run(tuple(members), rows, rounds, progress=say), output, out)
 
 
 @app.command("drift")
@@ -350,7 +349,7 @@ def drift(
     """
     from benchmarks import drift
 
-    _show(drift.run(rows, seeds, progress=_announce), output, out)
+    _show(drift.run(rows, seeds, progress=say), output, out)
 
 
 def _settings(config: Path | None) -> dict[str, Any]:
@@ -369,10 +368,6 @@ def _settings(config: Path | None) -> dict[str, Any]:
     if own:
         raise InvalidInput(f"--config {config}: a bench sets {sorted(own)[0]!r} itself; leave it out", sorted(own)[0])
     return found
-
-
-def _announce(text: str) -> None:
-    say(escape(text))
 
 
 def _show(report: Report, output: Output, out: Path | None) -> None:

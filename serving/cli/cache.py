@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import BatonError, InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Reason, Server, Token
-from serving.cli.output import Output, console, emit, say, show_table
+from serving.cli.output import Output, emit, say, show_table
+from serving.cli.progress import bar
 from serving.wiring.bundles import open_repository
 
 __all__ = ["app"]
@@ -76,15 +76,13 @@ def _run_here(config: Path, name: str, version: str) -> dict[str, Any]:
 
 def _watched(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Show the progress of a run until its end; its last report."""
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} rows/s"), TimeRemainingColumn(), console=console, transient=True,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("rows", total=None, rate="-")
+    columns = ("{task.description}", "bar", "percent", "count", "{task.fields[rate]} rows/s", "left")
+    with bar(*columns, transient=True) as progress:
+        task = progress.add_task("rows", total=None, rate="-")
         while True:
             run = look()
             rate = f"{run['written'] / run['seconds']:,.0f}" if run["seconds"] else "-"
-            bar.update(task, description=run["name"], total=run["total"], completed=run["written"], rate=rate)
+            progress.update(task, description=run["name"], total=run["total"], completed=run["written"], rate=rate)
             if not run["running"]:
                 return run
             time.sleep(LOOK_EVERY_S)
@@ -120,7 +118,7 @@ def _percent(part: int, whole: int) -> float | None:
 
 def _show_redis(shared: dict[str, Any]) -> None:
     if shared["error"]:
-        say(f"[red]redis is not brought up to date:[/red] {shared['error']}")
+        say(shared["error"], lead="redis is not brought up to date:")
     redis = shared["redis"]
     if redis is None:
         say("redis cannot be reached")

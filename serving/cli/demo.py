@@ -33,7 +33,7 @@ from serving.cli.api import AdminClient
 from serving.cli.click_log import click_log
 from serving.cli.demo_view import DemoView
 from serving.cli.figures import figures_of
-from serving.cli.output import console, say
+from serving.cli.output import say, working
 from serving.cli.progress import rows_progress
 from serving.cli.replay import Replay, ReplayReport
 from serving.config import Config
@@ -100,7 +100,7 @@ class Demo:
             say(f"no --data: a generated log of {rows:,} rows, drifting, seed {self.seed}")
             log = open_log(None, cache, rows=rows, seed=self.seed)
         else:
-            with console.status(f"preparing {self.data}"):
+            with working(f"preparing {self.data}"):
                 log = click_log(self.data, cache)
         self._models(log)
         config_path, rate, duration = self._configure(log)
@@ -218,7 +218,7 @@ class Demo:
                 stdin=subprocess.DEVNULL,
             )
             try:
-                with console.status("starting lanes, shadow lane, control and worker"):
+                with working("starting lanes, shadow lane, control and worker"):
                     deadline = time.monotonic() + START_TIMEOUT_S
                     while not admin.ready():
                         if server.poll() is not None or time.monotonic() > deadline:
@@ -238,7 +238,7 @@ class Demo:
         from serving.ray_app import remove, serve_on
 
         try:
-            with console.status(f"placing replicas, control and worker on the Ray cluster at {self.ray}"):
+            with working(f"placing replicas, control and worker on the Ray cluster at {self.ray}"):
                 serve_on(self.ray, config)
                 deadline = time.monotonic() + START_TIMEOUT_S
                 while not admin.ready():

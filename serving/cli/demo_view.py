@@ -6,16 +6,11 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Group
-from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
-
 from pipeline.errors import BatonError
 from serving.cli.api import AdminClient
+from serving.cli.drawing import Drawing, live, shown, stacked, table_of
 from serving.cli.output import console, say, show_table
+from serving.cli.progress import bar
 from serving.cli.replay import ReplayReport
 
 __all__ = ["PHASE_COLUMNS", "DemoView", "phase_rows", "show"]
@@ -39,13 +34,9 @@ class DemoView:
         self._lined = 0.0
         self._full_since: float | None = None
         self._state: dict[str, Any] = {}
-        self._bar = Progress(
-            TextColumn("replay"), BarColumn(), TextColumn("{task.fields[rows]} rows"), TimeElapsedColumn()
-        )
+        self._bar = bar("replay", "bar", "{task.fields[rows]} rows", "elapsed")
         self._task = self._bar.add_task("replay", total=duration, rows="0")
-        self._live = (
-            Live(console=console, refresh_per_second=2, get_renderable=self._draw) if sys.stderr.isatty() else None
-        )
+        self._live = live(console, self._draw) if sys.stderr.isatty() else None
 
     def __enter__(self) -> DemoView:
         self._began = time.monotonic()
@@ -108,7 +99,7 @@ class DemoView:
         self._bar.update(self._task, completed=now - self._began, rows=f"{self._report.rows:,}")
         if self._live is None and now - self._lined > LINE_EVERY_S:
             self._lined = now
-            say(escape(f"{now - self._began:4.0f} s  {self._report.rows:>9,} rows  {self._line()}"))
+            say(f"{now - self._began:4.0f} s  {self._report.rows:>9,} rows  {self._line()}")
 
     def _line(self) -> str:
         rollout = self._state["rollout"]
@@ -122,13 +113,11 @@ class DemoView:
                 text += f" [{low:+.3f}, {high:+.3f}]"
         return f"{text}; {rollout['waiting']}"
 
-    def _draw(self) -> Group:
+    def _draw(self) -> Drawing:
         if not self._state:
-            return Group(self._bar, Text("waiting for the first figures"))
+            return stacked(self._bar, shown("waiting for the first figures"))
         rollout = self._state["rollout"]
-        table = Table(header_style="bold")
-        for column in ("step", "weight %", "bias below", "rows", "clicks", "student's bias", "AUC s/t"):
-            table.add_column(column)
+        rows = []
         by_step = {phase["step"]: phase for phase in rollout["phases"]}
         for number, step in enumerate(rollout["steps"]):
             phase = by_step.get(number)
@@ -144,19 +133,22 @@ class DemoView:
                     "-" if auc["candidate"] is None else f"{auc['candidate']:.4f} / {auc['stable']:.4f}",
                 ]
             bound = step.get("bias_below")
-            table.add_row(
-                f"{mark} {'shadow' if step.get('shadow') else number}",
-                "-" if step.get("shadow") else f"{step['weight']:g}",
-                "-" if bound is None else f"{bound:g}",
-                *cells,
+            rows.append(
+                (
+                    f"{mark} {'shadow' if step.get('shadow') else number}",
+                    "-" if step.get("shadow") else f"{step['weight']:g}",
+                    "-" if bound is None else f"{bound:g}",
+                    *cells,
+                )
             )
         worker = self._state["status"].get("worker") or {}
         versions = ", ".join(f"{name} {version}" for name, version in (worker.get("versions") or {}).items())
-        return Group(
+        columns = ("step", "weight %", "bias below", "rows", "clicks", "student's bias", "AUC s/t")
+        return stacked(
             self._bar,
-            table,
-            Text(f"{rollout['phase']}: {rollout['waiting']}"),
-            Text(f"worker: {worker.get('batches', 0)} batches, last versions {versions or 'none'}"),
+            table_of(columns, rows),
+            shown(f"{rollout['phase']}: {rollout['waiting']}"),
+            shown(f"worker: {worker.get('batches', 0)} batches, last versions {versions or 'none'}"),
         )
 
 

@@ -11,7 +11,7 @@ import typer
 from pipeline.errors import InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient, user
 from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
-from serving.cli.output import Output, emit
+from serving.cli.output import Output, emit, line
 from serving.runtime.status import lane_of
 
 __all__ = ["app"]
@@ -43,8 +43,8 @@ def get_endpoint(
     found = client.get(f"/endpoints/{name}")
     emit(output, found, "", _COLUMNS, [_row(found)])
     if output is Output.table:
-        for line in _lagging(client.get("/status")["lanes"], name):
-            typer.echo(line)
+        for sentence in _lagging(client.get("/status")["lanes"], name):
+            line(sentence)
 
 
 @app.command("set")
@@ -141,7 +141,7 @@ def _lagging(lanes: Mapping[str, dict[str, Any]], endpoint: str) -> list[str]:
         for arm, report in lane_of(document).endpoints.get(endpoint, {}).items():
             if report.lags:
                 waiting.setdefault(f"{arm}: {report}", []).append(name)
-    return [f"{line} ({', '.join(names)})" for line, names in waiting.items()]
+    return [f"{report} ({', '.join(names)})" for report, names in waiting.items()]
 
 
 def _row(e: dict[str, Any]) -> tuple[Any, ...]:

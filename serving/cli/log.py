@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -25,7 +23,7 @@ from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.click_log import click_log
 from serving.cli.options import Reason, Server, Token
-from serving.cli.output import Output, emit, say, show_table
+from serving.cli.output import Output, emit, print_json, say, show_table
 from serving.config import Config
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import installation_secret, stored_endpoints
@@ -77,8 +75,7 @@ def tail(
             shown = [entry for entry in page if not endpoint or entry["endpoint"] == endpoint]
             if output is Output.json:
                 for entry in shown:
-                    sys.stdout.write(json.dumps(entry) + "\n")
-                sys.stdout.flush()
+                    print_json(entry)
             elif shown:
                 _table(what, shown)
             if page:

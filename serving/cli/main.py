@@ -33,7 +33,7 @@ from serving.cli import (
     token,
     verdicts,
 )
-from serving.cli.output import CommandLine
+from serving.cli.output import CommandLine, say
 
 __all__ = ["app"]
 
@@ -118,7 +118,7 @@ except ModuleNotFoundError as error:
     )
     def bench() -> None:
         """Print where the benchmarks are."""
-        typer.echo("bench is in the source checkout: clone Baton and run `make install` there", err=True)
+        say("bench is in the source checkout: clone Baton and run `make install` there")
         raise typer.Exit(1)
 
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import typer
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.host import describe
-from serving.cli.output import Output, say
+from serving.cli.output import Output, print_json, say
 from serving.config import Config
 from serving.runtime.claims import SERVE, role_on
 from serving.runtime.endings import ending, ending_path
@@ -205,7 +204,7 @@ def demo(
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(result, indent=1) + "\n")
     if output is Output.json:
-        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        print_json(result, indent=1)
     else:
         show(result)
     if not result["ok"]:

@@ -11,7 +11,7 @@ import typer
 from pipeline.errors import BatonError, NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Server, Token
-from serving.cli.output import Output, emit, say, show_table
+from serving.cli.output import Output, emit, line, say, show_table
 from serving.config import Config
 from serving.runtime import status as files
 from serving.runtime.roster import roster_of
@@ -74,10 +74,10 @@ def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> No
     emit(output, data, "", COLUMNS, rows)
     if output is Output.table:
         for damaged in processes.get("damaged", ()):
-            typer.echo(f"{damaged['file']} is damaged: {damaged['reason']}")
+            line(f"{damaged['file']} is damaged: {damaged['reason']}")
         lanes = processes.get("lanes", {})
-        for line in unusual({name: lane_of(lane) for name, lane in lanes.items() if lane.get("fresh")}):
-            typer.echo(line)
+        for warning in unusual({name: lane_of(lane) for name, lane in lanes.items() if lane.get("fresh")}):
+            line(warning)
         faults = {key: why for lane in lanes.values() for key, why in lane.get("faults", {}).items()}
         if faults:
             show_table("versions that cannot be loaded", ("version", "why"), sorted(faults.items()))

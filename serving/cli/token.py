@@ -5,8 +5,6 @@ A running process sees a change at its next call. Each change is written into th
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ import typer
 
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput
-from serving.cli.output import Output, emit, say
+from serving.cli.output import Output, emit, line, print_json, say
 from serving.config import Config, parse_duration
 from serving.config.principal import Role
 from serving.security.tokens import Token, TokenStore
@@ -53,10 +51,10 @@ def create(
     token, text = TokenStore(settings.tokens).create(name, role, now, until)
     _audit(settings, "token-create", reason, [token], now)
     if output is Output.json:
-        sys.stdout.write(json.dumps({**_shown(token, now), "token": text}) + "\n")
+        print_json({**_shown(token, now), "token": text})
     else:
         say(f"token {token.id} of {name}, a {role}; keep it now, it is not shown again (BATON_TOKEN, --token):")
-        sys.stdout.write(text + "\n")  # alone on stdout, for scripts, and never wrapped
+        line(text)  # alone on stdout, for scripts, and never wrapped
 
 
 @app.command("list")

@@ -3,7 +3,6 @@ per line for programs. The command waits for a server that goes away."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,19 +10,20 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from pipeline.errors import NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.drawing import Drawing, live, shown, stacked, table_of
 from serving.cli.options import Endpoint, Format, Server, Token
-from serving.cli.output import Output
+from serving.cli.output import Output, line, print_json
 
 __all__ = ["watch"]
 
 ENDED = ("aborted", "undone", "completed")
+_COLUMNS = (
+    *("step", "weight %", "bias below", "rows", "clicks", "bias", "from", "to"),
+    *("AUC, stable", "candidate"),
+)
 _MARKS = {True: "→", False: " "}
 
 
@@ -40,10 +40,10 @@ def watch(
     """
     client = AdminClient(server, token=token)
     if output is Output.json:
-        _follow(client, name, every, _print_json)
+        _follow(client, name, every, print_json)
     elif sys.stdout.isatty():
-        with Live(auto_refresh=False, screen=False) as live:
-            _follow(client, name, every, lambda rollout: live.update(_drawn(rollout), refresh=True))
+        with live() as view:
+            _follow(client, name, every, lambda rollout: view.update(_drawn(rollout), refresh=True))
     else:
         _follow(client, name, every, _line_printer())
 
@@ -66,52 +66,34 @@ def _follow(client: AdminClient, name: str, every: float, show: Callable[[dict[s
         name = seen.get("id", name)
 
 
-def _print_json(rollout: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(rollout) + "\n")
-    sys.stdout.flush()
-
-
 def _line_printer() -> Callable[[dict[str, Any]], None]:
     last = ""
 
     def show(rollout: dict[str, Any]) -> None:
         nonlocal last
-        line = rollout.get("away") or (
+        said = rollout.get("away") or (
             f"{rollout['phase']}  step {rollout['step']}  weight {rollout['weight']:g} %  {rollout['waiting']}"
         )
-        if line != last:
-            typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
-            last = line
+        if said != last:
+            line(f"{datetime.now():%H:%M:%S}  {said}")
+            last = said
 
     return show
 
 
-def _drawn(rollout: dict[str, Any]) -> Group:
-    table = Table(header_style="bold")
-    for column in (
-        "step",
-        "weight %",
-        "bias below",
-        "rows",
-        "clicks",
-        "bias",
-        "from",
-        "to",
-        "AUC, stable",
-        "candidate",
-    ):
-        table.add_column(column, justify="left" if column == "step" else "right")
+def _drawn(rollout: dict[str, Any]) -> Drawing:
+    rows = []
     stays = {phase["step"]: phase for phase in rollout["phases"]}
     for number, step in enumerate(rollout["steps"]):
-        present = number == rollout["step"]
         bound = "-" if step["bias_below"] is None else f"{step['bias_below']:g}"
         weight = "-" if step["shadow"] else f"{step['weight']:g}"
         cells = _figures(stays[number]) if number in stays else [""] * 7
-        label = f"{_MARKS[present]} {'shadow' if step['shadow'] else number}"
-        table.add_row(label, weight, bound, *cells, style="bold" if present else "")
+        label = f"{_MARKS[number == rollout['step']]} {'shadow' if step['shadow'] else number}"
+        rows.append((label, weight, bound, *cells))
+    table = table_of(_COLUMNS, rows, right=range(1, len(_COLUMNS)), bold=rollout["step"])
     candidate = f"{rollout['candidate']['bundle']}:{rollout['candidate']['version']}"
     head = f"{rollout['endpoint']}: {rollout['phase']}, {rollout['weight']:g} % to {candidate}"
-    return Group(Text(head, "bold"), table, *(Text(line, style) for line, style in _below(rollout)))
+    return stacked(shown(head, "bold"), table, *(shown(text, style) for text, style in _below(rollout)))
 
 
 def _below(rollout: dict[str, Any]) -> Iterator[tuple[str, str]]:

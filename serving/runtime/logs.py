@@ -2,7 +2,8 @@
 
 An entry has the time (UTC), level, process, module and message; one about a request also has its `request_id`, and its
 `trace_id` if the call is traced. Code logs by the standard `logging`, and passes these two by `extra`. Tokens and passwords
-are masked in every entry. The names of JSON keys are an interface: programs read them.
+are masked in every entry. What others wrote makes no line of its own and steers no terminal: control characters are
+escapes, and a stack trace below a line is indented. The names of JSON keys are an interface: programs read them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
-__all__ = ["JsonLines", "TextLines", "write_logs"]
+from serving.runtime.visible import json_safe, visible
+
+__all__ = ["JsonLines", "PlainLines", "TextLines", "write_logs"]
 
 ABOUT = ("request_id", "trace_id")
 """Attributes of an entry that name its request."""
@@ -30,6 +33,13 @@ _SECRETS = (
 log = logging.getLogger(__name__)
 
 
+class PlainLines(logging.Formatter):
+    """Format of entries that a library writes during a command: the message, with its stack trace below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _shown(record.getMessage(), _trace(self, record))
+
+
 class TextLines(logging.Formatter):
     """Text format: `2026-01-02T03:04:05.678Z ERROR lane-0 serving.wire.errors: what happened request_id=...`, a stack trace below it."""
 
@@ -40,8 +50,7 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         about = "".join(f" {name}={value}" for name, value in _about(record).items())
         line = f"{_time(record)} {record.levelname} {self._process} {record.name}: {record.getMessage()}{about}"
-        trace = _trace(self, record)
-        return _clean(f"{line}\n{trace}" if trace else line)
+        return _shown(line, _trace(self, record))
 
 
 class JsonLines(logging.Formatter):
@@ -65,7 +74,7 @@ class JsonLines(logging.Formatter):
         }
         if trace := _trace(self, record):
             entry["exception"] = _clean(trace)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        return json_safe(json.dumps(entry, default=str, ensure_ascii=False))
 
 
 def write_logs(
@@ -97,6 +106,11 @@ def _about(record: logging.LogRecord) -> dict[str, str]:
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     parts = [formatter.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
     return "\n".join([*parts, record.stack_info] if record.stack_info else parts)
+
+
+def _shown(line: str, trace: str) -> str:
+    parts = _clean(trace).split("\n") if trace else []
+    return "\n".join([visible(_clean(line)), *(f"  {visible(part)}" for part in parts)])
 
 
 def _clean(text: str) -> str:

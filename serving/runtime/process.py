@@ -1,4 +1,5 @@
-"""Calls to the kernel that processes of Baton make: end with the parent, lower the priority, raise the limit of files."""
+"""Calls to the kernel that processes of Baton make: end with the parent, lower the priority, raise the limit
+of files, make files for the owner alone."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import sys
 import threading
 from contextlib import suppress
 
-__all__ = ["PARENT", "connections_within", "die_with_parent", "raise_descriptors", "step_back"]
+__all__ = ["PARENT", "connections_within", "die_with_parent", "private_files", "raise_descriptors", "step_back"]
 
 PARENT = "BATON_SUPERVISOR_PID"
 """Environment variable with the pid of the supervisor, for its children."""
@@ -50,6 +51,11 @@ def step_back(nice: int, *, thread: bool = False) -> None:
             os.setpriority(os.PRIO_PROCESS, who, nice)
         if nice == LOWEST_NICE and sys.platform == "linux":
             os.sched_setscheduler(who, os.SCHED_IDLE, os.sched_param(0))
+
+
+def private_files() -> int:
+    """Let this process and its children make files and folders for their user alone; the umask before."""
+    return os.umask(0o077)
 
 
 def raise_descriptors() -> int:
