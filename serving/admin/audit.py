@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import read_token, write_token
 from serving.admin.service import Service
-from serving.config.principal import Principal
+from serving.config.principal import Principal, Role
 
 __all__ = ["AuditVerbs"]
+
+TOKEN_VERBS = "token-"
+"""Begin of the verbs that `baton token` notes."""
 
 
 class AuditVerbs(Service):
@@ -28,7 +32,7 @@ class AuditVerbs(Service):
         found = entries[: request.page_size]
         more = len(entries) > len(found)
         return a.AuditPage(
-            entries=[a.AuditEntry(**asdict(entry)) for entry in found],
+            entries=[a.AuditEntry(**_shown(asdict(entry), by)) for entry in found],
             next_page_token=write_token(request, (found[-1].seq,)) if more else "",
         )
 
@@ -37,4 +41,18 @@ class AuditVerbs(Service):
 
         It takes as long as reading that part of the log; rollouts go on meanwhile.
         """
-        return a.Explanation.model_validate(asdict(self._controller.explain(request.seq)))
+        found = asdict(self._controller.explain(request.seq))
+        return a.Explanation.model_validate({**found, "entry": _shown(found["entry"], by)})
+
+
+def _shown(entry: dict[str, Any], by: Principal) -> dict[str, Any]:
+    """An entry as `by` may see it: without ids of tokens for a viewer, who needs their names only."""
+    if by.role is Role.OPERATOR or not entry["verb"].startswith(TOKEN_VERBS):
+        return entry
+    return {**entry, **{part: _nameless(entry[part]) for part in ("before", "after", "evidence")}}
+
+
+def _nameless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nameless(item) for key, item in value.items() if key != "id"}
+    return [_nameless(item) for item in value] if isinstance(value, (list, tuple)) else value

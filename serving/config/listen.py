@@ -26,10 +26,11 @@ class TlsConfig(Section):
     """Root certificates of client certificates, PEM."""
     require_client_cert: bool = False
     """Whether every connection to any port needs a client certificate from `client_ca`. Without it the HTTP port requests
-    an optional one, and the gRPC ports none: gRPC has no optional client certificates."""
+    an optional one, and the gRPC ports none: gRPC has no optional client certificates. With it, admin verbs need a role
+    of the certificate (`roles`) or a token, on loopback too."""
     roles: dict[str, Role] = Field(default_factory=dict)
     """Roles of client certificates by common name or subject alternative name, for admin verbs without a token. A
-    certificate that is not named here may rank and send feedback."""
+    certificate that is not named here may rank and send feedback, and has no admin verb, on loopback either."""
 
     @model_validator(mode="after")
     def _has_roots(self) -> TlsConfig:
@@ -48,13 +49,14 @@ class LimitsConfig(Section):
     else an address (of IPv6 the first 64 bits). There are no limits where no authentication is needed."""
 
     admin: float = Field(50.0, gt=0)
-    """Admin calls per second, over gRPC and over HTTP each."""
+    """Admin calls per second, over gRPC and over HTTP each; pages and requests of a browser's session count for its token.
+    Calls that stop a candidate are counted apart, with the same limit."""
     admin_burst: float = Field(200.0, ge=1)
     feedback: float = Field(2000.0, gt=0)
     """Predictions with feedback per second, per lane."""
     feedback_burst: float = Field(20_000.0, ge=1)
     wrong_tokens: float = Field(0.2, gt=0)
-    """Wrong tokens per second, per address."""
+    """Wrong tokens per second, per address; further wrong ones get RESOURCE_EXHAUSTED or 429. A right one always passes."""
     wrong_tokens_burst: float = Field(10.0, ge=1)
     connections: int = Field(1000, ge=1)
     """Concurrent HTTP connections, and as many of gRPC on the admin port. A further one of HTTP takes the place of the
@@ -118,6 +120,12 @@ class ListenConfig(Section):
     def loopback(self) -> bool:
         """Whether only this machine can reach the ports."""
         return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def certified(self) -> bool:
+        """Whether client certificates say who callers are: each caller's role then counts on loopback too, and nobody is an
+        operator just for being on this machine."""
+        return self.tls is not None and (self.tls.require_client_cert or bool(self.tls.roles))
 
     @property
     def identified_feedback(self) -> bool:

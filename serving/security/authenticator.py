@@ -16,11 +16,19 @@ from pipeline.errors import InvalidInput, Overloaded, PermissionDenied, Unauthen
 from serving.config import Config
 from serving.config.principal import Principal, Role
 from serving.security.limits import ClientLimit, client_of_address
-from serving.security.tokens import LOCAL, Token, TokenAuthenticator, TokenStore
+from serving.security.tokens import LOCAL, Token, TokenAuthenticator, TokenStore, is_token
 
 __all__ = ["Authenticator", "Credentials", "Identity"]
 
 log = logging.getLogger(__name__)
+
+NAMELESS = (
+    "this takes a token or a client certificate; make one with `baton token create` and send "
+    "`authorization: Bearer TOKEN`"
+)
+CERTIFIED = ". listen.tls verifies client certificates here: one that listen.tls.roles names will do too"
+WARN_EVERY_S = 60.0
+"""Time between two warnings of wrong tokens in the log, so that who sends them does not fill it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +80,22 @@ class Authenticator:
 
     def __init__(self, config: Config, clock: Clock) -> None:
         listen, limits = config.listen, config.listen.limits
-        self._tokens = TokenAuthenticator(TokenStore(config.tokens), clock, loopback=listen.loopback)
+        self._certified = listen.certified
+        self._tokens = TokenAuthenticator(
+            TokenStore(config.tokens), clock, loopback=listen.loopback and not listen.certified
+        )
         self._roles = listen.tls.roles if listen.tls is not None else {}
         self._feedback_from: Collection[str] = frozenset(listen.feedback_from)
         self._wrong = ClientLimit(limits.wrong_tokens, limits.wrong_tokens_burst, clock)
         self._calls = ClientLimit(limits.admin, limits.admin_burst, clock)
+        self._brakes = ClientLimit(limits.admin, limits.admin_burst, clock)
         self._labels = ClientLimit(limits.feedback, limits.feedback_burst, clock)
+        self._warnings = ClientLimit(1 / WARN_EVERY_S, 1, clock)
         self.counters: Counter[str] = Counter()
 
     @property
     def open(self) -> bool:
-        """Whether the machine has no tokens, so that everyone on it is an operator."""
+        """Whether everyone on the machine is an operator: no tokens or roles of certificates are configured."""
         try:
             return self._tokens.open()
         except InvalidInput:
@@ -97,7 +110,7 @@ class Authenticator:
 
         Raises:
             Unauthenticated: its token is wrong.
-            Overloaded: too many wrong tokens came from its address; it is not checked for a while.
+            Overloaded: its token is wrong, and so were too many others from its address.
         """
         if caller.authorization:
             return self._by_token(caller)
@@ -115,27 +128,41 @@ class Authenticator:
         found = self.identify(caller)
         if found is None:
             self.counters["nameless"] += 1
-            raise Unauthenticated(
-                "this takes a token or a client certificate; make one with `baton token create` and send "
-                "`authorization: Bearer TOKEN`"
-            )
+            raise Unauthenticated(NAMELESS + (CERTIFIED if self._certified else ""))
         return found
 
-    def admit(self, caller: Credentials) -> Principal:
+    def admit(self, caller: Credentials, *, brake: bool = False) -> Principal:
         """Principal of an admin call; the verb checks its role.
+
+        Args:
+            brake: whether the call is one that stops a candidate. Such calls have a limit of their own, so that a client
+                that has used up the other one can still stop.
 
         Raises:
             Unauthenticated: it is anonymous, or its token is wrong.
             PermissionDenied: its certificate has no role.
             Overloaded: it calls too often.
         """
-        if self.open:
+        if self._everyone(caller):
             return LOCAL
         identity = self.require_identity(caller)
-        self._count(self._calls, identity, 1, "admin calls")
+        self._count(self._brakes if brake else self._calls, identity, 1, "admin calls")
         if identity.role is None:
             raise PermissionDenied(f"certificate {identity.names[0]} has no role; listen.tls.roles gives one")
         return Principal(identity.names[0], identity.role)
+
+    def count_session(self, token: str, name: str, *, brake: bool = False) -> None:
+        """Count a request of a browser's session against the limit of its token.
+
+        Args:
+            token: id of the session's token.
+            name: of the token.
+
+        Raises:
+            Overloaded: the token is used too often.
+        """
+        identity = Identity((name,), None, f"token {token}", token)
+        self._count(self._brakes if brake else self._calls, identity, 1, "admin calls")
 
     def admit_override(self, caller: Credentials, allowed: bool | Collection[str]) -> None:
         """Check that a caller may choose the arm; `allowed`: the endpoint's setting `overrides`.
@@ -143,7 +170,7 @@ class Authenticator:
         Raises:
             Unauthenticated, PermissionDenied, Overloaded: it may not.
         """
-        if self.open:
+        if self._everyone(caller):
             return
         identity = self.require_identity(caller)
         if identity.role is not Role.OPERATOR and (isinstance(allowed, bool) or not identity.among(allowed)):
@@ -170,24 +197,31 @@ class Authenticator:
         """
         self._count(self._labels, identity, max(1, predictions), "labels")
 
+    def _everyone(self, caller: Credentials) -> bool:
+        # Who shows a token of ours or a certificate wants it to count: a wrong one is refused on an open machine too.
+        return self.open and not caller.certificate and not is_token(caller.authorization)
+
     def _by_token(self, caller: Credentials) -> Identity:
-        # Guesses at one token must not lock out other callers behind the same address, so each token id has its own
-        # count; all unknown ids share one.
-        key = f"{client_of_address(caller.address)} {self._tokens.id_of(caller.authorization)}"
-        if (seconds := self._wrong.wait(key)) > 0:
-            self.counters["many_wrong_tokens"] += 1
-            raise Overloaded("too many wrong tokens came from this address; try again later", seconds)
+        # The secret is looked at first, which costs one hash: a right one passes whatever others sent from its address.
         try:
             token = self._tokens.find(caller.authorization)
         except Unauthenticated:
-            self.counters["wrong_token"] += 1
-            self._wrong.take(key)
-            if self._wrong.wait(key) > 0:
-                log.warning(
-                    "too many wrong tokens from %s; more are not looked at for a while", caller.address or "here"
-                )
+            self._count_wrong(caller.address)
             raise
         return Identity((token.name,), token.role, f"token {token.id}", token.id)
+
+    def _count_wrong(self, address: str) -> None:
+        seconds = self._wrong.take(client_of_address(address))
+        if seconds == 0:
+            self.counters["wrong_token"] += 1
+            return
+        self.counters["many_wrong_tokens"] += 1
+        if self._warnings.take("") == 0:
+            log.warning(
+                "many wrong tokens, the last from %s; baton_callers_refused_total counts them",
+                address or "this machine",
+            )
+        raise Overloaded("too many wrong tokens came from this address; try again later", seconds)
 
     def _count(self, limit: ClientLimit, identity: Identity, cost: int, what: str) -> None:
         if (seconds := limit.take(identity.client, cost)) > 0:

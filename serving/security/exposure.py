@@ -75,7 +75,14 @@ def exposure(config: Config) -> list[str]:
             f"INSECURE: {listen.host} is served without TLS (listen.insecure): tokens, features and labels can be read "
             "and changed on the network in between"
         )
-    if tokens is None and listen.loopback:
+    if tokens is None and listen.loopback and listen.tls is not None and listen.certified and not listen.tls.roles:
+        warnings.append(
+            "no caller may use an admin verb over the ports: there are no tokens, and listen.tls.roles names no client "
+            "certificate; make a token (baton token create NAME --role operator) or give a role"
+        )
+    elif tokens is None and listen.loopback and listen.certified:
+        warnings.append("no tokens: admin verbs are for the client certificates that listen.tls.roles names")
+    elif tokens is None and listen.loopback:
         warnings.append(
             "no tokens: everyone on this machine is an operator, and nothing is served off it; "
             "the first `baton token create` changes that"

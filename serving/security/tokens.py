@@ -25,10 +25,10 @@ from pipeline.disk import replacing
 from pipeline.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from serving.config.principal import Principal, Role
 
-__all__ = ["LOCAL", "Token", "TokenAuthenticator", "TokenStore"]
+__all__ = ["LOCAL", "Token", "TokenAuthenticator", "TokenStore", "is_token"]
 
 LOCAL = Principal("local", Role.OPERATOR)
-"""Everyone on this machine, where no tokens are configured and other machines cannot reach it."""
+"""Everyone on this machine, where no tokens or roles are configured and other machines cannot reach it."""
 PREFIX = "baton"
 MAX_TOKENS = 1000
 """Tokens of one installation."""
@@ -146,11 +146,6 @@ class TokenStore:
         right = hmac.compare_digest(_digest(secret), token.digest if token is not None else _NOBODY)
         return None if token is None or not right or token.expired(now_ms) else token
 
-    def id_of(self, authorization: str) -> str:
-        """Id in an `authorization` value, if a token has that id, whether the secret is right or not; else empty."""
-        number, _ = _parts(authorization)
-        return number if number in (self.tokens() or {}) else ""
-
     def _read(self) -> _Seen | None:
         try:
             with open(self.path, "rb") as file:
@@ -186,13 +181,13 @@ class TokenAuthenticator:
     Args:
         store: of the installation.
         clock: for expiry.
-        loopback: whether only this machine can reach the ports; without tokens everyone on it is then an operator.
+        loopback: whether only this machine can reach the ports, and certificates do not say who calls; without tokens
+            everyone on it is then an operator.
     """
 
     def __init__(self, store: TokenStore, clock: Clock, *, loopback: bool) -> None:
         self._store = store
         self._clock = clock
-        self._loopback = loopback
         self._needed = not loopback
 
     def open(self) -> bool:
@@ -244,12 +239,10 @@ class TokenAuthenticator:
             return None
         return None if token is None or token.expired(self._clock.wall_ms()) else token
 
-    def id_of(self, authorization: str) -> str:
-        """See `TokenStore.id_of`; empty also while the file cannot be read."""
-        try:
-            return self._store.id_of(authorization)
-        except InvalidInput:
-            return ""
+
+def is_token(authorization: str) -> bool:
+    """Whether an `authorization` value has the form of a token of ours."""
+    return _parts(authorization) != ("", "")
 
 
 def _parts(authorization: str) -> tuple[str, str]:

@@ -19,8 +19,10 @@ from pipeline.schema import FieldSpec, Schema
 from serving.admin import VERBS, Admin
 from serving.admin.door import request_of
 from serving.config import ArmConfig, Config, EndpointConfig
+from serving.config.principal import Principal, Role
 from serving.rollout.controller import RolloutController
 from serving.rollout.state import Abort
+from serving.rollout.store import Who
 from serving.runtime.status import read
 from serving.wiring.backends import open_backends
 from serving.wiring.observe import Observer
@@ -159,3 +161,16 @@ def test_foreign_status_files_do_not_stop_a_rollout(place: Place) -> None:
 def test_the_candidate_of_a_rollout_must_exist(place: Place) -> None:
     with pytest.raises(NotFound):
         place.call("rollouts.start", file=ROLLOUT.replace("student", "nobody"), reason="go")
+
+
+def test_a_viewer_sees_the_names_of_tokens_and_no_ids(place: Place) -> None:
+    token = {"id": "1a2b3c4d", "name": "ann", "role": "operator"}
+    place.store.note("token-create", Who("root", "", 1), {"tokens": [token]})
+    asked = VERBS["audit.list"]
+    request = request_of(asked, {"newest_first": True})
+    seen = {
+        role: place.admin.call(asked, request, Principal("x", role)).entries[0].after
+        for role in (Role.VIEWER, Role.OPERATOR)
+    }
+    assert seen[Role.OPERATOR] == {"tokens": [token]}
+    assert seen[Role.VIEWER] == {"tokens": [{"name": "ann", "role": "operator"}]}

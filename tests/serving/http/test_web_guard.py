@@ -24,7 +24,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from pipeline.clock import SystemClock
-from pipeline.errors import NotReady
+from pipeline.errors import NotReady, Overloaded, PermissionDenied, Unauthenticated
 from serving.config import Config
 from serving.config.principal import Role
 from serving.http.port import HEADER_BYTES, http_server
@@ -294,23 +294,55 @@ def test_heads_of_requests_are_limited(door: Guarded) -> None:
     assert "server" not in door.call("GET", "/healthz").headers
 
 
-def test_guesses_at_a_token_are_limited_and_hold_up_no_other_token(tmp_path: Path) -> None:
+def test_guesses_at_a_token_are_limited_and_hold_up_no_other_token(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with guarded(tmp_path, limits={"wrong_tokens": 0.01}) as door:
-        _guess(door)
+        ann, bob = door.token("ann", Role.VIEWER), door.token("bob", Role.VIEWER)
+        answers = [door.call("GET", "/metrics", f"{ann[:-6]}{i:06}") for i in range(14)]
+        assert [a.status_code for a in answers] == [401] * 10 + [429] * 4
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 100
+        assert door.call("GET", "/metrics", f"baton_{0:08x}_x").status_code == 429, "an id makes no difference"
+        assert [door.call("GET", "/metrics", token).status_code for token in (ann, bob)] == [200, 200]
+        door.sessions.begin(Credentials(f"Bearer {ann}", "127.0.0.1"))  # the sign-in as well
+        counters = door.authenticator.counters
+        assert (counters["wrong_token"], counters["many_wrong_tokens"]) == (10, 5)
+        assert len([r for r in caplog.records if "wrong tokens" in r.message]) == 1, "one warning a minute"
 
 
-def _guess(door: Guarded) -> None:
-    ann, bob = door.token("ann", Role.VIEWER), door.token("bob", Role.VIEWER)
-    guess = ann[:-6]
-    answers = [door.call("GET", "/metrics", f"{guess}{i:06}") for i in range(14)]
-    assert [a.status_code for a in answers] == [401] * 10 + [429] * 4
-    assert 1 <= int(answers[-1].headers["retry-after"]) <= 100
-    assert door.call("GET", "/metrics", ann).status_code == 429  # a right guess is not told from a wrong one
-    assert door.call("GET", "/metrics", bob).status_code == 200
-    unknown = [door.call("GET", "/metrics", f"baton_{i:08x}_x").status_code for i in range(12)]
-    assert unknown == [401] * 10 + [429] * 2
-    assert door.call("GET", "/metrics", bob).status_code == 200
-    assert door.authenticator.counters["wrong_token"] == 20
+def test_who_has_called_too_often_can_still_stop(tmp_path: Path) -> None:
+    with guarded(tmp_path, limits={"admin": 0.01, "admin_burst": 2}) as door:
+        caller = Credentials(f"Bearer {door.token('ann', Role.OPERATOR)}", "127.0.0.1")
+        for _ in range(2):
+            door.authenticator.admit(caller)
+        with pytest.raises(Overloaded):
+            door.authenticator.admit(caller)
+        assert door.authenticator.admit(caller, brake=True).name == "ann"
+
+
+def test_roles_count_on_loopback_too(tmp_path: Path) -> None:
+    tls = {"cert": tmp_path / "c", "key": tmp_path / "k", "client_ca": tmp_path / "a"}
+    for how in ({"roles": {"ann": "operator"}}, {"require_client_cert": True}):
+        listen = {"tls": {**tls, **how}}
+        doors = Authenticator(Config.model_validate({"home": tmp_path, "listen": listen}), SystemClock())
+        with pytest.raises(Unauthenticated, match=r"listen\.tls\.roles"):
+            doors.admit(Credentials("", "127.0.0.1"))
+        with pytest.raises(PermissionDenied, match="no role"):
+            doors.admit(Credentials("", "127.0.0.1", ("stranger",)))
+        with pytest.raises(Unauthenticated):
+            doors.admit_override(Credentials("", "127.0.0.1"), True)
+        assert not doors.open
+        if "roles" in how:
+            assert doors.admit(Credentials("", "127.0.0.1", ("ann",))).role is Role.OPERATOR
+    doors = Authenticator(Config.model_validate({"home": tmp_path, "listen": {"tls": tls}}), SystemClock())
+    assert doors.admit(Credentials("", "127.0.0.1")).role is Role.OPERATOR
+    with pytest.raises(PermissionDenied, match="no role"):
+        doors.admit(Credentials("", "127.0.0.1", ("stranger",)))
+
+
+def test_a_token_that_is_not_known_is_refused_where_none_is_needed(door: Guarded) -> None:
+    assert door.call("GET", "/metrics", "baton_00000000_wrong").status_code == 401
+    assert door.call("GET", "/metrics", headers={"authorization": "Basic of-a-proxy"}).status_code == 200
 
 
 def test_a_client_that_calls_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:

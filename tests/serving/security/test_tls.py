@@ -327,7 +327,7 @@ def test_new_certificates_are_used_from_the_next_handshake_and_no_call_fails(tmp
 
 def test_a_root_that_was_taken_out_lets_nobody_in_any_more(tmp_path: Path) -> None:
     paper = Paper(tmp_path / "paper")
-    with opened(tmp_path / "home", paper, require_client_cert=True) as ports:
+    with opened(tmp_path / "home", paper, require_client_cert=True, roles={"old": "viewer", "new": "viewer"}) as ports:
         old, new = paper.client("old"), paper.client("new", paper.strangers)
         assert [(ports.ask(port, old), ports.ask(port, new)) for port in PORTS] == [("ok", "refused")] * 3
         paper.put("client_ca.pem", paper.strangers.cert_pem.bytes())
