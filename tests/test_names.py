@@ -32,6 +32,7 @@ COUNTED = {
         "COLUMNS",
         "COUNTERS",
         "DESCRIPTORS",
+        "LAYERS",
         "LETTERS",
         "PORTS",
         "SPARES",
@@ -54,7 +55,7 @@ COUNTED = {
         "TRIES",
         "TURNS",
     ),
-    *("VALUES", "VERSIONS", "WATCHERS", "WAYS"),
+    *("VALUES", "VERSIONS", "UNITS", "WATCHERS", "WAYS"),
 }
 PLAIN = {
     *(

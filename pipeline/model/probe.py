@@ -27,6 +27,7 @@ import onnxruntime
 from pipeline.arrays import F32
 from pipeline.bundle.bundle import CONTEXT, DENSE, Bundle
 from pipeline.bundle.row_format import decode_rows
+from pipeline.children import python
 from pipeline.disk import replacing
 from pipeline.model.proof import Sample
 from pipeline.schema import FieldSpec, Schema
@@ -260,7 +261,7 @@ def _try(files: Mapping[str, Path], schema: Schema, sample: Sample, limits: Prob
     np.savez(message, order=np.frombuffer(json.dumps(order).encode(), np.uint8), request=sample.request, **arrays)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.model.probe_process"],
+        python("-m", "pipeline.model.probe_process"),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
     )  # fmt: skip
     wall_s = max(LEAST_WALL_S, WALL_FACTOR * limits.seconds)

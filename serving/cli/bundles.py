@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.bundle import WARMUP, Bundle, Manifest
+from pipeline.errors import BundleError
+from pipeline.model.warmup import read_warmup
 from serving.cli.output import Output, emit, say
+from transfer.architecture_names import is_known, unknown_architecture
 
 __all__ = ["app"]
 
@@ -33,6 +37,7 @@ def inspect(folder: Folder, output: Format = Output.table) -> None:
         ("name", m.name),
         ("version", m.version),
         ("architecture", m.architecture),
+        *((("note", note),) if (note := _foreign(m)) else ()),
         ("lineage", f"base {m.base} + deltas {', '.join(m.deltas)}" if m.base else "base"),
         ("parent", m.parent or "none"),
         (
@@ -57,6 +62,13 @@ def inspect(folder: Folder, output: Format = Output.table) -> None:
         for f in m.model_schema.fields
     ]  # fmt: skip
     emit(output, None, "fields", ("field", "role", "kind", "table", "width", "rows", "transform/pooling"), fields)
+
+
+def _foreign(manifest: Manifest, own: Collection[str] = ()) -> str:
+    """What is to be known of an architecture that is neither of the zoo nor of `own`; "" for any other."""
+    if is_known(manifest.architecture, own):
+        return ""
+    return f"{unknown_architecture(manifest.architecture)}. Lanes serve the bundle's network, which needs no class"
 
 
 @app.command("import-onnx")
@@ -94,8 +106,16 @@ def import_onnx(
 
 
 @app.command()
-def verify(folder: Folder, output: Format = Output.table) -> None:
-    """Check every file against its hash, the network's graph and the tables; exit code 1 when anything is wrong.
+def verify(
+    folder: Folder,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(help="Class of your own that the bundle may name, as package.module:Class; nothing is imported"),
+    ] = None,
+    output: Format = Output.table,
+) -> None:
+    """Check every file against its hash, the network's graph, tables, warm-up rows and training state, and the name of
+    its architecture; exit code 1 when anything is wrong.
 
     Example: baton bundle verify .baton/bundles/ranker-deepfm/1
     """
@@ -104,5 +124,12 @@ def verify(folder: Folder, output: Format = Output.table) -> None:
     if m.servable:
         for table in m.tables:
             bundle.table(table)
+        if WARMUP in m.files:
+            read_warmup(bundle.file(WARMUP), m.model_schema)
+        for name in m.files:
+            if name.startswith("training/"):
+                bundle.tensors(name)
+    if note := _foreign(m, arch or ()):
+        raise BundleError(f"{folder}: {note}", "architecture")
     result = {"bundle": m.name, "version": m.version, "files": len(m.files), "ok": True}
     emit(output, result, "", ("bundle", "version", "files", "ok"), [tuple(result.values())])

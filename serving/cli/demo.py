@@ -13,7 +13,6 @@ import dataclasses
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import yaml
 
 from pipeline.bundle.bundle import Calibration
 from pipeline.bundle.versions import Repository
+from pipeline.children import python
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, NotReady
 from serving.cli.api import AdminClient
@@ -212,7 +212,7 @@ class Demo:
         log_path = self.home / "serve.log"
         with open(log_path, "wb") as log_file:
             server = subprocess.Popen(
-                [sys.executable, "-m", "serving.cli.main", "serve", "--config", str(config_path)],
+                python("-m", "serving.cli.main", "serve", "--config", str(config_path)),
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -111,7 +111,7 @@ def train(
     from serving.cli.progress import rows_progress
     from transfer.click_model.blocks import TableSettings
     from transfer.click_model.model import LearningSettings
-    from transfer.model_zoo import parse_arch
+    from transfer.model_zoo import Architectures, parse_arch
     from transfer.offline.train import TrainSettings
     from transfer.offline.train import train as run
     from transfer.quality.measured import PeakMemory, Stopwatch
@@ -119,12 +119,23 @@ def train(
     _check_window(start, stop)
     torch.set_num_threads(threads)
     kind, width = parse_arch(arch)
+    architectures = Architectures([kind])
     log = click_log(data, cache)
     memory, watch = PeakMemory(), Stopwatch()
     learning = LearningSettings(tables=TableSettings(admit_after=admit_after, evict_after=evict_after))
     settings = TrainSettings(stored=rows, device=device.value, learning=learning)
     with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress, watch.running():
-        model = run(log, kind, width=width, start=start, stop=stop, seed=seed, settings=settings, progress=progress)
+        model = run(
+            log,
+            kind,
+            width=width,
+            start=start,
+            stop=stop,
+            seed=seed,
+            settings=settings,
+            progress=progress,
+            architectures=architectures,
+        )
     _publish(model, log, stop, watch, memory, out, name, output)
 
 
@@ -134,6 +145,12 @@ def transfer(
     data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the student's bundle; must not exist yet")],
     name: Annotated[str, typer.Option(help="Bundle name; default: the architecture")] = "",
+    teacher_arch: Annotated[
+        str,
+        typer.Option(
+            help="Class that the teacher's bundle may name, as package.module:Class, where it is one of your own"
+        ),
+    ] = "",
     mode: Annotated[Mode, typer.Option(help="ours, or published: CrossAdapt's constants, no corrections")] = Mode.ours,
     rows: Rows = "float32",
     start: Start = 0.0,
@@ -161,7 +178,7 @@ def transfer(
     from transfer.bundles.frozen import load_teacher
     from transfer.click_model.device import device_for
     from transfer.click_model.model import ClickModel
-    from transfer.model_zoo import parse_arch
+    from transfer.model_zoo import Architectures, parse_arch
     from transfer.offline.distill import transfer_offline
     from transfer.offline.window import Window
     from transfer.online.replay_store import keep_sample
@@ -171,18 +188,21 @@ def transfer(
     torch.set_num_threads(threads)
     kind, width = parse_arch(arch)
     settings = _stage1(mode, rows, device, admit_after, evict_after, window_fraction)
-    model = load_teacher(teacher)
+    architectures = Architectures([kind, *([parse_arch(teacher_arch)[0]] if teacher_arch else [])])
+    model = load_teacher(teacher, architectures)
     log = click_log(data, cache, like=model.schema)
     if isinstance(model, ClickModel):
         model.to(device_for(device.value))
     memory, watch = PeakMemory(), Stopwatch()
     with (
-        pooled(teacher, teachers, ray, calibrated=mode is Mode.ours) as score,
+        pooled(teacher, teachers, ray, calibrated=mode is Mode.ours, architectures=architectures) as score,
         rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress,
         watch.running(),
     ):
         window = Window(model, log, start, stop, score=score)
-        student, _ = transfer_offline(window, kind, width=width, settings=settings, seed=seed, progress=progress)
+        student, _ = transfer_offline(
+            window, kind, width=width, settings=settings, seed=seed, progress=progress, architectures=architectures
+        )
     if retained is not None:
         keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
     _publish(student, log, stop, watch, memory, out, name, output)

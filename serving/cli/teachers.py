@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transfer.model_zoo import Architectures
 
 __all__ = ["pooled"]
 
 
 @contextmanager
-def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator[Callable[[Any], Any] | None]:
+def pooled(
+    teacher: Path, count: int, ray: str, *, calibrated: bool, architectures: Architectures
+) -> Iterator[Callable[[Any], Any] | None]:
     """A function that scores rows instead of the teacher; None where the teacher of this process does.
 
     Args:
@@ -21,6 +26,7 @@ def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator
         count: processes, or actors.
         ray: address of a cluster; "": this machine.
         calibrated: logits after the bundle's calibration.
+        architectures: what the bundle may name.
 
     Raises:
         InvalidInput: a cluster is named without a number of teachers, or Ray is not installed.
@@ -34,7 +40,7 @@ def pooled(teacher: Path, count: int, ray: str, *, calibrated: bool) -> Iterator
     from transfer.teachers.pool import TeacherPool
     from transfer.teachers.process import BundleTeacher, ProcessMember
 
-    load = BundleTeacher(teacher.resolve(), calibrated=calibrated)
+    load = BundleTeacher(teacher.resolve(), calibrated=calibrated, architectures=architectures)
     pool = TeacherPool()
     if ray:
         try:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.documents import parse_yaml
 from pipeline.errors import InvalidInput
 from serving.config.embedding import EmbeddingConfig
 from serving.config.endpoint import EndpointConfig
@@ -83,10 +84,10 @@ class Config(Section):
             InvalidInput: a setting is wrong; the error names it.
         """
         try:
-            raw = yaml.safe_load(path.read_text()) or {}
+            raw = parse_yaml(path.read_text()) or {}
         except OSError as error:
             raise InvalidInput(f"config {path} cannot be read: {error.strerror}", "config") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InvalidInput(f"config {path} is not YAML: {error}", "config") from None
         if not isinstance(raw, dict):
             raise InvalidInput(f"config {path} must be a mapping of settings", "config")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from pipeline.bundle.row_format import RowFormat
 from serving.config.section import Seconds, Section
 
 __all__ = ["WorkerConfig"]
+
+OwnClass = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
 class WorkerConfig(Section):
@@ -58,3 +60,6 @@ class WorkerConfig(Section):
     nice: int = Field(15, ge=0, le=19)
     """Lowered priority of the worker (`nice`); 19: it runs only when no other process needs the processor, maybe never."""
     seed: int = 0
+    architectures: tuple[OwnClass, ...] = ()
+    """Architectures of your own, as `package.module:Class`, importable where the worker runs: installed, or on PYTHONPATH.
+    Beside those of the zoo they are the only ones that a bundle of the endpoint may name."""

@@ -11,7 +11,6 @@ import fcntl
 import ipaddress
 import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import BinaryIO
 
 import yaml
 
+from pipeline.children import python
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict, NotReady
 from pipeline.traffic.clock import LogClock
@@ -55,7 +55,7 @@ def write_config(config: Config, path: Path) -> Path:
 
 
 def _command(path: Path, *words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "serving.cli.main", *words, "--config", str(path))
+    return python("-m", "serving.cli.main", *words, "--config", str(path))
 
 
 class _Processes:

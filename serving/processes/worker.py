@@ -26,6 +26,7 @@ from serving.wiring.home import learned_place
 from serving.wiring.state import node_name, open_control_store, open_tenure, stored_endpoints
 from serving.wiring.traffic import open_traffic_log
 from transfer.click_model.device import device_for
+from transfer.model_zoo import Architectures
 from transfer.online.adapt import AdaptSettings
 from transfer.online.arms import Arms, Follower
 from transfer.online.tenure import Tenure
@@ -120,12 +121,13 @@ def build(config: Config, tenure: Tenure | None = None) -> Follower:
         tenure: that it needs to publish.
 
     Raises:
-        InvalidInput: the endpoint does not exist, or the device does not.
+        InvalidInput: the endpoint does not exist, or the device or an architecture does not.
     """
     w = config.worker
     assert w is not None
     torch.set_num_threads(w.threads)
     device_for(w.device)
+    architectures = Architectures(w.architectures)
     traffic, repository = open_traffic_log(config), open_repository(config)
     clock = LogClock(traffic).start()
 
@@ -150,6 +152,7 @@ def build(config: Config, tenure: Tenure | None = None) -> Follower:
             rows=w.rows,
             device=w.device,
             seed=w.seed,
+            architectures=architectures,
         )
         return Worker(
             settings,

@@ -9,7 +9,6 @@ are mature at once: a real attribution window delays all of them by the same tim
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from pipeline.arrays import F64
 from pipeline.calibration import sigmoid
+from pipeline.children import spawning
 from pipeline.errors import InvalidInput
 from pipeline.host import cores
 from pipeline.metrics import auc, row_logloss
@@ -213,7 +213,7 @@ def _all_runs(
     if processes == 1:
         return [run(stream) for stream in streams]
     chunk = max(1, len(streams) // (8 * processes))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, spawning()) as pool:
         return list(pool.map(run, streams, chunksize=chunk))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.documents import parse_yaml
 from pipeline.errors import InvalidInput
 from serving.config import Seconds
 
@@ -260,8 +261,8 @@ class Rollout(_Section):
     def parse(cls, text: str, name: str = "rollout") -> Rollout:
         """As `load`, from text; `name` of the file in messages."""
         try:
+            data = parse_yaml(text)
             root = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InvalidInput(f"{name}: not YAML: {error}") from None
         if not isinstance(data, dict):

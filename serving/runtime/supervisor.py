@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.children import python
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict
 from serving.config import Config
@@ -76,7 +76,7 @@ def children_of(config: Config, config_path: Path) -> list[Child]:
     """The processes of a config: lanes stop first, control last, so that late labels still find their store."""
 
     def child(name: str, stage: int, *command: str) -> Child:
-        return Child(name, (sys.executable, "-m", "serving.cli.main", *command, "--config", str(config_path)), stage)
+        return Child(name, python("-m", "serving.cli.main", *command, "--config", str(config_path)), stage)
 
     lanes = [
         child(f"lane-{index}", 0, "process", "lane", "--index", str(index)) for index in range(config.engine.lanes)

@@ -20,9 +20,10 @@ from pipeline.model.model import Model
 from pipeline.model.network import Network
 from pipeline.model.probe import ProbeLimits, probe_bundle
 from pipeline.schema import Schema
-from transfer.bundles.import_onnx import ARCHITECTURE
+from transfer.architecture_names import IMPORTED
 from transfer.bundles.publish import load
 from transfer.click_model.model import ClickModel
+from transfer.model_zoo import ZOO_ALONE, Architectures
 
 __all__ = ["FrozenTeacher", "load_teacher"]
 
@@ -67,12 +68,15 @@ class FrozenTeacher:
         return (self.calibration.alpha * self.logits(rows) + self.calibration.beta).astype(np.float32)
 
 
-def load_teacher(path: Path) -> ClickModel | FrozenTeacher:
+def load_teacher(path: Path, architectures: Architectures = ZOO_ALONE) -> ClickModel | FrozenTeacher:
     """The teacher in a bundle's directory: a model that can learn on, or an imported one that only scores.
+
+    Args:
+        architectures: what the bundle may name.
 
     Raises:
         BundleError: it is no bundle, or damaged.
-        InvalidInput: it is a delta, which needs the repository that holds its base.
+        InvalidInput: its architecture is not among `architectures`, or it is a delta, which needs the repository that holds its base.
     """
     bundle = Bundle.open(path)
-    return FrozenTeacher(bundle) if bundle.manifest.architecture == ARCHITECTURE else load(bundle)
+    return FrozenTeacher(bundle) if bundle.manifest.architecture == IMPORTED else load(bundle, architectures)

@@ -21,17 +21,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.arrays import F32
 from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, Manifest, Table, TableInfo
 from pipeline.bundle.graph import check_graph
+from pipeline.documents import parse_yaml
 from pipeline.errors import BundleError, DataError
 from pipeline.hashing import hash_value
 from pipeline.model.probe import ProbeLimits, probe, sample_of
 from pipeline.model.warmup import synthetic_requests, write_warmup
 from pipeline.schema import MISSING_TEXTS, FieldSpec, Name, Schema
+from transfer.architecture_names import IMPORTED
 from transfer.bundles.import_graph import Kind, adapted
 
-__all__ = ["ARCHITECTURE", "ImportSpec", "Imported", "import_onnx"]
+__all__ = ["ImportSpec", "Imported", "import_onnx"]
 
-ARCHITECTURE = "onnx"
-"""What the manifest of an imported model names; nothing here can train it."""
 LARGEST_CODE = 1 << 24
 """Integers beyond it are not exact as float32."""
 
@@ -66,7 +66,7 @@ class ImportSpec(BaseModel):
             DataError: the file or a part of it is absent or wrong; the message names file and key.
         """
         try:
-            spec = cls.model_validate(yaml.safe_load(path.read_text("utf-8")))
+            spec = cls.model_validate(parse_yaml(path.read_text("utf-8")))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -182,7 +182,7 @@ def import_onnx(
     manifest = Manifest(
         name=name,
         version="1",
-        architecture=ARCHITECTURE,
+        architecture=IMPORTED,
         hyperparameters={"columns": list(columns)},
         schema=schema,
         tables={t: TableInfo(width=1, rows=len(table.ids), default=(spec.unknown,)) for t, table in tables.items()},

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,11 +19,16 @@ import torch
 
 from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
 from pipeline.bundle.versions import Repository
-from pipeline.errors import BundleError, InvalidInput
+from pipeline.documents import parse_json
+from pipeline.errors import BatonError, BundleError, InvalidInput
 from pipeline.model.warmup import synthetic_requests, write_warmup
+from transfer.architecture_names import is_known
 from transfer.bundles.export import DenseGraph, graph_weights, trace
 from transfer.click_model.model import ClickModel
+from transfer.click_model.network import DenseNetwork
 from transfer.click_model.state import model_from, state_of
+from transfer.model_zoo import ZOO_ALONE, Architectures
+from transfer.model_zoo.registry import MOST_WIDTH
 
 __all__ = ["Provenance", "load", "network_files", "save"]
 
@@ -30,6 +36,8 @@ STATE = "training/state.safetensors"
 HEADER = "header"
 # Held by the tables of the bundle itself where these are float32, so not written twice.
 _IN_TABLES = ("tables.rows.values", "tables.weights.values", "tables.counts")
+SIZE_FACTOR, SPARE_BYTES = 4, 16 << 20
+"""Most memory of a network that is built of a manifest: so many times its file's bytes, and so many more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,23 +144,26 @@ def network_files(model: ClickModel, graphs: dict[str, DenseGraph] | None = None
     return files
 
 
-def load(source: Path | Bundle | Sequence[Bundle]) -> ClickModel:
+def load(source: Path | Bundle | Sequence[Bundle], architectures: Architectures = ZOO_ALONE) -> ClickModel:
     """A model from a published version.
 
     Optimiser state comes from the newest bundle that has it; without any, the model is frozen.
 
     Args:
         source: a base or its directory; or a base and its deltas, oldest first (`Repository.chain`).
+        architectures: what the bundle and its training state may name.
 
     Raises:
-        InvalidInput: a delta without its base.
+        InvalidInput: a delta without its base, or its architecture is not among `architectures`.
         BundleError: it was not written by this trainer, or is damaged.
     """
     chain = [Bundle.open(source)] if isinstance(source, Path) else [source] if isinstance(source, Bundle) else source
     newest = chain[-1]
     if chain[0].manifest.base is not None:
         raise InvalidInput(f"{newest.path} is a delta; pass the repository that holds its base", "source")
-    model, newer = _with_state(chain)
+    for bundle in chain:
+        architectures.find(bundle.manifest.architecture)
+    model, newer = _with_state(chain, architectures)
     manifest = newest.manifest
     for index, name in enumerate(model.tables.names):
         info = manifest.tables[name]
@@ -194,25 +205,87 @@ def _write_state(writer: BundleWriter, model: ClickModel) -> None:
     writer.tensors(STATE, {**kept, HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)})
 
 
-def _with_state(chain: Sequence[Bundle]) -> tuple[ClickModel, Sequence[Bundle]]:
+def _with_state(chain: Sequence[Bundle], architectures: Architectures) -> tuple[ClickModel, Sequence[Bundle]]:
     """The model with the newest training state of a chain, and the bundles whose rows are not in it yet."""
-    last = chain[-1].manifest
+    newest = chain[-1]
+    last = newest.manifest
     hyperparameters = dict(last.hyperparameters)
-    width = int(hyperparameters.pop("width", next(iter(last.tables.values())).width))
+    width = hyperparameters.pop("width", next(iter(last.tables.values())).width)
+    if type(width) is not int or not 1 <= width <= MOST_WIDTH:
+        raise BundleError(f"{newest.path}: hyperparameters.width is not in 1..{MOST_WIDTH}", "hyperparameters")
+    _check_size(newest, width, hyperparameters)
     stateful = next((b for b in reversed(chain) if STATE in b.manifest.files), None)
-    if stateful is None:
-        model = ClickModel.create(last.model_schema, last.architecture, width, seed=0, hyperparameters=hyperparameters)
-        model.frozen = True
-        return model, chain
+    try:
+        if stateful is None:
+            model = ClickModel.create(
+                last.model_schema, last.architecture, width, seed=0, hyperparameters=hyperparameters,
+                architectures=architectures,
+            )  # fmt: skip
+            model.frozen = True
+            return model, chain
+        return _from_state(chain, stateful, width, architectures)
+    except BatonError:
+        raise
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+    ) as error:  # of torch: RuntimeError
+        place = (stateful or newest).path
+        raise BundleError(
+            f"{place}: no model can be made of it: {type(error).__name__}: {str(error)[:500]}; it was not written by this "
+            "trainer",
+            STATE if stateful else "hyperparameters",
+        ) from error
+
+
+def _from_state(
+    chain: Sequence[Bundle], stateful: Bundle, width: int, architectures: Architectures
+) -> tuple[ClickModel, Sequence[Bundle]]:
+    """As `_with_state`, from the training state of `stateful`."""
+    last = chain[-1].manifest
     arrays = stateful.tensors(STATE)
-    header = json.loads(arrays.pop(HEADER).tobytes())
+    header = parse_json(arrays.pop(HEADER).tobytes())
+    if (header["arch"], header["width"]) != (last.architecture, width):
+        raise BundleError(
+            f"{stateful.path}: the training state is of {str(header['arch'])[:200]!r}, width {header['width']!r}, where the "
+            f"manifest says {last.architecture[:200]!r}, width {width}",
+            STATE,
+        )
+    _check_size(chain[-1], width, header["hyperparameters"])
     if _IN_TABLES[0] in arrays:  # rows in float32, its own and those of the bundles before it
-        return model_from(header, arrays), chain[chain.index(stateful) + 1 :]
-    ids = len(arrays["tables.ids"])
+        return model_from(header, arrays, architectures), chain[chain.index(stateful) + 1 :]
+    ids, rows = len(arrays["tables.ids"]), sum(table.rows for table in stateful.manifest.tables.values())
+    if ids > rows:
+        raise BundleError(f"{stateful.path}: the training state has {ids} ids, its tables {rows} rows", STATE)
     arrays["tables.rows.values"] = np.zeros((ids, width), np.float32)
     arrays["tables.counts"] = np.zeros(ids, np.int64)
     arrays["tables.weights.values"] = np.zeros((ids if header["linear"] else 0, 1), np.float32)
-    return model_from(header, arrays), chain
+    return model_from(header, arrays, architectures), chain
+
+
+def _check_size(bundle: Bundle, width: int, hyperparameters: Mapping[str, Any]) -> None:
+    """Check, before any memory is taken, that a network of the zoo is not far larger than the bundle's own."""
+    manifest = bundle.manifest
+    if not is_known(manifest.architecture):
+        return  # a class of the user's own, whose constructor may do anything
+    held = manifest.files[DENSE].bytes
+    try:
+        with torch.device("meta"):
+            network = DenseNetwork(manifest.model_schema, manifest.architecture, width, dict(hyperparameters))
+    except InvalidInput:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{bundle.path}: hyperparameters: {str(error)[:500]}", "hyperparameters") from None
+    size = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    if size > SIZE_FACTOR * held + SPARE_BYTES:
+        raise BundleError(
+            f"{bundle.path}: hyperparameters ask for a network of {size:,} bytes where {DENSE} has {held:,}",
+            "hyperparameters",
+        )
 
 
 def _load_dense(model: ClickModel, bundle: Bundle) -> None:

@@ -87,7 +87,7 @@ class RowBlock:
     def load(self, arrays: Mapping[str, Array], capacity: int) -> None:
         """Set the arrays of slots 0, 1, 2, ..., with space for `capacity`."""
         for key in self.KEYS:
-            setattr(self, key, arrays[key].copy())
+            setattr(self, key, arrays[key].astype(getattr(self, key).dtype))
         self.grow(capacity)
 
 

@@ -28,7 +28,7 @@ from transfer.click_model.calibration import offset_for
 from transfer.click_model.loss import checked_labels, distillation_loss
 from transfer.click_model.network import DenseNetwork, shift, steady
 from transfer.click_model.tables import Tables
-from transfer.model_zoo import resolve
+from transfer.model_zoo import ZOO_ALONE, Architectures
 
 __all__ = ["ClickModel", "LearningSettings"]
 
@@ -57,6 +57,7 @@ class ClickModel:
         seed: int,
         hyperparameters: Mapping[str, Any],
         learning: LearningSettings,
+        architectures: Architectures = ZOO_ALONE,
     ) -> None:
         self.schema = schema.with_width(width)
         self.arch, self.width, self.seed = arch, width, seed
@@ -64,7 +65,7 @@ class ClickModel:
         self.learning = learning
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = DenseNetwork(self.schema, arch, width, self.hyperparameters)
+            self.network = DenseNetwork(self.schema, arch, width, self.hyperparameters, architectures)
         self.tables = Tables(self.schema, width, linear=self.network.uses_linear, settings=learning.tables, seed=seed)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=learning.dense_rate, fused=True)
         self.calibration = Calibration()
@@ -97,21 +98,23 @@ class ClickModel:
         seed: int,
         hyperparameters: Mapping[str, Any] | None = None,
         learning: LearningSettings | None = None,
+        architectures: Architectures = ZOO_ALONE,
     ) -> ClickModel:
         """An untrained model.
 
         Args:
             schema: fields; widths in it are replaced by `width`.
-            arch: a name of the zoo or `package.module:Class`.
+            arch: a name of the zoo, or of a class that `architectures` was given.
             width: length of a field's vector (1 for architectures that use weights only).
             seed: of weights and new rows.
             hyperparameters: for the architecture.
             learning: rates.
+            architectures: what `arch` may name.
 
         Raises:
             InvalidInput: unknown architecture or hyperparameter, or a schema without ids.
         """
-        width = width if resolve(arch).uses_embeddings else 1
+        width = width if architectures.find(arch).uses_embeddings else 1
         return cls(
             schema,
             arch,
@@ -119,6 +122,7 @@ class ClickModel:
             seed=seed,
             hyperparameters=hyperparameters or {},
             learning=learning or LearningSettings(),
+            architectures=architectures,
         )
 
     def to(self, device: torch.device) -> ClickModel:

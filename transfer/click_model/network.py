@@ -17,7 +17,7 @@ from pipeline.arrays import F32
 from pipeline.errors import DataError, InvalidInput
 from pipeline.inputs import Layout
 from pipeline.schema import Schema
-from transfer.model_zoo import resolve
+from transfer.model_zoo import ZOO_ALONE, Architectures
 from transfer.model_zoo.layers import SplitHalf, SplitOutput
 
 __all__ = ["DenseNetwork", "NumberTransform", "SplitNetwork", "shift", "steady"]
@@ -84,17 +84,25 @@ class DenseNetwork(nn.Module):
 
     Args:
         schema: fields; widths are taken from `width`.
-        arch: name of the architecture, see `transfer.model_zoo.resolve`.
+        arch: name of the architecture.
         width: length of a field's vector.
         hyperparameters: for the architecture.
+        architectures: what `arch` may name.
 
     Raises:
-        InvalidInput: the schema has no field with vectors, or the architecture refuses its hyperparameters.
+        InvalidInput: `arch` is not among them, the schema has no field with vectors, or the architecture refuses its hyperparameters.
     """
 
-    def __init__(self, schema: Schema, arch: str, width: int, hyperparameters: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        arch: str,
+        width: int,
+        hyperparameters: dict[str, Any],
+        architectures: Architectures = ZOO_ALONE,
+    ) -> None:
         super().__init__()
-        kind = resolve(arch)
+        kind = architectures.find(arch)
         if not schema.embedded:
             raise InvalidInput("the schema has only numbers; add at least one field of kind id or bag", "fields")
         self.fields, self.width = len(schema.embedded), width

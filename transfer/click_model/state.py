@@ -20,6 +20,7 @@ from pipeline.schema import Schema
 from transfer.click_model.blocks import TableSettings
 from transfer.click_model.model import ClickModel, LearningSettings
 from transfer.click_model.tables import merged
+from transfer.model_zoo import ZOO_ALONE, Architectures
 
 __all__ = ["load_state", "merged_state", "model_from", "state_of"]
 
@@ -65,8 +66,10 @@ def merged_state(state: Mapping[str, Array], newer: Mapping[str, Array]) -> Arra
     return rest | {f"tables.{key}": value for key, value in tables.items()}
 
 
-def model_from(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> ClickModel:
-    """A new model with the state that `state_of` gave."""
+def model_from(
+    header: Mapping[str, Any], arrays: Mapping[str, Array], architectures: Architectures = ZOO_ALONE
+) -> ClickModel:
+    """A new model with the state that `state_of` gave. `architectures`: what the header may name."""
     learning = dict(header["learning"])
     learning["tables"] = TableSettings(**learning["tables"])
     model = ClickModel(
@@ -76,6 +79,7 @@ def model_from(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> ClickM
         seed=header["seed"],
         hyperparameters=header["hyperparameters"],
         learning=LearningSettings(**learning),
+        architectures=architectures,
     )
     load_state(model, header, arrays)
     return model

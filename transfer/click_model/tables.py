@@ -312,7 +312,12 @@ class Tables:
         return arrays
 
     def load_state(self, arrays: Mapping[str, Array]) -> None:
-        """Take the state of tables made with the same schema, width and settings."""
+        """Take the state of tables made with the same schema, width and settings.
+
+        Raises:
+            InvalidInput: an array has another shape, or points at a slot or table that is not there.
+        """
+        self._check_state(arrays)
         used = len(arrays["ids"])
         self._clear(max(1024, used))
         self.ids[:used], self.tags[:used] = arrays["ids"], arrays["tags"]
@@ -333,6 +338,37 @@ class Tables:
             self._aged = int(arrays["aged"][0])
         if self._first_seen is not None and "first_seen.counts" in arrays:
             self._first_seen.restore(arrays["first_seen.counts"], arrays["first_seen.added"])
+
+    def _check_state(self, arrays: Mapping[str, Array]) -> None:
+        """Check a state that may come from a bundle: the kernels look at no bound."""
+        used, collected = len(arrays["ids"]), len(arrays["batch"])
+        adam = used if self.settings.optimiser == "adam" else 0
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_BY_SLOT, (used,))
+        for name, rows, moments, width in (
+            ("rows", used, adam, self.width),
+            *([("weights", used, adam, 1)] if self.linear else []),
+        ):
+            shapes |= {f"{name}.values": (rows, width), f"{name}.squares": (rows,)}
+            shapes |= {f"{name}.momentum": (moments, width), f"{name}.steps": (moments,)}
+        shapes |= {"default": self.default.shape, "default_linear": self.default_linear.shape}
+        shapes |= {"batch": (collected,), "sums": (collected, self.width), "linear_sums": (collected,)}
+        for key, shape in shapes.items():
+            if arrays[key].shape != shape:
+                raise InvalidInput(
+                    f"state of tables: {key!r} has shape {list(arrays[key].shape)} instead of {list(shape)}", key
+                )
+        for key, count in (("tags", len(self.names)), ("touched", used), ("batch", used)):
+            values = arrays[key]
+            if (
+                values.ndim != 1
+                or values.dtype.kind != "i"
+                or (len(values) and not 0 <= values.min() <= values.max() < count)
+            ):
+                raise InvalidInput(f"state of tables: {key!r} holds other numbers than 0 to {count - 1}", key)
+        if self._first_seen is not None and "first_seen.counts" in arrays:
+            counts = arrays["first_seen.counts"]
+            if (counts.dtype, counts.shape) != (self._first_seen.counts.dtype, self._first_seen.counts.shape):
+                raise InvalidInput("state of tables: 'first_seen.counts' is of another size", "first_seen.counts")
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

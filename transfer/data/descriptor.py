@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.documents import parse_yaml
 from pipeline.errors import DataError
 from pipeline.hashing import EXACT_BELOW, canonical
 from pipeline.schema import MISSING_TEXTS, FieldSpec, MissingTexts, Name, Schema
@@ -164,7 +165,7 @@ class Descriptor(_Part):
         """
         path = Path(path)
         try:
-            content = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+            content = parse_yaml(path.read_text("utf-8"), _Loader)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

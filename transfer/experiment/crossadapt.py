@@ -26,7 +26,7 @@ from transfer.data.log import Log
 from transfer.data.memory import MemoryLog
 from transfer.experiment.learners import Judged
 from transfer.experiment.runs import RUNS, STANDARD, Start, Task
-from transfer.model_zoo import parse_arch, resolve
+from transfer.model_zoo import Architectures, parse_arch
 from transfer.offline.train import measure, train
 from transfer.quality.figures import Decile, deciles
 from transfer.quality.measured import PeakMemory, Stopwatch
@@ -118,20 +118,22 @@ def crossadapt(
         raise InvalidInput(f"runs are {', '.join(RUNS)}, and there must be a seed; got {list(runs)}, {seeds}", "runs")
     teacher_kind, teacher_width = parse_arch(teacher_arch)
     student_kind, student_width = parse_arch(student_arch)
-    for kind in (teacher_kind, student_kind):
-        resolve(kind)  # a name that is wrong is refused before anything is trained
+    architectures = Architectures([teacher_kind, student_kind])  # a wrong name is refused before anything is trained
     kept = log if isinstance(log, MemoryLog) else MemoryLog(log)
     _warm_up(kept)
     for seed in seeds:
         tell(f"seed {seed}: teacher {teacher_arch} on {kept.rows_between(0, split.retained):,} rows")
         watch = Stopwatch(clock)
         with watch.running():
-            teacher = train(kept, teacher_kind, width=teacher_width, stop=split.retained, seed=seed)
+            teacher = train(
+                kept, teacher_kind, width=teacher_width, stop=split.retained, seed=seed, architectures=architectures
+            )
         task = Task(
             log=kept,
             retained=(split.history, split.retained),
             stream_rows=kept.rows_between(split.retained, split.stream),
             arch=student_kind,
+            architectures=architectures,
             width=student_width,
             teacher=state_of(teacher),
             teacher_seconds=watch.seconds,

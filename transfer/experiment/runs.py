@@ -25,6 +25,7 @@ from transfer.experiment.learners import (
     RareSteps,
     keep_replay,
 )
+from transfer.model_zoo import Architectures
 from transfer.offline.distill import OURS, PUBLISHED, Stage1Settings, transfer_offline
 from transfer.offline.train import train
 from transfer.offline.window import Teacher, Window
@@ -44,6 +45,7 @@ class Task:
         retained: first and last row of the window that is still on disk, as fractions; the stream follows it.
         stream_rows: rows of the stream.
         arch, width: of the student.
+        architectures: what the names of teacher and student stand for.
         teacher: the state of the teacher, trained up to the end of the window.
         teacher_seconds: that this took.
         batch: rows per step on the stream.
@@ -56,6 +58,7 @@ class Task:
     retained: tuple[float, float]
     stream_rows: int
     arch: str
+    architectures: Architectures
     width: int
     teacher: tuple[Mapping[str, Any], Mapping[str, Array]]
     teacher_seconds: float
@@ -68,7 +71,7 @@ class Task:
 
     def teacher_copy(self) -> ClickModel:
         """A new copy of the teacher."""
-        return model_from(*self.teacher)
+        return model_from(*self.teacher, self.architectures)
 
     @property
     def replay_rows(self) -> int:
@@ -108,7 +111,15 @@ def _teacher_online(task: Task, watch: Stopwatch) -> Start:
 def _scratch(task: Task, watch: Stopwatch) -> Start:
     start, stop = task.retained
     with watch.running():
-        model = train(task.log, task.arch, width=task.width, start=start, stop=stop, seed=task.seed)
+        model = train(
+            task.log,
+            task.arch,
+            width=task.width,
+            start=start,
+            stop=stop,
+            seed=task.seed,
+            architectures=task.architectures,
+        )
     return Start(LabelsOnly(model))
 
 
@@ -159,7 +170,9 @@ def _stage1(
     task: Task, teacher: Teacher, settings: Stage1Settings, watch: Stopwatch
 ) -> tuple[ClickModel, dict[str, float]]:
     window = Window(teacher, task.log, *task.retained, clock=watch.clock)
-    student, report = transfer_offline(window, task.arch, width=task.width, settings=settings, seed=task.seed)
+    student, report = transfer_offline(
+        window, task.arch, width=task.width, settings=settings, seed=task.seed, architectures=task.architectures
+    )
     return student, report.seconds
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.errors import InvalidInput
 from transfer.model_zoo.architecture import Architecture
-from transfer.model_zoo.layers import SplitOutput, mlp, picked
+from transfer.model_zoo.layers import MOST_LAYERS, SplitOutput, mlp, picked
 
 __all__ = ["DCNv2"]
 
@@ -37,6 +38,8 @@ class DCNv2(Architecture):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(fields, width, numbers)
+        if not 0 <= cross <= MOST_LAYERS:
+            raise InvalidInput(f"cross is {cross}; give 0 to {MOST_LAYERS} layers", "cross")
         size = self.dense_width
 
         def layer() -> nn.Module:

@@ -14,11 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["FirstOrder", "SplitHalf", "SplitOutput", "mlp", "pairwise", "picked"]
+from pipeline.errors import InvalidInput
+
+__all__ = ["MOST_LAYERS", "FirstOrder", "SplitHalf", "SplitOutput", "mlp", "pairwise", "picked"]
+
+MOST_LAYERS, MOST_UNITS = 64, 1 << 16
+"""Of a perceptron. Its sizes may come from a bundle's manifest."""
 
 
 def mlp(inputs: int, hidden: list[int], dropout: float, *, logit: bool = True) -> nn.Sequential:
-    """Linear and ReLU layers of the given sizes, and a last layer of one unit, the logit, unless `logit` is False."""
+    """Linear and ReLU layers of the given sizes, and a last layer of one unit, the logit, unless `logit` is False.
+
+    Raises:
+        InvalidInput: there are more than `MOST_LAYERS`, or one has no units or more than `MOST_UNITS`.
+    """
+    if len(hidden) > MOST_LAYERS or not all(type(size) is int and 1 <= size <= MOST_UNITS for size in hidden):
+        raise InvalidInput(f"hidden: give at most {MOST_LAYERS} layers of 1 to {MOST_UNITS} units", "hidden")
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(inputs, size), nn.ReLU()]

@@ -1,11 +1,17 @@
-"""Registry of architectures: names of the zoo, and a user's own classes."""
+"""Registry of architectures: those of the zoo, and a user's own classes.
+
+The only file of this package that imports by name. Names that are imported come from the configuration or the command
+line; a name from data (a manifest, a training state, a checkpoint) is looked up among them.
+"""
 
 from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable
 
 from pipeline.errors import InvalidInput
+from transfer.architecture_names import unknown_architecture
 from transfer.model_zoo.architecture import Architecture
 from transfer.model_zoo.dcnv2 import DCNv2
 from transfer.model_zoo.deepfm import DeepFM
@@ -14,9 +20,9 @@ from transfer.model_zoo.fibinet import FiBiNET
 from transfer.model_zoo.fm import FM
 from transfer.model_zoo.lr import LR
 
-__all__ = ["DEFAULT_WIDTH", "ZOO", "parse_arch", "resolve"]
+__all__ = ["DEFAULT_WIDTH", "MOST_WIDTH", "ZOO", "ZOO_ALONE", "Architectures", "parse_arch"]
 
-DEFAULT_WIDTH = 16
+DEFAULT_WIDTH, MOST_WIDTH = 16, 4096
 
 ZOO: dict[str, type[Architecture]] = {
     "lr": LR,
@@ -39,32 +45,64 @@ def parse_arch(text: str, default_width: int = DEFAULT_WIDTH) -> tuple[str, int]
     """
     match = re.fullmatch(r"(.+?)-(\d+)", text)
     name, width = (match[1], int(match[2])) if match else (text, default_width)
-    if not 1 <= width <= 4096:
-        raise InvalidInput(f"architecture {text!r}: the width must be in 1..4096", "arch")
+    if not 1 <= width <= MOST_WIDTH:
+        raise InvalidInput(f"architecture {text!r}: the width must be in 1..{MOST_WIDTH}", "arch")
     return name if ":" in name else name.lower(), width
 
 
-def resolve(arch: str) -> type[Architecture]:
-    """The class behind a name of the zoo or behind `package.module:Class`.
+class Architectures:
+    """Architectures that may be built: all of the zoo, and the classes that are named here.
 
-    To be called only with a name from the local configuration or command line: importing runs code.
+    Args:
+        own: `package.module:Class` from the configuration or the command line, never from data: importing runs code.
+            Names of the zoo are allowed.
 
     Raises:
         InvalidInput: there is no such name, module or class, or it is no `Architecture`.
     """
-    if ":" not in arch:
-        known = ZOO.get(arch.lower())
+
+    def __init__(self, own: Iterable[str] = ()) -> None:
+        self._known: dict[str, type[Architecture]] = dict(ZOO)
+        self._own: tuple[str, ...] = tuple(name for name in own if name.lower() not in ZOO)
+        for name in self._own:
+            self._known[name] = _imported(name)
+
+    def __reduce__(self) -> tuple[type[Architectures], tuple[tuple[str, ...]]]:
+        """Processes that score rows are sent the names that this one was given."""
+        return Architectures, (self._own,)
+
+    def find(self, arch: str) -> type[Architecture]:
+        """The class behind a name. Nothing is imported.
+
+        Raises:
+            InvalidInput: it is neither of the zoo nor one of the named classes.
+
+        >>> Architectures().find("fm").__name__
+        'FM'
+        """
+        known = self._known.get(arch) or self._known.get(arch.lower())
         if known is None:
-            raise InvalidInput(
-                f"architecture {arch!r} is not in the zoo ({', '.join(ZOO)}); name your own as package.module:Class",
-                "arch",
-            )
+            named = f"; named are {', '.join(self._own)}" if self._own else ""
+            raise InvalidInput(unknown_architecture(arch) + named, "architecture")
         return known
-    module, _, name = arch.partition(":")
+
+
+def _imported(name: str) -> type[Architecture]:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise InvalidInput(
+            f"architecture {name!r} is not in the zoo ({', '.join(ZOO)}); name your own as package.module:Class", "arch"
+        )
     try:
-        own = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InvalidInput(f"architecture {arch!r} cannot be imported: {error}", "arch") from None
+        own = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever importing a user's module raises
+        raise InvalidInput(
+            f"architecture {name!r} cannot be imported: {error}; install its package or put it on PYTHONPATH", "arch"
+        ) from None
     if not (isinstance(own, type) and issubclass(own, Architecture)):
-        raise InvalidInput(f"architecture {arch!r} must be a subclass of transfer.model_zoo.Architecture", "arch")
+        raise InvalidInput(f"architecture {name!r} must be a subclass of transfer.model_zoo.Architecture", "arch")
     return own
+
+
+ZOO_ALONE = Architectures()
+"""What a name may be where nobody has named a class."""

@@ -19,6 +19,7 @@ from pipeline.errors import InvalidInput
 from transfer.click_model.blocks import TableSettings
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
+from transfer.model_zoo import ZOO_ALONE, Architectures
 from transfer.offline.projection import project_tables
 from transfer.offline.sampling import Sample, log_k, strategic_batches
 from transfer.offline.train import Held, Progress, batch_for, first_rows
@@ -156,6 +157,7 @@ def transfer_offline(
     settings: Stage1Settings = OURS,
     seed: int = 0,
     progress: Progress | None = None,
+    architectures: Architectures = ZOO_ALONE,
 ) -> tuple[ClickModel, Stage1Report]:
     """A student that starts where its teacher is.
 
@@ -165,6 +167,7 @@ def transfer_offline(
         settings: `OURS`, `PUBLISHED` for the paper's own constants without any correction, or others.
         seed: of weights, projection and draws.
         progress: called with rows done and rows in all.
+        architectures: what `arch` may name.
 
     Raises:
         DataError: the window is of one class, or the teacher's logits are not finite. Before any training.
@@ -173,7 +176,13 @@ def transfer_offline(
     log_odds = log_k(window.rate)
     s = _fitted(settings, window)
     student = ClickModel.create(
-        window.log.schema, arch, width, seed=seed, hyperparameters=s.hyperparameters, learning=s.learning
+        window.log.schema,
+        arch,
+        width,
+        seed=seed,
+        hyperparameters=s.hyperparameters,
+        learning=s.learning,
+        architectures=architectures,
     )
     student.stored = s.stored
     student.to(device_for(s.device))

@@ -25,6 +25,7 @@ from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import ClickModel, LearningSettings
 from transfer.click_model.state import load_state, state_of
 from transfer.data.log import Log, LogChunk, row_range
+from transfer.model_zoo import ZOO_ALONE, Architectures
 
 __all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
 
@@ -125,17 +126,19 @@ def train(
     seed: int = 0,
     settings: TrainSettings | None = None,
     progress: Progress | None = None,
+    architectures: Architectures = ZOO_ALONE,
 ) -> ClickModel:
     """A model from a window of a log, calibrated.
 
     Args:
         log: rows in time order.
-        arch: name in the zoo or `package.module:Class`.
+        arch: name in the zoo, or of a class that `architectures` was given.
         width: length of a field's vector.
         start, stop: row quantiles of the window, 0..1.
         seed: of weights and new rows.
         settings: batch, tail, passes, rates.
         progress: called with rows done and rows in all.
+        architectures: what `arch` may name.
 
     Returns:
         The model; its `metrics` (auc, logloss, bias, rows, positives) are of the tail, before training on it.
@@ -147,7 +150,13 @@ def train(
     settings = settings or TrainSettings()
     tail_start = stop - settings.tail * (stop - start)
     model = ClickModel.create(
-        log.schema, arch, width, seed=seed, hyperparameters=settings.hyperparameters, learning=settings.learning
+        log.schema,
+        arch,
+        width,
+        seed=seed,
+        hyperparameters=settings.hyperparameters,
+        learning=settings.learning,
+        architectures=architectures,
     )
     model.stored = settings.stored
     model.to(device_for(settings.device))

@@ -14,6 +14,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from transfer.bundles.publish import load
 from transfer.click_model.state import load_state, state_of
+from transfer.model_zoo import ZOO_ALONE, Architectures
 from transfer.online.checkpoint import Checkpoints, Place
 from transfer.online.codistill import CoDistiller
 from transfer.online.lineage import Lineage
@@ -31,6 +32,7 @@ class Recovery:
         checkpoints: the files.
         repository: of the versions that the lineages go on from.
         lineages, held, distiller: the parts; `restore` and `heal` write into them.
+        architectures: what a version may name that a model is set back to.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class Recovery:
         lineages: Sequence[Lineage],
         held: HeldRows,
         distiller: CoDistiller,
+        architectures: Architectures = ZOO_ALONE,
     ) -> None:
         self._checkpoints, self._repository = checkpoints, repository
         self._lineages, self._held, self._distiller = lineages, held, distiller
+        self._architectures = architectures
 
     def commit(self, place: Place) -> None:
         """Write a checkpoint: what changed since the last one, or everything where that is due.
@@ -98,7 +102,7 @@ class Recovery:
             back = f"the state at position {place.position} of the log"
         if checkpoint is None or not lineage.model.finite():
             chain = [self._repository.open(lineage.name, version) for version in lineage.chain]
-            load_state(lineage.model, *state_of(load(chain)))
+            load_state(lineage.model, *state_of(load(chain, self._architectures)))
             back = f"version {lineage.version}"
         log.error(
             "%s has diverged (%s) and goes back to %s; %d times so far", lineage.name, reason, back, lineage.healed

@@ -31,6 +31,7 @@ from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
 from pipeline.traffic.log import TrafficLog
 from transfer.bundles.publish import load
 from transfer.click_model.device import DeviceChoice, device_for
+from transfer.model_zoo import ZOO_ALONE, Architectures
 from transfer.online.adapt import AdaptSettings
 from transfer.online.checkpoint import Checkpoints, Place
 from transfer.online.codistill import CoDistiller, Passed
@@ -79,6 +80,7 @@ class WorkerSettings:
     rows: RowFormat | None = None
     device: DeviceChoice = "cpu"
     seed: int = 0
+    architectures: Architectures = ZOO_ALONE
 
 
 def report(path: Path, status: Mapping[str, Any]) -> None:
@@ -144,7 +146,14 @@ class Worker:
             seed=settings.seed,
             teacher_learns=not self._teacher.model.frozen,
         )
-        self._recovery = Recovery(Checkpoints(settings.folder), repository, self._lineages, self._held, self._distiller)
+        self._recovery = Recovery(
+            Checkpoints(settings.folder),
+            repository,
+            self._lineages,
+            self._held,
+            self._distiller,
+            settings.architectures,
+        )
         self.place = self._recovery.restore() or self.place
         self._weight_schedule = WeightSchedule(settings.folder / "steering.jsonl", self.place.batches)
         now = self._clock.monotonic()
@@ -324,7 +333,7 @@ class Worker:
     def _lineage(self, role: str, name: str, repository: Repository) -> Lineage:
         s = self._settings
         chain = repository.newest(name, verify=True, notes=s.segments / name / NOTES)
-        model = load(chain)
+        model = load(chain, s.architectures)
         model.stored = s.rows or model.stored
         model.to(device_for(s.device))
         versions = [bundle.manifest.version for bundle in chain]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -11,10 +10,12 @@ from pathlib import Path
 import torch
 
 from pipeline.arrays import F32
+from pipeline.children import spawning
 from pipeline.errors import BatonError
 from pipeline.features import Rows
 from transfer.bundles.frozen import load_teacher
 from transfer.click_model.model import ClickModel
+from transfer.model_zoo import ZOO_ALONE, Architectures
 from transfer.teachers.pool import MemberGone
 
 __all__ = ["BundleTeacher", "ProcessMember", "Scorer"]
@@ -29,14 +30,18 @@ class BundleTeacher:
     Args:
         calibrated: logits after the bundle's calibration; without it, as its network gives them.
         threads: of the network.
+        architectures: what the bundle may name.
     """
 
-    def __init__(self, path: Path, *, calibrated: bool = True, threads: int = 1) -> None:
+    def __init__(
+        self, path: Path, *, calibrated: bool = True, threads: int = 1, architectures: Architectures = ZOO_ALONE
+    ) -> None:
         self._path, self._calibrated, self._threads = path, calibrated, threads
+        self._architectures = architectures
 
     def __call__(self) -> Scorer:
         torch.set_num_threads(self._threads)
-        teacher = load_teacher(self._path)
+        teacher = load_teacher(self._path, self._architectures)
         return teacher.logits if isinstance(teacher, ClickModel) and not self._calibrated else teacher.calibrated_logits
 
 
@@ -54,7 +59,7 @@ class ProcessMember:
 
     def __init__(self, name: str, load: Callable[[], Scorer]) -> None:
         self.name = name
-        context = multiprocessing.get_context("spawn")
+        context = spawning()
         self._pipe, other_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(other_end, load), name=f"teacher-{name}", daemon=True)
         self.process.start()

@@ -10,7 +10,7 @@ from pipeline.schema import FieldSpec, Schema
 from transfer.bundles.export import DenseGraph, trace
 from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
-from transfer.model_zoo import ZOO, Architecture
+from transfer.model_zoo import ZOO, Architecture, Architectures
 
 
 class Folded(Architecture):
@@ -71,7 +71,8 @@ def test_a_schema_without_numbers():
 
 
 def test_weights_that_are_not_initialisers_are_traced_again():
-    model = ClickModel.create(SCHEMA, f"{__name__}:Folded", 4, seed=1)
+    own = f"{__name__}:Folded"
+    model = ClickModel.create(SCHEMA, own, 4, seed=1, architectures=Architectures([own]))
     rows = hard_rows(20)
     model.tables.lookup(rows, create=True)
     graph = DenseGraph(model.network, model.schema)

@@ -12,7 +12,7 @@ from pipeline.features import Features
 from pipeline.model.model import Model
 from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
-from transfer.model_zoo import ZOO, Architecture, DCNv2, FiBiNET, resolve
+from transfer.model_zoo import ZOO, Architecture, Architectures, DCNv2, FiBiNET
 from transfer.offline.distill import transfer_offline
 from transfer.offline.train import train
 from transfer.offline.window import Window
@@ -34,12 +34,13 @@ class Gated(Architecture):
 
 
 OWN = f"{__name__}:Gated"
+NAMED = Architectures([OWN])
 
 
 @pytest.mark.parametrize("arch", [*ZOO, OWN])
 def test_contract_of_an_architecture(arch, tmp_path):
     """Trains, gives one finite logit per row, serves the trainer's scores through ONNX, goes on from its bundle."""
-    model = train(LOG, arch, width=4, stop=0.3)
+    model = train(LOG, arch, width=4, stop=0.3, architectures=NAMED)
     rows = LOG.window(0.3, 0.35).rows
     logits = model.logits(rows)
     assert logits.shape == (len(rows),)
@@ -47,24 +48,24 @@ def test_contract_of_an_architecture(arch, tmp_path):
     bundle = save(model, tmp_path / "bundles" / "m" / "1", "m")
     served = Model.load(Repository(tmp_path / "bundles"), "m", segments=tmp_path / "segments")
     np.testing.assert_allclose(served.score(Features.from_rows(rows)), model.scores(rows), atol=1e-5)
-    again = load(bundle)
+    again = load(bundle, NAMED)
     for one in (model, again):
         one.step(rows, LOG.window(0.3, 0.35).labels)
     np.testing.assert_array_equal(model.logits(rows), again.logits(rows))
 
 
 def test_an_own_architecture_teaches_and_is_taught():
-    teacher = train(LOG, OWN, width=4, stop=0.4)
-    student, _ = transfer_offline(Window(teacher, LOG, 0.4, 0.8), OWN, width=8)
+    teacher = train(LOG, OWN, width=4, stop=0.4, architectures=NAMED)
+    student, _ = transfer_offline(Window(teacher, LOG, 0.4, 0.8), OWN, width=8, architectures=NAMED)
     assert student.arch == OWN
     other, _ = transfer_offline(Window(teacher, LOG, 0.4, 0.8), "dcnv2", width=8)
     assert abs(float(other.scores(LOG.window(0.8, 1.0).rows).mean()) - LOG.window(0.8, 1.0).labels.mean()) < 0.1
 
 
 def test_what_is_no_architecture_is_refused():
-    assert resolve(OWN) is Gated
+    assert NAMED.find(OWN) is Gated
     with pytest.raises(InvalidInput, match="wings"):
-        ClickModel.create(LOG.schema, OWN, 4, seed=0, hyperparameters={"wings": 2})
+        ClickModel.create(LOG.schema, OWN, 4, seed=0, hyperparameters={"wings": 2}, architectures=NAMED)
 
 
 def test_dcnv2_is_cross_and_deep_side_by_side():

@@ -12,7 +12,7 @@ from pipeline.inputs import Layout
 from pipeline.schema import FieldSpec, Schema
 from transfer.bundles.export import CONTEXT, DENSE, trace
 from transfer.click_model.network import DenseNetwork
-from transfer.model_zoo import DNN, ZOO
+from transfer.model_zoo import DNN, ZOO, Architectures
 
 VARIANTS = [
     *((arch, {}) for arch, kind in sorted(ZOO.items()) if kind.can_split()),
@@ -114,9 +114,11 @@ PAIR = Schema(fields=(FieldSpec(name="a", role="context"), FieldSpec(name="b", r
 
 
 def test_an_architecture_of_ones_own_is_split_only_as_it_says():
-    assert set(trace(DenseNetwork(PAIR, f"{__name__}:Inherited", 4, {}), PAIR)) == {DENSE}
+    inherited, wrong = f"{__name__}:Inherited", f"{__name__}:Wrong"
+    own = Architectures([inherited, wrong])
+    assert set(trace(DenseNetwork(PAIR, inherited, 4, {}, own), PAIR)) == {DENSE}
     with pytest.raises(InvalidInput, match="forward_split"):
-        trace(DenseNetwork(PAIR, f"{__name__}:Wrong", 4, {}), PAIR)
+        trace(DenseNetwork(PAIR, wrong, 4, {}, own), PAIR)
 
 
 def test_what_gains_nothing_is_not_split():

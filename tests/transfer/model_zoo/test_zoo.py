@@ -1,11 +1,27 @@
+import pickle
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import InvalidInput
 from pipeline.schema import FieldSpec, Schema
+from transfer.architecture_names import ZOO_NAMES, is_known
 from transfer.click_model.network import DenseNetwork, NumberTransform
-from transfer.model_zoo import DNN, FM, LR, ZOO, Architecture, DCNv2, DeepFM, FiBiNET, parse_arch, resolve
+from transfer.model_zoo import (
+    DNN,
+    FM,
+    LR,
+    ZOO,
+    ZOO_ALONE,
+    Architecture,
+    Architectures,
+    DCNv2,
+    DeepFM,
+    FiBiNET,
+    parse_arch,
+)
 
 E = torch.tensor([[[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]]])  # one row, three fields, width 2
 L = torch.tensor([[0.1, -0.2, 0.4]])
@@ -76,11 +92,53 @@ def test_fibinet_pairs(bilinear):
 def test_names_widths_and_own_classes():
     assert parse_arch("DCNv2-8") == ("dcnv2", 8)
     assert parse_arch("fm") == ("fm", 16)
-    assert resolve("fibinet") is FiBiNET
-    assert resolve(f"{__name__}:Own").__name__ == "Own"
-    for wrong in ("nope", "json:JSONDecoder", "no_such_module:X", "transfer.model_zoo:Nope"):
+    own = f"{__name__}:Own"
+    named = Architectures([own, "fm"])
+    assert named.find("Fibinet") is FiBiNET
+    assert named.find(own) is Own
+    assert pickle.loads(pickle.dumps(named)).find(own) is Own
+    for wrong in ("nope", "json:JSONDecoder", "no_such_module:X", "transfer.model_zoo:Nope", ":", ".:X"):
         with pytest.raises(InvalidInput, match="architecture"):
-            resolve(wrong)
+            Architectures([wrong])
+
+
+def test_a_name_that_is_only_looked_up_is_not_imported(tmp_path, monkeypatch):
+    """The module could be imported: it is on the path, and the same name given by the command line is taken from it."""
+    (tmp_path / "payload_of_a_bundle.py").write_text(
+        "from transfer.model_zoo import FM\nclass Network(FM):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "payload_of_a_bundle:Network"
+    for known in (ZOO_ALONE, Architectures([f"{__name__}:Own"])):
+        with pytest.raises(InvalidInput, match="not of the zoo") as refused:
+            known.find(name)
+        assert name in str(refused.value)
+        assert "payload_of_a_bundle" not in sys.modules
+    assert Architectures([name]).find(name).__name__ == "Network"
+
+
+def test_names_of_the_zoo_are_known_without_its_classes():
+    assert tuple(ZOO) == ZOO_NAMES
+    assert all(map(is_known, (*ZOO, "onnx")))
+    assert not is_known("x:Y")
+    assert is_known("x:Y", ["x:Y"])
+
+
+@pytest.mark.parametrize(
+    ("arch", "hyperparameters"),
+    [
+        ("dnn", {"hidden": [1] * 65}),
+        ("dnn", {"hidden": [1 << 40]}),
+        ("dnn", {"hidden": ["4"]}),
+        ("dcnv2", {"cross": 10**9}),
+    ],
+)
+def test_sizes_of_a_network_are_bounded(arch, hyperparameters):
+    with pytest.raises(InvalidInput, match=r"hidden|cross"):
+        DenseNetwork(Schema(fields=(FieldSpec(name="a", role="context"),)), arch, 4, hyperparameters)
+
+
+def test_a_width_of_0_is_refused():
     with pytest.raises(InvalidInput):
         parse_arch("fm-0")
 
