@@ -47,6 +47,19 @@ class RedisAddress:
         if "password" in parts or "username" in parts:
             raise InvalidInput("the redis url must hold no user or password; name them apart from it", "url")
 
+    @property
+    def host(self) -> str:
+        """Host that it names; empty: a Unix socket."""
+        parts = self._parts()
+        return "" if "path" in parts else str(parts.get("host") or "localhost")
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections to it are encrypted and its certificate is checked."""
+        parts = self._parts()
+        checked = str(parts.get("ssl_cert_reqs", "required")) == "required"
+        return checked and parts.get("connection_class") is redis.SSLConnection
+
     def client(self, timeout: float) -> redis.Redis:
         """A redis-py client, each call of which ends after `timeout` seconds of silence; not for the request path.
 

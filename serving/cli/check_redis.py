@@ -14,7 +14,7 @@ from pipeline.redis.server import RedisServer
 from pipeline.traffic.redis.reserve import reserve_bytes
 from serving.config import Config
 from serving.config.section import RedisAccess
-from serving.wiring.redis import redis_address
+from serving.wiring.redis import open_to_others, redis_address
 from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["redis_findings"]
@@ -58,7 +58,7 @@ def _cache(config: Config, servers: dict[str, RedisServer]) -> Finding:
             f"; warning: it evicts rows when it is full ({server.policy}), and no segment tier is below it: answers are "
             "degraded until there is room for all rows"
         )
-    return ("redis", True, f"{section.url} {said}")
+    return ("redis", True, f"{section.url} {said}{_allowed(section, 'embedding.redis')}")
 
 
 def _state(config: Config, servers: dict[str, RedisServer]) -> Finding:
@@ -69,7 +69,8 @@ def _state(config: Config, servers: dict[str, RedisServer]) -> Finding:
             servers["state"] = server_of(client, url)
     except BatonError as error:
         return ("state", False, str(error))
-    return ("state", True, f"{url} answers, evicts nothing and keeps an append-only file")
+    said = f"{url} answers, evicts nothing and keeps an append-only file"
+    return ("state", True, said + _allowed(config.state, "state"))
 
 
 def _traffic(config: Config, servers: dict[str, RedisServer]) -> Finding:
@@ -80,7 +81,8 @@ def _traffic(config: Config, servers: dict[str, RedisServer]) -> Finding:
             servers["traffic"] = server_of(client, url)
     except BatonError as error:
         return ("traffic", False, str(error))
-    return ("traffic", True, f"{url} answers, evicts nothing and keeps an append-only file; {_stop(servers, config)}")
+    said = f"{url} answers, evicts nothing and keeps an append-only file; {_stop(servers, config)}"
+    return ("traffic", True, said + _allowed(config.traffic, "traffic"))
 
 
 def _stop(servers: dict[str, RedisServer], config: Config) -> str:
@@ -105,6 +107,12 @@ def _shared(servers: dict[str, RedisServer], config: Config) -> list[Finding]:
         said += ", so that weights and kills can still be written" if state.max_bytes else "; set one"
     said += "; give the state a Redis of its own"
     return [("shared redis", True, said)]
+
+
+def _allowed(section: RedisAccess, name: str) -> str:
+    """A warning where only `insecure` lets a Redis be used."""
+    lack = open_to_others(redis_address(section, name))
+    return f"; warning: {lack} ({name}.insecure)" if lack else ""
 
 
 @contextlib.contextmanager

@@ -47,6 +47,8 @@ class RedisAccess(Section):
     """Environment variable that holds the password, where there is no file."""
     tls_ca: Path | None = None
     """Trusted certificates for rediss://; unset: the machine's."""
+    insecure: bool = False
+    """Whether a Redis on another machine may be used without a password or without TLS; else it is refused."""
 
     @model_validator(mode="after")
     def _one_password(self) -> RedisAccess:

@@ -11,7 +11,7 @@ import os
 from collections.abc import MutableMapping
 from urllib.parse import unquote
 
-__all__ = ["channel_arguments", "is_loopback", "spare_from_proxies"]
+__all__ = ["channel_arguments", "is_loopback", "is_loopback_host", "spare_from_proxies"]
 
 _NAMES = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
 """Exceptions from proxies in the forms that libraries know; gRPC alone knows networks."""
@@ -33,7 +33,21 @@ def is_loopback(target: str) -> bool:
         rest = rest.rpartition("/")[2]
     elif kind not in ("ipv4", "ipv6"):
         rest = target
-    return all(_loopback_host(_host(unquote(address))) for address in rest.split(","))
+    return all(is_loopback_host(_host(unquote(address))) for address in rest.split(","))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host is this machine: an address, or `localhost`; other names are not looked up.
+
+    >>> [is_loopback_host(host) for host in ("127.0.0.2", "::1", "localhost", "localhost.example")]
+    [True, True, True, False]
+    """
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def channel_arguments(target: str) -> list[tuple[str, int]]:
@@ -60,12 +74,3 @@ def _host(address: str) -> str:
     if address.startswith("["):
         return address[1:].partition("]")[0]
     return address.rpartition(":")[0] if address.count(":") == 1 else address
-
-
-def _loopback_host(host: str) -> bool:
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,7 +11,15 @@ import yaml
 from redis_process import RedisProcess
 from typer.testing import CliRunner
 
+from pipeline.clock import SystemClock
+from pipeline.errors import InvalidInput
 from serving.cli.main import app
+from serving.config import Config
+from serving.config.state import StateConfig
+from serving.wiring.embedding import open_hierarchy
+from serving.wiring.redis import redis_address
+from serving.wiring.state import open_control_store
+from serving.wiring.traffic import open_traffic_log
 
 
 def doctor(folder: Path, **sections: Any) -> tuple[int, dict[str, tuple[bool, str]]]:
@@ -69,3 +77,49 @@ def test_rows_that_may_be_evicted_are_warned_of(tmp_path: Path) -> None:
         )
         below = doctor(tmp_path, embedding={"redis": redis, "tiers": ["redis", "segment"]})[1]["redis"][1]
         assert "warning" not in below
+
+
+@pytest.mark.parametrize("section", ["state", "traffic", "embedding"])
+@pytest.mark.parametrize(
+    ("url", "password", "lack"),
+    [
+        ("redis://10.255.255.1:6379/0", False, "without a password and TLS"),
+        ("redis://10.255.255.1:6379/0", True, "without TLS"),
+        ("rediss://redis.invalid:6379/0", False, "without a password"),
+        ("rediss://redis.invalid:6379/0?ssl_cert_reqs=none", True, "without TLS"),
+    ],
+)
+def test_a_redis_of_another_machine_without_protection_is_refused(
+    section: str, url: str, password: bool, lack: str, tmp_path: Path
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    access: dict[str, Any] = {"url": url, **({"password_file": str(secret)} if password else {})}
+    sections = {section: {"redis": access, "tiers": ["redis"]} if section == "embedding" else access}
+    code, found = doctor(tmp_path, **sections)
+    ok, said = found["redis" if section == "embedding" else section]
+    assert (code, ok) == (1, False)
+    assert f"is on another machine and {lack}," in said
+    assert f"{'embedding.redis' if section == 'embedding' else section}.insecure: true" in said
+    open_it = {"state": open_control_store, "traffic": open_traffic_log, "embedding": _hierarchy}[section]
+    config = Config.load(tmp_path / "baton.yaml")
+    with pytest.raises(InvalidInput, match=lack):  # at start, before anything is sent to it
+        open_it(config)
+
+
+@pytest.mark.parametrize(
+    ("url", "settings"),
+    [
+        ("redis://127.0.0.9:1/0", {}),
+        ("redis://[::1]:1/0", {}),
+        ("redis://localhost:1/0", {}),
+        ("unix:///run/r.sock", {}),
+        ("redis://far:1/0", {"insecure": True}),
+    ],
+)
+def test_a_redis_of_this_machine_or_one_that_is_allowed_is_used(url: str, settings: dict[str, Any]) -> None:
+    assert redis_address(StateConfig(url=url, **settings), "state").url == url
+
+
+def _hierarchy(config: Config) -> None:
+    open_hierarchy(config, SystemClock())

@@ -179,14 +179,14 @@ def test_doctor_asks_redis(installation: Installation, server: RedisProcess) -> 
 def test_passwords_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "password").write_text("secret\n")
     monkeypatch.setenv("REDIS_PASSWORD", "other")
-    by_file = redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "password"), "embedding.redis")
-    by_name = redis_address(RedisConfig(url="redis://h", password_env="REDIS_PASSWORD"), "embedding.redis")
+    by_file = redis_address(RedisConfig(url="rediss://h", password_file=tmp_path / "password"), "embedding.redis")
+    by_name = redis_address(RedisConfig(url="rediss://h", password_env="REDIS_PASSWORD"), "embedding.redis")
     assert (by_file.password, by_name.password) == ("secret", "other")
     assert "secret" not in repr(by_file)
     with pytest.raises(InvalidInput, match="password_file"):
-        redis_address(RedisConfig(url="redis://h", password_file=tmp_path / "nowhere"), "embedding.redis")
+        redis_address(RedisConfig(url="rediss://h", password_file=tmp_path / "nowhere"), "embedding.redis")
     with pytest.raises(InvalidInput, match=r"no password in \$NOT_SET"):
-        redis_address(RedisConfig(url="redis://h", password_env="NOT_SET"), "embedding.redis")
+        redis_address(RedisConfig(url="rediss://h", password_env="NOT_SET"), "embedding.redis")
 
 
 def test_without_redis_nothing_imports_it() -> None:
