@@ -22,6 +22,8 @@ from pipeline.errors import NotReady
 from serving.config import Config
 from serving.processes.replica import STALLED_S, ControlReplica, LaneReplica
 from serving.processes.scaling import Load, wanted_replicas
+from serving.runtime.process import private_files
+from serving.security.modes import close_home
 
 __all__ = ["APP", "Arguments", "Control", "Lanes", "ScalingPolicy", "application", "build", "remove", "serve_on"]
 
@@ -52,10 +54,11 @@ class Lanes:
 
     def __init__(self, config: str, control: Any = None) -> None:
         logging.basicConfig(level=logging.INFO)
+        settings = _closed(config)
         context = serve.get_replica_context()
         runtime = ray.get_runtime_context()
         self._replica = LaneReplica(
-            Config.model_validate_json(config),
+            settings,
             context.replica_id.unique_id,
             ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
             runtime.get_node_id(),
@@ -90,7 +93,7 @@ class Control:
 
     def __init__(self, config: str) -> None:
         logging.basicConfig(level=logging.INFO)
-        self._replica = ControlReplica(Config.model_validate_json(config))
+        self._replica = ControlReplica(_closed(config))
 
     def check_health(self) -> None:
         """Called by Ray Serve."""
@@ -99,6 +102,15 @@ class Control:
     def __del__(self) -> None:
         if hasattr(self, "_replica"):
             self._replica.drain()
+
+
+def _closed(text: str) -> Config:
+    """The configuration on a node, whose home is this process's user's alone from here on."""
+    private_files()
+    config = Config.model_validate_json(text)
+    for warning in close_home(config):
+        log.warning("%s", warning)
+    return config
 
 
 class ScalingPolicy:

@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import shutil
 import sqlite3
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,8 @@ from serving.runtime.claims import holders
 from serving.runtime.ports import listening, port_holders, taken
 from serving.runtime.roster import last_endings, roster_of
 from serving.security.certificates import Certificates
-from serving.security.exposure import exposure, weak_files
+from serving.security.exposure import exposure
+from serving.security.modes import exchangeable, open_parts
 from serving.tiers.unknown import unusual
 from serving.wiring.bundles import open_repository
 from serving.wiring.home import home_faults
@@ -96,7 +98,7 @@ def _configured(path: Path) -> list[Finding]:
     else:
         found.append(("stages", True, ", ".join(step.name for step in steps)))
     found += _in_force(config)
-    found += _security(config)
+    found += _security(config, path)
     if config.embedding.redis is not None or config.state.url or config.traffic.url:
         from serving.cli.check_redis import redis_findings  # imports redis, which is not needed without one
 
@@ -147,6 +149,11 @@ def _port(config: Config, name: str, port: int) -> Finding:
     return (name, True, f"{port}: " + (f"this home has it: {claims[0]}" if claims else "free"))
 
 
+def _closed(config: Config) -> str:
+    made = f"{stat.S_IMODE(config.home.stat().st_mode):04o}" if config.home.exists() else "0700 from the start on"
+    return f"home has mode {made}; keys, tokens and passwords are their owner's alone"
+
+
 def _processes(config: Config) -> list[Finding]:
     """Processes of this home that do not run as they should; where none runs, those that could not start."""
     if not holders(config.home):
@@ -172,11 +179,10 @@ def _in_force(config: Config) -> list[Finding]:
     return [("in force", True, line) for line in lines] or [("in force", True, "endpoints are as configured")]
 
 
-def _security(config: Config) -> list[Finding]:
-    weak = [problem for _, problem in weak_files(config)]
-    found: list[Finding] = [
-        ("file modes", not weak, "; ".join(weak) or "keys, tokens and passwords are their owner's alone")
-    ]
+def _security(config: Config, path: Path) -> list[Finding]:
+    weak = list(open_parts(config, path))
+    well = [_closed(config), *(f"warning: {problem}" for problem in exchangeable(config.home))]
+    found: list[Finding] = [("file modes", not weak, "; ".join(weak or well))]
     try:
         found.append(("exposure", True, "; ".join(exposure(config)) or "tokens are needed"))
     except BatonError as error:

@@ -25,7 +25,8 @@ from serving.runtime.endings import ending, ending_path
 from serving.runtime.logs import write_logs
 from serving.runtime.ports import claimed_ports
 from serving.runtime.process import PARENT, die_with_parent, raise_descriptors, step_back
-from serving.security.exposure import close_home, exposure
+from serving.security.exposure import exposure
+from serving.security.modes import close_home
 from serving.wiring.home import check_home
 from serving.wiring.in_force import not_in_force
 from serving.wiring.state import relaying
@@ -60,9 +61,9 @@ def serve(
         _serve_on_ray(settings, ray)
         return
     write_logs("supervisor", settings.log_level, settings.log_format)
-    close_home(settings)
+    warnings = close_home(settings)
     raise_descriptors()
-    warnings = exposure(settings)
+    warnings += exposure(settings)
     supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
@@ -109,6 +110,8 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
     write_logs("worker", settings.log_level, settings.log_format)
     if settings.worker is None:
         raise InvalidInput(f"{config} has no section `worker`; add one with the endpoint to learn from", "worker")
+    for warning in close_home(settings):
+        log.warning("%s", warning)
     if PARENT not in os.environ:
         check_home(settings)
     die_with_parent()
@@ -140,9 +143,9 @@ def process(
     name = f"lane-{index}" if role == "lane" else role
     die_with_parent()  # while it waits for a predecessor too
     write_logs(name, settings.log_level, settings.log_format)
-    close_home(settings)
+    warnings = close_home(settings)
     raise_descriptors()
-    warnings = exposure(settings)
+    warnings += exposure(settings)
     if PARENT not in os.environ:  # else the supervisor has done it
         check_home(settings)
         for warning in [*warnings, *(_not_in_force(settings) if role == "control" else ())]:

@@ -2,51 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterator
-from pathlib import Path
-
 from pipeline.errors import InvalidInput
 from serving.config import Config
+from serving.security.modes import weak_files
 from serving.security.tokens import TokenStore
 
-__all__ = ["close_home", "exposure", "weak_files"]
-
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
-
-
-def close_home(config: Config) -> None:
-    """Create the home and its folder of sockets and status files. The folder, and a new home, are for the owner only.
-
-    Raises:
-        InvalidInput: they cannot be created.
-    """
-    try:
-        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        run = config.shadow_socket.parent
-        run.mkdir(mode=0o700, exist_ok=True)
-        if stat.S_IMODE(run.stat().st_mode) & OTHERS:
-            run.chmod(0o700)
-    except OSError as error:
-        raise InvalidInput(f"home {config.home}: {error.strerror}: {error.filename}", "home") from None
-
-
-def weak_files(config: Config) -> Iterator[tuple[Path, str]]:
-    """Files with secrets that other users can read or change, each with what to do."""
-    listen = config.listen
-    keys = [config.secret, config.tokens]
-    if listen.tls is not None:
-        keys.append(listen.tls.key)
-    stores = [config.embedding.redis, config.traffic, config.state]
-    keys += [store.password_file for store in stores if store is not None and store.password_file is not None]
-    for path in keys:
-        try:
-            mode = stat.S_IMODE(os.stat(path).st_mode)
-        except OSError:
-            continue  # the process that needs it reports that it is missing
-        if mode & OTHERS:
-            yield path, f"{path} may be read or changed by others (mode {mode:04o}): chmod 600 {path}"
+__all__ = ["exposure"]
 
 
 def exposure(config: Config) -> list[str]:

@@ -90,6 +90,7 @@ class KillFiles:
             # In force with the rename; what makes it survive a crash comes after it.
             with replacing(path) as staging:
                 staging.write_text(json.dumps(about), encoding="utf-8")
+                self._give(staging)
         except OSError as first:
             if self._from_spare(path, about) or self._empty(path):
                 log.error("the kill file of %s was made without new room: %s", endpoint, first)
@@ -206,6 +207,11 @@ class KillFiles:
                     os.chown(made, owner, -1, follow_symlinks=False)
             return True
         return False
+
+    def _give(self, path: Path) -> None:
+        """Let the home's owner read a file that root makes."""
+        with contextlib.suppress(OSError):
+            os.chown(path, os.stat(self._home).st_uid, -1)
 
     @staticmethod
     def _empty(path: Path) -> bool:

@@ -26,6 +26,7 @@ from pipeline.disk import replacing, sync, writing
 from pipeline.errors import Conflict, InvalidInput, NotReady
 from serving.config import Config
 from serving.runtime.claims import alone_in
+from serving.security.modes import close_folder
 from serving.wiring.home import interrupted_restore
 
 __all__ = ["CONFIG", "BackupManifest", "back_up", "read_backup", "restore"]
@@ -64,7 +65,7 @@ def back_up(config: Config, config_file: Path, target: Path, clock: Clock) -> Ba
     """Copy an installation into the folder `target`, which must be absent or empty.
 
     Raises:
-        Conflict: the folder has files. NotFound or NotReady: the home or the disk does not let it be made whole; then
+        InvalidInput: the folder is open to other users and another user's. Conflict: it has files. NotFound or NotReady: the home or the disk does not let it be made whole; then
             nothing is left of it.
     """
     if not config.home.is_dir():
@@ -75,6 +76,7 @@ def back_up(config: Config, config_file: Path, target: Path, clock: Clock) -> Ba
     try:
         with writing(target):
             (target / "home").mkdir(mode=0o700, parents=True)
+            close_folder(target)
             _copy_parts(config, config_file, target)
             manifest = BackupManifest(
                 format=FORMAT_VERSION,
@@ -133,6 +135,7 @@ def restore(config: Config, folder: Path, clock: Clock, *, replace: bool = False
     manifest = read_backup(folder)
     home, aside = config.home, None
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    close_folder(home)
     with alone_in(home, "restore"), writing(home):
         places = {folder / "home": home}
         if (folder / "bundles").is_dir():

@@ -19,7 +19,8 @@ from pipeline.traffic.prediction import load_secret
 from serving.cli.main import app
 from serving.config import Config
 from serving.config.principal import Role
-from serving.security.exposure import close_home, exposure, weak_files
+from serving.security.exposure import exposure
+from serving.security.modes import close_home, weak_files
 from serving.security.tokens import TokenStore
 
 
