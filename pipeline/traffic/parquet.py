@@ -25,12 +25,14 @@ from pipeline.features import Bag, Features, Rows
 from pipeline.traffic.log import Labelled, Scores, TrafficLog
 from pipeline.traffic.plausible import implausible, written
 from pipeline.traffic.record import ARMS, PredictionRecord, unpack
+from pipeline.traffic.redaction import REDACTED, Redaction
 from pipeline.traffic.restore import Restored
 
 __all__ = ["SCHEMA", "export_rows", "read_rows"]
 
 _PAGE_PREDICTIONS = 256
 _GROUP_ROWS = 65_536
+_SHOWN_BYTES = 300
 _ARM = pa.struct([("bundle", pa.string()), ("version", pa.int64()), ("score", pa.float32())])
 SCHEMA = pa.schema(
     [
@@ -65,36 +67,44 @@ def export_rows(
     endpoint: str = "",
     since_ms: int | None = None,
     until_ms: int | None = None,
+    redaction: Redaction | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write labelled rows to `path`, which appears once it is complete; the number of rows.
+    """Write labelled rows to `path`, which appears once it is complete, for its owner alone; the number of rows.
 
     Args:
         endpoint: of the rows; empty: all.
         since_ms, until_ms: times of the predictions (Unix milliseconds), the end not included.
+        redaction: what is left out or hashed again. Such a file can not be imported.
         progress: called with the number of rows written so far.
+
+    Raises:
+        DataError: a row's fields are not those of the redaction.
     """
     rows = after = 0
     held: list[pa.RecordBatch] = []
-    with replacing(path) as staging, pq.ParquetWriter(staging, SCHEMA, compression="zstd") as writer:
-        while page := log.labelled(after, _PAGE_PREDICTIONS):
-            after = page[-1].seq
-            for entry in page:
-                if (since_ms is not None and entry.time_ms < since_ms) or (
-                    until_ms is not None and entry.time_ms >= until_ms
-                ):
-                    continue
-                record = unpack(entry.record)
-                if endpoint and record.endpoint != endpoint:
-                    continue
-                held.append(_batch(entry, record))
-                rows += len(entry.indices)
-            if sum(b.num_rows for b in held) >= _GROUP_ROWS:
-                writer.write_table(pa.Table.from_batches(held, SCHEMA))
-                held = []
-            progress(rows)
-        if held:
-            writer.write_table(pa.Table.from_batches(held, SCHEMA))
+    schema = SCHEMA if redaction is None else _redacted(redaction)
+    with replacing(path) as staging:
+        staging.touch(mode=0o600, exist_ok=False)
+        with pq.ParquetWriter(staging, schema, compression="zstd") as writer:
+            while page := log.labelled(after, _PAGE_PREDICTIONS):
+                after = page[-1].seq
+                for entry in page:
+                    if (since_ms is not None and entry.time_ms < since_ms) or (
+                        until_ms is not None and entry.time_ms >= until_ms
+                    ):
+                        continue
+                    record = unpack(entry.record)
+                    if endpoint and record.endpoint != endpoint:
+                        continue
+                    held.append(_batch(entry, record, redaction).select(schema.names))
+                    rows += len(entry.indices)
+                if sum(b.num_rows for b in held) >= _GROUP_ROWS:
+                    writer.write_table(pa.Table.from_batches(held, schema))
+                    held = []
+                progress(rows)
+            if held:
+                writer.write_table(pa.Table.from_batches(held, schema))
     return rows
 
 
@@ -105,7 +115,7 @@ def read_rows(path: Path, now_ms: int) -> Iterator[Restored]:
         now_ms: by the clock of the log that they are for.
 
     Raises:
-        DataError: the file is not one that `export_rows` wrote, holds an infinite number, or a row is from before 2000 or of
+        DataError: the file is not one that `export_rows` wrote, or is a redacted one; it holds an infinite number, or a row is from before 2000 or of
             the future.
     """
     try:
@@ -113,6 +123,12 @@ def read_rows(path: Path, now_ms: int) -> Iterator[Restored]:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: is not Parquet: {error}") from None
     with file:
+        if said := (file.schema_arrow.metadata or {}).get(REDACTED):
+            done = said[:_SHOWN_BYTES].decode("utf-8", "replace")
+            raise DataError(
+                f"{path}: is an export with fields left out or hashed again ({done}), so its rows are not those of any model; "
+                "import one that was made without --drop and --rekey"
+            )
         if not file.schema_arrow.equals(SCHEMA):
             missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
             raise DataError(
@@ -216,12 +232,23 @@ def _bags(rows: list[_Row], index: I32, n: int) -> tuple[Bag, ...]:
     return tuple(bags)
 
 
-def _batch(entry: Labelled, record: PredictionRecord) -> pa.RecordBatch:
+def _redacted(redaction: Redaction) -> pa.Schema:
+    fields = [field for field in SCHEMA if field.name not in redaction.drop]
+    return pa.schema(fields, metadata={**SCHEMA.metadata, **redaction.metadata()})
+
+
+def _batch(entry: Labelled, record: PredictionRecord, redaction: Redaction | None) -> pa.RecordBatch:
     m = len(entry.indices)
     known = {other.arm: other for other in entry.other}
     known[record.arm] = Scores(record.arm, record.bundle, record.version, record.scores)
     rows = record.features.rows(None, entry.indices)
     candidate_ids = None if record.candidate_ids is None else record.candidate_ids[entry.indices]
+    routing = np.array([record.routing_hash], np.uint64)
+    if redaction is not None:
+        rows = redaction.rows(rows, record.bundle, record.version)
+        routing = redaction.column("routing_hash", routing)
+        if candidate_ids is not None:
+            candidate_ids = redaction.column("candidate_id", candidate_ids)
 
     def same(value: Any, kind: pa.DataType) -> pa.Array:
         return pa.repeat(pa.scalar(value, kind), m)
@@ -242,7 +269,7 @@ def _batch(entry: Labelled, record: PredictionRecord) -> pa.RecordBatch:
             same(record.endpoint, pa.string()),
             same(record.arm, pa.string()),
             same(record.overridden, pa.bool_()),
-            same(record.routing_hash, pa.uint64()),
+            same(int(routing[0]), pa.uint64()),
             same(record.features.n, pa.int32()),
             pa.array(entry.indices),
             pa.nulls(m, pa.int64()) if candidate_ids is None else pa.array(candidate_ids),

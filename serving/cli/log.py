@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from pipeline.errors import DataError, InvalidInput
+from pipeline.errors import BatonError, DataError, InvalidInput
 from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, unpack
+from pipeline.traffic.redaction import Redaction
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.click_log import click_log
@@ -96,18 +97,33 @@ def export(
     endpoint: Endpoint = "",
     since: Annotated[datetime | None, typer.Option(help="Only predictions made from then on, UTC")] = None,
     until: Annotated[datetime | None, typer.Option(help="Only predictions made before then, UTC")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Field, or column of the log, to leave out; may be repeated")
+    ] = None,
+    rekey: Annotated[
+        list[str] | None,
+        typer.Option(help="Field whose ids are hashed again with a key of this export alone; may be repeated"),
+    ] = None,
     output: Format = Output.table,
 ) -> None:
     """Write labelled rows as Parquet: hashed ids, numbers, scores of each arm, labels with all their revisions.
 
-    Example: baton log export rows.parquet --endpoint ranker
+    Ids of fields are hashes without a key: see --rekey before you give a file away.
+
+    Example: baton log export rows.parquet --endpoint ranker --rekey user_id --drop age
     """
     from pipeline.traffic.parquet import export_rows
 
-    with _opened(config) as (log, _):
+    with _opened(config) as (log, settings):
         if not out.absolute().parent.is_dir():
             raise InvalidInput(f"there is no directory {out.absolute().parent} to write {out.name} into", "out")
-        rows = export_rows(log, out, endpoint=endpoint, since_ms=_ms(since), until_ms=_ms(until))
+        redaction = None
+        if drop or rekey:
+            endpoint = endpoint or _only_endpoint(settings)
+            redaction = _redaction(endpoint, drop or [], rekey or [], settings)
+        rows = export_rows(log, out, endpoint=endpoint, since_ms=_ms(since), until_ms=_ms(until), redaction=redaction)
+        for column in redaction.kept() if redaction is not None else ():
+            say(f"still in the file: {column}")
         result = {"file": str(out), "rows": rows, "bytes": out.stat().st_size}
         emit(output, result, "", tuple(result), [tuple(result.values())])
 
@@ -167,6 +183,27 @@ def forget(
     body = {"routing_key": key, "prediction_id": prediction, "reason": reason}
     result = AdminClient(server, token=token).post("/log/forget", body, timeout=FORGET_TIMEOUT_S)
     emit(output, result, "", tuple(result), [tuple(result.values())])
+
+
+def _only_endpoint(settings: Config) -> str:
+    """The endpoint whose fields are meant where none is named."""
+    names = sorted({*settings.endpoints, *stored_endpoints(settings)})
+    if len(names) != 1:
+        raise InvalidInput(f"say by --endpoint whose fields these are; there are {names or 'none'}", "endpoint")
+    say(f"rows of endpoint {names[0]}")
+    return names[0]
+
+
+def _redaction(endpoint: str, drop: list[str], rekey: list[str], settings: Config) -> Redaction:
+    repository = open_repository(settings)
+
+    def schema_of(bundle: str, version: int) -> Schema | None:
+        try:
+            return repository.open(bundle, str(version)).manifest.model_schema
+        except BatonError:
+            return None  # it was removed, or was never here
+
+    return Redaction(_schema_of(endpoint, settings), drop, rekey, schema_of)
 
 
 def _report(done: RestoreReport) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +16,15 @@ import pytest
 from traffic_places import Place
 from traffic_samples import CANDIDATE, IDS, LATE_MS, WINDOW_MS
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
+from pipeline.hashing import hash_value
+from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import Exposure, FeedbackEntry, Labelled, Outcome, Scores, TrafficLog
 from pipeline.traffic.parquet import export_rows, read_rows
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack, unpack
+from pipeline.traffic.redaction import REDACTED, Redaction
 from pipeline.traffic.restore import restore
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 
@@ -193,3 +200,124 @@ def test_files_that_are_no_export_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"seq": [1]}), path)
     with pytest.raises(DataError, match=r"no column 'prediction_id'; describe other logs by a dataset\.yaml"):
         list(read_rows(path, EVERYTHING_MS))
+
+
+FIELDS = Schema(
+    fields=(
+        FieldSpec(name="user_id", role="context", kind="id"),
+        FieldSpec(name="item", role="candidate", kind="id"),
+        FieldSpec(name="age", role="context", kind="number"),
+        FieldSpec(name="city", role="context", kind="id"),
+        FieldSpec(name="tags", role="candidate", kind="bag", separator=","),
+    )
+)
+USERS = 4
+
+
+def of_users(log: TrafficLog) -> None:
+    """Three requests of each of some users, one of them without a city; tags are the users' names again."""
+    for n in range(3 * USERS):
+        user = n % USERS
+        city = hash_value("city", None if user == 0 else f"c{user}")
+        ids = np.array([[hash_value("user_id", f"u{user}"), city]], np.int64)
+        features = Features(
+            2,
+            (IdPart(np.array([0, 2], np.int32), ids), IdPart(np.array([1], np.int32), np.array([[7], [8]], np.int64))),
+            (NumberPart(np.zeros(1, np.int32), np.array([[30.5 + user]], np.float32)),),
+            (Bag(0, np.array([0, 1, 3], np.int32), np.array([ids[0, 0], 5, ids[0, 0]], np.int64)),),
+        )
+        made = IDS.new(START + n)
+        record = PredictionRecord(
+            made, START + n, "ranker", "stable", "t", 7, features, np.array([0.1, 0.2], np.float32), 1000 + user, False,
+            np.array([70, 80], np.int64),
+        )  # fmt: skip
+        log.append_predictions([pack(record)])
+        log.append_feedback([FeedbackEntry(made, [Exposure(0), Exposure(1)], [Outcome(1, 1.0)])], START + 20)
+    while log.join(EVERYTHING_MS):
+        pass
+
+
+def exported(
+    log: TrafficLog, path: Path, drop: tuple[str, ...] = (), rekey: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    export_rows(log, path, redaction=Redaction(FIELDS, drop, rekey))
+    rows: list[dict[str, Any]] = pq.read_table(path).sort_by("seq").to_pylist()
+    return rows
+
+
+def test_a_user_is_found_in_an_export_by_a_list_of_users_and_not_once_the_field_is_rekeyed(
+    log: TrafficLog, tmp_path: Path
+) -> None:
+    of_users(log)
+    guesses = {hash_value("user_id", f"u{user}") for user in range(1000)}
+    export_rows(log, tmp_path / "plain.parquet")
+    plain = pq.read_table(tmp_path / "plain.parquet").sort_by("seq").to_pylist()
+    assert all(row["ids"][0] in guesses for row in plain)
+    mine = exported(log, tmp_path / "mine.parquet", rekey=("user_id", "tags", "city", "routing_hash", "candidate_id"))
+    other = exported(log, tmp_path / "other.parquet", rekey=("user_id", "tags", "city"))
+    seen = [value for row in mine for value in (row["ids"][0], *(tag for bag in row["bags"] for tag in bag))]
+    assert not guesses & set(seen)
+    assert not {row["ids"][0] for row in mine} & {row["ids"][0] for row in other}
+    same = {(row["ids"][0], again["ids"][0]) for row, again in zip(plain, mine, strict=True)}
+    assert len(same) == USERS  # one name a user, in every row
+    assert all(row["ids"][0] in row["bags"][0] for row in mine)  # equal ids stay equal, in bags too
+    assert [len(row["bags"][0]) for row in mine] == [len(row["bags"][0]) for row in plain]
+    missing = hash_value("city", None)
+    assert [row["ids"][2] == missing for row in mine] == [row["ids"][2] == missing for row in plain]
+    assert [row["ids"][1] for row in mine] == [row["ids"][1] for row in plain]  # not named: as it was
+    assert not {row["routing_hash"] for row in mine} & {row["routing_hash"] for row in plain}
+    assert len({row["routing_hash"] for row in mine}) == USERS
+    assert not {row["candidate_id"] for row in mine} & {70, 80}
+    assert {row["routing_hash"] for row in other} == {row["routing_hash"] for row in plain}
+
+
+def test_a_dropped_field_is_not_in_the_file_which_says_so(log: TrafficLog, tmp_path: Path) -> None:
+    of_users(log)
+    path = tmp_path / "rows.parquet"
+    rows = exported(log, path, drop=("user_id", "age", "tags", "prediction_id", "routing_hash"))
+    assert [len(row["ids"]) for row in rows] == [2] * len(rows)
+    assert {tuple(row["numbers"]) for row in rows} == {()}
+    assert {tuple(row["bags"]) for row in rows} == {()}
+    assert not {"prediction_id", "routing_hash"} & set(rows[0])
+    assert [row["ids"][0] for row in rows] == [7, 8] * (len(rows) // 2)
+    said = json.loads(pq.read_schema(path).metadata[REDACTED])
+    assert said["dropped"] == ["age", "prediction_id", "routing_hash", "tags", "user_id"]
+    assert said["fields"] == {"ids": ["item", "city"], "numbers": [], "bags": []}
+    for drop, rekey in ((("age",), ()), ((), ("user_id",))):
+        exported(log, path, drop, rekey)
+        with pytest.raises(DataError, match=r"left out or hashed again.*without --drop and --rekey"):
+            list(read_rows(path, EVERYTHING_MS))
+
+
+def test_names_that_cannot_be_redacted_are_refused_with_those_that_can(log: TrafficLog, tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidInput, match="--drop usr: there is no such field; there are user_id, item, age, city, tags"
+    ):
+        Redaction(FIELDS, ["usr"], [])
+    with pytest.raises(InvalidInput, match=r"--rekey label.*user_id.*routing_hash"):
+        Redaction(FIELDS, [], ["label"])
+    with pytest.raises(InvalidInput, match="--rekey age: it is a number"):
+        Redaction(FIELDS, [], ["age"])
+    with pytest.raises(InvalidInput, match="in --drop and in --rekey"):
+        Redaction(FIELDS, ["item"], ["item"])
+    of_users(log)
+    path = tmp_path / "rows.parquet"
+    with pytest.raises(DataError, match=r"3 ids, 1 numbers and 1 bags.*--since"):
+        export_rows(log, path, redaction=Redaction(Schema(fields=FIELDS.fields[:2]), ["user_id"], []))
+    turned = Schema(fields=FIELDS.fields[::-1])
+    with pytest.raises(DataError, match="answered by t 7 with other fields"):
+        export_rows(log, path, redaction=Redaction(FIELDS, ["user_id"], [], lambda bundle, version: turned))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o777])
+def test_an_export_is_its_owners_alone_whatever_the_umask(log: TrafficLog, tmp_path: Path, mask: int) -> None:
+    path = tmp_path / "rows.parquet"
+    path.touch()
+    path.chmod(0o666)
+    before = os.umask(mask & 0o177)
+    try:
+        export_rows(log, path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from handmade import SCHEMA
+from handmade import SCHEMA, random_rows, random_tables
 from installation import Installation
 from typer.testing import CliRunner, Result
 
@@ -118,3 +119,37 @@ def test_a_described_log_comes_in_as_labelled_rows_without_scores(installation: 
     described["fields"] = described["fields"][:-1]  # type: ignore[index]
     path.write_text(yaml.safe_dump(described))
     assert "its fields are not those of endpoint 'ranker'" in baton(installation, *words, "--endpoint", "ranker").output
+
+
+def test_an_export_leaves_out_and_hashes_again_what_is_named_by_the_endpoints_fields(
+    installation: Installation, tmp_path: Path
+) -> None:
+    log = open_traffic_log(installation.config)
+    one = PredictionIds(load_secret(installation.config.secret)).new(START)
+    features = Features.from_rows(random_rows(np.random.default_rng(0), 2, random_tables(1)))
+    log.append_predictions(
+        [pack(PredictionRecord(one, START, "ranker", "stable", "teacher", 1, features, np.zeros(2, np.float32)))]
+    )
+    log.append_feedback([FeedbackEntry(one, outcomes=[Outcome(1, 1.0, final=True)], exposed_all=True)], START + 1)
+    while log.join(log.now_ms()):
+        pass
+    log.close()
+    out = tmp_path / "rows.parquet"
+    done = baton(
+        installation, "export", str(out), "--drop", "age", "--rekey", "user", "--rekey", "genres", "-o", "json"
+    )
+    assert done.exit_code == 0, done.output
+    assert "still in the file: candidate_id" in done.stderr
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    rows = pq.read_table(out).to_pylist()
+    assert {len(row["numbers"]) for row in rows} == {1}
+    plain = tmp_path / "plain.parquet"
+    assert baton(installation, "export", str(plain)).exit_code == 0
+    assert not {row["ids"][0] for row in rows} & {row["ids"][0] for row in pq.read_table(plain).to_pylist()}
+    refused = baton(installation, "export", str(out), "--drop", "usr")
+    assert refused.exit_code == 1
+    assert "user, age, tags, item, price, genres" in refused.stderr
+    assert baton(installation, "export", str(out), "--rekey", "price").exit_code == 1
+    again = baton(installation, "import", str(out))
+    assert again.exit_code == 1
+    assert "without --drop and --rekey" in again.stderr
