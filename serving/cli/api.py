@@ -7,15 +7,22 @@ import json
 import os
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from pipeline.errors import BatonError, InvalidInput, NotReady
+from serving.runtime.loopback import is_loopback_host
 
-__all__ = ["DEFAULT_SERVER", "AdminClient", "user"]
+if TYPE_CHECKING:
+    from serving.client import Options
+
+__all__ = ["CLEAR_TOKEN", "DEFAULT_SERVER", "AdminClient", "lane_options", "user"]
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+CLEAR_TOKEN = "BATON_CLEAR_TOKEN"
+"""Environment variable that lets a token go to another machine without TLS."""
 PAGE_ENTRIES = 1000
 
 
@@ -27,9 +34,43 @@ def user() -> str:
         return f"uid {os.getuid()}"
 
 
+def lane_options(token: str) -> Options:
+    """Options of a call to a lane: the token and TLS of the command line or the environment."""
+    from serving.client import Options, Tls
+
+    ca, cert, key = (Path(file) if file else None for file in _files())
+    tls = Tls(ca, cert, key) if ca or cert else None
+    return Options(token=token or None, tls=tls, clear_token=_clear())
+
+
+def _files() -> tuple[str | None, str | None, str | None]:
+    ca, cert, key = (os.environ.get(f"BATON_{name}") or None for name in ("CA", "CERT", "KEY"))
+    return ca, cert, key
+
+
+def _clear() -> bool:
+    return os.environ.get(CLEAR_TOKEN, "").lower() in ("1", "true", "yes", "on")
+
+
+def _check_token(token: str, server: httpx.URL) -> None:
+    """Refuse to send a token, or a password in the URL, where others can read it on the way."""
+    if token and server.userinfo:
+        raise InvalidInput(
+            f"the server's URL names a user before {server.host}; leave that out beside a token", "server"
+        )
+    if not token.isascii() or not token.isprintable():
+        raise InvalidInput("the token has characters that no token has; look for a line end or a space in it", "token")
+    if server.scheme != "https" and not is_loopback_host(server.host) and not _clear():
+        raise InvalidInput(
+            f"the token would go to {server.host} unencrypted: name the server with https://, or give --clear-token before "
+            "the command where something else encrypts",
+            "token",
+        )
+
+
 def _trust(server: str) -> ssl.SSLContext | bool:
     """TLS settings from `baton --ca --cert --key` or the environment: trusted roots and client certificate."""
-    ca, cert, key = (os.environ.get(f"BATON_{name}") or None for name in ("CA", "CERT", "KEY"))
+    ca, cert, key = _files()
     if not server.startswith("https:") or not (ca or cert):
         return True
     if (cert is None) != (key is None):
@@ -50,6 +91,9 @@ class AdminClient:
     Args:
         server: its URL. token: bearer token. timeout: of a call, in seconds.
         actor: name for the audit of a server without tokens; empty: the user that runs the command.
+
+    Raises:
+        InvalidInput: the server is no URL, or the token would go to another machine unencrypted.
     """
 
     def __init__(
@@ -60,8 +104,17 @@ class AdminClient:
             headers["authorization"] = f"Bearer {token}"
         self._server = server.rstrip("/")
         try:
+            url = httpx.URL(self._server)
+            if token or url.userinfo:
+                _check_token(token, url)
+            # Neither another address nor a proxy of the environment is given what is for this server.
             self._http = httpx.Client(
-                base_url=self._server, headers=headers, timeout=timeout, trust_env=False, verify=_trust(self._server)
+                base_url=self._server,
+                headers=headers,
+                timeout=timeout,
+                trust_env=False,
+                follow_redirects=False,
+                verify=_trust(self._server),
             )
         except httpx.InvalidURL as error:
             raise InvalidInput(
@@ -101,7 +154,7 @@ class AdminClient:
         """
         try:
             with self._http.stream("GET", f"/api/v1{path}", params=_given(query), timeout=httpx.Timeout(10, read=None)) as answer:  # fmt: skip
-                if answer.is_error:
+                if not answer.is_success:
                     answer.read()
                     raise BatonError(_message(answer))
                 for line in answer.iter_lines():
@@ -124,9 +177,12 @@ class AdminClient:
             response = self._http.request(method, f"/api/v1{path}", **arguments)
         except httpx.HTTPError as error:
             raise self._away(error) from None
-        if response.is_error:
+        if not response.is_success:
             raise BatonError(_message(response))
-        return response.json()
+        try:
+            return response.json()
+        except ValueError:
+            raise BatonError(f"what answers at {self._server} is no control process: its answer is not JSON") from None
 
     def _away(self, error: httpx.HTTPError) -> NotReady:
         return NotReady(
@@ -140,6 +196,11 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(response: httpx.Response) -> str:
+    if response.is_redirect:
+        return (
+            f"{response.url.copy_with(path='/', query=None)} leads to {response.headers['location']}, which is not followed; "
+            "name that server with --server if it is yours"
+        )
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

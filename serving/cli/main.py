@@ -33,7 +33,9 @@ from serving.cli import (
     token,
     verdicts,
 )
+from serving.cli.api import CLEAR_TOKEN
 from serving.cli.output import CommandLine, say
+from serving.cli.token_file import with_token_file
 
 __all__ = ["app"]
 
@@ -53,25 +55,37 @@ def trust(
     ca: Annotated[Path | None, typer.Option(envvar="BATON_CA", help="Trusted root certificates of the server")] = None,
     cert: Annotated[Path | None, typer.Option(envvar="BATON_CERT", help="Client certificate")] = None,
     key: Annotated[Path | None, typer.Option(envvar="BATON_KEY", help="Private key of the client certificate")] = None,
+    clear_token: Annotated[
+        bool,
+        typer.Option(
+            "--clear-token",
+            envvar=CLEAR_TOKEN,
+            help="Send a token to another machine without TLS, where something else encrypts",
+        ),
+    ] = False,
 ) -> None:
     """Options before the command: TLS of the connection to the server."""
     for name, file in (("BATON_CA", ca), ("BATON_CERT", cert), ("BATON_KEY", key)):
         if file is not None:
             os.environ[name] = str(file)
+    os.environ[CLEAR_TOKEN] = "1" if clear_token else ""
 
 
-def _examples_last(group: typer.Typer) -> None:
-    """Move the paragraph `Example: ...` of every command's docstring below its options, in groups too."""
+def _complete(group: typer.Typer) -> None:
+    """Give each command that takes a token `--token-file`, and move the paragraph `Example: ...` of its docstring below its
+    options, in groups too."""
     for command in group.registered_commands:
         if command.callback is not None:
             command.help, command.epilog = _help_and_example(command.callback)
+            command.callback = with_token_file(command.callback)
     for child in group.registered_groups:
         if child.typer_instance is None:
             continue
         main = child.typer_instance.registered_callback
         if main is not None and main.callback is not None:
             main.help, main.epilog = _help_and_example(main.callback)
-        _examples_last(child.typer_instance)
+            main.callback = with_token_file(main.callback)
+        _complete(child.typer_instance)
 
 
 def _help_and_example(callback: Callable[..., Any]) -> tuple[str, str | None]:
@@ -122,7 +136,7 @@ except ModuleNotFoundError as error:
         raise typer.Exit(1)
 
 
-_examples_last(app)
+_complete(app)
 
 if __name__ == "__main__":
     app()

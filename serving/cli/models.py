@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.api import DEFAULT_SERVER, AdminClient
+from serving.cli.api import DEFAULT_SERVER, AdminClient, lane_options
 from serving.cli.options import Bundle, Format, Reason, Server, Token
 from serving.cli.output import Output, emit, say
 
@@ -124,11 +124,19 @@ def _call_lane(method: str, bundle: str, target: str, token: str) -> None:
 
     from protos import inference
     from serving.client import error_of
+    from serving.client.pool import check_targets
     from serving.runtime.loopback import channel_arguments
 
+    options = lane_options(token)
+    check_targets(target, options)
     request, response = inference.methods()[method]
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    with grpc.insecure_channel(target, options=channel_arguments(target)) as channel:
+    metadata = tuple(options.authorization())
+    arguments = channel_arguments(target)
+    with (
+        grpc.insecure_channel(target, options=arguments)
+        if options.tls is None
+        else grpc.secure_channel(target, options.tls.credentials(), options=arguments)
+    ) as channel:
         call = channel.unary_unary(
             f"/{inference.SERVICE}/{method}",
             request_serializer=request.SerializeToString,

@@ -53,7 +53,9 @@ def create(
     if output is Output.json:
         print_json({**_shown(token, now), "token": text})
     else:
-        say(f"token {token.id} of {name}, a {role}; keep it now, it is not shown again (BATON_TOKEN, --token):")
+        say(
+            f"token {token.id} of {name}, a {role}; keep it now, it is not shown again (for --token-file, or BATON_TOKEN):"
+        )
         line(text)  # alone on stdout, for scripts, and never wrapped
 
 
