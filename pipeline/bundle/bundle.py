@@ -30,19 +30,21 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pipeline.arrays import F32, I64, Array, Arrays
+from pipeline.bundle.files import opened, read
 from pipeline.bundle.graph import check_graph
 from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
+from pipeline.bundle.tensors import mapped
 from pipeline.bundle.verified import verify_once
 from pipeline.disk import sync, writing
+from pipeline.documents import parse_json
 from pipeline.errors import BundleError
 from pipeline.schema import Schema
 
 __all__ = [
-    "MANIFEST", "Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo",
+    "MANIFEST", "MANIFEST_BYTES", "Bundle", "BundleWriter", "Calibration", "GateReport", "Manifest", "StoredTable", "Table", "TableInfo",
     "parse_manifest", "read_manifest", "sha256_of",
 ]  # fmt: skip
 
@@ -51,9 +53,13 @@ DENSE = "dense.onnx"
 CONTEXT = "context.onnx"
 WARMUP = "warmup.arrow"
 LINEAR = ".linear"
-_DTYPES = {name: np.dtype(f"<{kind}") for name, kind in (
-    ("I64", "i8"), ("I32", "i4"), ("I8", "i1"), ("F64", "f8"), ("F32", "f4"), ("F16", "f2"),
-)}  # fmt: skip
+MANIFEST_BYTES, CACHED_MANIFEST_BYTES = 8 << 20, 256 << 10
+"""Largest manifest that is read, and that is kept in memory. One of 40 fields has about 30 kB."""
+HYPERPARAMETER_BYTES = 1 << 20
+"""Of a manifest's hyperparameters as JSON: the columns of an imported network are among them."""
+MOST_FILES_COUNT, MOST_COLUMNS = 4096, 1 << 18
+"""Files of a bundle; numbers that a row brings to the network, over all fields: each costs memory for every candidate."""
+LARGEST_COUNT, NAME_LETTERS = 1 << 53, 1024
 _CHUNK_BYTES = 1 << 20
 
 Version = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
@@ -86,7 +92,7 @@ class TableInfo(BaseModel):
 
     width: int = Field(ge=1, le=4096)
     dtype: RowFormat = "float32"
-    rows: int = Field(ge=0)
+    rows: int = Field(ge=0, le=LARGEST_COUNT)
     default: tuple[float, ...]
     linear_default: float | None = Field(None, description="weight of unknown ids; None: no weight per id")
 
@@ -101,7 +107,7 @@ class FileInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=LARGEST_COUNT)
 
 
 class Manifest(BaseModel):
@@ -112,7 +118,9 @@ class Manifest(BaseModel):
     format: Literal[1] = 1
     name: Name
     version: Version
-    architecture: str = Field(description="name in the model zoo, or package.module:Class of the trainer")
+    architecture: str = Field(
+        max_length=256, description="name in the model zoo, or package.module:Class of the trainer; never imported"
+    )
     hyperparameters: dict[str, Any] = Field({}, description="arguments from which the trainer builds the network")
     model_schema: Schema = Field(alias="schema")
     tables: dict[str, TableInfo] = {}
@@ -125,8 +133,8 @@ class Manifest(BaseModel):
     base: Version | None = Field(None, description="the base generation under the deltas; None: this is a base")
     deltas: tuple[Version, ...] = Field((), description="versions on top of the base, oldest first, itself last")
     gate: GateReport | None = None
-    created_ms: int = Field(0, ge=0)
-    files: dict[str, FileInfo] = {}
+    created_ms: int = Field(0, ge=0, le=LARGEST_COUNT)
+    files: dict[str, FileInfo] = Field({}, max_length=MOST_FILES_COUNT)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -140,6 +148,13 @@ class Manifest(BaseModel):
                 raise ValueError(f"field {field.name!r} uses table {field.table_name!r}, which is not listed in tables")
             if field.width != info.width:
                 raise ValueError(f"field {field.name!r} has width {field.width}, its table {info.width}")
+        columns = sum(field.width or 1 for field in self.model_schema.fields)
+        if columns > MOST_COLUMNS:
+            raise ValueError(
+                f"schema: a row has {columns:,} numbers over all fields; at most {MOST_COLUMNS:,} are served"
+            )
+        if len(json.dumps(self.hyperparameters)) > HYPERPARAMETER_BYTES:
+            raise ValueError(f"hyperparameters are more than {HYPERPARAMETER_BYTES:,} bytes of JSON")
         if len({t.linear_default is None for t in self.tables.values()}) > 1:
             raise ValueError("either every table has a linear_default or none has")
         return self
@@ -239,6 +254,10 @@ class Bundle:
         info = self.manifest.tables[name]
         tensors = self._mapped(f"tables/{name}.safetensors")
         counts = self._check_table(name, tensors, info.width, info.dtype)
+        if len(counts) != info.rows:
+            raise BundleError(
+                f"{self.path}: table {name!r} holds {len(counts):,} rows where the manifest says {info.rows:,}", name
+            )
         linear = None
         if info.linear_default is not None:
             weights = self._mapped(f"tables/{name}{LINEAR}.safetensors")
@@ -249,34 +268,21 @@ class Bundle:
         return StoredTable(tensors["ids"], tensors["rows"], tensors.get("scales"), counts, linear)
 
     def tensors(self, name: str) -> Arrays:
-        """All arrays of a safetensors file of the bundle."""
-        return self._tensors(name)
+        """All arrays of a safetensors file of the bundle, copied.
 
-    def _tensors(self, name: str) -> Arrays:
-        path = self.file(name)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
-            raise BundleError(f"{path}: {error}", name) from None
+        Raises:
+            BundleError: the file breaks the format.
+        """
+        return {key: np.array(value) for key, value in self._mapped(name).items()}
 
     def _mapped(self, name: str) -> Arrays:
         """The arrays of a safetensors file as views of the mapped file."""
         path = self.file(name)
         try:
-            with safe_open(path, framework="numpy"):
-                pass  # checks the header against the file: sizes, overlaps, truncation
-            raw = np.asarray(np.memmap(path, np.uint8, "r"))
-            size = int(raw[:8].view("<u8")[0])
-            header = json.loads(raw[8 : 8 + size].tobytes())
-            arrays = {}
-            for key, value in header.items():
-                if key != "__metadata__" and value["dtype"] in _DTYPES:
-                    first, last = (8 + size + offset for offset in value["data_offsets"])
-                    arrays[key] = raw[first:last].view(_DTYPES[value["dtype"]]).reshape(value["shape"])
-        except (SafetensorError, OSError, ValueError) as error:
+            with opened(self.path, name) as file:
+                return mapped(file)
+        except (OSError, ValueError) as error:
             raise BundleError(f"{path}: {error}", name) from None
-        return arrays
 
     def _check_table(self, name: str, tensors: Mapping[str, Array], width: int, dtype: RowFormat) -> I64:
         """Check a table against the format. Returns its counts."""
@@ -313,14 +319,15 @@ class Bundle:
         real = cache(os.path.realpath)  # of folders, which many files share
         for name, info in self.manifest.files.items():
             place = os.path.join(root, name)
+            folder = os.path.dirname(place)
             try:
-                status = os.stat(place)
-                folder, last = os.path.split(place)
-                whole = os.path.realpath(place) if os.path.islink(place) else os.path.join(real(folder), last)
-            except OSError:
-                status, whole = None, ""
-            if status is None or not stat.S_ISREG(status.st_mode) or not whole.startswith(root + os.sep):
-                raise BundleError(f"{self.path}: {name} is listed in the manifest but is not there", name)
+                status = os.lstat(place)
+            except (OSError, ValueError):  # ValueError: of a name with a null character
+                raise BundleError(f"{self.path}: {name} is listed in the manifest but is not there", name) from None
+            if not stat.S_ISREG(status.st_mode) or real(folder) != folder:
+                raise BundleError(
+                    f"{self.path}: {name} is listed in the manifest but is no regular file inside the bundle", name
+                )
             if status.st_size != info.bytes:
                 raise BundleError(f"{self.path}: {name} has {status.st_size} bytes instead of {info.bytes}", name)
         if self.manifest.servable:
@@ -341,10 +348,11 @@ class Bundle:
 
     def _check_contents(self) -> None:
         for name, info in self.manifest.files.items():
-            if sha256_of(self.path / name) != info.sha256:
-                raise BundleError(
-                    f"{self.path}: {name} does not match its SHA-256 in the manifest: it was damaged", name
-                )
+            with opened(self.path, name, info.bytes) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != info.sha256:
+                    raise BundleError(
+                        f"{self.path}: {name} does not match its SHA-256 in the manifest: it was damaged", name
+                    )
         if not self.manifest.servable:
             return
         schema, linear = self.manifest.model_schema, self.manifest.linear
@@ -418,7 +426,7 @@ class BundleWriter:
         }
         manifest = manifest.model_copy(update={"files": files})
         text = manifest.model_dump_json(by_alias=True, indent=1)
-        Manifest.model_validate_json(text)
+        parse_manifest(text.encode(), str(self._target / MANIFEST))
         with open(self._staging / MANIFEST, "w") as file:
             file.write(text)
         # Later versions build on this one: all of it is on disk before it is visible.
@@ -438,23 +446,23 @@ def read_manifest(path: Path) -> Manifest:
         BundleError: naming the fault, for example a file outside the bundle's directory.
     """
     try:
-        status = os.stat(path)
+        status = os.lstat(path)
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     except FileNotFoundError:
         raise BundleError(f"{path.parent} is not a bundle: it has no {path.name}", path.name) from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}", path.name) from None
-    return _parsed(path, identity)
+    return _parsed(path, identity) if status.st_size <= CACHED_MANIFEST_BYTES else _read_manifest(path)
 
 
 @lru_cache(maxsize=256)
 def _parsed(path: Path, identity: tuple[int, ...]) -> Manifest:
     """The manifest in an unchanged file, cached: each version opens the manifests of its whole chain."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}", path.name) from None
-    return parse_manifest(raw, str(path))
+    return _read_manifest(path)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    return parse_manifest(read(path.parent, path.name, MANIFEST_BYTES), str(path))
 
 
 def parse_manifest(raw: bytes, place: str) -> Manifest:
@@ -463,8 +471,10 @@ def parse_manifest(raw: bytes, place: str) -> Manifest:
     Raises:
         BundleError: naming the fault.
     """
+    if len(raw) > MANIFEST_BYTES:
+        raise BundleError(f"{place} has {len(raw):,} bytes; at most {MANIFEST_BYTES:,} are read", MANIFEST)
     try:
-        values = json.loads(raw)
+        values = parse_json(raw)
     except ValueError as error:
         raise BundleError(f"{place} cannot be read as JSON: {error}", MANIFEST) from None
     try:
@@ -477,10 +487,12 @@ def parse_manifest(raw: bytes, place: str) -> Manifest:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
             raise BundleError(f"{place}: {name!r} leaves the bundle's directory", name)
+        if str(pure) != name or name == MANIFEST or not name.isprintable() or len(name) > NAME_LETTERS:
+            raise BundleError(f"{place}: {name[:NAME_LETTERS]!r} is no name of a bundle's file", name[:NAME_LETTERS])
     return manifest
 
 
 def sha256_of(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
+    """SHA-256 in hexadecimal of a file that this process has written."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,21 +1,31 @@
-"""Check of an ONNX network before it is loaded: only standard operators, no data outside the file."""
+"""Check of an ONNX network before it is loaded: only standard operators, no data outside the file, bounded sizes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
+from onnx.helper import tensor_dtype_to_np_dtype
 
+from pipeline.bundle.files import read
+from pipeline.bundle.network_parts import parts_of
 from pipeline.errors import BundleError
 from pipeline.inputs import ARRAYS, REQUEST, Layout
 from pipeline.schema import Schema
 
-__all__ = ["check_graph", "inputs_of"]
+__all__ = ["check_graph", "inputs_of", "read_network"]
 
 # The domains that ONNX defines and ONNX Runtime has built in: networks, and trees and linear models.
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+NETWORK_BYTES = (1 << 31) - 1
+"""Largest network: protobuf reads no larger message."""
+_MESSAGE_BYTES, _TEXT_BYTES = 200, 40
+"""Memory of a parsed message and of a text in one."""
+SIZE_FACTOR, SPARE_BYTES = 8, 64 << 20
+"""Most memory of what a file holds, parsed or spread out: so many times its bytes, and so many more."""
 
 
 def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False) -> None:
@@ -28,18 +38,11 @@ def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False
         split: whether it reads the split layout (context.onnx).
 
     Raises:
-        BundleError: it cannot be parsed, uses custom operators or external data, or has other inputs or outputs.
+        BundleError: it cannot be parsed, uses custom operators or external data, has other inputs or outputs, or holds far
+            more than its bytes can say.
     """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # the parser raises whatever protobuf raises
-        raise BundleError(f"{path} is not an ONNX file: {error}", path.name) from None
-    for graph in _graphs(model):
-        for tensor in graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                raise BundleError(
-                    f"{path}: tensor {tensor.name!r} is stored outside the file; export it inside", path.name
-                )
+    model = read_network(path)
+    _check_tensors(path, model)
     for node in _nodes(model):
         if node.domain not in _DOMAINS:
             raise BundleError(
@@ -64,6 +67,89 @@ def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False
         raise BundleError(f"{path}: outputs are {outputs}; exactly one, 'logit' [n], is needed", path.name)
 
 
+def read_network(path: Path) -> onnx.ModelProto:
+    """The network in a file; data outside it is not looked at.
+
+    Raises:
+        BundleError: it is no regular file, larger than an ONNX file can be, or none.
+    """
+    raw = read(path.parent, path.name, NETWORK_BYTES)
+    try:
+        messages, texts = parts_of(raw)
+        needed = messages * _MESSAGE_BYTES + texts * _TEXT_BYTES
+        if needed <= SIZE_FACTOR * len(raw) + SPARE_BYTES:
+            return onnx.load_from_string(raw)
+    except Exception as error:  # the parser raises whatever protobuf raises
+        raise BundleError(f"{path} is not an ONNX file: {error}", path.name) from None
+    raise BundleError(
+        f"{path} holds {messages + texts:,} parts in {len(raw):,} bytes, which would take {needed >> 20:,} MiB of memory",
+        path.name,
+    )
+
+
+def _check_tensors(path: Path, model: onnx.ModelProto) -> None:
+    """Check that all tensors are inside the file, and as large as their dimensions say."""
+    most = SIZE_FACTOR * path.stat().st_size + SPARE_BYTES
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise BundleError(f"{path}: tensor {tensor.name!r} is stored outside the file; export it inside", path.name)
+        wanted = math.prod(tensor.dims) * _item_bytes(tensor.data_type)
+        if min(tensor.dims, default=0) < 0 or (tensor.HasField("raw_data") and len(tensor.raw_data) != wanted):
+            raise BundleError(
+                f"{path}: tensor {tensor.name!r} has dimensions {list(tensor.dims)}, {wanted:,} bytes, and holds "
+                f"{len(tensor.raw_data):,}",
+                path.name,
+            )
+        if wanted > most:
+            raise BundleError(f"{path}: tensor {tensor.name!r} of {list(tensor.dims)} is {wanted:,} bytes", path.name)
+    spread = 0
+    for sparse in _sparse(model):
+        spread += math.prod(sparse.dims) * _item_bytes(sparse.values.data_type)
+        if min(sparse.dims, default=0) < 0 or spread > most:
+            raise BundleError(
+                f"{path}: sparse tensor {sparse.values.name!r} of {list(sparse.dims)} would take {spread:,} bytes of memory; "
+                f"at most {most:,}, by the file's size",
+                path.name,
+            )
+
+
+def _item_bytes(kind: int) -> int:
+    """Bytes of an element as serving holds it; of a text, and of a type unknown here, one."""
+    if kind in (TensorProto.STRING, TensorProto.UNDEFINED):
+        return 1
+    try:
+        return int(tensor_dtype_to_np_dtype(kind).itemsize)
+    except (KeyError, TypeError):
+        return 1
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    for graph in _graphs(model):
+        yield from graph.initializer
+    for sparse in _sparse(model):
+        yield from (sparse.values, sparse.indices)
+    for attribute in _attributes(model):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+
+
+def _sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    for graph in _graphs(model):
+        yield from graph.sparse_initializer
+    for attribute in _attributes(model):
+        if attribute.HasField("sparse_tensor"):
+            yield attribute.sparse_tensor
+        yield from attribute.sparse_tensors
+
+
+def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
+    for node in _nodes(model):
+        yield from node.attribute
+    for function in model.functions:
+        yield from function.attribute_proto
+
+
 def inputs_of(schema: Schema, *, linear: bool, split: bool = False) -> dict[str, int]:
     """The network's inputs and their columns: `embeddings`, `linear` and `numbers`, each where the schema has such fields.
 
@@ -78,7 +164,7 @@ def inputs_of(schema: Schema, *, linear: bool, split: bool = False) -> dict[str,
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    stack = [model.graph]
+    stack = [model.graph, *(graph for function in model.functions for graph in _subgraphs(function.node))]
     while stack:
         graph = stack.pop()
         yield graph
@@ -90,11 +176,6 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from graph.node
     for function in model.functions:
         yield from function.node
-        stack = _subgraphs(function.node)
-        while stack:
-            graph = stack.pop()
-            yield from graph.node
-            stack.extend(_subgraphs(graph.node))
 
 
 def _subgraphs(nodes: object) -> list[onnx.GraphProto]:

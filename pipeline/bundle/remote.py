@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -22,11 +23,12 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
-from pipeline.bundle.bundle import MANIFEST, Manifest, parse_manifest, read_manifest, sha256_of
+from pipeline.bundle.bundle import MANIFEST, MANIFEST_BYTES, Manifest, parse_manifest, read_manifest, sha256_of
+from pipeline.bundle.files import read
 from pipeline.bundle.versions import Repository
 from pipeline.disk import replacing, sync, writing
 from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, NotReady
@@ -38,6 +40,10 @@ REFRESH_S = 2.0
 RESERVE_BYTES = 256 << 20
 """Bytes of the disk that a download leaves free."""
 _BLOCK_BYTES = 8 << 20
+MOST_NAMES_COUNT, MOST_VERSIONS = 10_000, 100_000
+"""Bundles at a URL, and numbers of one, that are looked at."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +130,7 @@ class RemoteRepository(Repository):
             with writing(staging):
                 staging.mkdir(parents=True, exist_ok=True)
                 note = self._known(name) / f"{version}.json"
-                text = note.read_bytes()
+                text = read(note.parent, note.name, MANIFEST_BYTES)
                 try:
                     self._fill(staging, manifest)
                 except BundleError:
@@ -160,7 +166,7 @@ class RemoteRepository(Repository):
                 self._fs.open(source, "rb", block_size=_BLOCK_BYTES) as stream,
                 open(path, "wb") as file,
             ):
-                shutil.copyfileobj(stream, file, _BLOCK_BYTES)
+                _copy(stream, file, info.bytes)
             if path.stat().st_size != info.bytes or sha256_of(path) != info.sha256:
                 path.unlink()
                 raise BundleError(
@@ -272,7 +278,12 @@ class RemoteRepository(Repository):
         with self._remote("list"), suppress(FileNotFoundError):  # there is no folder before the first version
             folders = self._fs.ls(self._base, detail=False)
         problem: BatonError | None = None
-        for name in (last for last in map(_last, folders) if not last.startswith(".")):
+        names = [last for last in map(_last, folders) if _NAME.fullmatch(last)]
+        if len(names) > MOST_NAMES_COUNT:
+            raise BundleError(
+                f"{self.url} holds {len(names):,} bundles; at most {MOST_NAMES_COUNT:,} are looked at", "bundles"
+            )
+        for name in names:
             try:
                 with self._remote(f"list {name}"):
                     self._list_versions(name)
@@ -284,10 +295,17 @@ class RemoteRepository(Repository):
     def _list_versions(self, name: str) -> None:
         known = self._known(name)
         listed = set(_decimals(self._fs.ls(f"{self._base}/{name}", detail=False)))
+        if len(listed) > MOST_VERSIONS:
+            raise BundleError(
+                f"{self.url}/{name} has {len(listed):,} versions; at most {MOST_VERSIONS:,} are looked at", name
+            )
         for version in sorted(listed, key=int):
             if not self._noted(name, version):
                 with suppress(FileNotFoundError):  # it is being written, or was never completed
-                    self._note(name, version, self._fs.cat_file(f"{self._base}/{name}/{version}/{MANIFEST}"))
+                    place = f"{self._base}/{name}/{version}/{MANIFEST}"
+                    with self._fs.open(place, "rb", block_size=_BLOCK_BYTES) as stream:
+                        text = stream.read(MANIFEST_BYTES + 1)  # one more: too long is not taken for whole
+                    self._note(name, version, text)
         seen = {path.stem for path in known.glob("*.json")}
         newest = max(map(int, listed), default=0)
         gone = {version for version in seen - listed if version.isdecimal() and int(version) < newest}
@@ -301,7 +319,7 @@ class RemoteRepository(Repository):
             return False
         if note not in self._sound:
             try:
-                self._check(name, version, note.read_bytes())
+                self._check(name, version, read(note.parent, note.name, MANIFEST_BYTES))
             except BundleError:
                 note.unlink(missing_ok=True)
                 return False
@@ -352,4 +370,12 @@ def _last(entry: str) -> str:
 
 
 def _decimals(entries: Collection[str]) -> list[str]:
-    return [last for last in map(_last, entries) if last.isdecimal()]
+    return [last for last in map(_last, entries) if _NUMBER.fullmatch(last)]
+
+
+def _copy(stream: BinaryIO, file: BinaryIO, most_bytes: int) -> None:
+    """Copy a file whose length is known: one that is longer is not copied to its end."""
+    left = most_bytes + 1
+    while left and (block := stream.read(min(_BLOCK_BYTES, left))):
+        file.write(block)
+        left -= len(block)

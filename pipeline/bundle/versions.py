@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
@@ -20,6 +21,7 @@ from pipeline.errors import BundleError, NotFound
 __all__ = ["Repository"]
 
 KEPT_MARKS = 1000
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Repository:
         folder = self.root / name
         if not folder.is_dir():
             return []
-        found = [int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / MANIFEST).is_file()]
+        found = [int(p.name) for p in folder.iterdir() if _NUMBER.fullmatch(p.name) and (p / MANIFEST).is_file()]
         return [str(v) for v in sorted(found)]
 
     def manifest(self, name: str, version: str) -> Manifest:
@@ -143,7 +145,9 @@ class Repository:
         marks = self._marks(name)
         with writing(marks):
             marks.mkdir(parents=True, exist_ok=True)
-        taken = [int(v) for v in self.versions(name)] + [int(p.name) for p in marks.iterdir()]
+        taken = [int(v) for v in self.versions(name)] + [
+            int(p.name) for p in marks.iterdir() if _NUMBER.fullmatch(p.name)
+        ]
         version = max(taken, default=0) + 1
         while True:
             with writing(marks / str(version)):

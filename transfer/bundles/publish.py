@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
+from pipeline.bundle.graph import read_network
 from pipeline.bundle.versions import Repository
 from pipeline.documents import parse_json
 from pipeline.errors import BatonError, BundleError, InvalidInput
@@ -289,7 +289,7 @@ def _check_size(bundle: Bundle, width: int, hyperparameters: Mapping[str, Any]) 
 
 
 def _load_dense(model: ClickModel, bundle: Bundle) -> None:
-    held = graph_weights(onnx.load(str(bundle.file(DENSE)), load_external_data=False))
+    held = graph_weights(read_network(bundle.file(DENSE)))
     weights = dict(model.network.named_parameters()) | dict(model.network.named_buffers())
     for name, tensor in weights.items():
         array = held.get(name)

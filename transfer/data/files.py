@@ -11,6 +11,7 @@ import csv
 import glob
 import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ _CSV = (
 )
 _TAKEN = ("file_index", "file_row_number")  # what a scan calls the place of a row
 _LARGEST_DECIMAL_WIDTH = 38
+HEADER_BYTES = 1 << 20
+"""Longest line of names of a CSV file, unpacked."""
+PLAIN_ROWS, ROWS_PER_BYTE_FACTOR = 10_000_000, 100
+"""Rows that a Parquet file may hold whatever its size, and per byte of it. A log has at least a time of its own per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +126,15 @@ _Leaf = tuple[str, str, str, int, int, int]
 def _parquet_header(path: Path) -> tuple[_Leaf, ...]:
     """Path, physical and logical type, length, precision and scale of each leaf of a file's schema, sorted."""
     try:
-        schema = pq.read_metadata(path).schema
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
+    size = path.stat().st_size
+    if metadata.num_rows > max(PLAIN_ROWS, ROWS_PER_BYTE_FACTOR * size):
+        raise DataError(
+            f"{path}: holds {metadata.num_rows:,} rows in {size:,} bytes; more than {ROWS_PER_BYTE_FACTOR} rows per byte are no log"
+        )
     leaves = [schema.column(i) for i in range(len(schema))]
     for name in (leaf.path for leaf in leaves):
         if name.lower() in _TAKEN:
@@ -148,9 +159,14 @@ def _csv_header(path: Path) -> tuple[str, ...]:
     try:
         with path.open("rb") as raw:
             plain = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-            lines = csv.reader(io.TextIOWrapper(plain, "utf-8-sig", newline=""), strict=True)
-            names = [name.strip() for name in next(lines, ())]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+            first = plain.readline(HEADER_BYTES + 1)
+            while first.count(b'"') % 2 and len(first) <= HEADER_BYTES and (more := plain.readline(HEADER_BYTES)):
+                first += more  # a quoted name goes on after the end of the line
+        if len(first) > HEADER_BYTES:
+            raise DataError(f"{path}: the line with the names of the columns has more than {HEADER_BYTES:,} bytes")
+        lines = csv.reader(io.StringIO(first.decode("utf-8-sig"), newline=""), strict=True)
+        names = [name.strip() for name in next(lines, ())]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if not names:
         raise DataError(f"{path}: cannot be read: a first line with the names of the columns was expected")

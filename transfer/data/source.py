@@ -331,15 +331,16 @@ def _absent(form: Form, name: str, said_in: str, joined: list[_Table]) -> DataEr
     )
 
 
-def connect(memory: str = "", spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+def connect(memory: str = "", spill: Path | None = None, spill_bytes: int = 0) -> duckdb.DuckDBPyConnection:
     """A private DuckDB that may use `memory` before it spills to a directory; by default half of what this process may
-    still take, and `MOST_MEMORY_BYTES` at most."""
+    still take, and `MOST_MEMORY_BYTES` at most. `spill_bytes`: of the directory, at most; without one nothing is spilled."""
     config: dict[str, Any] = {
         "memory_limit": memory or f"{min(MOST_MEMORY_BYTES, available_bytes() // 2) // 1000}KB",
         "threads": min(MOST_THREADS, cores().amount),
         "autoinstall_known_extensions": False,
         "preserve_insertion_order": True,
     }
+    config["temp_directory"] = "" if spill is None else str(spill)
     if spill is not None:
-        config["temp_directory"] = str(spill)
+        config["max_temp_directory_size"] = f"{spill_bytes // 1000}KB"
     return duckdb.connect(config=config)

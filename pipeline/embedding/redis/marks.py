@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field
 
 import xxhash
 
-from pipeline.bundle.bundle import MANIFEST, Bundle
+from pipeline.bundle.bundle import MANIFEST, MANIFEST_BYTES, Bundle
+from pipeline.bundle.files import read
 from pipeline.bundle.row_format import RowFormat
 
 __all__ = ["GENERATIONS", "Mark", "Progress", "RedisGeneration"]
@@ -48,7 +49,7 @@ class RedisGeneration:
     @classmethod
     def of(cls, base: Bundle, format: RowFormat) -> RedisGeneration:
         """The generation of a base bundle. Raises: OSError when its manifest is gone."""
-        raw = (base.path / MANIFEST).read_bytes()
+        raw = read(base.path, MANIFEST, MANIFEST_BYTES)
         digest = xxhash.xxh3_64_intdigest(f"{FORMAT_VERSION}:{format}:".encode() + raw)
         return cls(base.manifest.name, base.manifest.version, format, digest)
 

@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.bundle.bundle import MANIFEST, Bundle
+from pipeline.bundle.bundle import MANIFEST, MANIFEST_BYTES, Bundle
+from pipeline.bundle.files import read
 from pipeline.bundle.verified import NOTES
 from pipeline.disk import sync, writing
 from pipeline.embedding.segment.build import build_segment
@@ -180,7 +181,7 @@ def _path(folder: Path, bundles: Sequence[Bundle], width: int) -> Path:
 def _source(bundles: Sequence[Bundle]) -> str:
     digest = hashlib.sha256()
     for bundle in bundles:
-        digest.update(hashlib.sha256((bundle.path / MANIFEST).read_bytes()).digest())
+        digest.update(hashlib.sha256(read(bundle.path, MANIFEST, MANIFEST_BYTES)).digest())
     return digest.hexdigest()
 
 

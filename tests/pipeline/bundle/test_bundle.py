@@ -137,8 +137,8 @@ def test_a_forged_table_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_tables_hold_other_ids_than_their_weights(bundle: Bundle) -> None:
-    ids = np.array([1, 2], np.int64)
-    save_file({"ids": ids, "rows": np.ones((2, WIDTH), np.float32)}, bundle.path.parent / "rows")
+    ids = np.arange(bundle.manifest.tables["user"].rows)
+    save_file({"ids": ids, "rows": np.ones((len(ids), WIDTH), np.float32)}, bundle.path.parent / "rows")
     replace_file(bundle, "tables/user.safetensors", (bundle.path.parent / "rows").read_bytes())
     with pytest.raises(BundleError, match=r"user\.linear"):
         Bundle.open(bundle.path).table("user")

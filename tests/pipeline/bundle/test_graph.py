@@ -9,6 +9,7 @@ from handmade import SCHEMA, write_network
 from onnx import TensorProto, helper
 
 from pipeline.bundle.graph import check_graph, inputs_of
+from pipeline.bundle.network_parts import parts_of
 from pipeline.errors import BundleError
 
 WIDE = SCHEMA.with_width(4)
@@ -54,6 +55,26 @@ def external(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="/etc/passwd")
 
 
+def external_in_a_constant(model: onnx.ModelProto) -> None:
+    node = helper.make_node("Constant", [], ["x"], value=helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0]))
+    external_tensor = node.attribute[0].t
+    external_tensor.data_location = TensorProto.EXTERNAL
+    external_tensor.external_data.add(key="location", value="/etc/passwd")
+    function = helper.make_function("mine", "f", ["a"], ["b"], [node], [helper.make_opsetid("", 17)])
+    model.functions.append(function)
+
+
+def other_dimensions(model: onnx.ModelProto) -> None:
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend([1 << 20, 1 << 20])
+
+
+def dense_once_unpacked(model: onnx.ModelProto) -> None:
+    values = helper.make_tensor("spread", TensorProto.FLOAT, [1], [1.0])
+    indices = helper.make_tensor("at", TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [1 << 40]))
+
+
 def other_input(model: onnx.ModelProto) -> None:
     model.graph.input[0].name = "vectors"
 
@@ -69,6 +90,9 @@ def other_output(model: onnx.ModelProto) -> None:
         (custom_inside_a_branch, "com.evil"),
         (custom_inside_a_function, "com.evil"),
         (external, "outside the file"),
+        (external_in_a_constant, "outside the file"),
+        (other_dimensions, "4,398,046,511,104 bytes"),
+        (dense_once_unpacked, "spread"),
         (other_input, "'vectors'"),
         (other_output, "'probability'"),
     ],
@@ -77,6 +101,34 @@ def test_what_may_not_be_served(graph: Path, change: Callable[[onnx.ModelProto],
     with pytest.raises(BundleError, match=message) as refused:
         check_graph(changed(graph, change), WIDE, linear=True)
     assert refused.value.field == "dense.onnx"
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x0a\x00", b"\x2a\x00", b"\x0a\x02\x2a\x00"], ids=["nodes", "tensors", "attributes"]
+)
+def test_two_bytes_that_become_an_object_are_counted_before_they_are_read(graph: Path, body: bytes) -> None:
+    count = 1 << 20
+    graph.write_bytes(b"\x3a" + _varint(len(body) * count) + body * count)
+    with pytest.raises(BundleError, match=r"parts in [0-9,]+ bytes, which would take \d\d\d"):
+        check_graph(graph, WIDE, linear=True)
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number & 127 | 128]) + _varint(number >> 7) if number > 127 else bytes([number])
+
+
+def test_parts_are_counted_as_the_parser_finds_them(graph: Path) -> None:
+    model = onnx.load(str(graph))
+    own = sum(1 + len(node.attribute) for node in model.graph.node) + len(model.graph.initializer)
+    messages, texts = parts_of(graph.read_bytes())
+    assert own < messages < own + 100
+    assert texts >= sum(len(node.input) + len(node.output) for node in model.graph.node)
+    deep = b""
+    for _ in range(60):
+        deep = b"\x0a" + _varint(len(deep) + 4) + b"\x2a" + _varint(len(deep) + 2) + b"\x32" + _varint(len(deep)) + deep
+    for broken in (b"\x3a\x05\x0a", b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x0b", b"\x08", deep[:9]):
+        with pytest.raises(ValueError, match="end"):
+            parts_of(broken)
 
 
 def test_inputs_follow_the_schema(graph: Path) -> None:
