@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ __all__ = ["SCHEMA", "export_rows", "read_rows"]
 
 _PAGE_PREDICTIONS = 256
 _GROUP_ROWS = 65_536
+PREDICTION_ROWS, GROUP_VALUES = 1_000_000, 64_000_000
+"""Most candidates of a prediction, and most values of a column in one group of rows, that are read from a file."""
+PLAIN_VALUES, VALUES_PER_BYTE_FACTOR = 50_000_000, 100
+"""Values that a file may hold whatever its size, and per byte of it: equal ones take no room in Parquet."""
 _SHOWN_BYTES = 300
 _ARM = pa.struct([("bundle", pa.string()), ("version", pa.int64()), ("score", pa.float32())])
 SCHEMA = pa.schema(
@@ -136,14 +140,53 @@ def read_rows(path: Path, now_ms: int) -> Iterator[Restored]:
                 + (f": it has no column {missing[0]!r}" if missing else ": its columns are of other types")
                 + "; describe other logs by a dataset.yaml"
             )
+        _check_sizes(path, file)
         _check_times(path, file, now_ms)
         labels, late = _later(file)
         for prediction_id, rows in groupby(_rows(file), lambda row: str(row["prediction_id"])):
-            first = [row for row in rows if not row["revision"]]
+            first = [row for row in islice(rows, PREDICTION_ROWS + 1) if not row["revision"]]
             if first:
-                yield _restored(first + late.pop(prediction_id, []), labels)
+                yield _whole(path, first + late.pop(prediction_id, []), labels)
         for shown_late in late.values():  # no row was shown when it closed
-            yield _restored(shown_late, labels)
+            yield _whole(path, shown_late, labels)
+
+
+def _check_sizes(path: Path, file: pq.ParquetFile) -> None:
+    """Check, before anything is unpacked, that a file holds no more values than its size can mean."""
+    size, values = path.stat().st_size, 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in range(group.num_columns):
+            chunk = group.column(column)
+            values += chunk.num_values
+            if chunk.num_values > GROUP_VALUES:
+                raise DataError(
+                    f"{path}: column {chunk.path_in_schema!r} has {chunk.num_values:,} values in one group of rows; at most "
+                    f"{GROUP_VALUES:,} are read"
+                )
+    if values > max(PLAIN_VALUES, VALUES_PER_BYTE_FACTOR * size):
+        raise DataError(f"{path}: holds {values:,} values in {size:,} bytes, which no export does")
+
+
+def _whole(path: Path, rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restored:
+    """`_restored` of rows that may be of nobody's export.
+
+    Raises:
+        DataError: they are not one prediction's.
+    """
+    head = rows[0]
+    n = head["candidates"]
+    about = f"{path}: prediction {str(head['prediction_id'])[:100]!r}"
+    if n is None or not 0 < n <= PREDICTION_ROWS or len(rows) > PREDICTION_ROWS:
+        raise DataError(f"{about} has {n} candidates and {len(rows):,} rows; at most {PREDICTION_ROWS:,} are read")
+    if any(row["index"] is None or not 0 <= row["index"] < n for row in rows):
+        raise DataError(f"{about} has {n} candidates and a row of another one")
+    if n * max(len(head["ids"] or ()), len(head["numbers"] or ())) > GROUP_VALUES:
+        raise DataError(f"{about} has more than {GROUP_VALUES:,} values")
+    try:
+        return _restored(rows, labels)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise DataError(f"{about} does not hold together: {error}") from None
 
 
 def _later(file: pq.ParquetFile) -> tuple[dict[tuple[str, int], float], dict[str, list[_Row]]]:

@@ -291,3 +291,27 @@ def test_a_url_to_read_from_alone_refuses_a_publisher(server: Served, tmp_path: 
 def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="nosuch"):
         RemoteRepository(tmp_path, "nosuch://bucket")
+
+
+def test_what_is_longer_than_it_says_is_not_fetched_to_its_end(tmp_path: Path) -> None:
+    """A manifest without an end, a file that goes on after its bytes, and numbers that are none."""
+    url = f"file://{tmp_path}/shared"
+    bundle = publish(Repository(tmp_path / "shared"))
+    long = bundle.path / "dense.onnx"
+    with long.open("ab") as file:
+        file.truncate(1 << 40)  # sparse; copied to its end it would fill the disk
+    for name in ("007", "\u0663", "1" * 40):
+        (tmp_path / "shared" / "ranker" / name).mkdir()
+    (tmp_path / "shared" / "ranker" / "2").mkdir()
+    with (tmp_path / "shared" / "ranker" / "2" / "manifest.json").open("wb") as file:
+        file.truncate(1 << 40)
+    (tmp_path / "shared" / "bad name").mkdir()
+    repository = remote(tmp_path / "here", url)
+    assert repository.versions("ranker") == ["1"]
+    assert repository.names() == ["ranker"]
+    with pytest.raises(BundleError, match=r"at most 8,388,608 are read"):
+        repository.manifest("ranker", "2")
+    with pytest.raises(BundleError, match=r"dense\.onnx does not match"):
+        repository.open("ranker", "1")
+    left = sum(path.stat().st_size for path in (tmp_path / "here").rglob("*") if path.is_file())
+    assert left < 16 << 20

@@ -20,6 +20,7 @@ from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
 from pipeline.schema import FieldSpec, Schema
+from pipeline.traffic import parquet
 from pipeline.traffic.log import Exposure, FeedbackEntry, Labelled, Outcome, Scores, TrafficLog
 from pipeline.traffic.parquet import export_rows, read_rows
 from pipeline.traffic.prediction import PredictionIds
@@ -321,3 +322,44 @@ def test_an_export_is_its_owners_alone_whatever_the_umask(log: TrafficLog, tmp_p
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("candidates", 2**31 - 1, "2147483647 candidates"),
+        ("candidates", 0, "has 0 candidates"),
+        ("index", 99, "a row of another one"),
+        ("index", -1, "a row of another one"),
+    ],
+)
+def test_a_forged_export_takes_no_memory_on_its_word(
+    log: TrafficLog, tmp_path: Path, column: str, value: object, message: str
+) -> None:
+    fill(log)
+    path = tmp_path / "rows.parquet"
+    export_rows(log, path)
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[0] = value
+    table = table.set_column(
+        table.column_names.index(column), table.schema.field(column), pa.array(values, table.schema.field(column).type)
+    )
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match=message) as refused:
+        list(read_rows(path, EVERYTHING_MS))
+    assert "rows.parquet" in str(refused.value)
+
+
+def test_an_export_that_is_far_more_once_unpacked_is_refused_by_number(
+    log: TrafficLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "PLAIN_VALUES", 1_000_000)
+    fill(log)
+    path = tmp_path / "rows.parquet"
+    export_rows(log, path)
+    table = pq.read_table(path)
+    row = table.slice(0, 1)
+    pq.write_table(row.take(pa.array(np.zeros(200_000, np.int32))), path, row_group_size=1 << 20)
+    with pytest.raises(DataError, match=r"rows\.parquet: holds [0-9,]+ values in [0-9,]+ bytes"):
+        list(read_rows(path, EVERYTHING_MS))

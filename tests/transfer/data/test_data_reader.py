@@ -15,9 +15,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InvalidInput
+from pipeline.errors import DataError, InvalidInput
 from pipeline.hashing import hash_value
-from transfer.data import Dataset, LogChunk, LogReader, open_log
+from transfer.data import Dataset, LogChunk, LogReader, files, open_log, prepare
 
 PLAIN: dict[str, Any] = {
     "name": "clicks",
@@ -350,3 +350,39 @@ def test_order_equals_the_rule_in_words(
     chunk = whole(read(folder, files=["*.csv"], request="r"))
     assert chunk.rows.ids[:, 1].tolist() == ids("item", [i for _, _, i in ordered])
     assert chunk.time_ms.tolist() == [t for t, _, _ in ordered]
+
+
+def test_a_file_that_is_far_more_once_unpacked_is_refused_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 10_000_001
+    times = pa.array([START] * 1000).take(pa.array(np.zeros(rows, np.int32)))
+    parquet(tmp_path / "log.parquet", t=times, y=pa.nulls(rows, pa.int64()), user=times, item=times)
+    size = (tmp_path / "log.parquet").stat().st_size
+    monkeypatch.setattr(files, "ROWS_PER_BYTE_FACTOR", rows // size)
+    with pytest.raises(DataError, match=rf"log\.parquet: holds {rows:,} rows in {size:,} bytes"):
+        read(tmp_path)
+
+
+def test_sorting_takes_no_more_disk_than_the_files_can_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text of 20 kB that 20,000 rows have: 400 MB to sort, in a file of some kB."""
+    rows = 20_000
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 20_000]).cast(pa.string())
+    parquet(tmp_path / "log.parquet", t=at(*range(rows)), y=[0, 1] * (rows // 2), user=list(range(rows)), item=text)
+    monkeypatch.setattr(prepare, "SPARE_SPILL_BYTES", 1 << 20)
+    dataset = Dataset.load(descriptor(tmp_path))
+    with pytest.raises(DataError, match=r"log\.parquet \([0-9,]+ bytes\) cannot be sorted in [0-9,]+ bytes of disk"):
+        LogReader(dataset, tmp_path / "cache", memory="100MB")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_line_of_names_without_an_end_is_not_unpacked_to_it(tmp_path: Path) -> None:
+    for name, opener in (("log.csv.gz", gzip.open), ("log.csv", open)):
+        with opener(tmp_path / name, "wb") as file:
+            for _ in range(8):
+                file.write(b"a" * (1 << 20))
+        with pytest.raises(DataError, match="names of the columns has more than 1,048,576 bytes"):
+            read(tmp_path, files=[name])
+    (tmp_path / "log.csv").write_text('"t\n",y\n1,2\n')
+    with pytest.raises(DataError, match=r"column"):
+        read(tmp_path, files=["log.csv"])
