@@ -6,12 +6,12 @@ a file larger than it may be is refused before a byte of it is read.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from pipeline.errors import BundleError
 
@@ -23,7 +23,7 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextmanager
-def opened(root: Path, name: str, most_bytes: int = MOST_BYTES) -> Iterator[BinaryIO]:
+def opened(root: Path, name: str, most_bytes: int = MOST_BYTES) -> Iterator[io.BufferedReader]:
     """A file of a directory, open for reading.
 
     Args:

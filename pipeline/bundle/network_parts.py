@@ -108,5 +108,5 @@ def parts_of(raw: bytes) -> tuple[int, int]:
 
 
 def _counted(raw: bytes) -> I64:
-    found: I64 = _count(np.frombuffer(raw, np.uint8), _TABLE)
+    found: I64 = _count(np.frombuffer(raw, np.uint8), _TABLE)  # type: ignore[no-untyped-call]
     return found

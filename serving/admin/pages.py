@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from pipeline.documents import parse_json
 from pipeline.errors import InvalidInput
 from serving.admin.requests import LARGEST_VERSION, Page
 
@@ -43,7 +44,7 @@ def read_token(scope: Page, *kinds: type) -> Cursor | None:
         "page_token",
     )
     try:
-        digest, *cursor = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True))
+        digest, *cursor = parse_json(base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True))
     except (ValueError, TypeError):
         raise wrong from None
     fits = len(cursor) == len(kinds) and all(type(part) is kind for part, kind in zip(cursor, kinds, strict=True))

@@ -1,13 +1,18 @@
 """A user's own architecture, named as package.module:Class, goes the whole way that one of the zoo goes."""
 
+import hashlib
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from small_log import SmallLog
 from torch import nn
 
 from pipeline.bundle.versions import Repository
-from pipeline.errors import InvalidInput
+from pipeline.errors import BundleError, InvalidInput
 from pipeline.features import Features
 from pipeline.model.model import Model
 from transfer.bundles.publish import load, save
@@ -35,6 +40,7 @@ class Gated(Architecture):
 
 OWN = f"{__name__}:Gated"
 NAMED = Architectures([OWN])
+MODEL = train(LOG, "dnn", width=4, stop=0.3)
 
 
 @pytest.mark.parametrize("arch", [*ZOO, OWN])
@@ -60,6 +66,82 @@ def test_an_own_architecture_teaches_and_is_taught():
     assert student.arch == OWN
     other, _ = transfer_offline(Window(teacher, LOG, 0.4, 0.8), "dcnv2", width=8)
     assert abs(float(other.scores(LOG.window(0.8, 1.0).rows).mean()) - LOG.window(0.8, 1.0).labels.mean()) < 0.1
+
+
+def renamed(bundle, **changes):
+    path = bundle.path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_name_in_a_bundle_is_looked_up_and_never_imported(tmp_path, monkeypatch):
+    """In the manifest, in the training state alone, and of a bundle without one; the module could be imported."""
+    (tmp_path / "payload_of_a_state.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "payload_of_a_state:Network"
+    model = train(LOG, "lr", stop=0.3)
+    bundle = save(model, tmp_path / "named", "m")
+    frozen = save(model, tmp_path / "frozen", "m", training=False)
+    model.arch = name
+    inside = save(model, tmp_path / "inside", "m")
+    renamed(inside, architecture="lr")
+    for one in (bundle, frozen):
+        renamed(one, architecture=name)
+        with pytest.raises(InvalidInput, match="payload_of_a_state:Network' is not of the zoo"):
+            load(one.path)
+        with pytest.raises(InvalidInput, match="payload_of_a_state:Network' is not of the zoo"):
+            load(one.path, NAMED)
+    with pytest.raises(BundleError, match="training state is of 'payload_of_a_state:Network'"):
+        load(inside.path)
+    assert not (tmp_path / "ran").exists()
+    assert "payload_of_a_state" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "message"),
+    [
+        ({"hidden": [65536, 65536]}, r"network of 17,[0-9,]+ bytes where dense\.onnx has"),
+        ({"hidden": [4] * 65}, "at most 64 layers"),
+        ({"hidden": 5}, "not iterable"),
+        ({"width": 10**9}, "width"),
+        ({"width": "4"}, "width"),
+        ({"dropout": 7}, "hyperparameters"),
+        ({"device": "cuda"}, "device"),
+    ],
+)
+def test_hyperparameters_of_a_bundle_take_no_memory_on_their_word(tmp_path, hyperparameters, message):
+    for training in (True, False):
+        bundle = save(MODEL, tmp_path / str(training), "m", training=training)
+        renamed(bundle, hyperparameters={**bundle.manifest.hyperparameters, **hyperparameters})
+        with pytest.raises(InvalidInput, match=message):
+            load(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tables.tags", lambda old: old + 1_000_000, "tags"),
+        ("tables.touched", lambda old: np.array([1 << 40]), "touched"),
+        ("tables.batch", lambda old: np.array([-5]), "sums"),
+        ("tables.seen", lambda old: old[:-1].copy(), "seen"),
+        ("tables.rows.squares", lambda old: old[:3].copy(), "squares"),
+        ("tables.ids", lambda old: np.zeros(1_000_000, np.int64), "1000000 ids"),
+        ("header", lambda old: np.frombuffer(b"[" * 50_000, np.uint8), "nested too deeply"),
+        ("header", lambda old: np.frombuffer(b"{}", np.uint8), "not written by this trainer"),
+        ("tables.tags", lambda old: None, "not written by this trainer"),
+    ],
+)
+def test_a_training_state_points_at_nothing_outside_its_tables(tmp_path, key, value, message):
+    """The kernels look at no bound: what they are given is looked at."""
+    bundle = save(MODEL, tmp_path / "b", "m")
+    name = "training/state.safetensors"
+    arrays = bundle.tensors(name)
+    new = value(arrays[key])
+    save_file({k: v for k, v in {**arrays, key: new}.items() if v is not None}, bundle.path / name)
+    raw = (bundle.path / name).read_bytes()
+    files = json.loads((bundle.path / "manifest.json").read_text())["files"]
+    renamed(bundle, files={**files, name: {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}})
+    with pytest.raises(InvalidInput, match=message):
+        load(bundle.path)
 
 
 def test_what_is_no_architecture_is_refused():
