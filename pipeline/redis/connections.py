@@ -24,7 +24,35 @@ __all__ = ["PrimaryPool"]
 
 ASK_EVERY_S = 1.0
 """Seconds after which a connection is asked again, before it is used, whether its server may be written to."""
+MOST_REPLY_BYTES = 256 << 20
+"""Most bytes of one reply; those to Baton's own reads have a few MiB."""
 _ELSEWHERE = (redis.ReadOnlyError, AskError, ClusterDownError, TryAgainError, BusyLoadingError, ReadOnlyServer)
+
+
+class _Bounded:
+    """Socket that reads no more than `MOST_REPLY_BYTES` for one reply, whatever lies in the server."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+        self.left_bytes = MOST_REPLY_BYTES
+
+    def recv(self, *args: Any) -> bytes:
+        data: bytes = self._made.recv(*args)
+        self._count(len(data))
+        return data
+
+    def recv_into(self, *args: Any) -> int:
+        size: int = self._made.recv_into(*args)
+        self._count(size)
+        return size
+
+    def _count(self, size: int) -> None:
+        self.left_bytes -= size
+        if self.left_bytes < 0:
+            raise redis.ConnectionError(f"a reply has more than {MOST_REPLY_BYTES >> 20} MiB, which is none to Baton")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
 
 
 class _Watching:
@@ -32,8 +60,15 @@ class _Watching:
 
     asked = 0.0  # monotonic seconds of the last look at its server
     elsewhere = False
+    bounded: _Bounded | None = None
+
+    def _connect(self) -> Any:
+        self.bounded = _Bounded(super()._connect())  # type: ignore[misc]
+        return self.bounded
 
     def read_response(self, *args: Any, **options: Any) -> Any:
+        if self.bounded is not None:
+            self.bounded.left_bytes = MOST_REPLY_BYTES
         try:
             return super().read_response(*args, **options)  # type: ignore[misc]
         except _ELSEWHERE:

@@ -7,7 +7,7 @@ Lanes send it to the shadow lane, too. Labels are not in it; they come later.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ _PART = struct.Struct("<II")
 _OFFSET = struct.Struct("<i")
 _TIME = struct.Struct("<q")
 _TIME_OFFSET_BYTES = 8
+_MAX_COLUMNS = 1 << 16
 _OVERRIDDEN_FLAG = 1
 _CANDIDATE_IDS_FLAG = 2
 
@@ -123,7 +124,7 @@ def unpack(blob: bytes | memoryview) -> PredictionRecord:
     """
     try:
         return _unpack(memoryview(blob))
-    except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
         raise InvalidInput(f"not a prediction record: {error}") from None
 
 
@@ -135,7 +136,7 @@ def read_head(blob: bytes) -> RecordHead:
     """
     try:
         return _head_of(blob)
-    except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
         raise InvalidInput(f"not a prediction record: {error}") from None
 
 
@@ -208,6 +209,7 @@ def _unpack(blob: memoryview) -> PredictionRecord:
         offsets = at.array(np.int32, r + 1)
         bags.append(Bag(column, offsets, at.array(np.int64, int(offsets[-1]))))
     _check_end(len(blob), at.at)
+    _check_shapes(n, [*ids, *numbers], bags)
     return PredictionRecord(
         prediction_id=prediction_id,
         time_ms=time_ms,
@@ -238,6 +240,8 @@ class _Reader:
         return self.array(np.int32, columns), self.array(dtype, rows * columns).reshape(rows, columns)
 
     def array(self, dtype: Any, count: int) -> Array:
+        if count < 0:
+            raise ValueError(f"an array of {count} elements")
         values = np.frombuffer(self._blob, dtype, count, self.at)
         self.at = _aligned(self.at + values.nbytes)
         return values
@@ -246,6 +250,20 @@ class _Reader:
 def _check_end(size: int, end: int) -> None:
     if end != size:
         raise ValueError(f"it has {size} bytes where its arrays end at {end}")
+
+
+def _check_shapes(n: int, parts: Sequence[IdPart | NumberPart], bags: Sequence[Bag]) -> None:
+    """A record may come from a place where others write, and compiled loops follow its columns and offsets unseen."""
+    for part in parts:
+        if len(part.values) not in (1, n):
+            raise ValueError(f"a part of {len(part.values)} rows beside {n} candidates")
+        if len(part.columns) and not (part.columns.min() >= 0 and part.columns.max() < _MAX_COLUMNS):
+            raise ValueError("a part of columns that no schema has")
+    for bag in bags:
+        if bag.rows not in (1, n) or bag.column >= _MAX_COLUMNS:
+            raise ValueError(f"a bag of {bag.rows} rows and column {bag.column} beside {n} candidates")
+        if bag.offsets[0] != 0 or (bag.offsets[1:] < bag.offsets[:-1]).any():
+            raise ValueError("offsets of a bag that do not rise from 0")
 
 
 def _aligned(size: int) -> int:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from pipeline.clock import Clock
 from pipeline.errors import Conflict, InvalidInput, NotReady
 from serving.admin.answers import Answer
@@ -72,7 +74,12 @@ class IdempotencyCache:
             log.error("%s runs without its idempotency key: %s", verb, error)
             return act()
         if stored is not None:
-            return answer.model_validate_json(stored)
+            try:
+                return answer.model_validate_json(stored)
+            except ValidationError as error:
+                raise Conflict(
+                    f"the stored answer of idempotency-key {key!r} is no answer to {verb}; look at what is there, then use a new key"
+                ) from error
         try:
             done = act()
         except BaseException:

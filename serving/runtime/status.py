@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -56,6 +57,9 @@ __all__ = [
 FRESH_S = 10.0
 """Age up to which a status, a file of figures or a replica's record counts: what is older is of a process that is gone."""
 STANDS_BY = "standing by"
+_LAST_MS = 253_402_300_799_000  # the end of the year 9999, beyond which there is no date
+_INTEGER_MASK = (1 << 63) - 1  # the largest of 64 bits
+_NUMBER_LETTERS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +187,7 @@ class StateAway:
         >>> StateAway(3_600_000, "connection refused").told(3_612_000)
         'the state has not answered since 01:00:00 UTC (for 12 s), so weights stay as they were: connection refused'
         """
-        since = datetime.fromtimestamp(self.since_ms / 1000, UTC).strftime("%H:%M:%S UTC")
+        since = datetime.fromtimestamp(min(max(self.since_ms, 0), _LAST_MS) / 1000, UTC).strftime("%H:%M:%S UTC")
         lasts = f"for {self.seconds(now_ms):.0f} s"
         return f"the state has not answered since {since} ({lasts}), so weights stay as they were: {self.reason}"
 
@@ -505,7 +509,7 @@ def parse(found: Mapping[str, str | Damaged], now_ms: int) -> Statuses:
             continue
         kind = _kind(name)
         try:
-            document = json.loads(text)
+            document = _load(text)
             status = _adapter(kind).validate_python(document)
         except ValidationError as error:
             damaged.append(Damaged(f"{name}.json", _reason(error)))
@@ -516,6 +520,22 @@ def parse(found: Mapping[str, str | Damaged], now_ms: int) -> Statuses:
             kinds[kind][name] = Report(status, None if time_ms is None else abs(now_ms - time_ms) / 1000, document)
     lanes, shadows, controls, workers, supervisors = kinds.values()
     return Statuses(lanes, shadows, controls, workers, supervisors, tuple(damaged))
+
+
+def _load(text: str) -> Any:
+    """JSON in which a number that is not finite is null, and each integer fits 64 bits. Raises: ValueError."""
+    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_integer)
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if isfinite(number) else None
+
+
+def _integer(text: str) -> int:
+    if len(text) > _NUMBER_LETTERS or abs(number := int(text)) > _INTEGER_MASK:
+        raise ValueError(f"{text[:_NUMBER_LETTERS]}... does not fit 64 bits")
+    return number
 
 
 def lane_of(document: Mapping[str, Any]) -> LaneStatus:

@@ -39,7 +39,7 @@ AGAIN_S = 1.0
 """Pause after a look-up that failed, in which others fail at once instead of waiting for the store."""
 MAX_ENDED_SESSIONS = 10_000
 MAX_SEEN_SESSIONS = 10_000
-_LOOKERS_COUNT = 4
+_LOOK_UP_THREADS = 4
 _ID_BYTES = 32
 _ID = re.compile(r"[A-Za-z0-9_-]{43}")
 _ROW = re.compile(r"(\S{1,64}) ([0-9]{1,15}) ([0-9a-f]{64})")
@@ -128,7 +128,7 @@ class Sessions:
         self._rows = rows
         self._clock = clock
         self._secure = secure
-        self._lookers = ThreadPoolExecutor(_LOOKERS_COUNT, "session-look-up")
+        self._lookers = ThreadPoolExecutor(_LOOK_UP_THREADS, "session-look-up")
         # Guarded by `_lock`:
         self._lock = threading.Lock()
         self._seen: OrderedDict[str, tuple[SessionRow | None, float]] = OrderedDict()

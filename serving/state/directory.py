@@ -7,6 +7,7 @@ it use headless DNS or Envoy instead (docs/scaling.md).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from pipeline.errors import NotReady
 from serving.runtime.status import FRESH_S
 
 __all__ = ["FileDirectory", "ServiceDirectory", "ServiceRecord", "parse_record", "target_of"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:#+-]{0,199}")
+_NODE = re.compile(r"[ -~]{0,200}")
+_ADDRESS = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +58,17 @@ def target_of(records: Sequence[ServiceRecord]) -> str:
 
 
 def parse_record(text: str | bytes) -> tuple[ServiceRecord, int] | None:
-    """A record and the time of its announcement, Unix milliseconds (0: it has none); None of a damaged text."""
+    """A record and the time of its announcement, Unix milliseconds (0: it has none); None of a text of another form.
+
+    Clients are sent to the address, so it is a host and a port and nothing else.
+    """
     try:
         raw = json.loads(text)
-        return ServiceRecord(raw["replica"], raw["address"], raw.get("node", "")), int(raw.get("time_ms", 0))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        record, time_ms = ServiceRecord(raw["replica"], raw["address"], raw.get("node", "")), raw.get("time_ms", 0)
+        named = _NAME.fullmatch(record.replica) and _ADDRESS.fullmatch(record.address) and _NODE.fullmatch(record.node)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    return (record, time_ms) if named and type(time_ms) is int else None
 
 
 class FileDirectory:

@@ -288,11 +288,16 @@ class KillSwitch:
         return local if local is not None or self.shared is None else self.shared.why(endpoint)
 
     @staticmethod
+    def is_name(endpoint: str) -> bool:
+        """Whether an endpoint can have this name: a plain file name."""
+        return _NAME.fullmatch(endpoint) is not None
+
+    @staticmethod
     def check_name(endpoint: str) -> None:
         """Check that an endpoint of this name can be killed.
 
         Raises:
             InvalidInput: it is no plain file name.
         """
-        if not _NAME.fullmatch(endpoint):
+        if not KillSwitch.is_name(endpoint):
             raise InvalidInput(f"endpoint name {endpoint!r}: use letters, digits, '.', '_' and '-'", "name")

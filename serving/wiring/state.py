@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ __all__ = [
     "stored_endpoints",
 ]
 
+_HOST_LETTERS = 90
 KEPT_KEYS = 1000
 KEPT_KEYS_MS = 24 * 3600 * 1000
 
@@ -128,7 +130,8 @@ def open_directory(config: Config, clock: Clock) -> ServiceDirectory:
 def node_name(config: Config) -> str:
     """Name of this machine among those that share a state; two homes on one machine are two nodes."""
     home = hashlib.blake2b(os.fsencode(config.home.resolve()), digest_size=3).hexdigest()
-    return config.state.node or f"{socket.gethostname()}-{home}"
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:_HOST_LETTERS]
+    return config.state.node or f"{host}-{home}"
 
 
 def installation_secret(config: Config) -> bytes:

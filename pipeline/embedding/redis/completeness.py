@@ -20,6 +20,7 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.embedding.redis.marks import RedisGeneration
 from pipeline.embedding.redis.rows import keys_of
 from pipeline.embedding.tier import salt_of
+from pipeline.redis.foreign import load_typed
 
 __all__ = ["Counted", "RowCounter"]
 
@@ -50,8 +51,8 @@ class Counted:
     def unpack(cls, raw: Any) -> Counted | None:
         """None when the bytes are not a count."""
         try:
-            return cls(**json.loads(raw)) if raw else None
-        except (ValueError, TypeError):
+            return load_typed(cls, raw) if raw else None
+        except (ValueError, RecursionError):
             return None
 
 

@@ -14,6 +14,7 @@ as their rows, so the two always belong together.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import asdict, dataclass, field
 
@@ -22,13 +23,15 @@ import xxhash
 from pipeline.bundle.bundle import MANIFEST, MANIFEST_BYTES, Bundle
 from pipeline.bundle.files import read
 from pipeline.bundle.row_format import RowFormat
+from pipeline.redis.foreign import load_typed
 
-__all__ = ["GENERATIONS", "Mark", "Progress", "RedisGeneration"]
+__all__ = ["GENERATIONS", "InUse", "Mark", "Progress", "RedisGeneration"]
 
 SPACE = b"baton:embedding:"
 GENERATIONS = "baton:embedding:generations"
 FORMAT_VERSION = 1
 _MARK = struct.Struct("<4sqqQ")
+_NAME = re.compile(rb"[0-9a-f]{16}")
 _WHOLE, _PARTIAL = b"mark", b"part"
 
 
@@ -102,6 +105,25 @@ class Mark:
         return xxhash.xxh3_64_intdigest(struct.pack("<qq", self.version, self.created_ms))
 
 
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """Description of a generation in Redis. `used_ms`: when an installation said last that it serves it, by the server's
+    clock."""
+
+    bundle: str
+    base: str
+    format: RowFormat
+    used_ms: int
+
+    @classmethod
+    def unpack(cls, name: bytes, raw: bytes) -> InUse | None:
+        """None when the name is none of a generation, or the bytes are no description. Rows are removed by that name."""
+        try:
+            return load_typed(cls, raw) if _NAME.fullmatch(name) else None
+        except (ValueError, RecursionError):
+            return None
+
+
 @dataclass(slots=True)
 class Progress:
     """Progress of writing a generation.
@@ -127,6 +149,7 @@ class Progress:
     def unpack(cls, raw: bytes) -> Progress | None:
         """None when the bytes are empty or not a progress."""
         try:
-            return cls(**json.loads(raw)) if raw else None
-        except (ValueError, TypeError):
+            found = load_typed(cls, raw) if raw else None
+        except (ValueError, RecursionError):
             return None
+        return None if found is None or min(found.table, found.row, found.rows) < 0 else found

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline.bundle.bundle import Bundle, Table
 from pipeline.bundle.row_format import RowFormat
 from pipeline.bundle.versions import Repository
 from pipeline.embedding.redis.completeness import Counted, RowCounter
-from pipeline.embedding.redis.marks import GENERATIONS, Mark, Progress, RedisGeneration, key_of, prefix_of
+from pipeline.embedding.redis.marks import GENERATIONS, InUse, Mark, Progress, RedisGeneration, key_of, prefix_of
 from pipeline.embedding.redis.rows import RedisRowLayout, encode, keys_of
 from pipeline.embedding.tier import salt_of
 from pipeline.errors import Conflict, NotFound, NotReady, Overloaded
@@ -193,10 +193,10 @@ class RedisUpdater:
                 self._use(generation)
             now = self._now_ms()
             for name, what in self._generations():
-                if now - what["used_ms"] <= 1000 * unused_for or self._redis.exists(key_of(name, "lease")):
+                if now - what.used_ms <= 1000 * unused_for or self._redis.exists(key_of(name, "lease")):
                     continue
                 # First what marks it as complete, for readers and writers; then its rows.
-                self._redis.unlink(*(key_of(name, what) for what in ("mark", "progress", "counted")))
+                self._redis.unlink(*(key_of(name, part) for part in ("mark", "progress", "counted")))
                 keys: list[bytes] = []
                 for key in self._redis.scan_iter(match=_pattern(prefix_of(name)), count=SWEPT_KEYS):
                     keys.append(key)
@@ -227,7 +227,7 @@ class RedisUpdater:
                 generations.append(
                     {
                         "generation": name,
-                        **what,
+                        **asdict(what),
                         "version": None if mark is None else str(mark.version),
                         "rows_written": progress.rows,
                         "missing": None if counted is None else counted.missing,
@@ -250,9 +250,11 @@ class RedisUpdater:
         seconds, micros = self._redis.time()
         return 1000 * int(seconds) + int(micros) // 1000
 
-    def _generations(self) -> list[tuple[str, dict[str, Any]]]:
+    def _generations(self) -> list[tuple[str, InUse]]:
+        """Generations that are described; what others wrote among them is none."""
         found: dict[Any, Any] = self._redis.hgetall(GENERATIONS)
-        return sorted((name.decode(), json.loads(what)) for name, what in found.items())
+        described = [(name, InUse.unpack(name, what)) for name, what in sorted(found.items())]
+        return [(name.decode(), what) for name, what in described if what is not None]
 
     def _unlink(self, keys: Sequence[bytes]) -> int:
         self._check_stopped()

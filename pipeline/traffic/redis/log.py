@@ -11,14 +11,17 @@ and labelled entries, where each reader has its own group (`XINFO GROUPS traffic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice, takewhile
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from pipeline.clock import Clock
-from pipeline.errors import NotReady
+from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.foreign import parsing, whole_number
 from pipeline.traffic.feedback import LabelState, accept, accept_parked, refusal
 from pipeline.traffic.join import MatureRows, closes_at, mature_rows, set_right, stands_wrong, written_labels
 from pipeline.traffic.log import (
@@ -31,7 +34,7 @@ from pipeline.traffic.log import (
     TrafficStats,
 )
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.record import PredictionRecord, finder, lazy_finder, made_by, unpack
+from pipeline.traffic.record import PredictionRecord, finder, lazy_finder, made_by, read_head, unpack
 from pipeline.traffic.redis.prediction import FIELDS, Stored, frames, key_of, other_scores, parked_frame, seq_of
 from pipeline.traffic.redis.retention import forget, retain
 from pipeline.traffic.redis.scripts import FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE, TIMES
@@ -43,7 +46,16 @@ __all__ = ["RedisTrafficLog"]
 _CHUNK_PREDICTIONS = 64
 # How often a change is computed again because others were faster.
 _TRIES = 100
+P = ParamSpec("P")
+T = TypeVar("T")
 _Taken = tuple[list[FeedbackReply], tuple[object, ...]]
+
+log = logging.getLogger(__name__)
+
+
+def _parsed(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of the log that raises NotReady where the Redis holds what Baton did not write."""
+    return parsing("the traffic log in Redis")(method)
 
 
 class RedisTrafficLog:
@@ -86,6 +98,7 @@ class RedisTrafficLog:
         """The server's time."""
         return self._server.now_ms()
 
+    @_parsed
     def append_predictions(self, records: Sequence[bytes]) -> None:
         """Commit packed prediction records, in order; one written before is left as it is, one of the future is made now.
 
@@ -119,6 +132,7 @@ class RedisTrafficLog:
             else:
                 raise self._contended()
 
+    @_parsed
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
         """Commit another arm's scores; a repetition for the same version changes nothing."""
         for start in range(0, len(scores), _CHUNK_PREDICTIONS):
@@ -128,6 +142,7 @@ class RedisTrafficLog:
                 arguments += (prediction_id, field, np.ascontiguousarray(s.scores, np.float32).tobytes())
             self._server.run(SCORES, *arguments)
 
+    @_parsed
     def append_feedback(self, entries: Sequence[FeedbackEntry], now_ms: int) -> list[FeedbackReply]:
         """Commit exposures and labels; on return what is ACCEPTED is in Redis, and on disk under `appendfsync always`."""
         replies: dict[int, FeedbackReply] = {}
@@ -158,6 +173,7 @@ class RedisTrafficLog:
                 raise self._contended()
         return [replies[place] for place in range(len(entries))]
 
+    @_parsed
     def join(self, now_ms: int, limit: int = 1000) -> int:
         """Close predictions that are due and write revisions; the number of labelled entries written.
 
@@ -173,6 +189,7 @@ class RedisTrafficLog:
                 break
         return entries
 
+    @_parsed
     def labelled(self, after: int, limit: int = 256) -> list[Labelled]:
         """Entries of the labelled log with seq > after, in order, with all scores stored by now."""
         (found,) = self._server.many([("XRANGE", f"{PREFIX}labelled", f"({after}", "+", "COUNT", limit)])
@@ -184,14 +201,14 @@ class RedisTrafficLog:
             stored: Mapping[bytes, bytes] = hashes[prediction_id]
             if b"record" not in stored:
                 continue  # forgotten in between
-            result.append(
-                Labelled(
-                    seq_of(place), prediction_id, int(fields[b"r"]), int(stored[b"ms"]),
-                    *MatureRows.unpack(fields[b"m"]), stored[b"record"], other_scores(stored),
-                )
-            )  # fmt: skip
+            try:
+                result.append(_labelled(seq_of(place), prediction_id, fields, stored))
+            except (ValueError, LookupError, InvalidInput) as error:
+                # Passed over, since readers go on from place to place: it would hold all of them back for ever.
+                log.error("labelled entry %r is not one that Baton wrote and is passed over: %.200s", place, error)
         return result
 
+    @_parsed
     def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
         """Predictions with seq > after, made before `before_ms`, without another arm's scores: (seq, record)."""
         result: list[tuple[int, bytes]] = []
@@ -209,6 +226,7 @@ class RedisTrafficLog:
             after = int(found[-1][1])
         return result
 
+    @_parsed
     def predictions(self, after: int, limit: int = 256) -> list[tuple[int, bytes]]:
         """Predictions with seq > after in the order in which they were written: (seq, record)."""
         (found,) = self._server.many([("XRANGE", f"{PREFIX}predictions", f"({after}", "+", "COUNT", limit)])
@@ -216,25 +234,30 @@ class RedisTrafficLog:
         places = ((seq_of(place), fields[b"i"].decode()) for place, fields in found)
         return [(seq, records[i]) for seq, i in places if i in records]
 
+    @_parsed
     def latest(self, endpoint: str, limit: int) -> list[bytes]:
         """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
         (found,) = self._server.many([("XREVRANGE", f"{PREFIX}predictions", "+", "-", "COUNT", 64 * limit)])
         ids = [fields[b"i"].decode() for _, fields in found if fields[b"e"].decode() == endpoint]
         return list(self.records(ids[:limit]).values())
 
+    @_parsed
     def records(self, prediction_ids: Sequence[str]) -> dict[str, bytes]:
         """The records of those predictions that are written, in the order asked."""
         found = self._server.many([("HGET", key_of(i), "record") for i in prediction_ids])
         return {i: record for i, record in zip(prediction_ids, found, strict=True) if record is not None}
 
+    @_parsed
     def commit_position(self, reader: str, seq: int) -> None:
         """Store the position of `reader`; see `TrafficLog`."""
         self._server.run(PLACE, reader, seq)
 
+    @_parsed
     def position(self, reader: str) -> int:
         """Position of a reader, 0 if it never committed one."""
         return self._server.groups(f"{PREFIX}labelled").get(reader, 0)
 
+    @_parsed
     def stats(self, now_ms: int) -> TrafficStats:
         """Totals, and the state of the join; `bytes` is the memory of the server."""
         first, counters, late = self._server.many(
@@ -268,6 +291,7 @@ class RedisTrafficLog:
             bytes=self._server.used_bytes(),
         )
 
+    @_parsed
     def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
         """Delete predictions made before `before_ms`, and the oldest while the server uses more than `max_bytes`.
 
@@ -277,6 +301,7 @@ class RedisTrafficLog:
         """
         return retain(self._server, before_ms, protect_seq, max_bytes)
 
+    @_parsed
     def forget(self, routing_hash: int, now_ms: int) -> int:
         """Delete every record of one user, and refuse those made by `now_ms` that are written later; the number deleted."""
         return forget(self._server, routing_hash, now_ms)
@@ -373,3 +398,17 @@ class RedisTrafficLog:
         return NotReady(
             f"traffic log {self._server.url}: others changed the same predictions {_TRIES} times; try again"
         )
+
+
+def _labelled(seq: int, prediction_id: str, fields: Mapping[bytes, bytes], stored: Mapping[bytes, bytes]) -> Labelled:
+    """A labelled entry. Raises: ValueError, LookupError, InvalidInput: its parts do not fit together."""
+    rows, n = MatureRows.unpack(fields[b"m"]), read_head(stored[b"record"]).n
+    if len(rows.indices) and not (rows.indices.min() >= 0 and rows.indices.max() < n):
+        raise ValueError(f"rows of a prediction that has {n}")
+    if not np.isfinite(rows.labels).all():
+        raise ValueError("a label that is not finite")
+    scores = other_scores(stored)
+    if any(len(other.scores) != n for other in scores):
+        raise ValueError(f"scores of another number of rows than {n}")
+    revision, time_ms = whole_number(fields[b"r"]), whole_number(stored[b"ms"])
+    return Labelled(seq, prediction_id, revision, time_ms, *rows, stored[b"record"], scores)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.redis.foreign import whole_number
 from pipeline.traffic.feedback import Change, LabelState, dump_entry, load_entry
 from pipeline.traffic.log import FeedbackEntry, Scores
 from pipeline.traffic.redis.scripts import PREFIX
@@ -18,6 +19,8 @@ from pipeline.traffic.redis.scripts import PREFIX
 __all__ = ["FIELDS", "Stored", "frames", "key_of", "other_scores", "parked_frame", "seq_of"]
 
 FIELDS = ("version", "seq", "n", "ms", "closes", "revision", "changes", "parked", "mature")
+MAX_ROWS = 1 << 20
+"""Candidates of one prediction, more than a request may have."""
 _LENGTH = struct.Struct("<I")
 _RECEIVED = struct.Struct("<q")
 
@@ -49,14 +52,17 @@ class Stored:
     def of(cls, prediction_id: str, values: Sequence[bytes | None]) -> Stored:
         """From the values of `FIELDS`."""
         version, seq, n, ms, closes, revision, changes, parked, mature = values
+        rows = whole_number(n)
+        if not 0 <= rows <= MAX_ROWS:
+            raise ValueError(f"a prediction of {rows} rows")
         return cls(
             prediction_id,
-            int(version or 0),
-            None if seq is None else int(seq),
-            int(n or 0),
-            int(ms or 0),
-            int(closes or 0),
-            None if revision is None else int(revision),
+            whole_number(version),
+            None if seq is None else whole_number(seq),
+            rows,
+            whole_number(ms),
+            whole_number(closes),
+            None if revision is None else whole_number(revision),
             _unframed(changes),
             _unframed(parked),
             _unframed(mature),
@@ -85,6 +91,8 @@ def _unframed(blob: bytes | None) -> tuple[bytes, ...]:
         at += _LENGTH.size
         parts.append(blob[at : at + size])
         at += size
+        if at > len(blob):
+            raise ValueError("a part goes on beyond its end")
     return tuple(parts)
 
 

@@ -18,6 +18,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_durable
+from pipeline.redis.foreign import parsing, whole_number
 from pipeline.redis.server import RedisServer
 from pipeline.traffic.redis.reserve import Reserve
 from pipeline.traffic.redis.scripts import OPEN
@@ -121,9 +122,11 @@ class TrafficRedis:
                 f"{self.url} holds another program's keys; give the traffic log a Redis, or a database number, of its own",
                 "url",
             )
-        if int(found) > FORMAT_VERSION:
+        with parsing(f"traffic log {self.url}, traffic:format,"):
+            version = whole_number(found) if isinstance(found, bytes) else int(found)
+        if version > FORMAT_VERSION:
             raise InvalidInput(
-                f"{self.url} was written by a newer Baton (format {int(found)}; this one knows {FORMAT_VERSION}): upgrade this "
+                f"{self.url} was written by a newer Baton (format {version}; this one knows {FORMAT_VERSION}): upgrade this "
                 "installation, or name an empty database",
                 "url",
             )

@@ -15,17 +15,21 @@ point has written all of it or nothing.
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import redis
+from pydantic import TypeAdapter
 from redis.client import Pipeline
 
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.durable import require_durable
+from pipeline.redis.foreign import load_json, parsing, whole_number
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
@@ -38,10 +42,18 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 _TRIES = 100
+_INTEGER_MASK = (1 << 63) - 1  # the largest of 64 bits
+_MOST_NAME_LETTERS = 80
+_MOST_SKIPPED_COUNT = 1000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_STATE = TypeAdapter(RolloutState)
+_AUDITED = TypeAdapter(AuditEntry)
 _PREFIX = "control:"
 _FORMAT, _VERSION, _ENDPOINTS, _ACTIVE, _ROLLOUTS, _ORDER, _STATUS, _AUDIT = (
     _PREFIX + name for name in ("format", "version", "endpoints", "active", "rollouts", "order", "status", "audit")
 )
+
+log = logging.getLogger(__name__)
 
 
 class RedisControlStore(ControlStore):
@@ -59,11 +71,12 @@ class RedisControlStore(ControlStore):
         super().__init__()
         self.url = address.url
         self._client = address.client(timeout)
+        self._skipped: set[Any] = set()
         try:
             require_durable(self._client, f"state {self.url}", "rollouts and their audit")
             with self._reached():
                 self._client.set(_FORMAT, FORMAT_VERSION, nx=True)
-                found = int(self._client.get(_FORMAT) or FORMAT_VERSION)
+                found = _number(_FORMAT, self._client.get(_FORMAT), FORMAT_VERSION)
             if found > FORMAT_VERSION:
                 raise InvalidInput(
                     f"state {self.url} was written by a newer Baton (format {found}; this one knows {FORMAT_VERSION}): upgrade "
@@ -79,21 +92,22 @@ class RedisControlStore(ControlStore):
 
     def data_version(self) -> int:
         with self._reached():
-            return int(self._client.get(_VERSION) or 0)
+            return _number(_VERSION, self._client.get(_VERSION))
 
     def endpoints(self) -> dict[str, Endpoint]:
         with self._reached():
             found: Any = self._client.hgetall(_ENDPOINTS)
-        return {name.decode(): Endpoint.model_validate_json(found[name]) for name in sorted(found)}
+        endpoints = (_endpoint(name, found[name]) for name in sorted(found))
+        return {endpoint.name: endpoint for endpoint in endpoints if endpoint is not None}
 
     def find_endpoint(self, name: str) -> Endpoint | None:
         with self._reached():
-            return _endpoint(self._client.hget(_ENDPOINTS, name))
+            return _endpoint(name.encode(), self._client.hget(_ENDPOINTS, name))
 
     def rollouts(self, *, active: bool = False, endpoint: str = "") -> list[StoredRollout]:
         with self._reached():
             ids: Any = self._client.lrange(_ORDER, 0, -1)
-            found = self._read(ids)
+            found = self._read(ids, skip=True)
         found.sort(key=lambda stored: stored.created_ms)  # stable: else as they were started
         return [s for s in found if (s.state.active or not active) and endpoint in ("", s.spec.endpoint)]
 
@@ -129,7 +143,7 @@ class RedisControlStore(ControlStore):
         for _ in range(_TRIES):
             with self._reached(), self._client.pipeline() as pipe:
                 pipe.watch(_VERSION, FENCE)  # type: ignore[no-untyped-call]
-                if token is not None and token != int(pipe.get(FENCE) or 0):
+                if token is not None and token != _number(FENCE, pipe.get(FENCE)):
                     raise LeadLost("another control process has the lead by now; nothing was written")
                 tx = _Transaction(pipe)
                 result = change(tx)
@@ -144,12 +158,23 @@ class RedisControlStore(ControlStore):
                 return result
         raise NotReady(f"state {self.url} changes faster than this process can write to it")
 
-    def _read(self, ids: Sequence[Any]) -> list[StoredRollout]:
+    def _read(self, ids: Sequence[Any], *, skip: bool = False) -> list[StoredRollout]:
+        """Rollouts by id. `skip`: pass over those that Baton did not write, so that the others go on."""
         if not ids:
             return []
         bodies: Any = self._client.hmget(_ROLLOUTS, list(ids))
         statuses: Any = self._client.hmget(_STATUS, list(ids))
-        return [_rollout(body, status) for body, status in zip(bodies, statuses, strict=True) if body is not None]
+        found = []
+        for name, body, status in zip(ids, bodies, statuses, strict=True):
+            try:
+                found += [] if body is None else [_rollout(name, body, status)]
+            except NotReady as error:
+                if not skip:
+                    raise
+                if name not in self._skipped and len(self._skipped) < _MOST_SKIPPED_COUNT:
+                    self._skipped.add(name)
+                    log.error("a rollout is passed over: %s", error)
+        return found
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -167,15 +192,16 @@ class _Transaction:
         self.commands: list[tuple[Any, ...]] = []
 
     def endpoint(self, name: str) -> Endpoint | None:
-        return _endpoint(self._pipe.hget(_ENDPOINTS, name))
+        return _endpoint(name.encode(), self._pipe.hget(_ENDPOINTS, name))
 
     def owner(self, endpoint: str) -> str | None:
         found: Any = self._pipe.hget(_ACTIVE, endpoint)
-        return None if found is None else found.decode()
+        with parsing(f"{_ACTIVE}, endpoint {endpoint},"):
+            return None if found is None else str(found.decode())
 
     def rollout_version(self, rollout: str) -> int | None:
         found: Any = self._pipe.hget(_ROLLOUTS, rollout)
-        return None if found is None else int(json.loads(found)["resource_version"])
+        return None if found is None else _rollout(rollout, found, None).resource_version
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
         self.commands.append(("HSET", _ENDPOINTS, endpoint.name, endpoint.model_dump_json()))
@@ -211,22 +237,59 @@ class _Transaction:
             self.commands.append(("XADD", f"{_AUDIT}:{entry.endpoint}", f"{seq}-0", "at", ""))
 
 
-def _endpoint(body: Any) -> Endpoint | None:
-    return None if body is None else Endpoint.model_validate_json(body)
+def _number(key: str, raw: Any, default: int = 0) -> int:
+    with parsing(key):
+        return whole_number(raw, default)
 
 
-def _rollout(body: Any, status: Any) -> StoredRollout:
-    found = json.loads(body)
-    return StoredRollout(
-        id=found["id"],
-        spec=Rollout.model_validate_json(found["spec"]),
-        state=RolloutState.from_json(found["state"]),
-        created_ms=found["created_ms"],
-        resource_version=found["resource_version"],
-        status=json.loads(status) if status else {},
-    )
+def _endpoint(name: bytes, body: Any) -> Endpoint | None:
+    """An endpoint: lanes look for files by its name and load bundles by theirs, so all are plain names."""
+    if body is None:
+        return None
+    with parsing(f"{_ENDPOINTS}, endpoint {name[:_MOST_NAME_LETTERS]!r},"):
+        endpoint = Endpoint.model_validate_json(body)
+        arms = [arm.bundle for arm in (endpoint.stable, endpoint.candidate) if arm is not None]
+        if endpoint.name.encode() != name or not all(map(_NAME.fullmatch, (endpoint.name, *arms))):
+            raise ValueError("a name in it is none of an endpoint or a bundle")
+        whole_number(str(endpoint.resource_version))
+        return endpoint
+
+
+def _rollout(name: Any, body: Any, status: Any) -> StoredRollout:
+    named = name.encode() if isinstance(name, str) else bytes(name)
+    with parsing(f"{_ROLLOUTS}, rollout {named[:_MOST_NAME_LETTERS]!r},"):
+        found = load_json(body)
+        made = StoredRollout(
+            id=found["id"],
+            spec=Rollout.model_validate_json(found["spec"]),
+            state=_STATE.validate_python(found["state"]),
+            created_ms=found["created_ms"],
+            resource_version=found["resource_version"],
+        )
+        spec, state = made.spec, made.state
+        if made.id.encode() != named or not _NAME.fullmatch(spec.endpoint):
+            raise ValueError("it has another name")
+        if not (0 <= state.step < len(spec.steps) and 0 <= state.weight <= 100):
+            raise ValueError("its step or its weight is none")
+        if type(made.created_ms) is not int or type(made.resource_version) is not int:
+            raise TypeError("its time or its version is no number")
+    return replace(made, status=_status(status))
+
+
+def _status(raw: Any) -> dict[str, Any]:
+    """Why a rollout waits; it is for display, so of another form it is nothing."""
+    with suppress(NotReady), parsing(_STATUS):
+        found = load_json(raw) if raw else {}
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _entry(entry: Any) -> AuditEntry:
+    """An entry of the audit; what Baton did not write is shown as that, in its place."""
     number, fields = entry
-    return AuditEntry(seq=int(bytes(number).partition(b"-")[0]), **json.loads(fields[b"entry"]))
+    seq = min(int(bytes(number).partition(b"-")[0]), _INTEGER_MASK)
+    try:
+        with parsing(f"{_AUDIT}, entry {seq},"):
+            return _AUDITED.validate_python({**load_json(fields[b"entry"]), "seq": seq})
+    except NotReady as error:
+        return AuditEntry(seq, 0, "", "", "unknown", str(error), "unreadable", {}, {}, {})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
+from typing import Any
 
 import redis
 
@@ -16,6 +16,7 @@ from serving.state.directory import ServiceRecord, parse_record
 __all__ = ["RedisDirectory"]
 
 TIMEOUT_S = 2.0
+MAX_REPLICAS = 10_000
 _PREFIX = "baton:replica:"
 _INDEX = "baton:replicas"
 
@@ -46,12 +47,19 @@ class RedisDirectory:
 
     def replicas(self) -> list[ServiceRecord]:
         try:
-            names = sorted(os.fsdecode(name) for name in self._client.smembers(_INDEX))
-            texts = self._client.mget([_PREFIX + name for name in names]) if names else []
+            if self._client.scard(_INDEX) > MAX_REPLICAS:
+                raise NotReady(f"there are more than {MAX_REPLICAS} records of replicas; remove the key {_INDEX}")
+            members: Any = self._client.smembers(_INDEX)
+            names = sorted(members)
+            texts: Any = self._client.mget([_PREFIX.encode() + name for name in names]) if names else []
             gone = [name for name, text in zip(names, texts, strict=True) if text is None]
             if gone:
                 self._client.srem(_INDEX, *gone)
         except redis.RedisError as error:
             raise NotReady(f"the records of replicas cannot be read: {error}") from None
-        parsed = (parse_record(text) for text in texts if text is not None)
-        return [found[0] for found in parsed if found is not None]
+        found = []
+        for name, text in zip(names, texts, strict=True):
+            parsed = None if text is None else parse_record(text)
+            if parsed is not None and parsed[0].replica.encode() == name:
+                found.append(parsed[0])
+        return found

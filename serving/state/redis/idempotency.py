@@ -11,9 +11,12 @@ import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.foreign import parsing
 from serving.state.idempotency import Taken
 
 __all__ = ["RedisKeys"]
+
+_TRIES = 3
 
 
 class RedisKeys:
@@ -29,14 +32,17 @@ class RedisKeys:
         self._kept_ms = kept_ms
 
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
-        with self._reached():
-            if self._client.set(_name(caller, key), digest, nx=True, px=self._kept_ms):
-                return None
-            found: Any = self._client.get(_name(caller, key))
-        if found is None:  # its time was up between the two
-            return self.take(caller, key, digest, now_ms)
-        digest_, answered, answer = found.decode().partition("\n")
-        return Taken(digest_, answer if answered else None)
+        name = _name(caller, key)
+        for _ in range(_TRIES):
+            with self._reached():
+                if self._client.set(name, digest, nx=True, px=self._kept_ms):
+                    return None
+                found: Any = self._client.get(name)
+            if found is not None:  # else its time was up between the two
+                with parsing(f"state {self._url}: idempotency key {name}"):
+                    digest_, answered, answer = found.decode().partition("\n")
+                    return Taken(digest_, answer if answered else None)
+        raise NotReady(f"state {self._url}: the idempotency key {name} comes and goes")
 
     def answer(self, caller: str, key: str, answer: str) -> None:
         with self._reached():

@@ -15,12 +15,15 @@ import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.foreign import load_json, parsing
+from serving.state.kill import KillSwitch
 
 __all__ = ["RedisKillFlags"]
 
 _REASONS = "control:killed"
 _BARE = "control:killed:bare"
 _SPARE = "control:killed:spare"
+_MOST_LETTERS = 2000
 _FULL = "the shared state had no memory left for the reason", "unknown"
 
 
@@ -61,7 +64,8 @@ class RedisKillFlags:
             pipe.hkeys(_REASONS)
             pipe.smembers(_BARE)
             found: Any = pipe.execute()
-        self._known = frozenset(name.decode() for names in found for name in names)
+        texts = (name.decode(errors="replace") for names in found for name in names)
+        self._known = frozenset(name for name in texts if KillSwitch.is_name(name))  # others are no endpoint's
         return self._known
 
     def why(self, endpoint: str) -> tuple[str, str] | None:
@@ -75,8 +79,13 @@ class RedisKillFlags:
         text, bare = found
         if text is None:
             return _FULL if bare else None
-        kill = json.loads(text)
-        return str(kill["reason"]), str(kill["actor"])
+        try:
+            with parsing("the kill flag"):
+                kill = load_json(text)
+                reason, actor = kill["reason"], kill["actor"]
+                return str(reason)[:_MOST_LETTERS], str(actor)[:_MOST_LETTERS]
+        except NotReady as error:  # it is one all the same
+            return str(error), "unknown"
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ the same (`ControlStore.fenced`), since a higher token exists (M. Kleppmann, "Ho
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import redis
@@ -18,6 +19,8 @@ from pipeline.redis.scripts import script
 __all__ = ["FENCE", "RedisLead"]
 
 FENCE = "control:fence"
+_HOLDER = re.compile(r"[0-9]{1,20}:(.{1,250}?)(:[^:]{0,40})?")
+_UNKNOWN = "an unknown process"
 _SAFE_FRACTION = 0.6
 """Fraction of the lease after which a leader that could not renew it stops acting: well before it expires."""
 
@@ -57,7 +60,7 @@ class RedisLead:
                 if not taken:
                     return False  # the old token stays: what another thread still writes under it is refused
                 self.token = int(taken)
-        except redis.RedisError:
+        except (redis.RedisError, ValueError):
             # While Redis is away no process can take the lead or write; ours ends before the lease may expire.
             return self._clock.monotonic() < self._until
         self._until = asked + _SAFE_FRACTION * self._lease
@@ -68,7 +71,10 @@ class RedisLead:
             found: Any = self._client.get(self._holder)
         except redis.RedisError:
             return ""
-        return "" if found is None else found.decode().split(":", 1)[1].rsplit(":", 1)[0]
+        if found is None:
+            return ""
+        parts = _HOLDER.fullmatch(found.decode(errors="replace"))
+        return _UNKNOWN if parts is None or not parts[1].isprintable() else parts[1]
 
     def read(self, key: str) -> bytes | None:
         """What the one that leads, or led, has noted. Raises: redis.RedisError."""

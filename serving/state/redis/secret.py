@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import secrets
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ def agree_on_secret(address: RedisAddress, path: Path) -> bytes:
         if mine is None:
             raise NotReady(f"state {address.url}: {error}") from error
         return mine
-    if mine is not None and mine != shared:
+    if not isinstance(shared, bytes) or len(shared) != _SECRET_BYTES:
+        # Before a home is made with it, which no other secret would fit.
+        raise InvalidInput(
+            f"{_KEY} in state {address.url} is no secret of {_SECRET_BYTES} bytes: restore it", "state.url"
+        )
+    if mine is not None and not hmac.compare_digest(mine, shared):
         raise InvalidInput(
             f"{path} is not the secret of the installation that shares {address.url}: start with a new home", "home"
         )
-    return load_secret(path, bytes(shared))
+    return load_secret(path, shared)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import redis
 
 from pipeline.errors import NotReady
+from pipeline.redis.foreign import load_typed, parsing
 from serving.state.redis.leader import RedisLead
 
 __all__ = ["LastPlace", "RedisTenure", "lead_of"]
@@ -77,7 +78,13 @@ class RedisTenure:
             found = self._lead.read(self._key)
         except redis.RedisError as error:
             raise NotReady(f"the place of the last worker cannot be read: {error}") from error
-        return None if found is None else LastPlace(**json.loads(found))
+        if found is None:
+            return None
+        with parsing(f"the place of the last worker, {self._key},"):
+            last = load_typed(LastPlace, found)
+            if last.position < 0:
+                raise ValueError(f"position {last.position}")
+            return last
 
     def published(self, position: int) -> None:
         """Note the place up to which the published version has learned."""
