@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ GAP_COLUMNS = 64
 """Numbers of which each is tried missing alone; with more, the first so many, and all together."""
 ANY = "any"
 """Identity in the note of a version that was set aside by a process that had loaded it."""
-_FORM_ID = 1
+_FORM_ID = 2
 """Of the proof; a higher one has versions probed again."""
 
 VectorSource = Callable[[FieldSpec, int], tuple[F32, F32]]
@@ -86,6 +86,7 @@ class Verdict:
         missing: numbers without which the network has no finite score.
         odd: rows without a missing number that have no finite score.
         rows: number of those rows tried.
+        bytes: memory that the networks took at most, beside the process itself; 0: not measured.
     """
 
     reason: str = ""
@@ -93,6 +94,7 @@ class Verdict:
     missing: tuple[str, ...] = ()
     odd: int = 0
     rows: int = WHOLE_ROWS
+    bytes: int = field(default=0, compare=False)
 
 
 def probe(files: Mapping[str, Path], schema: Schema, sample: Sample, limits: ProbeLimits) -> Verdict:
@@ -300,7 +302,7 @@ def _verdict(code: int, answer: bytes, schema: Schema, limits: ProbeLimits) -> V
     unanswered = set(said["unanswered"])
     missing = [name for at, name in enumerate(names[:GAP_COLUMNS]) if WHOLE_ROWS + at in unanswered]
     odd = sum(row < WHOLE_ROWS for row in unanswered)
-    return Verdict(missing=tuple(missing), odd=odd)
+    return Verdict(missing=tuple(missing), odd=odd, bytes=int(said.get("bytes", 0)))
 
 
 def _identity(bundle: Bundle, limits: ProbeLimits) -> str:

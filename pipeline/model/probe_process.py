@@ -42,9 +42,11 @@ def _answer(order: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
     places = {name.removeprefix("places_"): arrays.pop(name) for name in list(arrays) if name.startswith("places_")}
     sample = Sample(arrays, places, arrays.pop("request"), order["whole"])
     _limit_memory(order["bytes"])
+    taken, peak = _held("VmRSS"), _held("VmHWM")
     try:
         networks = {file: opened(path) for file, path in order["files"].items()}
-        return {"unanswered": prove(networks, sample).unanswered}
+        unanswered = prove(networks, sample).unanswered
+        return {"unanswered": unanswered, "bytes": after - taken if (after := _held("VmHWM")) > peak else 0}
     except Unproved as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -79,11 +81,16 @@ def _step_aside(seconds: float) -> None:
 
 def _limit_memory(count: int) -> None:
     """Allow `count` bytes of data beyond what the interpreter and ONNX Runtime have taken."""
-    taken = 0
-    with suppress(OSError, ValueError):
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        taken = int(lines["VmData"].split()[0]) << 10
+    taken = _held("VmData")
     resource.setrlimit(resource.RLIMIT_DATA, (taken + count, taken + count))
+
+
+def _held(what: str) -> int:
+    """Bytes of memory of this process, by a line of /proc/self/status; 0 where there is none."""
+    with suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines[what].split()[0]) << 10
+    return 0
 
 
 if __name__ == "__main__":

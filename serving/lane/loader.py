@@ -55,9 +55,11 @@ class VersionLoader:
         Raises:
             BundleError, NotFound, NotReady: it cannot be loaded. SetAside: nor may it be tried again.
         """
-        if self.probes is not None and (verdict := self.probes.verdict(key)) is not None and verdict.reason:
+        verdict = None if self.probes is None else self.probes.verdict(key)
+        if verdict is not None and verdict.reason:
             raise SetAside(verdict.reason)
-        if self.memory_budget is not None and (reason := self.memory_budget.refusal(key, loaded)):
+        measured_bytes = 0 if verdict is None else verdict.bytes
+        if self.memory_budget is not None and (reason := self.memory_budget.refusal(key, loaded, measured_bytes)):
             raise NoMemory(reason)
         model = self.load(*key)
         self._warm(model, key, names)

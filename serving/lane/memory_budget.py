@@ -28,8 +28,11 @@ class MemoryBudget:
         self._reserve_bytes = reserve_bytes
         self._available = available or available_bytes
 
-    def refusal(self, key: Key, loaded: Collection[Key]) -> str:
+    def refusal(self, key: Key, loaded: Collection[Key], measured_bytes: int = 0) -> str:
         """Reason why a version does not fit beside the loaded ones; "" when it fits.
+
+        Args:
+            measured_bytes: that its networks took in a probe. A network may make far more of itself than its file has.
 
         Raises:
             NotFound, BundleError: the version does not exist or cannot be read.
@@ -37,7 +40,7 @@ class MemoryBudget:
         footprint = memory_needed(
             self._repository, *key, loaded={version for name, version in loaded if name == key[0]}
         )
-        needed_bytes = footprint.private + footprint.shared
+        needed_bytes = max(footprint.private, measured_bytes) + footprint.shared
         free_bytes = self._available()
         if needed_bytes + self._reserve_bytes <= free_bytes:
             return ""

@@ -83,6 +83,21 @@ def test_a_network_that_takes_all_memory_hits_its_limit(tmp_path: Path) -> None:
     assert "engine.load_memory_bytes" in found.reason
 
 
+def test_the_memory_that_a_network_makes_of_itself_is_measured(tmp_path: Path) -> None:
+    """An array of 128 MiB from a file of some hundred bytes, within the limit: whoever loads it counts with that."""
+
+    def grown() -> onnx.ModelProto:
+        made = greedy()
+        (size,) = (tensor for tensor in made.graph.initializer if tensor.name == "huge")
+        size.CopyFrom(onnx.numpy_helper.from_array(np.array([32 << 20], np.int64), "huge"))
+        return made
+
+    found = verdict(tmp_path, grown)
+    assert not found.reason
+    assert found.bytes > 100 << 20
+    assert verdict(tmp_path, row_by_row).bytes < 64 << 20
+
+
 def test_a_verdict_is_noted_once_for_all_until_limits_or_files_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
