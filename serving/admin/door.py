@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Admin", "request_of"]
 
+BRAKE_THREADS = 4
+
 Q = TypeVar("Q", bound=Request)
 A = TypeVar("A", bound=Answer)
 
@@ -51,6 +54,7 @@ class Admin:
     Attributes:
         endpoints, models, rollouts, metrics, audit, cache, log, worker: a service each; shells go through `call`.
         processes: reports of the machine's processes.
+        brake_threads: for `verbs.BRAKES` alone, so that these never wait for slow verbs.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Admin:
         self.cache = CacheVerbs(parts, upkeep)
         self.log = LogVerbs(parts)
         self.worker = WorkerVerbs(parts)
+        self.brake_threads = ThreadPoolExecutor(BRAKE_THREADS, "admin-brake")
         self._idempotency = IdempotencyCache(backends.keys, clock)
         self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
 
@@ -96,6 +101,7 @@ class Admin:
     def close(self) -> None:
         """End background work. The caller closes the backends."""
         self.cache.close()
+        self.brake_threads.shutdown(wait=True, cancel_futures=True)
 
     def _handler(self, name: str) -> Callable[[Any, Principal], Any]:
         service, _, method = name.partition(".")

@@ -13,7 +13,7 @@ from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.config.principal import Role
 
-__all__ = ["VERBS", "Verb", "stops"]
+__all__ = ["BRAKES", "VERBS", "Verb", "stops"]
 
 Q = TypeVar("Q", bound=r.Request)
 A = TypeVar("A", bound=a.Answer)
@@ -76,8 +76,12 @@ VERBS: dict[str, Verb[Any, Any]] = {verb.name: verb for verb in list(globals().v
 """All verbs by name."""
 
 
+BRAKES = frozenset({ENDPOINTS_KILL, ENDPOINTS_SET, ROLLOUTS_ABORT, ROLLOUTS_UNDO, ROLLOUTS_SET_WEIGHT})
+"""Verbs that can take all traffic from a candidate. What is full or slow may not hold them up."""
+
+
 def stops(verb: Verb[Any, Any], request: r.Request) -> bool:
     """Whether a call takes all traffic from a candidate, so that nothing that fails may hold it up."""
     if verb in (ROLLOUTS_SET_WEIGHT, ENDPOINTS_SET):
         return getattr(request, "weight", None) == 0
-    return verb in (ENDPOINTS_KILL, ROLLOUTS_ABORT, ROLLOUTS_UNDO)
+    return verb in BRAKES

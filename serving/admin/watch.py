@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from pipeline.errors import Overloaded
 from serving.admin import answers as a
 from serving.admin.door import Admin
 from serving.admin.requests import RolloutName, RolloutWatch
 from serving.admin.verbs import ROLLOUTS_GET
 from serving.config.principal import Principal
 from serving.rollout.state import ACTIVE
+from serving.security.in_progress import InProgress
 
 __all__ = ["Watchers"]
 
 MAX_WATCHERS = 64
+MAX_CLIENT_WATCHERS = 32
 
 
 class Watchers:
@@ -26,8 +27,12 @@ class Watchers:
 
     def __init__(self, admin: Admin, most: int = MAX_WATCHERS) -> None:
         self._admin = admin
-        self._most = most
-        self.watching = 0
+        self._watching = InProgress("watchers", most, MAX_CLIENT_WATCHERS)
+
+    @property
+    def watching(self) -> int:
+        """Streams in progress."""
+        return self._watching.total
 
     async def watch(self, request: RolloutWatch, who: Callable[[], Principal]) -> AsyncGenerator[a.Rollout]:
         """The rollout, as `rollouts.get` returns it.
@@ -38,10 +43,7 @@ class Watchers:
         Raises:
             Overloaded: there are too many watchers. And whatever `rollouts.get` and `who` raise.
         """
-        if self.watching >= self._most:
-            raise Overloaded(f"{self._most} watch already, the most that are served; ask again later", 1.0)
-        self.watching += 1
-        try:
+        with self._watching.one(who().name):
             name = RolloutName(name=request.name)
             last: a.Rollout | None = None
             while True:
@@ -53,8 +55,6 @@ class Watchers:
                 if found.phase not in ACTIVE:
                     return
                 await asyncio.sleep(request.interval)
-        finally:
-            self.watching -= 1
 
     def _look(self, name: RolloutName, who: Callable[[], Principal]) -> a.Rollout:
         return self._admin.call(ROLLOUTS_GET, name, who())

@@ -5,8 +5,10 @@ A thin shell over `serving.admin`; the routes are in `verbs`. `port` authenticat
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import FastAPI, Header, Response
 from fastapi.responses import JSONResponse
@@ -18,6 +20,8 @@ from serving.http.verbs import admin_routes
 from serving.telemetry import METRICS_DIR, Format, merged
 
 __all__ = ["build_app"]
+
+T = TypeVar("T")
 
 
 def build_app(admin: Admin, home: Path, authenticator: PrincipalSource) -> FastAPI:
@@ -56,19 +60,36 @@ class _Api(FastAPI):
 
 
 def _health(app: FastAPI, admin: Admin, home: Path) -> None:
+    shared_ready: _Shared[tuple[bool, list[str]]] = _Shared()
+    shared_metrics: dict[Format, _Shared[bytes]] = {form: _Shared() for form in Format}
+
     @app.get("/healthz", tags=["health"])
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         """Whether this process lives."""
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["health"], responses={503: {"description": "Some do not; `missing` names them"}})
-    def readyz() -> JSONResponse:
+    async def readyz() -> JSONResponse:
         """Whether all lanes answer."""
-        ready, missing = admin.processes.ready()
+        ready, missing = await shared_ready.get(admin.processes.ready)
         return JSONResponse({"ready": ready, "missing": missing}, 200 if ready else 503)
 
     @app.get("/metrics", tags=["health"], response_class=Response)
-    def metrics(accept: Annotated[str, Header()] = "") -> Response:
+    async def metrics(accept: Annotated[str, Header()] = "") -> Response:
         """All processes' figures: as OpenMetrics with exemplars where it is asked for, else as Prometheus' text."""
         form = Format.of(accept)
-        return Response(merged(home / METRICS_DIR, form), media_type=form.value)
+        found = await shared_metrics[form].get(lambda: merged(home / METRICS_DIR, form))
+        return Response(found, media_type=form.value)
+
+
+class _Shared(Generic[T]):
+    """Result that one thread at a time works out, however many ask for it: strangers may ask."""
+
+    def __init__(self) -> None:
+        self._working: asyncio.Future[T] | None = None
+
+    async def get(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which has begun now or is in progress."""
+        if self._working is None or self._working.done():
+            self._working = asyncio.ensure_future(asyncio.to_thread(work))
+        return await asyncio.shield(self._working)

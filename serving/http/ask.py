@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Request, Response, Security
@@ -71,6 +73,13 @@ class Ask:
             self._response.headers["etag"] = f'"{version}"'
         return answer
 
+    async def at_once(self, verb: Verb[Q, A], body: BaseModel | None = None, **path: Any) -> A:
+        """The same in the threads for verbs that stop a candidate: other requests may be using up all the others."""
+        context = copy_context()  # it has the caller
+        return await asyncio.get_running_loop().run_in_executor(
+            self._admin.brake_threads, lambda: context.run(lambda: self(verb, body, **path))
+        )
+
     def _expected(self, field: int | None) -> int:
         found = _ETAG.fullmatch(self._if_match)
         if found is None:
@@ -80,10 +89,10 @@ class Ask:
         return int(found[1])
 
 
-def asker(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
+def asker(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Awaitable[Ask]]:
     """Dependency of routes that only read."""
 
-    def ask(
+    async def ask(
         request: Request, response: Response, _: Annotated[Any, Security(_BEARER)] = None, actor: Actor = ""
     ) -> Ask:
         authorization = request.headers.get("authorization", "")
@@ -92,10 +101,10 @@ def asker(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
     return ask
 
 
-def changer(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Ask]:
+def changer(admin: Admin, authenticator: PrincipalSource) -> Callable[..., Awaitable[Ask]]:
     """Dependency of routes that change something: they take an idempotency key and If-Match too."""
 
-    def ask(
+    async def ask(
         request: Request,
         response: Response,
         _: Annotated[Any, Security(_BEARER)] = None,

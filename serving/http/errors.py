@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from pipeline.errors import BatonError, Overloaded, Unauthenticated
-from serving.wire.errors import ERRORS, INTERNAL, codes_of
+from serving.wire.errors import ERRORS, INTERNAL, codes_of, cut
 
 __all__ = ["REFUSALS", "Problem", "add_error_handlers", "problem_of"]
 
@@ -110,4 +110,4 @@ def _methods(request: Request) -> set[str]:
 
 
 def _problem(kind: str, message: str, field: str = "", request_id: str = "") -> Problem:
-    return Problem(error=ProblemDetail(kind=kind, message=message, field=field, request_id=request_id))
+    return Problem(error=ProblemDetail(kind=kind, message=cut(message), field=cut(field), request_id=request_id))

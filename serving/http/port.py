@@ -1,79 +1,190 @@
 """HTTP port: the application behind its guard, in a server with limits on size and time.
 
 uvicorn does not pass the connection's certificate to the application. The protocols in this file add the names of a
-verified client certificate (`extensions["baton.names"]`) and end connections without a request.
+verified client certificate (`extensions["baton.names"]`) and count themselves among the port's `connections`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+import ssl
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from serving.config import ListenConfig
+from serving.http.connections import Connections, Listener
+from serving.http.verbs import is_brake
 from serving.runtime.process import connections_within
 from serving.security.authenticator import Authenticator
 from serving.security.certificates import Certificates
 from serving.security.session import Sessions
-from serving.security.web import Application, Receive, Scope, Send, WebGuard
+from serving.security.web import ADMITTED, Application, Receive, Scope, Send, WebGuard
 
 __all__ = ["http_server"]
+
+log = logging.getLogger(__name__)
 
 HEADER_BYTES = 32 << 10
 SOCKET_BYTES = 1 << 20
 """Most bytes of one message of a page's socket."""
-FIRST_REQUEST_S = 20.0
-"""Seconds until a new connection has sent the head of its first request."""
+HEAD_S = 20.0
+"""Time in which a connection has sent the head of a request, its first one or the next."""
+STALLED_S = 20.0
+"""Time in which a client takes some of an answer."""
+BACKLOG_CONNECTIONS = 128
+"""Connections that the kernel keeps until they are accepted; so many may come before an ended one is closed."""
 GRACE_S = 3
 PORTS = 2
 """Ports of the control process that share its file descriptors: HTTP, and gRPC admin."""
 
 
 class _Socket(WebSocketsSansIOProtocol):
+    """A page's socket."""
+
+    held: ClassVar[Connections]
+    _admitted = False
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.app = _named(self.app, transport)
+        self._stalled_s = float("inf")
+        self.app = _with_extensions(self.app, transport, self._admit)
+        self.held.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.held.remove(self)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._stalled_s = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stalled_s = float("inf")
+        super().resume_writing()
+
+    @property
+    def busy(self) -> bool:
+        """See `Connection`."""
+        return self._admitted
+
+    @property
+    def closing(self) -> bool:
+        """See `Connection`."""
+        return self.transport.is_closing()
+
+    def abort(self) -> None:
+        """See `Connection`."""
+        self.transport.abort()
+
+    def overdue(self, now_s: float) -> bool:
+        """See `Connection`. One that answers no pings is ended by uvicorn."""
+        return now_s - self._stalled_s > STALLED_S
+
+    def _admit(self) -> None:
+        self._admitted = True
 
 
 class _Http(H11Protocol):
-    most: ClassVar[int]
-    """Connections at once."""
-    silent: ClassVar[dict[_Http, None]]
-    """Connections without a request yet, the oldest first."""
+    """A connection with requests."""
+
+    held: ClassVar[Connections]
+    _admitted = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.silent[self] = None
-        if len(self.connections) > self.most:
-            self._make_room()
-        self.app = _named(self.app, transport)
-        self._silence = self.loop.call_later(FIRST_REQUEST_S, self._end_silence)
+        self._head_s = self.loop.time()  # since when the head of a request is awaited
+        self._stalled_s = float("inf")  # since when the client reads nothing
+        self.app = _with_extensions(self.app, transport, self._admit)
+        self.held.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.silent.pop(self, None)
-        self._silence.cancel()
+        self.held.remove(self)
         super().connection_lost(exc)
 
-    def _make_room(self) -> None:
-        # A connection that sends nothing needs no work and holds a descriptor: it must not keep an operator out.
-        for held in list(self.silent):
-            del self.silent[held]
-            if held.scope is None:
-                held._end()  # type: ignore[unreachable]  # it is None until the first request
-                return
-        self._end()
+    def handle_events(self) -> None:
+        before = self.scope
+        super().handle_events()
+        if self.scope is not before:
+            self.held.heard(self)
 
-    def _end(self) -> None:
-        self.connections.discard(self)  # now, not when the loop comes round: the next request counts them
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self.held.remove(self)  # the socket's protocol counts itself
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        self._head_s, self._admitted = self.loop.time(), False
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self._stalled_s = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stalled_s = float("inf")
+        super().resume_writing()
+
+    @property
+    def busy(self) -> bool:
+        """See `Connection`."""
+        return self._admitted and self._answering
+
+    @property
+    def closing(self) -> bool:
+        """See `Connection`."""
+        return self.transport.is_closing()
+
+    def abort(self) -> None:
+        """See `Connection`."""
         self.transport.abort()
 
-    def _end_silence(self) -> None:
-        if self.scope is None:
-            self.transport.close()  # type: ignore[unreachable]  # as above
+    def overdue(self, now_s: float) -> bool:
+        """See `Connection`. A slow body is ended by the guard."""
+        return now_s - self._stalled_s > STALLED_S or (not self._answering and now_s - self._head_s > HEAD_S)
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _admit(self) -> None:
+        self._admitted = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with a listener of ours."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections, context: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._connections, self._context = connections, context
+
+    async def startup(self, sockets: Any = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        config = self.config
+
+        def make() -> asyncio.Protocol:
+            protocol: Any = config.http_protocol_class
+            made: asyncio.Protocol = protocol(
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        listener = Listener(self._connections, make, self._context)
+        try:
+            await listener.listen(str(config.host), config.port, config.backlog)
+        except OSError as error:
+            log.error("HTTP cannot listen on %s:%s: %s", config.host, config.port, error)
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        self.servers: list[Any] = [listener]
+        self.started = True
 
 
 def http_server(
@@ -86,44 +197,45 @@ def http_server(
     port: int | None = None,
 ) -> uvicorn.Server:
     """Server of the application, not started. `port`: instead of the configured one."""
+    connections = Connections(connections_within(listen.limits.connections, PORTS))
+
+    class Socket(_Socket):
+        held = connections
 
     class Http(_Http):
-        most = connections_within(listen.limits.connections, PORTS)
-        silent: ClassVar[dict[_Http, None]] = {}
+        held = connections
 
     config = uvicorn.Config(
-        WebGuard(app, authenticator, sessions, listen),
+        WebGuard(app, authenticator, sessions, listen, is_brake),
         host=listen.host,
         port=listen.http_port if port is None else port,
         http=Http,
-        ws=_Socket,
+        ws=Socket,
         ws_max_size=SOCKET_BYTES,
         h11_max_incomplete_event_size=HEADER_BYTES,
-        limit_concurrency=Http.most + 1,
+        backlog=BACKLOG_CONNECTIONS,
         # A header must not name the caller's address; behind a proxy, the proxy's own limits count addresses.
         proxy_headers=False,
         server_header=False,
-        ssl_context_factory=None if certificates is None else lambda *_: certificates.ssl_context(),
         log_config=None,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-    return uvicorn.Server(config)
+    return _Server(config, connections, None if certificates is None else certificates.ssl_context())
 
 
-def _named(app: Any, transport: asyncio.BaseTransport) -> Any:
-    """The application with the names in the connection's client certificate, if there is one."""
+def _with_extensions(app: Any, transport: asyncio.BaseTransport, admit: Callable[[], None]) -> Any:
+    """The application, which also gets the names in the connection's client certificate and says whom it has admitted."""
     connection = transport.get_extra_info("ssl_object")
     names = () if connection is None else _names(connection.getpeercert() or {})
-    if not names:
-        return app
+    own = {ADMITTED: admit, **({"baton.names": names} if names else {})}
 
-    async def named(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["extensions"] = {**scope.get("extensions", {}), "baton.names": names}
+    async def extended(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"] = {**scope.get("extensions", {}), **own}
         await app(scope, receive, send)
 
-    return named
+    return extended
 
 
 def _names(certificate: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 
 from serving.admin import Admin
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin import verbs as v
 from serving.admin.watch import Watchers
-from serving.config.principal import PrincipalSource
+from serving.config.principal import PrincipalSource, Role
 from serving.http.ask import Ask, asker, changer
 from serving.http.errors import REFUSALS, problem_of
 
-__all__ = ["admin_routes"]
+__all__ = ["admin_routes", "is_brake"]
 
 Name = Annotated[str, Path(min_length=1, max_length=200)]
 LINES = "application/x-ndjson"
+_BRAKES = re.compile(
+    r"POST /api/v1/(endpoints/[^/]+/kill|rollouts/[^/]+/(abort|undo|set-weight))|PUT /api/v1/endpoints/[^/]+"
+)
+
+
+def is_brake(method: str, path: str) -> bool:
+    """Whether a request is for one of `serving.admin.verbs.BRAKES`."""
+    return _BRAKES.fullmatch(f"{method} {path}") is not None
+
+
+def _role_first(authenticator: PrincipalSource) -> type[APIRoute]:
+    """Routes that look at the caller's role before anything that the caller sent: who may not act learns nothing."""
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+            role = Role.VIEWER if self.methods == {"GET"} else Role.OPERATOR
+
+            async def admitted(request: Request) -> Response:
+                authenticator.authenticate(request.headers.get("authorization", "")).require(role)
+                return await handle(request)
+
+            return admitted
+
+    return Route
 
 
 def admin_routes(admin: Admin, authenticator: PrincipalSource) -> APIRouter:
     """All routes."""
-    routes = APIRouter(prefix="/api/v1", responses=REFUSALS)
+    routes = APIRouter(prefix="/api/v1", responses=REFUSALS, route_class=_role_first(authenticator))
     reads = Depends(asker(admin, authenticator))
     changes = Depends(changer(admin, authenticator))
     _endpoints(routes, reads, changes)
@@ -48,14 +75,14 @@ def _endpoints(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         return ask(v.ENDPOINTS_GET, name=name)
 
     @routes.put("/endpoints/{name}", tags=["endpoints"])
-    def set_endpoint(name: Name, body: r.EndpointChange, ask: Ask = changes) -> a.Endpoint:
+    async def set_endpoint(name: Name, body: r.EndpointChange, ask: Ask = changes) -> a.Endpoint:
         """Make or change an endpoint that no rollout owns."""
-        return ask(v.ENDPOINTS_SET, body, name=name)
+        return await ask.at_once(v.ENDPOINTS_SET, body, name=name)
 
     @routes.post("/endpoints/{name}/kill", tags=["endpoints"])
-    def kill_endpoint(name: Name, body: r.Mutation, ask: Ask = changes) -> a.Endpoint:
+    async def kill_endpoint(name: Name, body: r.Mutation, ask: Ask = changes) -> a.Endpoint:
         """Send all traffic to stable at once and abort the rollout."""
-        return ask(v.ENDPOINTS_KILL, body, name=name)
+        return await ask.at_once(v.ENDPOINTS_KILL, body, name=name)
 
     @routes.post("/endpoints/{name}/release", tags=["endpoints"])
     def release_endpoint(name: Name, body: r.Release, ask: Ask = changes) -> a.Endpoint:
@@ -117,19 +144,19 @@ def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         return ask(v.ROLLOUTS_PROMOTE, body, name=name)
 
     @routes.post("/rollouts/{name}/abort", tags=["rollouts"])
-    def abort_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
+    async def abort_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
         """All traffic to stable, and the end of this rollout."""
-        return ask(v.ROLLOUTS_ABORT, body, name=name)
+        return await ask.at_once(v.ROLLOUTS_ABORT, body, name=name)
 
     @routes.post("/rollouts/{name}/undo", tags=["rollouts"])
-    def undo_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
+    async def undo_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
         """Take a finished hand-over back: stable answers all traffic again."""
-        return ask(v.ROLLOUTS_UNDO, body, name=name)
+        return await ask.at_once(v.ROLLOUTS_UNDO, body, name=name)
 
     @routes.post("/rollouts/{name}/set-weight", tags=["rollouts"])
-    def set_weight(name: Name, body: r.SteerWeight, ask: Ask = changes) -> a.Rollout:
+    async def set_weight(name: Name, body: r.SteerWeight, ask: Ask = changes) -> a.Rollout:
         """Set the weight by hand; the rollout pauses there."""
-        return ask(v.ROLLOUTS_SET_WEIGHT, body, name=name)
+        return await ask.at_once(v.ROLLOUTS_SET_WEIGHT, body, name=name)
 
 
 def _watch(routes: APIRouter, reads: Ask, watchers: Watchers) -> None:

@@ -24,7 +24,7 @@ from serving.security.authenticator import Authenticator
 from serving.security.certificates import open_certificates
 from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
-from serving.services.admin import AdminServer
+from serving.services.admin import AdminServer, brake_methods
 from serving.services.rpc import Shell
 from serving.wiring.backends import open_backends
 from serving.wiring.state import open_lead, open_sessions
@@ -89,7 +89,7 @@ class _Ports:
             Admitted(),
             Shell(listen.max_message_bytes, clock),
             listen.address(listen.admin_port),
-            interceptors=[AdmitInterceptor(authenticator)],
+            interceptors=[AdmitInterceptor(authenticator, brake_methods())],
             credentials=None if certificates is None else certificates.server_credentials(),
             connections=connections_within(listen.limits.connections, PORTS),
         )

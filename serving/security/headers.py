@@ -13,11 +13,8 @@ __all__ = ["POLICY_HEADER", "page_policy", "response_headers"]
 
 POLICY_HEADER = "content-security-policy"
 _HOST = re.compile(r"[A-Za-z0-9.\-:\[\]]+")
-PAGES = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
+FILES = "/_nicegui/"
+"""Path of the console's scripts and styles, which a browser may keep."""
 NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 _ALL = {
     "x-content-type-options": "nosniff",
@@ -30,9 +27,9 @@ _ALL = {
 
 
 @lru_cache(maxsize=4)
-def _headers(page: bool, only_tls: bool) -> tuple[tuple[bytes, bytes], ...]:
-    headers = {**_ALL, POLICY_HEADER: PAGES if page else NO_PAGE}
-    if not page:
+def _headers(stored: bool, only_tls: bool) -> tuple[tuple[bytes, bytes], ...]:
+    headers = {**_ALL, POLICY_HEADER: NO_PAGE}
+    if not stored:
         headers["cache-control"] = "no-store"
     if only_tls:
         headers["strict-transport-security"] = "max-age=31536000"
@@ -42,15 +39,16 @@ def _headers(page: bool, only_tls: bool) -> tuple[tuple[bytes, bytes], ...]:
 def response_headers(path: str, *, only_tls: bool) -> list[tuple[bytes, bytes]]:
     """Headers for a response on `path`, names in lower case; a header that the application sets itself wins.
 
+    The policy lets a browser do nothing. Pages set one of their own: `page_policy`.
+
     Args:
         only_tls: tell browsers to use TLS from now on.
     """
-    page = not path.startswith("/api/") and path not in ("/metrics", "/healthz", "/readyz")
-    return list(_headers(page, only_tls))
+    return list(_headers(path.startswith(FILES), only_tls))
 
 
 def page_policy(scripts: str, host: str = "") -> str:
-    """Content-Security-Policy of a page of the console, stricter than the default of `response_headers`.
+    """Content-Security-Policy of a page of the console.
 
     Args:
         scripts: sources of scripts.

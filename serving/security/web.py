@@ -8,6 +8,7 @@ session's changing requests need the session's CSRF value too. Handlers get the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import math
@@ -16,15 +17,19 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import BatonError, NotReady, Overloaded, PermissionDenied, Unauthenticated
 from serving.config import ListenConfig
 from serving.config.principal import Principal
 from serving.security.admitted import admitted
 from serving.security.authenticator import Authenticator, Credentials
 from serving.security.headers import response_headers
+from serving.security.in_progress import InProgress
+from serving.security.limits import ClientLimit, client_of_address
 from serving.security.session import CSRF_HEADER, Session, Sessions
+from serving.security.tokens import LOCAL
 
-__all__ = ["LOGIN", "OPEN", "WebGuard"]
+__all__ = ["ADMITTED", "LOGIN", "OPEN", "WebGuard"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,13 +37,28 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+ADMITTED = "baton.admitted"
+"""Extension of a scope: a function that is called once the caller is admitted."""
 LOGIN = "/login"
 OPEN = ("/healthz", "/readyz", LOGIN, "/_nicegui/")
 """Paths without authentication; a name that ends in / allows reading everything below it (the console's scripts, styles)."""
+PROBES = ("/healthz", "/readyz")
+"""Paths that are answered whatever else goes on."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_BODY_BYTES = 2 << 20
 """Most bytes of a request; the largest is a rollout file."""
-BODY_TIMEOUT_S = 20.0
+MAX_FORM_BYTES = 16 << 10
+"""Most bytes of a request of a stranger; the largest is the sign-in form."""
+BODY_S = 30.0
+"""Time for the whole body of a request."""
+MAX_CLIENT_REQUESTS = 64
+"""Requests of one client at once, those that stop a candidate left out. Streams have a limit of their own."""
+WATCH = "/watch"
+MAX_SOCKETS = 128
+MAX_CLIENT_SOCKETS = 32
+MESSAGES_PER_S = 50.0
+"""Messages of one socket."""
+BURST_MESSAGES = 500
 
 
 class WebGuard:
@@ -47,6 +67,7 @@ class WebGuard:
     Args:
         app: gets the admitted requests.
         sessions: of browsers.
+        brakes: whether a method and path are of a verb that stops a candidate; such requests have a limit of their own.
         open_paths: see `OPEN`.
     """
 
@@ -56,6 +77,7 @@ class WebGuard:
         authenticator: Authenticator,
         sessions: Sessions,
         listen: ListenConfig,
+        brakes: Callable[[str, str], bool] = lambda method, path: False,
         open_paths: Collection[str] = OPEN,
     ) -> None:
         self._app = app
@@ -64,6 +86,10 @@ class WebGuard:
         self._listen = listen
         self._open = (*open_paths, "/metrics") if listen.open_metrics else tuple(open_paths)
         self._hosts = frozenset(name.lower() for name in listen.allowed_hosts)
+        self._brakes = brakes
+        self._clock: Clock = SystemClock()
+        self._requests = InProgress("requests", listen.limits.connections, MAX_CLIENT_REQUESTS)
+        self._sockets = InProgress("sockets", MAX_SOCKETS, MAX_CLIENT_SOCKETS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -75,24 +101,37 @@ class WebGuard:
         # Browsers would keep it for every port of a loopback name, so it is not sent there.
         only_tls = scope["scheme"] in ("https", "wss") and not self._listen.loopback
         answer = _Answer(scope, send, response_headers(scope["path"], only_tls=only_tls))
-        try:
-            self._same_site(scope, headers)
-            limited = _limited(scope, headers, receive, answer)
-            principal = await self._admit(scope, headers)
-        except BatonError as error:
-            await self._refuse(scope, headers, answer, error)
-            return
-        except _TooLarge:
-            await answer.refuse(413, "InvalidInput", f"a request has {MAX_BODY_BYTES} bytes at most")
-            return
-        token = admitted.set(principal)
-        try:
-            await self._app(scope, limited, answer.send)
-        except _TooLarge:
-            if not answer.started:
-                await answer.refuse(413, "InvalidInput", f"a request has {MAX_BODY_BYTES} bytes at most")
-        finally:
-            admitted.reset(token)
+        brake = scope["type"] == "http" and self._brakes(scope["method"], scope["path"])
+        with contextlib.ExitStack() as held:
+            try:
+                self._same_site(scope, headers)
+                principal = await self._admit(scope, headers, brake=brake)
+                if scope["type"] == "websocket":
+                    held.enter_context(self._sockets.one(_client_of(scope, principal)))
+                    receive = self._paced(receive)
+                else:
+                    # Not those of strangers: by their limit one would keep others out who share the address.
+                    if principal is not None and not brake and not scope["path"].endswith(WATCH):
+                        held.enter_context(self._requests.one(_client_of(scope, principal)))
+                    receive = _limited(
+                        headers, receive, answer, MAX_FORM_BYTES if principal is None else MAX_BODY_BYTES
+                    )
+            except BatonError as error:
+                await self._refuse(scope, headers, answer, error)
+                return
+            except _TooLarge as error:
+                await answer.refuse(413, "InvalidInput", str(error))
+                return
+            if principal is not None:
+                scope.get("extensions", {}).get(ADMITTED, _nothing)()
+            token = admitted.set(principal)
+            try:
+                await self._app(scope, receive, answer.send)
+            except _TooLarge as error:
+                if not answer.started:
+                    await answer.refuse(413, "InvalidInput", str(error))
+            finally:
+                admitted.reset(token)
 
     def _same_site(self, scope: Scope, headers: dict[str, list[str]]) -> None:
         """Refuse requests from pages of other sites.
@@ -108,8 +147,8 @@ class WebGuard:
             parts = _split(origin)
             if parts is None or not (parts[1].lower() == host[0].lower() or parts[0] in self._hosts):
                 raise PermissionDenied("only pages of this server may ask; Origin is another site")
-        changes = scope["type"] == "websocket" or scope["method"] not in SAFE
-        if changes and any(site in ("cross-site", "same-site") for site in headers.get("sec-fetch-site", [])):
+        foreign = any(site in ("cross-site", "same-site") for site in headers.get("sec-fetch-site", []))
+        if foreign and scope["path"] not in PROBES and not _followed_link(scope, headers):
             raise PermissionDenied("only pages of this server may ask; Sec-Fetch-Site is another site")
 
     def _host(self, netloc: str) -> bool:
@@ -125,7 +164,7 @@ class WebGuard:
             return False
         return address.is_loopback or not self._listen.loopback
 
-    async def _admit(self, scope: Scope, headers: dict[str, list[str]]) -> Principal | None:
+    async def _admit(self, scope: Scope, headers: dict[str, list[str]], *, brake: bool) -> Principal | None:
         authorization = ", ".join(headers.get("authorization", []))
         client = scope.get("client")
         caller = Credentials(
@@ -137,8 +176,10 @@ class WebGuard:
             if session is not None:
                 if scope["path"] != LOGIN:  # it begins another session, so there is none to forge a request in
                     self._not_forged(scope, headers, session.csrf)
+                if not self._is_open(scope):
+                    self._authenticator.count_session(session.token, session.principal.name, brake=brake)
                 return session.principal
-        return None if self._is_open(scope) else self._authenticator.admit(caller)
+        return None if self._is_open(scope) else self._authenticator.admit(caller, brake=brake)
 
     async def _session(self, cookie: str, *, needed: bool) -> Session | None:
         """Session of a cookie. Where their store does not answer: NotReady if one is `needed`, else none."""
@@ -158,6 +199,19 @@ class WebGuard:
         if scope["type"] == "http" and scope["method"] not in SAFE and headers.get(CSRF_HEADER) != [csrf]:
             raise PermissionDenied(f"{CSRF_HEADER} is missing or is not this session's")
 
+    def _paced(self, receive: Receive) -> Receive:
+        """`receive` of a socket, with a limit on the messages of one."""
+        limit = ClientLimit(MESSAGES_PER_S, BURST_MESSAGES, self._clock)
+
+        async def paced() -> Message:
+            message = await receive()
+            # Waiting holds the client back: while nobody receives, nothing more is read from its connection.
+            while message["type"] == "websocket.receive" and (seconds := limit.take("")) > 0:
+                await asyncio.sleep(seconds)
+            return message
+
+        return paced
+
     async def _refuse(self, scope: Scope, headers: dict[str, list[str]], answer: _Answer, error: BatonError) -> None:
         if isinstance(error, Unauthenticated):
             page = scope["type"] == "http" and scope["method"] == "GET" and not scope["path"].startswith("/api/")
@@ -176,7 +230,11 @@ class WebGuard:
 
 
 class _TooLarge(Exception):
-    """A body goes on after `MAX_BODY_BYTES` bytes."""
+    """A body goes on after the most bytes that it may have."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"a request has {most} bytes at most")
+        self.most = most
 
 
 class _Answer:
@@ -186,14 +244,14 @@ class _Answer:
         self._websocket = scope["type"] == "websocket"
         self._send = send
         self._headers = headers
-        self.too_large = False
+        self.too_large: _TooLarge | None = None
         self.started = False
 
     async def send(self, message: Message) -> None:
         """Send a message of the application."""
         if message["type"] in ("http.response.start", "websocket.accept"):
-            if self.too_large:
-                raise _TooLarge  # whatever the application answers to the cut-off input, this was the cause
+            if self.too_large is not None:
+                raise self.too_large  # whatever the application answers to the cut-off input, this was the cause
             self.started = True
             given = {name.lower() for name, _ in message.get("headers", ())}
             extra = [(name, value) for name, value in self._headers if name not in given]
@@ -218,36 +276,56 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _limited(scope: Scope, headers: dict[str, list[str]], receive: Receive, answer: _Answer) -> Receive:
-    """`receive` with limits on the size and the time of the body.
+def _limited(headers: dict[str, list[str]], receive: Receive, answer: _Answer, most: int) -> Receive:
+    """`receive` with limits on the size, in bytes, and the time of the body.
 
     Raises:
         _TooLarge: the Content-Length is over the limit.
     """
-    if scope["type"] == "websocket":
-        return receive
     length = headers.get("content-length", ["0"])[0]
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise _TooLarge
-    left = MAX_BODY_BYTES
-    whole = False
+    if length.isdecimal() and int(length[:20]) > most:
+        raise _TooLarge(most)
+    left, whole = most, False
+    until = asyncio.get_running_loop().time() + BODY_S
 
     async def limited() -> Message:
         nonlocal left, whole
         if whole:
             return await receive()  # waits until the client disconnects, without a limit
         try:
-            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+            async with asyncio.timeout_at(until):
+                message = await receive()
         except TimeoutError:
             return {"type": "http.disconnect"}
         left -= len(message.get("body", b""))
         whole = not message.get("more_body", False)
         if left < 0:
-            answer.too_large = True
-            raise _TooLarge
+            answer.too_large = _TooLarge(most)
+            raise answer.too_large
         return message
 
     return limited
+
+
+def _followed_link(scope: Scope, headers: dict[str, list[str]]) -> bool:
+    """Whether a person followed a link of another site, as opposed to that site's page asking by itself, or in a frame."""
+    return (
+        scope["type"] == "http"
+        and scope["method"] in SAFE
+        and headers.get("sec-fetch-mode") == ["navigate"]
+        and headers.get("sec-fetch-dest", ["document"]) == ["document"]
+    )
+
+
+def _nothing() -> None:
+    pass
+
+
+def _client_of(scope: Scope, principal: Principal | None) -> str:
+    """Key of what is in progress: a name, or where nobody has one an address."""
+    if principal is not None and principal is not LOCAL:
+        return f"{principal.role} {principal.name}"
+    return client_of_address(scope["client"][0]) if scope.get("client") else ""
 
 
 def _split(url: str) -> tuple[str, str] | None:

@@ -23,18 +23,32 @@ from serving.admin import VERBS, Admin, Verb
 from serving.admin.answers import Answer
 from serving.admin.caller import ACTOR, KEY, caller
 from serving.admin.door import request_of
+from serving.admin.verbs import BRAKES
 from serving.admin.watch import Watchers
 from serving.config.principal import Principal, PrincipalSource
 from serving.services.rpc import HANDSHAKE_MS, Call, Method, Shell, hard_limit, parse, serve
 
-__all__ = ["SERVICES", "AdminServer", "AdminServices", "verb_of"]
+__all__ = ["SERVICES", "AdminServer", "AdminServices", "brake_methods", "verb_of"]
 
 SERVICES: dict[str, Any] = {service.full_name: service for service in pb.DESCRIPTOR.services_by_name.values()}
 """Descriptors by full name."""
 THREADS = 8
-MAX_CALLS = 256
-"""Calls at once on the port, watchers included; more are refused."""
+CONNECTION_CALLS = 256
+"""Concurrent calls on one connection; the client's library delays further ones."""
+IDLE_MS = 300_000
+"""Time after which a connection without calls is ended: clients open another one when they need it."""
+METADATA_BYTES = 16 << 10
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def brake_methods() -> list[str]:
+    """Full names of the methods of `serving.admin.verbs.BRAKES`, as gRPC has them: /PACKAGE.SERVICE/METHOD."""
+    return [
+        f"/{name}/{method.name}"
+        for name, service in SERVICES.items()
+        for method in service.methods
+        if verb_of(service.name, method.name) in BRAKES
+    ]
 
 
 def verb_of(service: str, method: str) -> Verb[Any, Any]:
@@ -75,18 +89,23 @@ class AdminServices:
         answer = GetMessageClass(method.output_type)
         if verb.streams:
             return self._shell.feed(f"{service}/{method.name}", self._watch(verb, message, answer))
-        return self._shell.unary(f"{service}/{method.name}", self._unary(verb, message, answer))
+
+        def role(call: Call) -> None:
+            self._caller(call).require(verb.role)  # before the message is read: who may not act learns nothing
+
+        return self._shell.unary(f"{service}/{method.name}", self._unary(verb, message, answer), admission=role)
 
     def _unary(self, verb: Verb[Any, Any], message: Any, answer: type[Message]) -> Method:
+        threads = self._admin.brake_threads if verb in BRAKES else self._threads
+
         async def handle(data: bytes, call: Call) -> bytes:
             def act() -> bytes:
                 by = self._caller(call)
-                by.require(verb.role)  # before the request is read: a caller without the role learns nothing
                 request = request_of(verb, _fields(parse(message, data)))
                 return _written(self._admin.call(verb, request, by, call.header(KEY)), answer)
 
             context = copy_context()  # it may hold the caller
-            return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, act)
+            return await asyncio.get_running_loop().run_in_executor(threads, context.run, act)
 
         return handle
 
@@ -149,8 +168,10 @@ class AdminServer:
                 ("grpc.max_send_message_length", self._limit),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 ("grpc.max_allowed_incoming_connections", self._connections),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.max_concurrent_streams", CONNECTION_CALLS),
+                ("grpc.max_metadata_size", METADATA_BYTES),
             ],
-            maximum_concurrent_rpcs=MAX_CALLS,
         )
         self._server.add_generic_rpc_handlers(tuple(self._services.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

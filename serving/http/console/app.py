@@ -16,16 +16,20 @@ from fastapi import FastAPI, Request
 from nicegui import app as nicegui_app
 from nicegui import background_tasks, ui
 from nicegui.client import Client
+from starlette.responses import Response
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
 from pipeline.clock import Clock
-from pipeline.errors import BatonError, NotReady
+from pipeline.errors import BatonError, InvalidInput, NotFound, NotReady
 from serving.admin import Admin
+from serving.admin import verbs as v
+from serving.admin.door import request_of
 from serving.config import Config
 from serving.http.console.actions import Actions
 from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
 from serving.http.console.audit import AuditPanel
+from serving.http.console.gate import PageGate, plain_page
 from serving.http.console.headline import HeadlinePanel, StepsPanel
 from serving.http.console.live import element
 from serving.http.console.login import login_routes
@@ -35,6 +39,7 @@ from serving.http.console.quality import BiasPanel, CalibrationPanel, QualityPan
 from serving.http.console.reader import Reader, Reading
 from serving.http.console.shell import ICON, STYLE, THEME, Tab, Theme, frame
 from serving.http.console.sockets import end_sockets, guard_sockets
+from serving.http.console.source import READER
 from serving.http.console.traffic import ArmsPanel, LatencyPanel, ShadowPanel, TiersPanel, VersionsPanel, WorkerPanel
 from serving.http.console.visitors import Visitors
 from serving.security.authenticator import Authenticator
@@ -73,6 +78,10 @@ def mount_console(
     ui.page("/endpoints/{name}", title="Baton", reconnect_timeout=KEPT_S)(console.endpoint)
     app.include_router(login_routes(console.visitors))
     nicegui_app.add_middleware(Nonces)
+    # Its own error pages have state.
+    nicegui_app.add_exception_handler(404, _not_found)
+    nicegui_app.add_exception_handler(Exception, _broken)
+    nicegui_app.on_connect(console.gate.connected)
     # Its other transport uses POST requests, which need a CSRF value that NiceGUI does not know.
     nicegui_app.config.socket_io_js_transports = ["websocket"]
     # NiceGUI's storage is not used, so it gets no secret, sets no cookie and writes no file.
@@ -88,7 +97,7 @@ def mount_console(
         binding_refresh_interval=None,
     )
     guard_sockets(sessions.cookie, console.owner)
-    app.router.routes[-1] = _Only("/", app=nicegui_app)
+    app.router.routes[-1] = _Only("/", app=console.gate)
     inner = app.router.lifespan_context
 
     @asynccontextmanager
@@ -105,6 +114,7 @@ class _Console:
     def __init__(self, admin: Admin, config: Config, clock: Clock, visitors: Visitors) -> None:
         self._admin, self._config, self._clock, self.visitors = admin, config, clock, visitors
         self._reader = Reader(admin, clock)
+        self.gate = PageGate(nicegui_app, self._exists, clock)
         self._tabs: dict[str, Tab] = {}
         self._news = asyncio.Event()
 
@@ -166,6 +176,19 @@ class _Console:
         tab = self._tabs.get(client)
         return None if tab is None else tab.visitor.cookie
 
+    async def _exists(self, name: str) -> bool:
+        """Whether an endpoint exists. Raises: NotReady."""
+        reading = self._reader.reading
+        if reading is not None and name in reading.views:
+            return True
+        try:
+            await asyncio.to_thread(
+                self._admin.call, v.ENDPOINTS_GET, request_of(v.ENDPOINTS_GET, {"name": name}), READER
+            )
+        except (NotFound, InvalidInput):
+            return False
+        return True
+
     def _open(self, tab: Tab) -> Tab:
         client = tab.client
         self._tabs[client.id] = tab
@@ -190,6 +213,7 @@ class _Console:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), UPDATE_EVERY_S)
             self._news.clear()
+            self.gate.sweep()
             reader, now = self._reader, self._clock.wall_ms()
             general = alarms(reader.reading, reader.error, now, worker=self._config.worker is not None)
             tabs = list(self._tabs.values())
@@ -215,6 +239,16 @@ class _Console:
             self._close(tab.client.id)
             return
         tab.tell(reading, general, now)
+
+
+def _not_found(request: Request, error: Exception) -> Response:
+    return plain_page(404, "Not found", "There is no such page or file.")
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    return plain_page(
+        500, "Something went wrong", "The page could not be made; the log of the control process says why."
+    )
 
 
 def _theme(request: Request) -> Theme:

@@ -32,7 +32,7 @@ from serving.security.admitted import admitted
 from serving.security.authenticator import Authenticator, Credentials
 from serving.security.session import CSRF_HEADER, SessionRows, Sessions
 from serving.security.tokens import TokenStore
-from serving.security.web import MAX_BODY_BYTES
+from serving.security.web import MAX_BODY_BYTES, MAX_FORM_BYTES
 from serving.state.sessions import SqliteSessions
 
 
@@ -364,6 +364,52 @@ def test_connections_that_send_nothing_keep_nobody_out(tmp_path: Path) -> None:
         assert held[-1].recv(12) == b"HTTP/1.1 200", "the newest stay"
 
 
+def test_another_sites_page_asks_for_nothing_and_its_links_are_followed(door: Guarded) -> None:
+    for site in ("cross-site", "same-site"):
+        for mode, dest, code in (
+            ("no-cors", "image", 403),
+            ("cors", "empty", 403),
+            ("navigate", "iframe", 403),
+            ("navigate", "document", 200),
+        ):
+            headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": dest}
+            for path in ("/", "/api/v1/endpoints", "/metrics"):
+                assert door.call("GET", path, headers=headers).status_code == code, (path, headers)
+            assert door.call("GET", "/healthz", headers=headers).status_code == 200
+    assert door.call("GET", "/", headers={"sec-fetch-site": "same-origin"}).status_code == 200
+
+
+def test_a_stranger_may_send_no_more_than_a_form(door: Guarded) -> None:
+    door.token("ann", Role.VIEWER)
+    assert door.call("POST", "/login", content=b"x" * MAX_FORM_BYTES).status_code == 200
+    assert door.call("POST", "/login", content=b"x" * (MAX_FORM_BYTES + 1)).status_code == 413
+
+
+def test_requests_of_a_session_count_for_its_token(tmp_path: Path) -> None:
+    with guarded(tmp_path, limits={"admin": 0.01, "admin_burst": 3}) as door:
+        ann = door.token("ann", Role.VIEWER)
+        cookies = [door.sessions.begin(Credentials(f"Bearer {ann}")) for _ in range(2)]
+        sent = [{"cookie": f"{door.sessions.cookie}={cookie}"} for cookie in cookies]
+        codes = [door.call("GET", "/", headers=sent[number % 2]).status_code for number in range(5)]
+        assert codes == [200, 200, 200, 429, 429]
+        assert door.call("GET", "/_nicegui/x.js", headers=sent[0]).status_code == 200, (
+            "scripts of a page are not counted"
+        )
+        assert door.call("GET", "/healthz", headers=sent[0]).status_code == 200
+
+
+def test_a_byte_holds_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.http.port.HEAD_S", 0.3)
+    with guarded(tmp_path) as door:
+        whole = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+        for sent in (b"", b"G", whole + b"G", b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nx: "):
+            with socket.create_connection(("127.0.0.1", door.port), timeout=10) as held:
+                held.sendall(sent)
+                with contextlib.suppress(ConnectionResetError):
+                    while held.recv(4096):
+                        pass
+
+
 def test_every_answer_carries_the_headers(door: Guarded) -> None:
     page, api = door.call("GET", "/"), door.call("GET", "/api/v1/endpoints")
     door.token("ann", Role.VIEWER)
@@ -373,8 +419,7 @@ def test_every_answer_carries_the_headers(door: Guarded) -> None:
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["cross-origin-opener-policy"] == "same-origin"
         assert "strict-transport-security" not in answer.headers
-    assert "script-src 'self'" in page.headers["content-security-policy"]
-    assert "http" not in page.headers["content-security-policy"]
-    assert api.headers["content-security-policy"].startswith("default-src 'none'")
+    for answer in (page, api, door.call("GET", "/_nicegui/nothing"), door.call("GET", "/no/such/page")):
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'"), "pages set their own"
     assert api.headers["cache-control"] == "no-store"
     assert json.dumps(dict(api.headers)).count("evil") == 0

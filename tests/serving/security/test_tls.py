@@ -21,13 +21,16 @@ import pytest
 import trustme
 import uvloop
 from doors import METHODS, ROUTES
+from fastapi import FastAPI
 from installation import Installation, RunningLane, eventually, free_port
 from operated import MESSAGE_BYTES, Operated
 from typer.testing import CliRunner
 
+from pipeline.clock import SystemClock
 from protos import inference
 from serving.admin import VERBS
 from serving.cli.main import app
+from serving.config import Config
 from serving.config.principal import Role
 from serving.http.api import build_app
 from serving.http.port import http_server
@@ -323,6 +326,30 @@ def test_new_certificates_are_used_from_the_next_handshake_and_no_call_fails(tmp
             client.join(30)
         assert not failures
         assert all(answered[port] > 10 for port in PORTS)
+
+
+def test_connections_before_tls_give_way(tmp_path: Path) -> None:
+    paper = Paper(tmp_path / "paper")
+    config = Config.model_validate({"home": tmp_path, "listen": paper.listen() | {"limits": {"connections": 5}}})
+    listen, authenticator = config.listen, Authenticator(config, SystemClock())
+    sessions = Sessions(authenticator, SqliteSessions(config.sessions_db), SystemClock(), secure=True)
+    port = free_port()
+    server = http_server(FastAPI(), authenticator, sessions, listen, open_certificates(listen), port=port)
+    thread = threading.Thread(target=server.run, name="test-http", daemon=True)
+    thread.start()
+    eventually(lambda: server.started, "the HTTP port listens", 60)
+    context = ssl.create_default_context(cafile=paper.folder / "ca.pem")
+    with contextlib.ExitStack() as idle:
+        held = [idle.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(30)]
+        for one in held[::2]:
+            with contextlib.suppress(ConnectionError):
+                one.sendall(b"\x16\x03\x01")  # the begin of a handshake
+        answer = httpx.get(f"https://127.0.0.1:{port}/nothing", verify=context, trust_env=False, timeout=20)
+        assert answer.status_code == 404
+        with contextlib.suppress(ConnectionResetError):
+            assert held[0].recv(1) == b"", "the oldest has made room"
+    server.should_exit = True
+    thread.join(20)
 
 
 def test_a_root_that_was_taken_out_lets_nobody_in_any_more(tmp_path: Path) -> None:

@@ -64,3 +64,14 @@ def test_our_fault_tells_an_id_and_logs_the_rest(caplog: pytest.LogCaptureFixtur
     assert b"secret" not in failure.details
     assert "r42" in caplog.text
     assert "secret detail" in caplog.text
+
+
+def test_names_are_cut_and_what_to_change_is_kept() -> None:
+    failure = failure_of(errors.InvalidInput(f"no endpoint {'x' * 1_000_000!r}; make one", "n" * 100_000), "r")
+    assert failure.message == f"no endpoint '{'x' * 80}…'; make one"
+    words = failure_of(errors.NotFound("no version " + "ü b " * 10_000 + "; publish one"), "r")
+    assert words.message.startswith("no version ü b ")
+    assert words.message.endswith("; publish one")
+    assert failure_of(errors.NotFound("no endpoint a\x1b[2J\x9b"), "r").message == "no endpoint a\\x1b[2J\\x9b"
+    for cut in (failure, words):
+        assert len(cut.details) < 4096, "it fits into the metadata that clients take"
