@@ -124,9 +124,13 @@ class WebGuard:
                 return
             if principal is not None:
                 scope.get("extensions", {}).get(ADMITTED, _nothing)()
+            if not await self._ended(headers):
+                answer.ended = lambda: self._ended(headers)
             token = admitted.set(principal)
             try:
                 await self._app(scope, receive, answer.send)
+            except _Ended:
+                pass
             except _TooLarge as error:
                 if not answer.started:
                     await answer.refuse(413, "InvalidInput", str(error))
@@ -191,6 +195,16 @@ class WebGuard:
                 raise
             return None
 
+    async def _ended(self, headers: dict[str, list[str]]) -> bool:
+        """Whether a request has no session, or none any more; a stream that it opened outlives it otherwise."""
+        cookie = _cookie(headers, self._sessions.cookie)
+        if not cookie or headers.get("authorization") or self._authenticator.open:
+            return True
+        try:
+            return await self._session(cookie, needed=True) is None
+        except NotReady:
+            return True
+
     def _is_open(self, scope: Scope) -> bool:
         path, reads = scope["path"], scope["type"] == "http" and scope["method"] in SAFE
         return any(reads and path.startswith(name) if name.endswith("/") else path == name for name in self._open)
@@ -237,6 +251,10 @@ class _TooLarge(Exception):
         self.most = most
 
 
+class _Ended(Exception):
+    """The session of a request ended while the answer was sent."""
+
+
 class _Answer:
     """Response: the application's answer with the security headers, or a refusal."""
 
@@ -246,6 +264,8 @@ class _Answer:
         self._headers = headers
         self.too_large: _TooLarge | None = None
         self.started = False
+        self.ended: Callable[[], Awaitable[bool]] | None = None
+        """Asked before each part of a stream; None: nothing ends it."""
 
     async def send(self, message: Message) -> None:
         """Send a message of the application."""
@@ -256,6 +276,11 @@ class _Answer:
             given = {name.lower() for name, _ in message.get("headers", ())}
             extra = [(name, value) for name, value in self._headers if name not in given]
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            if b"content-length" in given:
+                self.ended = None  # it has an end, and must come to it
+        if message["type"] == "http.response.body" and message.get("more_body") and self.ended and await self.ended():
+            await self._send({"type": "http.response.body", "body": b""})
+            raise _Ended
         await self._send(message)
 
     async def refuse(self, code: int, kind: str, message: str, *headers: tuple[str, str]) -> None:

@@ -212,6 +212,24 @@ def test_a_revoked_token_sees_no_more(night: Night, opened: Open) -> None:
     page.wait_for_url(re.compile("/login"))
 
 
+def test_a_sign_out_ends_every_page_of_the_session_and_outlives_a_restart(night: Night, opened: Open) -> None:
+    scene, tokens = night
+    page = opened()
+    sign_in(page, scene.url, tokens[VIEWER])
+    other = page.context.new_page()
+    other.goto(scene.url + "/endpoints/ranker")
+    settled(other)
+    cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
+    assert httpx.get(scene.url + "/api/v1/endpoints", cookies=cookies).status_code == 200
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(re.compile("/login"))
+    other.wait_for_url(re.compile("/login"))
+    assert httpx.get(scene.url + "/api/v1/endpoints", cookies=cookies).status_code == 401
+    scene.stop_control()
+    scene.start_control()
+    assert httpx.get(scene.url + "/api/v1/endpoints", cookies=cookies).status_code == 401
+
+
 def test_a_lost_server_is_shown_and_comes_back_by_itself(night: Night, opened: Open, screenshots: Path) -> None:
     scene, tokens = night
     page = opened()

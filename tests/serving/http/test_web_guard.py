@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from installation import eventually, free_port
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.exceptions import InvalidStatus
@@ -82,13 +83,25 @@ class Guarded:
         return answer
 
 
+async def _stream(request: Request) -> StreamingResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    return StreamingResponse(parts())
+
+
 @contextlib.contextmanager
 def guarded(home: Path, rows: SessionRows | None = None, **listen: Any) -> Iterator[Guarded]:
     config = Config.model_validate({"home": home, "listen": listen})
     clock = SystemClock()
     authenticator = Authenticator(config, clock)
     sessions = Sessions(authenticator, rows or SqliteSessions(config.sessions_db), clock, secure=False)
-    routes = [Route(path, _answer, methods=["GET", "POST", "PUT", "DELETE"]) for path in PATHS]
+    routes = [
+        Route("/metrics/stream", _stream),
+        *(Route(path, _answer, methods=["GET", "POST", "PUT", "DELETE"]) for path in PATHS),
+    ]
     app = Starlette(routes=[*routes, WebSocketRoute("/ws", _socket)])
     port = free_port()
     server = http_server(app, authenticator, sessions, config.listen, port=port)
@@ -221,6 +234,15 @@ def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) 
     door.tokens.revoke("ann")
     door.token("bob", Role.VIEWER)
     assert door.call("GET", "/api/v1/endpoints", headers=again).status_code == 401
+
+
+def test_a_stream_ends_with_its_session(door: Guarded) -> None:
+    cookie = door.sessions.begin(Credentials(f"Bearer {door.token('ann', Role.OPERATOR)}"))
+    with door.http.stream("GET", "/metrics/stream", headers={"cookie": f"{door.sessions.cookie}={cookie}"}) as answer:
+        parts = answer.iter_raw()
+        assert next(parts) == b"x"
+        door.sessions.end(cookie)
+        assert len(b"".join(parts)) < 1000  # those on their way, then the end
 
 
 class _Away:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from clocks import MillisecondClock
-from installation import write_status
+from installation import free_port, write_status
 from redis_process import RedisProcess
 from traffic_samples import IDS, WINDOW_MS, sample
 
@@ -23,12 +26,14 @@ from pipeline.errors import Conflict, InvalidInput, LogFull, NotFound, NotReady,
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome
 from pipeline.traffic.redis.log import RedisTrafficLog
+from serving.config.principal import Role
 from serving.lane.kill_watch import KillWatch
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Advance, apply, begin
 from serving.rollout.store import ControlStore, LeadLost, StoredRollout, Who
 from serving.runtime.status import read
+from serving.security.tokens import TokenStore
 from serving.state.kill import KillSwitch
 from serving.state.leader import FileLead
 from serving.state.redis.control_store import RedisControlStore
@@ -371,14 +376,16 @@ def test_machines_share_one_secret(tmp_path: Path, server: RedisProcess) -> None
         agree_on_secret(server.address, tmp_path / "d.key")
 
 
-def test_another_control_process_takes_over(tmp_path: Path, server: RedisProcess) -> None:
-    children = {}
+def test_another_control_process_takes_over_and_a_sign_out_counts_at_both(tmp_path: Path, server: RedisProcess) -> None:
+    children, ports = {}, {name: free_port() for name in ("a", "b")}
+    _, token = TokenStore(tmp_path / "tokens.json").create("ann", Role.OPERATOR, 1)
     for name in ("a", "b"):
         home = tmp_path / name
-        home.mkdir()
+        home.mkdir(mode=0o700)
+        shutil.copy(tmp_path / "tokens.json", home)  # of the installation, as its operator hands it out
         config = {
             "home": str(home),
-            "listen": {"grpc_port": 0, "http_port": 0, "admin_port": 0},
+            "listen": {"grpc_port": 0, "http_port": ports[name], "admin_port": 0},
             "state": {"url": server.address.url, "node": name, "lease": "1s"},
             "traffic": {"url": server.address.url + "?db=1"},
         }
@@ -401,6 +408,33 @@ def test_another_control_process_takes_over(tmp_path: Path, server: RedisProcess
     try:
         until(lambda: len(leaders()) == 1 and f"control@{leaders()[0]}" in read(other(leaders()[0]), 0).controls)
         first = leaders()[0]
+        with httpx.Client(trust_env=False) as http:
+
+            def who(name: str, cookie: str) -> int:
+                http.cookies.clear()
+                return http.get(
+                    f"http://127.0.0.1:{ports[name]}/api/v1/endpoints", headers={"cookie": cookie}
+                ).status_code
+
+            def signed_in(name: str, cookie: str = "") -> str:
+                http.cookies.clear()
+                sent = {"cookie": cookie} if cookie else {}
+                answer = http.post(f"http://127.0.0.1:{ports[name]}/login", data={"token": token}, headers=sent)
+                return answer.headers["set-cookie"].partition(";")[0]
+
+            def answers(name: str) -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return http.get(f"http://127.0.0.1:{ports[name]}/healthz").status_code == 200
+                return False
+
+            until(lambda: all(map(answers, ports)))
+            cookie = signed_in("a")
+            assert [who(name, cookie) for name in ports] == [200, 200]
+            assert cookie.partition("=")[2].encode() not in b"".join(map(server.client().dump, server.client().keys()))
+            another = signed_in("a", cookie)  # which ends the one before
+            assert who("a", cookie) == 401
+            until(lambda: who("b", cookie) == 401, 2.0)
+            assert [who(name, another) for name in ports] == [200, 200]
         os.kill(children[first].pid, signal.SIGSTOP)  # it does not know what it misses
         second = "b" if first == "a" else "a"
         until(lambda: second in leaders())
