@@ -119,7 +119,10 @@ class PageGate:
                     return plain_page(404, "Not found", f"There is no endpoint {visible(name, NAME_LETTERS)!r}.")
             except NotReady as error:
                 return plain_page(503, "Not ready", str(error))
-        if not visitor.operator and all(_weight(page) > 0 for page in self._too_many(visitor)):
+        # A visitor's own pages give way to its next one, those that others look at only to an operator's.
+        rivals = self._too_many(visitor)
+        others = any(_owner(page).key != visitor.key for page in rivals)
+        if others and not visitor.operator and all(page.has_socket_connection for page in rivals):
             return plain_page(429, "Too many pages", "Too many pages are open. Close some, or try again.")
         return None
 
