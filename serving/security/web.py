@@ -124,8 +124,8 @@ class WebGuard:
                 return
             if principal is not None:
                 scope.get("extensions", {}).get(ADMITTED, _nothing)()
-            if not await self._ended(headers):
-                answer.ended = lambda: self._ended(headers)
+            if principal is not None:
+                answer.ended = lambda: self._ended(scope, headers)
             token = admitted.set(principal)
             try:
                 await self._app(scope, receive, answer.send)
@@ -169,13 +169,8 @@ class WebGuard:
         return address.is_loopback or not self._listen.loopback
 
     async def _admit(self, scope: Scope, headers: dict[str, list[str]], *, brake: bool) -> Principal | None:
-        authorization = ", ".join(headers.get("authorization", []))
-        client = scope.get("client")
-        caller = Credentials(
-            authorization, client[0] if client else "", scope.get("extensions", {}).get("baton.names", ())
-        )
-        cookie = _cookie(headers, self._sessions.cookie)
-        if cookie and not authorization and not self._authenticator.open:
+        caller, cookie = _credentials(scope, headers), _cookie(headers, self._sessions.cookie)
+        if cookie and not caller.authorization and not self._authenticator.open:
             session = await self._session(cookie, needed=not (caller.certificate or self._is_open(scope)))
             if session is not None:
                 if scope["path"] != LOGIN:  # it begins another session, so there is none to forge a request in
@@ -195,14 +190,16 @@ class WebGuard:
                 raise
             return None
 
-    async def _ended(self, headers: dict[str, list[str]]) -> bool:
-        """Whether a request has no session, or none any more; a stream that it opened outlives it otherwise."""
-        cookie = _cookie(headers, self._sessions.cookie)
-        if not cookie or headers.get("authorization") or self._authenticator.open:
-            return True
+    async def _ended(self, scope: Scope, headers: dict[str, list[str]]) -> bool:
+        """Whether who asked has no access any more: signed out, revoked, expired. A stream outlives its admission otherwise."""
+        if self._authenticator.open:
+            return False
+        caller, cookie = _credentials(scope, headers), _cookie(headers, self._sessions.cookie)
         try:
-            return await self._session(cookie, needed=True) is None
-        except NotReady:
+            if cookie and not caller.authorization and await self._session(cookie, needed=not caller.certificate):
+                return False
+            return self._authenticator.identify(caller) is None
+        except BatonError:
             return True
 
     def _is_open(self, scope: Scope) -> bool:
@@ -252,7 +249,7 @@ class _TooLarge(Exception):
 
 
 class _Ended(Exception):
-    """The session of a request ended while the answer was sent."""
+    """Who asked lost access while the answer was sent."""
 
 
 class _Answer:
@@ -299,6 +296,16 @@ class _Answer:
         own = [(name.encode(), value.encode()) for name, value in (*headers, ("content-length", str(len(body))))]
         await self._send({"type": "http.response.start", "status": code, "headers": [*own, *self._headers]})
         await self._send({"type": "http.response.body", "body": body})
+
+
+def _credentials(scope: Scope, headers: dict[str, list[str]]) -> Credentials:
+    """Credentials of a request beside its cookie."""
+    client = scope.get("client")
+    return Credentials(
+        ", ".join(headers.get("authorization", [])),
+        client[0] if client else "",
+        scope.get("extensions", {}).get("baton.names", ()),
+    )
 
 
 def _limited(headers: dict[str, list[str]], receive: Receive, answer: _Answer, most: int) -> Receive:

@@ -236,12 +236,24 @@ def test_a_session_stands_for_its_token_and_needs_its_csrf_value(door: Guarded) 
     assert door.call("GET", "/api/v1/endpoints", headers=again).status_code == 401
 
 
-def test_a_stream_ends_with_its_session(door: Guarded) -> None:
-    cookie = door.sessions.begin(Credentials(f"Bearer {door.token('ann', Role.OPERATOR)}"))
-    with door.http.stream("GET", "/metrics/stream", headers={"cookie": f"{door.sessions.cookie}={cookie}"}) as answer:
+@pytest.mark.parametrize("by", ["session", "token", "nothing"])
+def test_a_stream_ends_with_what_opened_it(door: Guarded, by: str) -> None:
+    headers: dict[str, str] = {}
+    if by != "nothing":
+        token = door.token("ann", Role.OPERATOR)
+        headers = {"authorization": f"Bearer {token}"}
+    if by == "session":
+        cookie = door.sessions.begin(Credentials(headers.pop("authorization")))
+        headers = {"cookie": f"{door.sessions.cookie}={cookie}"}
+    with door.http.stream("GET", "/metrics/stream", headers=headers) as answer:
         parts = answer.iter_raw()
         assert next(parts) == b"x"
-        door.sessions.end(cookie)
+        if by == "session":
+            door.sessions.end(cookie)
+        elif by == "token":
+            door.tokens.revoke("ann")
+        else:
+            door.token("ann", Role.OPERATOR)  # from now on everyone needs one
         assert len(b"".join(parts)) < 1000  # those on their way, then the end
 
 
