@@ -9,7 +9,7 @@ import psutil
 
 __all__ = ["MOST_GROWTH", "REQUESTS", "resident"]
 
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "10000"))
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "5000"))
 """Requests of one long test; `make fuzz` sends 100,000."""
 MOST_GROWTH = 48 << 20
 """Bytes: caches and pools fill once; a leak of a request's size in each call would be several times that."""
