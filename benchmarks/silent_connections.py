@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -31,11 +30,13 @@ import httpx
 import psutil
 import trustme
 import yaml
+from typer.testing import CliRunner
 
 from benchmarks.server import SERVE, free_port
 from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.schema import FieldSpec, Schema
+from serving.cli.main import app
 from serving.config.principal import Role
 from serving.security.tokens import TokenStore
 from transfer.bundles.publish import save
@@ -47,6 +48,7 @@ PORTS = ("grpc_port", "http_port", "admin_port")
 WITHIN_S = 2.0
 START_LIMIT_S = 120.0
 SETTLE_S = 1.0
+KILL = ("endpoint", "kill", "ranker", "--reason", "bench", "--home")
 HELLO = bytes.fromhex("1603010200010001fc0303")
 """Begin of a TLS ClientHello."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(4) + b"\x04" + bytes(4)
@@ -62,8 +64,8 @@ class Row:
         held: connections that are still open at its end.
         descriptors: most of one process, and the limit.
         healthz_s, rest_s: seconds; infinite: not answered.
-        machine_s: seconds of `baton endpoint kill --home`, beyond those of `start_s`.
-        start_s: seconds of `baton endpoint kill --help`: what this machine takes to start the command at all.
+        machine_s: seconds of `baton endpoint kill --home` once its modules are imported.
+        command_s: seconds of the whole command, most of which a busy machine takes to start any.
     """
 
     tls: bool
@@ -74,7 +76,7 @@ class Row:
     healthz_s: float
     rest_s: float
     machine_s: float
-    start_s: float
+    command_s: float
 
     @property
     def good(self) -> bool:
@@ -82,8 +84,8 @@ class Row:
         return max(self.healthz_s, self.rest_s, self.machine_s) <= WITHIN_S and self.descriptors < self.limit
 
 
-def measure(connections: int, limit: int, *, tls: bool, stands: Sequence[tuple[str, ...]] = ()) -> list[Row]:
-    """Rows of every stand: each port, then all at once.
+def measure(connections: int, limit: int, *, tls: bool, stands: Sequence[tuple[str, ...]] = ()) -> Iterator[Row]:
+    """Rows of every stand, each as soon as it is over: each port, then all at once.
 
     Args:
         connections: to each port.
@@ -91,7 +93,8 @@ def measure(connections: int, limit: int, *, tls: bool, stands: Sequence[tuple[s
     """
     _raise_own(len(PORTS) * connections + 500)
     with tempfile.TemporaryDirectory() as folder, _serving(Path(folder), limit, tls=tls) as place:
-        return [place.stand(ports, connections) for ports in stands or [*((name,) for name in PORTS), PORTS]]
+        for ports in stands or [*((name,) for name in PORTS), PORTS]:
+            yield place.stand(ports, connections)
 
 
 class _Place:
@@ -160,13 +163,12 @@ class _Place:
             time.sleep(SETTLE_S)
             healthz_s = max(self.call("GET", "/healthz") for _ in range(5))
             rest_s = self.call("POST", "/api/v1/endpoints/ranker/kill", {"reason": "bench"})
-            start_s = self._run_here("--help")
-            machine_s = max(0.0, self._run_here("ranker", "--reason", "bench", "--home", str(self.home)) - start_s)
+            machine_s, command_s = self._kill_here(), self._run_kill()
             still = sum(_open(one) for one in silent)
         ended.set()
         watching.join()
         self.call("POST", "/api/v1/endpoints/ranker/release", {"reason": "bench"})
-        return Row(self.tls, ports, still, most[0], self.limit, healthz_s, rest_s, machine_s, start_s)
+        return Row(self.tls, ports, still, most[0], self.limit, healthz_s, rest_s, machine_s, command_s)
 
     def descriptors(self) -> list[int]:
         """Open descriptors of every process that serves."""
@@ -204,10 +206,14 @@ class _Place:
                         made.sendall(b"G")
             yield made
 
-    def _run_here(self, *words: str) -> float:
-        """Seconds that `baton endpoint kill` takes; infinite if it fails."""
+    def _kill_here(self) -> float:
         began = time.monotonic()
-        argv = [sys.executable, "-c", "from serving.cli.main import app; app()", "endpoint", "kill", *words]
+        done = CliRunner().invoke(app, [*KILL, str(self.home)])
+        return time.monotonic() - began if done.exit_code == 0 else float("inf")
+
+    def _run_kill(self) -> float:
+        began = time.monotonic()
+        argv = [sys.executable, "-c", "from serving.cli.main import app; app()", *KILL, str(self.home)]
         done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
         return time.monotonic() - began if done.returncode == 0 else float("inf")
 
@@ -229,6 +235,8 @@ def _serving(folder: Path, limit: int, *, tls: bool) -> Iterator[_Place]:
             if serving.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"baton serve does not get ready:\n{(folder / 'serve.log').read_text()[-2000:]}")
             time.sleep(0.2)
+        place._kill_here()  # imports what it needs
+        place.call("POST", "/api/v1/endpoints/ranker/release", {"reason": "bench"})
         yield place
     finally:
         if serving.poll() is None:
@@ -257,22 +265,23 @@ def _main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--connections", type=int, default=1500, help="to each port")
     words.add_argument("--limit", type=int, default=1024, help="descriptors of a process")
-    words.add_argument("--json", action="store_true", help="print rows as JSON")
     given = words.parse_args()
-    rows = [row for tls in (False, True) for row in measure(given.connections, given.limit, tls=tls)]
-    if given.json:
-        print(json.dumps([{**row.__dict__, "good": row.good} for row in rows]))
-    else:
-        print(
-            f"{'TLS':4} {'port':34} {'held':>6} {'files':>6} {'limit':>6} {'healthz':>8} {'REST':>8} {'machine':>8} {'start':>8}"
-        )
-        for row in rows:
-            times = " ".join(f"{seconds:7.2f}s" for seconds in (row.healthz_s, row.rest_s, row.machine_s, row.start_s))
+    print(
+        f"{'TLS':4} {'port':34} {'held':>6} {'files':>6} {'limit':>6} {'healthz':>8} {'REST':>8} {'machine':>8} {'command':>8}"
+    )
+    good = True
+    for tls in (False, True):
+        for row in measure(given.connections, given.limit, tls=tls):
+            times = " ".join(
+                f"{seconds:7.2f}s" for seconds in (row.healthz_s, row.rest_s, row.machine_s, row.command_s)
+            )
             print(
                 f"{'yes' if row.tls else 'no':4} {' '.join(row.ports):34} {row.held:6} {row.descriptors:6} {row.limit:6} "
-                f"{times}{'' if row.good else '  MISS'}"
+                f"{times}{'' if row.good else '  MISS'}",
+                flush=True,
             )
-    return 0 if all(row.good for row in rows) else 1
+            good &= row.good
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
