@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -29,6 +30,13 @@ _SECRETS = (
     (re.compile(r"\b(bearer\s+)(?!baton_)[^\s\"',]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"(://[^/\s:@]*:)[^@/\s]+@"), r"\1***@"),
 )
+
+OURS = ("serving", "pipeline", "transfer", "protos")
+"""Packages whose entries are all written."""
+PLACE_ENTRIES = 20
+PLACE_ENTRIES_PER_S = 0.1
+"""Entries of one line of a library's code: so many, and then so often. Strangers can cause some: a header of a call that is no
+text is an entry with a stack trace."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +85,29 @@ class JsonLines(logging.Formatter):
         return json_safe(json.dumps(entry, default=str, ensure_ascii=False))
 
 
+class _LibraryLimit(logging.Filter):
+    """Filter that bounds what libraries write; the next entry of the same place tells how many were left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._places: dict[tuple[str, int], tuple[float, float, int]] = {}
+        """Entries that are left, since when, and how many were left out."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] in OURS:
+            return True
+        place, now_s = (record.pathname, record.lineno), time.monotonic()
+        with self._lock:
+            left, since_s, out = self._places.get(place, (PLACE_ENTRIES, now_s, 0))
+            left = min(PLACE_ENTRIES, left + (now_s - since_s) * PLACE_ENTRIES_PER_S)
+            written = left >= 1
+            self._places[place] = (left - 1, now_s, 0) if written else (left, now_s, out + 1)
+        if written and out:
+            record.msg, record.args = f"{record.getMessage()} ({out} like this were left out)", None
+        return written
+
+
 def write_logs(
     process: str, level: str = "info", form: Literal["text", "json"] = "text", stream: TextIO | None = None
 ) -> None:
@@ -89,6 +120,7 @@ def write_logs(
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(process) if form == "json" else TextLines(process))
+    handler.addFilter(_LibraryLimit())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     sys.excepthook = _died

@@ -84,7 +84,8 @@ def mount_console(
     nicegui_app.on_connect(console.gate.connected)
     # Its other transport uses POST requests, which need a CSRF value that NiceGUI does not know.
     nicegui_app.config.socket_io_js_transports = ["websocket"]
-    # NiceGUI's storage is not used, so it gets no secret, sets no cookie and writes no file.
+    # NiceGUI's storage is not used, so it gets no secret, sets no cookie, writes no file and keeps nothing for its tabs.
+    nicegui_app.storage.max_tab_storage_age = KEPT_S
     ui.run_with(
         app,
         title="Baton",
@@ -96,7 +97,7 @@ def mount_console(
         reconnect_timeout=CONNECTION_TIMEOUT_S,
         binding_refresh_interval=None,
     )
-    guard_sockets(sessions.cookie, console.owner)
+    guard_sockets(sessions.cookie, console.owner, clock)
     app.router.routes[-1] = _Only("/", app=console.gate)
     inner = app.router.lifespan_context
 

@@ -7,6 +7,7 @@ What is refused gets a small page without state and without scripts.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pipeline.errors import NotReady
 from serving.config.principal import Role
 from serving.http.console.nonces import PAGES
 from serving.http.console.shell import STYLE
-from serving.http.console.sockets import end_sockets
+from serving.http.console.sockets import end_sockets, of_a_page
 from serving.runtime.visible import visible
 from serving.security.admitted import admitted
 from serving.security.headers import POLICY_HEADER, page_policy
@@ -34,6 +35,8 @@ __all__ = ["PageGate", "plain_page"]
 FILES = f"/_nicegui/{__version__}/"
 """Path of NiceGUI's scripts and styles."""
 SOCKETS = "/_nicegui_ws/"
+UPLOADS = re.compile(r"/_nicegui/client/([0-9a-f-]{36})/upload/[0-9]{1,9}")
+"""Paths that a page sends files to; the group is its name."""
 VISITOR = "baton.visitor"
 """Key of a request's scope with its visitor."""
 MAX_PAGES = 64
@@ -76,11 +79,11 @@ class PageGate:
         path = scope["path"]
         if scope["type"] == "websocket":
             if path.startswith(SOCKETS):
-                await self._app(scope, receive, send)
+                await self._app(scope, of_a_page(receive, operator=_visitor(scope).operator), send)
             else:
                 await send({"type": "websocket.close", "code": 1008, "reason": "there is no such socket"})
             return
-        if not path.startswith(FILES):
+        if not path.startswith(FILES) and not _sends_file(scope, path):
             refused = await self._refused(scope, path)
             if refused is not None:
                 await refused(scope, receive, send)
@@ -155,6 +158,13 @@ def _visitor(scope: Scope) -> _Visitor:
     if principal is None:
         return _Visitor(address, operator=False)
     return _Visitor(f"{principal.role} {principal.name} {address}", operator=principal.role is Role.OPERATOR)
+
+
+def _sends_file(scope: Scope, path: str) -> bool:
+    """Whether an operator's page of this visitor sends a file."""
+    found, visitor = UPLOADS.fullmatch(path), _visitor(scope)
+    page = None if found is None else Client.instances.get(found[1])
+    return page is not None and scope["method"] == "POST" and visitor.operator and _owner(page).key == visitor.key
 
 
 def _owner(page: Client) -> _Visitor:

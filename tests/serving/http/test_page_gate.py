@@ -120,3 +120,19 @@ def test_pages_that_no_browser_shows_are_dropped(made: Gate, monkeypatch: pytest
     monkeypatch.setattr("time.time", lambda: first.created + 1.5 + LOADING_S)
     made.gate.sweep()
     assert list(Page.instances.values()) == [shown, young]
+
+
+def test_a_page_of_an_operator_sends_files(made: Gate) -> None:
+    name = "1dcbb088-88d4-48ee-8bef-e6b70e701199"
+    made.ask("/", "ann", Role.OPERATOR)
+    (page,) = Page.instances.values()
+    Page.instances[name] = page
+    path = f"/_nicegui/client/{name}/upload/7"
+    for who, role, method, code in (
+        ("ann", Role.OPERATOR, "POST", 200),
+        ("ann", Role.OPERATOR, "GET", 404),
+        ("bob", Role.OPERATOR, "POST", 404),
+        ("ann", Role.VIEWER, "POST", 404),
+    ):
+        assert made.ask(path, who, role, method)[0] == code, (who, role, method)
+    assert made.ask(f"/_nicegui/client/{name[::-1]}/upload/7", "ann", Role.OPERATOR, "POST")[0] == 404

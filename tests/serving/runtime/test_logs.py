@@ -102,3 +102,28 @@ def test_warnings_and_dying_threads_are_entries_too(writing: Any) -> None:
     assert "old fashioned" in warned["message"]
     assert (died["level"], died["message"]) == ("critical", "thread label-join ends by an exception")
     assert "RuntimeError: gone" in died["exception"]
+
+
+def test_what_strangers_have_libraries_write_is_bounded(writing: Callable[[Literal["text", "json"]], Written]) -> None:
+    written = writing("json")
+    for number in range(1000):
+        logging.getLogger("grpc._cython.cygrpc").error("Invalid encoding on %s", number)
+    logging.getLogger("asyncio").error("another place")
+    for number in range(100):
+        logging.getLogger("serving.control.loops").error("one of ours %s", number)
+    lines = [entry["logger"].partition(".")[0] for entry in entries(written)]
+    assert {name: lines.count(name) for name in set(lines)} == {"grpc": 20, "asyncio": 1, "serving": 100}
+
+
+def test_the_log_says_how_much_was_left_out(
+    writing: Callable[[Literal["text", "json"]], Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, now = writing("json"), [1000.0]
+    monkeypatch.setattr("serving.runtime.logs.time.monotonic", lambda: now[0])
+    for late in (0.0, 20.0):
+        now[0] += late
+        for _ in range(50):
+            logging.getLogger("engineio.server").error("cannot be read")
+    messages = [entry["message"] for entry in entries(written)]
+    assert len(messages) == 22
+    assert messages[20] == "cannot be read (30 like this were left out)"
