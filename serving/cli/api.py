@@ -24,6 +24,8 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 CLEAR_TOKEN = "BATON_CLEAR_TOKEN"
 """Environment variable that lets a token go to another machine without TLS."""
 PAGE_ENTRIES = 1000
+MAX_ANSWER_BYTES = 64 << 20
+"""Most bytes of an answer; a page of entries has a few MiB."""
 
 
 def user() -> str:
@@ -155,12 +157,16 @@ class AdminClient:
         try:
             with self._http.stream("GET", f"/api/v1{path}", params=_given(query), timeout=httpx.Timeout(10, read=None)) as answer:  # fmt: skip
                 if not answer.is_success:
-                    answer.read()
-                    raise BatonError(_message(answer))
+                    raise BatonError(_message(answer, self._whole(answer)))
                 for line in answer.iter_lines():
-                    entry = json.loads(line)
+                    try:
+                        entry = json.loads(line, object_hook=self._object)
+                    except (ValueError, RecursionError):
+                        raise self._stranger("is not JSON") from None
+                    if not isinstance(entry, dict):
+                        raise self._stranger("is no object")
                     if "error" in entry:
-                        raise BatonError(entry["error"]["message"])
+                        raise BatonError(str(entry["error"]["message"]))
                     yield entry
         except httpx.HTTPError as error:
             raise self._away(error) from None
@@ -174,15 +180,35 @@ class AdminClient:
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:
-            response = self._http.request(method, f"/api/v1{path}", **arguments)
+            with self._http.stream(method, f"/api/v1{path}", **arguments) as response:
+                body = self._whole(response)
         except httpx.HTTPError as error:
             raise self._away(error) from None
         if not response.is_success:
-            raise BatonError(_message(response))
+            raise BatonError(_message(response, body))
         try:
-            return response.json()
-        except ValueError:
-            raise BatonError(f"what answers at {self._server} is no control process: its answer is not JSON") from None
+            found = json.loads(body, object_hook=self._object)
+        except (ValueError, RecursionError):
+            raise self._stranger("is not JSON") from None
+        if not isinstance(found, dict):
+            raise self._stranger("is no object")
+        return found
+
+    def _whole(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        for part in response.iter_bytes():
+            body += part
+            if len(body) > MAX_ANSWER_BYTES:
+                raise self._stranger(f"has more than {MAX_ANSWER_BYTES} bytes")
+        return bytes(body)
+
+    def _object(self, fields: dict[str, Any]) -> _Object:
+        found = _Object(fields)
+        found.server = self._server
+        return found
+
+    def _stranger(self, why: str) -> BatonError:
+        return BatonError(f"what answers at {self._server} is no control process of this version: its answer {why}")
 
     def _away(self, error: httpx.HTTPError) -> NotReady:
         return NotReady(
@@ -195,13 +221,24 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _message(response: httpx.Response) -> str:
+class _Object(dict[str, Any]):
+    """An object of an answer. One without a field that a command shows came from another version, or from a stranger."""
+
+    server = ""
+
+    def __missing__(self, name: str) -> Any:
+        raise BatonError(
+            f"what answers at {self.server} is no control process of this version: its answer has no {name!r}"
+        )
+
+
+def _message(response: httpx.Response, body: bytes) -> str:
     if response.is_redirect:
         return (
             f"{response.url.copy_with(path='/', query=None)} leads to {response.headers['location']}, which is not followed; "
             "name that server with --server if it is yours"
         )
     try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{response.status_code} {response.reason_phrase}"
