@@ -28,7 +28,7 @@ from serving.admin.watch import Watchers
 from serving.config.principal import Principal, PrincipalSource
 from serving.services.rpc import HANDSHAKE_MS, Call, Method, Shell, hard_limit, parse, serve
 
-__all__ = ["SERVICES", "AdminServer", "AdminServices", "brake_methods", "verb_of"]
+__all__ = ["CONNECTION_CALLS", "SERVICES", "AdminServer", "AdminServices", "brake_methods", "verb_of"]
 
 SERVICES: dict[str, Any] = {service.full_name: service for service in pb.DESCRIPTOR.services_by_name.values()}
 """Descriptors by full name."""

@@ -287,6 +287,9 @@ async def _abort(context: Any, call: Call, error: BaseException) -> None:
     if not isinstance(error, Exception):
         return
     failure = failure_of(error, call.request_id, trace_id_of(call.traceparent))
+    # What led to it holds frames of this call, some through objects that the collector cannot see into (pydantic's): kept
+    # by the context of the call, they would hold each other, and the call a stream of its connection, for good.
+    error.__cause__ = error.__context__ = None
     context.set_trailing_metadata(failure.metadata)
     await context.abort(failure.code, failure.message)
 
