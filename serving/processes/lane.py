@@ -46,7 +46,7 @@ from serving.services.access import Access
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
 from serving.services.ranking import RankingService
-from serving.services.rpc import HANDSHAKE_MS, Shell, hard_limit
+from serving.services.rpc import CONNECTION_OPTIONS, Shell, hard_limit
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.triton import TritonNames
 from serving.tiers.hierarchy import embedding_status, publish_lookups, publish_tiers, publish_unknown_ids
@@ -267,9 +267,8 @@ class Lane:
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.max_concurrent_streams", listen.limits.streams),
-                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+                *CONNECTION_OPTIONS,
                 ("grpc.max_allowed_incoming_connections", connections_within(listen.limits.lane_connections)),
                 ("grpc.max_metadata_size", METADATA_BYTES),
                 *_ages(listen),

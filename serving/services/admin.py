@@ -26,7 +26,7 @@ from serving.admin.door import request_of
 from serving.admin.verbs import BRAKES
 from serving.admin.watch import Watchers
 from serving.config.principal import Principal, PrincipalSource
-from serving.services.rpc import HANDSHAKE_MS, Call, Method, Shell, hard_limit, parse, serve
+from serving.services.rpc import CONNECTION_OPTIONS, Call, Method, Shell, hard_limit, parse, serve
 
 __all__ = ["CONNECTION_CALLS", "SERVICES", "AdminServer", "AdminServices", "brake_methods", "verb_of"]
 
@@ -166,7 +166,7 @@ class AdminServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", self._limit),
                 ("grpc.max_send_message_length", self._limit),
-                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+                *CONNECTION_OPTIONS,
                 ("grpc.max_allowed_incoming_connections", self._connections),
                 ("grpc.max_connection_idle_ms", IDLE_MS),
                 ("grpc.max_concurrent_streams", CONNECTION_CALLS),

@@ -27,7 +27,7 @@ from serving.security.interceptor import caller_of
 from serving.telemetry.tracing import CallSpan, Tracing, trace_id_of
 from serving.wire.errors import Failure, failure_of
 
-__all__ = ["HANDSHAKE_MS", "NO_DEADLINE_S", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
+__all__ = ["CONNECTION_OPTIONS", "NO_DEADLINE_S", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
 
 NO_DEADLINE_S = 1e9
 TIMINGS_KEY = "x-baton-timings"
@@ -35,6 +35,13 @@ TRACE_KEY = "x-baton-trace"
 RETRY_STEP_S = 0.01
 HANDSHAKE_MS = 10_000
 """Time in which a new connection has begun to speak HTTP/2; one that says nothing holds a descriptor."""
+CONNECTION_OPTIONS = (
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+    # With strikes grpc writes a farewell for every ping too many and keeps them all for a client that does not read: 800 MB
+    # in five seconds. Without them it stops reading at 10,000 answers that are not taken.
+    ("grpc.http2.max_ping_strikes", 0),
+)
+"""Options of every server for connections of strangers."""
 _HARD_LIMIT_BYTES = 128 << 20
 
 
