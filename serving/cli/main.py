@@ -1,47 +1,82 @@
 """`baton`: the command line of serving and transfer. Noun first, then verb.
 
 Each file of this package holds the commands of one task: running processes (`run`), training (`learn`), bundles
-(`bundles`), the traffic log (`log`), operation (`rollouts`, `endpoints`, `models`, `status`, `verdicts`). Heavy imports
-happen inside the commands. `baton bench` is in `benchmarks/cli.py`, which is only in the source checkout.
+(`bundles`), the traffic log (`log`), operation (`rollouts`, `endpoints`, `models`, `status`, `verdicts`). Only the file of
+the command that was called is imported: an operator who kills an endpoint does not wait for what training needs. `baton bench`
+is in `benchmarks/cli.py`, which is only in the source checkout.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
+import typer.main
 
-from serving.cli import (
-    backup,
-    bundles,
-    cache,
-    check,
-    endpoints,
-    experiment,
-    learn,
-    log,
-    models,
-    rollouts,
-    run,
-    service,
-    status,
-    token,
-    verdicts,
-)
 from serving.cli.api import CLEAR_TOKEN
 from serving.cli.output import CommandLine, say
 from serving.cli.token_file import with_token_file
 
 __all__ = ["app"]
 
+OPERATE, RUN, LEARN, MEASURE = "Operate", "Run", "Learn", "Measure"
+
+
+class _Place(NamedTuple):
+    """Where a command is: its file, its name in there (a function, or the Typer of a group), its panel of the help."""
+
+    file: str
+    name: str
+    panel: str = ""
+
+
+PLACES = {
+    "rollout": _Place("serving.cli.rollouts", "app", OPERATE),
+    "endpoint": _Place("serving.cli.endpoints", "app", OPERATE),
+    "model": _Place("serving.cli.models", "app", OPERATE),
+    "status": _Place("serving.cli.status", "status", OPERATE),
+    "metrics": _Place("serving.cli.verdicts", "metrics", OPERATE),
+    "audit": _Place("serving.cli.verdicts", "audit", OPERATE),
+    "cache": _Place("serving.cli.cache", "app", OPERATE),
+    "log": _Place("serving.cli.log", "app", OPERATE),
+    "token": _Place("serving.cli.token", "app", OPERATE),
+    "demo": _Place("serving.cli.run", "demo", RUN),
+    "serve": _Place("serving.cli.run", "serve", RUN),
+    "service": _Place("serving.cli.service", "app", RUN),
+    "worker": _Place("serving.cli.run", "worker", RUN),
+    "process": _Place("serving.cli.run", "process"),
+    "backup": _Place("serving.cli.backup", "backup", RUN),
+    "restore": _Place("serving.cli.backup", "restore", RUN),
+    "replay": _Place("serving.cli.learn", "replay", RUN),
+    "doctor": _Place("serving.cli.check", "doctor", RUN),
+    "train": _Place("serving.cli.learn", "train", LEARN),
+    "transfer": _Place("serving.cli.learn", "transfer", LEARN),
+    "bundle": _Place("serving.cli.bundles", "app", LEARN),
+    "experiment": _Place("serving.cli.experiment", "app", MEASURE),
+    "bench": _Place("benchmarks.cli", "app", MEASURE),
+}
+"""All commands, in the order of the help; one without a panel is hidden."""
+
+
+class _Commands(CommandLine):
+    """The commands of `PLACES`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(PLACES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _loaded(cmd_name) if cmd_name in PLACES else None
+
+
 app = typer.Typer(
     name="baton",
-    cls=CommandLine,
+    cls=_Commands,
     help="Hand live ranking traffic from an old click model to a new one, on evidence. "
     "To stop a rollout: baton rollout list, then baton rollout pause ENDPOINT --reason '...'.",
     no_args_is_help=True,
@@ -93,50 +128,36 @@ def _help_and_example(callback: Callable[..., Any]) -> tuple[str, str | None]:
     return text, f"Example: {example}" if begin else None
 
 
-OPERATE, RUN, LEARN, MEASURE = "Operate", "Run", "Learn", "Measure"
-
-app.add_typer(rollouts.app, name="rollout", rich_help_panel=OPERATE)
-app.add_typer(endpoints.app, name="endpoint", rich_help_panel=OPERATE)
-app.add_typer(models.app, name="model", rich_help_panel=OPERATE)
-app.command("status", rich_help_panel=OPERATE)(status.status)
-app.command("metrics", rich_help_panel=OPERATE)(verdicts.metrics)
-app.add_typer(verdicts.audit, name="audit", rich_help_panel=OPERATE)
-app.add_typer(cache.app, name="cache", rich_help_panel=OPERATE)
-app.add_typer(log.app, name="log", rich_help_panel=OPERATE)
-app.add_typer(token.app, name="token", rich_help_panel=OPERATE)
-app.command("demo", rich_help_panel=RUN)(run.demo)
-app.command("serve", rich_help_panel=RUN)(run.serve)
-app.add_typer(service.app, name="service", rich_help_panel=RUN)
-app.command("worker", rich_help_panel=RUN)(run.worker)
-app.command("process", hidden=True)(run.process)
-app.command("backup", rich_help_panel=RUN)(backup.backup)
-app.command("restore", rich_help_panel=RUN)(backup.restore)
-app.command("replay", rich_help_panel=RUN)(learn.replay)
-app.command("doctor", rich_help_panel=RUN)(check.doctor)
-app.command("train", rich_help_panel=LEARN)(learn.train)
-app.command("transfer", rich_help_panel=LEARN)(learn.transfer)
-app.add_typer(bundles.app, name="bundle", rich_help_panel=LEARN)
-app.add_typer(experiment.app, name="experiment", rich_help_panel=MEASURE)
+@functools.cache
+def _loaded(name: str) -> Any:
+    place = PLACES[name]
+    try:
+        found = getattr(importlib.import_module(place.file), place.name)
+    except ModuleNotFoundError as error:
+        if place.file != "benchmarks.cli" or error.name not in ("benchmarks", "benchmarks.cli"):
+            raise
+        return _built(name, "", _no_bench, ignore_unknown_options=True, allow_extra_args=True, help_option_names=[])
+    return _built(name, place.panel, found)
 
 
-try:
-    app.add_typer(importlib.import_module("benchmarks.cli").app, name="bench", rich_help_panel=MEASURE)
-except ModuleNotFoundError as error:
-    if error.name not in ("benchmarks", "benchmarks.cli"):
-        raise
-
-    @app.command(
-        "bench",
-        hidden=True,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
-    )
-    def bench() -> None:
-        """Print where the benchmarks are."""
-        say("bench is in the source checkout: clone Baton and run `make install` there")
-        raise typer.Exit(1)
+def _built(name: str, panel: str, found: typer.Typer | Callable[..., Any], **context: Any) -> Any:
+    """The command of a function or a group, by a Typer that has it alone."""
+    alone = typer.Typer(add_completion=False)
+    if isinstance(found, typer.Typer):
+        alone.add_typer(found, name=name, rich_help_panel=panel)
+    else:
+        alone.command(name, rich_help_panel=panel, hidden=not panel, context_settings=context or None)(found)
+    alone.callback()(lambda: None)  # with one, it stays a group of the one command
+    _complete(alone)
+    group: Any = typer.main.get_command(alone)
+    return group.commands[name]
 
 
-_complete(app)
+def _no_bench() -> None:
+    """Print where the benchmarks are."""
+    say("bench is in the source checkout: clone Baton and run `make install` there")
+    raise typer.Exit(1)
+
 
 if __name__ == "__main__":
     app()

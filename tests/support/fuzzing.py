@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
 import os
+from collections.abc import Iterator
 
 import psutil
 
-__all__ = ["MOST_GROWTH", "REQUESTS", "resident"]
+__all__ = ["MOST_GROWTH", "REQUESTS", "resident", "tracebacks"]
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "5000"))
 """Requests of one long test; `make fuzz` sends 100,000."""
@@ -19,3 +22,26 @@ def resident() -> int:
     """Bytes of memory of this process."""
     gc.collect()
     return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+class _Tracebacks(logging.Handler):
+    """Keeps the text of records with a traceback: the records would hold frames, and with them calls and their streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and not record.name.startswith("grpc."):  # what health and reflection cannot read
+            self.seen.append(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r}")
+
+
+@contextlib.contextmanager
+def tracebacks() -> Iterator[list[str]]:
+    """What is logged with a traceback while it lasts, but for gRPC's own services."""
+    handler = _Tracebacks()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.seen
+    finally:
+        logging.getLogger().removeHandler(handler)

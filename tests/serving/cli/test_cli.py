@@ -10,6 +10,7 @@ import click
 import pytest
 import torch
 import typer
+from command_tree import below
 from handmade import random_tables, write_bundle
 from typer.testing import CliRunner, Result
 
@@ -218,8 +219,7 @@ def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    below = getattr(command, "commands", {})
-    return [path, *(found for name, sub in below.items() for found in commands(sub, (*path, name)))]
+    return [path, *(found for name, sub in below(command).items() for found in commands(sub, (*path, name)))]
 
 
 @pytest.mark.parametrize("path", commands(typer.main.get_command(app)), ids=" ".join)
@@ -227,14 +227,14 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     done = baton(*path, "--help")
     assert done.exit_code == 0
     assert "Usage:" in done.stdout
-    if not getattr(command_at(path), "commands", {}):
+    if not below(command_at(path)):
         assert f"Example: baton {' '.join(path)}" in " ".join(done.stdout.split()).rpartition("╰")[2]
 
 
 def command_at(path: tuple[str, ...]) -> click.Command:
     found: click.Command = typer.main.get_command(app)
     for name in path:
-        found = getattr(found, "commands", {})[name]
+        found = below(found)[name]
     return found
 
 

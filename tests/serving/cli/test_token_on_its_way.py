@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from command_tree import below
 from typer.testing import CliRunner, Result
 
 from pipeline.errors import InvalidInput
@@ -189,7 +190,7 @@ def test_every_command_that_takes_a_token_takes_a_file_of_one() -> None:
         if "token" in options:
             found.append(name)
             assert "token_file" in options, name
-        for child, one in getattr(command, "commands", {}).items():
+        for child, one in below(command).items():
             walk(one, f"{name} {child}")
 
     walk(typer.main.get_command(app), "baton")

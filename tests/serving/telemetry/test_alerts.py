@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from command_tree import below
 from typer.main import get_command
 
 from serving.cli.main import app
@@ -64,11 +65,11 @@ def test_commands_of_the_runbooks_exist() -> None:
     for line in lines:
         command: Any = get_command(app)
         words = line.split()
-        while words and hasattr(command, "commands"):
-            if words[0] not in command.commands:
+        while words and (known := below(command)):
+            if words[0] not in known:
                 assert command.invoke_without_command, f"baton {line}: there is no such command"
                 break
-            command = command.commands[words.pop(0)]
-        known = {name for parameter in command.params for name in parameter.opts}
+            command = known[words.pop(0)]
+        options = {name for parameter in command.params for name in parameter.opts}
         asked = {word for word in words if word.startswith("--")}
-        assert asked <= known, f"baton {line}: {sorted(asked - known)}"
+        assert asked <= options, f"baton {line}: {sorted(asked - options)}"
