@@ -19,6 +19,7 @@ from pipeline.schema import FieldSpec, Schema
 
 __all__ = [
     "KEPT_ARRANGEMENTS",
+    "MOST_VALUES",
     "Bag",
     "Features",
     "IdPart",
@@ -32,6 +33,8 @@ __all__ = [
 Role = Literal["context", "candidate"]
 _Arrangement = tuple[tuple[Role | None, ...], tuple[Role | None, ...], tuple[Role, ...]]
 
+MOST_VALUES = 1 << 26
+"""Most values of the dense form of one request."""
 KEPT_ARRANGEMENTS = 256
 """Orders of a request's columns that are remembered; clients use a few."""
 
@@ -152,7 +155,11 @@ class Features:
 
         Args:
             schema: gives the number of columns; None: up to the last column of a part, for a log without a schema.
+
+        Raises:
+            InvalidInput: see `refuse_vast`.
         """
+        self.refuse_vast(self.n if index is None else len(index))
         wanted = np.arange(self.n) if index is None else index
         bags = tuple(
             b.take(np.zeros(len(wanted), np.int64) if b.rows == 1 else wanted)
@@ -163,6 +170,17 @@ class Features:
             _dense(self.numbers, wanted, np.float32, None if schema is None else len(schema.numbers)),
             bags,
         )
+
+    def refuse_vast(self, rows: int) -> None:
+        """Check the size of the dense form of so many rows, in which each has its own copy of the context.
+
+        Raises:
+            InvalidInput: it has more than `MOST_VALUES`.
+        """
+        bags = sum(len(b.values) for b in self.bags if b.rows == 1)
+        values = rows * (_width(self.ids) + _width(self.numbers) + bags)
+        if values > MOST_VALUES:
+            raise InvalidInput(f"{rows} rows of {values // rows} values each; all of them have {MOST_VALUES} at most")
 
     def shares_context(self, schema: Schema) -> bool:
         """Whether context is apart: each part holds fields of one role, and parts of the context hold one row.
@@ -262,11 +280,15 @@ def _by_role(fields: Sequence[FieldSpec], values: Array) -> Iterator[tuple[I32, 
 def _dense(parts: Sequence[IdPart | NumberPart], index: Index, dtype: Any, width: int | None) -> Array:
     """Values of the rows `index`, `[len(index), width]`; without a width, up to the last column of a part."""
     if width is None:
-        width = max((int(p.columns.max()) + 1 for p in parts if len(p.columns)), default=0)
+        width = _width(parts)
     dense = np.zeros((len(index), width), dtype)
     for part in parts:
         dense[:, part.columns] = part.values if len(part.values) == 1 else part.values[index]
     return dense
+
+
+def _width(parts: Sequence[IdPart | NumberPart]) -> int:
+    return max((int(p.columns.max()) + 1 for p in parts if len(p.columns)), default=0)
 
 
 @lru_cache(maxsize=64)

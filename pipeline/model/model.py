@@ -238,6 +238,7 @@ class Model:
     def _fits(self, features: Features) -> bool:
         try:
             features.check(self.schema)
+            features.refuse_vast(features.n)
         except InvalidInput:
             return False
         return True

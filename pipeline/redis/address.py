@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.connection import parse_url
 
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.connections import PrimaryPool
+from pipeline.redis.replies import CheckedRedis
 from pipeline.redis.server import RedisServer
 
 __all__ = ["RedisAddress", "Unusable"]
@@ -29,12 +32,13 @@ class RedisAddress:
     """Address and credentials of a Redis.
 
     Args:
-        url: `redis://HOST:PORT/DB`, `rediss://` for TLS, `unix:///PATH?db=DB`; without a password.
+        url: `redis://HOST:PORT/DB`, `rediss://` for TLS, `unix:///PATH?db=DB`; without a password and other options, which
+            could name another host or take checks away.
         username, password: of an ACL user, or a password alone.
         ca: file of certificates to trust; None: the machine's.
 
     Raises:
-        InvalidInput: the URL is invalid or holds credentials.
+        InvalidInput: the URL is invalid, or holds credentials or options.
     """
 
     url: str
@@ -46,6 +50,8 @@ class RedisAddress:
         parts = self._parts()
         if "password" in parts or "username" in parts:
             raise InvalidInput("the redis url must hold no user or password; name them apart from it", "url")
+        if more := sorted(set(parse_qs(urlsplit(self.url).query, keep_blank_values=True)) - {"db"}):
+            raise InvalidInput(f"redis url {self.url!r}: it has the option {more[0]!r}; only `db` is one", "url")
 
     @property
     def host(self) -> str:
@@ -56,9 +62,7 @@ class RedisAddress:
     @property
     def tls(self) -> bool:
         """Whether connections to it are encrypted and its certificate is checked."""
-        parts = self._parts()
-        checked = str(parts.get("ssl_cert_reqs", "required")) == "required"
-        return checked and parts.get("connection_class") is redis.SSLConnection
+        return self._parts().get("connection_class") is redis.SSLConnection
 
     def client(self, timeout: float) -> redis.Redis:
         """A redis-py client, each call of which ends after `timeout` seconds of silence; not for the request path.
@@ -75,7 +79,7 @@ class RedisAddress:
             protocol=2,
             **more,
         )
-        return redis.Redis.from_pool(pool)
+        return CheckedRedis.from_pool(pool)
 
     def connect(self, timeout: float) -> socket.socket:
         """An authenticated connection to a primary, on which PING was answered, each step within `timeout` seconds.
@@ -129,10 +133,11 @@ def _inspect(made: socket.socket, url: str) -> None:
         return  # its user may not ask
     head, _, text = info.partition(b"\r\n")
     size = int(head[1:]) if info[:1] == b"$" and head[1:].isdigit() else 0
+    until = _until(made)
     while len(text) < min(size, _MOST_BYTES) + 2:
         piece = made.recv(1 << 16)
-        if not piece:
-            raise Unusable("redis closed the connection at INFO")
+        if not piece or time.monotonic() > until:
+            raise Unusable("redis closed the connection at INFO, or sends it too slowly")
         text += piece
     try:
         RedisServer.parse(text).check(url)
@@ -140,15 +145,20 @@ def _inspect(made: socket.socket, url: str) -> None:
         raise Unusable(str(error)) from None
 
 
+def _until(made: socket.socket) -> float:
+    """When a step has taken twice as long as one read may."""
+    return time.monotonic() + 2 * (made.gettimeout() or 0.0)
+
+
 def _ask(made: socket.socket, *words: str) -> bytes:
     """Send a command; the answer up to the end of a line."""
     raw = [word.encode() for word in words]
     made.sendall(b"*%d\r\n" % len(raw) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in raw))
-    answer = b""
+    answer, until = b"", _until(made)
     while not answer.endswith(b"\r\n"):
         piece = made.recv(1 << 16)
-        if not piece or len(answer) > _MOST_BYTES:
-            raise Unusable(f"redis closed the connection, or sent an invalid reply, at {words[0]}")
+        if not piece or len(answer) > _MOST_BYTES or time.monotonic() > until:
+            raise Unusable(f"redis closed the connection, or sent an invalid or slow reply, at {words[0]}")
         answer += piece
         if answer[:1] not in b"+-$":
             raise Unusable(f"what listens there is no Redis: it answered {answer[:100]!r} to {words[0]}")

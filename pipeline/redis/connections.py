@@ -18,6 +18,7 @@ from redis.connection import ConnectionInterface, UnixDomainSocketConnection
 from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, InvalidResponse, TryAgainError
 from redis.retry import Retry
 
+from pipeline.redis.foreign import ODD, cause_of
 from pipeline.redis.server import ReadOnlyServer, RedisServer, WrongServer
 
 __all__ = ["PrimaryPool"]
@@ -26,15 +27,22 @@ ASK_EVERY_S = 1.0
 """Seconds after which a connection is asked again, before it is used, whether its server may be written to."""
 MOST_REPLY_BYTES = 256 << 20
 """Most bytes of one reply; those to Baton's own reads have a few MiB."""
+REPLY_TIMEOUTS_COUNT = 4
+"""Timeouts of the client from the first to the last byte of one reply; each single read has one."""
 _ELSEWHERE = (redis.ReadOnlyError, AskError, ClusterDownError, TryAgainError, BusyLoadingError, ReadOnlyServer)
 
 
 class _Bounded:
-    """Socket that reads no more than `MOST_REPLY_BYTES` for one reply, whatever lies in the server."""
+    """Socket that reads no more than `MOST_REPLY_BYTES` and for no longer than `seconds` for one reply."""
 
-    def __init__(self, made: Any) -> None:
-        self._made = made
-        self.left_bytes = MOST_REPLY_BYTES
+    def __init__(self, made: Any, seconds: float) -> None:
+        self._made, self._seconds = made, seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to count for another reply."""
+        self._left_bytes = MOST_REPLY_BYTES
+        self._until: float | None = None
 
     def recv(self, *args: Any) -> bytes:
         data: bytes = self._made.recv(*args)
@@ -47,8 +55,12 @@ class _Bounded:
         return size
 
     def _count(self, size: int) -> None:
-        self.left_bytes -= size
-        if self.left_bytes < 0:
+        self._left_bytes -= size
+        if self._until is None:
+            self._until = time.monotonic() + self._seconds
+        elif time.monotonic() > self._until:
+            raise redis.TimeoutError(f"a reply is not whole after {self._seconds:g} s")
+        if self._left_bytes < 0:
             raise redis.ConnectionError(f"a reply has more than {MOST_REPLY_BYTES >> 20} MiB, which is none to Baton")
 
     def __getattr__(self, name: str) -> Any:
@@ -63,12 +75,13 @@ class _Watching:
     bounded: _Bounded | None = None
 
     def _connect(self) -> Any:
-        self.bounded = _Bounded(super()._connect())  # type: ignore[misc]
+        seconds = REPLY_TIMEOUTS_COUNT * self.socket_timeout  # type: ignore[attr-defined]
+        self.bounded = _Bounded(super()._connect(), seconds)  # type: ignore[misc]
         return self.bounded
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         if self.bounded is not None:
-            self.bounded.left_bytes = MOST_REPLY_BYTES
+            self.bounded.begin()
         try:
             return super().read_response(*args, **options)  # type: ignore[misc]
         except _ELSEWHERE:
@@ -80,6 +93,9 @@ class _Watching:
                 self.elsewhere = True
                 raise redis.ReadOnlyError(str(error)) from error
             raise
+        except ODD as error:  # of a parser that meets no Redis
+            self.disconnect()  # type: ignore[attr-defined]
+            raise InvalidResponse(f"a reply is none ({cause_of(error)})") from error
 
 
 class _Tcp(_Watching, redis.Connection):
@@ -157,6 +173,8 @@ def _ask(connection: Any, *section: str) -> None:
     except redis.ResponseError:
         pass  # its user may not ask; then refusals alone tell
     else:
+        if not isinstance(info, bytes):
+            raise WrongServer(f"{_where(connection)} is no Redis: it answered INFO with {type(info).__name__}")
         RedisServer.parse(info).check(_where(connection))
     connection.asked = time.monotonic()
 

@@ -97,6 +97,8 @@ def require_commands(client: redis.Redis, name: str, commands: Sequence[str]) ->
         return  # COMMAND is not allowed
     except redis.RedisError as error:
         raise NotReady(f"{name} cannot be opened: {error}") from error
+    if not isinstance(known, list) or len(known) != len(commands):
+        raise NotReady(f"{name} does not answer as a Redis does: its reply to COMMAND INFO is none")
     missing = [command for command, found in zip(commands, known, strict=True) if found is None]
     if missing:
         raise InvalidInput(f"{name} lacks the commands {', '.join(missing)}; name a Redis that has them", "url")

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from pipeline.errors import NotReady
 
-__all__ = ["load_json", "load_typed", "parsing", "whole_number"]
+__all__ = ["ODD", "cause_of", "load_json", "load_typed", "parsing", "whole_number"]
 
 T = TypeVar("T")
 
@@ -27,7 +27,8 @@ MOST_LETTERS = 200
 """Of the cause in a message."""
 _INTEGER_MASK = (1 << 63) - 1  # the largest of 64 bits
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error)
+ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error)
+"""Errors that reading content of another form raises."""
 
 
 @contextmanager
@@ -35,9 +36,13 @@ def parsing(what: str) -> Iterator[None]:
     """Context, or decorator, of a reader: what cannot be parsed becomes NotReady. `what`: was read, for the message."""
     try:
         yield
-    except _ODD as error:
-        cause = f"{type(error).__name__}: {error}"[:MOST_LETTERS]
-        raise NotReady(f"{what} holds what Baton did not write ({cause!r}); mend or remove it") from error
+    except ODD as error:
+        raise NotReady(f"{what} holds what Baton did not write ({cause_of(error)!r}); mend or remove it") from error
+
+
+def cause_of(error: Exception) -> str:
+    """An error in a few words."""
+    return f"{type(error).__name__}: {error}"[:MOST_LETTERS]
 
 
 def load_json(raw: bytes | str) -> Any:

@@ -15,6 +15,7 @@ import redis
 __all__ = ["ReadOnlyServer", "RedisServer", "WrongServer"]
 
 LEAST_VERSION = (6, 0)
+_NUMBER_LETTERS = 20
 _KINDS = {
     "cluster": "is a node of a Redis Cluster, which is not supported; name a standalone Redis",
     "sentinel": "is a Redis Sentinel; name the Redis that it watches, by an address that follows its fail-over",
@@ -65,7 +66,7 @@ class RedisServer:
         parts = found.get("redis_version", "").split(".")[:2]
         return cls(
             run_id=found.get("run_id", ""),
-            version=tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else (),
+            version=tuple(map(int, parts)) if all(map(_is_number, parts)) else (),
             mode=found.get("redis_mode", "standalone"),
             primary=f"{found.get('master_host')}:{found.get('master_port')}" if found.get("role") == "slave" else "",
             used_bytes=_number(found, "used_memory") - _number(found, "mem_not_counted_for_evict"),
@@ -96,4 +97,8 @@ def text_of(version: tuple[int, ...]) -> str:
 
 def _number(found: Mapping[str, str], name: str) -> int:
     value = found.get(name, "")
-    return int(value) if value.isdecimal() else 0
+    return int(value) if _is_number(value) else 0
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _NUMBER_LETTERS

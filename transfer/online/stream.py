@@ -98,8 +98,9 @@ def _usable(entry: Labelled, endpoint: str, schema: Schema) -> PredictionRecord 
         if record.endpoint != endpoint or record.arm == "direct" or not len(entry.indices):
             return None
         record.features.check(schema)
+        record.features.refuse_vast(len(entry.indices))
     except InvalidInput:
-        return None  # made under another schema, or damaged: it would be so at every reading
+        return None  # made under another schema, damaged or too large: it would be so at every reading
     return record
 
 

@@ -405,6 +405,8 @@ def _labelled(seq: int, prediction_id: str, fields: Mapping[bytes, bytes], store
     rows, n = MatureRows.unpack(fields[b"m"]), read_head(stored[b"record"]).n
     if len(rows.indices) and not (rows.indices.min() >= 0 and rows.indices.max() < n):
         raise ValueError(f"rows of a prediction that has {n}")
+    if len(rows.indices) > n:
+        raise ValueError(f"{len(rows.indices)} rows of {n}")
     if not np.isfinite(rows.labels).all():
         raise ValueError("a label that is not finite")
     scores = other_scores(stored)

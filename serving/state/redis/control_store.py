@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 _TRIES = 100
+_MOST_AUDITED_ENTRIES = 1 << 62
 _INTEGER_MASK = (1 << 63) - 1  # the largest of 64 bits
 _MOST_NAME_LETTERS = 80
 _MOST_SKIPPED_COUNT = 1000
@@ -165,7 +166,9 @@ class RedisControlStore(ControlStore):
         bodies: Any = self._client.hmget(_ROLLOUTS, list(ids))
         statuses: Any = self._client.hmget(_STATUS, list(ids))
         found = []
-        for name, body, status in zip(ids, bodies, statuses, strict=True):
+        with parsing(_ROLLOUTS):
+            stored = list(zip(ids, bodies, statuses, strict=True))
+        for name, body, status in stored:
             try:
                 found += [] if body is None else [_rollout(name, body, status)]
             except NotReady as error:
@@ -230,6 +233,8 @@ class _Transaction:
     def append_audit(self, entry: AuditEntry) -> None:
         last: Any = self._pipe.xrevrange(_AUDIT, count=1)
         before = int(bytes(last[0][0]).partition(b"-")[0]) if last else 0
+        if before >= _MOST_AUDITED_ENTRIES:  # the entry would be refused where the rest of the change is written
+            raise NotReady(f"{_AUDIT} holds what Baton did not write (an entry {before}); remove it")
         seq = before + 1 + sum(1 for command in self.commands if command[:2] == ("XADD", _AUDIT))
         body = {key: value for key, value in asdict(entry).items() if key != "seq"}
         self.commands.append(("XADD", _AUDIT, f"{seq}-0", "entry", json.dumps(body)))

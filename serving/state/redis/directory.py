@@ -52,13 +52,13 @@ class RedisDirectory:
             members: Any = self._client.smembers(_INDEX)
             names = sorted(members)
             texts: Any = self._client.mget([_PREFIX.encode() + name for name in names]) if names else []
-            gone = [name for name, text in zip(names, texts, strict=True) if text is None]
+            gone = [name for name, text in zip(names, texts, strict=False) if text is None]
             if gone:
                 self._client.srem(_INDEX, *gone)
         except redis.RedisError as error:
             raise NotReady(f"the records of replicas cannot be read: {error}") from None
         found = []
-        for name, text in zip(names, texts, strict=True):
+        for name, text in zip(names, texts, strict=False):
             parsed = None if text is None else parse_record(text)
             if parsed is not None and parsed[0].replica.encode() == name:
                 found.append(parsed[0])

@@ -60,7 +60,7 @@ class RedisLead:
                 if not taken:
                     return False  # the old token stays: what another thread still writes under it is refused
                 self.token = int(taken)
-        except (redis.RedisError, ValueError):
+        except (redis.RedisError, ValueError, TypeError):  # a server may answer anything
             # While Redis is away no process can take the lead or write; ours ends before the lease may expire.
             return self._clock.monotonic() < self._until
         self._until = asked + _SAFE_FRACTION * self._lease

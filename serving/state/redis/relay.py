@@ -31,9 +31,10 @@ FORGET_S = 60.0
 SAY_EVERY_S = 60.0
 MAX_ENTRIES = 10_000
 """Processes of all machines."""
-MAX_ENTRY_BYTES = 1 << 20
-MAX_BYTES = 64 << 20
-"""Of all entries that are read in one pass."""
+MAX_ENTRY_BYTES = 512 << 10
+MAX_BYTES = 8 << 20
+"""Of all entries that are read in one pass: some thousands of processes of a few endpoints. The control process parses
+them several times a second, so that many times as much would hold up its answers, /readyz among them."""
 _CHUNK_ENTRIES = 100
 _KEY = "control:status-of-processes"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,60}@([A-Za-z0-9._-]{1,100})")
@@ -129,7 +130,7 @@ class Relay:
             elif found[1] != self._node:
                 wanted.append(text)
         entries: dict[str, bytes] = {}
-        left = MAX_BYTES
+        left, over = MAX_BYTES, 0
         for start in range(0, len(wanted), _CHUNK_ENTRIES):
             chunk = wanted[start : start + _CHUNK_ENTRIES]
             with self._client.pipeline(transaction=False) as pipe:
@@ -143,8 +144,14 @@ class Relay:
                 elif size <= left:
                     left -= size
                     few.append(text)
+                else:
+                    over += 1
             values: Any = self._client.hmget(_KEY, few) if few else []
             entries |= {text: raw for text, raw in zip(few, values, strict=True) if raw is not None}
+        now = self._clock.monotonic()
+        if over and now >= self._say_s:
+            self._say_s = now + SAY_EVERY_S
+            log.error("state %s relays more than %d MiB; %d entries are not read", self._url, MAX_BYTES >> 20, over)
         return entries, odd
 
     def _names(self) -> list[bytes]:

@@ -15,6 +15,7 @@ import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.foreign import parsing
 from serving.security.session import SessionRow
 from serving.state.sessions import MAX_SESSIONS, MAX_TOKEN_SESSIONS
 
@@ -51,7 +52,8 @@ class RedisSessions:
     def get(self, keys: Collection[str]) -> Mapping[str, SessionRow]:
         with self._asking():
             stored: Any = self._client.mget([_PREFIX + key for key in keys])
-        texts = zip(keys, stored, strict=True)
+        with parsing(f"state {self._url}"):
+            texts = list(zip(keys, stored, strict=True))
         rows = [SessionRow.unpack(key, text.decode("latin-1")) for key, text in texts if text is not None]
         return {row.key: row for row in rows if row is not None}
 

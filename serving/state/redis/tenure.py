@@ -104,9 +104,11 @@ class RedisTenure:
         over = threading.Event()
 
         def keep() -> None:
-            while not over.is_set() and not stop.is_set() and self.holds():
-                stop.wait(EVERY_S)
-            over.set()
+            try:
+                while not over.is_set() and not stop.is_set() and self.holds():
+                    stop.wait(EVERY_S)
+            finally:  # however this thread ends, nobody keeps the lease any more
+                over.set()
 
         thread = threading.Thread(target=keep, name="worker-tenure", daemon=True)
         thread.start()

@@ -86,7 +86,6 @@ def test_rows_that_may_be_evicted_are_warned_of(tmp_path: Path) -> None:
         ("redis://10.255.255.1:6379/0", False, "without a password and TLS"),
         ("redis://10.255.255.1:6379/0", True, "without TLS"),
         ("rediss://redis.invalid:6379/0", False, "without a password"),
-        ("rediss://redis.invalid:6379/0?ssl_cert_reqs=none", True, "without TLS"),
     ],
 )
 def test_a_redis_of_another_machine_without_protection_is_refused(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -245,6 +246,17 @@ def test_odd_entries_of_the_relay_become_no_files_and_do_not_take_the_others(rea
     assert sorted(left) == [b"control@here", b"control@there"]  # the others were removed
 
 
+def test_relayed_statuses_have_a_size_in_all(readers: Readers, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    good = (readers.status / "control.json").read_text()
+    for number in range(24):
+        readers.client.hset("control:status-of-processes", f"control@n{number}", good + " " * (400 << 10))
+    readers.relay.step()
+    assert 15 < len(list(readers.status.glob("*@n*.json"))) < 22
+    assert any("more than 8 MiB" in record.message for record in caplog.records)
+    assert readers.client.hlen("control:status-of-processes") >= 24
+
+
 def test_the_thread_of_the_relay_outlives_what_it_reads(readers: Readers, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     client, relay = readers.client, Relay(readers.address, readers.status, "here", readers.clock, receive=True)
@@ -283,6 +295,21 @@ def test_an_odd_audit_entry_is_shown_in_its_place(readers: Readers) -> None:
     readers.client.xadd("control:audit", {"entry": b"\xff"}, id=f"{good + 1}-0")
     readers.store.note("x", WHO, {})
     assert [entry.verb for entry in readers.store.audit()][good:] == ["unreadable", "x"]
+
+
+def test_a_change_that_cannot_be_audited_is_not_made(readers: Readers) -> None:
+    readers.client.xadd("control:audit", {"entry": b"{}"}, id=f"{(1 << 64) - 1}-0")
+    with pytest.raises(NotReady, match="an entry 18446744073709551615"):
+        readers.store.put_endpoint(Endpoint(name="other", stable=ArmSpec(bundle="old")), WHO)
+    assert readers.store.find_endpoint("other") is None
+
+
+def test_a_tenure_whose_thread_fails_is_over(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    assert readers.tenure.take()
+    with readers.tenure.kept(threading.Event()) as over:
+        monkeypatch.setattr(readers.tenure, "holds", lambda: 1 // 0)
+        assert over.wait(5)
 
 
 def test_a_sweep_removes_no_rows_under_a_made_up_name(readers: Readers) -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.features import Features, Rows
+from pipeline.errors import InvalidInput
+from pipeline.features import Bag, Features, Rows
 from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import Labelled, Scores
-from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.record import PredictionRecord, pack, unpack
 from transfer.online.stream import StreamBatch, held_out, read_batches
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
@@ -137,3 +138,16 @@ def test_resumed_after_any_batch_the_rest_is_the_same(shape: list[tuple[int, boo
         assert [(b.last, seen(b)) for b in rest] == [(b.last, seen(b)) for b in whole[at + 1 :]]
     trained = {s for b in whole for s in {int(i) - 1000 for i in b.train.rows.ids[:, 0]}}
     assert not any(held_out(f"p{s}", HOLDOUT) for s in trained)
+
+
+def test_a_prediction_that_would_fill_the_memory_is_passed_over() -> None:
+    """A context's bag is copied to every row: 8 MB in the log would be 80 GB here."""
+    schema = Schema(fields=(*SCHEMA.fields, FieldSpec(name="seen", kind="bag", role="context", separator=",")))
+    n, many = 10_000, 1_000_000
+    small = entry(1, n)
+    bag = Bag(0, np.array([0, many], np.int32), np.zeros(many, np.int64))
+    features = replace(unpack(small.record).features, bags=(bag,))
+    vast = replace(small, record=pack(replace(unpack(small.record), features=features)))
+    assert list(read_batches(Kept([vast]), "ranker", schema, 0, rows=1, holdout=HOLDOUT)) == []
+    with pytest.raises(InvalidInput, match="at most"):
+        features.rows(None)
