@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.redis.foreign import whole_number
+from pipeline.redis.foreign import parsing, whole_number
 from pipeline.traffic.feedback import Change, LabelState, dump_entry, load_entry
 from pipeline.traffic.log import FeedbackEntry, Scores
 from pipeline.traffic.redis.scripts import PREFIX
@@ -51,22 +51,23 @@ class Stored:
     @classmethod
     def of(cls, prediction_id: str, values: Sequence[bytes | None]) -> Stored:
         """From the values of `FIELDS`."""
-        version, seq, n, ms, closes, revision, changes, parked, mature = values
-        rows = whole_number(n)
-        if not 0 <= rows <= MAX_ROWS:
-            raise ValueError(f"a prediction of {rows} rows")
-        return cls(
-            prediction_id,
-            whole_number(version),
-            None if seq is None else whole_number(seq),
-            rows,
-            whole_number(ms),
-            whole_number(closes),
-            None if revision is None else whole_number(revision),
-            _unframed(changes),
-            _unframed(parked),
-            _unframed(mature),
-        )
+        with parsing(key_of(prediction_id)):
+            version, seq, n, ms, closes, revision, changes, parked, mature = values
+            rows = whole_number(n)
+            if not 0 <= rows <= MAX_ROWS:
+                raise ValueError(f"a prediction of {rows} rows")
+            return cls(
+                prediction_id,
+                whole_number(version),
+                None if seq is None else whole_number(seq),
+                rows,
+                whole_number(ms),
+                whole_number(closes),
+                None if revision is None else whole_number(revision),
+                _unframed(changes),
+                _unframed(parked),
+                _unframed(mature),
+            )
 
 
 def key_of(prediction_id: str) -> str:

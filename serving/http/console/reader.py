@@ -130,7 +130,8 @@ class Reader:
                 self.reading, self.error = self.read(), ""
             except Exception as error:  # the pages show that they are old, and the next attempt may succeed
                 if not self.error:
-                    log.exception("the console cannot read the installation")
+                    expected = isinstance(error, BatonError)
+                    log.error("the console cannot read the installation: %s", error, exc_info=not expected)
                 self.error = f"{type(error).__name__}: {error}" if isinstance(error, BatonError) else "see the log"
             if not self._stop.is_set():
                 self._notify()

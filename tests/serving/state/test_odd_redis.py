@@ -312,6 +312,13 @@ def test_a_tenure_whose_thread_fails_is_over(readers: Readers, monkeypatch: pyte
         assert over.wait(5)
 
 
+def test_an_odd_prediction_is_named(readers: Readers) -> None:
+    key = f"traffic:p:{readers.ids[1]}"
+    readers.client.hset(key, "n", "999999999999")
+    with pytest.raises(NotReady, match=f"{key} holds what Baton did not write"):
+        readers.log.append_feedback([FeedbackEntry(readers.ids[1], [], [Outcome(0, 1.0)], None)], 2000)
+
+
 def test_a_sweep_removes_no_rows_under_a_made_up_name(readers: Readers) -> None:
     """A short name would be the beginning of the keys of all rows."""
     client = readers.client
