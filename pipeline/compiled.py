@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -21,13 +22,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import caching, typeinfer
+from numba.core import caching, config, typeinfer
 
 __all__ = ["njit", "stamp_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
+
+# numba takes settings from a file of the working directory, which may be the folder of a foreign bundle. One of them names
+# the cache, and reading a cache runs code. The environment alone counts here.
+config._config_fname = os.devnull
+config._env_reloader.update(force=True)  # type: ignore[no-untyped-call]
 
 _ROOT = Path(__file__).parent.parent
 _IMPORT = re.compile(r"^from (pipeline(?:\.\w+)+|transfer(?:\.\w+)+) import", re.MULTILINE)

@@ -108,6 +108,14 @@ def test_a_cache_that_breaks_is_passed_by(tmp_path: Path) -> None:
     assert gone.said.count("set NUMBA_CACHE_DIR") == 1, gone.said
 
 
+def test_a_file_of_the_working_directory_names_no_cache(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    (project / ".numba_config.yaml").write_text("cache_dir: ./planted\ndisable_jit: 1\n")
+    assert _run(project, STEP.format(step=10, factor=3)).figures == [13, 0]
+    assert _run(project, STEP.format(step=10, factor=3)).figures == [13, 1], "kept, and where it is kept elsewhere"
+    assert not (project / "planted").exists()
+
+
 @dataclass
 class _Done:
     figures: list[int]
