@@ -160,10 +160,9 @@ class RemoteRepository(Repository):
         for name, info in missing.items():
             path = staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            source = f"{self._base}/{manifest.name}/{manifest.version}/{name}"
             with (
                 self._remote(f"read {name} of {manifest.name}/{manifest.version}"),
-                self._fs.open(source, "rb", block_size=_BLOCK_BYTES) as stream,
+                self._opened(manifest.name, manifest.version, name) as stream,
                 open(path, "wb") as file,
             ):
                 _copy(stream, file, info.bytes)
@@ -302,10 +301,13 @@ class RemoteRepository(Repository):
         for version in sorted(listed, key=int):
             if not self._noted(name, version):
                 with suppress(FileNotFoundError):  # it is being written, or was never completed
-                    place = f"{self._base}/{name}/{version}/{MANIFEST}"
-                    with self._fs.open(place, "rb", block_size=_BLOCK_BYTES) as stream:
-                        text = stream.read(MANIFEST_BYTES + 1)  # one more: too long is not taken for whole
-                    self._note(name, version, text)
+                    try:
+                        with self._opened(name, version, MANIFEST) as stream:
+                            text = stream.read(MANIFEST_BYTES + 1)  # one more: too long is not taken for whole
+                    except BundleError as error:
+                        self._pass_over(name, version, error)
+                    else:
+                        self._note(name, version, text)
         seen = {path.stem for path in known.glob("*.json")}
         newest = max(map(int, listed), default=0)
         gone = {version for version in seen - listed if version.isdecimal() and int(version) < newest}
@@ -328,19 +330,20 @@ class RemoteRepository(Repository):
 
     def _note(self, name: str, version: str, text: bytes) -> None:
         """Note a manifest if it is whole and of this version; else say once why it is passed over."""
-        place = self._place(name, version)
         try:
             self._check(name, version, text)
         except BundleError as error:
-            if self._passed_over.get(place) != str(error):
-                self._passed_over[place] = str(error)
-                log.error(
-                    "version %s of bundle %s is passed over until its manifest is right: %s", version, name, error
-                )
+            self._pass_over(name, version, error)
             return
-        self._passed_over.pop(place, None)
+        self._passed_over.pop(self._place(name, version), None)
         with replacing(self._known(name) / f"{version}.json") as staging:
             staging.write_bytes(text)
+
+    def _pass_over(self, name: str, version: str, error: BundleError) -> None:
+        place = self._place(name, version)
+        if self._passed_over.get(place) != str(error):
+            self._passed_over[place] = str(error)
+            log.error("version %s of bundle %s is passed over until its manifest is right: %s", version, name, error)
 
     def _check(self, name: str, version: str, text: bytes) -> None:
         place = self._place(name, version)
@@ -350,6 +353,13 @@ class RemoteRepository(Repository):
 
     def _place(self, name: str, version: str) -> str:
         return f"{self.url}/{name}/{version}/{MANIFEST}"
+
+    def _opened(self, name: str, version: str, file: str) -> Any:
+        """A file of a version, open for reading; a pipe, for which there may be no writer ever, is not opened."""
+        place = f"{self._base}/{name}/{version}/{file}"
+        if (kind := self._fs.info(place)["type"]) != "file":
+            raise BundleError(f"{self.url}/{name}/{version}: {file} is no regular file but of type {kind!r}", file)
+        return self._fs.open(place, "rb", block_size=_BLOCK_BYTES)
 
     def _known(self, name: str) -> Path:
         return self.root / name / ".remote"

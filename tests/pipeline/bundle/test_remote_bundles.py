@@ -204,16 +204,41 @@ def test_a_manifest_that_is_made_right_later_is_read_again(first: bytes, noted: 
     assert same(lane.open("ranker"), made)
 
 
-def test_a_bundle_that_cannot_be_listed_holds_no_other_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    url = f"file://{tmp_path}/shared"
+def test_a_bundle_that_cannot_be_listed_holds_no_other_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path / 'shared'}"
     for name in ("first", "other"):
         publish(remote(tmp_path / "trainer", url), name)
-    manifest = tmp_path / "shared" / "first" / "1" / "manifest.json"
-    manifest.unlink()
-    manifest.mkdir()  # what a file system refuses to read
     lane = remote(tmp_path / "lane", url)
+    listing = lane._fs.ls
+
+    def ls(place: str, **options: object) -> object:
+        if place.endswith("/first"):
+            raise PermissionError(place)
+        return listing(place, **options)
+
+    monkeypatch.setattr(lane._fs, "ls", ls)
     assert lane.versions("other") == ["1"]
     assert "cannot list first" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "dense.onnx"])
+def test_a_pipe_is_not_waited_for_and_holds_no_other_version_up(name: str, tmp_path: Path) -> None:
+    publisher = Repository(tmp_path / "shared")
+    publish(publisher)
+    piped = publish(publisher).path / name
+    piped.unlink()
+    os.mkfifo(piped)
+    here = remote(tmp_path / "here", (tmp_path / "shared").as_uri())
+    with contextlib.suppress(OSError), open(os.open(piped, os.O_RDWR | os.O_NONBLOCK), "wb") as writer:
+        end = threading.Timer(5.0, writer.close)  # so that a reader which waits fails here and does not hang
+        end.start()
+        with pytest.raises(BundleError, match="no regular file"):
+            here.open("ranker", "2")
+        assert end.is_alive(), "it waited"
+        end.cancel()
+    assert here.open("ranker", "1").manifest.version == "1"
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
