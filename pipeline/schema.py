@@ -87,10 +87,11 @@ class Schema(BaseModel):
 
     @model_validator(mode="after")
     def _unique(self) -> Schema:
-        names = [field.name for field in self.fields]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"field {name!r} is named twice")
+        seen: set[str] = set()
+        for field in self.fields:
+            if field.name in seen:
+                raise ValueError(f"field {field.name!r} is named twice")
+            seen.add(field.name)
         return self
 
     @cached_property

@@ -16,6 +16,7 @@ resolved outside its directory.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -142,6 +143,9 @@ class Manifest(BaseModel):
             raise ValueError("base and deltas go together: a delta version names both, a base version neither")
         if self.deltas and self.deltas[-1] != self.version:
             raise ValueError(f"deltas must end with the version itself, {self.version}")
+        order = [int(version) for version in (self.base, *self.deltas) if version is not None]
+        if any(newer <= older for older, newer in itertools.pairwise(order)):
+            raise ValueError("base and deltas must be in ascending order, each once: every one of them is read")
         for field in self.model_schema.embedded:
             info = self.tables.get(field.table_name)
             if info is None:

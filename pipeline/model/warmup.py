@@ -10,6 +10,7 @@ compressed, and the numbers of rows, values and requests.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ __all__ = ["read_warmup", "synthetic_requests", "write_warmup"]
 SIZES = (1, 8, 100)
 REQUEST = "request"
 FILE_BYTES = 32 << 20
-MOST_ROWS, MOST_VALUES, MOST_REQUESTS = 100_000, 4_000_000, 1_000
-"""Of a file; values are those of all columns. Baton writes three requests of 109 rows in all."""
+MOST_ROWS, MOST_VALUES, MOST_REQUESTS, MOST_BATCHES = 100_000, 4_000_000, 1_000, 1_000
+"""Of a file; values are those of all columns. Baton writes three requests of 109 rows in all, in one batch."""
 _MAGIC = b"ARROW1\0\0"
 _V5_FLAG = 4
 
@@ -111,14 +112,20 @@ def _batches(raw: bytes, columns: pa.Schema) -> list[pa.RecordBatch]:
         raise ValueError("it is no Arrow file")
     source = pa.BufferReader(pa.py_buffer(raw).slice(len(_MAGIC)))
     found = ipc.read_schema(source)
-    for name in [name for name in found.names if name not in columns.names]:
-        raise ValueError(f"column {name[:200]!r} is not in the schema")
-    for field in columns:
-        if found.names.count(field.name) != 1 or found.field(field.name).type != field.type:
-            raise ValueError(f"column {field.name!r} must be there once, as {field.type}")
+    kinds = {field.name: field.type for field in columns}
+    for name in found.names:
+        if name not in kinds:
+            raise ValueError(f"column {name[:200]!r} is not in the schema")
+    there = Counter(found.names)
+    types = {field.name: field.type for field in found}
+    for name, kind in kinds.items():
+        if there[name] != 1 or types[name] != kind:
+            raise ValueError(f"column {name!r} must be there once, as {kind}")
     batches: list[pa.RecordBatch] = []
     rows = values = 0
     while (message := _message(source)) is not None:
+        if len(batches) == MOST_BATCHES:
+            raise ValueError(f"more than {MOST_BATCHES:,} record batches")
         rows += _plain_rows(message)
         if rows > MOST_ROWS or rows * len(found) > MOST_VALUES:
             raise ValueError(

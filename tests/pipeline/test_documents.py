@@ -9,7 +9,8 @@ from pipeline.documents import parse_json, parse_yaml
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a":' * 100_000, "[" * 5_000 + "]" * 5_000, "[", b"\xff", "1" * 5_000]
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "[" * 5_000 + "]" * 5_000, "[" * 101 + "]" * 101, "[", b"\xff", "1" * 5_000],
 )
 def test_json_that_cannot_be_read_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):
@@ -27,4 +28,5 @@ def test_yaml_that_cannot_be_read_is_a_yaml_error(text: str) -> None:
 
 def test_what_is_nested_as_people_nest_is_read() -> None:
     assert parse_json("[" * 50 + "]" * 50)
+    assert parse_json('{"a":' * 99 + "[1]" + "}" * 99)
     assert parse_yaml("a: {b: [1, on]}") == {"a": {"b": [1, True]}}

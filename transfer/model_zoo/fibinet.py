@@ -44,6 +44,8 @@ class FiBiNET(Architecture):
         super().__init__(fields, width, numbers)
         if fields < 2:
             raise InvalidInput("FiBiNET crosses pairs of fields; the schema must have at least two of kind id or bag")
+        if not reduction > 0:
+            raise InvalidInput(f"reduction is {reduction}; give a number above 0", "reduction")
         if bilinear not in ("all", "each"):
             raise InvalidInput(f"bilinear is {bilinear!r}; choose 'all' or 'each'", "bilinear")
         self.first = FirstOrder(numbers)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import BundleError
 from pipeline.model.model import Model
 from pipeline.model.warmup import read_warmup, synthetic_requests, write_warmup
+from pipeline.schema import FieldSpec, Schema
 
 MANIFEST = "manifest.json"
 TABLE = "tables/user.safetensors"
@@ -94,6 +96,9 @@ def test_a_manifest_is_read_up_to_its_bound(bundle: Bundle) -> None:
         ({"files": {"a//b": {"sha256": "0" * 64, "bytes": 0}}}, "no name of a bundle's file"),
         ({"files": {"a": {"sha256": "0" * 64, "bytes": 10**300}}}, r"files\.a\.bytes"),
         ({"created_ms": 10**300}, "created_ms"),
+        ({"hyperparameters": {"x": json.loads("[" * 300 + "]" * 300)}}, "nested too deeply"),
+        ({"base": "1", "deltas": ["2"] * 100_000 + ["3"], "version": "3"}, "ascending order"),
+        ({"base": "2", "deltas": ["1", "3"], "version": "3"}, "ascending order"),
     ],
 )
 def test_a_manifest_may_not_ask_for_much(bundle: Bundle, changes: dict[str, Any], message: str) -> None:
@@ -197,6 +202,7 @@ def _bomb(table: pa.Table) -> pa.Table:
         (lambda t: t.set_column(1, t.column_names[1], pa.nulls(len(t))), {}, "as int64"),
         (lambda t: t.set_column(1, t.column_names[1], pa.nulls(len(t), pa.int64())), {}, "missing"),
         (lambda t: t.append_column(t.column_names[1], t[1]), {}, "once"),
+        (lambda t: pa.concat_tables([t.slice(0, 1)] * 1001), {}, "1,000 record batches"),
         (lambda t: t.drop_columns(["request"]), {}, "'request'"),
     ],
 )
@@ -214,6 +220,15 @@ def test_warm_up_rows_are_bounded_before_they_are_unpacked(
         Model.load(Repository(bundle.path.parents[1]), "ranker", segments=segments)
     assert "warmup.arrow" in str(refused.value)
     assert pa.default_memory_pool().max_memory() - before < 32 << 20
+
+
+def test_many_columns_are_checked_in_a_time_that_grows_with_their_number(tmp_path: Path) -> None:
+    fields = (FieldSpec(name=f"n{at}", role="candidate", kind="number") for at in range(8_000))
+    schema = Schema(fields=tuple(fields))
+    write_warmup(tmp_path / "w", schema, synthetic_requests(schema, (1,)))
+    begin = time.process_time()
+    assert len(read_warmup(tmp_path / "w", schema)) == 1
+    assert time.process_time() - begin < 6, "by comparing each with all others it was a minute"
 
 
 def test_a_warm_up_file_without_rows_has_no_requests(tmp_path: Path) -> None:

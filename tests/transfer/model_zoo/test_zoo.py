@@ -131,11 +131,14 @@ def test_names_of_the_zoo_are_known_without_its_classes():
         ("dnn", {"hidden": [1 << 40]}),
         ("dnn", {"hidden": ["4"]}),
         ("dcnv2", {"cross": 10**9}),
+        ("fibinet", {"reduction": 0}),
+        ("fibinet", {"reduction": float("nan")}),
     ],
 )
 def test_sizes_of_a_network_are_bounded(arch, hyperparameters):
-    with pytest.raises(InvalidInput, match=r"hidden|cross"):
-        DenseNetwork(Schema(fields=(FieldSpec(name="a", role="context"),)), arch, 4, hyperparameters)
+    fields = FieldSpec(name="a", role="context"), FieldSpec(name="b", role="context")
+    with pytest.raises(InvalidInput, match=r"hidden|cross|reduction"):
+        DenseNetwork(Schema(fields=fields), arch, 4, hyperparameters)
 
 
 def test_a_width_of_0_is_refused():
