@@ -212,6 +212,7 @@ def test_a_revoked_token_sees_no_more(night: Night, opened: Open) -> None:
     page.wait_for_url(re.compile("/login"))
 
 
+@pytest.mark.long
 def test_a_sign_out_ends_every_page_of_the_session_and_outlives_a_restart(night: Night, opened: Open) -> None:
     scene, tokens = night
     page = opened()

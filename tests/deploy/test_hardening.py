@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from redis_process import RedisProcess
 
 ROOT = Path(__file__).parents[2]
@@ -250,7 +252,7 @@ def test_passwords_are_made_once_for_their_owner_and_redis_takes_them(tmp_path: 
     assert hashlib.sha256(password.encode()).hexdigest() in made["redis-state.acl"]
     assert password not in made["redis-state.acl"]
     with RedisProcess(tmp_path / "redis", "--aclfile", str(folder / "redis-state.acl")) as server:
-        of = {"unix_socket_path": str(server.socket), "protocol": 2}
+        of = {"unix_socket_path": str(server.socket), "protocol": 2, "retry": Retry(NoBackoff(), 0)}
         assert redis.Redis(password=password, **of).set("a", "b")
         health = redis.Redis(username="health", password="none", **of)
         assert health.ping()

@@ -70,6 +70,7 @@ def log_of(folder: Path) -> Path:
     return folder / "dataset.yaml"
 
 
+@pytest.mark.long
 def test_a_home_that_training_made_first_is_its_owners_alone(made: Config, tmp_path: Path) -> None:
     data = log_of(tmp_path)
     train = ("train", "--data", data, "--arch", "lr", "--to", 0.8, "--name", "first", "--cache", "cache")
