@@ -215,6 +215,7 @@ class Shell:
                 except Exception as error:
                     broken = asyncio.get_running_loop().create_future()
                     broken.set_exception(error)
+                    broken.exception()  # seen: where the stream has ended meanwhile nobody awaits it
                     await window.put(broken)
 
             reading = asyncio.create_task(read(), name="stream-read")

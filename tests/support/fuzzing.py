@@ -39,9 +39,11 @@ class _Tracebacks(logging.Handler):
 @contextlib.contextmanager
 def tracebacks() -> Iterator[list[str]]:
     """What is logged with a traceback while it lasts, but for gRPC's own services."""
-    handler = _Tracebacks()
+    handler, foreign = _Tracebacks(), logging.getLogger("grpc")
     logging.getLogger().addHandler(handler)
+    foreign.propagate = False  # pytest keeps records, and theirs hold calls
     try:
         yield handler.seen
     finally:
+        foreign.propagate = True
         logging.getLogger().removeHandler(handler)
