@@ -10,6 +10,8 @@ which the name is looked up anew. `RedisAddress.client` makes the pools.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -18,10 +20,11 @@ from redis.connection import ConnectionInterface, UnixDomainSocketConnection
 from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, InvalidResponse, TryAgainError
 from redis.retry import Retry
 
+from pipeline.errors import NotReady
 from pipeline.redis.foreign import ODD, cause_of
 from pipeline.redis.server import ReadOnlyServer, RedisServer, WrongServer
 
-__all__ = ["PrimaryPool"]
+__all__ = ["PrimaryPool", "asking"]
 
 ASK_EVERY_S = 1.0
 """Seconds after which a connection is asked again, before it is used, whether its server may be written to."""
@@ -30,6 +33,15 @@ MOST_REPLY_BYTES = 256 << 20
 REPLY_TIMEOUTS_COUNT = 4
 """Timeouts of the client from the first to the last byte of one reply; each single read has one."""
 _ELSEWHERE = (redis.ReadOnlyError, AskError, ClusterDownError, TryAgainError, BusyLoadingError, ReadOnlyServer)
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Raise NotReady for a Redis that cannot be reached or refuses. `what`: its name in the message."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise NotReady(f"{what}: {error}") from error
 
 
 class _Bounded:

@@ -17,6 +17,7 @@ from redis.client import Pipeline
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.connections import asking
 from pipeline.redis.durable import require_durable
 from pipeline.redis.foreign import parsing, whole_number
 from pipeline.redis.server import RedisServer
@@ -63,10 +64,8 @@ class TrafficRedis:
         """The client; its failures become NotReady."""
         if self._closed:
             raise NotReady(f"traffic log {self.url} is closed")
-        try:
+        with asking(f"traffic log {self.url}"):
             yield self._client
-        except redis.RedisError as error:
-            raise NotReady(f"traffic log {self.url}: {error}") from error
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a script of `scripts`. Raises: LogFull: it makes the log grow, which has come to its reserve."""

@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from redis.client import Pipeline
 
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.connections import asking
 from pipeline.redis.durable import require_durable
 from pipeline.redis.foreign import load_json, parsing, whole_number
 from serving.rollout.routing import Endpoint
@@ -75,7 +76,7 @@ class RedisControlStore(ControlStore):
         self._skipped: set[Any] = set()
         try:
             require_durable(self._client, f"state {self.url}", "rollouts and their audit")
-            with self._reached():
+            with asking(f"state {self.url}"):
                 self._client.set(_FORMAT, FORMAT_VERSION, nx=True)
                 found = _number(_FORMAT, self._client.get(_FORMAT), FORMAT_VERSION)
             if found > FORMAT_VERSION:
@@ -92,28 +93,28 @@ class RedisControlStore(ControlStore):
         self._client.close()
 
     def data_version(self) -> int:
-        with self._reached():
+        with asking(f"state {self.url}"):
             return _number(_VERSION, self._client.get(_VERSION))
 
     def endpoints(self) -> dict[str, Endpoint]:
-        with self._reached():
+        with asking(f"state {self.url}"):
             found: Any = self._client.hgetall(_ENDPOINTS)
         endpoints = (_endpoint(name, found[name]) for name in sorted(found))
         return {endpoint.name: endpoint for endpoint in endpoints if endpoint is not None}
 
     def find_endpoint(self, name: str) -> Endpoint | None:
-        with self._reached():
+        with asking(f"state {self.url}"):
             return _endpoint(name.encode(), self._client.hget(_ENDPOINTS, name))
 
     def rollouts(self, *, active: bool = False, endpoint: str = "") -> list[StoredRollout]:
-        with self._reached():
+        with asking(f"state {self.url}"):
             ids: Any = self._client.lrange(_ORDER, 0, -1)
             found = self._read(ids, skip=True)
         found.sort(key=lambda stored: stored.created_ms)  # stable: else as they were started
         return [s for s in found if (s.state.active or not active) and endpoint in ("", s.spec.endpoint)]
 
     def find_rollout(self, name: str) -> StoredRollout | None:
-        with self._reached():
+        with asking(f"state {self.url}"):
             direct = self._read([name])
         if direct:
             return direct[0]
@@ -122,12 +123,12 @@ class RedisControlStore(ControlStore):
 
     def audit(self, endpoint: str = "", after: int = 0, limit: int = 1000) -> list[AuditEntry]:
         start = f"({after}-0" if after > 0 else "-"
-        with self._reached():
+        with asking(f"state {self.url}"):
             return self._audit(endpoint, lambda stream: self._client.xrange(stream, start, "+", limit))
 
     def latest_audit(self, endpoint: str = "", before: int | None = None, limit: int = 1000) -> list[AuditEntry]:
         end = "+" if before is None else f"({before}-0"
-        with self._reached():
+        with asking(f"state {self.url}"):
             return self._audit(endpoint, lambda stream: self._client.xrevrange(stream, end, "-", limit))
 
     def _audit(self, endpoint: str, read: Callable[[str], Any]) -> list[AuditEntry]:
@@ -142,7 +143,7 @@ class RedisControlStore(ControlStore):
     def transact(self, change: Callable[[Transaction], T]) -> T:
         token = getattr(self._fence, "token", None)
         for _ in range(_TRIES):
-            with self._reached(), self._client.pipeline() as pipe:
+            with asking(f"state {self.url}"), self._client.pipeline() as pipe:
                 pipe.watch(_VERSION, FENCE)  # type: ignore[no-untyped-call]
                 if token is not None and token != _number(FENCE, pipe.get(FENCE)):
                     raise LeadLost("another control process has the lead by now; nothing was written")
@@ -178,13 +179,6 @@ class RedisControlStore(ControlStore):
                     self._skipped.add(name)
                     log.error("a rollout is passed over: %s", error)
         return found
-
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            raise NotReady(f"state {self.url}: {error}") from error
 
 
 class _Transaction:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.connections import asking
 from pipeline.redis.foreign import parsing
 from serving.state.idempotency import Taken
 
@@ -34,7 +31,7 @@ class RedisKeys:
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
         name = _name(caller, key)
         for _ in range(_TRIES):
-            with self._reached():
+            with asking(f"state {self._url}"):
                 if self._client.set(name, digest, nx=True, px=self._kept_ms):
                     return None
                 found: Any = self._client.get(name)
@@ -45,22 +42,15 @@ class RedisKeys:
         raise NotReady(f"state {self._url}: the idempotency key {name} comes and goes")
 
     def answer(self, caller: str, key: str, answer: str) -> None:
-        with self._reached():
+        with asking(f"state {self._url}"):
             self._client.append(_name(caller, key), f"\n{answer}")
 
     def free(self, caller: str, key: str) -> None:
-        with self._reached():
+        with asking(f"state {self._url}"):
             self._client.delete(_name(caller, key))
 
     def close(self) -> None:
         self._client.close()
-
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            raise NotReady(f"state {self._url}: {error}") from error
 
 
 def _name(caller: str, key: str) -> str:

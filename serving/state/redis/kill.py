@@ -7,14 +7,14 @@ of spares before moves to the set of killed endpoints.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import redis
 
 from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.connections import asking
 from pipeline.redis.foreign import load_json, parsing
 from serving.state.kill import KillSwitch
 
@@ -42,11 +42,11 @@ class RedisKillFlags:
     def prepare(self, names: Iterable[str]) -> None:
         listed = sorted(names)
         if listed:
-            with self._asking():
+            with asking(f"state {self._url}"):
                 self._client.sadd(_SPARE, *listed)
 
     def engage(self, endpoint: str, reason: str, actor: str) -> None:
-        with self._asking():
+        with asking(f"state {self._url}"):
             try:
                 self._client.hset(_REASONS, endpoint, json.dumps({"reason": reason, "actor": actor}))
             except redis.OutOfMemoryError:
@@ -54,13 +54,13 @@ class RedisKillFlags:
                     raise
 
     def release(self, endpoint: str) -> bool:
-        with self._asking():
+        with asking(f"state {self._url}"):
             flagged = self._client.hdel(_REASONS, endpoint)
             moved = self._client.smove(_BARE, _SPARE, endpoint)
         return bool(flagged or moved)
 
     def engaged(self) -> frozenset[str]:
-        with self._asking(), self._client.pipeline(transaction=False) as pipe:
+        with asking(f"state {self._url}"), self._client.pipeline(transaction=False) as pipe:
             pipe.hkeys(_REASONS)
             pipe.smembers(_BARE)
             found: Any = pipe.execute()
@@ -86,10 +86,3 @@ class RedisKillFlags:
                 return str(reason)[:_MOST_LETTERS], str(actor)[:_MOST_LETTERS]
         except NotReady as error:  # it is one all the same
             return str(error), "unknown"
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            raise NotReady(f"state {self._url}: {error}") from error

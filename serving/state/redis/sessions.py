@@ -7,14 +7,11 @@ control:sessions        sorted set of "KEY TOKEN" by end, which bounds their num
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import redis
-
-from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
+from pipeline.redis.connections import asking
 from pipeline.redis.foreign import parsing
 from serving.security.session import SessionRow
 from serving.state.sessions import MAX_SESSIONS, MAX_TOKEN_SESSIONS
@@ -34,7 +31,7 @@ class RedisSessions:
         self._client = address.client(timeout)
 
     def put(self, row: SessionRow, now_ms: int) -> None:
-        with self._asking():
+        with asking(f"state {self._url}"):
             with self._client.pipeline() as pipe:
                 pipe.zremrangebyscore(_INDEX, "-inf", now_ms)
                 pipe.zremrangebyrank(_INDEX, 0, -1 - 2 * MAX_SESSIONS)
@@ -50,7 +47,7 @@ class RedisSessions:
                 pipe.execute()
 
     def get(self, keys: Collection[str]) -> Mapping[str, SessionRow]:
-        with self._asking():
+        with asking(f"state {self._url}"):
             stored: Any = self._client.mget([_PREFIX + key for key in keys])
         with parsing(f"state {self._url}"):
             texts = list(zip(keys, stored, strict=True))
@@ -58,7 +55,7 @@ class RedisSessions:
         return {row.key: row for row in rows if row is not None}
 
     def remove(self, key: str) -> None:
-        with self._asking():
+        with asking(f"state {self._url}"):
             row = self.get([key]).get(key)
             self._client.delete(_PREFIX + key)
             if row is not None:
@@ -66,13 +63,6 @@ class RedisSessions:
 
     def close(self) -> None:
         self._client.close()
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            raise NotReady(f"state {self._url}: {error}") from error
 
 
 def _over(listed: Sequence[bytes], token: str) -> list[bytes]:
