@@ -159,12 +159,7 @@ class AdminClient:
                 if not answer.is_success:
                     raise BatonError(_message(answer, self._whole(answer)))
                 for line in answer.iter_lines():
-                    try:
-                        entry = json.loads(line, object_hook=self._object)
-                    except (ValueError, RecursionError):
-                        raise self._stranger("is not JSON") from None
-                    if not isinstance(entry, dict):
-                        raise self._stranger("is no object")
+                    entry = self._parsed(line)
                     if "error" in entry:
                         raise BatonError(str(entry["error"]["message"]))
                     yield entry
@@ -186,8 +181,11 @@ class AdminClient:
             raise self._away(error) from None
         if not response.is_success:
             raise BatonError(_message(response, body))
+        return self._parsed(body)
+
+    def _parsed(self, text: str | bytes) -> dict[str, Any]:
         try:
-            found = json.loads(body, object_hook=self._object)
+            found = json.loads(text, object_hook=self._object)
         except (ValueError, RecursionError):
             raise self._stranger("is not JSON") from None
         if not isinstance(found, dict):
