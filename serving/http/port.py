@@ -45,29 +45,32 @@ PORTS = 2
 """Ports of the control process that share its file descriptors: HTTP, and gRPC admin."""
 
 
-class _Socket(WebSocketsSansIOProtocol):
-    """A page's socket."""
+class _Counted:
+    """Part of a protocol: it counts itself among the port's connections, and knows since when the client reads nothing."""
 
     held: ClassVar[Connections]
+    transport: Any
+    loop: asyncio.AbstractEventLoop
+    app: Any
     _admitted = False
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(transport)  # type: ignore[misc]
         self._stalled_s = float("inf")
         self.app = _with_extensions(self.app, transport, self._admit)
         self.held.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.held.remove(self)
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # type: ignore[misc]
 
     def pause_writing(self) -> None:
         self._stalled_s = self.loop.time()
-        super().pause_writing()
+        super().pause_writing()  # type: ignore[misc]
 
     def resume_writing(self) -> None:
         self._stalled_s = float("inf")
-        super().resume_writing()
+        super().resume_writing()  # type: ignore[misc]
 
     @property
     def busy(self) -> bool:
@@ -77,36 +80,30 @@ class _Socket(WebSocketsSansIOProtocol):
     @property
     def closing(self) -> bool:
         """See `Connection`."""
-        return self.transport.is_closing()
+        return bool(self.transport.is_closing())
 
     def abort(self) -> None:
         """See `Connection`."""
         self.transport.abort()
 
     def overdue(self, now_s: float) -> bool:
-        """See `Connection`. One that answers no pings is ended by uvicorn."""
+        """See `Connection`."""
         return now_s - self._stalled_s > STALLED_S
 
     def _admit(self) -> None:
         self._admitted = True
 
 
-class _Http(H11Protocol):
-    """A connection with requests."""
+class _Socket(_Counted, WebSocketsSansIOProtocol):
+    """A page's socket. One that answers no pings is ended by uvicorn."""
 
-    held: ClassVar[Connections]
-    _admitted = False
+
+class _Http(_Counted, H11Protocol):
+    """A connection with requests. A slow body is ended by the guard."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._head_s = self.loop.time()  # since when the head of a request is awaited
-        self._stalled_s = float("inf")  # since when the client reads nothing
-        self.app = _with_extensions(self.app, transport, self._admit)
-        self.held.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.held.remove(self)
-        super().connection_lost(exc)
 
     def handle_events(self) -> None:
         before = self.scope
@@ -122,38 +119,18 @@ class _Http(H11Protocol):
         self._head_s, self._admitted = self.loop.time(), False
         super().on_response_complete()
 
-    def pause_writing(self) -> None:
-        self._stalled_s = self.loop.time()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._stalled_s = float("inf")
-        super().resume_writing()
-
     @property
     def busy(self) -> bool:
         """See `Connection`."""
         return self._admitted and self._answering
 
-    @property
-    def closing(self) -> bool:
-        """See `Connection`."""
-        return self.transport.is_closing()
-
-    def abort(self) -> None:
-        """See `Connection`."""
-        self.transport.abort()
-
     def overdue(self, now_s: float) -> bool:
-        """See `Connection`. A slow body is ended by the guard."""
-        return now_s - self._stalled_s > STALLED_S or (not self._answering and now_s - self._head_s > HEAD_S)
+        """See `Connection`."""
+        return super().overdue(now_s) or (not self._answering and now_s - self._head_s > HEAD_S)
 
     @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
-
-    def _admit(self) -> None:
-        self._admitted = True
 
 
 class _Server(uvicorn.Server):
