@@ -124,7 +124,6 @@ class WebGuard:
                 return
             if principal is not None:
                 scope.get("extensions", {}).get(ADMITTED, _nothing)()
-            if principal is not None:
                 answer.ended = lambda: self._ended(scope, headers)
             token = admitted.set(principal)
             try:
