@@ -6,10 +6,14 @@ module, and a home often lies in the folder that a command is run from. What is 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
-from multiprocessing.context import SpawnContext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 __all__ = ["python", "spawning"]
 
@@ -20,6 +24,32 @@ def python(*arguments: str) -> tuple[str, ...]:
 
 
 def spawning() -> SpawnContext:
-    """multiprocessing's way to start new processes, from then on without the working directory."""
-    os.environ["PYTHONSAFEPATH"] = "1"  # -P of the interpreter that multiprocessing calls
-    return multiprocessing.get_context("spawn")
+    """multiprocessing's way to start new processes, each without the working directory."""
+    with _safe_path():
+        resource_tracker.ensure_running()  # multiprocessing's own process, which the first lock would start
+    return _Context()
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """-P for what multiprocessing calls meanwhile; it passes no options of ours on."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        with _safe_path():
+            return SpawnProcess._Popen(process_obj)
+
+
+class _Context(SpawnContext):
+    Process = _Process

@@ -50,9 +50,10 @@ workers = [threading.Thread(target=work) for _ in range(3)]
 [worker.start() for worker in workers]
 """
 )
+# Open at the fork: with its last channel gRPC ends its threads, now or a little later, and then a child's calls work.
 OTHERS = """
-with grpc.insecure_channel(target) as channel:
-    grpc.channel_ready_future(channel).result(20)
+channel = grpc.insecure_channel(target)
+grpc.channel_ready_future(channel).result(20)
 client = RankingClient(target, options)
 """
 FORK = """
