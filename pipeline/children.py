@@ -46,7 +46,7 @@ def _safe_path() -> Iterator[None]:
 
 class _Process(SpawnProcess):
     @staticmethod
-    def _Popen(process_obj: BaseProcess) -> Any:
+    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - multiprocessing's name
         with _safe_path():
             return SpawnProcess._Popen(process_obj)
 

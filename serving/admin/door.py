@@ -118,6 +118,7 @@ def request_of(verb: Verb[Q, A], fields: dict[str, Any]) -> Q:
     try:
         return verb.request.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        # Without its context, whose error would hold this frame, and the frame the error: a circle that holds the call.
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidInput(f"{field}: {first['msg']}", field) from None

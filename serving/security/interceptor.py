@@ -17,6 +17,7 @@ from serving.security.authenticator import Authenticator, Credentials
 from serving.security.in_progress import InProgress
 from serving.security.limits import client_of_address
 from serving.security.tokens import LOCAL
+from serving.wire import endings
 from serving.wire.errors import failure_of
 
 __all__ = ["AdmitInterceptor", "caller_of"]
@@ -82,7 +83,7 @@ class AdmitInterceptor(grpc.aio.ServerInterceptor):
                 await self._admit(context, method, counted, held)
                 return await behaviour(request, context)
 
-        return call
+        return endings.single(call)
 
     def _stream(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -91,7 +92,7 @@ class AdmitInterceptor(grpc.aio.ServerInterceptor):
                 async for answer in behaviour(request, context):
                     yield answer
 
-        return call
+        return endings.stream(call)
 
     async def _admit(self, context: Any, method: str, counted: InProgress, held: ExitStack) -> None:
         try:

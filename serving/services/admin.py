@@ -26,6 +26,7 @@ from serving.admin.door import request_of
 from serving.admin.verbs import BRAKES
 from serving.admin.watch import Watchers
 from serving.config.principal import Principal, PrincipalSource
+from serving.services.health import HealthServicer
 from serving.services.rpc import CONNECTION_OPTIONS, Call, Method, Shell, hard_limit, parse, serve
 
 __all__ = ["CONNECTION_CALLS", "SERVICES", "AdminServer", "AdminServices", "brake_methods", "verb_of"]
@@ -155,7 +156,7 @@ class AdminServer:
         self._interceptors = interceptors
         self._credentials = credentials
         self._limit = hard_limit(shell.max_bytes)
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         self.port = 0
 
     async def start(self) -> None:

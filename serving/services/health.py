@@ -12,18 +12,27 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from protos.inference import SERVICE as INFERENCE
 from serving.lane.served import Snapshot
 from serving.services.ranking import SERVICE as RANKING
+from serving.wire import endings
 
-__all__ = ["Health"]
+__all__ = ["Health", "HealthServicer"]
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the package has no types
+    """gRPC's own, whose refusals hold no stream of their connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Check = endings.single(super().Check)
 
 
 class Health:
     """Health service that follows the registry."""
 
     def __init__(self) -> None:
-        self._servicer = health.aio.HealthServicer()
+        self._servicer = HealthServicer()
         self._published: dict[str, Any] = {}
 
     async def attach(self, server: Any) -> None:

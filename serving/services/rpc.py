@@ -25,6 +25,7 @@ from pipeline.event import Event
 from serving.security.authenticator import Credentials, Identity
 from serving.security.interceptor import caller_of
 from serving.telemetry.tracing import CallSpan, Tracing, trace_id_of
+from serving.wire import endings
 from serving.wire.errors import Failure, failure_of
 
 __all__ = ["CONNECTION_OPTIONS", "NO_DEADLINE_S", "Call", "Feed", "Method", "Shell", "hard_limit", "parse", "serve"]
@@ -179,7 +180,7 @@ class Shell:
                 if span is not None:
                     span.end(call.event, failure)
 
-        return grpc.stream_unary_rpc_method_handler(handle)
+        return grpc.stream_unary_rpc_method_handler(endings.single(handle))
 
     def streaming(
         self, name: str, method: Method, admission: Admission | None = None
@@ -198,8 +199,8 @@ class Shell:
             span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
             # The request awaited below is in progress as well, so the queue holds one less.
-            window: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(self.stream_window - 1)
-            unanswered: set[asyncio.Future[bytes]] = set()
+            window: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self.stream_window - 1)
+            unanswered: set[asyncio.Task[bytes]] = set()
 
             async def read() -> None:
                 try:
@@ -211,32 +212,33 @@ class Shell:
                         task = asyncio.ensure_future(self._answer(method, data, call))
                         unanswered.add(task)
                         await window.put(task)
+                except Exception:
                     await window.put(None)
-                except Exception as error:
-                    broken = asyncio.get_running_loop().create_future()
-                    broken.set_exception(error)
-                    broken.exception()  # seen: where the stream has ended meanwhile nobody awaits it
-                    await window.put(broken)
+                    raise
+                await window.put(None)
 
-            reading = asyncio.create_task(read(), name="stream-read")
             try:
-                while (task := await window.get()) is not None:
-                    answer = await task
-                    unanswered.discard(task)
-                    yield answer
+                reading = asyncio.create_task(read(), name="stream-read")
+                try:
+                    while (task := await window.get()) is not None:
+                        answer = await task
+                        unanswered.discard(task)
+                        yield answer
+                    await reading
+                finally:  # before the end of the call, of which they would have an error of their own
+                    unfinished: list[asyncio.Task[Any]] = [reading, *unanswered]
+                    for one in unfinished:
+                        one.cancel()
+                    await asyncio.gather(*unfinished, return_exceptions=True)
             except BaseException as error:
                 failure = error
                 await _abort(context, call, error)
                 raise
             finally:
-                unfinished: list[asyncio.Future[Any]] = [reading, *unanswered]
-                for future in unfinished:
-                    future.cancel()
-                await asyncio.gather(*unfinished, return_exceptions=True)
                 if span is not None:
                     span.end(None, failure)
 
-        return grpc.stream_stream_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(endings.stream(handle))
 
     def feed(self, name: str, method: Feed) -> grpc.RpcMethodHandler[Any, Any]:
         """A handler of one request and a stream of answers."""
@@ -259,7 +261,7 @@ class Shell:
                 if span is not None:
                     span.end(None, failure)
 
-        return grpc.unary_stream_rpc_method_handler(handle)
+        return grpc.unary_stream_rpc_method_handler(endings.stream(handle))
 
     async def _answer(self, method: Method, data: bytes, call: Call) -> bytes:
         self._fits(data)
@@ -295,9 +297,6 @@ async def _abort(context: Any, call: Call, error: BaseException) -> None:
     if not isinstance(error, Exception):
         return
     failure = failure_of(error, call.request_id, trace_id_of(call.traceparent))
-    # What led to it holds frames of this call, some through objects that the collector cannot see into (pydantic's): kept
-    # by the context of the call, they would hold each other, and the call a stream of its connection, for good.
-    error.__cause__ = error.__context__ = None
     context.set_trailing_metadata(failure.metadata)
     await context.abort(failure.code, failure.message)
 

@@ -7,6 +7,7 @@ Methods come from the descriptors, so a new one is covered by itself.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import random
 from collections import Counter
@@ -20,7 +21,7 @@ from fuzzing import MOST_GROWTH, REQUESTS, resident, tracebacks
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from installation import Installation, running
+from installation import Installation, eventually, running
 from operated import Operated, admin_port, rollout_file
 
 from protos import inference
@@ -28,7 +29,7 @@ from protos.baton.ranking.v1 import ranking_pb2
 from serving.admin import requests as r
 from serving.admin.verbs import ROLLOUTS_START
 from serving.security.tokens import LOCAL
-from serving.services.admin import CONNECTION_CALLS, SERVICES
+from serving.services.admin import SERVICES
 
 WORDS = ("ranker", "teacher", "student", "user", "item", "score", "stable", "1", "", "\x00", "ä" * 50, "../..", "a/b")
 NUMBERS = (0, 1, -1, 2, 7, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63))
@@ -186,13 +187,23 @@ def test_no_bytes_are_our_fault(port: str, tmp_path: Path) -> None:
         assert fuzz.codes["INVALID_ARGUMENT"]
 
 
-def test_calls_that_were_refused_hold_no_stream_of_their_connection(tmp_path: Path) -> None:
-    with admin(tmp_path / "home") as fuzz:
-        both = GetMessageClass(SERVICES["baton.admin.v1.Log"].methods_by_name["Forget"].input_type)(
-            routing_key="u", prediction_id="p"
-        ).SerializeToString()
-        for _ in range(CONNECTION_CALLS + 50):
-            assert fuzz.call("/baton.admin.v1.Log/Forget", both)[0] == "INVALID_ARGUMENT"
+@pytest.mark.parametrize("port", PORTS)
+def test_no_call_waits_for_the_garbage_collector(port: str, tmp_path: Path) -> None:
+    """A call keeps a stream of its connection until it is freed, and a connection has only so many."""
+    with PORTS[port](tmp_path / "home") as fuzz:
+        fuzz.run(1, seed=3)
+        gc.collect()
+        gc.disable()
+        try:
+            before = _calls()
+            assert not fuzz.run(3, seed=4)
+            eventually(lambda: _calls() <= before + 2, "the calls are freed")  # the last ones may be ending
+        finally:
+            gc.enable()
+
+
+def _calls() -> int:
+    return sum(type(one).__name__ == "_ServicerContext" for one in gc.get_objects())
 
 
 @pytest.mark.long
