@@ -28,7 +28,16 @@ BY_NAME = {("serving/cli/main.py", "benchmarks")}
 FOLDERS = {
     "pipeline": (
         *("redis", "bundle", "embedding", "embedding/device", "embedding/segment", "embedding/redis"),
-        *("embedding/hierarchy", "model", "engine", "traffic", "traffic/sqlite", "traffic/redis", "stages"),
+        *(
+            "embedding/hierarchy",
+            "model",
+            "engine",
+            "traffic",
+            "traffic/sqlite",
+            "traffic/lanes",
+            "traffic/redis",
+            "stages",
+        ),
     ),
     "serving": (
         *("config", "wire", "runtime", "client", "rollout", "security", "state", "state/redis", "telemetry", "lane"),

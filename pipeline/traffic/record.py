@@ -82,6 +82,7 @@ class RecordHead(NamedTuple):
     endpoint: str
     n: int
     routing_hash: int
+    arm: str
 
 
 def pack(record: PredictionRecord) -> bytes:
@@ -189,7 +190,7 @@ def _head_of(blob: bytes) -> RecordHead:
             raise ValueError(f"a bag ends at {count}")
         at += 8 + _aligned(4 * (r + 1)) + 8 * count
     _check_end(len(blob), at)
-    return RecordHead(prediction_id, time_ms, endpoint, n, routing_hash)
+    return RecordHead(prediction_id, time_ms, endpoint, n, routing_hash, ARMS[arm])
 
 
 def _unpack(blob: memoryview) -> PredictionRecord:

@@ -68,7 +68,7 @@ def same(a: npt.NDArray | None, b: npt.NDArray | None) -> None:
 def test_round_trip(record: PredictionRecord) -> None:
     back = unpack(pack(record))
     head = read_head(pack(record))
-    for name in ("prediction_id", "time_ms", "endpoint", "routing_hash"):
+    for name in ("prediction_id", "time_ms", "endpoint", "arm", "routing_hash"):
         assert getattr(head, name) == getattr(record, name)
     assert head.n == record.features.n
     for name in ("prediction_id", "time_ms", "endpoint", "arm", "bundle", "version", "routing_hash", "overridden"):
