@@ -60,6 +60,10 @@ class Lanes:
         """Feedback of a lane with seq > after, in order."""
         raise NotImplementedError
 
+    def last_inbox_seq(self, lane: int) -> int:
+        """Last seq that the lane gave to feedback, trimmed entries included; 0 before the first."""
+        raise NotImplementedError
+
     def inbox_of(self, prediction_ids: Sequence[str]) -> list[tuple[int, InboxRow]]:
         """Feedback on these predictions in all lanes' inboxes: lane and row, in order of lane and seq."""
         raise NotImplementedError
@@ -90,6 +94,11 @@ class Lanes:
         Raises:
             NotReady: it may be half done; repeating it finishes it.
         """
+        raise NotImplementedError
+
+    def drop_scores(self, before: str, prediction_ids: Sequence[str] = ()) -> None:
+        """Delete other arms' scores of predictions that no lane has written: those named, and those with ids below
+        `before` (`prediction.smallest_id`)."""
         raise NotImplementedError
 
     def drop_empty(self, lane: int) -> int:
