@@ -25,6 +25,7 @@ class Lane:
     Args:
         root: folder of all lanes, created if absent.
         preferred: number of the folder; the next one that no process holds if another process holds it.
+        file_bytes: size at which the next record file is begun.
 
     Raises:
         InvalidInput: the folder's index is something else, or was written by a newer Baton.
@@ -32,7 +33,7 @@ class Lane:
             nothing was written.
     """
 
-    def __init__(self, root: Path, preferred: int, clock: Clock) -> None:
+    def __init__(self, root: Path, preferred: int, clock: Clock, file_bytes: int = 64 << 20) -> None:
         raise NotImplementedError
 
     @property

@@ -48,6 +48,10 @@ class Lanes:
         """Up to `limit` predictions of a routing hash (unsigned, not 0)."""
         raise NotImplementedError
 
+    def rows_before(self, lane: int, before: str, after: str, limit: int) -> list[Row]:
+        """Predictions with after < id < before, in order of their ids, which is that of their times."""
+        raise NotImplementedError
+
     def read(self, place: Place) -> bytes | None:
         """Payload of a frame; None where it was deleted.
 
