@@ -123,6 +123,7 @@ class TrafficStats:
         watermark_ms: time of the last prediction closed, Unix milliseconds, 0 before the first.
         oldest_open_ms: age of the first open prediction, 0 without one.
         last_seq: last seq of the labelled log; bytes: size of the store.
+        damaged: records that a reader found damaged on the disk and passed over; each is counted once.
     """
 
     predictions: int
@@ -138,6 +139,7 @@ class TrafficStats:
     oldest_open_ms: int
     last_seq: int
     bytes: int
+    damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +194,17 @@ class TrafficLog(Protocol):
     def labelled(self, after: int, limit: int = 256) -> list[Labelled]:
         """Entries of the labelled log with seq > after, in order."""
 
-    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
-        """Predictions with seq > after, older than `before_ms`, for which no other arm's scores are stored: (seq, record)."""
+    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
+        """Predictions after a place, older than `before_ms`, for which no other arm's scores are stored: (place, record)."""
 
-    def predictions(self, after: int, limit: int = 256) -> list[tuple[int, bytes]]:
-        """Predictions with seq > after in the order in which they were written: (seq, record)."""
+    def predictions(self, after: str, limit: int = 256) -> list[tuple[str, bytes]]:
+        """Predictions after a place, in the order in which each lane wrote them: (place, record).
+
+        A place is a text that the log gives out; the empty one is the beginning. Nothing appears before it later.
+        """
+
+    def near_end(self, count: int) -> str:
+        """A place after which the newest `count` predictions stand, with some before them."""
 
     def latest(self, endpoint: str, limit: int) -> list[bytes]:
         """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -68,11 +69,8 @@ def tail(
     Example: baton log tail --endpoint ranker
     """
     with _opened(config) as (log, _):
-        read = _labelled if what is What.labelled else _predictions
-        stats = log.stats(log.now_ms())
-        after = max(0, (stats.last_seq if what is What.labelled else stats.predictions) - number)
-        while True:
-            page = read(log, after)
+        pages = _labelled(log, number) if what is What.labelled else _predictions(log, number)
+        for page in pages:
             shown = [entry for entry in page if not endpoint or entry["endpoint"] == endpoint]
             if output is Output.json:
                 for entry in shown:
@@ -80,14 +78,13 @@ def tail(
             elif shown:
                 _table(what, shown)
             if page:
-                after = page[-1]["seq"]
-            elif not follow:
+                continue
+            if not follow:
                 return
-            else:
-                try:
-                    time.sleep(LOOK_EVERY_S)
-                except KeyboardInterrupt:
-                    return
+            try:
+                time.sleep(LOOK_EVERY_S)
+            except KeyboardInterrupt:
+                return
 
 
 @app.command()
@@ -281,18 +278,32 @@ def _check_schema(log: Log, source: Path, endpoint: str, schema: Schema) -> None
             )
 
 
-def _labelled(log: TrafficLog, after: int) -> list[dict[str, Any]]:
-    return [_shown(e.seq, unpack(e.record), e) for e in log.labelled(after, PAGE_ENTRIES)]
+def _labelled(log: TrafficLog, number: int) -> Iterator[list[dict[str, Any]]]:
+    """Pages of the labelled log from its `number` newest entries on; an empty one where it ends by now."""
+    after = max(0, log.stats(log.now_ms()).last_seq - number)
+    while True:
+        page = log.labelled(after, PAGE_ENTRIES)
+        after = page[-1].seq if page else after
+        yield [{"seq": e.seq} | _shown(unpack(e.record), e) for e in page]
 
 
-def _predictions(log: TrafficLog, after: int) -> list[dict[str, Any]]:
-    return [_shown(seq, unpack(blob), None) for seq, blob in log.predictions(after, PAGE_ENTRIES)]
+def _predictions(log: TrafficLog, number: int) -> Iterator[list[dict[str, Any]]]:
+    """Pages of predictions from the `number` newest on; an empty one where there are no more by now."""
+    after = log.near_end(number)
+    newest: deque[bytes] = deque(maxlen=number)
+    while page := log.predictions(after, PAGE_ENTRIES):
+        after = page[-1][0]
+        newest.extend(blob for _, blob in page)
+    yield [_shown(unpack(blob), None) for blob in newest]
+    while True:
+        page = log.predictions(after, PAGE_ENTRIES)
+        after = page[-1][0] if page else after
+        yield [_shown(unpack(blob), None) for _, blob in page]
 
 
-def _shown(seq: int, record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:
+def _shown(record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:
     made_ms = record.time_ms if entry is None else entry.time_ms
     shown: dict[str, Any] = {
-        "seq": seq,
         "time": datetime.fromtimestamp(made_ms / 1000, UTC).isoformat(timespec="milliseconds"),
         "prediction_id": record.prediction_id,
         "endpoint": record.endpoint,
@@ -320,15 +331,22 @@ def _numbers(values: Any) -> list[float | None]:
 
 
 def _table(what: What, shown: list[dict[str, Any]]) -> None:
-    head = ("seq", "time", "endpoint", "arm", "bundle", "version", "candidates")
+    head = ("time", "endpoint", "arm", "bundle", "version", "candidates")
     if what is What.predictions:
         show_table("", (*head, "scores"), [(*(t[c] for c in head), _few(t["scores"])) for t in shown])
         return
     rows = [
-        (*(t[c] for c in head), t["revision"], len(t["labels"]), sum(t["labels"]), " ".join(sorted(t["scores"])))
+        (
+            t["seq"],
+            *(t[c] for c in head),
+            t["revision"],
+            len(t["labels"]),
+            sum(t["labels"]),
+            " ".join(sorted(t["scores"])),
+        )
         for t in shown
     ]
-    show_table("", (*head, "revision", "rows", "positives", "scored by"), rows)
+    show_table("", ("seq", *head, "revision", "rows", "positives", "scored by"), rows)
 
 
 def _few(scores: list[float | None]) -> str:

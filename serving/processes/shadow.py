@@ -54,7 +54,7 @@ class ScoreLog(Protocol):
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None: ...
 
-    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]: ...
+    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]: ...
 
 
 class ScoreOutcome(Enum):
@@ -97,9 +97,9 @@ class CatchUp:
         self._grace_ms = grace_ms
         self._settled_ms = settled_ms
         try:
-            self._kept = int(path.read_text())
-        except (FileNotFoundError, ValueError):
-            self._kept = 0
+            self._kept = path.read_text()
+        except FileNotFoundError:
+            self._kept = ""
         self._written = self._kept
         self._at = self._kept
         self._blocked = False
@@ -115,21 +115,21 @@ class CatchUp:
             self._blocked = False
             return 0
         records: list[PredictionRecord] = []
-        places: list[int] = []
-        for place, (_, blob) in enumerate(rows):
+        numbers: list[int] = []
+        for number, (_, blob) in enumerate(rows):
             try:
                 records.append(unpack(blob))
-                places.append(place)
+                numbers.append(number)
             except InvalidInput as error:
                 log.error("a prediction in the traffic log cannot be read and is left unscored: %s", error)
-        outcomes = dict(zip(places, zip(records, score(records), strict=True), strict=True))
-        for place, (seq, _) in enumerate(rows):
-            record, outcome = outcomes.get(place, (None, ScoreOutcome.SKIPPED))
+        outcomes = dict(zip(numbers, zip(records, score(records), strict=True), strict=True))
+        for number, (place, _) in enumerate(rows):
+            record, outcome = outcomes.get(number, (None, ScoreOutcome.SKIPPED))
             young = record is not None and record.time_ms > now - self._settled_ms
             if young or outcome is ScoreOutcome.WAITING:
                 self._blocked = True
             if not self._blocked:
-                self._kept = seq
+                self._kept = place
         self._at = rows[-1][0]
         return len(rows)
 
@@ -137,7 +137,7 @@ class CatchUp:
         """Write the place at which a restart resumes."""
         if self._kept != self._written:
             with replacing(self._path) as staging:
-                staging.write_text(str(self._kept))
+                staging.write_text(self._kept)
             self._written = self._kept
 
 

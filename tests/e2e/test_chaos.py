@@ -103,7 +103,7 @@ def test_killed_helpers_cost_clients_and_labels_nothing(machine: Machine) -> Non
 
     # The shadow lane finds what it missed.
     traffic = open_traffic_log(machine.config)
-    until(lambda: not traffic.unscored(0, 1 << 60), "both arms have scored every prediction")
+    until(lambda: not traffic.unscored("", 1 << 60), "both arms have scored every prediction")
     traffic.close()
 
     # The worker has learned each row once: what it counts is what lies before its place.

@@ -209,30 +209,37 @@ class RedisTrafficLog:
         return result
 
     @_parsed
-    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
-        """Predictions with seq > after, made before `before_ms`, without another arm's scores: (seq, record)."""
-        result: list[tuple[int, bytes]] = []
+    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
+        """Predictions after a place, made before `before_ms`, without another arm's scores: (place, record)."""
+        result: list[tuple[str, bytes]] = []
+        seen = int(after or 0)
         while len(result) < limit:
             room = limit - len(result)
-            query = ("ZRANGEBYSCORE", f"{PREFIX}unscored", f"({after}", "+inf", "WITHSCORES", "LIMIT", 0, room)
+            query = ("ZRANGEBYSCORE", f"{PREFIX}unscored", f"({seen}", "+inf", "WITHSCORES", "LIMIT", 0, room)
             (flat,) = self._server.many([query])
             found = list(zip(flat[::2], flat[1::2], strict=True))
             times = self._server.many([("HGET", key_of(i.decode()), "ms") for i, _ in found])
             old = [(i, int(seq)) for (i, seq), ms in zip(found, times, strict=True) if ms and int(ms) < before_ms]
             records = self._server.many([("HGET", key_of(i.decode()), "record") for i, _ in old])
-            result += [(seq, record) for (_, seq), record in zip(old, records, strict=True) if record is not None]
+            result += [(str(seq), record) for (_, seq), record in zip(old, records, strict=True) if record is not None]
             if len(found) < room:
                 break
-            after = int(found[-1][1])
+            seen = int(found[-1][1])
         return result
 
     @_parsed
-    def predictions(self, after: int, limit: int = 256) -> list[tuple[int, bytes]]:
-        """Predictions with seq > after in the order in which they were written: (seq, record)."""
-        (found,) = self._server.many([("XRANGE", f"{PREFIX}predictions", f"({after}", "+", "COUNT", limit)])
+    def predictions(self, after: str, limit: int = 256) -> list[tuple[str, bytes]]:
+        """Predictions after a place, in the order in which they were written: (place, record)."""
+        (found,) = self._server.many([("XRANGE", f"{PREFIX}predictions", f"({after or 0}", "+", "COUNT", limit)])
         records = self.records([fields[b"i"].decode() for _, fields in found])
         places = ((seq_of(place), fields[b"i"].decode()) for place, fields in found)
-        return [(seq, records[i]) for seq, i in places if i in records]
+        return [(str(seq), records[i]) for seq, i in places if i in records]
+
+    @_parsed
+    def near_end(self, count: int) -> str:
+        """A place after which the newest `count` predictions stand."""
+        (found,) = self._server.many([("XREVRANGE", f"{PREFIX}predictions", "+", "-", "COUNT", count + 1)])
+        return str(seq_of(found[-1][0])) if len(found) > count else ""
 
     @_parsed
     def latest(self, endpoint: str, limit: int) -> list[bytes]:

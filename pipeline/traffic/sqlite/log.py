@@ -150,20 +150,29 @@ class SqliteTrafficLog:
                 for seq, i, revision, time_ms, blob, record in rows
             ]
 
-    def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
-        """Predictions with seq > after, made before `before_ms`, without another arm's scores: (seq, record)."""
+    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
+        """Predictions after a place, made before `before_ms`, without another arm's scores: (place, record)."""
         with self._file.read() as db:
-            return db.execute(
+            found = db.execute(
                 "SELECT p.seq, r.record FROM predictions p JOIN records r ON r.seq = p.seq"
                 " WHERE p.scored = 0 AND p.seq > ? AND p.time_ms < ? ORDER BY p.seq LIMIT ?",
-                (after, before_ms, limit),
+                (int(after or 0), before_ms, limit),
             ).fetchall()
+        return [(str(seq), record) for seq, record in found]
 
-    def predictions(self, after: int, limit: int = 256) -> list[tuple[int, bytes]]:
-        """Predictions with seq > after in the order in which they were written: (seq, record)."""
+    def predictions(self, after: str, limit: int = 256) -> list[tuple[str, bytes]]:
+        """Predictions after a place, in the order in which they were written: (place, record)."""
         with self._file.read() as db:
             query = "SELECT seq, record FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
-            return db.execute(query, (after, limit)).fetchall()
+            found = db.execute(query, (int(after or 0), limit)).fetchall()
+        return [(str(seq), record) for seq, record in found]
+
+    def near_end(self, count: int) -> str:
+        """A place after which the newest `count` predictions stand."""
+        with self._file.read() as db:
+            query = "SELECT seq FROM predictions ORDER BY seq DESC LIMIT 1 OFFSET ?"
+            found = db.execute(query, (count,)).fetchone()
+        return str(found[0]) if found else ""
 
     def latest(self, endpoint: str, limit: int) -> list[bytes]:
         """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""

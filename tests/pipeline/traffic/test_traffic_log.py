@@ -207,12 +207,13 @@ def test_scores_of_the_other_arm(log: TrafficLog) -> None:
     log.append_scores([(early, scores)])  # the shadow lane may be faster than the primary lane's writer
     log.append_predictions([sample(early, START)])
     late, never = predict(log), predict(log)
-    assert [seq for seq, _ in log.unscored(0, START + 1)] == [2, 3]
+    assert [blob for _, blob in log.unscored("", START + 1)] == [sample(late, START), sample(never, START)]
     log.append_scores([(late, scores)])
     log.append_scores([(late, scores)])
-    assert log.unscored(0, START + 1) == [(3, sample(never, START))]
-    assert log.unscored(0, START) == []
-    assert log.unscored(3, START + 1) == []
+    ((place, left),) = log.unscored("", START + 1)
+    assert left == sample(never, START)
+    assert log.unscored("", START) == []
+    assert log.unscored(place, START + 1) == []
     for prediction_id in (early, late, never):
         say(log, prediction_id)
     log.join(START + WINDOW_MS)
@@ -233,7 +234,7 @@ def test_a_prediction_of_the_future_is_made_now_and_holds_nothing_back(log: Traf
     now = log.now_ms()
     ahead = [predict(log, now + 86_400_000) for _ in range(3)]
     after = predict(log, now)
-    assert {unpack(blob).time_ms for _, blob in log.predictions(0)} <= {*range(now, log.now_ms() + 1)}
+    assert {unpack(blob).time_ms for _, blob in log.predictions("")} <= {*range(now, log.now_ms() + 1)}
     say(log, ahead[0], now_ms=now)
     say(log, after, Outcome(0, 1.0, final=True), now_ms=now)
     log.join(log.now_ms() + WINDOW_MS)
@@ -298,7 +299,7 @@ def test_retention_waits_for_the_join_and_for_readers(log: TrafficLog) -> None:
     log.join(START + 10_000)
     kept = log.retain(START + 100, protect_seq=3)
     assert (kept.predictions, kept.held_back) == (2, False)
-    assert [seq for seq, _ in log.unscored(0, START + 10_000)] == [4]
+    assert [blob for _, blob in log.unscored("", START + 10_000)] == [sample(new, START + 500)]
     say(log, new, shown=[Exposure(0)], now_ms=START + 10_000)
     log.join(START + 20_000)
     assert [e.seq for e in log.labelled(3)] == [4], "a seq is never used again"
@@ -317,7 +318,7 @@ def test_retention_goes_through_many(log: TrafficLog) -> None:
     log.append_predictions(records)
     log.join(START + 10_000)
     assert log.retain(START + 600).predictions == 600
-    assert [seq for seq, _ in log.unscored(0, START + 10_000, limit=1)] == [601]
+    assert [blob for _, blob in log.unscored("", START + 10_000, limit=1)] == records[600:601]
 
 
 def test_retention_by_size_drops_the_oldest_that_were_read(log: TrafficLog) -> None:
@@ -381,3 +382,16 @@ def test_stores_know_the_same_records(log: TrafficLog) -> None:
     }
     assert log.latest("ranker", 2) == [sample(made[2], START + 2), sample(made[1], START + 1)]
     assert log.latest("nobody", 2) == []
+
+
+def test_predictions_are_read_from_place_to_place(log: TrafficLog) -> None:
+    made = [predict(log, START + i) for i in range(5)]
+    read = log.predictions("", 2)
+    read += log.predictions(read[-1][0])
+    assert [unpack(blob).prediction_id for _, blob in read] == made
+    assert log.predictions(read[-1][0]) == []
+    later = predict(log)
+    assert [unpack(blob).prediction_id for _, blob in log.predictions(read[-1][0])] == [later]
+    newest = [unpack(blob).prediction_id for _, blob in log.predictions(log.near_end(2))]
+    assert newest[-2:] == [made[-1], later]
+    assert len(log.predictions(log.near_end(100))) == 6

@@ -48,7 +48,7 @@ class Users:
                 self.log.append_feedback([FeedbackEntry(prediction, exposed_all=True)], now)
 
     def left(self) -> list[str]:
-        known = {unpack(blob).prediction_id for _, blob in self.log.predictions(0)}
+        known = {unpack(blob).prediction_id for _, blob in self.log.predictions("")}
         return [key for key, made in self.predictions.items() if known & set(made)]
 
     def audited(self) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def test_by_key_all_of_a_key_or_nothing_is_recorded(tmp_path: Path) -> None:
         ids = {a.prediction_id for given in answers.values() for a in given} - {""}
         assert lane.lane.status().counters["unsampled"] == 3 * len(KEYS) - len(ids)
         eventually(lambda: lane.lane.writer.counters().committed == len(ids), "all are committed")
-        assert {unpack(blob).prediction_id for _, blob in log.predictions(0, 1000)} == ids
+        assert {unpack(blob).prediction_id for _, blob in log.predictions("", 1000)} == ids
         (reply,) = client.feedback([FeedbackEntry("", outcomes=[Outcome(0, 1.0)])])
         assert reply.outcomes == ("invalid",)
         assert "was not recorded" in reply.reason

@@ -121,7 +121,7 @@ def test_lanes_share_a_port_and_drain_when_told_to(tmp_path: Path) -> None:
         assert second.end(signal.SIGTERM) == 0
         assert status(made, "lane-0")["state"] == "draining"
     log = open_traffic_log(made.config)
-    assert {unpack(blob).prediction_id for _, blob in log.unscored(0, 1 << 60)} == set(answered)
+    assert {unpack(blob).prediction_id for _, blob in log.unscored("", 1 << 60)} == set(answered)
     log.close()
     made.store.close()
 

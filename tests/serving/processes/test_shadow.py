@@ -35,7 +35,7 @@ def test_the_arm_that_did_not_answer_is_scored(installation: Installation) -> No
             sent[client.rank("ranker", SCHEMA, features, routing_key=f"u{i}").prediction_id] = features
         direct = client.rank("ranker", SCHEMA, features_of(installation, 99), arm="candidate")
         eventually(lambda: status(installation, "shadow").get("scored", 0) == 20, "all are scored")
-        left = [unpack(blob).prediction_id for _, blob in log.unscored(0, 1 << 60)]
+        left = [unpack(blob).prediction_id for _, blob in log.unscored("", 1 << 60)]
         assert left == [direct.prediction_id]
         told = status(installation, "shadow")
         assert told["skipped"] == {}  # what was overridden is not even handed over
@@ -69,9 +69,9 @@ def test_killing_the_shadow_lane_costs_time_and_nothing_else(installation: Insta
             assert client.rank("ranker", SCHEMA, features_of(installation, i)).arm == "stable"
         lane.lane.sender._queue.clear()  # what waits for the shadow lane is lost too
         eventually(lambda: lane.lane.writer.counters().committed == 10, "all predictions are committed")
-        assert log.unscored(0, 1 << 60)
+        assert log.unscored("", 1 << 60)
         with shadow_process(installation) as shadow:
-            eventually(lambda: not log.unscored(0, 1 << 60), "what was missed is scored from the log", 30)
+            eventually(lambda: not log.unscored("", 1 << 60), "what was missed is scored from the log", 30)
             assert shadow.end(signal.SIGTERM) == 0
         assert status(installation, "shadow")["caught_up"] >= 5
     log.close()
@@ -92,11 +92,11 @@ def test_catching_up_passes_only_what_is_settled(installation: Installation, tmp
             self.rows: dict[int, tuple[int, bytes]] = {}
             self.scored: set[int] = set()
 
-        def unscored(self, after: int, before_ms: int, limit: int = 256) -> list[tuple[int, bytes]]:
+        def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
             found = [
-                (seq, blob)
+                (str(seq), blob)
                 for seq, (time_ms, blob) in sorted(self.rows.items())
-                if seq > after and time_ms < before_ms and seq not in self.scored
+                if seq > int(after or 0) and time_ms < before_ms and seq not in self.scored
             ]
             return found[:limit]
 
