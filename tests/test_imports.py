@@ -32,6 +32,7 @@ FOLDERS = {
             "embedding/hierarchy",
             "model",
             "engine",
+            "traffic/record",
             "traffic",
             "traffic/sqlite",
             "traffic/lanes",
