@@ -41,7 +41,19 @@ FOLDERS = {
         ),
     ),
     "serving": (
-        *("config", "wire", "runtime", "client", "rollout", "security", "state", "state/redis", "telemetry", "lane"),
+        *(
+            "config",
+            "wire",
+            "runtime",
+            "client",
+            "rollout/sums",
+            "rollout",
+            "security",
+            "state",
+            "state/redis",
+            "telemetry",
+            "lane",
+        ),
         *("wiring", "tiers", "admin", "services", "http", "http/console", "control", "processes", "cli"),
     ),
     "transfer": (

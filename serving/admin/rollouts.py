@@ -19,10 +19,10 @@ from serving.admin.pages import cut
 from serving.admin.service import Parts, Service
 from serving.config.principal import Principal
 from serving.rollout.figures import RolloutFigures
-from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout, place
 from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
 from serving.rollout.store import StoredRollout, check_version
+from serving.rollout.sums.slices import Slices
 
 __all__ = ["RolloutVerbs"]
 

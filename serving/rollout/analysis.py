@@ -2,10 +2,10 @@
 
 Both arms score every exposed row (one answers, the shadow lane scores with the other), so all comparisons are paired.
 Rows whose arm the caller chose, and rows with a score that is not finite, are left out and counted; rows without a pair of
-scores lower the coverage. Nothing is
-kept on disk: after a restart the log is read again from the place that the rollout's state names.
+scores lower the coverage. All sums are integers of fixed scale (`scale`): `save` and `restore` keep them bit for bit, so a
+restart goes on at the place in the log up to which they count.
 
-Read next: `figures` computes the displayed figures from these sums; `blocks` and `evidence` decide.
+Read next: `blocks` merges what is old; `figures` computes the displayed figures; `look` and `evidence` decide.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pipeline.arrays import F64, I64, Mask
 from pipeline.metrics import BinnedAuc, row_logloss
 from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled
 from pipeline.traffic.record import PredictionRecord, unpack
-from serving.rollout import blocks
-from serving.rollout.blocks import BlockTable
 from serving.rollout.figures import (
     PhaseFigures,
-    PhaseSums,
     RolloutFigures,
     field_stability,
     phase_figures,
     slice_figures,
 )
-from serving.rollout.outcome import count_outcome
-from serving.rollout.slices import Slices
 from serving.rollout.spec import Rollout
+from serving.rollout.sums import selection
+from serving.rollout.sums.auc import BLOCK_BINS, BlockAuc
+from serving.rollout.sums.blocks import MAX_BLOCKS, MAX_TABLE_ROWS, PART, BlockTable
+from serving.rollout.sums.outcome import count_outcome
+from serving.rollout.sums.packed import pack_sums, unpack_sums
+from serving.rollout.sums.scale import NAT_UNITS, UNITS, checked, fixed
+from serving.rollout.sums.slices import Slices
+from serving.rollout.sums.stay import StaySums
 
-__all__ = ["RolloutAnalysis", "new_analysis"]
+__all__ = ["RolloutAnalysis", "new_analysis", "new_table"]
 
-
-BLOCK_BINS = 1024
-"""Bins of the AUC histograms of one block and arm: 1/32 of log-odds each. Ties hit both arms alike."""
-REVISABLE_BLOCKS = 128
-"""Newest blocks whose AUC difference still changes with late labels; in older blocks only the other sums do."""
-_REMEMBERED_PREDICTIONS = 100_000
+_REMEMBERED_PREDICTIONS = 65_536
+_BATCH_ROWS = 1 << 18
 
 
 class RolloutAnalysis:
@@ -56,6 +56,11 @@ class RolloutAnalysis:
         confidence: of the limits in `snapshot`.
         after: place in the labelled log to start after.
         slices: slices of the traffic to sum separately; None: none.
+        table: that the blocks are kept in; None: a new one of the usual size.
+
+    Attributes:
+        seq: place in the labelled log up to which the sums count.
+        stays: at steps, the last ones; `begin_phase` adds one, `end_phases` drops the first.
     """
 
     def __init__(
@@ -66,47 +71,68 @@ class RolloutAnalysis:
         confidence: float = 0.95,
         after: int = 0,
         slices: Slices | None = None,
+        table: BlockTable | None = None,
     ) -> None:
         self.endpoint, self.bundle, self.slices = endpoint, bundle, slices
-        self.table = BlockTable(block_ms)
+        self.table = BlockTable(block_ms) if table is None else table
         self.seq = after
         self.overridden = self.exposed = self.paired = self.not_finite = 0
+        self.stays: list[StaySums] = []
         self._error = (1.0 - confidence) / 2.0
-        self._phases: list[PhaseSums] = []
-        self._histograms: OrderedDict[int, tuple[BinnedAuc, BinnedAuc]] = OrderedDict()
-        self._touched: set[int] = set()
-        self._settled = -1
-        self._lost: OrderedDict[str, None] = OrderedDict()
+        self._auc = BlockAuc(self.table)
+        self._first: StaySums | None = None
+        self._second_ms: int | None = None
+        self._lost: OrderedDict[int, None] = OrderedDict()
+        self._batch = _Batch()
 
     def begin_phase(self, step: int, weight: float, entered_ms: int) -> None:
         """Rows predicted from `entered_ms` on belong to a stay at `step` with `weight`."""
-        self._phases.append(PhaseSums(step, weight, entered_ms))
-        self.table.outcome = self._phases[-1].outcome
+        self._flush()
+        stay = StaySums(step, weight, entered_ms)
+        if self._first is None:
+            self._first = stay
+        elif self._second_ms is None:
+            self._second_ms = entered_ms
+        self.stays.append(stay)
+        self.table.outcome = stay.outcome
 
-    def add(self, entries: Sequence[Labelled]) -> None:
-        """Count entries in the order of the log; those at or before the present place are skipped."""
-        batch = _Batch()
-        for entry in entries:
+    def end_phases(self, count: int) -> None:
+        """Drop the sums of the first stays; rows of theirs that come later are in the table alone."""
+        del self.stays[:count]
+
+    def begin_evidence(self, from_ms: int, version: int) -> None:
+        """Evidence begins anew, see `BlockTable.begin`."""
+        self._flush()
+        self.table.begin(from_ms, version)
+
+    def add(self, entries: Sequence[Labelled], records: Sequence[PredictionRecord] | None = None) -> None:
+        """Count entries in the order of the log; those at or before the present place are skipped.
+
+        Args:
+            records: of the entries, where the caller has unpacked them.
+        """
+        for at, entry in enumerate(entries):
             if entry.seq <= self.seq:
                 continue
             self.seq = entry.seq
-            self._collect(batch, entry)
-        if batch.labels:
-            self._count(batch)
+            self._collect(entry, unpack(entry.record) if records is None else records[at])
+        self._flush()
+
+    def passed(self, seq: int) -> None:
+        """The log up to this place has no other entries of this endpoint than those that were added."""
+        self.seq = max(self.seq, seq)
 
     def refresh(self) -> BlockTable:
         """The table of blocks, with the AUC differences of all changed blocks computed."""
-        for block in self._touched:
-            stable, candidate = self._histograms[block]
-            self.table.line(block)[blocks.AUC_DELTA] = candidate.value() - stable.value()
-        self._touched.clear()
+        self._auc.refresh()
         return self.table
 
     def phase_figures(self, at: int) -> PhaseFigures:
-        """Figures of stay number `at`, in the order of `begin_phase`."""
-        until = self._phases[at + 1].entered_ms if at + 1 < len(self._phases) else None
-        chosen = self.table.select(self._phases[at].entered_ms, until_ms=until)
-        return phase_figures(self._phases[at], self._phases[0], chosen, self._error)
+        """Figures of stay number `at` of `stays`."""
+        stay = self.stays[at]
+        until = self.stays[at + 1].entered_ms if at + 1 < len(self.stays) else None
+        assert self._first is not None
+        return phase_figures(stay, self._first, self.table.select(stay.entered_ms, until), self._error)
 
     def snapshot(self) -> RolloutFigures:
         """All figures for display."""
@@ -118,13 +144,65 @@ class RolloutAnalysis:
             overridden=self.overridden,
             not_finite=self.not_finite,
             coverage=self.paired / self.exposed if self.exposed else None,
-            phases=tuple(self.phase_figures(at) for at in range(len(self._phases))),
+            phases=tuple(self.phase_figures(at) for at in range(len(self.stays))),
             segments=slice_figures(self.table, self.slices, self._error),
-            psi=field_stability(self.table, self.slices, [phase.entered_ms for phase in self._phases]),
+            psi=field_stability(self.table, self.slices, self._entered()),
         )
 
-    def _collect(self, batch: _Batch, entry: Labelled) -> None:
-        record = unpack(entry.record)
+    def save(self) -> bytes:
+        """All sums, packed, for `restore`."""
+        table_head, arrays = self.table.save()
+        stays = self.stays if self._first is None or self._first in self.stays else [self._first, *self.stays]
+        saved = [stay.save() for stay in stays]
+        for at, (_, of_stay) in enumerate(saved):
+            arrays |= {f"stay{at}_{name}": array for name, array in of_stay.items()}
+        arrays |= self._auc.save()
+        arrays["lost"] = np.array([*self._lost], np.uint64).view(np.int64)
+        counts = (self.exposed, self.paired, self.overridden, self.not_finite)
+        head = {
+            "seq": self.seq, "table": table_head, "counts": counts, "stays": [head for head, _ in saved],
+            "live": len(self.stays), "second_ms": self._second_ms,
+            "slices": None if self.slices is None else self.slices.save(),
+        }  # fmt: skip
+        return pack_sums(head, arrays)
+
+    def restore(self, packed: bytes) -> bool:
+        """Fill a new analysis with the result of `save`; False, and nothing is done: another version packed it."""
+        found = unpack_sums(packed)
+        if found is None:
+            return False
+        head, arrays = found
+        self.seq = head["seq"]
+        self.exposed, self.paired, self.overridden, self.not_finite = head["counts"]
+        self.table.restore(head["table"], arrays)
+        self._auc.restore(arrays)
+        names = ("arms", "outcome")
+        stays = [
+            StaySums.restore(of_stay, {name: arrays[f"stay{at}_{name}"] for name in names})
+            for at, of_stay in enumerate(head["stays"])
+        ]
+        self._first, self._second_ms = next(iter(stays), None), head["second_ms"]
+        self.stays = stays[len(stays) - head["live"] :]
+        if self.stays:
+            self.table.outcome = self.stays[-1].outcome
+        self._lost = OrderedDict.fromkeys(arrays["lost"].view(np.uint64).tolist())
+        if self.slices is not None:
+            self.slices.restore(head["slices"])
+        return True
+
+    def save_evidence(self) -> bytes:
+        """The sums that a verdict rests on, packed, for `explain`: without stays, and without slices that are only shown."""
+        named = None if self.slices is None else self.slices.named
+        table_head, arrays = self.refresh().save(named if named is not None else ())
+        return pack_sums({"seq": self.seq, "table": table_head}, arrays | {"outcome": self.table.outcome.sums})
+
+    def _entered(self) -> list[int]:
+        """Entries of the first stay, of the one after it, and of the last one."""
+        if self._first is None or self._second_ms is None:
+            return []
+        return [self._first.entered_ms, self._second_ms, self.stays[-1].entered_ms]
+
+    def _collect(self, entry: Labelled, record: PredictionRecord) -> None:
         if record.endpoint != self.endpoint or record.arm == "direct" or not len(entry.indices):
             return
         fresh = np.isnan(entry.previous)  # rows that were not written before
@@ -133,18 +211,18 @@ class RolloutAnalysis:
             self.overridden += rows
             return
         block = entry.time_ms // self.table.block_ms
-        line = self.table.line(block)
+        line = self._line(block)
         self.exposed += rows
-        line[blocks.EXPOSED] += rows
+        line[selection.EXPOSED] += rows
         phase = self._phase_of(entry.time_ms)
         if phase >= 0:
-            count_outcome(self._phases[phase].outcome, record, entry)
+            count_outcome(self.stays[phase].outcome, record, entry)
         pair = self._pair(record, entry)
         if pair is None:
             if first:
-                _remember(self._lost, entry.prediction_id)
+                self._remember(entry.prediction_id)
             return
-        if not first and entry.prediction_id in self._lost:
+        if not first and _hash(entry.prediction_id) in self._lost:
             return  # its first labels were counted without a pair, so there is nothing to take back
         stable, candidate, version = pair
         sound = np.isfinite(stable) & np.isfinite(candidate)
@@ -156,14 +234,26 @@ class RolloutAnalysis:
         if not len(fresh):
             return
         self.paired += rows
-        line[blocks.VERSION] = min(line[blocks.VERSION], version)
+        line[selection.REQUESTS] += first
+        line[selection.VERSION] = min(line[selection.VERSION], version)
         mark = (block, phase, record.arm == "candidate")
         parts = {} if self.slices is None else self.slices.of(record.features, entry.indices)
-        batch.append(entry.labels, stable, candidate, parts, *mark, 1.0)
+        self._batch.append(entry.labels, stable, candidate, parts, *mark, 1)
         if rows < len(fresh):
             again = ~fresh
             kept = {name: codes if len(codes) == 1 else codes[again] for name, codes in parts.items()}
-            batch.append(entry.previous[again], stable[again], candidate[again], kept, *mark, -1.0)
+            self._batch.append(entry.previous[again], stable[again], candidate[again], kept, *mark, -1)
+        if self._batch.rows >= _BATCH_ROWS:
+            self._flush()
+
+    def _line(self, block: int) -> I64:
+        """Line of a block. All that was read before is counted before blocks merge, so batches do not matter."""
+        if block not in self.table.single:
+            self._flush()
+            self._auc.settle(max(block, self.table.open))
+        row = self.table.row_of(block)  # may put `sums` into a larger array
+        line: I64 = self.table.sums[row]
+        return line
 
     def _pair(self, record: PredictionRecord, entry: Labelled) -> tuple[Any, Any, int] | None:
         """(stable's scores, the candidate's, the candidate's version) on the exposed rows, None without both."""
@@ -177,82 +267,82 @@ class RolloutAnalysis:
         return (own, theirs, other.version) if other.bundle == self.bundle else None
 
     def _phase_of(self, time_ms: int) -> int:
-        for at in range(len(self._phases) - 1, -1, -1):
-            if time_ms >= self._phases[at].entered_ms:
+        for at in range(len(self.stays) - 1, -1, -1):
+            if time_ms >= self.stays[at].entered_ms:
                 return at
         return -1
 
-    def _count(self, batch: _Batch) -> None:
+    def _flush(self) -> None:
+        """Count what was collected."""
+        batch, self._batch = self._batch, _Batch()
+        if not batch.rows:
+            return
         y, stable, candidate, block, phase, served, sign = batch.arrays()
         losses = (row_logloss(y, stable), row_logloss(y, candidate))
         bins = (_FINE.bin_of(stable), _FINE.bin_of(candidate))
-        for number in np.unique(block):
+        clicks, of_stable, of_candidate = (sign * fixed(values, UNITS) for values in (y, stable, candidate))
+        loss_of = tuple(sign * fixed(values, NAT_UNITS) for values in losses)
+        columns = {
+            selection.ROWS: sign,
+            selection.CLICKS: clicks,
+            selection.STABLE: of_stable,
+            selection.CANDIDATE: of_candidate,
+            selection.LOSS_DELTA: loss_of[1] - loss_of[0],
+            selection.SERVED_ROWS: sign * served,
+            selection.SERVED_CLICKS: clicks * served,
+            selection.SERVED: of_candidate * served,
+            selection.SQUARES: sign * fixed(y * y, UNITS),
+        }
+        stacked, names = np.stack([*columns.values()]), [*columns]
+        for number in np.unique(block).tolist():
             at = block == number
-            self._count_block(
-                int(number), y[at], stable[at], candidate[at], losses[1][at] - losses[0][at], served[at], sign[at]
-            )
-            pair = self._histograms.get(int(number))
-            if pair is None and number > self._settled:  # a late label gets no empty histogram
-                pair = self._histograms[int(number)] = (BinnedAuc(bins=BLOCK_BINS), BinnedAuc(bins=BLOCK_BINS))
-                if (
-                    len(self._histograms) > REVISABLE_BLOCKS
-                ):  # by what was read alone, so that reading again gives the same
-                    self._settle(next(iter(self._histograms)))
-            if pair is not None:
-                self._touched.add(int(number))
-                for histogram, fine in zip(pair, bins, strict=True):
-                    histogram.update_bins(y[at], fine[at] // (_FINE.bins // BLOCK_BINS), sign[at])
-        for number in np.unique(phase):
+            row = self.table.row_of(number)
+            line = self.table.sums[row]
+            line[names] += stacked[:, at].sum(axis=1)
+            checked(line[selection.EXTRA :])
+            coarse = tuple(fine[at] // (_FINE.bins // BLOCK_BINS) for fine in bins)
+            self._auc.add(number, (coarse[0], coarse[1]), sign[at], clicks[at])
+        for number in np.unique(phase).tolist():
             if number >= 0:
-                stay = self._phases[int(number)]
+                stay = self.stays[number]
                 at = phase == number
-                stay.stable.update_rows(y[at], stable[at], losses[0][at], bins[0][at], sign[at])
-                stay.candidate.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
+                stay.stable.add(bins[0][at], sign[at], clicks[at], of_stable[at], loss_of[0][at])
+                stay.candidate.add(bins[1][at], sign[at], clicks[at], of_candidate[at], loss_of[1][at])
                 at = at & served
                 if at.any():
-                    stay.served.update_rows(y[at], candidate[at], losses[1][at], bins[1][at], sign[at])
+                    stay.served.add(bins[1][at], sign[at], clicks[at], of_candidate[at], loss_of[1][at])
         if self.slices is not None:
-            columns = np.stack([sign, sign * y, sign * stable, sign * candidate, sign * (losses[1] - losses[0])])
             for field in self.slices.fields:
-                self._count_slices(field, self.slices.bounded(field, batch.codes(field)), block, columns)
+                codes = self.slices.bounded(field, batch.codes(field))
+                self._count_slices(field, codes, block, stacked[: len(PART) - 1])
 
-    def _count_slices(self, field: str, codes: I64, block: I64, columns: F64) -> None:
-        """Add `columns` `[5, n]` to the lines of each row's slice and block."""
-        part, which = np.unique(codes, return_inverse=True)
+    def _count_slices(self, field: str, codes: I64, block: I64, columns: I64) -> None:
+        """Add `columns` `[len(PART) - 1, n]` to the lines of each row's slice and block."""
+        part, first, which = np.unique(codes, return_index=True, return_inverse=True)
+        places = np.zeros(len(part), np.intp)
+        for at in np.argsort(first).tolist():
+            places[at] = self.table.part_of((field, int(part[at])))
         number, when = np.unique(block, return_inverse=True)
-        cell = which * len(number) + when
-        sums = np.stack([np.bincount(cell, column, len(part) * len(number)) for column in columns], axis=1)
-        for at in np.unique(cell).tolist():
-            part_key = (field, int(part[at // len(number)]))
-            table = self.table.slices.setdefault(part_key, BlockTable(self.table.block_ms))
-            line, at_block = sums[at], int(number[at % len(number)])
-            into = table.line(at_block)
-            into[_SLICE_COLUMNS] += line
-            into[blocks.VERSION] = min(into[blocks.VERSION], self.table.line(at_block)[blocks.VERSION])
+        rows = np.array([self.table.row_of(each) for each in number.tolist()])
+        cell, shape = when * len(part) + which, (len(number), len(part))
+        for at, values in enumerate(columns):
+            # In floats, which are exact here: a batch is too small for a sum beyond 2^53.
+            sums = np.bincount(cell, values, len(number) * len(part)).astype(np.int64)
+            self.table.parts[rows[:, None], places[None, :], at] += sums.reshape(shape)
 
-    def _settle(self, block: int) -> None:
-        """Compute a block's AUC difference for the last time."""
-        stable, candidate = self._histograms.pop(block)
-        self._touched.discard(block)
-        self.table.line(block)[blocks.AUC_DELTA] = candidate.value() - stable.value()
-        self._settled = max(self._settled, block)
-
-    def _count_block(
-        self, block: int, y: F64, stable: F64, candidate: F64, loss_delta: F64, served: Mask, sign: F64
-    ) -> None:
-        line = self.table.line(block)
-        line[blocks.ROWS] += sign.sum()
-        line[blocks.CLICKS] += sign @ y
-        line[blocks.STABLE] += sign @ stable
-        line[blocks.CANDIDATE] += sign @ candidate
-        line[blocks.LOSS_DELTA] += sign @ loss_delta
-        line[blocks.SERVED_ROWS] += sign @ served
-        line[blocks.SERVED_CLICKS] += (sign * y) @ served
-        line[blocks.SERVED] += (sign * candidate) @ served
+    def _remember(self, prediction_id: str) -> None:
+        self._lost[_hash(prediction_id)] = None
+        if len(self._lost) > _REMEMBERED_PREDICTIONS:
+            self._lost.popitem(last=False)
 
 
-def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> RolloutAnalysis:
+def new_analysis(
+    spec: Rollout, after: int, schema: Callable[[str], Schema], table: BlockTable | None = None
+) -> RolloutAnalysis:
     """The analysis of a rollout file, from a place in the labelled log on.
+
+    Args:
+        table: that the blocks are kept in; None: one as `new_table` makes it.
 
     Raises:
         InvalidInput: the field of a slice is not among the inputs of the candidate.
@@ -262,25 +352,39 @@ def new_analysis(spec: Rollout, after: int, schema: Callable[[str], Schema]) -> 
     if named or spec.analysis.segments:
         slices = Slices(schema(spec.candidate.bundle), spec.analysis.segments, named)
     return RolloutAnalysis(
-        spec.endpoint, spec.candidate.bundle, spec.analysis.block_ms, spec.analysis.confidence, after, slices
+        spec.endpoint,
+        spec.candidate.bundle,
+        spec.analysis.block_ms,
+        spec.analysis.confidence,
+        after,
+        slices,
+        new_table(spec) if table is None else table,
     )
+
+
+def new_table(spec: Rollout, most_blocks: int = MAX_BLOCKS, most_rows: int = MAX_TABLE_ROWS) -> BlockTable:
+    """An empty table of blocks for a rollout file."""
+    window = -(-round(spec.analysis.breach_window * 1000) // spec.analysis.block_ms)
+    return BlockTable(spec.analysis.block_ms, window + 1, most_blocks, most_rows)
 
 
 class _Batch:
     """Rows of several entries, counted together."""
 
     def __init__(self) -> None:
-        self.labels: list[Any] = []
+        self.rows = 0
+        self._labels: list[Any] = []
         self._stable: list[Any] = []
         self._candidate: list[Any] = []
         self._parts: list[Mapping[str, I64]] = []
-        self._marks: list[tuple[int, int, int, bool, float]] = []
+        self._marks: list[tuple[int, int, int, bool, int]] = []
 
     def append(
         self, labels: Any, stable: Any, candidate: Any, parts: Mapping[str, I64], block: int,
-        phase: int, served: bool, sign: float,
+        phase: int, served: bool, sign: int,
     ) -> None:  # fmt: skip
-        self.labels.append(labels)
+        self.rows += len(labels)
+        self._labels.append(labels)
         self._stable.append(stable)
         self._candidate.append(candidate)
         self._parts.append(parts)
@@ -293,21 +397,24 @@ class _Batch:
             [np.broadcast_to(parts[field], size) for parts, size in zip(self._parts, sizes, strict=True)]
         )
 
-    def arrays(self) -> tuple[F64, F64, F64, I64, I64, Mask, F64]:
+    def arrays(self) -> tuple[F64, F64, F64, I64, I64, Mask, I64]:
         sizes, block, phase, served, sign = zip(*self._marks, strict=True)
         return (
-            np.concatenate(self.labels).astype(np.float64),
+            np.concatenate(self._labels).astype(np.float64),
             np.concatenate(self._stable).astype(np.float64),
             np.concatenate(self._candidate).astype(np.float64),
             np.repeat(np.array(block, np.int64), sizes),
             np.repeat(np.array(phase, np.int64), sizes),
             np.repeat(np.array(served, np.bool_), sizes),
-            np.repeat(np.array(sign, np.float64), sizes),
+            np.repeat(np.array(sign, np.int64), sizes),
         )
 
 
 _FINE = BinnedAuc()
-_SLICE_COLUMNS = [blocks.ROWS, blocks.CLICKS, blocks.STABLE, blocks.CANDIDATE, blocks.LOSS_DELTA]
+
+
+def _hash(prediction_id: str) -> int:
+    return xxhash.xxh3_64_intdigest(prediction_id.encode())
 
 
 def _rows_of(entry: Labelled, rows: Mask) -> Labelled:
@@ -319,9 +426,3 @@ def _rows_of(entry: Labelled, rows: Mask) -> Labelled:
         positions=entry.positions[rows],
         previous=entry.previous[rows],
     )
-
-
-def _remember(ids: OrderedDict[str, None], prediction_id: str) -> None:
-    ids[prediction_id] = None
-    if len(ids) > _REMEMBERED_PREDICTIONS:
-        ids.popitem(last=False)

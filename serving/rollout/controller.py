@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 _BATCH_ENTRIES = 256
 _BATCHES = 40
 """Batches per rollout and pass: bounded, so that one long log cannot starve the other rollouts."""
-_MAX_BLOCKS = 200_000
 _SAVE_EVERY_MS = 60_000
 _KEPT_ROLLOUTS = 8
 """Ended rollouts whose figures stay in memory."""
@@ -197,8 +196,6 @@ class RolloutController:
                 raise
         if now >= context.next_look_ms or decision.event is not None:
             self._store_status(stored.id, runner, decision)
-        if runner.analysis.table.size > _MAX_BLOCKS:
-            runner.analysis.table.forget(stored.state.evidence_from_ms)
         return decision
 
     def _change(
@@ -209,6 +206,7 @@ class RolloutController:
         state = self._with_figures(state, runner)
         routed = _route(stored.spec, endpoint, state)
         saved = self._store.save_rollout(stored, state, routed, who, event.verb, evidence)
+        runner.analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
         if state.marks[-1] is not stored.state.marks[-1]:  # equal ones are two stays within one millisecond
             mark = state.marks[-1]
             runner.analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
@@ -230,6 +228,7 @@ class RolloutController:
             after = min(state.evidence_seq, state.marks[first].seq)
             first = next(at for at, mark in enumerate(state.marks) if mark.seq >= after)
             analysis = new_analysis(stored.spec, after, self._schema)
+            analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
             for mark in state.marks[first:]:
                 analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
             runner = self._runners[stored.id] = _Runner(analysis, first, _entered(state))

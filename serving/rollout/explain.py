@@ -80,6 +80,7 @@ def explain(
         return AuditExplanation(entry, (), "", None, "it rests on what the gate measured, see the version's manifest")
     state = RolloutState.from_json({**entry.before["state"], "marks": []})
     analysis = new_analysis(stored.spec, state.evidence_seq, schema)
+    analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
     analysis.begin_phase(state.step, state.weight, state.entered_ms)
     read = _read(analysis, log, int(evidence["seq"]))
     look = Look(stored.spec, state, analysis.refresh())

@@ -14,17 +14,18 @@ import numpy as np
 
 from pipeline.metrics import Sums
 from pipeline.reliability import calibration_error, deciles, score_stability, stability
-from serving.rollout.blocks import BlockTable, Selection, Slice
-from serving.rollout.evidence import Limits, finite
-from serving.rollout.outcome import ARMS, OutcomeSums
-from serving.rollout.slices import Slices
+from serving.rollout.sums.blocks import BlockTable, Slice
+from serving.rollout.sums.evidence import Limits, finite
+from serving.rollout.sums.outcome import ARMS, OutcomeSums
+from serving.rollout.sums.selection import Selection
+from serving.rollout.sums.slices import Slices
+from serving.rollout.sums.stay import StaySums
 
 __all__ = [
     "ArmFigures",
     "Interval",
     "LongRunFigures",
     "PhaseFigures",
-    "PhaseSums",
     "RolloutFigures",
     "SliceFigures",
     "field_stability",
@@ -164,29 +165,22 @@ class RolloutFigures:
     not_finite: int = 0
 
 
-class PhaseSums:
-    """Sums over the rows of one stay."""
-
-    def __init__(self, step: int, weight: float, entered_ms: int) -> None:
-        self.step, self.weight, self.entered_ms = step, weight, entered_ms
-        self.stable, self.candidate, self.served = Sums(), Sums(), Sums()
-        self.outcome = OutcomeSums()
-
-
-def phase_figures(phase: PhaseSums, first: PhaseSums, chosen: Selection, error: float) -> PhaseFigures:
+def phase_figures(stay: StaySums, first: StaySums, chosen: Selection, error: float) -> PhaseFigures:
     """Figures of a stay with its blocks; `first` is the stay that populations are compared with."""
+    arms = {"stable": stay.stable.numbers(), "candidate": stay.candidate.numbers(), "served": stay.served.numbers()}
+    before = {"stable": first.stable.numbers(), "candidate": first.candidate.numbers()}
     return PhaseFigures(
-        step=phase.step,
-        weight=phase.weight,
-        entered_ms=phase.entered_ms,
-        rows=phase.candidate.rows,
-        labels=phase.candidate.clicks,
-        served_by_candidate=phase.served.rows,
-        stable=_arm(phase.stable, first.stable, chosen.bias_limits("stable", error)),
-        candidate=_arm(phase.candidate, first.candidate, chosen.bias_limits("candidate", error)),
-        served=_arm(phase.served, first.candidate, chosen.served_limits(error)),
-        requests={arm: phase.outcome.requests(arm) for arm in ARMS},
-        outcome=outcome_figures(phase.outcome, error),
+        step=stay.step,
+        weight=stay.weight,
+        entered_ms=stay.entered_ms,
+        rows=arms["candidate"].rows,
+        labels=arms["candidate"].clicks,
+        served_by_candidate=arms["served"].rows,
+        stable=_arm(arms["stable"], before["stable"], chosen.bias_limits("stable", error)),
+        candidate=_arm(arms["candidate"], before["candidate"], chosen.bias_limits("candidate", error)),
+        served=_arm(arms["served"], before["candidate"], chosen.served_limits(error)),
+        requests={arm: stay.outcome.requests(arm) for arm in ARMS},
+        outcome=outcome_figures(stay.outcome, error),
     )
 
 
@@ -203,7 +197,7 @@ def slice_figures(table: BlockTable, slices: Slices | None, error: float) -> tup
     total = float(table.select(0).rows.sum())
     found = []
     for part in table.slices:
-        chosen = table.slice(part, 0)
+        chosen = table.select(0, part=part)
         rows = float(chosen.rows.sum())
         if rows <= 0:
             continue
@@ -231,8 +225,7 @@ def field_stability(table: BlockTable, slices: Slices | None, entered_ms: Sequen
     for name in slices.fields:
         mine: list[Slice] = [part for part in table.slices if part[0] == name]
         before, now = (
-            np.array([float(table.slice(part, start, until_ms=end).rows.sum()) for part in mine])
-            for start, end in spans
+            np.array([float(table.select(start, end, part).rows.sum()) for part in mine]) for start, end in spans
         )
         found[name] = finite(stability(before, now))
     return found

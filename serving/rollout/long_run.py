@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.record import unpack
 from serving.rollout.figures import LongRunFigures, outcome_figures
-from serving.rollout.outcome import ARMS, OutcomeSums, count_outcome
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Phase
 from serving.rollout.store import StoredRollout
+from serving.rollout.sums.outcome import ARMS, OutcomeSums, count_outcome
 
 __all__ = ["FOLLOWED", "LongRun"]
 
@@ -41,11 +43,17 @@ class LongRun:
     """
 
     def __init__(
-        self, spec: Rollout, weight: float, since_ms: int, seq: int, until_ms: int | None = None, sums: Any = None
+        self,
+        spec: Rollout,
+        weight: float,
+        since_ms: int,
+        seq: int,
+        until_ms: int | None = None,
+        sums: OutcomeSums | None = None,
     ) -> None:
         self._spec, self._weight = spec, weight
         self.since_ms, self.until_ms, self.seq = since_ms, until_ms, seq
-        self.sums = OutcomeSums(sums)
+        self.sums = OutcomeSums() if sums is None else sums
         self.saved: dict[str, Any] = {}
         self.saved_ms = 0
 
@@ -58,7 +66,10 @@ class LongRun:
     @classmethod
     def from_json(cls, spec: Rollout, kept: Mapping[str, Any]) -> LongRun:
         """Continue from the result of `save`."""
-        made = cls(spec, **kept)
+        numbers = {name: kept[name] for name in ("weight", "since_ms", "seq", "until_ms")}
+        exact = kept.get("exact")  # version 0.1 stored rounded numbers alone
+        sums = OutcomeSums.of(kept["sums"]) if exact is None else OutcomeSums(np.array(exact, np.int64))
+        made = cls(spec, **numbers, sums=sums)
         made.saved = dict(kept)
         return made
 
@@ -103,7 +114,7 @@ class LongRun:
             "since_ms": self.since_ms,
             "seq": self.seq,
             "until_ms": self.until_ms,
-            "sums": self.sums.sums.tolist(),
+            "exact": self.sums.sums.tolist(),
         }
         return self.saved
 

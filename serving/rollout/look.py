@@ -9,13 +9,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from pipeline.hashing import canonical, hash_value
-from serving.rollout.blocks import BlockTable, Selection
-from serving.rollout.evidence import Test, Verdict, attempt_error, finite, shown
 from serving.rollout.spec import MIN_BLOCKS, MIN_WINDOW_BLOCKS, Rollout, SliceGuard
 from serving.rollout.state import RolloutState
+from serving.rollout.sums.blocks import BlockTable
+from serving.rollout.sums.evidence import Test, Verdict, attempt_error, finite, shown
+from serving.rollout.sums.selection import Selection
+from serving.rollout.sums.view import EvidenceView
 
 __all__ = ["Look"]
 
@@ -29,16 +29,14 @@ class Look:
 
     def __init__(self, spec: Rollout, state: RolloutState, table: BlockTable) -> None:
         self.spec, self.state, self._table = spec, state, table
-        all_rows = table.select(state.evidence_from_ms, state.evidence_version)
-        silent = all_rows.silent()
-        self.silent = bool(silent.any() and silent[all_rows.time.argmax()])
+        self._view = view = EvidenceView(table)
+        self.silent = view.silent
         """The newest rows have no click at all where many were expected: they prove nothing."""
-        self._outages = frozenset(all_rows.time[silent].tolist())
-        self.rows = all_rows.where(~silent) if silent.any() else all_rows
+        self.rows = view.all()
         self._window_ms = (table.newest_ms or 0) - spec.analysis.breach_window * 1000
-        self.window = self.rows.where(self.rows.time >= self._window_ms)
+        self.window = view.since(self._window_ms)
+        self._step_rows = view.since(state.entered_ms)
         rows, window = self.rows, self.window
-        self._step_rows = rows.where(rows.time >= state.entered_ms)
         self.error = attempt_error(spec.analysis.confidence, state.attempt)
         self.missing: int | None = None
         interval = rows.bias_limits("candidate", self.error / 2)
@@ -47,7 +45,7 @@ class Look:
             "error": self.error,
             "blocks": rows.blocks,
             "from_ms": state.evidence_from_ms,
-            "until_ms": int(rows.time.max()) if rows.blocks else state.evidence_from_ms,
+            "until_ms": int(rows.last.max()) if rows.blocks else state.evidence_from_ms,
             "rows": float(rows.rows.sum()),
             "clicks": float(rows.clicks.sum()),
             "bias": finite(interval.mean),
@@ -56,9 +54,8 @@ class Look:
             "stable_bias": finite(rows.bias("stable")),
             "window_bias": finite(window.bias()),
             "logloss_delta": finite(_mean(rows.loss_delta.sum(), rows.rows.sum())),
-            "auc_delta": finite(_mean(np.nansum(rows.auc_delta), np.count_nonzero(~np.isnan(rows.auc_delta)))),
+            "auc_delta": finite(rows.auc_mean()),
         }
-
         if spec.guards.outcome_delta_min is not None:
             self.seen["outcome_delta"] = finite(table.outcome.difference(self.error / 2).mean)
         for guard, label, part in self._slices("evidence"):
@@ -75,7 +72,7 @@ class Look:
         of it: a window that slides for weeks would otherwise raise a false alarm sooner or later.
         """
         guards = self.spec.guards
-        spanned = float(np.ptp(self.rows.time)) / 1000 if self.rows.blocks else 0.0
+        spanned = self.rows.spanned_ms() / 1000
         k = 1 + int(spanned // self.spec.analysis.breach_window)
         if worse := self._clicked_less():
             return worse
@@ -104,14 +101,11 @@ class Look:
                     "logloss_delta_max",
                     f"logloss_delta {shown(delta, 5)} over the {name}, at most {guards.logloss_delta_max:g}",
                 )
-            if guards.auc_delta_min is not None:
-                test = chosen.auc_test(guards.auc_delta_min, error, least)
-                if _breached((test,)):
-                    delta = guards.auc_delta_min - test.limits.mean
-                    return (
-                        "auc_delta_min",
-                        f"auc_delta {shown(delta, 5)} over the {name}, at least {guards.auc_delta_min:g}",
-                    )
+            if guards.auc_delta_min is not None and _breached((chosen.auc_test(guards.auc_delta_min, error, least),)):
+                return (
+                    "auc_delta_min",
+                    f"auc_delta {shown(chosen.auc_mean(), 5)} over the {name}, at least {guards.auc_delta_min:g}",
+                )
             # All slices share one error: each of many would otherwise raise a false alarm of its own.
             for guard, label, part in self._slices(name):
                 if part.blocks < least:
@@ -159,7 +153,7 @@ class Look:
                 )
         if guards.auc_delta_min is not None:
             test = self.rows.auc_test(guards.auc_delta_min, self.error, MIN_BLOCKS)
-            delta = guards.auc_delta_min - test.limits.mean
+            delta = self.rows.auc_mean()
             if test.verdict is not Verdict.HOLDS:
                 return self._lacking(
                     f"auc_delta_min {guards.auc_delta_min:g}", f"difference {shown(delta, 5)}", (test,)
@@ -174,15 +168,10 @@ class Look:
 
     def _slices(self, name: str) -> Iterator[tuple[SliceGuard, str, Selection]]:
         """Named slices with their blocks in the breach window or in all evidence, without outages of labels."""
-        since = self.state.evidence_from_ms
-        if name == "window":
-            since = max(since, math.ceil(self._window_ms))
         for guard, value in self.spec.named_slices:
-            wanted = (guard.field, hash_value(guard.field, value))
-            part = self._table.slice(wanted, since, self.state.evidence_version)
-            if self._outages:
-                part = part.where(~np.isin(part.time, list(self._outages)))
-            yield guard, f"{guard.field}={canonical(value)}", part
+            part = (guard.field, hash_value(guard.field, value))
+            found = self._view.since(self._window_ms, part) if name == "window" else self._view.all(part)
+            yield guard, f"{guard.field}={canonical(value)}", found
 
     def _slice_tests(
         self, guard: SliceGuard, part: Selection, error: float, least: int

@@ -19,11 +19,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from serving.rollout.blocks import BlockTable
-from serving.rollout.evidence import Verdict, fraction_above
 from serving.rollout.look import Look
 from serving.rollout.spec import MIN_BLOCKS, Rollout
 from serving.rollout.state import Abort, AdoptVersion, Advance, Complete, Event, Phase, Recover, RolloutState, StepBack
+from serving.rollout.sums.blocks import BlockTable
+from serving.rollout.sums.evidence import Verdict, fraction_above
+from serving.rollout.sums.view import EvidenceView
 
 __all__ = ["Context", "Decision", "Observed", "reconcile"]
 
@@ -227,9 +228,7 @@ def _adopt(context: Context, hold: Decision, newer: list[tuple[int, float]]) -> 
         abs(shift) > SHIFT_FRACTION and context.state.candidate_version > 0
     )  # at 0 the newest version was scoring already
     table = context.table() if context.table is not None else None
-    blocks = (
-        table.select(context.state.evidence_from_ms, context.state.evidence_version).blocks if table else MIN_BLOCKS
-    )
+    blocks = EvidenceView(table).all().blocks if table else MIN_BLOCKS
     reason = f"version {version} passed the gate; it moves the mean score by {shift:+.4f}"
     event = AdoptVersion(version, reset_evidence=reset_evidence, new_attempt=blocks >= MIN_BLOCKS)
     return replace(

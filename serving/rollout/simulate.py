@@ -24,12 +24,13 @@ from pipeline.children import spawning
 from pipeline.errors import InvalidInput
 from pipeline.host import cores
 from pipeline.metrics import auc, row_logloss
-from serving.rollout import blocks
-from serving.rollout.blocks import BlockTable
-from serving.rollout.evidence import attempt_error
+from serving.rollout.analysis import new_table
 from serving.rollout.reconcile import Context, Observed, reconcile
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Phase, StepBack, apply, begin
+from serving.rollout.sums import selection
+from serving.rollout.sums.blocks import MAX_BLOCKS
+from serving.rollout.sums.evidence import attempt_error
 
 __all__ = ["SCENARIOS", "SimulationReport", "fixed_horizon", "simulate"]
 
@@ -55,12 +56,14 @@ class TrafficOptions(TypedDict, total=False):
 
     bias: of the candidate, instead of the scenario's. turned_bias: of a candidate that turned bad, either way.
     block_rows: labelled rows per block, 30 in `low_traffic`. horizon: blocks after which a run ends.
+    most_blocks: that the table of blocks may hold before old ones are merged in pairs; as few as the breach window needs.
     """
 
     bias: float | None
     turned_bias: float
     block_rows: int
     horizon: int
+    most_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class _Traffic:
     turned_bias: float = 0.05
     block_rows: int = BLOCK_ROWS
     horizon: int = 1600
+    most_blocks: int = MAX_BLOCKS
 
     def usual_bias(self, side: float) -> float:
         """Bias of the candidate while it has not turned bad; `side` is 1 or -1."""
@@ -86,10 +90,10 @@ class _Traffic:
         rows = LOW_TRAFFIC_ROWS if self.scenario == "low_traffic" else self.block_rows
         jumped = self.scenario == "base_rate_jump" and block >= JUMP_AT_BLOCKS
         line = _pool(rows, bias, self.scenario == "worse_auc", jumped).draw(rng, weight)
-        line[blocks.VERSION] = 1
+        line[selection.VERSION] = 1
         if self.out(block):
-            line[[blocks.CLICKS, blocks.SERVED_CLICKS]] = 0.0
-            line[blocks.AUC_DELTA] = np.nan
+            line[[selection.CLICKS, selection.SERVED_CLICKS]] = 0.0
+            line[selection.AUC_DELTA] = np.nan
         return line
 
 
@@ -98,7 +102,8 @@ class SimulationReport:
     """Fractions of runs, 0..1. `labels_to_full`: labelled rows until the last step, over the runs that reached it.
 
     `stepped_back_in_time` is the fraction of the runs with a candidate that turned bad which stepped back within two
-    breach windows of mature rows. `fixed_horizon_labels`: need of one look at the end, see `fixed_horizon`.
+    breach windows of mature rows. `fixed_horizon_labels`: need of one look at the end, see `fixed_horizon`. `doublings`: how
+    often blocks were merged in pairs within a run.
     """
 
     scenario: str
@@ -112,6 +117,7 @@ class SimulationReport:
     blocks_to_step_back: dict[str, float | None]
     stepped_back_in_time: float | None
     fixed_horizon_labels: float | None
+    doublings: dict[str, float | None]
 
 
 def simulate(
@@ -161,6 +167,7 @@ def simulate(
         fixed_horizon_labels=fixed_horizon(
             spec, generated.bias if generated.bias is not None else 0.005, generated.block_rows
         ),
+        doublings=_spread([run.doublings for run in done]),
     )
 
 
@@ -177,13 +184,13 @@ def fixed_horizon(
     error, guards = attempt_error(spec.analysis.confidence, 1), spec.guards
     bound = spec.steps[-1].bound
     tests = [
-        (lines[:, blocks.CANDIDATE] - (1 + bound) * lines[:, blocks.CLICKS], error / 2),
-        ((1 - bound) * lines[:, blocks.CLICKS] - lines[:, blocks.CANDIDATE], error / 2),
+        (lines[:, selection.CANDIDATE] - (1 + bound) * lines[:, selection.CLICKS], error / 2),
+        ((1 - bound) * lines[:, selection.CLICKS] - lines[:, selection.CANDIDATE], error / 2),
     ]
     if guards.logloss_delta_max is not None:
-        tests.append((lines[:, blocks.LOSS_DELTA] - guards.logloss_delta_max * lines[:, blocks.ROWS], error))
+        tests.append((lines[:, selection.LOSS_DELTA] - guards.logloss_delta_max * lines[:, selection.ROWS], error))
     if guards.auc_delta_min is not None:
-        tests.append((guards.auc_delta_min - lines[:, blocks.AUC_DELTA], error))
+        tests.append((guards.auc_delta_min - lines[:, selection.AUC_DELTA], error))
     normal, needed = NormalDist(), 0.0
     for values, one_sided in tests:
         mean = float(np.nanmean(values))
@@ -202,6 +209,7 @@ class _Run:
     turned_at: int | None = None
     aborted: bool = False
     reached_half: bool = False
+    doublings: int = 0
 
 
 def _all_runs(
@@ -221,8 +229,9 @@ def _run(spec: Rollout, traffic: _Traffic, carry: bool, rng: np.random.Generator
     run = _Run()
     block_ms = spec.analysis.block_ms
     start = 1_000_000 * block_ms  # any multiple of the block's length
-    table = BlockTable(block_ms)
+    table = new_table(spec, traffic.most_blocks)
     state = begin(spec, version=1, now_ms=start, seq=0)
+    table.begin(state.evidence_from_ms, state.evidence_version)
     side = 1.0 if rng.random() < 0.5 else -1.0
     next_look = 0
     for number in range(traffic.horizon):
@@ -232,19 +241,21 @@ def _run(spec: Rollout, traffic: _Traffic, carry: bool, rng: np.random.Generator
         line = traffic.draw(number, bias, state.weight, rng)
         if not (traffic.out(number) and number >= sum(OUTAGE_BLOCKS) // 2):
             table.fill(start // block_ms + number, line[None])
-        run.rows += float(line[blocks.ROWS])
+            run.doublings = max(run.doublings, table.doublings)
+        run.rows += float(line[selection.ROWS])
         now = start + (number + 1) * block_ms
         observed = Observed(
             since_ms=now - block_ms,
-            scored_rows=int(line[blocks.ROWS]),
-            predicted_candidate=float(line[blocks.CANDIDATE]),
-            predicted_stable=float(line[blocks.STABLE]),
+            scored_rows=int(line[selection.ROWS]),
+            predicted_candidate=float(line[selection.CANDIDATE]),
+            predicted_stable=float(line[selection.STABLE]),
         )
         decision = reconcile(Context(spec, state, observed, now, next_look, lambda: table, carry))
         next_look = decision.next_look_ms
         if decision.event is None:
             continue
         state = apply(spec, state, decision.event, now, 0)
+        table.begin(state.evidence_from_ms, state.evidence_version)
         run.reached_half = run.reached_half or state.weight >= TURN_WEIGHT_PERCENT
         if isinstance(decision.event, StepBack | Abort):
             run.back_at = run.back_at or number
@@ -272,9 +283,9 @@ class _Pool:
         at = int(rng.integers(len(self.lines)))
         chunk = round(weight / 100 * _CHUNKS)
         line: F64 = self.lines[at].copy()
-        line[blocks.SERVED_ROWS] = self.served_rows[at, chunk]
-        line[blocks.SERVED_CLICKS] = self.served_clicks[at, chunk]
-        line[blocks.SERVED] = self.served[at, chunk]
+        line[selection.SERVED_ROWS] = self.served_rows[at, chunk]
+        line[selection.SERVED_CLICKS] = self.served_clicks[at, chunk]
+        line[selection.SERVED] = self.served[at, chunk]
         return line
 
 
@@ -302,13 +313,13 @@ def _pool(rows: int, bias: float, worse: bool, jumped: bool) -> _Pool:
     stable *= clicks.sum() / (1.08 if jumped else 1.0) / stable.sum()
     candidate *= (1.0 + bias) * clicks.sum() / (1.08 if jumped else 1.0) / candidate.sum()
     np.clip(candidate, 0.0, 0.999, out=candidate)
-    lines = np.zeros((POOL_KEYS, blocks.COLUMNS))
-    lines[:, blocks.ROWS] = lines[:, blocks.EXPOSED] = rows
-    lines[:, blocks.CLICKS] = clicks.sum(1)
-    lines[:, blocks.STABLE], lines[:, blocks.CANDIDATE] = stable.sum(1), candidate.sum(1)
-    lines[:, blocks.LOSS_DELTA] = (row_logloss(clicks, candidate) - row_logloss(clicks, stable)).sum(1)
+    lines = np.zeros((POOL_KEYS, selection.COLUMNS))
+    lines[:, selection.ROWS] = lines[:, selection.EXPOSED] = rows
+    lines[:, selection.CLICKS] = clicks.sum(1)
+    lines[:, selection.STABLE], lines[:, selection.CANDIDATE] = stable.sum(1), candidate.sum(1)
+    lines[:, selection.LOSS_DELTA] = (row_logloss(clicks, candidate) - row_logloss(clicks, stable)).sum(1)
     apart = np.array([auc(y, c) - auc(y, s) for y, c, s in zip(clicks, candidate, stable, strict=True)])
-    lines[:, blocks.AUC_DELTA] = apart - np.nanmean(apart) - (0.01 if worse else 0.0)
+    lines[:, selection.AUC_DELTA] = apart - np.nanmean(apart) - (0.01 if worse else 0.0)
     ends = np.round(np.linspace(0, rows, _CHUNKS + 1)).astype(int)
 
     def sums(values: F64) -> F64:

@@ -16,6 +16,7 @@ from pipeline.traffic.log import Labelled, Scores
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.rollout.analysis import RolloutAnalysis
 from serving.rollout.figures import PhaseFigures
+from serving.rollout.sums.view import EvidenceView
 
 BLOCK_MS = 100
 
@@ -196,18 +197,19 @@ def test_blocks_scored_by_an_older_candidate_are_not_evidence_on_a_newer_one() -
         analysis.add([entry(seq, time, rng, version=version)])
     table = analysis.refresh()
     assert table.select(0).blocks == 3
-    assert table.select(0, version=2).time.tolist() == [1200]
+    table.begin(0, version=2)
+    assert EvidenceView(table).all().time.tolist() == [1200]
     assert table.select(1100).blocks == 2
 
 
 def test_runs_of_blocks_without_clicks_are_an_outage() -> None:
-    from serving.rollout import blocks
-    from serving.rollout.blocks import BlockTable
+    from serving.rollout.sums import selection
+    from serving.rollout.sums.blocks import BlockTable
 
     table = BlockTable(BLOCK_MS)
-    lines = np.zeros((8, blocks.COLUMNS))
-    lines[:, blocks.STABLE] = 8.0
-    lines[:, blocks.CLICKS] = [7, 0, 9, 0, 0, 0, 8, 8]  # one empty block happens; three with 24 expected do not
+    lines = np.zeros((8, selection.COLUMNS))
+    lines[:, selection.STABLE] = 8.0
+    lines[:, selection.CLICKS] = [7, 0, 9, 0, 0, 0, 8, 8]  # one empty block happens; three with 24 expected do not
     table.fill(0, lines)
     assert table.select(0).silent().tolist() == [False, False, False, True, True, True, False]
 
@@ -223,16 +225,16 @@ def test_phase_figures_survive_json() -> None:
 
 @pytest.mark.parametrize(("served_bias", "moved"), [(0.0, False), (0.10, True)])
 def test_a_population_that_serving_changes_is_seen(served_bias: float, moved: bool) -> None:
-    from serving.rollout import blocks
-    from serving.rollout.blocks import BlockTable
+    from serving.rollout.sums import selection
+    from serving.rollout.sums.blocks import BlockTable
 
     rng = np.random.default_rng(7)
     table = BlockTable(BLOCK_MS)
-    lines = np.zeros((201, blocks.COLUMNS))
-    lines[:, blocks.SERVED_CLICKS] = rng.poisson(60, 201)
-    lines[:, blocks.SERVED] = 60 * (1 + served_bias)
-    lines[:, blocks.CLICKS] = rng.poisson(140, 201) + lines[:, blocks.SERVED_CLICKS]
-    lines[:, blocks.CANDIDATE] = 140 + lines[:, blocks.SERVED]
+    lines = np.zeros((201, selection.COLUMNS))
+    lines[:, selection.SERVED_CLICKS] = rng.poisson(60, 201)
+    lines[:, selection.SERVED] = 60 * (1 + served_bias)
+    lines[:, selection.CLICKS] = rng.poisson(140, 201) + lines[:, selection.SERVED_CLICKS]
+    lines[:, selection.CANDIDATE] = 140 + lines[:, selection.SERVED]
     table.fill(0, lines)
     assert table.select(0).population_moved(0.0125, 50) is moved
 

@@ -1,8 +1,8 @@
 """Error rates of intervals and verdicts on streams without an effect, with a look after every block.
 
 Blocks are of requests whose rows share a cause that no arm sees; keys come back and keep their taste. 10,000 streams
-each in the long tests, a few hundred otherwise. The methods are those of `serving.rollout.evidence` (asymptotic
-confidence sequences) and `serving.rollout.outcome` (a normal mixture over groups of keys), in the vectorised form that
+each in the long tests, a few hundred otherwise. The methods are those of `serving.rollout.sums.evidence` (asymptotic
+confidence sequences) and `serving.rollout.sums.outcome` (a normal mixture over groups of keys), in the vectorised form that
 `test_the_shortcuts_say_what_the_code_says` holds against the code itself.
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from pipeline.arrays import F64, Mask
-from serving.rollout import blocks
-from serving.rollout.blocks import Selection
-from serving.rollout.evidence import Verdict, radius
-from serving.rollout.outcome import ARMS, GROUPS, MIXTURE_FRACTION, OutcomeSums, mixture_radius
 from serving.rollout.reconcile import Context, Observed, reconcile
 from serving.rollout.spec import MIN_BLOCKS, Rollout
 from serving.rollout.state import StepBack, begin
+from serving.rollout.sums import selection
+from serving.rollout.sums.evidence import Verdict, radius
+from serving.rollout.sums.outcome import ARMS, GROUPS, MIXTURE_FRACTION, OutcomeSums, mixture_radius
+from serving.rollout.sums.selection import Selection
 
 ERROR = 0.0125
 """Of one side in the first attempt of a rollout: half of (1 - 0.95) / 2."""
@@ -155,9 +155,9 @@ def test_the_shortcuts_say_what_the_code_says() -> None:
     clicks, candidate, loss = block_streams(rng, 40, 120, 1.0)
     candidate *= np.linspace(1.0, 1.6, 40)[:, None]
     for stream in range(40):
-        lines = np.zeros((120, blocks.COLUMNS))
-        lines[:, blocks.CLICKS], lines[:, blocks.CANDIDATE] = clicks[stream], candidate[stream]
-        lines[:, blocks.LOSS_DELTA], lines[:, blocks.ROWS] = loss[stream], REQUESTS * ROWS
+        lines = np.zeros((120, selection.COLUMNS))
+        lines[:, selection.CLICKS], lines[:, selection.CANDIDATE] = clicks[stream], candidate[stream]
+        lines[:, selection.LOSS_DELTA], lines[:, selection.ROWS] = loss[stream], REQUESTS * ROWS
         breached = False
         for t in range(MIN_BLOCKS, 121):
             above, _ = Selection(lines[:t]).bias_tests(0.02, ERROR, MIN_BLOCKS)

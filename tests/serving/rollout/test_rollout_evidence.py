@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-import serving.rollout.evidence as evidence
-from serving.rollout.evidence import Verdict, attempt_error, fraction_above, limits, radius, tuned_rho
+import serving.rollout.sums.evidence as evidence
+from serving.rollout.sums.evidence import Verdict, attempt_error, fraction_above, limits, radius, tuned_rho
 
 
 def ever_wrong(streams: int, length: int, error: float, seed: int, at_least: int = 50) -> float:

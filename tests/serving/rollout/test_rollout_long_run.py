@@ -6,11 +6,11 @@ import pytest
 from rollout_world import SPEC, World
 
 from serving.rollout.figures import LongRunFigures
-from serving.rollout.outcome import ARMS, OutcomeSums
 from serving.rollout.reconcile import Observed
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Phase, Undo
 from serving.rollout.store import Who
+from serving.rollout.sums.outcome import ARMS, OutcomeSums
 
 HALF: Rollout = SPEC.model_copy(
     update={"steps": (SPEC.steps[0], SPEC.steps[1].model_copy(update={"weight": 50.0})), "holdout": 0.1}

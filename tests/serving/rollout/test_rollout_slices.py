@@ -9,9 +9,9 @@ from rollout_world import SCHEMA, SPEC, World
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
-from serving.rollout.slices import MAX_VALUES, OTHER_INDEX, Slices
 from serving.rollout.spec import Rollout, SliceGuard
 from serving.rollout.state import Phase
+from serving.rollout.sums.slices import MAX_VALUES, OTHER_INDEX, Slices
 
 
 def guarded(*segments: SliceGuard, outcome: float | None = None) -> Rollout:

@@ -28,12 +28,15 @@ __all__ = [
     "radius",
     "shown",
     "test_below",
+    "test_merged",
     "tuned_rho",
 ]
 
 
 TUNED_BLOCKS = 200
 """Number of blocks at which the limits are tightest; within a factor of five of it they lose less than a tenth."""
+LEAST_VALUES = 20
+"""Fewest values, blocks or merged ones, from which a variance is estimated."""
 _FAR_BLOCKS = 1 << 22
 
 
@@ -105,15 +108,23 @@ def radius(blocks: int, error: float) -> float:
     return math.sqrt(2.0 * (spread + 1.0) / (blocks * spread) * math.log1p(math.sqrt(spread + 1.0) / (2.0 * error)))
 
 
-def limits(values: F64, error: float) -> Limits:
-    """Limits of the mean of float64 `[t]` block values, each one-sided at `error`; infinite below two blocks."""
+def limits(values: F64, error: float, blocks: int | None = None) -> Limits:
+    """Limits of the mean of float64 `[t]` block values, each one-sided at `error`; infinite below two values.
+
+    Args:
+        blocks: number of blocks that were merged into the values; None: none were.
+
+    Merged blocks have the limits of the same sequence, looked at less often: its variance is estimated from the values, and
+    what it has gathered so far counts in blocks, so that no look spends another error because blocks were merged.
+    """
     t = len(values)
+    gathered = t if blocks is None else blocks
     if t < 2:
-        return Limits(float(values[0]) if t else math.nan, -math.inf, math.inf, t)
+        return Limits(float(values[0]) if t else math.nan, -math.inf, math.inf, gathered)
     mean = float(values.sum()) / t
     apart = values - mean
-    wide = radius(t, error) * math.sqrt(float(apart @ apart) / (t - 1))
-    return Limits(mean, mean - wide, mean + wide, t)
+    wide = radius(gathered, error) * math.sqrt(float(apart @ apart) / (t - 1) * (gathered / t))
+    return Limits(mean, mean - wide, mean + wide, gathered)
 
 
 def test_below(values: F64, error: float, at_least: int) -> Test:
@@ -121,9 +132,14 @@ def test_below(values: F64, error: float, at_least: int) -> Test:
 
     Before `at_least` blocks the verdict is OPEN.
     """
-    found = limits(values, error)
+    return test_merged(values, error, at_least, len(values))
+
+
+def test_merged(values: F64, error: float, at_least: int, blocks: int) -> Test:
+    """As `test_below`, of values `[t]` that `blocks` blocks were merged into; OPEN also before LEAST_VALUES values."""
+    found = limits(values, error, blocks)
     verdict = Verdict.OPEN
-    if found.blocks >= at_least:
+    if found.blocks >= at_least and len(values) >= min(LEAST_VALUES, at_least):
         verdict = Verdict.HOLDS if found.high < 0 else Verdict.BREACHED if found.low > 0 else Verdict.OPEN
     return Test(verdict, found, error, at_least)
 

@@ -16,7 +16,7 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import canonical, hash_value
 from pipeline.schema import Schema
-from serving.rollout.blocks import Slice
+from serving.rollout.sums.blocks import Slice
 
 __all__ = ["OTHER_INDEX", "Slices"]
 
@@ -68,13 +68,28 @@ class Slices:
         return {name: self._codes(features, rows, *place) for name, place in self._places.items()}
 
     def bounded(self, field: str, codes: I64) -> I64:
-        """The codes `[n]`, with those beyond MAX_VALUES replaced by OTHER_INDEX."""
+        """The codes `[n]`, with those beyond MAX_VALUES replaced by OTHER_INDEX. Those that come first are followed."""
         seen = self._seen[field]
-        for code in np.unique(codes).tolist():
+        different, first = np.unique(codes, return_index=True)
+        for code in different[np.argsort(first)].tolist():
             if code not in seen and len(seen) < MAX_VALUES:
                 seen.add(code)
         known: I64 = np.where(np.isin(codes, list(seen)), codes, OTHER_INDEX)
         return known
+
+    @property
+    def named(self) -> frozenset[Slice]:
+        """Slices that are always followed."""
+        return frozenset(self._names)
+
+    def save(self) -> dict[str, list[int]]:
+        """Values that are followed, by field, for `restore`."""
+        return {field: sorted(seen) for field, seen in self._seen.items()}
+
+    def restore(self, followed: Mapping[str, Sequence[int]]) -> None:
+        """Follow the values of `save`."""
+        for field, seen in followed.items():
+            self._seen[field] |= set(seen)
 
     def name(self, part: Slice) -> str:
         """Display name of a slice: `tab=1` for a named value, `tab=#1f..` by its hash, `price in [4, 8)` of a number."""

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.arrays import F64
+from pipeline.arrays import F64, I64
 from pipeline.traffic.log import Labelled
 from pipeline.traffic.record import PredictionRecord
-from serving.rollout.evidence import Limits
+from serving.rollout.sums.evidence import Limits
+from serving.rollout.sums.scale import UNITS, fixed
 
 __all__ = ["ARMS", "GROUPS", "OutcomeSums", "count_outcome", "mixture_radius"]
 
@@ -35,18 +36,27 @@ MIN_GROUPS = 30
 MIXTURE_FRACTION = 0.1
 """Spread of the mixture, relative to the rate. Limits are tightest at a standard error of a third of it; from a tenth to
 half of it they are at most a tenth wider than they could be."""
-_REQUESTS, _OUTCOME = range(2)
+_REQUESTS, _OUTCOME, _EXPOSED = range(3)
 
 
 class OutcomeSums:
     """Sums of requests and of labels on their exposed rows, by group of keys and arm. Labels can be taken back.
 
     Args:
-        sums: float64 `[GROUPS, 2, 2]` by group, arm (stable, candidate) and requests or outcome; zeros when absent.
+        sums: int64 `[GROUPS, 2, 3]` by group, arm (stable, candidate) and requests, outcome (in units of `scale.UNITS`) or
+            exposed rows; zeros when absent.
     """
 
-    def __init__(self, sums: F64 | Sequence[Sequence[Sequence[float]]] | None = None) -> None:
-        self.sums: F64 = np.zeros((GROUPS, 2, 2)) if sums is None else np.asarray(sums, np.float64)
+    def __init__(self, sums: I64 | None = None) -> None:
+        self.sums: I64 = np.zeros((GROUPS, 2, 3), np.int64) if sums is None else sums
+
+    @classmethod
+    def of(cls, numbers: Sequence[Sequence[Sequence[float]]]) -> OutcomeSums:
+        """Sums of requests and outcomes as numbers `[GROUPS, 2, 2]`, which version 0.1 stored."""
+        made, stored = cls(), np.asarray(numbers, np.float64)
+        made.sums[:, :, _REQUESTS] = fixed(stored[:, :, _REQUESTS], 1)
+        made.sums[:, :, _OUTCOME] = fixed(stored[:, :, _OUTCOME], UNITS)
+        return made
 
     def add(self, routing_hash: int, arm: str, requests: int, outcome: float) -> None:
         """Count a request of one key, or a revision of its labels.
@@ -54,17 +64,19 @@ class OutcomeSums:
         Args:
             routing_hash: of the key; requests: 1 for a new one, 0 for a revision; outcome: labels, or their change.
         """
-        cell = self.sums[routing_hash % GROUPS, ARMS.index(arm)]
-        cell[_REQUESTS] += requests
-        cell[_OUTCOME] += outcome
+        self.add_fixed(routing_hash, arm, requests, int(fixed(outcome, UNITS)), 0)
+
+    def add_fixed(self, routing_hash: int, arm: str, requests: int, outcome: int, rows: int) -> None:
+        """As `add`, with the outcome in units of `scale.UNITS`, and the exposed rows that were not counted before."""
+        self.sums[routing_hash % GROUPS, ARMS.index(arm)] += np.array([requests, outcome, rows])
 
     def requests(self, arm: str) -> int:
         """Requests with a routing key that an arm answered."""
-        return round(float(self.sums[:, ARMS.index(arm), _REQUESTS].sum()))
+        return int(self.sums[:, ARMS.index(arm), _REQUESTS].sum())
 
     def outcome(self, arm: str) -> float:
         """Labels of the exposed rows of those requests."""
-        return float(self.sums[:, ARMS.index(arm), _OUTCOME].sum())
+        return float(self.sums[:, ARMS.index(arm), _OUTCOME].sum()) / UNITS
 
     def limits(self, arm: str, error: float) -> Limits:
         """Outcome per request of an arm, each limit one-sided at `error` over all looks; `blocks` counts groups of keys."""
@@ -79,7 +91,7 @@ class OutcomeSums:
 
     def _linearised(self, arm: int) -> tuple[float, F64, int]:
         """(rate, each group's part of the error of the rate `[GROUPS]`, groups with requests)."""
-        requests, outcome = self.sums[:, arm, _REQUESTS], self.sums[:, arm, _OUTCOME]
+        requests, outcome = self.sums[:, arm, _REQUESTS].astype(np.float64), self.sums[:, arm, _OUTCOME] / UNITS
         total = float(requests.sum())
         if total <= 0:
             return math.nan, np.full(GROUPS, math.nan), 0
@@ -90,9 +102,9 @@ class OutcomeSums:
 def count_outcome(sums: OutcomeSums, record: PredictionRecord, entry: Labelled) -> None:
     """Count one entry of the labelled log; requests without a key are not split at random and are left out."""
     if record.routing_hash and record.arm in ARMS and not record.overridden:
-        known = entry.previous[~np.isnan(entry.previous)]
-        change = float(entry.labels.sum(dtype=np.float64)) - float(known.sum(dtype=np.float64))
-        sums.add(record.routing_hash, record.arm, int(entry.revision == 0), change)
+        fresh = np.isnan(entry.previous)
+        change = int(fixed(entry.labels, UNITS).sum()) - int(fixed(entry.previous[~fresh], UNITS).sum())
+        sums.add_fixed(record.routing_hash, record.arm, int(entry.revision == 0), change, int(fresh.sum()))
 
 
 def mixture_radius(information: float, scale: float, error: float) -> float:
