@@ -10,6 +10,7 @@ __all__ = [
     "BatonError",
     "BundleError",
     "Conflict",
+    "Damaged",
     "DataError",
     "DeadlineExceeded",
     "Diverged",
@@ -48,6 +49,10 @@ class BundleError(InvalidInput):
 
 class DataError(InvalidInput):
     """A data set descriptor or the files that it names cannot be used."""
+
+
+class Damaged(InvalidInput):
+    """Bytes on disk are not those that were written."""
 
 
 class Diverged(InvalidInput):

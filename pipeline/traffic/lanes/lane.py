@@ -1,19 +1,40 @@
 """Lane: the one writer of a folder of the traffic log.
 
-Records are appended to the folder's current file first, then their rows are committed to its index: what is in a file and
-not in the index was never written, and the next append overwrites it. Readers of any process are in `lanes`.
+A group of records is appended to the folder's current file within the transaction that commits their rows to its index: bytes
+that the index does not know were never written, and the next append overwrites them. Readers of any process are in `lanes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pipeline.clock import Clock
-from pipeline.traffic.lanes.rows import ScoresEntry
+from pipeline.disk import writing
+from pipeline.forks import ProcessLock
+from pipeline.traffic.lanes.claim import Claim
+from pipeline.traffic.lanes.files import RecordFile, file_numbers, file_path
+from pipeline.traffic.lanes.frames import framed
+from pipeline.traffic.lanes.index import AT_ONCE_ROWS, Index, marks
+from pipeline.traffic.lanes.keeper import Keeper
+from pipeline.traffic.lanes.keys import RUN_ROWS
+from pipeline.traffic.lanes.lanes import Lanes
+from pipeline.traffic.lanes.rows import ScoresEntry, lane_of, signed
 from pipeline.traffic.record import RecordHead
 
 __all__ = ["Lane"]
+
+logger = logging.getLogger(__name__)
+
+_KNOWN_PREDICTIONS = "SELECT prediction_id FROM predictions WHERE prediction_id IN ({})"
+_KNOWN_SCORES = "SELECT prediction_id, arm, bundle, version FROM scores WHERE prediction_id IN ({})"
+_NEW_FILE = "INSERT INTO files (begun_ms, newest_ms, end, predictions, scores) VALUES (?, 0, 0, 0, 0)"
+_GROWN_FILE = (
+    "UPDATE files SET end = ?, newest_ms = max(newest_ms, ?), predictions = predictions + ?, scores = scores + ?"
+    " WHERE number = ?"
+)
 
 
 class Lane:
@@ -25,7 +46,9 @@ class Lane:
     Args:
         root: folder of all lanes, created if absent.
         preferred: number of the folder; the next one that no process holds if another process holds it.
-        file_bytes: size at which the next record file is begun.
+        file_bytes: size at which the next record file is begun, so that retention can delete whole files; file_ms: Unix
+            milliseconds after which it is.
+        run_rows: rows of the shortest run of routing hashes.
 
     Raises:
         InvalidInput: the folder's index is something else, or was written by a newer Baton.
@@ -33,13 +56,41 @@ class Lane:
             nothing was written.
     """
 
-    def __init__(self, root: Path, preferred: int, clock: Clock, file_bytes: int = 64 << 20) -> None:
-        raise NotImplementedError
+    def __init__(
+        self,
+        root: Path,
+        preferred: int,
+        clock: Clock,
+        file_bytes: int = 64 << 20,
+        file_ms: int = 3_600_000,
+        run_rows: int = RUN_ROWS,
+    ) -> None:
+        self._clock = clock
+        self._file_bytes = file_bytes
+        self._file_ms = file_ms
+        self._lock = ProcessLock(f"traffic log {root}")
+        self._claim = Claim.take(root, preferred)
+        self._folder = self._claim.folder
+        self._closed = False
+        try:
+            Index.create(self._folder)
+            self._index = Index(self._folder)
+            try:
+                with writing(self._folder):
+                    self._file = self._resume()
+                self._keeper = Keeper(self._folder, self._file, run_rows)
+            except BaseException:
+                self._index.close()
+                raise
+        except BaseException:
+            self._claim.release()
+            raise
+        self._lanes = Lanes(root)
 
     @property
     def number(self) -> int:
         """The folder that was claimed."""
-        raise NotImplementedError
+        return self._claim.number
 
     def append(self, records: Sequence[tuple[RecordHead, bytes]]) -> int:
         """Commit packed records with their heads, in order, as one group; the number of new ones.
@@ -47,20 +98,138 @@ class Lane:
         A prediction id written before is left as it is: by this lane, or by another one where the id itself names
         another lane.
         """
-        raise NotImplementedError
+        by_id: dict[str, tuple[RecordHead, bytes]] = {}
+        for record in records:
+            by_id.setdefault(record[0].prediction_id, record)
+        foreign = [prediction_id for prediction_id in by_id if lane_of(prediction_id) != self.number]
+        known = set(self._lanes.find_all(foreign)) if foreign else set()
+        with self._lock:
+            known |= {i for (i,) in self._index.rows_in(_KNOWN_PREDICTIONS, list(by_id))}
+            new = [record for prediction_id, record in by_id.items() if prediction_id not in known]
+            if new:
+                self._insert_predictions(new)
+        return len(new)
 
     def put_scores(self, entries: Sequence[ScoresEntry]) -> int:
         """Commit other arms' scores as one group; the number of new ones. A version's scores are written once."""
-        raise NotImplementedError
+        by_version: dict[tuple[str, str, str, int], ScoresEntry] = {}
+        for entry in entries:
+            by_version.setdefault(entry[:4], entry)
+        with self._lock:
+            known = set(self._index.rows_in(_KNOWN_SCORES, list({entry.prediction_id for entry in entries})))
+            new = [entry for version, entry in by_version.items() if version not in known]
+            if new:
+                self._insert_scores(new)
+        return len(new)
 
     def put_feedback(self, entries: Sequence[tuple[str, int, str]]) -> None:
         """Commit feedback for the join: (prediction id, Unix milliseconds when it came, text)."""
-        raise NotImplementedError
+        with self._lock:
+            self._keeper.flush()  # what is durable in the index must not point at bytes that are not
+            with self._index.write(durable=True) as db:
+                db.executemany("INSERT INTO inbox (prediction_id, received_ms, entry) VALUES (?, ?, ?)", entries)
 
     def trim(self, seq: int) -> None:
         """Remove feedback up to this seq of the inbox: the join has it."""
-        raise NotImplementedError
+        with self._lock, self._index.write(durable=False) as db:
+            db.execute("DELETE FROM inbox WHERE seq <= ?", (seq,))
+
+    def keep(self) -> None:
+        """Do now what a thread does about once a second: bring records to disk, and make them findable by routing hash fast."""
+        self._keeper.turn()
 
     def close(self) -> None:
         """Flush to disk and let go of the folder; later use raises NotReady."""
-        raise NotImplementedError
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._keeper.close()
+            finally:
+                self._index.close()
+                self._lanes.close()
+                self._claim.release()
+
+    def _insert_predictions(self, new: Sequence[tuple[RecordHead, bytes]]) -> None:
+        def insert(db: sqlite3.Connection, file: int, offsets: Iterable[int]) -> None:
+            rows = [
+                (h.prediction_id, file, at, len(blob), h.n, h.endpoint, h.arm, h.time_ms, signed(h.routing_hash))
+                for (h, blob), at in zip(new, offsets, strict=True)
+            ]
+            _insert(
+                db, "predictions (prediction_id, file, offset, length, n, endpoint, arm, time_ms, routing_hash)", rows
+            )
+
+        self._commit([blob for _, blob in new], insert, max(head.time_ms for head, _ in new), len(new), 0)
+
+    def _insert_scores(self, new: Sequence[ScoresEntry]) -> None:
+        def insert(db: sqlite3.Connection, file: int, offsets: Iterable[int]) -> None:
+            rows = [(*e[:4], file, at, len(e.scores)) for e, at in zip(new, offsets, strict=True)]
+            _insert(db, "scores (prediction_id, arm, bundle, version, file, offset, length)", rows)
+
+        self._commit([entry.scores for entry in new], insert, 0, 0, len(new))
+
+    def _commit(
+        self,
+        payloads: Sequence[bytes],
+        insert: Callable[[sqlite3.Connection, int, Sequence[int]], None],
+        newest_ms: int,
+        predictions: int,
+        scores: int,
+    ) -> None:
+        """Append payloads, and insert the rows that point at them: all or nothing."""
+        file = self._file
+        try:
+            with writing(self._folder), self._index.write(durable=False) as db:
+                file = self._current(db)
+                parts, offsets, end = framed(payloads, file.end)
+                insert(db, file.number, offsets)
+                db.execute(_GROWN_FILE, (end, newest_ms, predictions, scores, file.number))
+                file.write(parts)
+        except BaseException:
+            if file is self._file:
+                file.cut()
+            else:
+                file.discard()
+            raise
+        file.end = end
+        if file is not self._file:
+            self._keeper.follow(file)
+            self._file = file
+
+    def _current(self, db: sqlite3.Connection) -> RecordFile:
+        """The file to append to: a new one where this one is large or old, or was removed since nothing in it was left."""
+        file, now_ms = self._file, self._clock.wall_ms()
+        old = abs(now_ms - file.begun_ms) >= self._file_ms  # backwards where the clock was set
+        there = db.execute("SELECT 1 FROM files WHERE number = ?", (file.number,)).fetchone()
+        if there and not old and file.end < self._file_bytes:
+            return file
+        return self._new_file(db, now_ms)
+
+    def _resume(self) -> RecordFile:
+        """The last file, without what the index does not know. Bytes that it knows and that power loss took are zeros."""
+        files = self._index.rows("SELECT number, begun_ms, end FROM files ORDER BY number")
+        for number in set(file_numbers(self._folder)) - {number for number, _, _ in files}:
+            file_path(self._folder, number).unlink()  # begun, and never committed
+        if not files:
+            with self._index.write(durable=False) as db:
+                return self._new_file(db, self._clock.wall_ms())
+        number, begun_ms, end = files[-1]
+        path = file_path(self._folder, number)
+        size = path.stat().st_size if path.exists() else 0
+        if size > end:
+            logger.warning("traffic log %s: %d bytes of an append that did not end are cut off", path, size - end)
+        elif size < end:
+            logger.error("traffic log %s: %d bytes are missing: their records are damaged", path, end - size)
+        return RecordFile(self._folder, number, begun_ms, end)
+
+    def _new_file(self, db: sqlite3.Connection, now_ms: int) -> RecordFile:
+        ((number,),) = db.execute(f"{_NEW_FILE} RETURNING number", (now_ms,)).fetchall()
+        return RecordFile(self._folder, number, now_ms)
+
+
+def _insert(db: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    for start in range(0, len(rows), AT_ONCE_ROWS):
+        some = rows[start : start + AT_ONCE_ROWS]
+        db.execute(f"INSERT INTO {table} VALUES {marks(len(some), len(some[0]))}", [v for row in some for v in row])

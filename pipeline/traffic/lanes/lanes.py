@@ -1,56 +1,128 @@
 """Lanes: reader of all lanes' folders, in any process, and what is deleted from them.
 
-Folders and files that come later are seen without being told. Only `delete` and `drop_empty` write, and they take nothing
-away from a lane that appends at the same time.
+Folders and files that come later are seen without being told. Only `delete`, `scrub` and `drop_empty` write, and they take
+nothing away from a lane that appends at the same time (`erase`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pipeline.traffic.lanes.rows import FileRow, InboxRow, Place, Row, ScoreRow
+from pipeline.errors import Damaged, NotReady
+from pipeline.forks import ProcessLock
+from pipeline.traffic.lanes import erase
+from pipeline.traffic.lanes.claim import lane_folder
+from pipeline.traffic.lanes.files import OpenFiles, file_path
+from pipeline.traffic.lanes.frames import HEAD_BYTES, payload_of
+from pipeline.traffic.lanes.index import Index, index_path
+from pipeline.traffic.lanes.keys import Runs
+from pipeline.traffic.lanes.rows import FileRow, InboxRow, Place, Row, ScoreRow, lane_of, signed, unsigned
 
 __all__ = ["Lanes"]
+
+_OPEN_ENTRIES = 64
+_SETTLED_S = 1.0
+"""A folder whose time is as recent as this may change again without its time changing."""
+
+_ROW = "seq, prediction_id, file, offset, length, n, endpoint, arm, time_ms, routing_hash"
+_SCORE = "seq, prediction_id, arm, bundle, version, file, offset, length"
+_INBOX = "seq, prediction_id, received_ms, entry"
 
 
 class Lanes:
     """All lanes beneath a root. Any thread may call it. A lane that is not there has no rows.
 
+    Args:
+        busy_s: longest wait for another process's write.
+
     Raises:
         NotReady: all methods, where a file cannot be read or is locked for too long.
+        InvalidInput: an index is something else, or was written by a newer Baton.
     """
 
-    def __init__(self, root: Path) -> None:
-        raise NotImplementedError
+    def __init__(self, root: Path, busy_s: float = 10.0) -> None:
+        self._root = root
+        self._busy_s = busy_s
+        self._lock = ProcessLock(f"traffic log {root}")
+        self._files = OpenFiles(f"traffic log {root}")
+        self._indexes: OrderedDict[int, Index] = OrderedDict()
+        self._numbers: list[int] = []
+        self._listed_ns = 0
+        self._closed = False
 
     def numbers(self) -> list[int]:
         """Lanes that have a folder with an index, ascending."""
-        raise NotImplementedError
+        with self._lock:
+            try:
+                changed_ns = self._root.stat().st_mtime_ns
+                if changed_ns != self._listed_ns:
+                    names = [int(name) for name in os.listdir(self._root) if name.isdecimal()]
+                    self._numbers = sorted(n for n in names if n in self._indexes or self._has_index(n))
+                    settled = time.time_ns() - changed_ns > _SETTLED_S * 1e9 and len(names) == len(self._numbers)
+                    self._listed_ns = changed_ns if settled else 0
+            except FileNotFoundError:
+                return []
+            except OSError as error:
+                raise NotReady(f"traffic log {self._root} cannot be read: {error.strerror}") from error
+            return list(self._numbers)
 
     def rows(self, lane: int, after: int, limit: int) -> list[Row]:
         """Predictions with seq > after, in order."""
-        raise NotImplementedError
+        query = f"SELECT {_ROW} FROM predictions WHERE seq > ? ORDER BY seq LIMIT ?"
+        return [_row(found) for found in self._ask(lane, query, (after, limit))]
 
     def last_seq(self, lane: int) -> int:
         """Last seq that the lane gave to a prediction, deleted ones included; 0 before the first."""
-        raise NotImplementedError
+        found = self._ask(lane, "SELECT seq FROM sqlite_sequence WHERE name = 'predictions'")
+        return int(found[0][0]) if found else 0
 
     def find(self, prediction_id: str) -> tuple[int, Row] | None:
         """Lane and row of a prediction: the lane that the id names is asked first, then the others."""
-        raise NotImplementedError
+        return self.find_all([prediction_id]).get(prediction_id)
 
     def find_all(self, prediction_ids: Sequence[str]) -> dict[str, tuple[int, Row]]:
         """`find` for many: those that are written."""
-        raise NotImplementedError
+        query = f"SELECT {_ROW} FROM predictions WHERE prediction_id IN ({{}})"
+        numbers = self.numbers()
+        found: dict[str, tuple[int, Row]] = {}
+        named: dict[int, list[str]] = {}
+        for prediction_id in prediction_ids:
+            named.setdefault(lane_of(prediction_id) or 0, []).append(prediction_id)
+        for lane, ids in named.items():
+            if lane in numbers:
+                found.update((r[1], (lane, _row(r))) for r in self._ask_in(lane, query, ids))
+        for lane in numbers:
+            left = [prediction_id for prediction_id in prediction_ids if prediction_id not in found]
+            if not left:
+                break
+            found.update((r[1], (lane, _row(r))) for r in self._ask_in(lane, query, left))
+        return found
 
     def rows_of_key(self, lane: int, routing_hash: int, limit: int) -> list[Row]:
-        """Up to `limit` predictions of a routing hash (unsigned, not 0)."""
-        raise NotImplementedError
+        """Up to `limit` predictions of a routing hash (unsigned, not 0), the oldest first."""
+        key = signed(routing_hash)
+        query = f"SELECT {_ROW} FROM predictions WHERE seq IN ({{}}) AND routing_hash = {key} ORDER BY seq"
+        rows: list[Row] = []
+        with self._index(lane) as index:
+            if index is not None:
+                with _reading(index.path.parent):
+                    seqs = Runs(index.path.parent).seqs(index, key)
+                for start in range(0, len(seqs), limit):
+                    rows += [_row(found) for found in index.rows_in(query, seqs[start : start + limit])]
+                    if len(rows) >= limit:
+                        break
+        return rows[:limit]
 
     def rows_before(self, lane: int, before: str, after: str, limit: int) -> list[Row]:
         """Predictions with after < id < before, in order of their ids, which is that of their times."""
-        raise NotImplementedError
+        query = f"SELECT {_ROW} FROM predictions WHERE prediction_id > ? AND prediction_id < ? ORDER BY prediction_id LIMIT ?"
+        return [_row(found) for found in self._ask(lane, query, (after, before, limit))]
 
     def read(self, place: Place) -> bytes | None:
         """Payload of a frame; None where it was deleted.
@@ -58,11 +130,22 @@ class Lanes:
         Raises:
             Damaged: the bytes are not those that were written.
         """
-        raise NotImplementedError
+        path = file_path(lane_folder(self._root, place.lane), place.file)
+        try:
+            with _reading(path):
+                frame = self._files.read(path, place.offset, HEAD_BYTES + place.length)
+            return payload_of(frame, place.length)
+        except FileNotFoundError:
+            if not self._ask(place.lane, "SELECT 1 FROM files WHERE number = ?", (place.file,)):
+                return None
+            raise Damaged(f"{path} is gone, with records that the index names: restore it from a backup") from None
+        except ValueError as error:
+            raise Damaged(f"{path}: the record at byte {place.offset} is damaged: {error}") from None
 
     def inbox(self, lane: int, after: int, limit: int) -> list[InboxRow]:
         """Feedback of a lane with seq > after, in order."""
-        raise NotImplementedError
+        query = f"SELECT {_INBOX} FROM inbox WHERE seq > ? ORDER BY seq LIMIT ?"
+        return [InboxRow(*found) for found in self._ask(lane, query, (after, limit))]
 
     def last_inbox_seq(self, lane: int) -> int:
         """Last seq that the lane gave to feedback, trimmed entries included; 0 before the first."""
@@ -70,35 +153,57 @@ class Lanes:
 
     def inbox_of(self, prediction_ids: Sequence[str]) -> list[tuple[int, InboxRow]]:
         """Feedback on these predictions in all lanes' inboxes: lane and row, in order of lane and seq."""
-        raise NotImplementedError
+        query = f"SELECT {_INBOX} FROM inbox WHERE prediction_id IN ({{}})"
+        return [
+            (lane, InboxRow(*found))
+            for lane in self.numbers()
+            for found in sorted(self._ask_in(lane, query, prediction_ids))
+        ]
 
     def scores(self, lane: int, after: int, limit: int) -> list[ScoreRow]:
         """Other arms' scores that a lane wrote, with seq > after, in order."""
-        raise NotImplementedError
+        query = f"SELECT {_SCORE} FROM scores WHERE seq > ? ORDER BY seq LIMIT ?"
+        return [ScoreRow(*found) for found in self._ask(lane, query, (after, limit))]
 
     def scores_of(self, prediction_ids: Sequence[str]) -> list[tuple[int, ScoreRow]]:
         """Other arms' scores of these predictions in all lanes: lane and row, in order of lane and seq."""
-        raise NotImplementedError
+        query = f"SELECT {_SCORE} FROM scores WHERE prediction_id IN ({{}})"
+        return [
+            (lane, ScoreRow(*found))
+            for lane in self.numbers()
+            for found in sorted(self._ask_in(lane, query, prediction_ids))
+        ]
 
     def files(self, lane: int) -> list[FileRow]:
         """Record files of a lane in the order in which they were begun."""
-        raise NotImplementedError
+        query = "SELECT number, begun_ms, newest_ms, end, predictions, scores FROM files ORDER BY number"
+        return [FileRow(*found) for found in self._ask(lane, query)]
 
     def bytes(self) -> int:
-        """Size of all files of all lanes: records, and pages of indexes in use."""
-        raise NotImplementedError
+        """Size of all files of all lanes: records, pages of indexes in use, and runs of routing hashes."""
+        return sum(self._bytes(lane) for lane in self.numbers())
 
     def delete(self, lane: int, rows: Sequence[Row], *, scrub: bool = False) -> None:
         """Delete predictions of a lane, with their scores and their feedback in every lane.
 
         Args:
-            scrub: overwrite their bytes too, and flush; then nothing of them is in any file. With no rows it finishes a
-                scrub that was interrupted.
+            scrub: overwrite their bytes too, and flush. After `Lanes.scrub` nothing of them is in any file.
 
         Raises:
             NotReady: it may be half done; repeating it finishes it.
         """
-        raise NotImplementedError
+        erase.delete(self._root, self.numbers(), lane, rows, scrub)
+
+    def scrub(self) -> None:
+        """Empty the write-ahead logs of all indexes: what was deleted before is overwritten in the indexes themselves.
+
+        Raises:
+            NotReady: others were in the way all the time; repeat it.
+        """
+        for lane in self.numbers():
+            with self._index(lane) as index:
+                if index is not None:
+                    index.empty_log()
 
     def drop_scores(self, before: str, prediction_ids: Sequence[str] = ()) -> None:
         """Delete other arms' scores of predictions that no lane has written: those named, and those with ids below
@@ -107,8 +212,66 @@ class Lanes:
 
     def drop_empty(self, lane: int) -> int:
         """Remove record files to which no row points any more, the current one included; their number."""
-        raise NotImplementedError
+        return erase.drop_empty(lane_folder(self._root, lane)) if lane in self.numbers() else 0
 
     def close(self) -> None:
         """Release all files; later use raises NotReady."""
-        raise NotImplementedError
+        with self._lock:
+            self._closed = True
+            while self._indexes:
+                self._indexes.popitem()[1].close()
+        self._files.close()
+
+    def _has_index(self, lane: int) -> bool:
+        return index_path(lane_folder(self._root, lane)).exists()
+
+    @contextmanager
+    def _index(self, lane: int) -> Iterator[Index | None]:
+        """The lane's index, None of a lane that is not there."""
+        with self._lock:
+            if self._closed:
+                raise NotReady(f"traffic log {self._root} is closed")
+            index = self._indexes.get(lane)
+            if index is None and self._has_index(lane):
+                index = self._indexes[lane] = Index(lane_folder(self._root, lane), self._busy_s)
+                if len(self._indexes) > _OPEN_ENTRIES:
+                    self._indexes.popitem(last=False)[1].close()
+            elif index is not None:
+                self._indexes.move_to_end(lane)
+            yield index
+
+    def _ask(self, lane: int, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._index(lane) as index:
+            return index.rows(query, values) if index is not None else []
+
+    def _ask_in(self, lane: int, query: str, values: Sequence[Any]) -> list[Any]:
+        with self._index(lane) as index:
+            return index.rows_in(query, values) if index is not None else []
+
+    def _bytes(self, lane: int) -> int:
+        query = (
+            "SELECT (SELECT ifnull(sum(end), 0) FROM files),"
+            " (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        )
+        with self._index(lane) as index:
+            if index is None:
+                return 0
+            records, pages = index.rows(query)[0]
+            with _reading(index.path.parent):
+                return int(records + pages + Runs(index.path.parent).bytes())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise NotReady for a disk that fails during a read. A file that is not there is another matter."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise NotReady(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _row(found: Sequence[Any]) -> Row:
+    *others, routing_hash = found
+    return Row._make((*others, unsigned(routing_hash)))

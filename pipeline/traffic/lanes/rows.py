@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["FileRow", "InboxRow", "Place", "Row", "ScoreRow", "ScoresEntry"]
+__all__ = ["FileRow", "InboxRow", "Place", "Row", "ScoreRow", "ScoresEntry", "lane_of", "signed", "unsigned"]
+
+_LETTERS_COUNT = 13  # of 5 bits: 48 of time, 16 of the lane, and one more
 
 
 class Place(NamedTuple):
@@ -93,3 +95,21 @@ class FileRow(NamedTuple):
     end: int
     predictions: int
     scores: int
+
+
+def lane_of(prediction_id: str) -> int | None:
+    """Lane that a prediction id names (`pipeline.traffic.prediction`), whoever made it; None of what is no id."""
+    try:
+        return int(prediction_id[:_LETTERS_COUNT], 32) >> 1 & 0xFFFF
+    except ValueError:
+        return None
+
+
+def signed(value: int) -> int:
+    """An unsigned 64-bit hash as SQLite stores it."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def unsigned(value: int) -> int:
+    """What `signed` was given."""
+    return value & (1 << 64) - 1

@@ -1,0 +1,152 @@
+"""Predictions of a routing hash in one lane: sorted runs beside its index, made after the rows were written.
+
+A B-tree of routing hashes would cost a lane twice what all else of a row does, since each hash lies on another page. A run is a
+file of the hashes of `RUN_ROWS` consecutive seqs or a multiple, sorted, then their seqs in the same order; eight runs of one
+length become one. A search is a binary search in each of a few dozen files, and a look at the rows that came after them.
+A run may name rows that are deleted since: whoever searches checks each seq against the index.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.arrays import I64
+from pipeline.disk import replacing
+from pipeline.traffic.lanes.index import Index
+
+__all__ = ["RUN_ROWS", "Runs"]
+
+RUN_ROWS = 8192
+_MERGED_RUNS = 8
+_LONGEST_ROWS = RUN_ROWS * _MERGED_RUNS**2  # 8 MB; merging one takes about four times that in memory
+_TRIES_COUNT = 10
+_NAME = re.compile(r"(\d{16})-(\d{16})\.keys")
+
+
+class _Run(NamedTuple):
+    """Seqs `first` to `last`, whether their rows still exist or not."""
+
+    first: int
+    last: int
+    path: Path
+
+    @property
+    def span(self) -> int:
+        return self.last - self.first + 1
+
+
+class Runs:
+    """Sorted runs of a lane's folder. Only the lane itself extends them.
+
+    Args:
+        run_rows: seqs of the shortest run.
+    """
+
+    def __init__(self, folder: Path, run_rows: int = RUN_ROWS) -> None:
+        self._folder = folder
+        self._run_rows = run_rows
+
+    def seqs(self, index: Index, routing_hash: int) -> list[int]:
+        """Seqs of the predictions that had this routing hash (signed) when they were written, in order.
+
+        Raises:
+            NotReady, OSError: a file cannot be read.
+        """
+        for left in range(_TRIES_COUNT - 1, -1, -1):
+            chain = self._chain()
+            try:
+                found = [seq for run in chain for seq in _search(run.path, routing_hash)]
+            except FileNotFoundError:  # it became part of a longer one
+                if not left:
+                    raise
+            else:
+                break
+        first, last = (chain[0].first, chain[-1].last) if chain else (1, 0)
+        query = "SELECT seq FROM predictions WHERE (seq < ? OR seq > ?) AND routing_hash = ?"
+        return sorted(found + [seq for (seq,) in index.rows(query, (first, last, routing_hash))])
+
+    def extend(self, index: Index) -> None:
+        """Make runs of the rows that have come since, and remove those of rows that are gone.
+
+        Raises:
+            NotReady, OSError: a file cannot be written; the runs that are there are whole.
+        """
+        chain = self._chain()
+        ((oldest, newest),) = index.rows(
+            "SELECT (SELECT min(seq) FROM predictions), (SELECT seq FROM sqlite_sequence WHERE name = 'predictions')"
+        )
+        newest = newest or 0
+        while True:
+            first = chain[-1].last + 1 if chain else 1
+            last = first + self._run_rows - 1
+            if last > newest:
+                break
+            rows = index.rows(
+                "SELECT routing_hash, seq FROM predictions WHERE seq BETWEEN ? AND ? AND routing_hash <> 0",
+                (first, last),
+            )
+            chain.append(self._write(first, last, np.array(rows, np.int64).reshape(-1, 2)))
+            chain = self._merged(chain)
+        gone = newest + 1 if oldest is None else oldest
+        kept = [run for run in chain if run.last >= gone] or chain[-1:]  # the last one says where the next begins
+        for run in self._all():
+            if run not in kept:
+                run.path.unlink(missing_ok=True)
+
+    def bytes(self) -> int:
+        """Size of the runs."""
+        return sum(run.path.stat().st_size for run in self._chain())
+
+    def _all(self) -> list[_Run]:
+        found = [_NAME.fullmatch(path.name) for path in self._folder.glob("*.keys")]
+        return sorted(_Run(int(m[1]), int(m[2]), self._folder / m[0]) for m in found if m)
+
+    def _chain(self) -> list[_Run]:
+        """The longest runs that follow each other; others are parts of them, or follow a gap and are made again."""
+        chain: list[_Run] = []
+        for run in sorted(self._all(), key=lambda run: (run.first, -run.last)):
+            if not chain or run.first == chain[-1].last + 1:
+                chain.append(run)
+            elif run.first > chain[-1].last:
+                break
+        return chain
+
+    def _merged(self, chain: list[_Run]) -> list[_Run]:
+        while len(chain) >= _MERGED_RUNS:
+            last = chain[-_MERGED_RUNS:]
+            if len({run.span for run in last}) > 1 or last[0].span * _MERGED_RUNS > _LONGEST_ROWS:
+                break
+            pairs = np.concatenate([_load(run.path) for run in last])
+            chain = [*chain[:-_MERGED_RUNS], self._write(last[0].first, last[-1].last, pairs)]
+            for run in last:
+                run.path.unlink()
+        return chain
+
+    def _write(self, first: int, last: int, pairs: I64) -> _Run:
+        """Write a run of (hash, seq) `[n, 2]`."""
+        order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+        path = self._folder / f"{first:016d}-{last:016d}.keys"
+        with replacing(path, durable=True) as staging:
+            np.ascontiguousarray(pairs[order].T).tofile(staging)
+        return _Run(first, last, path)
+
+
+def _load(path: Path) -> I64:
+    """Pairs (hash, seq) `[n, 2]` of a run."""
+    return np.fromfile(path, np.int64).reshape(2, -1).T
+
+
+def _search(path: Path, routing_hash: int) -> Sequence[int]:
+    if not path.stat().st_size:
+        return []
+    pairs: npt.NDArray[np.int64] = np.memmap(path, np.int64, "r").reshape(2, -1)
+    key = np.int64(routing_hash)
+    start, stop = np.searchsorted(pairs[0], key, "left"), np.searchsorted(pairs[0], key, "right")
+    found: list[int] = pairs[1, start:stop].tolist()
+    return found
