@@ -10,7 +10,7 @@ from pipeline.arrays import F32, I64
 from pipeline.features import Features
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pipeline.inputs import DenseInputs
     from pipeline.model.model import Model
@@ -32,13 +32,16 @@ class Event:
         queue_timeout: seconds in the queue after which the engine's `timeout_action` applies, if its policy lets requests
             set it; 0: the policy's own.
         prediction_id: empty: the answer is not recorded.
-        endpoint, arm, routing_hash, overridden, candidate_ids: as in `PredictionRecord`.
+        endpoint, arm, routing_hash, overridden, candidate_ids, stable_version, candidate_version, request_id,
+            candidate_texts: as in `PredictionRecord`.
         context: for the transport's own use.
+        network: file of the bundle that `dense` is for.
         scores: float32 `[n]`, owned by the event.
         values: results of a user's stages that are no attribute of an event, by name.
         degraded: reasons for a reduced answer.
         error: the failure; later stages are skipped, except those that handle errors.
         cancelled: may be set at any time; the event then leaves the queue unanswered.
+        load: seconds that the event was expected to wait when it came.
         timings: seconds by stage name (of the whole batch, if it was batched), and of waiting under `queue`.
         traceparent: W3C trace context of the request; "" if it is not traced.
         parts: of a traced event: seconds by part of a stage, by stage name.
@@ -57,16 +60,22 @@ class Event:
     routing_hash: int = 0
     overridden: bool = False
     candidate_ids: I64 | None = None
+    stable_version: int = 0
+    candidate_version: int = 0
+    request_id: str = ""
+    candidate_texts: Sequence[str] = ()
     context: Any = None
 
     features: Features | None = None
     dense: DenseInputs | None = None
+    network: str = ""
     scores: F32 | None = None
     values: dict[str, Any] = field(default_factory=dict)
     degraded: list[str] = field(default_factory=list)
     error: Exception | None = None
 
     cancelled: bool = False
+    load: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     traceparent: str = ""
     parts: dict[str, dict[str, float]] | None = None

@@ -275,9 +275,9 @@ class Engine:
             if self._queue.full_for(level):
                 meter.reject("overloaded")
                 return self._overloaded(level)
-        admitted, ticket.estimate = self._admission.admit(
-            now, ticket.event.deadline, *self._queue.ahead(level), ticket.event.rows
-        )
+        ahead = self._queue.ahead(level)
+        ticket.event.load = self._admission.wait(*ahead)
+        admitted, ticket.estimate = self._admission.admit(now, ticket.event.deadline, *ahead, ticket.event.rows)
         if admitted:
             return None
         meter.reject("overloaded")

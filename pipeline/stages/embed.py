@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.bundle.bundle import CONTEXT, DENSE
 from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.inputs import DenseInputs
@@ -17,7 +18,7 @@ class Embed:
 
     name = "embed"
     consumes = ("features", "model")
-    produces = ("dense",)
+    produces = ("dense", "network")
     thread_bound = ("dense",)
 
     def run(self, event: Event) -> None:
@@ -41,6 +42,7 @@ class Embed:
 
 def _take(event: Event, inputs: DenseInputs) -> None:
     event.dense = inputs
+    event.network = CONTEXT if inputs.layout.is_split else DENSE
     if event.traceparent:
         event.parts = {"embed": inputs.tiers}
     event.degraded.extend(inputs.degraded)

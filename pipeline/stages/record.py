@@ -27,6 +27,8 @@ class Record:
         sink: takes a packed record without waiting; False if it dropped the record.
         shadow: the same for the queue of the shadow lane, with the event's trace; None: there is none.
         shadowed: whether an endpoint has two arms, so that the one that did not answer can be scored.
+        inclusion_probability: of the answers that are recorded, in which share of all they are drawn.
+        keep_text: whether the record has the caller's request id and candidate ids as texts.
 
     Counters: `recorded`, `dropped` and `failed` by receiver, `sink` and `shadow`. Events without a prediction id are not
     recorded. Events without another arm (a model called by name, an endpoint without a candidate) and overridden ones do
@@ -44,9 +46,13 @@ class Record:
         sink: Callable[[bytes], bool],
         shadow: Callable[[bytes, str], bool] | None = None,
         shadowed: Callable[[str], bool] = lambda endpoint: True,
+        *,
+        inclusion_probability: float = 1.0,
+        keep_text: bool = False,
     ) -> None:
         self._clock = clock
         self._shadowed = shadowed
+        self._inclusion_probability, self._keep_text = inclusion_probability, keep_text
         self._sink, self._shadow = sink, shadow
         self._lock = threading.Lock()
         self.recorded = {"sink": 0} if shadow is None else {"sink": 0, "shadow": 0}
@@ -73,6 +79,13 @@ class Record:
                     routing_hash=event.routing_hash,
                     overridden=event.overridden,
                     candidate_ids=event.candidate_ids,
+                    network=event.network,
+                    stable_version=event.stable_version,
+                    candidate_version=event.candidate_version,
+                    inclusion_probability=self._inclusion_probability,
+                    request_id=event.request_id if self._keep_text else "",
+                    candidate_texts=event.candidate_texts if self._keep_text else (),
+                    load=event.load,
                 )
             )
         except Exception:

@@ -37,6 +37,8 @@ PREDICTION_ROWS, GROUP_VALUES = 1_000_000, 64_000_000
 PLAIN_VALUES, VALUES_PER_BYTE_FACTOR = 50_000_000, 100
 """Values that a file may hold whatever its size, and per byte of it: equal ones take no room in Parquet."""
 _SHOWN_BYTES = 300
+_TEXTS = ("request_id", "candidate_text")
+"""What the caller wrote, kept with `traffic.keep_text`. Exports of 0.1 have no such columns, and are read as well."""
 _ARM = pa.struct([("bundle", pa.string()), ("version", pa.int64()), ("score", pa.float32())])
 SCHEMA = pa.schema(
     [
@@ -51,6 +53,7 @@ SCHEMA = pa.schema(
         pa.field("candidates", pa.int32(), False),
         pa.field("index", pa.int32(), False),
         pa.field("candidate_id", pa.int64()),
+        *(pa.field(name, pa.string()) for name in _TEXTS),
         pa.field("position", pa.int32(), False),
         pa.field("label", pa.float32(), False),
         pa.field("previous", pa.float32()),
@@ -61,6 +64,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"baton.traffic": "1"},
 )
+_OLD_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in _TEXTS])
 _Row = dict[str, Any]
 
 
@@ -133,8 +137,8 @@ def read_rows(path: Path, now_ms: int) -> Iterator[Restored]:
                 f"{path}: is an export with fields left out or hashed again ({done}), so its rows are not those of any model; "
                 "import one that was made without --drop and --rekey"
             )
-        if not file.schema_arrow.equals(SCHEMA):
-            missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+        if not any(file.schema_arrow.equals(schema) for schema in (SCHEMA, _OLD_SCHEMA)):
+            missing = [name for name in _OLD_SCHEMA.names if name not in file.schema_arrow.names]
             raise DataError(
                 f"{path}: is not an export of a traffic log"
                 + (f": it has no column {missing[0]!r}" if missing else ": its columns are of other types")
@@ -258,10 +262,20 @@ def _restored(rows: list[_Row], labels: dict[tuple[str, int], float]) -> Restore
         routing_hash=head["routing_hash"],
         overridden=True,
         candidate_ids=None if head["candidate_id"] is None else spread("candidate_id", 0, np.int64),
+        request_id=head.get("request_id") or "",
+        candidate_texts=() if head.get("candidate_text") is None else _spread_texts(rows, n),
     )
     last = np.array([labels.get((row["prediction_id"], row["index"]), row["label"]) for row in rows], np.float32)
     positions = np.array([row["position"] for row in rows], np.int32)
     return Restored(record, index, last, positions, tuple(known.values()))
+
+
+def _spread_texts(rows: list[_Row], n: int) -> list[str]:
+    """Candidate ids as texts, empty where a row is not in the file."""
+    texts = [""] * n
+    for row in rows:
+        texts[row["index"]] = row["candidate_text"]
+    return texts
 
 
 def _bags(rows: list[_Row], index: I32, n: int) -> tuple[Bag, ...]:
@@ -286,12 +300,17 @@ def _batch(entry: Labelled, record: PredictionRecord, redaction: Redaction | Non
     known[record.arm] = Scores(record.arm, record.bundle, record.version, record.scores)
     rows = record.features.rows(None, entry.indices)
     candidate_ids = None if record.candidate_ids is None else record.candidate_ids[entry.indices]
+    request_id: str | None = record.request_id or None
+    kept = record.candidate_texts
+    texts: list[str | None] = [kept[at] for at in entry.indices.tolist()] if kept else [None] * m
     routing = np.array([record.routing_hash], np.uint64)
     if redaction is not None:
         rows = redaction.rows(rows, record.bundle, record.version)
         routing = redaction.column("routing_hash", routing)
         if candidate_ids is not None:
             candidate_ids = redaction.column("candidate_id", candidate_ids)
+        request_id = redaction.text("request_id", request_id)
+        texts = [redaction.text("candidate_text", text) for text in texts]
 
     def same(value: Any, kind: pa.DataType) -> pa.Array:
         return pa.repeat(pa.scalar(value, kind), m)
@@ -316,6 +335,8 @@ def _batch(entry: Labelled, record: PredictionRecord, redaction: Redaction | Non
             same(record.features.n, pa.int32()),
             pa.array(entry.indices),
             pa.nulls(m, pa.int64()) if candidate_ids is None else pa.array(candidate_ids),
+            same(request_id, pa.string()),
+            pa.array(texts, pa.string()),
             pa.array(entry.positions),
             pa.array(entry.labels),
             pa.array(entry.previous, from_pandas=True),  # NaN is null

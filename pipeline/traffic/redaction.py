@@ -1,8 +1,8 @@
 """Redaction of an export: fields that are left out, and ids that are hashed again under a key of that export alone.
 
 An id is a hash without a key: who has a list of users finds each of them in an export. Under a key that nobody keeps,
-equal ids stay equal within one export, and say nothing outside of it. Both are about the ids of fields; `routing_hash`,
-`candidate_id` and `prediction_id` are columns of the log and can be named like fields.
+equal ids stay equal within one export, and say nothing outside of it. Both are about the ids of fields; `LEFT_OUT` are columns
+of the log that can be named like fields. A text that is hashed again is that hash, in hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["LEFT_OUT", "REDACTED", "Redaction"]
 
 REDACTED = b"baton.redacted"
 """Key of a file's metadata under which it says what was done, as JSON."""
-LEFT_OUT = ("candidate_id", "prediction_id", "routing_hash")
+LEFT_OUT = ("candidate_id", "candidate_text", "prediction_id", "request_id", "routing_hash")
 """Columns of the log that can be left out."""
-_HASHED_AGAIN = ("candidate_id", "routing_hash")
+_HASHED_AGAIN = ("candidate_id", "candidate_text", "request_id", "routing_hash")
 _ADVICE = "export rows of one set of fields at a time, with --since and --until"
 
 
@@ -69,7 +69,8 @@ class Redaction:
                     f"--rekey {name}: it is a number, which is in the file as it is and has no id to hash; --drop it",
                     "rekey",
                 )
-        self._hash = _keyed(secrets.token_bytes(32))
+        key = secrets.token_bytes(32)
+        self._hash, self._text = _keyed(key), hashlib.blake2b(key=key, digest_size=8, person=b"export text")
 
     def metadata(self) -> dict[bytes, bytes]:
         """What the file says of itself: names left out and hashed again, and the fields that are left, in order by kind."""
@@ -85,7 +86,9 @@ class Redaction:
         """Columns of the log that still say whose a row is, each with how."""
         ways = {
             "candidate_id": "a hash without a key, so whoever has a list of items finds them",
+            "candidate_text": "the caller's own ids, where traffic.keep_text was set",
             "prediction_id": "whoever has the client's logs finds the request",
+            "request_id": "the caller's own, where traffic.keep_text was set",
             "routing_hash": "a hash with the installation's key, the same in every export",
         }
         return [f"{name} ({how})" for name, how in ways.items() if name not in self.drop | self.rekey]
@@ -128,6 +131,14 @@ class Redaction:
         if name not in self.rekey:
             return values
         return self._hash(values.view(np.int64), (0,)).view(values.dtype)
+
+    def text(self, name: str, value: str | None) -> str | None:
+        """A text of a column of the log, hashed again where it is to be; None stays."""
+        if value is None or name not in self.rekey:
+            return value
+        hashed = self._text.copy()
+        hashed.update(value.encode())
+        return hashed.hexdigest()
 
     def _kept(self, fields: Sequence[FieldSpec]) -> list[int]:
         return [column for column, field in enumerate(fields) if field.name not in self.drop]

@@ -10,6 +10,7 @@ from pipeline.hashing import bucket
 __all__ = ["EVERYTHING", "TrafficSample"]
 
 _SALT = "traffic-sample"
+_BUCKETS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class TrafficSample:
     rate: float = 1.0
     by: Literal["request", "key"] = "request"
 
+    @property
+    def probability(self) -> float:
+        """Share of the answers that is kept."""
+        return min(round(_BUCKETS * self.rate) / _BUCKETS, 1.0)
+
     def keeps(self, prediction_id: str, routing_hash: int = 0) -> bool:
         """Whether a prediction is recorded; `routing_hash` is 0 without a key.
 
@@ -34,7 +40,7 @@ class TrafficSample:
         if self.rate >= 1.0:
             return True
         key = str(routing_hash) if routing_hash and self.by == "key" else prediction_id
-        return bucket(_SALT, key) < round(10_000 * self.rate)
+        return bucket(_SALT, key) < round(_BUCKETS * self.rate)
 
 
 EVERYTHING = TrafficSample()

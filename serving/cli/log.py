@@ -145,7 +145,7 @@ def import_(
         predictions = (
             _described(source, endpoint, cache, settings)
             if source.suffix in (".yaml", ".yml")
-            else _exported(source, endpoint, log.now_ms())
+            else _exported(source, endpoint, settings.traffic.keep_text, log.now_ms())
         )
         done = restore(log, PredictionIds(installation_secret(settings)), predictions)
         labelled = 0
@@ -220,11 +220,14 @@ def _ms(when: datetime | None) -> int | None:
     return None if when is None else round(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1000)
 
 
-def _exported(source: Path, endpoint: str, now_ms: int) -> Iterable[Restored]:
+def _exported(source: Path, endpoint: str, keep_text: bool, now_ms: int) -> Iterable[Restored]:
     from pipeline.traffic.parquet import read_rows
 
     for restored in read_rows(source, now_ms):
-        yield replace(restored, record=replace(restored.record, endpoint=endpoint)) if endpoint else restored
+        record = restored.record
+        if not keep_text:  # a log that is to hold no texts gets none from a file either
+            record = replace(record, request_id="", candidate_texts=())
+        yield replace(restored, record=replace(record, endpoint=endpoint or record.endpoint))
 
 
 def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> Iterable[Restored]:

@@ -47,6 +47,9 @@ class TrafficConfig(RedisAccess):
     """Longest time that a prediction or a label waits for its commit."""
     record_direct: bool = False
     """Whether answers of models called by their own name are recorded. They are not used for training or evidence."""
+    keep_text: bool = False
+    """Whether records have the callers' request ids and candidate ids as texts, which exports then have as columns. They may
+    name a person: docs/traffic.md, "Whose a row is"."""
 
     @property
     def longest_window(self) -> float:

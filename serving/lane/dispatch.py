@@ -43,13 +43,15 @@ SAMPLE_EVERY_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The version that answers a request. `endpoint` is the bundle's name where a model is called by name (arm `direct`)."""
+    """The version that answers a request. `endpoint` is the bundle's name where a model is called by name (arm `direct`);
+    `versions` are those of an endpoint's stable and candidate arm."""
 
     served: Served
     endpoint: str
     arm: str
     overridden: bool = False
     degraded: tuple[str, ...] = ()
+    versions: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -173,7 +175,7 @@ class Dispatcher:
         chosen = served.arm(choice)
         if chosen is None:
             raise NotReady(f"endpoint {name!r} has no version ready for its stable arm")
-        return Target(chosen, name, choice, False, degraded)
+        return Target(chosen, name, choice, False, degraded, served.versions)
 
     def describe(self, name: str, version: str = "") -> Served:
         """The model behind a name, for its metadata: an endpoint's stable arm (else its candidate), or a bundle."""
@@ -197,7 +199,7 @@ class Dispatcher:
         chosen = served.arm(arm)
         if chosen is None:
             raise NotReady(f"endpoint {name!r} has no version ready for its {arm} arm")
-        return Target(chosen, name, arm, True)
+        return Target(chosen, name, arm, True, versions=served.versions)
 
     def _direct(self, name: str, version: str, arm: str) -> Target:
         snapshot = self.registry.snapshot
@@ -248,7 +250,8 @@ class Dispatcher:
 
         Args:
             event: with what the protocol knows of the request: `request`, `decoder`, `rows`, `priority` (a level as
-                `priority` and `least_important` give it), `queue_timeout`, `candidate_ids`, `traceparent`. Where the
+                `priority` and `least_important` give it), `queue_timeout`, `candidate_ids`, `request_id`,
+                `candidate_texts`, `traceparent`. Where the
                 engine's policy allows no queue timeouts, `queue_timeout` is a deadline.
             started: `Clock.monotonic` when the request arrived.
             seconds_left: until the caller's deadline; None without one.
@@ -268,6 +271,7 @@ class Dispatcher:
         event.arm = target.arm
         event.routing_hash = hashed
         event.overridden = target.overridden
+        event.stable_version, event.candidate_version = target.versions
         event.degraded.extend(target.degraded)
         self.pending += 1
         try:

@@ -41,6 +41,12 @@ class ServedEndpoint:
     candidate: Served | None
     killed: bool
 
+    @property
+    def versions(self) -> tuple[int, int]:
+        """Of the models of both arms, 0 where one has none."""
+        stable, candidate = self.stable, self.candidate
+        return int(stable.model.version) if stable else 0, int(candidate.model.version) if candidate else 0
+
     def arm(self, name: str) -> Served | None:
         return self.candidate if name == "candidate" else self.stable
 

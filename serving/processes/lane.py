@@ -110,8 +110,17 @@ class Lane:
             self._log, clock, WriterLimits(config.traffic.buffer, delay_s=config.traffic.commit_interval)
         )
         self.sender = ShadowSender(config.shadow_socket, config.engine.shadow_queue)
+        sample = TrafficSample(config.traffic.sample.rate, config.traffic.sample.by)
+        record = Record(
+            clock,
+            self.writer.offer,
+            self._to_shadow,
+            self._has_candidate,
+            inclusion_probability=sample.probability,
+            keep_text=config.traffic.keep_text,
+        )
         self.engine = Engine(
-            lane_plan(Record(clock, self.writer.offer, self._to_shadow, self._has_candidate), config.stages),
+            lane_plan(record, config.stages),
             workers=config.engine.workers,
             policy=config.engine.policy(),
             clock=clock,
@@ -124,7 +133,7 @@ class Lane:
             Recording(
                 PredictionIds(secret, self._index),
                 RoutingHash(secret),
-                TrafficSample(config.traffic.sample.rate, config.traffic.sample.by),
+                sample,
                 config.traffic.record_direct,
             ),
             overrides=lambda name: name in config.endpoints and config.endpoints[name].overrides is not False,

@@ -94,6 +94,7 @@ class InferenceService:
                 rows=first[0] if first else 0,
                 priority=self._dispatcher.priority(parameters.get("priority", 0)),
                 queue_timeout=_timeout(parameters),
+                request_id=request.id,
                 traceparent=call.traceparent,
             )
             await self._dispatcher.answer(

@@ -75,6 +75,8 @@ class RankingService:
                 decoder=lambda message, model: codec.decode(message, data),
                 rows=codec.rows_hint(request),
                 candidate_ids=candidate_hashes(request.candidate_ids),
+                request_id=request.request_id,
+                candidate_texts=request.candidate_ids,
                 priority=self._priority(request.criticality),
                 traceparent=call.traceparent,
             )

@@ -77,7 +77,7 @@ PART = struct.Struct("<II")
 HEAD_SCORES = struct.Struct("<BxHxxxx")
 """Arm, and bytes of the head's name."""
 SHED_STATE = struct.Struct("<ff")
-"""Fraction of the candidates kept; expected wait in seconds, NaN if it is not known."""
+"""Fraction of the candidates kept; expected wait in seconds."""
 
 
 def aligned(size: int) -> int:

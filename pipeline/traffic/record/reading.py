@@ -6,7 +6,6 @@ that is not as it must be is refused here.
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -214,13 +213,13 @@ def _mask(block: memoryview | None, n: int) -> Mask | None:
     return marks.view(np.bool_)
 
 
-def _shed(block: memoryview | None) -> tuple[float, float | None]:
+def _shed(block: memoryview | None) -> tuple[float, float]:
     if block is None:
-        return 1.0, None
-    (keep, load), *more = layout.SHED_STATE.iter_unpack(block)
-    if more or not 0 <= keep <= 1 or load < 0:
+        return 1.0, 0.0
+    keep, load = layout.SHED_STATE.unpack(block)
+    if not (0 <= keep <= 1 and load >= 0):
         raise ValueError(f"a fraction of {keep:g} kept under a load of {load:g}")
-    return keep, None if math.isnan(load) else load
+    return keep, load
 
 
 def _texts(block: memoryview | None, n: int) -> Sequence[str]:

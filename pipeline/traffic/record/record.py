@@ -68,13 +68,13 @@ class PredictionRecord:
         overridden: whether the caller chose the arm; such rows are not analysed.
         candidate_ids: int64 `[n]` hashes of the caller's candidate ids, or None.
         network: file of the bundle that the scores come from; empty: not known.
-        stable_version, candidate_version: versions that the endpoint's arms answered with at that time, 0 without one.
+        stable_version, candidate_version: of the models that the endpoint's arms had at that time, 0 without one.
         inclusion_probability: above 0 and at most 1, with which an answer such as this one is recorded.
-        request_id, candidate_texts: what the caller wrote, kept where `traffic.keep_text` says so; empty: not kept.
+        request_id, candidate_texts: request id and `[n]` candidate ids as the caller wrote them; empty: not kept.
         heads: further scores of the same candidates.
         recall_scores: float32 `[n]`, scores of the stage before, as the caller sent them; None: none were sent.
         keep_fraction: of the candidates that were scored; below 1 where load was shed.
-        load: expected wait in the queue when the request came, seconds; None: not known.
+        load: expected wait in the queue when the request came, seconds; 0 also where it is not known.
         cached: bool `[n]`, scores that a cache gave; None: no cache.
     """
 
@@ -98,7 +98,7 @@ class PredictionRecord:
     heads: tuple[HeadScores, ...] = ()
     recall_scores: F32 | None = None
     keep_fraction: float = 1.0
-    load: float | None = None
+    load: float = 0.0
     cached: Mask | None = None
 
 

@@ -59,9 +59,8 @@ def pack(record: PredictionRecord) -> bytes:
         directory += (Block.REQUEST_ID, _add_bytes(pieces, record.request_id.encode()))
     if record.candidate_texts:
         directory += (Block.CANDIDATE_TEXTS, _add_bytes(pieces, _texts(record.candidate_texts)))
-    if record.load is not None or record.keep_fraction != 1.0:
-        load = np.nan if record.load is None else record.load
-        directory += (Block.SHED, _add_bytes(pieces, SHED_STATE.pack(record.keep_fraction, load)))
+    if record.load or record.keep_fraction != 1.0:
+        directory += (Block.SHED, _add_bytes(pieces, SHED_STATE.pack(record.keep_fraction, record.load)))
     if record.cached is not None:
         directory += (Block.CACHED, _add(pieces, ascontiguousarray(record.cached, _U1)))
     names = f"{record.endpoint}\0{record.bundle}\0{record.prediction_id}\0{record.network}".encode()

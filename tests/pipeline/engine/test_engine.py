@@ -147,7 +147,11 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         assert 0 < refused.value.retry_after <= 10
         assert engine.stats().queue_depth == 2
         work.gate.set()
-        assert [f.result(20).scores[0] for f in [first, *waiting]] == [2, 4, 6]
+        done = [f.result(20) for f in [first, *waiting]]
+        assert [event.scores[0] for event in done] == [2, 4, 6]
+        assert [event.load > 0 for event in done] == [False, False, True], (
+            "the last one alone found another in the queue"
+        )
         assert engine.stats().rejected == {"overloaded": 1}
 
 
@@ -306,9 +310,9 @@ def test_each_answer_is_of_its_own_rows_none_lost_none_twice(
 
 
 def serving_plan(
-    sink: Callable[[bytes], bool], shadow: Callable[[bytes, str], bool] | None = None
+    sink: Callable[[bytes], bool], shadow: Callable[[bytes, str], bool] | None = None, **more: object
 ) -> tuple[Plan, Record]:
-    record = Record(HandClock(), sink, shadow, lambda endpoint: endpoint == "ranker")
+    record = Record(HandClock(), sink, shadow, lambda endpoint: endpoint == "ranker", **more)  # type: ignore[arg-type]
     return Plan([Decode(), Embed(), Infer(), record]), record
 
 
@@ -349,6 +353,33 @@ async def test_a_request_goes_through_decode_embed_infer_record(model: Model) ->
     assert len(kept) == 4
     assert handed == kept[:1]
     assert record.recorded == {"sink": 4, "shadow": 1}
+
+
+async def test_a_record_says_how_its_answer_came_about_and_what_the_caller_wrote_where_it_may(model: Model) -> None:
+    rows = random_rows(np.random.default_rng(3), 3, random_tables(1))
+    for keep_text in (False, True):
+        kept: list[bytes] = []
+        plan, _ = serving_plan(
+            lambda b, kept=kept: kept.append(b) is None, inclusion_probability=0.25, keep_text=keep_text
+        )
+        with running(plan) as engine:
+            await engine.run(
+                Event(
+                    model=model,
+                    features=Features.from_rows(rows),
+                    prediction_id="p",
+                    stable_version=4,
+                    candidate_version=9,
+                    request_id="r7",
+                    candidate_texts=["a", "b", "ö"],
+                    load=0.5,
+                )
+            )
+        record = unpack(kept[0])
+        assert (record.network, record.inclusion_probability, record.load) == ("dense.onnx", 0.25, 0.5)
+        assert (record.stable_version, record.candidate_version) == (4, 9)
+        told = ("r7", ["a", "b", "ö"]) if keep_text else ("", [])
+        assert (record.request_id, list(record.candidate_texts)) == told
 
 
 async def test_a_sink_that_fails_or_drops_never_fails_the_answer(model: Model) -> None:

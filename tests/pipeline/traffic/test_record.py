@@ -86,7 +86,7 @@ def records(draw: st.DrawFn) -> PredictionRecord:
         heads=tuple(heads),
         recall_scores=maybe(array(np.float32, F32, n)),
         keep_fraction=maybe(draw(FRACTIONS), 1.0),
-        load=maybe(draw(st.floats(0, 1e6, width=32))),
+        load=maybe(draw(st.floats(0, 1e6, width=32)), 0.0),
         cached=maybe(array(np.bool_, st.booleans(), n)),
     )
 
@@ -262,6 +262,7 @@ WRONG_BLOCKS: dict[str, tuple[int, bytes | None]] = {
     "no ends of texts": (Block.CANDIDATE_TEXTS, b"one"),
     "more kept than there was": (Block.SHED, Struct("<ff").pack(1.5, 0.0)),
     "a load below 0": (Block.SHED, Struct("<ff").pack(0.5, -1.0)),
+    "a load that is no number": (Block.SHED, Struct("<ff").pack(0.5, float("nan"))),
     "half a load": (Block.SHED, bytes(6)),
     "a mark of 2": (Block.CACHED, b"\0\2"),
     "a mark too few": (Block.CACHED, b"\0"),

@@ -136,6 +136,71 @@ def test_an_import_that_was_broken_off_goes_on(log: TrafficLog, tmp_path: Path) 
     other.close()
 
 
+def of_texts(log: TrafficLog) -> str:
+    """A prediction of which rows 1 and 3 are labelled, with what its caller wrote."""
+    prediction_id = IDS.new(START)
+    features = Features(N, (IdPart(np.zeros(1, np.int32), np.arange(1, N + 1).reshape(N, 1)),))
+    record = PredictionRecord(
+        prediction_id, START, "ranker", "stable", "t", 7, features, np.zeros(N, np.float32),
+        request_id="r-7", candidate_texts=[f"item-{i}" for i in range(N)],
+    )  # fmt: skip
+    log.append_predictions([pack(record)])
+    log.append_feedback([FeedbackEntry(prediction_id, [Exposure(1), Exposure(3)], [Outcome(3, 1.0)])], START)
+    while log.join(EVERYTHING_MS):
+        pass
+    return prediction_id
+
+
+def test_an_export_has_the_texts_of_callers_where_they_are_kept(log: TrafficLog, tmp_path: Path) -> None:
+    of_texts(log)
+    path = tmp_path / "rows.parquet"
+    export_rows(log, path)
+    table = pq.read_table(path)
+    assert table.column("request_id").to_pylist() == ["r-7", "r-7"]
+    assert table.column("candidate_text").to_pylist() == ["item-1", "item-3"]
+    other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
+    bring(other, path)
+    record = unpack(entries(other)[0].record)
+    assert (record.request_id, list(record.candidate_texts)) == ("r-7", ["", "item-1", "", "item-3", ""])
+    other.close()
+
+
+def test_texts_of_callers_are_dropped_and_hashed_again(log: TrafficLog, tmp_path: Path) -> None:
+    of_texts(log)
+    path = tmp_path / "rows.parquet"
+    schema = Schema(fields=(FieldSpec(name="item", role="candidate", kind="id"),))
+
+    def written(drop: list[str], rekey: list[str]) -> list[dict[str, Any]]:
+        redaction = Redaction(schema, drop, rekey)
+        assert [
+            name for name in ("request_id", "candidate_text") if any(name in said for said in redaction.kept())
+        ] == [name for name in ("request_id", "candidate_text") if name not in drop + rekey]
+        export_rows(log, path, redaction=redaction)
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+
+    assert not {"request_id", "candidate_text"} & set(written(["request_id", "candidate_text"], [])[0])
+    rows = written([], ["request_id", "candidate_text"])
+    assert len({row["request_id"] for row in rows}) == 1
+    assert len({row["candidate_text"] for row in rows}) == 2
+    for secret in (b"r-7", b"item-1"):
+        assert secret not in path.read_bytes()
+    again = written([], ["request_id", "candidate_text"])
+    assert {row["candidate_text"] for row in rows}.isdisjoint(row["candidate_text"] for row in again)
+    assert [row["request_id"] for row in written(["candidate_text"], [])] == ["r-7", "r-7"]
+
+
+def test_an_export_of_baton_0_1_is_read(log: TrafficLog, tmp_path: Path) -> None:
+    fill(log)
+    path = tmp_path / "rows.parquet"
+    export_rows(log, path)
+    pq.write_table(pq.read_table(path).drop_columns(["request_id", "candidate_text"]), path)
+    other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
+    bring(other, path)
+    assert last(other) == last(log)
+    other.close()
+
+
 def test_rows_shown_after_an_earlier_export_are_left_out(log: TrafficLog, tmp_path: Path) -> None:
     prediction_id = predict(log, START)
     log.append_feedback([FeedbackEntry(prediction_id, [Exposure(1)], [Outcome(1, 1.0, final=True)])], START)

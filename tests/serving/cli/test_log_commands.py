@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import stat
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from handmade import SCHEMA, random_rows, random_tables
 from installation import Installation
@@ -27,7 +30,8 @@ START = 1_700_000_000_000
 def baton(made: Installation, *words: str) -> Result:
     config = made.home / "baton.yaml"
     endpoints = {"ranker": {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}}}
-    config.write_text(yaml.safe_dump({"home": ".", "endpoints": endpoints}))
+    traffic = {"keep_text": made.config.traffic.keep_text}
+    config.write_text(yaml.safe_dump({"home": ".", "endpoints": endpoints, "traffic": traffic}))
     return CliRunner().invoke(app, ["log", *words, "--config", str(config)])
 
 
@@ -119,6 +123,28 @@ def test_a_described_log_comes_in_as_labelled_rows_without_scores(installation: 
     described["fields"] = described["fields"][:-1]  # type: ignore[index]
     path.write_text(yaml.safe_dump(described))
     assert "its fields are not those of endpoint 'ranker'" in baton(installation, *words, "--endpoint", "ranker").output
+
+
+@pytest.mark.parametrize("keep_text", [False, True])
+def test_an_import_keeps_the_texts_of_a_file_where_the_log_is_to_have_them(tmp_path: Path, keep_text: bool) -> None:
+    source = Installation(tmp_path / "source", traffic={"keep_text": True})
+    made = Installation(tmp_path / "home", traffic={"keep_text": keep_text})
+    with closing(open_traffic_log(source.config)) as log:
+        one = PredictionIds(load_secret(source.config.secret)).new(START)
+        features = Features.from_rows(random_rows(np.random.default_rng(0), 2, random_tables(1)))
+        record = PredictionRecord(one, START, "ranker", "stable", "teacher", 1, features, np.zeros(2, np.float32))
+        log.append_predictions([pack(replace(record, request_id="r-7", candidate_texts=["a", "b"]))])
+        log.append_feedback([FeedbackEntry(one, outcomes=[Outcome(1, 1.0, final=True)], exposed_all=True)], START + 1)
+        while log.join(log.now_ms()):
+            pass
+    out = tmp_path / "rows.parquet"
+    assert baton(source, "export", str(out)).exit_code == 0
+    assert baton(made, "import", str(out)).exit_code == 0
+    with closing(open_traffic_log(made.config)) as log:
+        kept = unpack(log.labelled(0)[0].record)
+    assert (kept.request_id, list(kept.candidate_texts)) == (("r-7", ["a", "b"]) if keep_text else ("", []))
+    for installation in (source, made):
+        installation.store.close()
 
 
 def test_an_export_leaves_out_and_hashes_again_what_is_named_by_the_endpoints_fields(

@@ -28,6 +28,7 @@ def test_the_share_is_the_rate_and_a_higher_rate_only_adds(by: str, rate: float)
     drawn = [(ids.derive(i, str(i)), int(h)) for i, h in enumerate(dice.integers(1, 1 << 63, 20_000))]
     kept = {request for request in drawn if TrafficSample(rate, by).keeps(*request)}  # type: ignore[arg-type]
     assert len(kept) == pytest.approx(20_000 * rate, abs=4 * (20_000 * rate * (1 - rate)) ** 0.5)
+    assert TrafficSample(rate, by).probability == rate  # type: ignore[arg-type]
     assert kept <= {request for request in drawn if TrafficSample(min(1.0, rate + 0.2), by).keeps(*request)}  # type: ignore[arg-type]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -170,10 +171,36 @@ def test_what_was_answered_is_recorded(installation: Installation) -> None:
         assert (record.prediction_id, record.arm, record.bundle, record.overridden) == (
             answer.prediction_id, "candidate", "student", True,
         )  # fmt: skip
+        assert (record.stable_version, record.candidate_version, record.network) == (1, 1, "dense.onnx")
+        assert (record.request_id, list(record.candidate_texts), record.inclusion_probability) == ("", [], 1.0)
         assert record.routing_hash not in (0, None)
         np.testing.assert_array_equal(record.scores, answer.scores)
         np.testing.assert_array_equal(record.features.rows(SCHEMA).ids, features.rows(SCHEMA).ids)
     log.close()
+
+
+def test_texts_are_recorded_where_they_are_to_be_kept_and_forgotten_with_the_record(tmp_path: Path) -> None:
+    made = Installation(tmp_path / "home", traffic={"keep_text": True, "sample": {"rate": 0.9999}})
+    log = open_traffic_log(made.config)
+    names = [f"item-of-ann-{i}-{'x' * 24}" for i in range(N)]
+    planted = names[0].encode()
+
+    def in_files() -> list[str]:
+        return [path.name for path in made.home.rglob("*") if path.is_file() and planted in path.read_bytes()]
+
+    with running(made.config) as lane, grpc.insecure_channel(lane.target) as channel:
+        stub: Any = ranking_pb2_grpc.RankingServiceStub(channel)
+        stub.Rank(request(made, candidate_ids=names, request_id="r-7", routing_key="ann"))
+        eventually(lambda: lane.lane.writer.counters().committed == 1, "the prediction is committed")
+        ((_, blob),) = log.predictions("")
+        record = unpack(blob)
+        assert (record.request_id, list(record.candidate_texts)) == ("r-7", names)
+        assert record.inclusion_probability == pytest.approx(0.9999)
+        assert in_files()
+        assert log.forget(record.routing_hash, log.now_ms()) == 1
+    log.close()
+    assert not in_files()
+    made.store.close()
 
 
 def test_an_unknown_endpoint_and_one_without_a_model_are_told_apart(installation: Installation) -> None:
