@@ -20,7 +20,7 @@ from pipeline.traffic.lanes.frames import tombstone
 from pipeline.traffic.lanes.index import Index, marks
 from pipeline.traffic.lanes.rows import Row
 
-__all__ = ["delete", "drop_empty"]
+__all__ = ["delete", "drop_empty", "drop_scores"]
 
 _CHUNK_ROWS = 256
 _Place = tuple[int, int, int]
@@ -42,6 +42,13 @@ def delete(root: Path, lanes: Iterable[int], lane: int, rows: Sequence[Row], scr
             _delete_rows(index, "predictions", [row.seq for row in some], scrub)
 
 
+def drop_scores(folder: Path, ids: Sequence[str]) -> None:
+    """Delete the scores that a lane has of a few predictions, and overwrite their bytes."""
+    if ids:
+        with _opened(folder) as index:
+            _delete_scores(index, ids, scrub=True)
+
+
 def drop_empty(folder: Path) -> int:
     """See `Lanes.drop_empty`."""
     with _opened(folder) as index:
@@ -59,16 +66,20 @@ def drop_empty(folder: Path) -> int:
 def _delete_what_belongs(index: Index, ids: Sequence[str], scrub: bool) -> None:
     """Scores and feedback that a lane has of these predictions, which are mostly another lane's."""
     if index.rows("SELECT 1 FROM scores LIMIT 1"):
-        scores = index.rows_in("SELECT seq, file, offset, length FROM scores WHERE prediction_id IN ({})", ids)
-        if scores:
-            if scrub:
-                _overwrite(index.path.parent, [place for _, *place in scores])
-            _delete_rows(index, "scores", [seq for seq, *_ in scores], scrub)
+        _delete_scores(index, ids, scrub)
     if index.rows("SELECT 1 FROM inbox LIMIT 1"):
         inbox = index.rows_in("SELECT seq FROM inbox WHERE prediction_id IN ({})", ids)
         if inbox:
             with index.write(durable=scrub) as db:
                 db.executemany("DELETE FROM inbox WHERE seq = ?", inbox)
+
+
+def _delete_scores(index: Index, ids: Sequence[str], scrub: bool) -> None:
+    scores = index.rows_in("SELECT seq, file, offset, length FROM scores WHERE prediction_id IN ({})", ids)
+    if scores:
+        if scrub:
+            _overwrite(index.path.parent, [place for _, *place in scores])
+        _delete_rows(index, "scores", [seq for seq, *_ in scores], scrub)
 
 
 def _overwrite(folder: Path, places: Iterable[Sequence[int]]) -> None:

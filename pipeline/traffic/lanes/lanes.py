@@ -27,6 +27,7 @@ from pipeline.traffic.lanes.rows import FileRow, InboxRow, Place, Row, ScoreRow,
 __all__ = ["Lanes"]
 
 _OPEN_ENTRIES = 64
+_PAGE_IDS = 256
 _SETTLED_S = 1.0
 """A folder whose time is as recent as this may change again without its time changing."""
 
@@ -149,7 +150,8 @@ class Lanes:
 
     def last_inbox_seq(self, lane: int) -> int:
         """Last seq that the lane gave to feedback, trimmed entries included; 0 before the first."""
-        raise NotImplementedError
+        found = self._ask(lane, "SELECT seq FROM sqlite_sequence WHERE name = 'inbox'")
+        return int(found[0][0]) if found else 0
 
     def inbox_of(self, prediction_ids: Sequence[str]) -> list[tuple[int, InboxRow]]:
         """Feedback on these predictions in all lanes' inboxes: lane and row, in order of lane and seq."""
@@ -208,7 +210,18 @@ class Lanes:
     def drop_scores(self, before: str, prediction_ids: Sequence[str] = ()) -> None:
         """Delete other arms' scores of predictions that no lane has written: those named, and those with ids below
         `before` (`prediction.smallest_id`)."""
-        raise NotImplementedError
+        query = (
+            "SELECT DISTINCT prediction_id FROM scores WHERE prediction_id > ? AND prediction_id < ? ORDER BY 1 LIMIT ?"
+        )
+        for lane in self.numbers():
+            ids, after = list(prediction_ids), ""
+            while True:
+                written = self.find_all(ids)
+                erase.drop_scores(lane_folder(self._root, lane), [i for i in ids if i not in written])
+                ids = [i for (i,) in self._ask(lane, query, (after, before, _PAGE_IDS))]
+                if not ids:
+                    break
+                after = ids[-1]
 
     def drop_empty(self, lane: int) -> int:
         """Remove record files to which no row points any more, the current one included; their number."""

@@ -368,6 +368,7 @@ def test_feedback_waits_in_the_inbox_until_it_is_trimmed(lane: Lane, lanes: Lane
     lane.trim(3)
     lane.put_feedback([("c", 5, "five")])
     assert [row.seq for row in lanes.inbox(3, 0, 10)] == [4]
+    assert (lanes.last_inbox_seq(3), lanes.last_inbox_seq(9)) == (4, 0)
     other.close()
 
 

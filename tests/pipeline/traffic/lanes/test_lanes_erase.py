@@ -252,3 +252,18 @@ def test_a_lane_appends_while_others_delete_and_read(tmp_path: Path) -> None:
     assert files_with(tmp_path, SECRET) == []
     lanes.close()
     lane.close()
+
+
+def test_scores_of_predictions_that_never_came_are_dropped(tmp_path: Path, lanes: Lanes) -> None:
+    lane, shadow = Lane(tmp_path, 3, SystemClock()), Lane(tmp_path, 20, SystemClock())
+    records = samples(600)
+    lane.append(records[1::2])
+    ids = [head.prediction_id for head, _ in records]
+    shadow.put_scores([ScoresEntry(i, "candidate", "new", 1, b"scores of " + i.encode()) for i in ids])
+    lanes.drop_scores(ids[590], [ids[594], ids[595]])
+    left = {row.prediction_id for _, row in lanes.scores_of(ids)}
+    assert left == {*ids[1::2], *ids[590::2]} - {ids[594]}
+    lanes.scrub()
+    assert files_with(tmp_path, ids[0].encode()) == files_with(tmp_path, ids[594].encode()) == []
+    shadow.close()
+    lane.close()
