@@ -36,6 +36,7 @@ FOLDERS = {
             "traffic",
             "traffic/sqlite",
             "traffic/lanes",
+            "traffic/local",
             "traffic/redis",
             "stages",
         ),

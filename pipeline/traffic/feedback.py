@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -29,7 +29,17 @@ from pipeline.traffic.log import (
 )
 from pipeline.traffic.prediction import PredictionIds
 
-__all__ = ["NEVER_MS", "Change", "LabelState", "accept", "accept_parked", "dump_entry", "load_entry", "refusal"]
+__all__ = [
+    "NEVER_MS",
+    "Change",
+    "LabelState",
+    "accept",
+    "accept_parked",
+    "accepted_part",
+    "dump_entry",
+    "load_entry",
+    "refusal",
+]
 
 Part = TypeVar("Part", Exposure, Outcome)
 _Key = tuple[bool, int]
@@ -156,6 +166,21 @@ def accept(
     )
     state.apply(change)
     return change, reply
+
+
+def accepted_part(entry: FeedbackEntry, change: Change, reply: FeedbackReply) -> FeedbackEntry:
+    """The part of an entry that `accept` took, with each candidate named by its index: taken again, it needs no record."""
+    shown = (said for said, status in zip(entry.exposed, reply.exposed, strict=True) if status == ACCEPTED)
+    labelled = (said for said, status in zip(entry.outcomes, reply.outcomes, strict=True) if status == ACCEPTED)
+    return FeedbackEntry(
+        entry.prediction_id,
+        [replace(said, index=row, candidate_id=None) for said, row in zip(shown, change.exposed.tolist(), strict=True)],
+        [
+            replace(said, index=row, candidate_id=None)
+            for said, row in zip(labelled, change.outcomes.tolist(), strict=True)
+        ],
+        change.all_ms != NEVER_MS,
+    )
 
 
 def accept_parked(earlier: Sequence[FeedbackEntry], entry: FeedbackEntry) -> tuple[FeedbackEntry | None, FeedbackReply]:

@@ -27,11 +27,11 @@ def traffic_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPro
         yield server
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "local", "redis"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place for a traffic log, once of each kind."""
     if request.param == "redis":
         found = Place("redis", request.getfixturevalue("traffic_redis").address.url)
         found.empty()
         return found
-    return Place("sqlite", str(tmp_path))
+    return Place(request.param, str(tmp_path))

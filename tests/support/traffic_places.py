@@ -9,16 +9,19 @@ from pathlib import Path
 from traffic_samples import IDS, WINDOW_MS
 
 from pipeline.redis.address import RedisAddress
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.redis.log import RedisTrafficLog
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 
 DAY_MS = 86_400_000
+SMALL_FILE_BYTES = 1 << 20
+"""So small that a test fills several."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Store of a test: a folder (SQLite) or a server (Redis); can be sent to other processes."""
+    """Store of a test: a folder (`sqlite`, `local`) or a server (`redis`); can be sent to other processes."""
 
     kind: str
     where: str
@@ -26,6 +29,10 @@ class Place:
     def open(self, window_ms: int = WINDOW_MS, late_ms: int = DAY_MS) -> TrafficLog:
         if self.kind == "redis":
             return RedisTrafficLog(RedisAddress(self.where), IDS, window_ms, late_ms)
+        if self.kind == "local":
+            return LocalTrafficLog(
+                Path(self.where) / "traffic", IDS, window_ms, late_ms, lane=3, file_bytes=SMALL_FILE_BYTES
+            )
         return SqliteTrafficLog(Path(self.where) / "traffic.db", IDS, window_ms, late_ms)
 
     def empty(self) -> None:
