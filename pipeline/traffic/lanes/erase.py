@@ -20,7 +20,7 @@ from pipeline.traffic.lanes.frames import tombstone
 from pipeline.traffic.lanes.index import Index, marks
 from pipeline.traffic.lanes.rows import Row
 
-__all__ = ["delete", "drop_empty", "drop_scores"]
+__all__ = ["delete", "drop_empty", "drop_scores", "scrub"]
 
 _CHUNK_ROWS = 256
 _Place = tuple[int, int, int]
@@ -47,6 +47,12 @@ def drop_scores(folder: Path, ids: Sequence[str]) -> None:
     if ids:
         with _opened(folder) as index:
             _delete_scores(index, ids, scrub=True)
+
+
+def scrub(folder: Path) -> None:
+    """Empty the write-ahead log of a lane; see `Lanes.scrub`."""
+    with _opened(folder) as index:
+        index.empty_log()
 
 
 def drop_empty(folder: Path) -> int:

@@ -49,9 +49,6 @@ class RecordFile:
     Args:
         end: offset of the first byte that the lane's index does not know; everything from there on is cut off.
 
-    Attributes:
-        end: where the next append begins; the lane moves it once the index knows what was appended.
-
     Raises:
         OSError: it cannot be opened.
     """
@@ -60,7 +57,6 @@ class RecordFile:
         self.path = file_path(folder, number)
         self.number = number
         self.begun_ms = begun_ms
-        self.end = end
         self._dirty = self._new = end == 0
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -69,15 +65,15 @@ class RecordFile:
             os.close(self._handle)
             raise
 
-    def write(self, parts: Sequence[bytes]) -> None:
-        """Write after the end. Raises: OSError: nothing of it counts."""
+    def write(self, parts: Sequence[bytes], at: int) -> None:
+        """Write at an offset, over what is there. Raises: OSError: a part of it may be there."""
         self._dirty = True
-        write_all(self._handle, parts, self.end)
+        write_all(self._handle, parts, at)
 
-    def cut(self) -> None:
-        """Take back what was written after the end, as far as the disk allows: the next append overwrites it."""
+    def cut(self, end: int) -> None:
+        """Take back what was written from an offset on, if the disk allows it: else the next append overwrites it."""
         with suppress(OSError):
-            os.ftruncate(self._handle, self.end)
+            os.ftruncate(self._handle, end)
 
     def flush(self) -> None:
         """Bring what was written to disk, if anything was since the last time. Raises: OSError."""
@@ -92,11 +88,6 @@ class RecordFile:
         except OSError:
             self._dirty = True
             raise
-
-    def discard(self) -> None:
-        """Remove a file that was begun in vain."""
-        self.close()
-        self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release it."""

@@ -23,7 +23,8 @@ SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x42544C31  # "BTL1"
 AT_ONCE_ROWS = 64
 """Rows of one statement: each statement releases the GIL, and getting it back is slow."""
-_TRUNCATE_S = 10.0
+_BUSY_S = 10.0
+"""Longest wait for another process."""
 
 # Rows are never reused (AUTOINCREMENT): a reader's place stays valid. A routing hash has no index here: its values come in
 # no order, and an index of them costs more than all the rest of a row (see `keys`).
@@ -83,15 +84,12 @@ def marks(rows: int, columns: int = 0) -> str:
 class Index:
     """Connection to one lane's index; usable from several threads, one at a time.
 
-    Args:
-        busy_s: longest wait for another process's write.
-
     Raises:
         InvalidInput: the file is something else, or was written by a newer Baton.
         NotReady: the file cannot be opened now.
     """
 
-    def __init__(self, folder: Path, busy_s: float = 10.0) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = index_path(folder)
         self._what = f"traffic log {self.path}"
         self._lock = ProcessLock(self._what)
@@ -99,7 +97,7 @@ class Index:
             self._db = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode=rw",
                 uri=True,
-                timeout=busy_s,
+                timeout=_BUSY_S,
                 isolation_level=None,
                 check_same_thread=False,
                 cached_statements=256,
@@ -155,7 +153,7 @@ class Index:
         Raises:
             NotReady: readers or a writer were in the way all the time.
         """
-        until = time.monotonic() + _TRUNCATE_S
+        until = time.monotonic() + _BUSY_S
         while self.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
             if time.monotonic() > until:
                 raise NotReady(f"{self._what}: its write-ahead log is in use and could not be emptied; try it again")

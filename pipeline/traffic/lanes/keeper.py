@@ -36,6 +36,7 @@ class Keeper:
         self._files = [file]
         self._listed = threading.Lock()
         self._flushing = threading.Lock()
+        self._turning = threading.Lock()
         self._closing = threading.Event()
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="traffic-lane-keeper", daemon=True)
@@ -65,9 +66,10 @@ class Keeper:
 
     def turn(self) -> None:
         """What the thread does once a second. Raises: NotReady."""
-        self.flush()
-        with writing(self._folder):
-            self._runs.extend(self._index)
+        with self._turning:
+            self.flush()
+            with writing(self._folder):
+                self._runs.extend(self._index)
 
     def close(self) -> None:
         """End the thread, flush, and close the files."""

@@ -8,16 +8,18 @@ A run may name rows that are deleted since: whoever searches checks each seq aga
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.arrays import I64
 from pipeline.disk import replacing
+from pipeline.errors import NotReady
 from pipeline.traffic.lanes.index import Index
 
 __all__ = ["RUN_ROWS", "Runs"]
@@ -58,15 +60,13 @@ class Runs:
         Raises:
             NotReady, OSError: a file cannot be read.
         """
-        for left in range(_TRIES_COUNT - 1, -1, -1):
+        for _ in range(_TRIES_COUNT):
             chain = self._chain()
-            try:
+            with suppress(FileNotFoundError):  # it became part of a longer one meanwhile
                 found = [seq for run in chain for seq in _search(run.path, routing_hash)]
-            except FileNotFoundError:  # it became part of a longer one
-                if not left:
-                    raise
-            else:
                 break
+        else:
+            raise NotReady(f"traffic log {self._folder}: its runs of routing hashes change all the time; try it again")
         first, last = (chain[0].first, chain[-1].last) if chain else (1, 0)
         query = "SELECT seq FROM predictions WHERE (seq < ? OR seq > ?) AND routing_hash = ?"
         return sorted(found + [seq for (seq,) in index.rows(query, (first, last, routing_hash))])
@@ -101,7 +101,11 @@ class Runs:
 
     def bytes(self) -> int:
         """Size of the runs."""
-        return sum(run.path.stat().st_size for run in self._chain())
+        size = 0
+        for run in self._chain():
+            with suppress(FileNotFoundError):
+                size += run.path.stat().st_size
+        return size
 
     def _all(self) -> list[_Run]:
         found = [_NAME.fullmatch(path.name) for path in self._folder.glob("*.keys")]
@@ -142,10 +146,13 @@ def _load(path: Path) -> I64:
     return np.fromfile(path, np.int64).reshape(2, -1).T
 
 
-def _search(path: Path, routing_hash: int) -> Sequence[int]:
-    if not path.stat().st_size:
-        return []
-    pairs: npt.NDArray[np.int64] = np.memmap(path, np.int64, "r").reshape(2, -1)
+def _search(path: Path, routing_hash: int) -> list[int]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return []
+        # Mapped, since a search looks at a few pages of it; a run never changes once it has its name.
+        pairs = np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.int64).reshape(2, -1)
     key = np.int64(routing_hash)
     start, stop = np.searchsorted(pairs[0], key, "left"), np.searchsorted(pairs[0], key, "right")
     found: list[int] = pairs[1, start:stop].tolist()

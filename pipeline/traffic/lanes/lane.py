@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.clock import Clock
 from pipeline.disk import writing
+from pipeline.errors import NotReady
 from pipeline.forks import ProcessLock
 from pipeline.traffic.lanes.claim import Claim
 from pipeline.traffic.lanes.files import RecordFile, file_numbers, file_path
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _KNOWN_PREDICTIONS = "SELECT prediction_id FROM predictions WHERE prediction_id IN ({})"
 _KNOWN_SCORES = "SELECT prediction_id, arm, bundle, version FROM scores WHERE prediction_id IN ({})"
+_END = "SELECT end FROM files WHERE number = ?"
 _NEW_FILE = "INSERT INTO files (begun_ms, newest_ms, end, predictions, scores) VALUES (?, 0, 0, 0, 0)"
 _GROWN_FILE = (
     "UPDATE files SET end = ?, newest_ms = max(newest_ms, ?), predictions = predictions + ?, scores = scores + ?"
@@ -182,30 +185,39 @@ class Lane:
         file = self._file
         try:
             with writing(self._folder), self._index.write(durable=False) as db:
-                file = self._current(db)
-                parts, offsets, end = framed(payloads, file.end)
+                file, at = self._current(db)
+                parts, offsets, end = framed(payloads, at)
                 insert(db, file.number, offsets)
                 db.execute(_GROWN_FILE, (end, newest_ms, predictions, scores, file.number))
-                file.write(parts)
+                file.write(parts, at)
         except BaseException:
-            if file is self._file:
-                file.cut()
-            else:
-                file.discard()
+            self._take_back(file)
             raise
-        file.end = end
         if file is not self._file:
             self._keeper.follow(file)
             self._file = file
 
-    def _current(self, db: sqlite3.Connection) -> RecordFile:
-        """The file to append to: a new one where this one is large or old, or was removed since nothing in it was left."""
+    def _current(self, db: sqlite3.Connection) -> tuple[RecordFile, int]:
+        """The file to append to, and where: a new one where the last is large or old, or was removed since nothing in it
+        was left."""
         file, now_ms = self._file, self._clock.wall_ms()
         old = abs(now_ms - file.begun_ms) >= self._file_ms  # backwards where the clock was set
-        there = db.execute("SELECT 1 FROM files WHERE number = ?", (file.number,)).fetchone()
-        if there and not old and file.end < self._file_bytes:
-            return file
-        return self._new_file(db, now_ms)
+        found = db.execute(_END, (file.number,)).fetchone()
+        if found and not old and found[0] < self._file_bytes:
+            return file, found[0]
+        return self._new_file(db, now_ms), 0
+
+    def _take_back(self, file: RecordFile) -> None:
+        """Leave in a file what the index knows: a commit may have failed, or succeeded just before an interrupt."""
+        with suppress(NotReady):
+            known = self._index.rows(_END, (file.number,))
+            if known:
+                file.cut(known[0][0])
+            else:
+                with suppress(OSError):
+                    file.path.unlink()
+        if file is not self._file:
+            file.close()
 
     def _resume(self) -> RecordFile:
         """The last file, without what the index does not know. Bytes that it knows and that power loss took are zeros."""

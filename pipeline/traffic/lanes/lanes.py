@@ -39,17 +39,13 @@ _INBOX = "seq, prediction_id, received_ms, entry"
 class Lanes:
     """All lanes beneath a root. Any thread may call it. A lane that is not there has no rows.
 
-    Args:
-        busy_s: longest wait for another process's write.
-
     Raises:
         NotReady: all methods, where a file cannot be read or is locked for too long.
         InvalidInput: an index is something else, or was written by a newer Baton.
     """
 
-    def __init__(self, root: Path, busy_s: float = 10.0) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._busy_s = busy_s
         self._lock = ProcessLock(f"traffic log {root}")
         self._files = OpenFiles(f"traffic log {root}")
         self._indexes: OrderedDict[int, Index] = OrderedDict()
@@ -92,17 +88,17 @@ class Lanes:
         query = f"SELECT {_ROW} FROM predictions WHERE prediction_id IN ({{}})"
         numbers = self.numbers()
         found: dict[str, tuple[int, Row]] = {}
-        named: dict[int, list[str]] = {}
+        named: dict[int | None, list[str]] = {}
         for prediction_id in prediction_ids:
-            named.setdefault(lane_of(prediction_id) or 0, []).append(prediction_id)
-        for lane, ids in named.items():
-            if lane in numbers:
-                found.update((r[1], (lane, _row(r))) for r in self._ask_in(lane, query, ids))
+            named.setdefault(lane_of(prediction_id), []).append(prediction_id)
         for lane in numbers:
-            left = [prediction_id for prediction_id in prediction_ids if prediction_id not in found]
+            found |= {r[1]: (lane, _row(r)) for r in self._ask_in(lane, query, named.get(lane, []))}
+        left = [prediction_id for prediction_id in prediction_ids if prediction_id not in found]
+        for lane in numbers:
             if not left:
                 break
-            found.update((r[1], (lane, _row(r))) for r in self._ask_in(lane, query, left))
+            found |= {r[1]: (lane, _row(r)) for r in self._ask_in(lane, query, left)}
+            left = [prediction_id for prediction_id in left if prediction_id not in found]
         return found
 
     def rows_of_key(self, lane: int, routing_hash: int, limit: int) -> list[Row]:
@@ -203,9 +199,7 @@ class Lanes:
             NotReady: others were in the way all the time; repeat it.
         """
         for lane in self.numbers():
-            with self._index(lane) as index:
-                if index is not None:
-                    index.empty_log()
+            erase.scrub(lane_folder(self._root, lane))
 
     def drop_scores(self, before: str, prediction_ids: Sequence[str] = ()) -> None:
         """Delete other arms' scores of predictions that no lane has written: those named, and those with ids below
@@ -246,7 +240,7 @@ class Lanes:
                 raise NotReady(f"traffic log {self._root} is closed")
             index = self._indexes.get(lane)
             if index is None and self._has_index(lane):
-                index = self._indexes[lane] = Index(lane_folder(self._root, lane), self._busy_s)
+                index = self._indexes[lane] = Index(lane_folder(self._root, lane))
                 if len(self._indexes) > _OPEN_ENTRIES:
                     self._indexes.popitem(last=False)[1].close()
             elif index is not None:
@@ -258,6 +252,8 @@ class Lanes:
             return index.rows(query, values) if index is not None else []
 
     def _ask_in(self, lane: int, query: str, values: Sequence[Any]) -> list[Any]:
+        if not values:
+            return []
         with self._index(lane) as index:
             return index.rows_in(query, values) if index is not None else []
 
@@ -276,7 +272,7 @@ class Lanes:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Raise NotReady for a disk that fails during a read. A file that is not there is another matter."""
+    """Raise NotReady for a disk that fails during a read. That a file is not there is another matter."""
     try:
         yield
     except FileNotFoundError:

@@ -333,6 +333,31 @@ def test_a_full_disk_when_a_file_is_begun(tmp_path: Path, lanes: Lanes) -> None:
     lane.close()
 
 
+@pytest.mark.parametrize("file_bytes", [1, 1 << 20])
+def test_what_was_committed_just_before_an_interrupt_stays(
+    tmp_path: Path, lanes: Lanes, monkeypatch: pytest.MonkeyPatch, file_bytes: int
+) -> None:
+    committing = Index.write
+
+    @contextmanager
+    def interrupted(index: Index, *, durable: bool) -> Iterator[sqlite3.Connection]:
+        with committing(index, durable=durable) as db:
+            yield db
+        raise KeyboardInterrupt
+
+    lane = Lane(tmp_path, 3, SystemClock(), file_bytes)
+    records = samples(9)
+    lane.append(records[:3])
+    with monkeypatch.context() as interrupting:
+        interrupting.setattr(Index, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lane.append(records[3:6])
+    assert content(lanes, 3) == as_written(records[:6])
+    assert lane.append(records) == 3
+    assert content(lanes, 3) == as_written(records)
+    lane.close()
+
+
 def test_other_arms_scores_are_written_once_for_each_version(lane: Lane, lanes: Lanes) -> None:
     a, b = (head.prediction_id for head, _ in samples(2))
     first = ScoresEntry(a, "candidate", "new", 1, b"1" * 400)
@@ -387,6 +412,16 @@ def test_feedback_is_not_taken_before_the_records_are_on_disk(
     assert lanes.inbox(3, 0, 10) == []
     lane.put_feedback([("a", 1, "one")])
     assert len(lanes.inbox(3, 0, 10)) == 1
+
+
+def test_a_root_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotReady, match=r"traffic log .*file/3 cannot be opened"):
+        Lane(tmp_path / "file", 3, SystemClock())
+    with pytest.raises(NotReady, match="cannot be read"):
+        Lanes(tmp_path / "file").numbers()
+    with pytest.raises(NotReady, match="hold every lane from 65536 on"):
+        Lane(tmp_path, 65536, SystemClock())
 
 
 def test_what_is_no_lanes_index_is_refused(tmp_path: Path) -> None:

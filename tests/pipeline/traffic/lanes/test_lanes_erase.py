@@ -194,17 +194,15 @@ def _is_open(fd: str) -> bool:
 def test_a_write_ahead_log_in_use_is_reported_and_emptied_later(
     tmp_path: Path, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.traffic.lanes.index._TRUNCATE_S", 0.0)
+    monkeypatch.setattr("pipeline.traffic.lanes.index._BUSY_S", 0.05)
     lane = Lane(tmp_path, 3, SystemClock())
     lane.append(planted(3))
-    reader = Index(tmp_path / "3", busy_s=0.0)
-    impatient = Lanes(tmp_path, busy_s=0.05)
+    reader = Index(tmp_path / "3")
     with reader.write(durable=False), pytest.raises(NotReady, match="write-ahead log is in use"):
-        impatient.scrub()
-    impatient.scrub()
+        lanes.scrub()
+    lanes.scrub()
     assert (tmp_path / "3" / "index.db-wal").stat().st_size == 0
     reader.close()
-    impatient.close()
     lane.close()
 
 
