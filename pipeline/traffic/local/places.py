@@ -23,11 +23,13 @@ def pack_place(place: Mapping[int, int]) -> str:
 
 
 def unpack_place(text: str) -> dict[int, int]:
-    """Read what `pack_place` wrote; empty: the beginning.
+    """Read what `pack_place` wrote; empty: the beginning, and so is a number alone, the place in a log of version 0.1.
 
     Raises:
         InvalidInput: it is not such a text.
     """
+    if text.isdecimal():
+        return {}
     try:
         return {int(lane): int(seq) for lane, seq in (pair.split(":") for pair in text.split())}
     except ValueError:
