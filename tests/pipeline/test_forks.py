@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict
+from pipeline.traffic.lanes.lane import Lane
+from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
@@ -39,6 +41,11 @@ def test_stores_and_the_writer_refuse_in_a_child_and_go_on_in_the_parent(tmp_pat
     log = SqliteTrafficLog(path, PredictionIds(bytes(32)), attribution_window_ms=1000)
     control = SqliteControlStore(tmp_path / "control.db")
     writer = TrafficWriter(log, SystemClock())
+    lane, lanes = Lane(tmp_path / "lanes", 0, SystemClock()), Lanes(tmp_path / "lanes")
+    for call in (lambda: lane.trim(0), lanes.numbers):
+        assert in_child(call).startswith(f"{Conflict.__name__} ")
+    lane.close()
+    lanes.close()
     for call in (lambda: log.labelled(0, 1), control.endpoints, lambda: writer.feedback([]), lambda: writer.offer(b"")):
         assert in_child(call).startswith(f"{Conflict.__name__} ")
     assert str(os.getpid()) in in_child(control.endpoints)

@@ -127,17 +127,26 @@ class Lanes:
         Raises:
             Damaged: the bytes are not those that were written.
         """
+        try:
+            return self._payload(place)
+        except ValueError:  # it may just be deleted: a deletion has written its head before anything else
+            try:
+                return self._payload(place)
+            except ValueError as error:
+                path = file_path(lane_folder(self._root, place.lane), place.file)
+                raise Damaged(f"{path}: the record at byte {place.offset} is damaged: {error}") from None
+
+    def _payload(self, place: Place) -> bytes | None:
+        """Payload of a frame. Raises: ValueError: the bytes are no whole frame. Damaged: the file is gone."""
         path = file_path(lane_folder(self._root, place.lane), place.file)
         try:
             with _reading(path):
                 frame = self._files.read(path, place.offset, HEAD_BYTES + place.length)
-            return payload_of(frame, place.length)
         except FileNotFoundError:
             if not self._ask(place.lane, "SELECT 1 FROM files WHERE number = ?", (place.file,)):
                 return None
             raise Damaged(f"{path} is gone, with records that the index names: restore it from a backup") from None
-        except ValueError as error:
-            raise Damaged(f"{path}: the record at byte {place.offset} is damaged: {error}") from None
+        return payload_of(frame, place.length)
 
     def inbox(self, lane: int, after: int, limit: int) -> list[InboxRow]:
         """Feedback of a lane with seq > after, in order."""

@@ -12,6 +12,7 @@ from lane_samples import Sample, all_rows, as_written, content, crash_image, fil
 
 from pipeline.clock import SystemClock
 from pipeline.errors import NotReady
+from pipeline.traffic.lanes.files import OpenFiles
 from pipeline.traffic.lanes.index import Index
 from pipeline.traffic.lanes.lane import Lane
 from pipeline.traffic.lanes.lanes import Lanes
@@ -93,6 +94,24 @@ def test_a_deleted_record_reads_as_nothing_by_who_knew_its_place(tmp_path: Path,
     assert forget(lanes) == 3
     assert [row.seq for row in rows if lanes.read(row.place(3)) is None] == [1, 4, 7]
     assert forget(lanes) == 0
+    lane.close()
+
+
+def test_a_record_that_is_deleted_while_it_is_read_is_not_damaged(
+    tmp_path: Path, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = Lane(tmp_path, 3, SystemClock())
+    lane.append(planted(3))
+    (row,) = lanes.rows_of_key(3, USER, 10)
+    reading = OpenFiles.read
+
+    def overtaken(files: OpenFiles, path: Path, offset: int, size: int) -> bytes:
+        before = reading(files, path, offset, size)
+        forget(lanes)
+        return before[:50] + reading(files, path, offset, size)[50:]
+
+    monkeypatch.setattr(OpenFiles, "read", overtaken)
+    assert lanes.read(row.place(3)) is None
     lane.close()
 
 
