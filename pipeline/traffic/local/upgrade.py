@@ -167,9 +167,8 @@ class _Upgrade:
         tables = {name for (name,) in self._rows("SELECT name FROM sqlite_master")}
         with self._file.write(durable=True) as db:
             for table in {"parked", "positions", "forgotten"} & tables:  # the first format forgets nobody
-                rows = self._rows(f"SELECT * FROM {table}")
-                marks = ", ".join("?" * len(rows[0])) if rows else ""
-                db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+                for values in self._rows(f"SELECT * FROM {table}"):
+                    db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
             count(db, **{name: totals.get(name, 0) for name in _COUNTERS})
             # The lane counts those that it has.
             count(db, predictions=totals.get("predictions", 0) - total(db, "upgraded_count"))

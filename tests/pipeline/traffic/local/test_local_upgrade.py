@@ -117,6 +117,23 @@ def test_everything_goes_on(tmp_path: Path, file_format: int) -> None:
     log.close()
 
 
+def test_a_log_that_was_never_used_is_brought_over(tmp_path: Path) -> None:
+    log = opened(tmp_path / "one" / "traffic")
+    log.append_predictions([sample(IDS.new(START), START)])
+    log.join(START)
+    write_old(tmp_path / "traffic.db", tmp_path / "one" / "traffic", 3, WINDOW_MS)
+    with sqlite3.connect(tmp_path / "traffic.db") as db:
+        for table in ("predictions", "records", "counters"):
+            db.execute(f"DELETE FROM {table}")
+    db.close()
+    again = opened(tmp_path / "traffic")
+    assert again.predictions("") == again.labelled(0) == []
+    again.append_predictions([sample(IDS.new(START), START)])
+    assert len(again.predictions("")) == 1
+    again.close()
+    log.close()
+
+
 def open_it(path: Path) -> None:
     opened(path).close()
 
