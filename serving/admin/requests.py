@@ -198,6 +198,9 @@ class AuditList(Page):
 
 class AuditSeq(Request):
     seq: int = Field(ge=1, le=LARGEST_VERSION, description="number of the entry")
+    rows: bool = Field(
+        False, description="compute the figures from the rows of the log, which takes as long as reading them"
+    )
 
 
 class Warm(Mutation):

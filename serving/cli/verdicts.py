@@ -16,6 +16,7 @@ __all__ = ["audit", "metrics"]
 
 audit = typer.Typer()
 
+_ROWS_TIMEOUT_S = 3600.0
 _OUTCOME = ("step", "weight %", "requests, stable", "requests, candidate", "per request, stable", "candidate",
             "difference", "low", "high")  # fmt: skip
 _LONG_RUN = ("answered by", "requests", "per request", "low", "high")
@@ -83,24 +84,28 @@ def list_audit(
 @audit.command("explain")
 def explain(
     seq: Annotated[int, typer.Argument(min=1, help="Number of the entry, from `baton audit`")],
+    rows: Annotated[
+        bool, typer.Option("--rows", help="From the rows of the log; takes as long as reading them")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Compute the figures of a verdict again from the traffic log and show both; exit code 1 if they differ.
+    """Compute the figures of a verdict again from its sums and show both; exit code 1 if they differ.
 
     Example: baton audit explain 42
     """
-    found = AdminClient(server, token=token).get(f"/audit/{seq}/explain")
+    client = AdminClient(server, token=token, timeout=_ROWS_TIMEOUT_S if rows else 10.0)
+    found = client.get(f"/audit/{seq}/explain", rows=True if rows else None)
     entry = found["entry"]
-    rows = [(f["name"], f["used"], f["recomputed"], "" if f["same"] else "DIFFERENT") for f in found["figures"]]
+    table = [(f["name"], f["used"], f["recomputed"], "" if f["same"] else "DIFFERENT") for f in found["figures"]]
     title = f"{seq}: {entry['verb']} of {entry['endpoint']} by {entry['actor']}, {_time(entry['time_ms'])}"
-    if output is Output.json or rows:
-        emit(output, found, title, ("figure", "used", "from the log now", ""), rows)
+    if output is Output.json or table:
+        emit(output, found, title, ("figure", "used", "computed now", ""), table)
     if output is Output.table:
         say(f"reason: {entry['reason']}")
         if found["verdict"]:
-            say(f"from the log now: {found['verdict']}")
+            say(f"computed now: {found['verdict']}")
         say(found["note"])
     if found["same"] is False:
         raise typer.Exit(1)

@@ -228,6 +228,8 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         return ask(v.AUDIT_LIST, query)
 
     @routes.get("/audit/{seq}/explain", tags=["audit"])
-    def explain(seq: Annotated[int, Path(ge=1, le=r.LARGEST_VERSION)], ask: Ask = reads) -> a.Explanation:
-        """Figures of a verdict, as it used them and computed again from the traffic log."""
-        return ask(v.AUDIT_EXPLAIN, seq=seq)
+    def explain(
+        seq: Annotated[int, Path(ge=1, le=r.LARGEST_VERSION)], rows: bool = False, ask: Ask = reads
+    ) -> a.Explanation:
+        """Figures of a verdict, as it used them and computed again from its sums; `rows`: from the traffic log."""
+        return ask(v.AUDIT_EXPLAIN, seq=seq, rows=rows)

@@ -149,8 +149,8 @@ class RolloutAnalysis:
             psi=field_stability(self.table, self.slices, self._entered()),
         )
 
-    def save(self) -> bytes:
-        """All sums, packed, for `restore`."""
+    def save(self, identity: Sequence[int] = ()) -> bytes:
+        """All sums, packed, for `restore`. `identity`: of what they belong to."""
         table_head, arrays = self.table.save()
         stays = self.stays if self._first is None or self._first in self.stays else [self._first, *self.stays]
         saved = [stay.save() for stay in stays]
@@ -160,16 +160,17 @@ class RolloutAnalysis:
         arrays["lost"] = np.array([*self._lost], np.uint64).view(np.int64)
         counts = (self.exposed, self.paired, self.overridden, self.not_finite)
         head = {
-            "seq": self.seq, "table": table_head, "counts": counts, "stays": [head for head, _ in saved],
+            "identity": [*identity], "seq": self.seq, "table": table_head, "counts": counts, "stays": [head for head, _ in saved],
             "live": len(self.stays), "second_ms": self._second_ms,
             "slices": None if self.slices is None else self.slices.save(),
         }  # fmt: skip
         return pack_sums(head, arrays)
 
-    def restore(self, packed: bytes) -> bool:
-        """Fill a new analysis with the result of `save`; False, and nothing is done: another version packed it."""
+    def restore(self, packed: bytes, identity: Sequence[int] = ()) -> bool:
+        """Fill a new analysis with the result of `save`; False, and nothing is done, where they belong to something else, or
+        another version packed them."""
         found = unpack_sums(packed)
-        if found is None:
+        if found is None or found[0]["identity"] != [*identity]:
             return False
         head, arrays = found
         self.seq = head["seq"]

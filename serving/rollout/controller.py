@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.clock import Clock
-from pipeline.errors import Conflict, NotFound, NotReady, StaleVersion
+from pipeline.errors import BatonError, Conflict, NotReady, StaleVersion
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
 from serving.rollout.analysis import RolloutAnalysis, new_analysis
 from serving.rollout.explain import AuditExplanation, explain
 from serving.rollout.figures import PhaseFigures, RolloutFigures
 from serving.rollout.long_run import FOLLOWED, LongRun
+from serving.rollout.reader import Counted, LabelReader
 from serving.rollout.reconcile import Context, Decision, Observed, reconcile
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
@@ -32,24 +33,27 @@ ACTOR = "controller"
 """Author of what the rollout loop does, in the audit."""
 log = logging.getLogger(__name__)
 
-_BATCH_ENTRIES = 256
-_BATCHES = 40
-"""Batches per rollout and pass: bounded, so that one long log cannot starve the other rollouts."""
 _SAVE_EVERY_MS = 60_000
 _KEPT_ROLLOUTS = 8
 """Ended rollouts whose figures stay in memory."""
 
+Observe = Callable[[], Callable[[StoredRollout, Endpoint], Observed]]
+
 
 @dataclass(slots=True)
 class _Runner:
-    """In-memory data of one rollout; all of it can be built again from the store and the log."""
+    """In-memory data of one rollout; all of it can be built again from the store and the log.
+
+    `identity` is that of the stay and the evidence that the sums belong to. It is `behind` from a restart on until its sums
+    have caught up with the log.
+    """
 
     analysis: RolloutAnalysis
-    first_mark: int
-    entered: tuple[int, int]
+    identity: list[int]
     behind: bool = True
     next_look_ms: int = 0
     status: dict[str, Any] | None = None
+    stored_seq: int = -1
 
 
 class RolloutController:
@@ -58,7 +62,7 @@ class RolloutController:
     Args:
         store: endpoints, rollouts, audit. log: the traffic log whose labelled rows are read.
         clock: its wall time decides.
-        observe: called once per rollout and pass with (rollout, endpoint); returns the reports of lanes and registry.
+        observe: called once per pass; returns a function from (rollout, endpoint) to the reports of lanes and registry then.
         schema: inputs of a bundle by name, called only where a rollout has slices of the traffic.
         brake: called with an endpoint and a reason where a step back or an abort cannot be stored; it takes all traffic
             from the candidate by other means. Raises: NotReady.
@@ -69,14 +73,17 @@ class RolloutController:
         store: ControlStore,
         log: TrafficLog,
         clock: Clock,
-        observe: Callable[[StoredRollout, Endpoint], Observed],
+        observe: Observe,
         schema: Callable[[str], Schema],
         brake: Callable[[str, str], None],
     ) -> None:
         self._store, self._log, self._clock, self._observe, self._schema = store, log, clock, observe, schema
         self._brake = brake
+        self._reader = LabelReader(log)
         self._runners: dict[str, _Runner] = {}
         self._long_runs: dict[str, LongRun] = {}
+        self._active: frozenset[str] | None = None
+        self._saved_ms = clock.wall_ms()
         self._lock = threading.RLock()
 
     def start(self, spec: Rollout, actor: str, reason: str, version: int = 0) -> StoredRollout:
@@ -103,7 +110,7 @@ class RolloutController:
                 "salt": endpoint.salt or spec.endpoint,
             }
         )
-        seq = self._end_of_log()
+        seq = self._log.stats(now).last_seq
         return self._store.start_rollout(spec, begin(spec, version, now, seq), chosen, Who(actor, reason, now))
 
     def command(self, name: str, event: Event, actor: str, reason: str, expected: int | None = None) -> StoredRollout:
@@ -124,56 +131,66 @@ class RolloutController:
     def step(self) -> list[tuple[str, Decision]]:
         """One pass over all active rollouts; returns (rollout id, decision) for each."""
         with self._lock:
-            active = self._store.rollouts(active=True)
+            active, endpoints, observed = self._store.rollouts(active=True), self._store.endpoints(), self._observe()
+            self._note_ended(active, endpoints)
+            self._read(active)
             done = []
             for stored in active:
                 try:
-                    done.append((stored.id, self._pass(stored)))
+                    done.append((stored.id, self._pass(stored, endpoints[stored.spec.endpoint], observed)))
                 except Exception:
                     log.exception("a pass of rollout %s failed; the others go on", stored.id)
-            self._follow()
+            due = abs(self._clock.wall_ms() - self._saved_ms) >= _SAVE_EVERY_MS
+            self._follow(endpoints, observed, due)
+            if due:
+                self._save(active)
             ended = [name for name in self._runners if name not in {stored.id for stored in active}]
             for name in ended[:-_KEPT_ROLLOUTS]:
                 del self._runners[name]
-                self._long_runs.pop(name, None)
         return done
 
     def snapshot(self, name: str) -> RolloutFigures:
-        """The figures of a rollout (by id or endpoint): stays read by this process, and before them the stored ones.
+        """The figures of a rollout (by id or endpoint): of the last stays, and before them the stored ones.
 
         Raises:
             NotFound: no such rollout.
         """
         with self._lock:
             stored = self._store.rollout(name)
+            if stored.state.active:
+                self._read(self._store.rollouts(active=True))
             runner = self._runner(stored)
-            self._read(runner)
+            if not stored.state.active:  # its last rows mature after its end, and nobody reads them but who asks
+                runner.behind = not self._reader.catch_up(runner.analysis)
             runner.analysis.refresh()
             figures = runner.analysis.snapshot()
             followed = self._long_run(stored)
-        earlier = stored.state.marks[: runner.first_mark]
+        earlier = stored.state.marks[: len(stored.state.marks) - len(runner.analysis.stays)]
         kept = tuple(PhaseFigures.from_json(mark.figures) for mark in earlier if mark.figures)
         return replace(figures, phases=kept + figures.phases, long_run=followed.figures() if followed else None)
 
-    def explain(self, seq: int) -> AuditExplanation:
-        """Figures behind the verdict of an audit entry, computed again from the log (`explain.explain`).
+    def explain(self, seq: int, *, rows: bool = False) -> AuditExplanation:
+        """Figures behind the verdict of an audit entry, computed again from its sums (`explain.explain`).
+
+        Args:
+            rows: compute them from the rows of the log instead, which takes as long as reading those.
 
         Raises:
             NotFound: no such entry.
         """
         entry = self._store.audit_entry(seq)
         stored = self._store.rollout(entry.rollout) if entry.rollout else None
-        return explain(entry, stored, self._log, self._schema)
+        return explain(entry, stored, self._store.audit_basis(seq), self._log, self._schema, rows=rows)
 
-    def _pass(self, stored: StoredRollout) -> Decision:
-        endpoint = self._store.endpoint(stored.spec.endpoint)
+    def _pass(
+        self, stored: StoredRollout, endpoint: Endpoint, observed: Callable[[StoredRollout, Endpoint], Observed]
+    ) -> Decision:
         runner = self._runner(stored)
-        self._read(runner)
         now = self._clock.wall_ms()
         context = Context(
             spec=stored.spec,
             state=stored.state,
-            observed=self._observe(stored, endpoint),
+            observed=observed(stored, endpoint),
             now_ms=now,
             next_look_ms=runner.next_look_ms,
             table=None if runner.behind else runner.analysis.refresh,
@@ -195,120 +212,167 @@ class RolloutController:
                     self._brake(endpoint.name, f"{decision.reason}; {decision.event.verb} cannot be stored: {error}")
                 raise
         if now >= context.next_look_ms or decision.event is not None:
-            self._store_status(stored.id, runner, decision)
+            self._store_status(stored, runner, decision)
         return decision
 
     def _change(
         self, stored: StoredRollout, endpoint: Endpoint, event: Event, who: Who, evidence: dict[str, Any]
     ) -> StoredRollout:
         runner = self._runner(stored)
-        state = apply(stored.spec, stored.state, event, who.time_ms, runner.analysis.seq)
-        state = self._with_figures(state, runner)
-        routed = _route(stored.spec, endpoint, state)
-        saved = self._store.save_rollout(stored, state, routed, who, event.verb, evidence)
-        runner.analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
+        analysis = runner.analysis
+        state = apply(stored.spec, stored.state, event, who.time_ms, analysis.seq)
+        basis = analysis.save_evidence() if "blocks" in evidence else None
+        del self._runners[stored.id]  # where the change is not stored, what is stored is read again
+        analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
         if state.marks[-1] is not stored.state.marks[-1]:  # equal ones are two stays within one millisecond
             mark = state.marks[-1]
-            runner.analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
-            runner.entered = _entered(state)
-            if len(stored.state.marks) == len(state.marks):  # the oldest mark was dropped
-                runner.first_mark -= 1
+            analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
+        if not runner.behind:
+            state = _with_figures(state, analysis)
+        identity = _identity(state)
+        sums = analysis.save(identity)
+        routed = _route(stored.spec, endpoint, state)
+        saved = self._store.save_rollout(stored, state, routed, who, event.verb, evidence, sums, basis)
+        runner.identity, runner.stored_seq = identity, analysis.seq
+        self._runners[stored.id] = runner
         if isinstance(event, (StepBack, Abort)):
-            runner.next_look_ms = 0
+            runner.next_look_ms = who.time_ms
         return saved
 
     def _runner(self, stored: StoredRollout) -> _Runner:
+        """Sums of a rollout: from memory, from the store, or none yet, to be read from the log."""
         runner = self._runners.get(stored.id)
         state = stored.state
-        if runner is not None and runner.entered != _entered(state):
-            runner = None  # another control process has moved it
-        if runner is None:
-            # Rows of stays before the present attempt are read again only while no figures of them are stored.
-            first = next((at for at, mark in enumerate(state.marks) if mark.figures is None), len(state.marks) - 1)
-            after = min(state.evidence_seq, state.marks[first].seq)
-            first = next(at for at, mark in enumerate(state.marks) if mark.seq >= after)
-            analysis = new_analysis(stored.spec, after, self._schema)
-            analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
-            for mark in state.marks[first:]:
-                analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
-            runner = self._runners[stored.id] = _Runner(analysis, first, _entered(state))
+        identity = _identity(state)
+        if runner is not None and runner.identity == identity:
+            return runner
+        packed = self._store.sums(stored.id)  # another control process has moved it, or this one has just started
+        analysis = new_analysis(stored.spec, 0, self._schema)
+        if packed is None or not analysis.restore(packed, identity):
+            analysis = self._from_log(stored)
+        looked = stored.status.get("next_look_ms", 0)
+        runner = self._runners[stored.id] = _Runner(analysis, identity, next_look_ms=looked)
         return runner
 
-    def _read(self, runner: _Runner) -> None:
-        for _ in range(_BATCHES):
-            entries = self._log.labelled(runner.analysis.seq, _BATCH_ENTRIES)
-            runner.analysis.add(entries)
-            if len(entries) < _BATCH_ENTRIES:
-                runner.behind = False
-                return
-        # A runner is behind only until it has read the log after a restart. Later a full pass is no reason to hold: the
-        # rows that were read are in order.
+    def _from_log(self, stored: StoredRollout) -> RolloutAnalysis:
+        """An analysis that reads the log again. Stays before the present attempt are, while no figures of them are stored."""
+        state = stored.state
+        first = next((at for at, mark in enumerate(state.marks) if mark.figures is None), len(state.marks) - 1)
+        after = min(state.evidence_seq, state.marks[first].seq)
+        first = next(at for at, mark in enumerate(state.marks) if mark.seq >= after)
+        analysis = new_analysis(stored.spec, after, self._schema)
+        analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
+        for mark in state.marks[first:]:
+            analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
+        return analysis
 
-    def _with_figures(self, state: RolloutState, runner: _Runner) -> RolloutState:
-        """Store the figures of stays that ended two or more stays ago: their rows have matured by now."""
-        marks = list(state.marks)
-        runner.analysis.refresh()
-        for at in range(runner.first_mark, len(marks) - 2):
-            if at >= 0 and marks[at].figures is None and not runner.behind:
-                marks[at] = replace(marks[at], figures=asdict(runner.analysis.phase_figures(at - runner.first_mark)))
-        return replace(state, marks=tuple(marks))
-
-    def _follow(self) -> None:
-        """Update the long-run effect of each endpoint's newest rollout, and store it once a minute."""
-        now = self._clock.wall_ms()
-        for endpoint in self._store.endpoints().values():
+    def _read(self, active: Sequence[StoredRollout]) -> None:
+        """Count what is new in the log, for all active rollouts and long-run effects together."""
+        counted: dict[str, Counted] = {}
+        for stored in active:
             try:
-                newest = self._store.rollout(endpoint.name)
-            except NotFound:
-                continue
-            followed = self._long_run(newest)
-            if followed is None or followed.until_ms is not None:
-                continue
-            killed = self._observe(newest, endpoint).killed is not None
-            followed.step(self._log, endpoint, now, killed)
-            if followed.until_ms is not None or now - followed.saved_ms >= _SAVE_EVERY_MS:
-                self._store.put_status(newest.id, {**newest.status, "long_run": followed.save(now)})
+                counted[stored.id] = self._runner(stored).analysis
+            except BatonError:
+                log.exception("the sums of rollout %s cannot be read; the others go on", stored.id)
+        effects = {name: effect for name, effect in self._long_runs.items() if effect.until_ms is None}
+        failed = self._reader.step([*counted.values(), *effects.values()])
+        for name, sums in counted.items():
+            if sums in failed:
+                del self._runners[name]
+            elif self._reader.joined(sums):
+                # A runner is behind only until it has read the log after a restart. Later a full pass is no reason to hold:
+                # the rows that were read are in order.
+                self._runners[name].behind = False
+        for name, effect in effects.items():
+            if effect in failed:
+                del self._long_runs[name]
+
+    def _save(self, active: Sequence[StoredRollout]) -> None:
+        """Store the sums of all rollouts, all at one place in the log."""
+        self._saved_ms = self._clock.wall_ms()
+        for stored in active:
+            runner = self._runners.get(stored.id)
+            if runner is not None and runner.stored_seq != runner.analysis.seq:
+                self._store.put_sums(stored.id, runner.analysis.save(runner.identity))
+                runner.stored_seq = runner.analysis.seq
+
+    def _note_ended(self, active: Sequence[StoredRollout], endpoints: Mapping[str, Endpoint]) -> None:
+        """Find the long-run effects to follow: at first those of all endpoints, then those of rollouts that move or end."""
+        for stored in active:
+            self._long_run(stored)
+        now = frozenset(stored.id for stored in active)
+        if self._active is None:
+            found = [self._store.find_rollout(name) for name in endpoints]
+        else:
+            found = [self._store.find_rollout(name) for name in self._active - now]
+        for newest in found:
+            if newest is not None:
+                self._long_run(newest)
+        self._active = now
+
+    def _follow(
+        self, endpoints: Mapping[str, Endpoint], observed: Callable[[StoredRollout, Endpoint], Observed], due: bool
+    ) -> None:
+        """End long-run effects whose keys are dealt otherwise now, and store new ones, ended ones and, when due, all."""
+        now = self._clock.wall_ms()
+        for name, effect in list(self._long_runs.items()):
+            endpoint = endpoints.get(effect.endpoint)
+            if effect.until_ms is None and endpoint is not None:
+                effect.check(endpoint, now, observed(effect.rollout, endpoint).killed is not None)
+            if due or effect.until_ms is not None or not effect.saved:
+                status = self._store.rollout(name).status
+                self._store.put_status(name, {**status, "long_run": effect.save()})
+            if effect.until_ms is not None:
+                del self._long_runs[name]
 
     def _long_run(self, stored: StoredRollout) -> LongRun | None:
         """Long-run effect of a rollout, from memory, from the store or new; None before its last step."""
         followed = self._long_runs.get(stored.id)
         if followed is None and (kept := stored.status.get("long_run")):
-            followed = LongRun.from_json(stored.spec, kept)
+            followed = LongRun.from_json(stored, kept)
         if stored.state.phase in FOLLOWED and (followed is None or followed.since_ms != stored.state.entered_ms):
             followed = LongRun.begin(stored)
-        if followed is not None:
+        if followed is not None and followed.until_ms is None:
             self._long_runs[stored.id] = followed
         return followed
 
-    def _store_status(self, rollout: str, runner: _Runner, decision: Decision) -> None:
+    def _store_status(self, stored: StoredRollout, runner: _Runner, decision: Decision) -> None:
         status = {
             "reason": decision.reason,
-            "next_look_ms": decision.next_look_ms,
+            "next_look_ms": runner.next_look_ms,
             "missing_clicks": decision.missing_clicks,
             "evidence": decision.evidence,
         }
         if status != runner.status:
-            followed = self._long_runs.get(rollout)
-            kept = {} if followed is None else {"long_run": followed.saved}
-            self._store.put_status(rollout, status | kept)
+            effect = self._long_runs.get(stored.id)
+            kept = stored.status.get("long_run") if effect is None else effect.saved
+            self._store.put_status(stored.id, status | ({"long_run": kept} if kept else {}))
             runner.status = status
 
-    def _end_of_log(self) -> int:
-        """Place of the log's last entry, by binary search: a log of weeks must not be read for it."""
-        if not self._log.labelled(0, 1):
-            return 0
-        low, high = 0, 1
-        while self._log.labelled(high, 1):
-            low, high = high, high * 2
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self._log.labelled(middle, 1) else (low, middle)
-        return high
+
+def _identity(state: RolloutState) -> list[int]:
+    """Identity of the newest stay and of the evidence: entry time and place in the log of either, and the version."""
+    mark = state.marks[-1]
+    return [
+        mark.entered_ms,
+        mark.seq,
+        len(state.marks),
+        state.evidence_from_ms,
+        state.evidence_seq,
+        state.evidence_version,
+    ]
 
 
-def _entered(state: RolloutState) -> tuple[int, int]:
-    """Identity of the newest stay: its entry time, and its place in the log."""
-    return state.marks[-1].entered_ms, state.marks[-1].seq
+def _with_figures(state: RolloutState, analysis: RolloutAnalysis) -> RolloutState:
+    """Store the figures of stays that ended two or more stays ago, since their rows have matured by now; their sums go."""
+    marks = list(state.marks)
+    first, done = len(marks) - len(analysis.stays), max(0, len(analysis.stays) - 2)
+    analysis.refresh()
+    for at in range(done):
+        if first + at >= 0 and marks[first + at].figures is None:
+            marks[first + at] = replace(marks[first + at], figures=asdict(analysis.phase_figures(at)))
+    analysis.end_phases(done)
+    return replace(state, marks=tuple(marks))
 
 
 def _route(spec: Rollout, endpoint: Endpoint, state: RolloutState) -> Endpoint:

@@ -1,8 +1,9 @@
-"""Explanation of a verdict in the audit: the figures that it used, beside the same figures computed again from the log.
+"""Explanation of a verdict in the audit: the figures that it used, beside the same figures computed again.
 
-The audit keeps the figures and the place up to which the labelled log had been read; the log keeps the rows. Read again
-from the same start to the same end, with the same rollout file, the figures must be the same. Where retention has removed
-rows, or the verdict rests on counters of the lanes, the explanation names the reason instead.
+The audit keeps with the figures the sums that they were computed from, so they can be computed again in a moment. It keeps
+the place up to which the labelled log had been read, too, and the log keeps the rows: asked for `rows`, or for a verdict
+without sums, they are read again from the same start to the same end. Where retention has removed rows, or the verdict rests
+on counters of the lanes, the explanation names the reason instead.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import Any
 
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
-from serving.rollout.analysis import RolloutAnalysis, new_analysis
+from serving.rollout.analysis import new_analysis, new_table
 from serving.rollout.look import Look
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, StoredRollout
+from serving.rollout.sums.blocks import BlockTable
+from serving.rollout.sums.outcome import OutcomeSums
+from serving.rollout.sums.packed import unpack_sums
 
 __all__ = ["AuditExplanation", "ComparedFigure", "explain"]
 
@@ -28,7 +32,7 @@ _CLOSE_RATIO = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ComparedFigure:
-    """One figure: the value that the verdict used, and the value computed from the log now."""
+    """One figure: the value that the verdict used, and the value computed now."""
 
     name: str
     used: Any
@@ -45,7 +49,7 @@ class AuditExplanation:
         figures: used against recomputed; empty where nothing can be compared (`note` has the reason).
         verdict: of the guards and the next step's bounds on the recomputed figures.
         same: whether all figures agree, None where none could be computed.
-        note: which rows were read, or why none were.
+        note: which sums or rows they were computed from, or why from none.
     """
 
     entry: AuditEntry
@@ -56,13 +60,20 @@ class AuditExplanation:
 
 
 def explain(
-    entry: AuditEntry, stored: StoredRollout | None, log: TrafficLog, schema: Callable[[str], Schema]
+    entry: AuditEntry,
+    stored: StoredRollout | None,
+    basis: bytes | None,
+    log: TrafficLog,
+    schema: Callable[[str], Schema],
+    *,
+    rows: bool = False,
 ) -> AuditExplanation:
     """Recompute the figures of a verdict.
 
     Args:
         entry: of the audit; stored: its rollout, None for a change without a rollout.
-        log: read over the rows that the verdict used.
+        basis: packed sums of the verdict, None where none are stored.
+        log: read over the rows that the verdict used, where `rows` are asked for or there are no sums.
         schema: inputs of a bundle by name.
     """
     evidence = entry.evidence
@@ -79,34 +90,52 @@ def explain(
     if "blocks" not in evidence:
         return AuditExplanation(entry, (), "", None, "it rests on what the gate measured, see the version's manifest")
     state = RolloutState.from_json({**entry.before["state"], "marks": []})
-    analysis = new_analysis(stored.spec, state.evidence_seq, schema)
-    analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
-    analysis.begin_phase(state.step, state.weight, state.entered_ms)
-    read = _read(analysis, log, int(evidence["seq"]))
-    look = Look(stored.spec, state, analysis.refresh())
+    kept = None if basis is None else unpack_sums(basis)
+    if kept is None or rows:
+        doublings = 0 if kept is None else int(kept[0]["table"]["doublings"])
+        table, note = _from_rows(stored, state, int(evidence["seq"]), doublings, log, schema)
+    else:
+        head, arrays = kept
+        table = new_table(stored.spec)
+        table.restore(head["table"], arrays)
+        table.outcome = OutcomeSums(arrays["outcome"])
+        note = f"the sums that the verdict rests on, of the labelled log up to {head['seq']}"
+    look = Look(stored.spec, state, table)
     breach = look.breach()
     lacking = "" if breach else look.not_yet()  # adds the figures that a step up needs to `seen`
     figures = tuple(_figure(name, evidence[name], look.seen[name]) for name in look.seen if name in evidence)
     same = all(figure.same for figure in figures)
-    note = f"{read} predictions of the labelled log, {state.evidence_seq + 1} to {evidence['seq']}"
-    if read < int(evidence["seq"]) - state.evidence_seq:
-        note += f"; {int(evidence['seq']) - state.evidence_seq - read} more have been removed by retention"
     verdict = (
         f"breached: {breach[1]}" if breach else f"holds: {lacking}" if lacking else "the next step's evidence is there"
     )
     return AuditExplanation(entry, figures, verdict, same, note)
 
 
-def _read(analysis: RolloutAnalysis, log: TrafficLog, until: int) -> int:
-    """Add the log's entries up to a place; returns how many it still had."""
-    read = 0
+def _from_rows(
+    stored: StoredRollout,
+    state: RolloutState,
+    until: int,
+    doublings: int,
+    log: TrafficLog,
+    schema: Callable[[str], Schema],
+) -> tuple[BlockTable, str]:
+    """The table of blocks from the log's entries up to a place, merged as the verdict's was; and which entries there were."""
+    analysis = new_analysis(stored.spec, state.evidence_seq, schema)
+    analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
+    analysis.begin_phase(state.step, state.weight, state.entered_ms)
+    read, wanted = 0, until - state.evidence_seq
     while entries := log.labelled(analysis.seq, _BATCH_ENTRIES):
-        wanted = [entry for entry in entries if entry.seq <= until]
-        analysis.add(wanted)
-        read += len(wanted)
-        if len(wanted) < len(entries):
+        mine = [entry for entry in entries if entry.seq <= until]
+        analysis.add(mine)
+        read += len(mine)
+        if len(mine) < len(entries):
             break
-    return read
+    table = analysis.refresh()
+    table.merge(doublings)
+    note = f"{read} predictions of the labelled log, {state.evidence_seq + 1} to {until}"
+    if read < wanted:
+        note += f"; {wanted - read} more have been removed by retention"
+    return table, note
 
 
 def _figure(name: str, used: Any, recomputed: Any) -> ComparedFigure:

@@ -9,16 +9,15 @@ log are stored together, so that the effect outlives processes and the log's ret
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.traffic.log import TrafficLog
-from pipeline.traffic.record import unpack
+from pipeline.traffic.log import Labelled
+from pipeline.traffic.record import PredictionRecord
 from serving.rollout.figures import LongRunFigures, outcome_figures
 from serving.rollout.routing import Endpoint
-from serving.rollout.spec import Rollout
 from serving.rollout.state import Phase
 from serving.rollout.store import StoredRollout
 from serving.rollout.sums.outcome import ARMS, OutcomeSums, count_outcome
@@ -27,72 +26,71 @@ __all__ = ["FOLLOWED", "LongRun"]
 
 FOLLOWED = frozenset({Phase.WATCHING, Phase.COMPLETED})
 """Phases in which the keys are split by the last step's weight."""
-_BATCH_ENTRIES = 256
-_BATCHES = 8
 
 
 class LongRun:
     """Outcome sums over the last stay of one rollout.
 
     Args:
-        spec: of the rollout; weight: of the stay; since_ms: its entry; seq: place in the labelled log to start after.
+        rollout: whose effect it is, as it was when it was begun; weight: of the stay; since_ms: its entry; seq: place in the labelled log to start after.
         until_ms: its end, None while it lasts; sums: so far, as in `OutcomeSums`.
 
     Attributes:
-        saved, saved_ms: last result of `save`, and its time.
+        saved: last result of `save`.
     """
 
     def __init__(
         self,
-        spec: Rollout,
+        rollout: StoredRollout,
         weight: float,
         since_ms: int,
         seq: int,
         until_ms: int | None = None,
         sums: OutcomeSums | None = None,
     ) -> None:
-        self._spec, self._weight = spec, weight
+        self.rollout, self._spec, self._weight = rollout, rollout.spec, weight
+        self.endpoint = rollout.spec.endpoint
         self.since_ms, self.until_ms, self.seq = since_ms, until_ms, seq
         self.sums = OutcomeSums() if sums is None else sums
         self.saved: dict[str, Any] = {}
-        self.saved_ms = 0
 
     @classmethod
     def begin(cls, stored: StoredRollout) -> LongRun:
         """Start with the present stay of a rollout."""
         last = stored.state.marks[-1]
-        return cls(stored.spec, last.weight, last.entered_ms, last.seq)
+        return cls(stored, last.weight, last.entered_ms, last.seq)
 
     @classmethod
-    def from_json(cls, spec: Rollout, kept: Mapping[str, Any]) -> LongRun:
+    def from_json(cls, rollout: StoredRollout, kept: Mapping[str, Any]) -> LongRun:
         """Continue from the result of `save`."""
         numbers = {name: kept[name] for name in ("weight", "since_ms", "seq", "until_ms")}
         exact = kept.get("exact")  # version 0.1 stored rounded numbers alone
         sums = OutcomeSums.of(kept["sums"]) if exact is None else OutcomeSums(np.array(exact, np.int64))
-        made = cls(spec, **numbers, sums=sums)
+        made = cls(rollout, **numbers, sums=sums)
         made.saved = dict(kept)
         return made
 
-    def step(self, log: TrafficLog, endpoint: Endpoint, now_ms: int, killed: bool) -> None:
-        """Count new entries of the log, a bounded number of them.
+    def check(self, endpoint: Endpoint, now_ms: int, killed: bool) -> None:
+        """End where the split of the keys has changed: another candidate or weight, the kill switch.
 
-        It ends when the split of the keys changes (another candidate or weight, the kill switch). It does not wait for
-        rows that were predicted before and are not mature yet: they cannot be distinguished from rows predicted after.
+        It does not wait for rows that were predicted before and are not mature yet: they cannot be distinguished from rows
+        predicted after.
         """
-        if self.until_ms is not None:
-            return
-        if killed or not self._as_left(endpoint):
+        if self.until_ms is None and (killed or not self._as_left(endpoint)):
             self.until_ms = now_ms
-            return
-        for _ in range(_BATCHES):
-            entries = log.labelled(self.seq, _BATCH_ENTRIES)
-            for entry in entries:
-                self.seq = entry.seq
-                record = unpack(entry.record)
-                if record.endpoint == self._spec.endpoint and entry.time_ms >= self.since_ms:
-                    count_outcome(self.sums, record, entry)
-            if len(entries) < _BATCH_ENTRIES:
-                break
+
+    def add(self, entries: Sequence[Labelled], records: Sequence[PredictionRecord]) -> None:
+        """Count entries of the endpoint in the order of the log; see `reader.Counted`."""
+        for entry, record in zip(entries, records, strict=True):
+            if entry.seq <= self.seq:
+                continue
+            self.seq = entry.seq
+            if entry.time_ms >= self.since_ms:
+                count_outcome(self.sums, record, entry)
+
+    def passed(self, seq: int) -> None:
+        """There are no other entries up to this place."""
+        self.seq = max(self.seq, seq)
 
     def figures(self) -> LongRunFigures:
         """The effect so far, with limits of the rollout's confidence."""
@@ -106,9 +104,8 @@ class LongRun:
             outcome=outcome_figures(self.sums, error),
         )
 
-    def save(self, now_ms: int) -> dict[str, Any]:
+    def save(self) -> dict[str, Any]:
         """Data that a restart continues from."""
-        self.saved_ms = now_ms
         self.saved = {
             "weight": self._weight,
             "since_ms": self.since_ms,

@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS audit (
     before TEXT NOT NULL, after TEXT NOT NULL, evidence TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS audit_by_endpoint ON audit (endpoint, seq);
+CREATE TABLE IF NOT EXISTS sums (rollout TEXT PRIMARY KEY, packed BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS audit_basis (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL) STRICT;
 CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 """
@@ -102,8 +104,8 @@ class SqliteControlStore(ControlStore):
         with self._lock, asking(self._what):
             rows = self._db.execute(
                 "SELECT id, spec, state, created_ms, resource_version, status FROM rollouts "
-                "WHERE active >= ? AND (? = '' OR endpoint = ?) ORDER BY created_ms, rowid",
-                (int(active), endpoint, endpoint),
+                f"WHERE {'active = 1 AND ' if active else ''}(?1 = '' OR endpoint = ?1) ORDER BY created_ms, rowid",
+                (endpoint,),
             ).fetchall()
         return [_rollout(row) for row in rows]
 
@@ -129,6 +131,17 @@ class SqliteControlStore(ControlStore):
                 (seq, endpoint, limit),
             ).fetchall()
         return [AuditEntry(*row[:7], *(json.loads(text) for text in row[7:])) for row in rows]
+
+    def sums(self, rollout: str) -> bytes | None:
+        return self._packed("SELECT packed FROM sums WHERE rollout = ?", rollout)
+
+    def audit_basis(self, seq: int) -> bytes | None:
+        return self._packed("SELECT packed FROM audit_basis WHERE seq = ?", seq)
+
+    def _packed(self, query: str, key: str | int) -> bytes | None:
+        with self._lock, asking(self._what):
+            row = self._db.execute(query, (key,)).fetchone()
+        return None if row is None else bytes(row[0])
 
     def transact(self, change: Callable[[Transaction], T]) -> T:
         with self._lock, transaction(self._db, "BEGIN IMMEDIATE", "COMMIT", self._what):
@@ -189,8 +202,11 @@ class _Transaction:
     def put_status(self, rollout: str, status: Mapping[str, Any]) -> None:
         self._db.execute("UPDATE rollouts SET status = ? WHERE id = ?", (json.dumps(status), rollout))
 
-    def append_audit(self, entry: AuditEntry) -> None:
-        self._db.execute(
+    def put_sums(self, rollout: str, packed: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (rollout, packed))
+
+    def append_audit(self, entry: AuditEntry, basis: bytes | None = None) -> None:
+        done = self._db.execute(
             "INSERT INTO audit (time_ms, endpoint, rollout, actor, reason, verb, before, after, evidence) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -198,6 +214,8 @@ class _Transaction:
                 json.dumps(entry.before), json.dumps(entry.after), json.dumps(entry.evidence),
             ),
         )  # fmt: skip
+        if basis is not None:
+            self._db.execute("INSERT INTO audit_basis VALUES (?, ?)", (done.lastrowid, basis))
 
 
 def _rollout(row: tuple[Any, ...]) -> StoredRollout:

@@ -90,8 +90,11 @@ class Transaction(Protocol):
     def put_status(self, rollout: str, status: Mapping[str, Any]) -> None:
         """Replace what a rollout waits for."""
 
-    def append_audit(self, entry: AuditEntry) -> None:
-        """Append an entry under the next number; the number in `entry` is ignored."""
+    def put_sums(self, rollout: str, packed: bytes) -> None:
+        """Replace the sums of a rollout's evidence."""
+
+    def append_audit(self, entry: AuditEntry, basis: bytes | None = None) -> None:
+        """Append an entry under the next number; the number in `entry` is ignored. `basis`: sums that it rests on."""
 
 
 class ControlStore(ABC):
@@ -134,6 +137,14 @@ class ControlStore(ABC):
     @abstractmethod
     def latest_audit(self, endpoint: str = "", before: int | None = None, limit: int = 1000) -> list[AuditEntry]:
         """Entries with seq < before (None: all), newest first."""
+
+    @abstractmethod
+    def sums(self, rollout: str) -> bytes | None:
+        """Packed sums of a rollout's evidence as they were stored last, None without."""
+
+    @abstractmethod
+    def audit_basis(self, seq: int) -> bytes | None:
+        """Packed sums that the verdict of an audit entry rests on, None without."""
 
     @abstractmethod
     def transact(self, change: Callable[[Transaction], T]) -> T:
@@ -239,12 +250,15 @@ class ControlStore(ABC):
         who: Who,
         verb: str,
         evidence: Mapping[str, Any] | None = None,
+        sums: bytes | None = None,
+        basis: bytes | None = None,
     ) -> StoredRollout:
         """Store a rollout's next state, its endpoint and the audit entry, all or nothing.
 
         Args:
             stored: as it was read; its resource version must still be the stored one.
             endpoint: with the resource version that was read.
+            sums: of its evidence from now on; basis: those that `evidence` was computed from.
 
         Raises:
             StaleVersion: one of the two changed since it was read.
@@ -270,8 +284,11 @@ class ControlStore(ABC):
                     {"endpoint": before.model_dump(), "state": brief(stored.state)},
                     {"endpoint": after.model_dump(), "state": brief(state)},
                     evidence,
-                )
+                ),
+                basis,
             )
+            if sums is not None:
+                tx.put_sums(stored.id, sums)
             return saved
 
         return self.transact(change)
@@ -279,6 +296,10 @@ class ControlStore(ABC):
     def put_status(self, rollout: str, status: Mapping[str, Any]) -> None:
         """Store why a rollout waits and when it looks next."""
         self.transact(lambda tx: tx.put_status(rollout, status))
+
+    def put_sums(self, rollout: str, packed: bytes) -> None:
+        """Store the sums of a rollout's evidence."""
+        self.transact(lambda tx: tx.put_sums(rollout, packed))
 
     # Audit
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from serving.rollout.reconcile import Observed
 from serving.rollout.routing import Endpoint
 from serving.rollout.store import StoredRollout
 from serving.runtime import status
-from serving.runtime.status import ScoreSums
+from serving.runtime.status import ScoreSums, Statuses
 from serving.state.kill import KillSwitch
 from serving.telemetry.histogram import EDGES, added
 
@@ -24,7 +25,7 @@ __all__ = ["Observer"]
 
 
 class Observer:
-    """Called at each pass of a rollout (`RolloutController.observe`)."""
+    """Called at each pass of the rollouts (`RolloutController.observe`): it reads the statuses once for all of them."""
 
     def __init__(self, folder: Path, repository: Repository, kill: KillSwitch, clock: Clock) -> None:
         self._folder = folder
@@ -33,9 +34,11 @@ class Observer:
         self._clock = clock
         self._shifts: dict[tuple[str, str], float | None] = {}
 
-    def __call__(self, rollout: StoredRollout, endpoint: Endpoint) -> Observed:
+    def __call__(self) -> Callable[[StoredRollout, Endpoint], Observed]:
         now = self._clock.wall_ms()
-        statuses = status.read(self._folder, now).fresh()
+        return partial(self._observed, now, status.read(self._folder, now).fresh())
+
+    def _observed(self, now: int, statuses: Statuses, rollout: StoredRollout, endpoint: Endpoint) -> Observed:
         arms = [lane.status.endpoints.get(endpoint.name, {}).get("candidate") for lane in statuses.lanes.values()]
         recent = added(arm.recent for arm in arms if arm is not None)
         limit = rollout.spec.guards.p99_ms_max
@@ -54,7 +57,9 @@ class Observer:
             scored_rows=scores.rows,
             predicted_candidate=scores.candidate,
             predicted_stable=scores.stable,
-            versions=self._versions(rollout.spec.candidate.bundle, rollout.state.candidate_version),
+            versions=self._versions(rollout.spec.candidate.bundle, rollout.state.candidate_version)
+            if rollout.state.active
+            else (),
             killed=None if why is None else f"{why[0] or 'no reason given'} ({why[1] or 'unknown'})",
         )
 

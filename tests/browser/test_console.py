@@ -84,7 +84,7 @@ def test_an_operator_starts_a_rollout_and_watches_bias_fall_and_steps_taken(
     evidence = page.get_by_role("dialog")
     evidence.get_by_text("bias_high").wait_for()
     evidence.get_by_role("button", name="Work it out again").click()
-    evidence.get_by_text("The log gives the same.").wait_for()
+    evidence.get_by_text("It comes out the same.").wait_for()
     page.keyboard.press("Escape")
     evidence.wait_for(state="hidden")
     shoot(page, screenshots, "endpoint-desktop-light")

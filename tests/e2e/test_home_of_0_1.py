@@ -70,7 +70,9 @@ def test_rollout_endpoint_and_audit_go_on(config: Config, expected: dict[str, An
     arms = "".join("c" if on_candidate(endpoint.salt, f"user:{i}", 25) else "s" for i in range(200))
     assert arms == expected["arms"]
 
-    controller = RolloutController(store, traffic, Clock(), lambda *_: Observed(), lambda _: SCHEMA, lambda *_: None)
+    controller = RolloutController(
+        store, traffic, Clock(), lambda: lambda *_: Observed(), lambda _: SCHEMA, lambda *_: None
+    )
     controller.step()
     figures = json.loads(json.dumps(asdict(controller.snapshot("ranker"))))
     rows = sum(phase["rows"] for phase in figures["phases"])

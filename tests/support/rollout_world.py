@@ -67,7 +67,7 @@ class World:
             self.store,
             self.log,
             self.clock,
-            lambda *_: self.observed,
+            lambda: lambda *_: self.observed,
             self.schema,
             lambda *why: self.braked.append(why),
         )

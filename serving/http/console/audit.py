@@ -48,11 +48,11 @@ class AuditPanel(EndpointPanel):
         with ui.dialog() as self._dialog, element("div", "ask"):
             self._title = Text(tag="h2")
             self._why = Text(tag="p")
-            self._evidence = LiveTable(("what was seen", ">used", ">from the log now"), "Evidence of the entry", "It rests on no figures.")  # fmt: skip
+            self._evidence = LiveTable(("what was seen", ">used", ">computed now"), "Evidence of the entry", "It rests on no figures.")  # fmt: skip
             self._result = Text(tag="p", classes="note")
             with element("div", "foot"):
                 self._again = (
-                    ui.button("Work it out again from the log", color=None, on_click=self._explain)
+                    ui.button("Work it out again", color=None, on_click=self._explain)
                     .props("unelevated no-caps")
                     .classes("press")
                 )
@@ -82,10 +82,10 @@ class AuditPanel(EndpointPanel):
         self._dialog.open()
 
     async def _explain(self) -> None:
-        """Compute the figures again; in a thread, since it reads a part of the log."""
+        """Compute the figures again; in a thread, since it may read a part of the log."""
         entry = self._open
         assert entry is not None
-        self._result.tell("Reading the log …")
+        self._result.tell("Working it out …")
         self._again.disable()
         try:
             found: Explanation = await asyncio.to_thread(
@@ -104,11 +104,7 @@ class AuditPanel(EndpointPanel):
             ]
         )
         agrees = (
-            ""
-            if found.same is None
-            else "The log gives the same. "
-            if found.same
-            else "The log gives other figures now. "
+            "" if found.same is None else "It comes out the same. " if found.same else "Other figures come out now. "
         )
         self._result.tell(f"{agrees}{found.verdict}{'; ' if found.verdict else ''}{found.note}")
 

@@ -250,6 +250,11 @@ class BlockTable:
             return rows, np.zeros(len(rows), np.bool_)
         return rows, self.numbers(self.sums[rows]).silent(self.quiet / UNITS)
 
+    def merge(self, doublings: int) -> None:
+        """Merge blocks in pairs until that has been done so often."""
+        while self.doublings < doublings:
+            self._double()
+
     # What is merged, and when.
 
     def _long(self, block: int) -> int | None:

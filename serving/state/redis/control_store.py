@@ -5,6 +5,7 @@
     control:fence        the highest token of a lead (`serving.state.leader`)
     control:endpoints    name -> endpoint; control:active: endpoint -> its active rollout
     control:rollouts     id -> rollout without status; control:order: ids as they were started; control:status: id -> status
+    control:sums         id -> packed sums of its evidence; control:audit-basis: number -> those that a verdict rests on
     control:audit        a stream; its ids, which only grow, are the numbers of the entries
     control:audit:NAME   the numbers of the entries about one endpoint
 
@@ -51,9 +52,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _STATE = TypeAdapter(RolloutState)
 _AUDITED = TypeAdapter(AuditEntry)
 _PREFIX = "control:"
-_FORMAT, _VERSION, _ENDPOINTS, _ACTIVE, _ROLLOUTS, _ORDER, _STATUS, _AUDIT = (
-    _PREFIX + name for name in ("format", "version", "endpoints", "active", "rollouts", "order", "status", "audit")
+_FORMAT, _VERSION, _ENDPOINTS, _ACTIVE, _ROLLOUTS, _ORDER, _STATUS, _AUDIT, _SUMS = (
+    _PREFIX + name
+    for name in ("format", "version", "endpoints", "active", "rollouts", "order", "status", "audit", "sums")
 )
+_BASIS = _PREFIX + "audit-basis"
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +111,7 @@ class RedisControlStore(ControlStore):
 
     def rollouts(self, *, active: bool = False, endpoint: str = "") -> list[StoredRollout]:
         with asking(f"state {self.url}"):
-            ids: Any = self._client.lrange(_ORDER, 0, -1)
+            ids: Any = self._client.hvals(_ACTIVE) if active else self._client.lrange(_ORDER, 0, -1)
             found = self._read(ids, skip=True)
         found.sort(key=lambda stored: stored.created_ms)  # stable: else as they were started
         return [s for s in found if (s.state.active or not active) and endpoint in ("", s.spec.endpoint)]
@@ -139,6 +142,14 @@ class RedisControlStore(ControlStore):
         for number, _ in read(f"{_AUDIT}:{endpoint}"):
             pipe.xrange(_AUDIT, number, number)
         return [_entry(found[0]) for found in pipe.execute() if found]
+
+    def sums(self, rollout: str) -> bytes | None:
+        with asking(f"state {self.url}"):
+            return _bytes(self._client.hget(_SUMS, rollout))
+
+    def audit_basis(self, seq: int) -> bytes | None:
+        with asking(f"state {self.url}"):
+            return _bytes(self._client.hget(_BASIS, str(seq)))
 
     def transact(self, change: Callable[[Transaction], T]) -> T:
         token = getattr(self._fence, "token", None)
@@ -224,7 +235,10 @@ class _Transaction:
     def put_status(self, rollout: str, status: Mapping[str, Any]) -> None:
         self.commands.append(("HSET", _STATUS, rollout, json.dumps(status)))
 
-    def append_audit(self, entry: AuditEntry) -> None:
+    def put_sums(self, rollout: str, packed: bytes) -> None:
+        self.commands.append(("HSET", _SUMS, rollout, packed))
+
+    def append_audit(self, entry: AuditEntry, basis: bytes | None = None) -> None:
         last: Any = self._pipe.xrevrange(_AUDIT, count=1)
         before = int(bytes(last[0][0]).partition(b"-")[0]) if last else 0
         if before >= _MOST_AUDITED_ENTRIES:  # the entry would be refused where the rest of the change is written
@@ -234,6 +248,12 @@ class _Transaction:
         self.commands.append(("XADD", _AUDIT, f"{seq}-0", "entry", json.dumps(body)))
         if entry.endpoint:
             self.commands.append(("XADD", f"{_AUDIT}:{entry.endpoint}", f"{seq}-0", "at", ""))
+        if basis is not None:
+            self.commands.append(("HSET", _BASIS, str(seq), basis))
+
+
+def _bytes(raw: Any) -> bytes | None:
+    return raw if isinstance(raw, bytes) else None
 
 
 def _number(key: str, raw: Any, default: int = 0) -> int:

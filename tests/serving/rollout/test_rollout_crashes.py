@@ -86,7 +86,7 @@ class Crashes(RuleBasedStateMachine):
             self.store,
             self.log,
             self.clock,
-            lambda rollout, _: self.observe(rollout),
+            lambda: lambda rollout, _: self.observe(rollout),
             lambda _: SCHEMA,
             lambda *_: None,
         )
@@ -192,7 +192,9 @@ def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_p
 
     def opened() -> tuple[SqliteControlStore, RolloutController]:
         store = SqliteControlStore(path)
-        return store, RolloutController(store, log, clock, lambda *_: Observed(), lambda _: SCHEMA, lambda *_: None)
+        return store, RolloutController(
+            store, log, clock, lambda: lambda *_: Observed(), lambda _: SCHEMA, lambda *_: None
+        )
 
     store, controller = opened()
     store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))

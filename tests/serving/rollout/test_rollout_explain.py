@@ -1,4 +1,4 @@
-"""Explanations of verdicts: the same figures computed again from the log, and the reason where they cannot be."""
+"""Explanations of verdicts: the same figures computed again from sums or rows, and the reason where they cannot be."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def test_every_verdict_on_labels_can_be_worked_out_again(world: World) -> None:
         assert figures["clicks"] > 100
         assert {"bias", "bias_low", "bias_high", "logloss_delta", "auc_delta", "rows of tab=home"} <= figures.keys()
         json.dumps(asdict(explanation))
+    for entry in entries:
+        again = world.controller.explain(entry.seq, rows=True)
+        assert again.same, [figure for figure in again.figures if not figure.same]
+        assert "predictions of the labelled log" in again.note
     advance, back = (world.controller.explain(entry.seq) for entry in entries[1:])
     assert advance.verdict == "the next step's evidence is there"
     assert back.verdict == f"breached: {entries[2].reason}"
@@ -49,7 +53,7 @@ def test_a_figure_that_the_log_does_not_bear_out_is_shown(world: World) -> None:
         entry.seq, entry.time_ms, entry.endpoint, entry.rollout, entry.actor, entry.reason, entry.verb,
         entry.before, entry.after, evidence,
     )  # fmt: skip
-    explanation = explain(forged, world.store.rollout("ranker"), world.log, world.schema)
+    explanation = explain(forged, world.store.rollout("ranker"), None, world.log, world.schema)
     assert explanation.same is False
     assert [figure.name for figure in explanation.figures if not figure.same] == ["bias"]
 
@@ -68,3 +72,17 @@ def test_what_rests_on_no_labels_says_so(world: World) -> None:
     assert "bob decided this" in world.controller.explain(paused.seq).note
     with pytest.raises(NotFound, match="no entry 99"):
         world.controller.explain(99)
+
+
+def test_a_verdict_is_worked_out_after_its_rows_have_gone(world: World) -> None:
+    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.seconds(120, until=Phase.WATCHING)
+    entry = next(e for e in world.store.audit("ranker") if e.verb == "advance")
+    world.log.retain(world.clock.now + 1_000_000)
+    assert not world.log.labelled(0, 1)
+    explained = world.controller.explain(entry.seq)
+    assert explained.same
+    assert "the sums that the verdict rests on" in explained.note
+    bare = world.controller.explain(entry.seq, rows=True)
+    assert bare.same is False
+    assert "removed by retention" in bare.note

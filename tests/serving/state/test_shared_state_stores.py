@@ -30,6 +30,7 @@ from serving.config.principal import Role
 from serving.lane.kill_watch import KillWatch
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
+from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.state import Advance, apply, begin
 from serving.rollout.store import ControlStore, LeadLost, StoredRollout, Who
 from serving.runtime.status import read
@@ -127,6 +128,29 @@ def test_audit_in_pages_both_ways_and_by_endpoint(store: RedisControlStore) -> N
     assert store.audit_entry(5).after == {"id": "t1"}
     for before, after in itertools.pairwise(store.audit("ranker")):
         assert after.before["endpoint"] == before.after["endpoint"]
+
+
+def test_sums_are_stored_with_a_change_and_by_themselves(store: RedisControlStore, tmp_path: Path) -> None:
+    local = SqliteControlStore(tmp_path / "control.db")
+    for each in (store, local):
+        stored = started(each)
+        assert each.sums(stored.id) is None
+        each.put_sums(stored.id, b"\0first")
+        state = apply(SPEC, stored.state, Advance(), 2, 0)
+        endpoint = each.endpoint("ranker")
+        who = Who("controller", "bias", 2)
+        saved = each.save_rollout(stored, state, endpoint, who, "advance", {}, b"\0later", b"\0basis")
+        last = each.audit()[-1].seq
+        assert (each.sums(stored.id), each.audit_basis(last), each.audit_basis(last - 1)) == (
+            b"\0later",
+            b"\0basis",
+            None,
+        )
+        with pytest.raises(StaleVersion):
+            each.save_rollout(stored, state, endpoint, who, "advance", {}, b"\0never", b"\0never")
+        assert each.sums(stored.id) == b"\0later", "all or nothing"
+        assert each.rollouts(active=True) == [saved]
+    local.close()
 
 
 def test_of_two_writers_at_once_both_succeed_or_are_told(server: RedisProcess) -> None:

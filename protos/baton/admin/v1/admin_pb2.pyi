@@ -471,10 +471,12 @@ class ListAuditResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("seq",)
+    __slots__ = ("seq", "rows")
     SEQ_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     seq: int
-    def __init__(self, seq: _Optional[int] = ...) -> None: ...
+    rows: bool
+    def __init__(self, seq: _Optional[int] = ..., rows: bool = ...) -> None: ...
 
 class Figure(_message.Message):
     __slots__ = ("name", "used", "recomputed", "same")
