@@ -28,7 +28,7 @@ _Place = tuple[int, int, int]
 
 
 def delete(root: Path, lanes: Iterable[int], lane: int, rows: Sequence[Row], scrub: bool) -> None:
-    """See `Lanes.delete`. `lanes`: all there are."""
+    """See `Lanes.delete`. `lanes`: those that hold scores or feedback, of whichever predictions."""
     ids = [row.prediction_id for row in rows]
     for other in lanes:
         with _opened(lane_folder(root, other)) as index:
@@ -71,13 +71,11 @@ def drop_empty(folder: Path) -> int:
 
 def _delete_what_belongs(index: Index, ids: Sequence[str], scrub: bool) -> None:
     """Scores and feedback that a lane has of these predictions, which are mostly another lane's."""
-    if index.rows("SELECT 1 FROM scores LIMIT 1"):
-        _delete_scores(index, ids, scrub)
-    if index.rows("SELECT 1 FROM inbox LIMIT 1"):
-        inbox = index.rows_in("SELECT seq FROM inbox WHERE prediction_id IN ({})", ids)
-        if inbox:
-            with index.write(durable=scrub) as db:
-                db.executemany("DELETE FROM inbox WHERE seq = ?", inbox)
+    _delete_scores(index, ids, scrub)
+    inbox = index.rows_in("SELECT seq FROM inbox WHERE prediction_id IN ({})", ids)
+    if inbox:
+        with index.write(durable=scrub) as db:
+            db.executemany("DELETE FROM inbox WHERE seq = ?", inbox)
 
 
 def _delete_scores(index: Index, ids: Sequence[str], scrub: bool) -> None:

@@ -56,6 +56,7 @@ class Lanes:
     def numbers(self) -> list[int]:
         """Lanes that have a folder with an index, ascending."""
         with self._lock:
+            self._check()
             try:
                 changed_ns = self._root.stat().st_mtime_ns
                 if changed_ns != self._listed_ns:
@@ -138,6 +139,7 @@ class Lanes:
 
     def _payload(self, place: Place) -> bytes | None:
         """Payload of a frame. Raises: ValueError: the bytes are no whole frame. Damaged: the file is gone."""
+        self._check()
         path = file_path(lane_folder(self._root, place.lane), place.file)
         try:
             with _reading(path):
@@ -199,7 +201,9 @@ class Lanes:
         Raises:
             NotReady: it may be half done; repeating it finishes it.
         """
-        erase.delete(self._root, self.numbers(), lane, rows, scrub)
+        holds = "SELECT 1 WHERE EXISTS (SELECT 1 FROM scores) OR EXISTS (SELECT 1 FROM inbox)"
+        holding = [number for number in self.numbers() if self._ask(number, holds)]
+        erase.delete(self._root, holding, lane, rows, scrub)
 
     def scrub(self) -> None:
         """Empty the write-ahead logs of all indexes: what was deleted before is overwritten in the indexes themselves.
@@ -238,6 +242,10 @@ class Lanes:
                 self._indexes.popitem()[1].close()
         self._files.close()
 
+    def _check(self) -> None:
+        if self._closed:
+            raise NotReady(f"traffic log {self._root} is closed")
+
     def _has_index(self, lane: int) -> bool:
         return index_path(lane_folder(self._root, lane)).exists()
 
@@ -245,8 +253,7 @@ class Lanes:
     def _index(self, lane: int) -> Iterator[Index | None]:
         """The lane's index, None of a lane that is not there."""
         with self._lock:
-            if self._closed:
-                raise NotReady(f"traffic log {self._root} is closed")
+            self._check()
             index = self._indexes.get(lane)
             if index is None and self._has_index(lane):
                 index = self._indexes[lane] = Index(lane_folder(self._root, lane))

@@ -172,7 +172,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
 def test_a_closed_lane_and_a_closed_reader_say_so(tmp_path: Path) -> None:
     lane, lanes = Lane(tmp_path, 3, SystemClock()), Lanes(tmp_path)
     lane.append(samples(1))
-    lanes.rows(3, 0, 1)
+    (row,) = lanes.rows(3, 0, 1)
     for _ in range(2):
         lane.close()
         lanes.close()
@@ -182,6 +182,8 @@ def test_a_closed_lane_and_a_closed_reader_say_so(tmp_path: Path) -> None:
         lambda: lane.put_scores([ScoresEntry("x", "stable", "b", 1, b"")]),
         lambda: lane.trim(1),
         lambda: lanes.rows(3, 0, 1),
+        lambda: lanes.read(row.place(3)),
+        lanes.numbers,
     ):
         with pytest.raises(NotReady):
             call()
