@@ -15,6 +15,10 @@ from pipeline.traffic.record import RecordHead
 KEY = b"k" * 32
 START_MS = 1_000_000
 
+USER = 0xFEDC_BA98_7654_3210
+"""Routing hash of the user to forget."""
+SECRET = b"candidate-of-one-user-24"
+
 Sample = tuple[RecordHead, bytes]
 
 
@@ -59,3 +63,23 @@ def crash_image(root: Path, image: Path) -> None:
 def files_with(root: Path, needle: bytes) -> list[str]:
     """Files beneath a folder that hold some bytes."""
     return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and needle in p.read_bytes())
+
+
+def planted(count: int, lane: int = 3, seed: int = 0) -> list[Sample]:
+    """Records of which every third is one user's, with the secret in it."""
+    records = samples(count, lane, seed=seed)
+    return [
+        (head._replace(routing_hash=USER), blob[:40] + SECRET + blob[64:]) if i % 3 == 0 else (head, blob)
+        for i, (head, blob) in enumerate(records)
+    ]
+
+
+def forget(lanes: Lanes) -> int:
+    """What the log does for one user; how many predictions were deleted."""
+    deleted = 0
+    for lane in lanes.numbers():
+        while rows := lanes.rows_of_key(lane, USER, 50):
+            lanes.delete(lane, rows, scrub=True)
+            deleted += len(rows)
+    lanes.scrub()
+    return deleted

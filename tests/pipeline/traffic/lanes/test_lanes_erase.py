@@ -8,7 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lane_samples import Sample, all_rows, as_written, content, crash_image, files_with, samples
+from lane_samples import (
+    SECRET,
+    USER,
+    Sample,
+    all_rows,
+    as_written,
+    content,
+    crash_image,
+    files_with,
+    forget,
+    planted,
+    samples,
+)
 
 from pipeline.clock import SystemClock
 from pipeline.errors import NotReady
@@ -18,35 +30,12 @@ from pipeline.traffic.lanes.lane import Lane
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import ScoresEntry
 
-USER = 0xFEDC_BA98_7654_3210
-SECRET = b"candidate-of-one-user-24"
-
 
 @pytest.fixture
 def lanes(tmp_path: Path) -> Iterator[Lanes]:
     found = Lanes(tmp_path)
     yield found
     found.close()
-
-
-def planted(count: int, lane: int = 3, seed: int = 0) -> list[Sample]:
-    """Records of which every third is one user's, with the secret in it."""
-    records = samples(count, lane, seed=seed)
-    return [
-        (head._replace(routing_hash=USER), blob[:40] + SECRET + blob[64:]) if i % 3 == 0 else (head, blob)
-        for i, (head, blob) in enumerate(records)
-    ]
-
-
-def forget(lanes: Lanes) -> int:
-    """What the log does for one user; how many predictions were deleted."""
-    deleted = 0
-    for lane in lanes.numbers():
-        while rows := lanes.rows_of_key(lane, USER, 50):
-            lanes.delete(lane, rows, scrub=True)
-            deleted += len(rows)
-    lanes.scrub()
-    return deleted
 
 
 def test_what_is_forgotten_is_in_no_file(tmp_path: Path, lanes: Lanes) -> None:

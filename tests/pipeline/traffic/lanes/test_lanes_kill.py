@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from lane_samples import content, samples
+from lane_samples import SECRET, USER, all_rows, as_written, content, files_with, forget, planted, samples
 
 from pipeline.clock import SystemClock
 from pipeline.traffic.lanes.lane import Lane
@@ -77,5 +77,43 @@ def test_what_was_told_is_there_once_after_kill_9(tmp_path: Path, seed: int) -> 
     more = samples(5, time_ms=9_000_000)
     lane.append(more)
     assert content(lanes, 3)[-5:] == [(head.prediction_id, blob) for head, blob in more]
+    lane.close()
+    lanes.close()
+
+
+def forget_and_tell(root: Path, out: Connection) -> None:
+    """Forget a user without end, and tell when it begins."""
+    lanes = Lanes(root)
+    while True:
+        out.send(None)
+        forget(lanes)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_forgetting_that_was_killed_is_finished_by_the_next(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    lane, lanes = Lane(tmp_path, 3, SystemClock(), **LIMITS), Lanes(tmp_path)
+    records = planted(6000)
+    batches = [records[start : start + 30] for start in range(0, 6000, 30)]
+    for part in range(4):
+        receive, send = PROCESSES.Pipe(duplex=False)
+        child = PROCESSES.Process(target=forget_and_tell, args=(tmp_path, send))
+        child.start()
+        send.close()
+        receive.recv()
+        for batch in batches[50 * part : 50 * part + rng.randrange(5, 50)]:
+            assert lane.append(batch) == 30
+        child.kill()
+        child.join()
+        receive.close()
+        for batch in batches[50 * part : 50 * part + 50]:
+            lane.append([record for record in batch if record[0].routing_hash != USER])
+        for row in all_rows(lanes, 3):
+            lanes.read(row.place(3))  # whole, or deleted already; never damaged
+    forget(lanes)
+    kept = [record for record in records if record[0].routing_hash != USER]
+    assert content(lanes, 3) == as_written(kept)
+    assert sum(file.predictions for file in lanes.files(3)) == len(kept)
+    assert files_with(tmp_path, SECRET) == []
     lane.close()
     lanes.close()
