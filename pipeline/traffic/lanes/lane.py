@@ -222,8 +222,9 @@ class Lane:
     def _resume(self) -> RecordFile:
         """The last file, without what the index does not know. Bytes that it knows and that power loss took are zeros."""
         files = self._index.rows("SELECT number, begun_ms, end FROM files ORDER BY number")
-        for number in set(file_numbers(self._folder)) - {number for number, _, _ in files}:
-            file_path(self._folder, number).unlink()  # begun, and never committed
+        begun = set(file_numbers(self._folder)) - {number for number, _, _ in files}
+        for path in (*self._folder.glob(".*"), *(file_path(self._folder, number) for number in begun)):
+            path.unlink()  # begun, and never committed
         if not files:
             with self._index.write(durable=False) as db:
                 return self._new_file(db, self._clock.wall_ms())

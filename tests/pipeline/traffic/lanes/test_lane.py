@@ -226,11 +226,12 @@ def test_a_torn_append_is_cut_off(tmp_path: Path) -> None:
     whole = path.stat().st_size
     with path.open("ab") as file:
         file.write(b"BLF1" + bytes(500))
-    (path.parent / "00000002.log").write_bytes(b"begun, and not committed")
+    for name in ("00000002.log", ".0000000000000001-0000000000000004.keys.0123"):
+        (path.parent / name).write_bytes(b"begun, and not committed")
     lanes = Lanes(tmp_path / "b")
     assert content(lanes, 3) == as_written(records[:4])
     lane = Lane(tmp_path / "b", 3, SystemClock())
-    assert sorted(p.name for p in path.parent.glob("*.log")) == ["00000001.log"]
+    assert {p.name for p in path.parent.iterdir() if not p.name.startswith("index.db")} == {"lane.lock", "00000001.log"}
     assert path.stat().st_size == whole
     lane.append(records)
     assert content(lanes, 3) == as_written(records)
@@ -320,6 +321,28 @@ def test_a_full_disk_leaves_nothing_and_the_next_append_works(tmp_path: Path, la
     assert content(lanes, 3) == as_written(large[:10])
     assert lane.append(group) == len(group)
     assert content(lanes, 3) == as_written(large[:10] + group)
+    lane.close()
+
+
+def test_feedback_and_deletion_on_a_full_disk_leave_nothing(tmp_path: Path, lanes: Lanes) -> None:
+    lane = Lane(tmp_path, 3, SystemClock())
+    records = samples(10)
+    lane.append(records)
+    rows = all_rows(lanes, 3)
+    with files_up_to((tmp_path / "3" / "index.db-wal").stat().st_size):
+        for call in (
+            lambda: lane.put_feedback([("a", 1, "one")]),
+            lambda: lane.put_scores([ScoresEntry("a", "candidate", "new", 1, b"scores")]),
+            lambda: lanes.delete(3, rows[:5]),
+        ):
+            with pytest.raises(NotReady, match="traffic log"):
+                call()
+    assert content(lanes, 3) == as_written(records)
+    assert (lanes.inbox(3, 0, 10), lanes.scores(3, 0, 10)) == ([], [])
+    lane.put_feedback([("a", 1, "one")])
+    lanes.delete(3, rows[:5])
+    assert content(lanes, 3) == as_written(records[5:])
+    assert len(lanes.inbox(3, 0, 10)) == 1
     lane.close()
 
 
