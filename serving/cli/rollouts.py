@@ -188,16 +188,22 @@ def simulate(
     ] = "good",
     runs: Annotated[int, typer.Option(min=1, help="Simulated rollouts")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the generated traffic")] = 0,
+    horizon: Annotated[int, typer.Option(min=1, help="Blocks after which a run ends")] = 1600,
+    most_blocks: Annotated[
+        int | None, typer.Option(min=0, help="Blocks from which on old ones are merged; 0: as few as windows need")
+    ] = None,
     output: Format = Output.table,
 ) -> None:
     """Try a rollout file's thresholds on generated traffic, without a server.
 
     Example: baton rollout simulate rollout.yaml --scenario biased --runs 1000
     """
+    from serving.rollout.simulate import TrafficOptions
     from serving.rollout.simulate import simulate as run
     from serving.rollout.spec import Rollout
 
-    result = asdict(run(Rollout.load(file), scenario, runs, seed))
+    merged: TrafficOptions = {} if most_blocks is None else {"most_blocks": most_blocks}
+    result = asdict(run(Rollout.load(file), scenario, runs, seed, horizon=horizon, **merged))
     emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
 
 

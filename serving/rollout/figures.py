@@ -14,10 +14,10 @@ import numpy as np
 
 from pipeline.metrics import Sums
 from pipeline.reliability import calibration_error, deciles, score_stability, stability
-from serving.rollout.sums.blocks import BlockTable, Slice
+from serving.rollout.sums.blocks import BlockTable
 from serving.rollout.sums.evidence import Limits, finite
 from serving.rollout.sums.outcome import ARMS, OutcomeSums
-from serving.rollout.sums.selection import Selection
+from serving.rollout.sums.selection import ROWS, Selection
 from serving.rollout.sums.slices import Slices
 from serving.rollout.sums.stay import StaySums
 
@@ -194,10 +194,10 @@ def slice_figures(table: BlockTable, slices: Slices | None, error: float) -> tup
     """Figures of every slice, by field, most rows first."""
     if slices is None:
         return ()
-    total = float(table.select(0).rows.sum())
+    total, all_rows = float(table.select(0).rows.sum()), table.rows(0)
     found = []
     for part in table.slices:
-        chosen = table.select(0, part=part)
+        chosen = table.numbers(table.lines(all_rows, part))
         rows = float(chosen.rows.sum())
         if rows <= 0:
             continue
@@ -220,13 +220,11 @@ def field_stability(table: BlockTable, slices: Slices | None, entered_ms: Sequen
     """Population stability index by field, between the blocks of the first stay and those of the last."""
     if slices is None or len(entered_ms) < 2:
         return {}
-    spans = ((entered_ms[0], entered_ms[1]), (entered_ms[-1], None))
+    spans = table.rows(entered_ms[0], entered_ms[1]), table.rows(entered_ms[-1])
     found: dict[str, float | None] = {}
     for name in slices.fields:
-        mine: list[Slice] = [part for part in table.slices if part[0] == name]
-        before, now = (
-            np.array([float(table.select(start, end, part).rows.sum()) for part in mine]) for start, end in spans
-        )
+        mine = [part for part in table.slices if part[0] == name]
+        before, now = (np.array([float(table.lines(rows, part)[:, ROWS].sum()) for part in mine]) for rows in spans)
         found[name] = finite(stability(before, now))
     return found
 

@@ -1,6 +1,6 @@
 """One look at the labels: the guard that is shown to be breached, the evidence still missing, and the figures seen.
 
-`reconcile` makes one at each look, and `explain` makes it again from the log to explain a verdict.
+`reconcile` makes one at each look, and `explain` makes it again to explain a verdict.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class BlockTable:
         self.aside: dict[int, int] = {}
         self._past: list[tuple[int, int]] = []
         self._free: list[int] = []
-        self._rows = 0
+        self._used = 0
         self._limits = most_blocks, most_rows
 
     @property
@@ -177,11 +178,17 @@ class BlockTable:
 
     def select(self, from_ms: int, until_ms: int | None = None, part: Slice | None = None) -> Selection:
         """Closed blocks that start at `from_ms` or later, of any length, evidence or not; those of a slice."""
+        return self.numbers(self.lines(self.rows(from_ms, until_ms), part))
+
+    def rows(self, from_ms: int, until_ms: int | None = None) -> Array:
+        """Rows of `select`, intp `[t]`, in order."""
         end = self.open if until_ms is None else min(-(-until_ms // self.block_ms), self.open)
-        rows = np.fromiter((row for _, row in self.kinds()), np.intp, self.blocks)
+        held = chain(self.single.values(), self.merged.values(), self.aside.values(), (row for _, row in self._past))
+        rows = np.fromiter(held, np.intp, self.blocks)
         time = self.sums[rows, TIME]
-        rows = rows[(time * self.block_ms >= from_ms) & (time < end)]
-        return self.numbers(self.lines(rows[np.argsort(self.sums[rows, TIME], kind="stable")], part))
+        keep = (time * self.block_ms >= from_ms) & (time < end)
+        found: Array = rows[keep][np.argsort(time[keep], kind="stable")]
+        return found
 
     def lines(self, rows: Array, part: Slice | None) -> I64:
         """Sums of rows, int64 `[t, COLUMNS]`; those of a slice, where it has any."""
@@ -226,7 +233,7 @@ class BlockTable:
         self.quiet, self.doublings = head["quiet"], head["doublings"]
         self.slices = {(field, code): at for at, (field, code) in enumerate(head["slices"])}
         self.sums, self.parts = arrays["blocks"].copy(), arrays["parts"].copy()
-        self._rows = len(self.sums)
+        self._used = len(self.sums)
         for row, kind in enumerate(head["kinds"]):
             block = int(self.sums[row, TIME])
             if kind == "past":
@@ -276,8 +283,8 @@ class BlockTable:
         if self._free:
             row = self._free.pop()
         else:
-            row = self._rows
-            self._rows += 1
+            row = self._used
+            self._used += 1
             if row == len(self.sums):
                 self.sums = np.concatenate([self.sums, np.zeros((max(256, row), COLUMNS), np.int64)])
                 more = np.zeros((max(256, row), *self.parts.shape[1:]), np.int64)

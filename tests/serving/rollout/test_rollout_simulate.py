@@ -56,6 +56,33 @@ def test_scores_that_move_by_a_quarter_are_stepped_back_at_once() -> None:
     assert report.blocks_to_step_back["p95"] <= 3
 
 
+def test_merged_blocks_decide_as_single_ones_do() -> None:
+    outage = simulate(SPEC, "label_outage", runs=3, seed=6, most_blocks=0)
+    assert (outage.promoted, outage.stepped_back) == (1.0, 0.0)
+    assert outage.doublings["p95"] is not None
+    assert outage.doublings["p95"] >= 1
+    at_the_bound = simulate(SPEC, "good", runs=2, seed=8, bias=0.02, most_blocks=0)
+    assert (at_the_bound.promoted, at_the_bound.stepped_back) == (0.0, 0.0)
+    assert at_the_bound.doublings["median"] == 4
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("scenario", "bias", "promoted", "back"),
+    [("good", None, (0.99, 1.0), 0.02), ("good", 0.02, (0.0, 0.025), 0.02), ("biased", None, (0.0, 0.001), 1.0)],
+)
+def test_1000_runs_with_blocks_merged_four_times_keep_the_error_rates(
+    scenario: str, bias: float | None, promoted: tuple[float, float], back: float
+) -> None:
+    report = simulate(SPEC, scenario, runs=1000, seed=15, bias=bias, horizon=1600, most_blocks=0)
+    assert promoted[0] <= report.promoted <= promoted[1]
+    assert report.stepped_back <= back
+    if promoted[1] < 1:
+        assert report.doublings["median"] is not None
+        assert report.doublings["median"] >= 4
+
+
 def test_what_one_look_would_need_is_said() -> None:
     needed = fixed_horizon(SPEC, bias=0.005)
     tighter = fixed_horizon(SPEC, bias=0.018)
