@@ -202,8 +202,10 @@ def simulate(
     from serving.rollout.simulate import simulate as run
     from serving.rollout.spec import Rollout
 
-    merged: TrafficOptions = {} if most_blocks is None else {"most_blocks": most_blocks}
-    result = asdict(run(Rollout.load(file), scenario, runs, seed, horizon=horizon, **merged))
+    traffic: TrafficOptions = {"horizon": horizon}
+    if most_blocks is not None:
+        traffic["most_blocks"] = most_blocks
+    result = asdict(run(Rollout.load(file), scenario, runs, seed, **traffic))
     emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
 
 

@@ -61,6 +61,7 @@ class RolloutAnalysis:
     Attributes:
         seq: place in the labelled log up to which the sums count.
         stays: at steps, the last ones; `begin_phase` adds one, `end_phases` drops the first.
+        whole: False once rows could not be counted: the sums lack them, and have to be read again.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class RolloutAnalysis:
     ) -> None:
         self.endpoint, self.bundle, self.slices = endpoint, bundle, slices
         self.table = BlockTable(block_ms) if table is None else table
-        self.seq = after
+        self.seq, self.whole = after, True
         self.overridden = self.exposed = self.paired = self.not_finite = 0
         self.stays: list[StaySums] = []
         self._error = (1.0 - confidence) / 2.0
@@ -98,6 +99,7 @@ class RolloutAnalysis:
 
     def end_phases(self, count: int) -> None:
         """Drop the sums of the first stays; rows of theirs that come later are in the table alone."""
+        self._flush()
         del self.stays[:count]
 
     def begin_evidence(self, from_ms: int, version: int) -> None:
@@ -108,6 +110,9 @@ class RolloutAnalysis:
     def add(self, entries: Sequence[Labelled], records: Sequence[PredictionRecord] | None = None) -> None:
         """Count entries in the order of the log; those at or before the present place are skipped.
 
+        Rows are collected and counted together, when their block ends or somebody looks: a rollout with few rows a second
+        costs no more for each of them than one with many.
+
         Args:
             records: of the entries, where the caller has unpacked them.
         """
@@ -116,7 +121,6 @@ class RolloutAnalysis:
                 continue
             self.seq = entry.seq
             self._collect(entry, unpack(entry.record) if records is None else records[at])
-        self._flush()
 
     def passed(self, seq: int) -> None:
         """The log up to this place has no other entries of this endpoint than those that were added."""
@@ -124,11 +128,13 @@ class RolloutAnalysis:
 
     def refresh(self) -> BlockTable:
         """The table of blocks, with the AUC differences of all changed blocks computed."""
+        self._flush()
         self._auc.refresh()
         return self.table
 
     def phase_figures(self, at: int) -> PhaseFigures:
         """Figures of stay number `at` of `stays`."""
+        self._flush()
         stay = self.stays[at]
         until = self.stays[at + 1].entered_ms if at + 1 < len(self.stays) else None
         assert self._first is not None
@@ -136,6 +142,7 @@ class RolloutAnalysis:
 
     def snapshot(self) -> RolloutFigures:
         """All figures for display."""
+        self._flush()
         return RolloutFigures(
             seq=self.seq,
             newest_ms=self.table.newest_ms,
@@ -151,6 +158,7 @@ class RolloutAnalysis:
 
     def save(self, identity: Sequence[int] = ()) -> bytes:
         """All sums, packed, for `restore`. `identity`: of what they belong to."""
+        self._flush()
         table_head, arrays = self.table.save()
         stays = self.stays if self._first is None or self._first in self.stays else [self._first, *self.stays]
         saved = [stay.save() for stay in stays]
@@ -276,8 +284,12 @@ class RolloutAnalysis:
     def _flush(self) -> None:
         """Count what was collected."""
         batch, self._batch = self._batch, _Batch()
-        if not batch.rows:
-            return
+        if batch.rows:
+            self.whole, before = False, self.whole
+            self._count(batch)
+            self.whole = before
+
+    def _count(self, batch: _Batch) -> None:
         y, stable, candidate, block, phase, served, sign = batch.arrays()
         losses = (row_logloss(y, stable), row_logloss(y, candidate))
         bins = (_FINE.bin_of(stable), _FINE.bin_of(candidate))

@@ -244,7 +244,7 @@ class RolloutController:
         runner = self._runners.get(stored.id)
         state = stored.state
         identity = _identity(state)
-        if runner is not None and runner.identity == identity:
+        if runner is not None and runner.identity == identity and runner.analysis.whole:
             return runner
         packed = self._store.sums(stored.id)  # another control process has moved it, or this one has just started
         analysis = new_analysis(stored.spec, 0, self._schema)

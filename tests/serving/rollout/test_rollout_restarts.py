@@ -12,6 +12,7 @@ from rollout_world import SPEC, World
 
 from pipeline.traffic.log import Labelled
 from serving.rollout import reader
+from serving.rollout.analysis import RolloutAnalysis
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import AfterFull, SliceGuard
 from serving.rollout.state import Abort, Pause, Phase
@@ -157,23 +158,22 @@ def test_ended_rollouts_are_not_read_for(world: World, counting: Counting) -> No
     assert world.controller.snapshot("ranker").exposed > 0, "who asks is told"
 
 
-def test_rows_that_cannot_be_counted_stop_one_rollout_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("where", ["add", "_count"])
+def test_rows_that_cannot_be_counted_stop_one_rollout_alone_and_are_read_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
-    from serving.rollout.analysis import RolloutAnalysis
-
     others(world, 1)
-    world.controller.start(SPEC, "ada", "try it", version=1)
+    world.controller.start(LONG, "ada", "try it", version=1)
     world.seconds(3)
-    count = RolloutAnalysis.add
 
     def broken(self: RolloutAnalysis, *args: object) -> None:
         raise ValueError("a row of the future")
 
-    monkeypatch.setattr(RolloutAnalysis, "add", broken)
-    world.seconds(1)
-    assert "could not be counted" in caplog.text
-    monkeypatch.setattr(RolloutAnalysis, "add", count)
+    with monkeypatch.context() as patched:
+        patched.setattr(RolloutAnalysis, where, broken)
+        world.seconds(2)
+    assert "a row of the future" in caplog.text
     world.seconds(120, until=Phase.WATCHING)
     sums = world.controller.snapshot("ranker")
-    assert sum(phase.rows for phase in sums.phases) == sums.paired
+    read = world.log.labelled(world.store.rollout("ranker").state.evidence_seq, 10_000)
+    assert sum(phase.rows for phase in sums.phases) == sums.paired == sum(len(entry.indices) for entry in read)
