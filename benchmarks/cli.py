@@ -271,6 +271,40 @@ def traffic(
     _show(traffic.run(seconds, rows, rate, progress=say), output, out)
 
 
+@app.command("log")
+def log(
+    full: Annotated[bool, typer.Option("--full/--quick", help="The sizes of the targets, which take hours")] = False,
+    case: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Of load and of writing")] = None,
+    writers: Annotated[int | None, typer.Option(min=1, help="Processes that write at once")] = None,
+    predictions: Annotated[
+        int | None, typer.Option(min=1024, help="Of the log that is counted and erased from")
+    ] = None,
+    labelled: Annotated[int | None, typer.Option(min=256, help="Behind a restart, and behind a verdict")] = None,
+    keys: Annotated[int | None, typer.Option(min=1, help="Forgotten users")] = None,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """The traffic log and the evidence read from it as both grow, against their targets.
+
+    Example: baton bench log --case log/writers --full
+    """
+    from benchmarks.log.run import run
+    from benchmarks.log.settings import FULL, QUICK
+
+    chosen = FULL if full else QUICK
+    settings = replace(
+        chosen,
+        seconds=seconds or chosen.seconds,
+        writers=writers or chosen.writers,
+        predictions=(predictions // 8, predictions) if predictions else chosen.predictions,
+        restart=labelled or chosen.restart,
+        explain=labelled or chosen.explain,
+        keys=keys or chosen.keys,
+    )
+    _show(run(settings, case or (), progress=say), output, out)
+
+
 @app.command("analysis")
 def analysis(
     total: Annotated[int, typer.Option(min=10_000, help="Labelled rows")] = 10_000_000,

@@ -120,6 +120,38 @@ def test_traffic() -> None:
     assert rows["traffic/rows=20", "labelled"]["value"] > 0
 
 
+def test_log_in_process() -> None:
+    options = ["--keys", "3", "--predictions", "1024", "--labelled", "256"]
+    cases = ["forgotten", "forget", "blocks", "log/restart", "explain"]
+    rows = rows_of(bench("log", *options, *(word for case in cases for word in ("--case", case)), "-o", "json"))
+    assert rows["log/forgotten/keys=3", "append"]["budget"] == 1.5
+    assert rows["log/forget", "growth"]["budget"] == rows["log/stats", "growth"]["budget"] == 0.1
+    assert rows["log/blocks", "pass"]["limit"] == rows["log/blocks/lines=1500", "pass"]["value"]
+    assert 1_000 < rows["log/blocks", "lines after it"]["value"] <= 2_500
+    assert rows["log/restart/labelled=256", "evidence back"]["budget"] == 5.0
+    assert rows["log/explain/labelled=256", "time"]["budget"] == 5.0
+
+
+@pytest.mark.long
+def test_log_with_processes_and_many_rollouts() -> None:
+    cases = ["recording", "writers", "rollouts", "status"]
+    options = ["--seconds", "0.5", *(word for case in cases for word in ("--case", case))]
+    rows = rows_of(bench("log", *options, "-o", "json"))
+    assert rows["log/recording", "throughput"]["budget"] == 0.95
+    at_a_rate = rows["log/writers/writers=2/rate=200", "joined"]
+    assert (at_a_rate["budget"], at_a_rate["limit"] > 50) == (0.95, True)
+    unlimited = rows["log/writers/writers=2/unlimited", "joined"]
+    assert unlimited["value"] == unlimited["limit"]
+    assert rows["log/rollouts", "growth"]["budget"] == 0.1
+    assert rows["log/status", "growth"]["budget"] == 1.1
+
+
+def test_a_case_that_is_not_there_is_refused_with_those_that_are() -> None:
+    result = CliRunner().invoke(app, ["bench", "log", "--case", "joins"])
+    assert result.exit_code == 1
+    assert "there is no case 'joins'; there are recording, writers" in result.output
+
+
 def test_analysis() -> None:
     rows = rows_of(bench("analysis", "--total", "20000", "-o", "json"))
     assert rows["analysis/rows=20000", "blocks"]["value"] >= 15

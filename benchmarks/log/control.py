@@ -1,0 +1,116 @@
+"""`log/rollouts`, `log/blocks`, `log/status`: what a pass of the controller costs as rollouts, blocks and endpoints grow."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.log.controlled import BLOCK_S, Controlled, controlled, rollout
+from benchmarks.log.settings import Settings
+from benchmarks.log.store import exponent
+from benchmarks.log.traffic import config_of
+from benchmarks.report import Progress, Report, median
+from pipeline.errors import BatonError
+from serving.runtime import status
+from serving.runtime.status import LaneArm, LaneStatus, RecentTotals
+from serving.wiring.bundles import open_repository
+from serving.wiring.observe import Observer
+from serving.wiring.state import open_kill_switch
+
+__all__ = ["blocks", "rollouts", "statuses"]
+
+ROWS = 20
+SEGMENTS = [f"f{at}" for at in range(16)]
+LINES_PER_BLOCK = 1 + len(SEGMENTS)
+"""All rows of a block are in one slice of each field."""
+MOST_LINES = 200_000
+PASSES = 7
+ROLLOUTS_AT_MOST, BLOCKS_AT_MOST, STATUS_AT_MOST = 0.1, 2.0, 1.1
+BUCKETS = 40
+"""Latencies of an arm that a status has."""
+
+
+def rollouts(report: Report, settings: Settings, progress: Progress) -> None:
+    """Add `log/rollouts`: processor time per labelled prediction, with few and with many active rollouts."""
+    case, costs = "log/rollouts", []
+    for count in settings.rollouts:
+        progress(f"{case}: {settings.labelled:,} labelled predictions for {count} rollouts")
+        with tempfile.TemporaryDirectory(prefix="baton-bench-log-") as name:
+            specs = [rollout(f"endpoint-{number}", held=True) for number in range(count)]
+            with controlled(Path(name), specs) as world:
+                world.label(settings.labelled, ROWS)
+                started = time.process_time()
+                world.read()
+                costs.append((time.process_time() - started) / settings.labelled)
+                if world.exposed() != settings.labelled * ROWS:
+                    raise BatonError(f"{case}: {world.exposed()} of {settings.labelled * ROWS} labelled rows were read")
+        report.add(f"{case}/active={count}", "processor", 1e6 * costs[-1], "us/prediction")
+    power = exponent(settings.rollouts, (costs[0], costs[1]))
+    report.add(case, "growth", power, "exponent of rollouts", at_most=ROLLOUTS_AT_MOST)
+
+
+def blocks(report: Report, settings: Settings, progress: Progress) -> None:
+    """Add `log/blocks`: a pass over a long table of blocks with 16 sliced fields, and its lines."""
+    case, costs = "log/blocks", []
+    with (
+        tempfile.TemporaryDirectory(prefix="baton-bench-log-") as name,
+        controlled(Path(name), [rollout("ranker", held=True, segments=SEGMENTS)]) as world,
+    ):
+        written = 0
+        for lines in settings.lines:
+            progress(f"{case}: {lines:,} lines")
+            count = lines // LINES_PER_BLOCK - written
+            written += count
+            world.label(count, rows=2, span_s=count * BLOCK_S)
+            world.read()
+            costs.append(median([_pass(world) for _ in range(PASSES)]))
+            report.add(f"{case}/lines={lines}", "pass", 1e3 * costs[-1], "ms")
+        kept = _lines(world)
+    report.add(case, "pass", 1e3 * costs[1], "ms", limit=1e3 * costs[0], at_most=BLOCKS_AT_MOST)
+    report.add(case, "lines after it", kept, "lines", at_most=MOST_LINES)
+
+
+def statuses(report: Report, settings: Settings, progress: Progress) -> None:
+    """Add `log/status`: a pass over rollouts of endpoints on which many lanes report."""
+    case, costs = "log/status", []
+    for count in settings.endpoints:
+        progress(f"{case}: {count} endpoints, {settings.lanes} lanes")
+        with tempfile.TemporaryDirectory(prefix="baton-bench-log-") as name:
+            home = Path(name)
+            config = config_of(home)
+            names = [f"endpoint-{number}" for number in range(count)]
+            with controlled(home, [rollout(endpoint, held=True) for endpoint in names]) as world:
+                config.status.mkdir(parents=True, exist_ok=True)
+                for lane in range(settings.lanes):
+                    status.write(config.status, f"lane-{lane}", _lane(f"lane-{lane}", world.clock.now_ms, names))
+                kill = open_kill_switch(config)
+                kill.prepare()
+                observer = Observer(config.status, open_repository(config), kill, world.clock)
+                world.controller = world.new_controller(observer)
+                world.step()
+                costs.append(median([_pass(world) for _ in range(PASSES)]))
+        report.add(f"{case}/endpoints={count}", "pass", 1e3 * costs[-1], "ms")
+    power = exponent(settings.endpoints, (costs[0], costs[1]))
+    report.add(case, "growth", power, "exponent of endpoints", at_most=STATUS_AT_MOST)
+
+
+def _pass(world: Controlled) -> float:
+    """Processor time of one pass, seconds."""
+    started = time.process_time()
+    world.step()
+    return time.process_time() - started
+
+
+def _lines(world: Controlled) -> int:
+    """Lines in memory; no verb tells them, for they concern nobody but this bench."""
+    return world.controller._runners[world.rollouts[0]].analysis.table.size
+
+
+def _lane(name: str, now_ms: int, endpoints: list[str]) -> LaneStatus:
+    recent = RecentTotals(seconds=60, requests=1000, p99_ms=9.0, counts=dict.fromkeys(range(BUCKETS), 25))
+    arms = {
+        arm: LaneArm(bundle=bundle, version="1", wanted="1", state="READY", requests=1000, recent=recent)
+        for arm, bundle in (("stable", "old"), ("candidate", "new"))
+    }
+    return LaneStatus(process=name, time_ms=now_ms, state="ready", endpoints=dict.fromkeys(endpoints, arms))
