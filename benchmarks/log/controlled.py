@@ -30,7 +30,7 @@ NEVER_POSITIVES = 1_000_000_000
 MOST_PASSES = 2_000
 SAVED_AFTER_MS = 61_000
 """Sums are stored once a minute."""
-Observe = Callable[[StoredRollout, Endpoint], Observed]
+Observe = Callable[[], Callable[[StoredRollout, Endpoint], Observed]]
 
 
 class HandClock:
@@ -95,7 +95,7 @@ class Controlled:
             store.put_endpoint(Endpoint(name=name, stable=stable), Who(AUTHOR, "measured", self.begin_ms))
         self.rollouts = [self.controller.start(spec, AUTHOR, "measured", version=1).id for spec in specs]
 
-    def new_controller(self, observe: Observe = lambda rollout, endpoint: Observed()) -> RolloutController:
+    def new_controller(self, observe: Observe = lambda: lambda rollout, endpoint: Observed()) -> RolloutController:
         """A controller that remembers nothing."""
         return RolloutController(self.store, self.log, self.clock, observe, schema, lambda endpoint, reason: None)
 
