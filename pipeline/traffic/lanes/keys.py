@@ -137,6 +137,7 @@ class Runs:
         order = np.lexsort((pairs[:, 1], pairs[:, 0]))
         path = self._folder / f"{first:016d}-{last:016d}.keys"
         with replacing(path, durable=True) as staging:
+            staging.touch(0o600)
             np.ascontiguousarray(pairs[order].T).tofile(staging)
         return _Run(first, last, path)
 

@@ -9,11 +9,8 @@ import pytest
 from lane_samples import all_rows, samples
 
 from pipeline.clock import SystemClock
-from pipeline.traffic.lanes.index import Index
-from pipeline.traffic.lanes.keys import Runs
 from pipeline.traffic.lanes.lane import Lane
 from pipeline.traffic.lanes.lanes import Lanes
-from pipeline.traffic.lanes.rows import signed
 
 RUN_ROWS = 4
 HASHES = [0, 1, 2, 1 << 63, (1 << 63) - 1, (1 << 64) - 1]
@@ -35,20 +32,18 @@ def check(lanes: Lanes) -> None:
 def test_every_row_of_a_key_is_found(tmp_path: Path) -> None:
     rng = random.Random(1)
     lane, lanes = Lane(tmp_path, 3, SystemClock(), run_rows=RUN_ROWS), Lanes(tmp_path)
-    index, runs = Index(tmp_path / "3"), Runs(tmp_path / "3", 4)
     for turn in range(60):
         new = [(head._replace(routing_hash=rng.choice(HASHES)), blob) for head, blob in samples(rng.randrange(1, 15))]
         lane.append(new)
         check(lanes)
         if turn % 3:
-            runs.extend(index)
+            lane.keep()
             check(lanes)
         if turn % 10 == 9:
             rows = all_rows(lanes, 3)
             lanes.delete(3, rows[: len(rows) // 3])
             lanes.delete(3, rng.sample(all_rows(lanes, 3), 5))
             check(lanes)
-    index.close()
     lane.close()
     lanes.close()
 
@@ -58,23 +53,21 @@ def test_runs_of_one_length_become_one_and_those_of_deleted_rows_go(tmp_path: Pa
     lane.append(
         [(head._replace(routing_hash=HASHES[i % 6]), blob) for i, (head, blob) in enumerate(samples(4 * 75 + 3))]
     )
-    index, runs = Index(tmp_path / "3"), Runs(tmp_path / "3", 4)
-    runs.extend(index)
+    lane.keep()
     assert runs_of(tmp_path / "3") == [(1, 256), (257, 288), (289, 292), (293, 296), (297, 300)]
     check(lanes)
     rows = all_rows(lanes, 3)
     lanes.delete(3, rows[:290])
-    runs.extend(index)
+    lane.keep()
     assert runs_of(tmp_path / "3") == [(289, 292), (293, 296), (297, 300)]
     check(lanes)
     lanes.delete(3, rows[290:])
-    runs.extend(index)
+    lane.keep()
     assert runs_of(tmp_path / "3") == [(297, 300)]
     lane.append([(head._replace(routing_hash=1), blob) for head, blob in samples(9, seed=1)])
-    runs.extend(index)
+    lane.keep()
     assert runs_of(tmp_path / "3") == [(301, 304), (305, 308), (309, 312)]
     check(lanes)
-    index.close()
     lane.close()
     lanes.close()
 
@@ -83,14 +76,12 @@ def test_runs_of_one_length_become_one_and_those_of_deleted_rows_go(tmp_path: Pa
 def test_a_run_that_is_lost_is_made_again(tmp_path: Path, lost: int) -> None:
     lane, lanes = Lane(tmp_path, 3, SystemClock(), run_rows=RUN_ROWS), Lanes(tmp_path)
     lane.append([(head._replace(routing_hash=HASHES[i % 6]), blob) for i, (head, blob) in enumerate(samples(13))])
-    index, runs = Index(tmp_path / "3"), Runs(tmp_path / "3", 4)
-    runs.extend(index)
+    lane.keep()
     first = runs_of(tmp_path / "3")[lost][0]
     next((tmp_path / "3").glob(f"{first:016d}-*.keys")).unlink()
     check(lanes)
-    runs.extend(index)
+    lane.keep()
     check(lanes)
-    index.close()
     lane.close()
     lanes.close()
 
@@ -99,26 +90,16 @@ def test_parts_of_a_longer_run_that_a_crash_left_change_nothing(tmp_path: Path) 
     lane, lanes = Lane(tmp_path, 3, SystemClock(), run_rows=RUN_ROWS), Lanes(tmp_path)
     records = [(head._replace(routing_hash=HASHES[i % 6]), blob) for i, (head, blob) in enumerate(samples(40))]
     lane.append(records[:16])
-    index, runs = Index(tmp_path / "3"), Runs(tmp_path / "3", 4)
-    runs.extend(index)
+    lane.keep()
     parts = {path: path.read_bytes() for path in (tmp_path / "3").glob("*.keys")}
     lane.append(records[16:])
-    runs.extend(index)
+    lane.keep()
     assert runs_of(tmp_path / "3")[0] == (1, 32)
     for path, content in parts.items():
         path.write_bytes(content)
     check(lanes)
-    runs.extend(index)
+    lane.keep()
     assert runs_of(tmp_path / "3") == [(1, 32), (33, 36), (37, 40)]
     check(lanes)
-    index.close()
     lane.close()
     lanes.close()
-
-
-def test_the_lane_makes_runs_itself(tmp_path: Path) -> None:
-    lane = Lane(tmp_path, 3, SystemClock(), run_rows=RUN_ROWS)
-    lane.append([(head._replace(routing_hash=signed(5)), blob) for head, blob in samples(9)])
-    lane.keep()
-    assert runs_of(tmp_path / "3") == [(1, 4), (5, 8)]
-    lane.close()
