@@ -36,7 +36,7 @@ from serving.rollout.sums.auc import BLOCK_BINS, BlockAuc
 from serving.rollout.sums.blocks import MAX_BLOCKS, MAX_TABLE_ROWS, PART, BlockTable
 from serving.rollout.sums.outcome import count_outcome
 from serving.rollout.sums.packed import pack_sums, unpack_sums
-from serving.rollout.sums.scale import NAT_UNITS, UNITS, checked, fixed
+from serving.rollout.sums.scale import NAT_UNITS, SQUARE_UNITS, UNITS, checked, fixed
 from serving.rollout.sums.slices import Slices
 from serving.rollout.sums.stay import StaySums
 
@@ -244,12 +244,14 @@ class RolloutAnalysis:
             return
         self.paired += rows
         line[selection.REQUESTS] += first
+        again = ~fresh
+        change = float(entry.labels.sum(dtype=np.float64)) - float(entry.previous[again].sum(dtype=np.float64))
+        line[selection.REQUEST_SQUARES] += int(fixed(change * change, SQUARE_UNITS))
         line[selection.VERSION] = min(line[selection.VERSION], version)
         mark = (block, phase, record.arm == "candidate")
         parts = {} if self.slices is None else self.slices.of(record.features, entry.indices)
         self._batch.append(entry.labels, stable, candidate, parts, *mark, 1)
         if rows < len(fresh):
-            again = ~fresh
             kept = {name: codes if len(codes) == 1 else codes[again] for name, codes in parts.items()}
             self._batch.append(entry.previous[again], stable[again], candidate[again], kept, *mark, -1)
         if self._batch.rows >= _BATCH_ROWS:

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.arrays import F64, I64, Array, Mask
 from serving.rollout.sums.outcome import OutcomeSums
-from serving.rollout.sums.scale import AUC_UNITS, NAT_UNITS, UNITS, checked, fixed
+from serving.rollout.sums.scale import AUC_UNITS, NAT_UNITS, SQUARE_UNITS, UNITS, checked, fixed
 from serving.rollout.sums.selection import (
     AUC_BLOCKS,
     AUC_DELTA,
@@ -31,6 +31,7 @@ from serving.rollout.sums.selection import (
     EXTRA,
     LAST,
     LOSS_DELTA,
+    REQUEST_SQUARES,
     ROWS,
     SERVED,
     SERVED_CLICKS,
@@ -60,6 +61,7 @@ PART = [ROWS, CLICKS, STABLE, CANDIDATE, LOSS_DELTA, EXTRA]
 _FACTORS = np.ones(COLUMNS)
 _FACTORS[[CLICKS, STABLE, CANDIDATE, SERVED_CLICKS, SERVED, SQUARES]] = 1.0 / UNITS
 _FACTORS[LOSS_DELTA] = 1.0 / NAT_UNITS
+_FACTORS[REQUEST_SQUARES] = 1.0 / SQUARE_UNITS
 _FACTORS[AUC_DELTA] = 1.0 / AUC_UNITS
 
 

@@ -12,10 +12,12 @@ import numpy.typing as npt
 from pipeline.arrays import I64, Array
 from pipeline.errors import InvalidInput
 
-__all__ = ["AUC_UNITS", "MOST_UNITS", "NAT_UNITS", "UNITS", "checked", "fixed"]
+__all__ = ["AUC_UNITS", "MOST_UNITS", "NAT_UNITS", "SQUARE_UNITS", "UNITS", "checked", "fixed"]
 
 UNITS = 1 << 30
 """Of a probability or a label."""
+SQUARE_UNITS = 1 << 16
+"""Of the square of a request's clicks, which may be millions."""
 NAT_UNITS = 1 << 26
 """Of LogLoss, whose rows are at most 17 nats."""
 AUC_UNITS = 1 << 40

@@ -16,9 +16,9 @@ __all__ = ["Selection"]
 
 (
     TIME, LAST, VERSION, EXTRA, ROWS, CLICKS, STABLE, CANDIDATE, LOSS_DELTA, AUC_DELTA, AUC_BLOCKS,
-    SERVED_ROWS, SERVED_CLICKS, SERVED, EXPOSED, REQUESTS, SQUARES,
-) = range(17)  # fmt: skip
-COLUMNS = 17
+    SERVED_ROWS, SERVED_CLICKS, SERVED, EXPOSED, REQUESTS, SQUARES, REQUEST_SQUARES,
+) = range(18)  # fmt: skip
+COLUMNS = 18
 SILENT_CLICKS = 20.0
 """A run of blocks without one click where stable expected this many is an outage of labels, not a measurement."""
 
@@ -34,7 +34,8 @@ class Selection:
     `stable`, `candidate` sums of the arms' scores over them; `loss_delta` sum of the candidate's LogLoss minus stable's;
     `auc_delta` difference of AUC, summed over the `auc_blocks` that have both classes; `served_rows`, `served_clicks`,
     `served` rows that the candidate answered, clicks and its scores on them; `exposed` exposed rows, paired or not;
-    `requests` with paired rows; `squares` of the clicks of rows.
+    `requests` with paired rows; `squares` of the clicks of rows, `request_squares` of those of requests (of a revision, of
+    the change that it makes).
     """
 
     def __init__(self, lines: F64) -> None:
@@ -55,6 +56,7 @@ class Selection:
     exposed: F64 = _column(EXPOSED)  # type: ignore[assignment]
     requests: F64 = _column(REQUESTS)  # type: ignore[assignment]
     squares: F64 = _column(SQUARES)  # type: ignore[assignment]
+    request_squares: F64 = _column(REQUEST_SQUARES)  # type: ignore[assignment]
 
     @property
     def blocks(self) -> int:
