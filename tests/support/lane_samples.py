@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.traffic.lanes.lanes import Lanes
@@ -57,7 +58,12 @@ def as_written(records: Sequence[Sample]) -> list[tuple[str, bytes | None]]:
 def crash_image(root: Path, image: Path) -> None:
     """Copy what a machine's disk would show if all processes were killed now. SQLite's shared memory dies with them."""
     shutil.rmtree(image, ignore_errors=True)
-    shutil.copytree(root, image, ignore=shutil.ignore_patterns("*-shm"))
+    shutil.copytree(root, image, ignore=shutil.ignore_patterns("*-shm"), copy_function=_copy)
+
+
+def _copy(source: str, target: str) -> None:
+    with suppress(FileNotFoundError):  # a lane's keeper has replaced it meanwhile
+        shutil.copyfile(source, target)
 
 
 def files_with(root: Path, needle: bytes) -> list[str]:
