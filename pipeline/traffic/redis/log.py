@@ -34,7 +34,7 @@ from pipeline.traffic.log import (
     TrafficStats,
 )
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.record import PredictionRecord, finder, lazy_finder, made_by, read_head, unpack
+from pipeline.traffic.record import RecordHead, lazy_finder, made_by, read_head
 from pipeline.traffic.redis.prediction import FIELDS, Stored, frames, key_of, other_scores, parked_frame, seq_of
 from pipeline.traffic.redis.retention import forget, retain
 from pipeline.traffic.redis.scripts import FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE, TIMES
@@ -106,18 +106,18 @@ class RedisTrafficLog:
             InvalidInput: one of them is not a record; none is written.
         """
         now_ms = self.now_ms()
-        unpacked = [(unpack(blob), blob) for blob in (made_by(blob, now_ms) for blob in records)]
-        for start in range(0, len(unpacked), _CHUNK_PREDICTIONS):
-            left: dict[str, tuple[PredictionRecord, bytes]] = {}
-            for record, blob in unpacked[start : start + _CHUNK_PREDICTIONS]:
+        read = [(read_head(blob), blob) for blob in (made_by(blob, now_ms) for blob in records)]
+        for start in range(0, len(read), _CHUNK_PREDICTIONS):
+            left: dict[str, tuple[RecordHead, bytes]] = {}
+            for record, blob in read[start : start + _CHUNK_PREDICTIONS]:
                 left.setdefault(record.prediction_id, (record, blob))
             for _ in range(_TRIES):
                 stored = self._load(left)
                 arguments: list[object] = []
                 for prediction_id, (record, blob) in left.items():
                     before = stored[prediction_id]
-                    n, ms = record.features.n, record.time_ms
-                    state, changes, refused, find = LabelState.fold(n), [], 0, finder(record)
+                    n, ms = record.n, record.time_ms
+                    state, changes, refused, find = LabelState.fold(n), [], 0, _finder(blob)
                     for received_ms, entry in before.waiting():
                         # Feedback that came before its prediction counts as of when it came.
                         change, reply = accept(state, entry, ms, received_ms, find)
@@ -405,6 +405,11 @@ class RedisTrafficLog:
         return NotReady(
             f"traffic log {self._server.url}: others changed the same predictions {_TRIES} times; try again"
         )
+
+
+def _finder(blob: bytes) -> Callable[[int], int | None]:
+    """From a hashed candidate id to its row; the record is unpacked where feedback waits that names one."""
+    return lazy_finder(lambda: blob)
 
 
 def _labelled(seq: int, prediction_id: str, fields: Mapping[bytes, bytes], stored: Mapping[bytes, bytes]) -> Labelled:
