@@ -62,11 +62,13 @@ def write_old(path: Path, new: Path, lane: int, window_ms: int, file_format: int
             ("parked", "seq, prediction_id, received_ms, entry"),
             ("late", "prediction, due_ms"),
             ("labelled", "seq, prediction, revision, time_ms, written_ms, mature"),
-            ("positions", "reader, seq"),
         ):
             rows = db.execute(f"SELECT {columns} FROM {table}").fetchall()
             marks = ", ".join("?" * (columns.count(",") + 1))
             old.executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)
+        for reader in (new / "readers").glob("reader-*"):
+            values = (reader.name.removeprefix("reader-"), int(reader.read_text()))
+            old.execute("INSERT INTO positions VALUES (?, ?)", values)
         counters = dict(db.execute("SELECT name, value FROM counters"))
         ((closed,),) = db.execute("SELECT closed FROM lanes WHERE lane = ?", (lane,)).fetchall()
         old.execute("INSERT INTO watermark VALUES (1, ?, ?)", (closed, counters.get("watermark_ms", 0)))

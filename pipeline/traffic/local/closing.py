@@ -15,10 +15,10 @@ from pipeline.traffic.join import set_right
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import Row
 from pipeline.traffic.local.ceilings import Ceilings, lower
-from pipeline.traffic.local.counters import count, set_count, total
 from pipeline.traffic.local.forgotten import any_forgotten, is_forgotten
 from pipeline.traffic.local.known import Key
 from pipeline.traffic.local.labelling import Due, write_rows
+from pipeline.traffic.local.stats import count, set_count, total
 
 __all__ = ["Closing", "Done"]
 

@@ -13,29 +13,34 @@ from collections.abc import Sequence
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import FileRow, Row
 from pipeline.traffic.local.ceilings import drop
-from pipeline.traffic.local.counters import count
 from pipeline.traffic.local.file import LabelsFile
 from pipeline.traffic.local.forgotten import expire, remember
-from pipeline.traffic.local.stats import used_bytes
+from pipeline.traffic.local.readers import Readers
+from pipeline.traffic.local.stats import count, used_bytes
 from pipeline.traffic.log import Retained
 from pipeline.traffic.prediction import smallest_id
 
 __all__ = ["Deletion"]
 
 _CHUNK_PREDICTIONS = 256
+_ALL_ENTRIES = (1 << 63) - 1
 
 
 class Deletion:
     """Deletes predictions of all lanes."""
 
-    def __init__(self, file: LabelsFile, lanes: Lanes) -> None:
+    def __init__(self, file: LabelsFile, lanes: Lanes, readers: Readers) -> None:
         self._file = file
+        self._readers = readers
         self._lanes = lanes
 
     def retain(self, before_ms: int, protect_seq: int | None, max_bytes: int | None) -> Retained:
         """Delete closed predictions made before `before_ms` whose labelled entries all have seq <= `protect_seq`; then,
         oldest first, whole files of such predictions until all files hold at most `max_bytes`."""
         cut = smallest_id(before_ms)
+        if protect_seq is None:
+            slowest = self._readers.slowest()
+            protect_seq = _ALL_ENTRIES if slowest is None else slowest
         done = Retained()
         for lane in self._lanes.numbers():
             after = ""
@@ -94,7 +99,7 @@ class Deletion:
         with self._file.write(durable=False) as db:
             db.executemany("DELETE FROM doomed WHERE lane = ? AND prediction = ?", [(lane, seq) for seq in seqs])
 
-    def _remove(self, lane: int, rows: Sequence[Row], protect_seq: int | None) -> Retained:
+    def _remove(self, lane: int, rows: Sequence[Row], protect_seq: int) -> Retained:
         """Delete those of a few predictions that nobody needs any more; the others are counted."""
         with self._file.write(durable=False) as db:
             free, kept = _split(db, lane, rows, protect_seq)
@@ -120,7 +125,7 @@ class Deletion:
         self._lanes.drop_scores(cut)
         return Retained(parked=parked)
 
-    def _shrink(self, protect_seq: int | None, max_bytes: int) -> Retained:
+    def _shrink(self, protect_seq: int, max_bytes: int) -> Retained:
         """Delete the oldest record files whose predictions nobody needs any more until the rest is small enough."""
         done = Retained()
         held: set[int] = set()
@@ -147,7 +152,7 @@ class Deletion:
     def _filled(self, lane: int) -> list[FileRow]:
         return [file for file in self._lanes.files(lane) if file.predictions]
 
-    def _remove_file(self, lane: int, protect_seq: int | None) -> Retained | None:
+    def _remove_file(self, lane: int, protect_seq: int) -> Retained | None:
         """Delete all predictions of a lane's oldest file; None, and nothing is deleted, where one of them is needed."""
         number = self._filled(lane)[0].number
         rows: list[Row] = []
@@ -179,28 +184,19 @@ def _closed(db: sqlite3.Connection, lane: int) -> int:
     return int(found[0]) if found else 0
 
 
-def _split(
-    db: sqlite3.Connection, lane: int, rows: Sequence[Row], protect_seq: int | None
-) -> tuple[list[Row], Retained]:
+def _split(db: sqlite3.Connection, lane: int, rows: Sequence[Row], protect_seq: int) -> tuple[list[Row], Retained]:
     """Predictions that nobody needs any more, and how many of the others wait for a reader and for the join."""
     closed = _closed(db, lane)
-    protect = _slowest(db) if protect_seq is None else protect_seq
     joined = [row for row in rows if row.seq <= closed]
     unread = {
         row.seq
         for row in joined
         if db.execute(
-            "SELECT 1 FROM labelled WHERE lane = ? AND prediction = ? AND seq > ?", (lane, row.seq, protect)
+            "SELECT 1 FROM labelled WHERE lane = ? AND prediction = ? AND seq > ?", (lane, row.seq, protect_seq)
         ).fetchone()
     }
     free = [row for row in joined if row.seq not in unread]
     return free, Retained(unread=len(unread), unjoined=len(rows) - len(joined))
-
-
-def _slowest(db: sqlite3.Connection) -> int:
-    """Position of the slowest reader; beyond all entries if no reader ever committed one."""
-    place = db.execute("SELECT min(seq) FROM positions").fetchone()[0]
-    return (1 << 62) if place is None else int(place)
 
 
 def _delete_labels(db: sqlite3.Connection, lane: int, rows: Sequence[Row]) -> tuple[int, int]:

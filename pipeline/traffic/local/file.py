@@ -1,7 +1,7 @@
 """Database of labels (`labels.db`): its tables, opening, and transactions.
 
 It holds what became of the predictions in the lanes' folders (`pipeline.traffic.lanes`): feedback applied, rows labelled,
-positions of readers, keys forgotten, totals. It knows the tables, and not the meaning of their rows; that is in the other
+keys forgotten, totals. It knows the tables, and not the meaning of their rows; that is in the other
 files of this folder. The process that joins writes it; others write a row now and then, and read it at any time: with
 write-ahead logging readers continue while one writes.
 """
@@ -88,7 +88,6 @@ CREATE TABLE damaged (lane INTEGER NOT NULL, file INTEGER NOT NULL, offset INTEG
     PRIMARY KEY (lane, file, offset)) WITHOUT ROWID;
 CREATE TABLE doomed (lane INTEGER NOT NULL, prediction INTEGER NOT NULL, PRIMARY KEY (lane, prediction)) WITHOUT ROWID;
 CREATE TABLE forgotten (routing_hash INTEGER PRIMARY KEY, until_ms INTEGER NOT NULL);
-CREATE TABLE positions (reader TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """ + "".join(
     f"""INSERT INTO counters VALUES ('{table}', 0);

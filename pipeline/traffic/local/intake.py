@@ -15,10 +15,10 @@ from pipeline.traffic.join import closes_at
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import Row
 from pipeline.traffic.local.ceilings import Ceilings
-from pipeline.traffic.local.counters import count, total
 from pipeline.traffic.local.file import LabelsFile
 from pipeline.traffic.local.inbox import Pending, in_turn
 from pipeline.traffic.local.known import Key, Said, Written, candidates_of, is_parked, parked_for, states_of
+from pipeline.traffic.local.stats import count, total
 from pipeline.traffic.log import INVALID
 
 __all__ = ["Intake"]

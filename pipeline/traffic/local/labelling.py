@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from pipeline.traffic.join import MatureRows, mature_rows, written_labels
 from pipeline.traffic.lanes.rows import Row
-from pipeline.traffic.local.counters import count
 from pipeline.traffic.local.known import Key, by_prediction, states_of
+from pipeline.traffic.local.stats import count
 
 __all__ = ["Due", "write_rows"]
 

@@ -28,6 +28,7 @@ from pipeline.traffic.local.inbox import Pending, pack_entry
 from pipeline.traffic.local.intake import Intake
 from pipeline.traffic.local.known import known_of
 from pipeline.traffic.local.reader import Reader
+from pipeline.traffic.local.readers import Readers
 from pipeline.traffic.local.stats import read_stats
 from pipeline.traffic.local.upgrade import upgrade
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Labelled, Retained, Scores, TrafficStats
@@ -83,15 +84,16 @@ class LocalTrafficLog:
         self._trimmed = 0
         self._closed = False
         self._file = LabelsFile(path / "labels.db")
+        self._readers = Readers(path / "readers")
         try:
-            upgrade(path.with_suffix(".db"), self._file, self._root)
+            upgrade(path.with_suffix(".db"), self._file, self._root, self._readers)
         except BaseException:
             self._file.close()
             raise
         self._lanes = Lanes(self._root)
         self._reader = Reader(self._file, self._lanes)
         self._intake = Intake(self._file, self._lanes, attribution_window_ms)
-        self._deletion = Deletion(self._file, self._lanes)
+        self._deletion = Deletion(self._file, self._lanes, self._readers)
 
     @property
     def window_ms(self) -> int:
@@ -210,17 +212,11 @@ class LocalTrafficLog:
 
     def commit_position(self, reader: str, seq: int) -> None:
         """Store the position of `reader`; see `TrafficLog`."""
-        with self._file.write(durable=False) as db:
-            db.execute(
-                "INSERT INTO positions VALUES (?, ?) ON CONFLICT (reader) DO UPDATE SET seq = max(seq, excluded.seq)",
-                (reader, seq),
-            )
+        self._readers.commit(reader, seq)
 
     def position(self, reader: str) -> int:
         """Position of a reader, 0 if it never committed one."""
-        with self._file.read() as db:
-            row = db.execute("SELECT seq FROM positions WHERE reader = ?", (reader,)).fetchone()
-        return int(row[0]) if row else 0
+        return self._readers.position(reader)
 
     def stats(self, now_ms: int) -> TrafficStats:
         """Totals, and the state of the join, once what the lanes wrote is taken in."""

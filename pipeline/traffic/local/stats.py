@@ -1,4 +1,4 @@
-"""Figures of the traffic log of one machine: totals and places, all looked up."""
+"""Figures of the traffic log of one machine: totals that each write keeps in its own transaction, and places to look up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,26 @@ from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.local.ceilings import Ceilings
 from pipeline.traffic.log import TrafficStats
 
-__all__ = ["read_stats", "used_bytes"]
+__all__ = ["count", "read_stats", "set_count", "total", "used_bytes"]
+
+
+def count(db: sqlite3.Connection, **added: int) -> None:
+    """Add to totals, in the caller's transaction."""
+    db.executemany(
+        "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+        [(name, value) for name, value in added.items() if value],
+    )
+
+
+def set_count(db: sqlite3.Connection, name: str, value: int) -> None:
+    """Set a figure, in the caller's transaction."""
+    db.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (name, value))
+
+
+def total(db: sqlite3.Connection, name: str) -> int:
+    """One total, 0 if nothing was ever added."""
+    row = db.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+    return int(row[0]) if row else 0
 
 
 def read_stats(db: sqlite3.Connection, lanes: Lanes, now_ms: int) -> TrafficStats:
@@ -22,24 +41,24 @@ def read_stats(db: sqlite3.Connection, lanes: Lanes, now_ms: int) -> TrafficStat
     oldest_ms = min((ceilings.time_of(lane, row) for lane, row in heads), default=now_ms)
     last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'labelled'").fetchone()
 
-    def total(name: str) -> int:
+    def kept(name: str) -> int:
         return int(totals.get(name, 0))
 
     return TrafficStats(
-        predictions=total("predictions") + written,
-        feedback=total("feedback"),
-        labelled_entries=total("labelled_entries"),
-        labelled_rows=total("labelled_rows"),
-        parked_refused=total("parked_refused"),
-        parked_expired=total("parked_expired"),
-        open_predictions=max(0, written - total("closed")),
-        parked=total("parked"),
-        late=total("late"),
-        watermark_ms=total("watermark_ms"),
+        predictions=kept("predictions") + written,
+        feedback=kept("feedback"),
+        labelled_entries=kept("labelled_entries"),
+        labelled_rows=kept("labelled_rows"),
+        parked_refused=kept("parked_refused"),
+        parked_expired=kept("parked_expired"),
+        open_predictions=max(0, written - kept("closed")),
+        parked=kept("parked"),
+        late=kept("late"),
+        watermark_ms=kept("watermark_ms"),
         oldest_open_ms=max(0, now_ms - oldest_ms),
         last_seq=int(last[0]) if last else 0,
         bytes=lanes.bytes() + used_bytes(db),
-        damaged=total("damaged"),
+        damaged=kept("damaged"),
     )
 
 

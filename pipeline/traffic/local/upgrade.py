@@ -22,8 +22,9 @@ from pipeline.errors import InvalidInput, NotReady
 from pipeline.traffic.lanes.lane import Lane
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import Row, ScoresEntry
-from pipeline.traffic.local.counters import count, set_count, total
 from pipeline.traffic.local.file import LabelsFile
+from pipeline.traffic.local.readers import Readers
+from pipeline.traffic.local.stats import count, set_count, total
 from pipeline.traffic.record import RecordHead, read_head
 
 __all__ = ["upgrade"]
@@ -37,12 +38,12 @@ _COUNTERS = ("feedback", "labelled_entries", "labelled_rows", "parked_refused", 
 log = logging.getLogger(__name__)
 
 
-def upgrade(old: Path, file: LabelsFile, root: Path) -> None:
+def upgrade(old: Path, file: LabelsFile, root: Path, readers: Readers) -> None:
     """Bring over the log of version 0.1 if there is one, and remove it.
 
     Args:
         old: its database.
-        file: of the labels; root: folder of the lanes.
+        file: of the labels; root: folder of the lanes; readers: their positions.
 
     Raises:
         InvalidInput: it is something else, or the new log has predictions of its own already.
@@ -57,7 +58,7 @@ def upgrade(old: Path, file: LabelsFile, root: Path) -> None:
             lasts = dict(db.execute("SELECT name, seq FROM sqlite_sequence"))
             names = {"upgrade_predictions": lasts.get("predictions", 0), "upgrade_labelled": lasts.get("labelled", 0)}
             if not _is_done(file, old, names):
-                _Upgrade(db, old, file, root).run(names)
+                _Upgrade(db, old, file, root, readers).run(names)
             with asking(f"traffic log {old}"):
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         for path in (old, *(old.with_name(f"{old.name}-{end}") for end in ("wal", "shm"))):
@@ -75,7 +76,8 @@ class _Old(NamedTuple):
 
 
 class _Upgrade:
-    def __init__(self, db: sqlite3.Connection, old: Path, file: LabelsFile, root: Path) -> None:
+    def __init__(self, db: sqlite3.Connection, old: Path, file: LabelsFile, root: Path, readers: Readers) -> None:
+        self._readers = readers
         self._db = db
         self._old = old
         self._file = file
@@ -163,10 +165,12 @@ class _Upgrade:
 
     def _finish(self, names: dict[str, int]) -> None:
         """Everything that belongs to no prediction. With its commit the old file is not needed any more."""
+        for reader, seq in self._rows("SELECT reader, seq FROM positions"):
+            self._readers.commit(reader, seq)
         totals = dict(self._rows("SELECT name, value FROM counters"))
         tables = {name for (name,) in self._rows("SELECT name FROM sqlite_master")}
         with self._file.write(durable=True) as db:
-            for table in {"parked", "positions", "forgotten"} & tables:  # the first format forgets nobody
+            for table in {"parked", "forgotten"} & tables:  # the first format forgets nobody
                 for values in self._rows(f"SELECT * FROM {table}"):
                     db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
             count(db, **{name: totals.get(name, 0) for name in _COUNTERS})
