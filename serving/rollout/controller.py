@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.clock import Clock
-from pipeline.errors import BatonError, Conflict, NotReady, StaleVersion
+from pipeline.errors import BatonError, Conflict, NotFound, NotReady, StaleVersion
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
 from serving.rollout.analysis import RolloutAnalysis, new_analysis
@@ -131,7 +132,8 @@ class RolloutController:
     def step(self) -> list[tuple[str, Decision]]:
         """One pass over all active rollouts; returns (rollout id, decision) for each."""
         with self._lock:
-            active, endpoints, observed = self._store.rollouts(active=True), self._store.endpoints(), self._observe()
+            active, observed = self._store.rollouts(active=True), self._observe()
+            endpoints = self._endpoints(active)
             self._note_ended(active, endpoints)
             self._read(active)
             done = []
@@ -239,6 +241,18 @@ class RolloutController:
             runner.next_look_ms = who.time_ms
         return saved
 
+    def _endpoints(self, active: Sequence[StoredRollout]) -> Mapping[str, Endpoint]:
+        """All endpoints by name; where one of them cannot be read, those of active rollouts that can."""
+        try:
+            return self._store.endpoints()
+        except NotReady as error:
+            log.error("not all endpoints can be read: %s", error)
+        found: dict[str, Endpoint] = {}
+        for stored in active:
+            with suppress(NotReady, NotFound):
+                found[stored.spec.endpoint] = self._store.endpoint(stored.spec.endpoint)
+        return found
+
     def _runner(self, stored: StoredRollout) -> _Runner:
         """Sums of a rollout: from memory, from the store, or none yet, to be read from the log."""
         runner = self._runners.get(stored.id)
@@ -301,13 +315,13 @@ class RolloutController:
         for stored in active:
             self._long_run(stored)
         now = frozenset(stored.id for stored in active)
-        if self._active is None:
-            found = [self._store.find_rollout(name) for name in endpoints]
-        else:
-            found = [self._store.find_rollout(name) for name in self._active - now]
-        for newest in found:
-            if newest is not None:
-                self._long_run(newest)
+        for name in endpoints if self._active is None else self._active - now:
+            try:
+                newest = self._store.find_rollout(name)
+                if newest is not None:
+                    self._long_run(newest)
+            except NotReady as error:
+                log.error("the long-run effect of %s is not followed: %s", name, error)
         self._active = now
 
     def _follow(

@@ -118,7 +118,8 @@ class RedisControlStore(ControlStore):
 
     def find_rollout(self, name: str) -> StoredRollout | None:
         with asking(f"state {self.url}"):
-            direct = self._read([name])
+            owner: Any = self._client.hget(_ACTIVE, name)
+            direct = self._read([name]) or self._read([] if owner is None else [owner])
         if direct:
             return direct[0]
         of_endpoint = self.rollouts(endpoint=name)

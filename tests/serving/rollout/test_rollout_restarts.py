@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rollout_world import SPEC, World
 
+from pipeline.errors import NotReady
 from pipeline.traffic.log import Labelled
 from serving.rollout import reader
 from serving.rollout.analysis import RolloutAnalysis
@@ -177,3 +178,21 @@ def test_rows_that_cannot_be_counted_stop_one_rollout_alone_and_are_read_again(
     sums = world.controller.snapshot("ranker")
     read = world.log.labelled(world.store.rollout("ranker").state.evidence_seq, 10_000)
     assert sum(phase.rows for phase in sums.phases) == sums.paired == sum(len(entry.indices) for entry in read)
+
+
+def test_an_endpoint_that_cannot_be_read_stops_no_other_rollout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    others(world, 1)
+    world.controller.start(LONG, "ada", "try it", version=1)
+    whole = world.store.endpoint
+
+    def one(name: str) -> Endpoint:
+        if name == "shop0":
+            raise NotReady("shop0 is damaged")
+        return whole(name)
+
+    def every() -> dict[str, Endpoint]:
+        raise NotReady("shop0 is damaged")
+
+    monkeypatch.setattr(world.store, "endpoint", one)
+    monkeypatch.setattr(world.store, "endpoints", every)
+    world.seconds(120, until=Phase.WATCHING)
