@@ -28,6 +28,7 @@ BEFORE_MS = 12 * 3_600_000
 """How long ago it all begins: longer than any span, and within the late limit."""
 NEVER_POSITIVES = 1_000_000_000
 MOST_PASSES = 2_000
+SMALL_FIELDS = 4
 SAVED_AFTER_MS = 61_000
 """Sums are stored once a minute."""
 Observe = Callable[[], Callable[[StoredRollout, Endpoint], Observed]]
@@ -99,12 +100,17 @@ class Controlled:
         """A controller that remembers nothing."""
         return RolloutController(self.store, self.log, self.clock, observe, schema, lambda endpoint, reason: None)
 
-    def label(self, count: int, rows: int, span_s: float | None = None) -> None:
-        """Write labelled predictions, evenly over a time that begins at the clock's; the clock stands after it."""
+    def label(self, count: int, rows: int, span_s: float | None = None, *, small: bool = False) -> None:
+        """Write labelled predictions, evenly over a time that begins at the clock's; the clock stands after it.
+
+        Args:
+            small: of few fields, where millions are written and no figure is about fields.
+        """
         span_s = min(SPAN_S, count / len(self.endpoints)) if span_s is None else span_s
         begin, span_ms = self.clock.now_ms, round(1000 * span_s)
         times = [begin + at * span_ms // count for at in range(1, count + 1)]
-        Traffic(self.ids, rows).labelled(self.log, times, self.endpoints)
+        traffic = Traffic(self.ids, rows, SMALL_FIELDS, SMALL_FIELDS // 2) if small else Traffic(self.ids, rows)
+        traffic.labelled(self.log, times, self.endpoints)
         self.clock.now_ms = begin + span_ms + round(1000 * WINDOW_S) + 1
 
     def step(self) -> list[tuple[str, Decision]]:

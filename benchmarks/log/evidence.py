@@ -26,7 +26,7 @@ def restart(report: Report, settings: Settings, progress: Progress) -> None:
         tempfile.TemporaryDirectory(prefix="baton-bench-log-") as name,
         controlled(Path(name), [rollout("ranker", held=True)]) as world,
     ):
-        world.label(count, ROWS)
+        world.label(count, ROWS, small=True)
         world.read()
         before = world.exposed()
         world.clock.now_ms += SAVED_AFTER_MS
@@ -50,7 +50,7 @@ def explain(report: Report, settings: Settings, progress: Progress) -> None:
         tempfile.TemporaryDirectory(prefix="baton-bench-log-") as name,
         controlled(Path(name), [rollout("ranker", held=False)]) as world,
     ):
-        world.label(count, ROWS)
+        world.label(count, ROWS, small=True)
         world.read(lambda decisions: any(decision.event is not None for _, decision in decisions))
         entry = next(entry for entry in world.store.latest_audit("ranker") if entry.actor == ACTOR)
         world.controller = world.new_controller()  # a verdict is explained when its figures are not in memory

@@ -54,7 +54,8 @@ def read_head(blob: bytes) -> RecordHead:
             return version_1.read_head(blob)
         keys, names, end = _keys(blob)
         endpoint, _, prediction_id, _ = blob[names:end].decode().split("\0")
-        return RecordHead(prediction_id, keys[2], endpoint, keys[8], keys[6], ARMS[keys[10]])
+        _, _, time_ms, _, _, _, routing_hash, _, n, _, arm, _, _, _ = keys
+        return RecordHead(prediction_id, time_ms, endpoint, n, routing_hash, ARMS[arm])
     except _WRONG as error:
         raise InvalidInput(f"not a prediction record: {error}") from None
 
@@ -81,14 +82,15 @@ def made_by(blob: bytes, now_ms: int) -> bytes:
 def _keys(blob: bytes | memoryview) -> tuple[_Keys, int, int]:
     """Fields of the head (`layout.HEAD`), and where the names begin and end."""
     keys = layout.HEAD.unpack_from(blob)
-    if keys[0] != layout.MAGIC:
-        raise ValueError(f"it starts with {bytes(keys[0])!r} instead of {layout.MAGIC!r}")
-    names = layout.HEAD.size + layout.ENTRY.size * keys[12]
-    end = names + keys[13]
-    if zlib.crc32(blob[layout.TIME_OFFSET_BYTES : end]) != keys[1]:
+    magic, check, _, _, _, _, _, size, _, _, _, _, blocks, names_size = keys
+    if magic != layout.MAGIC:
+        raise ValueError(f"it starts with {magic!r} instead of {layout.MAGIC!r}")
+    names = layout.HEAD.size + layout.ENTRY.size * blocks
+    end = names + names_size
+    if zlib.crc32(blob[layout.TIME_OFFSET_BYTES : end]) != check:
         raise ValueError("the checksum of its head is another")
-    if keys[7] != len(blob):
-        raise ValueError(f"it has {len(blob)} bytes and should have {keys[7]}")
+    if size != len(blob):
+        raise ValueError(f"it has {len(blob)} bytes and should have {size}")
     return keys, names, end
 
 
@@ -104,28 +106,28 @@ def _unpack(blob: memoryview) -> PredictionRecord:
         raise ValueError("it has no scores")
     keep_fraction, load = _shed(blocks.get(Block.SHED))
     return PredictionRecord(
-        prediction_id,
-        time_ms,
-        endpoint,
-        ARMS[arm],
-        bundle,
-        version,
-        _features(blocks, n),
-        scores,
-        routing_hash,
-        bool(flags & layout.OVERRIDDEN_FLAG),
-        _array(blocks.get(Block.CANDIDATE_IDS), _I8, n),
-        network,
-        stable,
-        candidate,
-        probability,
-        str(blocks.get(Block.REQUEST_ID, b""), "utf-8"),
-        _texts(blocks.get(Block.CANDIDATE_TEXTS), n),
-        tuple(_heads(blocks.get(Block.HEADS), n)),
-        _array(blocks.get(Block.RECALL_SCORES), _F4, n),
-        keep_fraction,
-        load,
-        _mask(blocks.get(Block.CACHED), n),
+        prediction_id=prediction_id,
+        time_ms=time_ms,
+        endpoint=endpoint,
+        arm=ARMS[arm],
+        bundle=bundle,
+        version=version,
+        features=_features(blocks, n),
+        scores=scores,
+        routing_hash=routing_hash,
+        overridden=bool(flags & layout.OVERRIDDEN_FLAG),
+        candidate_ids=_array(blocks.get(Block.CANDIDATE_IDS), _I8, n),
+        network=network,
+        stable_version=stable,
+        candidate_version=candidate,
+        inclusion_probability=probability,
+        request_id=str(blocks.get(Block.REQUEST_ID, b""), "utf-8"),
+        candidate_texts=_texts(blocks.get(Block.CANDIDATE_TEXTS), n),
+        heads=tuple(_heads(blocks.get(Block.HEADS), n)),
+        recall_scores=_array(blocks.get(Block.RECALL_SCORES), _F4, n),
+        keep_fraction=keep_fraction,
+        load=load,
+        cached=_mask(blocks.get(Block.CACHED), n),
     )
 
 
