@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from redis_process import RedisProcess
 from rollout_world import SPEC, World
 
 from pipeline.errors import NotReady
@@ -17,7 +18,8 @@ from serving.rollout.analysis import RolloutAnalysis
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import AfterFull, SliceGuard
 from serving.rollout.state import Abort, Pause, Phase
-from serving.rollout.store import Who
+from serving.rollout.store import ControlStore, Who
+from serving.state.redis.control_store import RedisControlStore
 
 LONG = SPEC.model_copy(update={"after_full": AfterFull(watch=1000.0)})
 SLICED = LONG.model_copy(
@@ -28,13 +30,21 @@ SLICED = LONG.model_copy(
         "analysis": SPEC.analysis.model_copy(update={"segments": ("price",)}),
     }
 )
+DURABLE = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
 NOBODY = Who("ada", "set", 1)
 
 
-def lived(folder: Path, restarts: Sequence[int]) -> tuple[bytes | None, list[tuple[str, str, dict[str, object]]]]:
+def lived(
+    folder: Path, restarts: Sequence[int], store: ControlStore | None = None
+) -> tuple[bytes | None, list[tuple[str, str, dict[str, object]]]]:
     """Sums and verdicts of a rollout that is entered on evidence, turns bad and is paused, through restarts at seconds."""
     folder.mkdir()
     world = World(folder)
+    if store is not None:
+        store.put_endpoint(world.store.endpoint("ranker").model_copy(update={"resource_version": 0}), NOBODY)
+        world.store.close()
+        world.store, world.controller = store, None  # type: ignore[assignment]
+        world.controller = world.new_controller()
     world.controller.start(SLICED, "ada", "try it", version=1)
     for second in range(70):
         if second in restarts:
@@ -50,12 +60,17 @@ def lived(folder: Path, restarts: Sequence[int]) -> tuple[bytes | None, list[tup
     return sums, audit
 
 
+RESTARTS = np.random.default_rng(5).choice(np.arange(1, 70), 12, replace=False).tolist()
+
+
 def test_restarts_at_any_time_change_no_sum_and_no_decision(tmp_path: Path) -> None:
     plain, decided = lived(tmp_path / "plain", ())
     assert plain is not None
     assert {"advance", "step_back", "recover", "pause"} <= {verb for verb, _, _ in decided}
-    at = np.random.default_rng(5).choice(np.arange(1, 70), 12, replace=False).tolist()
-    assert lived(tmp_path / "restarted", at) == (plain, decided)
+    assert lived(tmp_path / "restarted", RESTARTS) == (plain, decided)
+    with RedisProcess(tmp_path / "redis", *DURABLE) as server:
+        shared = lived(tmp_path / "shared", RESTARTS, RedisControlStore(server.address))
+    assert shared == (plain, decided), "and over Redis"
 
 
 class Counting:
