@@ -44,6 +44,10 @@ CREATE TABLE IF NOT EXISTS sums (rollout TEXT PRIMARY KEY, packed BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS audit_basis (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL) STRICT;
 CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS basis_keeps BEFORE UPDATE ON audit_basis
+    BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS basis_stays BEFORE DELETE ON audit_basis
+    BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 """
 
 

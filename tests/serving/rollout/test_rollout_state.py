@@ -222,8 +222,13 @@ def test_a_reader_in_another_connection_sees_that_something_changed(tmp_path: Pa
 
 def test_the_audit_refuses_to_forget(tmp_path: Path) -> None:
     store = SqliteControlStore(tmp_path / "control.db")
-    started(store)
+    stored = started(store)
+    endpoint = store.endpoint("ranker")
+    store.save_rollout(stored, apply(SPEC, stored.state, Pause(), 2, 0), endpoint, WHO, "pause", {}, b"sums", b"basis")
     raw = sqlite3.connect(tmp_path / "control.db")
+    for change in ("DELETE FROM audit_basis", "UPDATE audit_basis SET packed = x'00'"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            raw.execute(change)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         raw.execute("DELETE FROM audit")
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
