@@ -20,6 +20,7 @@ from serving.rollout.state import StepBack, begin
 from serving.rollout.sums import selection
 from serving.rollout.sums.evidence import Verdict, radius
 from serving.rollout.sums.outcome import ARMS, GROUPS, MIXTURE_FRACTION, OutcomeSums, mixture_radius
+from serving.rollout.sums.scale import UNITS
 from serving.rollout.sums.selection import Selection
 
 ERROR = 0.0125
@@ -168,7 +169,7 @@ def test_the_shortcuts_say_what_the_code_says() -> None:
     for key in range(2000):
         sums.add(key * 7919, ARMS[key % 3 == 0], 4, float(rng.poisson(2)))
     found, rates = sums.difference(ERROR), [sums.outcome(arm) / sums.requests(arm) for arm in ARMS]
-    apart = [(sums.sums[:, a, 1] - rates[a] * sums.sums[:, a, 0]) / sums.requests(ARMS[a]) for a in (0, 1)]
+    apart = [(sums.sums[:, a, 1] / UNITS - rates[a] * sums.sums[:, a, 0]) / sums.requests(ARMS[a]) for a in (0, 1)]
     variance = GROUPS / (GROUPS - 1) * float(((apart[1] - apart[0]) ** 2).sum())
     assert found.mean == pytest.approx(rates[1] - rates[0])
     wide = mixture_radius(1 / variance, MIXTURE_FRACTION * sum(rates) / 2, ERROR)
