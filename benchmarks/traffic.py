@@ -25,11 +25,11 @@ from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.features import Features, IdPart
 from pipeline.redis.address import RedisAddress
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Outcome, TrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
 from pipeline.traffic.redis.log import RedisTrafficLog
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
 
 __all__ = ["run"]
@@ -56,7 +56,7 @@ def open_log(path: Path, ids: PredictionIds) -> TrafficLog:
     """Traffic log in the Redis on the socket `path`, or in the SQLite file `path`."""
     if path.suffix == ".sock":
         return RedisTrafficLog(RedisAddress(f"unix://{path}"), ids, WINDOW_MS)
-    return SqliteTrafficLog(path, ids, WINDOW_MS)
+    return LocalTrafficLog(path, ids, WINDOW_MS)
 
 
 def lane(
@@ -130,7 +130,7 @@ def run(
     least = None if rate or rows < 100 else LEAST
     with tempfile.TemporaryDirectory() as home:
         progress(f"traffic: {seconds:.0f} s of predictions with {rows} rows into SQLite")
-        path = Path(home) / "traffic.db"
+        path = Path(home) / "traffic"
         _measure(report, f"traffic/rows={rows}", path, seconds, rows, rate, fields, context_fields, least)
         if not PrivateRedis.installed():
             progress("traffic: redis-server is not installed; nothing is measured over Redis")

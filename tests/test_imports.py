@@ -34,7 +34,6 @@ FOLDERS = {
             "engine",
             "traffic/record",
             "traffic",
-            "traffic/sqlite",
             "traffic/lanes",
             "traffic/local",
             "traffic/redis",

@@ -1,6 +1,6 @@
 """Join of exposed rows and labels: maturity, closing, revisions.
 
-Pure logic on one prediction at a time; it does not know where predictions and changes are stored. The logs in `sqlite` and
+Pure logic on one prediction at a time; it does not know where predictions and changes are stored. The logs in `local` and
 `redis` take the predictions in order and write its results. The rules:
 
 - A row is mature once its attribution window has passed since it was shown, or a label is final. Without a label its

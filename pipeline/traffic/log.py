@@ -1,7 +1,7 @@
 """Interface of the traffic log: predictions in, labels in, labelled rows out.
 
 Lanes write predictions and feedback, the shadow lane writes the other arm's scores, the control process joins, worker
-and analysis read labelled rows. Stores: `pipeline.traffic.sqlite`, `pipeline.traffic.redis`.
+and analysis read labelled rows. Stores: `pipeline.traffic.local`, `pipeline.traffic.redis`.
 """
 
 from __future__ import annotations

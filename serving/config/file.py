@@ -129,7 +129,12 @@ class Config(Section):
         return self.bundles if "://" in self.bundles else ""
 
     @property
-    def traffic_db(self) -> Path:
+    def traffic_folder(self) -> Path:
+        return self.home / "traffic"
+
+    @property
+    def old_traffic_db(self) -> Path:
+        """Traffic log of version 0.1, which the first process of this version brings over."""
         return self.home / "traffic.db"
 
     @property

@@ -101,7 +101,7 @@ class Lane:
         self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)
         self._tracing = open_tracing(config, self._name)
-        self._log = open_traffic_log(config)
+        self._log = open_traffic_log(config, self._index)
         clock = self._clock = self._log_clock = LogClock(self._log, self._clock).start()
         self._hierarchy = open_hierarchy(config, clock)
         self._lookups = RecentLookups(self._hierarchy.tally, clock)

@@ -326,14 +326,14 @@ class ShadowLane:
 
 def run_shadow(config: Config) -> None:
     """Run the shadow lane until SIGTERM or SIGINT."""
-    from serving.wiring.traffic import open_traffic_log
+    from serving.wiring.traffic import SHADOW_LANE, open_traffic_log
 
     die_with_parent()
     step_back(config.engine.shadow_nice)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    source = open_traffic_log(config)
+    source = open_traffic_log(config, SHADOW_LANE)
     clock = LogClock(source).start()
     hierarchy = open_hierarchy(config, clock)
     registry = open_registry(config, clock, hierarchy, nice=None)

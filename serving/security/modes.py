@@ -132,7 +132,13 @@ def weak_files(config: Config) -> Iterator[tuple[Path, str]]:
 def _behind_links(config: Config) -> list[str]:
     """Users' data that a link puts outside of the home, open to others."""
     found = []
-    for path in (config.traffic_db, config.control_db, config.home / "worker", config.home / "run"):
+    for path in (
+        config.traffic_folder,
+        config.old_traffic_db,
+        config.control_db,
+        config.home / "worker",
+        config.home / "run",
+    ):
         with suppress(OSError):
             if path.is_symlink() and (mode := _mode(path)) & OTHERS_MASK:
                 target = path.resolve()

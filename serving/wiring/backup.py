@@ -12,9 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ from pipeline.errors import Conflict, InvalidInput, NotReady
 from serving.config import Config
 from serving.runtime.claims import alone_in
 from serving.security.modes import close_folder
+from serving.wiring.databases import copy_database
 from serving.wiring.home import interrupted_restore
+from serving.wiring.traffic_parts import copy_traffic
 
 __all__ = ["CONFIG", "BackupManifest", "back_up", "read_backup", "restore"]
 
@@ -170,9 +170,9 @@ def _copy_parts(config: Config, config_file: Path, target: Path) -> None:
         _copy_bundles(config.repository, bundles)
     _copy_checkpoints(config.home / "worker", home / "worker")
     if not config.state.url:
-        _copy_database(config.control_db, home)
+        copy_database(config.control_db, home)
     if not config.traffic.url:
-        _copy_database(config.traffic_db, home)
+        copy_traffic(config, home)
     if not config.bundles_url:
         _copy_bundles(config.repository, bundles)
     for name in SMALL_PARTS:
@@ -196,24 +196,6 @@ def _left_out(config: Config) -> list[str]:
     if config.bundles_url:
         found.append(f"bundles are at {config.bundles_url}: keep the versions there")
     return found
-
-
-def _copy_database(source: Path, folder: Path) -> None:
-    """Copy one state of a database, also while others write; nothing where there is none."""
-    if not source.exists():
-        return
-    target = folder / source.name
-    try:
-        with closing(sqlite3.connect(source, timeout=30.0)) as live, closing(sqlite3.connect(target)) as copy:
-            live.backup(copy)
-            (mode,) = copy.execute("PRAGMA journal_mode=DELETE").fetchone()
-            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as error:
-        raise NotReady(f"{source} cannot be copied: {error}") from error
-    if verdict != "ok" or mode != "delete":
-        raise InvalidInput(f"{source} is damaged ({verdict}): bring back an earlier backup", "home")
-    target.chmod(0o600)
-    sync(target)
 
 
 def _copy_bundles(source: Path, target: Path) -> None:

@@ -6,17 +6,25 @@ import contextlib
 
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.config import Config
 from serving.wiring.state import installation_secret
 
-__all__ = ["now_ms_of", "open_traffic_log"]
+__all__ = ["IMPORT_LANE", "SHADOW_LANE", "now_ms_of", "open_traffic_log"]
 
 
-def open_traffic_log(config: Config) -> TrafficLog:
+IMPORT_LANE = (1 << 16) - 1
+"""Ids of imported predictions name this lane (`pipeline.traffic.prediction`)."""
+SHADOW_LANE = IMPORT_LANE - 1
+
+
+def open_traffic_log(config: Config, lane: int = IMPORT_LANE) -> TrafficLog:
     """Open the traffic log, created when absent.
+
+    Args:
+        lane: whose folder the process writes, in a log of this machine: that which the ids of its predictions name.
 
     Raises:
         InvalidInput: the file or Redis is no traffic log, or the Redis is not durable.
@@ -27,7 +35,7 @@ def open_traffic_log(config: Config) -> TrafficLog:
     ids = PredictionIds(installation_secret(config))
     window_ms, late_ms = round(1000 * traffic.attribution_window), round(1000 * traffic.late_limit_s)
     if not traffic.url:
-        return SqliteTrafficLog(config.traffic_db, ids, window_ms, late_ms)
+        return LocalTrafficLog(config.traffic_folder, ids, window_ms, late_ms, lane=lane)
     # `redis` is imported only where one is configured.
     from pipeline.traffic.redis.log import RedisTrafficLog
     from serving.wiring.redis import redis_address

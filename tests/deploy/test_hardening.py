@@ -213,7 +213,7 @@ def test_the_image_is_made_of_exact_versions_and_of_named_parts_alone() -> None:
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
     for name in (
-        "home/traffic.db",
+        "home/traffic/labels.db",
         "serving/home/control.db",
         "deploy/secrets/x",
         "server.key",

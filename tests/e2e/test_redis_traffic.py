@@ -67,7 +67,7 @@ def test_labels_reach_worker_and_shadow_through_redis_once(machine: Machine, ser
     report = asyncio.run(sender.run(requests, lambda: time.monotonic() > begin + SECONDS))
     trouble.join()
     assert not report.errors, report.errors
-    assert not (machine.home / "traffic.db").exists()
+    assert not (machine.home / "traffic").exists()
 
     log = open_traffic_log(machine.config)
     until(lambda: log.stats(0).open_predictions == 0, "every prediction is closed")

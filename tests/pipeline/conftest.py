@@ -27,7 +27,7 @@ def traffic_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPro
         yield server
 
 
-@pytest.fixture(params=["sqlite", "local", "redis"])
+@pytest.fixture(params=["local", "redis"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place for a traffic log, once of each kind."""
     if request.param == "redis":

@@ -11,8 +11,8 @@ from pipeline.clock import SystemClock
 from pipeline.errors import Conflict
 from pipeline.traffic.lanes.lane import Lane
 from pipeline.traffic.lanes.lanes import Lanes
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter
 from serving.rollout.sqlite_store import SqliteControlStore
 
@@ -37,8 +37,8 @@ def in_child(call: Callable[[], object]) -> str:
 
 
 def test_stores_and_the_writer_refuse_in_a_child_and_go_on_in_the_parent(tmp_path: Path) -> None:
-    path = tmp_path / "traffic.db"
-    log = SqliteTrafficLog(path, PredictionIds(bytes(32)), attribution_window_ms=1000)
+    path = tmp_path / "traffic"
+    log = LocalTrafficLog(path, PredictionIds(bytes(32)), attribution_window_ms=1000)
     control = SqliteControlStore(tmp_path / "control.db")
     writer = TrafficWriter(log, SystemClock())
     lane, lanes = Lane(tmp_path / "lanes", 0, SystemClock()), Lanes(tmp_path / "lanes")

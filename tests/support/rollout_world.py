@@ -10,10 +10,10 @@ from clocks import MillisecondClock
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
 from pipeline.schema import FieldSpec, Schema
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
 from serving.rollout.routing import ArmSpec, Endpoint
@@ -56,8 +56,8 @@ class World:
         self.version = 1
         self.observed = Observed()
         self.braked: list[tuple[str, str]] = []
-        self.log_path = folder / "traffic.db"
-        self.log = SqliteTrafficLog(self.log_path, IDS, attribution_window_ms=1000)
+        self.log_path = folder / "traffic"
+        self.log = LocalTrafficLog(self.log_path, IDS, attribution_window_ms=1000)
         self.store = SqliteControlStore(folder / "control.db")
         self.store.put_endpoint(Endpoint(name="ranker", stable=ArmSpec(bundle="old", version=1)), Who("ada", "set", 1))
         self.controller = self.new_controller()

@@ -12,7 +12,6 @@ from pipeline.redis.address import RedisAddress
 from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.redis.log import RedisTrafficLog
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 
 DAY_MS = 86_400_000
 SMALL_FILE_BYTES = 1 << 20
@@ -21,7 +20,7 @@ SMALL_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Place:
-    """Store of a test: a folder (`sqlite`, `local`) or a server (`redis`); can be sent to other processes."""
+    """Store of a test: a folder (`local`) or a server (`redis`); can be sent to other processes."""
 
     kind: str
     where: str
@@ -29,11 +28,8 @@ class Place:
     def open(self, window_ms: int = WINDOW_MS, late_ms: int = DAY_MS) -> TrafficLog:
         if self.kind == "redis":
             return RedisTrafficLog(RedisAddress(self.where), IDS, window_ms, late_ms)
-        if self.kind == "local":
-            return LocalTrafficLog(
-                Path(self.where) / "traffic", IDS, window_ms, late_ms, lane=3, file_bytes=SMALL_FILE_BYTES
-            )
-        return SqliteTrafficLog(Path(self.where) / "traffic.db", IDS, window_ms, late_ms)
+        path = Path(self.where) / "traffic"
+        return LocalTrafficLog(path, IDS, window_ms, late_ms, lane=3, file_bytes=SMALL_FILE_BYTES)
 
     def empty(self) -> None:
         """Delete the content; no process has it open."""

@@ -10,10 +10,10 @@ from pipeline.bundle.versions import Repository
 from pipeline.features import Features, Rows
 from pipeline.hashing import hash_value
 from pipeline.schema import FieldSpec, Schema
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 from transfer.online.adapt import AdaptSettings
@@ -44,7 +44,7 @@ def draw(random: np.random.Generator) -> tuple[Rows, np.ndarray]:
 
 
 def fill(
-    log: SqliteTrafficLog,
+    log: LocalTrafficLog,
     requests: int,
     seed: int = 0,
     *,
@@ -78,8 +78,8 @@ def fill(
         pass
 
 
-def open_log(folder: Path) -> SqliteTrafficLog:
-    return SqliteTrafficLog(folder / "traffic.db", PredictionIds(KEY), attribution_window_ms=1000)
+def open_log(folder: Path) -> LocalTrafficLog:
+    return LocalTrafficLog(folder / "traffic", PredictionIds(KEY), attribution_window_ms=1000)
 
 
 def models(folder: Path) -> Repository:

@@ -1,6 +1,6 @@
 """Traffic log in Redis Streams, shared by several machines, on a server of its own.
 
-It follows the same rules as `sqlite` (`feedback`, `join`); this file is only about storage. A change is computed from what
+It follows the same rules as `local` (`feedback`, `join`); this file is only about storage. A change is computed from what
 was read, and a script writes it only if that has not changed since (`scripts`, which lists the keys); otherwise it is read
 and computed again. So any number of lanes and joins may work at once without locks, and each labelled entry is written
 exactly once.
@@ -64,7 +64,7 @@ class RedisTrafficLog:
     Args:
         address: of a Redis that evicts nothing and keeps an append-only file.
         ids: verifies prediction ids; all machines need the same secret.
-        attribution_window_ms, late_limit_ms: as `SqliteTrafficLog`.
+        attribution_window_ms, late_limit_ms: as `LocalTrafficLog`.
         timeout: seconds without an answer after which a call fails.
         reserve_bytes: memory below the server's `maxmemory` at which the log stops (`reserve`).
 

@@ -1,5 +1,5 @@
 """Retention in the traffic log in Redis: old predictions, predictions above the size limit, and those of a user to forget.
-The same rules as in `sqlite.retention`."""
+The same rules as in `local.deletion`."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ from pipeline.features import Bag, Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
 from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic import parquet
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import Exposure, FeedbackEntry, Labelled, Outcome, Scores, TrafficLog
 from pipeline.traffic.parquet import export_rows, read_rows
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from pipeline.traffic.redaction import REDACTED, Redaction
 from pipeline.traffic.restore import restore
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 
 START = 1_700_000_000_000
 N = 5
@@ -112,7 +112,7 @@ def test_a_round_trip_keeps_every_row_and_a_second_one_changes_nothing(log: Traf
     fill(log)
     path = tmp_path / "rows.parquet"
     assert export_rows(log, path) == sum(len(e.indices) for e in entries(log)) == 13
-    other = SqliteTrafficLog(tmp_path / "other.db", PredictionIds(b"z" * 32), WINDOW_MS, LATE_MS)
+    other = LocalTrafficLog(tmp_path / "other", PredictionIds(b"z" * 32), WINDOW_MS, LATE_MS)
     assert bring(other, path, PredictionIds(b"z" * 32)) == (4, 11)
     assert last(other) == last(log)
     assert all(unpack(e.record).overridden for e in entries(other))
@@ -129,7 +129,7 @@ def test_an_import_that_was_broken_off_goes_on(log: TrafficLog, tmp_path: Path) 
     fill(log)
     path = tmp_path / "rows.parquet"
     export_rows(log, path)
-    other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
+    other = LocalTrafficLog(tmp_path / "other", IDS, WINDOW_MS, LATE_MS)
     restore(other, IDS, list(read_rows(path, EVERYTHING_MS))[:2])
     assert bring(other, path)[0] == 2
     assert last(other) == last(log)
@@ -158,7 +158,7 @@ def test_an_export_has_the_texts_of_callers_where_they_are_kept(log: TrafficLog,
     table = pq.read_table(path)
     assert table.column("request_id").to_pylist() == ["r-7", "r-7"]
     assert table.column("candidate_text").to_pylist() == ["item-1", "item-3"]
-    other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
+    other = LocalTrafficLog(tmp_path / "other", IDS, WINDOW_MS, LATE_MS)
     bring(other, path)
     record = unpack(entries(other)[0].record)
     assert (record.request_id, list(record.candidate_texts)) == ("r-7", ["", "item-1", "", "item-3", ""])
@@ -195,7 +195,7 @@ def test_an_export_of_baton_0_1_is_read(log: TrafficLog, tmp_path: Path) -> None
     path = tmp_path / "rows.parquet"
     export_rows(log, path)
     pq.write_table(pq.read_table(path).drop_columns(["request_id", "candidate_text"]), path)
-    other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
+    other = LocalTrafficLog(tmp_path / "other", IDS, WINDOW_MS, LATE_MS)
     bring(other, path)
     assert last(other) == last(log)
     other.close()
@@ -210,7 +210,7 @@ def test_rows_shown_after_an_earlier_export_are_left_out(log: TrafficLog, tmp_pa
     log.append_feedback([FeedbackEntry(prediction_id, [Exposure(2)], [Outcome(2, 1.0, final=True)])], START + 5)
     log.join(EVERYTHING_MS)
     export_rows(log, second)
-    other = SqliteTrafficLog(tmp_path / "other.db", IDS, WINDOW_MS, LATE_MS)
+    other = LocalTrafficLog(tmp_path / "other", IDS, WINDOW_MS, LATE_MS)
     bring(other, first)
     done = restore(other, IDS, read_rows(second, EVERYTHING_MS))
     assert (done.new_rows, done.left_out) == (0, 1)

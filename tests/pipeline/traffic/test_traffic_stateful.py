@@ -8,7 +8,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from traffic_machine import TrafficMachine
 from traffic_places import Place
 
-EXAMPLES = {"sqlite": 150, "local": 100, "redis": 80}
+EXAMPLES = {"local": 100, "redis": 80}
 
 
 def check(place: Place, examples: int) -> None:

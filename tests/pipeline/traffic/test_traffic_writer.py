@@ -12,8 +12,8 @@ import pytest
 from traffic_samples import IDS, LATE_MS, WINDOW_MS, sample
 
 from pipeline.errors import LogFull, NotReady, Overloaded
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import ACCEPTED, INVALID, FeedbackEntry, FeedbackReply, Outcome
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from pipeline.traffic.writer import TrafficWriter, WriterLimits
 
 START = 1_000_000
@@ -28,7 +28,7 @@ class StoppedClock:
         return 0.0
 
 
-class GatedLog(SqliteTrafficLog):
+class GatedLog(LocalTrafficLog):
     """The real log, whose writes wait at a gate and fail as often as told."""
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class GatedLog(SqliteTrafficLog):
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[GatedLog]:
-    log = GatedLog(tmp_path / "traffic.db")
+    log = GatedLog(tmp_path / "traffic")
     yield log
     log.close()
 
@@ -207,7 +207,9 @@ def test_who_closes_does_not_wait_for_a_store_that_is_away(log: GatedLog) -> Non
 
 
 def test_a_lock_held_by_another_process_is_waited_for(log: GatedLog, tmp_path: Path) -> None:
-    other = sqlite3.connect(tmp_path / "traffic.db", isolation_level=None)
+    log.append_predictions([sample(IDS.new(START), START)])
+    (index,) = (tmp_path / "traffic" / "lanes").glob("*/index.db")
+    other = sqlite3.connect(index, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     writer = TrafficWriter(log, StoppedClock())
     future = writer.feedback([entry(IDS.new(START))])

@@ -157,7 +157,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.listen.tls is not None
     assert config.listen.tls.key == tmp_path / "k.pem"
     assert config.home == tmp_path / "state"
-    assert config.traffic_db == tmp_path / "state" / "traffic.db"
+    assert config.traffic_folder == tmp_path / "state" / "traffic"
     assert config.repository.resolve() == tmp_path.parent / "models"
     assert config.worker is not None
     assert config.worker.retained == tmp_path / "rows.safetensors"

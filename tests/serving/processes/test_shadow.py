@@ -12,6 +12,7 @@ from installation import WHO, Installation, eventually, running, shadow_process,
 
 from pipeline.errors import NotFinite
 from pipeline.features import Features, Rows
+from pipeline.traffic.log import FeedbackEntry
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
 from serving.lane.shadow_queue import ShadowReceiver, ShadowSender
@@ -47,13 +48,17 @@ def test_the_arm_that_did_not_answer_is_scored(installation: Installation) -> No
             "candidate": Reference([installation.repository.open("student", "1")]),
             "stable": Reference([installation.repository.open("teacher", "1")]),
         }
-        with log._file.read() as db:
-            rows = db.execute("SELECT prediction_id, arm, bundle, version, scores FROM scores").fetchall()
-        assert {(arm, bundle) for _, arm, bundle, _, _ in rows} == {("candidate", "student"), ("stable", "teacher")}
-        for prediction_id, arm, _, version, scores in rows:
-            expected = references[arm].score(sent[prediction_id].rows(SCHEMA))
-            np.testing.assert_allclose(np.frombuffer(scores, np.float32), expected, atol=1e-6)
-            assert version == 1
+        for prediction_id in sent:
+            log.append_feedback([FeedbackEntry(prediction_id, exposed_all=True)], log.now_ms())
+        log.join(log.now_ms() + 3 * log.window_ms)
+        entries = log.labelled(0)
+        others = {e.prediction_id: other for e in entries for other in e.other}
+        assert others.keys() == sent.keys()
+        assert {(o.arm, o.bundle) for o in others.values()} == {("candidate", "student"), ("stable", "teacher")}
+        for prediction_id, other in others.items():
+            expected = references[other.arm].score(sent[prediction_id].rows(SCHEMA))
+            np.testing.assert_allclose(other.scores, expected, atol=1e-6)
+            assert other.version == 1
     log.close()
 
 

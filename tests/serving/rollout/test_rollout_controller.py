@@ -6,7 +6,7 @@ import pytest
 from rollout_world import IDS, SPEC, World
 
 from pipeline.errors import Conflict, InvalidInput, StaleVersion
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
+from pipeline.traffic.local.log import LocalTrafficLog
 from serving.rollout.reconcile import Observed
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.state import Pause, Phase, Promote, Resume, SetWeight
@@ -82,7 +82,7 @@ def test_a_window_changed_under_a_rollout_holds_it_and_is_named_but_a_breach_ste
     while world.store.endpoint("ranker").weight != 10:
         world.seconds(1)
     world.log.close()
-    world.log = SqliteTrafficLog(world.log_path, IDS, attribution_window_ms=2000)
+    world.log = LocalTrafficLog(world.log_path, IDS, attribution_window_ms=2000)
     world.controller = world.new_controller()
     world.seconds(30)
     assert world.store.endpoint("ranker").weight == 10

@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from rollout_world import SCHEMA
 
 from pipeline.errors import BatonError, Conflict
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from serving.rollout.controller import RolloutController
 from serving.rollout.reconcile import Observed
 from serving.rollout.routing import ArmSpec, Endpoint
@@ -76,7 +76,7 @@ class Crashes(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.clock = MillisecondClock()
-        self.log = SqliteTrafficLog(self.folder / "traffic.db", PredictionIds(b"k" * 32), attribution_window_ms=1000)
+        self.log = LocalTrafficLog(self.folder / "traffic", PredictionIds(b"k" * 32), attribution_window_ms=1000)
         self.observed: dict[str, Observed] = {}
         self.open()
 
@@ -187,7 +187,7 @@ TestCrashes.settings = settings(max_examples=20, stateful_step_count=25, deadlin
 
 
 def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_path: Path) -> None:
-    log = SqliteTrafficLog(tmp_path / "traffic.db", PredictionIds(b"k" * 32), attribution_window_ms=1000)
+    log = LocalTrafficLog(tmp_path / "traffic", PredictionIds(b"k" * 32), attribution_window_ms=1000)
     path, clock = tmp_path / "control.db", MillisecondClock()
 
     def opened() -> tuple[SqliteControlStore, RolloutController]:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from pipeline.disk import replacing
 from pipeline.errors import Conflict, InvalidInput
+from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds
 from serving.cli.main import app
 from serving.config import Config
@@ -114,6 +115,46 @@ def test_a_backup_while_everything_changes_is_one_state(made: Installation, tmp_
         assert whole
 
 
+def test_a_copy_of_the_log_has_all_labels_of_its_predictions_while_lanes_write_and_control_joins(
+    made: Installation, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        ids = PredictionIds(installation_secret(made.config))
+        with closing(open_traffic_log(made.config, 0)) as log:
+            while not stop.is_set():
+                some = [ids.new(log.now_ms()) for _ in range(20)]
+                log.append_predictions([sample(i, log.now_ms()) for i in some])
+                entries = [FeedbackEntry(i, (), [Outcome(1, 1.0, final=True)], exposed_all=True) for i in some]
+                log.append_feedback(entries, log.now_ms())
+
+    def join() -> None:
+        with closing(open_traffic_log(made.config)) as log:
+            while not stop.is_set():
+                log.join(log.now_ms() + 3 * log.window_ms)
+
+    threads = [threading.Thread(target=target, name=target.__name__) for target in (write, join)]
+    for thread in threads:
+        thread.start()
+    try:
+        for attempt in range(4):
+            back_up(made.config, tmp_path / "none.yaml", tmp_path / str(attempt), CLOCK)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    for attempt in range(4):
+        with closing(open_traffic_log(config_of(tmp_path / str(attempt) / "home"))) as log:
+            while log.join(log.now_ms() + 3 * log.window_ms):
+                pass
+            stats = log.stats(log.now_ms())
+            entries = log.labelled(0, 100_000)
+        assert stats.feedback == len(entries) == len({entry.prediction_id for entry in entries})
+        assert all(entry.labels.tolist() == [0.0, 1.0, 0.0, 0.0] for entry in entries)
+        assert (stats.open_predictions, stats.parked, stats.damaged) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -156,7 +197,7 @@ def test_what_redis_holds_is_named(made: Installation, tmp_path: Path) -> None:
     done = back_up(config, tmp_path / "none.yaml", tmp_path / "copy", CLOCK)
     (left_out,) = done.left_out
     assert all(word in left_out for word in ("redis://log:6379/0", "BGSAVE", "append-only", "after this backup"))
-    assert "home/traffic.db" not in done.files
+    assert not any(name.startswith("home/traffic") for name in done.files)
 
 
 def test_the_commands_bring_a_configuration_back_too(made: Installation, tmp_path: Path) -> None:
@@ -189,13 +230,16 @@ def torn(path: Path) -> None:
         (lambda home: (home / "secret.key").unlink(), "secret.key is missing"),
         (lambda home: (home / "control.db").unlink(), "control.db is missing"),
         (
-            lambda home: (home / "traffic.db").rename(home / "traffic.db-wal"),
-            "traffic.db-wal is there without traffic.db",
+            lambda home: (home / "traffic/labels.db").rename(home / "traffic/labels.db-wal"),
+            "labels.db-wal is there without labels.db",
         ),
-        (lambda home: (home / "traffic.db").write_bytes(b""), "traffic.db lacks counters"),
+        (lambda home: (home / "traffic/labels.db").write_bytes(b""), "labels.db lacks counters"),
+        (lambda home: (home / "traffic/labels.db").unlink(), "labels.db is missing beside predictions"),
+        (lambda home: next((home / "traffic/lanes").rglob("*.log")).unlink(), "00000001.log is missing"),
+        (lambda home: torn(next((home / "traffic/lanes").rglob("index.db"))), "index.db is damaged"),
         (lambda home: emptied(home / "control.db"), "control.db lacks rollouts"),
         (lambda home: torn(home / "control.db"), "control.db is damaged"),
-        (lambda home: (home / "traffic.db").write_text("something else " * 100), "traffic.db is damaged"),
+        (lambda home: (home / "traffic/labels.db").write_text("something else " * 100), "labels.db is damaged"),
         (lambda home: shutil.rmtree(home / "bundles"), "bundles/teacher has no version"),
         (lambda home: checkpoint(home, 9, [9], position=70), "learned up to entry 70 of a log that ends at 0"),
     ],

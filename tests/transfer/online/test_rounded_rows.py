@@ -18,7 +18,7 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features
 from pipeline.metrics import auc, bias, logloss
 from pipeline.model.model import Model
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
+from pipeline.traffic.local.log import LocalTrafficLog
 from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 from transfer.offline.distill import OURS, transfer_offline
@@ -101,7 +101,7 @@ def test_unknown_ids_and_bags_take_the_same_rows_rounded_or_not() -> None:
 
 
 def test_the_worker_rounds_as_told_and_the_gate_judges_what_serves(
-    traffic: SqliteTrafficLog,  # noqa: F811
+    traffic: LocalTrafficLog,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -132,7 +132,7 @@ def test_the_worker_rounds_as_told_and_the_gate_judges_what_serves(
 
 
 def test_rows_that_a_format_cannot_take_are_refused_with_the_version(
-    traffic: SqliteTrafficLog,  # noqa: F811
+    traffic: LocalTrafficLog,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     repository = models(tmp_path)

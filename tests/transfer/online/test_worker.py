@@ -21,9 +21,9 @@ from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows
 from pipeline.metrics import bias
 from pipeline.model.model import Model
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.bundles.publish import load, save
 from transfer.click_model.model import ClickModel
 from transfer.online import lineage
@@ -34,13 +34,13 @@ from transfer.quality.gate import GateLimits
 
 
 @pytest.fixture
-def traffic(tmp_path: Path) -> Iterator[SqliteTrafficLog]:
+def traffic(tmp_path: Path) -> Iterator[LocalTrafficLog]:
     log = open_log(tmp_path)
     yield log
     log.close()
 
 
-def test_learns_and_publishes_versions_that_serve(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_learns_and_publishes_versions_that_serve(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 400)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -77,7 +77,7 @@ class LentTenure:
 
 
 def test_without_the_tenure_nothing_is_published_and_with_it_the_place_is_noted(
-    traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    traffic: LocalTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
@@ -95,7 +95,7 @@ def test_without_the_tenure_nothing_is_published_and_with_it_the_place_is_noted(
     assert tenure.places[-1] <= worker.place.position
 
 
-def test_a_published_delta_serves_what_was_trained(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_a_published_delta_serves_what_was_trained(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
     worker = Worker(settings(tmp_path, publish_batches=10), traffic, repository, clock=HandClock())
@@ -107,7 +107,7 @@ def test_a_published_delta_serves_what_was_trained(traffic: SqliteTrafficLog, tm
     np.testing.assert_allclose(served.score(Features.from_rows(rows)), again.scores(rows), atol=1e-5)
 
 
-def test_every_row_is_trained_on_once_and_held_rows_never(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_every_row_is_trained_on_once_and_held_rows_never(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 300)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -124,7 +124,7 @@ def test_every_row_is_trained_on_once_and_held_rows_never(traffic: SqliteTraffic
     assert again.place.trained_rows == worker.place.trained_rows
 
 
-def test_a_version_that_is_worse_is_refused_and_never_served(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_a_version_that_is_worse_is_refused_and_never_served(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
     strict = GateLimits(-1.0, -1.0, 0.2, min_positives=50)  # must be better by more than is possible
@@ -141,14 +141,14 @@ def test_a_version_that_is_worse_is_refused_and_never_served(traffic: SqliteTraf
     assert status["refused"]["student"] == versions[1:]
 
 
-def test_a_student_that_cannot_learn_is_refused_at_start(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_a_student_that_cannot_learn_is_refused_at_start(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     save(ClickModel.create(SCHEMA, "dnn", 8, seed=3), repository, "frozen", training=False)
     with pytest.raises(InvalidInput, match="no training state"):
         Worker(settings(tmp_path, student="frozen"), traffic, repository)
 
 
-def test_state_of_another_pair_is_refused(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_state_of_another_pair_is_refused(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -159,12 +159,12 @@ def test_state_of_another_pair_is_refused(traffic: SqliteTrafficLog, tmp_path: P
         Worker(settings(tmp_path, student="other"), traffic, repository)
 
 
-def test_teacher_and_student_must_be_two_bundles(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_teacher_and_student_must_be_two_bundles(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="name of its own"):
         Worker(settings(tmp_path, teacher="student"), traffic, models(tmp_path))
 
 
-def test_state_that_goes_on_from_versions_that_are_gone_is_refused(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_state_that_goes_on_from_versions_that_are_gone_is_refused(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -182,7 +182,7 @@ def damage(path: Path) -> None:
 
 
 def test_a_damaged_version_is_passed_over_at_start(
-    traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    traffic: LocalTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
@@ -197,7 +197,7 @@ def test_a_damaged_version_is_passed_over_at_start(
     assert newest not in repository.open("student", repository.versions("student")[-1]).manifest.deltas
 
 
-def test_nothing_builds_on_a_version_that_was_damaged_meanwhile(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_nothing_builds_on_a_version_that_was_damaged_meanwhile(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -214,7 +214,7 @@ def test_nothing_builds_on_a_version_that_was_damaged_meanwhile(traffic: SqliteT
     Model.load(repository, "student", segments=tmp_path / "segments")
 
 
-def test_labels_between_0_and_1_are_learned_from(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_labels_between_0_and_1_are_learned_from(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 200, click=0.4)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -223,7 +223,7 @@ def test_labels_between_0_and_1_are_learned_from(traffic: SqliteTrafficLog, tmp_
     assert len(repository.versions("student")) > 1
 
 
-def test_the_status_tells_what_is_committed_apart_from_what_is_read(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_the_status_tells_what_is_committed_apart_from_what_is_read(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
     worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=HandClock())
@@ -236,7 +236,7 @@ def test_the_status_tells_what_is_committed_apart_from_what_is_read(traffic: Sql
     assert status["position"] == status["committed"]
 
 
-def test_a_late_label_moves_the_calibration_by_its_difference_alone(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_a_late_label_moves_the_calibration_by_its_difference_alone(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
     worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=HandClock())
@@ -278,7 +278,7 @@ def full_disk(limit: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("limit", [0, 2_000, 100_000])
 def test_a_full_disk_holds_versions_back_and_loses_nothing(
-    traffic: SqliteTrafficLog, tmp_path: Path, limit: int
+    traffic: LocalTrafficLog, tmp_path: Path, limit: int
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 80)
@@ -310,7 +310,7 @@ def test_a_full_disk_holds_versions_back_and_loses_nothing(
 
 @pytest.mark.parametrize("where", ["reserve", "save_delta", "save_bundle", "save"])
 def test_a_crash_while_publishing_loses_no_row_and_no_number(
-    where: str, traffic: SqliteTrafficLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, traffic: LocalTrafficLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 200)
@@ -348,7 +348,7 @@ def test_a_crash_while_publishing_loses_no_row_and_no_number(
 
 
 def test_a_gate_whose_rows_hold_too_few_clicks_says_so_and_grows_until_it_can_judge(
-    traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    traffic: LocalTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     repository = models(tmp_path)
     clock = HandClock()

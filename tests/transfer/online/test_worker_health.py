@@ -17,9 +17,9 @@ from pipeline.bundle.versions import Repository
 from pipeline.errors import DataError
 from pipeline.features import Features, Rows
 from pipeline.model.model import Model
+from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.sqlite.log import SqliteTrafficLog
 from transfer.bundles.publish import network_files
 from transfer.click_model.device import device_for
 from transfer.click_model.model import ClickModel
@@ -29,7 +29,7 @@ from transfer.online.worker import Worker
 
 
 @pytest.fixture
-def traffic(tmp_path: Path) -> Iterator[SqliteTrafficLog]:
+def traffic(tmp_path: Path) -> Iterator[LocalTrafficLog]:
     log = open_log(tmp_path)
     yield log
     log.close()
@@ -57,7 +57,7 @@ def poison(model: ClickModel, value: float) -> None:
 
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_student_that_became_nan_goes_back_to_its_last_good_state_and_learns_on(
-    committed: bool, traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    committed: bool, traffic: LocalTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
@@ -78,7 +78,7 @@ def test_a_student_that_became_nan_goes_back_to_its_last_good_state_and_learns_o
     assert all_serve(repository, tmp_path) > before
 
 
-def test_a_teacher_that_became_nan_goes_back_too(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_a_teacher_that_became_nan_goes_back_too(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -89,7 +89,7 @@ def test_a_teacher_that_became_nan_goes_back_too(traffic: SqliteTrafficLog, tmp_
     assert status(tmp_path)["unguided_rows"] == 0  # what serves has scored all rows
 
 
-def test_exploding_logits_are_refused_by_the_gate_and_never_served(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_exploding_logits_are_refused_by_the_gate_and_never_served(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 100)
     worker = Worker(settings(tmp_path, publish_batches=1), traffic, repository, clock=HandClock())
@@ -105,7 +105,7 @@ def test_exploding_logits_are_refused_by_the_gate_and_never_served(traffic: Sqli
 
 
 def test_a_batch_beyond_all_reason_is_set_aside_and_costs_nothing_else(
-    traffic: SqliteTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    traffic: LocalTrafficLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
@@ -125,7 +125,7 @@ def test_a_batch_beyond_all_reason_is_set_aside_and_costs_nothing_else(
 
 
 def test_rows_that_no_teacher_can_score_are_learned_from_labels_and_counted(
-    traffic: SqliteTrafficLog, tmp_path: Path
+    traffic: LocalTrafficLog, tmp_path: Path
 ) -> None:
     repository = models(tmp_path)
     worker = Worker(settings(tmp_path), traffic, repository, clock=HandClock())
@@ -137,7 +137,7 @@ def test_rows_that_no_teacher_can_score_are_learned_from_labels_and_counted(
     assert worker._student.model.finite()
 
 
-def test_a_revised_held_out_row_stands_once_with_its_new_label(traffic: SqliteTrafficLog, tmp_path: Path) -> None:
+def test_a_revised_held_out_row_stands_once_with_its_new_label(traffic: LocalTrafficLog, tmp_path: Path) -> None:
     repository = models(tmp_path)
     fill(traffic, 60)
     worker = Worker(settings(tmp_path, publish_batches=1000), traffic, repository, clock=HandClock())

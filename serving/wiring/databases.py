@@ -1,0 +1,95 @@
+"""SQLite databases of a home, while others have them open or nobody has: their condition, and copies of them."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from pipeline.disk import sync
+from pipeline.errors import InvalidInput, NotReady
+
+__all__ = ["ADVICE", "HomeDatabase", "copy_database"]
+
+ADVICE = "bring it back with `baton restore`"
+
+
+class HomeDatabase:
+    """One SQLite database of a home, read only.
+
+    Args:
+        path: the database.
+        tables: that it must have.
+    """
+
+    def __init__(self, path: Path, tables: frozenset[str]) -> None:
+        self.path, self._tables = path, tables
+        self.there = path.exists()
+
+    def faults(self, check_s: float) -> Iterator[str]:
+        """What is wrong with it, each with what to do. `check_s`: longest time for its pages, in seconds."""
+        journal = self.path.with_name(f"{self.path.name}-wal")
+        if not self.there:
+            if journal.exists() and journal.stat().st_size:
+                yield f"{journal.name} is there without {self.path.name}: {ADVICE}, or remove both"
+            return
+        try:
+            with closing(self._open()) as db:
+                yield from self._read(db, check_s)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                yield f"{self.path.name} cannot be read ({error}): {ADVICE}"
+        except sqlite3.DatabaseError as error:
+            yield f"{self.path.name} is damaged ({error}): {ADVICE}"
+
+    def _read(self, db: sqlite3.Connection, check_s: float) -> Iterator[str]:
+        found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        missing = sorted(self._tables - found)
+        if missing and (not found or found & self._tables):  # else it is another program's, which its reader says
+            yield f"{self.path.name} lacks {', '.join(missing)}: {ADVICE}, or remove it if this home is new"
+            return
+        until = time.monotonic() + check_s
+        db.set_progress_handler(lambda: time.monotonic() > until, 1000)
+        try:
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.OperationalError as error:
+            if "interrupted" not in str(error):
+                raise
+        else:
+            if verdict != "ok":
+                yield f"{self.path.name} is damaged ({' '.join(verdict.split())}): {ADVICE}"
+
+    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """Answer of a query; nothing where there is no database."""
+        if not self.there:
+            return []
+        with closing(self._open()) as db:
+            return db.execute(query, values).fetchall()
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{quote(str(self.path))}?mode=rw", uri=True, timeout=5.0)
+
+
+def copy_database(source: Path, folder: Path) -> None:
+    """Copy one state of a database into a folder, also while others write; nothing where there is none.
+
+    Raises:
+        InvalidInput: it is damaged. NotReady: it cannot be read, or the disk does not let it be written.
+    """
+    if not source.exists():
+        return
+    target = folder / source.name
+    try:
+        with closing(sqlite3.connect(source, timeout=30.0)) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            (mode,) = copy.execute("PRAGMA journal_mode=DELETE").fetchone()
+            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        raise NotReady(f"{source} cannot be copied: {error}") from error
+    if verdict != "ok" or mode != "delete":
+        raise InvalidInput(f"{source} is damaged ({verdict}): bring back an earlier backup", "home")
+    target.chmod(0o600)
+    sync(target)

@@ -1,0 +1,136 @@
+"""Parts of a traffic log in a home: their condition before anything opens them, and a copy of one state of all.
+
+The log of this version is a folder, that of version 0.1 one database, which may be there until it is brought over.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from pipeline.disk import asking, sync
+from pipeline.traffic.lanes.files import file_path
+from pipeline.traffic.lanes.index import index_path
+from pipeline.traffic.prediction import given_out
+from serving.config import Config
+from serving.wiring.databases import ADVICE, HomeDatabase, copy_database
+
+__all__ = ["TrafficParts", "copy_traffic"]
+
+RECENT_ROWS = 10_000
+_OLD_TABLES = frozenset(
+    {"predictions", "records", "scores", "feedback", "parked", "labelled", "watermark", "counters", "positions"}
+)
+_LABELS_TABLES = frozenset({"lanes", "open", "feedback", "parked", "late", "labelled", "forgotten", "counters"})
+_LANE_TABLES = frozenset({"files", "predictions", "scores", "inbox"})
+
+
+class TrafficParts:
+    """The traffic log of a home, read only."""
+
+    def __init__(self, config: Config) -> None:
+        folder = config.traffic_folder
+        self._old = HomeDatabase(config.old_traffic_db, _OLD_TABLES)
+        self._labels = HomeDatabase(_labels(folder), _LABELS_TABLES)
+        self._lanes = [HomeDatabase(index_path(lane), _LANE_TABLES) for lane in _lane_folders(folder)]
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a log."""
+        return self._old.there or self._labels.there
+
+    @property
+    def name(self) -> str:
+        """Its name in the home."""
+        return self._labels.path.parent.name if self._labels.there or not self._old.there else self._old.path.name
+
+    def faults(self, check_s: float) -> Iterator[str]:
+        """What is wrong with it, each with what to do. `check_s`: longest time for the pages of each database, in seconds."""
+        found = False
+        for database in (self._old, self._labels, *self._lanes):
+            for fault in database.faults(check_s):
+                found = True
+                yield fault
+        if self._lanes and not self.there:
+            yield f"{self._labels.path} is missing beside predictions: {ADVICE}, or move the whole home away"
+        for lane in () if found else self._lanes:
+            for (number,) in lane.rows("SELECT number FROM files WHERE predictions + scores > 0"):
+                path = file_path(lane.path.parent, int(str(number)))
+                if not path.exists():
+                    yield f"{path} is missing, with predictions that others name: {ADVICE}"
+
+    def used(self) -> bool:
+        """Whether it has predictions."""
+        return any(database.rows("SELECT 1 FROM predictions LIMIT 1") for database in (self._old, *self._lanes))
+
+    def last_seq(self) -> int:
+        """Last entry of the labelled log."""
+        query = "SELECT seq FROM sqlite_sequence WHERE name = 'labelled'"
+        return max([0, *(int(str(seq)) for database in (self._old, self._labels) for (seq,) in database.rows(query))])
+
+    def answered(self) -> set[object]:
+        """Endpoints that lanes of this home have answered lately; imported predictions do not count."""
+        query = "SELECT endpoint, prediction_id FROM predictions ORDER BY seq DESC LIMIT ?"
+        rows = (row for database in (self._old, *self._lanes) for row in database.rows(query, RECENT_ROWS))
+        return {endpoint for endpoint, prediction_id in rows if given_out(str(prediction_id))}
+
+
+def copy_traffic(config: Config, home: Path) -> None:
+    """Copy one state of the log into the home of a backup, also while lanes write.
+
+    Raises:
+        InvalidInput: a part is damaged. NotReady: a part cannot be read, or the disk does not let it be written.
+    """
+    copy_database(config.old_traffic_db, home)
+    source, target = config.traffic_folder, home / config.traffic_folder.name
+    labels = _labels(source)
+    if not labels.exists():
+        return
+    target.mkdir(mode=0o700, exist_ok=True)
+    readers = source / "readers"
+    if readers.is_dir():  # before the entries that they have read
+        shutil.copytree(readers, target / readers.name, ignore=shutil.ignore_patterns(".*"))
+    with asking(f"{labels}"), closing(sqlite3.connect(labels, timeout=30.0, isolation_level=None)) as held:
+        # What a lane has may be newer than the labels, never older: nobody joins, and no feedback that is not in this copy
+        # of the labels leaves an inbox.
+        held.execute("BEGIN IMMEDIATE")
+        copy_database(labels, target)
+        for lane in _lane_folders(source):
+            place = target / "lanes" / lane.name
+            place.mkdir(mode=0o700, parents=True)
+            copy_database(index_path(lane), place)
+        held.execute("ROLLBACK")
+    for place in _lane_folders(target):
+        _copy_records(source / "lanes" / place.name, place)
+
+
+def _copy_records(source: Path, target: Path) -> None:
+    """Copy the record files that the copy of a lane's index names. Of one that retention removed meanwhile nothing stays."""
+    with closing(sqlite3.connect(index_path(target))) as index:
+        for number, end in index.execute("SELECT number, end FROM files").fetchall():
+            try:
+                shutil.copy2(file_path(source, number), copied := file_path(target, number))
+            except FileNotFoundError:
+                for table in ("predictions", "scores"):
+                    index.execute(f"DELETE FROM {table} WHERE file = ?", (number,))
+                index.execute("DELETE FROM files WHERE number = ?", (number,))
+                index.commit()
+                continue
+            with copied.open("r+b") as file:
+                file.truncate(end)
+            copied.chmod(0o600)
+            sync(copied)
+
+
+def _labels(folder: Path) -> Path:
+    return folder / "labels.db"
+
+
+def _lane_folders(folder: Path) -> list[Path]:
+    """Folders of lanes that have begun."""
+    lanes = folder / "lanes"
+    found = (path for path in lanes.iterdir() if path.name.isdecimal()) if lanes.is_dir() else ()
+    return sorted(path for path in found if index_path(path).exists())
