@@ -1,4 +1,4 @@
-"""Files that survive a crash, and the error of a full disk, of SQLite's files too."""
+"""Files that survive a crash, and the error of a full disk, of SQLite's files too; copies of such files in use."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pipeline.errors import NotReady
+from pipeline.errors import InvalidInput, NotReady
 
-__all__ = ["asking", "replacing", "sync", "transaction", "writing"]
+__all__ = ["asking", "copy_database", "replacing", "sync", "transaction", "writing"]
 
 
 def sync(path: Path) -> None:
@@ -89,3 +89,25 @@ def transaction(db: sqlite3.Connection, begin: str, end: str, what: str) -> Iter
             if db.in_transaction:
                 with suppress(sqlite3.Error):
                     db.execute("ROLLBACK")
+
+
+def copy_database(source: Path, folder: Path) -> None:
+    """Copy one state of a database into a folder, also while others write; nothing where there is none.
+
+    Raises:
+        InvalidInput: it is damaged. NotReady: it cannot be read, or the disk does not let it be written.
+    """
+    if not source.exists():
+        return
+    target = folder / source.name
+    try:
+        with closing(sqlite3.connect(source, timeout=30.0)) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            (mode,) = copy.execute("PRAGMA journal_mode=DELETE").fetchone()
+            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        raise NotReady(f"{source} cannot be copied: {error}") from error
+    if verdict != "ok" or mode != "delete":
+        raise InvalidInput(f"{source} is damaged ({verdict}): bring back an earlier backup", "home")
+    target.chmod(0o600)
+    sync(target)

@@ -20,14 +20,13 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
-from pipeline.disk import replacing, sync, writing
+from pipeline.disk import copy_database, replacing, sync, writing
 from pipeline.errors import Conflict, InvalidInput, NotReady
+from pipeline.traffic.local.copying import copy_log
 from serving.config import Config
 from serving.runtime.claims import alone_in
 from serving.security.modes import close_folder
-from serving.wiring.databases import copy_database
 from serving.wiring.home import interrupted_restore
-from serving.wiring.traffic_parts import copy_traffic
 
 __all__ = ["CONFIG", "BackupManifest", "back_up", "read_backup", "restore"]
 
@@ -172,7 +171,8 @@ def _copy_parts(config: Config, config_file: Path, target: Path) -> None:
     if not config.state.url:
         copy_database(config.control_db, home)
     if not config.traffic.url:
-        copy_traffic(config, home)
+        copy_database(config.old_traffic_db, home)
+        copy_log(config.traffic_folder, home)
     if not config.bundles_url:
         _copy_bundles(config.repository, bundles)
     for name in SMALL_PARTS:

@@ -1,4 +1,4 @@
-"""SQLite databases of a home, while others have them open or nobody has: their condition, and copies of them."""
+"""SQLite databases of a home, while others have them open or nobody has: their condition."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.disk import sync
-from pipeline.errors import InvalidInput, NotReady
-
-__all__ = ["ADVICE", "HomeDatabase", "copy_database"]
+__all__ = ["ADVICE", "HomeDatabase"]
 
 ADVICE = "bring it back with `baton restore`"
 
@@ -71,25 +68,3 @@ class HomeDatabase:
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(f"file:{quote(str(self.path))}?mode=rw", uri=True, timeout=5.0)
-
-
-def copy_database(source: Path, folder: Path) -> None:
-    """Copy one state of a database into a folder, also while others write; nothing where there is none.
-
-    Raises:
-        InvalidInput: it is damaged. NotReady: it cannot be read, or the disk does not let it be written.
-    """
-    if not source.exists():
-        return
-    target = folder / source.name
-    try:
-        with closing(sqlite3.connect(source, timeout=30.0)) as live, closing(sqlite3.connect(target)) as copy:
-            live.backup(copy)
-            (mode,) = copy.execute("PRAGMA journal_mode=DELETE").fetchone()
-            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as error:
-        raise NotReady(f"{source} cannot be copied: {error}") from error
-    if verdict != "ok" or mode != "delete":
-        raise InvalidInput(f"{source} is damaged ({verdict}): bring back an earlier backup", "home")
-    target.chmod(0o600)
-    sync(target)

@@ -1,24 +1,20 @@
-"""Parts of a traffic log in a home: their condition before anything opens them, and a copy of one state of all.
+"""Parts of a traffic log in a home: their condition before anything opens them.
 
 The log of this version is a folder, that of version 0.1 one database, which may be there until it is brought over.
 """
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
-from pipeline.disk import asking, sync
 from pipeline.traffic.lanes.files import file_path
 from pipeline.traffic.lanes.index import index_path
 from pipeline.traffic.prediction import given_out
 from serving.config import Config
-from serving.wiring.databases import ADVICE, HomeDatabase, copy_database
+from serving.wiring.databases import ADVICE, HomeDatabase
 
-__all__ = ["TrafficParts", "copy_traffic"]
+__all__ = ["TrafficParts"]
 
 RECENT_ROWS = 10_000
 _OLD_TABLES = frozenset(
@@ -57,9 +53,14 @@ class TrafficParts:
         if self._lanes and not self.there:
             yield f"{self._labels.path} is missing beside predictions: {ADVICE}, or move the whole home away"
         for lane in () if found else self._lanes:
-            for (number,) in lane.rows("SELECT number FROM files WHERE predictions + scores > 0"):
+            # The newest may be one that power loss took: its records are damaged, and the lane goes on.
+            query = (
+                "SELECT number FROM files WHERE predictions + scores > 0 AND number < (SELECT max(number) FROM files)"
+            )
+            for (number,) in lane.rows(query):
                 path = file_path(lane.path.parent, int(str(number)))
-                if not path.exists():
+                # Retention removes a file and then its row.
+                if not path.exists() and lane.rows("SELECT 1 FROM files WHERE number = ?", number):
                     yield f"{path} is missing, with predictions that others name: {ADVICE}"
 
     def used(self) -> bool:
@@ -76,53 +77,6 @@ class TrafficParts:
         query = "SELECT endpoint, prediction_id FROM predictions ORDER BY seq DESC LIMIT ?"
         rows = (row for database in (self._old, *self._lanes) for row in database.rows(query, RECENT_ROWS))
         return {endpoint for endpoint, prediction_id in rows if given_out(str(prediction_id))}
-
-
-def copy_traffic(config: Config, home: Path) -> None:
-    """Copy one state of the log into the home of a backup, also while lanes write.
-
-    Raises:
-        InvalidInput: a part is damaged. NotReady: a part cannot be read, or the disk does not let it be written.
-    """
-    copy_database(config.old_traffic_db, home)
-    source, target = config.traffic_folder, home / config.traffic_folder.name
-    labels = _labels(source)
-    if not labels.exists():
-        return
-    target.mkdir(mode=0o700, exist_ok=True)
-    readers = source / "readers"
-    if readers.is_dir():  # before the entries that they have read
-        shutil.copytree(readers, target / readers.name, ignore=shutil.ignore_patterns(".*"))
-    with asking(f"{labels}"), closing(sqlite3.connect(labels, timeout=30.0, isolation_level=None)) as held:
-        # What a lane has may be newer than the labels, never older: nobody joins, and no feedback that is not in this copy
-        # of the labels leaves an inbox.
-        held.execute("BEGIN IMMEDIATE")
-        copy_database(labels, target)
-        for lane in _lane_folders(source):
-            place = target / "lanes" / lane.name
-            place.mkdir(mode=0o700, parents=True)
-            copy_database(index_path(lane), place)
-        held.execute("ROLLBACK")
-    for place in _lane_folders(target):
-        _copy_records(source / "lanes" / place.name, place)
-
-
-def _copy_records(source: Path, target: Path) -> None:
-    """Copy the record files that the copy of a lane's index names. Of one that retention removed meanwhile nothing stays."""
-    with closing(sqlite3.connect(index_path(target))) as index:
-        for number, end in index.execute("SELECT number, end FROM files").fetchall():
-            try:
-                shutil.copy2(file_path(source, number), copied := file_path(target, number))
-            except FileNotFoundError:
-                for table in ("predictions", "scores"):
-                    index.execute(f"DELETE FROM {table} WHERE file = ?", (number,))
-                index.execute("DELETE FROM files WHERE number = ?", (number,))
-                index.commit()
-                continue
-            with copied.open("r+b") as file:
-                file.truncate(end)
-            copied.chmod(0o600)
-            sync(copied)
 
 
 def _labels(folder: Path) -> Path:

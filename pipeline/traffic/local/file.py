@@ -26,7 +26,8 @@ _OPEN_TRIES = 50
 
 # A prediction is known by its lane and its seq there. `lanes` has how far each lane is processed: feedback of its inbox
 # taken in, predictions looked at for parked feedback, predictions closed. `open` and `feedback` have predictions with
-# feedback alone: what is never labelled leaves no row here. `ceilings`: see `ceilings`.
+# feedback alone: what is never labelled leaves no row here. `ceilings`: see `ceilings`; with its rows in the
+# key's order SQLite 3.40 would call a whole file damaged, since the key does not come first.
 _TABLES = """
 CREATE TABLE lanes (
     lane INTEGER PRIMARY KEY,
@@ -40,7 +41,7 @@ CREATE TABLE ceilings (
     last INTEGER NOT NULL,
     time_ms INTEGER NOT NULL,
     PRIMARY KEY (lane, last, time_ms)
-) WITHOUT ROWID;
+);
 CREATE TABLE open (
     lane INTEGER NOT NULL,
     prediction INTEGER NOT NULL,

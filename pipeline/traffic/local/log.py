@@ -21,6 +21,7 @@ from pipeline.traffic.lanes.lane import Lane
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import ScoresEntry
 from pipeline.traffic.local.closing import Closing
+from pipeline.traffic.local.copying import trimming
 from pipeline.traffic.local.deletion import Deletion
 from pipeline.traffic.local.file import LabelsFile
 from pipeline.traffic.local.forgotten import forgotten_among
@@ -159,8 +160,10 @@ class LocalTrafficLog:
             if kept:
                 lane.put_feedback(kept)
             if row is not None and row[0] - self._trimmed >= _TRIM_ENTRIES:
-                lane.trim(row[0])
-                self._trimmed = row[0]
+                with trimming(self._root.parent) as allowed:
+                    if allowed:
+                        lane.trim(row[0])
+                        self._trimmed = row[0]
         return replies
 
     def join(self, now_ms: int, limit: int = 1000) -> int:

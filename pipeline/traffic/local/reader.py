@@ -16,10 +16,10 @@ import numpy as np
 from pipeline.errors import Damaged, NotReady
 from pipeline.traffic.join import MatureRows
 from pipeline.traffic.lanes.lanes import Lanes
+from pipeline.traffic.lanes.places import pack_place, unpack_place
 from pipeline.traffic.lanes.rows import Place, Row
 from pipeline.traffic.local.ceilings import Ceilings
 from pipeline.traffic.local.file import LabelsFile
-from pipeline.traffic.local.places import pack_place, unpack_place
 from pipeline.traffic.log import Labelled, Scores
 
 __all__ = ["Reader"]

@@ -224,6 +224,13 @@ def torn(path: Path) -> None:
     path.write_bytes(data)
 
 
+def without_records(index: Path) -> None:
+    """A lane that writes its second file, and has lost the first one."""
+    with closing(sqlite3.connect(index)) as db, db:
+        db.execute("INSERT INTO files (begun_ms, newest_ms, end, predictions, scores) VALUES (0, 0, 0, 0, 0)")
+    (index.parent / "00000001.log").unlink()
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -235,7 +242,7 @@ def torn(path: Path) -> None:
         ),
         (lambda home: (home / "traffic/labels.db").write_bytes(b""), "labels.db lacks counters"),
         (lambda home: (home / "traffic/labels.db").unlink(), "labels.db is missing beside predictions"),
-        (lambda home: next((home / "traffic/lanes").rglob("*.log")).unlink(), "00000001.log is missing"),
+        (lambda home: without_records(next((home / "traffic/lanes").rglob("index.db"))), "00000001.log is missing"),
         (lambda home: torn(next((home / "traffic/lanes").rglob("index.db"))), "index.db is damaged"),
         (lambda home: emptied(home / "control.db"), "control.db lacks rollouts"),
         (lambda home: torn(home / "control.db"), "control.db is damaged"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InvalidInput
-from pipeline.traffic.local.places import pack_place, unpack_place
+from pipeline.traffic.lanes.places import pack_place, unpack_place
 
 
 @given(st.dictionaries(st.integers(0, 65_535), st.integers(0, 1 << 60)))
