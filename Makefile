@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/baton demo
 
 # Files of tests side by side, a process each; what stresses the machine is marked long and runs alone.
-WORKERS ?= 2
+WORKERS ?= 3
 test: $(STAMP) tools
 	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist loadfile
 

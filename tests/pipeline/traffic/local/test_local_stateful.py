@@ -30,5 +30,5 @@ def test_any_interleaving_over_lanes_gives_what_a_dictionary_would(tmp_path: Pat
         return SpreadMachine(Place("local", str(tmp_path)))
 
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+        machine, settings=settings(max_examples=30, stateful_step_count=40, deadline=None, derandomize=True)
     )
