@@ -121,6 +121,8 @@ def export(
         rows = export_rows(log, out, endpoint=endpoint, since_ms=_ms(since), until_ms=_ms(until), redaction=redaction)
         for column in redaction.kept() if redaction is not None else ():
             say(f"still in the file: {column}")
+        if damaged := log.stats(log.now_ms()).damaged:
+            say(f"records of the log that are damaged and left out: {damaged}")
         result = {"file": str(out), "rows": rows, "bytes": out.stat().st_size}
         emit(output, result, "", tuple(result), [tuple(result.values())])
 

@@ -175,6 +175,8 @@ class Overview(Collector):
              stats.watermark_ms / 1000),
             ("baton_join_open_predictions", "Predictions whose rows have not all matured", stats.open_predictions),
             ("baton_log_size_bytes", "What the traffic log takes", stats.bytes),
+            ("baton_log_damaged_records", "Records of the traffic log whose bytes have changed; they are left out",
+             stats.damaged),
         ):  # fmt: skip
             yield GaugeMetricFamily(name, text, value=value)
 

@@ -63,6 +63,20 @@ def test_tail_shows_the_last_entries_as_json_lines(installation: Installation) -
     assert "teacher" in baton(installation, "tail").stdout
 
 
+def test_an_export_leaves_out_a_record_whose_bytes_have_changed_and_says_so(
+    installation: Installation, tmp_path: Path
+) -> None:
+    fill(installation)
+    (records,) = (installation.home / "traffic" / "lanes").rglob("*.log")
+    content = bytearray(records.read_bytes())
+    content[len(content) // 2] ^= 1
+    records.write_bytes(content)
+    for _ in range(2):
+        done = baton(installation, "export", str(tmp_path / "rows.parquet"), "-o", "json")
+        assert json.loads(done.stdout)["rows"] == 8
+        assert done.stderr == "records of the log that are damaged and left out: 1\n"
+
+
 def test_an_export_comes_back_once(installation: Installation, tmp_path: Path) -> None:
     fill(installation)
     out = tmp_path / "rows.parquet"
