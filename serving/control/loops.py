@@ -54,8 +54,9 @@ class ControlLoops:
     """Background loops of the control process, and what they work on. Use `start`, then `close`.
 
     Args:
-        backends: closed by `close`, with `joined` and `lead`.
+        backends: closed by `close`, with `joined`, `retained` and `lead`.
         joined: the traffic log once more, for the join alone: it waits for the disk, and readers must not wait for it.
+        retained: and once more for retention, which may delete for minutes.
         lead: which control process acts.
 
     Attributes:
@@ -63,10 +64,13 @@ class ControlLoops:
         telemetry: of the process.
     """
 
-    def __init__(self, config: Config, backends: Backends, joined: TrafficLog, lead: Lead, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, backends: Backends, joined: TrafficLog, retained: TrafficLog, lead: Lead, clock: Clock
+    ) -> None:
         self._config, self._clock = config, clock
         self._stop = threading.Event()
-        self._backends, self._joined, self._store = backends, joined, backends.store
+        self._backends, self._store = backends, backends.store
+        self._joined, self._retained = joined, retained
         repository = backends.repository
         observer = Observer(config.status, repository, backends.kill, clock)
         self._controller = RolloutController(
@@ -87,10 +91,10 @@ class ControlLoops:
         self._bundles = BundleUpkeep(
             repository, config.segments, self._store, keep=config.bundles_keep, worker=config.worker is not None
         )
-        self._traffic = TrafficUpkeep(config, self._joined, self._store)
+        self._traffic = TrafficUpkeep(config, retained, self._store)
         self.telemetry = Telemetry("control")
         self._publish(repository)
-        self._started = self._kept = clock.monotonic()
+        self._started = clock.monotonic()
         self._steps: Mapping[str, StepStatus] = {}
         self._threads: list[threading.Thread] = []
 
@@ -99,6 +103,7 @@ class ControlLoops:
         bodies = [
             ("lead", self._take_lead, LEAD_EVERY_S),
             ("label-join", self._leading(self._join), JOIN_EVERY_S),
+            ("traffic-upkeep", self._leading(self._keep), UPKEEP_EVERY_S),
             ("rollout", self._leading(self._move), PASS_EVERY_S),
             ("status", self._report, PASS_EVERY_S),
             ("bundle-upkeep", self._tidy, UPKEEP_EVERY_S),
@@ -124,6 +129,7 @@ class ControlLoops:
         if self._cache is not None:
             self._cache.close()
         self._joined.close()
+        self._retained.close()
         self._backends.close()
 
     # Bodies of the loops.
@@ -140,18 +146,15 @@ class ControlLoops:
         self._led_by = leader
 
     def _join(self) -> None:
-        try:
-            while self._joined.join(self._clock.wall_ms()) and not self._stop.is_set():
-                pass
-        finally:
-            self._keep()  # a log that takes no more has room again by retention alone
+        while self._joined.join(self._clock.wall_ms()) and not self._stop.is_set():
+            pass
 
     def _keep(self) -> None:
-        if self._clock.monotonic() - self._kept > UPKEEP_EVERY_S:
-            self._kept = self._clock.monotonic()
-            self.admin.endpoints.bootstrap()
-            worker = self._statuses().learner
-            self._traffic.step(None if worker is None else worker.status, self._clock.wall_ms())
+        if self._clock.monotonic() - self._started < UPKEEP_EVERY_S:
+            return  # until then the worker may not have reported its place
+        self.admin.endpoints.bootstrap()
+        worker = self._statuses().learner
+        self._traffic.step(None if worker is None else worker.status, self._clock.wall_ms())
 
     def _move(self) -> None:
         with self._lock:

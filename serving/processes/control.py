@@ -55,7 +55,8 @@ def run_control(config: Config) -> None:
         signal.signal(number, end)
     backends = open_backends(config)
     clock = LogClock(backends.traffic).start()
-    loops = ControlLoops(config, backends, open_traffic_log(config), open_lead(config, clock), clock)
+    joined, retained = open_traffic_log(config), open_traffic_log(config)
+    loops = ControlLoops(config, backends, joined, retained, open_lead(config, clock), clock)
     try:
         loops.start()
         ports = _Ports(config, loops, clock)

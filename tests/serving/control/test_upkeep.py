@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clocks import HandClock
+from installation import eventually
 
 from pipeline.errors import LogFull
 from pipeline.features import Features, IdPart
@@ -14,6 +16,7 @@ from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.config import Config, TrafficConfig, WorkerConfig
+from serving.control import loops as control_loops
 from serving.control.loops import ControlLoops
 from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.rollout.sqlite_store import SqliteControlStore
@@ -53,19 +56,28 @@ def test_rows_that_the_worker_would_read_again_after_a_crash_are_kept(tmp_path: 
     store.close()
 
 
-def test_retention_goes_on_while_the_log_refuses_the_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _busy(now_ms: int, limit: int = 1000) -> int:
+    return 1
+
+
+def _refused(now_ms: int, limit: int = 1000) -> int:
+    raise LogFull("stops")
+
+
+@pytest.mark.parametrize("join", [_busy, _refused])
+def test_retention_goes_on_whatever_the_join_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join: Callable[..., int]
+) -> None:
+    monkeypatch.setattr(control_loops, "UPKEEP_EVERY_S", 0.05)
     config, clock = Config(home=tmp_path), HandClock()
     log = open_traffic_log(config)
-    loops = ControlLoops(config, open_backends(config), log, open_lead(config, clock), clock)
-
-    def refused(now_ms: int, limit: int = 1000) -> int:
-        raise LogFull("stops")
-
+    loops = ControlLoops(config, open_backends(config), log, open_traffic_log(config), open_lead(config, clock), clock)
     ids = PredictionIds(load_secret(config.secret))
     log.append_feedback([FeedbackEntry(ids.new(1000), outcomes=[Outcome(0, 1.0)])], 1000)  # its prediction never comes
-    monkeypatch.setattr(log, "join", refused)
+    monkeypatch.setattr(log, "join", join)
     clock.now += 120
-    with pytest.raises(LogFull):
-        loops._join()
-    assert log.stats(clock.wall_ms()).parked_expired == 1
-    loops.close()
+    loops.start()
+    try:
+        eventually(lambda: log.stats(clock.wall_ms()).parked_expired == 1, "what expired is deleted")
+    finally:
+        loops.close()
