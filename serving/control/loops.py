@@ -45,7 +45,7 @@ UPKEEP_EVERY_S = 60.0
 UPKEEP_NICE = 10
 REFRESH_EVERY_S = 1.0
 COUNT_EVERY_S = 10.0
-"""Time between two counts of open predictions, which reads all of them."""
+"""Time between two looks at the predictions that are open."""
 
 log = logging.getLogger(__name__)
 

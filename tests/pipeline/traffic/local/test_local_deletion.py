@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import random
 import sqlite3
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,15 +24,6 @@ START = 1_000_000
 USER = (1 << 64) - 5
 SECRET = 0x1122334455667788
 PROCESSES = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> Iterator[list[LocalTrafficLog]]:
-    """Three processes' logs of one folder."""
-    opened = [open_lane(tmp_path / "traffic", lane) for lane in (3, 4, 5)]
-    yield opened
-    for log in opened:
-        log.close()
 
 
 def predict(log: LocalTrafficLog, time_ms: int = START, routing_hash: int = 0, fill: int = 5, n: int = 40) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import pytest
 from lane_logs import open_lane
 from traffic_samples import CANDIDATE, IDS, WINDOW_MS, sample
 
@@ -19,15 +17,6 @@ from pipeline.traffic.log import ACCEPTED, DUPLICATE, INVALID, Exposure, Feedbac
 
 START = 1_000_000
 PROCESSES = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> Iterator[list[LocalTrafficLog]]:
-    """Three processes' logs of one folder."""
-    opened = [open_lane(tmp_path / "traffic", lane) for lane in (3, 4, 5)]
-    yield opened
-    for log in opened:
-        log.close()
 
 
 def say(log: LocalTrafficLog, prediction_id: str, *outcomes: Outcome, now_ms: int = START) -> tuple[str, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from lane_logs import open_lane
 from traffic_samples import IDS, WINDOW_MS, sample
 
@@ -15,15 +13,6 @@ from pipeline.traffic.log import ACCEPTED, Exposure, FeedbackEntry, Outcome
 
 START = 1_000_000
 PROCESSES = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> Iterator[list[LocalTrafficLog]]:
-    """Three processes' logs of one folder."""
-    opened = [open_lane(tmp_path / "traffic", lane) for lane in (3, 4, 5)]
-    yield opened
-    for log in opened:
-        log.close()
 
 
 def predict(log: LocalTrafficLog, time_ms: int, said: str = "label") -> str:
