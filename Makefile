@@ -17,7 +17,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Tests start these as processes of their own. Bring them where we may; without one its tests fail and say so.
 TOOLS := redis-server:redis-server chromium:chromium prometheus:prometheus
-tools:
+# A Triton server for the tests of remote arms: nvidia-pytriton brings the binary. It is kept apart from the environment, since
+# it asks for an older numpy; where it cannot be had, those tests are skipped.
+TRITON := build/triton
+$(TRITON): | $(STAMP)
+	-$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ nvidia-pytriton==0.7.0
+
+tools: $(TRITON)
 	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} > /dev/null || missing="$$missing $${tool##*:}"; done; \
 	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; } \
@@ -29,10 +35,13 @@ demo: $(STAMP)
 # Files of tests side by side, a process each; what stresses the machine is marked long and runs alone.
 WORKERS ?= 3
 test: $(STAMP) tools
-	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist loadfile --durations 30
 
+# Long tests that hold no time against a limit and start no installation go two at a time, the others alone.
+SIDE_BY_SIDE := tests/transfer tests/serving/rollout tests/pipeline/traffic tests/serving/state tests/serving/http
 test-long: $(STAMP) tools
-	$(BIN)/python -m pytest -m long --timeout 900
+	failed=; $(BIN)/python -m pytest -m long --timeout 900 --durations 40 -n 2 --dist loadfile $(SIDE_BY_SIDE) || failed=1; \
+	  $(BIN)/python -m pytest -m long --timeout 900 --durations 60 $(SIDE_BY_SIDE:%=--ignore %) || failed=1; test -z "$$failed"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

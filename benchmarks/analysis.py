@@ -35,7 +35,7 @@ endpoint: ranker
 candidate: {bundle: student}
 steps: [{weight: 5, bias_below: 0.05}, {weight: 50, bias_below: 0.02}, {weight: 100, bias_below: 0.02}]
 guards: {segments: [{field: tab, values: [0, 1], bias_below: 0.1}]}
-analysis: {segments: [tab]}
+analysis: {segments: [tab], evidence_span: 0s}
 """)
 TABS = 40
 FIELDS = 39
@@ -73,7 +73,7 @@ def entries(total: int, rows: int, rng: np.random.Generator) -> Iterator[list[La
             at = seq * rows * SPEC.analysis.block_ms // BLOCK_ROWS
             record = PredictionRecord(str(seq), at, "ranker", "stable", "teacher", 1, features, stable, seq)
             other = (Scores("candidate", "student", 1, candidate),)
-            batch.append(Labelled(seq, str(seq), 0, at, shown, labels, none, unknown, pack(record), other))
+            batch.append(Labelled(seq, str(seq), "ranker", 0, at, shown, labels, none, unknown, pack(record), other))
         yield batch
 
 
@@ -103,7 +103,7 @@ def run(total: int = 10_000_000, rows: int = 100, progress: Progress = lambda _:
     for _ in range(PASSES):
         started = time.perf_counter()
         look = Look(SPEC, begin(SPEC, 1, 0, 0), analysis.refresh())
-        look.breach()
+        next(look.breaches(), None)
         look.not_yet()
         looked = time.perf_counter()
         analysis.snapshot()

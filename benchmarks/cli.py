@@ -137,6 +137,25 @@ def shadow(
     _show(report, output, out)
 
 
+@app.command("remote")
+def remote(
+    seconds: SecondsOption = 5.0,
+    rounds: RoundsOption = 5,
+    rows: RowsOption = 100,
+    inflight: Annotated[int, typer.Option(min=1, help="Calls in flight where throughput is measured")] = 8,
+    table_rows: TableRows = TABLE_ROWS,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Cost of an arm on another server: calls through Baton against calls to that server, in turns.
+
+    Example: baton bench remote --seconds 2 --rounds 3
+    """
+    from benchmarks import remote
+
+    _show(remote.run(seconds, rounds, rows, inflight, table_rows=table_rows, progress=say), output, out)
+
+
 @app.command("swap")
 def swap(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each half of a turn")] = 20.0,
@@ -384,6 +403,23 @@ def drift(
     from benchmarks import drift
 
     _show(drift.run(rows, seeds, progress=say), output, out)
+
+
+@app.command("levels")
+def levels(
+    rows: Annotated[int, typer.Option(min=20_000, help="Of the traffic")] = 2_000_000,
+    first: Annotated[int, typer.Option(min=0, help="First seed")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Logs, each with its own models")] = 4,
+    output: OutputOption = Output.table,
+    out: OutFile = None,
+) -> None:
+    """Bias on the full traffic of models of logs that lack rows, by each way to say so; some minutes a seed.
+
+    Example: baton bench levels --rows 1000000 --first 1 --seeds 1
+    """
+    from benchmarks import levels
+
+    _show(levels.run(rows, first, seeds, progress=say), output, out)
 
 
 def _settings(config: Path | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -13,7 +14,10 @@ from safetensors import SafetensorError
 
 from pipeline.errors import InvalidInput, NotReady
 
-__all__ = ["asking", "copy_database", "replacing", "sync", "transaction", "writing"]
+__all__ = ["asking", "clear_staging", "copy_database", "creating", "replacing", "sync", "transaction", "writing"]
+
+_LEFT_S = 3600.0
+"""Age at which nobody is at work on a new file any more."""
 
 
 def sync(path: Path) -> None:
@@ -48,6 +52,45 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             sync(path.parent)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """Creation of a file that appears whole: a new file beside `path`, which gets that name when the block ends without an
+    exception. Where another process was faster, its file stays.
+
+    Raises:
+        OSError: nothing is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield staging
+        sync(staging)
+        try:
+            os.link(staging, path)
+        except FileExistsError:
+            return
+        except OSError:  # no hard links here: two processes at the same instant are not told apart
+            if not path.exists():
+                os.replace(staging, path)
+        sync(path.parent)
+    finally:
+        for end in ("", "-journal", "-wal", "-shm"):
+            staging.with_name(f"{staging.name}{end}").unlink(missing_ok=True)
+
+
+def clear_staging(path: Path) -> None:
+    """Removal of what processes that were killed in `creating` have left beside a file: another name of it, or half of one.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    for left in path.parent.glob(f".{path.name}.*"):
+        with suppress(FileNotFoundError):
+            # Never opened: closing it would take away SQLite's locks of this process on the same file.
+            if left.stat().st_mtime < time.time() - _LEFT_S or left.samefile(path):
+                left.unlink()
 
 
 @contextmanager

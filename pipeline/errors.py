@@ -21,6 +21,9 @@ __all__ = [
     "NotReady",
     "Overloaded",
     "PermissionDenied",
+    "RemoteFault",
+    "RemoteTimeout",
+    "RemoteUnavailable",
     "StaleVersion",
     "Unauthenticated",
 ]
@@ -75,6 +78,10 @@ class LogFull(NotReady):
     """The traffic log takes no more, so that others have room in its store."""
 
 
+class RemoteUnavailable(NotReady):
+    """The server of a remote arm cannot be reached, is overloaded, or is not asked since it failed before."""
+
+
 class Overloaded(BatonError):
     """A bounded queue or quota is full. `retry_after` is in seconds."""
 
@@ -85,6 +92,14 @@ class Overloaded(BatonError):
 
 class DeadlineExceeded(BatonError):
     """The caller's deadline passed, in a queue or during the work."""
+
+
+class RemoteTimeout(DeadlineExceeded):
+    """The server of a remote arm did not answer within its time limit or the caller's deadline."""
+
+
+class RemoteFault(BatonError):
+    """The server of a remote arm refuses the request, or its answer cannot be used."""
 
 
 class Conflict(BatonError):

@@ -41,6 +41,7 @@ class Event:
         degraded: reasons for a reduced answer.
         error: the failure; later stages are skipped, except those that handle errors.
         cancelled: may be set at any time; the event then leaves the queue unanswered.
+        abandon: set by a stage while it waits for another server; called once `cancelled` is set.
         load: seconds that the event was expected to wait when it came.
         timings: seconds by stage name (of the whole batch, if it was batched), and of waiting under `queue`.
         traceparent: W3C trace context of the request; "" if it is not traced.
@@ -75,6 +76,7 @@ class Event:
     error: Exception | None = None
 
     cancelled: bool = False
+    abandon: Callable[[], None] | None = None
     load: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     traceparent: str = ""

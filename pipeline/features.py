@@ -125,6 +125,11 @@ class Features:
     numbers: tuple[NumberPart, ...] = ()
     bags: tuple[Bag, ...] = ()
 
+    @property
+    def absent(self) -> bool:
+        """Whether there are none: a prediction that was answered elsewhere may be known by its scores alone."""
+        return not (self.ids or self.numbers or self.bags)
+
     @classmethod
     def from_rows(cls, rows: Rows) -> Features:
         """Dense rows as features of one part per kind; nothing is copied."""

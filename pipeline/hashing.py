@@ -18,6 +18,7 @@ import xxhash
 
 from pipeline.arrays import I32, I64, Array
 from pipeline.errors import InvalidInput
+from pipeline.index import Index
 
 __all__ = [
     "EXACT_BELOW", "PAD_ID", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value",
@@ -64,11 +65,12 @@ def canonical(value: Any) -> str:
     raise InvalidInput(f"a value of type {type(value).__name__} cannot be an id; pass int, float, bool or str")
 
 
-def hash_value(field: str, value: Any, missing: Collection[str] = ()) -> int:
+def hash_value(field: str, value: Any, missing: Collection[str] = (), index: Index | None = None) -> int:
     """The id of one raw value of one field, as a signed 64-bit integer.
 
     Args:
         missing: canonical texts that mean that there is no value (`FieldSpec.missing`), beside the empty one.
+        index: of the field (`FieldSpec.index`), whose number is hashed in place of the value.
 
     >>> hash_value("user_id", 712)
     240845954018805456
@@ -76,11 +78,16 @@ def hash_value(field: str, value: Any, missing: Collection[str] = ()) -> int:
     True
     """
     text = canonical(value)
-    return _hash_text(field, "" if text in missing else text)
+    if not text or text in missing:
+        return _hash_text(field, "")
+    return _hash_text(field, text if index is None else str(index.of(text)))
 
 
-def hash_column(field: str, values: pa.Array | Array | list[Any], missing: Collection[str] = ()) -> I64:
-    """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once. `missing` as in `hash_value`.
+def hash_column(
+    field: str, values: pa.Array | Array | list[Any], missing: Collection[str] = (), index: Index | None = None
+) -> I64:
+    """Ids of a column of raw values `[n]` -> int64 `[n]`; each distinct value is hashed once. `missing` and `index` as in
+    `hash_value`.
 
     Raises:
         InvalidInput: a value has no canonical text; the error names the field.
@@ -89,18 +96,22 @@ def hash_column(field: str, values: pa.Array | Array | list[Any], missing: Colle
     if not len(array):
         return np.empty(0, np.int64)
     encoded = array.dictionary_encode(null_encoding="encode")
-    distinct = np.fromiter((hash_value(field, v, missing) for v in encoded.dictionary.to_pylist()), np.int64)
+    distinct = np.fromiter((hash_value(field, v, missing, index) for v in encoded.dictionary.to_pylist()), np.int64)
     ids: I64 = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
     return ids
 
 
 def hash_bag_column(
-    field: str, values: pa.Array | Array | list[Any], separator: str, missing: Collection[str] = ()
+    field: str,
+    values: pa.Array | Array | list[Any],
+    separator: str,
+    missing: Collection[str] = (),
+    index: Index | None = None,
 ) -> tuple[I32, I64]:
     """Ids of a column of bags written as text `[n]` -> offsets int32 `[n + 1]` and ids int64 `[offsets[n]]`.
 
-    A missing value is an empty bag. Each element is hashed by itself, under the field's own name. `missing` as in
-    `hash_value`, of the whole text and of its elements.
+    A missing value is an empty bag. Each element is hashed by itself, under the field's own name. `missing` and `index` as
+    in `hash_value`, `missing` of the whole text and of its elements.
     """
     array = _as_array(field, values)
     if not len(array):
@@ -108,7 +119,7 @@ def hash_bag_column(
     encoded = array.dictionary_encode(null_encoding="encode")
     texts = [canonical(v) for v in encoded.dictionary.to_pylist()]
     bags = [
-        [hash_value(field, e, missing) for e in text.split(separator)] if text and text not in missing else []
+        [hash_value(field, e, missing, index) for e in text.split(separator)] if text and text not in missing else []
         for text in texts
     ]
     codes = encoded.indices.to_numpy(zero_copy_only=False)

@@ -8,8 +8,9 @@ requests. It knows nothing of ids or tables. Written by `pipeline.embedding.hier
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -17,15 +18,26 @@ from pipeline.arrays import F32, I32, I64
 from pipeline.features import KEPT_ARRANGEMENTS, NumberPart, Role
 from pipeline.schema import FieldSpec, Schema
 
-__all__ = ["ARRAYS", "KEPT_ROWS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout"]
+__all__ = ["ARRAYS", "KEPT_ROWS", "LACKS_ROWS", "REQUEST", "Block", "Columns", "DenseInputs", "Layout", "Waiting"]
 
 
 ARRAYS = ("embeddings", "linear", "numbers")
 """Names of a block's arrays."""
 REQUEST = "request"
+LACKS_ROWS = "embedding: "
+"""Begins each reason of `DenseInputs.degraded`."""
 
 KEPT_ROWS = 4096
 """Candidates up to which the memory of a run is kept for the next; that of a larger run is freed."""
+
+
+class Waiting(Protocol):
+    """Who waits for the scores of a window: until when, and whether still. A call to elsewhere sets `abandon`, which is
+    called when `cancelled` has become true."""
+
+    deadline: float
+    cancelled: bool
+    abandon: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

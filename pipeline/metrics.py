@@ -1,6 +1,7 @@
 """Metrics of predictions: AUC, LogLoss and bias, exact on arrays or from sums that can be merged and reverted.
 
-Labels may be any number in 0..1; one of 0.3 counts as 0.3 of a positive and 0.7 of a negative row. It knows nothing of
+Labels may be any number in 0..1; one of 0.3 counts as 0.3 of a positive and 0.7 of a negative row. `weights` are what each
+row stands for, 1 / probability of a row of a sampled log; without them every row counts once. It knows nothing of
 arms, rollouts or training; `serving.rollout.analysis` and `transfer` both use it.
 """
 
@@ -21,12 +22,13 @@ SMALLEST_PROBABILITY = 1e-7
 """Probabilities are clipped to [SMALLEST, 1 - SMALLEST] before a logarithm; float32 scores are not more exact."""
 
 
-def auc(labels: Numbers, scores: Numbers) -> float:
+def auc(labels: Numbers, scores: Numbers, weights: Numbers | None = None) -> float:
     """Area under the ROC curve: the chance that a positive row outscores a negative one, ties counted as half.
 
     Args:
         labels: `[n]` in 0..1.
         scores: `[n]`, any monotonic score.
+        weights: `[n]`, what each row stands for.
 
     Returns:
         NaN where one class is absent.
@@ -40,9 +42,10 @@ def auc(labels: Numbers, scores: Numbers) -> float:
         return float("nan")
     order = np.argsort(s, kind="stable")
     s, y = s[order], y[order]
+    w = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64).ravel()[order]
     starts = np.flatnonzero(np.concatenate(([True], s[1:] != s[:-1])))
-    positives = np.add.reduceat(y, starts)
-    negatives = np.add.reduceat(1.0 - y, starts)
+    positives = np.add.reduceat(w * y, starts)
+    negatives = np.add.reduceat(w * (1.0 - y), starts)
     return _area(positives, negatives)
 
 
@@ -54,28 +57,39 @@ def row_logloss(labels: Numbers, scores: Numbers) -> F64:
     return losses
 
 
-def logloss(labels: Numbers, scores: Numbers) -> float:
-    """Mean LogLoss (nats); NaN without rows.
+def logloss(labels: Numbers, scores: Numbers, weights: Numbers | None = None) -> float:
+    """Mean LogLoss (nats); NaN without rows. `weights` `[n]`: what each row stands for.
 
     >>> round(logloss(np.array([1, 0]), np.array([0.8, 0.2])), 4)
     0.2231
     """
-    return float(row_logloss(labels, scores).mean()) if np.size(labels) else float("nan")
+    if not np.size(labels):
+        return float("nan")
+    losses = row_logloss(labels, scores)
+    return float(losses.mean()) if weights is None else float(np.average(losses, weights=np.asarray(weights)))
 
 
-def pcoc(labels: Numbers, scores: Numbers) -> float:
-    """Predicted over observed clicks, `sum(scores) / sum(labels)`; NaN without a positive.
+def pcoc(labels: Numbers, scores: Numbers, weights: Numbers | None = None) -> float:
+    """Predicted over observed clicks, `sum(scores) / sum(labels)`; NaN without a positive. `weights` `[n]`: what each row
+    stands for.
+
+    >>> round(pcoc(np.array([1, 0]), np.array([0.4, 0.3]), np.array([1, 2])), 3)
+    1.0
 
     >>> pcoc(np.array([1, 0]), np.array([0.8, 0.3]))
     1.1
     """
-    clicks = float(np.sum(labels, dtype=np.float64))
-    return float(np.sum(scores, dtype=np.float64)) / clicks if clicks > 0 else float("nan")
+    y, p = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if weights is not None:
+        w = np.asarray(weights, np.float64)
+        y, p = w * y, w * p
+    clicks = float(y.sum())
+    return float(p.sum()) / clicks if clicks > 0 else float("nan")
 
 
-def bias(labels: Numbers, scores: Numbers) -> float:
+def bias(labels: Numbers, scores: Numbers, weights: Numbers | None = None) -> float:
     """Relative prediction bias, `pcoc - 1`: 0.02 means two percent too many clicks predicted; NaN without a positive."""
-    return pcoc(labels, scores) - 1.0
+    return pcoc(labels, scores, weights) - 1.0
 
 
 @dataclass(slots=True)

@@ -6,10 +6,14 @@ schema order within their kind. It knows nothing of files, tensors or servers.
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from pipeline.faults import refuse
+from pipeline.index import Index
 
 __all__ = ["MISSING_TEXTS", "FieldSpec", "MissingTexts", "Schema"]
 
@@ -49,6 +53,9 @@ class FieldSpec(BaseModel):
     missing: MissingTexts = Field(
         (), description="texts of an id or of a bag's element that mean that there is none, beside the empty one"
     )
+    index: Index | None = Field(
+        None, description="how the values of an id or of a bag's elements become row numbers, which are hashed instead"
+    )
     transform: Literal["log1p"] | None = Field(None, description="applied to a number inside the network")
     table: Name | None = Field(None, description="embedding table; the field's own name unless said")
     width: int | None = Field(None, ge=1, le=4096, description="length of the field's vector; set by a bundle")
@@ -56,16 +63,21 @@ class FieldSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> FieldSpec:
+        name, number = f"field {self.name!r}", self.kind == "number"
+        faults: list[str] = []
         if self.kind == "bag" and not self.separator:
-            raise ValueError(f"field {self.name!r}: a bag needs a separator, for example separator: ','")
+            faults.append(f"{name}: a bag needs a separator, for example separator: ','")
         if self.kind != "bag" and (self.separator is not None or self.pooling is not None):
-            raise ValueError(f"field {self.name!r}: separator and pooling belong to bags; kind is {self.kind!r}")
-        if self.kind != "number" and self.transform is not None:
-            raise ValueError(f"field {self.name!r}: transform belongs to numbers; kind is {self.kind!r}")
-        if self.kind == "number" and self.missing:
-            raise ValueError(f"field {self.name!r}: missing belongs to ids and bags; a number is missing as NaN")
-        if self.kind == "number" and (self.table is not None or self.width is not None):
-            raise ValueError(f"field {self.name!r}: a number has no embedding table")
+            faults.append(f"{name}: separator and pooling belong to bags; kind is {self.kind!r}")
+        if not number and self.transform is not None:
+            faults.append(f"{name}: transform belongs to numbers; kind is {self.kind!r}")
+        if number and self.index is not None:
+            faults.append(f"{name}: index belongs to ids and bags; kind is 'number'")
+        if number and self.missing:
+            faults.append(f"{name}: missing belongs to ids and bags; a number is missing as NaN")
+        if number and (self.table is not None or self.width is not None):
+            faults.append(f"{name}: a number has no embedding table")
+        refuse(faults)
         return self
 
     @cached_property
@@ -87,11 +99,8 @@ class Schema(BaseModel):
 
     @model_validator(mode="after")
     def _unique(self) -> Schema:
-        seen: set[str] = set()
-        for field in self.fields:
-            if field.name in seen:
-                raise ValueError(f"field {field.name!r} is named twice")
-            seen.add(field.name)
+        times = Counter(field.name for field in self.fields)
+        refuse([f"field {name!r} is named {'twice' if n == 2 else f'{n} times'}" for name, n in times.items() if n > 1])
         return self
 
     @cached_property
@@ -122,19 +131,44 @@ class Schema(BaseModel):
         `KEPT_ARRANGEMENTS` each."""
         return {}
 
-    def inputs_match(self, other: Schema) -> str | None:
-        """None if a caller of one schema may use the other unchanged, else the first difference as text.
+    @cached_property
+    def columns(self) -> str:
+        """Names of the fields in the order of their columns, as a record keeps them: ids, numbers and bags, apart by `;`.
+        Features of one schema are features of another one with the same columns.
 
-        Arms of one endpoint share order, role, kind, separator, missing and transform; tables and widths are their own.
+        >>> Schema(fields=({"name": "item", "role": "candidate"}, {"name": "age", "role": "context", "kind": "number"})).columns
+        'item;age;'
         """
-        if len(self.fields) != len(other.fields):
-            return f"{len(self.fields)} fields against {len(other.fields)}"
-        for field, other_field in zip(self.fields, other.fields, strict=True):
-            for key in ("name", "role", "kind", "separator", "missing", "transform"):
-                a, b = getattr(field, key), getattr(other_field, key)
+        return ";".join(",".join(f.name for f in group) for group in (self.ids, self.numbers, self.bags))
+
+    def inputs_match(self, other: Schema) -> str | None:
+        """None if one request may serve both schemas, else the first contradiction as text.
+
+        Arms of one endpoint may have fields that the other has not. A field of both must agree in role, kind, separator,
+        missing, index and transform; tables and widths are their own.
+        """
+        known = {field.name: field for field in other.fields}
+        shared = [field for field in self.fields if field.name in known]
+        for field in shared:
+            for key in ("role", "kind", "separator", "missing", "index", "transform"):
+                a, b = getattr(field, key), getattr(known[field.name], key)
                 if a != b:
                     return f"field {field.name!r}: {key} is {a!r} here and {b!r} there"
-        return None
+        return None if shared else "they have no field in common"
+
+    def fields_beside(self, other: Schema) -> list[str]:
+        """Names of the fields that this schema has and `other` has not."""
+        known = {field.name for field in other.fields}
+        return [field.name for field in self.fields if field.name not in known]
+
+    def joined(self, other: Schema) -> Schema:
+        """The fields of requests that both read: this schema's in its order, then the other's own.
+
+        This schema's columns of ids, numbers and bags come first, so that requests without the other's own fields are
+        the beginning of a whole one.
+        """
+        own = set(self.fields_beside(other)) | {f.name for f in self.fields}
+        return Schema(fields=(*self.fields, *(f for f in other.fields if f.name not in own)))
 
     def with_width(self, width: int) -> Schema:
         """The same fields with vectors of one width and mean pooling, as a model of that width trains them."""

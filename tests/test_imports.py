@@ -34,6 +34,7 @@ FOLDERS = {
             "engine",
             "traffic/record",
             "traffic",
+            "traffic/export",
             "traffic/lanes",
             "traffic/local",
             "traffic/redis",
@@ -47,23 +48,38 @@ FOLDERS = {
             "runtime",
             "client",
             "rollout/sums",
+            "rollout/status",
             "rollout",
+            "rollout/simulation",
             "security",
             "state",
             "state/redis",
             "telemetry",
             "lane",
         ),
-        *("wiring", "tiers", "admin", "services", "http", "http/console", "control", "processes", "cli"),
+        *("wiring", "tiers", "admin", "services", "http", "http/console", "notify", "control", "processes", "cli"),
     ),
     "transfer": (
-        *("model_zoo", "data", "click_model", "quality", "bundles", "offline", "online", "teachers", "experiment"),
+        *(
+            "model_zoo",
+            "data",
+            "click_model",
+            "quality",
+            "bundles",
+            "bundles/importing/tables",
+            "bundles/importing",
+            "bundles/remote",
+            "offline",
+            "online",
+            "teachers",
+            "experiment",
+        ),
     ),
 }
 """Folders of a package, lowest first: a folder imports folders before it alone. A file at a package's root stands for
 itself: it may import any folder that does not come back to it."""
 MOST_FILES = 15
-LARGER = {"pipeline": 20, "serving/admin": 17, "serving/rollout": 20, "serving/http/console": 21, "serving/cli": 30}
+LARGER = {"pipeline": 24, "serving/admin": 17, "serving/rollout": 26, "serving/http/console": 21, "serving/cli": 42}
 """Folders of many files of one kind: verbs, the rules of a rollout, panels, commands."""
 
 TRANSPORTS = {"grpc", "fastapi", "starlette", "uvicorn", "ray", "uvloop", "torch"}
@@ -227,12 +243,18 @@ def test_code_is_loaded_by_name_in_the_files_that_say_so_alone() -> None:
     assert found == BY_NAME_OF
 
 
+WITH_PICKLES = "transfer/bundles/importing/trusted.py"
+"""Loads a model's pickle for `baton bundle import --trust-pickle`; only the converters of that command import it."""
+
+
 def test_nothing_is_unpickled() -> None:
+    trusted = [name for name, others in IMPORTED.items() if "transfer.bundles.importing.trusted" in others]
+    assert trusted == ["transfer.bundles.importing.converting"]
     for name, others in IMPORTED.items():
-        if FILES[name].parts[0] != "benchmarks":
+        if FILES[name].parts[0] != "benchmarks" and FILES[name].as_posix() != WITH_PICKLES:
             assert not {other.split(".")[0] for other in others} & UNPICKLES, name
     for path in _served():
-        for name, call in _calls(path):
+        for name, call in _calls(path) if path.as_posix() != WITH_PICKLES else ():
             module = ast.unparse(call.func).rpartition(".")[0]
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             if (module, name) in {("np", "load"), ("numpy", "load")}:

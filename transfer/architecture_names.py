@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from pipeline.bundle.teachers import IMPORTED, REMOTE
+
 __all__ = ["IMPORTED", "ZOO_NAMES", "is_known", "unknown_architecture"]
 
 ZOO_NAMES = ("lr", "fm", "dnn", "deepfm", "dcnv2", "fibinet")
-IMPORTED = "onnx"
-"""Of a model from elsewhere (`transfer.bundles.import_onnx`); nothing here can train it."""
 
 
 def is_known(architecture: str, own: Collection[str] = ()) -> bool:
-    """Whether a bundle's architecture is of the zoo, imported, or one of the classes that are named in `own`."""
-    return architecture.lower() in ZOO_NAMES or architecture == IMPORTED or architecture in own
+    """Whether a bundle's architecture is of the zoo, imported, remote, or one of the classes that are named in `own`."""
+    return architecture.lower() in ZOO_NAMES or architecture in (IMPORTED, REMOTE) or architecture in own
 
 
 def unknown_architecture(architecture: str) -> str:

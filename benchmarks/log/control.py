@@ -1,7 +1,8 @@
-"""`log/rollouts`, `log/blocks`, `log/status`: what a pass of the controller costs as rollouts, blocks and endpoints grow."""
+"""`log/rollouts`, `log/blocks`, `log/week`, `log/status`: cost of a pass of the controller as what it looks at grows."""
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -9,22 +10,29 @@ from pathlib import Path
 from benchmarks.log.controlled import BLOCK_S, Controlled, controlled, rollout
 from benchmarks.log.settings import Settings
 from benchmarks.log.store import exponent
-from benchmarks.log.traffic import config_of
+from benchmarks.log.traffic import CONTEXT_FIELDS, config_of
 from benchmarks.report import Progress, Report, median
 from pipeline.errors import BatonError
+from serving.rollout.sums.blocks import BlockTable
 from serving.runtime import status
 from serving.runtime.status import LaneArm, LaneStatus, RecentTotals
 from serving.wiring.bundles import open_repository
 from serving.wiring.observe import Observer
 from serving.wiring.state import open_kill_switch
 
-__all__ = ["blocks", "rollouts", "statuses"]
+__all__ = ["blocks", "rollouts", "statuses", "week"]
 
 ROWS = 20
 SEGMENTS = [f"f{at}" for at in range(16)]
 LINES_PER_BLOCK = 1 + len(SEGMENTS)
 """All rows of a block are in one slice of each field."""
 MOST_LINES = 200_000
+WEEK_SEGMENTS = [f"f{CONTEXT_FIELDS + at}" for at in range(16)]
+WEEK_ROWS = 33
+"""Of the prediction of a block; a row has other values than the next one, so each field has as many slices as are followed."""
+WEEK_MOST_MIB = 64
+PREDICTIONS_PER_BLOCK = 10
+"""Of each rollout, whatever their number: a block costs, too, and sites have hundreds in one."""
 READ_PREDICTIONS = 10_000
 """That a pass reads, or a few more."""
 PASSES = 7
@@ -41,7 +49,7 @@ def rollouts(report: Report, settings: Settings, progress: Progress) -> None:
         with tempfile.TemporaryDirectory(prefix="baton-bench-log-") as name:
             specs = [rollout(f"endpoint-{number}", held=True) for number in range(count)]
             with controlled(Path(name), specs) as world:
-                world.label(settings.labelled, ROWS)
+                world.label(settings.labelled, ROWS, BLOCK_S * settings.labelled / (count * PREDICTIONS_PER_BLOCK))
                 started = time.process_time()
                 for _ in range(1 + settings.labelled // READ_PREDICTIONS):
                     world.controller.step()  # the clock stands, so no rollout looks at its labels yet
@@ -70,9 +78,34 @@ def blocks(report: Report, settings: Settings, progress: Progress) -> None:
             world.read()
             costs.append(median([_pass(world) for _ in range(PASSES)]))
             report.add(f"{case}/lines={lines}", "pass", 1e3 * costs[-1], "ms")
-        kept = _lines(world)
+        kept = _table(world).size
     report.add(case, "pass", 1e3 * costs[1], "ms", limit=1e3 * costs[0], at_most=BLOCKS_AT_MOST)
     report.add(case, "lines after it", kept, "lines", at_most=MOST_LINES)
+
+
+def week(report: Report, settings: Settings, progress: Progress) -> None:
+    """Add `log/week`: memory and time of a pass as blocks of 16 sliced fields come for a week, 2,880 a day."""
+    case, costs = "log/week", []
+    with (
+        tempfile.TemporaryDirectory(prefix="baton-bench-log-") as name,
+        controlled(Path(name), [rollout("ranker", held=True, segments=WEEK_SEGMENTS)]) as world,
+    ):
+        for day in range(1, settings.days[-1] + 1):
+            progress(f"{case}: day {day} of {settings.days[-1]}")
+            world.label(settings.day_blocks, WEEK_ROWS, settings.day_blocks * BLOCK_S)
+            world.read()
+            if day not in settings.days:
+                continue
+            costs.append(median([_pass(world) for _ in range(PASSES)]))
+            table = _table(world)
+            held = (table.sums.nbytes + table.parts.nbytes) / (1 << 20)
+            report.add(f"{case}/day={day}", "pass", 1e3 * costs[-1], "ms")
+            report.add(f"{case}/day={day}", "table", held, "MiB", at_most=WEEK_MOST_MIB)
+            report.add(f"{case}/day={day}", "lines", table.size, "lines")
+            report.add(f"{case}/day={day}", "process", _resident_bytes() / (1 << 20), "MiB")
+        if world.exposed() != settings.days[-1] * settings.day_blocks * WEEK_ROWS:
+            raise BatonError(f"{case}: {world.exposed()} labelled rows were read, which are not all")
+    report.add(case, "pass", 1e3 * costs[-1], "ms", limit=1e3 * costs[0], at_most=BLOCKS_AT_MOST)
 
 
 def statuses(report: Report, settings: Settings, progress: Progress) -> None:
@@ -106,9 +139,13 @@ def _pass(world: Controlled) -> float:
     return time.process_time() - started
 
 
-def _lines(world: Controlled) -> int:
-    """Lines in memory; no verb tells them, for they concern nobody but this bench."""
-    return world.controller._runners[world.rollouts[0]].analysis.table.size
+def _table(world: Controlled) -> BlockTable:
+    """The table in memory; no verb tells its size, for that concerns nobody but this bench."""
+    return world.controller._runners[world.rollouts[0]].analysis.table
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _lane(name: str, now_ms: int, endpoints: list[str]) -> LaneStatus:

@@ -72,6 +72,7 @@ def rollout(endpoint: str, *, held: bool, segments: Sequence[str] = ()) -> Rollo
                 "interval": INTERVAL_S,
                 "min_step_time": 1.0,
                 "breach_window": 100 * BLOCK_S,
+                "evidence_span": 0.0,
                 "segments": list(segments),
             },
         }

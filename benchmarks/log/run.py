@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from benchmarks.log.control import blocks, rollouts, statuses
+from benchmarks.log.control import blocks, rollouts, statuses, week
 from benchmarks.log.evidence import explain, restart
 from benchmarks.log.recording import recording
 from benchmarks.log.settings import QUICK, Settings
@@ -24,6 +24,7 @@ CASES: dict[str, Callable[[Report, Settings, Progress], None]] = {
     "writers": writers,
     "rollouts": rollouts,
     "blocks": blocks,
+    "week": week,
     "status": statuses,
     "forgotten": forgotten,
     "forget": grown,

@@ -17,6 +17,7 @@ class Settings:
         writers, candidates, rate: processes that write, rows of their predictions, and predictions per second of all of them.
         rollouts: fewest and most active ones; labelled: predictions that they read.
         lines: of a table of blocks, before and after.
+        days: after which a week is measured; day_blocks: in one of them.
         endpoints: fewest and most, each with a rollout; lanes: that report on them.
         keys: forgotten users.
         predictions: of a log, fewest and most.
@@ -32,6 +33,8 @@ class Settings:
     rollouts: tuple[int, int] = (1, 4)
     labelled: int = 400
     lines: tuple[int, int] = (1_500, 2_500)
+    days: tuple[int, ...] = (1, 2)
+    day_blocks: int = 150
     endpoints: tuple[int, int] = (4, 16)
     lanes: int = 3
     keys: int = 20
@@ -51,6 +54,8 @@ FULL = Settings(
     rollouts=(1, 50),
     labelled=50_000,
     lines=(150_000, 250_000),
+    days=(1, 2, 4, 7),
+    day_blocks=2_880,
     endpoints=(20, 200),
     lanes=20,
     keys=100_000,

@@ -7,6 +7,7 @@
     tables/T.linear.safetensors   the same ids' weights, rows [V, 1], where the architecture has a weight per id
     training/*.safetensors   state of the training, to continue it; without it the model is frozen
     warmup.arrow             synthetic requests for warm-up (optional)
+    remote.json, codes/      in place of network and tables, where another server answers (`pipeline.bundle.remote_spec`)
 
 A version is a base plus deltas: a delta bundle's tables hold only the rows touched since its parent, and `deltas` lists
 the versions on top of `base`, oldest first, itself last. A bundle is data: nothing in it is ever executed, unpickled or
@@ -36,12 +37,14 @@ from safetensors.numpy import save_file
 from pipeline.arrays import F32, I64, Array, Arrays
 from pipeline.bundle.files import opened, read
 from pipeline.bundle.graph import check_graph
+from pipeline.bundle.remote_spec import REMOTE, REMOTE_SPEC, SPEC_BYTES, RemoteSpec, parse_remote_spec
 from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.bundle.tensors import mapped
 from pipeline.bundle.verified import verify_once
 from pipeline.disk import sync, writing
 from pipeline.documents import parse_json
 from pipeline.errors import BundleError
+from pipeline.faults import faults_of, fields_of, refuse, told
 from pipeline.schema import Schema
 
 __all__ = [
@@ -134,34 +137,43 @@ class Manifest(BaseModel):
     base: Version | None = Field(None, description="the base generation under the deltas; None: this is a base")
     deltas: tuple[Version, ...] = Field((), description="versions on top of the base, oldest first, itself last")
     gate: GateReport | None = None
+    publisher: str = Field("", max_length=NAME_LETTERS, description="who published it, for example worker or USER@HOST")
+    shift_from: Version | None = Field(None, description="the version that metrics.score_shift is measured against")
     created_ms: int = Field(0, ge=0, le=LARGEST_COUNT)
     files: dict[str, FileInfo] = Field({}, max_length=MOST_FILES_COUNT)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
+        faults = []
         if (self.base is None) != (not self.deltas):
-            raise ValueError("base and deltas go together: a delta version names both, a base version neither")
+            faults.append("base and deltas go together: a delta version names both, a base version neither")
         if self.deltas and self.deltas[-1] != self.version:
-            raise ValueError(f"deltas must end with the version itself, {self.version}")
+            faults.append(f"deltas must end with the version itself, {self.version}")
         order = [int(version) for version in (self.base, *self.deltas) if version is not None]
         if any(newer <= older for older, newer in itertools.pairwise(order)):
-            raise ValueError("base and deltas must be in ascending order, each once: every one of them is read")
-        for field in self.model_schema.embedded:
+            faults.append("base and deltas must be in ascending order, each once: every one of them is read")
+        if self.remote and (self.tables or self.base is not None):
+            faults.append("a remote bundle has no tables and no base: another server holds the model")
+        for field in () if self.remote else self.model_schema.embedded:
             info = self.tables.get(field.table_name)
             if info is None:
-                raise ValueError(f"field {field.name!r} uses table {field.table_name!r}, which is not listed in tables")
-            if field.width != info.width:
-                raise ValueError(f"field {field.name!r} has width {field.width}, its table {info.width}")
+                faults.append(f"field {field.name!r} uses table {field.table_name!r}, which is not listed in tables")
+            elif field.width != info.width:
+                faults.append(f"field {field.name!r} has width {field.width}, its table {info.width}")
         columns = sum(field.width or 1 for field in self.model_schema.fields)
         if columns > MOST_COLUMNS:
-            raise ValueError(
-                f"schema: a row has {columns:,} numbers over all fields; at most {MOST_COLUMNS:,} are served"
-            )
+            faults.append(f"schema: a row has {columns:,} numbers over all fields; at most {MOST_COLUMNS:,} are served")
         if len(json.dumps(self.hyperparameters)) > HYPERPARAMETER_BYTES:
-            raise ValueError(f"hyperparameters are more than {HYPERPARAMETER_BYTES:,} bytes of JSON")
+            faults.append(f"hyperparameters are more than {HYPERPARAMETER_BYTES:,} bytes of JSON")
         if len({t.linear_default is None for t in self.tables.values()}) > 1:
-            raise ValueError("either every table has a linear_default or none has")
+            faults.append("either every table has a linear_default or none has")
+        refuse(faults)
         return self
+
+    @property
+    def remote(self) -> bool:
+        """Whether another server answers: there is no network here."""
+        return self.architecture == REMOTE
 
     @property
     def linear(self) -> bool:
@@ -279,6 +291,19 @@ class Bundle:
         """
         return {key: np.array(value) for key, value in self._mapped(name).items()}
 
+    def mapped_tensors(self, name: str) -> Arrays:
+        """As `tensors`, but views of the mapped file, whose pages processes share. Read-only."""
+        return self._mapped(name)
+
+    def remote_spec(self) -> RemoteSpec:
+        """The spec of a bundle that another server answers for.
+
+        Raises:
+            BundleError: it is none, or the spec is faulty or contradicts the schema.
+        """
+        path = self.file(REMOTE_SPEC)
+        return parse_remote_spec(read(self.path, REMOTE_SPEC, SPEC_BYTES), str(path), self.manifest.model_schema)
+
     def _mapped(self, name: str) -> Arrays:
         """The arrays of a safetensors file as views of the mapped file."""
         path = self.file(name)
@@ -335,7 +360,8 @@ class Bundle:
             if status.st_size != info.bytes:
                 raise BundleError(f"{self.path}: {name} has {status.st_size} bytes instead of {info.bytes}", name)
         if self.manifest.servable:
-            for needed in [DENSE, *(f"tables/{t}.safetensors" for t in self.manifest.tables)]:
+            network = REMOTE_SPEC if self.manifest.remote else DENSE
+            for needed in [network, *(f"tables/{t}.safetensors" for t in self.manifest.tables)]:
                 self.file(needed)
 
     def _verify(self, notes: Path | None) -> None:
@@ -358,6 +384,9 @@ class Bundle:
                         f"{self.path}: {name} does not match its SHA-256 in the manifest: it was damaged", name
                     )
         if not self.manifest.servable:
+            return
+        if self.manifest.remote:
+            self.remote_spec()
             return
         schema, linear = self.manifest.model_schema, self.manifest.linear
         check_graph(self.path / DENSE, schema, linear=linear)
@@ -417,6 +446,16 @@ class BundleWriter:
                 {"ids": table.ids, "rows": table.linear[:, None], "counts": table.counts},
             )
 
+    def written(self, name: str, manifest: Manifest) -> Table:
+        """A table of a manifest, float32, that was written before, read again.
+
+        Raises:
+            BundleError: the file breaks the format.
+        """
+        place = f"tables/{name}.safetensors"
+        files = {place: FileInfo(sha256="0" * 64, bytes=(self._staging / place).stat().st_size)}
+        return Bundle(self._staging, manifest.model_copy(update={"files": files})).table(name)
+
     def finish(self, manifest: Manifest, publish: Callable[[Path, Manifest], None] | None = None) -> Bundle:
         """Hash the files, write the manifest, sync and rename into place.
 
@@ -473,7 +512,7 @@ def parse_manifest(raw: bytes, place: str) -> Manifest:
     """The manifest in a file's bytes. `place`: path or URL of the file, for messages.
 
     Raises:
-        BundleError: naming the fault.
+        BundleError: naming all faults.
     """
     if len(raw) > MANIFEST_BYTES:
         raise BundleError(f"{place} has {len(raw):,} bytes; at most {MANIFEST_BYTES:,} are read", MANIFEST)
@@ -481,19 +520,27 @@ def parse_manifest(raw: bytes, place: str) -> Manifest:
         values = parse_json(raw)
     except ValueError as error:
         raise BundleError(f"{place} cannot be read as JSON: {error}", MANIFEST) from None
+    faults, first = _faults_of_files(values), MANIFEST
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{place}: {where}: {first['msg']}", where) from None
-    for name in manifest.files:
+        faults, first = [*faults_of(error, "manifest"), *faults], fields_of(error, "manifest")
+    if faults:
+        raise BundleError(told(place, faults), first)
+    return manifest
+
+
+def _faults_of_files(values: Any) -> list[str]:
+    """What is wrong with the names of a manifest's files."""
+    files = values.get("files") if isinstance(values, dict) else None
+    faults = []
+    for name in files if isinstance(files, dict) else ():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-            raise BundleError(f"{place}: {name!r} leaves the bundle's directory", name)
-        if str(pure) != name or name == MANIFEST or not name.isprintable() or len(name) > NAME_LETTERS:
-            raise BundleError(f"{place}: {name[:NAME_LETTERS]!r} is no name of a bundle's file", name[:NAME_LETTERS])
-    return manifest
+            faults.append(f"files: {name[:NAME_LETTERS]!r} leaves the bundle's directory")
+        elif str(pure) != name or name == MANIFEST or not name.isprintable() or len(name) > NAME_LETTERS:
+            faults.append(f"files: {name[:NAME_LETTERS]!r} is no name of a bundle's file")
+    return faults
 
 
 def sha256_of(path: Path) -> str:

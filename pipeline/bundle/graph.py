@@ -16,7 +16,7 @@ from pipeline.errors import BundleError
 from pipeline.inputs import ARRAYS, REQUEST, Layout
 from pipeline.schema import Schema
 
-__all__ = ["check_graph", "inputs_of", "read_network"]
+__all__ = ["NETWORK_BYTES", "check_graph", "inputs_of", "nodes_of", "read_network", "tensors_of"]
 
 # The domains that ONNX defines and ONNX Runtime has built in: networks, and trees and linear models.
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
@@ -43,7 +43,7 @@ def check_graph(path: Path, schema: Schema, *, linear: bool, split: bool = False
     """
     model = read_network(path)
     _check_tensors(path, model)
-    for node in _nodes(model):
+    for node in nodes_of(model):
         if node.domain not in _DOMAINS:
             raise BundleError(
                 f"{path}: node {node.name!r} uses the custom operator {node.domain}.{node.op_type}; "
@@ -90,7 +90,7 @@ def read_network(path: Path) -> onnx.ModelProto:
 def _check_tensors(path: Path, model: onnx.ModelProto) -> None:
     """Check that all tensors are inside the file, and as large as their dimensions say."""
     most = SIZE_FACTOR * path.stat().st_size + SPARE_BYTES
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise BundleError(f"{path}: tensor {tensor.name!r} is stored outside the file; export it inside", path.name)
         wanted = math.prod(tensor.dims) * _item_bytes(tensor.data_type)
@@ -123,7 +123,8 @@ def _item_bytes(kind: int) -> int:
         return 1
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """All tensors of a model: weights of every graph in it, and those in attributes."""
     for graph in _graphs(model):
         yield from graph.initializer
     for sparse in _sparse(model):
@@ -144,7 +145,7 @@ def _sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
 
 
 def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
-    for node in _nodes(model):
+    for node in nodes_of(model):
         yield from node.attribute
     for function in model.functions:
         yield from function.attribute_proto
@@ -171,7 +172,8 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
         stack.extend(_subgraphs(graph.node))
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes of a model, those of graphs inside nodes and of functions too."""
     for graph in _graphs(model):
         yield from graph.node
     for function in model.functions:

@@ -29,7 +29,7 @@ import fsspec
 
 from pipeline.bundle.bundle import MANIFEST, MANIFEST_BYTES, Manifest, parse_manifest, read_manifest, sha256_of
 from pipeline.bundle.files import read
-from pipeline.bundle.versions import Repository
+from pipeline.bundle.versions import Repository, same
 from pipeline.disk import replacing, sync, writing
 from pipeline.errors import BatonError, BundleError, InvalidInput, NotFound, NotReady
 
@@ -100,7 +100,7 @@ class RemoteRepository(Repository):
         if not path.is_file():
             self.refresh()
         if path.is_file():
-            return read_manifest(path)
+            return same(read_manifest(path), name, version, str(path))
         if (fault := self._passed_over.get(self._place(name, version))) is not None:
             raise BundleError(fault, MANIFEST)
         raise NotFound(f"bundle {name!r} has no version {version!r} at {self.url}; it has {self.versions(name)}")
@@ -213,9 +213,11 @@ class RemoteRepository(Repository):
 
     # Removing.
 
-    def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
+    def prune(
+        self, name: str, keep: Collection[str], *, unfinished_before: float, unused: Collection[str] = ()
+    ) -> list[str]:
         """As `Repository.prune`, at the URL and locally; other machines follow at their next refresh."""
-        removed = self._unneeded(name, keep)
+        removed = self._unneeded(name, keep, unused)
         with self._remote(f"remove versions of {name}"):
             for version in removed:
                 folder = f"{self._base}/{name}/{version}"
@@ -347,9 +349,7 @@ class RemoteRepository(Repository):
 
     def _check(self, name: str, version: str, text: bytes) -> None:
         place = self._place(name, version)
-        found = parse_manifest(text, place)
-        if (found.name, found.version) != (name, version):
-            raise BundleError(f"{place} is the manifest of {found.name} {found.version}", MANIFEST)
+        same(parse_manifest(text, place), name, version, place)
 
     def _place(self, name: str, version: str) -> str:
         return f"{self.url}/{name}/{version}/{MANIFEST}"

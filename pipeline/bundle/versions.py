@@ -16,14 +16,40 @@ from pathlib import Path
 
 from pipeline.bundle.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from pipeline.disk import writing
-from pipeline.errors import BundleError, NotFound
+from pipeline.errors import BundleError, Conflict, NotFound
 
-__all__ = ["Repository"]
+__all__ = ["Repository", "is_name", "is_number", "same"]
 
 KEPT_MARKS = 1000
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 
 log = logging.getLogger(__name__)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a version number."""
+    return _NUMBER.fullmatch(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is a name of a bundle."""
+    return _NAME.fullmatch(text) is not None
+
+
+def same(manifest: Manifest, name: str, version: str, place: str) -> Manifest:
+    """A manifest that was found where a version of a bundle is: it must say that it is of this one.
+
+    Raises:
+        BundleError: it says another.
+    """
+    if (manifest.name, manifest.version) != (name, version):
+        raise BundleError(
+            f"{place} says that it is {manifest.name} version {manifest.version}: take a bundle in by `baton bundle publish`, "
+            "which writes the number",
+            MANIFEST,
+        )
+    return manifest
 
 
 class Repository:
@@ -55,12 +81,12 @@ class Repository:
 
         Raises:
             NotFound: no such name or version.
-            BundleError: it is damaged.
+            BundleError: it is damaged, or the manifest of another version.
         """
         path = self.path(name, version) / MANIFEST
         if not (version.isdecimal() and path.is_file()):
             raise NotFound(f"bundle {name!r} has no version {version!r}; it has {self.versions(name) or 'none'}")
-        return read_manifest(path)
+        return same(read_manifest(path), name, version, str(path))
 
     def fetch(self, name: str, version: str) -> None:
         """Ensure that the files of a version are on this machine; here they always are.
@@ -86,14 +112,18 @@ class Repository:
         if not version:
             version = self.latest(name)
         self.fetch(name, version)
-        return Bundle.open(self.path(name, version), verify=verify, notes=notes)
+        bundle = Bundle.open(self.path(name, version), verify=verify, notes=notes)
+        same(bundle.manifest, name, version, str(bundle.path / MANIFEST))
+        return bundle
 
     def latest(self, name: str) -> str:
         """The newest version that may serve; see `newest`."""
         return self.newest(name)[-1].manifest.version
 
-    def newest(self, name: str, *, verify: bool = False, notes: Path | None = None) -> list[Bundle]:
-        """The chain (`chain`) of the newest version that may serve. A newer version that is damaged, or builds on a damaged
+    def newest(
+        self, name: str, *, verify: bool = False, notes: Path | None = None, without: Collection[str] = ()
+    ) -> list[Bundle]:
+        """The chain (`chain`) of the newest version that may serve and is none of `without`. A newer version that is damaged, or builds on a damaged
         one, is skipped, and the reason logged; `verify` and `notes` as `Bundle.open`, of all links.
 
         Raises:
@@ -102,6 +132,8 @@ class Repository:
         """
         faults: list[BundleError | NotFound] = []
         for version in reversed(self.versions(name)):
+            if version in without:
+                continue
             try:
                 if self.manifest(name, version).servable:
                     bundle = self.open(name, version, verify=verify, notes=notes)
@@ -158,7 +190,32 @@ class Repository:
                 else:
                     return str(version)
 
-    def prune(self, name: str, keep: Collection[str], *, unfinished_before: float) -> list[str]:
+    def take(self, name: str, version: str) -> None:
+        """Reserve a number that the caller has chosen.
+
+        Raises:
+            Conflict: it was given to another publisher, or there is such a version.
+            NotReady: the disk is full or fails.
+        """
+        mark = self._marks(name) / version
+        if not self.path(name, version).exists():
+            with writing(mark):
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    mark.touch(exist_ok=False)
+                    return
+        raise Conflict(
+            f"number {version} of bundle {name!r} in {self.root} is taken: leave it to the repository to give one"
+        )
+
+    def give_back(self, name: str, version: str) -> None:
+        """Undo `take` where nothing was written under the number."""
+        if not self.path(name, version).exists():
+            (self._marks(name) / version).unlink(missing_ok=True)
+
+    def prune(
+        self, name: str, keep: Collection[str], *, unfinished_before: float, unused: Collection[str] = ()
+    ) -> list[str]:
         """Remove versions that are not in `keep` and on which none of those builds, and old marks. Versions newer than all in
         `keep` stay: they appeared after the caller's decision.
 
@@ -167,22 +224,28 @@ class Repository:
 
         Args:
             unfinished_before: Unix time in seconds; an unfinished version that was started before it counts as abandoned.
+            unused: versions of `keep` that nobody uses; where one is damaged it stays, and nothing that it may build on.
 
         Returns:
             The versions removed, oldest first.
 
         Raises:
-            BundleError: a version to keep is damaged, so its base is not known; nothing was removed.
+            BundleError: a version in use is damaged, so its base is not known; nothing was removed.
         """
-        removed = self._unneeded(name, keep)
+        removed = self._unneeded(name, keep, unused)
         self._remove(name, removed, unfinished_before)
         return removed
 
-    def _unneeded(self, name: str, keep: Collection[str]) -> list[str]:
+    def _unneeded(self, name: str, keep: Collection[str], unused: Collection[str]) -> list[str]:
         present = self.versions(name)
         needed = set(keep)
         for version in needed & set(present):
-            manifest = self.manifest(name, version)
+            try:
+                manifest = self.manifest(name, version)
+            except BundleError:
+                if version not in unused:
+                    raise
+                continue
             needed |= {*manifest.deltas, *([manifest.base] if manifest.base else [])}
         newest = max(map(int, keep), default=0)
         return [version for version in present if version not in needed and int(version) < newest]

@@ -115,6 +115,9 @@ class Engine:
                 await future
             except asyncio.CancelledError:
                 event.cancelled = True
+                abandon = event.abandon
+                if abandon is not None:
+                    abandon()
                 raise
         if event.error is not None:
             raise event.error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["BUCKET_SECONDS", "BUCKET_SIZES", "BucketCounts", "EngineStats", "Meter", "summarise"]
 
@@ -73,6 +73,11 @@ class BucketCounts:
     sum: float
     buckets: tuple[int, ...]
 
+    def plus(self, other: BucketCounts) -> BucketCounts:
+        """Both together."""
+        buckets = tuple(a + b for a, b in zip(self.buckets, other.buckets, strict=True))
+        return BucketCounts(self.count + other.count, self.sum + other.sum, buckets)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -107,6 +112,28 @@ class EngineStats:
     stages: dict[str, BucketCounts]
     batch_events: BucketCounts
     batch_rows: BucketCounts
+
+    def plus(self, other: EngineStats) -> EngineStats:
+        """Counters of two engines of one plan together; times per event and row are of this one."""
+        rejected = {reason: self.rejected.get(reason, 0) + other.rejected.get(reason, 0)
+                    for reason in {**self.rejected, **other.rejected}}  # fmt: skip
+        return replace(
+            self,
+            accepted=self.accepted + other.accepted,
+            answered=self.answered + other.answered,
+            failed=self.failed + other.failed,
+            rejected=rejected,
+            retried=self.retried + other.retried,
+            queue_depth=self.queue_depth + other.queue_depth,
+            depth_by_priority=tuple(
+                a + b for a, b in zip(self.depth_by_priority, other.depth_by_priority, strict=True)
+            ),
+            queue=self.queue.plus(other.queue),
+            queues={name: counts.plus(other.queues[name]) for name, counts in self.queues.items()},
+            stages={name: counts.plus(other.stages[name]) for name, counts in self.stages.items()},
+            batch_events=self.batch_events.plus(other.batch_events),
+            batch_rows=self.batch_rows.plus(other.batch_rows),
+        )
 
 
 def summarise(

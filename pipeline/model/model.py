@@ -6,9 +6,10 @@ endpoints, arms or sockets. Next stop: `pipeline.embedding.hierarchy.store` (row
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,13 +25,14 @@ from pipeline.embedding.hierarchy.hierarchy import Hierarchy
 from pipeline.embedding.hierarchy.store import EmbeddingStore
 from pipeline.errors import BundleError, InvalidInput, NotFinite, NotFound
 from pipeline.features import Features
-from pipeline.inputs import DenseInputs, Layout
+from pipeline.inputs import DenseInputs, Layout, Waiting
 from pipeline.model.network import Network, RunStop
 from pipeline.model.warmup import read_warmup, synthetic_requests
 from pipeline.model.workspace import Workspace
+from pipeline.reading import Reading
 from pipeline.schema import Schema
 
-__all__ = ["Model"]
+__all__ = ["Model", "servable"]
 
 
 SPLIT_ROWS = 8
@@ -47,10 +49,15 @@ class Model:
     Attributes:
         name, version: of the bundle.
         schema, calibration, manifest: as published.
+        inputs: the fields that its requests have, of which it reads its own; the same as `schema` unless said (`reading`).
+        fields: columns of the features of its requests, for the record; empty: its own.
         store: the embedding rows.
         whole, split: the networks; `split` is None without context.onnx.
         bytes: estimated memory of mapped segments and networks. Processes share segments, versions share their base.
+        remote: whether another server answers for it (`pipeline.model.remote`).
     """
+
+    remote = False
 
     def __init__(
         self,
@@ -64,6 +71,9 @@ class Model:
         self.name: str = bundle.manifest.name
         self.version: str = bundle.manifest.version
         self.schema: Schema = bundle.manifest.model_schema
+        self.inputs: Schema = self.schema
+        self.fields = ""
+        self._reads: Reading | None = None
         self.calibration: Calibration = bundle.manifest.calibration
         self.store = store
         self.whole, self.split = whole, split
@@ -100,13 +110,28 @@ class Model:
             NotFound: no such name or version.
             BundleError: it is damaged, was refused by the gate, or builds on a version that is gone.
         """
-        bundle = repository.open(name, version, verify=True, notes=segments / name / NOTES)
+        return cls.opened(
+            repository,
+            servable(repository, name, version, segments),
+            segments=segments,
+            hierarchy=hierarchy,
+            network_threads=network_threads,
+            device=device,
+        )
+
+    @classmethod
+    def opened(
+        cls,
+        repository: Repository,
+        bundle: Bundle,
+        *,
+        segments: Path,
+        hierarchy: Hierarchy | None = None,
+        network_threads: int = 1,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+    ) -> Model:
+        """`load` of a version that `servable` has given."""
         manifest = bundle.manifest
-        if not manifest.servable:
-            reasons = "; ".join(manifest.gate.reasons) if manifest.gate else ""
-            raise BundleError(f"{bundle.path}: the gate refused version {manifest.version}: {reasons}", "gate")
-        if (manifest.name, manifest.version) != (name, bundle.path.name):
-            raise BundleError(f"{bundle.path} says it is {manifest.name} version {manifest.version}", "name")
         try:
             chain = repository.chain(bundle)
         except NotFound as error:
@@ -126,8 +151,35 @@ class Model:
             read_warmup(bundle.path / WARMUP, schema) if WARMUP in manifest.files else (),
         )
 
+    @property
+    def available(self) -> bool:
+        """False while its network is known not to answer; a local one always is."""
+        return True
+
+    def file_of(self, inputs: DenseInputs) -> str:
+        """File of the bundle that describes the network for these inputs."""
+        return CONTEXT if inputs.layout.is_split else DENSE
+
+    def tiers(self) -> list[Mapping[str, float | str]]:
+        """Figures of its embedding tiers."""
+        return list(self.store.describe())
+
+    def reading(self, inputs: Schema) -> Model:
+        """This model for requests with the fields of `inputs`: it reads its own and takes others of its own as missing.
+        Rows, networks and buffers are shared.
+
+        Raises:
+            InvalidInput: a field is of one kind there and of another one here.
+        """
+        other = copy.copy(self)
+        other.inputs = inputs
+        other._reads = Reading.of(inputs.columns, self.schema)
+        other.fields = "" if other._reads is None else inputs.columns
+        return other
+
     def embed(self, features: Features) -> DenseInputs:
         """Inputs of the network for a request, in this thread's buffers: valid until its next call."""
+        features = self._own(features)
         (network,) = self._networks([features])
         inputs = self._workspace.take(network.layout, features.n, 1)
         self._fill(features, inputs)
@@ -136,6 +188,8 @@ class Model:
     def embed_batch(self, requests: Sequence[Features]) -> list[DenseInputs | Exception]:
         """Inputs of several requests, as windows of the arrays that one run of a network takes; for a request that fails,
         its exception. In this thread's buffers, as `embed`."""
+        if self._reads is not None:
+            requests = [self._own(features) for features in requests]
         networks = self._networks(requests)
         rooms: dict[Network, DenseInputs] = {}
         for network in set(networks):
@@ -155,18 +209,20 @@ class Model:
                 found.append(window)
         return found
 
-    def infer(self, inputs: DenseInputs) -> F32:
-        """Calibrated probabilities float32 `[n]` of embedded rows.
+    def infer(self, inputs: DenseInputs, wait: Waiting | None = None) -> F32:
+        """Calibrated probabilities float32 `[n]` of embedded rows. `wait`: who waits; for a model elsewhere.
 
         Raises:
             NotFinite: the network's logit of a row is NaN or infinite.
         """
         (scores,) = self.infer_batch([inputs])
-        if isinstance(scores, NotFinite):
+        if isinstance(scores, Exception):
             raise scores
         return scores
 
-    def infer_batch(self, windows: Sequence[DenseInputs]) -> list[F32 | NotFinite]:
+    def infer_batch(
+        self, windows: Sequence[DenseInputs], waits: Sequence[Waiting] | None = None
+    ) -> list[F32 | Exception]:
         """`infer` of each window, its error for one that has none; windows of the same arrays share a run."""
         runs = {id(window.whole): window.whole for window in windows}
         logits = {key: self._logits(whole) for key, whole in runs.items()}
@@ -175,7 +231,7 @@ class Model:
         }
         # One look at each run: a batch in which all is well pays nothing per request.
         ill = {key for key, found in logits.items() if not np.isfinite(found).all()}
-        answers: list[F32 | NotFinite] = []
+        answers: list[F32 | Exception] = []
         for window in windows:
             key, rows = id(window.whole), slice(window.start, window.start + window.n)
             fault = self._fault(window, logits[key][rows]) if key in ill else None
@@ -235,6 +291,10 @@ class Model:
             f"the first is candidate {row}{where}"
         )
 
+    def _own(self, features: Features) -> Features:
+        """What the model reads of a request's features."""
+        return features if self._reads is None else self._reads(features)
+
     def _fits(self, features: Features) -> bool:
         try:
             features.check(self.schema)
@@ -258,3 +318,18 @@ class Model:
         for part in features.numbers:
             if len(part.columns):
                 inputs.put_numbers(part, numbers[part.columns[0]].role)
+
+
+def servable(repository: Repository, name: str, version: str, segments: Path) -> Bundle:
+    """A version with all its files verified; `version` empty: the newest that may serve.
+
+    Raises:
+        NotFound: no such name or version.
+        BundleError: it is damaged, or was refused by the gate.
+    """
+    bundle = repository.open(name, version, verify=True, notes=segments / name / NOTES)
+    manifest = bundle.manifest
+    if not manifest.servable:
+        reasons = "; ".join(manifest.gate.reasons) if manifest.gate else ""
+        raise BundleError(f"{bundle.path}: the gate refused version {manifest.version}: {reasons}", "gate")
+    return bundle

@@ -1,4 +1,4 @@
-"""Decode stage: from the transport's request to features that fit the model's schema."""
+"""Decode stage: from the transport's request to features with the fields that the model's requests have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Decode"]
 
 
 class Decode:
-    """Calls the event's decoder and checks its features against the schema, so that later loops stay within their arrays.
+    """Calls the event's decoder and checks its features against them, so that later loops stay within their arrays.
 
     Raises (from `run`):
         NotReady: the event has no model.
@@ -27,4 +27,4 @@ class Decode:
             if event.decoder is None:
                 raise InvalidInput("the event has neither features nor a decoder")
             event.features = event.decoder(event.request, event.model)
-        event.features.check(event.model.schema)
+        event.features.check(event.model.inputs)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.bundle.bundle import CONTEXT, DENSE
 from pipeline.event import Event
 from pipeline.features import Features
 from pipeline.inputs import DenseInputs
+from pipeline.model.model import Model
 
 __all__ = ["Embed"]
 
@@ -24,7 +24,7 @@ class Embed:
     def run(self, event: Event) -> None:
         assert event.model is not None
         assert event.features is not None
-        _take(event, event.model.embed(event.features))
+        _take(event, event.model, event.model.embed(event.features))
 
     def run_batch(self, events: Sequence[Event]) -> None:
         model = events[0].model
@@ -37,12 +37,12 @@ class Embed:
             if isinstance(found, Exception):
                 event.error = found
             else:
-                _take(event, found)
+                _take(event, model, found)
 
 
-def _take(event: Event, inputs: DenseInputs) -> None:
+def _take(event: Event, model: Model, inputs: DenseInputs) -> None:
     event.dense = inputs
-    event.network = CONTEXT if inputs.layout.is_split else DENSE
+    event.network = model.file_of(inputs)
     if event.traceparent:
         event.parts = {"embed": inputs.tiers}
     event.degraded.extend(inputs.degraded)

@@ -13,7 +13,8 @@ __all__ = ["Infer"]
 class Infer:
     """Runs network and calibration, once for all requests of a batch; `scores` belong to the event.
 
-    A request with a score that is not finite fails with `NotFinite`; the others of its batch are answered.
+    The network may be another server: then it is told until when each request waits. A request with a score that is not
+    finite fails with `NotFinite`; the others of its batch are answered.
     """
 
     name = "infer"
@@ -23,7 +24,7 @@ class Infer:
     def run(self, event: Event) -> None:
         assert event.model is not None
         assert event.dense is not None
-        event.scores = event.model.infer(event.dense)
+        event.scores = event.model.infer(event.dense, event)
         # The thread reuses the buffers for its next event.
         event.dense = None
 
@@ -34,7 +35,7 @@ class Infer:
         for event in events:
             assert event.dense is not None
             windows.append(event.dense)
-        for event, scores in zip(events, model.infer_batch(windows), strict=True):
+        for event, scores in zip(events, model.infer_batch(windows, events), strict=True):
             if isinstance(scores, Exception):
                 event.error = scores
             else:

@@ -10,6 +10,7 @@ from pipeline.clock import Clock
 from pipeline.context import context_once
 from pipeline.event import Event
 from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.requests import request_key
 
 __all__ = ["Record"]
 
@@ -74,7 +75,8 @@ class Record:
                     arm=event.arm,
                     bundle=event.model.name,
                     version=int(event.model.version),
-                    features=context_once(event.features, event.model.schema),
+                    features=context_once(event.features, event.model.inputs),
+                    fields=event.model.fields,
                     scores=event.scores,
                     routing_hash=event.routing_hash,
                     overridden=event.overridden,
@@ -86,6 +88,7 @@ class Record:
                     request_id=event.request_id if self._keep_text else "",
                     candidate_texts=event.candidate_texts if self._keep_text else (),
                     load=event.load,
+                    request_key=request_key(event.endpoint, event.request_id),
                 )
             )
         except Exception:

@@ -6,9 +6,9 @@ and analysis read labelled rows. Stores: `pipeline.traffic.local`, `pipeline.tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.arrays import F32, I32
 
@@ -22,10 +22,12 @@ __all__ = [
     "FeedbackReply",
     "Labelled",
     "Outcome",
+    "Requested",
     "Retained",
     "Scores",
     "TrafficLog",
     "TrafficStats",
+    "Unscored",
 ]
 
 ACCEPTED, DUPLICATE, EXPIRED, INVALID = "accepted", "duplicate", "expired", "invalid"
@@ -33,33 +35,40 @@ ACCEPTED, DUPLICATE, EXPIRED, INVALID = "accepted", "duplicate", "expired", "inv
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """A candidate that was shown, named by its index in request order or by the hash of the caller's candidate id."""
+    """A candidate that was shown, named by its index in request order or by the hash of the caller's candidate id.
 
-    index: int | None
+    `name` is that id itself, in what a client sends; in the log it is always hashed.
+    """
+
+    index: int | None = None
     candidate_id: int | None = None
     position: int = -1
     time_ms: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A label in 0..1 for a candidate. `final`: no other label will follow."""
+    """A label in 0..1 for a candidate, which is named as in `Exposure`. `final`: no other label will follow."""
 
-    index: int | None
-    label: float
+    index: int | None = None
+    label: float = 1.0
     candidate_id: int | None = None
     time_ms: int = 0
     final: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedbackEntry:
-    """Feedback of a client on one prediction."""
+    """Feedback of a client on one prediction, named by its id, or by the caller's own request id at an endpoint."""
 
-    prediction_id: str
+    prediction_id: str = ""
     exposed: Sequence[Exposure] = ()
     outcomes: Sequence[Outcome] = ()
     exposed_all: bool = False
+    request_id: str = ""
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class Labelled:
 
     Args:
         seq: position in the labelled log; grows by one, never reused. A reader's position is the last seq it has read.
+        endpoint: of the record, which a reader of other endpoints need not look at.
         revision: 0 for the rows as they matured; higher when a late label changed some of them, or when rows were shown
             or matured after the others had been written (only those are here).
         time_ms: when the prediction was made, by the log's clock: never later than when it was written. That of `record` may
@@ -100,6 +110,7 @@ class Labelled:
 
     seq: int
     prediction_id: str
+    endpoint: str
     revision: int
     time_ms: int
     indices: I32
@@ -169,12 +180,37 @@ class Retained:
         return Retained(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
+class Requested(NamedTuple):
+    """Prediction in the log: its id, when it was made (Unix milliseconds), and its number of candidates."""
+
+    prediction_id: str
+    time_ms: int
+    n: int
+
+
+class Unscored(NamedTuple):
+    """Predictions without another arm's scores, each with the place after it, and how far the log was looked through.
+
+    Args:
+        found: (place, record).
+        place: after all that was looked at, what has scores and what is of other endpoints included; where the call began
+            if there was nothing to look at.
+    """
+
+    found: list[tuple[str, bytes]]
+    place: str
+
+
 class TrafficLog(Protocol):
     """Store of traffic. All times are Unix milliseconds by the log's own clock (`now_ms`), whatever a caller's clock says."""
 
     @property
     def window_ms(self) -> int:
         """Attribution window: how long after its exposure a row waits for a label before it counts as 0."""
+
+    @property
+    def late_limit_ms(self) -> int:
+        """Age up to which a prediction can be labelled."""
 
     def now_ms(self) -> int:
         """The time by the log's own clock, which is that of the store: one for all processes and machines that share it."""
@@ -194,8 +230,14 @@ class TrafficLog(Protocol):
     def labelled(self, after: int, limit: int = 256) -> list[Labelled]:
         """Entries of the labelled log with seq > after, in order."""
 
-    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
-        """Predictions after a place, older than `before_ms`, for which no other arm's scores are stored: (place, record)."""
+    def unscored(
+        self, after: str, before_ms: int, limit: int = 256, endpoints: Collection[str] | None = None
+    ) -> Unscored:
+        """The next predictions after a place that were made before `before_ms` and have no other arm's scores.
+
+        It ends at the first prediction of a lane that is younger, so that a place never passes one which may be missed
+        later. Records of other endpoints than those named are not read.
+        """
 
     def predictions(self, after: str, limit: int = 256) -> list[tuple[str, bytes]]:
         """Predictions after a place, in the order in which each lane wrote them: (place, record).
@@ -211,6 +253,10 @@ class TrafficLog(Protocol):
 
     def records(self, prediction_ids: Sequence[str]) -> dict[str, bytes]:
         """The records of those predictions that are written, in the order asked."""
+
+    def requested(self, request_keys: Sequence[int]) -> dict[int, list[Requested]]:
+        """The newest predictions, two at most, by the key of their caller's request id (`requests.request_key`); a key that
+        no prediction has is left out."""
 
     def commit_position(self, reader: str, seq: int) -> None:
         """Store the position of `reader`: it has processed the labelled log up to `seq`. Retention does not pass it; it never

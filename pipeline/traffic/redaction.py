@@ -26,9 +26,9 @@ __all__ = ["LEFT_OUT", "REDACTED", "Redaction"]
 
 REDACTED = b"baton.redacted"
 """Key of a file's metadata under which it says what was done, as JSON."""
-LEFT_OUT = ("candidate_id", "candidate_text", "prediction_id", "request_id", "routing_hash")
+LEFT_OUT = ("candidate_id", "candidate_text", "prediction_id", "request_id", "request_key", "routing_hash")
 """Columns of the log that can be left out."""
-_HASHED_AGAIN = ("candidate_id", "candidate_text", "request_id", "routing_hash")
+_HASHED_AGAIN = ("candidate_id", "candidate_text", "request_id", "request_key", "routing_hash")
 _ADVICE = "export rows of one set of fields at a time, with --since and --until"
 
 
@@ -89,6 +89,7 @@ class Redaction:
             "candidate_text": "the caller's own ids, where traffic.keep_text was set",
             "prediction_id": "whoever has the client's logs finds the request",
             "request_id": "the caller's own, where traffic.keep_text was set",
+            "request_key": "a hash without a key of the caller's request id",
             "routing_hash": "a hash with the installation's key, the same in every export",
         }
         return [f"{name} ({how})" for name, how in ways.items() if name not in self.drop | self.rekey]
@@ -103,8 +104,11 @@ class Redaction:
         if schema is None:
             return rows
         own = self._schema_of(bundle, version)
-        if own is not None and (difference := schema.inputs_match(own)):
-            raise DataError(f"a row was answered by {bundle} {version} with other fields ({difference}); {_ADVICE}")
+        if own is not None and schema.columns != own.columns:
+            raise DataError(
+                f"a row was answered by {bundle} {version} with other fields ({own.columns} where the endpoint has "
+                f"{schema.columns}); {_ADVICE}"
+            )
         found = (rows.ids.shape[1], rows.numbers.shape[1], len(rows.bags))
         wanted = (len(schema.ids), len(schema.numbers), len(schema.bags))
         if found != wanted:

@@ -15,12 +15,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, LogFull, NotReady, Overloaded
 from pipeline.forks import ProcessLock
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, TrafficLog
+from pipeline.traffic.observing import Observed, ObservedReply, append_observed
 
 __all__ = ["TrafficWriter", "WriterCounters", "WriterLimits"]
 
@@ -29,7 +30,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOG_AGAIN_S = 0.5
 """Pause between two attempts at a log that failed every try."""
-_Submission = tuple[Sequence[FeedbackEntry], "Future[list[FeedbackReply]]"]
+
+
+class _Submission(NamedTuple):
+    """Entries whose sender waits for replies: feedback, or predictions that were answered elsewhere."""
+
+    entries: Sequence[Any]
+    future: Future[Any]
+    observed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +48,11 @@ class WriterCounters:
         offered: predictions offered; committed: of these, written; dropped: of these, lost, by reason: `full` (queue),
             `reserve` (the same while the log is at its reserve), `store` (the log failed every try while the writer was
             closed), `invalid` (not a record), `closed`, `error` (an unexpected exception).
-        feedback: feedback entries committed; refused: entries refused or failed, by reason: `full`, `reserve`, `store`,
-            `error`.
+        feedback: feedback entries committed; observed: predictions answered elsewhere, committed; refused: entries of
+            either refused or failed, by reason: `full`, `reserve`, `store`, `error`.
         commits: transactions; retries: further tries after the store failed.
         queued, queued_bytes, queued_feedback: in the queues, with the predictions that are just being written.
+        away: why the log cannot be written now, "": it can.
     """
 
     offered: int = 0
@@ -56,6 +65,8 @@ class WriterCounters:
     queued: int = 0
     queued_bytes: int = 0
     queued_feedback: int = 0
+    observed: int = 0
+    away: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,8 @@ class TrafficWriter:
         self._closing = threading.Event()
         self._given_up: NotReady | None = None
         self._away: NotReady | None = None
-        self._offered = self._committed = self._written_feedback = self._commits = self._retries = 0
+        self._offered = self._committed = self._commits = self._retries = 0
+        self._written_feedback = self._written_observed = 0
         self._dropped: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="traffic-writer", daemon=True)
@@ -137,8 +149,15 @@ class TrafficWriter:
             Overloaded: too much feedback waits already.
             NotReady: the writer is closed.
         """
+        return self._submit(entries, False)
+
+    def observe(self, told: Sequence[Observed]) -> Future[list[ObservedReply]]:
+        """`feedback` for predictions that were answered elsewhere; feedback given later is committed after them."""
+        return self._submit(told, True)
+
+    def _submit(self, entries: Sequence[Any], observed: bool) -> Future[Any]:
         self._owner.check()
-        future: Future[list[FeedbackReply]] = Future()
+        future: Future[Any] = Future()
         with self._changed:
             if self._closing.is_set():
                 raise NotReady("the traffic log's writer is closed; send the feedback to another replica")
@@ -146,7 +165,7 @@ class TrafficWriter:
             if self._entries and self._entries + len(entries) > self._limits.feedback_capacity:
                 self._refused["full"] += len(entries)
                 raise Overloaded(f"{self._entries} feedback entries wait to be written; send it again later")
-            self._feedback.append((entries, future))
+            self._feedback.append(_Submission(entries, future, observed))
             self._entries += len(entries)
             self._changed.notify()
         return future
@@ -165,6 +184,8 @@ class TrafficWriter:
                 len(self._records),
                 self._bytes,
                 self._entries,
+                self._written_observed,
+                "" if self._away is None else str(self._away),
             )
 
     def close(self) -> None:
@@ -191,15 +212,15 @@ class TrafficWriter:
                 if away is None or isinstance(away, LogFull):  # labels go on for longer than predictions
                     self._write_feedback(submissions)
                 else:
-                    self._fail([s for s in submissions if s[1].set_running_or_notify_cancel()], "store", away)
+                    self._fail([s for s in submissions if s.future.set_running_or_notify_cancel()], "store", away)
                 if away is not None:
                     self._wait_for_log(away)
             except Exception:
                 # Nothing above should raise; an unexpected exception must not end the lane's only writer silently.
                 logger.exception("traffic writer: unexpected fault; it goes on")
-                for _, future in submissions:
-                    if not future.done():
-                        future.set_exception(NotReady("the feedback could not be written; send it again"))
+                for submission in submissions:
+                    if not submission.future.done():
+                        submission.future.set_exception(NotReady("the feedback could not be written; send it again"))
 
     def _ready(self) -> bool:
         return bool(self._feedback) or len(self._records) >= self._limits.batch or self._closing.is_set()
@@ -253,21 +274,23 @@ class TrafficWriter:
             self._changed.wait_for(lambda: self._feedback or self._closing.is_set(), LOG_AGAIN_S)
 
     def _write_feedback(self, submissions: list[_Submission]) -> None:
-        wanted = [(entries, future) for entries, future in submissions if future.set_running_or_notify_cancel()]
+        wanted = [submission for submission in submissions if submission.future.set_running_or_notify_cancel()]
         group: list[_Submission] = []
         size = 0
         for submission in wanted:
-            if size + len(submission[0]) > self._limits.batch:
+            other = group and group[-1].observed != submission.observed
+            if other or size + len(submission.entries) > self._limits.batch:
                 self._commit_feedback(group)
                 group, size = [], 0
             group.append(submission)
-            size += len(submission[0])
+            size += len(submission.entries)
         self._commit_feedback(group)
 
     def _commit_feedback(self, submissions: list[_Submission]) -> None:
-        entries = [entry for part, _ in submissions for entry in part]
+        entries = [entry for submission in submissions for entry in submission.entries]
+        observed = bool(submissions) and submissions[0].observed
         try:
-            replies = self._try(lambda: self._log.append_feedback(entries, self._clock.wall_ms())) if entries else []
+            replies = self._try(partial(self._append, entries, observed)) if entries else []
         except NotReady as error:
             logger.error("traffic writer: %d feedback entries failed: %s", len(entries), error)
             self._fail(submissions, _reason_of(error), error)
@@ -280,17 +303,26 @@ class TrafficWriter:
             self._fail(submissions, "error", error)
         else:
             with self._changed:
-                self._written_feedback += len(entries)
+                if observed:
+                    self._written_observed += len(entries)
+                else:
+                    self._written_feedback += len(entries)
             at = 0
-            for part, future in submissions:
+            for part, future, _ in submissions:
                 future.set_result(replies[at : at + len(part)])
                 at += len(part)
 
+    def _append(self, entries: Sequence[Any], observed: bool) -> list[Any]:
+        now_ms = self._clock.wall_ms()
+        if observed:
+            return append_observed(self._log, entries, now_ms)
+        return self._log.append_feedback(entries, now_ms)
+
     def _fail(self, submissions: list[_Submission], reason: str, error: Exception) -> None:
         with self._changed:
-            self._refused[reason] += sum(len(part) for part, _ in submissions)
-        for _, future in submissions:
-            future.set_exception(error)
+            self._refused[reason] += sum(len(submission.entries) for submission in submissions)
+        for submission in submissions:
+            submission.future.set_exception(error)
 
     def _try(self, commit: Callable[[], T]) -> T:
         """Commit, with a few tries while the store fails. When closing, once all tries of a commit failed, later ones fail at once."""

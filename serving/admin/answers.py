@@ -17,6 +17,7 @@ __all__ = [
     "AuditPage",
     "Cache",
     "CacheWarming",
+    "Cause",
     "DamagedStatus",
     "Endpoint",
     "EndpointPage",
@@ -24,6 +25,7 @@ __all__ = [
     "Figure",
     "Figures",
     "Forgotten",
+    "Freeze",
     "Metrics",
     "Model",
     "ModelLoaded",
@@ -31,6 +33,7 @@ __all__ = [
     "ProcessState",
     "Processes",
     "Refused",
+    "Retired",
     "Rollout",
     "RolloutPage",
     "RolloutSummary",
@@ -81,6 +84,8 @@ class Endpoint(Answer):
     killed_reason: str = ""
     killed_by: str = ""
     resource_version: int
+    stable_held: str = ""
+    """Newest version that an unpinned stable arm may answer with while a rollout runs; empty: any."""
 
 
 class EndpointPage(Answer):
@@ -125,6 +130,12 @@ class ModelLoaded(Answer):
     """By lane: READY, LOADING, UNLOADED, or why it cannot be loaded."""
 
 
+class Retired(Answer):
+    bundle: str
+    version: str
+    retired: bool
+
+
 # Rollouts
 
 
@@ -133,6 +144,17 @@ class Step(Answer):
     min_positives: int = 0
     weight: float = 0.0
     bias_below: float | None = None
+    approve: bool = False
+
+
+class Cause(Answer):
+    """Who brought a rollout into its phase, by which verb, why and when, and what was not met then."""
+
+    verb: str
+    actor: str
+    reason: str
+    time_ms: int
+    unmet: list[str] = []
 
 
 class RolloutSummary(Answer):
@@ -153,6 +175,24 @@ class RolloutSummary(Answer):
     evidence: Figures
     created_ms: int
     resource_version: int
+    cause: Cause | None = None
+    """None before the first change of phase, and of rollouts that an older version steered."""
+    code: str = ""
+    """Of what it says; `serving.rollout.status.codes` has all."""
+    what_to_do: str = ""
+    page: str = ""
+    held_since_ms: int | None = None
+    """Since when it says so."""
+    hours_left: Number = None
+    """Until the missing clicks are there at the present rate; None: not known."""
+    overdue: bool = False
+    """It has not moved for the time of `progress_deadline`."""
+    step_backs: Figures = {}
+    """Number of step backs by guard, since an operator resumed or promoted last."""
+    alarm: str = ""
+    """Guard that holds it for an operator to look at; empty: none does."""
+    refused_version: str = ""
+    """Versions of the candidate up to this one are not adopted: a breach was returned from it, or it was there at the start."""
 
 
 class Rollout(RolloutSummary):
@@ -184,6 +224,7 @@ class Metrics(Answer):
     psi: Figures
     long_run: Figures | None = None
     not_finite: int = 0
+    left_out: int = 0
 
 
 class DamagedStatus(Answer):
@@ -207,6 +248,16 @@ class ProcessState(Answer):
     last_exit: str = ""
 
 
+class Freeze(Answer):
+    """Until when nothing moves in any rollout but kill, abort and step back; who ordered it, why and when. `until_ms` 0: there
+    is none."""
+
+    until_ms: int = 0
+    actor: str = ""
+    reason: str = ""
+    since_ms: int = 0
+
+
 class Processes(Answer):
     """The state of every process, the status that each wrote, and the state of the traffic log."""
 
@@ -218,6 +269,7 @@ class Processes(Answer):
     damaged: list[DamagedStatus] = []
     control: Figures | None = None
     processes: list[ProcessState] = []
+    freeze: Freeze | None = None
 
 
 # Audit
@@ -306,6 +358,17 @@ class Worker(Answer):
     trained_rows: int = 0
     held_rows: int = 0
     loss: Number = None
+    teacher: str = ""
+    """Bundle that teaches."""
+    teacher_kind: str = ""
+    """`learns`: from labels, too; `frozen`: it does not learn here; `remote`: another server answers for it. The last two
+    teach by their logged scores."""
+    teacher_reason: str = ""
+    """Why it does not learn."""
+    unguided_rows: int = 0
+    """Rows learned from their labels alone, for want of a score of the teacher."""
+    featureless: int = 0
+    """Labelled rows whose features were not recorded, so that nothing is learned from them."""
     position: int = 0
     """Place in the labelled log up to which it has learned."""
     committed: int = 0

@@ -14,13 +14,14 @@ from serving.admin.pages import cut
 from serving.admin.service import Parts, Service
 from serving.config import ArmConfig
 from serving.config.principal import Principal, Role
-from serving.rollout.routing import ArmSpec, Endpoint
+from serving.rollout.routing import OBSERVED, ArmSpec, Endpoint
+from serving.rollout.status.freeze import freeze_of
 from serving.rollout.store import Who
 
 __all__ = ["EndpointVerbs", "open_arm", "same_inputs"]
 
 CONFIG = Principal("config", Role.OPERATOR)
-_BUNDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_BUNDLE = re.compile(rf"({OBSERVED})?[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,16 @@ class EndpointVerbs(Service):
             )
         stable = _spec(request.stable, "stable")
         candidate = _spec(request.candidate, "candidate") if request.candidate else None
-        bundle = open_arm(self._repository, stable, "stable")
-        if candidate is not None:
-            same_inputs(bundle, open_arm(self._repository, candidate, "candidate"))
-        elif request.weight:
+        if candidate is not None and candidate.observed and candidate.bundle == stable.bundle:
+            raise InvalidInput(f"both arms are {stable.bundle}: give the servers that answer two names", "candidate")
+        here = [
+            open_arm(self._repository, spec, arm)
+            for arm, spec in (("stable", stable), ("candidate", candidate))
+            if spec is not None and not spec.observed
+        ]
+        if len(here) == 2:
+            same_inputs(*here)
+        if candidate is None and request.weight:
             raise InvalidInput(f"endpoint {name!r} has no candidate; name one or set weight 0", "weight")
         known = self._store.endpoints().get(name)
         made = Endpoint(
@@ -70,12 +77,46 @@ class EndpointVerbs(Service):
             weight=request.weight,
             salt=request.salt or (known.salt if known else name),
             holdout=known.holdout if known else 0.0,
+            stable_held=known.stable_held if known and known.stable == stable and self._owned(name) else 0,
         )
+        frozen = freeze_of(self._store, self._clock.wall_ms())
+        if frozen is not None and known is not None and (made.weight > known.weight or made.stable != known.stable):
+            raise Conflict(f"{frozen}. Lift it first: baton freeze --lift --reason ...")
         if known is None or not known.weight or made.weight:
             return self._answer(self._store.put_endpoint(made, self._who(by, request), request.expected))
         with self._stopping(lambda: name, request, by):
             saved = self._store.put_endpoint(made, self._who(by, request), request.expected)
         return self._answer(saved)
+
+    def pin(self, request: r.EndpointPin, by: Principal) -> a.Endpoint:
+        """Let the stable arm answer with one version, or follow the newest again; also while a rollout runs.
+
+        Raises:
+            NotFound: no such endpoint, bundle or version. StaleVersion: it changed since `expected`.
+            InvalidInput: it is another bundle than the stable arm's, which is what `set` is for.
+        """
+        endpoint = self._store.endpoint(request.name)
+        stable = _spec(request.stable, "stable")
+        if stable.bundle != endpoint.stable.bundle or stable.observed:
+            raise InvalidInput(
+                f"stable: {endpoint.name!r} serves {endpoint.stable.bundle}; pin a version of that, or set another bundle with "
+                "`baton endpoint set`",
+                "stable",
+            )
+        opened = open_arm(self._repository, stable, "stable")
+        if stable.version and not opened.manifest.servable:
+            raise InvalidInput(f"stable: version {stable.version} of {stable.bundle} did not pass its gate", "stable")
+        with self._lock:
+            endpoint = self._store.endpoint(request.name)
+            seen = endpoint.resource_version if request.expected is None else request.expected
+            # Without a version it follows the newest again, but while a rollout runs only what the rollout lets it take.
+            held = (stable.version or endpoint.stable_now.version) if self._owned(request.name) else 0
+            pinned = endpoint.model_copy(update={"stable": stable, "stable_held": held})
+            return self._answer(self._store.put_endpoint(pinned, self._who(by, request), seen, "pin", owned=True))
+
+    def _owned(self, name: str) -> bool:
+        """Whether a rollout of an endpoint runs."""
+        return bool(self._store.rollouts(active=True, endpoint=name))
 
     def kill(self, request: r.EndpointKill, by: Principal) -> a.Endpoint:
         """Send all traffic to stable at once; the rollout is aborted at the next pass.
@@ -169,6 +210,7 @@ class EndpointVerbs(Service):
             killed_reason=reason,
             killed_by=actor,
             resource_version=endpoint.resource_version,
+            stable_held=str(endpoint.stable_held) if endpoint.stable_held and not endpoint.stable.version else "",
         )
 
 
@@ -181,11 +223,11 @@ def open_arm(repository: Repository, spec: ArmSpec, arm: str) -> Bundle:
 
 
 def same_inputs(stable: Bundle, candidate: Bundle) -> None:
-    """Check that two arms take the same request. Raises: BundleError: they do not."""
-    difference = stable.manifest.model_schema.inputs_match(candidate.manifest.model_schema)
+    """Check that one request can serve two arms, each of which may have fields of its own. Raises: BundleError: it cannot."""
+    difference = candidate.manifest.model_schema.inputs_match(stable.manifest.model_schema)
     if difference:
         raise BundleError(
-            f"{candidate.manifest.name} does not take what {stable.manifest.name} takes: {difference}", "candidate"
+            f"candidate {candidate.manifest.name} contradicts stable {stable.manifest.name}: {difference}", "candidate"
         )
 
 

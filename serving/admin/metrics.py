@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.errors import NotReady
 from pipeline.traffic.log import TrafficStats
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.service import Service
 from serving.config.principal import Principal
 from serving.rollout.figures import RolloutFigures
+from serving.rollout.status.freeze import freeze_of
 from serving.runtime.status import Statuses
 
 __all__ = ["MetricsVerbs", "metrics_of"]
@@ -38,7 +40,16 @@ class MetricsVerbs(Service):
             damaged=[a.DamagedStatus(**asdict(damaged)) for damaged in found.damaged],
             control=None if found.control is None else found.control.to_json(),
             processes=[a.ProcessState(**asdict(process)) for process in self._processes.roster()],
+            freeze=self.freeze(),
         )
+
+    def freeze(self) -> a.Freeze | None:
+        """The freeze that holds now; None without one, and while the state does not answer."""
+        try:
+            found = freeze_of(self._store, self._clock.wall_ms())
+        except NotReady:
+            return None
+        return None if found is None else a.Freeze(**found.to_json())
 
     def traffic(self) -> TrafficStats:
         """State of the traffic log now."""

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import BatonError, Conflict, NotFound
-from pipeline.model.probe import PROBED, forget
+from pipeline.model.probe import PROBED, forget, noted
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin.pages import cut
 from serving.admin.service import Service
 from serving.config.principal import Principal
+from serving.rollout.status.retired import RETIRED, retired_of
 from serving.runtime.status import LaneStatus
 
 __all__ = ["ModelVerbs"]
@@ -35,7 +36,20 @@ class ModelVerbs(Service):
         found, token = cut(versions, request, lambda version: version, str, int)
         lanes = self._processes.lanes()
         arms = _arms(lanes)
-        models = [self._told(name, str(version), lanes, arms) for name, version in found]
+        # Also after newer ones came, and no lane asks for a version that did not pass its probe on this machine.
+        verdicts = {name: noted(self._config.segments / name / PROBED) for name in {name for name, _ in found}}
+        retired = retired_of(self._store)
+        models = [
+            self._told(
+                name,
+                str(v),
+                lanes,
+                arms,
+                retired.get(f"{name}/{v}", ""),
+                aside.reason if (aside := verdicts[name].get(str(v))) else "",
+            )
+            for name, v in found
+        ]
         return a.ModelPage(models=models, next_page_token=token)
 
     def load(self, request: r.ModelLoad, by: Principal) -> a.ModelLoaded:
@@ -79,6 +93,31 @@ class ModelVerbs(Service):
         self._store.note("model-unload", self._who(by, request), {"bundle": bundle})
         return self._settled(request, "", lambda lane: _unloading(lane, bundle), UNLOADED)
 
+    def retire(self, request: r.ModelRetire, by: Principal) -> a.Retired:
+        """Keep a version from every arm that follows the newest, and from new rollouts; or take that back.
+
+        Raises:
+            NotFound: there is no such version, or it is not retired. Conflict: an arm is set to it.
+        """
+        bundle, version = request.bundle, request.version
+        self._repository.manifest(bundle, version)
+        key, known = f"{bundle}/{version}", dict(retired_of(self._store))
+        if request.restore:
+            if known.pop(key, None) is None:
+                raise NotFound(f"version {version} of {bundle} is not retired")
+        else:
+            for endpoint in self._store.endpoints().values():
+                for arm in (endpoint.stable, endpoint.candidate):
+                    if arm is not None and (arm.bundle, str(arm.version)) == (bundle, version):
+                        raise Conflict(
+                            f"version {version} of {bundle} is an arm of endpoint {endpoint.name!r}: pin another version of "
+                            "stable (baton endpoint pin), or abort the rollout, first"
+                        )
+            known[key] = f"retired by {by.name}: {request.reason}"
+        verb = "model-restore" if request.restore else "model-retire"
+        self._store.put_setting(RETIRED, known, self._who(by, request), verb)
+        return a.Retired(bundle=bundle, version=version, retired=not request.restore)
+
     def _settled(
         self, request: r.ModelLoad, version: str, state_of: Callable[[LaneStatus], str], aim: str
     ) -> a.ModelLoaded:
@@ -99,7 +138,13 @@ class ModelVerbs(Service):
             raise NotFound(f"model {bundle!r} is not in the repository; it has {self._repository.names() or 'none'}")
 
     def _told(
-        self, bundle: str, version: str, lanes: Mapping[str, LaneStatus], arms: Mapping[tuple[str, str], Sequence[str]]
+        self,
+        bundle: str,
+        version: str,
+        lanes: Mapping[str, LaneStatus],
+        arms: Mapping[tuple[str, str], Sequence[str]],
+        retired: str,
+        aside: str,
     ) -> a.Model:
         key = f"{bundle}/{version}"
         shared: dict[str, Any] = {
@@ -116,9 +161,9 @@ class ModelVerbs(Service):
             **shared,
             architecture=manifest.architecture,
             base=manifest.base,
-            servable=manifest.servable,
-            reasons=list(manifest.gate.reasons) if manifest.gate else [],
-            fault=next((lane.faults[key] for lane in lanes.values() if key in lane.faults), ""),
+            servable=manifest.servable and not retired,
+            reasons=[*(manifest.gate.reasons if manifest.gate else ()), *([retired] if retired else [])],
+            fault=next((lane.faults[key] for lane in lanes.values() if key in lane.faults), "") or aside,
             metrics=dict(manifest.metrics),
         )
 

@@ -5,9 +5,10 @@ Field names are those of `baton.admin.v1` and of REST bodies and queries. Read n
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "ArmRequest",
@@ -18,18 +19,25 @@ __all__ = [
     "EndpointKill",
     "EndpointList",
     "EndpointName",
+    "EndpointPin",
     "EndpointRelease",
     "EndpointSet",
+    "FreezeUntil",
+    "Lift",
     "LogForget",
     "MetricsOf",
     "ModelChange",
     "ModelList",
     "ModelLoad",
+    "ModelRetire",
     "Mutation",
     "Nothing",
+    "Override",
     "Page",
+    "Pin",
     "Release",
     "Request",
+    "Retire",
     "RolloutFile",
     "RolloutList",
     "RolloutName",
@@ -74,6 +82,28 @@ class Mutation(Request):
     reason: str = Field("", max_length=2000, description="why; written into the audit")
 
 
+def _needs_reason(schema: dict[str, Any]) -> None:
+    schema["required"] = [*schema.get("required", ()), "reason"]
+    schema["properties"]["reason"]["minLength"] = 1
+
+
+class Override(Mutation):
+    """Request of a verb that overrides what evidence or configuration decide: the audit must say why."""
+
+    model_config = ConfigDict(json_schema_extra=_needs_reason)
+
+    reason: str = Field(
+        "", max_length=2000, description="why; written into the audit; must not be empty", validate_default=True
+    )
+
+    @field_validator("reason")
+    @classmethod
+    def _says_why(cls, reason: str) -> str:
+        if not reason.strip():
+            raise PydanticCustomError("no_reason", "must not be empty; say why (--reason), the audit keeps it")
+        return reason
+
+
 class Page(Request):
     """Request of a list."""
 
@@ -97,7 +127,7 @@ class EndpointName(Request):
     name: Name
 
 
-class EndpointChange(Mutation):
+class EndpointChange(Override):
     stable: ArmRequest
     candidate: ArmRequest | None = None
     weight: Weight = 0.0
@@ -106,6 +136,17 @@ class EndpointChange(Mutation):
 
 
 class EndpointSet(EndpointChange):
+    name: Name
+
+
+class Pin(Override):
+    stable: ArmRequest = Field(
+        description="the stable arm's bundle with a version; without one it follows the newest again"
+    )
+    expected: Expected = None
+
+
+class EndpointPin(Pin):
     name: Name
 
 
@@ -138,6 +179,15 @@ class ModelLoad(ModelChange):
     bundle: Name
 
 
+class Retire(Override):
+    version: str = Field(min_length=1, max_length=20, description="decimal")
+    restore: bool = Field(False, description="take it back")
+
+
+class ModelRetire(Retire):
+    bundle: Name
+
+
 # Rollouts
 
 
@@ -145,6 +195,9 @@ class RolloutFile(Mutation):
     file: str = Field(max_length=1 << 20, description="the rollout file, as text")
     name: str = Field("rollout", max_length=200, description="name of the file in messages")
     expected: Expected = Field(None, description="resource version of the endpoint that the caller read")
+    version: str = Field(
+        "", pattern=r"^([1-9][0-9]{0,17})?$", description="of the candidate to begin with; empty: the newest"
+    )
 
 
 class RolloutList(Page):
@@ -160,12 +213,13 @@ class RolloutWatch(RolloutName):
     interval: float = Field(1.0, ge=0.2, le=60, allow_inf_nan=False, description="seconds between two looks")
 
 
-class Steer(Mutation):
+class Steer(Override):
     expected: Expected = None
 
 
 class SteerForward(Steer):
     full: bool = Field(False, description="straight to the last step")
+    force: bool = Field(False, description="although the evidence is not there; what is not met goes into the audit")
 
 
 class SteerWeight(Steer):
@@ -182,6 +236,14 @@ class RolloutPromote(SteerForward):
 
 class RolloutSetWeight(SteerWeight):
     name: Name
+
+
+class FreezeUntil(Override):
+    until_ms: int = Field(ge=0, le=LARGEST_VERSION, description="end of the freeze, Unix milliseconds")
+
+
+class Lift(Override):
+    pass
 
 
 # Figures, audit, cache

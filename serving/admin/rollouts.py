@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.bundle.verified import NOTES
-from pipeline.errors import BatonError, Conflict
+from pipeline.errors import BatonError, Conflict, InvalidInput
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin import verbs as v
@@ -19,13 +19,19 @@ from serving.admin.pages import cut
 from serving.admin.service import Parts, Service
 from serving.config.principal import Principal
 from serving.rollout.figures import RolloutFigures
+from serving.rollout.routing import Endpoint, is_observed
 from serving.rollout.spec import Rollout, place
-from serving.rollout.state import Abort, Event, Pause, Promote, Resume, SetWeight, Undo
+from serving.rollout.state import Abort, Approve, Event, Pause, Promote, Resume, SetWeight, Undo
+from serving.rollout.status.codes import STATUSES, status_of
+from serving.rollout.status.codes import page as page_of
+from serving.rollout.status.freeze import FREEZE, Freeze, freeze_of
+from serving.rollout.status.retired import retired_of
 from serving.rollout.store import StoredRollout, check_version
 from serving.rollout.sums.slices import Slices
 
 __all__ = ["RolloutVerbs"]
 
+_LONGEST_FREEZE_MS = 366 * 86_400_000
 _ID = re.compile(r"-[0-9a-f]{8}$")
 """What a rollout's id has after the name of its endpoint."""
 
@@ -58,20 +64,57 @@ class RolloutVerbs(Service):
         if self._kill.engaged(spec.endpoint):
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
         bundle = spec.candidate.bundle
+        if not is_observed(bundle):
+            version = self._check_candidate(spec, endpoint, name, text, request.version)
+        elif spec.named_slices or spec.analysis.segments:
+            raise InvalidInput(
+                f"{bundle} is answered elsewhere, so its fields are not known here; leave segments out", "file"
+            )
+        elif request.version:
+            raise InvalidInput(
+                f"{bundle} is answered elsewhere and has no versions here; leave version empty", "version"
+            )
+        else:
+            version = 0
+        with _at(name, text, "analysis", "attribution_window"):
+            spec = spec.on_log(self._traffic.window_ms / 1000)
+        with self._lock:
+            # Who names a version means it: the newer ones that are there already are passed over.
+            known = max(map(int, self._repository.versions(bundle)), default=0) if request.version else 0
+            stored = self._controller.start(spec, by.name, request.reason, version, known)
+        return self._answer(stored)
+
+    def _check_candidate(self, spec: Rollout, endpoint: Endpoint, name: str, text: str, version: str) -> int:
+        """Version of the candidate to begin with: the one that is named, or the newest. Raises: NotFound, BundleError,
+        InvalidInput."""
+        bundle = spec.candidate.bundle
+        notes = self._config.segments / bundle / NOTES
         with _at(name, text, "candidate", "bundle"):
-            candidate = self._repository.newest(bundle, verify=True, notes=self._config.segments / bundle / NOTES)[-1]
-            same_inputs(open_arm(self._repository, endpoint.stable, "stable"), candidate)
+            if version:
+                candidate = self._repository.open(bundle, version, verify=True, notes=notes)
+                if not candidate.manifest.servable:
+                    raise InvalidInput(f"version {version} of {bundle} did not pass its gate; name another", "version")
+                if version in self._retired(bundle):
+                    raise Conflict(
+                        f"version {version} of {bundle} is retired; `baton model retire --restore` takes that back"
+                    )
+                self._repository.chain(candidate, verify=True, notes=notes)
+            else:
+                candidate = self._repository.newest(bundle, verify=True, notes=notes, without=self._retired(bundle))[-1]
+            if not endpoint.stable.observed:
+                same_inputs(open_arm(self._repository, endpoint.stable_now, "stable"), candidate)
         schema = candidate.manifest.model_schema
         with _at(name, text, "analysis", "segments"):
             Slices(schema, spec.analysis.segments)
         for number, guard in enumerate(spec.guards.segments):
             with _at(name, text, "guards", "segments", number, "field"):
                 Slices(schema, (), [(guard.field, value) for value in guard.values])
-        with _at(name, text, "analysis", "attribution_window"):
-            spec = spec.on_log(self._traffic.window_ms / 1000)
-        with self._lock:
-            stored = self._controller.start(spec, by.name, request.reason, int(candidate.manifest.version))
-        return self._answer(stored)
+        return int(candidate.manifest.version)
+
+    def _retired(self, bundle: str) -> set[str]:
+        """Versions of a bundle that are retired."""
+        keys = (key.rpartition("/") for key in retired_of(self._store))
+        return {version for name, _, version in keys if name == bundle}
 
     def list(self, request: r.RolloutList, by: Principal) -> a.RolloutPage:
         """All rollouts, oldest first, without figures."""
@@ -103,8 +146,12 @@ class RolloutVerbs(Service):
         return self._steer(v.ROLLOUTS_RESUME, request, Resume(), by)
 
     def promote(self, request: r.RolloutPromote, by: Principal) -> a.Rollout:
-        """Enter the next step, or the last, without waiting for its evidence."""
+        """Enter the next step, or the last. Raises Conflict, too, where the evidence is not there and `force` is not set."""
         return self._steer(v.ROLLOUTS_PROMOTE, request, Promote(full=request.full), by)
+
+    def approve(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
+        """Let a step with `approve: true` be entered on its evidence. Raises Conflict, too, where nothing waits for approval."""
+        return self._steer(v.ROLLOUTS_APPROVE, request, Approve(), by)
 
     def abort(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
         """All traffic to stable, and the end of this rollout."""
@@ -117,6 +164,22 @@ class RolloutVerbs(Service):
     def set_weight(self, request: r.RolloutSetWeight, by: Principal) -> a.Rollout:
         """Set the weight by hand; the rollout pauses there."""
         return self._steer(v.ROLLOUTS_SET_WEIGHT, request, SetWeight(request.weight), by)
+
+    def freeze(self, request: r.FreezeUntil, by: Principal) -> a.Freeze:
+        """Let nothing move in any rollout until a time, but kill, abort and step back. Raises: InvalidInput: it has passed."""
+        now = self._clock.wall_ms()
+        if not now < request.until_ms <= now + _LONGEST_FREEZE_MS:
+            raise InvalidInput("until_ms: must lie in the future, within a year; in Unix milliseconds", "until_ms")
+        made = Freeze(request.until_ms, by.name, request.reason, now)
+        self._store.put_setting(FREEZE, made.to_json(), self._who(by, request), "freeze")
+        return a.Freeze(**made.to_json())
+
+    def lift(self, request: r.Lift, by: Principal) -> a.Freeze:
+        """End the freeze. Raises: Conflict: there is none."""
+        if freeze_of(self._store, self._clock.wall_ms()) is None:
+            raise Conflict("nothing is frozen")
+        self._store.put_setting(FREEZE, {}, self._who(by, request), "lift_freeze")
+        return a.Freeze()
 
     def step_version(self, endpoint: str) -> str | None:
         """Candidate version at the entry of the active rollout's present step, None without a rollout."""
@@ -148,7 +211,8 @@ class RolloutVerbs(Service):
     ) -> a.Rollout:
         stops = v.stops(verb, request)
         with self._stopping(lambda: self._endpoint_of(request.name), request, by) if stops else self._lock:
-            done = self._controller.command(request.name, event, by.name, request.reason, request.expected)
+            force = isinstance(request, r.RolloutPromote) and request.force
+            done = self._controller.command(request.name, event, by.name, request.reason, request.expected, force=force)
         return self._answer(done)
 
     def _endpoint_of(self, rollout: str) -> str:
@@ -183,6 +247,7 @@ def _answer(stored: StoredRollout, figures: RolloutFigures) -> a.Rollout:
 def _summary(stored: StoredRollout) -> a.RolloutSummary:
     state, status = stored.state, stored.status
     candidate = a.Arm(bundle=stored.spec.candidate.bundle, version=str(state.candidate_version))
+    code = status_of(state.phase, str(status.get("code", "")))
     return a.RolloutSummary(
         id=stored.id,
         endpoint=stored.spec.endpoint,
@@ -195,13 +260,31 @@ def _summary(stored: StoredRollout) -> a.RolloutSummary:
         stepped_back=state.stepped_back,
         attempt=state.attempt,
         entered_ms=state.entered_ms,
-        waiting=status.get("reason", "the first look is still to come"),
+        waiting=_waiting(stored),
         next_look_ms=status.get("next_look_ms"),
         missing_clicks=status.get("missing_clicks"),
         evidence=status.get("evidence", {}),
         created_ms=stored.created_ms,
         resource_version=stored.resource_version,
+        alarm=status.get("alarm", "") if state.active else "",
+        refused_version=str(state.refused_version) if state.refused_version else "",
+        cause=a.Cause(**asdict(state.cause)) if state.cause else None,
+        code=code,
+        what_to_do=STATUSES[code].do,
+        page=page_of(code),
+        held_since_ms=status.get("held_since_ms") if state.active else None,
+        hours_left=status.get("hours_left") if state.active else None,
+        overdue=bool(state.active and status.get("overdue")),
+        step_backs=dict(state.step_backs),
     )
+
+
+def _waiting(stored: StoredRollout) -> str:
+    """What a rollout waits for; why it ended, of one that has."""
+    state = stored.state
+    if state.active:
+        return str(stored.status.get("reason", "the first look is still to come"))
+    return f"{state.phase} {state.cause}" if state.cause else f"{state.phase}; the audit says why"
 
 
 def _phase(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.bundle.bundle import WARMUP, Bundle, Manifest
+from pipeline.bundle.remote_spec import CODES
+from pipeline.clock import SystemClock
 from pipeline.errors import BundleError
 from pipeline.model.warmup import read_warmup
+from serving.cli.bundle_place import BundlePlace, ConfigFile, Out, place_of
+from serving.cli.import_remote import import_remote
 from serving.cli.output import Output, emit, say
+from serving.cli.publish import publish
 from transfer.architecture_names import is_known, unknown_architecture
+
+if TYPE_CHECKING:
+    from transfer.bundles.importing.writing import Imported
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Inspect model versions on disk; import models from elsewhere.", no_args_is_help=True)
+
+app.command()(publish)
+app.command("import-remote")(import_remote)
 
 Folder = Annotated[Path, typer.Argument(help="The bundle's directory, for example .baton/bundles/ranker-deepfm/1")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
@@ -58,7 +70,7 @@ def inspect(folder: Folder, output: Format = Output.table) -> None:
     emit(output, None, f"{m.name} {m.version}", ("what", "value"), facts)
     fields = [
         (f.name, f.role, f.kind, f.table_name if f.kind != "number" else None, f.width,
-         m.tables[f.table_name].rows if f.kind != "number" else None, f.transform or f.pooling)
+         m.tables[f.table_name].rows if f.table_name in m.tables and f.kind != "number" else None, f.transform or f.pooling)
         for f in m.model_schema.fields
     ]  # fmt: skip
     emit(output, None, "fields", ("field", "role", "kind", "table", "width", "rows", "transform/pooling"), fields)
@@ -71,38 +83,115 @@ def _foreign(manifest: Manifest, own: Collection[str] = ()) -> str:
     return f"{unknown_architecture(manifest.architecture)}. Lanes serve the bundle's network, which needs no class"
 
 
+SchemaFile = Annotated[Path, typer.Option(help="YAML: fields, columns, codes, see docs/import.md")]
+BundleName = Annotated[str, typer.Option(help="Bundle name; default: that of a directory NAME/N, else the file's")]
+Seconds = Annotated[
+    float, typer.Option(min=1, help="Processor time in seconds that loading and trying the network may take")
+]
+CheckFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Parquet or CSV: a column per field and the model's own answer as score or expected; all rows are compared"
+    ),
+]
+Tolerance = Annotated[float, typer.Option(min=0, help="Largest difference of log-odds that --check allows")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load files that may run any code, from a source that you trust")
+]
+
+
+@app.command("import")
+def import_model(
+    path: Annotated[
+        Path,
+        typer.Argument(help="An ONNX file, an MLflow model folder, a LightGBM or XGBoost file, a scikit-learn pickle"),
+    ],
+    schema: SchemaFile,
+    out: Out = None,
+    name: BundleName = "",
+    config: ConfigFile = Path("baton.yaml"),
+    check: CheckFile = None,
+    tolerance: Tolerance = 1e-3,
+    calibrate: Annotated[Path | None, typer.Option(help="dataset.yaml: fit alpha and beta on its labels")] = None,
+    trust_pickle: TrustPickle = False,
+    timeout: Seconds = 20.0,
+    output: Format = Output.table,
+) -> None:
+    """Make a teacher of a model from elsewhere: its kind is recognised, its tables become the bundle's, its answers are
+    compared.
+
+    Example: baton bundle import mlflow-model --schema schema.yaml --out teacher --check rows.parquet
+    """
+    from transfer.bundles.importing.recognise import import_model as run
+
+    place = place_of(out, name, config, path.stem)
+    _import(run, path, schema, place, check, tolerance, calibrate, timeout, output, trust_pickle=trust_pickle)
+
+
 @app.command("import-onnx")
 def import_onnx(
     file: Annotated[Path, typer.Argument(help="An ONNX network, or a tree or linear model converted to ONNX")],
-    schema: Annotated[Path, typer.Option(help="YAML: fields, columns, codes, see docs/transfer.md")],
-    out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
-    name: Annotated[str, typer.Option(help="Bundle name; default: the file's")] = "",
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Processor time in seconds that loading and trying the network may take")
-    ] = 20.0,
+    schema: SchemaFile,
+    out: Out = None,
+    name: BundleName = "",
+    config: ConfigFile = Path("baton.yaml"),
+    check: CheckFile = None,
+    tolerance: Tolerance = 1e-3,
+    timeout: Seconds = 20.0,
     output: Format = Output.table,
 ) -> None:
-    """Make a frozen teacher of a model from elsewhere: it serves and teaches, and does not learn.
+    """Make a frozen teacher of an ONNX file: as `import`, of this one kind.
 
     Example: baton bundle import-onnx model.onnx --schema schema.yaml --out teacher
     """
-    from pipeline.model.probe import ProbeLimits
-    from transfer.bundles.import_onnx import ImportSpec
-    from transfer.bundles.import_onnx import import_onnx as run
+    from transfer.bundles.importing.network import import_onnx as run
 
-    imported = run(file, ImportSpec.load(schema), out, name=name or file.stem, limits=ProbeLimits(timeout))
+    place = place_of(out, name, config, file.stem)
+    _import(run, file, schema, place, check, tolerance, None, timeout, output)
+
+
+def _import(
+    run: Callable[..., Imported],
+    path: Path,
+    schema: Path,
+    place: BundlePlace,
+    check: Path | None,
+    tolerance: float,
+    calibrate: Path | None,
+    timeout: float,
+    output: Output,
+    **more: bool,
+) -> None:
+    from pipeline.model.probe import ProbeLimits
+    from transfer.bundles.importing.parity import Check
+    from transfer.bundles.importing.spec import ImportSpec
+    from transfer.quality.calibrating import fit_bundle
+
+    spec = ImportSpec.load(schema)
+    compared = None if check is None else Check(check, tolerance)
+    fit = None if calibrate is None else partial(fit_bundle, data=calibrate)
+    with place.held(), place.staged() as folder:
+        imported = run(
+            path, spec, folder, name=place.name, limits=ProbeLimits(timeout), check=compared, fit=fit, **more
+        )
+        bundle = place.put(imported.bundle, SystemClock().wall_ms())
+    written = place.written(bundle)
     for warning in imported.warnings:
         say(f"warning: {warning}")
-    m = imported.bundle.manifest
+    m, parity = bundle.manifest, imported.parity
     result: dict[str, object] = {
-        "bundle": str(out),
+        "bundle": written,
         "name": m.name,
+        "version": m.version,
         "fields": len(m.model_schema.fields),
         "read": ", ".join(m.hyperparameters["columns"]),
         "codes": sum(table.rows for table in m.tables.values()),
         "no score without": ", ".join(imported.missing),
+        "rows compared": 0 if parity is None else parity.rows,
+        "largest difference": None if parity is None else parity.worst_probability,
+        "calibration": f"alpha {m.calibration.alpha:.4f}, beta {m.calibration.beta:+.4f}",
     }
-    emit(output, result, f"wrote {out}", tuple(result), [tuple(result.values())])
+    emit(output, result, f"wrote {written}", tuple(result), [tuple(result.values())])
 
 
 @app.command()
@@ -127,7 +216,7 @@ def verify(
         if WARMUP in m.files:
             read_warmup(bundle.file(WARMUP), m.model_schema)
         for name in m.files:
-            if name.startswith("training/"):
+            if name.startswith(("training/", CODES)):
                 bundle.tensors(name)
     if note := _foreign(m, arch or ()):
         raise BundleError(f"{folder}: {note}", "architecture")

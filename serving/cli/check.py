@@ -8,12 +8,16 @@ import shutil
 import sqlite3
 import stat
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline import host
+from pipeline.bundle.bundle import Manifest
+from pipeline.bundle.teachers import IMPORTED, in_words, teacher_kind
+from pipeline.bundle.versions import Repository
 from pipeline.clock import SystemClock
 from pipeline.errors import BatonError
 from pipeline.model.probe import PROBED, Verdict, noted
@@ -21,6 +25,7 @@ from pipeline.stages.record import Record
 from serving.cli.output import Output, emit
 from serving.config import Config
 from serving.lane.stages import lane_plan
+from serving.rollout.routing import is_observed
 from serving.runtime import status
 from serving.runtime.claims import holders
 from serving.runtime.ports import listening, port_holders, taken
@@ -33,6 +38,7 @@ from serving.wiring.bundles import open_repository
 from serving.wiring.home import home_faults
 from serving.wiring.in_force import not_in_force
 from serving.wiring.traffic import now_ms_of
+from transfer.architecture_names import is_known, unknown_architecture
 
 __all__ = ["doctor"]
 
@@ -109,15 +115,67 @@ def _configured(path: Path) -> list[Finding]:
         for arm, spec in (("stable", arms.stable), ("candidate", arms.candidate)):
             if spec is None:
                 continue
+            if is_observed(spec.bundle):
+                found.append((f"{endpoint}/{arm}", True, f"{spec.bundle} is answered elsewhere and told by Observe"))
+                continue
             try:
-                version = repository.open(spec.bundle, spec.version, verify=True).manifest.version
+                bundle = repository.open(spec.bundle, spec.version, verify=True)
+                version = bundle.manifest.version
             except BatonError as error:
                 found.append((f"{endpoint}/{arm}", False, str(error)))
             else:
+                if bundle.manifest.remote:
+                    from serving.cli.check_remote import remote_finding  # imports gRPC's client side
+
+                    found.append((f"{endpoint}/{arm} server", *remote_finding(bundle, config)))
                 aside = noted(config.segments / spec.bundle / PROBED).get(version, Verdict()).reason
                 detail = f"set aside: {aside}" if aside else "is whole"
                 found.append((f"{endpoint}/{arm}", not aside, f"{spec.bundle} {version} {detail}"))
+    found += _teachers(config, repository)
     return found
+
+
+def _teachers(config: Config, repository: Repository) -> Iterator[Finding]:
+    """Of endpoints with two arms whose versions can be read: how their fields differ, and how the worker's teacher teaches."""
+    for name, endpoint in config.endpoints.items():
+        if endpoint.candidate is None:
+            continue
+        try:
+            stable, candidate = (
+                repository.open(spec.bundle, spec.version).manifest for spec in (endpoint.stable, endpoint.candidate)
+            )
+        except BatonError:
+            continue  # said where the arms are checked
+        yield _fields(name, stable, candidate)
+        if config.worker is not None and config.worker.endpoint == name:
+            own = config.worker.architectures
+            unusable = not is_known(stable.architecture, own)
+            kind = "frozen" if unusable and teacher_kind(stable) == "learns" else teacher_kind(stable)
+            yield (
+                f"{name}/teacher",
+                True,
+                in_words(stable.name, kind, _why_frozen(stable, own) if kind == "frozen" else ""),
+            )
+
+
+def _fields(name: str, stable: Manifest, candidate: Manifest) -> Finding:
+    contradiction = candidate.model_schema.inputs_match(stable.model_schema)
+    if contradiction:
+        return f"{name}/fields", False, f"candidate {candidate.name} contradicts stable {stable.name}: {contradiction}"
+    alone = [
+        f"{manifest.name} alone reads {', '.join(fields)}"
+        for manifest, other in ((candidate, stable), (stable, candidate))
+        if (fields := manifest.model_schema.fields_beside(other.model_schema))
+    ]
+    return f"{name}/fields", True, "; ".join(alone) or "both arms read the same"
+
+
+def _why_frozen(manifest: Manifest, own: Collection[str]) -> str:
+    if manifest.architecture == IMPORTED:
+        return f"version {manifest.version} was imported"
+    if not is_known(manifest.architecture, own):
+        return unknown_architecture(manifest.architecture)
+    return f"version {manifest.version} has no training state"
 
 
 def _home(config: Config) -> Finding:

@@ -195,6 +195,7 @@ class Demo:
                 "interval": "2s",
                 "min_step_time": "20s",
                 "breach_window": "30s",
+                "evidence_span": "0s",  # the demo's traffic has no day and no night
             },
             "holdout": 0,
             "after_full": {"watch": "1h"},
@@ -263,6 +264,9 @@ class Demo:
         say(
             f"replaying {rate:,.0f} requests/s for up to {duration:,.0f} s; labels come {LABEL_DELAY_S:g} s late; "
             f"console at http://127.0.0.1:{config.listen.http_port}/"
+        )
+        say(
+            "the rollout file says evidence_span: 0s, since this traffic has no day and night; without it evidence spans 24 h"
         )
         view = DemoView(admin, ENDPOINT, duration, sender.report)
         began = time.monotonic()

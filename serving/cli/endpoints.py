@@ -10,7 +10,7 @@ import typer
 
 from pipeline.errors import InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient, user
-from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
+from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token, Why
 from serving.cli.output import Output, emit, line
 from serving.runtime.status import lane_of
 
@@ -50,12 +50,14 @@ def get_endpoint(
 @app.command("set")
 def set_endpoint(
     name: Endpoint,
-    stable: Annotated[str, typer.Option(help="BUNDLE or BUNDLE:VERSION")],
-    candidate: Annotated[str, typer.Option(help="BUNDLE or BUNDLE:VERSION")] = "",
+    stable: Annotated[
+        str, typer.Option(help="BUNDLE, BUNDLE:VERSION, or observed:NAME of a server that answers elsewhere")
+    ],
+    candidate: Annotated[str, typer.Option(help="The same for the candidate")] = "",
     weight: Annotated[float, typer.Option(min=0, max=100, help="Percent of keys for the candidate")] = 0.0,
     salt: Annotated[str, typer.Option(help="Salt of the key assignment; a new one assigns all keys again")] = "",
     expected: Expected = None,
-    reason: Reason = "",
+    reason: Why = "",
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
@@ -73,6 +75,25 @@ def set_endpoint(
         "reason": reason,
     }
     saved = AdminClient(server, token=token).put(f"/endpoints/{name}", body)
+    emit(output, saved, "", _COLUMNS, [_row(saved)])
+
+
+@app.command("pin")
+def pin(
+    name: Endpoint,
+    stable: Annotated[str, typer.Option(help="BUNDLE:VERSION of the stable arm; BUNDLE alone: the newest again")],
+    expected: Expected = None,
+    reason: Why = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Let the stable arm answer with one version, or follow the newest again; also while a rollout runs.
+
+    Example: baton endpoint pin ranker --stable ranker-deepfm:7 --reason 'version 8 is 36 % off'
+    """
+    body = {"stable": _arm(stable), "expected": expected, "reason": reason}
+    saved = AdminClient(server, token=token).post(f"/endpoints/{name}/pin", body)
     emit(output, saved, "", _COLUMNS, [_row(saved)])
 
 
@@ -124,7 +145,11 @@ def _known(home: Path, name: str) -> None:
 
 
 def _arm(text: str) -> dict[str, str]:
-    bundle, _, version = text.partition(":")
+    from serving.rollout.routing import OBSERVED
+
+    elsewhere = OBSERVED if text.startswith(OBSERVED) else ""
+    bundle, _, version = text.removeprefix(elsewhere).partition(":")
+    bundle = elsewhere + bundle
     return {"bundle": bundle, "version": version}
 
 
@@ -145,5 +170,6 @@ def _lagging(lanes: Mapping[str, dict[str, Any]], endpoint: str) -> list[str]:
 
 
 def _row(e: dict[str, Any]) -> tuple[Any, ...]:
-    arms = _spec(e["stable"]), _spec(e["candidate"])
+    held = f" (held at {e['stable_held']})" if e.get("stable_held") else ""
+    arms = f"{_spec(e['stable'])}{held}", _spec(e["candidate"])
     return (e["name"], *arms, f"{e['weight']:g}", e["killed"], e["resource_version"])

@@ -83,6 +83,10 @@ def crossadapt(
         raise InvalidInput(f"{report} exists; name a new directory for the report", "report")
     torch.set_num_threads(threads)
     log = MemoryLog(_log(data, cache, rows, drift), 0.0, 1.0, most_rows=rows)
+    if log.label_offset != 0.0:
+        say(
+            "of a sampled log the runs `published` and `ours` learn the stream as it is; their figures are of the traffic"
+        )
     results = run(
         log,
         teacher_arch,

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
+from pipeline.arrays import F32
+from pipeline.bundle.bundle import MANIFEST, read_manifest
 from pipeline.bundle.row_format import RowFormat
+from pipeline.calibration import probabilities
 from pipeline.errors import InvalidInput
+from pipeline.features import Rows as DenseRows
+from serving.cli.bundle_place import BundlePlace, ConfigFile, Out, place_of
 from serving.cli.click_log import click_log
+from serving.cli.levels import Traffic, show_sides, traffic_of, warnings_of
 from serving.cli.output import Output, emit, say
 
 if TYPE_CHECKING:
+    from pipeline.arrays import F32
     from transfer.click_model.model import ClickModel
     from transfer.data import Log
     from transfer.offline.distill import Stage1Settings
@@ -89,8 +96,11 @@ NEXT_FRACTION = 0.1
 def train(
     data: Data,
     arch: Annotated[str, typer.Option(help="Architecture, for example deepfm or deepfm-16 (with its vectors' width)")],
-    out: Annotated[Path, typer.Option(help="Directory of the bundle; must not exist yet")],
-    name: Annotated[str, typer.Option(help="Bundle name; default: the architecture")] = "",
+    out: Out = None,
+    name: Annotated[
+        str, typer.Option(help="Bundle name; default: that of a directory NAME/N, else the architecture")
+    ] = "",
+    config: ConfigFile = Path("baton.yaml"),
     rows: Rows = "float32",
     start: Start = 0.0,
     stop: Stop = 1.0,
@@ -102,9 +112,9 @@ def train(
     evict_after: Evict = None,
     output: Format = Output.table,
 ) -> None:
-    """Train a teacher on a log, in time order, and write it as a bundle.
+    """Train a teacher on a log, in time order, and write it as a bundle: the next version of NAME, or a directory.
 
-    Example: baton train --data dataset.yaml --arch deepfm --out teacher --to 0.4
+    Example: baton train --data dataset.yaml --arch deepfm --name teacher --to 0.4
     """
     import torch
 
@@ -120,11 +130,13 @@ def train(
     torch.set_num_threads(threads)
     kind, width = parse_arch(arch)
     architectures = Architectures([kind])
+    place = place_of(out, name, config, _short(arch))
     log = click_log(data, cache)
     memory, watch = PeakMemory(), Stopwatch()
     learning = LearningSettings(tables=TableSettings(admit_after=admit_after, evict_after=evict_after))
     settings = TrainSettings(stored=rows, device=device.value, learning=learning)
-    with rows_progress(f"training {arch}", round(log.rows * (stop - start))) as progress, watch.running():
+    total = round(log.rows * (stop - start))
+    with place.held(), rows_progress(f"training {arch}", total) as progress, watch.running():
         model = run(
             log,
             kind,
@@ -136,15 +148,18 @@ def train(
             progress=progress,
             architectures=architectures,
         )
-    _publish(model, log, stop, watch, memory, out, name, output)
+    _publish(model, log, start, stop, watch, memory, place, output)
 
 
 def transfer(
     teacher: Annotated[Path, typer.Option(help="The teacher's bundle directory")],
     arch: Annotated[str, typer.Option(help="The student's architecture, for example dcnv2-16")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Directory of the student's bundle; must not exist yet")],
-    name: Annotated[str, typer.Option(help="Bundle name; default: the architecture")] = "",
+    out: Out = None,
+    name: Annotated[
+        str, typer.Option(help="Bundle name; default: that of a directory NAME/N, else the architecture")
+    ] = "",
+    config: ConfigFile = Path("baton.yaml"),
     teacher_arch: Annotated[
         str,
         typer.Option(
@@ -165,21 +180,29 @@ def transfer(
     teachers: Teachers = 0,
     ray: Ray = "",
     window_fraction: WindowFraction = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Field of the log that the student is not to have; may be given several times"),
+    ] = None,
     output: Format = Output.table,
 ) -> None:
-    """Teach a student of another architecture from a teacher and the rows that are still there.
+    """Teach a student of another architecture from a teacher and the rows that are still there; it becomes the next
+    version of NAME, or a directory.
 
-    Example: baton transfer --teacher teacher --arch dcnv2 --data dataset.yaml --out student --from 0.4 --to 0.8
+    Example: baton transfer --teacher teacher --arch dcnv2 --data dataset.yaml --name student --from 0.4 --to 0.8
     """
     import torch
 
     from serving.cli.progress import rows_progress
+    from serving.cli.remote_teacher import teacher_of
     from serving.cli.teachers import pooled
-    from transfer.bundles.frozen import load_teacher
     from transfer.click_model.device import device_for
     from transfer.click_model.model import ClickModel
+    from transfer.data import Dataset
+    from transfer.data.own_fields import own_fields
     from transfer.model_zoo import Architectures, parse_arch
     from transfer.offline.distill import transfer_offline
+    from transfer.offline.fields import fields_of_student
     from transfer.offline.window import Window
     from transfer.online.replay_store import keep_sample
     from transfer.quality.measured import PeakMemory, Stopwatch
@@ -187,25 +210,36 @@ def transfer(
     _check_window(start, stop)
     torch.set_num_threads(threads)
     kind, width = parse_arch(arch)
+    place = place_of(out, name, config, _short(arch))
     settings = _stage1(mode, rows, device, admit_after, evict_after, window_fraction)
     architectures = Architectures([kind, *([parse_arch(teacher_arch)[0]] if teacher_arch else [])])
-    model = load_teacher(teacher, architectures)
+    model = teacher_of(teacher, architectures, config, teachers)
+    schema, notes = fields_of_student(Dataset.load(data).like(model.schema).feature_schema, model.schema, without or ())
+    for note in notes:
+        say(note)
     log = click_log(data, cache, like=model.schema)
     if isinstance(model, ClickModel):
         model.to(device_for(device.value))
     memory, watch = PeakMemory(), Stopwatch()
     with (
+        place.held(),
         pooled(teacher, teachers, ray, calibrated=mode is Mode.ours, architectures=architectures) as score,
         rows_progress(f"teaching {arch}", round(log.rows * (stop - start))) as progress,
         watch.running(),
     ):
-        window = Window(model, log, start, stop, score=score)
+        window = Window(model, log, start, stop, schema=schema, score=score)
         student, _ = transfer_offline(
             window, kind, width=width, settings=settings, seed=seed, progress=progress, architectures=architectures
         )
+    read = own_fields(log.schema, model.schema)
+
+    def guide(rows: DenseRows) -> F32:
+        return model.calibrated_logits(read(rows))
+
     if retained is not None:
-        keep_sample(log, start, stop, retained, model.calibrated_logits, capacity=RETAINED_ROWS, seed=seed)
-    _publish(student, log, stop, watch, memory, out, name, output)
+        keep_sample(log, start, stop, retained, guide, capacity=RETAINED_ROWS, seed=seed, read=window.read)
+    traffic = traffic_of(config, read_manifest(teacher / MANIFEST).name)
+    _publish(student, log, start, stop, watch, memory, place, output, guide, traffic, window.read)
 
 
 def replay(
@@ -228,6 +262,12 @@ def replay(
 
     _check_window(start, stop)
     log = click_log(data, cache)
+    if log.label_offset != 0.0:
+        say(
+            "the log lacks rows (sampling): a request holds what is left of it, so the labels that are replayed are of another "
+            "level than the traffic, and a rollout is judged at that level; replay a log with all rows",
+            lead="warning:",
+        )
     sender = Replay(target, endpoint, log.schema, rate=rate, label_delay=label_delay)
     total = round(log.rows * (stop - start))
     with rows_progress("replaying", total) as progress:
@@ -237,7 +277,7 @@ def replay(
             return False
 
         report = asyncio.run(sender.run(log.requests(start, stop), going))
-    result = {
+    result: dict[str, Any] = {
         "requests": report.requests,
         "rows": report.rows,
         "errors": dict(report.errors),
@@ -275,49 +315,70 @@ def _check_window(start: float, stop: float) -> None:
         raise InvalidInput(f"--from {start} must be below --to {stop}", "from")
 
 
-def _after(model: ClickModel, log: Log, stop: float) -> dict[str, Any] | None:
-    """Metrics and calibration by decile on the rows after the window, which were not trained on; None: there are none."""
-    from transfer.offline.train import measure
-    from transfer.quality.figures import deciles
+def _short(arch: str) -> str:
+    """Name of a bundle that is given none: the architecture, or its class where it is `package.module:Class`."""
+    from transfer.model_zoo import parse_arch
 
-    chunks = list(log.chunks(stop, min(1.0, stop + NEXT_FRACTION)))
-    if not chunks:
-        return None
-    scores = np.concatenate([model.scores(chunk.rows) for chunk in chunks])
-    labels = np.concatenate([chunk.labels for chunk in chunks])
-    return {**measure(scores, labels), "deciles": [asdict(decile) for decile in deciles(scores, labels)]}
+    return parse_arch(arch)[0].split(":")[-1].lower()
 
 
 def _publish(
     model: ClickModel,
     log: Log,
+    start: float,
     stop: float,
     watch: Stopwatch,
     memory: PeakMemory,
-    out: Path,
-    name: str,
+    place: BundlePlace,
     output: Output,
+    teacher: Callable[[DenseRows], F32] | None = None,
+    traffic: Traffic | None = None,
+    read: Callable[[DenseRows], DenseRows] = lambda rows: rows,
 ) -> None:
-    """Write a model as a bundle and print its figures."""
+    """Write a model as a bundle and print its figures, beside those of its teacher (calibrated logits of rows of the log),
+    on the rows after the window, which were not trained on. `read` gives the student's fields of rows of the log."""
     from transfer.bundles.publish import save
+    from transfer.offline.side_by_side import side_by_side
 
-    # An architecture may be `package.module:Class`; the bundle gets the name of the class.
-    bundle = save(model, out, name or model.arch.split(":")[-1].lower())
-    after = _after(model, log, stop)
-    result = {
-        "bundle": str(out),
+    bundle = save(model, place.target, place.name, version=place.number)
+    written = place.written(bundle)
+    scores = {"student": lambda rows: model.scores(read(rows))}
+    if teacher is not None:
+        scores = {"teacher": lambda rows: probabilities(teacher(rows), 1.0, 0.0), **scores}
+    sides = side_by_side(log, stop, min(1.0, stop + NEXT_FRACTION), scores)
+    figures = {} if sides is None else {name: sides.figures(name) for name in scores}
+    after = figures.get("student")
+    warnings: list[str] = []
+    if teacher is not None:
+        # Where the log ends with the window, its newest rows still tell the level.
+        levels = sides or side_by_side(log, max(start, stop - NEXT_FRACTION), stop, scores)
+        warnings = [] if levels is None else warnings_of(levels, traffic)
+    result: dict[str, Any] = {
+        "bundle": written,
+        "name": bundle.manifest.name,
+        "version": bundle.manifest.version,
         **bundle.manifest.metrics,
         "train_seconds": watch.seconds,  # a teacher's scoring included
         "rows_per_second": model.rows_trained / watch.seconds,
         "peak_mb": memory.megabytes,
         "after": after,
     }
-    rows = [(key, value) for key, value in result.items() if key != "after"]
+    if teacher is not None:
+        result |= {"teacher_after": figures.get("teacher"), "warnings": warnings}
+    rows = [(key, value) for key, value in result.items() if key not in ("after", "teacher_after", "warnings")]
     rows += [(f"{key} on the rows after", value) for key, value in (after or {}).items() if key != "deciles"]
-    emit(output, result, f"wrote {out}", ("what", "value"), rows)
+    emit(output, result, f"wrote {written}", ("what", "value"), rows)
     if output is Output.table:
         if after is not None:
             table = [(n + 1, *decile.values()) for n, decile in enumerate(after["deciles"])]
             columns = ("decile", "rows", "mean score", "share clicked")
             emit(output, None, "calibration on the rows after", columns, table)
-        say(f"look at it with: baton bundle inspect {out}")
+            if teacher is not None:
+                show_sides(figures)
+        elif teacher is not None:
+            say(
+                "teacher and student are not compared: the log ends with the window; leave rows after it, as by --to 0.9"
+            )
+        say(f"look at it with: baton bundle inspect {written}")
+    for warning in warnings:
+        say(warning, lead="warning:")

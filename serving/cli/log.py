@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+from pipeline.arrays import Index
 from pipeline.errors import BatonError, DataError, InvalidInput
+from pipeline.features import Features
 from pipeline.schema import Schema
-from pipeline.traffic.log import Labelled, TrafficLog
+from pipeline.traffic.export.layout import Named
+from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.prediction import PredictionIds
-from pipeline.traffic.record import PredictionRecord, unpack
+from pipeline.traffic.record import PredictionRecord
 from pipeline.traffic.redaction import Redaction
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.click_log import click_log
+from serving.cli.log_tail import What, labelled, predictions, show
 from serving.cli.options import Reason, Server, Token
-from serving.cli.output import Output, emit, print_json, say, show_table
+from serving.cli.output import Output, emit, print_json, say
 from serving.config import Config
 from serving.wiring.bundles import open_repository
 from serving.wiring.state import installation_secret, stored_endpoints
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 LOOK_EVERY_S = 0.5
-PAGE_ENTRIES = 256
-SHOWN_ROWS = 3
 FORGET_TIMEOUT_S = 600.0
 
 app = typer.Typer(help="Traffic log: show, export, import and forget predictions and labels.", no_args_is_help=True)
@@ -46,13 +47,6 @@ app = typer.Typer(help="Traffic log: show, export, import and forget predictions
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
 Endpoint = Annotated[str, typer.Option(help="Only of this endpoint")]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
-
-
-class What(StrEnum):
-    """Value of `--what`."""
-
-    labelled = "labelled"
-    predictions = "predictions"
 
 
 @app.command()
@@ -69,14 +63,14 @@ def tail(
     Example: baton log tail --endpoint ranker
     """
     with _opened(config) as (log, _):
-        pages = _labelled(log, number) if what is What.labelled else _predictions(log, number)
+        pages = labelled(log, number) if what is What.labelled else predictions(log, number)
         for page in pages:
             shown = [entry for entry in page if not endpoint or entry["endpoint"] == endpoint]
             if output is Output.json:
                 for entry in shown:
                     print_json(entry)
             elif shown:
-                _table(what, shown)
+                show(what, shown)
             if page:
                 continue
             if not follow:
@@ -103,13 +97,14 @@ def export(
     ] = None,
     output: Format = Output.table,
 ) -> None:
-    """Write labelled rows as Parquet: hashed ids, numbers, scores of each arm, labels with all their revisions.
+    """Write labelled rows as Parquet: a column per field (ids as hashes), scores of each arm, labels with all their revisions,
+    and the keys to join them to tables of your own.
 
     Ids of fields are hashes without a key: see --rekey before you give a file away.
 
     Example: baton log export rows.parquet --endpoint ranker --rekey user_id --drop age
     """
-    from pipeline.traffic.parquet import export_rows
+    from pipeline.traffic.export.writing import export_rows
 
     with _opened(config) as (log, settings):
         if not out.absolute().parent.is_dir():
@@ -118,7 +113,16 @@ def export(
         if drop or rekey:
             endpoint = endpoint or _only_endpoint(settings)
             redaction = _redaction(endpoint, drop or [], rekey or [], settings)
-        rows = export_rows(log, out, endpoint=endpoint, since_ms=_ms(since), until_ms=_ms(until), redaction=redaction)
+        rows = export_rows(
+            log,
+            out,
+            endpoint=endpoint,
+            since_ms=_ms(since),
+            until_ms=_ms(until),
+            fields=_fields(settings, endpoint),
+            schema_of=_versions_schema(settings),
+            redaction=redaction,
+        )
         for column in redaction.kept() if redaction is not None else ():
             say(f"still in the file: {column}")
         if damaged := log.stats(log.now_ms()).damaged:
@@ -139,7 +143,8 @@ def import_(
 ) -> None:
     """Import labelled rows into the log, for the worker to learn from; they do not count as evidence of a rollout.
 
-    Existing rows stay, so an import can be repeated. Rows of a described log have no scores.
+    Existing rows stay, so an import can be repeated. Rows of a described log have no scores; what its `sampling` says is kept
+    as their inclusion probability, and rows of one request with different ones become several predictions.
 
     Example: baton log import rows.parquet --endpoint ranker
     """
@@ -147,7 +152,7 @@ def import_(
         predictions = (
             _described(source, endpoint, cache, settings)
             if source.suffix in (".yaml", ".yml")
-            else _exported(source, endpoint, settings.traffic.keep_text, log.now_ms())
+            else _exported(source, endpoint, settings, log.now_ms())
         )
         done = restore(log, PredictionIds(installation_secret(settings)), predictions)
         labelled = 0
@@ -155,7 +160,7 @@ def import_(
             labelled += entries
         if done.left_out:
             say(f"{done.left_out} rows were left out: an earlier import wrote their predictions without them")
-        if done.predictions and done.newest_ms < log.now_ms() - 1000 * settings.traffic.retention:
+        if done.predictions and done.newest_ms < log.now_ms() - 1000 * settings.traffic.retention_s:
             say(
                 "all of it is older than traffic.retention: it goes once the worker has read it, and without a worker at "
                 "the control process's next look"
@@ -194,15 +199,30 @@ def _only_endpoint(settings: Config) -> str:
 
 
 def _redaction(endpoint: str, drop: list[str], rekey: list[str], settings: Config) -> Redaction:
+    return Redaction(_schema_of(endpoint, settings), drop, rekey, _versions_schema(settings))
+
+
+def _versions_schema(settings: Config) -> Callable[[str, int], Schema | None]:
     repository = open_repository(settings)
 
     def schema_of(bundle: str, version: int) -> Schema | None:
         try:
-            return repository.open(bundle, str(version)).manifest.model_schema
+            return repository.manifest(bundle, str(version)).model_schema
         except BatonError:
             return None  # it was removed, or was never here
 
-    return Redaction(_schema_of(endpoint, settings), drop, rekey, schema_of)
+    return schema_of
+
+
+def _fields(settings: Config, endpoint: str) -> dict[str, Schema]:
+    """The fields of the endpoints of an export, of all where none is named."""
+    found = {}
+    for name in [endpoint] if endpoint else sorted({*settings.endpoints, *stored_endpoints(settings)}):
+        try:
+            found[name] = _schema_of(name, settings)
+        except BatonError as error:
+            say(f"fields of endpoint {name} are not known by name: {error}")
+    return found
 
 
 def _report(done: RestoreReport) -> dict[str, Any]:
@@ -222,14 +242,23 @@ def _ms(when: datetime | None) -> int | None:
     return None if when is None else round(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1000)
 
 
-def _exported(source: Path, endpoint: str, keep_text: bool, now_ms: int) -> Iterable[Restored]:
-    from pipeline.traffic.parquet import read_rows
+def _exported(source: Path, endpoint: str, settings: Config, now_ms: int) -> Iterable[Restored]:
+    from pipeline.traffic.export.reading import read_fields, read_rows
 
+    for name, fields in read_fields(source).endpoints.items():
+        own = Named.of(_fields(settings, endpoint or name)).endpoints.get(endpoint or name)
+        if own is not None and own != fields:
+            there, here = (", ".join(chain.from_iterable(by_kind.values())) for by_kind in (fields, own))
+            raise DataError(
+                f"{source}: rows of endpoint {name!r} have the fields {there}, and endpoint {endpoint or name!r} has {here}"
+            )
     for restored in read_rows(source, now_ms):
         record = restored.record
-        if not keep_text:  # a log that is to hold no texts gets none from a file either
+        if not settings.traffic.keep_text:  # a log that is to hold no texts gets none from a file either
             record = replace(record, request_id="", candidate_texts=())
-        yield replace(restored, record=replace(record, endpoint=endpoint or record.endpoint))
+        if endpoint and endpoint != record.endpoint:
+            record = replace(record, endpoint=endpoint, request_key=0)
+        yield replace(restored, record=record)
 
 
 def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> Iterable[Restored]:
@@ -239,20 +268,30 @@ def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> It
     log = click_log(source, cache, like=schema)
     _check_schema(log, source, endpoint, schema)
     for request in log.requests():
-        n = request.features.n
-        record = PredictionRecord(
-            prediction_id=f"{log.name}\0{request.request}",
-            time_ms=request.time_ms,
-            endpoint=endpoint,
-            arm="stable",
-            bundle=log.name,
-            version=0,
-            features=request.features,
-            scores=np.full(n, np.nan, np.float32),
-            overridden=True,
-        )
-        every = np.arange(n, dtype=np.int32)
-        yield Restored(record, every, request.labels, np.full(n, -1, np.int32))
+        # A record has one inclusion probability. Where a log kept rows of one request by different shares, its rows become
+        # one prediction for each of them.
+        for part, probability in enumerate(np.unique(request.probability)[::-1]):
+            index = np.flatnonzero(request.probability == probability).astype(np.int32)
+            features = request.features if len(index) == request.features.n else _some(request.features, schema, index)
+            record = PredictionRecord(
+                prediction_id=f"{log.name}\0{request.request}" + (f"\0{part}" if part else ""),
+                time_ms=request.time_ms,
+                endpoint=endpoint,
+                arm="stable",
+                bundle=log.name,
+                version=0,
+                features=features,
+                scores=np.full(len(index), np.nan, np.float32),
+                overridden=True,
+                inclusion_probability=float(probability),
+            )
+            every = np.arange(len(index), dtype=np.int32)
+            yield Restored(record, every, request.labels[index], np.full(len(index), -1, np.int32))
+
+
+def _some(features: Features, schema: Schema, index: Index) -> Features:
+    """Some candidates of a request, context kept once."""
+    return Features.from_context(schema, features.rows(schema, index))
 
 
 def _schema_of(endpoint: str, settings: Config) -> Schema:
@@ -281,80 +320,3 @@ def _check_schema(log: Log, source: Path, endpoint: str, schema: Schema) -> None
                 f"endpoint {endpoint!r}; leave it out or write the same",
                 own.name,
             )
-
-
-def _labelled(log: TrafficLog, number: int) -> Iterator[list[dict[str, Any]]]:
-    """Pages of the labelled log from its `number` newest entries on; an empty one where it ends by now."""
-    after = max(0, log.stats(log.now_ms()).last_seq - number)
-    while True:
-        page = log.labelled(after, PAGE_ENTRIES)
-        after = page[-1].seq if page else after
-        yield [{"seq": e.seq} | _shown(unpack(e.record), e) for e in page]
-
-
-def _predictions(log: TrafficLog, number: int) -> Iterator[list[dict[str, Any]]]:
-    """Pages of predictions from the `number` newest on; an empty one where there are no more by now."""
-    after = log.near_end(number)
-    newest: deque[bytes] = deque(maxlen=number)
-    while page := log.predictions(after, PAGE_ENTRIES):
-        after = page[-1][0]
-        newest.extend(blob for _, blob in page)
-    yield [_shown(unpack(blob), None) for blob in newest]
-    while True:
-        page = log.predictions(after, PAGE_ENTRIES)
-        after = page[-1][0] if page else after
-        yield [_shown(unpack(blob), None) for _, blob in page]
-
-
-def _shown(record: PredictionRecord, entry: Labelled | None) -> dict[str, Any]:
-    made_ms = record.time_ms if entry is None else entry.time_ms
-    shown: dict[str, Any] = {
-        "time": datetime.fromtimestamp(made_ms / 1000, UTC).isoformat(timespec="milliseconds"),
-        "prediction_id": record.prediction_id,
-        "endpoint": record.endpoint,
-        "arm": record.arm,
-        "bundle": record.bundle,
-        "version": str(record.version),
-        "overridden": record.overridden,
-        "candidates": record.features.n,
-    }
-    if entry is None:
-        return shown | {"scores": _numbers(record.scores)}
-    arms = {record.arm: record.scores} | {other.arm: other.scores for other in entry.other}
-    return shown | {
-        "revision": entry.revision,
-        "indices": entry.indices.tolist(),
-        "labels": _numbers(entry.labels),
-        "previous": _numbers(entry.previous),
-        "positions": entry.positions.tolist(),
-        "scores": {arm: _numbers(scores[entry.indices]) for arm, scores in arms.items()},
-    }
-
-
-def _numbers(values: Any) -> list[float | None]:
-    return [round(float(v), 6) if np.isfinite(v) else None for v in values]
-
-
-def _table(what: What, shown: list[dict[str, Any]]) -> None:
-    head = ("time", "endpoint", "arm", "bundle", "version", "candidates")
-    if what is What.predictions:
-        show_table("", (*head, "scores"), [(*(t[c] for c in head), _few(t["scores"])) for t in shown])
-        return
-    rows = [
-        (
-            t["seq"],
-            *(t[c] for c in head),
-            t["revision"],
-            len(t["labels"]),
-            sum(t["labels"]),
-            " ".join(sorted(t["scores"])),
-        )
-        for t in shown
-    ]
-    show_table("", ("seq", *head, "revision", "rows", "positives", "scored by"), rows)
-
-
-def _few(scores: list[float | None]) -> str:
-    return " ".join("-" if s is None else f"{s:.3f}" for s in scores[:SHOWN_ROWS]) + (
-        " ..." if len(scores) > SHOWN_ROWS else ""
-    )

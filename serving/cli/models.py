@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.errors import InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient, lane_options
-from serving.cli.options import Bundle, Format, Reason, Server, Token
+from serving.cli.options import Bundle, Format, Reason, Server, Token, Why
 from serving.cli.output import Output, emit, say
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Model versions: list, load, unload.", no_args_is_help=True)
+app = typer.Typer(help="Model versions: list, load, unload, retire.", no_args_is_help=True)
 
 Wait = Annotated[float, typer.Option(min=0, max=120, help="Seconds to wait for the lanes; 0: not at all")]
 Target = Annotated[
@@ -94,6 +95,27 @@ def warm(
     Example: baton model warm ranker-dcnv2
     """
     _change("warm", bundle, wait, reason, target, server, token, output)
+
+
+@app.command("retire")
+def retire(
+    model: Annotated[str, typer.Argument(help="BUNDLE:VERSION")],
+    restore: Annotated[bool, typer.Option("--restore", help="Take it back")] = False,
+    reason: Why = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Keep a version from every arm that follows the newest, and from new rollouts.
+
+    Example: baton model retire ranker-dcnv2:81 --reason 'wrong features'
+    """
+    bundle, _, version = model.partition(":")
+    if not version:
+        raise InvalidInput(f"{model!r} names no version; write BUNDLE:VERSION", "model")
+    body = {"version": version, "restore": restore, "reason": reason}
+    answer = AdminClient(server, token=token).post(f"/models/{bundle}/retire", body)
+    emit(output, answer, "", ("model", "retired"), [(model, answer["retired"])])
 
 
 def _verdict(model: Mapping[str, Any]) -> str:

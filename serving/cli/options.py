@@ -14,7 +14,7 @@ from serving.cli.output import Output
 from serving.cli.token_file import read_token
 from serving.runtime.visible import visible
 
-__all__ = ["Bundle", "Endpoint", "Expected", "Format", "Reason", "Server", "Token"]
+__all__ = ["Bundle", "Endpoint", "Expected", "Format", "Reason", "Server", "Token", "Why"]
 
 
 def _names(path: str, field: str, name: str, incomplete: str) -> list[str]:
@@ -47,6 +47,7 @@ Token = Annotated[
 ]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 Reason = Annotated[str, typer.Option(help="Why; goes into the audit")]
+Why = Annotated[str, typer.Option("--reason", help="Why; needed, goes into the audit")]
 Expected = Annotated[
     int | None, typer.Option(min=0, help="Resource version that you read; refused when it has changed since")
 ]

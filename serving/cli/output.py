@@ -113,7 +113,8 @@ class CommandLine(TyperGroup):
                 return super().invoke(ctx)
         except BatonError as error:
             note_ending(str(error))
-            say(re.sub(r"\s*\n\s*", " ", str(error)), lead="error:")
+            # One line, for a name in it may have ends of lines of its own; several faults of a file stand side by side.
+            say(re.sub(r"\s*\n\s*", "; ", str(error)).replace(":; ", ": "), lead="error:")
             raise typer.Exit(1) from None
         finally:
             os.umask(mask)

@@ -11,8 +11,9 @@ import typer
 from pipeline.errors import InvalidInput
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.demo_view import PHASE_COLUMNS, phase_rows
-from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token
-from serving.cli.output import Output, emit
+from serving.cli.options import Endpoint, Expected, Format, Reason, Server, Token, Why
+from serving.cli.output import Output, emit, say
+from serving.cli.rollout_metrics import metrics
 from serving.cli.watch import watch
 
 __all__ = ["app"]
@@ -30,6 +31,7 @@ _COLUMNS = ("rollout", "endpoint", "phase", "step", "weight %", "waiting")
 def start(
     file: Annotated[Path, typer.Argument(help="Rollout file")],
     reason: Reason = "",
+    version: Annotated[str, typer.Option(help="Version of the candidate to begin with; default: the newest")] = "",
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
@@ -44,7 +46,7 @@ def start(
         raise InvalidInput(f"rollout file {file} cannot be read: {error.strerror}", "file") from None
     except UnicodeDecodeError:
         raise InvalidInput(f"rollout file {file} is not text in UTF-8", "file") from None
-    body = {"file": text, "name": str(file), "reason": reason}
+    body = {"file": text, "name": str(file), "reason": reason, "version": version}
     _show(AdminClient(server, token=token).post("/rollouts", body), output)
 
 
@@ -76,6 +78,7 @@ def get_rollout(
 
 
 app.command("watch")(watch)
+app.command("metrics")(metrics)
 
 
 def _verb(verb: str, name: str, server: str, token: str, output: Output, **body: Any) -> None:
@@ -85,7 +88,7 @@ def _verb(verb: str, name: str, server: str, token: str, output: Output, **body:
 @app.command()
 def pause(
     name: Endpoint,
-    reason: Reason = "",
+    reason: Why = "",
     expected: Expected = None,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
@@ -101,7 +104,7 @@ def pause(
 @app.command()
 def resume(
     name: Endpoint,
-    reason: Reason = "",
+    reason: Why = "",
     expected: Expected = None,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
@@ -118,23 +121,40 @@ def resume(
 def promote(
     name: Endpoint,
     full: Annotated[bool, typer.Option("--full", help="Straight to the last step")] = False,
-    reason: Reason = "",
+    force: Annotated[bool, typer.Option("--force", help="Although the evidence is not there")] = False,
+    reason: Why = "",
     expected: Expected = None,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     output: Format = Output.table,
 ) -> None:
-    """Enter the next step without waiting for its evidence.
+    """Enter the next step now; with --force without its evidence, and the audit keeps what was not met.
 
-    Example: baton rollout promote ranker --reason 'seen enough'
+    Example: baton rollout promote ranker --force --reason 'seen enough'
     """
-    _verb("promote", name, server, token, output, reason=reason, full=full, expected=expected)
+    _verb("promote", name, server, token, output, reason=reason, full=full, force=force, expected=expected)
+
+
+@app.command()
+def approve(
+    name: Endpoint,
+    reason: Why = "",
+    expected: Expected = None,
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Let the next step be entered on its evidence, where the rollout waits for that.
+
+    Example: baton rollout approve ranker --reason 'the product owner agrees'
+    """
+    _verb("approve", name, server, token, output, reason=reason, expected=expected)
 
 
 @app.command()
 def abort(
     name: Endpoint,
-    reason: Reason = "",
+    reason: Why = "",
     expected: Expected = None,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
@@ -150,7 +170,7 @@ def abort(
 @app.command()
 def undo(
     name: Endpoint,
-    reason: Reason = "",
+    reason: Why = "",
     expected: Expected = None,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
@@ -167,7 +187,7 @@ def undo(
 def set_weight(
     name: Endpoint,
     weight: Annotated[float, typer.Argument(min=0, max=100, help="Percent of keys for the candidate")],
-    reason: Reason = "",
+    reason: Why = "",
     expected: Expected = None,
     server: Server = DEFAULT_SERVER,
     token: Token = "",
@@ -184,13 +204,26 @@ def set_weight(
 def simulate(
     file: Annotated[Path, typer.Argument(help="Rollout file")],
     scenario: Annotated[
-        str, typer.Option(help="good, biased, worse_auc, turns_bad, label_outage, low_traffic, base_rate_jump")
+        str,
+        typer.Option(help="One of those that docs/rollout.md describes: good, biased, day_night, many_versions, ..."),
     ] = "good",
     runs: Annotated[int, typer.Option(min=1, help="Simulated rollouts")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the generated traffic")] = 0,
     horizon: Annotated[int, typer.Option(min=1, help="Blocks after which a run ends")] = 1600,
+    bias: Annotated[
+        float | None,
+        typer.Option(min=-0.9, max=9, help="Relative bias of the candidate in the good scenario, for example 0.02"),
+    ] = None,
     most_blocks: Annotated[
         int | None, typer.Option(min=0, help="Blocks from which on old ones are merged; 0: as few as windows need")
+    ] = None,
+    heavy_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.4, help="Share of the rows that the user has in the scenario heavy_user"),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Of what is odd: swing of day_night, correlation of dependent, click rate of rare_clicks"),
     ] = None,
     output: Format = Output.table,
 ) -> None:
@@ -198,13 +231,19 @@ def simulate(
 
     Example: baton rollout simulate rollout.yaml --scenario biased --runs 1000
     """
-    from serving.rollout.simulate import TrafficOptions
-    from serving.rollout.simulate import simulate as run
+    from serving.rollout.simulation.run import TrafficOptions
+    from serving.rollout.simulation.run import simulate as run
     from serving.rollout.spec import Rollout
 
     traffic: TrafficOptions = {"horizon": horizon}
+    if bias is not None:
+        traffic["bias"] = bias
     if most_blocks is not None:
         traffic["most_blocks"] = most_blocks
+    if heavy_share is not None:
+        traffic["heavy_share"] = heavy_share
+    if strength is not None:
+        traffic["strength"] = strength
     result = asdict(run(Rollout.load(file), scenario, runs, seed, **traffic))
     emit(output, result, "", ("what", "value"), [(k, str(v)) for k, v in result.items()])
 
@@ -215,5 +254,12 @@ def _row(r: dict[str, Any]) -> tuple[Any, ...]:
 
 def _show(r: dict[str, Any], output: Output) -> None:
     emit(output, r, "", _COLUMNS, [_row(r)])
+    if output is Output.table and (cause := r.get("cause")) and cause["unmet"]:
+        say(f"{cause['verb']} by {cause['actor']} although not met: {'; '.join(cause['unmet'])}")
+    if output is Output.table and r.get("what_to_do"):
+        say(f"{r['code']}: {r['what_to_do']} ({r['page']})")
+        if r["missing_clicks"]:
+            left = "unknown" if r["hours_left"] is None else f"about {r['hours_left']:.1f} h"
+            say(f"time left at the present rate of labels: {left}")
     if output is Output.table and r["phases"]:
         emit(output, None, "figures per step, both arms on the same rows", PHASE_COLUMNS, phase_rows(r["phases"]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pipeline.bundle.teachers import in_words
 from pipeline.errors import BatonError, NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.options import Format, Server, Token
@@ -22,6 +24,7 @@ from serving.wiring.traffic import now_ms_of
 __all__ = ["status"]
 
 COLUMNS = ("process", "", "doing", "seconds ago", "restarts", "last exit", "why")
+REMOTE_COLUMNS = ("version", "process", "server", "breaker", "calls", "rows", "failed", "last failure")
 
 
 def status(
@@ -73,30 +76,54 @@ def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> No
     ]
     emit(output, data, "", COLUMNS, rows)
     if output is Output.table:
+        if freeze := processes.get("freeze"):
+            end = datetime.fromtimestamp(freeze["until_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            line(f"rollouts are frozen until {end} by {freeze['actor']}: {freeze['reason']}")
         for damaged in processes.get("damaged", ()):
             line(f"{damaged['file']} is damaged: {damaged['reason']}")
         lanes = processes.get("lanes", {})
         for warning in unusual({name: lane_of(lane) for name, lane in lanes.items() if lane.get("fresh")}):
             line(warning)
+        shadows = processes.get("shadow")
+        remotes = [*lanes.items(), *([("shadow", shadows)] if shadows else [])]
+        if rows := [
+            _remote_row(name, key, remote) for name, lane in remotes for key, remote in lane.get("remotes", {}).items()
+        ]:
+            show_table("models on other servers", REMOTE_COLUMNS, rows)
         faults = {key: why for lane in lanes.values() for key, why in lane.get("faults", {}).items()}
         if faults:
             show_table("versions that cannot be loaded", ("version", "why"), sorted(faults.items()))
 
 
+def _remote_row(process: str, key: str, remote: dict[str, Any]) -> tuple[Any, ...]:
+    failed = ", ".join(f"{kind} {count:,}" for kind, count in remote["failed"].items())
+    return (key, process, f"{remote['address']} {remote['model']}", remote["breaker"], remote["calls"], remote["rows"],
+            failed or "-", remote["reason"] or "-")  # fmt: skip
+
+
 def _show_worker(worker: dict[str, Any]) -> None:
     facts = [
+        ("teacher", _teacher(worker)),
         ("a, weight of the teacher in the loss", worker["weight"]),
         ("r, retained rows per fresh row", worker["replay_ratio"]),
         ("K, batches between two updates of the teacher", worker["teacher_every"]),
         ("last versions", ", ".join(f"{bundle}:{version}" for bundle, version in worker["versions"].items())),
         ("batches", worker["batches"]),
         ("rows trained on", worker["trained_rows"]),
+        ("of these from labels alone, without a score of the teacher", worker.get("unguided_rows", 0)),
+        ("labelled rows without recorded features, left out", worker.get("featureless", 0)),
         ("loss of the last batch", worker["loss"]),
     ]
     show_table("worker", ("what", "value"), [(name, _text(value)) for name, value in facts])
     if worker["refused"]:
         refused = [(r["bundle"], r["version"], "; ".join(r["reasons"])) for r in worker["refused"]]
         show_table("refused by the gate", ("bundle", "version", "why"), refused)
+
+
+def _teacher(worker: dict[str, Any]) -> str:
+    if not worker.get("teacher"):
+        return "-"
+    return in_words(worker["teacher"], worker.get("teacher_kind", ""), worker.get("teacher_reason", ""))
 
 
 def _text(value: Any) -> str:

@@ -99,7 +99,11 @@ def _drawn(rollout: dict[str, Any]) -> Drawing:
 def _below(rollout: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield rollout["waiting"], ""
     if rollout["missing_clicks"]:
-        yield f"about {rollout['missing_clicks']:,.0f} more clicks until the bound can be shown", ""
+        hours = rollout.get("hours_left")
+        left = "time left unknown" if hours is None else f"about {hours:.1f} h at the present rate of labels"
+        yield f"about {rollout['missing_clicks']:,.0f} more clicks until the bound can be shown; {left}", ""
+    if rollout.get("what_to_do"):
+        yield f"what to do: {rollout['what_to_do']}", ""
     if rollout.get("away"):
         yield f"as of before: {rollout['away']}", "red"
 

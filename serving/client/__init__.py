@@ -8,13 +8,17 @@ that no server has taken, within a budget, and raise the exceptions of `pipeline
 """
 
 from serving.client.aio import AsyncRankingClient
+from serving.client.elsewhere import Assignment, ObservedAnswer, ObservedResult
 from serving.client.failures import error_of
 from serving.client.messages import RankResult, feedback_request, rank_request
 from serving.client.options import Options, Retry, Tls
 from serving.client.sync import RankingClient
 
 __all__ = [
+    "Assignment",
     "AsyncRankingClient",
+    "ObservedAnswer",
+    "ObservedResult",
     "Options",
     "RankResult",
     "RankingClient",

@@ -16,6 +16,14 @@ from pipeline.schema import Schema
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.client.attempts import Attempt, Core, Wait
+from serving.client.elsewhere import (
+    Assignment,
+    ObservedAnswer,
+    ObservedResult,
+    assignment_of,
+    observe_request,
+    observed_results,
+)
 from serving.client.failures import error_of
 from serving.client.messages import RankResult, feedback_request, rank_request, rank_result, replies_of
 from serving.client.options import Options
@@ -128,6 +136,22 @@ class AsyncRankingClient:
     ) -> list[FeedbackReply]:
         """Send exposures and labels; those with the reply `accepted` are stored. Sent twice they count once (`duplicate`)."""
         return replies_of(await self._call("Feedback", feedback_request(entries), timeout, traceparent))
+
+    async def observe(
+        self, endpoint: str, answers: Sequence[ObservedAnswer], *, timeout: float | None = None, traceparent: str = ""
+    ) -> list[ObservedResult]:
+        """Tell rankings that another server answered; those with the reply `accepted` are in the log. Told twice they count
+        once (`duplicate`).
+
+        Raises:
+            BatonError: of the class that the error code means; it may be told again.
+        """
+        return observed_results(await self._call("Observe", observe_request(endpoint, answers), timeout, traceparent))
+
+    async def assign(self, endpoint: str, routing_keys: Sequence[str], *, timeout: float | None = None) -> Assignment:
+        """Ask which arm routing keys belong to now; the same rule as for requests to `rank`."""
+        request = pb.AssignRequest(endpoint=endpoint, routing_keys=routing_keys)
+        return assignment_of(await self._call("Assign", request, timeout, ""))
 
     async def _call(self, method: str, request: Any, timeout: float | None, traceparent: str) -> Any:
         plan = self._core.course(method, timeout)

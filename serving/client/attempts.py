@@ -148,7 +148,7 @@ class Core:
         return outgoing(f"baton.ranking.v1.RankingService/{method}", traceparent, self.options.authorization())
 
     def course(self, method: str, timeout: float | None) -> Course:
-        """The course of one call of `Rank` or `Feedback`; its value is the answer.
+        """The course of one call of any method that is no stream; its value is the answer.
 
         Args:
             timeout: seconds for all attempts; None: that of the options.
@@ -159,8 +159,9 @@ class Core:
         pool, retry, now = self.pool, self.options.retry, self._clock.monotonic
         timeout = self.options.timeout if timeout is None else timeout
         until = now() + timeout
-        lost_too = method == "Feedback" or retry.lost  # whether the server may have processed it already
-        hedge_after = math.inf if method == "Feedback" or self.options.hedge_after is None else self.options.hedge_after
+        ranks = method == "Rank"
+        lost_too = not ranks or retry.lost  # whether the server may have processed it already
+        hedge_after = self.options.hedge_after if ranks and self.options.hedge_after is not None else math.inf
         tried: list[Connection] = []
         self.budget.earn()
         while True:

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.arrays import F32, I64
 from pipeline.features import Features, IdPart, NumberPart
 from pipeline.schema import FieldSpec, Schema
-from pipeline.traffic.log import FeedbackEntry, FeedbackReply
+from pipeline.traffic.log import Exposure, FeedbackEntry, FeedbackReply, Outcome
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.wire.packed import PackedRankRequest, original
 
@@ -74,19 +74,31 @@ def rank_request(
 
 
 def feedback_request(entries: Sequence[FeedbackEntry]) -> pb.FeedbackRequest:
-    """The message for labels; candidates are named by index."""
+    """The message for labels; candidates are named by index, or by the caller's own ids (`name`)."""
     request = pb.FeedbackRequest()
     for entry in entries:
-        prediction = request.predictions.add(prediction_id=entry.prediction_id, exposed_all=entry.exposed_all)
+        prediction = request.predictions.add(
+            prediction_id=entry.prediction_id,
+            exposed_all=entry.exposed_all,
+            request_id=entry.request_id,
+            endpoint=entry.endpoint,
+        )
         for shown in entry.exposed:
-            exposure = prediction.exposed.add(index=shown.index, time_ms=shown.time_ms)
+            exposure = prediction.exposed.add(time_ms=shown.time_ms)
+            _name(exposure, shown)
             if shown.position >= 0:
                 exposure.position = shown.position
         for outcome in entry.outcomes:
-            prediction.outcomes.add(
-                index=outcome.index, label=outcome.label, time_ms=outcome.time_ms, final=outcome.final
-            )
+            labelled = prediction.outcomes.add(label=outcome.label, time_ms=outcome.time_ms, final=outcome.final)
+            _name(labelled, outcome)
     return request
+
+
+def _name(message: pb.Exposure | pb.Outcome, part: Exposure | Outcome) -> None:
+    if part.name:
+        message.candidate_id = part.name
+    elif part.index is not None:
+        message.index = part.index
 
 
 def rank_result(response: pb.RankResponse) -> RankResult:

@@ -17,6 +17,14 @@ from pipeline.schema import Schema
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.client.attempts import Attempt, Core, Wait
+from serving.client.elsewhere import (
+    Assignment,
+    ObservedAnswer,
+    ObservedResult,
+    assignment_of,
+    observe_request,
+    observed_results,
+)
 from serving.client.failures import error_of
 from serving.client.messages import RankResult, feedback_request, rank_request, rank_result, replies_of
 from serving.client.options import Options
@@ -100,6 +108,17 @@ class RankingClient:
     ) -> list[FeedbackReply]:
         """See `AsyncRankingClient.feedback`."""
         return replies_of(self._call("Feedback", feedback_request(entries), timeout, traceparent))
+
+    def observe(
+        self, endpoint: str, answers: Sequence[ObservedAnswer], *, timeout: float | None = None, traceparent: str = ""
+    ) -> list[ObservedResult]:
+        """See `AsyncRankingClient.observe`."""
+        return observed_results(self._call("Observe", observe_request(endpoint, answers), timeout, traceparent))
+
+    def assign(self, endpoint: str, routing_keys: Sequence[str], *, timeout: float | None = None) -> Assignment:
+        """See `AsyncRankingClient.assign`."""
+        request = pb.AssignRequest(endpoint=endpoint, routing_keys=routing_keys)
+        return assignment_of(self._call("Assign", request, timeout, ""))
 
     def _call(self, method: str, request: Any, timeout: float | None, traceparent: str) -> Any:
         plan = self._core.course(method, timeout)

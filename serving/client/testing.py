@@ -15,10 +15,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grpc
 import numpy as np
@@ -32,7 +32,7 @@ from serving.wire.feedback import entries_of, response_of
 
 __all__ = ["FakeServer"]
 
-Method = Literal["Rank", "Feedback"]
+Method = Literal["Rank", "Feedback", "Observe", "Assign"]
 Scores = Callable[[pb.RankRequest], Sequence[float]]
 
 
@@ -43,7 +43,7 @@ class _Fault:
 
 
 class FakeServer:
-    """Server of Rank, RankStream, Feedback and FeedbackStream on a free port of 127.0.0.1, within a `with` block.
+    """Server of Rank, RankStream, Feedback, FeedbackStream, Observe and Assign on a free port of 127.0.0.1, within a `with` block.
 
     Args:
         scores: of a request's candidates, in their order; 0.5 each by default.
@@ -55,7 +55,8 @@ class FakeServer:
         target: `127.0.0.1:port`.
         requests: Rank requests in order, also those that failed.
         metadata: of every call, in order.
-        labels: feedback entries that were accepted.
+        labels: feedback entries that were accepted. observed: predictions told that were accepted.
+        arm_of: arm of a routing key in the answers of Assign; a test may set it.
         peers: addresses of the connections of all calls.
     """
 
@@ -72,12 +73,15 @@ class FakeServer:
         self._scores = scores or (lambda request: [0.5] * candidates_of(request))
         self._template = pb.RankResponse(arm=arm, bundle=bundle, version=version, degraded=degraded)
         self._lock = threading.Lock()
-        self._faults: dict[str, deque[_Fault]] = {"Rank": deque(), "Feedback": deque()}
+        self._faults: dict[str, deque[_Fault]] = {method: deque() for method in get_args(Method)}
         self._answered: dict[str, int] = {}
+        self._told: dict[tuple[str, str], str] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self.requests: list[pb.RankRequest] = []
         self.metadata: list[dict[str, str]] = []
         self.labels: list[FeedbackEntry] = []
+        self.observed: list[pb.ObservedPrediction] = []
+        self.arm_of: Callable[[str], str] = lambda _: arm
         self.peers: set[str] = set()
         self._server = grpc.server(ThreadPoolExecutor(16, thread_name_prefix="fake-baton"))
         methods = SimpleNamespace(
@@ -85,6 +89,8 @@ class FakeServer:
             RankStream=partial(_each, self._rank),
             Feedback=self._feedback,
             FeedbackStream=partial(_each, self._feedback),
+            Observe=self._observe,
+            Assign=self._assign,
         )
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(methods, self._server)  # type: ignore[no-untyped-call]
         if credentials is None:
@@ -125,6 +131,8 @@ class FakeServer:
         prediction_id = f"fake-{number}"
         with self._lock:
             self._answered[prediction_id] = len(scores)
+            if request.request_id:
+                self._told[request.endpoint, request.request_id] = prediction_id
         if lost:
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         response = pb.RankResponse(prediction_id=prediction_id, request_id=request.request_id)
@@ -148,8 +156,36 @@ class FakeServer:
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return response_of(request, replies)
 
+    def _observe(self, request: pb.ObserveRequest, context: Any) -> pb.ObserveResponse:
+        lost = self._meet(context, "Observe")
+        response = pb.ObserveResponse(request_id=request.request_id)
+        for told in request.predictions:
+            with self._lock:
+                known = self._told.get((request.endpoint, told.request_id))
+                status = pb.ACCEPTED
+                if known is None and told.HasField("answered"):
+                    known = self._told[request.endpoint, told.request_id] = f"observed-{len(self._told) + 1}"
+                    self._answered[known] = len(told.answered.scores)
+                elif told.HasField("answered"):
+                    status = pb.DUPLICATE
+                elif known is None:
+                    status = pb.INVALID
+                if status == pb.ACCEPTED:
+                    self.observed.append(told)
+            response.results.add(request_id=told.request_id, prediction_id=known or "", status=status)
+        if lost:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return response
+
+    def _assign(self, request: pb.AssignRequest, context: Any) -> pb.AssignResponse:
+        if self._meet(context, "Assign"):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return pb.AssignResponse(arms=[self.arm_of(key) for key in request.routing_keys], resource_version=1)
+
     def _judge(self, entry: FeedbackEntry) -> FeedbackReply:
         with self._lock:
+            if entry.request_id and not entry.prediction_id:
+                entry = replace(entry, prediction_id=self._told.get((entry.endpoint, entry.request_id), ""))
             rows = self._answered.get(entry.prediction_id)
             if rows is None:
                 unknown = (INVALID,) * len(entry.exposed), (INVALID,) * len(entry.outcomes)

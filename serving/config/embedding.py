@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.bundle.row_format import RowFormat
+from pipeline.faults import refuse
 from serving.config.section import RedisAccess, Seconds, Section
 
 __all__ = ["DeviceConfig", "EmbeddingConfig", "RedisConfig"]
@@ -66,10 +67,12 @@ class EmbeddingConfig(Section):
 
     @model_validator(mode="after")
     def _tiers(self) -> EmbeddingConfig:
+        faults = []
         if not self.tiers or len(set(self.tiers)) < len(self.tiers):
-            raise ValueError(f"tiers {list(self.tiers)} must name at least one tier, and each once")
-        if self.tiers[-1] == "device":
-            raise ValueError(f"tiers {list(self.tiers)}: the device is a cache; put it above segment or redis")
+            faults.append(f"tiers {list(self.tiers)} must name at least one tier, and each once")
+        if self.tiers[-1:] == ("device",):
+            faults.append(f"tiers {list(self.tiers)}: the device is a cache; put it above segment or redis")
         if "redis" in self.tiers and self.redis is None:
-            raise ValueError("tiers name redis; say where it is in embedding.redis.url")
+            faults.append("tiers name redis; say where it is in embedding.redis.url")
+        refuse(faults)
         return self

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.engine.batching import BatchPolicy, QueuePolicy
 from pipeline.errors import InvalidInput
+from pipeline.faults import refuse
 from pipeline.host import cores
 from serving.config.section import Seconds, Section
 
@@ -75,15 +76,17 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _valid_policy(self) -> EngineConfig:
+        faults = []
         try:
             self.policy()
         except InvalidInput as error:
-            raise ValueError(str(error)) from None
+            faults.append(str(error))
         if self.max_queue_delay_microseconds >= 1e6 * self.default_deadline:
-            raise ValueError(
+            faults.append(
                 f"max_queue_delay_microseconds {self.max_queue_delay_microseconds} is not below default_deadline "
                 f"{self.default_deadline:g} s: a request would wait for others until it is too late to answer it"
             )
+        refuse(faults)
         return self
 
     def policy(self) -> BatchPolicy:

@@ -10,11 +10,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.documents import parse_yaml
 from pipeline.errors import InvalidInput
+from pipeline.faults import faults_of, fields_of, refuse, told
 from serving.config.embedding import EmbeddingConfig
 from serving.config.endpoint import EndpointConfig
 from serving.config.engine import EngineConfig, StageConfig
 from serving.config.listen import ListenConfig
+from serving.config.notify import NotifyConfig
 from serving.config.ray import RayConfig
+from serving.config.remote import RemoteConfig
 from serving.config.section import Section
 from serving.config.state import StateConfig
 from serving.config.telemetry import TelemetryConfig
@@ -49,31 +52,37 @@ class Config(Section):
     worker: WorkerConfig | None = None
     ray: RayConfig = RayConfig()
     """Settings of `baton serve --ray`; without effect otherwise."""
+    notify: tuple[NotifyConfig, ...] = Field((), max_length=8)
+    """Receivers of notifications about rollouts; see docs/notify.md."""
     embedding: EmbeddingConfig = EmbeddingConfig()
+    remote: RemoteConfig = RemoteConfig()
+    """Servers that answer for remote arms; see docs/remote.md."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     """Format of the entries that every process writes to stderr: text for people, or a JSON object per line."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        faults: list[str] = []
         if self.worker is not None and self.endpoints and self.worker.endpoint not in self.endpoints:
-            raise ValueError(
+            faults.append(
                 f"worker.endpoint {self.worker.endpoint!r} is not one of the endpoints {sorted(self.endpoints)}"
             )
         if self.worker is not None and not self.traffic.sample.rate:
-            raise ValueError("worker has nothing to learn from: traffic.sample.rate is 0; raise it or remove worker")
+            faults.append("worker has nothing to learn from: traffic.sample.rate is 0; raise it or remove worker")
         embedding = self.embedding
         if "redis" in embedding.tiers and embedding.budget >= self.engine.default_deadline:
-            raise ValueError(
+            faults.append(
                 f"embedding.budget {embedding.budget:g} s is not below engine.default_deadline "
                 f"{self.engine.default_deadline:g} s: a slow Redis would take the whole time of a request"
             )
         for name, other in (("traffic.url", self.traffic.url), ("state.url", self.state.url)):
             if embedding.redis is not None and other == embedding.redis.url:
-                raise ValueError(
+                faults.append(
                     f"embedding.redis.url and {name} are both {other}: a cache evicts what that must keep; name a Redis or a "
                     "database number of its own"
                 )
+        refuse(faults)
         return self
 
     @classmethod
@@ -94,9 +103,8 @@ class Config(Section):
         try:
             config = cls.model_validate(raw)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "config"
-            raise InvalidInput(f"config {path}: {where}: {first['msg']}", where) from None
+            faults = faults_of(error, "config")
+            raise InvalidInput(told(f"config {path}", faults), fields_of(error, "config")) from None
         base = path.resolve().parent
         worker = config.worker
         if worker is not None and worker.retained is not None:
@@ -108,6 +116,7 @@ class Config(Section):
             update={
                 "embedding": embedding,
                 "listen": config.listen.below(base),
+                "remote": config.remote.below(base),
                 "state": config.state.below(base),
                 "traffic": config.traffic.below(base),
                 "home": base / config.home,

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.faults import refuse
 from serving.config.principal import Role
 from serving.config.section import Seconds, Section
 
@@ -133,23 +134,21 @@ class ListenConfig(Section):
         return self.feedback == "identified" or (self.feedback == "auto" and not self.loopback)
 
     @model_validator(mode="after")
-    def _ports_apart(self) -> ListenConfig:
+    def _ports_apart_and_guarded(self) -> ListenConfig:
+        faults: list[str] = []
         named: dict[int, str] = {}
         for name, port in self.ports.items():
             if port and port in named:
-                raise ValueError(f"{named[port]} and {name} are both {port}; give each server a port of its own")
-            named[port] = name
-        return self
-
-    @model_validator(mode="after")
-    def _guarded(self) -> ListenConfig:
+                faults.append(f"{named[port]} and {name} are both {port}; give each server a port of its own")
+            named.setdefault(port, name)
         if not self.loopback and self.tls is None and not self.insecure:
-            raise ValueError(
+            faults.append(
                 f"host {self.host} is not loopback: set tls (cert and key), or insecure: true where a proxy in front "
                 "brings TLS"
             )
         if self.feedback == "open" and not self.loopback:
-            raise ValueError("feedback steers training and promotion: off loopback it cannot be open; use identified")
+            faults.append("feedback steers training and promotion: off loopback it cannot be open; use identified")
+        refuse(faults)
         return self
 
     def below(self, base: Path) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from pipeline.faults import refuse
 from serving.config.section import Seconds, Section
 
 __all__ = ["RayConfig"]
@@ -50,8 +51,10 @@ class RayConfig(Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> RayConfig:
+        faults = []
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+            faults.append(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
         if self.fixed_port and self.replicas_per_node != 1:
-            raise ValueError("fixed_port: two replicas of a node cannot answer at one port; set replicas_per_node: 1")
+            faults.append("fixed_port: two replicas of a node cannot answer at one port; set replicas_per_node: 1")
+        refuse(faults)
         return self

@@ -6,11 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.faults import refuse
 from serving.config.section import RedisAccess, Seconds, Section
 
 __all__ = ["SampleConfig", "TrafficConfig"]
 
 LATE_S = 86_400.0
+RETENTION_S = 7 * 86_400.0
 AFTER_WINDOW_S = 3600.0
 """How much longer than its label window a prediction can be labelled, at least."""
 
@@ -33,9 +35,9 @@ class TrafficConfig(RedisAccess):
     late_limit: Seconds | None = None
     """Labels for predictions older than this are answered `expired`; unset: 24 h, or `attribution_window` and an hour where
     that is longer. At least `attribution_window` and an hour."""
-    retention: Seconds = 7 * 86400.0
-    """Time that predictions and labels are kept, unless the worker still needs them; at least `attribution_window` and an
-    hour, and not below a `late_limit` that is set."""
+    retention: Seconds | None = None
+    """Time that predictions and labels are kept, unless the worker still needs them; unset: 7 days, or the late limit where
+    that is longer. At least `attribution_window` and an hour, and not below the late limit."""
     retention_bytes: int = Field(0, ge=0)
     """Size limit of the log; beyond it the oldest predictions are removed, unless the worker needs them. 0: no limit."""
     reserve_bytes: int | None = Field(None, ge=0)
@@ -62,21 +64,28 @@ class TrafficConfig(RedisAccess):
         return max(LATE_S, self._least) if self.late_limit is None else self.late_limit
 
     @property
+    def retention_s(self) -> float:
+        """`retention` in force, seconds."""
+        return max(RETENTION_S, self.late_limit_s) if self.retention is None else self.retention
+
+    @property
     def _least(self) -> float:
         return self.longest_window + AFTER_WINDOW_S
 
     @model_validator(mode="after")
     def _outlasts_the_window(self) -> TrafficConfig:
+        faults = []
         for name in ("late_limit", "retention"):
             value = getattr(self, name)
             if value is not None and value < self._least:
-                raise ValueError(
+                faults.append(
                     f"{name} {value:g} s is below attribution_window {self.longest_window:g} s and an hour: labels would be "
                     f"lost that come in time; set {name} to {self._least:g}s or more, or shorten attribution_window"
                 )
-        if self.late_limit is not None and self.retention < self.late_limit:
-            raise ValueError(
-                f"retention {self.retention:g} s is below late_limit {self.late_limit:g} s: a label would be taken for a "
+        if self.late_limit is not None and self.retention_s < self.late_limit:
+            faults.append(
+                f"retention {self.retention_s:g} s is below late_limit {self.late_limit:g} s: a label would be taken for a "
                 "prediction that is gone; lengthen retention or shorten late_limit"
             )
+        refuse(faults)
         return self

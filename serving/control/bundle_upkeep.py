@@ -85,14 +85,15 @@ class BundleUpkeep:
         endpoints = self._store.endpoints()
         steps = {} if statuses.control is None else statuses.control.status.endpoints
         for endpoint in endpoints.values():
-            for spec in (endpoint.stable, endpoint.candidate):
+            for spec in (endpoint.stable_now, endpoint.candidate):
                 if spec is not None and spec.version:
                     used.setdefault(spec.bundle, set()).add(str(spec.version))
             step = steps.get(endpoint.name, StepStatus()).step_version
             if step and endpoint.candidate is not None:
                 used.setdefault(endpoint.candidate.bundle, set()).add(step)
         for stored in self._store.rollouts(active=True):
-            named = {stored.state.candidate_version, stored.state.evidence_version} - {0}
+            state = stored.state
+            named = {state.candidate_version, state.evidence_version, state.previous_version} - {0}
             used.setdefault(stored.spec.candidate.bundle, set()).update(map(str, named))
         return used
 
@@ -100,7 +101,7 @@ class BundleUpkeep:
         keep = used | set(self._repository.versions(name)[-self._keep :])
         with suppress(NotFound):  # none has passed the gate yet
             keep.add(self._repository.latest(name))
-        removed = self._repository.prune(name, keep, unfinished_before=self._now() - UNFINISHED_S)
+        removed = self._repository.prune(name, keep, unfinished_before=self._now() - UNFINISHED_S, unused=keep - used)
         if removed:
             self._totals["versions_removed"] += len(removed)
             log.info("removed versions %s of bundle %s", ", ".join(removed), name)
@@ -110,7 +111,13 @@ class BundleUpkeep:
         mapped = (used & set(there)) | set(there[-KEPT_VERSIONS:])
         with suppress(NotFound):
             mapped.add(self._repository.latest(name))
-        chains = {version: self._chain(name, version) for version in sorted(mapped, key=int)}
+        chains = {}
+        for version in sorted(mapped, key=int):
+            try:
+                chains[version] = self._chain(name, version)
+            except BatonError:
+                if version in used:
+                    raise  # its segments must stay
         serving = [version for version in chains if version in used]
         folder = self._segments / name
         if serving and folder.is_dir():

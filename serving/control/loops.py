@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,10 @@ from serving.admin import Admin
 from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.control.traffic_upkeep import TrafficUpkeep
+from serving.notify.onsets import Onsets
+from serving.notify.sender import Sender
 from serving.rollout.controller import ACTOR, RolloutController
+from serving.rollout.status.retired import retired_of
 from serving.rollout.store import LeadLost
 from serving.runtime import status
 from serving.runtime.process import step_back
@@ -44,6 +48,8 @@ LEAD_EVERY_S = 0.5
 UPKEEP_EVERY_S = 60.0
 UPKEEP_NICE = 10
 REFRESH_EVERY_S = 1.0
+ONSETS_EVERY_S = 5.0
+NOTIFY_EVERY_S = 1.0
 COUNT_EVERY_S = 10.0
 """Time between two looks at the predictions that are open."""
 
@@ -72,7 +78,8 @@ class ControlLoops:
         self._backends, self._store = backends, backends.store
         self._joined, self._retained = joined, retained
         repository = backends.repository
-        observer = Observer(config.status, repository, backends.kill, clock)
+        lanes = [child.name for child in children_of(config, config.home) if child.name.startswith("lane-")]
+        observer = Observer(config.status, repository, backends.kill, clock, self._verdict, lanes)
         self._controller = RolloutController(
             self._store,
             backends.traffic,
@@ -92,6 +99,8 @@ class ControlLoops:
             repository, config.segments, self._store, keep=config.bundles_keep, worker=config.worker is not None
         )
         self._traffic = TrafficUpkeep(config, retained, self._store)
+        self._senders = [Sender(self._store, receiver, clock) for receiver in config.notify]
+        self._onsets = Onsets(self._store, config.notify, clock)
         self.telemetry = Telemetry("control")
         self._publish(repository)
         self._started = clock.monotonic()
@@ -107,6 +116,12 @@ class ControlLoops:
             ("rollout", self._leading(self._move), PASS_EVERY_S),
             ("status", self._report, PASS_EVERY_S),
             ("bundle-upkeep", self._tidy, UPKEEP_EVERY_S),
+        ]
+        if self._config.notify:
+            bodies.append(("onsets", self._leading(self._note_onsets), ONSETS_EVERY_S))
+        bodies += [
+            (f"notify-{number}", self._leading(sender.step), NOTIFY_EVERY_S)
+            for number, sender in enumerate(self._senders)
         ]
         if self._cache is not None:
             bodies.append(("redis-updates", self._leading(self._refresh), REFRESH_EVERY_S))
@@ -198,6 +213,13 @@ class ControlLoops:
         step_back(UPKEEP_NICE, thread=True)
         self._bundles.step(self._statuses())
 
+    def _verdict(self, bundle: str, version: str) -> str | None:
+        """Why a version must not be adopted; empty: nothing is known against it; None: not known yet."""
+        return retired_of(self._store).get(f"{bundle}/{version}") or self._backends.probes.reason(bundle, version)
+
+    def _note_onsets(self) -> None:
+        self._onsets.step(self.admin.processes.roster())
+
     def _refresh(self) -> None:
         assert self._cache is not None
         self._cache.step(self._statuses().fresh())
@@ -249,6 +271,10 @@ class ControlLoops:
         telemetry.tally(
             "baton_bundle_upkeep", "Versions and segments removed, segments merged, and failures", "what",
             self._bundles.counters,
+        )  # fmt: skip
+        telemetry.tally(
+            "baton_notifications", "Notifications sent, tries that failed, and notifications given up", "what",
+            lambda: sum((sender.counters for sender in self._senders), Counter()),
         )  # fmt: skip
         self._traffic.publish(telemetry)
         telemetry.include(

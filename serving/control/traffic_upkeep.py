@@ -49,7 +49,7 @@ class TrafficUpkeep:
             # What it has read since its last checkpoint it reads again after a crash.
             places.append(0 if worker is None else worker.committed)
         done = self._traffic.retain(
-            now_ms - round(1000 * settings.retention), min(places, default=None), settings.retention_bytes or None
+            now_ms - round(1000 * settings.retention_s), min(places, default=None), settings.retention_bytes or None
         )
         for kind in ("predictions", "feedback", "labelled", "parked"):
             self.removed[kind] += getattr(done, kind)

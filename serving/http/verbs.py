@@ -79,6 +79,11 @@ def _endpoints(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         """Make or change an endpoint that no rollout owns."""
         return await ask.at_once(v.ENDPOINTS_SET, body, name=name)
 
+    @routes.post("/endpoints/{name}/pin", tags=["endpoints"])
+    def pin_endpoint(name: Name, body: r.Pin, ask: Ask = changes) -> a.Endpoint:
+        """Let the stable arm answer with one version, or follow the newest again; also while a rollout runs."""
+        return ask(v.ENDPOINTS_PIN, body, name=name)
+
     @routes.post("/endpoints/{name}/kill", tags=["endpoints"])
     async def kill_endpoint(name: Name, body: r.Mutation, ask: Ask = changes) -> a.Endpoint:
         """Send all traffic to stable at once and abort the rollout."""
@@ -111,6 +116,11 @@ def _models(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         """The same as a load, which never skips the warm-up requests."""
         return ask(v.MODELS_WARM, body, bundle=bundle)
 
+    @routes.post("/models/{bundle}/retire", tags=["models"])
+    def retire_model(bundle: Name, body: r.Retire, ask: Ask = changes) -> a.Retired:
+        """Keep a version from every arm that follows the newest, and from new rollouts; `restore` takes that back."""
+        return ask(v.MODELS_RETIRE, body, bundle=bundle)
+
 
 def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
     @routes.get("/rollouts", tags=["rollouts"])
@@ -140,8 +150,13 @@ def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
 
     @routes.post("/rollouts/{name}/promote", tags=["rollouts"])
     def promote_rollout(name: Name, body: r.SteerForward, ask: Ask = changes) -> a.Rollout:
-        """Enter the next step, or the last, without waiting for its evidence."""
+        """Enter the next step, or the last; `force`: without its evidence."""
         return ask(v.ROLLOUTS_PROMOTE, body, name=name)
+
+    @routes.post("/rollouts/{name}/approve", tags=["rollouts"])
+    def approve_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
+        """Let a step with `approve: true` be entered on its evidence; 409 where nothing waits for approval."""
+        return ask(v.ROLLOUTS_APPROVE, body, name=name)
 
     @routes.post("/rollouts/{name}/abort", tags=["rollouts"])
     async def abort_rollout(name: Name, body: r.Steer, ask: Ask = changes) -> a.Rollout:
@@ -157,6 +172,16 @@ def _rollouts(routes: APIRouter, reads: Ask, changes: Ask) -> None:
     async def set_weight(name: Name, body: r.SteerWeight, ask: Ask = changes) -> a.Rollout:
         """Set the weight by hand; the rollout pauses there."""
         return await ask.at_once(v.ROLLOUTS_SET_WEIGHT, body, name=name)
+
+    @routes.post("/freeze", tags=["rollouts"])
+    def freeze(body: r.FreezeUntil, ask: Ask = changes) -> a.Freeze:
+        """Let nothing move in any rollout until a time, but kill, abort and step back."""
+        return ask(v.ROLLOUTS_FREEZE, body)
+
+    @routes.post("/freeze/lift", tags=["rollouts"])
+    def lift_freeze(body: r.Lift, ask: Ask = changes) -> a.Freeze:
+        """End the freeze."""
+        return ask(v.ROLLOUTS_LIFT, body)
 
 
 def _watch(routes: APIRouter, reads: Ask, watchers: Watchers) -> None:

@@ -9,13 +9,14 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from serving.lane.served import ARM_NAMES, Key
 from serving.rollout.routing import Arm, ArmSpec, Endpoint
+from serving.rollout.status.retired import retired_of
 from serving.runtime.status import StateAway
 from serving.telemetry import Telemetry
 
@@ -23,6 +24,8 @@ __all__ = ["DIRECT", "Desired", "DesiredVersions", "EndpointSource", "publish_st
 
 DIRECT = "direct"
 """Arm name of a request that calls a model by its own name."""
+MOST_PAIRS_COUNT = 4096
+"""Pairs of versions whose inputs have been compared that are remembered."""
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +39,15 @@ class EndpointSource(Protocol):
     def endpoints(self) -> Mapping[str, Endpoint]:
         """All endpoints by name."""
 
+    def setting(self, name: str) -> dict[str, Any]:
+        """A setting of the installation; empty without one."""
+
 
 @dataclass
 class Desired:
     """Desired state: arms resolved to versions, models loaded by name, and the reason where a version was not found.
 
+    `passed_over`: newer versions that cannot be opened, or whose inputs are not those of the stable arm, and why.
     `asked`: bundles that are to be loaded by name, with the time of the last request (st_mtime_ns); None before a look.
     """
 
@@ -48,6 +55,7 @@ class Desired:
     arms: dict[tuple[str, Arm], Key] = field(default_factory=dict)
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     extra: dict[str, Key] = field(default_factory=dict)
+    passed_over: dict[Key, str] = field(default_factory=dict)
     asked: Mapping[str, int] | None = None
 
     def asked_since(self, before: Desired) -> set[str]:
@@ -83,7 +91,9 @@ class DesiredVersions:
         self.away: StateAway | None = None
         self._data_version: int | None = None
         self._endpoints: list[Endpoint] = []
-        self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | None]]] = {}
+        self._retired: Mapping[str, str] = {}
+        self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | str]]] = {}
+        self._agreed: dict[tuple[Key, Key], str] = {}
         self._marked: dict[str, int] = {}
         self._logged: dict[str, str] = {}
 
@@ -95,23 +105,37 @@ class DesiredVersions:
         """
         desired = Desired()
         self._read_endpoints()
-        endpoints = self._endpoints
         servable: dict[str, list[str]] = {}
-        for endpoint in endpoints:
+        for endpoint in self._endpoints:
             desired.endpoints[endpoint.name] = endpoint
+            stable: Key | None = None
             for arm, spec in ((ARM_NAMES[0], endpoint.stable), (ARM_NAMES[1], endpoint.candidate)):
-                if spec is None:
+                if spec is None or spec.observed:
                     continue
                 try:
-                    desired.arms[endpoint.name, arm] = self._version_of(spec, servable, failed)
+                    held = endpoint.stable_held if arm == "stable" else 0
+                    options = self._options(spec, servable, failed, held)
                 except BatonError as error:
                     desired.problems[endpoint.name, arm] = str(error)
+                    continue
+                if arm == "stable":
+                    stable = options[0]
+                elif stable is not None:
+                    options = self._agreeing(stable, options, desired)
+                desired.arms[endpoint.name, arm] = options[0]
         desired.asked = self._markers()
         for bundle in desired.asked:
             try:
-                desired.extra[bundle] = self._version_of(ArmSpec(bundle=bundle), servable, failed)
+                desired.extra[bundle] = self._options(ArmSpec(bundle=bundle), servable, failed)[0]
             except BatonError as error:
                 desired.problems[bundle, DIRECT] = str(error)
+        for bundle in servable:
+            newest = max((int(key[1]) for key in desired.keys if key[0] == bundle), default=0)
+            for version, fault in self._versions[bundle][1].items():
+                if isinstance(fault, str) and int(version) > newest:
+                    desired.passed_over[bundle, version] = fault
+        wanted = desired.keys  # by another endpoint, maybe
+        desired.passed_over = {key: fault for key, fault in desired.passed_over.items() if key not in wanted}
         return desired
 
     def _markers(self) -> Mapping[str, int]:
@@ -131,6 +155,7 @@ class DesiredVersions:
             version = self._source.data_version()
             if version != self._data_version:
                 self._endpoints = list(self._source.endpoints().values())
+                self._retired = retired_of(self._source)
                 self._data_version = version
             self._logged.pop("store", None)
             self.away = None
@@ -144,18 +169,60 @@ class DesiredVersions:
             self._logged[what] = str(error)
             log.error("%s: %s", meaning, error, exc_info=not isinstance(error, BatonError | OSError))
 
-    def _version_of(self, spec: ArmSpec, servable: dict[str, list[str]], failed: Collection[Key]) -> Key:
+    def _options(
+        self, spec: ArmSpec, servable: dict[str, list[str]], failed: Collection[Key], held: int = 0
+    ) -> list[Key]:
+        """The versions that an arm may have now, best first: the one that it names, or those that may serve and have not
+        failed, newest first; the newest where all have failed. `held`: the newest that it may have, 0: any.
+
+        Raises:
+            NotFound: none may serve.
+        """
         if spec.version:
-            return spec.bundle, str(spec.version)
+            return [(spec.bundle, str(spec.version))]
         versions = servable.get(spec.bundle)
         if versions is None:
             versions = servable[spec.bundle] = self._servable(spec.bundle)
-        for version in versions:
-            if (spec.bundle, version) not in failed:
-                return spec.bundle, version
-        if versions:
-            return spec.bundle, versions[0]
-        raise NotFound(f"bundle {spec.bundle!r} has no version that may serve")
+        if not versions:
+            faults = [fault for fault in self._versions[spec.bundle][1].values() if isinstance(fault, str)]
+            raise NotFound(
+                f"bundle {spec.bundle!r} has no version that may serve" + "".join(f"; {f}" for f in faults[-1:])
+            )
+        versions = [version for version in versions if f"{spec.bundle}/{version}" not in self._retired]
+        if not versions:
+            raise NotFound(f"bundle {spec.bundle!r} has no version that may serve and is not retired")
+        up_to = [version for version in versions if not held or int(version) <= held]
+        keys = [(spec.bundle, version) for version in up_to or versions]
+        return [key for key in keys if key not in failed] or keys[:1]
+
+    def _agreeing(self, stable: Key, options: list[Key], desired: Desired) -> list[Key]:
+        """The candidate's options from the newest one on whose inputs are stable's; all of them where none are."""
+        faults: dict[Key, str] = {}
+        for at, key in enumerate(options):
+            fault = self._disagreement(stable, key)
+            if not fault:
+                desired.passed_over.update(faults)
+                return options[at:]
+            faults[key] = fault
+        return options
+
+    def _disagreement(self, stable: Key, candidate: Key) -> str:
+        """Why two versions cannot be arms of one endpoint, by their manifests; "": they can, or one cannot be opened."""
+        pair = stable, candidate
+        if pair not in self._agreed:
+            if len(self._agreed) >= MOST_PAIRS_COUNT:
+                self._agreed.clear()
+            try:
+                schemas = [self._repository.manifest(*key).model_schema for key in pair]
+            except BatonError:
+                return ""  # loading it says so
+            difference = schemas[1].inputs_match(schemas[0])
+            self._agreed[pair] = (
+                ""
+                if difference is None
+                else f"its inputs are not those of stable {stable[0]} version {stable[1]}: {difference}"
+            )
+        return self._agreed[pair]
 
     def _servable(self, bundle: str) -> list[str]:
         """Versions that may serve, newest first. A version never changes, so each manifest is read once; one that cannot
@@ -167,22 +234,22 @@ class DesiredVersions:
         except OSError as error:
             self._log_once(bundle, error, f"versions of bundle {bundle} stay as they were")
             versions = known
-        if versions != known or None in servable.values():
+        if versions != known or any(isinstance(fault, str) for fault in servable.values()):
             servable = {v: self._may_serve(bundle, v, servable) for v in versions}
-            self._versions[bundle] = versions, servable
-        return [v for v in reversed(versions) if servable[v]]
+        self._versions[bundle] = versions, servable
+        return [v for v in reversed(versions) if servable[v] is True]
 
-    def _may_serve(self, bundle: str, version: str, known: Mapping[str, bool | None]) -> bool | None:
-        """Whether a version may serve; None: it cannot be opened."""
+    def _may_serve(self, bundle: str, version: str, known: Mapping[str, bool | str]) -> bool | str:
+        """Whether a version may serve; where it cannot be opened, why."""
         servable = known.get(version)
-        if servable is not None:
+        if isinstance(servable, bool):
             return servable
         try:
             return self._repository.manifest(bundle, version).servable
         except BatonError as error:
             if version not in known:  # once, not ten times a second
                 log.error("version %s of bundle %s cannot be opened and is passed over: %s", version, bundle, error)
-            return None
+            return str(error)
 
 
 def publish_state_away(telemetry: Telemetry, away: Callable[[], StateAway | None], clock: Clock) -> None:

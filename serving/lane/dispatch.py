@@ -15,16 +15,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.clock import Clock
-from pipeline.engine.engine import Engine
-from pipeline.errors import DeadlineExceeded, InvalidInput, NotFound, NotReady, Overloaded, PermissionDenied
+from pipeline.errors import (
+    BatonError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    Overloaded,
+    PermissionDenied,
+)
 from pipeline.event import Event
-from pipeline.features import Features
+from pipeline.inputs import LACKS_ROWS
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sampling import EVERYTHING, TrafficSample
 from serving.lane.desired import DIRECT
+from serving.lane.engines import Engines
+from serving.lane.loader import Sample
 from serving.lane.registry import Registry
 from serving.lane.served import Served, ServedEndpoint
-from serving.rollout.routing import choose_arm
 from serving.rollout.routing_key import RoutingHash
 from serving.telemetry import Telemetry
 from serving.telemetry.histogram import Recent
@@ -34,6 +42,10 @@ from serving.wire.errors import code_of
 __all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Recording", "Target"]
 
 NOT_READY = "candidate_not_ready"
+AWAY, FAILED = "candidate_away", "candidate_failed"
+"""Reasons why stable answers for a candidate on another server: it is known not to answer, or it just has not."""
+CANDIDATE_FRACTION = 0.5
+"""Part of a request's time that a candidate on another server may take, so that stable can still answer."""
 MAX_TALLIES = 64
 TICK_S = 0.005
 COUNTED_REQUESTS = 64
@@ -110,7 +122,7 @@ class Dispatcher:
     def __init__(
         self,
         registry: Registry,
-        engine: Engine,
+        engines: Engines,
         clock: Clock,
         telemetry: Telemetry,
         recording: Recording,
@@ -120,7 +132,7 @@ class Dispatcher:
         priority_levels: int = 0,
     ) -> None:
         self.registry = registry
-        self._engine = engine
+        self._engines = engines
         self._clock = clock
         self._telemetry = telemetry
         self._recording = recording
@@ -134,7 +146,7 @@ class Dispatcher:
         self.pending = 0
         self._answers: deque[tuple[Target, float, float, int, Mapping[str, float], Sequence[str], str]] = deque()
         self._settling = threading.Lock()
-        self._samples: defaultdict[str, deque[Features]] = defaultdict(lambda: deque(maxlen=KEPT_SAMPLES))
+        self._samples: defaultdict[str, deque[Sample]] = defaultdict(lambda: deque(maxlen=KEPT_SAMPLES))
         self._next_sample = 0.0
 
     # Choosing the version.
@@ -165,15 +177,16 @@ class Dispatcher:
             )
         if arm:
             return self._override(served, name, arm)
-        choice = "stable" if served.killed else choose_arm(served.endpoint, key)
+        choice = served.arm_of(key)
         if not key:
             self.counters["missing_key"] += 1
         degraded: tuple[str, ...] = ()
-        if choice == "candidate" and served.candidate is None:
-            choice, degraded = "stable", (NOT_READY,)
-            self.counters[NOT_READY] += 1
+        if choice == "candidate" and not served.observed(choice) and (reason := _cannot_answer(served.candidate)):
+            choice, degraded = "stable", (reason,)
+            self.counters[reason] += 1
         chosen = served.arm(choice)
         if chosen is None:
+            served.check_here(choice)
             raise NotReady(f"endpoint {name!r} has no version ready for its stable arm")
         return Target(chosen, name, choice, False, degraded, served.versions)
 
@@ -184,6 +197,7 @@ class Dispatcher:
             return self._direct(name, version, "").served
         found = endpoint.stable or endpoint.candidate
         if found is None:
+            endpoint.check_here("stable")
             raise NotReady(f"endpoint {name!r} has no version ready")
         if version and all(a is None or a.model.version != version for a in (endpoint.stable, endpoint.candidate)):
             raise NotFound(f"no arm of endpoint {name!r} serves version {version!r}")
@@ -198,6 +212,7 @@ class Dispatcher:
             raise NotReady(f"the candidate of endpoint {name!r} is switched off by its kill switch")
         chosen = served.arm(arm)
         if chosen is None:
+            served.check_here(arm)
             raise NotReady(f"endpoint {name!r} has no version ready for its {arm} arm")
         return Target(chosen, name, arm, True, versions=served.versions)
 
@@ -222,7 +237,7 @@ class Dispatcher:
         Args:
             seconds_left: until the caller's deadline; None without one.
         """
-        error = self._engine.refusal(self._default_deadline_s if seconds_left is None else seconds_left)
+        error = self._engines.local.refusal(self._default_deadline_s if seconds_left is None else seconds_left)
         if error is not None:
             self._telemetry.failed("", code_of(error))
         return error
@@ -245,8 +260,10 @@ class Dispatcher:
 
     async def answer(
         self, target: Target, event: Event, *, started: float, seconds_left: float | None, routing_key: str = ""
-    ) -> None:
-        """Run a request through the engine; afterwards the event has features, scores and prediction id.
+    ) -> Target:
+        """Run a request through an engine; afterwards the event has features, scores and prediction id.
+
+        Where a candidate on another server fails, stable answers in its place.
 
         Args:
             event: with what the protocol knows of the request: `request`, `decoder`, `rows`, `priority` (a level as
@@ -256,26 +273,55 @@ class Dispatcher:
             started: `Clock.monotonic` when the request arrived.
             seconds_left: until the caller's deadline; None without one.
 
+        Returns:
+            The version that has answered.
+
         Raises:
             BatonError: the request fails.
         """
         limit_s = self._default_deadline_s if seconds_left is None else seconds_left
         timeout_s = event.queue_timeout
-        if timeout_s and not self._engine.allows_queue_timeouts:
+        if timeout_s and not self._engines.local.allows_queue_timeouts:
             limit_s = timeout_s if seconds_left is None else min(limit_s, timeout_s)
         hashed = self._routing_hash(routing_key)
-        event.model = target.served.model
-        event.deadline = started + limit_s if math.isfinite(limit_s) else math.inf
         event.prediction_id = self._prediction_id(target, hashed)
+        event.routing_hash = hashed
+        deadline = started + limit_s if math.isfinite(limit_s) else math.inf
+        stands_in = self._stand_in(target)
+        if stands_in is not None:
+            try:
+                await self._run(target, event, started, started + CANDIDATE_FRACTION * (deadline - started))
+            except InvalidInput:
+                raise
+            except BatonError:
+                self.counters[FAILED] += 1
+                _begin_again(event)
+                target = stands_in
+            else:
+                return target
+        await self._run(target, event, started, deadline)
+        return target
+
+    def _stand_in(self, target: Target) -> Target | None:
+        """Stable, where the target is a candidate on another server that the caller did not choose."""
+        if target.arm != "candidate" or target.overridden or not target.served.model.remote:
+            return None
+        served = self.registry.snapshot.endpoints.get(target.endpoint)
+        if served is None or served.stable is None:
+            return None
+        return Target(served.stable, target.endpoint, "stable", False, (FAILED,), target.versions)
+
+    async def _run(self, target: Target, event: Event, started: float, deadline: float) -> None:
+        event.model = target.served.model
+        event.deadline = deadline
         event.endpoint = target.endpoint
         event.arm = target.arm
-        event.routing_hash = hashed
         event.overridden = target.overridden
         event.stable_version, event.candidate_version = target.versions
         event.degraded.extend(target.degraded)
         self.pending += 1
         try:
-            await self._engine.run(event)
+            await self._engines.of(event.model).run(event)
         except (Exception, asyncio.CancelledError) as error:
             self._failed(target, event, error, started)
             raise
@@ -294,6 +340,16 @@ class Dispatcher:
             return ""
         return prediction_id
 
+    def now_ms(self) -> int:
+        """Unix milliseconds by the clock that dates predictions."""
+        return self._clock.wall_ms()
+
+    def observed(self, endpoint: str, arm: str, rows: int) -> None:
+        """Count a prediction that another server answered for an arm."""
+        window = self.windows[endpoint, arm]
+        window.requests += 1
+        window.rows += rows
+
     def refused(self, name: str, error: Exception) -> None:
         """Count a request that failed before, in or after the engine."""
         known = name if name in self.registry.snapshot.endpoints else ""
@@ -301,8 +357,8 @@ class Dispatcher:
 
     # Counting.
 
-    def samples(self, endpoint: str) -> list[Features]:
-        """Some of the last requests to an endpoint (or to a bundle, called by name); for any thread."""
+    def samples(self, endpoint: str) -> list[Sample]:
+        """Some of the last requests to an endpoint (or to a bundle, called by name), with their columns; for any thread."""
         return list(self._samples.get(endpoint, ()))
 
     def _tally(self, target: Target) -> ModelTally:
@@ -328,13 +384,13 @@ class Dispatcher:
         # fraction of what they cost one by one.
         now = self._clock.monotonic()
         rows = len(event.scores) if event.scores is not None else 0
-        self._engine.answered(now - started - event.timings.get("queue", 0.0))
+        self._engines.of(target.served.model).answered(now - started - event.timings.get("queue", 0.0))
         self._answers.append((target, now, now - started, rows, event.timings, event.degraded, event.traceparent))
         if len(self._answers) >= COUNTED_REQUESTS:
             self.settle()
         if now >= self._next_sample and event.features is not None:
             self._next_sample = now + SAMPLE_EVERY_S
-            self._samples[target.endpoint].append(event.features)
+            self._samples[target.endpoint].append((event.features, target.served.model.inputs.columns))
 
     def _count(
         self,
@@ -360,6 +416,8 @@ class Dispatcher:
         self._telemetry.answered(
             target.endpoint, target.arm, target.served.model.version, seconds, rows, timings, trace_id_of(traceparent)
         )
+        if any(reason.startswith(LACKS_ROWS) for reason in degraded):
+            window.recent.degraded(now)
         for reason in degraded:
             self._telemetry.degraded(target.endpoint, reason)
 
@@ -378,3 +436,19 @@ class Dispatcher:
         else:
             window.errors += 1
             window.recent.error(now)
+
+
+def _cannot_answer(candidate: Served | None) -> str:
+    """Reason why stable answers in place of a candidate; "" where there is none."""
+    if candidate is None:
+        return NOT_READY
+    return "" if candidate.model.available else AWAY
+
+
+def _begin_again(event: Event) -> None:
+    """Forget what a failed arm has left in an event."""
+    event.error = event.features = event.dense = event.scores = None
+    event.network = ""
+    event.values.clear()
+    event.timings = {}
+    event.degraded.clear()

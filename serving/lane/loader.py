@@ -6,18 +6,22 @@ It knows one version at a time; which are wanted, and what becomes of one that f
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
-from pipeline.errors import BundleError, NotReady
+from pipeline.errors import BundleError, InvalidInput, NotReady
 from pipeline.features import Features
 from pipeline.model.model import Model
+from pipeline.reading import read
 from serving.lane.memory_budget import MemoryBudget
 from serving.lane.probes import Probes, SetAside
 from serving.lane.served import Key, Served
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 
-__all__ = ["NoMemory", "VersionLoader"]
+__all__ = ["NoMemory", "Sample", "VersionLoader"]
+
+Sample = tuple[Features, str]
 
 WARM_FACTOR = 3
 """Seconds by the clock that warming may take, per second of processor time of a probe."""
@@ -35,14 +39,15 @@ class VersionLoader:
         load: by bundle and version, for example `partial(Model.load, repository, segments=...)`.
         max_candidates: most rows of one request.
         memory_budget: refuses a version that does not fit into memory; None: there is no check.
-        samples: requests to warm a version with, by the names under which it will be called.
+        samples: requests to warm a version with, by the names under which it will be called, each with its columns
+            (`Schema.columns`; empty: those of the version).
         probes: that a version must have passed; None: there is no probe.
     """
 
     load: Callable[[str, str], Model]
     max_candidates: int
     memory_budget: MemoryBudget | None = None
-    samples: Callable[[Collection[str]], list[Features]] = lambda names: []
+    samples: Callable[[Collection[str]], list[Sample]] = lambda names: []
     probes: Probes | None = None
 
     def ready(self, key: Key) -> bool:
@@ -56,8 +61,8 @@ class VersionLoader:
             BundleError, NotFound, NotReady: it cannot be loaded. SetAside: nor may it be tried again.
         """
         verdict = None if self.probes is None else self.probes.verdict(key)
-        if verdict is not None and verdict.reason:
-            raise SetAside(verdict.reason)
+        if self.probes is not None and verdict is not None and verdict.reason:
+            raise (BundleError if self.probes.damaged(key) else SetAside)(verdict.reason)
         measured_bytes = 0 if verdict is None else verdict.bytes
         if self.memory_budget is not None and (reason := self.memory_budget.refusal(key, loaded, measured_bytes)):
             raise NoMemory(reason)
@@ -70,10 +75,18 @@ class VersionLoader:
     def _warm(self, model: Model, key: Key, names: Collection[str]) -> None:
         """Warm a version. Real requests may do to a network what the probe's rows did not."""
         if self.probes is None:
-            model.warm(self.samples(names))
+            model.warm(self._requests(model, names))
             return
         try:
-            model.warm(self.samples(names), WARM_FACTOR * self.probes.limits.seconds)
+            model.warm(self._requests(model, names), WARM_FACTOR * self.probes.limits.seconds)
         except BundleError as error:
             self.probes.set_aside(key, str(error))
             raise SetAside(str(error)) from error
+
+    def _requests(self, model: Model, names: Collection[str]) -> list[Features]:
+        """The samples as the model reads them; those that do not fit it are left out."""
+        found = []
+        for features, columns in self.samples(names):
+            with suppress(InvalidInput):
+                found.append(read(features, columns or model.schema.columns, model.schema))
+        return found

@@ -18,8 +18,10 @@ from types import MappingProxyType
 
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
-from pipeline.errors import BundleError, Conflict, NotFound, NotReady
+from pipeline.errors import BatonError, BundleError, Conflict, NotFound, NotReady, RemoteTimeout, RemoteUnavailable
+from pipeline.schema import Schema
 from serving.lane.desired import DIRECT, Desired, DesiredVersions
+from serving.lane.joined import JoinedArms
 from serving.lane.kill_watch import KillWatch
 from serving.lane.loader import NoMemory, VersionLoader
 from serving.lane.probes import NICE, PATIENCE_S, SetAside
@@ -33,6 +35,8 @@ __all__ = ["Registry"]
 
 POLL_S = 0.1
 RETRY_S = 30.0
+REMOTE_RETRY_S = 1.0
+"""The same of a version on another server that does not answer."""
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +86,8 @@ class Registry:
         self._loading: Key | None = None
         self._killed: frozenset[str] = frozenset()
         self._blind = ""
+        self._joined = JoinedArms()
+        self._schemas: dict[Key, Schema] = {}
         self._passes = 0
         self._look_now = False
         self._stopping = False
@@ -140,7 +146,7 @@ class Registry:
         loaded."""
         with self._changed:
             wanted = self._desired.keys
-            known = set(self._loaded) | wanted | set(self._failed)
+            known = set(self._loaded) | wanted | set(self._faults())
             reports = [self._model_report(key) for key in sorted(known, key=lambda k: (k[0], int(k[1])))]
         named = {key[0] for key in known}
         for bundle in self._repository.names():
@@ -152,7 +158,7 @@ class Registry:
     def faults(self) -> dict[str, str]:
         """Reasons why versions could not be loaded, by `bundle/version`."""
         with self._changed:
-            return {f"{bundle}/{version}": failed.reason for (bundle, version), failed in self._failed.items()}
+            return {f"{bundle}/{version}": reason for (bundle, version), reason in self._faults().items()}
 
     def blind(self) -> str:
         """Reason why the kill files cannot be looked at, so that candidates get nothing; "": they can."""
@@ -303,10 +309,22 @@ class Registry:
             desired = self._desired_versions.look(self._passed_over())
         if appeared := desired.endpoints.keys() - set(self._endpoint_names()):
             self._kill_watch.look_at_files(appeared)
+        schemas = self._schemas_of(set(desired.arms.values()))
         with self._changed:
-            if desired != self._desired or any(key not in self._loaded for key in desired.keys):
+            learned, self._schemas = schemas.keys() != self._schemas.keys(), schemas
+            if learned or desired != self._desired or any(key not in self._loaded for key in desired.keys):
                 self._desired = desired
                 self._publish()
+
+    def _schemas_of(self, keys: set[Key]) -> dict[Key, Schema]:
+        """Fields of the arms' versions: an endpoint takes requests with those of both while one is still being loaded."""
+        schemas = {key: schema for key, schema in self._schemas.items() if key in keys}
+        for key in keys - schemas.keys():
+            try:
+                schemas[key] = self._repository.manifest(*key).model_schema
+            except BatonError as error:
+                log.debug("the fields of %s %s are not known yet: %s", *key, error)
+        return schemas
 
     def _passed_over(self) -> set[Key]:
         """Versions that an older one may answer for."""
@@ -362,10 +380,12 @@ class Registry:
         retry_s = self._retry_s
         try:
             served = self._loader(key, loaded, names)
-        except (BundleError, NotFound, NotReady) as error:
+        except (BundleError, NotFound, NotReady, RemoteTimeout) as error:
             reason, for_memory = str(error), isinstance(error, NoMemory)
             if isinstance(error, SetAside):
                 retry_s = math.inf
+            elif isinstance(error, RemoteUnavailable | RemoteTimeout):
+                retry_s = min(retry_s, REMOTE_RETRY_S)
             log.error("bundle %s version %s cannot be loaded: %s", *key, error)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -392,13 +412,13 @@ class Registry:
             candidate = None
             if endpoint.candidate is not None:
                 candidate = self._answering((name, "candidate"), old.candidate if old else None)
-                if candidate is not None and stable is not None and mismatch(stable, candidate):
-                    candidate = None
+                stable, candidate = self._paired(name, stable, candidate)
             killed = endpoint.killed or name in self._killed or bool(self._blind)
             endpoints[name] = ServedEndpoint(endpoint, stable, candidate, killed)
         in_use = {
             served.key for e in endpoints.values() for served in (e.stable, e.candidate) if served is not None
         } | desired.keys
+        self._joined.forget()
         leaving = len(self._loaded)
         self._loaded = {key: served for key, served in self._loaded.items() if key in in_use}
         leaving -= len(self._loaded)
@@ -418,12 +438,30 @@ class Registry:
         key = self._desired.arms.get(place)
         if key is not None and key in self._loaded:
             return self._loaded[key]
-        return old
+        return None if old is None else self._loaded.get(old.key)
+
+    def _paired(
+        self, name: str, stable: Served | None, candidate: Served | None
+    ) -> tuple[Served | None, Served | None]:
+        """The versions of both arms as they read the endpoint's requests; without the candidate where it cannot."""
+        schemas = []
+        for arm, served in zip(ARM_NAMES, (stable, candidate), strict=True):
+            key = self._desired.arms.get((name, arm))
+            schemas.append(served.model.schema if served else self._schemas.get(key) if key else None)
+        of_stable, of_candidate = schemas
+        if of_stable is None or of_candidate is None:
+            return stable, candidate
+        if of_candidate.inputs_match(of_stable) is not None:
+            return stable, None if stable is not None else candidate
+        paired = (self._joined.arm(name, s, of_stable, of_candidate) if s else None for s in (stable, candidate))
+        return next(paired), next(paired)
 
     def _arm_report(self, name: str, arm: Arm) -> ArmReport:
         endpoint = self._desired.endpoints[name]
         spec = endpoint.stable if arm == "stable" else endpoint.candidate
         assert spec is not None
+        if spec.observed:
+            return ArmReport(spec.bundle, state="READY")
         served_endpoint = self._snapshot.endpoints.get(name)
         served = served_endpoint.arm(arm) if served_endpoint else None
         version = served.model.version if served else ""
@@ -438,18 +476,22 @@ class Registry:
 
     def _reason(self, key: Key) -> str:
         """Reason why the wanted version, or a newer one, does not serve."""
-        failed = self._failed.get(key)
-        if failed is not None:
-            return f"version {key[1]}: {failed.reason}"
-        newer = [k for k in self._failed if k[0] == key[0] and int(k[1]) > int(key[1])]
+        faults = self._faults()
+        if key in faults:
+            return f"version {key[1]}: {faults[key]}"
+        newer = [k for k in faults if k[0] == key[0] and int(k[1]) > int(key[1])]
         if newer:
             worst = max(newer, key=lambda k: int(k[1]))
-            return f"version {worst[1]}: {self._failed[worst].reason}"
+            return f"version {worst[1]}: {faults[worst]}"
         return ""
+
+    def _faults(self) -> dict[Key, str]:
+        """Why versions do not serve: they could not be opened, or not be loaded."""
+        return self._desired.passed_over | {key: failed.reason for key, failed in self._failed.items()}
 
     def _model_report(self, key: Key) -> ModelReport:
         if key in self._loaded:
             return ModelReport(*key, "READY", "")
-        if key in self._failed:
-            return ModelReport(*key, "UNAVAILABLE", self._failed[key].reason)
+        if (reason := self._faults().get(key)) is not None:
+            return ModelReport(*key, "UNAVAILABLE", reason)
         return ModelReport(*key, "LOADING", "")

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.errors import Conflict
 from pipeline.model.model import Model
-from serving.rollout.routing import Arm, Endpoint
+from serving.rollout.routing import Arm, Endpoint, choose_arm
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 
@@ -21,7 +22,8 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A version that may answer, with the codecs that read requests for it."""
+    """A version that may answer, with the codecs that read requests for it: of its own fields, or as an arm of an
+    endpoint of those of both arms."""
 
     model: Model
     rank: RankCodec
@@ -49,6 +51,23 @@ class ServedEndpoint:
 
     def arm(self, name: str) -> Served | None:
         return self.candidate if name == "candidate" else self.stable
+
+    def observed(self, arm: str) -> bool:
+        """Whether another server answers for an arm."""
+        spec = self.endpoint.candidate if arm == "candidate" else self.endpoint.stable
+        return spec is not None and spec.observed
+
+    def arm_of(self, key: str) -> Arm:
+        """The arm that a routing key belongs to now."""
+        return "stable" if self.killed else choose_arm(self.endpoint, key)
+
+    def check_here(self, arm: str) -> None:
+        """Refuse what an arm cannot do that another server answers. Raises: Conflict."""
+        if self.observed(arm):
+            raise Conflict(
+                f"the {arm} arm of endpoint {self.endpoint.name!r} is answered by another server, which tells it by Observe; "
+                "ask that server"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,4 @@ def mismatch(stable: Served, candidate: Served) -> str:
     difference = candidate.model.schema.inputs_match(stable.model.schema)
     if difference is None:
         return ""
-    return (
-        f"the candidate {candidate.model.name} has another input schema than stable {stable.model.name}: {difference}"
-    )
+    return f"the candidate {candidate.model.name} contradicts stable {stable.model.name}: {difference}"

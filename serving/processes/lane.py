@@ -23,7 +23,6 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.engine.engine import Engine
 from pipeline.engine.meter import BUCKET_SIZES
 from pipeline.errors import BatonError
-from pipeline.features import Features
 from pipeline.stages.record import Record
 from pipeline.traffic.clock import LogClock
 from pipeline.traffic.prediction import PredictionIds
@@ -33,6 +32,9 @@ from pipeline.traffic.writer import TrafficWriter, WriterLimits
 from serving.config import Config, ListenConfig
 from serving.lane.desired import DIRECT, publish_state_away
 from serving.lane.dispatch import Dispatcher, Recording
+from serving.lane.engines import Engines
+from serving.lane.loader import Sample
+from serving.lane.remote_report import publish_remotes, remote_status
 from serving.lane.served import Snapshot
 from serving.lane.shadow_queue import ShadowSender
 from serving.lane.stages import lane_plan
@@ -51,6 +53,7 @@ from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.triton import TritonNames
 from serving.tiers.hierarchy import embedding_status, publish_lookups, publish_tiers, publish_unknown_ids
 from serving.tiers.unknown import RecentLookups
+from serving.wire.observing import ObserveCodec
 from serving.wiring.embedding import open_hierarchy
 from serving.wiring.registry import open_registry, open_tracing
 from serving.wiring.state import installation_secret
@@ -67,6 +70,8 @@ STALL_S = 5.0
 SWITCH_S = 5e-5
 LOGGED_SAMPLES = 16
 METADATA_BYTES = 16 << 10
+CASES = ("missing_key", "candidate_not_ready", "candidate_away", "candidate_failed", "unsampled")
+"""Cases of routing that the status counts."""
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +102,7 @@ class Lane:
         """
         config = self._config
         secret = installation_secret(config)
+        self._prediction_ids, self._routing_hash = PredictionIds(secret, self._index), RoutingHash(secret)
         self._authenticator = Authenticator(config, self._clock)
         self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)
@@ -119,20 +125,20 @@ class Lane:
             inclusion_probability=sample.probability,
             keep_text=config.traffic.keep_text,
         )
-        self.engine = Engine(
-            lane_plan(record, config.stages),
-            workers=config.engine.workers,
-            policy=config.engine.policy(),
-            clock=clock,
+        plan, policy = lane_plan(record, config.stages), config.engine.policy()
+        self.engine = Engine(plan, workers=config.engine.workers, policy=policy, clock=clock)
+        self.engines = Engines(
+            self.engine,
+            lambda: Engine(plan, workers=config.remote.calls, policy=policy, clock=clock, inline_rows=0, name="remote"),
         )
         self.dispatcher = Dispatcher(
             self.registry,
-            self.engine,
+            self.engines,
             clock,
             self.telemetry,
             Recording(
-                PredictionIds(secret, self._index),
-                RoutingHash(secret),
+                self._prediction_ids,
+                self._routing_hash,
                 sample,
                 config.traffic.record_direct,
             ),
@@ -197,16 +203,17 @@ class Lane:
             killed=sorted(name for name, endpoint in snapshot.endpoints.items() if endpoint.killed),
             blind=self.registry.blind(),
             state_away=self.registry.state_away(),
-            counters={case: routed[case] for case in ("missing_key", "candidate_not_ready", "unsampled")},
+            counters={case: routed[case] for case in CASES},
             engine=self._engine_status(),
             embedding=embedding_status(self._hierarchy, self._lookups, snapshot),
+            remotes=remote_status(snapshot),
             writer=self.writer.counters(),
             shadow=HandOffStatus(sent=self.sender.sent, waiting=self.sender.waiting, dropped=dict(self.sender.dropped)),
         )
 
     def _engine_status(self) -> EngineStatus:
-        stalled_s, stalled_stage = self.engine.stalled()
-        stats = self.engine.stats()
+        stalled_s, stalled_stage = self.engines.stalled()
+        stats = self.engines.stats()
         return EngineStatus(
             pending=self.dispatcher.pending,
             queue=stats.queue_depth,
@@ -222,6 +229,10 @@ class Lane:
 
     def _totals(self, endpoint: str, arm: str, now: float) -> ArmTotals:
         window = self.dispatcher.windows[endpoint, arm]
+        served = self.registry.snapshot.endpoints.get(endpoint)
+        if served is not None:  # figures of a step are of its weight and of one version of either arm
+            arms = served.endpoint.stable, served.endpoint.candidate
+            window.recent.begin(now, (served.endpoint.weight, arms, served.versions))
         return ArmTotals(
             requests=window.requests,
             rows=window.rows,
@@ -230,12 +241,14 @@ class Lane:
             recent=window.recent.totals(now),
         )
 
-    def _samples(self, names: Collection[str]) -> list[Features]:
+    def _samples(self, names: Collection[str]) -> list[Sample]:
         """Requests to warm a model with: recently answered ones, after a start those of the traffic log."""
-        found = [features for name in names for features in self.dispatcher.samples(name)]
+        found = [sample for name in names for sample in self.dispatcher.samples(name)]
         if not found:
             try:
-                found = [unpack(blob).features for name in names for blob in self._log.latest(name, LOGGED_SAMPLES)]
+                records = [unpack(blob) for name in names for blob in self._log.latest(name, LOGGED_SAMPLES)]
+                # Those that were answered elsewhere may have no features.
+                found = [(record.features, record.fields) for record in records if not record.features.absent]
             except BatonError as error:
                 log.warning("the traffic log gives no requests to warm with: %s", error)
         return found
@@ -295,7 +308,13 @@ class Lane:
         inference = InferenceService(
             self.dispatcher, shell, access, ready=lambda: not self._draining and is_ready(self.registry.snapshot)
         )
-        ranking = RankingService(self.dispatcher, self.writer, self.telemetry, shell, access)
+        codec = ObserveCodec(
+            self._prediction_ids,
+            self._routing_hash,
+            listen.max_candidates,
+            keep_text=self._config.traffic.keep_text,
+        )
+        ranking = RankingService(self.dispatcher, self.writer, self.telemetry, shell, access, codec)
         self._server.add_generic_rpc_handlers((inference.handler(), ranking.handler()))
         self.port = bind(self._server, listen.address(listen.grpc_port), self._certificates)
         await self._server.start()
@@ -339,15 +358,16 @@ class Lane:
 
     def _publish_counters(self) -> None:
         def rows() -> tuple[Sequence[int], float]:
-            histogram = self.engine.stats().batch_rows
+            histogram = self.engines.stats().batch_rows
             return histogram.buckets, histogram.sum
 
         def requests() -> tuple[Sequence[int], float]:
-            histogram = self.engine.stats().batch_events
+            histogram = self.engines.stats().batch_events
             return histogram.buckets, histogram.sum
 
         publish_lookups(self.telemetry, self._hierarchy)
         publish_tiers(self.telemetry, lambda: self.registry.snapshot)
+        publish_remotes(self.telemetry, lambda: self.registry.snapshot)
         publish_unknown_ids(self.telemetry, self._lookups, lambda: self.registry.snapshot)
         self.telemetry.sizes("baton_batch_rows", "Rows of the batches that went to work", BUCKET_SIZES, rows)
         self.telemetry.sizes("baton_batch_requests", "Requests of the same batches", BUCKET_SIZES, requests)
@@ -366,11 +386,15 @@ class Lane:
         )  # fmt: skip
         self.telemetry.tally(
             "baton_traffic_committed", "Entries written to the traffic log, by kind", "kind",
-            lambda: {"prediction": self.writer.counters().committed, "feedback": self.writer.counters().feedback},
+            lambda: {
+                "prediction": self.writer.counters().committed,
+                "feedback": self.writer.counters().feedback,
+                "observed": self.writer.counters().observed,
+            },
         )  # fmt: skip
         self.telemetry.tally(
             "baton_engine_rejected", "Events that left the engine without an answer, by reason", "reason",
-            lambda: self.engine.stats().rejected,
+            lambda: self.engines.stats().rejected,
         )  # fmt: skip
         self.telemetry.tallies(
             "baton_arm_failures", "Requests that an arm did not answer, by our fault or too late",
@@ -393,7 +417,7 @@ class Lane:
         )  # fmt: skip
 
     def _close(self) -> None:
-        self.engine.close(timeout=5.0)
+        self.engines.close(5.0)
         self.writer.close()
         self.sender.close()
         if self._tracing is not None:

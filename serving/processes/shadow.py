@@ -12,22 +12,26 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pipeline.clock import Clock
 from pipeline.disk import replacing
-from pipeline.errors import BatonError, InvalidInput, NotFinite
+from pipeline.errors import BatonError, InvalidInput, NotFinite, RemoteTimeout, RemoteUnavailable
+from pipeline.features import Features
+from pipeline.inputs import LACKS_ROWS
+from pipeline.reading import read_record
 from pipeline.traffic.clock import LogClock
-from pipeline.traffic.log import Scores
+from pipeline.traffic.log import Scores, Unscored
 from pipeline.traffic.record import PredictionRecord, unpack
 from serving.config import Config
 from serving.lane.desired import publish_state_away
 from serving.lane.registry import Registry
+from serving.lane.remote_report import publish_remotes, remote_status
 from serving.lane.score_ratio import ScoreRatio
-from serving.lane.served import Served
+from serving.lane.served import Served, Snapshot
 from serving.lane.shadow_queue import ShadowReceiver
 from serving.runtime import status
 from serving.runtime.process import die_with_parent, step_back
@@ -54,7 +58,9 @@ class ScoreLog(Protocol):
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None: ...
 
-    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]: ...
+    def unscored(
+        self, after: str, before_ms: int, limit: int = 256, endpoints: Collection[str] | None = None
+    ) -> Unscored: ...
 
 
 class ScoreOutcome(Enum):
@@ -66,13 +72,16 @@ class ScoreOutcome(Enum):
 
 
 class _Verdict(NamedTuple):
-    """Result for a prediction, with the reason or the scores."""
+    """Result for a prediction, with the reason or the scores. `degraded`: default rows stand in for some of a tier."""
 
     outcome: ScoreOutcome
     reason: str
     scores: Scores | None = None
+    degraded: bool = False
 
 
+REMOTE_AWAY = _Verdict(ScoreOutcome.WAITING, "remote_away")
+"""The other arm's server does not answer; the log has the prediction until it does."""
 FAILED = _Verdict(ScoreOutcome.SKIPPED, "failed")
 NOT_FINITE = _Verdict(ScoreOutcome.SKIPPED, "not_finite")
 
@@ -80,22 +89,29 @@ NOT_FINITE = _Verdict(ScoreOutcome.SKIPPED, "not_finite")
 class CatchUp:
     """Reader of the traffic log's unscored predictions, which skips none and resumes after a restart.
 
-    Predictions appear in the log in the order of their commits, which is not quite that of their times. So the place
-    that is kept only passes predictions older than `settled_ms`; what is younger is looked at again.
+    The place that is kept passes what was scored or needs no score, and what is of an endpoint without a candidate; it
+    stays before the first prediction whose arm cannot score yet.
 
     Args:
         path: file of the place, which survives a restart.
+        endpoints: names of those that have a candidate now.
         grace_ms: age from which a prediction counts as missed rather than on its way.
     """
 
     def __init__(
-        self, source: ScoreLog, clock: Clock, path: Path, *, grace_ms: int = 3000, settled_ms: int = 60_000
+        self,
+        source: ScoreLog,
+        clock: Clock,
+        path: Path,
+        endpoints: Callable[[], Collection[str]],
+        *,
+        grace_ms: int = 3000,
     ) -> None:
         self._log = source
         self._clock = clock
         self._path = path
+        self._endpoints = endpoints
         self._grace_ms = grace_ms
-        self._settled_ms = settled_ms
         try:
             self._kept = path.read_text()
         except FileNotFoundError:
@@ -106,32 +122,31 @@ class CatchUp:
 
     def step(
         self, score: Callable[[list[PredictionRecord]], list[ScoreOutcome]], limit: int = BATCH_PREDICTIONS
-    ) -> int:
-        """Score the next few; the number looked at, 0 at the end of a pass."""
-        now = self._clock.wall_ms()
-        rows = self._log.unscored(self._at, now - self._grace_ms, limit)
-        if not rows:
+    ) -> bool:
+        """Score the next few; False at the end of a pass."""
+        seen = self._log.unscored(self._at, self._clock.wall_ms() - self._grace_ms, limit, self._endpoints())
+        if seen.place == self._at:
             self._at = self._kept
             self._blocked = False
-            return 0
+            return False
         records: list[PredictionRecord] = []
-        numbers: list[int] = []
-        for number, (_, blob) in enumerate(rows):
+        places: list[str] = []
+        for place, blob in seen.found:
             try:
                 records.append(unpack(blob))
-                numbers.append(number)
+                places.append(place)
             except InvalidInput as error:
                 log.error("a prediction in the traffic log cannot be read and is left unscored: %s", error)
-        outcomes = dict(zip(numbers, zip(records, score(records), strict=True), strict=True))
-        for number, (place, _) in enumerate(rows):
-            record, outcome = outcomes.get(number, (None, ScoreOutcome.SKIPPED))
-            young = record is not None and record.time_ms > now - self._settled_ms
-            if young or outcome is ScoreOutcome.WAITING:
+        before = self._at
+        for place, outcome in zip(places, score(records), strict=True):
+            if not self._blocked and outcome is ScoreOutcome.WAITING:
                 self._blocked = True
-            if not self._blocked:
-                self._kept = place
-        self._at = rows[-1][0]
-        return len(rows)
+                self._kept = before
+            before = place
+        if not self._blocked:
+            self._kept = seen.place
+        self._at = seen.place
+        return True
 
     def save(self) -> None:
         """Write the place at which a restart resumes."""
@@ -170,6 +185,7 @@ class ShadowLane:
         self.paired = ScoreRatio()
         self._next_pass = 0.0
         self._behind = False
+        self._unwritten = 0
 
     def work(self) -> None:
         """One round: score the predictions that came in, or else some that were missed."""
@@ -177,13 +193,13 @@ class ShadowLane:
         if blobs:
             self._live(blobs)
         elif self._clock.monotonic() >= self._next_pass:
+            self._behind = False
             try:
-                seen = self._catch_up.step(self._late)
+                if self._registry.state_away() is None:  # else nobody knows which endpoints have a candidate
+                    self._behind = self._catch_up.step(self._late)
             except BatonError as error:  # the log is locked or full: its rows wait there
                 log.error("catching up failed and is tried again: %s", error)
-                seen = 0
-            self._behind = seen > 0
-            if not seen:
+            if not self._behind:
                 self._next_pass = self._clock.monotonic() + 1.0
 
     def drain(self) -> None:
@@ -208,6 +224,7 @@ class ShadowLane:
             lanes=self._receiver.lanes,
             last_scored_ms=self.last_scored_ms,
             paired=self.paired.sums(self._clock.monotonic()),
+            remotes=remote_status(self._registry.snapshot),
             state_away=self._registry.state_away(),
         )
 
@@ -219,14 +236,11 @@ class ShadowLane:
             except InvalidInput:
                 self.dropped["invalid"] += 1
         done: list[tuple[str, Scores]] = []
+        snapshot = self._registry.snapshot
         for (record, _), verdict in zip(records, self._judge(records), strict=True):
             if verdict.scores is not None:
                 done.append((record.prediction_id, verdict.scores))
-                other = verdict.scores
-                sums = {record.arm: float(record.scores.sum()), other.arm: float(other.scores.sum())}
-                self.paired.add(
-                    self._clock.monotonic(), record.endpoint, len(other.scores), sums["stable"], sums["candidate"]
-                )
+                self._pair(record, verdict.scores, snapshot, verdict.degraded)
             elif verdict.outcome is ScoreOutcome.SKIPPED:
                 self.skipped[verdict.reason] += 1
             else:
@@ -234,10 +248,36 @@ class ShadowLane:
         try:
             self._commit(done)
         except BatonError as error:
-            log.error("%d scores could not be written; they are made again later: %s", len(done), error)
+            if not self._unwritten:  # once: every batch fails while the disk is full, and the lines would fill another
+                log.error("scores cannot be written; they are made again later: %s", error)
+            self._unwritten += len(done)
             self.dropped["store"] += len(done)
         else:
+            if self._unwritten and done:
+                log.info("scores are written again; %d were not", self._unwritten)
+                self._unwritten = 0
             self.scored += len(done)
+
+    def _pair(self, record: PredictionRecord, other: Scores, snapshot: Snapshot, degraded: bool) -> None:
+        """Add both arms' scores of a prediction, where they are of the versions that serve now: a lane may lag behind."""
+        version = {record.arm: str(record.version), other.arm: str(other.version)}
+        served = snapshot.endpoints.get(record.endpoint)
+        if served is None:
+            return
+        arms = ((version[arm], served.arm(arm)) for arm in version)
+        if any(one is not None and one.model.version != number for number, one in arms):
+            return
+        # A record stands for the answers like it that were not recorded.
+        sums = {
+            arm: float(scores.sum()) / record.inclusion_probability
+            for arm, scores in ((record.arm, record.scores), (other.arm, other.scores))
+        }
+        rows = len(other.scores)
+        self.paired.add(
+            self._clock.monotonic(), record.endpoint, rows, sums["stable"], sums["candidate"],
+            (version["stable"], version["candidate"]), rows / record.inclusion_probability,
+            degraded=degraded,
+        )  # fmt: skip
 
     def _late(self, records: list[PredictionRecord]) -> list[ScoreOutcome]:
         verdicts = self._judge([(record, "") for record in records])
@@ -259,50 +299,57 @@ class ShadowLane:
     def _judge(self, records: Sequence[tuple[PredictionRecord, str]]) -> list[_Verdict]:
         """Score predictions, each with its traceparent; those for one model share runs of its network."""
         verdicts: list[_Verdict] = []
-        batches: dict[Served, list[int]] = {}
+        batches: dict[Served, dict[int, Features]] = {}
+        snapshot = self._registry.snapshot
         for place, (record, _) in enumerate(records):
-            other, verdict = self._other(record)
+            other, verdict = self._other(record, snapshot)
             verdicts.append(verdict)
             if other is None:
                 continue
-            batch = batches.setdefault(other, [])
-            if batch and sum(records[p][0].features.n for p in batch) + record.features.n > RUN_ROWS:
+            try:
+                features = _as_read(record, other, snapshot)
+            except InvalidInput:
+                verdicts[-1] = _Verdict(ScoreOutcome.SKIPPED, "other_schema")
+                continue
+            batch = batches.setdefault(other, {})
+            if batch and sum(waiting.n for waiting in batch.values()) + features.n > RUN_ROWS:
                 self._run(other, records, batch, verdicts)
                 batch.clear()
-            batch.append(place)
+            batch[place] = features
         for other, batch in batches.items():
             self._run(other, records, batch, verdicts)
         return verdicts
 
-    def _other(self, record: PredictionRecord) -> tuple[Served | None, _Verdict]:
+    def _other(self, record: PredictionRecord, snapshot: Snapshot) -> tuple[Served | None, _Verdict]:
         """The model that scores a prediction; or None, with the reason."""
         if record.overridden or record.arm not in ("stable", "candidate"):
             return None, _Verdict(ScoreOutcome.SKIPPED, "overridden" if record.overridden else "direct")
-        served = self._registry.snapshot.endpoints.get(record.endpoint)
+        if record.features.absent:
+            return None, _Verdict(ScoreOutcome.SKIPPED, "no_features")
+        served = snapshot.endpoints.get(record.endpoint)
         if served is None or served.endpoint.candidate is None:
             return None, _Verdict(ScoreOutcome.SKIPPED, "no_candidate")
-        other = served.arm("candidate" if record.arm == "stable" else "stable")
+        wanted = "candidate" if record.arm == "stable" else "stable"
+        if served.observed(wanted):
+            return None, _Verdict(ScoreOutcome.SKIPPED, "observed")  # its scores are told
+        other = served.arm(wanted)
         if other is None:
             return None, _Verdict(ScoreOutcome.WAITING, "not_ready")
-        try:
-            record.features.check(other.model.schema)
-        except InvalidInput:
-            return None, _Verdict(ScoreOutcome.SKIPPED, "other_schema")
         return other, FAILED
 
     def _run(
         self,
         other: Served,
         records: Sequence[tuple[PredictionRecord, str]],
-        places: Sequence[int],
+        batch: Mapping[int, Features],
         verdicts: list[_Verdict],
     ) -> None:
-        """Score the records at `places` by one model and write their verdicts."""
+        """Score records by one model, which reads the features of `batch` by their places, and write their verdicts."""
         model = other.model
         started = self._clock.monotonic()
-        windows = model.embed_batch([records[place][0].features for place in places])
-        fine = [(place, w) for place, w in zip(places, windows, strict=True) if not isinstance(w, Exception)]
-        for place, window in zip(places, windows, strict=True):
+        windows = model.embed_batch(list(batch.values()))
+        fine = [(place, w) for place, w in zip(batch, windows, strict=True) if not isinstance(w, Exception)]
+        for place, window in zip(batch, windows, strict=True):
             if isinstance(window, Exception):
                 name = records[place][0].prediction_id
                 log.error("scoring prediction %s by %s %s failed", name, model.name, model.version, exc_info=window)
@@ -311,17 +358,38 @@ class ShadowLane:
         except Exception:
             log.exception("scoring %d predictions by %s %s failed", len(fine), model.name, model.version)
             return
-        seconds = (self._clock.monotonic() - started) / len(places)
-        for (place, _), scores in zip(fine, found, strict=True):
+        seconds = (self._clock.monotonic() - started) / len(batch)
+        for (place, window), scores in zip(fine, found, strict=True):
             record, traceparent = records[place]
             if isinstance(scores, NotFinite):
                 verdicts[place] = NOT_FINITE
+                continue
+            if isinstance(scores, Exception):
+                away = isinstance(scores, RemoteUnavailable | RemoteTimeout)
+                verdicts[place] = REMOTE_AWAY if away else FAILED
+                if not away:
+                    log.error(
+                        "scoring prediction %s by %s %s failed: %s",
+                        record.prediction_id,
+                        model.name,
+                        model.version,
+                        scores,
+                    )
                 continue
             arm = "candidate" if record.arm == "stable" else "stable"
             self._telemetry.shadowed(record.endpoint, arm, model.version, seconds, trace_id_of(traceparent))
             if self._tracing is not None and traceparent:
                 self._tracing.shadowed(traceparent, record.prediction_id, arm, model.name, model.version, seconds)
-            verdicts[place] = _Verdict(ScoreOutcome.SCORED, "", Scores(arm, model.name, int(model.version), scores))
+            own = Scores(arm, model.name, int(model.version), scores)
+            degraded = any(reason.startswith(LACKS_ROWS) for reason in window.degraded)
+            verdicts[place] = _Verdict(ScoreOutcome.SCORED, "", own, degraded)
+
+
+def _as_read(record: PredictionRecord, other: Served, snapshot: Snapshot) -> Features:
+    """The features of a record as requests to `other` have them. Raises: InvalidInput: they do not fit."""
+    arms = snapshot.endpoints[record.endpoint]
+    known = {served.model.name: served.model.schema for served in (arms.stable, arms.candidate) if served is not None}
+    return read_record(record, other.model.inputs, known)
 
 
 def run_shadow(config: Config) -> None:
@@ -340,10 +408,21 @@ def run_shadow(config: Config) -> None:
     registry.start()
     receiver = ShadowReceiver(config.shadow_socket, config.engine.shadow_queue)
     telemetry = Telemetry("shadow")
-    catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place")
+
+    def compared() -> set[str]:
+        served = registry.snapshot.endpoints
+        return {
+            name
+            for name, endpoint in served.items()
+            if endpoint.endpoint.candidate is not None
+            and not (endpoint.observed("stable") and endpoint.observed("candidate"))
+        }
+
+    catch_up = CatchUp(source, clock, config.home / "run" / "shadow.place", compared)
     tracing = open_tracing(config, "shadow")
     lane = ShadowLane(registry, receiver, source, catch_up, clock, telemetry, tracing)
     publish_lookups(telemetry, hierarchy)
+    publish_remotes(telemetry, lambda: registry.snapshot)
     publish_state_away(telemetry, registry.state_away, clock)
     telemetry.tally(
         "baton_shadow_dropped",

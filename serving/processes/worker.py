@@ -19,7 +19,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.traffic.clock import LogClock
 from serving.config import Config, EndpointConfig
-from serving.rollout.routing import Endpoint
+from serving.rollout.routing import Endpoint, is_observed
 from serving.runtime import status
 from serving.wiring.bundles import open_repository
 from serving.wiring.home import learned_place
@@ -121,13 +121,14 @@ def build(config: Config, tenure: Tenure | None = None) -> Follower:
         tenure: that it needs to publish.
 
     Raises:
-        InvalidInput: the endpoint does not exist, or the device or an architecture does not.
+        InvalidInput: the endpoint does not exist, or the device does not.
     """
     w = config.worker
     assert w is not None
     torch.set_num_threads(w.threads)
     device_for(w.device)
-    architectures = Architectures(w.architectures)
+    # A class that is not to be had here may be the teacher's, which teaches by its logged scores.
+    architectures = Architectures(w.architectures, tolerant=True)
     traffic, repository = open_traffic_log(config), open_repository(config)
     clock = LogClock(traffic).start()
 
@@ -174,7 +175,7 @@ def _arms(config: Config, endpoint: str) -> Arms | None:
         raise InvalidInput(
             f"there is no endpoint {endpoint!r}; set it with `baton endpoint set` or in the config", "worker.endpoint"
         )
-    if arms.candidate is None:
+    if arms.candidate is None or is_observed(arms.stable.bundle) or is_observed(arms.candidate.bundle):
         return None
     return Arms(arms.stable.bundle, arms.candidate.bundle, retired=_handed_over(config, arms))
 

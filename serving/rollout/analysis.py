@@ -1,8 +1,8 @@
 """Sums of labelled rows: per block for the evidence, per stay at a step for display. One pass over the log, O(rows).
 
 Both arms score every exposed row (one answers, the shadow lane scores with the other), so all comparisons are paired.
-Rows whose arm the caller chose, and rows with a score that is not finite, are left out and counted; rows without a pair of
-scores lower the coverage. All sums are integers of fixed scale (`scale`): `save` and `restore` keep them bit for bit, so a
+Rows whose arm the caller chose, rows with a score that is not finite, and rows of a key that has too many of them (`cap`) are
+left out and counted; rows without a pair of scores lower the coverage. All sums are integers of fixed scale (`scale`): `save` and `restore` keep them bit for bit, so a
 restart goes on at the place in the log up to which they count.
 
 Read next: `blocks` merges what is old; `figures` computes the displayed figures; `look` and `evidence` decide.
@@ -34,13 +34,14 @@ from serving.rollout.spec import Rollout
 from serving.rollout.sums import selection
 from serving.rollout.sums.auc import BLOCK_BINS, BlockAuc
 from serving.rollout.sums.blocks import MAX_BLOCKS, MAX_TABLE_ROWS, PART, BlockTable
+from serving.rollout.sums.cap import KeyCap
 from serving.rollout.sums.outcome import count_outcome
 from serving.rollout.sums.packed import pack_sums, unpack_sums
 from serving.rollout.sums.scale import NAT_UNITS, SQUARE_UNITS, UNITS, checked, fixed
 from serving.rollout.sums.slices import Slices
 from serving.rollout.sums.stay import StaySums
 
-__all__ = ["RolloutAnalysis", "new_analysis", "new_table"]
+__all__ = ["RolloutAnalysis", "new_analysis", "new_cap", "new_table"]
 
 _REMEMBERED_PREDICTIONS = 65_536
 _BATCH_ROWS = 1 << 18
@@ -57,6 +58,7 @@ class RolloutAnalysis:
         after: place in the labelled log to start after.
         slices: slices of the traffic to sum separately; None: none.
         table: that the blocks are kept in; None: a new one of the usual size.
+        cap: on the rows of a key; None: none.
 
     Attributes:
         seq: place in the labelled log up to which the sums count.
@@ -73,11 +75,13 @@ class RolloutAnalysis:
         after: int = 0,
         slices: Slices | None = None,
         table: BlockTable | None = None,
+        cap: KeyCap | None = None,
     ) -> None:
         self.endpoint, self.bundle, self.slices = endpoint, bundle, slices
         self.table = BlockTable(block_ms) if table is None else table
+        self.cap = cap
         self.seq, self.whole = after, True
-        self.overridden = self.exposed = self.paired = self.not_finite = 0
+        self.overridden = self.exposed = self.paired = self.not_finite = self.left_out = 0
         self.stays: list[StaySums] = []
         self._error = (1.0 - confidence) / 2.0
         self._auc = BlockAuc(self.table)
@@ -85,6 +89,7 @@ class RolloutAnalysis:
         self._second_ms: int | None = None
         self._lost: OrderedDict[int, None] = OrderedDict()
         self._batch = _Batch()
+        self._refused, self._refused_from_ms = range(0), 0
 
     def begin_phase(self, step: int, weight: float, entered_ms: int) -> None:
         """Rows predicted from `entered_ms` on belong to a stay at `step` with `weight`."""
@@ -106,6 +111,11 @@ class RolloutAnalysis:
         """Evidence begins anew, see `BlockTable.begin`."""
         self._flush()
         self.table.begin(from_ms, version)
+
+    def refuse(self, versions: range, from_ms: int) -> None:
+        """Rows of these versions of the candidate, predicted from `from_ms` on, are no rows of the rollout: lanes went on with
+        one for a moment after a breach had returned to the version before it."""
+        self._refused, self._refused_from_ms = versions, from_ms
 
     def add(self, entries: Sequence[Labelled], records: Sequence[PredictionRecord] | None = None) -> None:
         """Count entries in the order of the log; those at or before the present place are skipped.
@@ -150,6 +160,7 @@ class RolloutAnalysis:
             paired=self.paired,
             overridden=self.overridden,
             not_finite=self.not_finite,
+            left_out=self.left_out,
             coverage=self.paired / self.exposed if self.exposed else None,
             phases=tuple(self.phase_figures(at) for at in range(len(self.stays))),
             segments=slice_figures(self.table, self.slices, self._error),
@@ -164,9 +175,9 @@ class RolloutAnalysis:
         saved = [stay.save() for stay in stays]
         for at, (_, of_stay) in enumerate(saved):
             arrays |= {f"stay{at}_{name}": array for name, array in of_stay.items()}
-        arrays |= self._auc.save()
+        arrays |= self._auc.save() | ({} if self.cap is None else self.cap.save())
         arrays["lost"] = np.array([*self._lost], np.uint64).view(np.int64)
-        counts = (self.exposed, self.paired, self.overridden, self.not_finite)
+        counts = (self.exposed, self.paired, self.overridden, self.not_finite, self.left_out)
         head = {
             "identity": [*identity], "seq": self.seq, "table": table_head, "counts": counts, "stays": [head for head, _ in saved],
             "live": len(self.stays), "second_ms": self._second_ms,
@@ -178,13 +189,17 @@ class RolloutAnalysis:
         """Fill a new analysis with the result of `save`; False, and nothing is done, where they belong to something else, or
         another version packed them."""
         found = unpack_sums(packed)
-        if found is None or found[0]["identity"] != [*identity]:
+        if found is None or found[0].get("identity") != [*identity]:
             return False
         head, arrays = found
+        if arrays["blocks"].shape[1] != selection.COLUMNS:
+            return False
         self.seq = head["seq"]
-        self.exposed, self.paired, self.overridden, self.not_finite = head["counts"]
+        self.exposed, self.paired, self.overridden, self.not_finite, self.left_out = head["counts"]
         self.table.restore(head["table"], arrays)
         self._auc.restore(arrays)
+        if self.cap is not None:
+            self.cap.restore(arrays)
         names = ("arms", "outcome")
         stays = [
             StaySums.restore(of_stay, {name: arrays[f"stay{at}_{name}"] for name in names})
@@ -203,7 +218,8 @@ class RolloutAnalysis:
         """The sums that a verdict rests on, packed, for `explain`: without stays, and without slices that are only shown."""
         named = None if self.slices is None else self.slices.named
         table_head, arrays = self.refresh().save(named if named is not None else ())
-        return pack_sums({"seq": self.seq, "table": table_head}, arrays | {"outcome": self.table.outcome.sums})
+        busy = {} if self.cap is None else self.cap.save_busy()
+        return pack_sums({"seq": self.seq, "table": table_head}, arrays | busy | {"outcome": self.table.outcome.sums})
 
     def _entered(self) -> list[int]:
         """Entries of the first stay, of the one after it, and of the last one."""
@@ -219,13 +235,21 @@ class RolloutAnalysis:
         if record.overridden:
             self.overridden += rows
             return
+        if self._refused and entry.time_ms >= self._refused_from_ms and self._version(record, entry) in self._refused:
+            return
         block = entry.time_ms // self.table.block_ms
         line = self._line(block)
+        phase = self._phase_of(entry.time_ms)
+        if phase >= 0:  # outcomes are sums by group of keys, so their limits account for a busy one
+            count_outcome(self.stays[phase].outcome, record, entry)
+        if self.cap is not None:
+            self.cap.count(block, record.routing_hash, rows)
+            if self.cap.leaves_out(block, record.routing_hash, _hash(entry.prediction_id)):
+                line[selection.LEFT_OUT] += rows
+                self.left_out += rows
+                return
         self.exposed += rows
         line[selection.EXPOSED] += rows
-        phase = self._phase_of(entry.time_ms)
-        if phase >= 0:
-            count_outcome(self.stays[phase].outcome, record, entry)
         pair = self._pair(record, entry)
         if pair is None:
             if first:
@@ -265,6 +289,12 @@ class RolloutAnalysis:
         row = self.table.row_of(block)  # may put `sums` into a larger array
         line: I64 = self.table.sums[row]
         return line
+
+    def _version(self, record: PredictionRecord, entry: Labelled) -> int | None:
+        """The candidate's version that scored a prediction."""
+        if record.arm == "candidate":
+            return record.version
+        return next((other.version for other in reversed(entry.other) if other.arm == "candidate"), None)
 
     def _pair(self, record: PredictionRecord, entry: Labelled) -> tuple[Any, Any, int] | None:
         """(stable's scores, the candidate's, the candidate's version) on the exposed rows, None without both."""
@@ -306,6 +336,7 @@ class RolloutAnalysis:
             selection.SERVED_ROWS: sign * served,
             selection.SERVED_CLICKS: clicks * served,
             selection.SERVED: of_candidate * served,
+            selection.SERVED_STABLE: of_stable * served,
             selection.SQUARES: sign * fixed(y * y, UNITS),
         }
         stacked, names = np.stack([*columns.values()]), [*columns]
@@ -374,12 +405,18 @@ def new_analysis(
         after,
         slices,
         new_table(spec) if table is None else table,
+        new_cap(spec),
     )
+
+
+def new_cap(spec: Rollout) -> KeyCap | None:
+    """The cap on the rows of a key that a rollout file asks for; None: none."""
+    return KeyCap(spec.analysis.key_cap, spec.analysis.block_ms) if spec.analysis.key_cap > 0 else None
 
 
 def new_table(spec: Rollout, most_blocks: int = MAX_BLOCKS, most_rows: int = MAX_TABLE_ROWS) -> BlockTable:
     """An empty table of blocks for a rollout file."""
-    window = -(-round(spec.analysis.breach_window * 1000) // spec.analysis.block_ms)
+    window = -(-spec.analysis.window_ms // spec.analysis.block_ms)
     return BlockTable(spec.analysis.block_ms, window + 1, most_blocks, most_rows)
 
 

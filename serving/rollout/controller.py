@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipeline.clock import Clock
@@ -18,14 +20,34 @@ from pipeline.errors import BatonError, Conflict, NotFound, NotReady, StaleVersi
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
 from serving.rollout.analysis import RolloutAnalysis, new_analysis
+from serving.rollout.demands import unmet_demands
 from serving.rollout.explain import AuditExplanation, explain
-from serving.rollout.figures import PhaseFigures, RolloutFigures
+from serving.rollout.figures import PhaseFigures, RolloutFigures, pack_figures, unpack_figures
+from serving.rollout.guards import PastScores
+from serving.rollout.held_stable import HeldStable
 from serving.rollout.long_run import FOLLOWED, LongRun
+from serving.rollout.observed import Observed
+from serving.rollout.outlook import clicks_per_hour, outlook
 from serving.rollout.reader import Counted, LabelReader
-from serving.rollout.reconcile import Context, Decision, Observed, reconcile
+from serving.rollout.reconcile import Context, Decision, reconcile
 from serving.rollout.routing import ArmSpec, Endpoint
-from serving.rollout.spec import Rollout
-from serving.rollout.state import Abort, Event, RolloutState, StepBack, apply, begin
+from serving.rollout.spec import Analysis, Rollout
+from serving.rollout.state import (
+    Abort,
+    Approve,
+    Cause,
+    Event,
+    Phase,
+    Promote,
+    ReturnVersion,
+    RolloutState,
+    SetWeight,
+    StepBack,
+    after,
+    apply,
+    begin,
+)
+from serving.rollout.status.freeze import Freeze, freeze_of
 from serving.rollout.store import ControlStore, LeadLost, StoredRollout, Who, check_version
 
 __all__ = ["ACTOR", "RolloutController"]
@@ -37,6 +59,8 @@ log = logging.getLogger(__name__)
 _SAVE_EVERY_MS = 60_000
 _KEPT_ROLLOUTS = 8
 """Ended rollouts whose figures stay in memory."""
+_SETTLE_EVERY_MS = 3_600_000
+_SETTLED_ROLLOUTS = 4
 
 Observe = Callable[[], Callable[[StoredRollout, Endpoint], Observed]]
 
@@ -55,6 +79,8 @@ class _Runner:
     next_look_ms: int = 0
     status: dict[str, Any] | None = None
     stored_seq: int = -1
+    past: PastScores | None = None
+    past_ms: int = 0
 
 
 class RolloutController:
@@ -83,12 +109,19 @@ class RolloutController:
         self._reader = LabelReader(log)
         self._runners: dict[str, _Runner] = {}
         self._long_runs: dict[str, LongRun] = {}
+        self._watched: dict[str, StoredRollout] = {}
         self._active: frozenset[str] | None = None
         self._saved_ms = clock.wall_ms()
+        self._listed_ms = 0
+        self._ended: deque[str] = deque()
+        self._settled: set[str] = set()
+        self._frozen: Freeze | None = None
+        self._stable = HeldStable(store, ACTOR)
         self._lock = threading.RLock()
 
-    def start(self, spec: Rollout, actor: str, reason: str, version: int = 0) -> StoredRollout:
-        """Begin a rollout on its endpoint: candidate in shadow, weight 0. `version` of the candidate, 0: not known yet.
+    def start(self, spec: Rollout, actor: str, reason: str, version: int = 0, known: int = 0) -> StoredRollout:
+        """Begin a rollout on its endpoint: candidate in shadow, weight 0. `version` of the candidate, 0: not known yet; `known`:
+        the newest of its bundle now, only later ones are adopted.
 
         The caller checks that the bundle exists and has the stable arm's schema, since it can open bundles.
 
@@ -97,6 +130,7 @@ class RolloutController:
             InvalidInput: the rollout has another attribution window than the log.
         """
         spec = spec.on_log(self._log.window_ms / 1000)
+        self._refuse_frozen()
         endpoint = self._store.endpoint(spec.endpoint)
         if endpoint.killed:
             raise Conflict(f"endpoint {spec.endpoint!r} is killed; release it first")
@@ -112,41 +146,72 @@ class RolloutController:
             }
         )
         seq = self._log.stats(now).last_seq
-        return self._store.start_rollout(spec, begin(spec, version, now, seq), chosen, Who(actor, reason, now))
+        begun = begin(spec, version, now, seq, known)
+        stored = self._store.start_rollout(spec, begun, chosen, Who(actor, reason, now))
+        # For who starts it; what is stored is what the first look says.
+        return replace(
+            stored,
+            status={**stored.status, "reason": outlook(spec, clicks_per_hour(self._log, spec.endpoint, now))},
+        )
 
-    def command(self, name: str, event: Event, actor: str, reason: str, expected: int | None = None) -> StoredRollout:
+    def command(
+        self, name: str, event: Event, actor: str, reason: str, expected: int | None = None, *, force: bool = False
+    ) -> StoredRollout:
         """Apply an operator's verb to a rollout (by id, or the newest of an endpoint).
 
         Args:
             expected: resource version that the operator read; None: any.
+            force: promote although the evidence for it is not there. What is not met goes into the audit.
 
         Raises:
-            NotFound: no such rollout. Conflict: its phase does not allow the verb. StaleVersion: it has changed since.
+            NotFound: no such rollout. StaleVersion: it has changed since.
+            Conflict: its phase does not allow the verb, or a promotion's evidence is not there and `force` is not set.
         """
         with self._lock:
             stored = self._store.rollout(name)
             check_version(f"rollout {stored.id!r}", stored.resource_version, expected)
             endpoint = self._store.endpoint(stored.spec.endpoint)
-            return self._change(stored, endpoint, event, Who(actor, reason, self._clock.wall_ms()), {})
+            who = Who(actor, reason, self._clock.wall_ms())
+            wanted = apply(stored.spec, stored.state, event, who.time_ms, 0)
+            if isinstance(event, Approve):
+                self._runner(stored).next_look_ms = 0
+                if wanted == stored.state:
+                    return stored  # approved already
+            passed: tuple[str, ...] = ()
+            if wanted.weight > stored.state.weight:
+                self._refuse_frozen()
+            if isinstance(event, Promote | SetWeight) and wanted.weight > stored.state.weight:
+                context = self._context(stored, self._observe()(stored, endpoint), self._runner(stored))
+                passed = unmet_demands(context, wanted.step)
+            if passed and isinstance(event, Promote) and not force:
+                raise Conflict(
+                    f"not met for weight {wanted.weight:g}: {'; '.join(passed)}. To promote all the same: --force"
+                )
+            return self._change(stored, endpoint, event, who, {"unmet": list(passed)} if passed else {})
 
     def step(self) -> list[tuple[str, Decision]]:
         """One pass over all active rollouts; returns (rollout id, decision) for each."""
         with self._lock:
+            self._look_for_freeze()
             active, observed = self._store.rollouts(active=True), self._observe()
             endpoints = self._endpoints(active)
             self._note_ended(active, endpoints)
-            self._read(active)
+            read = [*active, *self._watched.values()]
+            self._read(read)
             done = []
             for stored in active:
                 try:
                     done.append((stored.id, self._pass(stored, endpoints[stored.spec.endpoint], observed)))
                 except Exception:
                     log.exception("a pass of rollout %s failed; the others go on", stored.id)
+            self._watch(endpoints, observed)
+            self._let_stable_go(active, endpoints, observed)
             due = abs(self._clock.wall_ms() - self._saved_ms) >= _SAVE_EVERY_MS
             self._follow(endpoints, observed, due)
             if due:
-                self._save(active)
-            ended = [name for name in self._runners if name not in {stored.id for stored in active}]
+                self._save(read)
+                self._settle_ended()
+            ended = [name for name in self._runners if name not in {stored.id for stored in read}]
             for name in ended[:-_KEPT_ROLLOUTS]:
                 del self._runners[name]
         return done
@@ -161,6 +226,10 @@ class RolloutController:
             stored = self._store.rollout(name)
             if stored.state.active:
                 self._read(self._store.rollouts(active=True))
+            settled = self._settled_figures(stored)
+            if settled is not None:
+                followed = self._long_run(stored)
+                return replace(settled, long_run=followed.figures() if followed else None)
             runner = self._runner(stored)
             if not stored.state.active:  # its last rows mature after its end, and nobody reads them but who asks
                 runner.behind = not self._reader.catch_up(runner.analysis)
@@ -188,34 +257,85 @@ class RolloutController:
         self, stored: StoredRollout, endpoint: Endpoint, observed: Callable[[StoredRollout, Endpoint], Observed]
     ) -> Decision:
         runner = self._runner(stored)
-        now = self._clock.wall_ms()
-        context = Context(
-            spec=stored.spec,
-            state=stored.state,
-            observed=observed(stored, endpoint),
-            now_ms=now,
-            next_look_ms=runner.next_look_ms,
-            table=None if runner.behind else runner.analysis.refresh,
-            log_window=self._log.window_ms / 1000,
-        )
+        context = self._context(stored, observed(stored, endpoint), runner)
         decision = reconcile(context)
         runner.next_look_ms = decision.next_look_ms
         if decision.event is not None:
             # The place in the log is stored too, so that the figures can be computed again.
             seen = {**decision.evidence, "seq": runner.analysis.seq}
             try:
-                self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, now), seen)
+                self._change(stored, endpoint, decision.event, Who(ACTOR, decision.reason, context.now_ms), seen)
             except StaleVersion:
                 pass  # an operator was faster; the next pass sees the change
             except LeadLost:
                 raise
             except NotReady as error:
-                if isinstance(decision.event, (StepBack, Abort)) and context.observed.killed is None:
+                if isinstance(decision.event, (StepBack, ReturnVersion, Abort)) and context.observed.killed is None:
                     self._brake(endpoint.name, f"{decision.reason}; {decision.event.verb} cannot be stored: {error}")
                 raise
-        if now >= context.next_look_ms or decision.event is not None:
+        alarmed = decision.alarm not in ("", (runner.status or stored.status).get("alarm", ""))
+        if context.now_ms >= context.next_look_ms or decision.event is not None or alarmed:
             self._store_status(stored, runner, decision)
+        if decision.event is None and self._frozen is None:
+            self._stable.tend(stored, endpoint, context.observed, context.now_ms)
         return decision
+
+    def _watch(
+        self, endpoints: Mapping[str, Endpoint], observed: Callable[[StoredRollout, Endpoint], Observed]
+    ) -> None:
+        """Say where the candidate of a completed rollout drifts away, for as long as it answers as the rollout left it."""
+        for stored in self._watched.values():
+            try:
+                runner, endpoint = self._runner(stored), endpoints[stored.spec.endpoint]
+                context = self._context(stored, observed(stored, endpoint), runner)
+                decision = reconcile(context)
+                runner.next_look_ms = decision.next_look_ms
+                if context.now_ms >= context.next_look_ms:
+                    self._store_status(stored, runner, decision)
+            except Exception:
+                log.exception("the completed rollout %s cannot be watched; the others go on", stored.id)
+
+    def _let_stable_go(
+        self,
+        active: Sequence[StoredRollout],
+        endpoints: Mapping[str, Endpoint],
+        observed: Callable[[StoredRollout, Endpoint], Observed],
+    ) -> None:
+        """Stable arms that are still held after the end of their rollout."""
+        owned = {stored.spec.endpoint for stored in active}
+        for name, endpoint in endpoints.items():
+            if endpoint.stable_held and name not in owned and self._frozen is None:
+                ended = self._store.find_rollout(name)
+                if ended is not None:
+                    self._stable.tend(ended, endpoint, observed(ended, endpoint), self._clock.wall_ms())
+
+    def _look_for_freeze(self) -> None:
+        """A freeze that begins or ends is seen, and shown, at once."""
+        frozen = freeze_of(self._store, self._clock.wall_ms())
+        if frozen != self._frozen:
+            self._frozen = frozen
+            for runner in self._runners.values():
+                runner.next_look_ms = 0
+
+    def _refuse_frozen(self) -> None:
+        """Raises: Conflict: a freeze lets nothing move."""
+        self._look_for_freeze()
+        if self._frozen is not None:
+            raise Conflict(f"{self._frozen}. Lift it first: baton freeze --lift --reason ...")
+
+    def _context(self, stored: StoredRollout, observed: Observed, runner: _Runner) -> Context:
+        now = self._clock.wall_ms()
+        return Context(
+            spec=stored.spec,
+            state=stored.state,
+            observed=observed,
+            now_ms=now,
+            next_look_ms=runner.next_look_ms,
+            table=None if runner.behind else runner.analysis.refresh,
+            log_window=self._log.window_ms / 1000,
+            frozen=self._frozen,
+            past=partial(_past, runner, stored.spec.analysis, now),
+        )
 
     def _change(
         self, stored: StoredRollout, endpoint: Endpoint, event: Event, who: Who, evidence: dict[str, Any]
@@ -223,9 +343,12 @@ class RolloutController:
         runner = self._runner(stored)
         analysis = runner.analysis
         state = apply(stored.spec, stored.state, event, who.time_ms, analysis.seq)
+        unmet = tuple(evidence.get("unmet", ()))
+        state = after(stored.state, state, event, Cause(event.verb, who.actor, who.reason, who.time_ms, unmet))
         basis = analysis.save_evidence() if "blocks" in evidence else None
         del self._runners[stored.id]  # where the change is not stored, what is stored is read again
         analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
+        analysis.refuse(state.refused_versions, state.evidence_from_ms)
         if state.marks[-1] is not stored.state.marks[-1]:  # equal ones are two stays within one millisecond
             mark = state.marks[-1]
             analysis.begin_phase(mark.step, mark.weight, mark.entered_ms)
@@ -235,9 +358,9 @@ class RolloutController:
         sums = analysis.save(identity)
         routed = _route(stored.spec, endpoint, state)
         saved = self._store.save_rollout(stored, state, routed, who, event.verb, evidence, sums, basis)
-        runner.identity, runner.stored_seq = identity, analysis.seq
+        runner.identity, runner.stored_seq, runner.past = identity, analysis.seq, None
         self._runners[stored.id] = runner
-        if isinstance(event, (StepBack, Abort)):
+        if isinstance(event, (StepBack, ReturnVersion, Abort)):
             runner.next_look_ms = who.time_ms
         return saved
 
@@ -264,6 +387,7 @@ class RolloutController:
         analysis = new_analysis(stored.spec, 0, self._schema)
         if packed is None or not analysis.restore(packed, identity):
             analysis = self._from_log(stored)
+        analysis.refuse(state.refused_versions, state.evidence_from_ms)
         looked = stored.status.get("next_look_ms", 0)
         runner = self._runners[stored.id] = _Runner(analysis, identity, next_look_ms=looked)
         return runner
@@ -310,6 +434,34 @@ class RolloutController:
                 self._store.put_sums(stored.id, runner.analysis.save(runner.identity))
                 runner.stored_seq = runner.analysis.seq
 
+    def _settle_ended(self) -> None:
+        """Store the figures of ended rollouts in place of their sums once no label can change them; a few at a time."""
+        now = self._clock.wall_ms()
+        if abs(now - self._listed_ms) >= _SETTLE_EVERY_MS:
+            self._listed_ms = now
+            final_ms = now - self._log.late_limit_ms - 2 * self._log.window_ms
+            for stored in self._store.rollouts():
+                going_on = stored.state.active or stored.id in self._watched
+                if stored.id not in self._settled and not going_on and _ended_ms(stored) <= final_ms:
+                    self._ended.append(stored.id)
+        for _ in range(min(_SETTLED_ROLLOUTS, len(self._ended))):
+            stored = self._store.rollout(self._ended.popleft())
+            packed = self._store.sums(stored.id)
+            if packed is not None and unpack_figures(packed) is None:
+                figures = self.snapshot(stored.id)
+                if self._runners[stored.id].behind:
+                    continue  # to be read to the end first; the next list has it again
+                self._store.put_sums(stored.id, pack_figures(figures))
+                del self._runners[stored.id]
+            self._settled.add(stored.id)
+
+    def _settled_figures(self, stored: StoredRollout) -> RolloutFigures | None:
+        """Figures of an ended rollout that has no sums any more."""
+        if stored.state.active or stored.id in self._runners:
+            return None
+        packed = self._store.sums(stored.id)
+        return None if packed is None else unpack_figures(packed)
+
     def _note_ended(self, active: Sequence[StoredRollout], endpoints: Mapping[str, Endpoint]) -> None:
         """Find the long-run effects to follow: at first those of all endpoints, then those of rollouts that move or end."""
         for stored in active:
@@ -320,6 +472,8 @@ class RolloutController:
                 newest = self._store.find_rollout(name)
                 if newest is not None:
                     self._long_run(newest)
+                    if newest.state.phase == Phase.COMPLETED and newest.id in self._long_runs:
+                        self._watched[newest.id] = newest
             except NotReady as error:
                 log.error("the long-run effect of %s is not followed: %s", name, error)
         self._active = now
@@ -338,6 +492,7 @@ class RolloutController:
                 self._store.put_status(name, {**status, "long_run": effect.save()})
             if effect.until_ms is not None:
                 del self._long_runs[name]
+                self._watched.pop(name, None)
 
     def _long_run(self, stored: StoredRollout) -> LongRun | None:
         """Long-run effect of a rollout, from memory, from the store or new; None before its last step."""
@@ -356,12 +511,51 @@ class RolloutController:
             "next_look_ms": runner.next_look_ms,
             "missing_clicks": decision.missing_clicks,
             "evidence": decision.evidence,
+            "alarm": decision.alarm,
+            "code": decision.code,
+            "overdue": decision.overdue,
+            "held_since_ms": _held_since_ms(stored, decision, self._clock.wall_ms()),
+            "hours_left": _hours_left(decision),
         }
         if status != runner.status:
             effect = self._long_runs.get(stored.id)
             kept = stored.status.get("long_run") if effect is None else effect.saved
             self._store.put_status(stored.id, status | ({"long_run": kept} if kept else {}))
             runner.status = status
+
+
+def _held_since_ms(stored: StoredRollout, decision: Decision, now_ms: int) -> int | None:
+    """Since when a rollout says what it says, at this step; None where it has just done something."""
+    if decision.event is not None:
+        return None
+    since = stored.status.get("held_since_ms")
+    same = stored.status.get("code") == decision.code and since is not None and since >= stored.state.entered_ms
+    return since if same else now_ms
+
+
+def _hours_left(decision: Decision) -> float | None:
+    """Hours until the missing clicks are there at the rate of this evidence, None where that is not known."""
+    seen, missing = decision.evidence, decision.missing_clicks
+    if missing is None or not seen.get("clicks"):
+        return None
+    hours = (seen.get("until_ms", 0) - seen.get("from_ms", 0)) / 3_600_000
+    return float(missing) * hours / float(seen["clicks"]) if hours > 0 else None
+
+
+def _past(runner: _Runner, settings: Analysis, now: int) -> PastScores | None:
+    """Both arms' scores on mature rows; they are added up at looks, not at every pass in between."""
+    if runner.behind:
+        return None
+    if runner.past is None or not 0 <= now - runner.past_ms < settings.interval * 1000:
+        runner.past, runner.past_ms = PastScores.of(runner.analysis.refresh(), settings.breach_window), now
+    return runner.past
+
+
+def _ended_ms(stored: StoredRollout) -> int:
+    """When a rollout ended, Unix milliseconds."""
+    state = stored.state
+    watched = stored.spec.after_full.watch if state.phase == Phase.COMPLETED else 0.0
+    return state.entered_ms + round(1000 * watched)
 
 
 def _identity(state: RolloutState) -> list[int]:

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.arrays import Arrays
 from pipeline.schema import Schema
 from pipeline.traffic.log import TrafficLog
 from serving.rollout.analysis import new_analysis, new_table
 from serving.rollout.look import Look
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, StoredRollout
+from serving.rollout.sums import selection
 from serving.rollout.sums.blocks import BlockTable
 from serving.rollout.sums.outcome import OutcomeSums
 from serving.rollout.sums.packed import unpack_sums
@@ -87,13 +89,17 @@ def explain(
             None,
             "it rests on counters of the lanes at that moment, which are not stored elsewhere: see evidence.observed",
         )
+    if "unmet" in evidence:
+        note = f"{entry.actor} decided this; not met was: {'; '.join(evidence['unmet'])}"
+        return AuditExplanation(entry, (), "", None, note)
     if "blocks" not in evidence:
         return AuditExplanation(entry, (), "", None, "it rests on what the gate measured, see the version's manifest")
     state = RolloutState.from_json({**entry.before["state"], "marks": []})
     kept = None if basis is None else unpack_sums(basis)
+    if kept is not None and kept[1]["blocks"].shape[1] != selection.COLUMNS:
+        kept = None  # an older version kept fewer sums
     if kept is None or rows:
-        doublings = 0 if kept is None else int(kept[0]["table"]["doublings"])
-        table, note = _from_rows(stored, state, int(evidence["seq"]), doublings, log, schema)
+        table, note = _from_rows(stored, state, int(evidence["seq"]), kept, log, schema)
     else:
         head, arrays = kept
         table = new_table(stored.spec)
@@ -101,13 +107,13 @@ def explain(
         table.outcome = OutcomeSums(arrays["outcome"])
         note = f"the sums that the verdict rests on, of the labelled log up to {head['seq']}"
     look = Look(stored.spec, state, table)
-    breach = look.breach()
-    lacking = "" if breach else look.not_yet()  # adds the figures that a step up needs to `seen`
+    breach = next(look.breaches(), None)
+    last = state.step + 1 == len(stored.spec.steps)
+    lacking = "" if breach or last else look.not_yet()  # adds the figures that a step up needs to `seen`
     figures = tuple(_figure(name, evidence[name], look.seen[name]) for name in look.seen if name in evidence)
     same = all(figure.same for figure in figures)
-    verdict = (
-        f"breached: {breach[1]}" if breach else f"holds: {lacking}" if lacking else "the next step's evidence is there"
-    )
+    verdict = "nothing is broken, and there is no next step" if last else "the next step's evidence is there"
+    verdict = f"breached: {breach[1]}" if breach else f"holds: {lacking}" if lacking else verdict
     return AuditExplanation(entry, figures, verdict, same, note)
 
 
@@ -115,13 +121,19 @@ def _from_rows(
     stored: StoredRollout,
     state: RolloutState,
     until: int,
-    doublings: int,
+    kept: tuple[dict[str, Any], Arrays] | None,
     log: TrafficLog,
     schema: Callable[[str], Schema],
 ) -> tuple[BlockTable, str]:
-    """The table of blocks from the log's entries up to a place, merged as the verdict's was; and which entries there were."""
+    """The table of blocks from the log's entries up to a place, merged as the verdict's was (`kept`), without the rows that it
+    left out; and which entries there were."""
     analysis = new_analysis(stored.spec, state.evidence_seq, schema)
+    if kept is None:
+        analysis.cap = None  # version 0.1 capped no key
+    elif analysis.cap is not None:
+        analysis.cap.restore_busy(kept[1])
     analysis.begin_evidence(state.evidence_from_ms, state.evidence_version)
+    analysis.refuse(state.refused_versions, state.evidence_from_ms)
     analysis.begin_phase(state.step, state.weight, state.entered_ms)
     read, wanted = 0, until - state.evidence_seq
     while entries := log.labelled(analysis.seq, _BATCH_ENTRIES):
@@ -131,7 +143,7 @@ def _from_rows(
         if len(mine) < len(entries):
             break
     table = analysis.refresh()
-    table.merge(doublings)
+    table.merge(0 if kept is None else int(kept[0]["table"]["doublings"]))
     note = f"{read} predictions of the labelled log, {state.evidence_seq + 1} to {until}"
     if read < wanted:
         note += f"; {wanted - read} more have been removed by retention"

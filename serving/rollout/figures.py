@@ -17,6 +17,7 @@ from pipeline.reliability import calibration_error, deciles, score_stability, st
 from serving.rollout.sums.blocks import BlockTable
 from serving.rollout.sums.evidence import Limits, finite
 from serving.rollout.sums.outcome import ARMS, OutcomeSums
+from serving.rollout.sums.packed import pack_sums, unpack_sums
 from serving.rollout.sums.selection import ROWS, Selection
 from serving.rollout.sums.slices import Slices
 from serving.rollout.sums.stay import StaySums
@@ -30,8 +31,10 @@ __all__ = [
     "SliceFigures",
     "field_stability",
     "outcome_figures",
+    "pack_figures",
     "phase_figures",
     "slice_figures",
+    "unpack_figures",
 ]
 
 
@@ -149,7 +152,8 @@ class RolloutFigures:
 
     `segments` holds the slices of each field, and `psi` each field's population stability index: the distribution of its
     rows over its slices in the present stay against the first one. `long_run` is set once the last step was entered.
-    `not_finite` counts exposed rows that are left out because a score of theirs is NaN or infinite.
+    `not_finite` counts exposed rows that are left out because a score of theirs is NaN or infinite, `left_out` those that are
+    because their key has too many; neither is `exposed` a second time.
     """
 
     seq: int
@@ -163,6 +167,32 @@ class RolloutFigures:
     psi: dict[str, float | None] = field(default_factory=dict)
     long_run: LongRunFigures | None = None
     not_finite: int = 0
+    left_out: int = 0
+
+
+def pack_figures(figures: RolloutFigures) -> bytes:
+    """All figures of an ended rollout, to be stored in place of its sums."""
+    return pack_sums({"figures": asdict(figures)}, {})
+
+
+def unpack_figures(packed: bytes) -> RolloutFigures | None:
+    """What `pack_figures` packed, without the long-run effect, which goes on; None for anything else, such as sums."""
+    found = unpack_sums(packed)
+    if found is None or "figures" not in found[0]:
+        return None
+    data = found[0]["figures"]
+    slices = (
+        {**each, **{name: Interval(**each[name]) for name in ("stable", "candidate", "logloss_delta")}}
+        for each in data["segments"]
+    )
+    return RolloutFigures(
+        **{
+            **data,
+            "phases": tuple(map(PhaseFigures.from_json, data["phases"])),
+            "segments": tuple(SliceFigures(**each) for each in slices),
+            "long_run": None,
+        }
+    )
 
 
 def phase_figures(stay: StaySums, first: StaySums, chosen: Selection, error: float) -> PhaseFigures:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pipeline.traffic.log import Labelled, TrafficLog
-from pipeline.traffic.record import PredictionRecord, read_head, unpack
+from pipeline.traffic.record import PredictionRecord, unpack
 
 __all__ = ["Counted", "LabelReader"]
 
@@ -102,9 +102,8 @@ def _count(entries: Sequence[Labelled], readers: dict[str, list[Counted]], faile
     """Add entries to the sums of their endpoints; those of endpoints without any are not unpacked."""
     chosen: dict[str, list[Labelled]] = {}
     for entry in entries:
-        endpoint = read_head(entry.record).endpoint
-        if endpoint in readers:
-            chosen.setdefault(endpoint, []).append(entry)
+        if entry.endpoint in readers:
+            chosen.setdefault(entry.endpoint, []).append(entry)
     for endpoint, mine in chosen.items():
         records = [unpack(entry.record) for entry in mine]
         for each in readers[endpoint]:

@@ -15,59 +15,54 @@ context gives the same decision. Its rules for evidence:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serving.rollout.adoption import SHIFT_BOUND_FRACTION, moves, newest_passed, waiting
+from serving.rollout.guards import Finding, PastScores, counters, judge_without_labels
 from serving.rollout.look import Look
+from serving.rollout.observed import NewVersion, Observed
 from serving.rollout.spec import MIN_BLOCKS, Rollout
-from serving.rollout.state import Abort, AdoptVersion, Advance, Complete, Event, Phase, Recover, RolloutState, StepBack
+from serving.rollout.state import (
+    Abort,
+    AdoptVersion,
+    Advance,
+    AskApproval,
+    Complete,
+    Event,
+    Phase,
+    Recover,
+    ReturnVersion,
+    RolloutState,
+    StepBack,
+)
+from serving.rollout.status.codes import ALARMS, Code
+from serving.rollout.status.freeze import Freeze
 from serving.rollout.sums.blocks import BlockTable
-from serving.rollout.sums.evidence import Verdict, fraction_above
 from serving.rollout.sums.view import EvidenceView
 
 __all__ = ["Context", "Decision", "Observed", "reconcile"]
 
+_DONE: dict[type[Any], Code] = {
+    Advance: Code.ADVANCED,
+    StepBack: Code.STEPPED_BACK,
+    ReturnVersion: Code.VERSION_RETURNED,
+    Recover: Code.RECOVERED,
+    AdoptVersion: Code.VERSION_ADOPTED,
+    Complete: Code.COMPLETED,
+    Abort: Code.ABORTED,
+}
+"""Code of what was just done."""
 SHIFT_FRACTION = 0.01
-"""A version that moves the mean score by more than this counts as another candidate: its evidence starts again."""
-_LEAST_SCORED_ROWS = 500
-_LEAST_TIMED_REQUESTS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Reports of the processes over a recent window that starts at `since_ms`; no labels.
-
-    Args:
-        since_ms: Unix milliseconds; figures from before the present step was entered are not judged.
-        requests, errors, deadline_misses: of the candidate as answering arm.
-        slow: how many of them took longer than the guard's p99_ms_max, None without a histogram.
-        p99_ms: their 99th percentile, None without requests.
-        scored_rows, predicted_candidate, predicted_stable: rows that both arms scored and the sums of their scores.
-        shadow_coverage: fraction of recent predictions that the shadow lane scored, None where unknown.
-        versions: (version, relative shift of the mean score on the gate's rows) of the candidate bundle's versions that
-            passed the gate, rising; versions not newer than the present one are skipped.
-        killed: reason of an engaged kill switch, None without.
-    """
-
-    since_ms: int = 0
-    requests: int = 0
-    errors: int = 0
-    deadline_misses: int = 0
-    slow: int | None = None
-    p99_ms: float | None = None
-    scored_rows: int = 0
-    predicted_candidate: float = 0.0
-    predicted_stable: float = 0.0
-    shadow_coverage: float | None = None
-    versions: tuple[tuple[int, float], ...] = ()
-    killed: str | None = None
+"""A version that moves the mean score by more than this has evidence of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """Input of one pass. `table` is called only when a look at the labels is due; None: the log is being read again.
-    `log_window`: attribution window of the traffic log, seconds; None: the rollout's own (a simulation)."""
+    `log_window`: attribution window of the traffic log, seconds; None: the rollout's own (a simulation). `past`: scores that
+    those of the last seconds are held against; None: they are taken from the table."""
 
     spec: Rollout
     state: RolloutState
@@ -77,13 +72,28 @@ class Context:
     table: Callable[[], BlockTable] | None
     carry: bool = True
     log_window: float | None = None
+    past: Callable[[], PastScores | None] | None = None
+    frozen: Freeze | None = None
+
+    def past_scores(self) -> PastScores | None:
+        """Both arms' scores on mature rows, None where there are none yet."""
+        if self.past is not None:
+            found = self.past()
+        else:
+            found = None if self.table is None else PastScores.of(self.table(), self.spec.analysis.breach_window)
+        if found is None and self.state.score_ratio > 0:
+            return PastScores(self.state.score_ratio)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Decision of one pass: the event (None: hold), the reason, the time of the next look, and the missing clicks.
 
-    `missing_clicks` is None where their number is unknown or no number is enough; `evidence`: the figures behind it.
+    `missing_clicks` is None where their number is unknown or no number is enough; `evidence`: the figures behind it; `alarm`:
+    the guard that holds the rollout for an operator to look at, "" where none does; `notes`: what an operator should know beside
+    the reason, of which they become a part; `code`: of what it says; `overdue`: it has not moved for the time of
+    `progress_deadline`.
     """
 
     event: Event | None
@@ -91,46 +101,115 @@ class Decision:
     next_look_ms: int
     missing_clicks: int | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
+    alarm: str = ""
+    notes: tuple[str, ...] = ()
+    code: Code = Code.HOLDS
+    overdue: bool = False
 
 
 def reconcile(context: Context) -> Decision:
     """Decide on the one event that is due now. Where the log has got another attribution window than the rollout began with,
     its rows are others than those of the evidence so far: nothing is entered, breaches still step back."""
-    decision = _due(context)
+    found = _without_labels(context)
+    decision = _within_deadline(context, _thawed(context, _held(context, _due(context, found), found)))
+    notes = decision.notes
+    if decision.event is not None:
+        decision = replace(decision, code=_DONE.get(type(decision.event), decision.code))
+    elif context.state.active:
+        notes = (*notes, waiting(context.state, context.observed.versions, context.observed.stable_versions))
+    decision = replace(decision, reason="; ".join(filter(None, (decision.reason, *notes))))
     problem = "" if context.log_window is None else context.spec.analysis.other_window(context.log_window)
-    if not problem or not context.state.active or not isinstance(decision.event, Advance | Complete | None):
+    if (
+        not problem
+        or not context.state.active
+        or not isinstance(decision.event, Advance | AskApproval | Complete | None)
+    ):
         return decision
     remedy = "set it back and restart, or abort and start the rollout again"
     waits = f"; {decision.reason}" if decision.event is None and decision.reason else ""
-    return replace(decision, event=None, reason=f"{problem}: {remedy}{waits}", missing_clicks=None)
+    return replace(
+        decision, event=None, reason=f"{problem}: {remedy}{waits}", missing_clicks=None, code=Code.WINDOW_CHANGED
+    )
 
 
-def _due(context: Context) -> Decision:
+def _thawed(context: Context, decision: Decision) -> Decision:
+    """The decision, or a hold where a freeze lets nothing but a way back happen."""
+    if (
+        context.frozen is None
+        or not context.state.active
+        or isinstance(decision.event, StepBack | ReturnVersion | Abort)
+    ):
+        return decision
+    waits = f"; {decision.reason}" if decision.event is None and decision.reason else ""
+    return replace(decision, event=None, reason=f"{context.frozen}{waits}", code=Code.FROZEN)
+
+
+def _within_deadline(context: Context, decision: Decision) -> Decision:
+    """The decision of a rollout that has not moved for too long: it says so, or ends."""
+    spec, state = context.spec, context.state
+    deadline, waits = spec.progress_deadline, state.phase in (Phase.PROGRESSING, Phase.DEGRADED, Phase.PAUSED)
+    moves = isinstance(decision.event, Advance | StepBack | Abort)
+    if deadline is None or not waits or moves or context.now_ms - state.entered_ms <= 1000 * deadline:
+        return decision
+    late = f"at this step for more than {deadline / 3600:g} h (progress_deadline)"
+    if spec.on_deadline == "abort" and state.phase != Phase.PAUSED and context.frozen is None:
+        return replace(decision, event=Abort(), reason=f"{late}; {decision.reason}", overdue=True)
+    return replace(decision, reason=f"{decision.reason}; {late}" if decision.reason else late, overdue=True)
+
+
+def _without_labels(context: Context) -> list[Finding]:
+    """What guards find that need no labels."""
+    if not context.state.active:
+        return []
+    return judge_without_labels(context.spec, context.state, context.observed, context.now_ms, context.past_scores)
+
+
+def _held(context: Context, decision: Decision, found: Sequence[Finding]) -> Decision:
+    """The decision, without a step that guards or the state of serving do not allow now."""
+    if not context.state.active or not isinstance(decision.event, Advance | AskApproval | Complete | None):
+        return decision
+    holding = [each for each in found if not each.breached]
+    reasons = [each.seen for each in holding]
+    alarm = next((each.guard for each in holding if each.alarm), decision.alarm)
+    if context.observed.ill:
+        reasons, alarm = [*reasons, f"serving is ill: {context.observed.ill}"], alarm or "serving"
+    if not reasons:
+        return decision
+    waits = [decision.reason] if decision.event is None and decision.reason else []
+    code = Code.HELD_BY_GUARD if holding else Code.HELD_BY_SERVING
+    return replace(decision, event=None, reason="; ".join([*reasons, *waits]), alarm=alarm, code=code)
+
+
+def _due(context: Context, found: Sequence[Finding]) -> Decision:
     spec, state, observed = context.spec, context.state, context.observed
     hold = Decision(None, "", context.next_look_ms)
 
     if not state.active:
-        return replace(hold, reason=f"the rollout is {state.phase}")
+        ended = replace(hold, reason=f"{state.phase} {state.cause}" if state.cause else f"the rollout is {state.phase}")
+        return _watched(context, ended)
 
     # The lanes have already taken all traffic from the candidate; the record has to follow.
     if observed.killed is not None:
         return replace(hold, event=Abort(), reason=f"killed: {observed.killed}")
 
     # A breach that needs no labels cannot wait for them.
-    if breach := _breach_without_labels(spec, state, observed):
-        return _back(context, replace(hold, evidence={"observed": _counters(observed)}), *breach)
+    acting, held = _sorted(spec, state, ((each.guard, each.seen) for each in found if each.breached))
+    if acting is not None:
+        return _back(context, replace(hold, evidence={"observed": counters(observed)}), *acting)
 
-    if newer := [(v, shift) for v, shift in observed.versions if v > state.candidate_version]:
-        return _adopt(context, hold, newer)
+    # While nothing moves, a version that waits must not keep the labels from being looked at.
+    if context.frozen is None and (version := newest_passed(state, observed.versions)) is not None:
+        return _adopt(context, hold, version)
 
     # A look further away than one interval was set before the clock went back.
     if 0 < context.next_look_ms - context.now_ms <= spec.analysis.interval * 1000:
-        return replace(hold, reason="waiting for the next look")
+        return replace(hold, reason="waiting for the next look", code=Code.NEXT_LOOK)
     hold = replace(hold, next_look_ms=context.now_ms + round(spec.analysis.interval * 1000))
     if context.now_ms < state.entered_ms:
-        return replace(hold, reason="the clock went back behind the entry of this step; waiting for it to catch up")
+        why = "the clock went back behind the entry of this step; waiting for it to catch up"
+        return replace(hold, reason=why, code=Code.CLOCK_WENT_BACK)
     if context.table is None:
-        return replace(hold, reason="reading the labelled log again after a restart")
+        return replace(hold, reason="reading the labelled log again after a restart", code=Code.READING_LOG)
     table = context.table()
 
     # Old data neither promotes nor rolls back.
@@ -138,104 +217,136 @@ def _due(context: Context) -> Decision:
     window = context.log_window or spec.analysis.attribution_window or 0.0
     limit = window + 5 * max(spec.analysis.block, spec.analysis.interval) + 5.0
     if age is None:
-        return _idle(context, replace(hold, reason="no mature labelled rows yet"))
+        return _idle(context, replace(hold, reason="no mature labelled rows yet", code=Code.NO_LABELS))
     if age > limit:
-        return _idle(context, replace(hold, reason=f"labels are stale: the newest mature rows are {age:.0f} s old"))
+        why = f"labels are stale: the newest mature rows are {age:.0f} s old"
+        return _idle(context, replace(hold, reason=why, code=Code.LABELS_STALE))
 
     looked = Look(spec, state, table)
     if looked.silent:
-        return _idle(context, replace(hold, reason="the newest rows have no click at all: labels seem to be missing"))
-    if breach := looked.breach():
-        return _back(context, replace(hold, evidence=looked.seen), *breach)
-    hold = replace(hold, evidence=looked.seen)
+        why = "the newest rows have no click at all: labels seem to be missing"
+        return _idle(context, replace(hold, reason=why, code=Code.LABELS_SILENT))
+    acting, more = _sorted(spec, state, looked.breaches())
+    if acting is not None:
+        return _back(context, replace(hold, evidence=looked.seen), *acting)
+    hold = replace(hold, evidence=looked.seen, notes=tuple(looked.notes))
 
+    # A breach that only holds: nothing is entered or completed while it lasts, and what else is due goes on.
+    if held := [*held, *more, *looked.holds()]:
+        alarm = next((guard for guard, _ in held if guard in ALARMS or spec.action(guard) == "hold"), "")
+        code = ALARMS.get(alarm, Code.HELD_BY_GUARD) if alarm else Code.WAITS_FOR_VERSION
+        return _idle(context, replace(hold, reason="; ".join(seen for _, seen in held), alarm=alarm, code=code))
     if state.phase in (Phase.DEGRADED, Phase.WATCHING, Phase.PAUSED):
         return _idle(context, hold)
 
     coverage = min(_known(looked.window.coverage()), _known(observed.shadow_coverage))
     if spec.guards.shadow_coverage_min is not None and coverage < spec.guards.shadow_coverage_min:
         wanted = spec.guards.shadow_coverage_min
-        return replace(
-            hold, reason=f"shadow_coverage {coverage:.3f} is below {wanted:g}: too few rows have both scores"
-        )
+        why = f"shadow_coverage {coverage:.3f} is below {wanted:g}: too few rows have both scores"
+        return replace(hold, reason=why, code=Code.LOW_COVERAGE)
 
     stayed = (context.now_ms - state.entered_ms) / 1000
     if stayed < spec.analysis.min_step_time:
         left = spec.analysis.min_step_time - stayed
-        return replace(hold, reason=f"min_step_time: {left:.0f} s left at this step")
+        return replace(hold, reason=f"min_step_time: {left:.0f} s left at this step", code=Code.MIN_STEP_TIME)
 
     if reason := looked.not_yet():
-        return replace(hold, reason=reason, missing_clicks=looked.missing)
+        return replace(hold, reason=reason, missing_clicks=looked.missing, code=Code.EVIDENCE_MISSING)
+
+    following = spec.steps[state.step + 1]
+    if following.approve and state.approved_step != state.step + 1:
+        waits = f"waits for approval of weight {following.weight:g}: all its evidence is there (baton rollout approve)"
+        event = None if state.asked_step == state.step + 1 else AskApproval()
+        return replace(hold, event=event, reason=waits, missing_clicks=0, code=Code.WAITS_FOR_APPROVAL)
 
     reset_evidence = not context.carry or looked.rows.population_moved(looked.error / 2, MIN_BLOCKS)
-    weight = spec.steps[state.step + 1].weight
     return replace(
         hold,
         event=Advance(reset_evidence=reset_evidence),
-        reason=f"the evidence for weight {weight:g} is there",
+        reason=f"the evidence for weight {following.weight:g} is there",
         missing_clicks=0,
     )
 
 
-def _breach_without_labels(spec: Rollout, state: RolloutState, observed: Observed) -> tuple[str, str] | None:
-    """(guard, message) of a guard that the lanes' counters show to be breached since the step was entered."""
-    if observed.since_ms < state.entered_ms or state.phase == Phase.DEGRADED:
-        return None  # a window that begins before the step back would step back twice for one fault
-    guards, error = spec.guards, (1.0 - spec.analysis.confidence) / 2
-    if guards.score_ratio is not None and observed.scored_rows >= _LEAST_SCORED_ROWS and observed.predicted_stable > 0:
-        ratio = observed.predicted_candidate / observed.predicted_stable
-        if ratio < guards.score_ratio[0] or ratio > guards.score_ratio[1]:
-            return "score_ratio", f"score_ratio {ratio:.3f} is outside {list(guards.score_ratio)}"
-    if state.weight <= 0:
-        return None
-    for name, hits, most in (
-        ("error_rate_max", observed.errors, guards.error_rate_max),
-        ("deadline_miss_max", observed.deadline_misses, guards.deadline_miss_max),
-    ):
-        if most is not None and fraction_above(hits, observed.requests, most, error) is Verdict.BREACHED:
-            return name, f"{name}: {hits} of {observed.requests} requests, at most {most:g}"
-    if guards.p99_ms_max is not None and observed.p99_ms is not None and observed.p99_ms > guards.p99_ms_max:
-        slow = observed.slow
-        certain = observed.requests >= _LEAST_TIMED_REQUESTS if slow is None else (
-            fraction_above(slow, observed.requests, 0.01, error) is Verdict.BREACHED
-        )  # fmt: skip
-        if certain:
-            return "p99_ms_max", f"p99_ms_max: {observed.p99_ms:.1f} ms over {observed.requests} requests"
-    return None
+def _watched(context: Context, ended: Decision) -> Decision:
+    """The decision on an ended rollout: none. A completed one says where its candidate drifts away."""
+    spec, state = context.spec, context.state
+    ahead = context.next_look_ms - context.now_ms
+    if state.phase != Phase.COMPLETED or context.table is None or 0 < ahead <= spec.analysis.interval * 1000:
+        return ended
+    ended = replace(ended, next_look_ms=context.now_ms + round(spec.analysis.interval * 1000))
+    looked = Look(spec, state, context.table())
+    drifts = [seen for alarm, seen in looked.holds() if alarm == "drift"]
+    if looked.silent or not drifts:
+        return ended
+    return replace(
+        ended, reason="; ".join([ended.reason, *drifts]), evidence=looked.seen, alarm="drift", code=Code.DRIFT
+    )
 
 
-def _counters(observed: Observed) -> dict[str, Any]:
-    counters = asdict(observed)
-    del counters["versions"], counters["killed"]
-    return counters
+def _sorted(
+    spec: Rollout, state: RolloutState, breaches: Iterable[tuple[str, str]]
+) -> tuple[tuple[str, str] | None, list[tuple[str, str]]]:
+    """The breach that acts, an abort before a step back, and those that only hold, each with what it says."""
+    acting: tuple[str, str] | None = None
+    held: list[tuple[str, str]] = []
+    for guard, seen in breaches:
+        action = spec.action(guard)
+        if action == "abort":
+            return (guard, seen), held
+        if action == "hold":
+            held.append((guard, f"held by {guard}: {seen}"))
+        elif state.step == 0:
+            # There is no step below, and what was shown of this version stays shown: only another one can do better.
+            held.append((guard, f"waits for the next version, this one cannot pass {guard}: {seen}"))
+        else:
+            acting = acting or (guard, seen)
+    return acting, held
 
 
 def _back(context: Context, hold: Decision, guard: str, seen: str) -> Decision:
     spec, state = context.spec, context.state
     evidence = {**hold.evidence, "guard": guard, "seen": seen}
-    if spec.on_breach == "abort":
+    if state.previous_version:
+        served, before = state.candidate_version, state.previous_version
+        said = f"{seen}; version {served} came at this step, so version {before} serves again before the step goes back"
+        return replace(hold, event=ReturnVersion(before, guard), reason=said, evidence=evidence)
+    if spec.action(guard) == "abort":
         return replace(hold, event=Abort(), reason=seen, evidence=evidence)
-    if state.step == 0 and state.phase == Phase.PAUSED:
-        return replace(hold, reason=f"paused in shadow; {seen}", evidence=evidence)
-    return replace(hold, event=StepBack(), reason=seen, evidence=evidence)
+    times = state.step_backs.get(guard, 0) + 1
+    if times >= spec.step_backs_max and state.phase != Phase.PAUSED:
+        seen += f"; step back {times} for {guard}: it pauses until an operator resumes it (step_backs_max)"
+    return replace(hold, event=StepBack(guard), reason=seen, evidence=evidence)
 
 
-def _adopt(context: Context, hold: Decision, newer: list[tuple[int, float]]) -> Decision:
-    """Adopt the newest version; the shifts of the skipped versions count too."""
-    version = max(v for v, _ in newer)
-    shift = math.prod(1.0 + s for _, s in newer) - 1.0
-    reset_evidence = (
-        abs(shift) > SHIFT_FRACTION and context.state.candidate_version > 0
-    )  # at 0 the newest version was scoring already
+def _adopt(context: Context, hold: Decision, version: NewVersion) -> Decision:
+    """Adopt a version that passed the gate: with the weight where it scores like what serves, else from the shadow step on."""
+    known = context.state.candidate_version > 0  # at 0 the newest version was scoring already
+    restart = known and moves(version)
+    # With an evidence span, evidence is of the scores as they were served, version after version of one lineage: a worker that
+    # publishes every few minutes would never have a day of one version.
+    same = SHIFT_BOUND_FRACTION if context.spec.analysis.span_ms else SHIFT_FRACTION
+    reset_evidence = known and (version.shift is None or abs(version.shift) > same)
     table = context.table() if context.table is not None else None
     blocks = EvidenceView(table).all().blocks if table else MIN_BLOCKS
-    reason = f"version {version} passed the gate; it moves the mean score by {shift:+.4f}"
-    event = AdoptVersion(version, reset_evidence=reset_evidence, new_attempt=blocks >= MIN_BLOCKS)
+    past = context.past_scores()
+    shift = "by nobody knows how much" if version.shift is None else f"by {version.shift:+.4f}"
+    by = f", published by {version.publisher}," if version.publisher else ""
+    reason = f"version {version.number}{by} passed the gate; it moves the mean score of what serves {shift}"
+    if restart:
+        reason += ", so it begins in shadow"
+    event = AdoptVersion(
+        version.number,
+        reset_evidence=reset_evidence,
+        new_attempt=blocks >= MIN_BLOCKS,
+        restart=restart,
+        score_ratio=0.0 if past is None else past.ratio,
+    )
     return replace(
         hold,
         event=event,
         reason=reason + (", evidence starts again" if reset_evidence else ""),
-        evidence={"score_shift": shift},
+        evidence={"score_shift": version.shift, "publisher": version.publisher},
     )
 
 
@@ -245,18 +356,20 @@ def _idle(context: Context, hold: Decision) -> Decision:
     if state.phase == Phase.DEGRADED:
         if context.now_ms >= state.rest_until_ms:
             return replace(hold, event=Recover(), reason="the rest after the step back is over")
-        return replace(
-            hold, reason=f"resting after a step back for {(state.rest_until_ms - context.now_ms) / 1000:.0f} s"
-        )
+        left = (state.rest_until_ms - context.now_ms) / 1000
+        return replace(hold, reason=f"resting after a step back for {left:.0f} s", code=Code.RESTING)
     if (
         state.phase == Phase.WATCHING and not hold.reason
     ):  # a reason here means no fresh labels: silence completes nothing
         left = state.entered_ms / 1000 + spec.after_full.watch - context.now_ms / 1000
         if left <= 0:
             return replace(hold, event=Complete(), reason="the watch after the last step is over")
-        return replace(hold, reason=f"watching for another {left:.0f} s")
+        return replace(hold, reason=f"watching for another {left:.0f} s", code=Code.WATCHING)
     if state.phase == Phase.PAUSED:
-        return replace(hold, reason="paused by an operator" + (f"; {hold.reason}" if hold.reason else ""))
+        paused = f"paused {state.cause or 'by an operator'}"
+        by_step_backs = state.cause is not None and state.cause.verb == StepBack.verb
+        code = Code.PAUSED_BY_STEP_BACKS if by_step_backs else Code.PAUSED
+        return replace(hold, reason=paused + (f"; {hold.reason}" if hold.reason else ""), code=code)
     return hold
 
 

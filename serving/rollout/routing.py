@@ -13,27 +13,38 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.hashing import bucket
 
-__all__ = ["Arm", "ArmSpec", "Endpoint", "choose_arm", "held_out", "on_candidate"]
+__all__ = ["OBSERVED", "Arm", "ArmSpec", "Endpoint", "choose_arm", "held_out", "is_observed", "on_candidate"]
 
 Arm = Literal["stable", "candidate"]
 
+OBSERVED = "observed:"
+"""Begins the name of an arm that another server answers: `observed:triton`. No bundle has such a name."""
 _HOLDOUT = "holdout:"
 
 
 class ArmSpec(BaseModel):
-    """A bundle and its version that an arm serves; version 0: the newest one that is ready."""
+    """A bundle and its version that an arm serves; version 0: the newest one that is ready.
+
+    `observed:NAME` in place of a bundle: another server answers, and tells it by `Observe`; nothing is loaded for it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str = Field(min_length=1)
     version: int = Field(0, ge=0)
 
+    @property
+    def observed(self) -> bool:
+        """Whether another server answers for this arm."""
+        return is_observed(self.bundle)
+
 
 class Endpoint(BaseModel):
     """An endpoint: the name that clients call, its arms, and the split of keys between them.
 
     `holdout` is the fraction of keys that stays on stable even at a weight of 100; set it to 0 where the weight must be
-    met exactly. `killed` sends everything to stable at any weight. `resource_version` counts the changes.
+    met exactly. `stable_held`: newest version that a stable arm without a version of its own may answer with; 0: any
+    (`serving.rollout.held_stable`). `killed` sends everything to stable at any weight. `resource_version` counts the changes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +56,13 @@ class Endpoint(BaseModel):
     salt: str = ""
     holdout: float = Field(0.0, ge=0, lt=1)
     killed: bool = False
+    stable_held: int = Field(0, ge=0)
     resource_version: int = Field(0, ge=0)
+
+    @property
+    def stable_now(self) -> ArmSpec:
+        """Stable with the version that it is pinned to or held at, 0 where it is neither."""
+        return ArmSpec(bundle=self.stable.bundle, version=self.stable.version or self.stable_held)
 
     @model_validator(mode="after")
     def _weight_needs_candidate(self) -> Endpoint:
@@ -54,6 +71,15 @@ class Endpoint(BaseModel):
                 f"endpoint {self.name!r} has weight {self.weight} but no candidate; name one or set weight 0"
             )
         return self
+
+
+def is_observed(bundle: str) -> bool:
+    """Whether the bundle of an arm stands for another server.
+
+    >>> is_observed("observed:triton"), is_observed("ranker-deepfm")
+    (True, False)
+    """
+    return bundle.startswith(OBSERVED)
 
 
 def choose_arm(endpoint: Endpoint, key: str) -> Arm:

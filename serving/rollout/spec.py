@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.documents import parse_yaml
 from pipeline.errors import InvalidInput
+from pipeline.faults import fault_text, refuse
 from serving.config import Seconds
+from serving.rollout.loss_bound import LossBound
 
 __all__ = [
     "MIN_BLOCKS",
@@ -34,6 +36,12 @@ MIN_BLOCKS = 50
 """Fewest blocks before evidence counts: the confidence sequence is asymptotic."""
 MIN_WINDOW_BLOCKS = 20
 """Fewest blocks before a breach window counts."""
+WINDOW_BLOCKS = 80
+"""Fewest blocks of a breach window, however short the file makes it: fewer are too little information about a bias."""
+
+
+_NO_ACTION = frozenset({"actions", "absolute", "shadow_coverage_min"})
+"""Keys of the section `guards` that no breach is of; a low coverage always holds."""
 
 
 class _Section(BaseModel):
@@ -54,21 +62,27 @@ class Step(_Section):
     """Percent of routing keys that the candidate answers."""
     bias_below: float | None = Field(None, gt=0, lt=1)
     """The step is entered when the relative bias is shown to lie within plus and minus this."""
+    approve: bool = False
+    """Not for shadow: with all its evidence met the step waits until an operator approves it."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Step:
         if self.shadow:
             if self.weight or self.bias_below is not None:
                 raise ValueError("a shadow step takes min_positives only; remove weight and bias_below")
+            if self.approve:
+                raise ValueError(
+                    "a shadow step is entered by `rollout start`; remove approve, or put it on a step with a weight"
+                )
             return self
+        faults = []
         if not self.weight:
-            raise ValueError("a step needs a weight above 0 (percent of keys), or shadow: true")
-        if self.bias_below is None:
-            raise ValueError("a step with a weight needs bias_below, for example bias_below: 0.05")
+            faults.append("a step needs a weight above 0 (percent of keys), or shadow: true")
+        elif self.bias_below is None:
+            faults.append("a step with a weight needs bias_below, for example bias_below: 0.05")
         if self.min_positives:
-            raise ValueError(
-                "min_positives belongs to the shadow step; bias_below decides how many clicks a weight needs"
-            )
+            faults.append("min_positives belongs to the shadow step; bias_below decides how many clicks a weight needs")
+        refuse(faults)
         return self
 
     @property
@@ -85,8 +99,8 @@ class SliceGuard(_Section):
     """An id field of the arms' inputs."""
     values: tuple[str | int | float | bool | None, ...] = Field(min_length=1, max_length=16)
     """Raw values; each is a slice by itself. null: missing."""
-    logloss_delta_max: float | None = 0.005
-    """Candidate's LogLoss minus stable's (nats per row) on the slice's rows, at most."""
+    logloss_delta_max: LossBound | None = "1%"
+    """Candidate's LogLoss minus stable's on the slice's rows, at most; see `Guards`."""
     bias_below: float | None = Field(None, gt=0, lt=1)
     """The candidate's relative bias on the slice's rows lies within plus and minus this."""
 
@@ -100,22 +114,43 @@ class SliceGuard(_Section):
 class Guards(_Section):
     auc_delta_min: float | None = Field(-0.002, ge=-1, le=1)
     """Candidate's AUC minus stable's, on the same rows, at least."""
-    logloss_delta_max: float | None = 0.002
-    """Candidate's LogLoss minus stable's (nats per row), on the same rows, at most."""
+    logloss_delta_max: LossBound | None = "0.5%"
+    """Candidate's LogLoss minus stable's, on the same rows, at most: "0.5%" of the entropy of the click rate, or a number of nats per
+    row. What a number allows depends on the click rate: 0.002 is 0.5 % of the entropy at 16 % clicks, and 25 % at 0.1 %."""
     score_ratio: tuple[float, float] | None = (0.8, 1.25)
-    """Sum of the candidate's scores over the sum of stable's on the same rows; needs no labels."""
+    """Sum of the candidate's scores over the sum of stable's on the same rows of the last seconds, as a multiple of the same
+    ratio over all mature rows of the attempt. Before there are any it is held against 1, and holds the rollout only."""
     p99_ms_max: float | None = Field(50.0, gt=0)
     """Latency of the candidate's answers, 99th percentile."""
     deadline_miss_max: float | None = Field(0.01, ge=0, le=1)
     """Fraction of the candidate's requests that miss their deadline."""
     error_rate_max: float | None = Field(0.01, ge=0, le=1)
     """Fraction of the candidate's requests that fail."""
+    degraded_max: float | None = Field(0.05, ge=0, le=1)
+    """Fraction of the candidate's answers for which a tier could not give rows, so that default rows stand in for them. Where
+    stable's, or those that the shadow lane scores, are over it, no step is entered either."""
+    absolute: bool = False
+    """False: latency, deadlines, errors and degraded answers are a breach where the candidate is over the limit and shown to
+    be worse than stable at the same time; where both are over it, the rollout holds. True: the limit alone counts."""
     shadow_coverage_min: float | None = Field(0.95, ge=0, le=1)
     """Fraction of exposed rows that both arms scored; below it nothing moves."""
     outcome_delta_min: float | None = Field(None, ge=-1, le=1)
     """Candidate's outcome per request minus stable's, relative to stable's, at least, on the requests that each answered
     during the present stay. Keys are split, not requests, so this needs thousands of keys; off unless set."""
     segments: tuple[SliceGuard, ...] = ()
+    actions: dict[str, Literal["hold", "step_back", "abort"]] = {}
+    """What a breach of a guard does, by the guard's name; `on_breach` for those not named. `hold`: nothing is entered while it
+    lasts, and the rollout says so. The two bounds on bias are called `bias` and `served_bias`."""
+
+    @field_validator("actions")
+    @classmethod
+    def _known(cls, actions: dict[str, str]) -> dict[str, str]:
+        guards = {"bias", "served_bias", "served_clicks", *cls.model_fields} - _NO_ACTION
+        if unknown := sorted(set(actions) - guards):
+            raise ValueError(
+                f"{', '.join(unknown)}: no guard that has an action; those that have: {', '.join(sorted(guards))}"
+            )
+        return actions
 
     @model_validator(mode="after")
     def _ordered(self) -> Guards:
@@ -137,24 +172,32 @@ class Analysis(_Section):
     min_step_time: Seconds = 600.0
     """Shortest stay at a step, and the rest after a step back."""
     breach_window: Seconds = 3600.0
-    """Sliding window in which a candidate that turns bad is detected."""
+    """Sliding window in which a candidate that turns bad is detected. A bias there holds the rollout, a LogLoss or AUC steps back."""
+    evidence_span: Seconds = 86400.0
+    """Shortest time that evidence on a bias spans before a weight is entered, or left for it, counted in whole ones from where the evidence
+    began: what swings over the day is no bias. 0s: blocks of any hours will do, for demos, tests and replayed logs."""
+    key_cap: float = Field(0.01, ge=0, le=1)
+    """Fraction of an hour's rows that count as evidence of one routing key at most, or 20 times the rows of the average key
+    where there are few keys; 0: no cap."""
     segments: tuple[str, ...] = Field((), max_length=16)
     """Fields whose slices have figures of their own: an id by value, a number by power of two."""
 
     @model_validator(mode="after")
     def _lengths(self) -> Analysis:
+        faults = []
         if self.block < 0.001 or self.interval <= 0:
-            raise ValueError("block must be at least 1ms and interval above 0")
+            faults.append("block must be at least 1ms and interval above 0")
         if self.breach_window < MIN_WINDOW_BLOCKS * self.block:
-            raise ValueError(
+            faults.append(
                 f"breach_window ({self.breach_window:g} s) must hold at least {MIN_WINDOW_BLOCKS} blocks of "
                 f"{self.block:g} s; lengthen it to {MIN_WINDOW_BLOCKS * self.block:g}s or shorten block"
             )
         if self.interval > self.breach_window:
-            raise ValueError(
+            faults.append(
                 f"interval ({self.interval:g} s) is longer than breach_window ({self.breach_window:g} s): what happens "
                 "between two looks would never be seen; shorten interval"
             )
+        refuse(faults)
         return self
 
     def other_window(self, log_window: float) -> str:
@@ -165,6 +208,16 @@ class Analysis(_Section):
             f"analysis.attribution_window of the rollout is {self.attribution_window:g} s, traffic.attribution_window of the "
             f"log is {log_window:g} s"
         )
+
+    @property
+    def window_ms(self) -> int:
+        """Length of the breach window in milliseconds: at least so many blocks that a bias in it can be shown."""
+        return max(round(self.breach_window * 1000), WINDOW_BLOCKS * self.block_ms)
+
+    @property
+    def span_ms(self) -> int:
+        """Length of the evidence span in milliseconds, in whole blocks."""
+        return -(-round(self.evidence_span * 1000) // self.block_ms) * self.block_ms
 
     @property
     def block_ms(self) -> int:
@@ -190,6 +243,13 @@ class Rollout(_Section):
     holdout: float = Field(0.01, ge=0, le=0.5)
     """Fraction of keys that stays on stable to measure the long-run effect."""
     on_breach: Literal["step_back", "abort"] = "step_back"
+    """What a breach does, where the guard's own action (`guards.actions`) says nothing else."""
+    step_backs_max: int = Field(2, ge=1, le=100)
+    """After this many step backs for one guard the rollout pauses, until an operator resumes it."""
+    progress_deadline: Seconds | None = Field(None, gt=0)
+    """A rollout that has not entered another step for so long says so and raises `baton_rollout_overdue`."""
+    on_deadline: Literal["hold", "abort"] = "hold"
+    """What it does then: go on waiting, or abort. One that an operator has paused, or that is frozen, is not aborted for it."""
     after_full: AfterFull = AfterFull()
 
     @model_validator(mode="before")
@@ -199,6 +259,10 @@ class Rollout(_Section):
         if isinstance(steps, list) and steps and isinstance(steps[0], dict) and not steps[0].get("shadow"):
             return {**data, "steps": [*steps, _IMPLIED]}
         return data
+
+    def action(self, guard: str) -> str:
+        """What a breach of a guard does: hold, step_back or abort."""
+        return self.guards.actions.get(guard, self.on_breach)
 
     def on_log(self, log_window: float) -> Self:
         """The rollout on a log with this attribution window (seconds).
@@ -227,21 +291,24 @@ class Rollout(_Section):
             first = 1
         else:
             first = 0
+        faults = []
         if len(steps) < 2:
-            raise ValueError("steps: after the shadow step at least one step with a weight is needed")
+            faults.append("steps: after the shadow step at least one step with a weight is needed")
         for at in range(1, len(steps)):
             step, before, number = steps[at], steps[at - 1], at - first
             if step.shadow:
-                raise ValueError(f"steps[{number}].shadow: only the first step can be a shadow step")
+                faults.append(f"steps[{number}].shadow: only the first step can be a shadow step")
+                continue
             if step.weight <= before.weight:
-                raise ValueError(
+                faults.append(
                     f"steps[{number}].weight: {step.weight:g} does not rise above {before.weight:g} of the step before"
                 )
             if before.bias_below is not None and step.bound > before.bias_below:
-                raise ValueError(
+                faults.append(
                     f"steps[{number}].bias_below: {step.bound:g} is looser than {before.bias_below:g} of the step before; "
                     "more traffic must not ask for less"
                 )
+        refuse(faults)
         return self
 
     @classmethod
@@ -270,7 +337,11 @@ class Rollout(_Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            problems = [_place(name, root, problem) for problem in error.errors()]
+            problems = [
+                _place(name, root, problem, text)
+                for problem in error.errors()
+                for text in fault_text(problem).split("\n")
+            ]
             raise InvalidInput("\n".join(problems), _dotted(error.errors()[0]["loc"])) from None
 
 
@@ -286,15 +357,12 @@ def place(name: str, text: str, *loc: str | int) -> str:
 _IMPLIED = {"shadow": True}
 
 
-def _place(name: str, root: yaml.Node | None, problem: Any) -> str:
+def _place(name: str, root: yaml.Node | None, problem: Any, text: str) -> str:
     loc: Sequence[str | int] = problem["loc"]
-    text = str(problem["msg"]).removeprefix("Value error, ")
     if not loc and text.startswith("steps["):  # a rule between steps names its place itself
         head, _, _ = text.partition(":")
         number, _, key = head.removeprefix("steps[").partition("].")
         return f"{name}:{_line(root, ('steps', int(number), key))}: {text}"
-    if problem["type"] == "extra_forbidden":
-        text = "unknown key; remove it or correct its spelling"
     if problem["type"] == "missing" and tuple(loc) == ("guards",):
         text = "missing; name what must not get worse, or write `guards: {}` for the defaults"
     where = _dotted(loc)

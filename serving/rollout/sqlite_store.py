@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.disk import asking, transaction, writing
+from pipeline.disk import asking, clear_staging, creating, transaction, writing
 from pipeline.forks import ProcessLock
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS audit (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS audit_by_endpoint ON audit (endpoint, seq);
 CREATE TABLE IF NOT EXISTS sums (rollout TEXT PRIMARY KEY, packed BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS audit_basis (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL) STRICT;
 CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
@@ -67,9 +68,11 @@ class SqliteControlStore(ControlStore):
         super().__init__()
         self._what = f"state {path}"
         self._lock = ProcessLock(self._what)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with asking(self._what):
+        with writing(path), asking(self._what):
+            if not path.exists():  # whoever is killed now leaves no database without its tables
+                with creating(path) as staging, closing(sqlite3.connect(staging, isolation_level=None)) as db:
+                    db.executescript("PRAGMA synchronous=OFF; BEGIN;" + _SCHEMA + "COMMIT;")
+            clear_staging(path)
             self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
             self._write_ahead()
             self._db.execute("PRAGMA synchronous = FULL")
@@ -147,6 +150,11 @@ class SqliteControlStore(ControlStore):
             row = self._db.execute(query, (key,)).fetchone()
         return None if row is None else bytes(row[0])
 
+    def setting(self, name: str) -> dict[str, Any]:
+        with self._lock, asking(self._what):
+            row = self._db.execute("SELECT body FROM settings WHERE name = ?", (name,)).fetchone()
+        return {} if row is None else dict(json.loads(row[0]))
+
     def transact(self, change: Callable[[Transaction], T]) -> T:
         with self._lock, transaction(self._db, "BEGIN IMMEDIATE", "COMMIT", self._what):
             return change(_Transaction(self._db))
@@ -208,6 +216,9 @@ class _Transaction:
 
     def put_sums(self, rollout: str, packed: bytes) -> None:
         self._db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (rollout, packed))
+
+    def put_setting(self, name: str, body: Mapping[str, Any]) -> None:
+        self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(body)))
 
     def append_audit(self, entry: AuditEntry, basis: bytes | None = None) -> None:
         done = self._db.execute(

@@ -93,6 +93,9 @@ class Transaction(Protocol):
     def put_sums(self, rollout: str, packed: bytes) -> None:
         """Replace the sums of a rollout's evidence."""
 
+    def put_setting(self, name: str, body: Mapping[str, Any]) -> None:
+        """Replace a setting of the installation; an empty one is none."""
+
     def append_audit(self, entry: AuditEntry, basis: bytes | None = None) -> None:
         """Append an entry under the next number; the number in `entry` is ignored. `basis`: sums that it rests on."""
 
@@ -147,6 +150,10 @@ class ControlStore(ABC):
         """Packed sums that the verdict of an audit entry rests on, None without."""
 
     @abstractmethod
+    def setting(self, name: str) -> dict[str, Any]:
+        """A setting of the installation; empty without one."""
+
+    @abstractmethod
     def transact(self, change: Callable[[Transaction], T]) -> T:
         """Run a change in a transaction. It may run again where another process was faster, so it must keep no state.
 
@@ -181,12 +188,19 @@ class ControlStore(ABC):
         return found
 
     def put_endpoint(
-        self, endpoint: Endpoint, who: Who, expected: int | None = None, verb: str = "set_endpoint"
+        self,
+        endpoint: Endpoint,
+        who: Who,
+        expected: int | None = None,
+        verb: str = "set_endpoint",
+        *,
+        owned: bool = False,
     ) -> Endpoint:
         """Create or replace an endpoint; returns the stored one, with its new resource version.
 
         Args:
             expected: resource version that the writer read, 0: it must not exist, None: any.
+            owned: also where a rollout owns the endpoint.
 
         Raises:
             StaleVersion: the stored resource version is another.
@@ -197,7 +211,7 @@ class ControlStore(ABC):
             stored = tx.endpoint(endpoint.name)
             version = stored.resource_version if stored else 0
             check_version(f"endpoint {endpoint.name!r}", version, expected)
-            if stored is not None and tx.owner(endpoint.name) and _routes(stored) != _routes(endpoint):
+            if stored is not None and not owned and tx.owner(endpoint.name) and _routes(stored) != _routes(endpoint):
                 raise Conflict(
                     f"a rollout owns the arms and the weight of {endpoint.name!r}; use its verbs or abort it"
                 )
@@ -301,11 +315,43 @@ class ControlStore(ABC):
         """Store the sums of a rollout's evidence."""
         self.transact(lambda tx: tx.put_sums(rollout, packed))
 
+    def put_setting(self, name: str, body: Mapping[str, Any], who: Who, verb: str) -> None:
+        """Store a setting of the installation and its audit entry; an empty one is none."""
+        before = self.setting(name)
+
+        def change(tx: Transaction) -> None:
+            tx.put_setting(name, body)
+            tx.append_audit(_entry("", "", who, verb, {name: before}, {name: dict(body)}))
+
+        self.transact(change)
+
+    def keep_setting(self, name: str, body: Mapping[str, Any]) -> None:
+        """Store a setting that is a process's own note and none of an operator's: it has no audit entry."""
+        self.transact(lambda tx: tx.put_setting(name, body))
+
     # Audit
 
-    def note(self, verb: str, who: Who, after: Mapping[str, Any]) -> None:
-        """Append an entry about something other than an endpoint or a rollout, for example a token."""
-        self.transact(lambda tx: tx.append_audit(_entry("", "", who, verb, {}, dict(after))))
+    def note(
+        self,
+        verb: str,
+        who: Who,
+        after: Mapping[str, Any],
+        endpoint: str = "",
+        rollout: str = "",
+        setting: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Append an entry about something that changes no endpoint and no rollout, for example a token.
+
+        Args:
+            setting: name and content of a setting that is stored with it.
+        """
+
+        def change(tx: Transaction) -> None:
+            if setting is not None:
+                tx.put_setting(*setting)
+            tx.append_audit(_entry(endpoint, rollout, who, verb, {}, dict(after)))
+
+        self.transact(change)
 
     def audit_entry(self, seq: int) -> AuditEntry:
         """One entry.

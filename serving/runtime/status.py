@@ -38,6 +38,7 @@ __all__ = [
     "LaneArm",
     "LaneStatus",
     "RecentTotals",
+    "RemoteStatus",
     "Report",
     "ScoreSums",
     "ShadowStatus",
@@ -64,13 +65,14 @@ _NUMBER_LETTERS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentTotals:
-    """Answers of one arm within the last `seconds`. `counts`: latencies by bucket of `serving.telemetry.histogram.EDGES`,
+    """Answers of one arm within the last `seconds`. `degraded`: those that lack rows of a tier. `counts`: latencies by bucket of `serving.telemetry.histogram.EDGES`,
     which add up over lanes."""
 
     seconds: float = 0
     requests: int = 0
     errors: int = 0
     deadline_misses: int = 0
+    degraded: int = 0
     p50_ms: float | None = None
     p99_ms: float | None = None
     counts: Mapping[int, int] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class RecentTotals:
 @dataclass(frozen=True, slots=True)
 class ArmReport:
     """Model of an arm. `version`: the one that answers ("": none); `wanted`: the one that should; `state`: READY, LOADING
-    or UNAVAILABLE, with its reason."""
+    or UNAVAILABLE, with its reason. An arm that another server answers is READY without a version."""
 
     bundle: str = ""
     version: str = ""
@@ -98,6 +100,8 @@ class ArmReport:
         >>> print(ArmReport("ranker", "3", "4", "READY"))
         ranker 3 answers; 4 is being loaded
         """
+        if self.state == "READY" and not self.version:
+            return f"{self.bundle} is answered elsewhere"
         answers = f"{self.bundle} {self.version} answers" if self.version else f"no version of {self.bundle} answers"
         if self.reason:
             return f"{answers}; {self.reason}"
@@ -162,6 +166,28 @@ class EmbeddingStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteStatus:
+    """A model on another server, as this process sees it.
+
+    Args:
+        address, model: of the server. breaker: closed, half_open or open; opened: how often it has opened.
+        calls: answered, with rows; failed: by class of error; reason: of the last failure, "" after a success.
+        ids, unknown: values sent as codes, and those of them that had none.
+    """
+
+    address: str = ""
+    model: str = ""
+    breaker: str = ""
+    opened: int = 0
+    calls: int = 0
+    rows: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+    ids: int = 0
+    unknown: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandOffStatus:
     """Predictions that a lane sent to the shadow lane, and those that it dropped, by reason."""
 
@@ -203,6 +229,7 @@ class LaneStatus:
         blind: why kill files cannot be looked at, so that no candidate gets anything ("": they can).
         state_away: set while the state does not answer; the lane goes on by what it read last.
         counters: requests by case of routing.
+        remotes: versions that other servers answer for, as bundle/version.
     """
 
     process: str = ""
@@ -221,18 +248,26 @@ class LaneStatus:
     counters: Mapping[str, int] = field(default_factory=dict)
     engine: EngineStatus = field(default_factory=EngineStatus)
     embedding: EmbeddingStatus = field(default_factory=EmbeddingStatus)
+    remotes: Mapping[str, RemoteStatus] = field(default_factory=dict)
     writer: WriterCounters = field(default_factory=WriterCounters)
     shadow: HandOffStatus = field(default_factory=HandOffStatus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSums:
-    """Sums of both arms' scores over the `rows` of the last `seconds`."""
+    """Sums of both arms' scores over the `rows` of the last `seconds`, all by the same version of either. `weight`: rows of
+    the traffic that they stand for; 0 of an earlier version. `degraded`: of the `predictions`, those that the shadow lane scored
+    with default rows in place of a tier's."""
 
     seconds: float = 0
     rows: int = 0
     stable: float = 0.0
     candidate: float = 0.0
+    weight: float = 0.0
+    predictions: int = 0
+    degraded: int = 0
+    stable_version: str = ""
+    candidate_version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +279,7 @@ class ShadowStatus:
         dropped: predictions not scored as they came in, by reason; skipped: those that need no score.
         queue: predictions that wait; lanes: that are connected.
         paired: by endpoint.
-        state_away: as of a lane.
+        remotes, state_away: as of a lane.
     """
 
     process: str = ""
@@ -261,6 +296,7 @@ class ShadowStatus:
     lanes: int = 0
     last_scored_ms: int = 0
     paired: Mapping[str, ScoreSums] = field(default_factory=dict)
+    remotes: Mapping[str, RemoteStatus] = field(default_factory=dict)
     state_away: StateAway | None = None
 
 
@@ -355,6 +391,9 @@ class WorkerStatus:
         state: learning, waiting for what `waiting` says, or `STANDS_BY`, since the worker of another machine learns.
         position: place in the labelled log up to which it has learned; committed: that its last checkpoint holds.
         weight, replay_ratio, teacher_every: a, r and K of the online stage.
+        set_aside: batches that could not be learned from; unguided_rows: learned from labels alone, for want of a score of
+            the teacher; featureless: labelled rows without recorded features, which nothing is learned from.
+        teacher: its `name`, `version`, `kind` (learns, frozen, remote) and the `reason` why it does not learn.
         versions: the last ones published; refused: by the gate; chains: those that it needs to go on.
     """
 
@@ -368,6 +407,10 @@ class WorkerStatus:
     trained_rows: int = 0
     held_rows: int = 0
     loss: float | None = None
+    set_aside: int = 0
+    unguided_rows: int = 0
+    featureless: int = 0
+    teacher: Mapping[str, str] = field(default_factory=dict)
     weight: float | None = None
     replay_ratio: float | None = None
     teacher_every: int | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import ExitStack
+from inspect import isawaitable
 from typing import Any
 
 import grpc
@@ -77,19 +78,26 @@ class AdmitInterceptor(grpc.aio.ServerInterceptor):
 
     def _single(self, method: str, behaviour: Any) -> Any:
         counted = self._brakes if method in self._brake_methods else self._calls
+        inner = endings.bare(behaviour)
 
         async def call(request: Any, context: Any) -> Any:
             with ExitStack() as held:
                 await self._admit(context, method, counted, held)
-                return await behaviour(request, context)
+                return await inner(request, context)
 
         return endings.single(call)
 
     def _stream(self, method: str, behaviour: Any) -> Any:
+        inner = endings.bare(behaviour)
+
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             with ExitStack() as held:
                 await self._admit(context, method, self._streams, held)
-                async for answer in behaviour(request, context):
+                answers = inner(request, context)
+                if isawaitable(answers):  # the handler writes its answers itself, as gRPC's own Watch of health does
+                    await answers
+                    return
+                async for answer in answers:
                     yield answer
 
         return endings.stream(call)

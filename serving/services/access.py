@@ -26,6 +26,7 @@ class Access:
     def __init__(self, config: Config, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
         self._overrides = {name: endpoint.overrides for name, endpoint in config.endpoints.items()}
+        self._observe = frozenset(name for name, endpoint in config.endpoints.items() if endpoint.observe)
         listen = config.listen
         self.rank: Callable[[Call], None] | None = self._identify if listen.ranking == "identified" else None
         self.label: Callable[[Call], None] | None = self._labeller if listen.identified_feedback else None
@@ -45,6 +46,10 @@ class Access:
             Unauthenticated, PermissionDenied, Overloaded: the caller may not.
         """
         self._authenticator.admit_override(call.caller, self._overrides.get(endpoint, False))
+
+    def may_tell(self, endpoint: str) -> bool:
+        """Whether predictions may be told for arms of an endpoint that are served here."""
+        return endpoint in self._observe
 
     def labels(self, call: Call, predictions: int) -> None:
         """Count the labels of an identified caller.

@@ -50,7 +50,8 @@ class Health:
             f"{name}/{arm}": served.arm(arm) is not None and not (arm == "candidate" and served.killed)
             for name, served in snapshot.endpoints.items()
             for arm in ("stable", "candidate")
-            if arm == "stable" or served.endpoint.candidate is not None
+            if (spec := served.endpoint.stable if arm == "stable" else served.endpoint.candidate) is not None
+            and not spec.observed
         }
         gone = [name for name in self._published if "/" in name and name not in arms]
         for name, up in {**arms, **dict.fromkeys(gone, False)}.items():
@@ -67,7 +68,9 @@ class Health:
 
 
 def is_ready(snapshot: Snapshot) -> bool:
-    """Whether something can answer, and every endpoint's stable arm can."""
+    """Whether something can answer, and every endpoint's stable arm can, here or elsewhere."""
     if snapshot.endpoints:
-        return all(served.stable is not None for served in snapshot.endpoints.values())
+        return all(
+            served.stable is not None or served.endpoint.stable.observed for served in snapshot.endpoints.values()
+        )
     return bool(snapshot.models)

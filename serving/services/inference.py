@@ -16,9 +16,12 @@ from pipeline.errors import InvalidInput, NotFound, NotReady
 from pipeline.event import Event
 from protos.inference import SERVICE, methods
 from serving.lane.dispatch import Dispatcher, ModelTally
+from serving.rollout.routing import is_observed
 from serving.services.access import Access
 from serving.services.rpc import Call, Method, Shell, parse, serve
+from serving.wire.candidates import take_candidate_ids
 from serving.wire.inference import parameters_of, read_request
+from serving.wire.ranking import candidate_hashes
 
 __all__ = ["EXTENSIONS", "InferenceService"]
 
@@ -87,6 +90,7 @@ class InferenceService:
                 self._access.override(name, call)
             codec = target.served.infer
             call.trace = call.trace or _parameter(parameters, "trace", False)
+            candidate_ids, raw = take_candidate_ids(request, raw, codec.fields, codec.max_candidates)
             first = request.inputs[0].shape if request.inputs else ()
             event = Event(
                 request=request,
@@ -95,9 +99,11 @@ class InferenceService:
                 priority=self._dispatcher.priority(parameters.get("priority", 0)),
                 queue_timeout=_timeout(parameters),
                 request_id=request.id,
+                candidate_ids=candidate_hashes(candidate_ids),
+                candidate_texts=candidate_ids,
                 traceparent=call.traceparent,
             )
-            await self._dispatcher.answer(
+            target = await self._dispatcher.answer(
                 target, event, started=started, seconds_left=call.seconds_left, routing_key=key
             )
             version = target.served.model.version
@@ -168,6 +174,8 @@ class InferenceService:
                 )
         for name, arms in self._registry.arms().items():
             stable = arms["stable"]
+            if is_observed(stable.bundle):
+                continue  # it takes no requests here
             if stable.state == "READY" or not request.ready:
                 response.models.add(name=name, version=stable.version, state=stable.state, reason=stable.reason)
         return response

@@ -1,4 +1,4 @@
-"""`baton.ranking.v1.RankingService`: ranks candidates, takes labels.
+"""`baton.ranking.v1.RankingService`: ranks candidates, takes labels, and what other servers answered (`elsewhere`).
 
 A thin shell: formats are in `serving.wire`, answers come from `serving.lane.dispatch`, labels go to the traffic log.
 Feedback is answered once it is committed, never before.
@@ -15,9 +15,11 @@ from pipeline.traffic.writer import TrafficWriter
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.lane.dispatch import Dispatcher
 from serving.services.access import Access
+from serving.services.elsewhere import Elsewhere
 from serving.services.rpc import Call, Shell, committed, parse, serve
 from serving.telemetry import Telemetry
 from serving.wire.feedback import entries_of, response_of
+from serving.wire.observing import ObserveCodec
 from serving.wire.packed import PackedRankRequest
 from serving.wire.ranking import candidate_hashes, rank_response
 
@@ -30,12 +32,19 @@ class RankingService:
     """All methods of the service.
 
     Args:
-        writer: commits feedback.
+        writer: commits feedback, and predictions that were answered elsewhere.
+        codec: reads these.
         access: permissions of callers.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, writer: TrafficWriter, telemetry: Telemetry, shell: Shell, access: Access
+        self,
+        dispatcher: Dispatcher,
+        writer: TrafficWriter,
+        telemetry: Telemetry,
+        shell: Shell,
+        access: Access,
+        codec: ObserveCodec,
     ) -> None:
         self._dispatcher = dispatcher
         self._writer = writer
@@ -43,6 +52,7 @@ class RankingService:
         self._shell = shell
         self._access = access
         self._clock = shell.clock
+        self._elsewhere = Elsewhere(dispatcher, codec, writer, telemetry, access)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service for a gRPC server."""
@@ -54,6 +64,8 @@ class RankingService:
                 "RankStream": shell.streaming(f"{SERVICE}/RankStream", self._rank, access.rank),
                 "Feedback": shell.unary(f"{SERVICE}/Feedback", self._feedback, admission=access.label),
                 "FeedbackStream": shell.streaming(f"{SERVICE}/FeedbackStream", self._feedback, access.label),
+                "Observe": shell.unary(f"{SERVICE}/Observe", self._elsewhere.observe, admission=access.label),
+                "Assign": shell.unary(f"{SERVICE}/Assign", self._elsewhere.assign, admission=access.rank),
             },
         )
 
@@ -80,7 +92,7 @@ class RankingService:
                 priority=self._priority(request.criticality),
                 traceparent=call.traceparent,
             )
-            await self._dispatcher.answer(
+            target = await self._dispatcher.answer(
                 target, event, started=started, seconds_left=call.seconds_left, routing_key=key
             )
         except Exception as error:

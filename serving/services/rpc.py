@@ -313,9 +313,17 @@ async def committed(future: Any) -> Any:
     Raises:
         NotReady: the writer has ended without a result.
     """
+    waiting = asyncio.wrap_future(future)
+    waiting.add_done_callback(_retrieve)
     try:
-        return await asyncio.shield(asyncio.wrap_future(future))
+        return await asyncio.shield(waiting)
     except asyncio.CancelledError:
         if future.cancelled():
             raise NotReady("the traffic log is closing; send the feedback to another replica") from None
         raise
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Look at a future's error, which asyncio would log with its traceback where the caller that waited has gone."""
+    if not future.cancelled():
+        future.exception()

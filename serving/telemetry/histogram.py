@@ -99,16 +99,18 @@ def added(windows: Iterable[RecentTotals]) -> RecentTotals:
         max((window.seconds for window in windows), default=0.0),
         sum(window.errors for window in windows),
         sum(window.deadline_misses for window in windows),
+        sum(window.degraded for window in windows),
     )
 
 
-def _totals(counts: I64, seconds: float, errors: int, deadline_misses: int) -> RecentTotals:
+def _totals(counts: I64, seconds: float, errors: int, deadline_misses: int, degraded: int) -> RecentTotals:
     p50_s, p99_s = quantile(counts, 0.5), quantile(counts, 0.99)
     return RecentTotals(
         seconds=seconds,
         requests=int(counts.sum()),
         errors=errors,
         deadline_misses=deadline_misses,
+        degraded=degraded,
         p50_ms=None if p50_s is None else 1000 * p50_s,
         p99_ms=None if p99_s is None else 1000 * p99_s,
         counts={bucket: int(count) for bucket, count in enumerate(counts) if count},
@@ -121,14 +123,24 @@ class _Second:
     counts: list[int] = field(default_factory=lambda: [0] * (len(EDGES) + 1))
     errors: int = 0
     late: int = 0
+    degraded: int = 0
 
 
 class Recent:
-    """Latencies by bucket of `EDGES`, errors and missed deadlines of the last `seconds`, counted by the second."""
+    """Latencies by bucket of `EDGES`, errors, missed deadlines and degraded answers of the last `seconds`, counted by the
+    second."""
 
     def __init__(self, seconds: int = 60) -> None:
         self.seconds = seconds
         self._slots: deque[_Second] = deque()
+        self._what: object = None
+        self._began: float | None = None
+
+    def begin(self, now: float, what: object) -> None:
+        """The window begins anew where it is of something else than before, for example of another version."""
+        if self._began is None or what != self._what:
+            self._slots.clear()
+            self._what, self._began = what, now
 
     def observe(self, now: float, seconds: float) -> None:
         """An answer that took `seconds`; `now` is monotonic."""
@@ -141,6 +153,10 @@ class Recent:
     def deadline_missed(self, now: float) -> None:
         """A request that was not answered in time."""
         self._slot(now).late += 1
+
+    def degraded(self, now: float) -> None:
+        """An answer that lacks rows of a tier; it was observed, too."""
+        self._slot(now).degraded += 1
 
     def counts(self, now: float) -> I64:
         """Answers per bucket within the window."""
@@ -157,7 +173,9 @@ class Recent:
 
     def totals(self, now: float) -> RecentTotals:
         """All of it, for the status file."""
-        return _totals(self.counts(now), self.seconds, *self.failures(now))
+        counts = self.counts(now)
+        seconds = self.seconds if self._began is None else min(self.seconds, max(1.0, now - self._began))
+        return _totals(counts, seconds, *self.failures(now), sum(slot.degraded for slot in self._slots))
 
     def _slot(self, now: float) -> _Second:
         second = int(now)

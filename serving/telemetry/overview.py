@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -23,6 +23,7 @@ from pipeline.traffic.log import TrafficStats
 from serving.rollout.figures import ArmFigures, RolloutFigures
 from serving.rollout.routing import Endpoint
 from serving.rollout.state import Phase
+from serving.rollout.status.freeze import freeze_of
 from serving.rollout.store import StoredRollout
 from serving.runtime.status import Statuses, WorkerStatus
 
@@ -39,6 +40,8 @@ class _Store(Protocol):
     def endpoints(self) -> dict[str, Endpoint]: ...
 
     def rollout(self, name: str) -> StoredRollout: ...
+
+    def setting(self, name: str) -> dict[str, Any]: ...
 
 
 class Overview(Collector):
@@ -72,6 +75,7 @@ class Overview(Collector):
         self._clock = clock
         self._created: dict[tuple[str, str], int] = {}
         self._next = -FIGURES_EVERY_S
+        self._frozen = False
         self._endpoints: dict[str, Endpoint] = {}
         self._newest: dict[str, StoredRollout] = {}
         self._figures: dict[str, RolloutFigures] = {}
@@ -98,6 +102,7 @@ class Overview(Collector):
 
     def _look(self) -> None:
         self._endpoints = self._store.endpoints()
+        self._frozen = freeze_of(self._store, self._clock.wall_ms()) is not None
         for name in self._endpoints:
             with suppress(NotFound):  # it has never had a rollout
                 self._newest[name] = self._store.rollout(name)
@@ -192,6 +197,22 @@ class Overview(Collector):
             row.add_metric([bundle], sum(v > int(version) for v in turned_down))
         yield from (published, refused, row)
         yield CounterMetricFamily("baton_worker_trained_rows", "Rows trained on", value=worker.trained_rows)
+        yield CounterMetricFamily(
+            "baton_worker_unguided_rows",
+            "Rows learned from their labels alone, without a score of the teacher",
+            value=worker.unguided_rows,
+        )
+        yield CounterMetricFamily(
+            "baton_worker_featureless_rows",
+            "Labelled rows without recorded features, which nothing is learned from",
+            value=worker.featureless,
+        )
+        if worker.teacher:
+            kind = _gauge(
+                "baton_worker_teacher", "1 for the teacher, by what it does: learns, frozen, remote", "bundle", "kind"
+            )
+            kind.add_metric([worker.teacher.get("name", ""), worker.teacher.get("kind", "")], 1)
+            yield kind
         last = self._traffic.last_seq if self._traffic else worker.position
         for name, text, value in (
             (
@@ -216,7 +237,25 @@ class Overview(Collector):
         steps = _gauge("baton_rollout_last_step", "The last step of the rollout file", "endpoint")
         back = _gauge("baton_rollout_steps_back", "Times that it has stepped back", "endpoint")
         missing = _gauge("baton_rollout_missing_clicks", "Clicks that the next step is estimated to need", "endpoint")
+        alarm = _gauge(
+            "baton_rollout_alarm",
+            "1 for the guard that holds a rollout for an operator to look at",
+            "endpoint",
+            "guard",
+        )
+        overdue = _gauge(
+            "baton_rollout_overdue",
+            "1 for a rollout that has not moved for the time of its progress_deadline",
+            "endpoint",
+        )
+        yield GaugeMetricFamily(
+            "baton_frozen", "1 while a freeze lets nothing move in any rollout", value=float(self._frozen)
+        )
         for endpoint_name, stored in self._newest.items():
+            overdue.add_metric([endpoint_name], bool(stored.state.active and stored.status.get("overdue")))
+            guard = stored.status.get("alarm", "") if stored.state.active or stored.state.phase == "completed" else ""
+            if guard:
+                alarm.add_metric([endpoint_name, guard], 1)
             for name in PHASES:
                 phase.add_metric([endpoint_name, name], stored.state.phase == name)
             step.add_metric([endpoint_name], stored.state.step)
@@ -225,7 +264,7 @@ class Overview(Collector):
             clicks = stored.status.get("missing_clicks")
             if clicks is not None:
                 missing.add_metric([endpoint_name], clicks)
-        yield from (phase, step, steps, back, missing)
+        yield from (phase, step, steps, back, missing, alarm, overdue)
 
     def _evidence(self) -> Iterator[Metric]:
         by_arm = {
@@ -242,6 +281,9 @@ class Overview(Collector):
         ill = _gauge(
             "baton_rollout_not_finite_rows", "Exposed rows without evidence: a score is not finite", "endpoint"
         )
+        left_out = _gauge(
+            "baton_rollout_left_out_rows", "Exposed rows without evidence: their key has too many", "endpoint"
+        )
         least = _gauge("baton_shadow_coverage_min_ratio", "Below this share the rollout holds", "endpoint")
         for endpoint, snapshot in self._figures.items():
             stored = self._newest[endpoint]
@@ -254,11 +296,12 @@ class Overview(Collector):
                         family.add_metric([endpoint, arm], value)
             bound.add_metric([endpoint], stored.spec.steps[max(1, stored.state.step)].bound)
             ill.add_metric([endpoint], snapshot.not_finite)
+            left_out.add_metric([endpoint], snapshot.left_out)
             if snapshot.coverage is not None:
                 coverage.add_metric([endpoint], snapshot.coverage)
             if stored.spec.guards.shadow_coverage_min is not None:
                 least.add_metric([endpoint], stored.spec.guards.shadow_coverage_min)
-        yield from (*by_arm.values(), bound, coverage, ill, least)
+        yield from (*by_arm.values(), bound, coverage, ill, left_out, least)
 
     def _created_ms(self, bundle: str, version: str) -> int:
         """Time at which a version was made; 0 where it has none or is gone."""

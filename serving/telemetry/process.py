@@ -70,6 +70,7 @@ class Telemetry(Collector):
         self._failed: Counter[tuple[str, ...]] = Counter()
         self._degraded: Counter[tuple[str, ...]] = Counter()
         self._feedback: Counter[tuple[str, ...]] = Counter()
+        self._observed: Counter[tuple[str, ...]] = Counter()
         self._ready: Mapping[tuple[str, str], str] = {}
         self._pending = 0
 
@@ -112,6 +113,11 @@ class Telemetry(Collector):
         """Statuses of exposures or outcomes (`kind`)."""
         for status in statuses:
             self._feedback[kind, status] += 1
+
+    def observed(self, endpoint: str, statuses: Iterable[str]) -> None:
+        """Statuses of predictions that were answered elsewhere."""
+        for status in statuses:
+            self._observed[endpoint, status] += 1
 
     def pending(self, count: int) -> None:
         self._pending = count
@@ -192,6 +198,12 @@ class Telemetry(Collector):
             "Exposures and outcomes by what became of them",
             ["process", "kind", "status"],
             self._feedback,
+        )
+        yield self._counters(
+            "baton_observed",
+            "Predictions that other servers answered, by what became of them",
+            ["process", "endpoint", "status"],
+            self._observed,
         )
         ready = GaugeMetricFamily("baton_model_ready", "1 where a version answers for an arm", labels=_ARM)
         for (endpoint, arm), version in self._ready.items():

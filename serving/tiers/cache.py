@@ -18,6 +18,7 @@ from pipeline.embedding.redis.marks import RedisGeneration
 from pipeline.embedding.redis.updates import RedisUpdater
 from pipeline.errors import BatonError, Conflict, InvalidInput, NotFound
 from serving.config import RedisConfig
+from serving.rollout.routing import is_observed
 from serving.runtime.status import Statuses
 from serving.wiring.embedding import redis_updater
 
@@ -139,7 +140,7 @@ def versions_of(repository: Repository, endpoints: Mapping[str, Any], name: str,
         )
     newest: dict[tuple[str, str], Bundle] = {}
     for arm in (endpoint.stable, endpoint.candidate):
-        if arm is not None:
+        if arm is not None and not is_observed(arm.bundle):
             bundle = repository.open(arm.bundle, str(arm.version or "") if arm.version != "0" else "")
             key = arm.bundle, bundle.manifest.base or bundle.manifest.version
             if key not in newest or int(newest[key].manifest.version) < int(bundle.manifest.version):

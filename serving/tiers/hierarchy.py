@@ -32,7 +32,7 @@ def publish_tiers(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> Non
         for name, endpoint in snapshot().endpoints.items():
             for arm in ("stable", "candidate"):
                 served = endpoint.arm(arm)
-                for tier in served.model.store.describe() if served is not None else ():
+                for tier in served.model.tiers() if served is not None else ():
                     for figure, value in tier.items():
                         yield (name, arm, str(tier["tier"])), figure, value
 
@@ -82,5 +82,5 @@ def embedding_status(hierarchy: Hierarchy, lately: RecentLookups, snapshot: Snap
         for arm in ("stable", "candidate"):
             served = endpoint.arm(arm)
             if served is not None:
-                models[f"{served.model.name}/{served.model.version}"] = served.model.store.describe()
+                models[f"{served.model.name}/{served.model.version}"] = served.model.tiers()
     return EmbeddingStatus(lookups=lookups, models=models, unknown=unknown_ids(lately, snapshot))

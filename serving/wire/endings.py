@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-__all__ = ["single", "stream"]
+__all__ = ["bare", "single", "stream"]
+
+_BARE = "_baton_bare"
 
 
 def single(behaviour: Any) -> Any:
@@ -25,6 +27,7 @@ def single(behaviour: Any) -> Any:
             _let_go(error)
             raise
 
+    call.__dict__[_BARE] = behaviour
     return call
 
 
@@ -41,7 +44,13 @@ def stream(behaviour: Any) -> Any:
             _let_go(error)
             raise
 
+    call.__dict__[_BARE] = behaviour
     return call
+
+
+def bare(behaviour: Any) -> Any:
+    """The behaviour that `single` or `stream` was given, for whoever puts it into another one and ends that; else itself."""
+    return getattr(behaviour, _BARE, behaviour)
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -25,6 +25,7 @@ from pipeline.errors import (
     NotReady,
     Overloaded,
     PermissionDenied,
+    RemoteFault,
     StaleVersion,
     Unauthenticated,
 )
@@ -74,6 +75,7 @@ ERRORS: dict[type[BatonError], Codes] = {
     NotReady: Codes(grpc.StatusCode.UNAVAILABLE, 503),
     DeadlineExceeded: Codes(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     NotFinite: Codes(grpc.StatusCode.INTERNAL, 500),
+    RemoteFault: Codes(grpc.StatusCode.INTERNAL, 502),
 }
 INTERNAL = Codes(grpc.StatusCode.INTERNAL, 500)
 """Of every other exception; its kind is `Internal`."""

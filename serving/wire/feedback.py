@@ -37,6 +37,8 @@ def entries_of(request: pb.FeedbackRequest) -> list[FeedbackEntry]:
                 for index, candidate_id in [_candidate(outcome, "outcomes")]
             ],
             prediction.exposed_all,
+            prediction.request_id,
+            prediction.endpoint,
         )
         for prediction in request.predictions
     ]
@@ -51,6 +53,7 @@ def response_of(request: pb.FeedbackRequest, replies: Sequence[FeedbackReply]) -
             exposed=[_STATUS[s] for s in reply.exposed],
             outcomes=[_STATUS[s] for s in reply.outcomes],
             reason=reply.reason,
+            request_id=prediction.request_id,
         )
     return response
 

@@ -7,7 +7,7 @@ endpoints, arms or engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.context import context_once
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, Rows, refuse_infinite
 from pipeline.hashing import hash_bag_column, hash_column
+from pipeline.reading import Reading
 from pipeline.schema import FieldSpec, Schema
 from protos.inference import data_type, message
 from serving.wire.delimited import detach, field
@@ -32,6 +33,7 @@ _FLOATS = ("FP32", "FP64")
 
 # Cutting tensors out pays where parsing would copy more than this.
 _CUT_FROM_BYTES = 4096
+_KEPT_LAYOUTS = 64
 _RAW_INPUTS_FIELD = 7
 _RAW_OUTPUTS_FIELD = 6
 _OUTPUTS_FIELD = 5
@@ -72,12 +74,16 @@ class InferCodec:
     """Decoder and encoder of requests for one schema.
 
     Args:
-        schema: of the model that will answer.
+        schema: of the requests: the fields of the model that will answer, or of both arms of an endpoint.
         max_candidates: most rows of one request.
+        optional: names of fields that a request may leave out, last of their kind; they are missing then. Packed tensors
+            have the columns of all fields, or of those alone that are not optional.
     """
 
-    def __init__(self, schema: Schema, max_candidates: int) -> None:
+    def __init__(self, schema: Schema, max_candidates: int, optional: Collection[str] = ()) -> None:
         self.schema = schema
+        self._optional = frozenset(optional)
+        self._without: dict[frozenset[str], tuple[InferCodec, Reading]] = {}
         self.max_candidates = max_candidates
         self._names = {f.name for f in schema.fields}
         self._packed = [
@@ -85,6 +91,11 @@ class InferCodec:
             *(["numbers"] if schema.numbers else []),
             *(BAG + f.name for f in schema.bags),
         ]
+
+    @property
+    def fields(self) -> Set[str]:
+        """Names of the fields."""
+        return self._names
 
     def decode(self, request: Any, raw: Sequence[bytes] | None = None) -> tuple[Features, bool]:
         """Features of a request, and whether its tensors are raw (then the answer is raw, too).
@@ -106,17 +117,49 @@ class InferCodec:
         tensors = tensors_of(request, contents, self.max_candidates)
         if not tensors:
             raise InvalidInput(f"a request needs inputs: {self._packed}, or one for each field by name", "inputs")
+        return self._features(tensors), len(contents) > 0
+
+    def _features(self, tensors: dict[str, Tensor]) -> Features:
         named = not any(name in self._packed for name in tensors) or tensors.keys() <= self._names
         expected = [f.name for f in self.schema.fields] if named else self._packed
         unknown = [name for name in tensors if name not in expected]
         if unknown:
             raise InvalidInput(f"input {unknown[0]!r} is not known; the inputs are {expected}", unknown[0])
+        if self._optional and (absent := self._left_out(tensors, named)):
+            codec, reading = self._without_fields(absent)
+            return reading(codec._features(tensors))
         for name in expected:
             if name not in tensors:
                 raise InvalidInput(f"input {name!r} is missing; the inputs are {expected}", name)
         n = self._rows(tensors)
         rows = self._named(tensors) if named else self._packed_rows(tensors, n)
-        return context_once(Features.from_rows(rows), self.schema, whole=True), len(contents) > 0
+        return context_once(Features.from_rows(rows), self.schema, whole=True)
+
+    def _left_out(self, tensors: Mapping[str, Tensor], named: bool) -> frozenset[str]:
+        """Names of the optional fields that a request leaves out."""
+        schema, optional = self.schema, self._optional
+        if named:
+            return frozenset(optional - tensors.keys())
+        absent = {f.name for f in schema.bags if f.name in optional and BAG + f.name not in tensors}
+        for name, fields in (("ids", schema.ids), ("numbers", schema.numbers)):
+            own = {f.name for f in fields if f.name in optional}
+            shape = tensors[name].shape if name in tensors else (0, 0)
+            if len(shape) == 2 and shape[1] == len(fields) - len(own):
+                absent |= own
+        return frozenset(absent)
+
+    def _without_fields(self, absent: frozenset[str]) -> tuple[InferCodec, Reading]:
+        """The codec of requests without these fields, and how its features become those of all fields."""
+        known = self._without.get(absent)
+        if known is None:
+            sent = [f for f in self.schema.fields if f.name not in absent]
+            if not sent:
+                raise InvalidInput(f"a request needs inputs: {self._packed}, or one for each field by name", "inputs")
+            schema = Schema(fields=tuple(sent))
+            known = InferCodec(schema, self.max_candidates), Reading(schema.columns, self.schema)
+            if len(self._without) < _KEPT_LAYOUTS:
+                self._without[absent] = known
+        return known
 
     def encode(
         self,
@@ -197,7 +240,7 @@ class InferCodec:
         n = next(iter(tensors.values())).shape[0]
         ids = np.empty((n, len(schema.ids)), np.int64)
         for column, spec in enumerate(schema.ids):
-            ids[:, column] = hash_column(spec.name, _raw_values(tensors[spec.name]), spec.missing_texts)
+            ids[:, column] = hash_column(spec.name, _raw_values(tensors[spec.name]), spec.missing_texts, spec.index)
         numbers = np.empty((n, len(schema.numbers)), np.float32)
         for column, spec in enumerate(schema.numbers):
             numbers[:, column] = _number(spec, tensors[spec.name])
@@ -211,7 +254,9 @@ class InferCodec:
                     spec.name,
                 )
             values = _raw_values(tensor)
-            bags.append(Bag(column, *hash_bag_column(spec.name, values, spec.separator or "", spec.missing_texts)))
+            bags.append(
+                Bag(column, *hash_bag_column(spec.name, values, spec.separator or "", spec.missing_texts, spec.index))
+            )
         return Rows(ids, numbers, tuple(bags))
 
 

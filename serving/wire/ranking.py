@@ -6,7 +6,7 @@ of known column layouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.errors import InvalidInput
 from pipeline.event import Event
 from pipeline.features import Bag, Features, IdPart, NumberPart, refuse_infinite
 from pipeline.hashing import hash_bag_column, hash_column, hash_value
+from pipeline.reading import Missing
 from pipeline.schema import FieldSpec, Schema
 from serving.wire.packed import PackedRankResponse, original
 
@@ -85,12 +86,15 @@ class RankCodec:
     """Decoder of requests for one schema.
 
     Args:
-        schema: of the model that will answer; all arms of an endpoint share its inputs.
+        schema: of the requests: the fields of the model that will answer, or of both arms of an endpoint.
         max_candidates: most rows of one request.
+        optional: names of fields that a request may leave out; they are missing then.
     """
 
-    def __init__(self, schema: Schema, max_candidates: int) -> None:
+    def __init__(self, schema: Schema, max_candidates: int, optional: Collection[str] = ()) -> None:
         self.schema = schema
+        self.optional = frozenset(optional)
+        self._missing: dict[frozenset[str], Missing] = {}
         self.max_candidates = max_candidates
         self._fields = {f.name: f for f in schema.fields}
         self._column = {f.name: i for group in (schema.ids, schema.numbers, schema.bags) for i, f in enumerate(group)}
@@ -126,7 +130,7 @@ class RankCodec:
         if count == 0:
             raise InvalidInput("a request needs at least one candidate", "candidates")
         self._check_size(count)
-        self._check_complete(context.seen | candidates.seen)
+        missing = self._left_out(context.seen | candidates.seen)
         recall = request.recall_scores
         recall_count = len(recall) // 4 if isinstance(recall, bytes) else len(recall)
         if recall_count not in (0, count):
@@ -136,7 +140,10 @@ class RankCodec:
             )
         ids = [IdPart(*part) for part in (*_merge(context.ids), *_merge(candidates.ids))]
         numbers = [NumberPart(*part) for part in (*_merge(context.numbers), *_merge(candidates.numbers))]
-        return Features(count, tuple(ids), tuple(numbers), (*context.bags, *candidates.bags))
+        if missing is None:
+            return Features(count, tuple(ids), tuple(numbers), (*context.bags, *candidates.bags))
+        bags = (*context.bags, *candidates.bags, *missing.bags)
+        return Features(count, (*ids, *missing.ids), (*numbers, *missing.numbers), bags)
 
     @staticmethod
     def rows_hint(request: Any) -> int:
@@ -153,11 +160,21 @@ class RankCodec:
                 "candidates",
             )
 
-    def _check_complete(self, seen: set[str]) -> None:
-        if len(seen) < len(self._fields):
-            field = next(f for f in self.schema.fields if f.name not in seen)
-            place = "context" if field.role == "context" else "candidates"
-            raise InvalidInput(f"field {field.name!r} is missing; send it in {place}", field.name)
+    def _left_out(self, seen: set[str]) -> Missing | None:
+        """The parts of the fields that were left out and may be; None where all were sent."""
+        if len(seen) == len(self._fields):
+            return None
+        absent = frozenset(self._fields.keys() - seen)
+        known = self._missing.get(absent)
+        if known is None:
+            field = next((f for f in self.schema.fields if f.name in absent - self.optional), None)
+            if field is not None:
+                place = "context" if field.role == "context" else "candidates"
+                raise InvalidInput(f"field {field.name!r} is missing; send it in {place}", field.name)
+            known = Missing(self.schema, absent)
+            if len(self._missing) < _KEPT_LAYOUTS:
+                self._missing[absent] = known
+        return known
 
     def _side(self, rows: Any, side: _Side) -> None:
         if rows.HasField("ids"):
@@ -234,9 +251,9 @@ class RankCodec:
         if which == "ids":
             ids = _array(content.values, np.dtype("<i8"), name)
         elif which == "integers":
-            ids = hash_column(name, _array(content.values, np.dtype("<i8"), name), field.missing_texts)
+            ids = hash_column(name, _array(content.values, np.dtype("<i8"), name), field.missing_texts, field.index)
         else:
-            ids = hash_column(name, pa.array(list(content.values), pa.string()), field.missing_texts)
+            ids = hash_column(name, pa.array(list(content.values), pa.string()), field.missing_texts, field.index)
         side.rows(len(ids), name)
         side.ids.append((at, ids[:, None]))
 
@@ -244,7 +261,7 @@ class RankCodec:
         name = field.name
         if which == "strings":
             texts = pa.array(list(content.values), pa.string())
-            offsets, values = hash_bag_column(name, texts, field.separator or "", field.missing_texts)
+            offsets, values = hash_bag_column(name, texts, field.separator or "", field.missing_texts, field.index)
         else:
             values = _array(content.values, np.dtype("<i8"), name)
             bounds = _array(content.offsets, np.dtype("<u4"), name).astype(np.int64)

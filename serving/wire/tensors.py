@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.arrays import Array
 from pipeline.errors import InvalidInput
 
-__all__ = ["DTYPES", "Tensor", "tensors_of"]
+__all__ = ["CONTENTS", "DTYPES", "Tensor", "tensors_of"]
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -32,7 +32,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 
-_CONTENTS = {
+CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
     "INT16": "int_contents",
@@ -101,9 +101,9 @@ def tensors_of(request: Any, raw: Sequence[bytes], max_rows: int) -> dict[str, T
             raise InvalidInput(f"input {name!r} is sent twice", name)
         if "shared_memory_region" in tensor.parameters:
             raise InvalidInput(f"input {name!r} lies in shared memory, which is not supported; send it inline", name)
-        if tensor.datatype not in _CONTENTS:
+        if tensor.datatype not in CONTENTS:
             raise InvalidInput(
-                f"input {name!r} is of datatype {tensor.datatype!r}; known are {', '.join(_CONTENTS)}", name
+                f"input {name!r} is of datatype {tensor.datatype!r}; known are {', '.join(CONTENTS)}", name
             )
         shape = tuple(tensor.shape)
         if not shape or min(shape) < 0 or len(shape) > 2:
@@ -154,7 +154,7 @@ def _strings(name: str, content: bytes) -> list[bytes]:
 
 
 def _typed(name: str, datatype: str, contents: Any) -> Array | list[bytes]:
-    wanted = _CONTENTS[datatype]
+    wanted = CONTENTS[datatype]
     for field, _ in contents.ListFields():
         if field.name != wanted:
             raise InvalidInput(f"input {name!r} is {datatype} and is filled as {field.name}; fill {wanted}", name)

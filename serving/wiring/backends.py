@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.bundle.versions import Repository
+from pipeline.clock import SystemClock
 from pipeline.traffic.log import TrafficLog
 from serving.config import Config
+from serving.lane.probes import Probes
 from serving.rollout.store import ControlStore
 from serving.state.idempotency import Keys
 from serving.state.kill import KillSwitch
 from serving.wiring.bundles import open_repository
+from serving.wiring.probes import open_probes
 from serving.wiring.state import installation_secret, open_control_store, open_keys, open_kill_switch
 from serving.wiring.traffic import open_traffic_log
 
@@ -24,6 +27,7 @@ class Backends:
     store: ControlStore
     traffic: TrafficLog
     repository: Repository
+    probes: Probes
     kill: KillSwitch
     keys: Keys
     secret: bytes
@@ -42,10 +46,12 @@ def open_backends(config: Config) -> Backends:
         InvalidInput: a store is not fit for its task. NotReady: it cannot be reached now.
     """
     secret = installation_secret(config)  # first: databases without it are a home that has lost a part
+    repository = open_repository(config)
     return Backends(
         open_control_store(config),
         open_traffic_log(config),
-        open_repository(config),
+        repository,
+        open_probes(config, repository, SystemClock()),
         open_kill_switch(config),
         open_keys(config),
         secret,

@@ -36,7 +36,7 @@ def not_in_force(config: Config) -> list[str]:
         if problem := rollout.spec.analysis.other_window(config.traffic.attribution_window):
             lines.append(
                 f"rollout {rollout.id}: {problem}: it enters no step; set traffic.attribution_window back and restart, or "
-                f"`baton rollout abort {rollout.spec.endpoint}` and start it again"
+                f"`baton rollout abort {rollout.spec.endpoint} --reason '...'` and start it again"
             )
     return [line for line in lines if line]
 
@@ -55,7 +55,7 @@ def _endpoint(name: str, wanted: EndpointConfig, stored: Endpoint) -> str:
     options += [] if wanted.salt is None else [f"--salt {wanted.salt}"]
     return (
         f"endpoint {name}: the state counts and not the configuration: it has {_shown(stored)}; for what the configuration "
-        f"says: baton endpoint set {name} {' '.join(options)}"
+        f"says: baton endpoint set {name} {' '.join(options)} --reason '...'"
     )
 
 

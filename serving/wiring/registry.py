@@ -7,17 +7,17 @@ from functools import partial
 
 from pipeline.clock import Clock
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
-from pipeline.features import Features
-from pipeline.model.model import Model
-from pipeline.model.probe import ProbeLimits
+from pipeline.model.opening import open_model
 from serving.config import Config
 from serving.lane.desired import DesiredVersions
-from serving.lane.loader import VersionLoader
+from serving.lane.loader import Sample, VersionLoader
 from serving.lane.memory_budget import MemoryBudget
-from serving.lane.probes import NICE, Probes
+from serving.lane.probes import NICE
 from serving.lane.registry import Registry
+from serving.lane.remote import RemoteServers
 from serving.telemetry.tracing import Tracing
 from serving.wiring.bundles import open_repository
+from serving.wiring.probes import open_probes
 from serving.wiring.state import open_control_store, open_kill_switch
 
 __all__ = ["open_registry", "open_tracing"]
@@ -29,7 +29,7 @@ def open_registry(
     hierarchy: Hierarchy | None = None,
     *,
     nice: int | None = NICE,
-    samples: Callable[[Collection[str]], list[Features]] = lambda names: [],
+    samples: Callable[[Collection[str]], list[Sample]] = lambda names: [],
 ) -> Registry:
     """Registry of models of one process; not started.
 
@@ -43,13 +43,18 @@ def open_registry(
     threads = config.engine.network_threads
     desired = DesiredVersions(open_control_store(config), repository, config.loads, clock)
     loader = VersionLoader(
-        partial(Model.load, repository, segments=config.segments, hierarchy=hierarchy, network_threads=threads),
+        partial(
+            open_model,
+            repository,
+            segments=config.segments,
+            hierarchy=hierarchy,
+            network_threads=threads,
+            connect=RemoteServers(config.remote, clock).connect,
+        ),
         config.listen.max_candidates,
         MemoryBudget(repository, config.engine.memory_reserve_bytes),
         samples,
-        Probes(
-            repository, config.segments, ProbeLimits(config.engine.load_timeout, config.engine.load_memory_bytes), clock
-        ),
+        open_probes(config, repository, clock),
     )
     return Registry(desired, open_kill_switch(config), repository, loader, clock, nice=nice if threads == 1 else None)
 

@@ -72,6 +72,13 @@ def test_lanes() -> None:
 
 
 @pytest.mark.long
+def test_remote() -> None:
+    rows = rows_of(bench("remote", "--seconds", "0.3", "--rounds", "1", "--rows", "5", *SMALL))
+    assert rows["remote/rows=5/inflight=8", "throughput"]["limit"] > 0
+    assert rows["remote/rows=5/inflight=1", "p50"]["value"] > 0
+
+
+@pytest.mark.long
 def test_shadow() -> None:
     rows = rows_of(bench("shadow", "--seconds", "1", "--pairs", "1", "--rows", "5", *SMALL))
     assert rows["shadow/p99", "latency"]["budget"] == 1.1
@@ -122,12 +129,14 @@ def test_traffic() -> None:
 
 def test_log_in_process() -> None:
     options = ["--keys", "3", "--predictions", "1024", "--labelled", "256"]
-    cases = ["forgotten", "forget", "blocks", "log/restart", "explain"]
+    cases = ["forgotten", "forget", "blocks", "week", "log/restart", "explain"]
     rows = rows_of(bench("log", *options, *(word for case in cases for word in ("--case", case)), "-o", "json"))
     assert rows["log/forgotten/keys=3", "append"]["budget"] == 1.5
     assert rows["log/forget", "growth"]["budget"] == rows["log/stats", "growth"]["budget"] == 0.1
     assert rows["log/blocks", "pass"]["limit"] == rows["log/blocks/lines=1500", "pass"]["value"]
     assert 1_000 < rows["log/blocks", "lines after it"]["value"] <= 2_500
+    assert rows["log/week/day=2", "table"]["budget"] == 64
+    assert rows["log/week", "pass"]["limit"] == rows["log/week/day=1", "pass"]["value"]
     assert rows["log/restart/labelled=256", "evidence back"]["budget"] == 5.0
     assert rows["log/explain/labelled=256", "time"]["budget"] == 5.0
 
@@ -208,3 +217,13 @@ def test_drift() -> None:
     rows = rows_of(bench("drift", "--rows", "160000", "--seeds", "1", "-o", "json"))
     assert rows["abrupt/seed=0", "rows to recover"]["budget"] == 0.5
     assert rows["still/seed=0", "LogLoss"]["value"] > 0
+
+
+@pytest.mark.long
+def test_levels() -> None:
+    rows = rows_of(bench("levels", "--rows", "20000", "--first", "3", "--seeds", "1", "-o", "json"))
+    ways = ("keep", "probability", "inverse", "weight")
+    cases = {f"{kind}/{way}/seed=3" for kind in ("trained", "transferred") for way in ways}
+    assert {case for case, _ in rows} == cases
+    for case in cases:
+        assert rows[case, "|bias|"]["value"] == abs(rows[case, "bias"]["value"]) < 1

@@ -57,6 +57,7 @@ ROLLOUT = yaml.safe_dump(
             "interval": "500ms",
             "min_step_time": "1s",
             "breach_window": "60s",
+            "evidence_span": "0s",
         },
         "after_full": {"watch": "1h"},
     },

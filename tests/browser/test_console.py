@@ -139,7 +139,7 @@ def test_an_operator_pauses_resumes_promotes_and_aborts(night: Night, opened: Op
     sign_in(page, scene.url, tokens[OPERATOR])
     act(page, "Pause", "the labels look odd")
     phase(page, "paused")
-    page.get_by_text("paused by an operator").first.wait_for()
+    page.get_by_text(f"paused by {OPERATOR} at ").first.wait_for()
     act(page, "Resume", "they were fine")
     phase(page, "progressing")
     act(page, "Promote one step", "the product owner wants it")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 from desk import Open, act, phase, sign_in
 from doors import Refused, Rest
-from operators_day import ANN, OperatorsDay
+from operators_day import ANN, TO_BE_REFUSED, OperatorsDay
 from scene import Scene
 
 from pipeline.clock import SystemClock
@@ -40,11 +40,12 @@ class Console:
         self._page, self._rest = page, rest
 
     def do(self, verb: str, **fields: Any) -> dict[str, Any]:
-        if verb not in self.BUTTONS:
+        unforced = verb == "rollouts.promote" and not fields.get("force")  # a button's dialog says what it passes
+        if verb not in self.BUTTONS or "reason" not in fields or unforced:
             return self._rest.do(verb, **fields)
         label = "Promote fully" if fields.get("full") else self.BUTTONS[verb]
         button = self._page.get_by_role("button", name=label, exact=True)
-        if "reason" not in fields:  # then it is to be refused
+        if fields["reason"] == TO_BE_REFUSED:
             button.wait_for(state="hidden")
             raise Refused("", f"there is no button for {verb}")
         more = {name: str(fields[key]) for key, name in (("file", "Rollout_file,_as_text"), ("weight", "Weight")) if key in fields}  # fmt: skip

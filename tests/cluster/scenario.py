@@ -98,10 +98,13 @@ class Scenario:
         """A node of a replica goes without a word; another comes."""
         by_node = {node.node_id: node for node in self.nodes.workers}
         gone = next(record for record in self.records() if record.node in by_node)
+        lane = psutil.Process(self.lane_of(gone))
         self.nodes.cluster.remove_node(by_node[gone.node], allow_graceful=False)
         self.nodes.workers = [node for node in self.nodes.workers if node.node_id != gone.node]
         self.nodes.workers.append(self.nodes.add())
         until(lambda: gone not in self.records() and len(self.records()) == 2, "a replica is there in its place")
+        # Its actor notices by itself that the node is gone, at times after its record: what its end costs belongs here.
+        until(lambda: not lives(lane), "the lane of the node that is gone has ended")
 
     def upgrade(self, config: Config) -> None:
         """As a release does: deployed again, so that every replica is replaced."""
@@ -140,6 +143,14 @@ class Scenario:
     def lanes(self) -> list[LaneStatus]:
         reports = read(self.config.status, SystemClock().wall_ms()).fresh().lanes
         return [lane.status for lane in reports.values()]
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether the process has not ended; one that nobody has waited for has."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":

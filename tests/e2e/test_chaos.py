@@ -103,7 +103,7 @@ def test_killed_helpers_cost_clients_and_labels_nothing(machine: Machine) -> Non
 
     # The shadow lane finds what it missed.
     traffic = open_traffic_log(machine.config)
-    until(lambda: not traffic.unscored("", 1 << 60), "both arms have scored every prediction")
+    until(lambda: not traffic.unscored("", 1 << 60).found, "both arms have scored every prediction")
     traffic.close()
 
     # The worker has learned each row once: what it counts is what lies before its place.
@@ -122,7 +122,9 @@ def test_killed_helpers_cost_clients_and_labels_nothing(machine: Machine) -> Non
 
 def test_the_kill_switch_works_while_the_control_process_stands_still(machine: Machine) -> None:
     arm = {"bundle": "ranker-dnn"}
-    machine.admin.put(f"/endpoints/{ENDPOINT}", {"stable": arm, "candidate": {"bundle": STUDENT}, "weight": 50})
+    machine.admin.put(
+        f"/endpoints/{ENDPOINT}", {"stable": arm, "candidate": {"bundle": STUDENT}, "weight": 50, "reason": "a test"}
+    )
     request = next(machine.log.requests(0.9, 1.0))
     keys = [f"u{number}" for number in range(40)]
     with RankingClient(machine.target) as client:

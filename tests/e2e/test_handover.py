@@ -315,8 +315,8 @@ def test_operators_see_and_steer_by_the_command_line(machine: Machine, replayed:
     file = tmp_path / "rollout.yaml"
     file.write_text(rollout_file(steps=[{"shadow": True, "min_positives": 10**9}, {"weight": 50, "bias_below": 0.01}]))
     assert told(machine, "rollout", "start", str(file), "--reason", "again")["weight"] == 0
-    assert told(machine, "rollout", "pause", ENDPOINT)["phase"] == "paused"
-    assert told(machine, "rollout", "resume", ENDPOINT)["phase"] == "progressing"
+    assert told(machine, "rollout", "pause", ENDPOINT, "--reason", "lunch")["phase"] == "paused"
+    assert told(machine, "rollout", "resume", ENDPOINT, "--reason", "fed")["phase"] == "progressing"
     assert told(machine, "rollout", "set-weight", ENDPOINT, "40", "--reason", "by hand")["weight"] == 40
     assert told(machine, "endpoint", "get", ENDPOINT)["weight"] == 40
     assert told(machine, "rollout", "get", ENDPOINT)["phase"] == "paused"
@@ -347,17 +347,21 @@ def test_operators_see_and_steer_by_the_command_line(machine: Machine, replayed:
     assert doctor.exit_code == (0 if all(c["ok"] for c in checks.values()) else 1)
 
 
+WHY = ("--reason", "a test")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("endpoint", "get", "nobody"), "nobody"),
         (("endpoint", "kill", "nobody"), "nobody"),
-        (("endpoint", "set", "other", "--stable", "no-such-bundle"), "no-such-bundle"),
-        (("endpoint", "set", TEACHER, "--stable", TEACHER), "namespace"),
-        (("endpoint", "set", "other", "--stable", f"{TEACHER}:99"), "99"),
-        (("endpoint", "set", "other", "--stable", TEACHER, "--weight", "5"), "no candidate"),
+        (("endpoint", "set", "other", "--stable", "no-such-bundle", *WHY), "no-such-bundle"),
+        (("endpoint", "set", TEACHER, "--stable", TEACHER, *WHY), "namespace"),
+        (("endpoint", "set", "other", "--stable", f"{TEACHER}:99", *WHY), "99"),
+        (("endpoint", "set", "other", "--stable", TEACHER, "--weight", "5", *WHY), "no candidate"),
         (("rollout", "get", "nobody"), "nobody"),
-        (("rollout", "pause", "nobody"), "nobody"),
+        (("rollout", "pause", "nobody", *WHY), "nobody"),
+        (("rollout", "pause", ENDPOINT), "reason: must not be empty"),
         (("rollout", "start", "no-such-file.yaml"), "no-such-file.yaml"),
         (("metrics", "nobody"), "nobody"),
     ],

@@ -76,6 +76,6 @@ def test_labels_reach_worker_and_shadow_through_redis_once(machine: Machine, ser
     rows = Counter((e.prediction_id, int(i), e.revision) for e in entries for i in e.indices)
     assert max(rows.values()) == 1
     assert len({e.prediction_id for e in entries}) + lost >= report.requests
-    until(lambda: not log.unscored("", 1 << 60), "both arms have scored every prediction")
+    until(lambda: not log.unscored("", 1 << 60).found, "both arms have scored every prediction")
     until(lambda: machine.status("worker").get("position", 0) > 0.8 * entries[-1].seq, "the worker keeps up")
     log.close()

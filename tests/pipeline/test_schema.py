@@ -55,9 +55,20 @@ def test_schemas_match_by_what_a_caller_sees() -> None:
     fields = list(SCHEMA.fields)
     fields[5] = FieldSpec(name="genres", role="candidate", kind="bag", separator=",")
     assert SCHEMA.inputs_match(Schema(fields=tuple(fields))) == "field 'genres': separator is '|' here and ',' there"
-    assert SCHEMA.inputs_match(Schema(fields=tuple(fields[:5]))) == "6 fields against 5"
-    swapped = Schema(fields=(*SCHEMA.fields[1:], SCHEMA.fields[0]))
-    assert "name is 'user' here" in (SCHEMA.inputs_match(swapped) or "")
+    fewer = Schema(fields=(*SCHEMA.fields[1:4], FieldSpec(name="size", role="candidate", kind="number")))
+    assert SCHEMA.inputs_match(fewer) is None
+    assert fewer.inputs_match(SCHEMA) is None
+    assert SCHEMA.fields_beside(fewer) == ["user", "price", "genres"]
+    assert fewer.fields_beside(SCHEMA) == ["size"]
+    other = Schema(fields=(FieldSpec(name="size", role="candidate", kind="number"),))
+    assert SCHEMA.inputs_match(other) == "they have no field in common"
+
+
+def test_requests_of_two_schemas_have_the_fields_of_the_first_and_then_those_that_the_second_alone_has() -> None:
+    other = Schema(fields=(FieldSpec(name="brand", role="candidate", kind="id"), *reversed(SCHEMA.fields)))
+    joined = SCHEMA.joined(other)
+    assert [f.name for f in joined.fields] == [*(f.name for f in SCHEMA.fields), "brand"]
+    assert joined.columns == "user,item,brand;age,price;tags,genres"
 
 
 def test_survives_json() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import grpc
@@ -28,11 +29,13 @@ ROUTES = {
     "endpoints.list": ("GET", "/endpoints"),
     "endpoints.get": ("GET", "/endpoints/{name}"),
     "endpoints.set": ("PUT", "/endpoints/{name}"),
+    "endpoints.pin": ("POST", "/endpoints/{name}/pin"),
     "endpoints.kill": ("POST", "/endpoints/{name}/kill"),
     "endpoints.release": ("POST", "/endpoints/{name}/release"),
     "models.list": ("GET", "/models"),
     "models.load": ("POST", "/models/{bundle}/load"),
     "models.unload": ("POST", "/models/{bundle}/unload"),
+    "models.retire": ("POST", "/models/{bundle}/retire"),
     "models.warm": ("POST", "/models/{bundle}/warm"),
     "rollouts.start": ("POST", "/rollouts"),
     "rollouts.list": ("GET", "/rollouts"),
@@ -41,9 +44,12 @@ ROUTES = {
     "rollouts.pause": ("POST", "/rollouts/{name}/pause"),
     "rollouts.resume": ("POST", "/rollouts/{name}/resume"),
     "rollouts.promote": ("POST", "/rollouts/{name}/promote"),
+    "rollouts.approve": ("POST", "/rollouts/{name}/approve"),
     "rollouts.abort": ("POST", "/rollouts/{name}/abort"),
     "rollouts.undo": ("POST", "/rollouts/{name}/undo"),
     "rollouts.set_weight": ("POST", "/rollouts/{name}/set-weight"),
+    "rollouts.freeze": ("POST", "/freeze"),
+    "rollouts.lift": ("POST", "/freeze/lift"),
     "metrics.get": ("GET", "/metrics/{endpoint}"),
     "metrics.processes": ("GET", "/status"),
     "audit.list": ("GET", "/audit"),
@@ -148,6 +154,8 @@ class CommandLine:
         command = {"endpoints": "endpoint", "rollouts": "rollout", "models": "model"}.get(service, service)
         words = {
             "endpoints.release": ["kill", "--release"],
+            "rollouts.freeze": [],
+            "rollouts.lift": ["--lift"],
             "rollouts.set_weight": ["set-weight"],
             "audit.list": [],
             "metrics.get": [],
@@ -155,6 +163,15 @@ class CommandLine:
         }.get(verb, [method])
         if verb == "worker.status":
             command = "status"
+        if verb in ("rollouts.freeze", "rollouts.lift"):
+            command = "freeze"
+        if verb == "models.retire":
+            bundle, version = fields.pop("bundle"), fields.pop("version")
+            more = (part for key, value in fields.items() for part in self._option(verb, key, value))
+            options = [f"{bundle}:{version}", *more]
+        if "until_ms" in fields:
+            end = datetime.fromtimestamp(fields["until_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
+            options = ["--until", end, "--reason", fields["reason"]]
         done = CliRunner().invoke(app, [command, *words, *options, "--server", self._server, "-o", "json"])
         if done.exit_code:
             raise Refused("", " ".join(done.stderr.split()))

@@ -33,6 +33,10 @@ WHO = Who("test", "a test", 1)
 STUDENT = ArmSpec(bundle="student")
 
 
+SLOW_LOAD_S = 60.0
+"""Longest wait for models; what can never be loaded is not being loaded."""
+
+
 def eventually(condition: Callable[[], bool], what: str, limit: float = 20.0) -> None:
     """Wait for a condition; fail when it does not come true."""
     until = time.monotonic() + limit
@@ -92,6 +96,10 @@ class RunningLane:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self.lane.start(), self._loop).result(60)
         self.target = f"127.0.0.1:{self.lane.port}"
+        # It listens after 20 s whatever has been loaded, and a busy machine takes longer.
+        until = time.monotonic() + SLOW_LOAD_S
+        while self.lane.registry.loading() and time.monotonic() < until:
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """Drain and end; a second time it does nothing."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import resource
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.traffic.lanes.lanes import Lanes
@@ -89,3 +90,14 @@ def forget(lanes: Lanes) -> int:
             deleted += len(rows)
     lanes.scrub()
     return deleted
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond a size: the system's error is that of a disk that fills in a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -80,51 +80,16 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-class Machine:
-    """One `baton serve` on a home of its own. `start`, then `stop`. `sections` replace those of its baton.yaml."""
+class Served:
+    """One `baton serve` of a configuration file. `start`, then `stop`."""
 
-    def __init__(self, home: Path, models: Models, **sections: Any) -> None:
-        self.home = home
-        self.log = models.log
-        home.mkdir(parents=True)
-        shutil.copytree(models.folder, home / "bundles")
-        grpc_port, http_port, admin_port = free_ports(3)
-        self.path = home / "baton.yaml"
-        self.path.write_text(
-            yaml.safe_dump(
-                {
-                    "home": ".",
-                    "listen": {
-                        "grpc_port": grpc_port,
-                        "http_port": http_port,
-                        "admin_port": admin_port,
-                        "max_message_bytes": 1 << 20,
-                    },
-                    "engine": {"lanes": 1},
-                    "endpoints": {
-                        ENDPOINT: {
-                            "stable": {"bundle": TEACHER},
-                            "candidate": {"bundle": STUDENT},
-                            "overrides": True,
-                        }
-                    },
-                    "traffic": {"attribution_window": "4s"},
-                    "worker": {
-                        "endpoint": ENDPOINT,
-                        "batch_rows": 1000,
-                        "holdout": 0.2,
-                        "publish_interval": "1s",
-                        "publish_batches": 3,
-                        "teacher_publish_interval": "1h",
-                    },
-                    **sections,
-                }
-            )
-        )
-        self.config = Config.load(self.path)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = Config.load(path)
+        self.home = self.config.home
         self.repository = Repository(self.config.repository)
-        self.target = f"127.0.0.1:{grpc_port}"
-        self.url = f"http://127.0.0.1:{http_port}"
+        self.target = f"127.0.0.1:{self.config.listen.grpc_port}"
+        self.url = f"http://127.0.0.1:{self.config.listen.http_port}"
         self.admin = AdminClient(self.url, actor="test")
         self.server: subprocess.Popen[bytes] | None = None
 
@@ -138,7 +103,11 @@ class Machine:
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             )
-        until(self.ready, f"the server is ready; its log:\n{self.tail()}", START_LIMIT)
+        try:
+            until(self.ready, "the server is ready", START_LIMIT)
+        except AssertionError as error:
+            self.stop()  # nobody else will
+            raise AssertionError(f"{error}; its log:\n{self.tail()}") from None
 
     def stop(self) -> int:
         """End it as Ctrl-C does; the exit code. Whatever is left of its group is killed."""
@@ -197,6 +166,49 @@ class Machine:
         return found
 
 
+class Machine(Served):
+    """One `baton serve` on a home of its own. `start`, then `stop`. `sections` replace those of its baton.yaml."""
+
+    def __init__(self, home: Path, models: Models, **sections: Any) -> None:
+        self.log = models.log
+        home.mkdir(parents=True)
+        shutil.copytree(models.folder, home / "bundles")
+        grpc_port, http_port, admin_port = free_ports(3)
+        path = home / "baton.yaml"
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "home": ".",
+                    "listen": {
+                        "grpc_port": grpc_port,
+                        "http_port": http_port,
+                        "admin_port": admin_port,
+                        "max_message_bytes": 1 << 20,
+                    },
+                    "engine": {"lanes": 1},
+                    "endpoints": {
+                        ENDPOINT: {
+                            "stable": {"bundle": TEACHER},
+                            "candidate": {"bundle": STUDENT},
+                            "overrides": True,
+                        }
+                    },
+                    "traffic": {"attribution_window": "4s"},
+                    "worker": {
+                        "endpoint": ENDPOINT,
+                        "batch_rows": 1000,
+                        "holdout": 0.2,
+                        "publish_interval": "1s",
+                        "publish_batches": 3,
+                        "teacher_publish_interval": "1h",
+                    },
+                    **sections,
+                }
+            )
+        )
+        super().__init__(path)
+
+
 def rollout_file(**changes: Any) -> str:
     """A rollout that moves on little evidence, so that a test can see all of it."""
     return yaml.safe_dump(
@@ -223,6 +235,7 @@ def rollout_file(**changes: Any) -> str:
                 "interval": "200ms",
                 "min_step_time": "500ms",
                 "breach_window": "20s",
+                "evidence_span": "0s",
             },
             "holdout": 0,
             "after_full": {"watch": "1h"},

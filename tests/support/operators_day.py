@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from installation import write_status
 from operated import Operated, rollout_file
 
 ANN = "ann"
+TO_BE_REFUSED = "it is over"
+"""Reason for a verb that the state does not allow: the console has no button for it then."""
 
 
 class OperatorsDay:
@@ -24,13 +27,25 @@ class OperatorsDay:
         assert (begun["phase"], begun["candidate"]) == ("progressing", {"bundle": "student", "version": "1"})
         assert door.do("rollouts.pause", name="ranker", reason="lunch")["phase"] == "paused"
         assert door.do("rollouts.resume", name="ranker", reason="fed")["phase"] == "progressing"
-        assert door.do("rollouts.promote", name="ranker", reason="seen enough")["weight"] == 10
+        with pytest.raises(Refused, match="nothing waits for approval"):
+            door.do("rollouts.approve", name="ranker", reason="agreed")
+        for verb in ("rollouts.pause", "rollouts.promote", "rollouts.approve", "rollouts.abort"):
+            with pytest.raises(Refused, match="reason: must not be empty"):
+                door.do(verb, name="ranker")
+        with pytest.raises(Refused, match="not met for weight 10: no mature labelled rows"):
+            door.do("rollouts.promote", name="ranker", reason="seen enough")
+        assert door.do("rollouts.promote", name="ranker", force=True, reason="seen enough")["weight"] == 10
         assert door.do("rollouts.set_weight", name="ranker", weight=33, reason="by hand")["weight"] == 33
         assert door.do("endpoints.get", name="ranker")["weight"] == 33
-        assert door.do("rollouts.promote", name="ranker", full=True, reason="all")["weight"] == 100
-        assert door.do("rollouts.undo", name="ranker", reason="revenue fell")["phase"] == "undone"
+        assert door.do("rollouts.promote", name="ranker", full=True, force=True, reason="all")["weight"] == 100
+        assert door.do("rollouts.set_weight", name="ranker", weight=60, reason="less")["cause"]["reason"] == "less"
+        assert door.do("rollouts.resume", name="ranker", reason="on")["phase"] == "progressing"
+        assert door.do("rollouts.promote", name="ranker", force=True, reason="all again")["weight"] == 100
+        undone = door.do("rollouts.undo", name="ranker", reason="revenue fell")
+        assert undone["phase"] == "undone"
+        assert re.fullmatch(r"undone by ann at .* UTC: revenue fell", undone["waiting"])
         with pytest.raises(Refused, match="resume") as refused:
-            door.do("rollouts.resume", name="ranker")
+            door.do("rollouts.resume", name="ranker", reason=TO_BE_REFUSED)
         assert refused.value.kind in ("Conflict", "")
         assert self._audit(door, world)[1:] == [
             ("start", ANN, "new model"),
@@ -39,6 +54,9 @@ class OperatorsDay:
             ("promote", ANN, "seen enough"),
             ("set_weight", ANN, "by hand"),
             ("promote", ANN, "all"),
+            ("set_weight", ANN, "less"),
+            ("resume", ANN, "on"),
+            ("promote", ANN, "all again"),
             ("undo", ANN, "revenue fell"),
         ]
         assert [r["id"] for r in door.do("rollouts.list")["rollouts"]] == [begun["id"]]
@@ -53,6 +71,28 @@ class OperatorsDay:
         assert door.do("endpoints.get", name="ranker")["weight"] == 0
         assert self._audit(door, world)[-2:] == [("kill", ANN, "it burns"), ("release", ANN, "repaired")]
 
+    def test_everything_is_frozen_and_thawed_and_stable_pinned(self, door: Door, world: Operated) -> None:
+        now = world.clock.wall_ms()
+        with pytest.raises(Refused, match="until_ms: must lie in the future"):
+            door.do("rollouts.freeze", until_ms=now - 1000, reason="sale")
+        frozen = door.do("rollouts.freeze", until_ms=now + 60_000, reason="sale")
+        assert (frozen["actor"], frozen["reason"]) == (ANN, "sale")
+        arms = {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}}
+        with pytest.raises(Refused, match=r"frozen until .* by ann: sale\. Lift it first"):
+            door.do("endpoints.set", name="ranker", **arms, weight=5, reason="by hand")
+        pinned = door.do("endpoints.pin", name="ranker", stable={"bundle": "teacher", "version": "1"}, reason="at once")
+        assert pinned["stable"] == {"bundle": "teacher", "version": "1"}
+        with pytest.raises(Refused, match="ranker' serves teacher; pin a version of that"):
+            door.do("endpoints.pin", name="ranker", stable={"bundle": "student", "version": "1"}, reason="wrong")
+        door.do("rollouts.lift", reason="over")
+        with pytest.raises(Refused, match="nothing is frozen"):
+            door.do("rollouts.lift", reason="over")
+        assert (
+            door.do("endpoints.pin", name="ranker", stable={"bundle": "teacher"}, reason="on")["stable"]["version"]
+            == ""
+        )
+        world.made.set(weight=0)
+
     def test_an_endpoint_is_made_and_changed(self, door: Door, world: Operated) -> None:
         fields: dict[str, Any] = {"name": "shop", "stable": {"bundle": "teacher"}}
         made = door.do("endpoints.set", **fields, expected=0, reason="first")
@@ -61,12 +101,25 @@ class OperatorsDay:
         changed = door.do("endpoints.set", **more, expected=1, reason="second")
         assert (changed["weight"], changed["candidate"]) == (12.5, {"bundle": "student", "version": "1"})
         with pytest.raises(Refused, match="resource version 2") as stale:
-            door.do("endpoints.set", **fields, expected=1)
+            door.do("endpoints.set", **fields, expected=1, reason="late")
         assert stale.value.kind in ("StaleVersion", "")
         with pytest.raises(Refused, match="nobody"):
             door.do("endpoints.get", name="nobody")
         assert [e["name"] for e in door.do("endpoints.list")["endpoints"]] == ["ranker", "shop"]
         assert {m["bundle"] for m in door.do("models.list")["models"]} == {"teacher", "student"}
+
+    def test_a_version_is_retired_and_taken_back(self, door: Door, world: Operated) -> None:
+        world.made.publish("student", 3)
+        assert door.do("models.retire", bundle="student", version="2", reason="wrong features")["retired"]
+        (listed,) = [m for m in door.do("models.list")["models"] if (m["bundle"], m["version"]) == ("student", "2")]
+        assert (listed["servable"], listed["reasons"]) == (False, ["retired by ann: wrong features"])
+        with pytest.raises(Refused, match="no version '9'"):
+            door.do("models.retire", bundle="student", version="9", reason="?")
+        assert not door.do("models.retire", bundle="student", version="2", restore=True, reason="right after all")[
+            "retired"
+        ]
+        with pytest.raises(Refused, match="version 2 of student is not retired"):
+            door.do("models.retire", bundle="student", version="2", restore=True, reason="?")
 
     def test_the_worker_is_seen(self, door: Door, world: Operated) -> None:
         status = {

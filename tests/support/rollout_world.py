@@ -27,7 +27,7 @@ endpoint: ranker
 candidate: {bundle: new}
 steps: [{shadow: true, min_positives: 100}, {weight: 10, bias_below: 0.3}, {weight: 100, bias_below: 0.2}]
 guards: {auc_delta_min: -0.1, logloss_delta_max: 0.05}
-analysis: {attribution_window: 1s, block: 100ms, interval: 1s, min_step_time: 5s, breach_window: 5s}
+analysis: {attribution_window: 1s, evidence_span: 0s, block: 100ms, interval: 1s, min_step_time: 5s, breach_window: 8s}
 after_full: {watch: 20s}
 """
 )
@@ -103,13 +103,19 @@ class World:
         record = PredictionRecord(
             made, self.clock.now, "ranker", arm, *names[arm], features, scores[arm].astype("f4"), routing_hash=key
         )
-        self.log.append_predictions([pack(record)])
-        if shadow:
-            self.log.append_scores([(made, Scores(other, *names[other], scores[other].astype("f4")))])
+        entry = None
         if labels:
             clicks = np.flatnonzero(self.rng.random(20) < truth * (self.taste if arm == "candidate" else 1.0))
-            outcomes = [Outcome(int(at), 1.0) for at in clicks]
-            self.log.append_feedback([FeedbackEntry(made, (), outcomes, exposed_all=True)], self.clock.now)
+            entry = FeedbackEntry(made, (), [Outcome(int(at), 1.0) for at in clicks], exposed_all=True)
+        self.tell(record, Scores(other, *names[other], scores[other].astype("f4")) if shadow else None, entry)
+
+    def tell(self, record: PredictionRecord, other: Scores | None, entry: FeedbackEntry | None) -> None:
+        """Put an answer into the log, with the other arm's scores and its labels."""
+        self.log.append_predictions([pack(record)])
+        if other is not None:
+            self.log.append_scores([(record.prediction_id, other)])
+        if entry is not None:
+            self.log.append_feedback([entry], self.clock.now)
 
     def schema(self, bundle: str) -> Schema:
         return SCHEMA

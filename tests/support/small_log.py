@@ -1,5 +1,7 @@
 """A small stationary click log in memory, with known click probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -23,8 +25,10 @@ SCHEMA = Schema(
 class SmallLog:
     name = "small"
     schema = SCHEMA
+    label_offset = 0.0
 
-    def __init__(self, rows=20_000, *, seed=0, level=-1.6, labels=None):
+    def __init__(self, rows=20_000, *, seed=0, level=-1.6, labels=None, keep=None, said="keep", weight=None):
+        """`keep`: share of the negatives that the log kept, which its rows say as `said` ("": not at all); `weight`: of positives."""
         rng = np.random.default_rng(seed)
         user, item = rng.integers(0, 150, rows), rng.integers(0, 60, rows)
         sizes = rng.integers(0, 4, rows)
@@ -43,6 +47,17 @@ class SmallLog:
         self._all = LogChunk(
             values, y, np.arange(rows), np.arange(rows), none, np.zeros(rows, np.int32), truth.astype(np.float32)
         )
+        if keep is not None:
+            index = np.flatnonzero((y > 0.5) | (rng.random(rows) < keep))
+            rows, y = len(index), y[index]
+            self.label_offset = {"keep": -float(np.log(keep)), "column": None, "": 0.0}[said]
+            probability = np.where(y > 0.5, 1, keep).astype(np.float32) if said else np.ones(rows, np.float32)
+            self._all = LogChunk(
+                values.take(index), y, index, np.arange(rows), none[index], np.zeros(rows, np.int32),
+                truth[index].astype(np.float32), probability=probability,
+            )  # fmt: skip
+        if weight is not None:
+            self._all = replace(self._all, weight=np.where(y > 0.5, weight, 1).astype(np.float32))
         self.rows = self.request_count = rows
         self.positives = int(y.sum())
 

@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.features import Features, IdPart
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack
+from pipeline.traffic.requests import request_key
 
 IDS = PredictionIds(b"k" * 32, lane=3)
 WINDOW_MS = 1000
@@ -16,7 +17,14 @@ CANDIDATE = 7000
 
 
 def sample(
-    prediction_id: str, time_ms: int, n: int = 4, *, routing_hash: int = 0, candidate_ids: bool = True, fill: int = 5
+    prediction_id: str,
+    time_ms: int,
+    n: int = 4,
+    *,
+    routing_hash: int = 0,
+    candidate_ids: bool = True,
+    fill: int = 5,
+    request_id: str = "",
 ) -> bytes:
     """A packed record with one id column."""
     return pack(
@@ -32,5 +40,6 @@ def sample(
             routing_hash,
             False,
             np.arange(CANDIDATE, CANDIDATE + n, dtype=np.int64) if candidate_ids else None,
+            request_key=request_key("ranker", request_id),
         )
     )

@@ -31,7 +31,7 @@ from pipeline.model.proof import Unproved, prove
 from pipeline.schema import FieldSpec, Schema
 from transfer.click_model.network import DenseNetwork, SplitNetwork
 
-__all__ = ["DenseGraph", "graph_weights", "trace"]
+__all__ = ["DenseGraph", "graph_weights", "quiet", "trace"]
 
 OPSET_VERSION = 17
 
@@ -111,7 +111,7 @@ class DenseGraph:
             # The TorchScript exporter keeps parameters as initialisers under their own names, which is the point here;
             # the newer one takes seconds and writes several times as many nodes for the same network. Initialisers as
             # inputs, or two weights that happen to be equal now would become one.
-            with _quiet():
+            with quiet():
                 torch.onnx.export(
                     network, arguments, cast(Any, buffer), dynamo=False, opset_version=OPSET_VERSION, do_constant_folding=False,
                     input_names=names, output_names=["logit"],
@@ -147,7 +147,8 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Without the exporter's words on its own future."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -18,6 +18,7 @@ import torch
 
 from pipeline.bundle.bundle import DENSE, WARMUP, Bundle, BundleWriter, GateReport, Manifest, Table, TableInfo
 from pipeline.bundle.graph import read_network
+from pipeline.bundle.teachers import TRAINING_STATE
 from pipeline.bundle.versions import Repository
 from pipeline.documents import parse_json
 from pipeline.errors import BatonError, BundleError, InvalidInput
@@ -30,9 +31,9 @@ from transfer.click_model.state import model_from, state_of
 from transfer.model_zoo import ZOO_ALONE, Architectures
 from transfer.model_zoo.registry import MOST_WIDTH
 
-__all__ = ["Provenance", "load", "network_files", "save"]
+__all__ = ["Provenance", "load", "network_files", "save", "write_state"]
 
-STATE = "training/state.safetensors"
+STATE = TRAINING_STATE
 HEADER = "header"
 # Held by the tables of the bundle itself where these are float32, so not written twice.
 _IN_TABLES = ("tables.rows.values", "tables.weights.values", "tables.counts")
@@ -47,6 +48,7 @@ class Provenance:
     Args:
         parent: version that it was trained on from.
         metrics: at birth; None: the model's own.
+        publisher: who publishes it; shift_from: version that `metrics`' score_shift is measured against.
         gate: report of the quality gate; a version that did not pass is written as a manifest alone.
         created_ms: Unix time in milliseconds.
     """
@@ -55,6 +57,8 @@ class Provenance:
     metrics: Mapping[str, float | None] | None = None
     gate: GateReport | None = None
     created_ms: int = 0
+    publisher: str = ""
+    shift_from: str | None = None
 
 
 def save(
@@ -108,6 +112,8 @@ def save(
         base=chain[0] if chain else None,
         deltas=(*chain[1:], version) if chain else (),
         gate=about.gate,
+        publisher=about.publisher,
+        shift_from=about.shift_from,
         created_ms=about.created_ms,
     )
     if manifest.servable:
@@ -121,7 +127,7 @@ def save(
                 for table, rows in tables.items():
                     writer.table(table, rows, model.stored)
                 if training and not chain:
-                    _write_state(writer, model)
+                    write_state(writer, model)
             return writer.finish(manifest, publish)
     except BaseException:
         model.tables.put_back(touched)
@@ -199,7 +205,8 @@ def _infos(model: ClickModel, tables: Mapping[str, Table]) -> dict[str, TableInf
     }
 
 
-def _write_state(writer: BundleWriter, model: ClickModel) -> None:
+def write_state(writer: BundleWriter, model: ClickModel) -> None:
+    """Write the state that training goes on from. Tables of float32 hold their rows already."""
     header, arrays = state_of(model)
     kept = {key: value for key, value in arrays.items() if model.stored != "float32" or key not in _IN_TABLES}
     writer.tensors(STATE, {**kept, HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)})

@@ -18,12 +18,16 @@ ALPHA_POSITIVES = 5_000
 """Labels of the rarer class above which the slope is fitted as well."""
 
 
-def fit_calibration(logits: Floats, labels: Array, *, alpha_positives: int = ALPHA_POSITIVES) -> Calibration:
+def fit_calibration(
+    logits: Floats, labels: Array, weights: Floats | None = None, *, alpha_positives: int = ALPHA_POSITIVES
+) -> Calibration:
     """Maximum likelihood alpha and beta by Newton's method (Platt, 1999); alpha stays 1 on few labels.
 
     Args:
-        logits: `[n]`, on rows held out in time, at their natural rate.
+        logits: `[n]`, on rows held out in time.
         labels: 0 or 1, `[n]`.
+        weights: what each row stands for, `[n]`: 1 / probability of the rows of a sampled log. Weights bring the labels
+            to their natural rate; how many there are is counted in rows.
         alpha_positives: fit alpha when both classes have more labels than this.
 
     Raises:
@@ -39,21 +43,23 @@ def fit_calibration(logits: Floats, labels: Array, *, alpha_positives: int = ALP
             f"calibration needs both classes; the {len(y)} held-out rows have {positives:.0f} positives: hold out more rows",
             "label",
         )
-    alpha, beta = _newton(s, y, slope=rarer > alpha_positives)
+    w = np.ones_like(s) if weights is None else np.asarray(weights, np.float64)
+    alpha, beta = _newton(s, y, w, slope=rarer > alpha_positives)
     if alpha <= 0.05:  # a model that ranks no better than chance; only its level can be corrected
-        alpha, beta = _newton(s, y, slope=False)
+        alpha, beta = _newton(s, y, w, slope=False)
     return Calibration(alpha=alpha, beta=beta)
 
 
-def offset_for(logits: F64, target: float) -> float:
-    """The b for which `sum(sigmoid(logits + b)) == target`, by Newton's method from 0, guarded by bisection."""
+def offset_for(logits: F64, target: float, weights: F64 | None = None) -> float:
+    """The b for which `sum(weights * sigmoid(logits + b)) == target`, by Newton's method from 0, guarded by bisection."""
+    w = np.ones_like(logits) if weights is None else weights
     low, high = -30.0, 30.0
     b = 0.0
     for _ in range(60):
         p = sigmoid(logits + b)
-        excess = float(p.sum()) - target
+        excess = float((w * p).sum()) - target
         low, high = (low, b) if excess > 0 else (b, high)
-        slope = float((p * (1 - p)).sum())
+        slope = float((w * p * (1 - p)).sum())
         step = b - excess / slope if slope > 1e-12 else (low + high) / 2
         step = step if low < step < high else (low + high) / 2
         if abs(step - b) < 1e-10:
@@ -62,9 +68,10 @@ def offset_for(logits: F64, target: float) -> float:
     return b
 
 
-def _newton(s: F64, y: F64, *, slope: bool) -> tuple[float, float]:
+def _newton(s: F64, y: F64, weights: F64, *, slope: bool) -> tuple[float, float]:
+    share = weights / weights.sum()
     # Around the mean logit, where the two are nearly independent and the start is close.
-    mean, rate = s.mean(), y.mean()
+    mean, rate = float(share @ s), float(share @ y)
     centred = s - mean
     x = np.stack([centred, np.ones_like(s)], 1) if slope else np.ones((len(s), 1))
     fixed = np.zeros_like(s) if slope else centred
@@ -73,13 +80,13 @@ def _newton(s: F64, y: F64, *, slope: bool) -> tuple[float, float]:
 
     def loss(v: F64) -> float:
         z = fixed + x @ v
-        return float(np.mean(np.logaddexp(0.0, z) - y * z))
+        return float(share @ (np.logaddexp(0.0, z) - y * z))
 
     current = loss(w)
     for _ in range(100):
         p = sigmoid(fixed + x @ w)
-        gradient = x.T @ (p - y) / len(y)
-        hessian = (x * (p * (1.0 - p))[:, None]).T @ x / len(y) + 1e-12 * np.eye(x.shape[1])
+        gradient = x.T @ (share * (p - y))
+        hessian = (x * (share * p * (1.0 - p))[:, None]).T @ x + 1e-12 * np.eye(x.shape[1])
         move = np.linalg.solve(hessian, gradient)
         pace = 1.0
         while loss(w - pace * move) > current + 1e-15 and pace > 1e-6:  # halve until it helps: far from the optimum

@@ -188,15 +188,17 @@ class ClickModel:
         folded = shift(self.network, calibration.beta / calibration.alpha)
         self.calibration = Calibration(alpha=calibration.alpha, beta=0.0) if folded else calibration
 
-    def start_level(self, rows: Rows, rate: float) -> None:
-        """Give the network's own bias, where it has one, the value at which its scores of some rows have this mean.
+    def start_level(self, rows: Rows, rate: float, stands_for: F32 | None = None) -> None:
+        """Give the network's own bias, where it has one, the value at which its scores of some rows have this mean. Of a
+        sampled log `stands_for` `[n]` says how often each row counts.
 
         To be called before the first step. Otherwise every row of the tables has to learn the level that one number holds,
         and rare ids stay at another level than popular ones (a prior as bias: Lin et al. 2017, "Focal Loss for Dense Object
         Detection", 4.1).
         """
         logits = self.logits(rows.slice(0, min(len(rows), LEVEL_ROWS))).astype(np.float64)
-        shift(self.network, offset_for(logits, rate * len(logits)))
+        counts = np.ones(len(logits)) if stands_for is None else stands_for[: len(logits)].astype(np.float64)
+        shift(self.network, offset_for(logits, rate * float(counts.sum()), counts))
 
     def _forward(self, rows: Rows, vectors: Tensor, weights: Tensor | None) -> Tensor:
         numbers = self._tensor(np.ascontiguousarray(rows.numbers)) if self.schema.numbers else None
@@ -213,6 +215,16 @@ class ClickModel:
         if self.network.transform is not None:
             self.network.transform.fit(rows.numbers)
 
+    def take_transform(self, teacher: ClickModel) -> None:
+        """Take mean and deviation of the numbers that a teacher has, too."""
+        own, other = self.network.transform, teacher.network.transform
+        if own is None or other is None:
+            return
+        names = [spec.name for spec in teacher.schema.numbers]
+        for at, spec in enumerate(self.schema.numbers):
+            if spec.name in names:
+                own.mean[at], own.scale[at] = other.mean[names.index(spec.name)], other.scale[names.index(spec.name)]
+
     def step(
         self,
         rows: Rows,
@@ -222,13 +234,14 @@ class ClickModel:
         teacher_weight: float | F32 = 0.0,
         temperature: float = 1.0,
         label_offset: float | F32 = 0.0,
+        row_weight: F32 | None = None,
         train_tables: bool = True,
         most: float = np.inf,
     ) -> float:
         """Learn from a batch: `accumulate`, then `apply_accumulated`; same arguments, result and errors."""
         loss = self.accumulate(
             rows, labels, teacher_logits=teacher_logits, teacher_weight=teacher_weight, temperature=temperature,
-            label_offset=label_offset, train_tables=train_tables, most=most,
+            label_offset=label_offset, row_weight=row_weight, train_tables=train_tables, most=most,
         )  # fmt: skip
         self.apply_accumulated()
         return loss
@@ -242,6 +255,7 @@ class ClickModel:
         teacher_weight: float | F32 = 0.0,
         temperature: float = 1.0,
         label_offset: float | F32 = 0.0,
+        row_weight: F32 | None = None,
         train_tables: bool = True,
         most: float = np.inf,
     ) -> float:
@@ -254,6 +268,7 @@ class ClickModel:
             teacher_weight: a, weight of the teacher's term, one number or `[n]`.
             temperature: T.
             label_offset: log k of the sampling, one number or `[n]`.
+            row_weight: factor of each row's loss, `[n]`, about 1 in the mean; None: 1.
             train_tables: False freezes the tables: no row is made or changed.
             most: the largest |logit| that a batch may have.
 
@@ -277,7 +292,7 @@ class ClickModel:
         largest = float(np.abs(self.last_logits).max())
         if most < np.inf and not largest < most:
             raise Diverged(f"{self.arch}-{self.width}: the largest |logit| is {largest:g}")
-        loss = distillation_loss(
+        losses = distillation_loss(
             # The slope is part of what is served: without it training would undo it, and serving apply it all the same.
             self.calibration.alpha * logits,
             self._tensor(y),
@@ -285,7 +300,8 @@ class ClickModel:
             teacher_weight=self._tensor(teacher_weight) if isinstance(teacher_weight, np.ndarray) else teacher_weight,
             temperature=temperature,
             label_offset=self._tensor(label_offset) if isinstance(label_offset, np.ndarray) else label_offset,
-        ).mean()
+        )
+        loss = (losses if row_weight is None else losses * self._tensor(row_weight)).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         self.pending_batches += 1
         self.pending_rows += len(rows)

@@ -23,8 +23,8 @@ def open_log(dataset: str | Path | None, cache: str | Path, *, like: Schema | No
     Args:
         dataset: path of a `dataset.yaml`, or None.
         cache: directory of prepared files; made if absent.
-        like: schema of the model that the rows are for: a field whose texts for missing values the descriptor does not
-            say has those of the model.
+        like: schema of the model that the rows are for: a field whose texts for missing values, or whose index, the
+            descriptor does not say has those of the model.
         generator: arguments of `GeneratedLog`; used without a descriptor only.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import math
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,7 +30,9 @@ from pydantic import (
 
 from pipeline.documents import parse_yaml
 from pipeline.errors import DataError
+from pipeline.faults import faults_of, fields_of, refuse, told
 from pipeline.hashing import EXACT_BELOW, canonical
+from pipeline.index import Index
 from pipeline.schema import MISSING_TEXTS, FieldSpec, MissingTexts, Name, Schema
 
 __all__ = ["DataField", "Descriptor", "Join", "LabelColumn", "TimeColumn", "label_text"]
@@ -70,6 +73,51 @@ class LabelColumn(_Part):
         return self
 
 
+class Column(_Part):
+    """A column of the log; its name alone says the same."""
+
+    column: str = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+
+class Sampling(_Part):
+    """Which share of the traffic's rows the log kept: one share for the rows of one label, or a column that says it row by row."""
+
+    keep: float | None = Field(
+        None, gt=0, le=1, description="share of the rows of `where` that the log kept; of others all"
+    )
+    where: dict[str, Value | tuple[Value, ...]] | None = Field(
+        None,
+        description="the label's column, and its value or values in the rows that were thinned; without it all rows",
+    )
+    probability: Column | None = Field(None, description="the column of the share, above 0 and at most 1")
+    inverse: Column | None = Field(None, description="the column of 1 / share, at least 1")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        columns = [(key, c.column) for key, c in (("probability", self.probability), ("inverse", self.inverse)) if c]
+        said = [
+            *([f"keep {self.keep:g}"] if self.keep is not None else []),
+            *(f"{k} of column {c!r}" for k, c in columns),
+        ]
+        if len(said) != 1:
+            found = f"{' and '.join(said)} say the same thing; remove one" if said else "nothing is said"
+            raise ValueError(f"{found}: give keep, or a column as probability or inverse")
+        if self.where is not None and (self.keep is None or len(self.where) != 1):
+            raise ValueError("where goes with keep, and names one label: {COLUMN: VALUE}")
+        return self
+
+    @property
+    def thinned_texts(self) -> frozenset[str]:
+        """Values of the label, as texts to compare, in the rows that `keep` is about; empty: of all rows."""
+        values = next(iter((self.where or {}).values()), ())
+        return frozenset(map(label_text, values if isinstance(values, tuple) else (values,)))
+
+
 class Join(_Part):
     """File with further columns for each value of `on`; they are missing for a value that it lacks."""
 
@@ -85,6 +133,7 @@ class DataField(_Part):
     kind: Literal["id", "bag", "number"] = "id"
     separator: str | None = None
     transform: Literal["log1p"] | None = None
+    index: Index | None = None
     missing: MissingTexts | None = Field(
         None,
         description="texts that mean that there is no value, beside the empty one; default: those of pandas and SQL",
@@ -109,7 +158,7 @@ class DataField(_Part):
     def spec(self) -> FieldSpec:
         """The field in a schema."""
         missing = () if self.kind == "number" else self.missing_texts
-        return FieldSpec(**self.model_dump(exclude={"missing"}), missing=missing)
+        return FieldSpec(**self.model_dump(exclude={"missing", "index"}), index=self.index, missing=missing)
 
 
 class Descriptor(_Part):
@@ -123,16 +172,58 @@ class Descriptor(_Part):
     request: str | None = Field(None, description="rows with one value are one ranking request")
     drop_duplicates: tuple[str, ...] = Field((), description="of rows equal in these columns the first one stays")
     joins: tuple[Join, ...] = ()
+    sampling: Sampling | None = Field(None, description="which share of the traffic's rows the log kept; default: all")
+    sample_weight: Column | None = Field(
+        None, description="the column of a factor of each row's loss, and of nothing else"
+    )
     fields: tuple[DataField, ...] = Field(min_length=1)
 
     _path: Path = PrivateAttr(default=Path("dataset.yaml"))
 
     @model_validator(mode="after")
-    def _label_is_no_feature(self) -> Self:
+    def _consistent(self) -> Self:
         names = [f.name for f in self.fields]
+        faults = []
         if self.label.column in names:
-            raise ValueError(f"field {self.label.column!r} is the label; a model must not see it")
+            faults.append(f"field {self.label.column!r} is the label; a model must not see it")
+        for key, column in (("sampling", self.probability_column), ("sample_weight", self.weight_column)):
+            if column in names:
+                faults.append(
+                    f"field {column!r} is the column of {key}, which follows the label; a model must not see it"
+                )
+        faults += self._faults_of_where()
+        try:
+            _ = self.feature_schema
+        except ValidationError as error:
+            faults += faults_of(error)
+        refuse(faults)
         return self
+
+    def _faults_of_where(self) -> list[str]:
+        """Whether `sampling.where` names the label and a value of it."""
+        where = None if self.sampling is None else self.sampling.where
+        if self.sampling is None or not where:
+            return []
+        if self.label.column not in where:
+            return [f"sampling.where names {min(where)!r}, but the label is column {self.label.column!r}; name that"]
+        known = {label_text(value) for value in (*self.label.positive, *(self.label.negative or ()))}
+        stray = self.sampling.thinned_texts - known
+        if self.label.negative is None or not stray:
+            return []
+        return [
+            f"sampling.where: {min(stray)!r} is neither in label.positive nor in label.negative; name a value of the label"
+        ]
+
+    @property
+    def probability_column(self) -> str | None:
+        """The column that says the share row by row, or 1 / share."""
+        named = None if self.sampling is None else self.sampling.probability or self.sampling.inverse
+        return None if named is None else named.column
+
+    @property
+    def weight_column(self) -> str | None:
+        """The column of `sample_weight`."""
+        return None if self.sample_weight is None else self.sample_weight.column
 
     @cached_property
     def feature_schema(self) -> Schema:
@@ -140,11 +231,16 @@ class Descriptor(_Part):
         return Schema(fields=tuple(f.spec for f in self.fields))
 
     def like(self, schema: Schema) -> Self:
-        """The same with the texts for missing values of `schema`, in fields that say none of their own."""
-        known = {spec.name: spec.missing for spec in schema.fields}
+        """The same with the texts for missing values and the index of `schema`, in fields that say none of their own."""
+        known = {spec.name: spec for spec in schema.fields if spec.kind != "number"}
         fields = tuple(
-            f if f.missing is not None or f.kind == "number" or f.name not in known
-            else f.model_copy(update={"missing": known[f.name]})
+            f if f.name not in known or f.kind == "number"
+            else f.model_copy(
+                update={
+                    "missing": known[f.name].missing if f.missing is None else f.missing,
+                    "index": known[f.name].index if f.index is None else f.index,
+                }
+            )
             for f in self.fields
         )  # fmt: skip
         made = self.model_copy(update={"fields": fields})
@@ -161,9 +257,22 @@ class Descriptor(_Part):
         """Read a descriptor.
 
         Raises:
-            DataError: it is absent or cannot be read, a key is unknown, missing or wrong, or a field is named twice.
+            DataError: it is absent or cannot be read, a key is unknown, missing or wrong, or a field is named twice. All
+                that is wrong is named.
         """
-        path = Path(path)
+        dataset, faults, field = cls._read(Path(path))
+        if faults or dataset is None:
+            raise DataError(told(str(path), faults), field)
+        return dataset
+
+    @classmethod
+    def _read(cls, path: Path) -> tuple[Self | None, list[str], str]:
+        """A descriptor, what is wrong with it, and the first field at fault. With faults it is what is left without the parts
+        at fault, so that its files can be looked at, too; None: nothing that makes sense.
+
+        Raises:
+            DataError: it is absent, cannot be read or is no mapping.
+        """
         try:
             content = parse_yaml(path.read_text("utf-8"), _Loader)
         except OSError as error:
@@ -173,15 +282,15 @@ class Descriptor(_Part):
         if not isinstance(content, dict):
             raise DataError(f"{path}: a mapping with the keys name, files, time, label and fields was expected")
         try:
-            dataset = cls.model_validate(content)
-            _ = dataset.feature_schema
+            dataset, faults, field = cls.model_validate(content), [], ""
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise DataError(f"{path}: {where + ': ' if where else ''}{message}", where) from None
+            faults, field = faults_of(error), fields_of(error)
+            try:
+                dataset = cls.model_validate(_without(content, [problem["loc"] for problem in error.errors()]))
+            except ValidationError:
+                return None, faults, field
         dataset._path = path
-        return dataset
+        return dataset, faults, field
 
     @property
     def paths(self) -> list[Path]:
@@ -191,11 +300,14 @@ class Descriptor(_Part):
             DataError: a glob matches nothing, or a file that is neither parquet nor csv.
         """
         paths: dict[Path, None] = {}
+        faults = []
         for pattern in self.files:
             matches = sorted(glob.glob(str(self._path.parent / pattern), recursive=True))
             if not matches:
-                raise DataError(f"{self._path}: files: no file matches {pattern!r}", "files")
+                faults.append(f"files: no file matches {pattern!r}")
             paths.update((_known(self._path, Path(match)), None) for match in matches)
+        if faults:
+            raise DataError(told(str(self._path), faults), "files")
         return list(paths)
 
     @property
@@ -209,6 +321,19 @@ class Descriptor(_Part):
             if not (self._path.parent / join.file).is_file():
                 raise DataError(f"{self._path}: joins: there is no file {join.file!r}", "joins")
         return [_known(self._path, self._path.parent / join.file) for join in self.joins]
+
+
+def _without(content: dict[Any, Any], places: Sequence[Sequence[int | str]]) -> dict[Any, Any]:
+    """A descriptor without its parts at fault: a field or join alone, any other key as a whole."""
+    left = dict(content)
+    for key in {place[0] for place in places if place}:
+        wrong = {
+            place[1] for place in places if place and place[0] == key and len(place) > 1 and isinstance(place[1], int)
+        }
+        value = left.pop(key, None)
+        if wrong and key in ("fields", "joins") and isinstance(value, list):
+            left[key] = [part for at, part in enumerate(value) if at not in wrong]
+    return left
 
 
 def label_text(value: Any) -> str:

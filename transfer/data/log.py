@@ -21,6 +21,7 @@ from pipeline.arrays import F32, I32, I64
 from pipeline.errors import InvalidInput
 from pipeline.features import Features, Rows, concat_rows
 from pipeline.schema import Schema
+from transfer.data.levels import Levels
 
 __all__ = ["Log", "LogChunk", "LogRequest", "concat_chunks", "cut_chunks", "row_range"]
 
@@ -28,13 +29,14 @@ Texts = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, slots=True)
-class LogChunk:
+class LogChunk(Levels):
     """Consecutive rows in time order, whole requests only.
 
     `rows` hold hashed ids, raw numbers (NaN is missing) and bags in schema order; `labels` float32 `[n]` are 0 or 1;
     `time_ms` int64 `[n]`; `request` int64 `[n]` is the dense number of the request within the whole log, ascending;
     `routing_key` holds n texts, "" where the log has none; `position` int32 `[n]` is the row's place within its
     request; `truth` float32 `[n]` is the true click probability where it is known (generated logs), else None.
+    `probability` and `weight` are those of `Levels`.
     """
 
     rows: Rows
@@ -58,15 +60,17 @@ class LogChunk:
             self.routing_key[start:stop],
             self.position[start:stop],
             None if self.truth is None else self.truth[start:stop],
+            probability=self.probability[start:stop],
+            weight=self.weight[start:stop],
         )
 
 
 @dataclass(frozen=True, slots=True)
-class LogRequest:
+class LogRequest(Levels):
     """One ranking request as a client sent it, with the labels of its candidates.
 
     `time_ms` is the time of its first row; `features` keep context once; `labels` float32 `[n]`; `request` is its
-    number within the whole log; `truth` float32 `[n]` as in `LogChunk`.
+    number within the whole log; `truth` float32 `[n]` as in `LogChunk`; `probability` and `weight` are those of `Levels`.
     """
 
     time_ms: int
@@ -92,6 +96,8 @@ class Log(ABC):
     """Rows of the whole log."""
     request_count: int
     """Requests of the whole log."""
+    label_offset: float | None = 0.0
+    """What sampling added to the log-odds of the labels, where it depends on the label alone; None: it depends on more."""
     notes: tuple[str, ...] = ()
     """What a person should know who reads it, for example which values of the label nobody declared."""
 
@@ -187,6 +193,8 @@ def cut_requests(chunks: Iterable[LogChunk], schema: Schema) -> Iterator[LogRequ
                 chunk.labels[start:stop],
                 int(chunk.request[start]),
                 None if chunk.truth is None else chunk.truth[start:stop],
+                probability=chunk.probability[start:stop],
+                weight=chunk.weight[start:stop],
             )
 
 
@@ -206,4 +214,6 @@ def concat_chunks(parts: Sequence[LogChunk]) -> LogChunk:
         column("routing_key"),
         column("position"),
         None if parts[0].truth is None else column("truth"),
+        probability=column("probability"),
+        weight=column("weight"),
     )

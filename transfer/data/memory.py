@@ -32,6 +32,7 @@ class MemoryLog(Log):
             )
         self.name = log.name
         self.schema = log.schema
+        self.label_offset = log.label_offset
         self._all = concat_chunks(parts)
         self._starts = np.flatnonzero(self._all.position == 0)
         self.rows = len(self._all)

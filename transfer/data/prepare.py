@@ -3,13 +3,14 @@
 Rows stream through in batches; memory does not grow with the log. DuckDB sorts and joins (`source.py`), `reader.py` reads
 the file. Columns of the file:
 
-    time_ms i64, label f32, request i64, position i32, routing_key text, i0.. i64 (ids), n0.. f32 (numbers),
-    b0.. list of i64 (bags), each in schema order within its kind
+    time_ms i64, label f32, request i64, position i32, routing_key text, probability f32 and weight f32 where the
+    descriptor says them, i0.. i64 (ids), n0.. f32 (numbers), b0.. list of i64 (bags), each in schema order within its kind
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.arrays import F32, I32, I64, Array, Mask
+from pipeline.arrays import F32, F64, I32, I64, Array, Mask
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import DataError
 from pipeline.hashing import hash_bag_column, hash_column
@@ -35,10 +36,12 @@ from pipeline.traffic.plausible import implausible, unit_of, written
 from transfer.data.descriptor import DataField, label_text
 from transfer.data.source import WRONG, Dataset, Source, connect
 
-__all__ = ["BATCH_ROWS", "COUNTS", "prepared_file", "spill_limit"]
+__all__ = ["BATCH_ROWS", "COUNTS", "LEVELS", "prepared_file", "spill_limit"]
 
 BATCH_ROWS = 65_536
 COUNTS = b"baton.counts"
+LEVELS = ("probability", "weight")
+"""Columns of the prepared file that are there where the descriptor says so."""
 FORMAT_VERSION = 3
 SPILL_FACTOR, SPARE_SPILL_BYTES, KEPT_FREE_BYTES = 100, 1 << 30, 1 << 30
 """Disk that sorting may take: so many bytes per byte of the files, and so many more, while so many stay free. Sorted rows
@@ -102,7 +105,10 @@ def _named(paths: Sequence[Path]) -> str:
 
 def _digest(dataset: Dataset, source: Source) -> str:
     files = [(str(p.resolve()), s.st_size, s.st_mtime_ns) for p in source.paths + source.join_paths for s in [p.stat()]]
-    content = json.dumps([FORMAT_VERSION, dataset.model_dump(mode="json"), files], sort_keys=True)
+    said = dataset.model_dump(mode="json")
+    # Files that were prepared before these keys existed stay good.
+    said = {key: value for key, value in said.items() if value is not None or key not in ("sampling", "sample_weight")}
+    content = json.dumps([FORMAT_VERSION, said, files], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:16]
 
 
@@ -121,6 +127,12 @@ def _write(state: _Progress, batches: pa.RecordBatchReader, target: Path) -> Non
             "positives": state.positives,
             "negatives": dict(state.negatives),
         }
+        if state.dataset.sampling is not None:
+            counts |= {
+                "stand_for": state.stand_for,
+                "positives_stand_for": state.positives_stand_for,
+                "label_offset": state.label_offset,
+            }
         writer.add_key_value_metadata({COUNTS: json.dumps(counts).encode()})
 
 
@@ -133,10 +145,15 @@ def _arrow_schema(dataset: Dataset) -> pa.Schema:
         ("position", pa.int32()),
         ("routing_key", pa.string()),
     ]
+    columns += [(name, pa.float32()) for name in LEVELS if _says(dataset, name)]
     columns += [(f"i{i}", pa.int64()) for i in range(len(schema.ids))]
     columns += [(f"n{i}", pa.float32()) for i in range(len(schema.numbers))]
     columns += [(f"b{i}", pa.list_(pa.field("element", pa.int64()))) for i in range(len(schema.bags))]
     return pa.schema(columns)
+
+
+def _says(dataset: Dataset, level: str) -> bool:
+    return (dataset.sampling if level == "probability" else dataset.sample_weight) is not None
 
 
 @dataclass(slots=True)
@@ -149,6 +166,11 @@ class _Progress:
     rows: int = 0
     requests: int = 0
     positives: int = 0
+    stand_for: float = 0.0
+    positives_stand_for: float = 0.0
+    thinned: int = 0  # rows that `sampling.where` names, and those of them that are positive
+    thinned_positives: int = 0
+    weight: float = 0.0
     hits: list[int] = field(default_factory=list)
     negatives: Counter[str] = field(
         default_factory=Counter
@@ -163,7 +185,15 @@ class _Progress:
         self._refuse_wrong(batch)
         milliseconds = self._times(batch)
         self._whole(batch, "__label", self.dataset.label.column, "is missing; every row needs a label")
-        labels = self._labels(batch)
+        labels, thinned = self._labels(batch)
+        levels = [] if self.dataset.sampling is None else [self._probabilities(batch, thinned, labels)]
+        if levels:
+            stand_for = 1.0 / levels[0].astype(np.float64)
+            self.stand_for += float(stand_for.sum())
+            self.positives_stand_for += float(stand_for @ labels)
+        if self.dataset.sample_weight is not None:
+            levels.append(self._weights(batch))
+            self.weight += float(levels[-1].sum(dtype=np.float64))
         same, position = self._requests(batch)
         request = self.requests + np.cumsum(~same) - 1
         ids, numbers, bags = [], [], []
@@ -175,12 +205,14 @@ class _Progress:
                 numbers.append(pa.array(floats))
             elif spec.kind == "bag":
                 if spec.role == "context":
-                    self._constant(batch, spec, hash_column(spec.name, column, spec.missing_texts), same)
-                offsets, values = hash_bag_column(spec.name, column, spec.separator or "", spec.missing_texts)
+                    self._constant(batch, spec, hash_column(spec.name, column, spec.missing_texts, spec.index), same)
+                offsets, values = hash_bag_column(
+                    spec.name, column, spec.separator or "", spec.missing_texts, spec.index
+                )
                 element = pa.list_(pa.field("element", pa.int64()))
                 bags.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=element))
             else:
-                hashed = hash_column(spec.name, column, spec.missing_texts)
+                hashed = hash_column(spec.name, column, spec.missing_texts, spec.index)
                 self._constant(batch, spec, hashed, same)
                 ids.append(pa.array(hashed))
         for number in range(len(self.dataset.joins)):
@@ -196,7 +228,7 @@ class _Progress:
             routing = batch.column("__routing").cast(pa.string())
         routing = routing.fill_null("")
         plain = [pa.array(milliseconds), pa.array(labels), pa.array(request), pa.array(position), routing]
-        return [*plain, *ids, *numbers, *bags]
+        return [*plain, *map(pa.array, levels), *ids, *numbers, *bags]
 
     def finish(self) -> None:
         """Check what only the whole log can show."""
@@ -213,6 +245,15 @@ class _Progress:
                 f"{list(self.dataset.label.positive)}{values}); a model needs both",
                 label,
             )
+        sampling, weight = self.dataset.sampling, self.dataset.sample_weight
+        if sampling is not None and sampling.where and not self.thinned:
+            raise DataError(
+                f"{files}: column {label!r}: no row has a value that sampling.where names ({sampling.where[label]}); values "
+                f"seen: {', '.join([*map(str, self.dataset.label.positive), *sorted(self.negatives)][:SHOWN_LABEL_VALUES])}",
+                label,
+            )
+        if weight is not None and not self.weight:
+            raise DataError(f"{files}: column {weight.column!r}: every row's weight is 0", weight.column)
         for join, path, hits in zip(self.dataset.joins, self.source.join_paths, self.hits, strict=True):
             if not hits:
                 raise DataError(
@@ -245,7 +286,67 @@ class _Progress:
         remedy = f"unit: {fitting} would fit" if fitting else "correct it; times are UTC, local time is ahead or behind"
         return DataError(f"{where}: {text} {read}; {remedy}", column)
 
-    def _labels(self, batch: pa.RecordBatch) -> F32:
+    @property
+    def label_offset(self) -> float | None:
+        """As of `Log`."""
+        sampling = self.dataset.sampling
+        if sampling is None or sampling.keep is None:
+            return 0.0 if sampling is None else None
+        of_positives, of_negatives = self.thinned_positives, self.thinned - self.thinned_positives
+        if not sampling.where:
+            return 0.0
+        if not of_positives and of_negatives == self.rows - self.positives:
+            return -math.log(sampling.keep)
+        return math.log(sampling.keep) if of_positives == self.positives and not of_negatives else None
+
+    def _probabilities(self, batch: pa.RecordBatch, thinned: Mask, labels: F32) -> F32:
+        """The share of rows such as these that the log kept."""
+        sampling = self.dataset.sampling
+        assert sampling is not None
+        if sampling.keep is not None:
+            self.thinned += int(thinned.sum())
+            self.thinned_positives += int(labels[thinned].sum())
+            return np.where(thinned | (not sampling.where), sampling.keep, 1.0).astype(np.float32)
+        named = sampling.probability or sampling.inverse
+        assert named is not None
+        values = self._said(batch, "__probability", named.column)
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+            inverse = 1.0 / values if sampling.inverse is None else values
+            found: F32 = (values if sampling.inverse is None else 1.0 / values).astype(np.float32)
+            wrong = ~((inverse >= 1.0) & np.isfinite(inverse) & np.isfinite(np.float32(1) / found))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            wanted = "above 0 and at most 1" if sampling.inverse is None else "a finite number of at least 1"
+            what = "a probability" if sampling.inverse is None else "1 / probability"
+            raise DataError(
+                f"{self._where(batch, row)}: column {named.column!r} is {values[row]:g}; {what} is {wanted}",
+                named.column,
+            )
+        return found
+
+    def _weights(self, batch: pa.RecordBatch) -> F32:
+        named = self.dataset.sample_weight
+        assert named is not None
+        values = self._said(batch, "__weight", named.column)
+        with np.errstate(over="ignore"):
+            found: F32 = values.astype(np.float32)
+        wrong = ~(np.isfinite(found) & (found >= 0))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{self._where(batch, row)}: column {named.column!r} is {values[row]:g}; a weight is 0 or more, and finite",
+                named.column,
+            )
+        return found
+
+    def _said(self, batch: pa.RecordBatch, name: str, column: str) -> F64:
+        values: F64 = self._whole(batch, name, column, "is missing; every row needs a number there").to_numpy()
+        return values
+
+    def _labels(self, batch: pa.RecordBatch) -> tuple[F32, Mask]:
+        """Labels of the rows, and which rows `sampling.where` names."""
+        sampling = self.dataset.sampling
+        thinned = sampling.thinned_texts if sampling is not None else frozenset()
         label = self.dataset.label
         positive = {label_text(value) for value in label.positive}
         negative = None if label.negative is None else {label_text(value) for value in label.negative}
@@ -274,7 +375,8 @@ class _Progress:
                 self.negatives[text] += count
         values = np.array([text in positive for text in texts], np.float32)
         labels: F32 = values[codes]
-        return labels
+        picked = np.array([text in thinned for text in texts], np.bool_)
+        return labels, picked[codes]
 
     def _requests(self, batch: pa.RecordBatch) -> tuple[Mask, I32]:
         """Whether a row belongs to the request of the row before it, and its place within its request."""

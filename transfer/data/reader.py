@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.features import Bag, Rows
 from transfer.data.log import Log, LogChunk
-from transfer.data.prepare import COUNTS, SHOWN_LABEL_VALUES, prepared_file
+from transfer.data.prepare import COUNTS, LEVELS, SHOWN_LABEL_VALUES, prepared_file
 from transfer.data.source import Dataset
 
 __all__ = ["LogReader"]
@@ -44,7 +44,8 @@ class LogReader(Log):
         self.rows = counts["rows"]
         self.request_count = counts["requests"]
         self.positives = counts["positives"]
-        self.notes = _undeclared_labels(dataset, counts)
+        self.label_offset = counts.get("label_offset", 0.0)
+        self.notes = (*_undeclared_labels(dataset, counts), *_sampled(counts))
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._group_starts = np.concatenate([[0], np.cumsum(sizes)])
 
@@ -84,6 +85,7 @@ class LogReader(Log):
             bags.append(Bag(i, offsets - offsets[0], lists.flatten().to_numpy()))
         keys = table.column("routing_key").combine_chunks()
         texts = np.array(keys.dictionary.to_pylist(), np.object_)
+        given = {name: table.column(name).to_numpy() for name in LEVELS if name in table.column_names}
         return LogChunk(
             Rows(ids, numbers, tuple(bags)),
             table.column("label").to_numpy(),
@@ -91,7 +93,19 @@ class LogReader(Log):
             table.column("request").to_numpy(),
             texts[keys.indices.to_numpy()],
             table.column("position").to_numpy(),
+            **given,
         )
+
+
+def _sampled(counts: dict[str, Any]) -> tuple[str, ...]:
+    """What the rows of a sampled log stand for."""
+    if "stand_for" not in counts:
+        return ()
+    rows, whole, positives = counts["rows"], counts["stand_for"], counts["positives_stand_for"]
+    return (
+        f"sampling: {rows:,} rows stand for {whole:,.0f} of the traffic, of which {positives / whole:.2%} are positive "
+        f"({counts['positives'] / rows:.2%} in the log); every figure is of the traffic",
+    )
 
 
 def _undeclared_labels(dataset: Dataset, counts: dict[str, Any]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ in `files.py`, what a value becomes in `columns.py`. Columns of the result:
 
     __time      microseconds since 1970, null where the time does not parse
     __label, __request, __routing   exact text, or whole numbers; null where missing
+    __probability, __weight         doubles, where the descriptor names columns of them
     __file, __row   which file, and which row of it: the original order
     __hit0..    whether a row found its partner in join 0..
     f0, f1, ..  the fields: ids and bags as exact text or whole numbers, numbers as doubles
@@ -24,6 +25,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import DataError
+from pipeline.faults import told
 from pipeline.host import available_bytes, cores
 from pipeline.schema import MISSING_TEXTS
 from transfer.data.columns import WHOLE, Bag, Clock, Exact, Label, Number, Raw, Reader
@@ -49,8 +51,21 @@ class Dataset(Descriptor):
             DataError: as `Descriptor.read`; or a file is absent or cannot be read, or a named column is absent or of a
                 type that cannot be used. The message names the file and the column, `field` is the column.
         """
-        dataset = cls.read(path)
-        Source(dataset).check()
+        dataset, faults, field = cls._read(Path(path))
+        found: list[DataError] = []
+        if dataset is not None:
+            try:
+                found = Source(dataset).faults()
+            except DataError as error:
+                found = [error]
+        if faults:
+            own = [str(error).removeprefix(f"{path}: ") for error in found]
+            raise DataError(told(str(path), [*faults, *own]), field)
+        if len(found) == 1:
+            raise found[0]
+        if found:
+            raise DataError(told(str(path), [str(error) for error in found]), found[0].field)
+        assert dataset is not None
         return dataset
 
 
@@ -123,6 +138,7 @@ class Source:
         self._forms: list[Form] = []
         self._joined_forms: list[list[Form]] = []
         self._joined: list[_Table] = []
+        self._faults: list[DataError] = []
         self.columns: dict[str, tuple[str, Path | None]] = {}
         """By NAME of a column NAME__wrong: the file's column, and the file if it is one that was joined."""
 
@@ -135,14 +151,18 @@ class Source:
     def join_paths(self) -> list[Path]:
         return self._join_paths
 
-    def check(self) -> None:
-        """Read headers only.
+    def faults(self) -> list[DataError]:
+        """What is wrong with columns that the descriptor names, from headers only.
 
         Raises:
-            DataError: as `Dataset.load` says.
+            DataError: a file is absent or cannot be read.
         """
         with connect() as connection:
-            self._query(connection)
+            try:
+                self._query(connection)
+            except DataError as error:
+                return self._faults or [error]
+        return []
 
     def check_joins(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Read the files to be joined.
@@ -212,9 +232,14 @@ class Source:
         """The query over a table `ROWS`, which holds what `_scans` give."""
         data = self._dataset
         self._read_headers(connection)
+        self._faults = []
         log = _Table(LOG, self._forms)
         self._joined = [_Table(f"j{i}", forms) for i, forms in enumerate(self._joined_forms)]
         columns = self._resolve(log, self._joined)
+        wrong = self._wrong_types(log, columns)
+        self._faults += wrong
+        if self._faults:
+            raise self._faults[0]
         self.columns = {}
         selected: list[str] = []
 
@@ -230,6 +255,9 @@ class Source:
         time = log.value(data.time.column, Clock(data.time.unit))
         select("__time", columns[data.time.column], Clock(data.time.unit))
         select("__label", columns[data.label.column], Label())
+        for name, column in (("__probability", data.probability_column), ("__weight", data.weight_column)):
+            if column:
+                select(name, columns[column], Number())
         request = "NULL::BIGINT"
         if data.request:
             request = select("__request", columns[data.request], columns[data.request].exact(MISSING_TEXTS))
@@ -258,6 +286,21 @@ class Source:
         order = f"(__time IS NULL) DESC, __first, {'__request, ' if data.request else ''}__time, __file, __row"
         return f"SELECT {', '.join(selected)} FROM {rows} AS {LOG} {' '.join(joins)} ORDER BY {order}"
 
+    def _wrong_types(self, log: _Table, columns: dict[str, _Column]) -> list[DataError]:
+        """Columns of types that cannot be read as the descriptor says; of one column once."""
+        data = self._dataset
+        readers: list[tuple[str, Reader]] = [(data.time.column, Clock(data.time.unit)), (data.label.column, Label())]
+        readers += [(name, Number()) for name in (data.probability_column, data.weight_column) if name]
+        readers += [(name, Exact()) for name in (data.request, data.routing_key) if name]
+        found: dict[str, DataError] = {}
+        for name, reader in readers:
+            if name in columns:
+                _try(columns[name], reader, found)
+        for spec in data.fields:
+            if spec.name in columns:
+                _try(columns[spec.name], _reader(spec, columns[spec.name]), found)
+        return list(found.values())
+
     def _match(self, number: int, columns: dict[str, _Column], select: Callable[[str, _Column, Reader], str]) -> str:
         """The condition under which rows of a join belong together."""
         join, table = self._dataset.joins[number], self._joined[number]
@@ -274,6 +317,13 @@ class Source:
         resolved: dict[str, _Column] = {}
 
         def resolve(name: str, said_in: str, *, log_only: bool = False) -> None:
+            try:
+                find(name, said_in, log_only)
+            except DataError as error:
+                if str(error) not in map(str, self._faults):
+                    self._faults.append(error)
+
+        def find(name: str, said_in: str, log_only: bool) -> None:
             places = [table for table in found.get(name, ()) if not log_only or table is log]
             if not places or places[0] is log:
                 for form in log.forms:
@@ -292,13 +342,17 @@ class Source:
         resolve(data.label.column, "label", log_only=True)
         if data.request:
             resolve(data.request, "request", log_only=True)
+        if data.probability_column:
+            resolve(data.probability_column, "sampling", log_only=True)
+        if data.weight_column:
+            resolve(data.weight_column, "sample_weight", log_only=True)
         for name in data.drop_duplicates:
             resolve(name, "drop_duplicates", log_only=True)
         for number, (join, table) in enumerate(zip(data.joins, joined, strict=True)):
             resolve(join.on, f"joins.{number}.on")
             kinds = table.forms[0].kinds
             if join.on not in kinds:
-                raise _absent(table.forms[0], join.on, f"joins.{number}.on", [])
+                self._faults.append(_absent(table.forms[0], join.on, f"joins.{number}.on", []))
             for name in kinds:
                 if name != join.on:
                     found.setdefault(name, []).append(table)
@@ -313,6 +367,13 @@ def _reader(spec: DataField, column: _Column) -> Reader:
     if spec.kind == "number":
         return Number(spec.missing_texts)
     return Bag(spec.separator or "") if spec.kind == "bag" else column.exact()
+
+
+def _try(column: _Column, reader: Reader, found: dict[str, DataError]) -> None:
+    try:
+        _Table(column.table.name, column.table.forms).value(column.name, reader)
+    except DataError as error:
+        found.setdefault(column.name, error)
 
 
 def _expected(reader: Reader) -> str:

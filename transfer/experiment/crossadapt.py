@@ -27,7 +27,8 @@ from transfer.data.memory import MemoryLog
 from transfer.experiment.learners import Judged
 from transfer.experiment.runs import RUNS, STANDARD, Start, Task
 from transfer.model_zoo import Architectures, parse_arch
-from transfer.offline.train import measure, train
+from transfer.offline.held import measure
+from transfer.offline.train import train
 from transfer.quality.figures import Decile, deciles
 from transfer.quality.measured import PeakMemory, Stopwatch
 
@@ -170,7 +171,7 @@ def _run(name: str, task: Task, split: Split, clock: Callable[[], float]) -> Run
         rows_per_second=model.rows_trained / seconds,
         peak_mb=memory.megabytes,
         curve=curve,
-        deciles=deciles(*test),
+        deciles=deciles(test[0], test[1], stands_for=test[2]),
     )
 
 
@@ -182,7 +183,7 @@ def _warm_up(log: MemoryLog) -> None:
     model.scores(chunk.rows)
 
 
-def _follow(start: Start, task: Task, split: Split, watch: Stopwatch) -> tuple[tuple[F32, F32], list[Point]]:
+def _follow(start: Start, task: Task, split: Split, watch: Stopwatch) -> tuple[_Scored, list[Point]]:
     """Scores and labels of the whole stream, each row judged before it was learned, and the curve."""
     every, rows, first = max(1, task.stream_rows // CURVE_POINTS), 0, 0
     judged: list[Judged] = []
@@ -203,13 +204,19 @@ def _follow(start: Start, task: Task, split: Split, watch: Stopwatch) -> tuple[t
     return _joined(judged), curve
 
 
-def _joined(judged: Sequence[Judged]) -> tuple[F32, F32]:
-    return np.concatenate([j.scores for j in judged]), np.concatenate([j.labels for j in judged])
+_Scored = tuple[F32, F32, F32]
+"""Scores and labels of rows, and what they stand for."""
 
 
-def _scores(model: ClickModel, log: Log, start: float, stop: float) -> tuple[F32, F32]:
-    scored = [(model.scores(chunk.rows), chunk.labels) for chunk in log.chunks(start, stop)]
-    return np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored])
+def _joined(judged: Sequence[Judged]) -> _Scored:
+    scores, labels, stand_for = zip(*((j.scores, j.labels, j.stands_for) for j in judged), strict=True)
+    return np.concatenate(scores), np.concatenate(labels), np.concatenate(stand_for)
+
+
+def _scores(model: ClickModel, log: Log, start: float, stop: float) -> _Scored:
+    scored = ((model.scores(chunk.rows), chunk.labels, chunk.stands_for) for chunk in log.chunks(start, stop))
+    scores, labels, stand_for = zip(*scored, strict=True)
+    return np.concatenate(scores), np.concatenate(labels), np.concatenate(stand_for)
 
 
 def _line(r: RunResult) -> str:

@@ -28,11 +28,13 @@ __all__ = ["CoDistilled", "Distilled", "Frozen", "Judged", "LabelsOnly", "Learne
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Scores of rows from before they were learned, float32 `[n]`, the labels, and the weights a, r, K where a run has them."""
+    """Scores of rows from before they were learned, float32 `[n]`, the labels, the weights a, r, K where a run has them, and what
+    the rows stand for."""
 
     scores: F32
     labels: F32
     weights: dict[str, float]
+    stands_for: F32
 
 
 class Learner(Protocol):
@@ -53,7 +55,7 @@ class Frozen:
         self.model = model
 
     def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
-        return Judged(self.model.scores(chunk.rows), chunk.labels, {})
+        return Judged(self.model.scores(chunk.rows), chunk.labels, {}, chunk.stands_for)
 
     def finish(self, watch: Stopwatch) -> None:
         return
@@ -65,8 +67,8 @@ class LabelsOnly(Frozen):
     def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
         scores = self.model.scores(chunk.rows)
         with watch.running():
-            self.model.step(chunk.rows, chunk.labels)
-        return Judged(scores, chunk.labels, {})
+            self.model.step(chunk.rows, chunk.labels, row_weight=_row_weight(chunk))
+        return Judged(scores, chunk.labels, {}, chunk.stands_for)
 
 
 class RareSteps(Frozen):
@@ -79,10 +81,10 @@ class RareSteps(Frozen):
     def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
         scores = self.model.scores(chunk.rows)
         with watch.running():
-            self.model.accumulate(chunk.rows, chunk.labels)
+            self.model.accumulate(chunk.rows, chunk.labels, row_weight=_row_weight(chunk))
             if self.model.pending_batches >= self._every:
                 self.model.apply_accumulated()
-        return Judged(scores, chunk.labels, {"K": float(self._every)})
+        return Judged(scores, chunk.labels, {"K": float(self._every)}, chunk.stands_for)
 
 
 class Distilled(Frozen):
@@ -96,8 +98,14 @@ class Distilled(Frozen):
         scores = self.model.scores(chunk.rows)
         with watch.running():
             guide = self._teacher.calibrated_logits(chunk.rows)
-            self.model.step(chunk.rows, chunk.labels, teacher_logits=guide, teacher_weight=self._teacher_weight)
-        return Judged(scores, chunk.labels, {"a": self._teacher_weight})
+            self.model.step(
+                chunk.rows,
+                chunk.labels,
+                teacher_logits=guide,
+                teacher_weight=self._teacher_weight,
+                row_weight=_row_weight(chunk),
+            )
+        return Judged(scores, chunk.labels, {"a": self._teacher_weight}, chunk.stands_for)
 
 
 class CoDistilled:
@@ -122,6 +130,7 @@ class CoDistilled:
 
     def learn(self, chunk: LogChunk, watch: Stopwatch) -> Judged:
         held = self._chosen(chunk)
+        assert self._distiller.teacher is not None
         with watch.running():
             logged = probabilities(self._distiller.teacher.calibrated_logits(chunk.rows), 1.0, 0.0)
             batch = StreamBatch(self._batches, _rows(chunk, logged, ~held), _rows(chunk, logged, held))
@@ -129,9 +138,9 @@ class CoDistilled:
             passed = self._distiller.learn(batch, self._batches)
             calibration = self.model.calibration
             if self._holdout:
-                self._recent.add(passed.student, batch.train.labels)
-                logits = {"student": passed.held_student}
-                self._held.add(batch.held.rows, batch.held.labels, logits, self._passed)
+                self._recent.add(passed.student, batch.train.labels, batch.train.stands_for)
+                held_rows, logits = batch.held, {"student": passed.held_student}
+                self._held.add(held_rows.rows, held_rows.labels, logits, self._passed, stands_for=held_rows.stands_for)
                 self._passed += len(batch.train)
                 if self._batches % self._every == 0:
                     self._calibrate()
@@ -140,7 +149,8 @@ class CoDistilled:
         )
         adapted = passed.adapted
         weights = {"a": adapted.teacher_weight, "r": adapted.replay, "K": float(adapted.every)}
-        return Judged(scores, np.concatenate([batch.train.labels, batch.held.labels]), weights)
+        stands_for = np.concatenate([batch.train.stands_for, batch.held.stands_for])
+        return Judged(scores, np.concatenate([batch.train.labels, batch.held.labels]), weights, stands_for)
 
     def finish(self, watch: Stopwatch) -> None:
         if self._holdout:
@@ -153,8 +163,8 @@ class CoDistilled:
         held = self._held.newest(self._passed - window, 500)
         if held.rows is None:
             return
-        after = self.model.logits(held.rows)
-        self.model.calibration = recalibrate(current, self._recent, window, held.logits["student"], after)
+        before, after = held.logits["student"], self.model.logits(held.rows)
+        self.model.calibration = recalibrate(current, self._recent, window, before, after, held.stands_for)
 
     def _chosen(self, chunk: LogChunk) -> Mask:
         """Which rows are never trained on."""
@@ -172,8 +182,14 @@ def keep_replay(log: Log, start: float, stop: float, teacher: ClickModel, capaci
         return ReplayRows(path)
 
 
+def _row_weight(chunk: LogChunk) -> F32:
+    """Factors of the rows' losses, 1 in the mean."""
+    factors = chunk.loss_factor(None)
+    return factors / max(float(factors.mean()), 1e-9)
+
+
 def _rows(chunk: LogChunk, logged: F32, chosen: Mask) -> StreamRows:
     index = np.flatnonzero(chosen)
     none = np.full(len(index), np.nan, np.float32)
     rows: Rows = chunk.rows.take(index)
-    return StreamRows(rows, chunk.labels[index], none, logged[index], none)
+    return StreamRows(rows, chunk.labels[index], none, logged[index], none, probability=chunk.probability[index])

@@ -56,31 +56,40 @@ class Architectures:
     Args:
         own: `package.module:Class` from the configuration or the command line, never from data: importing runs code.
             Names of the zoo are allowed.
+        tolerant: keep quiet of a class that cannot be imported until it is needed.
 
     Raises:
         InvalidInput: there is no such name, module or class, or it is no `Architecture`.
     """
 
-    def __init__(self, own: Iterable[str] = ()) -> None:
+    def __init__(self, own: Iterable[str] = (), *, tolerant: bool = False) -> None:
+        self._broken: dict[str, InvalidInput] = {}
         self._known: dict[str, type[Architecture]] = dict(ZOO)
         self._own: tuple[str, ...] = tuple(name for name in own if name.lower() not in ZOO)
         for name in self._own:
-            self._known[name] = _imported(name)
+            try:
+                self._known[name] = _imported(name)
+            except InvalidInput as error:
+                if not tolerant:
+                    raise
+                self._broken[name] = error
 
     def __reduce__(self) -> tuple[type[Architectures], tuple[tuple[str, ...]]]:
         """Processes that score rows are sent the names that this one was given."""
-        return Architectures, (self._own,)
+        return Architectures, (tuple(name for name in self._own if name not in self._broken),)
 
     def find(self, arch: str) -> type[Architecture]:
         """The class behind a name. Nothing is imported.
 
         Raises:
-            InvalidInput: it is neither of the zoo nor one of the named classes.
+            InvalidInput: it is neither of the zoo nor one of the named classes, or that class cannot be imported.
 
         >>> Architectures().find("fm").__name__
         'FM'
         """
         known = self._known.get(arch) or self._known.get(arch.lower())
+        if arch in self._broken:
+            raise self._broken[arch]
         if known is None:
             named = f"; named are {', '.join(self._own)}" if self._own else ""
             raise InvalidInput(unknown_architecture(arch) + named, "architecture")

@@ -16,14 +16,17 @@ import numpy as np
 from pipeline.arrays import F32
 from pipeline.bundle.row_format import RowFormat
 from pipeline.errors import InvalidInput
+from transfer.bundles.frozen import FrozenTeacher
 from transfer.click_model.blocks import TableSettings
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import LEVEL_ROWS, SCORING_ROWS, ClickModel, LearningSettings
 from transfer.model_zoo import ZOO_ALONE, Architectures
+from transfer.offline.held import ASIDE_BATCHES, Held
+from transfer.offline.level import Level
 from transfer.offline.projection import project_tables
 from transfer.offline.sampling import Sample, log_k, strategic_batches
-from transfer.offline.train import Held, Progress, batch_for, first_rows
-from transfer.offline.window import Window
+from transfer.offline.train import Progress, batch_for, first_rows
+from transfer.offline.window import Teacher, Window
 from transfer.quality.trust import Trust, label_losses
 
 __all__ = ["OURS", "PUBLISHED", "Stage1Report", "Stage1Settings", "transfer_offline"]
@@ -162,7 +165,8 @@ def transfer_offline(
     """A student that starts where its teacher is.
 
     Args:
-        window: the retained rows and the teacher. Only a `ClickModel` has tables to project; any other gives logits.
+        window: the retained rows and the teacher. A `ClickModel` has tables to project, a frozen one those that it lends;
+            any other gives logits.
         arch, width: of the student.
         settings: `OURS`, `PUBLISHED` for the paper's own constants without any correction, or others.
         seed: of weights, projection and draws.
@@ -176,7 +180,7 @@ def transfer_offline(
     log_odds = log_k(window.rate)
     s = _fitted(settings, window)
     student = ClickModel.create(
-        window.log.schema,
+        window.schema,
         arch,
         width,
         seed=seed,
@@ -190,7 +194,7 @@ def transfer_offline(
     run = _Stage1(student, window, s, log_odds, np.random.default_rng(seed), progress)
     _initialise(student, window, s, seed)
     laps.end("s1a")
-    for _ in range(s.dense_passes if isinstance(window.teacher, ClickModel) else 0):
+    for _ in range(s.dense_passes if _lends(window.teacher) else 0):
         run.learn_dense()
     laps.end("s1b")
     for _ in range(s.joint_passes):
@@ -199,7 +203,7 @@ def transfer_offline(
         student.tables.restart()  # the optimiser state of the teacher's rows does not fit what they change to now
         run.learn(None)
     if s.calibrate:
-        calibration, metrics = run.held.calibrate(slope=not s.teacher_saw_window)
+        calibration, metrics = run.held.calibrate(student, slope=not s.teacher_saw_window)
         student.calibrate(calibration)
         student.metrics = {} if s.teacher_saw_window else metrics
         student.unknown_ids = {} if s.teacher_saw_window else run.held.unknown_ids
@@ -219,7 +223,7 @@ def transfer_offline(
 
 def _fitted(s: Stage1Settings, window: Window) -> Stage1Settings:
     """The settings for a window of this size and this kind of teacher."""
-    if not isinstance(window.teacher, ClickModel) and not s.balanced:
+    if not _lends(window.teacher) and not s.balanced:
         s = replace(s, window_fraction=None)  # without its tables every id has to be learned from its own rows
     least = min(1.0, s.least_rows / window.rows)
     # A part that would leave less than half of the rows aside takes all: some must be left to calibrate on.
@@ -237,13 +241,27 @@ def _initialise(student: ClickModel, window: Window, s: Stage1Settings, seed: in
         project_tables(
             teacher, student, per_table=s.per_table, weighted=s.weighted, centered=s.centered, warm=s.warm, seed=seed
         )
-        if teacher.network.transform is not None and student.network.transform is not None:
-            student.network.transform.load_state_dict(teacher.network.transform.state_dict())
-    else:
-        student.fit_numbers(first_rows(window.log, window.start, window.stop)[0])
+    elif isinstance(teacher, FrozenTeacher) and teacher.tables.names:
+        project_tables(teacher.tables, student, per_table=s.per_table, centered=s.centered, seed=seed)
+    known = [spec.name for spec in teacher.schema.numbers] if isinstance(teacher, ClickModel) else []
+    if any(spec.name not in known for spec in student.schema.numbers):
+        student.fit_numbers(window.read(first_rows(window.log, window.start, window.stop).rows))
+    if isinstance(teacher, ClickModel) and known:
+        student.take_transform(teacher)
     if s.level:
         newest = next(window.chunks(LEVEL_ROWS, 1.0 - (s.window_fraction or 1.0)))
-        student.start_level(newest.rows, window.rate)
+        student.start_level(newest.rows, window.loss_rate, newest.stands_for)
+
+
+SAMPLED_TAIL_FRACTION = 0.9
+"""Fraction of the window of a sampled or weighted log whose rows may calibrate."""
+
+
+def _lends(teacher: Teacher) -> bool:
+    """Whether a teacher has tables to project for all fields with vectors."""
+    if isinstance(teacher, FrozenTeacher):
+        return {f.table_name for f in teacher.schema.embedded} <= set(teacher.tables.names)
+    return isinstance(teacher, ClickModel)
 
 
 def _batch(rows: int, fraction: float | None) -> int:
@@ -281,7 +299,11 @@ class _Stage1:
         progress: Progress | None,
     ) -> None:
         self._student, self._window, self._settings, self._rng = student, window, settings, rng
-        self._offset = log_odds if settings.balanced and settings.correct_offset else 0.0
+        # Of balanced draws that of the draws alone: they count what a row stands for.
+        self._offset = (
+            (window.log.label_offset or 0.0) if not settings.balanced else log_odds if settings.correct_offset else 0.0
+        )
+        self._level = Level()
         # A teacher that has trained on the rows remembers labels: its losses there are no evidence.
         adapts = settings.adapt and not settings.teacher_saw_window
         self._trust = Trust(settings.teacher_weight, highest=max(0.9, settings.teacher_weight)) if adapts else None
@@ -309,9 +331,11 @@ class _Stage1:
         if self._trust is None:
             return False
         window, trust = self._window, Trust(self._settings.teacher_weight, discount=1.0 - 1e-9)
+        level = Level.of(self.held) if window.weighted else 0.0
         for chunk in window.chunks(SCORING_ROWS, *self._fresh_tail()):
-            losses = label_losses(self._student.served_logits(chunk.rows), chunk.labels)
-            trust.update(losses, label_losses(self._teacher_logits(chunk), chunk.labels))
+            counts = chunk.stands_for / chunk.stands_for.mean()
+            losses = counts * label_losses(self._student.served_logits(chunk.rows) + level, chunk.labels)
+            trust.update(losses, counts * label_losses(self._teacher_logits(chunk), chunk.labels))
         if trust.z > -1.0:
             return False
         self._trust, self._total = trust, self._total + window.rows
@@ -338,12 +362,15 @@ class _Stage1:
             self._fresh = 1.0 - part
             # A part is few rows to calibrate on; those before it were not in these tables either.
             for chunk in self._window.chunks(SCORING_ROWS, *self._fresh_tail()) if s.calibrate else ():
-                self.held.score(self._student, chunk.rows, chunk.labels)
+                self.held.score(self._student, chunk.rows, chunk.labels, chunk.stands_for, final=True)
 
     def _fresh_tail(self) -> tuple[float, float]:
-        """The newest rows that S1C has not trained on: first and last, as fractions of the window."""
+        """The newest rows that S1C has not trained on: first and last, as fractions of the window. Rows of a sampled or
+        weighted log tell less of the level each, so it takes more of them."""
         tail = self._settings.tail
-        return max(0.0, min(1.0 - tail, self._fresh - tail / 2)), self._fresh
+        even = self._window.log.label_offset == 0.0 and not self._window.weighted
+        length = tail / 2 if even else max(SAMPLED_TAIL_FRACTION, tail / 2)
+        return max(0.0, min(1.0 - tail, self._fresh - length)), self._fresh
 
     def _batches(
         self, fraction: float | None, first: float, held: tuple[float, float] | None = None
@@ -359,10 +386,17 @@ class _Stage1:
     def _scored(self, chunks: Iterator[Sample], held: tuple[float, float] | None) -> Iterator[Sample]:
         """The same chunks; those between the fractions `held` of the window are scored before they are yielded."""
         first, last = (round(self._window.rows * fraction) for fraction in held or (1.0, 1.0))
+        uneven = self._window.log.label_offset != 0.0
+        scored = 0
         for chunk in chunks:
+            aside = False
             if first <= chunk.places[0] < last:
-                self.held.score(self._student, chunk.rows, chunk.labels)
-            yield chunk
+                aside = uneven and scored % ASIDE_BATCHES == 0
+                scored += 1
+                again = aside or not uneven
+                self.held.score(self._student, chunk.rows, chunk.labels, chunk.stands_for, again=again)
+            if not aside:
+                yield chunk
             self._done = min(self._total, self._done + len(chunk.labels))
             self._progress(self._done, self._total)
 
@@ -371,6 +405,10 @@ class _Stage1:
 
     def _step(self, batch: Sample, teacher_weight: float, train_tables: bool) -> None:
         guide = self._teacher_logits(batch)
+        balanced = self._settings.balanced
+        factor = (
+            batch.weight if balanced else batch.loss_factor(self._window.log.label_offset) / self._window.mean_factor
+        )
         self._student.step(
             batch.rows,
             batch.labels,
@@ -378,9 +416,15 @@ class _Stage1:
             teacher_weight=teacher_weight,
             temperature=self._settings.temperature,
             label_offset=self._offset,
+            row_weight=factor,
             train_tables=train_tables,
         )
         if self._trust is not None:
             # Both on the log-odds of the labels as drawn, so that the pair is fair whatever the sampling.
-            student, teacher = self._student.last_logits + self._offset, guide + self._offset
-            self._trust.update(label_losses(student, batch.labels), label_losses(teacher, batch.labels))
+            offset = self._offset if balanced else 0.0
+            counts = np.ones_like(guide) if balanced else batch.stands_for / batch.stands_for.mean()
+            student, teacher = self._student.last_logits + offset, guide + offset
+            if self._window.weighted:
+                student = self._level.corrected(student, batch.labels, counts)
+            losses, others = label_losses(student, batch.labels), label_losses(teacher, batch.labels)
+            self._trust.update(counts * losses, counts * others)

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.arrays import F32, F64, I64
 from pipeline.bundle.bundle import Table
 from pipeline.errors import InvalidInput
+from transfer.bundles.lent_tables import LentTables
 from transfer.click_model.model import ClickModel
 from transfer.click_model.tables import Tables
 
@@ -77,7 +78,7 @@ def fit_projection(
 
 
 def project_tables(
-    teacher: ClickModel,
+    teacher: ClickModel | LentTables,
     student: ClickModel,
     *,
     per_table: bool = False,
@@ -86,12 +87,14 @@ def project_tables(
     warm: bool = False,
     seed: int = 0,
 ) -> dict[str, Projection]:
-    """Fill a student's tables with the projected rows of its teacher; both have the same fields.
+    """Fill a student's tables with the projected rows of its teacher. A table that the teacher has not stays empty: its ids
+    are learned from their own rows.
 
     The maps also go to the student's training state (`extra`), so that a row that only the teacher has can follow later.
 
     Args:
-        teacher, student: models; the student's tables are empty.
+        teacher: a model, or the tables that a frozen one lends; tables of several widths are narrowed each by itself.
+        student: a model whose tables are empty.
         per_table: narrow every table along its own axes (published). One set of axes for all keeps the inner products
             between fields as well, as far as the width allows.
         weighted: by frequency.
@@ -100,31 +103,39 @@ def project_tables(
         centered, seed: see `fit_projection`.
 
     Returns:
-        The map of every table.
+        The map of every table of both.
 
     Raises:
-        InvalidInput: the fields differ.
+        InvalidInput: a field of both is not the same in both.
     """
-    difference = teacher.schema.inputs_match(student.schema)
-    if difference is None and teacher.tables.names != student.tables.names:
-        difference = f"tables {teacher.tables.names} against {student.tables.names}"
+    difference = student.schema.inputs_match(teacher.schema)
     if difference is not None:
-        raise InvalidInput(f"teacher and student must take the same fields: {difference}", "schema")
-    names, source, target = teacher.tables.names, teacher.tables, student.tables
+        raise InvalidInput(f"student and teacher contradict each other: {difference}", "schema")
+    source, target = teacher if isinstance(teacher, LentTables) else teacher.tables, student.tables
+    names = [name for name in target.names if name in source.names]
+    if not names:
+        return {}
 
     def fit(tables: list[str]) -> Projection:
-        shards = (_weighted(shard, weighted) for name in tables for shard in _shards(source, name))
-        return fit_projection(shards, source.width, target.width, centered=centered, seed=seed)
+        width = source.width_of(tables[0]) if isinstance(source, LentTables) else source.width
+        # Tables from elsewhere may not say how often an id was seen; then each row counts once.
+        counted = weighted and not isinstance(source, LentTables)
+        shards = (_weighted(shard, counted) for name in tables for shard in _shards(source, name))
+        return fit_projection(shards, width, target.width, centered=centered, seed=seed)
 
-    maps = {name: fit([name]) for name in names} if per_table else dict.fromkeys(names, fit(names))
-    for index, name in enumerate(names):
-        target.default[index] = maps[name](source.default[index : index + 1])[0]
-        if source.linear and target.linear:
-            target.default_linear[index] = source.default_linear[index]
+    alone = per_table or (isinstance(source, LentTables) and len({source.width_of(name) for name in names}) > 1)
+    maps = {name: fit([name]) for name in names} if alone else dict.fromkeys(names, fit(names)) if names else {}
+    for name in names:
+        index, place = source.names.index(name), target.names.index(name)
+        target.default[place] = maps[name](
+            source.default_of(name) if isinstance(source, LentTables) else source.default[index : index + 1]
+        )[0]
+        if source.linear and target.linear and not isinstance(source, LentTables):
+            target.default_linear[place] = source.default_linear[index]
         for shard in _shards(source, name):
             linear = shard.linear if target.linear else None
             target.set_rows(name, Table(shard.ids, maps[name](shard.rows), shard.counts, linear))
-        if warm:
+        if warm and not isinstance(source, LentTables):
             target.take_over_squares(name, source)
         student.extra[f"projection.{name}.matrix"] = maps[name].matrix
         student.extra[f"projection.{name}.mean"] = maps[name].mean
@@ -135,8 +146,11 @@ def _weighted(shard: Table, weighted: bool) -> tuple[F32, I64]:
     return shard.rows, shard.counts if weighted else np.ones_like(shard.counts)
 
 
-def _shards(tables: Tables, name: str) -> Iterator[Table]:
+def _shards(tables: Tables | LentTables, name: str) -> Iterator[Table]:
     """A table in shards of `SHARD_ROWS` rows."""
+    if isinstance(tables, LentTables):
+        yield from tables.shards(name, SHARD_ROWS)
+        return
     slots = tables.slots_of(name)
     for start in range(0, len(slots), SHARD_ROWS):
         yield tables.export(name, slots[start : start + SHARD_ROWS])

@@ -14,27 +14,38 @@ import numpy as np
 from pipeline.arrays import F32, I64, Array, Index
 from pipeline.errors import DataError
 from pipeline.features import Rows, concat_rows
+from transfer.data.levels import Levels
 
 __all__ = ["Sample", "log_k", "strategic_batches"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """Rows to train on, with labels float32 `[n]` and their places in the window, int64 `[n]`."""
+class Sample(Levels):
+    """Rows to train on, with labels float32 `[n]`, their places in the window, int64 `[n]`, and what they stand for. `taught`
+    are the rows as the teacher reads them; None: as the student does."""
 
     rows: Rows
     labels: F32
     places: I64
+    taught: Rows | None = None
+
+    @property
+    def for_teacher(self) -> Rows:
+        """The rows as the teacher reads them."""
+        return self.rows if self.taught is None else self.taught
 
     def take(self, index: Index) -> Sample:
-        return Sample(self.rows.take(index), self.labels[index], self.places[index])
+        taught = None if self.taught is None else self.taught.take(index)
+        levels = {"probability": self.probability[index], "weight": self.weight[index]}
+        return Sample(self.rows.take(index), self.labels[index], self.places[index], taught, **levels)
 
 
 def log_k(rate: float) -> float:
     """Log of the sampling odds ratio: `k = (q / (1 - q)) / (p / (1 - p))`, with q = 1/2 for balanced batches.
 
     Args:
-        rate: p, fraction of positives of the whole window (a chunk of one class has no finite k).
+        rate: p, fraction of positives of the whole window (a chunk of one class has no finite k); of a sampled log that of
+            the traffic.
 
     Raises:
         DataError: a window of one class.
@@ -55,7 +66,7 @@ def strategic_batches(chunks: Iterable[Sample], *, batch: int, rng: np.random.Ge
     Args:
         chunks: of about `batch / window_fraction` rows each. A chunk of one class waits for the next and is drawn from together
             with it, as many batches as chunks; what still has one class at the end is dropped.
-        batch: rows of a batch, half of them positive.
+        batch: rows of a batch, half of them positive. Within its class a row is drawn as often as it stands for others.
         rng: draws.
     """
     ones = batch // 2
@@ -68,10 +79,17 @@ def strategic_batches(chunks: Iterable[Sample], *, batch: int, rng: np.random.Ge
             continue
         for _ in waiting:
             index: Array = np.concatenate(
-                [rng.choice(positive, ones, replace=True), rng.choice(negative, batch - ones, replace=True)]
+                [_drawn(joined, positive, ones, rng), _drawn(joined, negative, batch - ones, rng)]
             )
             yield joined.take(index)
         waiting = []
+
+
+def _drawn(sample: Sample, index: Index, count: int, rng: np.random.Generator) -> Array:
+    counts = sample.stands_for[index].astype(np.float64)
+    alike = (counts == counts[0]).all()
+    drawn: Array = rng.choice(index, count, replace=True, p=None if alike else counts / counts.sum())
+    return drawn
 
 
 def _join(parts: list[Sample]) -> Sample:
@@ -81,4 +99,7 @@ def _join(parts: list[Sample]) -> Sample:
         concat_rows([p.rows for p in parts]),
         np.concatenate([p.labels for p in parts]),
         np.concatenate([p.places for p in parts]),
+        None if parts[0].taught is None else concat_rows([p.for_teacher for p in parts]),
+        probability=np.concatenate([p.probability for p in parts]),
+        weight=np.concatenate([p.weight for p in parts]),
     )

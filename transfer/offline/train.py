@@ -6,7 +6,6 @@ calibration, and all rows are trained on. Next stop: `transfer.offline.distill`,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,20 +13,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays import F32
-from pipeline.bundle.bundle import Calibration
 from pipeline.bundle.row_format import RowFormat
 from pipeline.calibration import probabilities
 from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Rows, concat_rows
-from pipeline.metrics import auc, bias, logloss
-from transfer.click_model.calibration import ALPHA_POSITIVES, fit_calibration
+from pipeline.metrics import logloss
+from transfer.click_model.calibration import fit_calibration
 from transfer.click_model.device import DeviceChoice, device_for
 from transfer.click_model.model import ClickModel, LearningSettings
 from transfer.click_model.state import load_state, state_of
 from transfer.data.log import Log, LogChunk, row_range
 from transfer.model_zoo import ZOO_ALONE, Architectures
+from transfer.offline.held import ASIDE_BATCHES, Held
 
-__all__ = ["Held", "Progress", "TrainSettings", "batch_for", "measure", "train"]
+__all__ = ["Progress", "TrainSettings", "batch_for", "first_rows", "train"]
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
@@ -62,58 +61,6 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if (self.batch is not None and self.batch < 1) or self.passes < 1 or not 0.0 < self.tail < 1.0:
             raise InvalidInput("batch and passes must be at least 1 and tail between 0 and 1", "settings")
-
-
-class Held:
-    """Logits and labels of rows that were scored before they were trained on."""
-
-    def __init__(self) -> None:
-        self._ids: Counter[str] = Counter()
-        self._unknown: Counter[str] = Counter()
-        self._logits: list[F32] = []
-        self._labels: list[F32] = []
-
-    def add(self, logits: F32, labels: F32) -> None:
-        self._logits.append(logits)
-        self._labels.append(labels)
-
-    def score(self, model: ClickModel, rows: Rows, labels: F32) -> None:
-        """Add rows that the model has not been trained on, as it serves them."""
-        self.add(model.served_logits(rows), labels)
-        for table, (ids, unknown) in model.id_counts(rows).items():
-            self._ids[table] += ids
-            self._unknown[table] += unknown
-
-    @property
-    def unknown_ids(self) -> dict[str, float]:
-        """By table: fraction of the ids of scored rows that had no row."""
-        return {table: self._unknown[table] / ids for table, ids in self._ids.items() if ids}
-
-    @property
-    def logits(self) -> F32:
-        return np.concatenate(self._logits) if self._logits else np.empty(0, np.float32)
-
-    @property
-    def labels(self) -> F32:
-        return np.concatenate(self._labels) if self._labels else np.empty(0, np.float32)
-
-    def calibrate(self, *, slope: bool = True) -> tuple[Calibration, dict[str, float | None]]:
-        """The calibration of all held rows, and metrics of their second half under that of the first half.
-
-        Args:
-            slope: False fits beta alone, however many labels there are.
-
-        Raises:
-            DataError: one class only.
-        """
-        logits, labels = self.logits, self.labels
-        enough = ALPHA_POSITIVES if slope else len(labels)
-        calibration, half = fit_calibration(logits, labels, alpha_positives=enough), len(labels) // 2
-        try:
-            earlier = fit_calibration(logits[:half], labels[:half], alpha_positives=enough)
-        except DataError:
-            earlier = calibration
-        return calibration, measure(probabilities(logits[half:], earlier.alpha, earlier.beta), labels[half:])
 
 
 def train(
@@ -160,16 +107,17 @@ def train(
     )
     model.stored = settings.stored
     model.to(device_for(settings.device))
-    first, rate = first_rows(log, start, stop)
-    model.fit_numbers(first)
-    model.start_level(first, rate)
+    first = first_rows(log, start, stop)
+    model.fit_numbers(first.rows)
+    model.start_level(first.rows, first.rate, first.stands_for)
     body, tail = window_rows(log, start, tail_start), window_rows(log, tail_start, stop)
     batch = settings.batch or batch_for(body + tail)
     total, done = settings.passes * body + tail, 0
 
     def learn(chunk: LogChunk) -> None:
         nonlocal done
-        model.step(chunk.rows, chunk.labels)
+        factor = chunk.loss_factor(log.label_offset) / first.mean_factor
+        model.step(chunk.rows, chunk.labels, label_offset=log.label_offset or 0.0, row_weight=factor)
         done = min(total, done + len(chunk))  # a window's edge may move by one request
         if progress is not None:
             progress(done, total)
@@ -186,10 +134,13 @@ def train(
     if best is not None:
         load_state(model, *best[1])
     held = Held()
-    for chunk in log.chunks(tail_start, stop, batch):
-        held.score(model, chunk.rows, chunk.labels)
-        learn(chunk)
-    calibration, model.metrics = held.calibrate()
+    uneven = log.label_offset != 0.0
+    for number, chunk in enumerate(log.chunks(tail_start, stop, batch)):
+        aside = uneven and number % ASIDE_BATCHES == 0
+        held.score(model, chunk.rows, chunk.labels, chunk.stands_for, again=aside or not uneven)
+        if not aside:
+            learn(chunk)
+    calibration, model.metrics = held.calibrate(model)
     model.unknown_ids = held.unknown_ids
     model.calibrate(calibration)
     return model
@@ -203,31 +154,47 @@ def batch_for(rows: int) -> int:
     return 1 << min(max(round(rows / 2000).bit_length() - 1, 8), 11)
 
 
-def measure(scores: F32, labels: F32) -> dict[str, float | None]:
-    """auc, logloss, bias, rows, positives of predictions; None where a figure does not exist."""
-    figures = {"auc": auc(labels, scores), "logloss": logloss(labels, scores), "bias": bias(labels, scores)}
-    known: dict[str, float | None] = {k: v if np.isfinite(v) else None for k, v in figures.items()}
-    return known | {"rows": float(len(labels)), "positives": float(labels.sum())}
-
-
 def window_rows(log: Log, start: float, stop: float) -> int:
     """Rows of a window; a request across its edge may add to them or not."""
     first, last = row_range(start, stop, log.rows)
     return last - first
 
 
-def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> tuple[Rows, float]:
-    """The first rows of a window, to take mean and deviation of the numbers from, and the fraction of them that is positive.
+@dataclass(frozen=True, slots=True)
+class FirstRows:
+    """The first rows of a window, to take mean and deviation of the numbers from.
+
+    Args:
+        rows: of them.
+        stands_for: float32 `[n]`, as of `Levels`.
+        rate: fraction of positives at which a loss has its level: of the traffic, by `weight`.
+        mean_factor: mean factor of a row's loss.
+    """
+
+    rows: Rows
+    stands_for: F32
+    rate: float
+    mean_factor: float
+
+
+def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> FirstRows:
+    """The first `count` rows of a window, and more where these have labels of one class only.
 
     Raises:
         DataError: the window is empty, or has labels of one class only.
     """
     parts: list[Rows] = []
+    stand_for: list[F32] = []
     seen, clicks = 0, 0.0
+    factors, weights, positives = 0.0, 0.0, 0.0
     for chunk in log.chunks(start, stop, min(count, 8192)):
         if seen < count:
             parts.append(chunk.rows)
+            stand_for.append(chunk.stands_for)
         seen += len(chunk)
+        weight = chunk.loss_factor(None).astype(np.float64)
+        weights, positives = weights + float(weight.sum()), positives + float(weight @ chunk.labels)
+        factors += float(chunk.loss_factor(log.label_offset).sum(dtype=np.float64))
         clicks += float(chunk.labels.sum())
         if seen >= count and 0 < clicks < seen:
             break
@@ -239,12 +206,14 @@ def first_rows(log: Log, start: float, stop: float, count: int = FIT_ROWS) -> tu
             "which values of the label count as positive",
             "label",
         )
-    return concat_rows(parts), clicks / seen
+    rate = min(max(positives / weights, 0.5 / seen), 1 - 0.5 / seen) if weights else clicks / seen
+    return FirstRows(concat_rows(parts), np.concatenate(stand_for), rate, factors / seen or 1.0)
 
 
 def _tail_loss(model: ClickModel, log: Log, start: float, stop: float) -> float:
     held = Held()
     for chunk in log.chunks(start, stop, 8192):
-        held.add(model.logits(chunk.rows), chunk.labels)
-    calibration = fit_calibration(held.logits, held.labels)
-    return logloss(held.labels, probabilities(held.logits, calibration.alpha, calibration.beta))
+        held.add(model.logits(chunk.rows), chunk.labels, chunk.stands_for)
+    logits, labels, counts = held.logits, held.labels, held.stands_for
+    calibration = fit_calibration(logits, labels, counts)
+    return logloss(labels, probabilities(logits, calibration.alpha, calibration.beta), counts)

@@ -11,12 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.arrays import F32
-from pipeline.errors import DataError, InvalidInput
+from pipeline.arrays import F32, F64
+from pipeline.errors import DataError
 from pipeline.features import Rows
 from pipeline.schema import Schema
 from transfer.click_model.model import ClickModel
-from transfer.data.log import Log
+from transfer.data.log import Log, LogChunk
+from transfer.data.own_fields import own_fields
 from transfer.offline.sampling import Sample
 
 __all__ = ["Teacher", "Window"]
@@ -35,19 +36,23 @@ class Window:
 
     Args:
         teacher: the model that serves today.
-        log: rows in time order, labelled.
+        log: rows in time order, labelled, with the fields of teacher and student.
         start, stop: row quantiles.
+        schema: fields of the student; None: those of the log.
         score: gives the teacher's logits instead of the teacher, `TeacherPool.spread` for example.
         clock: seconds, for `seconds` and the report of stage 1.
 
     Attributes:
         rows: number of rows.
-        rate: fraction of positives.
+        rate: fraction of positives, of the traffic that the rows stand for.
+        loss_rate: the same with `weight`: the level of a student that has learned.
+        mean_factor: mean factor of a row's loss.
+        weighted: whether rows have weights other than 1, so that the student's level is no probability's until it is calibrated.
         seconds: time that the teacher took so far.
 
     Raises:
         DataError: there are no rows.
-        InvalidInput: teacher and log have different fields.
+        InvalidInput: the log lacks a field of the teacher or of the student, or a field means something else there.
     """
 
     def __init__(
@@ -57,21 +62,28 @@ class Window:
         start: float = 0.0,
         stop: float = 1.0,
         *,
+        schema: Schema | None = None,
         score: Callable[[Rows], F32] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        difference = teacher.schema.inputs_match(log.schema)
-        if difference is not None:
-            raise InvalidInput(f"the teacher and the log must have the same fields: {difference}", "schema")
+        self.schema = schema or log.schema
+        self.read = own_fields(log.schema, self.schema)
+        """Rows of the log as the student reads them."""
+        self.read_by_teacher = own_fields(log.schema, teacher.schema)
+        """Rows of the log as the teacher reads them."""
+        self._apart = self.schema.columns != teacher.schema.columns
         self.teacher, self.log, self.start, self.stop = teacher, log, start, stop
         self._score = score
         self.clock = clock
         self.seconds = 0.0
-        sizes = [(len(chunk), float(chunk.labels.sum())) for chunk in log.chunks(start, stop)]
-        self.rows = sum(rows for rows, _ in sizes)
-        if not self.rows:
+        sums = np.sum([_sums(chunk, log.label_offset) for chunk in log.chunks(start, stop)], axis=0)
+        if not np.any(sums):
             raise DataError(f"there are no rows between {start} and {stop} of the log; widen the window", "from")
-        self.rate = sum(positives for _, positives in sizes) / self.rows
+        rows, stand_for, positives, weights, weighted_positives, factors, odd = sums.tolist()
+        self.rows, self.weighted = int(rows), odd > 0
+        self.rate = positives / stand_for
+        self.loss_rate = weighted_positives / weights if 0 < weighted_positives < weights else self.rate
+        self.mean_factor = factors / rows or 1.0
         self._logits: F32 = np.full(self.rows, np.nan, np.float32)
 
     def chunks(self, chunk_rows: int, first: float = 0.0, last: float = 1.0) -> Iterator[Sample]:
@@ -81,7 +93,9 @@ class Window:
         at = self.rows - self.log.rows_between(start, self.stop)
         for chunk in self.log.chunks(start, stop, chunk_rows):
             n = len(chunk.labels)
-            yield Sample(chunk.rows, chunk.labels, np.arange(at, at + n))
+            taught = self.read_by_teacher(chunk.rows) if self._apart else None
+            levels = {"probability": chunk.probability, "weight": chunk.weight}
+            yield Sample(self.read(chunk.rows), chunk.labels, np.arange(at, at + n), taught, **levels)
             at += n
 
     def teacher_logits(self, sample: Sample, *, calibrated: bool) -> F32:
@@ -99,7 +113,7 @@ class Window:
         if unknown.any():
             began = self.clock()
             index = np.flatnonzero(unknown)
-            rows = sample.rows if unknown.all() else sample.rows.take(index)
+            rows = sample.for_teacher if unknown.all() else sample.for_teacher.take(index)
             teacher = self.teacher
             own = teacher.logits if isinstance(teacher, ClickModel) and not calibrated else teacher.calibrated_logits
             logits = (self._score or own)(rows)
@@ -109,3 +123,12 @@ class Window:
             self.seconds += self.clock() - began
         known: F32 = self._logits[sample.places]
         return known
+
+
+def _sums(chunk: LogChunk, label_offset: float | None) -> F64:
+    """Of a chunk: rows, what they stand for, positives of that, both with weights, factors of the loss, rows of a weight other than 1."""
+    counts, weighted = chunk.stands_for.astype(np.float64), chunk.loss_factor(None).astype(np.float64)
+    y = chunk.labels.astype(np.float64)
+    factors = float(chunk.loss_factor(label_offset).sum(dtype=np.float64))
+    odd = float((chunk.weight != 1).sum())
+    return np.array([len(y), counts.sum(), counts @ y, weighted.sum(), weighted @ y, factors, odd])

@@ -15,7 +15,7 @@ same records, so that both can be drawn into one plot. Next stop: `transfer.onli
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipeline.arrays import F32, F64, I64
 from pipeline.calibration import sigmoid
 from pipeline.errors import InvalidInput
 from transfer.quality.drift import Cusum, Stability
+from transfer.quality.levels import relative
 from transfer.quality.trust import Trust, label_losses
 
 __all__ = ["AdaptSettings", "Adaptation", "Adapted", "Seen"]
@@ -85,7 +86,9 @@ class Seen:
         student, teacher: logits `[n]`; the teacher's are of the version that serves, NaN where it has not scored.
         labels: float32 `[n]`.
         ids: int64 `[n, F]`, hashed.
-        replay_student, replay_teacher, replay_labels: the same of the replay rows of this batch, `[m]`, m may be 0.
+        replay_student, replay_teacher, replay_labels: the same of the replay rows of this batch, `[m]`, m may be 0. They were
+            drawn as often as they stand for others.
+        stands_for: float32 `[n]`, rows of the traffic that each row of the stream stands for; empty: itself.
     """
 
     student: F32
@@ -95,6 +98,7 @@ class Seen:
     replay_student: F32
     replay_teacher: F32
     replay_labels: F32
+    stands_for: F32 = field(default_factory=lambda: np.empty(0, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,8 @@ class Adapted:
         batch: its number, from 1.
         rows: of the stream up to this batch, with it.
         teacher_weight, replay, every: a, r and K from now on.
-        student_loss, teacher_loss: mean LogLoss on the same rows, those that the teacher has scored.
+        student_loss, teacher_loss: mean LogLoss on the same rows, those that the teacher has scored; these and all that
+            follows are of the traffic that the rows stand for.
         z: paired z-score of the two, discounted over batches; above 0 the student is worse.
         stream_loss, replay_loss: of the student, on the rows of the stream and of the retained window.
         surprise: LogLoss above the entropy of the scores, in standard errors; about 0 for a model that is right.
@@ -172,13 +177,17 @@ class Adaptation:
         """Add batch number `batch`; its record, with the weights for the next."""
         self._rows += len(seen.labels)
         scored = np.isfinite(seen.teacher)
+        counts = relative(seen.stands_for if len(seen.stands_for) else np.ones_like(seen.labels))
         losses = label_losses(seen.student, seen.labels)
-        student_losses, teacher_losses = losses[scored], label_losses(seen.teacher[scored], seen.labels[scored])
-        surprise, level = _surprise(seen.student, seen.labels, losses)
+        # Both of a pair as often as the row counts, so that the mean of the pairs is that of the traffic.
+        counted = relative(counts[scored])
+        student_losses = counted * losses[scored]
+        teacher_losses = counted * label_losses(seen.teacher[scored], seen.labels[scored])
+        surprise, level = _surprise(seen.student, seen.labels, losses, counts)
         watches = self._watches
         for name, x in zip(DRIFTS, (surprise, level, -level), strict=True):
             watches[name].update(x)
-        stability = self._stability.update(self._histograms(seen))
+        stability = self._stability.update(_histograms(seen, counts))
         moved = float(np.clip((stability - UNSTABLE_INDEX) / (VERY_UNSTABLE_INDEX - UNSTABLE_INDEX), 0.0, 1.0))
         drift = max(moved, *(watches[name].heat for name in DRIFTS))
         replay_losses = label_losses(seen.replay_student, seen.replay_labels)
@@ -212,7 +221,7 @@ class Adaptation:
             float(student_losses.mean()) if len(student_losses) else None,
             float(teacher_losses.mean()) if len(teacher_losses) else None,
             self._trust.z,
-            float(losses.mean()),
+            float((counts * losses).mean()),
             float(replay_losses.mean()) if len(replay_losses) else None,
             surprise,
             level,
@@ -225,16 +234,6 @@ class Adaptation:
     def _began(self) -> list[float]:
         """The weights that adaptation begins with."""
         return [self.settings.teacher_weight, self.settings.replay, self.settings.every]
-
-    def _histograms(self, seen: Seen) -> I64:
-        bins = np.clip(SCORE_BINS // 2 + np.round(2 * seen.student), 0, SCORE_BINS - 1).astype(np.int64)
-        histograms = [np.bincount(bins, minlength=SCORE_BINS)]
-        for column in seen.ids.T:
-            # Once per request where the field is of the context. Ids are hashes already, so bins are
-            # random sets of ids and a change of the mix shows.
-            fresh = np.concatenate([[True], column[1:] != column[:-1]])[: len(column)]
-            histograms.append(np.bincount(column[fresh] % SCORE_BINS, minlength=SCORE_BINS))
-        return np.stack(histograms)
 
     def state(self) -> dict[str, Any]:
         """The state that `restore` takes, as JSON values."""
@@ -258,12 +257,35 @@ class Adaptation:
         self._stability.restore(state["stability"])
 
 
-def _surprise(logits: F32, labels: F32, losses: F64) -> tuple[float, float]:
+def _histograms(seen: Seen, counts: F64) -> F64:
+    """Rows of the traffic by score and by id of each field, `[1 + F, SCORE_BINS]`. They add up to as many rows as tell as much:
+    `Stability` allows for the chance of that many."""
+    bins = np.clip(SCORE_BINS // 2 + np.round(2 * seen.student), 0, SCORE_BINS - 1).astype(np.int64)
+    columns = [(bins, counts)]
+    for ids in seen.ids.T:
+        # Once per request where the field is of the context. Ids are hashes already, so bins are
+        # random sets of ids and a change of the mix shows.
+        fresh = np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)]
+        columns.append((ids[fresh] % SCORE_BINS, counts[fresh]))
+    found: F64 = np.stack(
+        [
+            np.bincount(bins, own * (own.sum() / np.square(own).sum()) if len(own) else own, SCORE_BINS)
+            for bins, own in columns
+        ]
+    )
+    return found
+
+
+def _surprise(logits: F32, labels: F32, losses: F64, counts: F64) -> tuple[float, float]:
     """LogLoss above the entropy of the scores, and labels above their sum, each in standard errors of their own."""
     z = logits.astype(np.float64)
     p = sigmoid(z)
     variance = p * (1 - p)
-    expected = np.logaddexp(0.0, z) - p * z
-    surprise = (losses - expected).sum() / np.sqrt((variance * z * z).sum() + 1e-12)
-    level = (labels - p).sum() / np.sqrt(variance.sum() + 1e-12)
+    above = counts * (losses - (np.logaddexp(0.0, z) - p * z))
+    higher = counts * (labels - p)
+    if (counts == 1).all():
+        noises = (variance * z * z).sum(), variance.sum()
+    else:  # which rows were kept is chance as well: their own differences tell how much
+        noises = np.square(above).sum(), np.square(higher).sum()
+    surprise, level = (x.sum() / np.sqrt(noise + 1e-12) for x, noise in zip((above, higher), noises, strict=True))
     return float(surprise), float(level)

@@ -67,9 +67,8 @@ class Follower:
             begin: position of the log that the first pair starts after unless it has a checkpoint.
 
         Raises:
-            InvalidInput: the arms cannot be read at the very start, or the first pair cannot be worked with.
+            InvalidInput: the arms cannot be read at the very start.
         """
-        began = False
         position = begin
         waiting = ""
         while not stop.is_set():
@@ -79,14 +78,12 @@ class Follower:
                 try:
                     self.worker = self._make(arms, position)
                 except InvalidInput as error:
-                    if not began:
-                        raise
+                    # Serving does not need it, and a process that ends is started again for nothing.
                     waiting = f"nothing is learned from {arms.teacher} and {arms.student}: {error}"
                     log.error("%s", waiting)
             else:
                 waiting = "there is no student to teach; waiting for a candidate"
                 log.info("%s", waiting)
-            began = True
             self._work(arms, stop, waiting, position)
             if self.worker is not None:
                 position = self.worker.place.position

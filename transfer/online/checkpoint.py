@@ -37,6 +37,8 @@ class Place:
         position: last seq of the labelled log that is in the models.
         batches, trained_rows, held_rows: done since the very start.
         set_aside: batches that could not be learned from and were skipped.
+        unguided_rows: trained rows that no teacher has a score for, which were learned from their labels alone.
+        featureless: labelled rows whose features were not recorded, which nothing can be learned from.
         publishing: roles of the lineages whose next version is written from this state.
         extra: JSON values of other parts (the lineages, the headers of the models' states).
     """
@@ -46,6 +48,8 @@ class Place:
     trained_rows: int = 0
     held_rows: int = 0
     set_aside: int = 0
+    unguided_rows: int = 0
+    featureless: int = 0
     publishing: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -62,6 +66,10 @@ class Checkpoints:
         """Whether the next checkpoint has to hold everything."""
         sizes = [_size(self.folder / str(number)) for number in self._chain]
         return not sizes or len(sizes) > MAX_CHANGES or sum(sizes[1:]) > sizes[0]
+
+    def begin_anew(self) -> None:
+        """Let the next checkpoint hold everything: a part is new that those before it have not."""
+        self._chain = []
 
     def save(self, place: Place, arrays: Mapping[str, Mapping[str, Array]], *, changes: bool = False) -> None:
         """Commit a checkpoint.

@@ -1,7 +1,8 @@
 """One batch of asymmetric co-distillation (after CrossAdapt, arXiv 2602.01775, stage 2).
 
-The student takes a step on every batch, from labels and, with the teacher weight a, from the teacher that serves. The
-teacher takes one step on the mean gradient of K batches, from labels alone. Replayed rows of the retained window, r per
+The student takes a step on every batch, from labels and, with the teacher weight a, from the logged scores of the teacher
+that serves. A teacher that learns here takes one step on the mean gradient of K batches, from labels alone; any other is
+known by its logged scores, which are enough. Replayed rows of the retained window, r per
 row of the stream, are mixed in so that the student does not forget. Models are compared by scores from before a row is
 trained on, and a, r and K follow from them (`transfer.online.adapt`).
 """
@@ -19,6 +20,7 @@ from transfer.click_model.model import ClickModel
 from transfer.online.adapt import Adaptation, Adapted, AdaptSettings, Seen
 from transfer.online.replay_store import ReplayRows
 from transfer.online.stream import StreamBatch, StreamRows
+from transfer.quality.levels import relative
 
 __all__ = ["CoDistiller", "Passed", "logit_of"]
 
@@ -39,8 +41,8 @@ def logit_of(scores: F32) -> F32:
 @dataclass(frozen=True, slots=True)
 class Passed:
     """Scores of one batch from before it was learned, and the results of learning it: logits float32 before calibration,
-    of the student's present weights and of the teacher that serves (NaN where it has not scored); the losses of both; the
-    adaptation record."""
+    of the student's present weights and of the teacher that serves (NaN where it has not scored; after calibration where it
+    does not learn here); the losses of both; the adaptation record; rows without a finite score of any teacher."""
 
     student: F32
     teacher: F32
@@ -49,6 +51,7 @@ class Passed:
     loss: float
     teacher_loss: float | None
     adapted: Adapted
+    unguided: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,35 +67,31 @@ class CoDistiller:
     """Teaches `student` (and, if it can learn, `teacher`) batch by batch.
 
     Args:
+        teacher: the one in training; None: it does not learn here.
         replay: rows of the retained window; None: no replay.
         settings: start values of a, r and K, and whether they adapt.
         seed: of the replay draws.
-        teacher_learns: False for one that is frozen or has retired.
         temperature: T of the teacher's term.
     """
 
     def __init__(
         self,
-        teacher: ClickModel,
+        teacher: ClickModel | None,
         student: ClickModel,
         replay: ReplayRows | None,
         *,
         settings: AdaptSettings,
         seed: int,
-        teacher_learns: bool = True,
         temperature: float = 1.0,
     ) -> None:
         self._temperature = temperature
         self.teacher = teacher
         self.student = student
-        self.teacher_learns = teacher_learns
         self._replay = replay
         self.adaptation = Adaptation(
             settings if replay else dataclasses.replace(settings, replay=0.0), len(student.schema.ids)
         )
         self._seed = seed
-        self.unguided_rows = 0
-        """Rows without a finite score of any teacher, since this was made."""
 
     def retire_teacher(self, retired: bool) -> None:
         """Whether the student serves alone. It then learns from labels only, and its teacher stops learning."""
@@ -109,18 +108,23 @@ class CoDistiller:
         # Before the step: rows to measure on must not have been learned.
         held_student = self.student.logits(held.rows)
         old = self._replayed(len(train), number)
-        loss, student, old_student = self._teach_student(train, old)
+        loss, student, old_student, unguided = self._teach_student(train, old)
         record = self.adaptation.update(number, self._seen(train, student, old, old_student))
         teacher_loss = None
-        if self.teacher_learns and not self.adaptation.retired:
-            teacher_loss = self.teacher.accumulate(train.rows, train.labels)
+        if self.teacher is not None and not self.adaptation.retired:
+            teacher_loss = self.teacher.accumulate(
+                train.for_teacher, train.labels, row_weight=_row_weight(train.stands_for, 0)
+            )
             if self.teacher.pending_batches >= self.adaptation.every:
                 self.teacher.apply_accumulated()
         guides = self._served(train.stable), self._served(held.stable)
-        return Passed(student, guides[0], held_student, guides[1], loss, teacher_loss, record)
+        return Passed(student, guides[0], held_student, guides[1], loss, teacher_loss, record, unguided)
 
     def _served(self, scores: F32) -> F32:
-        """The serving teacher's logits before its calibration, which is that of the last version published."""
+        """The serving teacher's logits before its calibration, which is that of the last version published; after it for a
+        teacher that does not learn, whose own logits nobody needs."""
+        if self.teacher is None:
+            return logit_of(scores)
         calibration = self.teacher.calibration
         return ((logit_of(scores) - calibration.beta) / calibration.alpha).astype(np.float32)
 
@@ -130,14 +134,15 @@ class CoDistiller:
             return None
         return _Replayed(*self._replay.draw(count, seed=self._seed, batch=number))
 
-    def _teach_student(self, train: StreamRows, old: _Replayed | None) -> tuple[float, F32, F32]:
-        """A step on the batch; its loss and the logits from before it, of the stream's rows and of the replayed ones."""
+    def _teach_student(self, train: StreamRows, old: _Replayed | None) -> tuple[float, F32, F32, int]:
+        """A step on the batch; its loss, the logits from before it, of the stream's rows and of the replayed ones, and the
+        number of rows without a teacher's."""
         rows, labels = train.rows, train.labels
         guide = logit_of(train.stable)
         unscored = ~np.isfinite(train.stable)
-        if unscored.any() and self.adaptation.teacher_weight:
+        if self.teacher is not None and unscored.any() and self.adaptation.teacher_weight:
             # The serving teacher did not score these (its lane dropped them): the one in training does.
-            guide[unscored] = self.teacher.calibrated_logits(rows.take(np.flatnonzero(unscored)))
+            guide[unscored] = self.teacher.calibrated_logits(train.for_teacher.take(np.flatnonzero(unscored)))
         if old is not None:
             rows = concat_rows([rows, old.rows])
             labels, guide = np.concatenate([labels, old.labels]), np.concatenate([guide, old.teacher])
@@ -152,12 +157,12 @@ class CoDistiller:
             teacher_logits=guide,
             teacher_weight=weight,
             temperature=self._temperature,
+            row_weight=_row_weight(train.stands_for, len(rows) - len(train)),
             most=EXPLODED_LOGIT,
         )
         # The step has run the network on these rows already; a second time only where it runs another way in training.
         before = self.student.last_logits if before is None else before
-        self.unguided_rows += int(unguided.sum())
-        return loss, before[: len(train)], before[len(train) :]
+        return loss, before[: len(train)], before[len(train) :], int(unguided.sum())
 
     def _seen(self, train: StreamRows, student: F32, old: _Replayed | None, old_student: F32) -> Seen:
         first = np.isnan(train.previous)  # a revised label belongs to a row that was trained on
@@ -170,8 +175,18 @@ class CoDistiller:
             self._calibrated(old_student),
             none if old is None else old.teacher,
             none if old is None else old.labels,
+            train.stands_for[first],
         )
 
     def _calibrated(self, logits: F32) -> F32:
         calibration = self.student.calibration
         return (calibration.alpha * logits + calibration.beta).astype(np.float32)
+
+
+def _row_weight(stands_for: F32, replayed: int) -> F32 | None:
+    """What each row stands for, 1 in the mean of the stream: a row that was recorded with probability 0.1 is ten rows of
+    traffic. None where all are alike. Replayed rows, which come last, are 1."""
+    counts = relative(stands_for)
+    if (counts == 1).all():
+        return None
+    return np.concatenate([counts, np.ones(replayed)]).astype(np.float32)

@@ -18,18 +18,24 @@ from pipeline.arrays import F32
 from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
-from pipeline.calibration import probabilities
+from pipeline.calibration import probabilities, sigmoid
 from pipeline.errors import BatonError, InvalidInput
 from pipeline.features import Features, Rows
+from pipeline.metrics import auc, bias, logloss
 from pipeline.model.model import Model
 from transfer.bundles.export import DenseGraph
 from transfer.bundles.publish import Provenance, save
 from transfer.click_model.model import ClickModel
 from transfer.online.recalibrate import HeldRows, Ring, recalibrate, window_for
-from transfer.quality.gate import GateLimits, judge
+from transfer.quality.gate import GateLimits, bias_error_of, judge
 
-__all__ = ["Lineage"]
+__all__ = ["LOGGED", "Lineage"]
 
+LOGGED = "logged"
+"""Name in `HeldRows` of the teacher's calibrated logits as serving has logged them."""
+
+PUBLISHER = "worker"
+"""Of the versions of a lineage, in their manifests."""
 RECENT_ROWS = 200_000
 # Fewer positives than this make AUC and LogLoss too noisy for margins of a few thousandths.
 LEAST_POSITIVES = 500
@@ -94,7 +100,7 @@ class Lineage:
             version = self.repository.reserve(self.name)
             save(
                 self.model, self.repository, self.name, version=version, chain=() if rebase else self.chain,
-                provenance=Provenance(self.version, metrics, report, now_ms), graphs=self._graphs,
+                provenance=Provenance(self.version, metrics, report, now_ms, PUBLISHER, self.version), graphs=self._graphs,
             )  # fmt: skip
         except BatonError:
             self.model.calibration = current
@@ -119,7 +125,8 @@ class Lineage:
         assert held.rows is not None
         logits = model.served_logits(held.rows) if rounded else model.logits(held.rows)
         if np.isfinite(logits).all():
-            model.calibration = recalibrate(model.calibration, self.recent, window, held.logits[self.role], logits)
+            before, counts = held.logits[self.role], held.stands_for
+            model.calibration = recalibrate(model.calibration, self.recent, window, before, logits, counts)
         return logits
 
     def _judged(
@@ -129,8 +136,11 @@ class Lineage:
         assert held.rows is not None
         scores = probabilities(logits, self.model.calibration.alpha, self.model.calibration.beta)
         references = self._references(held.rows, anchor)
-        error = _bias_error(scores, held.labels)
-        report = judge(logits, scores, held.labels, references, self.limits, bias_error=error)
+        counts = held.stands_for
+        error = bias_error_of(scores, held.labels, counts)
+        report = judge(logits, scores, held.labels, references, self.limits, bias_error=error, stands_for=counts)
+        if self.role == "student":
+            report = report.model_copy(update={"figures": {**report.figures, **_of_teacher(held)}})
         if unfit:
             report = report.model_copy(update={"passed": False, "reasons": (*report.reasons, unfit)})
         metrics: dict[str, float | None] = {
@@ -138,7 +148,7 @@ class Lineage:
         }
         if "serving" in references and np.isfinite(logits).all():
             # The rollout starts its evidence anew when a version moves the mean score.
-            metrics["score_shift"] = float(scores.mean() / references["serving"].mean() - 1)
+            metrics["score_shift"] = float(counts @ scores / (counts @ references["serving"]) - 1)
         return report, metrics
 
     def _takes_delta(self) -> bool:
@@ -192,7 +202,18 @@ class Lineage:
         self.healed = int(state["healed"])
 
 
-def _bias_error(scores: F32, labels: F32) -> float:
-    """Standard error of the bias from the labels' noise alone."""
-    p = scores.astype(np.float64)
-    return float(np.sqrt((p * (1 - p)).sum()) / max(1.0, float(labels.sum())))
+def _of_teacher(held: HeldRows) -> dict[str, float | None]:
+    """Figures of the teacher by its logged scores, on the held-out rows that have one; none without both classes."""
+    logged = held.logits.get(LOGGED)
+    if logged is None:
+        return {}
+    known = np.isfinite(logged)
+    labels, scores, counts = held.labels[known], sigmoid(logged[known].astype(np.float64)), held.stands_for[known]
+    if not 0 < labels.sum() < len(labels):
+        return {}
+    return {
+        "teacher_rows": float(len(labels)),
+        "teacher_auc": auc(labels, scores, counts),
+        "teacher_logloss": logloss(labels, scores, counts),
+        "teacher_bias": bias(labels, scores, counts),
+    }

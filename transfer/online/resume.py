@@ -33,6 +33,7 @@ class Recovery:
         repository: of the versions that the lineages go on from.
         lineages, held, distiller: the parts; `restore` and `heal` write into them.
         architectures: what a version may name that a model is set back to.
+        held_by_teacher: the held-out rows as the teacher reads them; None: as the student does.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Recovery:
         held: HeldRows,
         distiller: CoDistiller,
         architectures: Architectures = ZOO_ALONE,
+        held_by_teacher: HeldRows | None = None,
     ) -> None:
         self._checkpoints, self._repository = checkpoints, repository
         self._lineages, self._held, self._distiller = lineages, held, distiller
         self._architectures = architectures
+        self._held_by_teacher = held_by_teacher
 
     def commit(self, place: Place) -> None:
         """Write a checkpoint: what changed since the last one, or everything where that is due.
@@ -58,6 +61,8 @@ class Recovery:
         place.extra["lines"] = {lineage.role: lineage.state() for lineage in self._lineages}
         place.extra["adaptation"] = self._distiller.adaptation.state()
         arrays: dict[str, Any] = {"held": self._held.state()}
+        if self._held_by_teacher is not None:
+            arrays["held_by_teacher"] = self._held_by_teacher.state()
         for lineage in self._lineages:
             header, tensors = state_of(lineage.model, changes=changes)
             place.extra[f"{lineage.role}_model"] = header
@@ -79,8 +84,13 @@ class Recovery:
         place, arrays = checkpoint
         self._check(place.extra["lines"])
         self._held.restore(arrays.get("held", {}))
+        if self._held_by_teacher is not None:
+            self._held_by_teacher.restore(arrays.get("held_by_teacher", {}))
         self._distiller.adaptation.restore(place.extra["adaptation"])
         for lineage in self._lineages:
+            if lineage.role not in arrays:  # a teacher that has learned to learn since: from its newest version on
+                self._checkpoints.begin_anew()
+                continue
             load_state(lineage.model, place.extra[f"{lineage.role}_model"], arrays[lineage.role])
             lineage.recent.restore(arrays[f"{lineage.role}_recent"])
             lineage.restore(place.extra["lines"][lineage.role])
@@ -96,11 +106,11 @@ class Recovery:
         """
         lineage.healed += 1
         checkpoint = self._checkpoints.load()
-        if checkpoint is not None:
+        if checkpoint is not None and lineage.role in checkpoint[1]:
             place, arrays = checkpoint
             load_state(lineage.model, place.extra[f"{lineage.role}_model"], arrays[lineage.role])
             back = f"the state at position {place.position} of the log"
-        if checkpoint is None or not lineage.model.finite():
+        if checkpoint is None or lineage.role not in checkpoint[1] or not lineage.model.finite():
             chain = [self._repository.open(lineage.name, version) for version in lineage.chain]
             load_state(lineage.model, *state_of(load(chain, self._architectures)))
             back = f"version {lineage.version}"
@@ -111,6 +121,8 @@ class Recovery:
     def _check(self, lineages: dict[str, Any]) -> None:
         for lineage in self._lineages:
             state = lineages.get(lineage.role)
+            if state is None and lineage.role == "teacher":
+                continue
             if state is None or state["name"] != lineage.name:
                 raise InvalidInput(
                     f"{self._checkpoints.folder} holds the state of another pair of models ({lineages}); "

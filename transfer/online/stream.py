@@ -4,13 +4,16 @@ A batch is made of whole entries of the labelled log, in order, until it holds e
 batches whenever they are read, so a killed worker resumes exactly. A salted hash of the prediction id decides which
 requests are held out, the same ones in every process and run.
 
-Entries of other endpoints, of models called by their own name and of another schema are skipped: they advance the position
-only and do not move the cuts. Rows whose arm the caller chose are used like any other.
+Entries of other endpoints, of models called by their own name, of another schema and without features are skipped: they
+advance the position only and do not move the cuts. Those without features (predictions that were answered elsewhere) are
+counted. Rows whose arm the caller chose are used like any other.
+
+Teacher and student may have different fields: each gets the rows as it reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,25 +21,53 @@ import xxhash
 
 from pipeline.arrays import F32, I64
 from pipeline.errors import InvalidInput
-from pipeline.features import Bag, Rows, concat_rows
+from pipeline.features import Bag, Features, Rows, concat_rows
 from pipeline.hashing import bucket
+from pipeline.reading import read_record
 from pipeline.schema import Schema
 from pipeline.traffic.log import Labelled, TrafficLog
 from pipeline.traffic.record import PredictionRecord, unpack
 
-__all__ = ["HOLDOUT_SALT", "StreamBatch", "StreamRows", "held_out", "read_batches"]
+__all__ = ["HOLDOUT_SALT", "Fields", "StreamBatch", "StreamRows", "Tail", "held_out", "read_batches"]
 
 HOLDOUT_SALT = "holdout"
 _PAGE_ENTRIES = 256
 
-_Entry = tuple[Labelled, PredictionRecord]
+_NOTHING = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Fields that the models of a worker read.
+
+    Args:
+        student: those of the student.
+        teacher: those of a teacher that learns; None: it needs no rows, or reads them as the student does.
+        known: fields of bundles by name, for records that do not name theirs.
+    """
+
+    student: Schema
+    teacher: Schema | None = None
+    known: Mapping[str, Schema] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of the labelled log, its record, and the features of that as student and teacher read them."""
+
+    labelled: Labelled
+    record: PredictionRecord
+    features: Features
+    taught: Features | None
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRows:
     """Labelled rows with the scores of serving, float32 `[m]`, NaN where an arm did not score. `previous`
     is the label that a late one replaces, float32 `[m]`, NaN for rows that come for the first time. `keys` identify
-    rows, int64 `[m]`, the same for a row and its later labels; needed where rows are held."""
+    rows, int64 `[m]`, the same for a row and its later labels; needed where rows are held. `probability` is that with
+    which a row was recorded, float32 `[m]`; empty: all were. `taught` are the rows as the teacher reads them; None: as the
+    student does."""
 
     rows: Rows
     labels: F32
@@ -44,6 +75,18 @@ class StreamRows:
     stable: F32
     candidate: F32
     keys: I64 = field(default_factory=lambda: np.empty(0, np.int64))
+    probability: F32 = field(default_factory=lambda: _NOTHING)
+    taught: Rows | None = None
+
+    @property
+    def stands_for(self) -> F32:
+        """Rows of the traffic that each row stands for, float32 `[m]`."""
+        return np.float32(1) / self.probability if len(self.probability) else np.ones(len(self), np.float32)
+
+    @property
+    def for_teacher(self) -> Rows:
+        """The rows as the teacher reads them."""
+        return self.rows if self.taught is None else self.taught
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,11 +94,23 @@ class StreamRows:
 
 @dataclass(frozen=True, slots=True)
 class StreamBatch:
-    """Rows to train on and rows that no version is ever trained on, of entries of the labelled log up to seq `last`."""
+    """Rows to train on and rows that no version is ever trained on, of entries of the labelled log up to seq `last`.
+    `featureless`: labelled rows on the way whose features were not recorded."""
 
     last: int
     train: StreamRows
     held: StreamRows
+    featureless: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """End of the log: `rows` of the next batch that are there, and the place up to which nothing of it was, with the
+    labelled rows on the way to that whose features were not recorded."""
+
+    rows: int
+    last: int
+    featureless: int
 
 
 def held_out(prediction_id: str, fraction: float) -> bool:
@@ -64,75 +119,89 @@ def held_out(prediction_id: str, fraction: float) -> bool:
 
 
 def read_batches(
-    log: TrafficLog, endpoint: str, schema: Schema, after: int, *, rows: int, holdout: float
-) -> Generator[StreamBatch, None, int]:
-    """Full batches after position `after`, until the log has no further full one. Returns the rows of that.
+    log: TrafficLog, endpoint: str, fields: Fields, after: int, *, rows: int, holdout: float
+) -> Generator[StreamBatch, None, Tail]:
+    """Full batches after position `after`, until the log has no further full one. Returns what is there of that.
 
     Args:
         endpoint: of the rows.
-        schema: that they must fit.
+        fields: that they must fit.
         rows: a batch ends with the entry that brings its training rows to this number.
         holdout: fraction of requests held out.
     """
     pending: list[_Entry] = []
-    count = 0
+    count, featureless, passed = 0, 0, Tail(0, after, 0)
     while page := log.labelled(after, _PAGE_ENTRIES):
-        for entry in page:
-            after = entry.seq
-            record = _usable(entry, endpoint, schema)
-            if record is None:
+        for labelled in page:
+            after = labelled.seq
+            entry = _usable(labelled, endpoint, fields)
+            if isinstance(entry, int):
+                featureless += entry
+                passed = passed if pending else Tail(0, after, featureless)
                 continue
-            pending.append((entry, record))
-            if not held_out(entry.prediction_id, holdout):
-                count += len(entry.indices)
+            pending.append(entry)
+            if not held_out(labelled.prediction_id, holdout):
+                count += len(labelled.indices)
             if count >= rows:
-                yield _batch(pending, schema, holdout)
-                pending, count = [], 0
-    return count
+                yield _batch(pending, fields, holdout, featureless)
+                pending, count, featureless, passed = [], 0, 0, Tail(0, after, 0)
+    return Tail(count, passed.last, passed.featureless)
 
 
-def _usable(entry: Labelled, endpoint: str, schema: Schema) -> PredictionRecord | None:
-    """The entry's record, None where its rows are not for this worker."""
+def _usable(labelled: Labelled, endpoint: str, fields: Fields) -> _Entry | int:
+    """The entry with its record; where its rows are not for this worker, the number of those that lack features alone."""
     try:
-        record = unpack(entry.record)
-        if record.endpoint != endpoint or record.arm == "direct" or not len(entry.indices):
-            return None
-        record.features.check(schema)
-        record.features.refuse_vast(len(entry.indices))
+        record = unpack(labelled.record)
+        if record.endpoint != endpoint or record.arm == "direct" or not len(labelled.indices):
+            return 0
+        if record.features.absent:
+            return len(labelled.indices)
+        features = read_record(record, fields.student, fields.known)
+        features.refuse_vast(len(labelled.indices))
+        taught = None
+        if fields.teacher is not None:
+            taught = read_record(record, fields.teacher, fields.known)
+            taught.refuse_vast(len(labelled.indices))
+        return _Entry(labelled, record, features, taught)
     except InvalidInput:
-        return None  # made under another schema, damaged or too large: it would be so at every reading
-    return record
+        return 0  # made under another schema, damaged or too large: it would be so at every reading
 
 
-def _batch(entries: Sequence[_Entry], schema: Schema, holdout: float) -> StreamBatch:
+def _batch(entries: Sequence[_Entry], fields: Fields, holdout: float, featureless: int) -> StreamBatch:
     train: list[_Entry] = []
     held: list[_Entry] = []
-    for entry, record in entries:
-        (held if held_out(entry.prediction_id, holdout) else train).append((entry, record))
-    return StreamBatch(entries[-1][0].seq, _rows(train, schema), _rows(held, schema))
+    for entry in entries:
+        (held if held_out(entry.labelled.prediction_id, holdout) else train).append(entry)
+    return StreamBatch(entries[-1].labelled.seq, _rows(train, fields), _rows(held, fields), featureless)
 
 
-def _rows(entries: Sequence[_Entry], schema: Schema) -> StreamRows:
+def _rows(entries: Sequence[_Entry], fields: Fields) -> StreamRows:
+    teacher = fields.teacher
     if not entries:
-        nothing = np.empty(0, np.float32)
-        return StreamRows(empty_rows(schema), nothing, nothing, nothing, nothing)
-    chunks = []
+        taught = None if teacher is None else empty_rows(teacher)
+        return StreamRows(empty_rows(fields.student), _NOTHING, _NOTHING, _NOTHING, _NOTHING, taught=taught)
     scores: dict[str, list[F32]] = {"stable": [], "candidate": []}
-    for entry, record in entries:
-        chunks.append(record.features.rows(schema, entry.indices))
-        known = {record.arm: record.scores} | {other.arm: other.scores for other in entry.other}
+    for entry in entries:
+        record, indices = entry.record, entry.labelled.indices
+        known = {record.arm: record.scores} | {other.arm: other.scores for other in entry.labelled.other}
         for arm, parts in scores.items():
             values = known.get(arm)
-            parts.append(
-                values[entry.indices] if values is not None else np.full(len(entry.indices), np.nan, np.float32)
-            )
+            parts.append(values[indices] if values is not None else np.full(len(indices), np.nan, np.float32))
+    labelled = [entry.labelled for entry in entries]
+    sizes = [len(entry.indices) for entry in labelled]
     return StreamRows(
-        concat_rows(chunks),
-        np.concatenate([entry.labels for entry, _ in entries]),
-        np.concatenate([entry.previous for entry, _ in entries]),
+        concat_rows([entry.features.rows(fields.student, entry.labelled.indices) for entry in entries]),
+        np.concatenate([entry.labels for entry in labelled]),
+        np.concatenate([entry.previous for entry in labelled]),
         np.concatenate(scores["stable"]),
         np.concatenate(scores["candidate"]),
-        np.concatenate([_keys(entry) for entry, _ in entries]),
+        np.concatenate([_keys(entry) for entry in labelled]),
+        np.repeat(np.array([entry.record.inclusion_probability for entry in entries], np.float32), sizes),
+        None
+        if teacher is None
+        else concat_rows(
+            [entry.taught.rows(teacher, entry.labelled.indices) for entry in entries if entry.taught is not None]
+        ),
     )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline.bundle.bundle import GateReport
 from pipeline.bundle.row_format import RowFormat
+from pipeline.bundle.teachers import IMPORTED, REMOTE, teacher_kind
 from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock, SystemClock
@@ -31,15 +32,17 @@ from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
 from pipeline.traffic.log import TrafficLog
 from transfer.bundles.publish import load
 from transfer.click_model.device import DeviceChoice, device_for
+from transfer.click_model.model import ClickModel
 from transfer.model_zoo import ZOO_ALONE, Architectures
 from transfer.online.adapt import AdaptSettings
 from transfer.online.checkpoint import Checkpoints, Place
-from transfer.online.codistill import CoDistiller, Passed
-from transfer.online.lineage import Lineage
+from transfer.online.codistill import CoDistiller, Passed, logit_of
+from transfer.online.lineage import LOGGED, Lineage
 from transfer.online.recalibrate import HeldRows
 from transfer.online.replay_store import ReplayRows
 from transfer.online.resume import Recovery
-from transfer.online.stream import StreamBatch, StreamRows, read_batches
+from transfer.online.stream import Fields, StreamBatch, StreamRows, Tail, read_batches
+from transfer.online.teacher import open_teacher
 from transfer.online.tenure import Alone, Tenure
 from transfer.online.waits import Waits
 from transfer.online.weight_schedule import WeightSchedule
@@ -93,7 +96,7 @@ def report(path: Path, status: Mapping[str, Any]) -> None:
 
 
 class Worker:
-    """Trains the student of an endpoint, and its teacher, on labelled traffic.
+    """Trains the student of an endpoint, and its teacher where that learns here, on labelled traffic.
 
     Args:
         anchor: reads the student version at which the current rollout step began, or None.
@@ -101,8 +104,8 @@ class Worker:
         tenure: without it nothing is published.
 
     Raises:
-        InvalidInput: the student's bundle is frozen, teacher and student are one bundle or do not take the same fields,
-            or the folder holds the state of other models.
+        InvalidInput: the student's bundle cannot learn, teacher and student are one bundle or contradict each other in a
+            field, or the folder holds the state of other models.
     """
 
     def __init__(
@@ -126,25 +129,27 @@ class Worker:
                 f"endpoint {settings.endpoint!r}: teacher and student are both bundle {settings.student!r}; "
                 "the student needs a name of its own"
             )
-        self._student = self._lineage("student", settings.student, repository)
-        self._teacher = self._lineage("teacher", settings.teacher, repository)
-        if self._student.model.frozen:
-            raise InvalidInput(
-                f"bundle {settings.student} has no training state: it serves but cannot learn; "
-                "make the student with `baton transfer`, or leave the worker out of the config"
-            )
-        difference = self._student.model.schema.inputs_match(self._teacher.model.schema)
-        if difference:
-            raise InvalidInput(f"{settings.student} and {settings.teacher} take different fields: {difference}")
-        self._held = HeldRows(settings.gate_rows, ("student", "teacher"), settings.gate.min_positives)
+        self._student = self._open_student(repository)
+        self._guide = open_teacher(
+            repository, settings.teacher, settings.segments / settings.teacher / NOTES, settings.architectures
+        )
+        self._teacher: Lineage | None = None
+        if self._guide.model is not None:
+            self._teacher = self._lineage("teacher", self._guide.model, self._guide.chain, repository)
+        self._fields = self._fields_of_both()
+        least = settings.gate.min_positives
+        self._held = HeldRows(settings.gate_rows, ("student", "teacher", LOGGED), least)
+        # A teacher with fields of its own needs its own form of the same rows.
+        self._held_by_teacher = (
+            self._held if self._fields.teacher is None else HeldRows(settings.gate_rows, ("teacher",), least)
+        )
         self.place = Place(position=begin)
         self._distiller = CoDistiller(
-            self._teacher.model,
+            self._guide.model,
             self._student.model,
             ReplayRows(settings.retained) if settings.retained else None,
             settings=settings.adapt,
             seed=settings.seed,
-            teacher_learns=not self._teacher.model.frozen,
         )
         self._recovery = Recovery(
             Checkpoints(settings.folder),
@@ -153,6 +158,7 @@ class Worker:
             self._held,
             self._distiller,
             settings.architectures,
+            None if self._held_by_teacher is self._held else self._held_by_teacher,
         )
         self.place = self._recovery.restore() or self.place
         self._weight_schedule = WeightSchedule(settings.folder / "steering.jsonl", self.place.batches)
@@ -164,7 +170,7 @@ class Worker:
         self._last_report: dict[str, GateReport] = {}
         self._last_loss: float | None = None
         self._aside_in_row = 0
-        self._rows_waiting = 0
+        self._tail = Tail(0, self.place.position, 0)
         self._waits = Waits(self._clock)
 
     def run(self, leave: Callable[[], bool], wait: Callable[[float], object]) -> None:
@@ -200,21 +206,23 @@ class Worker:
             self._waits.end("rows")
         else:
             rows = self._settings.batch_rows
-            self._waits.note("rows", f"labelled rows: {self._rows_waiting} of the {rows} of the next batch are there")
+            self._waits.note("rows", f"labelled rows: {self._tail.rows} of the {rows} of the next batch are there")
             self.write_status()
         return learned
 
     def _batches(self) -> Iterator[StreamBatch]:
         s = self._settings
-        schema = self._student.model.schema
-        self._rows_waiting = yield from read_batches(
-            self._traffic, s.endpoint, schema, self.place.position, rows=s.batch_rows, holdout=s.holdout
+        self._tail = yield from read_batches(
+            self._traffic, s.endpoint, self._fields, self.place.position, rows=s.batch_rows, holdout=s.holdout
         )
+        # Nothing up to there is for this worker, however often it is read.
+        self.place.position = self._tail.last
+        self.place.featureless += self._tail.featureless
 
     def retire_teacher(self, retired: bool) -> None:
         """Whether the student serves all traffic for good. It then learns from labels alone and its teacher stops learning."""
         if retired != self._distiller.adaptation.retired:
-            log.info("the teacher %s %s", self._teacher.name, "retires" if retired else "teaches again")
+            log.info("the teacher %s %s", self._guide.name, "retires" if retired else "teaches again")
             self._distiller.retire_teacher(retired)
 
     def commit(self) -> None:
@@ -230,7 +238,7 @@ class Worker:
     @property
     def _lineages(self) -> tuple[Lineage, ...]:
         """The lineages that learn."""
-        return (self._student,) if self._teacher.model.frozen else (self._student, self._teacher)
+        return (self._student,) if self._teacher is None else (self._student, self._teacher)
 
     def _learn(self, batch: StreamBatch) -> None:
         number = self.place.batches + 1
@@ -239,14 +247,18 @@ class Worker:
             # A late label is no second row: it brings the difference of the labels, and a probability of 0.
             late = ~np.isnan(batch.train.previous)
             labels = np.where(late, batch.train.labels - batch.train.previous, batch.train.labels)
-            self._student.recent.add(np.where(late, np.float32(-np.inf), passed.student), labels)
-            scored = np.isfinite(passed.teacher)
-            self._teacher.recent.add(np.where(late, np.float32(-np.inf), passed.teacher)[scored], labels[scored])
+            counts = batch.train.stands_for
+            self._student.recent.add(np.where(late, np.float32(-np.inf), passed.student), labels, counts)
+            if self._teacher is not None:
+                scored = np.isfinite(passed.teacher)
+                teacher = np.where(late, np.float32(-np.inf), passed.teacher)[scored]
+                self._teacher.recent.add(teacher, labels[scored], counts[scored])
             self._hold(batch.held, passed)
             self._last_loss = passed.loss
             self._weight_schedule.add(passed.adapted)
             self.place.trained_rows += len(batch.train)
         self.place.position = batch.last
+        self.place.featureless += batch.featureless
         self.place.batches = number
         self.place.held_rows += len(batch.held)
 
@@ -267,16 +279,31 @@ class Worker:
             log.warning("batch %d, up to position %d of the log, is set aside: %s", number, batch.last, error)
             return None
         self._aside_in_row = 0
-        if passed.teacher_loss is not None and not math.isfinite(passed.teacher_loss):
+        self.place.unguided_rows += passed.unguided
+        if self._teacher is not None and not math.isfinite(passed.teacher_loss or 0.0):
             self._recovery.heal(self._teacher, "its loss is not finite")
         return passed
 
     def _hold(self, held: StreamRows, passed: Passed) -> None:
         first = np.isnan(held.previous)
-        self._held.revise(held.keys[~first], held.labels[~first])
         index = np.flatnonzero(first)
-        logits = {"student": passed.held_student[first], "teacher": passed.held_teacher[first]}
-        self._held.add(held.rows.take(index), held.labels[first], logits, self.place.trained_rows, held.keys[first])
+        logits = {
+            "student": passed.held_student[first],
+            "teacher": passed.held_teacher[first],
+            LOGGED: logit_of(held.stable[first]),
+        }
+        forms = {
+            id(self._held): (self._held, held.rows),
+            id(self._held_by_teacher): (self._held_by_teacher, held.for_teacher),
+        }
+        if self._held_by_teacher is self._held:
+            forms = {id(self._held): (self._held, held.rows)}
+        for kept, rows in forms.values():
+            kept.revise(held.keys[~first], held.labels[~first])
+            kept.add(
+                rows.take(index), held.labels[first], logits, self.place.trained_rows, held.keys[first],
+                held.stands_for[first],
+            )  # fmt: skip
 
     def _publish_if_due(self) -> None:
         s = self._settings
@@ -284,7 +311,7 @@ class Worker:
         due = [
             lineage
             for lineage, interval in ((self._student, s.publish_interval), (self._teacher, s.teacher_publish_interval))
-            if lineage in self._lineages
+            if lineage is not None
             and not (lineage is self._teacher and self._distiller.adaptation.retired)
             and now - self._last_publish[lineage.role] >= interval
             and self.place.batches - lineage.published_batch >= s.publish_batches
@@ -319,8 +346,9 @@ class Worker:
                 if not self._tenure.holds():
                     raise NotReady(f"another worker of endpoint {self._settings.endpoint!r} has taken over")
                 anchor = self._anchor() if lineage is self._student else None
+                held = self._held if lineage is self._student else self._held_by_teacher
                 self._last_report[lineage.role] = lineage.publish(
-                    self._held, self.place.trained_rows, self.place.batches, anchor, self._clock.wall_ms()
+                    held, self.place.trained_rows, self.place.batches, anchor, self._clock.wall_ms()
                 )
                 self._last_publish[lineage.role] = self._clock.monotonic()
                 if lineage is self._student and self._last_report[lineage.role].passed:
@@ -330,14 +358,42 @@ class Worker:
         finally:
             self.place.publishing = []
 
-    def _lineage(self, role: str, name: str, repository: Repository) -> Lineage:
+    def _open_student(self, repository: Repository) -> Lineage:
         s = self._settings
-        chain = repository.newest(name, verify=True, notes=s.segments / name / NOTES)
+        chain = repository.newest(s.student, verify=True, notes=s.segments / s.student / NOTES)
+        manifest = chain[-1].manifest
+        advice = "make the student with `baton transfer`, or leave the worker out of the config"
+        if teacher_kind(manifest, lambda architecture: architecture not in (IMPORTED, REMOTE)) != "learns":
+            why = "was imported" if manifest.architecture == IMPORTED else "has no training state"
+            why = "is answered by another server" if manifest.architecture == REMOTE else why
+            raise InvalidInput(f"bundle {s.student} {why}: it serves but cannot learn; {advice}")
         model = load(chain, s.architectures)
+        if model.frozen:
+            raise InvalidInput(f"bundle {s.student} has no training state: it serves but cannot learn; {advice}")
+        return self._lineage("student", model, [bundle.manifest.version for bundle in chain], repository)
+
+    def _lineage(self, role: str, model: ClickModel, versions: Sequence[str], repository: Repository) -> Lineage:
+        s = self._settings
         model.stored = s.rows or model.stored
         model.to(device_for(s.device))
-        versions = [bundle.manifest.version for bundle in chain]
-        return Lineage(role, name, model, repository, s.segments, s.gate, s.compact_after, versions)
+        name = s.student if role == "student" else s.teacher
+        return Lineage(role, name, model, repository, s.segments, s.gate, s.compact_after, list(versions))
+
+    def _fields_of_both(self) -> Fields:
+        """The fields of student and teacher.
+
+        Raises:
+            InvalidInput: a field of both is not the same in both.
+        """
+        own, teacher = self._student.model.schema, self._guide.schema
+        if teacher is None:
+            return Fields(own, None, {self._settings.student: own})
+        difference = own.inputs_match(teacher)
+        if difference:
+            raise InvalidInput(f"{self._settings.student} contradicts {self._settings.teacher}: {difference}")
+        apart = self._guide.model is not None and teacher.columns != own.columns
+        known = {self._settings.student: own, self._settings.teacher: teacher}
+        return Fields(own, teacher if apart else None, known)
 
     def write_status(self) -> None:
         """Write the status file."""
@@ -353,7 +409,9 @@ class Worker:
             "trained_rows": place.trained_rows,
             "held_rows": place.held_rows,
             "set_aside": place.set_aside,
-            "unguided_rows": self._distiller.unguided_rows,
+            "unguided_rows": place.unguided_rows,
+            "featureless": place.featureless,
+            "teacher": self._guide.status(),
             "healed": {lineage.name: lineage.healed for lineage in self._lineages},
             "teacher_retired": self._distiller.adaptation.retired,
             "loss": self._last_loss if math.isfinite(self._last_loss or 0.0) else None,

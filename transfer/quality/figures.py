@@ -20,21 +20,23 @@ class Decile:
     observed: float
 
 
-def deciles(scores: Floats, labels: Floats, parts: int = 10) -> list[Decile]:
+def deciles(scores: Floats, labels: Floats, parts: int = 10, stands_for: Floats | None = None) -> list[Decile]:
     """Calibration by tenths of the rows in order of their score, lowest first.
 
     Args:
         scores: probabilities `[n]`.
         labels: 0 or 1, `[n]`.
         parts: how many of about equal size; fewer where there are fewer rows.
+        stands_for: rows of the traffic that each row of a sampled log stands for, `[n]`: both means are of these.
 
     >>> [(d.rows, round(d.predicted, 2), d.observed) for d in deciles(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 1, 1, 1]), 2)]
     [(2, 0.2, 0.5), (2, 0.8, 1.0)]
     """
     order = np.argsort(scores, kind="stable")
+    counts = np.ones(len(scores)) if stands_for is None else np.asarray(stands_for, np.float64)
     tenths = []
     for part in np.array_split(order, min(parts, max(1, len(order)))):
         if len(part):
-            predicted, observed = scores[part].mean(dtype=np.float64), labels[part].mean(dtype=np.float64)
-            tenths.append(Decile(len(part), float(predicted), float(observed)))
+            predicted, observed = (float(np.average(values[part], weights=counts[part])) for values in (scores, labels))
+            tenths.append(Decile(len(part), predicted, observed))
     return tenths

@@ -14,12 +14,14 @@ import numpy as np
 from pipeline.arrays import F32
 from pipeline.bundle.bundle import GateReport
 from pipeline.metrics import auc, bias, logloss
+from transfer.quality.levels import level_variance, relative
 
-__all__ = ["GateLimits", "judge"]
+__all__ = ["GateLimits", "bias_error_of", "judge"]
 
 
 # No calibrated click model says one in 10^13: a logit beyond this is a training accident.
 LARGEST_LOGIT = 30.0
+_FIGURES = {"auc": auc, "logloss": logloss, "bias": bias}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,23 @@ class GateLimits:
     min_positives: int = 100
 
 
+def bias_error_of(scores: F32, labels: F32, stands_for: F32 | None = None) -> float:
+    """Standard error of the bias, from the labels' noise and, of a sampled log, that of which rows were kept. Arguments as of
+    `judge`."""
+    counts = np.ones(len(labels)) if stands_for is None else relative(stands_for)
+    noise = level_variance(scores.astype(np.float64), labels, counts)
+    return float(np.sqrt(noise.sum()) / max(1.0, float(counts @ labels)))
+
+
 def judge(
-    logits: F32, scores: F32, labels: F32, references: Mapping[str, F32], limits: GateLimits, *, bias_error: float = 0.0
+    logits: F32,
+    scores: F32,
+    labels: F32,
+    references: Mapping[str, F32],
+    limits: GateLimits,
+    *,
+    bias_error: float = 0.0,
+    stands_for: F32 | None = None,
 ) -> GateReport:
     """Whether a version may serve.
 
@@ -44,6 +61,8 @@ def judge(
         references: name -> scores of a version to compare with, on the same rows.
         bias_error: standard error of the bias on these rows; a |bias| within 2 of it of the limit is not held against
             the version (few rows cannot show a small bias).
+        stands_for: rows of the traffic that each row of a sampled log stands for, float32 `[n]`. AUC, LogLoss and bias are of
+            these; rows and clicks are counted as they are there.
 
     Returns:
         the report: `passed`, the reasons where it did not, and all figures.
@@ -62,13 +81,13 @@ def judge(
             f"{positives} clicks among {len(labels)} held-out rows: at least {limits.min_positives} of both classes are needed"
         )
         return GateReport(passed=False, reasons=tuple(reasons), figures=figures)
-    own = {"auc": auc(labels, scores), "logloss": logloss(labels, scores), "bias": bias(labels, scores)}
+    own = {name: figure(labels, scores, stands_for) for name, figure in _FIGURES.items()}
     figures |= own
     allowed = limits.bias + 2 * bias_error
     if abs(own["bias"]) > allowed:
         reasons.append(f"bias {own['bias']:+.3f} is beyond {allowed:.3f}")
     for name, reference in references.items():
-        reference_auc, reference_logloss = auc(labels, reference), logloss(labels, reference)
+        reference_auc, reference_logloss = (figure(labels, reference, stands_for) for figure in (auc, logloss))
         figures |= {f"{name}_auc": reference_auc, f"{name}_logloss": reference_logloss}
         if own["auc"] < reference_auc - limits.auc_margin:
             reasons.append(

@@ -35,7 +35,7 @@ from pipeline.embedding.hierarchy.tally import StoreCounts, Tallied
 from pipeline.embedding.tier import DEFAULT_STATUS, STALE_STATUS, Generation, Group, Tier, Wanted, is_open, salt_of
 from pipeline.errors import BundleError, NotFound
 from pipeline.features import Bag, Features, IdPart
-from pipeline.inputs import Block, Columns, DenseInputs, Layout
+from pipeline.inputs import LACKS_ROWS, Block, Columns, DenseInputs, Layout
 from pipeline.schema import FieldSpec, Schema
 
 __all__ = ["EmbeddingStore", "TableRows"]
@@ -245,7 +245,7 @@ class EmbeddingStore:
                 for w, want in enumerate(wanted):
                     missed += np.bincount(tables(w)[is_open(want.found)], minlength=len(missed))
                 self._counts.fault(mark, fault, missed)
-                degraded.append(f"embedding: {tier.name} {fault}")
+                degraded.append(f"{LACKS_ROWS}{tier.name} {fault}")
         for mark, tier in self._marked[-2::-1]:
             tier.offer(wanted, mark)
         return degraded

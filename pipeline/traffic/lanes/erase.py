@@ -19,6 +19,7 @@ from pipeline.traffic.lanes.files import file_numbers, file_path, write_all
 from pipeline.traffic.lanes.frames import tombstone
 from pipeline.traffic.lanes.index import Index, marks
 from pipeline.traffic.lanes.rows import Row
+from pipeline.traffic.requests import waiting_name
 
 __all__ = ["delete", "drop_empty", "drop_scores", "scrub"]
 
@@ -30,6 +31,7 @@ _Place = tuple[int, int, int]
 def delete(root: Path, lanes: Iterable[int], lane: int, rows: Sequence[Row], scrub: bool) -> None:
     """See `Lanes.delete`. `lanes`: those that hold scores or feedback, of whichever predictions."""
     ids = [row.prediction_id for row in rows]
+    ids += [waiting_name(row.request_key) for row in rows if row.request_key]
     for other in lanes:
         with _opened(lane_folder(root, other)) as index:
             for start in range(0, len(ids), _CHUNK_ROWS):

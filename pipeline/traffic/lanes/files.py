@@ -57,7 +57,8 @@ class RecordFile:
         self.path = file_path(folder, number)
         self.number = number
         self.begun_ms = begun_ms
-        self._dirty = self._new = end == 0
+        self._dirty = True  # also what another process left, which may not be on the disk yet
+        self._new = end == 0
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(self._handle, end)

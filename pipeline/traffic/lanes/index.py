@@ -19,15 +19,16 @@ from pipeline.forks import ProcessLock
 
 __all__ = ["AT_ONCE_ROWS", "Index", "index_path", "marks"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x42544C31  # "BTL1"
 AT_ONCE_ROWS = 64
 """Rows of one statement: each statement releases the GIL, and getting it back is slow."""
 _BUSY_S = 10.0
 """Longest wait for another process."""
 
-# Rows are never reused (AUTOINCREMENT): a reader's place stays valid. A routing hash has no index here: its values come in
-# no order, and an index of them costs more than all the rest of a row (see `keys`).
+# Rows are never reused (AUTOINCREMENT): a reader's place stays valid. Neither a routing hash nor a request key has an index
+# here: their values come in no order, and an index of them costs more than all the rest of a row (see `keys`). Indexes of
+# format 1 have no request keys until their lane is claimed again.
 _TABLES = """
 CREATE TABLE files (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,7 +48,8 @@ CREATE TABLE predictions (
     endpoint TEXT NOT NULL,
     arm TEXT NOT NULL,
     time_ms INTEGER NOT NULL,
-    routing_hash INTEGER NOT NULL
+    routing_hash INTEGER NOT NULL,
+    request_key INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE scores (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -93,6 +95,7 @@ class Index:
         self.path = index_path(folder)
         self._what = f"traffic log {self.path}"
         self._lock = ProcessLock(self._what)
+        self._keyed = False
         with asking(self._what):
             self._db = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode=rw",
@@ -122,6 +125,20 @@ class Index:
                 )
         except (OSError, sqlite3.Error) as error:
             raise NotReady(f"traffic log {path} cannot be created: {error}") from error
+
+    @property
+    def has_request_keys(self) -> bool:
+        """Whether predictions have a request key: an index of format 1 has none until its lane upgrades it."""
+        if not self._keyed:
+            self._keyed = bool(self.rows("SELECT 1 FROM pragma_table_info('predictions') WHERE name = 'request_key'"))
+        return self._keyed
+
+    def upgrade(self) -> None:
+        """Bring an index of an earlier format to this one. The caller holds the claim. Raises: NotReady."""
+        if not self.has_request_keys:
+            with self.write(durable=True) as db:
+                db.execute("ALTER TABLE predictions ADD COLUMN request_key INTEGER NOT NULL DEFAULT 0")
+                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def write(self, *, durable: bool) -> AbstractContextManager[sqlite3.Connection]:
         """A write transaction: all of it or nothing. `durable`: it survives power loss, not only the death of a process.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.disk import writing
@@ -27,13 +28,19 @@ class Keeper:
 
     Args:
         file: the one that the lane appends to.
+        last_seq: of the last prediction that the lane has committed.
+
+    Attributes:
+        flushed_seq: predictions up to this one are on the disk.
     """
 
-    def __init__(self, folder: Path, file: RecordFile, run_rows: int) -> None:
+    def __init__(self, folder: Path, file: RecordFile, run_rows: int, last_seq: Callable[[], int]) -> None:
         self._folder = folder
         self._index = Index(folder)
         self._runs = Runs(folder, run_rows)
         self._files = [file]
+        self._last_seq = last_seq
+        self.flushed_seq = 0
         self._listed = threading.Lock()
         self._flushing = threading.Lock()
         self._turning = threading.Lock()
@@ -54,6 +61,7 @@ class Keeper:
             NotReady: the disk fails.
         """
         with self._flushing:
+            last = self._last_seq()
             with self._listed:
                 files = list(self._files)
             for file in files:
@@ -63,6 +71,7 @@ class Keeper:
                 file.close()
             with self._listed:
                 self._files = self._files[len(files) - 1 :]
+            self.flushed_seq = last
 
     def turn(self) -> None:
         """What the thread does once a second. Raises: NotReady."""

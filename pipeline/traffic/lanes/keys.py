@@ -1,9 +1,11 @@
-"""Predictions of a routing hash in one lane: sorted runs beside its index, made after the rows were written.
+"""Predictions of a routing hash, or of a request key, in one lane: sorted runs beside its index, made after the rows were
+written.
 
-A B-tree of routing hashes would cost a lane twice what all else of a row does, since each hash lies on another page. A run is a
+A B-tree of hashes would cost a lane twice what all else of a row does, since each hash lies on another page. A run is a
 file of the hashes of `RUN_ROWS` consecutive seqs or a multiple, sorted, then their seqs in the same order; eight runs of one
-length become one. A search is a binary search in each of a few dozen files, and a look at the rows that came after them.
-A run may name rows that are deleted since: whoever searches checks each seq against the index.
+length become one. Both kinds of hashes lie in the same runs, so that predictions without a request id cost nothing there. A
+search is a binary search in each of a few dozen files, and a look at the rows that came after them. A run may name rows that
+are deleted since, or have the hash as one of the other kind: whoever searches checks each seq against the index.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +29,7 @@ __all__ = ["RUN_ROWS", "Runs"]
 
 RUN_ROWS = 8192
 _MERGED_RUNS = 8
-_LONGEST_ROWS = RUN_ROWS * _MERGED_RUNS**2  # 8 MB; merging one takes about four times that in memory
+_LONGEST_ROWS = RUN_ROWS * _MERGED_RUNS**2  # 8 MB for each kind of hash; merging takes about four times that in memory
 _TRIES_COUNT = 10
 _NAME = re.compile(r"(\d{16})-(\d{16})\.keys")
 
@@ -44,7 +47,7 @@ class _Run(NamedTuple):
 
 
 class Runs:
-    """Sorted runs of a lane's folder. Only the lane itself extends them.
+    """Sorted runs of a lane's folder. Only the lane itself extends them. One thread at a time asks for the newest.
 
     Args:
         run_rows: seqs of the shortest run.
@@ -53,6 +56,7 @@ class Runs:
     def __init__(self, folder: Path, run_rows: int = RUN_ROWS) -> None:
         self._folder = folder
         self._run_rows = run_rows
+        self._mapped: dict[Path, I64] = {}
 
     def seqs(self, index: Index, routing_hash: int) -> list[int]:
         """Seqs of the predictions that had this routing hash (signed) when they were written, in order.
@@ -66,10 +70,43 @@ class Runs:
                 found = [seq for run in chain for seq in _search(run.path, routing_hash)]
                 break
         else:
-            raise NotReady(f"traffic log {self._folder}: its runs of routing hashes change all the time; try it again")
+            raise self._unsteady()
         first, last = (chain[0].first, chain[-1].last) if chain else (1, 0)
         query = "SELECT seq FROM predictions WHERE (seq < ? OR seq > ?) AND routing_hash = ?"
-        return sorted(found + [seq for (seq,) in index.rows(query, (first, last, routing_hash))])
+        return sorted({*found, *(seq for (seq,) in index.rows(query, (first, last, routing_hash)))})
+
+    def newest(self, index: Index, request_keys: Sequence[int], count: int) -> tuple[list[int], bool]:
+        """Seqs of predictions with one of these request keys (signed), and some that have another; and whether that is all of
+        them: of each key the runs give the newest `count` at most. Files stay mapped for the next time.
+
+        Raises:
+            NotReady, OSError: a file cannot be read.
+        """
+        for _ in range(_TRIES_COUNT):
+            chain = self._chain()
+            self._mapped = {run.path: self._mapped[run.path] for run in chain if run.path in self._mapped}
+            with suppress(FileNotFoundError):  # it became part of a longer one meanwhile
+                for run in chain:
+                    if run.path not in self._mapped:
+                        self._mapped[run.path] = _map(run.path)
+                break
+        else:
+            raise self._unsteady()
+        first, last = (chain[0].first, chain[-1].last) if chain else (1, 0)
+        query = f"SELECT seq FROM predictions WHERE (seq < {first} OR seq > {last}) AND request_key IN ({{}})"
+        seqs = [seq for (seq,) in index.rows_in(query, request_keys)]
+        keys = np.array(request_keys, np.int64)
+        left = np.full(len(keys), count)
+        for run in reversed(chain):
+            pairs = self._mapped[run.path]
+            stops = np.searchsorted(pairs[0], keys, "right")
+            starts = np.maximum(np.searchsorted(pairs[0], keys, "left"), stops - left)
+            for at in np.flatnonzero(stops > starts).tolist():
+                seqs += pairs[1, starts[at] : stops[at]].tolist()
+            left -= stops - starts
+            if not left.any():
+                break
+        return seqs, bool(left.all())
 
     def extend(self, index: Index) -> None:
         """Make runs of the rows that have come since, and remove those of rows that are gone.
@@ -87,10 +124,14 @@ class Runs:
             last = first + self._run_rows - 1
             if last > newest:
                 break
-            rows = index.rows(
-                "SELECT routing_hash, seq FROM predictions WHERE seq BETWEEN ? AND ? AND routing_hash <> 0",
-                (first, last),
-            )
+            rows = [
+                row
+                for column in ("routing_hash", "request_key")
+                if column == "routing_hash" or index.has_request_keys
+                for row in index.rows(
+                    f"SELECT {column}, seq FROM predictions WHERE seq BETWEEN ? AND ? AND {column} <> 0", (first, last)
+                )
+            ]
             chain.append(self._write(first, last, np.array(rows, np.int64).reshape(-1, 2)))
             chain = self._merged(chain)
         gone = newest + 1 if oldest is None else oldest
@@ -106,6 +147,9 @@ class Runs:
             with suppress(FileNotFoundError):
                 size += run.path.stat().st_size
         return size
+
+    def _unsteady(self) -> NotReady:
+        return NotReady(f"traffic log {self._folder}: its runs of hashes change all the time; try it again")
 
     def _all(self) -> list[_Run]:
         found = [_NAME.fullmatch(path.name) for path in self._folder.glob("*.keys")]
@@ -147,13 +191,18 @@ def _load(path: Path) -> I64:
     return np.fromfile(path, np.int64).reshape(2, -1).T
 
 
-def _search(path: Path, routing_hash: int) -> list[int]:
+def _map(path: Path) -> I64:
+    """Hashes and seqs `[2, n]` of a run: mapped, since a search looks at a few pages of it; a run never changes once it has
+    its name."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
-            return []
-        # Mapped, since a search looks at a few pages of it; a run never changes once it has its name.
-        pairs = np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.int64).reshape(2, -1)
+            return np.zeros((2, 0), np.int64)
+        return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.int64).reshape(2, -1)
+
+
+def _search(path: Path, routing_hash: int) -> list[int]:
+    pairs = _map(path)
     key = np.int64(routing_hash)
     start, stop = np.searchsorted(pairs[0], key, "left"), np.searchsorted(pairs[0], key, "right")
     found: list[int] = pairs[1, start:stop].tolist()

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _KNOWN_PREDICTIONS = "SELECT prediction_id FROM predictions WHERE prediction_id IN ({})"
 _KNOWN_SCORES = "SELECT prediction_id, arm, bundle, version FROM scores WHERE prediction_id IN ({})"
 _END = "SELECT end FROM files WHERE number = ?"
+_PREDICTION = "prediction_id, file, offset, length, n, endpoint, arm, time_ms, routing_hash"
 _NEW_FILE = "INSERT INTO files (begun_ms, newest_ms, end, predictions, scores) VALUES (?, 0, 0, 0, 0)"
 _GROWN_FILE = (
     "UPDATE files SET end = ?, newest_ms = max(newest_ms, ?), predictions = predictions + ?, scores = scores + ?"
@@ -44,7 +45,8 @@ class Lane:
     """Writer of one lane's folder, which this process holds until it closes it or ends.
 
     Any thread may call it, one at a time. What a method returned for survives `kill -9`; what `put_feedback` returned for
-    survives power loss, with every record appended before. Other records reach the disk within about a second.
+    survives power loss, with the records that it is about. Other records reach the disk within about a second: of those
+    that power loss takes the index may know, and then they count as damaged.
 
     Args:
         root: folder of all lanes, created if absent.
@@ -79,9 +81,11 @@ class Lane:
             Index.create(self._folder)
             self._index = Index(self._folder)
             try:
+                self._index.upgrade()
                 with writing(self._folder):
                     self._file = self._resume()
-                self._keeper = Keeper(self._folder, self._file, run_rows)
+                self._last_seq = 0
+                self._keeper = Keeper(self._folder, self._file, run_rows, lambda: self._last_seq)
             except BaseException:
                 self._index.close()
                 raise
@@ -125,10 +129,15 @@ class Lane:
                 self._insert_scores(new)
         return len(new)
 
-    def put_feedback(self, entries: Sequence[tuple[str, int, str]]) -> None:
-        """Commit feedback for the join: (prediction id, Unix milliseconds when it came, text)."""
+    def put_feedback(self, entries: Sequence[tuple[str, int, str]], newest_seq: int = 0) -> None:
+        """Commit feedback for the join: (prediction id, Unix milliseconds when it came, text).
+
+        Args:
+            newest_seq: of the predictions of this lane that it is about; they are on disk afterwards, too.
+        """
         with self._lock:
-            self._keeper.flush()  # what is durable in the index must not point at bytes that are not
+            if newest_seq > self._keeper.flushed_seq:
+                self._keeper.flush()
             with self._index.write(durable=True) as db:
                 db.executemany("INSERT INTO inbox (prediction_id, received_ms, entry) VALUES (?, ?, ?)", entries)
 
@@ -155,16 +164,23 @@ class Lane:
                 self._claim.release()
 
     def _insert_predictions(self, new: Sequence[tuple[RecordHead, bytes]]) -> None:
+        keyed = any(head.request_key for head, _ in new)
+
         def insert(db: sqlite3.Connection, file: int, offsets: Iterable[int]) -> None:
-            rows = [
+            rows: list[tuple[object, ...]] = [
                 (h.prediction_id, file, at, len(blob), h.n, h.endpoint, h.arm, h.time_ms, signed(h.routing_hash))
                 for (h, blob), at in zip(new, offsets, strict=True)
             ]
-            _insert(
-                db, "predictions (prediction_id, file, offset, length, n, endpoint, arm, time_ms, routing_hash)", rows
-            )
+            columns = _PREDICTION
+            if keyed:
+                columns += ", request_key"
+                rows = [(*row, signed(head.request_key)) for row, (head, _) in zip(rows, new, strict=True)]
+            _insert(db, f"predictions ({columns})", rows)
+            seqs.append(db.execute("SELECT last_insert_rowid()").fetchone()[0])
 
+        seqs: list[int] = []
         self._commit([blob for _, blob in new], insert, max(head.time_ms for head, _ in new), len(new), 0)
+        self._last_seq = seqs[-1]
 
     def _insert_scores(self, new: Sequence[ScoresEntry]) -> None:
         def insert(db: sqlite3.Connection, file: int, offsets: Iterable[int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +31,11 @@ _PAGE_IDS = 256
 _SETTLED_S = 1.0
 """A folder whose time is as recent as this may change again without its time changing."""
 
-_ROW = "seq, prediction_id, file, offset, length, n, endpoint, arm, time_ms, routing_hash"
+_ROW = "@row"
+"""Columns of a `Row` in a query. An index of format 1 has no request keys."""
+_COLUMNS = "seq, prediction_id, file, offset, length, n, endpoint, arm, time_ms, routing_hash"
+_NEWEST_ROWS = 16
+"""Predictions of one request key that are looked at in a lane, from the newest on, for those that are not deleted."""
 _SCORE = "seq, prediction_id, arm, bundle, version, file, offset, length"
 _INBOX = "seq, prediction_id, received_ms, entry"
 
@@ -49,6 +53,7 @@ class Lanes:
         self._lock = ProcessLock(f"traffic log {root}")
         self._files = OpenFiles(f"traffic log {root}")
         self._indexes: OrderedDict[int, Index] = OrderedDict()
+        self._runs: dict[int, Runs] = {}
         self._numbers: list[int] = []
         self._listed_ns = 0
         self._closed = False
@@ -111,11 +116,26 @@ class Lanes:
             if index is not None:
                 with _reading(index.path.parent):
                     seqs = Runs(index.path.parent).seqs(index, key)
+                query = _with_columns(query, index)
                 for start in range(0, len(seqs), limit):
                     rows += [_row(found) for found in index.rows_in(query, seqs[start : start + limit])]
                     if len(rows) >= limit:
                         break
         return rows[:limit]
+
+    def requested(self, keys: Sequence[int], count: int = 2) -> dict[int, list[tuple[int, Row]]]:
+        """Up to `count` predictions of each request key (unsigned, not 0), the newest first; keys without any are left out."""
+        query = f"SELECT {_ROW} FROM predictions WHERE seq IN ({{}})"
+        found: dict[int, list[tuple[int, Row]]] = {}
+        for lane in self.numbers() if keys else ():
+            with self._index(lane) as index:
+                if index is None or not index.has_request_keys:
+                    continue
+                runs = self._runs.setdefault(lane, Runs(index.path.parent))
+                rows = _newest(index, runs, _with_columns(query, index), keys, count)
+            for row in rows:
+                found.setdefault(row.request_key, []).append((lane, row))
+        return {key: _newest_first(found[key])[:count] for key in keys if key in found}
 
     def rows_before(self, lane: int, before: str, after: str, limit: int) -> list[Row]:
         """Predictions with after < id < before, in order of their ids, which is that of their times."""
@@ -240,6 +260,7 @@ class Lanes:
             self._closed = True
             while self._indexes:
                 self._indexes.popitem()[1].close()
+            self._runs.clear()
         self._files.close()
 
     def _check(self) -> None:
@@ -265,13 +286,13 @@ class Lanes:
 
     def _ask(self, lane: int, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._index(lane) as index:
-            return index.rows(query, values) if index is not None else []
+            return index.rows(_with_columns(query, index), values) if index is not None else []
 
     def _ask_in(self, lane: int, query: str, values: Sequence[Any]) -> list[Any]:
         if not values:
             return []
         with self._index(lane) as index:
-            return index.rows_in(query, values) if index is not None else []
+            return index.rows_in(_with_columns(query, index), values) if index is not None else []
 
     def _bytes(self, lane: int) -> int:
         query = (
@@ -297,6 +318,33 @@ def _reading(path: Path) -> Iterator[None]:
         raise NotReady(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def _newest_first(rows: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
+    """Rows by time. Two lanes that were told one prediction at the same moment may both have written it: that is one."""
+    ordered = sorted(rows, key=lambda one: (one[1].time_ms, one), reverse=True)
+    return list({row.prediction_id: (lane, row) for lane, row in ordered}.values())
+
+
+def _newest(index: Index, runs: Runs, query: str, keys: Sequence[int], count: int) -> list[Row]:
+    """The newest rows of each request key in one lane, `count` of them at least where there are as many."""
+    most = _NEWEST_ROWS
+    while True:
+        with _reading(index.path.parent):
+            seqs, whole = runs.newest(index, [signed(key) for key in keys], most)
+        rows = [_row(row) for row in index.rows_in(query, sorted(set(seqs)))]
+        rows = [row for row in rows if row.request_key in keys]
+        # Those that were looked at may be deleted, or have the hash as that of a routing key.
+        if whole or all(number >= count for number in Counter(row.request_key for row in rows).values()):
+            return rows
+        most *= 8
+
+
+def _with_columns(query: str, index: Index) -> str:
+    """A query whose `_ROW` is written out."""
+    if _ROW not in query:
+        return query
+    return query.replace(_ROW, f"{_COLUMNS}, {'request_key' if index.has_request_keys else 0}")
+
+
 def _row(found: Sequence[Any]) -> Row:
-    *others, routing_hash = found
-    return Row._make((*others, unsigned(routing_hash)))
+    *others, routing_hash, request_key = found
+    return Row._make((*others, unsigned(routing_hash), unsigned(request_key)))

@@ -24,8 +24,8 @@ class Place(NamedTuple):
 class Row(NamedTuple):
     """A prediction in a lane's index.
 
-    `seq` counts within the lane and is never reused; `n` candidates; `time_ms`, `endpoint`, `arm` and `routing_hash`
-    (unsigned, 0 without a routing key) are those of the record's head.
+    `seq` counts within the lane and is never reused; `n` candidates; `time_ms`, `endpoint`, `arm`, `routing_hash` and
+    `request_key` (both unsigned, 0 without a routing key or a request id) are those of the record's head.
     """
 
     seq: int
@@ -38,6 +38,7 @@ class Row(NamedTuple):
     arm: str
     time_ms: int
     routing_hash: int
+    request_key: int = 0
 
     def place(self, lane: int) -> Place:
         """Place of the record."""

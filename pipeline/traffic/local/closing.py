@@ -22,7 +22,7 @@ from pipeline.traffic.local.stats import count, set_count, total
 
 __all__ = ["Closing", "Done"]
 
-_AHEAD_PREDICTIONS = 64
+_AHEAD_PREDICTIONS = 256
 """Predictions of a lane that are read at once."""
 
 
@@ -71,56 +71,58 @@ class Closing:
         db.executemany("DELETE FROM late WHERE lane = ? AND prediction = ?", gone)
         return Done(len(due) + len(gone), write_rows(db, due, self._now, self._window, closing=False))
 
-    def close_due(self, db: sqlite3.Connection, room: int) -> Done:
-        """Close predictions in order as long as they are due."""
+    def close_due(self, db: sqlite3.Connection, visits: int, entries: int) -> Done:
+        """Close predictions in order as long as they are due: at most so many, and so many of them with feedback."""
         closed = dict.fromkeys(self._lanes.numbers(), 0)
         closed |= dict(db.execute("SELECT lane, closed FROM lanes"))
         before = dict(closed)
         self._pass_over_deleted(db)
         for lane, seq in closed.items():
             self._fill(lane, seq)
-        due, visits = self._due(db, self._set_right(db, closed), closed, room)
-        # Of the others nobody has said anything.
-        said = [p for p in due if p.row.seq in self._open[p.lane][0]]
+        due, said, seen = self._due(db, self._set_right(db, closed), closed, visits, entries)
         db.executemany("DELETE FROM open WHERE lane = ? AND prediction = ?", [p.key for p in said])
-        entries = write_rows(db, said, self._now, self._window, closing=True)
+        written = write_rows(db, said, self._now, self._window, closing=True)
         db.executemany(
             "INSERT INTO lanes (lane, closed) VALUES (?, ?) ON CONFLICT (lane) DO UPDATE SET closed = excluded.closed",
             [(lane, seq) for lane, seq in closed.items() if seq != before[lane]],
         )
-        count(db, closed=visits)
+        count(db, closed=seen)
         if due:
             set_count(db, "watermark_ms", due[-1].time_ms)
-        return Done(visits, entries)
+        return Done(seen, written)
 
     def _due(
-        self, db: sqlite3.Connection, ceilings: Ceilings, closed: dict[int, int], room: int
-    ) -> tuple[list[Due], int]:
-        """The next predictions of all lanes that are due, in order, and how many were passed; `closed` goes on with them."""
+        self, db: sqlite3.Connection, ceilings: Ceilings, closed: dict[int, int], visits: int, entries: int
+    ) -> tuple[list[Due], list[Due], int]:
+        """The next predictions of all lanes that are due, in order, those of them of which somebody has said something, and
+        how many were passed; `closed` goes on with them."""
         self._open.clear()
         forgets = any_forgotten(db)
         heads = [(ceilings.time_of(lane, rows[0]), lane) for lane, rows in self._ahead.items() if rows]
         heapq.heapify(heads)
         due: list[Due] = []
-        visits = 0
-        while heads and visits < room:
+        said: list[Due] = []
+        seen = 0
+        while heads and seen < visits and len(said) < entries:
             time_ms, lane = heads[0]
             row = self._ahead[lane][0]
             if forgets and is_forgotten(db, row.routing_hash, row.time_ms):
                 self.refused.append((lane, row))
             elif self._closes_ms(db, lane, row, time_ms) <= self._now:
                 due.append(Due(lane, row, time_ms))
+                if row.seq in self._open[lane][0]:
+                    said.append(due[-1])
             else:
                 break
             self._ahead[lane].popleft()
             closed[lane] = row.seq
-            visits += 1
+            seen += 1
             self._fill(lane, row.seq)
             if self._ahead[lane]:
                 heapq.heapreplace(heads, (ceilings.time_of(lane, self._ahead[lane][0]), lane))
             else:
                 heapq.heappop(heads)
-        return due, visits
+        return due, said, seen
 
     def _fill(self, lane: int, after: int) -> None:
         """Read on in a lane where nothing that was read is left; what another process has closed since is dropped."""

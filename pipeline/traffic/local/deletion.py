@@ -110,14 +110,19 @@ class Deletion:
 
     def _expire(self, cut: str, before_ms: int) -> Retained:
         """Delete what waited too long: feedback whose prediction never came, and keys whose predictions would be too old."""
-        old = "DELETE FROM parked WHERE seq IN (SELECT seq FROM parked WHERE prediction_id < ? LIMIT ?)"
-        parked, last = 0, _CHUNK_PREDICTIONS
-        while last == _CHUNK_PREDICTIONS:
-            with self._file.write(durable=False) as db:
-                last = db.execute(old, (cut, _CHUNK_PREDICTIONS)).rowcount
-                count(db, parked_expired=last)
-                expire(db, before_ms)
-            parked += last
+        # What waits under the key of a request id has no time in its name: when it came is what counts.
+        waiting = "prediction_id >= '~' AND received_ms < ?"
+        parked = 0
+        for condition, limit in (("prediction_id < ?", cut), (waiting, before_ms)):
+            old = f"DELETE FROM parked WHERE seq IN (SELECT seq FROM parked WHERE {condition} LIMIT ?)"
+            last = _CHUNK_PREDICTIONS
+            while last == _CHUNK_PREDICTIONS:
+                with self._file.write(durable=False) as db:
+                    last = db.execute(old, (limit, _CHUNK_PREDICTIONS)).rowcount
+                    count(db, parked_expired=last)
+                parked += last
+        with self._file.write(durable=False) as db:
+            expire(db, before_ms)
         with self._file.write(durable=False) as db:
             for lane in self._lanes.numbers():
                 first = self._lanes.rows(lane, 0, 1)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
-from pipeline.disk import asking, transaction
+from pipeline.disk import asking, clear_staging, creating, transaction
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.forks import ProcessLock
 
@@ -123,7 +123,13 @@ class LabelsFile:
         self._time = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         opened: list[sqlite3.Connection] = []
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():  # whoever is killed now leaves no database without its tables
+                with creating(path) as staging, closing(_connect(staging, busy_s)) as db:
+                    db.execute("PRAGMA synchronous=OFF")  # `creating` brings it to the disk
+                    _write_ahead(db)
+                    with transaction(db, "BEGIN", "COMMIT", self._what):
+                        _lay_out(db)
+            clear_staging(path)
             for _ in range(2):
                 opened.append(_connect(path, busy_s))
             self._writer, self._reader = opened
@@ -201,10 +207,7 @@ class LabelsFile:
         version = self._number("PRAGMA user_version")
         application = self._number("PRAGMA application_id")
         if version == 0 and application == 0 and not self._number("SELECT count(*) FROM sqlite_master"):
-            for statement in _TABLES.split(";\n"):
-                self._writer.execute(statement)
-            self._writer.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-            self._writer.execute(f"PRAGMA user_version={_FORMAT_VERSION}")
+            _lay_out(self._writer)
         elif application != _APPLICATION_ID:
             raise InvalidInput(f"{self.path} is another program's database: move it away or name another home")
         elif version > _FORMAT_VERSION:
@@ -219,6 +222,13 @@ class LabelsFile:
 
 def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False, cached_statements=256)
+
+
+def _lay_out(db: sqlite3.Connection) -> None:
+    for statement in _TABLES.split(";\n"):
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version={_FORMAT_VERSION}")
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:

@@ -17,6 +17,7 @@ from pipeline.traffic.lanes.rows import Row
 from pipeline.traffic.local.inbox import Pending, in_turn
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply
 from pipeline.traffic.record import lazy_finder
+from pipeline.traffic.requests import waiting_name
 
 __all__ = [
     "Key",
@@ -27,6 +28,7 @@ __all__ = [
     "candidates_of",
     "is_parked",
     "known_of",
+    "names_of",
     "parked_for",
     "states_of",
 ]
@@ -90,7 +92,7 @@ def known_of(
     for other in pending:
         if other.seq > taken.get(other.lane, 0):
             inboxes.setdefault(other.lane, []).append(other)
-    said = parked_for(db, prediction_id)
+    said = parked_for(db, [prediction_id] if found is None else names_of(found[1]))
     for other in in_turn(inboxes, taken):
         if (entry := other.entry) is not None:
             said.append((other.received_ms, entry))
@@ -104,15 +106,22 @@ def known_of(
     return known
 
 
-def parked_for(db: sqlite3.Connection, prediction_id: str) -> list[Said]:
-    """Entries parked for a prediction, with the times when they came."""
-    rows = db.execute("SELECT received_ms, entry FROM parked WHERE prediction_id = ? ORDER BY seq", (prediction_id,))
-    return [(received_ms, load_entry(prediction_id, text)) for received_ms, text in rows]
+def names_of(row: Row) -> list[str]:
+    """Names under which feedback may wait for a prediction: its id, and that of its request key if it has one."""
+    return [row.prediction_id, waiting_name(row.request_key)] if row.request_key else [row.prediction_id]
 
 
-def is_parked(db: sqlite3.Connection, prediction_id: str) -> bool:
-    """Whether anything is parked for a prediction."""
-    return db.execute("SELECT 1 FROM parked WHERE prediction_id = ? LIMIT 1", (prediction_id,)).fetchone() is not None
+def parked_for(db: sqlite3.Connection, names: Sequence[str]) -> list[Said]:
+    """Entries parked for a prediction under any of its names, with the times when they came."""
+    marks = ", ".join("?" * len(names))
+    rows = db.execute(f"SELECT received_ms, entry FROM parked WHERE prediction_id IN ({marks}) ORDER BY seq", names)
+    return [(received_ms, load_entry(names[0], text)) for received_ms, text in rows]
+
+
+def is_parked(db: sqlite3.Connection, names: Sequence[str]) -> bool:
+    """Whether anything is parked for a prediction under any of its names."""
+    query = "SELECT 1 FROM parked WHERE prediction_id = ? LIMIT 1"
+    return any(db.execute(query, (name,)).fetchone() is not None for name in names)
 
 
 def states_of(db: sqlite3.Connection, rows: Mapping[Key, int]) -> dict[Key, LabelState]:

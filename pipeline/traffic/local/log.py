@@ -8,7 +8,8 @@ closes predictions (`closing`); `reader` and `deletion` are what their names say
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ import numpy as np
 from pipeline.clock import SystemClock
 from pipeline.errors import NotReady
 from pipeline.forks import ProcessLock
-from pipeline.traffic.feedback import refusal
 from pipeline.traffic.lanes.lane import Lane
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import ScoresEntry
@@ -27,19 +27,29 @@ from pipeline.traffic.local.file import LabelsFile
 from pipeline.traffic.local.forgotten import forgotten_among
 from pipeline.traffic.local.inbox import Pending, pack_entry
 from pipeline.traffic.local.intake import Intake
-from pipeline.traffic.local.known import known_of
+from pipeline.traffic.local.known import known_of, names_of
 from pipeline.traffic.local.reader import Reader
 from pipeline.traffic.local.readers import Readers
 from pipeline.traffic.local.stats import read_stats
 from pipeline.traffic.local.upgrade import upgrade
-from pipeline.traffic.log import FeedbackEntry, FeedbackReply, Labelled, Retained, Scores, TrafficStats
+from pipeline.traffic.log import (
+    FeedbackEntry,
+    FeedbackReply,
+    Labelled,
+    Requested,
+    Retained,
+    Scores,
+    TrafficStats,
+    Unscored,
+)
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import made_by, read_head
+from pipeline.traffic.requests import is_waiting, keys_of, name_of, waiting_name
 
 __all__ = ["LocalTrafficLog"]
 
-_CHUNK_PREDICTIONS = 128
-"""Predictions that one transaction of the join closes, so that others who write never wait long."""
+_CHUNK_PREDICTIONS = 512
+"""Predictions that one transaction of the join closes: a commit costs a turn of the disk, and nobody but a deletion waits."""
 _TRIM_ENTRIES = 256
 """Entries of its inbox that a lane leaves behind the join before it removes them."""
 
@@ -93,13 +103,18 @@ class LocalTrafficLog:
             raise
         self._lanes = Lanes(self._root)
         self._reader = Reader(self._file, self._lanes)
-        self._intake = Intake(self._file, self._lanes, attribution_window_ms)
+        self._intake = Intake(self._file, self._lanes, attribution_window_ms, late_limit_ms)
         self._deletion = Deletion(self._file, self._lanes, self._readers)
 
     @property
     def window_ms(self) -> int:
         """Attribution window."""
         return self._window
+
+    @property
+    def late_limit_ms(self) -> int:
+        """Age up to which a prediction can be labelled."""
+        return self._late_limit
 
     def now_ms(self) -> int:
         """The machine's time, as SQLite reads it."""
@@ -115,12 +130,13 @@ class LocalTrafficLog:
         read = [(read_head(blob), blob) for blob in (made_by(blob, now_ms) for blob in records)]
         with self._file.read() as db:
             forgotten = forgotten_among(db, {head.routing_hash for head, _ in read})
-        refused = {h.prediction_id for h, _ in read if h.time_ms <= forgotten.get(h.routing_hash, -1)}
+        refused = {h.prediction_id: h for h, _ in read if h.time_ms <= forgotten.get(h.routing_hash, -1)}
         with self._owner:
             lane = self._lane()
             lane.append([(head, blob) for head, blob in read if head.prediction_id not in refused])
             if refused:
-                self._refuse(lane, sorted(refused), now_ms)
+                keys = {head.request_key for head in refused.values()} - {0}
+                self._refuse(lane, sorted({*refused, *map(waiting_name, keys)}), now_ms)
 
     def append_scores(self, scores: Sequence[tuple[str, Scores]]) -> None:
         """Commit another arm's scores; a repetition for the same version changes nothing."""
@@ -136,29 +152,31 @@ class LocalTrafficLog:
 
         Two lanes that are told the same at the same instant may both answer ACCEPTED; it is applied once.
         """
-        # An id is genuine in capitals too; the log knows it in small letters.
-        ids = [entry.prediction_id.lower() for entry in entries]
-        refused = [refusal(entry, self._ids, now_ms, self._late_limit) for entry in entries]
-        genuine = list(dict.fromkeys(i for i, reply in zip(ids, refused, strict=True) if reply is None))
+        keys = keys_of(entries)
+        requested = self.requested(keys) if keys else {}
+        meant = [name_of(entry, requested, self._ids, now_ms, self._late_limit) for entry in entries]
+        names = list(dict.fromkeys(name for name in meant if isinstance(name, str)))
         with self._owner:
             lane = self._lane()
-            found = self._lanes.find_all(genuine)
-            pending = self._pending(genuine)
+            found = self._lanes.find_all([name for name in names if not is_waiting(name)])
+            aliases = {name: names_of(found[name][1]) if name in found else [name] for name in names}
+            pending = self._pending(aliases)
             with self._file.read() as db:
-                known = {i: known_of(db, self._lanes, i, found.get(i), pending.get(i, ())) for i in genuine}
+                known = {i: known_of(db, self._lanes, i, found.get(i), pending.get(i, ())) for i in names}
                 row = db.execute("SELECT inbox FROM lanes WHERE lane = ?", (lane.number,)).fetchone()
             replies: list[FeedbackReply] = []
             kept: list[tuple[str, int, str]] = []
-            for entry, i, reply in zip(entries, ids, refused, strict=True):
-                keep = None
-                if reply is None:
-                    keep, reply = known[i].take(entry, now_ms)
+            for entry, name in zip(entries, meant, strict=True):
+                if isinstance(name, FeedbackReply):
+                    replies.append(name)
+                    continue
+                keep, reply = known[name].take(entry, now_ms)
                 if keep is not None:
-                    others = [other for other in pending.get(i, ()) if other.lane != lane.number]
-                    kept.append((i, now_ms, pack_entry(keep, others)))
+                    others = [other for other in pending.get(name, ()) if other.lane != lane.number]
+                    kept.append((name, now_ms, pack_entry(keep, others)))
                 replies.append(reply)
             if kept:
-                lane.put_feedback(kept)
+                lane.put_feedback(kept, max((r.seq for of, r in found.values() if of == lane.number), default=0))
             if row is not None and row[0] - self._trimmed >= _TRIM_ENTRIES:
                 with trimming(self._root.parent) as allowed:
                     if allowed:
@@ -174,14 +192,16 @@ class LocalTrafficLog:
         """
         if self._deletion.interrupted():
             self._deletion.finish()
-        self._intake.run()
+        ends = self._intake.ends()
         closing = Closing(self._lanes, now_ms, self._window)
         entries = 0
         while entries < limit:
             with self._file.write(durable=True) as db:
-                room = min(_CHUNK_PREDICTIONS, limit - entries)
-                revised = closing.revise(db, room)
-                closed = closing.close_due(db, room - revised.entries)
+                if not self._intake.take(db, ends):
+                    continue
+                left = limit - entries
+                revised = closing.revise(db, min(_CHUNK_PREDICTIONS, left))
+                closed = closing.close_due(db, _CHUNK_PREDICTIONS, left - revised.entries)
             entries += revised.entries + closed.entries
             if not revised.visits and not closed.visits:
                 break
@@ -197,9 +217,11 @@ class LocalTrafficLog:
         """A place after which the newest `count` predictions stand, and of each lane no more than that."""
         return self._reader.near_end(count)
 
-    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
-        """Predictions after a place, made before `before_ms`, without another arm's scores: (place, record)."""
-        return self._reader.unscored(after, before_ms, limit)
+    def unscored(
+        self, after: str, before_ms: int, limit: int = 256, endpoints: Collection[str] | None = None
+    ) -> Unscored:
+        """The next predictions after a place that were made before `before_ms` and have no other arm's scores."""
+        return self._reader.unscored(after, before_ms, limit, endpoints)
 
     def predictions(self, after: str, limit: int = 256) -> list[tuple[str, bytes]]:
         """Predictions after a place, each lane's in the order in which it wrote them: (place, record)."""
@@ -213,6 +235,13 @@ class LocalTrafficLog:
         """The records of those predictions that are written, in the order asked."""
         return self._reader.records(prediction_ids)
 
+    def requested(self, request_keys: Sequence[int]) -> dict[int, list[Requested]]:
+        """The newest predictions, two at most, by the key of their caller's request id."""
+        return {
+            key: [Requested(row.prediction_id, row.time_ms, row.n) for _, row in rows]
+            for key, rows in self._lanes.requested(request_keys).items()
+        }
+
     def commit_position(self, reader: str, seq: int) -> None:
         """Store the position of `reader`; see `TrafficLog`."""
         self._readers.commit(reader, seq)
@@ -222,8 +251,9 @@ class LocalTrafficLog:
         return self._readers.position(reader)
 
     def stats(self, now_ms: int) -> TrafficStats:
-        """Totals, and the state of the join, once what the lanes wrote is taken in."""
-        self._intake.run()
+        """Totals, and the state of the join, once what the lanes wrote is taken in; on a full disk, as they were before."""
+        with suppress(NotReady):  # the figures are asked for just then
+            self._intake.run()
         with self._file.read() as db:
             return read_stats(db, self._lanes, now_ms)
 
@@ -259,16 +289,17 @@ class LocalTrafficLog:
             self._own = Lane(self._root, self._preferred, SystemClock(), self._file_bytes)
         return self._own
 
-    def _pending(self, prediction_ids: Sequence[str]) -> dict[str, list[Pending]]:
-        """What waits in all inboxes for these predictions."""
+    def _pending(self, aliases: Mapping[str, Sequence[str]]) -> dict[str, list[Pending]]:
+        """What waits in all inboxes for these predictions, in order of lane and seq. `aliases`: all names of each."""
+        one = {alias: name for name, names in aliases.items() for alias in names}
         found: dict[str, list[Pending]] = {}
-        for lane, row in self._lanes.inbox_of(prediction_ids):
-            found.setdefault(row.prediction_id, []).append(Pending(lane, *row))
-        return found
+        for lane, row in self._lanes.inbox_of(list(one)):
+            found.setdefault(one[row.prediction_id], []).append(Pending(lane, *row))
+        return {name: sorted(waiting, key=lambda p: (p.lane, p.seq)) for name, waiting in found.items()}
 
     def _refuse(self, lane: Lane, prediction_ids: Sequence[str], now_ms: int) -> None:
-        """Have what was said of these predictions deleted, and delete other arms' scores of them."""
-        pending = self._pending(prediction_ids)
+        """Have what was said under these names deleted, and delete other arms' scores of predictions with such ids."""
+        pending = self._pending({i: [i] for i in prediction_ids})
         lane.put_feedback(
             [
                 (i, now_ms, pack_entry(None, (p for p in pending.get(i, ()) if p.lane != lane.number)))

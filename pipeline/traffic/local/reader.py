@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice, takewhile
 
 import numpy as np
 
@@ -20,11 +21,13 @@ from pipeline.traffic.lanes.places import pack_place, unpack_place
 from pipeline.traffic.lanes.rows import Place, Row
 from pipeline.traffic.local.ceilings import Ceilings
 from pipeline.traffic.local.file import LabelsFile
-from pipeline.traffic.log import Labelled, Scores
+from pipeline.traffic.log import Labelled, Scores, Unscored
 
 __all__ = ["Reader"]
 
 _PAGE_PREDICTIONS = 256
+_PASSED_PREDICTIONS = 4096
+"""Predictions that one call looks at, at most."""
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +39,11 @@ class Reader:
         self._file = file
         self._lanes = lanes
         self._damaged: set[Place] = set()
-        self._scored: dict[int, tuple[int, int]] = {}
-        """By lane, a stretch of it in which every prediction has scores: after the first seq, up to the second."""
 
     def labelled(self, after: int, limit: int) -> list[Labelled]:
         """Entries of the labelled log with seq > after, in order, with all scores stored by now."""
         query = (
-            "SELECT seq, prediction_id, revision, time_ms, mature, lane, file, offset, length FROM labelled"
+            "SELECT seq, prediction_id, endpoint, revision, time_ms, mature, lane, file, offset, length FROM labelled"
             " WHERE seq > ? ORDER BY seq LIMIT ?"
         )
         found: list[Labelled] = []
@@ -50,12 +51,13 @@ class Reader:
             with self._file.read() as db:
                 rows = db.execute(query, (after, limit - len(found))).fetchall()
             others = self._others([prediction_id for _, prediction_id, *_ in rows])
-            for seq, i, revision, time_ms, mature, *place in rows:
+            for seq, i, endpoint, revision, time_ms, mature, *place in rows:
                 after = seq
                 record = self.record(Place(*place))
                 if record is not None:
                     scores = tuple(others.get(i, ()))
-                    found.append(Labelled(seq, i, revision, time_ms, *MatureRows.unpack(mature), record, scores))
+                    rows_of = MatureRows.unpack(mature)
+                    found.append(Labelled(seq, i, endpoint, revision, time_ms, *rows_of, record, scores))
             if not rows:
                 break
         return found
@@ -74,23 +76,24 @@ class Reader:
         """A place after which the newest `count` predictions stand, and of each lane no more than that."""
         return pack_place({lane: max(0, self._lanes.last_seq(lane) - count) for lane in self._lanes.numbers()})
 
-    def unscored(self, after: str, before_ms: int, limit: int) -> list[tuple[str, bytes]]:
-        """Predictions after a place, made before `before_ms`, without another arm's scores: place and record."""
+    def unscored(self, after: str, before_ms: int, limit: int, endpoints: Collection[str] | None) -> Unscored:
+        """See `TrafficLog.unscored`. What is passed over costs a look at the indexes and no record."""
         place = unpack_place(after)
         with self._file.read() as db:
             ceilings = Ceilings(db)
-        rows = heapq.merge(
-            *(self._unscored_in(lane, place.get(lane, 0), before_ms, ceilings) for lane in self._lanes.numbers()),
-            key=lambda found: found[1].time_ms,
-        )
+        lanes = (self._before(lane, place.get(lane, 0), before_ms, ceilings) for lane in self._lanes.numbers())
+        rows = islice(heapq.merge(*lanes, key=lambda found: found[1].time_ms), _PASSED_PREDICTIONS)
         found: list[tuple[str, bytes]] = []
-        for lane, row in rows:
-            if len(found) == limit:
-                break
-            place[lane] = row.seq
-            if (record := self.record(row.place(lane))) is not None:
-                found.append((pack_place(place), record))
-        return found
+        while page := list(islice(rows, _PAGE_PREDICTIONS)):
+            wanted = {row.prediction_id for _, row in page if endpoints is None or row.endpoint in endpoints}
+            wanted -= {row.prediction_id for _, row in self._lanes.scores_of(list(wanted))}
+            for lane, row in page:
+                if len(found) == limit:
+                    return Unscored(found, pack_place(place))
+                place[lane] = row.seq
+                if row.prediction_id in wanted and (record := self.record(row.place(lane))) is not None:
+                    found.append((pack_place(place), record))
+        return Unscored(found, pack_place(place))
 
     def latest(self, endpoint: str, limit: int) -> list[bytes]:
         """Up to `limit` records of an endpoint, the newest first, among the newest few of all."""
@@ -141,22 +144,9 @@ class Reader:
             yield from ((lane, row) for row in page)
             after = page[-1].seq
 
-    def _unscored_in(self, lane: int, after: int, before_ms: int, ceilings: Ceilings) -> Iterator[tuple[int, Row]]:
-        """Such predictions of one lane. A stretch where all are scored is remembered: a reader whose place is before it
-        asks again and again."""
-        first, last = self._scored.get(lane, (0, 0))
-        if not first <= after <= last:
-            first, last = after, after
-        after, unbroken = last, True
-        while page := self._lanes.rows(lane, after, _PAGE_PREDICTIONS):
-            scored = {row.prediction_id for _, row in self._lanes.scores_of([row.prediction_id for row in page])}
-            for row in page:
-                unbroken = unbroken and row.prediction_id in scored
-                if unbroken:
-                    self._scored[lane] = (first, row.seq)
-                elif row.prediction_id not in scored and ceilings.time_of(lane, row) < before_ms:
-                    yield lane, row
-            after = page[-1].seq
+    def _before(self, lane: int, after: int, before_ms: int, ceilings: Ceilings) -> Iterator[tuple[int, Row]]:
+        """Predictions of one lane up to the first that is not older."""
+        return takewhile(lambda found: ceilings.time_of(*found) < before_ms, self._rows(lane, after))
 
     def _others(self, prediction_ids: Sequence[str]) -> dict[str, list[Scores]]:
         """Other arms' scores by prediction."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -33,6 +34,10 @@ _APPLICATION_ID = 0x42544E31  # "BTN1"
 _LAST_FORMAT_VERSION = 2
 _CHUNK_PREDICTIONS = 256
 _TOLD_PREDICTIONS = 100_000
+_GROWTH_RATIO = 1.1
+"""Bytes of the new log over those of the old one, at most: indexes, checksums, and pages that are not full."""
+_LEAST_ROOM_BYTES = 4 << 20
+"""For journals, which do not shrink with the log."""
 _COUNTERS = ("feedback", "labelled_entries", "labelled_rows", "parked_refused", "parked_expired")
 
 log = logging.getLogger(__name__)
@@ -47,7 +52,8 @@ def upgrade(old: Path, file: LabelsFile, root: Path, readers: Readers) -> None:
 
     Raises:
         InvalidInput: it is something else, or the new log has predictions of its own already.
-        NotReady: another process is at it, or the disk is full or failing; the next one goes on with it.
+        NotReady: another process is at it, or the disk is full or failing; the next one goes on with it. Where it can be seen
+            beforehand that the disk has no room, nothing is written.
     """
     if not old.exists():
         return
@@ -87,12 +93,32 @@ class _Upgrade:
         """Do what is left of it."""
         (self._watermark,) = self._db.execute("SELECT seq FROM watermark").fetchone()
         (left,) = self._db.execute("SELECT count(*) FROM predictions").fetchone()
+        self._check_room()
         log.info("the traffic log %s of version 0.1 is brought over to %s: %d predictions", self._old, self._root, left)
         with closing(Lane(self._root, 0, SystemClock())) as lane, closing(Lanes(self._root)) as lanes:
             while page := self._page():
                 self._bring(lane, lanes, page)
             self._scores(lane)
         self._finish(names)
+
+    def _check_room(self) -> None:
+        """Check that the disk has room for what is left, beside the old log, which stays until all of it is brought over."""
+        with self._file.read() as db:
+            after = total(db, "upgraded")
+        pages, unused, size = (
+            self._db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count", "page_size")
+        )
+        (of,), (left,) = (
+            self._db.execute("SELECT count(*) FROM predictions WHERE seq > ?", (seq,)).fetchone() for seq in (0, after)
+        )
+        whole = (pages - unused) * size
+        needed = round(_GROWTH_RATIO * whole * (left / of if of else 1.0)) + _LEAST_ROOM_BYTES
+        free = shutil.disk_usage(self._root.parent).free
+        if needed > free:
+            raise NotReady(
+                f"the traffic log {self._old} of version 0.1 cannot be brought over: that takes {needed:,} bytes in "
+                f"{self._root.parent} beside it, and {needed - free:,} of them are missing; make room, and start again"
+            )
 
     def _page(self) -> list[_Old]:
         """The next predictions."""

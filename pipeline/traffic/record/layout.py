@@ -3,7 +3,7 @@
 Little endian. The head has a checksum of itself, directory and names, so a log never files a record under wrong keys. Each
 block has its type and its length in the directory, so a reader skips types that it does not know, and later versions of
 Baton add blocks without a new format. Numbers of types are never used again. Sequences and vectors, further kinds of
-features, go between `BAGS` and `HEADS`. Next: `writing`, `reading`.
+features, go between `BAGS` and `FIELDS`. Next: `writing`, `reading`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ __all__ = [
     "OVERRIDDEN_FLAG",
     "PART",
     "PREFIX",
+    "REQUESTED_FLAG",
+    "REQUEST_KEY",
     "SHED_STATE",
     "TIME_OFFSET_BYTES",
     "Block",
@@ -37,6 +39,8 @@ HEAD = struct.Struct("<4sI" + KEYS_FORMAT)
 TIME_OFFSET_BYTES = PREFIX.size
 """Where the checksum begins, and the time is; that of a record of version 1 is at the same place."""
 OVERRIDDEN_FLAG = 1
+REQUESTED_FLAG = 2
+"""The last block is `REQUEST_KEY`: where a log files the record by its caller's request id, it need not look for it."""
 
 ENTRY_FORMAT = "HxxI"
 ENTRY = struct.Struct("<" + ENTRY_FORMAT)
@@ -59,6 +63,8 @@ class Block:
     """The same with float32 values."""
     BAGS = 18
     """Bags, each its rows and its column (`PART`), int32 offsets `[rows + 1]` and int64 values."""
+    FIELDS = 24
+    """`Schema.columns` of the features in UTF-8, where they are not those of the version that answered."""
     HEADS = 32
     """Heads, each `HEAD_SCORES`, its name in UTF-8 and float32 `[n]`, at a multiple of 8 bytes as parts are."""
     RECALL_SCORES = 33
@@ -67,6 +73,8 @@ class Block:
     """UTF-8."""
     CANDIDATE_TEXTS = 49
     """int32 `[n]`, characters up to the end of each text, then all texts in UTF-8."""
+    REQUEST_KEY = 50
+    """`REQUEST_KEY`; the last block of its record."""
     SHED = 64
     """`SHED_STATE`."""
     CACHED = 65
@@ -74,6 +82,7 @@ class Block:
 
 
 PART = struct.Struct("<II")
+REQUEST_KEY = struct.Struct("<Q")
 HEAD_SCORES = struct.Struct("<BxHxxxx")
 """Arm, and bytes of the head's name."""
 SHED_STATE = struct.Struct("<ff")

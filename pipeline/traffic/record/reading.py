@@ -54,8 +54,14 @@ def read_head(blob: bytes) -> RecordHead:
             return version_1.read_head(blob)
         keys, names, end = _keys(blob)
         endpoint, _, prediction_id, _ = blob[names:end].decode().split("\0")
-        _, _, time_ms, _, _, _, routing_hash, _, n, _, arm, _, _, _ = keys
-        return RecordHead(prediction_id, time_ms, endpoint, n, routing_hash, ARMS[arm])
+        _, _, time_ms, _, _, _, routing_hash, _, n, _, arm, flags, _, _ = keys
+        request_key = 0
+        if flags & layout.REQUESTED_FLAG:
+            kind, size = layout.ENTRY.unpack_from(blob, names - layout.ENTRY.size)
+            if kind != Block.REQUEST_KEY or size != layout.REQUEST_KEY.size:
+                raise ValueError("its last block is not the key of a request id")
+            (request_key,) = layout.REQUEST_KEY.unpack_from(blob, len(blob) - size)
+        return RecordHead(prediction_id, time_ms, endpoint, n, routing_hash, ARMS[arm], request_key)
     except _WRONG as error:
         raise InvalidInput(f"not a prediction record: {error}") from None
 
@@ -105,6 +111,7 @@ def _unpack(blob: memoryview) -> PredictionRecord:
     if scores is None:
         raise ValueError("it has no scores")
     keep_fraction, load = _shed(blocks.get(Block.SHED))
+    key = blocks.get(Block.REQUEST_KEY)
     return PredictionRecord(
         prediction_id=prediction_id,
         time_ms=time_ms,
@@ -128,6 +135,8 @@ def _unpack(blob: memoryview) -> PredictionRecord:
         keep_fraction=keep_fraction,
         load=load,
         cached=_mask(blocks.get(Block.CACHED), n),
+        request_key=0 if key is None else layout.REQUEST_KEY.unpack(key)[0],
+        fields=str(blocks.get(Block.FIELDS, b""), "utf-8"),
     )
 
 

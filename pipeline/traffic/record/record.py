@@ -62,7 +62,8 @@ class PredictionRecord:
         endpoint: name that the client called.
         arm: that answered: `stable`, `candidate` or `direct` (a model called by name, outside every analysis).
         bundle, version: the model version that answered.
-        features: hashed features of the `n` candidates, context once.
+        features: hashed features of the `n` candidates, context once. Without any part they were not recorded.
+        fields: the columns of the features (`Schema.columns`); empty: they are those of the version that answered.
         scores: float32 `[n]`, calibrated probabilities in request order.
         routing_hash: keyed 64-bit hash of the routing key, 0 without one.
         overridden: whether the caller chose the arm; such rows are not analysed.
@@ -70,6 +71,7 @@ class PredictionRecord:
         network: file of the bundle that the scores come from; empty: not known.
         stable_version, candidate_version: of the models that the endpoint's arms had at that time, 0 without one.
         inclusion_probability: above 0 and at most 1, with which an answer such as this one is recorded.
+        request_key: of the caller's request id at this endpoint (`pipeline.traffic.requests.request_key`), 0 without one.
         request_id, candidate_texts: request id and `[n]` candidate ids as the caller wrote them; empty: not kept.
         heads: further scores of the same candidates.
         recall_scores: float32 `[n]`, scores of the stage before, as the caller sent them; None: none were sent.
@@ -100,6 +102,8 @@ class PredictionRecord:
     keep_fraction: float = 1.0
     load: float = 0.0
     cached: Mask | None = None
+    request_key: int = 0
+    fields: str = ""
 
 
 class RecordHead(NamedTuple):
@@ -111,3 +115,4 @@ class RecordHead(NamedTuple):
     n: int
     routing_hash: int
     arm: str
+    request_key: int = 0

@@ -22,6 +22,8 @@ from pipeline.traffic.record.layout import (
     OVERRIDDEN_FLAG,
     PART,
     PREFIX,
+    REQUEST_KEY,
+    REQUESTED_FLAG,
     SHED_STATE,
     Block,
 )
@@ -51,6 +53,8 @@ def pack(record: PredictionRecord) -> bytes:
         directory += (Block.NUMBERS, _add_parts(pieces, f.numbers, _F4))
     if f.bags:
         directory += (Block.BAGS, _add_bags(pieces, f.bags))
+    if record.fields:
+        directory += (Block.FIELDS, _add_bytes(pieces, record.fields.encode()))
     if record.heads:
         directory += (Block.HEADS, _add_heads(pieces, record.heads))
     if record.recall_scores is not None:
@@ -63,6 +67,10 @@ def pack(record: PredictionRecord) -> bytes:
         directory += (Block.SHED, _add_bytes(pieces, SHED_STATE.pack(record.keep_fraction, record.load)))
     if record.cached is not None:
         directory += (Block.CACHED, _add(pieces, ascontiguousarray(record.cached, _U1)))
+    flags = OVERRIDDEN_FLAG if record.overridden else 0
+    if record.request_key:  # the last block
+        flags |= REQUESTED_FLAG
+        directory += (Block.REQUEST_KEY, _add_bytes(pieces, REQUEST_KEY.pack(record.request_key)))
     names = f"{record.endpoint}\0{record.bundle}\0{record.prediction_id}\0{record.network}".encode()
     blocks = len(directory) >> 1
     end = HEAD.size + ENTRY.size * blocks + len(names)
@@ -79,7 +87,7 @@ def pack(record: PredictionRecord) -> bytes:
         f.n,
         record.inclusion_probability,
         ARMS.index(record.arm),
-        OVERRIDDEN_FLAG if record.overridden else 0,
+        flags,
         blocks,
         len(names),
         *directory,

@@ -12,7 +12,7 @@ and labelled entries, where each reader has its own group (`XINFO GROUPS traffic
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice, takewhile
 from typing import ParamSpec, TypeVar
 
@@ -22,16 +22,18 @@ from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.foreign import parsing, whole_number
-from pipeline.traffic.feedback import LabelState, accept, accept_parked, refusal
+from pipeline.traffic.feedback import LabelState, accept, accept_parked
 from pipeline.traffic.join import MatureRows, closes_at, mature_rows, set_right, stands_wrong, written_labels
 from pipeline.traffic.log import (
     INVALID,
     FeedbackEntry,
     FeedbackReply,
     Labelled,
+    Requested,
     Retained,
     Scores,
     TrafficStats,
+    Unscored,
 )
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import RecordHead, lazy_finder, made_by, read_head
@@ -39,11 +41,14 @@ from pipeline.traffic.redis.prediction import FIELDS, Stored, frames, key_of, ot
 from pipeline.traffic.redis.retention import forget, retain
 from pipeline.traffic.redis.scripts import FEEDBACK, INSERT, PLACE, PREFIX, SCORES, SETTLE, TIMES
 from pipeline.traffic.redis.server import TrafficRedis
+from pipeline.traffic.requests import is_waiting, keys_of, name_of, waiting_name
 
 __all__ = ["RedisTrafficLog"]
 
 # Work of one script call, so that lanes never wait long for it.
 _CHUNK_PREDICTIONS = 64
+_PASSED_PREDICTIONS = 4096
+"""Predictions that one call looks at, at most."""
 # How often a change is computed again because others were faster.
 _TRIES = 100
 P = ParamSpec("P")
@@ -94,6 +99,11 @@ class RedisTrafficLog:
         """Attribution window."""
         return self._window
 
+    @property
+    def late_limit_ms(self) -> int:
+        """Age up to which a prediction can be labelled."""
+        return self._late_limit
+
     def now_ms(self) -> int:
         """The server's time."""
         return self._server.now_ms()
@@ -112,20 +122,26 @@ class RedisTrafficLog:
             for record, blob in read[start : start + _CHUNK_PREDICTIONS]:
                 left.setdefault(record.prediction_id, (record, blob))
             for _ in range(_TRIES):
-                stored = self._load(left)
+                stored = self._load([*left, *(waiting_name(h.request_key) for h, _ in left.values() if h.request_key)])
                 arguments: list[object] = []
                 for prediction_id, (record, blob) in left.items():
                     before = stored[prediction_id]
+                    request, early = "", before
+                    waiting = list(before.waiting())
+                    if record.request_key:
+                        early = stored[waiting_name(record.request_key)]
+                        request = early.prediction_id[1:]
+                        waiting = sorted([*waiting, *early.waiting()], key=lambda said: said[0])
                     n, ms = record.n, record.time_ms
                     state, changes, refused, find = LabelState.fold(n), [], 0, _finder(blob)
-                    for received_ms, entry in before.waiting():
+                    for received_ms, entry in waiting:
                         # Feedback that came before its prediction counts as of when it came.
                         change, reply = accept(state, entry, ms, received_ms, find)
                         refused += (reply.exposed + reply.outcomes).count(INVALID)
                         changes += [] if change is None else [change.pack()]
                     closes = closes_at(state, ms, self._window)
                     arguments += (prediction_id, before.version, n, ms, closes, record.routing_hash, record.endpoint)
-                    arguments += (blob, frames(changes), len(changes), refused)
+                    arguments += (blob, frames(changes), len(changes), refused, request, early.version)
                 left = {i.decode(): left[i.decode()] for i in self._server.run(INSERT, *arguments)}
                 if not left:
                     break
@@ -147,12 +163,32 @@ class RedisTrafficLog:
         """Commit exposures and labels; on return what is ACCEPTED is in Redis, and on disk under `appendfsync always`."""
         replies: dict[int, FeedbackReply] = {}
         places: dict[str, list[int]] = {}
-        for place, entry in enumerate(entries):
-            if (refused := refusal(entry, self._ids, now_ms, self._late_limit)) is not None:
-                replies[place] = refused
-                continue
-            # An id is genuine in capitals too; the log knows it in small letters.
-            places.setdefault(entry.prediction_id.lower(), []).append(place)
+        left = list(range(len(entries)))
+        for _ in range(_TRIES):
+            keys = keys_of(entries[place] for place in left)
+            requested = self.requested(keys) if keys else {}
+            places.clear()
+            for place in left:
+                name = name_of(entries[place], requested, self._ids, now_ms, self._late_limit)
+                if isinstance(name, FeedbackReply):
+                    replies[place] = name
+                else:
+                    places.setdefault(name, []).append(place)
+            # A name that waits for its prediction may have got it meanwhile: then the prediction is asked for again.
+            left = self._feed(entries, places, replies, now_ms)
+            if not left:
+                return [replies[place] for place in range(len(entries))]
+        raise self._contended()
+
+    def _feed(
+        self,
+        entries: Sequence[FeedbackEntry],
+        places: Mapping[str, list[int]],
+        replies: dict[int, FeedbackReply],
+        now_ms: int,
+    ) -> list[int]:
+        """Commit entries, by the names of what they are about; the places of those whose name has become a prediction."""
+        found: list[int] = []
         waiting = iter(places.items())
         while chunk := dict(islice(waiting, _CHUNK_PREDICTIONS)):
             for _ in range(_TRIES):
@@ -166,12 +202,14 @@ class RedisTrafficLog:
                     if change:
                         arguments += (prediction_id, before.version, *change)
                 changed = self._server.run(FEEDBACK, *arguments) if arguments else ()
-                chunk = {i.decode(): places[i.decode()] for i in changed}
+                again = [i.decode() for i in changed]
+                found += [place for name in again if is_waiting(name) for place in places[name]]
+                chunk = {name: places[name] for name in again if not is_waiting(name)}
                 if not chunk:
                     break
             else:
                 raise self._contended()
-        return [replies[place] for place in range(len(entries))]
+        return found
 
     @_parsed
     def join(self, now_ms: int, limit: int = 1000) -> int:
@@ -209,23 +247,34 @@ class RedisTrafficLog:
         return result
 
     @_parsed
-    def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
-        """Predictions after a place, made before `before_ms`, without another arm's scores: (place, record)."""
+    def unscored(
+        self, after: str, before_ms: int, limit: int = 256, endpoints: Collection[str] | None = None
+    ) -> Unscored:
+        """See `TrafficLog.unscored`."""
         result: list[tuple[str, bytes]] = []
         seen = int(after or 0)
-        while len(result) < limit:
+        looked = 0
+        while len(result) < limit and looked < _PASSED_PREDICTIONS:
             room = limit - len(result)
             query = ("ZRANGEBYSCORE", f"{PREFIX}unscored", f"({seen}", "+inf", "WITHSCORES", "LIMIT", 0, room)
             (flat,) = self._server.many([query])
             found = list(zip(flat[::2], flat[1::2], strict=True))
-            times = self._server.many([("HGET", key_of(i.decode()), "ms") for i, _ in found])
-            old = [(i, int(seq)) for (i, seq), ms in zip(found, times, strict=True) if ms and int(ms) < before_ms]
-            records = self._server.many([("HGET", key_of(i.decode()), "record") for i, _ in old])
-            result += [(str(seq), record) for (_, seq), record in zip(old, records, strict=True) if record is not None]
-            if len(found) < room:
+            told = self._server.many([("HMGET", key_of(i.decode()), "ms", "endpoint") for i, _ in found])
+            old = list(
+                takewhile(lambda one: not one[1][0] or int(one[1][0]) < before_ms, zip(found, told, strict=True))
+            )
+            wanted = [
+                (i.decode(), int(seq))
+                for (i, seq), (ms, endpoint) in old
+                if ms and (endpoints is None or endpoint is None or endpoint.decode() in endpoints)
+            ]
+            records = self.records([i for i, _ in wanted])
+            result += [(str(seq), records[i]) for i, seq in wanted if i in records]
+            looked += len(old)
+            seen = int(old[-1][0][1]) if old else seen
+            if len(old) < room:
                 break
-            seen = int(found[-1][1])
-        return result
+        return Unscored(result, str(seen) if looked else after)
 
     @_parsed
     def predictions(self, after: str, limit: int = 256) -> list[tuple[str, bytes]]:
@@ -253,6 +302,18 @@ class RedisTrafficLog:
         """The records of those predictions that are written, in the order asked."""
         found = self._server.many([("HGET", key_of(i), "record") for i in prediction_ids])
         return {i: record for i, record in zip(prediction_ids, found, strict=True) if record is not None}
+
+    @_parsed
+    def requested(self, request_keys: Sequence[int]) -> dict[int, list[Requested]]:
+        """The newest predictions, two at most, by the key of their caller's request id."""
+        queries = [("ZREVRANGE", f"{PREFIX}r:{waiting_name(key)[1:]}", 0, 1) for key in request_keys]
+        newest = dict(zip(request_keys, self._server.many(queries), strict=True))
+        stored = self._load(dict.fromkeys(i.decode() for ids in newest.values() for i in ids))
+        found = {
+            key: [Requested(s.prediction_id, s.ms, s.n) for s in (stored[i.decode()] for i in ids) if s.seq is not None]
+            for key, ids in newest.items()
+        }
+        return {key: some for key, some in found.items() if some}
 
     @_parsed
     def commit_position(self, reader: str, seq: int) -> None:
@@ -343,7 +404,7 @@ class RedisTrafficLog:
             if keep is not None:
                 earlier.append(keep)
                 kept.append(parked_frame(now_ms, keep))
-        return replies, ("parked", frames(kept), 0, len(kept)) if kept else ()
+        return replies, ("parked", frames(kept), now_ms, len(kept)) if kept else ()
 
     def _watermark(self) -> int:
         return self._server.groups(f"{PREFIX}predictions")["join"]
@@ -414,7 +475,8 @@ def _finder(blob: bytes) -> Callable[[int], int | None]:
 
 def _labelled(seq: int, prediction_id: str, fields: Mapping[bytes, bytes], stored: Mapping[bytes, bytes]) -> Labelled:
     """A labelled entry. Raises: ValueError, LookupError, InvalidInput: its parts do not fit together."""
-    rows, n = MatureRows.unpack(fields[b"m"]), read_head(stored[b"record"]).n
+    rows, head = MatureRows.unpack(fields[b"m"]), read_head(stored[b"record"])
+    n = head.n
     if len(rows.indices) and not (rows.indices.min() >= 0 and rows.indices.max() < n):
         raise ValueError(f"rows of a prediction that has {n}")
     if len(rows.indices) > n:
@@ -425,4 +487,4 @@ def _labelled(seq: int, prediction_id: str, fields: Mapping[bytes, bytes], store
     if any(len(other.scores) != n for other in scores):
         raise ValueError(f"scores of another number of rows than {n}")
     revision, time_ms = whole_number(fields[b"r"]), whole_number(stored[b"ms"])
-    return Labelled(seq, prediction_id, revision, time_ms, *rows, stored[b"record"], scores)
+    return Labelled(seq, prediction_id, head.endpoint, revision, time_ms, *rows, stored[b"record"], scores)

@@ -24,7 +24,7 @@ def retain(server: TrafficRedis, before_ms: int, protect_seq: int | None, max_by
     done = Retained()
     for ids in _written(server, f"({cut}"):
         done += _remove(server, protect_seq, ids)
-    parked = _drop_waiting(server, cut)
+    parked = _drop_waiting(server, cut, before_ms)
     if max_bytes is not None:
         for ids in _written(server, "+"):
             if server.used_bytes() <= max_bytes:
@@ -75,12 +75,16 @@ def _remove(server: TrafficRedis, protect_seq: int, ids: list[bytes]) -> Retaine
     return Retained(predictions, feedback, labelled, unread=unread, unjoined=unjoined)
 
 
-def _drop_waiting(server: TrafficRedis, cut: str) -> int:
+def _drop_waiting(server: TrafficRedis, cut: str, before_ms: int) -> int:
     """Drop feedback and scores whose prediction was never written; the feedback entries dropped."""
     dropped = 0
-    for name in ("parked", "orphans"):
+    limits = ("LIMIT", 0, _CHUNK_PREDICTIONS)
+    for query in (
+        *(("ZRANGEBYLEX", f"{PREFIX}{name}", "-", f"({cut}", *limits) for name in ("parked", "orphans")),
+        ("ZRANGEBYSCORE", f"{PREFIX}waiting", "-inf", f"({before_ms}", *limits),
+    ):
         while True:
-            (ids,) = server.many([("ZRANGEBYLEX", f"{PREFIX}{name}", "-", f"({cut}", "LIMIT", 0, _CHUNK_PREDICTIONS)])
+            (ids,) = server.many([query])
             if not ids:
                 break
             counts = server.many([("HGET", f"{PREFIX}p:{i.decode()}", "waiting") for i in ids])

@@ -7,11 +7,14 @@ Keys, all under `traffic:`
 
     predictions   stream, id SEQ-0: fields i (prediction id), e (endpoint), r (routing hash); group `join`: the watermark
     labelled      stream, id SEQ-0: fields i, r (revision), m (rows); one group per reader: its position
-    p:ID          hash, one prediction with all that belongs to it: seq, n, ms, closes, record, changes, mature, scores, ...;
+    p:ID          hash, one prediction with all that belongs to it: seq, n, ms, closes, endpoint, record, changes, mature, scores, ...;
                   `revision` once it is closed; before the prediction is written only parked feedback and scores
+    p:~KEY        hash, feedback that waits for the prediction with this key of a request id (`pipeline.traffic.requests`)
+    r:KEY         sorted set of the ids of the predictions with this key
     ids           sorted set of the ids of all written predictions, which sort by time
     unscored, late, parked, orphans   sorted sets of ids: by seq; by time of the next look; feedback and scores without a
                   prediction
+    waiting       sorted set of the ~KEYs, by the time when their first feedback came
     counters, forgotten, format
 
 The rules are not here: `log` reads a prediction, asks `feedback` and `join`, and sends the result together with the

@@ -16,6 +16,7 @@ from nicegui import events, ui
 
 from pipeline.errors import BatonError, StaleVersion
 from serving.admin import verbs as v
+from serving.admin.answers import Rollout
 from serving.admin.door import Admin, request_of
 from serving.admin.verbs import Verb
 from serving.http.console.live import Text, element, show
@@ -23,6 +24,7 @@ from serving.http.console.reader import Reader, Reading, View
 from serving.http.console.visitors import Visitor
 from serving.http.console.wording import weight
 from serving.rollout.state import ACTIVE, Phase
+from serving.rollout.status.codes import Code
 from serving.security.session import CSRF_HEADER
 
 __all__ = ["Actions"]
@@ -40,6 +42,7 @@ class _Action:
         verb: of `Admin`. fields: of its request, from the view at the time the dialog was opened.
         possible: whether it makes sense now. look: class of the button.
         asks: input of the dialog beside the reason: "weight" or "file".
+        passes: whether it passes what the rollout waits for; the dialog says what that is.
     """
 
     label: str
@@ -49,10 +52,16 @@ class _Action:
     possible: Callable[[View], bool]
     look: str = ""
     asks: str = ""
+    passes: bool = False
 
 
 def _phase(view: View) -> str:
     return view.rollout.phase if view.rollout else ""
+
+
+def _awaited(rollout: Rollout) -> bool:
+    """Whether a rollout waits for an operator's approval."""
+    return rollout.phase == Phase.PROGRESSING and rollout.code == Code.WAITS_FOR_APPROVAL
 
 
 def _steer(view: View) -> dict[str, Any]:
@@ -76,17 +85,19 @@ def _weigh(view: View) -> dict[str, Any]:
 
 ACTIONS = (
     _Action("Pause", "The rollout stays at this step. A breach still steps back.", lambda _: v.ROLLOUTS_PAUSE, _steer,
-            lambda view: _phase(view) in (Phase.PROGRESSING, Phase.DEGRADED), "main"),
+            lambda view: _phase(view) in (Phase.PROGRESSING, Phase.DEGRADED, Phase.WATCHING), "main"),
     _Action("Resume", "The rollout goes on by evidence.", lambda _: v.ROLLOUTS_RESUME, _steer,
             lambda view: _phase(view) == Phase.PAUSED, "main"),
+    _Action("Approve", "The next step is entered on its evidence, which is there.", lambda _: v.ROLLOUTS_APPROVE, _forward,
+            lambda view: view.rollout is not None and _awaited(view.rollout), "main"),
     _Action("Promote one step", "The next step is entered now, without its evidence. Guards go on watching.",
-            lambda _: v.ROLLOUTS_PROMOTE, _forward, lambda view: _phase(view) in _MOVABLE),
+            lambda _: v.ROLLOUTS_PROMOTE, partial(_forward, force=True), lambda view: _phase(view) in _MOVABLE, passes=True),
     _Action("Promote fully", "The last step is entered now, without evidence. Guards go on watching.",
-            lambda _: v.ROLLOUTS_PROMOTE, partial(_forward, full=True), lambda view: _phase(view) in _MOVABLE),
+            lambda _: v.ROLLOUTS_PROMOTE, partial(_forward, full=True, force=True), lambda view: _phase(view) in _MOVABLE,
+            passes=True),
     _Action("Set weight", "This share of routing keys goes to the candidate. A running rollout pauses there.",
             lambda view: v.ROLLOUTS_SET_WEIGHT if _phase(view) in ACTIVE else v.ENDPOINTS_SET, _weigh,
-            lambda view: view.endpoint.candidate is not None and not view.endpoint.killed
-            and (_phase(view) in _MOVABLE or _phase(view) not in ACTIVE), asks="weight"),
+            lambda view: view.endpoint.candidate is not None and not view.endpoint.killed, asks="weight"),
     _Action("Start rollout", "The candidate begins in shadow, at weight 0.", lambda _: v.ROLLOUTS_START, lambda _: {},
             lambda view: _phase(view) not in ACTIVE and not view.endpoint.killed, asks="file"),
     _Action("Undo", "The hand-over is taken back: stable answers everything again.", lambda _: v.ROLLOUTS_UNDO, _steer,
@@ -155,7 +166,8 @@ class _Dialog:
         self._action, self._fields = action, action.fields(view)
         rollout = f", {weight(view.endpoint.weight)} now" if view.endpoint.candidate else ""
         self._title.tell(f"{action.label}: {view.endpoint.name}{rollout}")
-        self._effect.tell(action.effect)
+        waits = view.rollout.waiting if view.rollout is not None and action.passes else ""
+        self._effect.tell(f"{action.effect} Passed, and kept in the audit: {waits}" if waits else action.effect)
         self._reason.set_value("")
         self._refused.tell("")
         for asked, parts in {"weight": (self._weight,), "file": (self._upload, self._file)}.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serving.http.console.reader import Reading
-from serving.http.console.wording import span
+from serving.http.console.wording import clock, span
 from serving.rollout.state import ACTIVE
 from serving.runtime.roster import ProcessState
 
@@ -41,6 +41,9 @@ def alarms(reading: Reading | None, error: str, now_ms: int, *, worker: bool) ->
         because = f" ({error})" if error else ": the control process's loops do not answer"
         found.append(Alarm(f"These figures are {span((now_ms - reading.time_ms) / 1000)} old{because}."))
     found += _loop(reading, now_ms)
+    if freeze := reading.freeze:
+        until = f"{clock(freeze.until_ms, now_ms)} UTC"
+        found.append(Alarm(f"Rollouts are frozen until {until} by {freeze.actor}: {freeze.reason}.", False))
     if reading.missing:
         lanes = [name for name in reading.missing if name != "shadow"]
         if lanes:
@@ -123,6 +126,11 @@ def endpoint_alarms(reading: Reading, name: str) -> list[Alarm]:
         by = f" by {endpoint.killed_by}" if endpoint.killed_by else ""
         why = f": {endpoint.killed_reason}" if endpoint.killed_reason else ""
         found.append(Alarm(f"Killed{by}{why}. The candidate answers nothing until the switch is released."))
+    if view.rollout is not None and view.rollout.alarm:
+        found.append(Alarm(f"The rollout is held: {view.rollout.waiting}.", False))
+    if view.rollout is not None and view.rollout.overdue:
+        since = clock(view.rollout.entered_ms, reading.time_ms)
+        found.append(Alarm(f"The rollout has not moved since {since} UTC, longer than its progress_deadline.", False))
     for arm, traffic in view.arms.items():
         if traffic.state == "UNAVAILABLE" and (arm == "stable" or endpoint.candidate is not None):
             found.append(

@@ -52,11 +52,15 @@ class HeadlinePanel(EndpointPanel):
         self._bar.style(replace=f"width:{answers:g}%")
         candidate = view.endpoint.candidate
         self._candidate.tell(f"candidate {candidate.bundle}" if candidate else "no candidate")
-        self._stable.tell(f"stable {endpoint.stable.bundle}")
+        at = f", held at version {endpoint.stable_held}" if endpoint.stable_held else ""
+        self._stable.tell(f"stable {endpoint.stable.bundle}{at}")
         if rollout is None:
             self._waits.tell("Nothing: there is no rollout. An operator may start one from a file.")
             return
-        self._waits.tell(rollout.waiting if rollout.phase in ACTIVE else f"Nothing: the rollout is {rollout.phase}.")
+        waits = rollout.waiting if rollout.phase in ACTIVE else f"Nothing: {rollout.waiting}."
+        if rollout.cause is not None and rollout.cause.unmet:
+            waits += f" (moved by {rollout.cause.actor} although not met: {'; '.join(rollout.cause.unmet)})"
+        self._waits.tell(waits)
         seen, bound = rollout.evidence, bound_of(view)
         bias, low, high = (seen.get(name) for name in ("bias", "bias_low", "bias_high"))
         outside = bias is not None and bound is not None and abs(bias) > bound
@@ -70,6 +74,9 @@ class HeadlinePanel(EndpointPanel):
                 "missing clicks": count(rollout.missing_clicks),
                 "next look": f"in {span((look - now_ms) / 1000)}, {clock(look, now_ms)} UTC" if look else NONE,
                 "at this step since": f"{clock(rollout.entered_ms, now_ms)} UTC",
+                "says so since": f"{clock(rollout.held_since_ms, now_ms)} UTC" if rollout.held_since_ms else NONE,
+                "time left": f"about {rollout.hours_left:.1f} h" if rollout.hours_left is not None else "unknown",
+                "what to do": Cell(rollout.what_to_do, "wide"),
             }
         )
 

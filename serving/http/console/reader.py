@@ -17,7 +17,7 @@ from pipeline.errors import BatonError, NotFound
 from pipeline.traffic.log import TrafficStats
 from serving.admin import requests as r
 from serving.admin import verbs as v
-from serving.admin.answers import AuditEntry, Cache, Endpoint, Metrics, Model, Rollout, Worker
+from serving.admin.answers import AuditEntry, Cache, Endpoint, Freeze, Metrics, Model, Rollout, Worker
 from serving.admin.door import Admin
 from serving.http.console.history import Track
 from serving.http.console.source import READER, all_endpoints, all_versions, newest_audit
@@ -89,6 +89,7 @@ class Reading:
     processes: Sequence[ProcessState] = ()
     recent_shadow_drops: Mapping[str, int] = field(default_factory=dict)
     """Shadow drops of the last minute by reason."""
+    freeze: Freeze | None = None
 
 
 class Reader:
@@ -155,7 +156,9 @@ class Reader:
         _, cache, worker, versions = self._slow
         traffic, (_, missing) = admin.metrics.traffic(), admin.processes.ready()
         processes = admin.processes.roster()
-        return Reading(now, statuses, traffic, views, cache, worker, versions, missing, processes, recent)
+        return Reading(
+            now, statuses, traffic, views, cache, worker, versions, missing, processes, recent, admin.metrics.freeze()
+        )
 
     def _view(self, endpoint: Endpoint, statuses: Statuses, now: int) -> View:
         name = endpoint.name

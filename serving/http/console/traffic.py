@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from pipeline.bundle.teachers import in_words
 from serving.http.console.charts import curves, line_options
 from serving.http.console.live import Cell, Chart, Facts, LiveTable, Text, panel, show
 from serving.http.console.reader import Reading, View
 from serving.http.console.shell import EndpointPanel
 from serving.http.console.wording import NONE, age, count, figure, milliseconds, percent, span
+from serving.rollout.routing import is_observed
 from serving.runtime.status import ShadowStatus
 
 __all__ = ["ArmsPanel", "LatencyPanel", "ShadowPanel", "TiersPanel", "VersionsPanel", "WorkerPanel"]
@@ -35,11 +37,15 @@ class ArmsPanel(EndpointPanel):
             traffic = view.arms[arm]
             versions = Counter(version for version in traffic.versions.values() if version)
             lanes = f"{sum(versions.values())} of {len(reading.statuses.lanes)}"
+            if is_observed(spec.bundle):
+                told = Cell("answered elsewhere", "wide")
+                rows.append([_arm_cell(arm), spec.bundle, NONE, NONE, NONE, told])
+                continue
             state = traffic.state.lower() + (f": {traffic.reason}" if traffic.reason else "")
             tone = {"READY": "wide", "LOADING": "wide warn"}.get(traffic.state, "wide bad")
             rows.append(
                 [
-                    Cell(arm, "candidate strong" if arm == "candidate" else "strong"),
+                    _arm_cell(arm),
                     spec.bundle,
                     ", ".join(sorted(versions)) or NONE,
                     traffic.wanted or spec.version or "newest",
@@ -48,6 +54,10 @@ class ArmsPanel(EndpointPanel):
                 ]
             )
         self._table.tell(rows)
+
+
+def _arm_cell(arm: str) -> Cell:
+    return Cell(arm, "candidate strong" if arm == "candidate" else "strong")
 
 
 class VersionsPanel(EndpointPanel):
@@ -203,11 +213,16 @@ class WorkerPanel:
         self._note.tell("" if running else "Not running: this is its last report.", "warn")
         self._facts.tell(
             {
+                "teacher": in_words(worker.teacher, worker.teacher_kind, worker.teacher_reason)
+                if worker.teacher
+                else NONE,
                 "teacher's weight a": figure(worker.weight, 3),
                 "replay r": figure(worker.replay_ratio, 3),
                 "teacher step K": f"{worker.teacher_every} batches" if worker.teacher_every else NONE,
                 "batches": count(worker.batches),
                 "rows learned": count(worker.trained_rows),
+                "of these without a teacher's score": count(worker.unguided_rows),
+                "rows without features": count(worker.featureless),
                 "entries behind": count(max(0, reading.traffic.last_seq - worker.position)),
                 "loss": figure(worker.loss),
                 "last report": Cell(f"{span(since)} ago", "" if running else "bad"),

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays import F64, I64, Array, Mask
+from serving.rollout.sums.growth import Growth
 from serving.rollout.sums.outcome import OutcomeSums
 from serving.rollout.sums.scale import AUC_UNITS, NAT_UNITS, SQUARE_UNITS, UNITS, checked, fixed
 from serving.rollout.sums.selection import (
@@ -35,6 +36,7 @@ from serving.rollout.sums.selection import (
     ROWS,
     SERVED,
     SERVED_CLICKS,
+    SERVED_STABLE,
     SQUARES,
     STABLE,
     TIME,
@@ -59,7 +61,7 @@ _NO_VERSION = 1 << 62
 PART = [ROWS, CLICKS, STABLE, CANDIDATE, LOSS_DELTA, EXTRA]
 """Columns of a slice's line."""
 _FACTORS = np.ones(COLUMNS)
-_FACTORS[[CLICKS, STABLE, CANDIDATE, SERVED_CLICKS, SERVED, SQUARES]] = 1.0 / UNITS
+_FACTORS[[CLICKS, STABLE, CANDIDATE, SERVED_CLICKS, SERVED, SERVED_STABLE, SQUARES]] = 1.0 / UNITS
 _FACTORS[LOSS_DELTA] = 1.0 / NAT_UNITS
 _FACTORS[REQUEST_SQUARES] = 1.0 / SQUARE_UNITS
 _FACTORS[AUC_DELTA] = 1.0 / AUC_UNITS
@@ -85,6 +87,7 @@ class BlockTable:
     ) -> None:
         self.block_ms, self.fine = block_ms, window_blocks + REVISABLE_BLOCKS
         self.outcome = OutcomeSums()
+        self.growth = Growth()
         self.doublings = 0
         self.version = 0
         self.origin = 0
@@ -136,6 +139,7 @@ class BlockTable:
     def row_of(self, block: int) -> int:
         """Row of block number `time_ms // block_ms`; a new one where it has none. A newer block than all opens it, and may
         merge older ones."""
+        self.growth.changed(block)
         row = self.single.get(block)
         if row is not None:
             return row
@@ -164,6 +168,7 @@ class BlockTable:
     def set_auc(self, block: int, delta: float) -> None:
         """Set the AUC difference of a single block; NaN: it has one class only."""
         has = not np.isnan(delta)
+        self.growth.changed(block)
         self.sums[self.single[block], [AUC_DELTA, AUC_BLOCKS]] = int(fixed(delta, AUC_UNITS)) if has else 0, int(has)
 
     def fill(self, first: int, lines: F64) -> None:

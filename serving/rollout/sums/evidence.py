@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from pipeline.arrays import F64
-
 __all__ = [
     "Limits",
     "Test",
@@ -24,11 +22,11 @@ __all__ = [
     "attempt_error",
     "finite",
     "fraction_above",
-    "limits",
+    "fraction_worse",
+    "mean_limits",
     "radius",
     "shown",
-    "test_below",
-    "test_merged",
+    "test_limits",
     "tuned_rho",
 ]
 
@@ -108,38 +106,28 @@ def radius(blocks: int, error: float) -> float:
     return math.sqrt(2.0 * (spread + 1.0) / (blocks * spread) * math.log1p(math.sqrt(spread + 1.0) / (2.0 * error)))
 
 
-def limits(values: F64, error: float, blocks: int | None = None) -> Limits:
-    """Limits of the mean of float64 `[t]` block values, each one-sided at `error`; infinite below two values.
+def mean_limits(mean: float, variance: float, values: int, blocks: int, error: float) -> Limits:
+    """Limits of a mean, each one-sided at `error`; infinite below two values.
 
     Args:
-        blocks: number of blocks that were merged into the values; None: none were.
+        mean, variance: of `values` values, by value. blocks: that were merged into the values.
 
     Merged blocks have the limits of the same sequence, looked at less often: its variance is estimated from the values, and
     what it has gathered so far counts in blocks, so that no look spends another error because blocks were merged.
     """
-    t = len(values)
-    gathered = t if blocks is None else blocks
-    if t < 2:
-        return Limits(float(values[0]) if t else math.nan, -math.inf, math.inf, gathered)
-    mean = float(values.sum()) / t
-    apart = values - mean
-    wide = radius(gathered, error) * math.sqrt(float(apart @ apart) / (t - 1) * (gathered / t))
-    return Limits(mean, mean - wide, mean + wide, gathered)
+    if values < 2:
+        return Limits(mean, -math.inf, math.inf, blocks)
+    wide = radius(blocks, error) * math.sqrt(variance * (blocks / values))
+    return Limits(mean, mean - wide, mean + wide, blocks)
 
 
-def test_below(values: F64, error: float, at_least: int) -> Test:
-    """Test that the mean of block values `[t]` is below 0: HOLDS or BREACHED each at `error`, else OPEN.
+def test_limits(found: Limits, values: int, error: float, at_least: int) -> Test:
+    """Test that a mean of `values` values is below 0, by its limits: HOLDS or BREACHED each at `error`, else OPEN.
 
-    Before `at_least` blocks the verdict is OPEN.
+    OPEN also before `at_least` blocks and before LEAST_VALUES values.
     """
-    return test_merged(values, error, at_least, len(values))
-
-
-def test_merged(values: F64, error: float, at_least: int, blocks: int) -> Test:
-    """As `test_below`, of values `[t]` that `blocks` blocks were merged into; OPEN also before LEAST_VALUES values."""
-    found = limits(values, error, blocks)
     verdict = Verdict.OPEN
-    if found.blocks >= at_least and len(values) >= min(LEAST_VALUES, at_least):
+    if found.blocks >= at_least and values >= min(LEAST_VALUES, at_least):
         verdict = Verdict.HOLDS if found.high < 0 else Verdict.BREACHED if found.low > 0 else Verdict.OPEN
     return Test(verdict, found, error, at_least)
 
@@ -152,16 +140,39 @@ def fraction_above(hits: int, trials: int, most: float, error: float) -> Verdict
     """
     if trials <= 0 or hits <= most * trials:
         return Verdict.HOLDS
+    return Verdict.BREACHED if _wilson(hits, trials, error)[0] > most else Verdict.OPEN
+
+
+def fraction_worse(hits: int, trials: int, other_hits: int, other_trials: int, error: float) -> bool:
+    """Whether a fraction is shown to be larger than another one: the lower limit of their difference is above 0.
+
+    Newcombe's hybrid score interval (1998, method 10), which holds for few and for rare events.
+
+    >>> fraction_worse(60, 1000, 8, 1000, 0.001), fraction_worse(60, 1000, 55, 1000, 0.001)
+    (True, False)
+    """
+    if trials <= 0 or other_trials <= 0:
+        return False
+    p, q = hits / trials, other_hits / other_trials
+    low, high = _wilson(hits, trials, error)[0], _wilson(other_hits, other_trials, error)[1]
+    return p - q > math.hypot(p - low, high - q)
+
+
+def _wilson(hits: int, trials: int, error: float) -> tuple[float, float]:
+    """Wilson's limits of a fraction, each one-sided at `error`."""
     z = math.sqrt(-2.0 * math.log(min(2.0 * error, 0.5)))  # above the normal quantile (Chernoff), on the safe side
     p = hits / trials
-    centre = p + z * z / (2 * trials)
+    centre, spread = p + z * z / (2 * trials), 1 + z * z / trials
     wide = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return Verdict.BREACHED if (centre - wide) / (1 + z * z / trials) > most else Verdict.OPEN
+    return (centre - wide) / spread, (centre + wide) / spread
 
 
 def finite(value: float) -> float | None:
-    """The value as a plain number; None for NaN and infinity, which JSON does not have."""
-    return float(value) if math.isfinite(value) else None
+    """The value as a plain number of ten digits; None for NaN and infinity, which JSON does not have.
+
+    Beyond ten digits a figure depends on the order in which blocks were added up.
+    """
+    return float(f"{value:.10g}") if math.isfinite(value) else None
 
 
 def shown(value: float | None, digits: int = 4) -> str:

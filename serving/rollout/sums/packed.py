@@ -18,7 +18,7 @@ from pipeline.arrays import Array, Arrays
 
 __all__ = ["pack_sums", "unpack_sums"]
 
-_MAGIC = b"BES1"
+_MAGIC = b"BES2"
 _HEAD = struct.Struct("<4sI")
 _MOST_BYTES = 1 << 30
 

@@ -6,6 +6,7 @@
     control:endpoints    name -> endpoint; control:active: endpoint -> its active rollout
     control:rollouts     id -> rollout without status; control:order: ids as they were started; control:status: id -> status
     control:sums         id -> packed sums of its evidence; control:audit-basis: number -> those that a verdict rests on
+    control:settings     name -> setting of the installation
     control:audit        a stream; its ids, which only grow, are the numbers of the entries
     control:audit:NAME   the numbers of the entries about one endpoint
 
@@ -32,7 +33,7 @@ from pipeline.redis.address import RedisAddress
 from pipeline.redis.connections import asking
 from pipeline.redis.durable import require_durable
 from pipeline.redis.foreign import load_json, parsing, whole_number
-from serving.rollout.routing import Endpoint
+from serving.rollout.routing import OBSERVED, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, ControlStore, LeadLost, StoredRollout, Transaction
@@ -57,6 +58,7 @@ _FORMAT, _VERSION, _ENDPOINTS, _ACTIVE, _ROLLOUTS, _ORDER, _STATUS, _AUDIT, _SUM
     for name in ("format", "version", "endpoints", "active", "rollouts", "order", "status", "audit", "sums")
 )
 _BASIS = _PREFIX + "audit-basis"
+_SETTINGS = _PREFIX + "settings"
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +154,12 @@ class RedisControlStore(ControlStore):
         with asking(f"state {self.url}"):
             return _bytes(self._client.hget(_BASIS, str(seq)))
 
+    def setting(self, name: str) -> dict[str, Any]:
+        with asking(f"state {self.url}"):
+            raw: Any = self._client.hget(_SETTINGS, name)
+        with parsing(f"{_SETTINGS}, {name},"):
+            return dict(load_json(raw)) if raw else {}
+
     def transact(self, change: Callable[[Transaction], T]) -> T:
         token = getattr(self._fence, "token", None)
         for _ in range(_TRIES):
@@ -239,6 +247,9 @@ class _Transaction:
     def put_sums(self, rollout: str, packed: bytes) -> None:
         self.commands.append(("HSET", _SUMS, rollout, packed))
 
+    def put_setting(self, name: str, body: Mapping[str, Any]) -> None:
+        self.commands.append(("HSET", _SETTINGS, name, json.dumps(body)))
+
     def append_audit(self, entry: AuditEntry, basis: bytes | None = None) -> None:
         last: Any = self._pipe.xrevrange(_AUDIT, count=1)
         before = int(bytes(last[0][0]).partition(b"-")[0]) if last else 0
@@ -268,7 +279,7 @@ def _endpoint(name: bytes, body: Any) -> Endpoint | None:
         return None
     with parsing(f"{_ENDPOINTS}, endpoint {name[:_MOST_NAME_LETTERS]!r},"):
         endpoint = Endpoint.model_validate_json(body)
-        arms = [arm.bundle for arm in (endpoint.stable, endpoint.candidate) if arm is not None]
+        arms = [arm.bundle.removeprefix(OBSERVED) for arm in (endpoint.stable, endpoint.candidate) if arm is not None]
         if endpoint.name.encode() != name or not all(map(_NAME.fullmatch, (endpoint.name, *arms))):
             raise ValueError("a name in it is none of an endpoint or a bundle")
         whole_number(str(endpoint.resource_version))

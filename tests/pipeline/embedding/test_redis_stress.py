@@ -19,7 +19,7 @@ from pipeline.redis.address import RedisAddress
 
 pytestmark = pytest.mark.long
 
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 def read(url: str, folder: Path, results: Any) -> None:

@@ -314,7 +314,7 @@ def test_a_time_is_not_set_right_in_a_damaged_head() -> None:
 
 def test_a_record_of_version_1_is_read() -> None:
     head, record = read_head(OLD), unpack(OLD)
-    assert head == ("0cq4n", 1_700_000_000_123, "ranker", 3, (1 << 64) - 3, "candidate")
+    assert head == ("0cq4n", 1_700_000_000_123, "ranker", 3, (1 << 64) - 3, "candidate", 0)
     features = Features(
         3,
         (IdPart(i4(2, 0), i8(11, -(1 << 62)).reshape(1, 2)), IdPart(i4(1), i8(5, 6, 7).reshape(3, 1))),

@@ -20,10 +20,11 @@ from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
 from pipeline.hashing import hash_value
 from pipeline.schema import FieldSpec, Schema
-from pipeline.traffic import parquet
+from pipeline.traffic.export import reading
+from pipeline.traffic.export.reading import read_rows
+from pipeline.traffic.export.writing import export_rows
 from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.log import Exposure, FeedbackEntry, Labelled, Outcome, Scores, TrafficLog
-from pipeline.traffic.parquet import export_rows, read_rows
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from pipeline.traffic.redaction import REDACTED, Redaction
@@ -419,7 +420,7 @@ def test_a_forged_export_takes_no_memory_on_its_word(
 def test_an_export_that_is_far_more_once_unpacked_is_refused_by_number(
     log: TrafficLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "PLAIN_VALUES", 1_000_000)
+    monkeypatch.setattr(reading, "PLAIN_VALUES", 1_000_000)
     fill(log)
     path = tmp_path / "rows.parquet"
     export_rows(log, path)

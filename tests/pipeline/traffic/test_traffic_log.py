@@ -207,13 +207,13 @@ def test_scores_of_the_other_arm(log: TrafficLog) -> None:
     log.append_scores([(early, scores)])  # the shadow lane may be faster than the primary lane's writer
     log.append_predictions([sample(early, START)])
     late, never = predict(log), predict(log)
-    assert [blob for _, blob in log.unscored("", START + 1)] == [sample(late, START), sample(never, START)]
+    assert [blob for _, blob in log.unscored("", START + 1).found] == [sample(late, START), sample(never, START)]
     log.append_scores([(late, scores)])
     log.append_scores([(late, scores)])
-    ((place, left),) = log.unscored("", START + 1)
+    ((place, left),) = log.unscored("", START + 1).found
     assert left == sample(never, START)
-    assert log.unscored("", START) == []
-    assert log.unscored(place, START + 1) == []
+    assert log.unscored("", START).found == []
+    assert log.unscored(place, START + 1).found == []
     for prediction_id in (early, late, never):
         say(log, prediction_id)
     log.join(START + WINDOW_MS)
@@ -299,7 +299,7 @@ def test_retention_waits_for_the_join_and_for_readers(log: TrafficLog) -> None:
     log.join(START + 10_000)
     kept = log.retain(START + 100, protect_seq=3)
     assert (kept.predictions, kept.held_back) == (2, False)
-    assert [blob for _, blob in log.unscored("", START + 10_000)] == [sample(new, START + 500)]
+    assert [blob for _, blob in log.unscored("", START + 10_000).found] == [sample(new, START + 500)]
     say(log, new, shown=[Exposure(0)], now_ms=START + 10_000)
     log.join(START + 20_000)
     assert [e.seq for e in log.labelled(3)] == [4], "a seq is never used again"
@@ -318,7 +318,7 @@ def test_retention_goes_through_many(log: TrafficLog) -> None:
     log.append_predictions(records)
     log.join(START + 10_000)
     assert log.retain(START + 600).predictions == 600
-    assert [blob for _, blob in log.unscored("", START + 10_000, limit=1)] == records[600:601]
+    assert [blob for _, blob in log.unscored("", START + 10_000, limit=1).found] == records[600:601]
 
 
 def test_retention_by_size_drops_the_oldest_that_were_read(log: TrafficLog) -> None:

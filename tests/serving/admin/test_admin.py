@@ -54,7 +54,8 @@ class Place:
 
     def call(self, verb: str, **fields: Any) -> Any:
         asked = VERBS[verb]
-        return self.admin.call(asked, request_of(asked, fields), ME)
+        given = {"reason": "a test", **fields} if asked.mutating else fields
+        return self.admin.call(asked, request_of(asked, given), ME)
 
     def close(self) -> None:
         self.admin.close()
@@ -78,7 +79,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 def test_an_endpoint_that_cannot_be_made_does_not_hold_back_the_others(place: Place) -> None:
     assert [e.name for e in place.call("endpoints.list").endpoints] == ["ranker"]
-    (place.config.repository / "student").rename(place.config.repository / "absent")
+    schema = place.repository.open("student").manifest.model_schema
+    save(ClickModel.create(schema, "lr", 4, seed=0), place.repository, "absent")
     place.admin.endpoints.bootstrap()
     assert [e.name for e in place.call("endpoints.list").endpoints] == ["broken", "ranker"]
 
@@ -133,6 +135,18 @@ def test_a_rollout_begins_with_the_newest_version_that_is_whole(place: Place, ca
     started = place.call("rollouts.start", file=ROLLOUT, reason="go")
     assert (started.candidate.bundle, started.candidate.version) == ("student", "1")
     assert table.name in caplog.text
+
+
+def test_a_rollout_begins_with_the_version_that_is_named(place: Place) -> None:
+    shutil.copytree(place.repository.path("student", "1"), place.repository.path("student", "2"))
+    manifest = place.repository.path("student", "2") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": "1"', '"version": "2"'))
+    started = place.call("rollouts.start", file=ROLLOUT, reason="go", version="1")
+    assert (started.candidate.version, started.refused_version) == ("1", "2")
+    place.call("rollouts.abort", name=started.id, reason="again")
+    assert place.call("rollouts.start", file=ROLLOUT, reason="go").candidate.version == "2"
+    with pytest.raises(InvalidInput):
+        place.call("rollouts.start", file=ROLLOUT, reason="go", version="newest")
 
 
 def test_the_version_of_a_step_is_found_in_a_long_audit(place: Place) -> None:

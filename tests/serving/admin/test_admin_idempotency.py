@@ -39,7 +39,8 @@ def keys(folder: Path, kept: int = 1000) -> SqliteKeys:
 
 def call(world: Operated, verb: str, key: str = "", **fields: Any) -> Any:
     asked = VERBS[verb]
-    return world.admin.call(asked, request_of(asked, fields), ME, key)
+    given = {"reason": "a test", **fields} if asked.mutating else fields
+    return world.admin.call(asked, request_of(asked, given), ME, key)
 
 
 # --- idempotency keys ------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def test_an_etag_guards_a_write(world: Operated) -> None:
     read = http.get("/api/v1/endpoints/ranker")
     tag = read.headers["etag"]
     assert tag == f'"{read.json()["resource_version"]}"'
-    arms = {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}}
+    arms = {"stable": {"bundle": "teacher"}, "candidate": {"bundle": "student"}, "reason": "a test"}
     written = http.put("/api/v1/endpoints/ranker", json=arms, headers={"if-match": tag})
     assert (written.status_code, written.headers["etag"] != tag) == (200, True)
     late = http.put("/api/v1/endpoints/ranker", json=arms, headers={"if-match": tag})
@@ -156,7 +157,7 @@ def test_a_late_operator_changes_nothing(world: Operated, verb: str) -> None:
     with admin_port(world) as port:
         way = Grpc(port)
         with pytest.raises(Refused) as late:
-            way.do(f"rollouts.{verb}", name="ranker", expected=begun.resource_version, **more)
+            way.do(f"rollouts.{verb}", name="ranker", expected=begun.resource_version, reason="late", **more)
         way.close()
     assert late.value.kind == "StaleVersion"
     assert call(world, "rollouts.get", name="ranker").weight == 1

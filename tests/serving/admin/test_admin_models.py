@@ -65,6 +65,8 @@ def test_a_version_that_was_set_aside_is_tried_again_when_it_is_asked_for(tmp_pa
     def faults() -> list[str]:
         return [lane.faults.get("alien/1", "") for lane in world.admin.processes.lanes().values()]
 
+    (listed,) = [m for m in call(world, "models.list").models if m.bundle == "alien"]
+    assert listed.fault == "it hung", "no lane has to ask for it"
     with running(made.config):
         eventually(lambda: faults() == ["it hung"], "the lane says why it does not load it", 60)
         loaded = call(world, "models.load", bundle="alien", wait_seconds=120)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.versions import Repository
+from serving.cli.freeze import _time_ms
 from serving.cli.main import app
 from transfer.bundles.publish import load
 
@@ -105,6 +107,34 @@ def test_training_writes_a_bundle_that_verifies_and_never_over_another(tmp_path:
     refused(baton(*command, tmp_path / "out"), "out")
 
 
+def test_a_version_is_named_by_the_repository_or_by_its_folder(tmp_path: Path) -> None:
+    config = tmp_path / "baton.yaml"
+    train = ("train", "--data", descriptor(tmp_path), "--arch", "lr", "--cache", tmp_path / "cache", "-o", "json")
+    refused(baton(*train), "--name")
+    refused(baton(*train, "--name", "student", "--config", config), "baton.yaml")
+    config.write_text("home: home")
+    bundles = tmp_path / "home/bundles"
+    refused(baton(*train, "--name", "../student", "--config", config), "../student")
+    for version, where in (
+        ("1", ("--name", "student", "--config", config)),
+        ("2", ("--out", bundles / "student/2")),
+        ("3", ("--name", "student", "--config", config)),
+        ("7", ("--out", bundles / "student/7", "--name", "student")),
+        ("8", ("--name", "student", "--config", config)),
+    ):
+        done = baton(*train, *where)
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert json.loads(done.stdout)["bundle"] == str(bundles / "student" / version)
+        manifest = Repository(bundles).open("student", version).manifest
+        assert (manifest.name, manifest.version) == ("student", version)
+    refused(baton(*train, "--out", bundles / "student/9", "--name", "teacher"), "student", "teacher")
+    (bundles / "student/.versions/9").touch()  # a worker is writing it
+    refused(baton(*train, "--out", bundles / "student/9"), "9", "taken")
+    gone = ("--from", "0.99999", "--to", "1")  # no row: training fails, and the number is free again
+    assert baton(*train, *gone, "--out", bundles / "student/11").exit_code == 1
+    assert baton(*train, "--out", bundles / "student/11").exit_code == 0
+
+
 def test_teacher_and_student_are_stored_as_told(tmp_path: Path) -> None:
     common = ("--data", descriptor(tmp_path, rows=2000), "--cache", tmp_path / "cache", "--arch", "fm-4")
     teacher, student = tmp_path / "teacher", tmp_path / "student"
@@ -117,6 +147,8 @@ def test_teacher_and_student_are_stored_as_told(tmp_path: Path) -> None:
         result = json.loads(done.stdout)
         assert min(result["train_seconds"], result["rows_per_second"], result["peak_mb"]) > 0
         assert result["after"]["rows"] == sum(decile["rows"] for decile in result["after"]["deciles"]) == 200
+    assert result["teacher_after"]["rows"] == 200  # of the same rows
+    assert isinstance(result["warnings"], list)
     for path, stored in ((teacher, "float16"), (student, "int8")):
         assert {info.dtype for info in Bundle.open(path).manifest.tables.values()} == {stored}
     assert baton("train", *common, "--out", tmp_path / "other", "--rows", "int4").exit_code == 2
@@ -216,6 +248,14 @@ def test_a_wrong_config_is_named(tmp_path: Path) -> None:
 )
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
     assert baton(*arguments).exit_code == 2
+
+
+def test_a_freeze_ends_at_a_time_or_after_a_duration() -> None:
+    assert _time_ms("2026-12-27T08:00") == _time_ms("2026-12-27T09:00+01:00") == 1_798_358_400_000
+    assert abs(_time_ms("12h") - 1000 * (time.time() + 43_200)) < 60_000
+    for wrong in ((), ("--until", "12h", "--lift"), ("--until", "tomorrow")):
+        done = baton("freeze", *wrong, "--reason", "sale")
+        assert (done.exit_code, "until" in done.stderr) == (1, True)
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

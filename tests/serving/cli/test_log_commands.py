@@ -18,9 +18,12 @@ from installation import Installation
 from typer.testing import CliRunner, Result
 
 from pipeline.features import Features, IdPart
+from pipeline.hashing import hash_value
+from pipeline.model.frame import rows_of
 from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack, unpack
+from pipeline.traffic.requests import request_key
 from serving.cli.main import app
 from serving.wiring.traffic import open_traffic_log
 
@@ -131,6 +134,18 @@ def test_a_described_log_comes_in_as_labelled_rows_without_scores(installation: 
     assert (record.endpoint, record.overridden, record.bundle) == ("ranker", True, "old")
     assert np.isnan(record.scores).all()
     assert not entries[0].other
+    thinned = described | {"name": "thin", "sampling": {"keep": 0.25, "where": {"click": False}}}
+    (tmp_path / "thin.yaml").write_text(yaml.safe_dump(thinned))
+    done = baton(installation, "import", str(tmp_path / "thin.yaml"), *words[2:], "--endpoint", "ranker")
+    assert (json.loads(done.stdout)["new"], json.loads(done.stdout)["new_rows"]) == (20, 40), done.output
+    log = open_traffic_log(installation.config)
+    entries = log.labelled(entries[-1].seq)
+    log.close()
+    # A request of one click and three rows without becomes a prediction for each share.
+    found = {(unpack(e.record).inclusion_probability, tuple(e.labels.tolist())) for e in entries}
+    assert found == {(1.0, (1.0,)), (0.25, (0.0, 0.0, 0.0))}
+    for entry in entries:
+        unpack(entry.record).features.check(SCHEMA)
     described["fields"][0]["missing"] = ["gone"]  # type: ignore[index]
     path.write_text(yaml.safe_dump(described))
     assert "missing is ('gone',) here" in baton(installation, *words, "--endpoint", "ranker").output
@@ -161,6 +176,61 @@ def test_an_import_keeps_the_texts_of_a_file_where_the_log_is_to_have_them(tmp_p
         installation.store.close()
 
 
+def test_an_export_joins_to_a_teams_own_tables_and_comes_back_whole(tmp_path: Path) -> None:
+    source = Installation(tmp_path / "source", traffic={"keep_text": True})
+    made = Installation(tmp_path / "home", traffic={"keep_text": True})
+    table = pa.table(
+        {"user": ["u7", "u7"], "age": [31.5, None], "tags": ["a,b", "a,b"], "item": ["i1", "i2"], "price": [2.0, 3.0],
+         "genres": ["x|y", ""]}
+    )  # fmt: skip
+    rows = rows_of(table, SCHEMA)
+    how = {"network": "context.onnx", "stable_version": 1, "candidate_version": 3, "inclusion_probability": 0.125,
+           "keep_fraction": 0.5, "load": 0.25, "request_key": request_key("ranker", "r-7"), "routing_hash": 77, "request_id": "r-7", "candidate_texts": ["i1", "i2"],
+           "candidate_ids": np.array([5, 6], np.int64)}  # fmt: skip
+    with closing(open_traffic_log(source.config)) as log:
+        one = PredictionIds(load_secret(source.config.secret)).new(START)
+        record = PredictionRecord(
+            one, START, "ranker", "stable", "teacher", 1, Features.from_rows(rows), np.array([0.25, 0.5], np.float32), **how
+        )  # type: ignore[arg-type]  # fmt: skip
+        log.append_predictions([pack(record)])
+        log.append_feedback([FeedbackEntry(one, outcomes=[Outcome(1, 1.0, final=True)], exposed_all=True)], START + 1)
+        while log.join(log.now_ms()):
+            pass
+    out = tmp_path / "rows.parquet"
+    assert baton(source, "export", str(out)).exit_code == 0
+    exported = pq.read_table(out)
+    own = {name: exported.column(name).to_pylist() for name in exported.column_names}
+    assert own["user"] == [hash_value("user", "u7")] * 2
+    assert own["item"] == [hash_value("item", "i1"), hash_value("item", "i2")]
+    assert own["price"] == [2.0, 3.0]
+    assert own["genres"][0] == [hash_value("genres", "x"), hash_value("genres", "y")]
+    for name in (
+        "request_id",
+        "inclusion_probability",
+        "network",
+        "stable_version",
+        "candidate_version",
+        "routing_hash",
+    ):
+        assert own[name] == [how[name]] * 2, name
+    assert (own["candidate_text"], own["candidate_id"]) == (["i1", "i2"], [5, 6])
+    assert own["ids"] == own["numbers"] == own["bags"] == [None, None]
+    tailed = baton(source, "tail", "-o", "json").stdout
+    assert (json.loads(tailed)["request_id"], json.loads(tailed)["candidate_ids"]) == ("r-7", ["i1", "i2"])
+    assert "r-7" in baton(source, "tail", "--what", "predictions").stdout
+    assert baton(made, "import", str(out)).exit_code == 0
+    with closing(open_traffic_log(made.config)) as log:
+        back = unpack(log.labelled(0)[0].record)
+    assert {name: getattr(back, name) for name in how if name not in ("candidate_ids", "candidate_texts")} == {
+        name: value for name, value in how.items() if name not in ("candidate_ids", "candidate_texts")
+    }
+    found = back.features.rows(SCHEMA)
+    assert (found.ids.tolist(), repr(found.numbers.tolist())) == (rows.ids.tolist(), repr(rows.numbers.tolist()))
+    assert [bag.values.tolist() for bag in found.bags] == [bag.values.tolist() for bag in rows.bags]
+    for installation in (source, made):
+        installation.store.close()
+
+
 def test_an_export_leaves_out_and_hashes_again_what_is_named_by_the_endpoints_fields(
     installation: Installation, tmp_path: Path
 ) -> None:
@@ -182,10 +252,12 @@ def test_an_export_leaves_out_and_hashes_again_what_is_named_by_the_endpoints_fi
     assert "still in the file: candidate_id" in done.stderr
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     rows = pq.read_table(out).to_pylist()
-    assert {len(row["numbers"]) for row in rows} == {1}
+    assert [name for name in ("user", "age", "tags", "item", "price", "genres") if name in rows[0]] == [
+        "user", "tags", "item", "price", "genres",
+    ]  # fmt: skip
     plain = tmp_path / "plain.parquet"
     assert baton(installation, "export", str(plain)).exit_code == 0
-    assert not {row["ids"][0] for row in rows} & {row["ids"][0] for row in pq.read_table(plain).to_pylist()}
+    assert not {row["user"] for row in rows} & {row["user"] for row in pq.read_table(plain).to_pylist()}
     refused = baton(installation, "export", str(out), "--drop", "usr")
     assert refused.exit_code == 1
     assert "user, age, tags, item, price, genres" in refused.stderr

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from operated import Operated, http_port, operated, rollout_file
 from typer.testing import CliRunner
 
@@ -15,6 +17,7 @@ from pipeline.traffic.log import FeedbackEntry, Outcome, Scores
 from pipeline.traffic.prediction import PredictionIds, load_secret
 from pipeline.traffic.record import PredictionRecord, pack
 from serving.cli.main import app
+from serving.rollout.frame import figures_table
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Promote
 
@@ -61,7 +64,7 @@ def test_all_figures_are_shown(tmp_path: Path) -> None:
         file = rollout_file(analysis={**times, "segments": [field]})
         world.controller.start(Rollout.parse(file), "ada", "try", version=1)
         traffic.seconds(8, 0.0)
-        world.controller.command("ranker", Promote(full=True), "ada", "push")
+        world.controller.command("ranker", Promote(full=True), "ada", "push", force=True)
         traffic.seconds(30, 0.7)
         with http_port(world) as port:
             server = ("--server", f"http://127.0.0.1:{port}")
@@ -73,6 +76,8 @@ def test_all_figures_are_shown(tmp_path: Path) -> None:
             ):  # fmt: skip
                 assert heading in shown.stdout, heading
             figures = json.loads(CliRunner().invoke(app, ["metrics", "ranker", "-o", "json", *server]).stdout)
+            name = json.loads(CliRunner().invoke(app, ["rollout", "get", "ranker", "-o", "json", *server]).stdout)["id"]
+            same_figures_in_all_forms(figures, name, tmp_path, *server)
     last = figures["phases"][-1]["candidate"]
     assert len(last["deciles"]) == 10
     assert all(abs(tenth["bias"]) < 0.6 for tenth in last["deciles"])
@@ -82,3 +87,33 @@ def test_all_figures_are_shown(tmp_path: Path) -> None:
     effect = figures["long_run"]
     assert sum(effect["requests"].values()) > 180
     assert effect["outcome"]["difference"]["low"] < 0 < effect["outcome"]["difference"]["high"]
+
+
+def same_figures_in_all_forms(figures: dict[str, Any], rollout: str, folder: Path, *server: str) -> None:
+    def asked(*words: str) -> str:
+        done = CliRunner().invoke(app, ["rollout", "metrics", *words, *server])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    rows = json.loads(asked("ranker", "-o", "json"))
+    assert {row["rollout"] for row in rows} == {rollout}
+    last = figures["phases"][-1]
+    found = {row["figure"]: row for row in rows if (row["step"], row["arm"]) == (last["step"], "candidate")}
+    assert (found["bias"]["value"], found["bias"]["low"]) == (last["candidate"]["bias"], last["candidate"]["low"])
+    assert (found["auc"]["value"], found["auc"]["rows"]) == (last["candidate"]["auc"], last["candidate"]["rows"])
+    assert found["outcome"]["high"] == last["outcome"]["candidate"]["high"]
+    assert {row["segment"] for row in rows if row["scope"] == "segment"} == {p["segment"] for p in figures["segments"]}
+    assert sum(row["scope"] == "long_run" for row in rows) == 3
+    lines = asked("ranker", "-o", "csv").splitlines()
+    assert (len(lines), lines[0].split(",")[:3]) == (len(rows) + 1, ['"rollout"', '"endpoint"', '"scope"'])
+    for form in ("csv", "json", "parquet"):
+        asked(rollout, "--out", str(folder / f"figures.{form}"))
+    table = pq.read_table(folder / "figures.parquet")
+    assert table.column("value").to_pylist() == [row["value"] for row in rows]
+    assert (folder / "figures.csv").read_text().splitlines() == lines
+    assert "segment" in asked("ranker")
+    assert CliRunner().invoke(app, ["rollout", "metrics", "ranker", "-o", "parquet", *server]).exit_code == 1
+    alone = figures_table(
+        json.loads(CliRunner().invoke(app, ["rollout", "get", rollout, "-o", "json", *server]).stdout)
+    )
+    assert set(alone.column("figure").to_pylist()) == {"bias", "auc", "logloss", "outcome"}

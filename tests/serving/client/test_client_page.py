@@ -39,7 +39,7 @@ def test_the_page_runs(
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     try:
         for number, block in enumerate(blocks):
             exec(compile(block, f"{PAGE.name}, example {number}", "exec"), names)

@@ -20,7 +20,7 @@ def load(folder: Path, text: str) -> Config:
 @pytest.mark.parametrize(
     ("text", "field", "message"),
     [
-        ("hom: x", "hom", "Extra inputs"),
+        ("hom: x", "hom", "unknown key"),
         ("listen: {grpc_port: 70000}", "listen.grpc_port", "65535"),
         ("listen: {grpc_port: many}", "listen.grpc_port", "integer"),
         ("listen: {host: 0.0.0.0}", "listen", "not loopback"),
@@ -48,9 +48,13 @@ def load(folder: Path, text: str) -> Config:
             "traffic",
             "late_limit 86400 s is below attribution_win",
         ),
-        ("traffic: {attribution_window: 7d}", "traffic", "retention 604800 s is below attribution_window 604800 s"),
+        (
+            "traffic: {attribution_window: 7d, retention: 7d}",
+            "traffic",
+            "retention 604800 s is below attribution_window 604800 s",
+        ),
         ("traffic: {retention: 1h}", "traffic", "retention 3600 s is below attribution_window 1800 s and an hour"),
-        ("traffic: {late_limit: 8d}", "traffic", "retention 604800 s is below late_limit 691200 s"),
+        ("traffic: {late_limit: 8d, retention: 7d}", "traffic", "retention 604800 s is below late_limit 691200 s"),
         (
             "traffic: {sample: {rate: 0}}\nworker: {endpoint: r}",
             "config",
@@ -163,3 +167,13 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.worker.retained == tmp_path / "rows.safetensors"
     assert load(tmp_path, "home: state").repository == tmp_path / "state" / "bundles"
     assert load(tmp_path, "home: /srv/baton").home == Path("/srv/baton")
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "baton.yaml"
+    path.write_text("hom: x\nbundles_keep: 0\nengine: {default_deadline: soon}\n")
+    with pytest.raises(InvalidInput) as caught:
+        Config.load(path)
+    lines = str(caught.value).split("\n  ")
+    assert lines[0] == f"config {path}: 3 things to correct:"
+    assert [line.split(":")[0] for line in lines[1:]] == ["bundles_keep", "engine.default_deadline", "hom"]

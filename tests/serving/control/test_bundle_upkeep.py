@@ -115,11 +115,15 @@ def test_segments_are_merged_and_swept(home: Home) -> None:
     assert (again["segments_merged"], again["segments_removed"], again["failures"]) == (0, 0, 0)
 
 
-def test_a_damaged_version_holds_back_its_own_bundle_alone(home: Home) -> None:
+def test_a_damaged_version_that_is_in_use_holds_back_its_own_bundle_alone(home: Home) -> None:
     (home.repository.path("m", "12") / "manifest.json").write_text("{")
     for _ in range(4):
         save(ClickModel.create(SCHEMA, "fm", 4, seed=1), home.repository, "other")
-    done = home.step()
+    done = home.step({"lane-0": lane("12")})
     assert done["failures"] == 1
     assert len(home.versions) == 12
     assert home.repository.versions("other") == ["4"]
+    assert (
+        home.step({})["failures"] == 0
+    )  # nobody uses it: it stays, and the newest whole one with all that it builds on
+    assert home.versions == [7, 8, 9, 10, 11, 12]

@@ -12,8 +12,9 @@ import pytest
 from installation import statuses
 
 from pipeline.traffic.log import TrafficStats
-from serving.admin.answers import Arm, Endpoint, Rollout
+from serving.admin.answers import Arm, Endpoint, Freeze, Rollout
 from serving.http.console import history, wording
+from serving.http.console.actions import ACTIONS
 from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
 from serving.http.console.history import Series, Track
 from serving.http.console.nonces import PAGES
@@ -169,3 +170,26 @@ def test_only_the_control_process_pays_for_the_pages() -> None:
     others = "serving.processes.lane, serving.processes.shadow, serving.cli.main, serving.processes.worker, serving.runtime.supervisor, serving.http.api"
     code = f"import sys; import {others}; assert 'nicegui' not in sys.modules, 'nicegui is imported'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_a_freeze_and_a_deadline_are_told_of() -> None:
+    freeze = Freeze(until_ms=NOW + 3_600_000, actor="ann", reason="big sale", since_ms=NOW)
+    found = alarms(reading(freeze=freeze), "", NOW, worker=True)
+    assert [a.text for a in found if "frozen" in a.text] == ["Rollouts are frozen until 23:13:20 UTC by ann: big sale."]
+    made = reading()
+    view = made.views["ranker"]
+    late = View(view.endpoint, view.arms, rollout(overdue=True), None, None, ())
+    assert "longer than its progress_deadline" in endpoint_alarms(reading(views={"ranker": late}), "ranker")[0].text
+
+
+def test_what_can_be_pressed_follows_what_the_rollout_says() -> None:
+    def labels(**changes: Any) -> set[str]:
+        view = reading().views["ranker"]
+        shown = View(view.endpoint, view.arms, rollout(**changes), None, None, ())
+        return {action.label for action in ACTIONS if action.possible(shown)}
+
+    assert "Approve" not in labels(code="evidence_missing")
+    assert "Approve" in labels(code="waits_for_approval")
+    assert {"Pause", "Set weight", "Undo"} <= labels(phase="watching"), "at every weight"
+    assert {"Resume", "Set weight", "Promote one step"} <= labels(phase="paused")
+    assert not {"Pause", "Promote fully"} & labels(phase="aborted")

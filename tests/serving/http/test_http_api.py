@@ -38,10 +38,10 @@ class Api:
         return self.http.get(path, **more)
 
     def put(self, path: str, **body: Any) -> Response:
-        return self.http.put(f"/api/v1{path}", json=body, headers=WHO)
+        return self.http.put(f"/api/v1{path}", json={"reason": "a test", **body}, headers=WHO)
 
     def post(self, path: str, **body: Any) -> Response:
-        return self.http.post(f"/api/v1{path}", json=body, headers=WHO)
+        return self.http.post(f"/api/v1{path}", json={"reason": "a test", **body}, headers=WHO)
 
     def audit(self) -> list[tuple[str, str, str]]:
         entries = self.get("/api/v1/audit", params={"endpoint": "ranker"}).json()["entries"]
@@ -150,15 +150,15 @@ def test_a_rollout_is_started_read_and_steered(api: Api) -> None:
     assert api.post("/rollouts/ranker/resume").json()["phase"] == "progressing"
     assert api.post("/rollouts/ranker/set-weight", weight=33, reason="by hand").json()["weight"] == 33
     assert api.get("/api/v1/endpoints/ranker").json()["weight"] == 33
-    assert api.post("/rollouts/ranker/promote", full=True).json()["weight"] == 100
+    assert api.post("/rollouts/ranker/promote", full=True, force=True).json()["weight"] == 100
     assert api.post("/rollouts/ranker/undo", reason="back").json()["weight"] == 0
     refused(api.post("/rollouts/ranker/resume"), 409, "Conflict", "resume")
     assert api.audit()[1:] == [
         ("start", "ann", "new model"),
         ("pause", "ann", "lunch"),
-        ("resume", "ann", ""),
+        ("resume", "ann", "a test"),
         ("set_weight", "ann", "by hand"),
-        ("promote", "ann", ""),
+        ("promote", "ann", "a test"),
         ("undo", "ann", "back"),
     ]
 
@@ -167,6 +167,15 @@ def test_wrong_verbs_are_refused(api: Api) -> None:
     refused(api.post("/rollouts/ranker/pause"), 404, "NotFound", "ranker")
     made = start(api)
     refused(api.post("/rollouts/ranker/explode"), 404, "NotFound", "explode")
+    refused(api.post("/rollouts/ranker/abort", reason=" "), 400, "InvalidInput", "must not be empty", "body.reason")
+    refused(api.post("/rollouts/ranker/promote"), 409, "Conflict", "not met for weight 10: no mature labelled rows")
+    refused(
+        api.put("/endpoints/shop", stable={"bundle": "student"}, reason=""),
+        400,
+        "InvalidInput",
+        "reason",
+        "body.reason",
+    )
     refused(api.post("/rollouts/ranker/set-weight"), 400, "InvalidInput", "weight", "body.weight")
     refused(api.post("/rollouts/ranker/set-weight", weight=-1), 400, "InvalidInput", "weight", "body.weight")
     refused(api.post("/rollouts/ranker/resume"), 409, "Conflict", "resume")

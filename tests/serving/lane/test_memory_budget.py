@@ -64,11 +64,11 @@ def test_a_version_is_warmed_with_what_was_asked(installation: Installation) -> 
     with running(installation.config) as lane, RankingClient(lane.target) as client:
         client.rank("ranker", SCHEMA, features)
         found = lane.lane.dispatcher.samples("ranker")
-        assert [f.n for f in found] == [7]
+        assert [f.n for f, _ in found] == [7]
         assert lane.lane._samples(["ranker"]) == found
     # After a start nothing was answered yet: the log remembers.
     with running(installation.config) as lane:
         assert not lane.lane.dispatcher.samples("ranker")
-        eventually(lambda: [f.n for f in lane.lane._samples(["ranker"])] == [7], "the log gives the request")
-        assert np.array_equal(lane.lane._samples(["ranker"])[0].rows(SCHEMA).ids, features.rows(SCHEMA).ids)
+        eventually(lambda: [f.n for f, _ in lane.lane._samples(["ranker"])] == [7], "the log gives the request")
+        assert np.array_equal(lane.lane._samples(["ranker"])[0][0].rows(SCHEMA).ids, features.rows(SCHEMA).ids)
         assert lane.lane._samples(["nobody"]) == []

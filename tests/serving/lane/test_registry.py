@@ -82,6 +82,37 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_says_why(
     assert registry.wait(lambda s: candidate(s) == "3", 20)
 
 
+def test_the_newest_whole_version_serves_whatever_newer_ones_are(installation: Installation) -> None:
+    """At a start, when nothing serves yet: a copy under another number, no manifest, a cut network, other inputs."""
+    repository = installation.repository
+    installation.publish("student", 5)
+    first = repository.path("student", "1")
+    for version in ("3", "4", "5"):
+        shutil.copytree(first, repository.path("student", version))
+    (repository.path("student", "4") / "manifest.json").write_text("")
+    cut = repository.path("student", "5")
+    (cut / "manifest.json").write_text((cut / "manifest.json").read_text().replace('"version": "1"', '"version": "5"'))
+    (cut / "dense.onnx").write_bytes((cut / "dense.onnx").read_bytes()[:-9])
+    other = Schema(fields=(FieldSpec(name="user", role="candidate"), FieldSpec(name="item", role="candidate")))
+    tables = {name: installation.tables[name] for name in ("user", "item")}
+    write_bundle(repository, tables, name="student", schema=other)
+    registry = open_registry(installation.config, SystemClock())
+    registry.start()
+    try:
+        assert registry.wait(lambda s: "ranker" in s.endpoints and candidate(s) == "2", 30)
+        eventually(lambda: len(registry.faults()) == 4, "all are set aside")
+        faults = registry.faults()
+        assert "student version 1" in faults["student/3"]
+        assert "JSON" in faults["student/4"]
+        assert "dense.onnx" in faults["student/5"]
+        assert "inputs" in faults["student/6"]
+        report = registry.arms()["ranker"]["candidate"]
+        assert (report.version, report.state) == ("2", "READY")
+        assert report.reason.startswith("version 6: its inputs")
+    finally:
+        registry.stop()
+
+
 def test_a_version_the_gate_refused_is_never_taken(installation: Installation, registry: Registry) -> None:
     write_bundle(
         installation.repository, installation.tables, name="student", gate=GateReport(passed=False, reasons=("biased",))
@@ -91,17 +122,23 @@ def test_a_version_the_gate_refused_is_never_taken(installation: Installation, r
     assert candidate(registry.snapshot) == "1"
 
 
-def test_arms_of_different_inputs_do_not_serve_together(installation: Installation, registry: Registry) -> None:
-    schema = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="other", role="candidate")))
-    tables = {"user": installation.tables["user"], "other": installation.tables["item"]}
+def test_arms_that_contradict_each_other_in_a_field_do_not_serve_together(
+    installation: Installation, registry: Registry
+) -> None:
+    schema = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="context")))
+    tables = {"user": installation.tables["user"], "item": installation.tables["item"]}
     write_bundle(installation.repository, tables, name="stranger", schema=schema)
     installation.set(candidate=ArmSpec(bundle="stranger"), weight=50)
 
     def refused() -> bool:
         report = registry.arms()["ranker"]["candidate"]
-        return report.bundle == "stranger" and report.state == "UNAVAILABLE" and "schema" in report.reason
+        return (
+            report.bundle == "stranger"
+            and report.state == "UNAVAILABLE"
+            and "'item': role is 'context' here" in report.reason
+        )
 
-    eventually(refused, "the candidate of another schema is refused")
+    eventually(refused, "the candidate is refused")
     assert registry.snapshot.endpoints["ranker"].candidate is None
     assert registry.snapshot.endpoints["ranker"].stable is not None
 
@@ -113,6 +150,26 @@ def test_a_pinned_version_is_served_also_when_a_newer_one_is_there(
     assert registry.wait(lambda s: candidate(s) == "2", 20)
     installation.set(candidate=ArmSpec(bundle="student", version=1), weight=5)
     assert registry.wait(lambda s: candidate(s) == "1" and s.endpoints["ranker"].endpoint.weight == 5, 20)
+
+
+def test_a_held_stable_arm_takes_nothing_newer_until_it_is_let_go(
+    installation: Installation, registry: Registry
+) -> None:
+    def stable(snapshot: Snapshot) -> str:
+        served = snapshot.endpoints["ranker"].stable
+        return served.model.version if served else ""
+
+    def hold(version: int) -> None:
+        endpoint = installation.store.endpoint("ranker")
+        installation.store.put_endpoint(endpoint.model_copy(update={"stable_held": version}), WHO)
+
+    hold(1)
+    installation.publish("teacher", 7)
+    installation.publish("student", 7)
+    assert registry.wait(lambda s: candidate(s) == "2", 20)
+    assert stable(registry.snapshot) == "1"
+    hold(0)
+    assert registry.wait(lambda s: stable(s) == "2", 20)
 
 
 def test_the_kill_file_is_enough(installation: Installation, registry: Registry) -> None:
@@ -177,6 +234,9 @@ def test_a_store_that_fails_leaves_the_endpoints_and_the_kill_switch(
 
         def endpoints(self) -> dict[str, object]:
             return installation.store.endpoints()  # type: ignore[return-value]
+
+        def setting(self, name: str) -> dict[str, object]:
+            return installation.store.setting(name)
 
     source = Broken()
     registry = open_registry(installation.config, SystemClock())

@@ -35,3 +35,13 @@ def test_the_window_sums_what_the_last_seconds_brought(steps: list[tuple[float, 
         assert found[endpoint].stable == pytest.approx(stable, abs=1e-9)
         assert found[endpoint].candidate == pytest.approx(2 * stable, abs=1e-9)
     assert window.sums(now + 5) == {}
+
+
+def test_another_version_begins_another_window() -> None:
+    window = ScoreRatio(seconds=10)
+    window.add(100.0, "ranker", 10, 1.0, 1.0, ("1", "1"), 20.0)
+    window.add(107.0, "ranker", 10, 1.0, 3.0, ("1", "2"))
+    window.add(109.0, "ranker", 10, 1.0, 3.0, ("1", "2"), degraded=True)
+    sums = window.sums(109.5)["ranker"]
+    assert (sums.rows, sums.candidate, sums.seconds, sums.candidate_version) == (20, 6.0, 2.5, "2")
+    assert (sums.predictions, sums.degraded) == (2, 1)

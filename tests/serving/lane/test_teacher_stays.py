@@ -25,7 +25,7 @@ def test_both_arms_are_wanted_until_after_the_undo(tmp_path: Path) -> None:
         world.controller.start(Rollout.parse(rollout_file(holdout=0.0)), "ada", "try", version=1)
         answering = []
         for event in (Promote(full=True), Complete(), Undo()):
-            world.controller.command("ranker", event, "ada", "because")
+            world.controller.command("ranker", event, "ada", "because", force=True)
             wanted = desired_versions.look(())
             assert {(bundle, version) for bundle, version in wanted.keys} >= {("teacher", "1"), ("student", "1")}, event
             upkeep.step(Statuses())

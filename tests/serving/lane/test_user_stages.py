@@ -83,7 +83,7 @@ def test_clients_get_the_rewritten_scores_and_the_log_those_of_the_model(tmp_pat
         assert served is not None
         predicted = served.model.score(features)
     log = open_traffic_log(made.config)
-    recorded = [unpack(blob).scores for _, blob in log.unscored("", 1 << 62)]
+    recorded = [unpack(blob).scores for _, blob in log.unscored("", 1 << 62).found]
     log.close()
     made.store.close()
     np.testing.assert_array_equal(recorded, [predicted])

@@ -121,7 +121,7 @@ def test_lanes_share_a_port_and_drain_when_told_to(tmp_path: Path) -> None:
         assert second.end(signal.SIGTERM) == 0
         assert status(made, "lane-0")["state"] == "draining"
     log = open_traffic_log(made.config)
-    assert {unpack(blob).prediction_id for _, blob in log.unscored("", 1 << 60)} == set(answered)
+    assert {unpack(blob).prediction_id for _, blob in log.unscored("", 1 << 60).found} == set(answered)
     log.close()
     made.store.close()
 
@@ -252,6 +252,14 @@ def test_recent_quantiles_are_close_and_the_past_is_forgotten() -> None:
     assert recent.failures(106) == (1, 1)
     assert recent.counts(200).sum() == 0
     assert recent.failures(200) == (0, 0)
+    recent.begin(300, "version 1")
+    recent.observe(300, 0.01)
+    recent.degraded(300)
+    recent.begin(301.5, "version 1")
+    assert (recent.totals(302).requests, recent.totals(302).degraded, recent.totals(302).seconds) == (1, 1, 2.0)
+    recent.begin(303, "version 2")
+    assert (recent.totals(307).requests, recent.totals(307).degraded, recent.totals(307).seconds) == (0, 0, 4.0)
+    assert recent.totals(400).seconds == 10
     assert quantile(recent.counts(200), 0.5) is None
     assert len(counts) == len(EDGES) + 1
 
@@ -260,7 +268,7 @@ def test_a_status_file_is_json_that_other_processes_can_rely_on(installation: In
     with running(installation.config) as lane:
         told = json.loads(dumps(lane.lane.status()))
     assert set(told) == {
-        "process", "pid", "time_ms", "port", "state", "endpoints", "direct", "killed", "blind", "state_away", "counters", "engine", "embedding", "faults", "loading", "models", "writer", "shadow",
+        "process", "pid", "time_ms", "port", "state", "endpoints", "direct", "killed", "blind", "state_away", "counters", "engine", "embedding", "faults", "loading", "models", "remotes", "writer", "shadow",
     }  # fmt: skip
     assert set(told["endpoints"]["ranker"]["stable"]) == {
         "bundle", "version", "wanted", "state", "reason", "requests", "rows", "errors", "deadline_misses", "recent",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -12,13 +13,15 @@ from installation import WHO, Installation, eventually, running, shadow_process,
 
 from pipeline.errors import NotFinite
 from pipeline.features import Features, Rows
-from pipeline.traffic.log import FeedbackEntry
+from pipeline.traffic.log import FeedbackEntry, Scores
+from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord, pack, unpack
 from serving.client import RankingClient
 from serving.lane.shadow_queue import ShadowReceiver, ShadowSender
 from serving.processes.shadow import CatchUp, ScoreOutcome
 from serving.rollout.routing import ArmSpec, Endpoint
-from serving.wiring.traffic import open_traffic_log
+from serving.wiring.state import installation_secret
+from serving.wiring.traffic import SHADOW_LANE, open_traffic_log
 
 
 def features_of(made: Installation, seed: int) -> Features:
@@ -36,7 +39,7 @@ def test_the_arm_that_did_not_answer_is_scored(installation: Installation) -> No
             sent[client.rank("ranker", SCHEMA, features, routing_key=f"u{i}").prediction_id] = features
         direct = client.rank("ranker", SCHEMA, features_of(installation, 99), arm="candidate")
         eventually(lambda: status(installation, "shadow").get("scored", 0) == 20, "all are scored")
-        left = [unpack(blob).prediction_id for _, blob in log.unscored("", 1 << 60)]
+        left = [unpack(blob).prediction_id for _, blob in log.unscored("", 1 << 60).found]
         assert left == [direct.prediction_id]
         told = status(installation, "shadow")
         assert told["skipped"] == {}  # what was overridden is not even handed over
@@ -74,75 +77,102 @@ def test_killing_the_shadow_lane_costs_time_and_nothing_else(installation: Insta
             assert client.rank("ranker", SCHEMA, features_of(installation, i)).arm == "stable"
         lane.lane.sender._queue.clear()  # what waits for the shadow lane is lost too
         eventually(lambda: lane.lane.writer.counters().committed == 10, "all predictions are committed")
-        assert log.unscored("", 1 << 60)
+        assert log.unscored("", 1 << 60).found
         with shadow_process(installation) as shadow:
-            eventually(lambda: not log.unscored("", 1 << 60), "what was missed is scored from the log", 30)
+            eventually(lambda: not log.unscored("", 1 << 60).found, "what was missed is scored from the log", 30)
             assert shadow.end(signal.SIGTERM) == 0
         assert status(installation, "shadow")["caught_up"] >= 5
     log.close()
 
 
-def test_catching_up_passes_only_what_is_settled(installation: Installation, tmp_path: Path) -> None:
-    now = 1_000_000
+def test_scores_that_a_full_disk_does_not_take_are_told_once_and_made_again(installation: Installation) -> None:
+    log = open_traffic_log(installation.config)
+    folder = installation.config.traffic_folder / "lanes" / str(SHADOW_LANE)
+    with (
+        running(installation.config) as lane,
+        RankingClient(lane.target) as client,
+        shadow_process(installation) as shadow,
+    ):
+        eventually(lambda: status(installation, "shadow").get("lanes", 0) == 1, "the lane is connected")
+        client.rank("ranker", SCHEMA, features_of(installation, 0))
+        eventually(lambda: status(installation, "shadow")["scored"] == 1, "the first one is scored")
+        room = (folder / "index.db-wal").stat().st_size
+        unlimited = resource.prlimit(shadow.process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+
+        def refused() -> bool:
+            client.rank("ranker", SCHEMA, features_of(installation, 1))
+            return bool(status(installation, "shadow")["dropped"].get("store", 0) >= 5)
+
+        eventually(refused, "scores are not written")
+        resource.prlimit(shadow.process.pid, resource.RLIMIT_FSIZE, unlimited)
+        eventually(lambda: not log.unscored("", 1 << 60).found, "all are scored from the log", 30)
+        assert shadow.errors.read_text().count("scores cannot be written") == 1
+    log.close()
+
+
+def test_catching_up_stays_before_what_cannot_be_scored_yet_and_passes_endpoints_without_a_candidate(
+    installation: Installation, tmp_path: Path
+) -> None:
+    log = open_traffic_log(installation.config)
+    compared = {"ranker"}
 
     class Clock:
+        ahead_ms = 0
+
         def wall_ms(self) -> int:
-            return now
+            return log.now_ms() + self.ahead_ms
 
         def monotonic(self) -> float:
-            return now / 1000
+            return 0.0
 
-    class Log:
-        def __init__(self) -> None:
-            self.rows: dict[int, tuple[int, bytes]] = {}
-            self.scored: set[int] = set()
-
-        def unscored(self, after: str, before_ms: int, limit: int = 256) -> list[tuple[str, bytes]]:
-            found = [
-                (str(seq), blob)
-                for seq, (time_ms, blob) in sorted(self.rows.items())
-                if seq > int(after or 0) and time_ms < before_ms and seq not in self.scored
-            ]
-            return found[:limit]
-
-        def append_scores(self, scores: object) -> None: ...
-
-    def blob(seq: int, time_ms: int) -> bytes:
+    def record(endpoint: str, age_ms: int) -> str:
         scores = np.zeros(5, np.float32)
-        return pack(
-            PredictionRecord(str(seq), time_ms, "ranker", "stable", "teacher", 1, features_of(installation, 1), scores)
+        time_ms = log.now_ms() - age_ms
+        made = ids.new(time_ms)
+        features = features_of(installation, 1)
+        log.append_predictions(
+            [pack(PredictionRecord(made, time_ms, endpoint, "stable", "teacher", 1, features, scores))]
         )
+        return made
 
-    log = Log()
-    for seq, age in ((1, 600_000), (2, 500_000), (3, 10), (4, 400_000), (5, 20_000)):
-        log.rows[seq] = now - age, blob(seq, now - age)
-    waiting = {2}
+    ids = PredictionIds(installation_secret(installation.config))
+    seen: list[str] = []
+    first, waiting, idle = record("ranker", 600_000), record("ranker", 500_000), record("idle", 450_000)
+    third, young = record("ranker", 400_000), record("ranker", 0)
+    unready = {waiting}
 
     def score(records: list[PredictionRecord]) -> list[ScoreOutcome]:
-        result = []
-        for record in records:
-            seq = int(record.prediction_id)
-            result.append(ScoreOutcome.WAITING if seq in waiting else ScoreOutcome.SCORED)
-            if seq not in waiting:
-                log.scored.add(seq)
-        return result
+        seen.extend(r.prediction_id for r in records)
+        outcomes = [ScoreOutcome.WAITING if r.prediction_id in unready else ScoreOutcome.SCORED for r in records]
+        done = [r for r, o in zip(records, outcomes, strict=True) if o is ScoreOutcome.SCORED]
+        log.append_scores([(r.prediction_id, Scores("candidate", "student", 1, r.scores)) for r in done])
+        return outcomes
 
+    def one_pass(reader: CatchUp) -> list[str]:
+        seen.clear()
+        while reader.step(score, limit=1):
+            pass
+        reader.save()
+        return list(seen)
+
+    clock = Clock()
     place = tmp_path / "place"
-    reader = CatchUp(log, Clock(), place)
-    assert reader.step(score, limit=2) == 2
-    assert reader.step(score, limit=2) == 2
-    assert reader.step(score, limit=2) == 0
-    assert log.scored == {1, 4, 5}
-    reader.save()
-    assert place.read_text() == "1"
-    waiting.clear()
-    now += 200_000
-    again = CatchUp(log, Clock(), place)
-    while again.step(score):
-        pass
-    assert log.scored == {1, 2, 3, 4, 5}
-    again.save()
-    assert place.read_text() == "3"
+    reader = CatchUp(log, clock, place, lambda: compared)
+    assert one_pass(reader) == [first, waiting, third]
+    kept = place.read_text()
+    assert one_pass(reader) == [waiting]
+    assert place.read_text() == kept
+    unready.clear()
+    again = CatchUp(log, clock, place, lambda: compared)
+    assert one_pass(again) == [waiting]
+    clock.ahead_ms = 3_000
+    assert one_pass(again) == [young]
+    compared.add("idle")  # what was made before the endpoint had a candidate is passed for good
+    later = record("idle", 0)
+    clock.ahead_ms = 6_000
+    assert one_pass(CatchUp(log, clock, place, lambda: compared)) == [later]
+    assert idle not in seen
+    log.close()
 
 
 def test_a_full_queue_drops_the_oldest_and_says_so(tmp_path: Path) -> None:

@@ -58,7 +58,17 @@ def entry(
     labels = (rng.random(len(shown)) < 0.4).astype(np.float32)
     unknown = np.full(len(shown), np.nan, np.float32)
     return Labelled(
-        seq, f"p{seq}", 0, time_ms, shown, labels, np.full(len(shown), -1, np.int32), unknown, pack(record), others
+        seq,
+        f"p{seq}",
+        endpoint,
+        0,
+        time_ms,
+        shown,
+        labels,
+        np.full(len(shown), -1, np.int32),
+        unknown,
+        pack(record),
+        others,
     )
 
 

@@ -12,11 +12,13 @@ import math
 
 import numpy as np
 import pytest
+from streams import share_of_streams
 
 from pipeline.arrays import F64, Mask
+from serving.rollout.guards import PastScores
 from serving.rollout.reconcile import Context, Observed, reconcile
 from serving.rollout.spec import MIN_BLOCKS, Rollout
-from serving.rollout.state import StepBack, begin
+from serving.rollout.state import Advance, StepBack, apply, begin
 from serving.rollout.sums import selection
 from serving.rollout.sums.evidence import Verdict, radius
 from serving.rollout.sums.outcome import ARMS, GROUPS, MIXTURE_FRACTION, OutcomeSums, mixture_radius
@@ -67,24 +69,21 @@ def ever_beyond(values: F64, error: float) -> Mask:
 
 def wrong_verdicts(streams: int, length: int, share: float, bound: float, seed: int) -> dict[str, float]:
     """Shares of streams with a bias of exactly the bound that are ever shown to lie within or beyond it."""
-    rng = np.random.default_rng(seed)
-    wrong = dict.fromkeys(("within", "beyond", "loss within", "loss beyond"), 0)
-    for start in range(0, streams, 500):
-        clicks, calibrated, loss = block_streams(rng, min(500, streams - start), length, share)
+
+    def count(rng: np.random.Generator, n: int) -> F64:
+        clicks, calibrated, loss = block_streams(rng, n, length, share)
         above = (1 + bound) * calibrated - (1 + bound) * clicks  # Z+ of a candidate whose bias is the bound
-        wrong["within"] += int(ever_beyond(-above, ERROR).sum())
-        wrong["beyond"] += int(ever_beyond(above, ERROR).sum())
-        wrong["loss within"] += int(ever_beyond(-loss, 2 * ERROR).sum())
-        wrong["loss beyond"] += int(ever_beyond(loss, 2 * ERROR).sum())
-    return {name: count / streams for name, count in wrong.items()}
+        tests = ((-above, ERROR), (above, ERROR), (-loss, 2 * ERROR), (loss, 2 * ERROR))
+        return np.array([float(ever_beyond(values, error).sum()) for values, error in tests])
+
+    shares = share_of_streams(count, streams, seed).tolist()
+    return dict(zip(("within", "beyond", "loss within", "loss beyond"), shares, strict=True))
 
 
-def wrong_effects(streams: int, looks: int, users: float, holdout: float, seed: int) -> tuple[float, float]:
+def wrong_effects(streams: int, looks: int, users: float, holdout: float, seed: int) -> F64:
     """Shares of streams without an effect in which one is ever shown, below and above; keys keep their taste for good."""
-    rng = np.random.default_rng(seed)
-    below = above = 0
-    for start in range(0, streams, 250):
-        n = min(250, streams - start)
+
+    def count(rng: np.random.Generator, n: int) -> F64:
         keys = np.stack([rng.poisson(users / GROUPS * share, (n, GROUPS)) for share in (holdout, 1 - holdout)], 2)
         taste = rng.gamma(keys + 1e-12)  # of exponential tastes: a few keys do most of the clicking
         sums = np.zeros((n, GROUPS, 2, 2))
@@ -100,20 +99,25 @@ def wrong_effects(streams: int, looks: int, users: float, holdout: float, seed: 
             wide = np.sqrt((1 + 1 / mixed) * np.log((1 + mixed) / (2 * ERROR) ** 2) * variance)
             effect = rate[:, 1] - rate[:, 0]
             ever |= np.stack([effect + wide < 0, effect - wide > 0])
-        below, above = below + int(ever[0].sum()), above + int(ever[1].sum())
-    return below / streams, above / streams
+        shown: F64 = ever.sum(1).astype(np.float64)
+        return shown
+
+    return share_of_streams(count, streams, seed, chunk=250)
 
 
 def score_ratio_alarms(streams: int, rows: int, seed: int) -> int:
-    """Step backs by the score ratio among windows of as few rows as it is judged on, of arms with equal mean scores."""
+    """Step backs and alarms by the score ratio among windows of as few rows as it is judged on, of arms with equal mean scores."""
     rng = np.random.default_rng(seed)
-    state, alarms = begin(SPEC, 1, 0, 0), 0
+    usual = float((1 / (1 + np.exp(-rng.normal(-1.65, 1.0, 100_000)))).mean())
+    past = PastScores(1.0, usual, usual)
+    state, alarms = apply(SPEC, begin(SPEC, 1, 0, 0), Advance(), 0, 0), 0
     for _ in range(streams):
         scores = 1 / (1 + np.exp(-rng.normal(-1.65, 1.0, (2, rows))))  # nothing in common: the widest that it can be
         seen = Observed(
             1, scored_rows=rows, predicted_stable=float(scores[0].sum()), predicted_candidate=float(scores[1].sum())
         )
-        alarms += isinstance(reconcile(Context(SPEC, state, seen, 10, 0, None)).event, StepBack)
+        decision = reconcile(Context(SPEC, state, seen, 10, 0, None, past=lambda: past))
+        alarms += isinstance(decision.event, StepBack) or bool(decision.alarm)
     return alarms
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import BatonError, Conflict
 from pipeline.traffic.local.log import LocalTrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from serving.rollout.controller import RolloutController
-from serving.rollout.reconcile import Observed
+from serving.rollout.observed import NewVersion, Observed
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.sqlite_store import SqliteControlStore
@@ -126,7 +126,7 @@ class Crashes(RuleBasedStateMachine):
     @precondition(lambda self: self.store.rollouts())
     @rule(name=st.sampled_from(NAMES), event=st.sampled_from(VERBS), at=st.none() | st.integers(0, 12))
     def verb(self, name: str, event: Event, at: int | None) -> None:
-        self.dead_or_done(lambda: self.controller.command(name, event, "ada", "because"), at)
+        self.dead_or_done(lambda: self.controller.command(name, event, "ada", "because", force=True), at)
 
     @rule(
         name=st.sampled_from(NAMES),
@@ -136,7 +136,7 @@ class Crashes(RuleBasedStateMachine):
                 {"requests": 1000, "errors": 500},
                 {"scored_rows": 5000, "predicted_stable": 100.0, "predicted_candidate": 130.0},
                 {"killed": "complaints"},
-                {"versions": ((2, 0.0), (3, 0.5))},
+                {"versions": (NewVersion(2, 0.0, passed=True), NewVersion(3, 0.5, passed=True))},
             ]
         ),
         at=st.none() | st.integers(0, 30),
@@ -201,7 +201,7 @@ def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_p
     died: list[str] = []
     changes: dict[str, Any] = {
         "start": lambda: controller.start(spec("ranker"), "ada", "go", version=1),
-        "promote": lambda: controller.command("ranker", Promote(), "ada", "push"),
+        "promote": lambda: controller.command("ranker", Promote(), "ada", "push", force=True),
         "abort": lambda: controller.command("ranker", Abort(), "ada", "stop"),
     }
     for name in changes:

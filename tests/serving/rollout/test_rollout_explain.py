@@ -20,7 +20,7 @@ def test_every_verdict_on_labels_can_be_worked_out_again(world: World) -> None:
     world.seconds(3)
     world.controller.start(spec, "ada", "try it", version=1)
     world.seconds(120, until=Phase.WATCHING)
-    world.bias = 0.5
+    world.bias = 0.9
     world.seconds(15, until=Phase.DEGRADED)
     world.controller = world.new_controller()  # nothing is remembered
     entries = [e for e in world.store.audit("ranker") if e.verb in ("advance", "step_back")]
@@ -60,7 +60,7 @@ def test_a_figure_that_the_log_does_not_bear_out_is_shown(world: World) -> None:
 
 def test_what_rests_on_no_labels_says_so(world: World) -> None:
     world.controller.start(SPEC, "ada", "try it", version=1)
-    world.controller.command("ranker", Promote(), "ada", "push")
+    world.controller.command("ranker", Promote(), "ada", "push", force=True)
     world.observed = Observed(since_ms=world.clock.now, requests=1000, errors=600)
     world.controller.step()
     world.controller.command("ranker", Pause(), "bob", "lunch")

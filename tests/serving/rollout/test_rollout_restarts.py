@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.errors import NotReady
 from pipeline.traffic.log import Labelled
 from serving.rollout import reader
 from serving.rollout.analysis import RolloutAnalysis
+from serving.rollout.figures import RolloutFigures
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import AfterFull, SliceGuard
 from serving.rollout.state import Abort, Pause, Phase
@@ -24,6 +26,7 @@ from serving.state.redis.control_store import RedisControlStore
 LONG = SPEC.model_copy(update={"after_full": AfterFull(watch=1000.0)})
 SLICED = LONG.model_copy(
     update={
+        "step_backs_max": 9,
         "guards": SPEC.guards.model_copy(
             update={"segments": (SliceGuard(field="tab", values=("home",), logloss_delta_max=0.1),)}
         ),
@@ -50,7 +53,7 @@ def lived(
         if second in restarts:
             world.controller = world.new_controller()
         if second == 45:
-            world.bias = 0.5
+            world.bias = 0.9
         world.seconds(1)
     stored = world.controller.command("ranker", Pause(), "ada", "compare")
     sums = world.store.sums(stored.id)
@@ -118,7 +121,9 @@ def test_a_labelled_prediction_is_read_once_for_all_rollouts(
     whole = reader.unpack
     monkeypatch.setattr(reader, "unpack", lambda record: unpacked.append(record) or whole(record))
     assert not unpacked, "no rollout is of the ranker yet"
+    before = len(counting.read)
     world.controller.start(SPEC, "ada", "try it", version=1)
+    del counting.read[before:]  # the newest are looked at for how long the evidence will take
     world.seconds(10)
     last = world.log.stats(world.clock.now).last_seq
     assert counting.read == list(range(1, last + 1))
@@ -176,6 +181,34 @@ def test_ended_rollouts_are_not_read_for(world: World, counting: Counting) -> No
     world.seconds(5)
     assert not counting.read
     assert world.controller.snapshot("ranker").exposed > 0, "who asks is told"
+
+
+def test_an_ended_rollout_keeps_its_figures_and_verdicts_and_gives_up_its_sums(world: World) -> None:
+    def all_shown() -> tuple[RolloutFigures, list[object]]:
+        audit = [entry for entry in world.store.audit("ranker") if entry.rollout == rollout]
+        shown = world.controller.snapshot(rollout)
+        return replace(shown, long_run=None), [world.controller.explain(entry.seq) for entry in audit]
+
+    rollout = world.controller.start(SLICED, "ada", "try it", version=1).id
+    world.seconds(30)
+    world.controller.command("ranker", Abort(), "ada", "enough")
+    world.seconds(3)
+    shown, explained = all_shown()
+    sums = world.store.sums(rollout)
+    assert sums is not None
+    assert shown.segments
+    assert len(shown.phases) > 2
+    world.clock.now += world.log.late_limit_ms - 60_000
+    world.controller.step()
+    assert len(world.store.sums(rollout) or b"") == len(sums), "until then a label may change them"
+    world.clock.now += 3_700_000
+    for _ in range(2):
+        world.controller.step()
+        left = world.store.sums(rollout)
+        assert left is not None
+        assert len(left) < len(sums) / 3
+        assert all_shown() == (shown, explained)
+        world.controller = world.new_controller()
 
 
 @pytest.mark.parametrize("where", ["add", "_count"])

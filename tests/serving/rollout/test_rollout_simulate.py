@@ -1,4 +1,8 @@
-"""Rollout files against generated traffic: few runs here, the stated rates in the long tests."""
+"""Rollout files against generated traffic: few runs here, the stated rates in the long tests.
+
+The rates that docs/rollout.md states were seen on 1,000 runs. Here at most one run may go wrong, so that fewer of them tell
+a wrong rate from the stated one. Runs are the first of those that a larger number would make.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import asdict
 import pytest
 
 from pipeline.errors import InvalidInput
-from serving.rollout.simulate import fixed_horizon, simulate
+from serving.rollout.simulation.run import fixed_horizon, simulate
 from serving.rollout.spec import Rollout
 
 SAMPLE = """
@@ -22,6 +26,7 @@ steps:
   - {weight: 50,  bias_below: 0.02}
   - {weight: 100, bias_below: 0.02}
 guards: {}
+analysis: {evidence_span: 0s}
 """
 SPEC = Rollout.parse(SAMPLE)
 
@@ -43,17 +48,27 @@ def test_a_bad_candidate_never_gets_half_of_the_traffic(scenario: str) -> None:
 
 
 def test_a_candidate_that_turns_bad_is_stepped_back() -> None:
-    report = simulate(SPEC, "turns_bad", runs=4, seed=3)
+    report = simulate(SPEC, "turns_bad", runs=4, seed=3, turned_bias=0.05)
     assert report.stepped_back == 1.0
     assert report.blocks_to_step_back["p95"] is not None
-    assert report.blocks_to_step_back["p95"] <= 240, "two breach windows"
+    assert report.blocks_to_step_back["p95"] <= 300, "as soon as all rows that it served show it"
 
 
 def test_scores_that_move_by_a_quarter_are_stepped_back_at_once() -> None:
     report = simulate(SPEC, "turns_bad", runs=6, seed=3, turned_bias=0.26)
     assert report.stepped_back_in_time == 1.0
-    assert report.blocks_to_step_back["p95"] is not None
-    assert report.blocks_to_step_back["p95"] <= 3
+    assert report.blocks_to_step_back["median"] is not None
+    assert report.blocks_to_step_back["median"] <= 1
+
+
+def test_the_rows_of_a_heavy_user_are_capped_as_those_of_the_log_are() -> None:
+    free = SPEC.model_copy(update={"analysis": SPEC.analysis.model_copy(update={"key_cap": 0.0})})
+    capped, whole = (
+        simulate(spec, "heavy_user", runs=2, seed=4, horizon=640, heavy_share=0.2, block_rows=200, bias=0.02)
+        for spec in (SPEC, free)
+    )
+    assert whole.left_out == 0.0
+    assert 0.05 < capped.left_out < 0.2
 
 
 def test_merged_blocks_decide_as_single_ones_do() -> None:
@@ -122,18 +137,20 @@ def test_unknown_scenarios_are_refused() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("scenario", ["biased", "worse_auc"])
-def test_1000_bad_candidates_reach_half_in_under_one_percent(scenario: str) -> None:
-    assert simulate(SPEC, scenario, runs=1000, seed=11, horizon=500).reached_half < 0.01
+def test_of_300_bad_candidates_one_at_most_reaches_half(scenario: str) -> None:
+    """A rate of one percent would show with a chance of 80 %, one of two percent with 98 %."""
+    assert simulate(SPEC, scenario, runs=300, seed=11, horizon=500).reached_half <= 1 / 300
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_good_candidates_reach_the_end_with_few_labels() -> None:
-    report = simulate(SPEC, "good", runs=500, seed=12)
-    assert report.promoted > 0.95
+    """A rate of 5 % that do not get there would show with a chance of 99.8 %."""
+    report = simulate(SPEC, "good", runs=120, seed=12)
+    assert report.promoted == 1.0
     assert report.fixed_horizon_labels is not None
     assert report.labels_to_full["p95"] is not None
-    assert report.labels_to_full["p95"] <= 3 * report.fixed_horizon_labels
+    assert report.labels_to_full["p95"] <= 2.5 * report.fixed_horizon_labels
 
 
 @pytest.mark.long
@@ -146,9 +163,11 @@ def test_an_outage_of_labels_keeps_nobody_from_the_end() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_candidates_that_turn_bad_are_stepped_back_within_two_windows() -> None:
-    report = simulate(SPEC, "turns_bad", runs=500, seed=13)
-    assert report.stepped_back_in_time is not None
-    assert report.stepped_back_in_time > 0.99
+    """A rate of one percent that are not would show with a chance of 80 %, one of two percent with 98 %."""
+    report = simulate(SPEC, "turns_bad", runs=300, seed=13)
+    assert report.stepped_back_in_time == 1.0
+    assert report.blocks_to_step_back["median"] is not None
+    assert report.blocks_to_step_back["median"] <= 1
 
 
 @pytest.mark.long

@@ -33,7 +33,7 @@ def test_a_file_is_read_with_durations_and_defaults(tmp_path: Path) -> None:
     assert rollout.analysis.attribution_window == 1800
     assert rollout.analysis.block_ms == 400
     assert rollout.after_full.watch == 86400
-    assert rollout.guards.logloss_delta_max == 0.002
+    assert rollout.guards.logloss_delta_max == "0.5%"
     assert rollout.guards.p99_ms_max is None
     assert rollout.holdout == 0.01
     assert Rollout.model_validate_json(rollout.model_dump_json()) == rollout

@@ -26,6 +26,8 @@ from serving.rollout.state import (
     Abort,
     AdoptVersion,
     Advance,
+    Approve,
+    AskApproval,
     Complete,
     Event,
     Pause,
@@ -33,6 +35,7 @@ from serving.rollout.state import (
     Promote,
     Recover,
     Resume,
+    ReturnVersion,
     RolloutState,
     SetWeight,
     StepBack,
@@ -64,10 +67,22 @@ def change(store: ControlStore, stored: StoredRollout, event: Event, now_ms: int
 
 
 EVENTS: st.SearchStrategy[Event] = st.one_of(
-    st.sampled_from([Advance(), Advance(reset_evidence=True), StepBack(), Recover(), Complete(), Pause(), Resume()]),
-    st.sampled_from([Promote(), Promote(full=True), Abort(), Undo()]),
+    st.sampled_from(
+        [
+            Advance(),
+            Advance(reset_evidence=True),
+            StepBack("bias"),
+            StepBack("p99_ms_max"),
+            Recover(),
+            Complete(),
+            Pause(),
+            Resume(),
+        ]
+    ),
+    st.sampled_from([Promote(), Promote(full=True), Abort(), Undo(), AskApproval(), Approve()]),
     st.builds(SetWeight, st.sampled_from([0.0, 0.5, 1.0, 30.0, 99.0, 100.0])),
-    st.builds(AdoptVersion, st.integers(1, 30), st.booleans(), st.booleans()),
+    st.builds(AdoptVersion, st.integers(1, 30), st.booleans(), st.booleans(), st.booleans()),
+    st.builds(ReturnVersion, st.integers(0, 30)),
 )
 
 
@@ -103,9 +118,14 @@ class Verbs(RuleBasedStateMachine):
             assert after.state.weight > before.state.weight or event == Promote()
         elif not isinstance(event, SetWeight):
             assert after.state.weight <= before.state.weight, "only evidence or an operator raises a weight"
+        if isinstance(event, ReturnVersion):
+            assert (after.state.weight, after.state.candidate_version) == (before.state.weight, event.version)
+            assert after.state.newest_known >= before.state.candidate_version, "it is not adopted again"
         if isinstance(event, StepBack):
             assert after.state.step == max(0, before.state.step - 1)
             assert after.state.evidence_from_ms == self.now
+            rest, before_it = after.state.rest_until_ms - self.now, sum(before.state.step_backs.values())
+            assert rest == min(600_000 * 2**before_it, 86_400_000), "rests double, up to a day"
 
     @rule()
     def restart(self) -> None:
@@ -129,6 +149,12 @@ class Verbs(RuleBasedStateMachine):
         assert endpoint.stable == OLD
         assert (state.phase in (Phase.ABORTED, Phase.UNDONE)) <= (state.weight == 0)
         assert (state.phase in (Phase.WATCHING, Phase.COMPLETED)) <= (state.weight == 100)
+        assert state.approved_step in (0, state.asked_step)
+        assert state.asked_step in (0, state.step + 1), "an approval is of the next step alone"
+        if state.active and state.phase != Phase.PAUSED:
+            assert max(state.step_backs.values(), default=0) < SPEC.step_backs_max, (
+                "it pauses instead of trying for ever"
+            )
         audit = self.store.audit("ranker")
         assert [entry.seq for entry in audit] == list(range(1, len(audit) + 1))
         assert len(audit) == 2 + self.applied, "one entry per change, and the two of the start"
@@ -174,6 +200,16 @@ def test_a_breach_during_a_pause_steps_back_and_stays_paused() -> None:
         state = apply(SPEC, state, Advance(), 1, 0)
     back = apply(SPEC, apply(SPEC, state, Pause(), 2, 0), StepBack(), 3, 9)
     assert (back.phase, back.weight, back.attempt, back.evidence_seq) == (Phase.PAUSED, 1, 2, 9)
+
+
+def test_step_backs_for_one_guard_end_in_a_pause_and_an_operator_begins_anew() -> None:
+    state = apply(SPEC, begin(SPEC, 1, 0, 0), Promote(full=True), 1, 0)
+    assert RolloutState.from_json({k: v for k, v in state.to_json().items() if k != "step_backs"}).step_backs == {}
+    for guard, phase in (("bias", Phase.DEGRADED), ("p99_ms_max", Phase.DEGRADED), ("bias", Phase.PAUSED)):
+        state = apply(SPEC, state, StepBack(guard), 2, 0)
+        assert state.phase == phase
+    assert (state.step, dict(state.step_backs)) == (0, {"bias": 2, "p99_ms_max": 1})
+    assert apply(SPEC, state, Resume(), 3, 0).step_backs == {}
 
 
 def test_a_new_candidate_is_a_new_attempt_only_if_the_old_evidence_was_looked_at() -> None:
@@ -247,9 +283,9 @@ now = 10
 while True:
     stored = store.rollout("ranker")
     event = StepBack() if stored.state.step else Advance()
-    if stored.state.phase == "degraded":
-        from serving.rollout.state import Recover
-        event = Recover()
+    if stored.state.phase in ("degraded", "paused"):
+        from serving.rollout.state import Recover, Resume
+        event = Recover() if stored.state.phase == "degraded" else Resume()
     now += 1
     state = apply(stored.spec, stored.state, event, now, 0)
     endpoint = store.endpoint("ranker").model_copy(update={"weight": state.weight})

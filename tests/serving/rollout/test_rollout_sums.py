@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout_world import SCHEMA, SPEC
+from rollout_world import SCHEMA
+from rollout_world import SPEC as SHORT
 
 from pipeline.arrays import Array
 from pipeline.errors import InvalidInput
@@ -23,10 +24,15 @@ from serving.rollout.sums.packed import pack_sums, unpack_sums
 from serving.rollout.sums.scale import UNITS, checked
 from serving.rollout.sums.view import EvidenceView
 
+SPEC = SHORT.model_copy(
+    update={"analysis": SHORT.analysis.model_copy(update={"block": 30.0, "interval": 30.0, "breach_window": 1500.0})}
+)
 SLICED = SPEC.model_copy(update={"analysis": SPEC.analysis.model_copy(update={"segments": ("tab", "price")})})
 BLOCK_MS = SPEC.analysis.block_ms
 LATE_BLOCKS = 100
 """Most blocks by which an entry comes after others in these tests: less than what a table keeps fine."""
+BUSY = 12_345
+"""A routing key that makes half of the requests in these tests."""
 
 
 def analysis(most_blocks: int = 0) -> RolloutAnalysis:
@@ -46,7 +52,7 @@ def history(rng: np.random.Generator, number: int, block: int) -> list[Labelled]
     tab = IdPart(np.zeros(1, np.int32), rng.integers(1, 20, (1, 1)))
     features = Features(n, (tab,), (NumberPart(np.zeros(1, np.int32), price),))
     name, at = f"p{number}", block * BLOCK_MS + int(rng.integers(BLOCK_MS))
-    key = int(rng.integers(0, 1 << 62)) * int(rng.random() < 0.9)
+    key = BUSY if rng.random() < 0.5 else int(rng.integers(0, 1 << 62)) * int(rng.random() < 0.9)
     record = PredictionRecord(name, at, "ranker", arm, *names[arm], features, scores[0], key, rng.random() < 0.05)
     others = (Scores(other, *names[other], scores[1]),) if rng.random() < 0.9 else ()
     labels: dict[int, float] = {}
@@ -57,7 +63,7 @@ def history(rng: np.random.Generator, number: int, block: int) -> list[Labelled]
         before = np.array([labels.get(int(row), np.nan) for row in rows], "f4")
         labels |= dict(zip(rows.tolist(), now.tolist(), strict=True))
         none = np.full(len(rows), -1, np.int32)
-        entries.append(Labelled(0, name, revision, at, rows, now, none, before, pack(record), others))
+        entries.append(Labelled(0, name, "ranker", revision, at, rows, now, none, before, pack(record), others))
     return entries
 
 
@@ -99,7 +105,7 @@ def sums_of(made: RolloutAnalysis) -> dict[str, Array | list[int]]:
         "blocks": table.sums[rows],
         "slices": table.parts[rows][:, [table.slices[part] for part in slices]],
         "names": [code for _, code in slices],
-        "counts": [made.exposed, made.paired, made.overridden, made.not_finite, table.doublings],
+        "counts": [made.exposed, made.paired, made.overridden, made.not_finite, made.left_out, table.doublings],
     }
     for at, stay in enumerate(made.stays):
         head, arrays = stay.save()
@@ -123,6 +129,7 @@ def test_any_order_of_entries_restarts_and_merges_gives_the_same_sums(seed: int)
     histories = [(block, history(few, block, block)) for block in range(640) if few.random() < 0.9]
     plain = fed(analysis(), shuffled(histories, rng), rng)
     assert plain.table.doublings >= 2, "blocks were merged"
+    assert plain.left_out > 20, "predictions of the busy key were left out"
     assert_same(plain, fed(analysis(), shuffled(histories, rng), rng, restarts=5))
     whole = fed(analysis(10_000), shuffled(histories, rng), rng)
     assert whole.table.doublings == 0
@@ -132,6 +139,64 @@ def test_any_order_of_entries_restarts_and_merges_gives_the_same_sums(seed: int)
     added = [at for at in range(selection.ROWS, selection.COLUMNS) if at not in (selection.AUC_DELTA,)]
     np.testing.assert_allclose(merged[:, added].sum(0), single[:, added].sum(0), rtol=1e-12)
     assert EvidenceView(plain.table).since(0).blocks == EvidenceView(whole.table).since(0).blocks
+
+
+def keyed(number: int, block: int, key: int, label: float = 0.0) -> list[Labelled]:
+    """An entry of one prediction with a row of this key, and one that sets its label right."""
+    scores = np.array([0.2], "f4")
+    name, at, rows = f"k{number}", block * BLOCK_MS, np.zeros(1, np.int32)
+    record = PredictionRecord(name, at, "ranker", "stable", "old", 1, Features(1), scores, key)
+    labels, before, none = np.array([label], "f4"), np.array([np.nan], "f4"), np.full(1, -1, np.int32)
+    other = (Scores("candidate", "new", 1, scores),)
+    first = Labelled(0, name, "ranker", 0, at, rows, labels, none, before, pack(record), other)
+    return [first, replace(first, revision=1, labels=1 - labels, previous=labels)]
+
+
+def capped(
+    key_cap: float, per_block: int, busy: int, keys: int, blocks: int = 400
+) -> tuple[RolloutAnalysis, list[Labelled]]:
+    """Sums of `per_block` predictions a block, `busy` of them of one key and the others of so many; and all later labels."""
+    spec = SPEC.model_copy(update={"analysis": SPEC.analysis.model_copy(update={"key_cap": key_cap})})
+    made = new_analysis(spec, 0, lambda _: SCHEMA)
+    made.begin_phase(0, 0.0, 0)
+    rng, later = np.random.default_rng(5), []
+    hashes = rng.integers(1, 1 << 62, keys).tolist()
+    for block in range(blocks):
+        found = [
+            keyed(block * per_block + at, block, BUSY if at < busy else hashes[int(rng.integers(keys))], float(at % 2))
+            for at in range(per_block)
+        ]
+        made.add([replace(first, seq=made.seq + 1 + at) for at, (first, _) in enumerate(found)])
+        later += [again for _, again in found]
+    return made, later
+
+
+def test_a_key_that_is_busy_for_hours_counts_for_its_share_and_the_rest_is_told_as_left_out() -> None:
+    made, later = capped(0.01, 40, 8, 5000, blocks=330)
+    lines = made.refresh().select(0)
+    hour = lines.time < 2 * 128 * BLOCK_MS
+    assert (lines.left_out[hour] == 0).all(), "what a key does is known when its hour and one more are over"
+    assert (lines.exposed + lines.left_out == 40).all()
+    kept = 8 - lines.left_out[~hour].mean()
+    assert kept / 40 == pytest.approx(0.01, abs=0.003)
+    assert lines.left_out_fraction() == pytest.approx(made.left_out / (40 * 330), rel=0.05)
+    assert made.snapshot().left_out == made.left_out
+    before = lines.clicks.sum()
+    made.add([replace(again, seq=made.seq + 1 + at) for at, again in enumerate(later)])
+    after = made.refresh().select(0)
+    assert before + after.clicks.sum() == after.rows.sum(), "labels are taken back of the rows that were counted"
+    assert (after.lines[:, selection.ROWS] == lines.lines[:, selection.ROWS]).all()
+
+
+@pytest.mark.parametrize(
+    ("key_cap", "busy", "keys", "left_out"),
+    [(0.0, 8, 5000, False), (0.5, 8, 5000, False), (0.01, 8, 40, False), (0.01, 8, 5000, True), (0.01, 0, 5000, False)],
+)
+def test_nothing_is_left_out_without_a_cap_or_where_keys_are_few(
+    key_cap: float, busy: int, keys: int, left_out: bool
+) -> None:
+    made, _ = capped(key_cap, 20, busy, keys, blocks=300)
+    assert (made.left_out > 0) is left_out
 
 
 def sliced_traffic(blocks: int, fields: int, rng: np.random.Generator) -> list[Labelled]:
@@ -146,7 +211,9 @@ def sliced_traffic(blocks: int, fields: int, rng: np.random.Generator) -> list[L
         labels = (rng.random(n) < 0.3).astype("f4")
         other = (Scores("candidate", "new", 1, scores[1]),)
         rows = np.arange(n, dtype=np.int32)
-        entry = Labelled(block + 1, str(block), 0, block * BLOCK_MS, rows, labels, none, unknown, pack(record), other)
+        entry = Labelled(
+            block + 1, str(block), "ranker", 0, block * BLOCK_MS, rows, labels, none, unknown, pack(record), other
+        )
         made.append(entry)
     return made
 

@@ -35,7 +35,7 @@ HEAD = """# Who may do what, by every door
 Measured by `tests/serving/security/test_access_table.py` on an installation with tokens, and held by it. `yes`: the caller is
 let in; whether the state allows the verb is another matter. Where there are no tokens, everyone on this machine is an operator.
 """
-SHOP = {"name": "shop", "stable": {"bundle": "teacher"}}
+SHOP = {"name": "shop", "stable": {"bundle": "teacher"}, "reason": "a test"}
 # In an order in which the operator's do not stand in each other's way; names that do not exist keep the rollout as it is.
 ADMIN: dict[str, dict[str, Any]] = {
     "endpoints.list": {},
@@ -45,18 +45,23 @@ ADMIN: dict[str, dict[str, Any]] = {
     "models.load": {"bundle": "student"},
     "models.warm": {"bundle": "nobody"},
     "models.unload": {"bundle": "student"},
+    "models.retire": {"bundle": "student", "version": "1", "restore": True, "reason": "a test"},
     "rollouts.start": {"file": rollout_file()},
     "rollouts.list": {},
     "rollouts.get": {"name": "ranker"},
     "rollouts.watch": {"name": "ranker"},
-    "rollouts.pause": {"name": "ranker"},
-    "rollouts.resume": {"name": "ranker"},
-    "rollouts.promote": {"name": "ranker"},
-    "rollouts.set_weight": {"name": "ranker", "weight": 5},
+    "rollouts.pause": {"name": "ranker", "reason": "a test"},
+    "rollouts.resume": {"name": "ranker", "reason": "a test"},
+    "rollouts.promote": {"name": "ranker", "force": True, "reason": "a test"},
+    "rollouts.set_weight": {"name": "ranker", "weight": 5, "reason": "a test"},
+    "rollouts.freeze": {"until_ms": SystemClock().wall_ms() + 3_600_000, "reason": "a test"},
+    "rollouts.lift": {"reason": "a test"},
     "metrics.get": {"endpoint": "ranker"},
     "metrics.processes": {},
-    "rollouts.abort": {"name": "ranker"},
-    "rollouts.undo": {"name": "ranker"},
+    "rollouts.approve": {"name": "ranker", "reason": "a test"},
+    "rollouts.abort": {"name": "ranker", "reason": "a test"},
+    "rollouts.undo": {"name": "ranker", "reason": "a test"},
+    "endpoints.pin": {"name": "ranker", "stable": {"bundle": "teacher"}, "reason": "a test"},
     "endpoints.kill": {"name": "ranker"},
     "endpoints.release": {"name": "ranker"},
     "audit.list": {},

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pipeline.clock import SystemClock
 from serving.config import Config
@@ -16,6 +17,7 @@ from serving.security.authenticator import Authenticator
 from serving.security.interceptor import MAX_CLIENT_CALLS, AdmitInterceptor
 from serving.security.tokens import TokenStore
 from serving.services.admin import brake_methods
+from serving.services.health import HealthServicer
 from serving.wire.errors import DETAILS_KEY
 
 SLOW, STOP = "/test.Slow/Wait", "/baton.admin.v1.Endpoints/Kill"
@@ -68,6 +70,27 @@ async def _fill(authenticator: Authenticator, tokens: dict[str, str]) -> None:
         codes = [(await one)[0] for one in calls]
         assert codes.count(grpc.StatusCode.OK) == MAX_CLIENT_CALLS
         assert (await _code(call(SLOW, "ann")))[0] is grpc.StatusCode.OK, "those that have ended are not counted"
+    await server.stop(0)
+
+
+def test_health_can_be_watched(tmp_path: Path) -> None:
+    asyncio.run(_watch(Authenticator(Config.model_validate({"home": tmp_path}), SystemClock())))
+
+
+async def _watch(authenticator: Authenticator) -> None:
+    server = grpc.aio.server(interceptors=[AdmitInterceptor(authenticator)])
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watched = stub.Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        for status in (health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING):
+            await health.set("", status)
+            while (await watched.read()).status != status:  # the first answer may be older
+                pass
+        watched.cancel()
     await server.stop(0)
 
 

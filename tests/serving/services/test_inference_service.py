@@ -16,6 +16,7 @@ from installation import Installation, RunningLane
 from tritonclient.utils import InferenceServerException
 
 from pipeline.features import Features, Rows
+from pipeline.traffic.log import FeedbackEntry, Outcome
 from protos.inference import SERVICE, message
 from serving.client import RankingClient
 
@@ -144,6 +145,39 @@ def test_named_inputs_score_as_their_hashes_do(served: Served, client: Any) -> N
     )
     by_hash = client.infer("ranker", triton_inputs(packed(rows))).as_numpy("score")
     np.testing.assert_array_equal(named, by_hash)
+
+
+@pytest.mark.parametrize("kind", ["BYTES", "INT64"])
+@pytest.mark.parametrize("many", [N, 200])
+def test_clicks_on_a_triton_answer_by_request_id_and_item_id(served: Served, client: Any, kind: str, many: int) -> None:
+    made, lane = served
+    request_id = f"page-{kind}-{many}"
+    numbers = np.arange(many, dtype=np.int64)
+    named = np.array([f"item-{i}".encode() for i in numbers], np.object_) if kind == "BYTES" else 10 * numbers
+    plain = client.infer("ranker", triton_inputs(packed(rows_of(made, many)))).as_numpy("score")
+    inputs = triton_inputs({"candidate_ids": (kind, named), **packed(rows_of(made, many))})
+    answer = client.infer("ranker", inputs, request_id=request_id)
+    np.testing.assert_array_equal(answer.as_numpy("score"), plain)
+    click = Outcome(name="item-3" if kind == "BYTES" else "30", label=1.0)
+    with RankingClient(lane.target) as labels:
+        entry = FeedbackEntry(request_id=request_id, endpoint="ranker", outcomes=[click])
+        assert labels.feedback([entry])[0].outcomes == ("accepted",)
+        by_id = answer.get_response().parameters["prediction_id"].string_param
+        assert labels.feedback([FeedbackEntry(by_id, outcomes=[Outcome(3, 1.0)])])[0].outcomes == ("duplicate",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "why"),
+    [
+        ("INT64", np.arange(N - 1), f"has {N - 1} ids for {N} candidates"),
+        ("INT64", np.zeros(N, np.int64), "must all be different"),
+        ("FP32", np.arange(N, dtype=np.float32), "is BYTES or INT64"),
+    ],
+)
+def test_candidate_ids_that_are_none(served: Served, client: Any, kind: str, named: Any, why: str) -> None:
+    inputs = triton_inputs({**packed(rows_of(served[0])), "candidate_ids": (kind, named)})
+    with pytest.raises(InferenceServerException, match=why):
+        client.infer("ranker", inputs)
 
 
 def test_any_id_never_seen_scores_with_the_default_row(served: Served, client: Any) -> None:

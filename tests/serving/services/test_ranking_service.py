@@ -166,7 +166,7 @@ def test_what_was_answered_is_recorded(installation: Installation) -> None:
         features = features_of(installation)
         answer = client.rank("ranker", SCHEMA, features, routing_key="ann", arm="candidate")
         eventually(lambda: lane.lane.writer.counters().committed == 1, "the prediction is committed")
-        ((_, blob),) = log.unscored("", 1 << 60)
+        ((_, blob),) = log.unscored("", 1 << 60).found
         record = unpack(blob)
         assert (record.prediction_id, record.arm, record.bundle, record.overridden) == (
             answer.prediction_id, "candidate", "student", True,

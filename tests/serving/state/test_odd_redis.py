@@ -141,7 +141,7 @@ class Readers:
             lambda: self.tenure.published(6), lambda: agree_on_secret(self.address, self.home / "secret.key"),
             lambda: agree_on_secret(self.address, self.home / "other.key"),
             lambda: [unpack(entry.record) for entry in log.labelled(0)], lambda: [unpack(b) for _, b in log.predictions("")],
-            lambda: [unpack(b) for _, b in log.unscored("", 10**12)], lambda: [unpack(b) for b in log.latest("ranker", 5)],
+            lambda: [unpack(b) for _, b in log.unscored("", 10**12).found], lambda: [unpack(b) for b in log.latest("ranker", 5)],
             lambda: log.join(10**9), lambda: log.stats(10**9), lambda: log.position("worker"),
             lambda: log.append_feedback([FeedbackEntry(first, [], [Outcome(1, 1.0)], None)], 2000),
             lambda: log.append_predictions([self.predictions[1]]), lambda: log.forget(1, 1), lambda: log.retain(1),

@@ -153,6 +153,20 @@ def test_sums_are_stored_with_a_change_and_by_themselves(store: RedisControlStor
     local.close()
 
 
+def test_settings_are_stored_with_their_entry_and_without(store: RedisControlStore) -> None:
+    assert store.setting("freeze") == {}
+    store.put_setting("freeze", {"until_ms": 5}, WHO, "freeze")
+    store.keep_setting("note", {"seq": 1})
+    store.note("held_long", WHO, {"code": "frozen"}, "ranker", "ranker-1", setting=("note", {"seq": 2}))
+    assert (store.setting("freeze"), store.setting("note")) == ({"until_ms": 5}, {"seq": 2})
+    assert [(e.verb, e.endpoint, e.rollout) for e in store.audit()] == [
+        ("freeze", "", ""),
+        ("held_long", "ranker", "ranker-1"),
+    ]
+    store.put_setting("freeze", {}, WHO, "lift_freeze")
+    assert store.setting("freeze") == {}
+
+
 def test_of_two_writers_at_once_both_succeed_or_are_told(server: RedisProcess) -> None:
     script = """
 import sys

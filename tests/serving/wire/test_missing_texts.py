@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InvalidInput
+from pipeline.farmhash import farm64
 from pipeline.features import Features
 from pipeline.hashing import hash_value
+from pipeline.index import Index
 from pipeline.schema import MISSING_TEXTS, FieldSpec, Schema
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from protos.inference import message
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
-from transfer.bundles.import_onnx import ImportSpec
+from transfer.bundles.importing.spec import ImportSpec
 
 TEXTS = ["", *MISSING_TEXTS, "-1", "x"]
 
@@ -63,6 +65,18 @@ def test_a_float_that_is_no_exact_id_is_refused_by_field(datatype: str, kind: st
     with pytest.raises(InvalidInput, match="'item'") as caught:
         triton(schema(()), datatype, np.array([value, 7], kind).tobytes(), 2)
     assert caught.value.field == "item"
+
+
+@pytest.mark.parametrize("decode", [triton, rank])
+def test_a_field_with_an_index_has_the_id_of_its_row_number_at_every_entrance(decode: Any) -> None:
+    index = Index(hash="farm64", buckets=7)
+    fields = tuple(field.model_copy(update={"index": index}) for field in schema(("-1",)).fields)
+    known = Schema(fields=fields)
+    rows = decode(known).rows(known)
+    numbers = [None if text in ("", "-1") else farm64(text.encode()) % 7 for text in TEXTS]
+    assert rows.ids[:, 0].tolist() == [hash_value("item", number) for number in numbers]
+    assert rows.bags[0].values.tolist() == [hash_value("tags", number) for number in numbers if number is not None]
+    assert "index" in (schema(("-1",)).inputs_match(known) or "")
 
 
 def test_arms_must_agree_on_missing_texts() -> None:

@@ -41,7 +41,7 @@ def test_endpoints_that_differ_from_the_state(tmp_path: Path) -> None:
     ):
         (line,) = lines(made, ranker=wanted)
         assert "the state counts and not the configuration: it has stable teacher, candidate student" in line
-        assert line.endswith(f"baton endpoint set ranker {command}")
+        assert line.endswith(f"baton endpoint set ranker {command} --reason '...'")
     (line,) = lines(made, other={"stable": STABLE})
     assert line.startswith("endpoint ranker is in the state and not in the configuration")
     made.store.close()

@@ -82,7 +82,7 @@ def test_the_key_on_is_no_boolean(folder: Path) -> None:
     ("changes", "said"),
     [
         ({"label": None}, "label: Field required"),
-        ({"labels": 1}, "labels: Extra inputs"),
+        ({"labels": 1}, "labels: unknown key"),
         ({"name": "a b"}, "name: "),
         ({"time": {"column": "t", "unit": "h"}}, "time.unit: "),
         ({"label": {"column": "y", "positive": []}}, "label.positive: "),
@@ -289,3 +289,98 @@ def test_context_that_varies_across_two_batches_of_a_request(folder: Path) -> No
     log = open_log(folder / "dataset.yaml", folder / "cache")
     assert (log.request_count, log.rows) == (1, n)
     assert [len(chunk) for chunk in log.chunks()] == [n]
+
+
+KEEP = {"keep": 0.1, "where": {"y": 0}}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({**KEEP, "probability": {"column": "r"}}, ("keep 0.1", "probability of column 'r'", "remove one")),
+        ({**KEEP, "inverse": "r"}, ("keep 0.1", "inverse of column 'r'")),
+        ({"probability": "r", "inverse": "r"}, ("probability of column 'r'", "inverse of column 'r'")),
+        ({}, ("nothing is said", "give keep")),
+        ({"keep": 0.0, "where": {"y": 0}}, ("sampling.keep", "greater than 0")),
+        ({"keep": 0.1, "where": {"click": 0}}, ("names 'click'", "column 'y'")),
+        ({"keep": 0.1, "where": {"y": 0, "z": 1}}, ("where goes with keep", "one label")),
+        ({"probability": "r", "where": {"y": 0}}, ("where goes with keep",)),
+        ({"probability": "user"}, ("field 'user'", "sampling", "must not see it")),
+        ({"inverse": "gone"}, ("no column 'gone'", "sampling")),
+    ],
+)
+def test_sampling_says_one_thing(folder: Path, sampling: dict[str, Any], said: tuple[str, ...]) -> None:
+    refused(folder, *said, sampling=sampling)
+
+
+def test_what_sampling_names_must_be_a_value_of_the_label(folder: Path) -> None:
+    strict = {"column": "y", "positive": [1], "negative": [0]}
+    refused(folder, "'2' is neither in", label=strict, sampling={"keep": 0.1, "where": {"y": 2}})
+    unusable(folder, "no row has a value", "values seen: 1, 0", field="y", sampling={"keep": 0.1, "where": {"y": "no"}})
+
+
+@pytest.mark.parametrize(
+    ("sampling", "values", "said"),
+    [
+        ("probability", [0.5, 1.2, 1.0], "row 2: column 'p' is 1.2; a probability is above 0 and at most 1"),
+        ("probability", [0.5, 0.0, 1.0], "row 2: column 'p' is 0; "),
+        ("probability", [0.5, None, 1.0], "row 2: column 'p' is missing"),
+        ("probability", ["a", "0.5", "1"], "'a' is not a number"),
+        ("inverse", [1.0, 2.0, 0.5], "row 3: column 'p' is 0.5; 1 / probability is a finite number of at least 1"),
+        ("inverse", [1.0, float("inf"), 2.0], "row 2: column 'p' is inf"),
+    ],
+)
+def test_shares_outside_their_range_are_refused(folder: Path, sampling: str, values: list[Any], said: str) -> None:
+    unusable(folder, "log.parquet", said, field="p", columns={"p": values}, sampling={sampling: {"column": "p"}})
+
+
+def test_weights_are_finite_and_not_all_zero(folder: Path) -> None:
+    unusable(folder, "row 1: column 'w' is -1", field="w", columns={"w": [-1, 1, 1]}, sample_weight="w")
+    unusable(folder, "every row's weight is 0", field="w", columns={"w": [0, 0, 0]}, sample_weight="w")
+
+
+def test_rows_carry_what_they_stand_for(folder: Path) -> None:
+    columns = {**COLUMNS, "p": [0.25, 1.0, 0.25], "v": [4, 1, 4], "w": [1.0, 5.0, 1.0]}
+    pq.write_table(pa.table(columns), folder / "log.parquet")
+    ways = ({"keep": 0.25, "where": {"y": 0}}, {"probability": "p"}, {"inverse": {"column": "v"}})
+    logs = [open_log(write(folder, sampling=way, sample_weight="w"), folder / "cache") for way in ways]
+    for log in logs:
+        (chunk,) = log.chunks()
+        assert chunk.probability.tolist() == [0.25, 1.0, 0.25]
+        assert chunk.stands_for.tolist() == [4, 1, 4]
+        assert chunk.weight.tolist() == [1, 5, 1]
+        assert "3 rows stand for 9 of the traffic, of which 11.11% are positive" in log.notes[-1]
+        assert [r.probability.tolist() for r in log.requests()] == [[0.25], [1.0], [0.25]]
+    assert logs[0].label_offset == pytest.approx(1.3863, abs=1e-4)
+    assert [log.label_offset for log in logs[1:]] == [None, None]
+    plain = open_log(write(folder), folder / "cache")
+    assert plain.label_offset == 0.0
+    assert next(plain.chunks()).stands_for.tolist() == [1, 1, 1]
+
+
+def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
+    fields = [*GOOD["fields"], {"name": "brand", "role": "candidate"}, {"name": "color", "role": "user"}]
+    path = write(folder, labels=1, request="session", fields=fields, sampling={"keep": 2.0}, routing_key="visitor")
+    with pytest.raises(DataError) as caught:
+        Dataset.load(path)
+    lines = str(caught.value).split("\n  ")
+    assert lines[0] == f"{path}: 6 things to correct:"
+    wanted = (
+        "sampling.keep: Input should be less than or equal to 1",
+        "fields.3.role: Input should be 'context' or 'candidate'",
+        "labels: unknown key; remove it or correct its spelling",
+        "no column 'session' (named in request)",
+        "no column 'visitor' (named in routing_key)",
+        "no column 'brand' (named in fields)",
+    )
+    for said, line in zip(wanted, lines[1:], strict=True):
+        assert said in line
+
+
+def test_contradictions_and_columns_of_other_types_are_said_together(folder: Path) -> None:
+    columns = {**COLUMNS, "when": [{"a": 1}] * 3, "place": [{"b": 2}] * 3}
+    pq.write_table(pa.table(columns), folder / "log.parquet")
+    fields = [{"name": "place", "role": "candidate"}, *NUMBER]
+    refused(folder, "2 things", "'when' is of type", "'place' is of type", fields=fields, request="when")
+    twice = [GOOD["fields"][0], GOOD["fields"][0], {"name": "y", "role": "candidate"}]
+    refused(folder, "2 things", "'y' is the label", "'user' is named twice", fields=twice)

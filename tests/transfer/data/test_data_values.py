@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 from pipeline.errors import DataError
+from pipeline.farmhash import farm64
 from pipeline.hashing import hash_value
+from pipeline.index import Index
 from pipeline.schema import MISSING_TEXTS, FieldSpec, Schema
 from transfer.data import Log, LogChunk, open_log
 
@@ -293,3 +295,16 @@ def test_wrong_missing_texts_are_refused(tmp_path: Path, field: dict[str, Any], 
     write(tmp_path, item=[1, 2])
     fields = [{"name": "item", "role": "candidate", **field}]
     refused(tmp_path, said, fields=fields)
+
+
+def test_a_log_takes_the_index_of_its_model_and_hashes_the_row_number(tmp_path: Path) -> None:
+    write(tmp_path, item=["a", "b", None])
+    index = Index(hash="farm64", buckets=5)
+    like = Schema(fields=(FieldSpec(name="item", role="candidate", missing=MISSING_TEXTS, index=index),))
+    rows = [hash_value("item", farm64(text) % 5) for text in (b"a", b"b")]
+    log = opened(tmp_path, like)
+    assert log.schema.fields[0].index == index
+    (chunk,) = log.chunks()
+    assert chunk.rows.ids[:, 0].tolist() == [*rows, hash_value("item", None)]
+    own = [{"name": "item", "role": "candidate", "index": {"hash": "farm64", "buckets": 5}}]
+    assert read(tmp_path, fields=own).rows.ids[:, 0].tolist() == chunk.rows.ids[:, 0].tolist()

@@ -7,10 +7,11 @@ from small_log import SCHEMA, SmallLog
 from pipeline.bundle.bundle import Calibration
 from pipeline.errors import DataError, InvalidInput
 from pipeline.metrics import auc
-from pipeline.schema import Schema
+from pipeline.schema import FieldSpec, Schema
 from transfer.click_model.calibration import offset_for
 from transfer.click_model.model import ClickModel
 from transfer.click_model.state import load_state, model_from, state_of
+from transfer.data.own_fields import own_fields
 from transfer.offline.distill import OURS, PUBLISHED, transfer_offline
 from transfer.offline.train import train
 from transfer.offline.window import Window
@@ -174,8 +175,9 @@ def test_what_cannot_be_transferred_is_named_before_training(teacher):
         transfer_offline(Window(teacher, SmallLog(500, labels=0)), "fm")
     with pytest.raises(DataError, match="no rows"):
         transfer_offline(Window(teacher, LOG, 0.5, 0.5), "fm")
-    other = ClickModel.create(Schema(fields=SCHEMA.fields[:3]), "fm", 8, seed=0)
-    with pytest.raises(InvalidInput, match="same fields"):
+    brand = FieldSpec(name="brand", role="candidate")
+    other = ClickModel.create(Schema(fields=(*SCHEMA.fields, brand)), "fm", 8, seed=0)
+    with pytest.raises(InvalidInput, match="'brand': the log has none"):
         transfer_offline(Window(other, LOG), "fm")
     with pytest.raises(InvalidInput, match="mode"):
         replace(OURS, mode="theirs")
@@ -196,3 +198,23 @@ def test_trust_follows_the_better_model():
     assert equal.teacher_weight == pytest.approx(0.7)
     assert ahead.teacher_weight < 0.1
     assert behind.teacher_weight == 0.9
+
+
+def test_a_student_may_have_fields_that_its_teacher_lacks():
+    class Narrow(SmallLog):
+        schema = Schema(fields=tuple(SCHEMA.fields[at] for at in (0, 3, 4)))
+
+        def chunks(self, *args):
+            read = own_fields(SCHEMA, self.schema)
+            return (replace(chunk, rows=read(chunk.rows)) for chunk in super().chunks(*args))
+
+    old = train(Narrow(60_000), "fm", width=4, stop=0.5)
+    window = Window(old, LOG, 0.5, 0.8)
+    student, _ = transfer_offline(window, "fm", width=4, settings=OURS)
+    assert student.schema.inputs_match(SCHEMA) is None
+    at = student.tables.names.index("item")
+    np.testing.assert_array_equal(student.tables.default[at], old.tables.default[old.tables.names.index("item")])
+    assert student.network.transform.mean[1] == old.network.transform.mean[0]  # the price
+    assert student.network.transform.scale[0] != 1.0  # the age, which the teacher does not have
+    after = LOG.window(0.8, 1.0)
+    assert auc(after.labels, student.scores(after.rows)) > 0.6

@@ -3,9 +3,10 @@ import pytest
 from small_log import SCHEMA, SmallLog
 
 from pipeline.errors import InvalidInput
-from pipeline.schema import Schema
+from pipeline.schema import FieldSpec, Schema
 from transfer.click_model.model import ClickModel
 from transfer.offline import projection
+from transfer.offline.fields import fields_of_student
 from transfer.offline.projection import fit_projection, project_tables, widening
 
 
@@ -79,7 +80,36 @@ def test_a_copied_fm_scores_like_its_teacher():
     np.testing.assert_allclose(student.logits(batch), teacher.logits(batch), atol=1e-5)
 
 
-def test_other_fields_are_refused():
-    other = ClickModel.create(Schema(fields=SCHEMA.fields[:4]), "fm", 8, seed=0)
-    with pytest.raises(InvalidInput, match="same fields"):
+def test_a_student_takes_the_tables_of_the_fields_that_it_has():
+    kept = tuple(field for field in SCHEMA.fields if field.name != "item")
+    fewer = ClickModel.create(Schema(fields=kept), "fm", 8, seed=0)
+    teacher = taught()
+    maps = project_tables(teacher, fewer)
+    assert sorted(maps) == [name for name in teacher.tables.names if name != "item"]
+    for name in maps:
+        np.testing.assert_array_equal(fewer.tables.export(name).ids, teacher.tables.export(name).ids)
+
+
+def test_a_field_of_both_that_is_not_the_same_is_refused():
+    turned = SCHEMA.fields[0].model_copy(
+        update={"role": "context" if SCHEMA.fields[0].role == "candidate" else "candidate"}
+    )
+    other = ClickModel.create(Schema(fields=(turned, *SCHEMA.fields[1:])), "fm", 8, seed=0)
+    with pytest.raises(InvalidInput, match=f"{turned.name!r}: role is"):
         project_tables(taught(), other)
+
+
+def test_what_differs_between_teacher_and_student_is_said_by_name():
+    first, *rest = SCHEMA.fields
+    log = Schema(fields=(*SCHEMA.fields, FieldSpec(name="shop", role="candidate")))
+    student, notes = fields_of_student(log, SCHEMA, [first.name])
+    assert [field.name for field in student.fields] == [*(field.name for field in rest), "shop"]
+    assert "student alone reads shop" in notes[0]
+    assert f"teacher alone reads {first.name}" in notes[1]
+    assert fields_of_student(SCHEMA, SCHEMA, ()) == (SCHEMA, [])
+    with pytest.raises(InvalidInput, match="no such field"):
+        fields_of_student(log, SCHEMA, ["colour"])
+    with pytest.raises(InvalidInput, match=f"{first.name!r}: the log has none"):
+        fields_of_student(Schema(fields=tuple(rest)), SCHEMA, ())
+    with pytest.raises(InvalidInput, match="needs a field that the teacher has"):
+        fields_of_student(log, SCHEMA, [field.name for field in SCHEMA.fields])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from clocks import HandClock
 from small_log import SCHEMA, SmallLog
-from test_worker import fill, models, settings, traffic  # noqa: F401 - a fixture
+from worker_world import fill, models, settings
 
 from pipeline.bundle.row_format import RowFormat, decode_rows, encode_rows
 from pipeline.bundle.versions import Repository
@@ -101,7 +101,7 @@ def test_unknown_ids_and_bags_take_the_same_rows_rounded_or_not() -> None:
 
 
 def test_the_worker_rounds_as_told_and_the_gate_judges_what_serves(
-    traffic: LocalTrafficLog,  # noqa: F811
+    traffic: LocalTrafficLog,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -132,7 +132,7 @@ def test_the_worker_rounds_as_told_and_the_gate_judges_what_serves(
 
 
 def test_rows_that_a_format_cannot_take_are_refused_with_the_version(
-    traffic: LocalTrafficLog,  # noqa: F811
+    traffic: LocalTrafficLog,
     tmp_path: Path,
 ) -> None:
     repository = models(tmp_path)

@@ -15,7 +15,7 @@ from pipeline.features import Bag, Features, Rows
 from pipeline.schema import FieldSpec, Schema
 from pipeline.traffic.log import Labelled, Scores
 from pipeline.traffic.record import PredictionRecord, pack, unpack
-from transfer.online.stream import StreamBatch, held_out, read_batches
+from transfer.online.stream import Fields, StreamBatch, held_out, read_batches
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
 OTHER_SCHEMA = Schema(fields=(*SCHEMA.fields, FieldSpec(name="shop", role="candidate")))
@@ -56,6 +56,7 @@ def entry(
     return Labelled(
         seq=seq,
         prediction_id=f"p{seq}",
+        endpoint=endpoint,
         revision=revision,
         time_ms=seq,
         indices=np.arange(n, dtype=np.int32),
@@ -68,7 +69,7 @@ def entry(
 
 
 def batches(entries: Sequence[Labelled], rows: int = 1, after: int = 0) -> list[StreamBatch]:
-    return list(read_batches(Kept(entries), "ranker", SCHEMA, after, rows=rows, holdout=HOLDOUT))
+    return list(read_batches(Kept(entries), "ranker", Fields(SCHEMA), after, rows=rows, holdout=HOLDOUT))
 
 
 def seen(batch: StreamBatch) -> set[int]:
@@ -148,6 +149,6 @@ def test_a_prediction_that_would_fill_the_memory_is_passed_over() -> None:
     bag = Bag(0, np.array([0, many], np.int32), np.zeros(many, np.int64))
     features = replace(unpack(small.record).features, bags=(bag,))
     vast = replace(small, record=pack(replace(unpack(small.record), features=features)))
-    assert list(read_batches(Kept([vast]), "ranker", schema, 0, rows=1, holdout=HOLDOUT)) == []
+    assert list(read_batches(Kept([vast]), "ranker", Fields(schema), 0, rows=1, holdout=HOLDOUT)) == []
     with pytest.raises(InvalidInput, match="at most"):
         features.rows(None)

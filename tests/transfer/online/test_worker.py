@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clocks import HandClock
-from worker_world import ITEMS, KEY, SCHEMA, USERS, draw, fill, models, open_log, settings
+from worker_world import ITEMS, KEY, SCHEMA, USERS, draw, fill, models, settings
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
@@ -31,13 +31,6 @@ from transfer.online.checkpoint import Checkpoints
 from transfer.online.stream import held_out
 from transfer.online.worker import Worker
 from transfer.quality.gate import GateLimits
-
-
-@pytest.fixture
-def traffic(tmp_path: Path) -> Iterator[LocalTrafficLog]:
-    log = open_log(tmp_path)
-    yield log
-    log.close()
 
 
 def test_learns_and_publishes_versions_that_serve(traffic: LocalTrafficLog, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clocks import HandClock
-from worker_world import KEY, PER_REQUEST, SCHEMA, draw, fill, models, open_log, settings
+from worker_world import KEY, PER_REQUEST, SCHEMA, draw, fill, models, settings
 
 from pipeline.bundle.versions import Repository
 from pipeline.errors import DataError
@@ -26,13 +25,6 @@ from transfer.click_model.model import ClickModel
 from transfer.click_model.state import model_from, state_of
 from transfer.online.stream import held_out
 from transfer.online.worker import Worker
-
-
-@pytest.fixture
-def traffic(tmp_path: Path) -> Iterator[LocalTrafficLog]:
-    log = open_log(tmp_path)
-    yield log
-    log.close()
 
 
 def status(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 -- Returns how many feedback entries and how many labelled entries it had.
 local function remove(id)
   local key = 'traffic:p:' .. id
-  local at = redis.call('HMGET', key, 'seq', 'revision', 'fed', 'entries', 'waiting')
+  local at = redis.call('HMGET', key, 'seq', 'revision', 'fed', 'entries', 'waiting', 'request')
   local labelled = 0
   for seq in string.gmatch(at[4] or '', '%d+') do
     labelled = labelled + redis.call('XDEL', 'traffic:labelled', seq .. '-0')
@@ -12,7 +12,8 @@ local function remove(id)
     if not at[2] then redis.call('HINCRBY', 'traffic:counters', 'open', -1) end
   end
   if at[5] then redis.call('HINCRBY', 'traffic:counters', 'parked', -at[5]) end
+  if at[6] then redis.call('ZREM', 'traffic:r:' .. at[6], id) end
   redis.call('DEL', key)
-  for _, set in ipairs({'ids', 'unscored', 'late', 'parked', 'orphans'}) do redis.call('ZREM', 'traffic:' .. set, id) end
+  for _, set in ipairs({'ids', 'unscored', 'late', 'parked', 'orphans', 'waiting'}) do redis.call('ZREM', 'traffic:' .. set, id) end
   return tonumber(at[3] or '0'), labelled
 end

@@ -16,7 +16,7 @@ class Arm(_message.Message):
     def __init__(self, bundle: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("name", "stable", "candidate", "weight", "salt", "holdout", "killed", "killed_reason", "killed_by", "resource_version")
+    __slots__ = ("name", "stable", "candidate", "weight", "salt", "holdout", "killed", "killed_reason", "killed_by", "resource_version", "stable_held")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STABLE_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class Endpoint(_message.Message):
     KILLED_REASON_FIELD_NUMBER: _ClassVar[int]
     KILLED_BY_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STABLE_HELD_FIELD_NUMBER: _ClassVar[int]
     name: str
     stable: Arm
     candidate: Arm
@@ -37,7 +38,8 @@ class Endpoint(_message.Message):
     killed_reason: str
     killed_by: str
     resource_version: int
-    def __init__(self, name: _Optional[str] = ..., stable: _Optional[_Union[Arm, _Mapping]] = ..., candidate: _Optional[_Union[Arm, _Mapping]] = ..., weight: _Optional[float] = ..., salt: _Optional[str] = ..., holdout: _Optional[float] = ..., killed: bool = ..., killed_reason: _Optional[str] = ..., killed_by: _Optional[str] = ..., resource_version: _Optional[int] = ...) -> None: ...
+    stable_held: str
+    def __init__(self, name: _Optional[str] = ..., stable: _Optional[_Union[Arm, _Mapping]] = ..., candidate: _Optional[_Union[Arm, _Mapping]] = ..., weight: _Optional[float] = ..., salt: _Optional[str] = ..., holdout: _Optional[float] = ..., killed: bool = ..., killed_reason: _Optional[str] = ..., killed_by: _Optional[str] = ..., resource_version: _Optional[int] = ..., stable_held: _Optional[str] = ...) -> None: ...
 
 class ListEndpointsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -78,6 +80,18 @@ class SetEndpointRequest(_message.Message):
     expected: int
     reason: str
     def __init__(self, name: _Optional[str] = ..., stable: _Optional[_Union[Arm, _Mapping]] = ..., candidate: _Optional[_Union[Arm, _Mapping]] = ..., weight: _Optional[float] = ..., salt: _Optional[str] = ..., expected: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PinEndpointRequest(_message.Message):
+    __slots__ = ("name", "stable", "expected", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STABLE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    stable: Arm
+    expected: int
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., stable: _Optional[_Union[Arm, _Mapping]] = ..., expected: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class KillEndpointRequest(_message.Message):
     __slots__ = ("name", "reason")
@@ -149,6 +163,28 @@ class ModelRequest(_message.Message):
     reason: str
     def __init__(self, bundle: _Optional[str] = ..., wait_seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class RetireModelRequest(_message.Message):
+    __slots__ = ("bundle", "version", "restore", "reason")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    version: str
+    restore: bool
+    reason: str
+    def __init__(self, bundle: _Optional[str] = ..., version: _Optional[str] = ..., restore: bool = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Retired(_message.Message):
+    __slots__ = ("bundle", "version", "retired")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    version: str
+    retired: bool
+    def __init__(self, bundle: _Optional[str] = ..., version: _Optional[str] = ..., retired: bool = ...) -> None: ...
+
 class ModelLoaded(_message.Message):
     __slots__ = ("bundle", "version", "wanted", "done", "lanes")
     class LanesEntry(_message.Message):
@@ -171,19 +207,21 @@ class ModelLoaded(_message.Message):
     def __init__(self, bundle: _Optional[str] = ..., version: _Optional[str] = ..., wanted: bool = ..., done: bool = ..., lanes: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("shadow", "min_positives", "weight", "bias_below")
+    __slots__ = ("shadow", "min_positives", "weight", "bias_below", "approve")
     SHADOW_FIELD_NUMBER: _ClassVar[int]
     MIN_POSITIVES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     BIAS_BELOW_FIELD_NUMBER: _ClassVar[int]
+    APPROVE_FIELD_NUMBER: _ClassVar[int]
     shadow: bool
     min_positives: int
     weight: float
     bias_below: float
-    def __init__(self, shadow: bool = ..., min_positives: _Optional[int] = ..., weight: _Optional[float] = ..., bias_below: _Optional[float] = ...) -> None: ...
+    approve: bool
+    def __init__(self, shadow: bool = ..., min_positives: _Optional[int] = ..., weight: _Optional[float] = ..., bias_below: _Optional[float] = ..., approve: bool = ...) -> None: ...
 
 class RolloutSummary(_message.Message):
-    __slots__ = ("id", "endpoint", "candidate", "phase", "step", "weight", "steps", "steps_on_evidence", "stepped_back", "attempt", "entered_ms", "waiting", "next_look_ms", "missing_clicks", "evidence", "created_ms", "resource_version")
+    __slots__ = ("id", "endpoint", "candidate", "phase", "step", "weight", "steps", "steps_on_evidence", "stepped_back", "attempt", "entered_ms", "waiting", "next_look_ms", "missing_clicks", "evidence", "created_ms", "resource_version", "cause", "code", "what_to_do", "page", "held_since_ms", "hours_left", "overdue", "step_backs", "alarm", "refused_version")
     ID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +239,16 @@ class RolloutSummary(_message.Message):
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     CREATED_MS_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_TO_DO_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    HELD_SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    HOURS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    OVERDUE_FIELD_NUMBER: _ClassVar[int]
+    STEP_BACKS_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_VERSION_FIELD_NUMBER: _ClassVar[int]
     id: str
     endpoint: str
     candidate: Arm
@@ -218,10 +266,20 @@ class RolloutSummary(_message.Message):
     evidence: _struct_pb2.Struct
     created_ms: int
     resource_version: int
-    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., candidate: _Optional[_Union[Arm, _Mapping]] = ..., phase: _Optional[str] = ..., step: _Optional[int] = ..., weight: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., steps_on_evidence: _Optional[_Iterable[int]] = ..., stepped_back: _Optional[int] = ..., attempt: _Optional[int] = ..., entered_ms: _Optional[int] = ..., waiting: _Optional[str] = ..., next_look_ms: _Optional[int] = ..., missing_clicks: _Optional[float] = ..., evidence: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_ms: _Optional[int] = ..., resource_version: _Optional[int] = ...) -> None: ...
+    cause: Cause
+    code: str
+    what_to_do: str
+    page: str
+    held_since_ms: int
+    hours_left: float
+    overdue: bool
+    step_backs: _struct_pb2.Struct
+    alarm: str
+    refused_version: str
+    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., candidate: _Optional[_Union[Arm, _Mapping]] = ..., phase: _Optional[str] = ..., step: _Optional[int] = ..., weight: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., steps_on_evidence: _Optional[_Iterable[int]] = ..., stepped_back: _Optional[int] = ..., attempt: _Optional[int] = ..., entered_ms: _Optional[int] = ..., waiting: _Optional[str] = ..., next_look_ms: _Optional[int] = ..., missing_clicks: _Optional[float] = ..., evidence: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_ms: _Optional[int] = ..., resource_version: _Optional[int] = ..., cause: _Optional[_Union[Cause, _Mapping]] = ..., code: _Optional[str] = ..., what_to_do: _Optional[str] = ..., page: _Optional[str] = ..., held_since_ms: _Optional[int] = ..., hours_left: _Optional[float] = ..., overdue: bool = ..., step_backs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., alarm: _Optional[str] = ..., refused_version: _Optional[str] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("id", "endpoint", "candidate", "phase", "step", "weight", "steps", "steps_on_evidence", "stepped_back", "attempt", "entered_ms", "waiting", "next_look_ms", "missing_clicks", "evidence", "created_ms", "resource_version", "coverage", "phases")
+    __slots__ = ("id", "endpoint", "candidate", "phase", "step", "weight", "steps", "steps_on_evidence", "stepped_back", "attempt", "entered_ms", "waiting", "next_look_ms", "missing_clicks", "evidence", "created_ms", "resource_version", "coverage", "phases", "cause", "code", "what_to_do", "page", "held_since_ms", "hours_left", "overdue", "step_backs", "alarm", "refused_version")
     ID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +299,16 @@ class Rollout(_message.Message):
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_TO_DO_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    HELD_SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    HOURS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    OVERDUE_FIELD_NUMBER: _ClassVar[int]
+    STEP_BACKS_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_VERSION_FIELD_NUMBER: _ClassVar[int]
     id: str
     endpoint: str
     candidate: Arm
@@ -260,19 +328,45 @@ class Rollout(_message.Message):
     resource_version: int
     coverage: float
     phases: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
-    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., candidate: _Optional[_Union[Arm, _Mapping]] = ..., phase: _Optional[str] = ..., step: _Optional[int] = ..., weight: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., steps_on_evidence: _Optional[_Iterable[int]] = ..., stepped_back: _Optional[int] = ..., attempt: _Optional[int] = ..., entered_ms: _Optional[int] = ..., waiting: _Optional[str] = ..., next_look_ms: _Optional[int] = ..., missing_clicks: _Optional[float] = ..., evidence: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_ms: _Optional[int] = ..., resource_version: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ...) -> None: ...
+    cause: Cause
+    code: str
+    what_to_do: str
+    page: str
+    held_since_ms: int
+    hours_left: float
+    overdue: bool
+    step_backs: _struct_pb2.Struct
+    alarm: str
+    refused_version: str
+    def __init__(self, id: _Optional[str] = ..., endpoint: _Optional[str] = ..., candidate: _Optional[_Union[Arm, _Mapping]] = ..., phase: _Optional[str] = ..., step: _Optional[int] = ..., weight: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., steps_on_evidence: _Optional[_Iterable[int]] = ..., stepped_back: _Optional[int] = ..., attempt: _Optional[int] = ..., entered_ms: _Optional[int] = ..., waiting: _Optional[str] = ..., next_look_ms: _Optional[int] = ..., missing_clicks: _Optional[float] = ..., evidence: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_ms: _Optional[int] = ..., resource_version: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., cause: _Optional[_Union[Cause, _Mapping]] = ..., code: _Optional[str] = ..., what_to_do: _Optional[str] = ..., page: _Optional[str] = ..., held_since_ms: _Optional[int] = ..., hours_left: _Optional[float] = ..., overdue: bool = ..., step_backs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., alarm: _Optional[str] = ..., refused_version: _Optional[str] = ...) -> None: ...
+
+class Cause(_message.Message):
+    __slots__ = ("verb", "actor", "reason", "time_ms", "unmet")
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    UNMET_FIELD_NUMBER: _ClassVar[int]
+    verb: str
+    actor: str
+    reason: str
+    time_ms: int
+    unmet: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, verb: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., time_ms: _Optional[int] = ..., unmet: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartRolloutRequest(_message.Message):
-    __slots__ = ("file", "name", "expected", "reason")
+    __slots__ = ("file", "name", "expected", "reason", "version")
     FILE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     file: str
     name: str
     expected: int
     reason: str
-    def __init__(self, file: _Optional[str] = ..., name: _Optional[str] = ..., expected: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    version: str
+    def __init__(self, file: _Optional[str] = ..., name: _Optional[str] = ..., expected: _Optional[int] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ListRolloutsRequest(_message.Message):
     __slots__ = ("endpoint", "active", "page_size", "page_token")
@@ -319,16 +413,44 @@ class SteerRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., expected: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
-    __slots__ = ("name", "full", "expected", "reason")
+    __slots__ = ("name", "full", "expected", "reason", "force")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     full: bool
     expected: int
     reason: str
-    def __init__(self, name: _Optional[str] = ..., full: bool = ..., expected: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., full: bool = ..., expected: _Optional[int] = ..., reason: _Optional[str] = ..., force: bool = ...) -> None: ...
+
+class FreezeRequest(_message.Message):
+    __slots__ = ("until_ms", "reason")
+    UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    until_ms: int
+    reason: str
+    def __init__(self, until_ms: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class LiftRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class FreezeState(_message.Message):
+    __slots__ = ("until_ms", "actor", "reason", "since_ms")
+    UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    until_ms: int
+    actor: str
+    reason: str
+    since_ms: int
+    def __init__(self, until_ms: _Optional[int] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., since_ms: _Optional[int] = ...) -> None: ...
 
 class SetWeightRequest(_message.Message):
     __slots__ = ("name", "weight", "expected", "reason")
@@ -349,7 +471,7 @@ class GetMetricsRequest(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ...) -> None: ...
 
 class EndpointMetrics(_message.Message):
-    __slots__ = ("seq", "newest_ms", "exposed", "paired", "overridden", "coverage", "phases", "segments", "psi", "long_run", "not_finite")
+    __slots__ = ("seq", "newest_ms", "exposed", "paired", "overridden", "coverage", "phases", "segments", "psi", "long_run", "not_finite", "left_out")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     NEWEST_MS_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +483,7 @@ class EndpointMetrics(_message.Message):
     PSI_FIELD_NUMBER: _ClassVar[int]
     LONG_RUN_FIELD_NUMBER: _ClassVar[int]
     NOT_FINITE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     seq: int
     newest_ms: int
     exposed: int
@@ -372,14 +495,15 @@ class EndpointMetrics(_message.Message):
     psi: _struct_pb2.Struct
     long_run: _struct_pb2.Struct
     not_finite: int
-    def __init__(self, seq: _Optional[int] = ..., newest_ms: _Optional[int] = ..., exposed: _Optional[int] = ..., paired: _Optional[int] = ..., overridden: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., psi: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., long_run: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., not_finite: _Optional[int] = ...) -> None: ...
+    left_out: int
+    def __init__(self, seq: _Optional[int] = ..., newest_ms: _Optional[int] = ..., exposed: _Optional[int] = ..., paired: _Optional[int] = ..., overridden: _Optional[int] = ..., coverage: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., psi: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., long_run: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., not_finite: _Optional[int] = ..., left_out: _Optional[int] = ...) -> None: ...
 
 class ProcessesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ProcessesResponse(_message.Message):
-    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic", "damaged", "control", "processes")
+    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic", "damaged", "control", "processes", "freeze")
     LANES_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -388,6 +512,7 @@ class ProcessesResponse(_message.Message):
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
     CONTROL_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    FREEZE_FIELD_NUMBER: _ClassVar[int]
     lanes: _struct_pb2.Struct
     shadow: _struct_pb2.Struct
     worker: _struct_pb2.Struct
@@ -396,7 +521,8 @@ class ProcessesResponse(_message.Message):
     damaged: _containers.RepeatedCompositeFieldContainer[DamagedStatus]
     control: _struct_pb2.Struct
     processes: _containers.RepeatedCompositeFieldContainer[ProcessState]
-    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedStatus, _Mapping]]] = ..., control: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[ProcessState, _Mapping]]] = ...) -> None: ...
+    freeze: FreezeState
+    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedStatus, _Mapping]]] = ..., control: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[ProcessState, _Mapping]]] = ..., freeze: _Optional[_Union[FreezeState, _Mapping]] = ...) -> None: ...
 
 class ProcessState(_message.Message):
     __slots__ = ("name", "state", "doing", "why", "pid", "age_s", "restarts", "last_exit")
@@ -563,7 +689,7 @@ class RefusedVersion(_message.Message):
     def __init__(self, bundle: _Optional[str] = ..., version: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("running", "age_seconds", "weight", "replay_ratio", "teacher_every", "versions", "refused", "batches", "trained_rows", "held_rows", "loss", "position", "committed", "reports")
+    __slots__ = ("running", "age_seconds", "weight", "replay_ratio", "teacher_every", "versions", "refused", "batches", "trained_rows", "held_rows", "loss", "position", "committed", "reports", "teacher", "teacher_kind", "teacher_reason", "unguided_rows", "featureless")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -585,6 +711,11 @@ class WorkerStatus(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     REPORTS_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_KIND_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_REASON_FIELD_NUMBER: _ClassVar[int]
+    UNGUIDED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    FEATURELESS_FIELD_NUMBER: _ClassVar[int]
     running: bool
     age_seconds: float
     weight: float
@@ -599,7 +730,12 @@ class WorkerStatus(_message.Message):
     position: int
     committed: int
     reports: _struct_pb2.Struct
-    def __init__(self, running: bool = ..., age_seconds: _Optional[float] = ..., weight: _Optional[float] = ..., replay_ratio: _Optional[float] = ..., teacher_every: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ..., refused: _Optional[_Iterable[_Union[RefusedVersion, _Mapping]]] = ..., batches: _Optional[int] = ..., trained_rows: _Optional[int] = ..., held_rows: _Optional[int] = ..., loss: _Optional[float] = ..., position: _Optional[int] = ..., committed: _Optional[int] = ..., reports: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    teacher: str
+    teacher_kind: str
+    teacher_reason: str
+    unguided_rows: int
+    featureless: int
+    def __init__(self, running: bool = ..., age_seconds: _Optional[float] = ..., weight: _Optional[float] = ..., replay_ratio: _Optional[float] = ..., teacher_every: _Optional[int] = ..., versions: _Optional[_Mapping[str, str]] = ..., refused: _Optional[_Iterable[_Union[RefusedVersion, _Mapping]]] = ..., batches: _Optional[int] = ..., trained_rows: _Optional[int] = ..., held_rows: _Optional[int] = ..., loss: _Optional[float] = ..., position: _Optional[int] = ..., committed: _Optional[int] = ..., reports: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., teacher: _Optional[str] = ..., teacher_kind: _Optional[str] = ..., teacher_reason: _Optional[str] = ..., unguided_rows: _Optional[int] = ..., featureless: _Optional[int] = ...) -> None: ...
 
 class ForgetRequest(_message.Message):
     __slots__ = ("routing_key", "prediction_id", "reason")

@@ -49,6 +49,11 @@ class EndpointsStub(object):
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SetEndpointRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Endpoint.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/baton.admin.v1.Endpoints/Pin',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.PinEndpointRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Endpoint.FromString,
+                _registered_method=True)
         self.Kill = channel.unary_unary(
                 '/baton.admin.v1.Endpoints/Kill',
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.KillEndpointRequest.SerializeToString,
@@ -78,6 +83,13 @@ class EndpointsServicer(object):
 
     def Set(self, request, context):
         """Makes or changes an endpoint that no rollout owns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Lets the stable arm answer with one version, or follow the newest again; also while a rollout runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +125,11 @@ def add_EndpointsServicer_to_server(servicer, server):
             'Set': grpc.unary_unary_rpc_method_handler(
                     servicer.Set,
                     request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SetEndpointRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Endpoint.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.PinEndpointRequest.FromString,
                     response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Endpoint.SerializeToString,
             ),
             'Kill': grpc.unary_unary_rpc_method_handler(
@@ -218,6 +235,33 @@ class Endpoints(object):
             _registered_method=True)
 
     @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Endpoints/Pin',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.PinEndpointRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Endpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Kill(request,
             target,
             options=(),
@@ -296,6 +340,11 @@ class ModelsStub(object):
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ModelRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ModelLoaded.FromString,
                 _registered_method=True)
+        self.Retire = channel.unary_unary(
+                '/baton.admin.v1.Models/Retire',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.RetireModelRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Retired.FromString,
+                _registered_method=True)
         self.Warm = channel.unary_unary(
                 '/baton.admin.v1.Models/Warm',
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ModelRequest.SerializeToString,
@@ -326,6 +375,13 @@ class ModelsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Retire(self, request, context):
+        """Keeps a version from every arm that follows the newest, and from new rollouts; `restore` takes that back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Warm(self, request, context):
         """The same as Load, which never skips the warm-up requests.
         """
@@ -350,6 +406,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.Unload,
                     request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ModelRequest.FromString,
                     response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ModelLoaded.SerializeToString,
+            ),
+            'Retire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retire,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.RetireModelRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Retired.SerializeToString,
             ),
             'Warm': grpc.unary_unary_rpc_method_handler(
                     servicer.Warm,
@@ -449,6 +510,33 @@ class Models(object):
             _registered_method=True)
 
     @staticmethod
+    def Retire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Models/Retire',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.RetireModelRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Retired.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Warm(request,
             target,
             options=(),
@@ -520,6 +608,11 @@ class RolloutsStub(object):
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.PromoteRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.FromString,
                 _registered_method=True)
+        self.Approve = channel.unary_unary(
+                '/baton.admin.v1.Rollouts/Approve',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SteerRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/baton.admin.v1.Rollouts/Abort',
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SteerRequest.SerializeToString,
@@ -534,6 +627,16 @@ class RolloutsStub(object):
                 '/baton.admin.v1.Rollouts/SetWeight',
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SetWeightRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.Freeze = channel.unary_unary(
+                '/baton.admin.v1.Rollouts/Freeze',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeState.FromString,
+                _registered_method=True)
+        self.Lift = channel.unary_unary(
+                '/baton.admin.v1.Rollouts/Lift',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.LiftRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeState.FromString,
                 _registered_method=True)
 
 
@@ -578,7 +681,14 @@ class RolloutsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Enters the next step, or the last, without waiting for its evidence.
+        """Enters the next step, or the last; `force`: without its evidence.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Approve(self, request, context):
+        """Lets a step with `approve: true` be entered on its evidence; refused where nothing waits for approval.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -598,6 +708,20 @@ class RolloutsServicer(object):
 
     def SetWeight(self, request, context):
         """Sets the weight by hand; the rollout pauses there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Freeze(self, request, context):
+        """Lets nothing move in any rollout until a time, but kill, abort and step back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lift(self, request, context):
+        """Ends the freeze.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -641,6 +765,11 @@ def add_RolloutsServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.PromoteRequest.FromString,
                     response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.SerializeToString,
             ),
+            'Approve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Approve,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SteerRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.SerializeToString,
+            ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
                     request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SteerRequest.FromString,
@@ -655,6 +784,16 @@ def add_RolloutsServicer_to_server(servicer, server):
                     servicer.SetWeight,
                     request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SetWeightRequest.FromString,
                     response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.SerializeToString,
+            ),
+            'Freeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Freeze,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeState.SerializeToString,
+            ),
+            'Lift': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lift,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.LiftRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeState.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -857,6 +996,33 @@ class Rollouts(object):
             _registered_method=True)
 
     @staticmethod
+    def Approve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Rollouts/Approve',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SteerRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Abort(request,
             target,
             options=(),
@@ -927,6 +1093,60 @@ class Rollouts(object):
             '/baton.admin.v1.Rollouts/SetWeight',
             protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.SetWeightRequest.SerializeToString,
             protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Freeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Rollouts/Freeze',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Rollouts/Lift',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.LiftRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.FreezeState.FromString,
             options,
             channel_credentials,
             insecure,

@@ -166,16 +166,20 @@ class FeedbackRequest(_message.Message):
     def __init__(self, predictions: _Optional[_Iterable[_Union[PredictionFeedback, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class PredictionFeedback(_message.Message):
-    __slots__ = ("prediction_id", "exposed", "outcomes", "exposed_all")
+    __slots__ = ("prediction_id", "exposed", "outcomes", "exposed_all", "request_id", "endpoint")
     PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_ALL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     prediction_id: str
     exposed: _containers.RepeatedCompositeFieldContainer[Exposure]
     outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
     exposed_all: bool
-    def __init__(self, prediction_id: _Optional[str] = ..., exposed: _Optional[_Iterable[_Union[Exposure, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ..., exposed_all: bool = ...) -> None: ...
+    request_id: str
+    endpoint: str
+    def __init__(self, prediction_id: _Optional[str] = ..., exposed: _Optional[_Iterable[_Union[Exposure, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ..., exposed_all: bool = ..., request_id: _Optional[str] = ..., endpoint: _Optional[str] = ...) -> None: ...
 
 class Exposure(_message.Message):
     __slots__ = ("index", "candidate_id", "position", "time_ms")
@@ -212,13 +216,107 @@ class FeedbackResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[PredictionResult, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class PredictionResult(_message.Message):
-    __slots__ = ("prediction_id", "exposed", "outcomes", "reason")
+    __slots__ = ("prediction_id", "exposed", "outcomes", "reason", "request_id")
     PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     prediction_id: str
     exposed: _containers.RepeatedScalarFieldContainer[Status]
     outcomes: _containers.RepeatedScalarFieldContainer[Status]
     reason: str
-    def __init__(self, prediction_id: _Optional[str] = ..., exposed: _Optional[_Iterable[_Union[Status, str]]] = ..., outcomes: _Optional[_Iterable[_Union[Status, str]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, prediction_id: _Optional[str] = ..., exposed: _Optional[_Iterable[_Union[Status, str]]] = ..., outcomes: _Optional[_Iterable[_Union[Status, str]]] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ObserveRequest(_message.Message):
+    __slots__ = ("endpoint", "predictions", "request_id")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    predictions: _containers.RepeatedCompositeFieldContainer[ObservedPrediction]
+    request_id: str
+    def __init__(self, endpoint: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[ObservedPrediction, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ObservedPrediction(_message.Message):
+    __slots__ = ("request_id", "time_ms", "routing_key", "answered", "other", "candidate_ids", "inclusion_probability", "context", "candidates", "overridden", "exposed_all")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_KEY_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_IDS_FIELD_NUMBER: _ClassVar[int]
+    INCLUSION_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDDEN_FIELD_NUMBER: _ClassVar[int]
+    EXPOSED_ALL_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    time_ms: int
+    routing_key: str
+    answered: ArmScores
+    other: ArmScores
+    candidate_ids: _containers.RepeatedScalarFieldContainer[str]
+    inclusion_probability: float
+    context: Rows
+    candidates: Rows
+    overridden: bool
+    exposed_all: bool
+    def __init__(self, request_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., routing_key: _Optional[str] = ..., answered: _Optional[_Union[ArmScores, _Mapping]] = ..., other: _Optional[_Union[ArmScores, _Mapping]] = ..., candidate_ids: _Optional[_Iterable[str]] = ..., inclusion_probability: _Optional[float] = ..., context: _Optional[_Union[Rows, _Mapping]] = ..., candidates: _Optional[_Union[Rows, _Mapping]] = ..., overridden: bool = ..., exposed_all: bool = ...) -> None: ...
+
+class ArmScores(_message.Message):
+    __slots__ = ("arm", "bundle", "version", "scores")
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    arm: str
+    bundle: str
+    version: str
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, arm: _Optional[str] = ..., bundle: _Optional[str] = ..., version: _Optional[str] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class ObserveResponse(_message.Message):
+    __slots__ = ("results", "request_id")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ObservedResult]
+    request_id: str
+    def __init__(self, results: _Optional[_Iterable[_Union[ObservedResult, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ObservedResult(_message.Message):
+    __slots__ = ("request_id", "prediction_id", "status", "reason")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    prediction_id: str
+    status: Status
+    reason: str
+    def __init__(self, request_id: _Optional[str] = ..., prediction_id: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class AssignRequest(_message.Message):
+    __slots__ = ("endpoint", "routing_keys")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_KEYS_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    routing_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, endpoint: _Optional[str] = ..., routing_keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AssignResponse(_message.Message):
+    __slots__ = ("arms", "resource_version", "weight", "salt", "holdout", "killed")
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    HOLDOUT_FIELD_NUMBER: _ClassVar[int]
+    KILLED_FIELD_NUMBER: _ClassVar[int]
+    arms: _containers.RepeatedScalarFieldContainer[str]
+    resource_version: int
+    weight: float
+    salt: str
+    holdout: float
+    killed: bool
+    def __init__(self, arms: _Optional[_Iterable[str]] = ..., resource_version: _Optional[int] = ..., weight: _Optional[float] = ..., salt: _Optional[str] = ..., holdout: _Optional[float] = ..., killed: bool = ...) -> None: ...

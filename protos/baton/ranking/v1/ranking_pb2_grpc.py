@@ -54,6 +54,16 @@ class RankingServiceStub(object):
                 request_serializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.FeedbackRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.FeedbackResponse.FromString,
                 _registered_method=True)
+        self.Observe = channel.unary_unary(
+                '/baton.ranking.v1.RankingService/Observe',
+                request_serializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.ObserveRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.ObserveResponse.FromString,
+                _registered_method=True)
+        self.Assign = channel.unary_unary(
+                '/baton.ranking.v1.RankingService/Assign',
+                request_serializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.AssignRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.AssignResponse.FromString,
+                _registered_method=True)
 
 
 class RankingServiceServicer(object):
@@ -85,6 +95,20 @@ class RankingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Observe(self, request, context):
+        """Takes predictions that were answered elsewhere, so that they are evidence like those answered here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Assign(self, request, context):
+        """Says which arm routing keys belong to now; docs/observe.md has the rule, which does not change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RankingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +131,16 @@ def add_RankingServiceServicer_to_server(servicer, server):
                     servicer.FeedbackStream,
                     request_deserializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.FeedbackRequest.FromString,
                     response_serializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.FeedbackResponse.SerializeToString,
+            ),
+            'Observe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Observe,
+                    request_deserializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.ObserveRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.ObserveResponse.SerializeToString,
+            ),
+            'Assign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Assign,
+                    request_deserializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.AssignRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.AssignResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -217,6 +251,60 @@ class RankingService(object):
             '/baton.ranking.v1.RankingService/FeedbackStream',
             protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.FeedbackRequest.SerializeToString,
             protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.FeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Observe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.ranking.v1.RankingService/Observe',
+            protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.ObserveRequest.SerializeToString,
+            protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.ObserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Assign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.ranking.v1.RankingService/Assign',
+            protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.AssignRequest.SerializeToString,
+            protos_dot_baton_dot_ranking_dot_v1_dot_ranking__pb2.AssignResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from clocks import HandClock
-from lane_samples import START_MS, all_rows, as_written, content, crash_image, samples
+from lane_samples import START_MS, all_rows, as_written, content, crash_image, files_up_to, samples
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Damaged, InvalidInput, NotReady
@@ -292,17 +291,6 @@ def test_a_file_that_someone_removed_is_damage(tmp_path: Path, lanes: Lanes) -> 
     lane.close()
 
 
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond a size: the system's error is that of a disk that fills in a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("limit", ["records", "index"])
 def test_a_full_disk_leaves_nothing_and_the_next_append_works(tmp_path: Path, lanes: Lanes, limit: str) -> None:
     lane = Lane(tmp_path, 3, SystemClock())
@@ -421,7 +409,7 @@ def test_feedback_waits_in_the_inbox_until_it_is_trimmed(lane: Lane, lanes: Lane
     other.close()
 
 
-def test_feedback_is_not_taken_before_the_records_are_on_disk(
+def test_feedback_is_not_taken_before_the_records_that_it_is_about_are_on_disk(
     lane: Lane, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(handle: int) -> None:
@@ -432,10 +420,11 @@ def test_feedback_is_not_taken_before_the_records_are_on_disk(
         lane.append(samples(1))
         for _ in range(2):
             with pytest.raises(NotReady, match="Input/output error"):
-                lane.put_feedback([("a", 1, "one")])
-    assert lanes.inbox(3, 0, 10) == []
-    lane.put_feedback([("a", 1, "one")])
-    assert len(lanes.inbox(3, 0, 10)) == 1
+                lane.put_feedback([("a", 1, "one")], 1)
+        assert lanes.inbox(3, 0, 10) == []
+        lane.put_feedback([("parked", 1, "one")])
+    lane.put_feedback([("a", 1, "one")], 1)
+    assert len(lanes.inbox(3, 0, 10)) == 2
 
 
 def test_a_root_that_cannot_be_made_is_reported(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""Crashes on a machine of several lanes: lanes and control are killed and started again while all of them work."""
+"""Crashes on a machine of several lanes: lanes and control are killed and started again while all of them work.
+
+By hand a hundred times: KILLS=100.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +21,7 @@ from pipeline.traffic.prediction import PredictionIds
 START = 1_000_000
 LANES = (1, 2)
 CONTROL = 0
-KILLS = 10
+KILLS = int(os.environ.get("KILLS", "10"))
 PROCESSES = multiprocessing.get_context("spawn")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import re
 import sqlite3
 import time
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lane_logs import open_lane
+from namespaces import in_namespace
 from old_log import write_old
 from traffic_samples import CANDIDATE, IDS, LATE_MS, WINDOW_MS, sample
 
@@ -206,3 +208,45 @@ def test_an_old_log_of_another_program_or_of_a_newer_baton_is_refused(tmp_path: 
     with pytest.raises(InvalidInput, match="not a traffic log"):
         opened(tmp_path / "traffic")
     assert old.exists()
+
+
+ON_A_FULL_DISK = """
+import shutil, subprocess, sys
+from pathlib import Path
+from lane_logs import open_lane
+from namespaces import in_namespace
+from pipeline.errors import NotReady
+
+old, disk = map(Path, sys.argv[1:])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
+shutil.copy(old, disk / "traffic.db")
+filler = disk / "filler"
+filler.write_bytes(bytes(shutil.disk_usage(disk).free - (2 << 20)))
+before = (disk / "traffic.db").read_bytes()
+try:
+    open_lane(disk / "traffic")
+except NotReady as error:
+    print(error)
+assert (disk / "traffic.db").read_bytes() == before
+assert not list(disk.rglob("*.log")), "nothing is brought over by halves"
+filler.unlink()
+log = open_lane(disk / "traffic")
+print(len(log.predictions("", 10_000)))
+log.close()
+"""
+
+
+def test_an_upgrade_that_has_no_room_says_how_much_is_missing_and_begins_nothing(tmp_path: Path) -> None:
+    log = opened(tmp_path / "one" / "traffic")
+    lived(log, 100)
+    write_old(tmp_path / "traffic.db", tmp_path / "one" / "traffic", 3, WINDOW_MS)
+    count = len(log.predictions("", 10_000))
+    log.close()
+    (tmp_path / "disk").mkdir()
+    program = ("-c", ON_A_FULL_DISK, tmp_path / "traffic.db", tmp_path / "disk")
+    said, brought = in_namespace(tmp_path / "disk", *program).splitlines()
+    missing = re.search(r"takes ([\d,]+) bytes .* beside it, and ([\d,]+) of them are missing; make room", said)
+    assert missing is not None, said
+    needed, lacking = (int(number.replace(",", "")) for number in missing.groups())
+    assert lacking <= needed - (1 << 20), "less is missing than is needed, since some is free"
+    assert int(brought) == count, "with room it goes on as if nothing had been"

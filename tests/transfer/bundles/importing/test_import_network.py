@@ -26,7 +26,8 @@ from pipeline.model.model import Model
 from serving.cli.main import app
 from transfer.bundles import publish
 from transfer.bundles.frozen import FrozenTeacher, load_teacher
-from transfer.bundles.import_onnx import ImportSpec, import_onnx
+from transfer.bundles.importing.network import import_onnx
+from transfer.bundles.importing.spec import ImportSpec
 from transfer.click_model.model import ClickModel
 from transfer.offline.distill import transfer_offline
 from transfer.offline.window import Window
@@ -170,7 +171,7 @@ def save(model, path):
         (by_columns, {"columns": ["user", "price"], "kind": "logit", "output": "z"}, "outputs are"),
         (
             lambda: network(
-                [("x", TensorProto.STRING, ["n", 3])],
+                [("x", TensorProto.DOUBLE, ["n", 3])],
                 [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)],
                 output=("y", TensorProto.FLOAT, ["n", 3]),
             ),
@@ -238,7 +239,22 @@ def test_the_command_reads_codes_from_a_file_and_names_what_is_wrong(tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["codes"] == USERS
     assert Bundle.open(tmp_path / "b").manifest.name == "sum"
+    config = tmp_path / "baton.yaml"
+    config.write_text("home: home")
+    repository = Repository(tmp_path / "home" / "bundles")
+    for version, where in (
+        ("1", ["--name", "ranker", "--config", str(config)]),
+        ("3", ["--out", str(repository.path("ranker", "3"))]),
+        ("4", ["--name", "ranker", "--config", str(config)]),
+    ):
+        done = CliRunner().invoke(app, [*call, *where])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["version"] == version
+        assert repository.open("ranker", version, verify=True).manifest.name == "ranker"
+    assert sorted(path.name for path in (repository.root / "ranker").iterdir()) == [".versions", "1", "3", "4"]
     (tmp_path / "users.csv").write_text("a,b\n")
+    assert CliRunner().invoke(app, [*call, "--name", "ranker", "--config", str(config)]).exit_code == 1
+    assert repository.reserve("ranker") == "5", "a number that was not used is given again"
     refused = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "c")])
     assert refused.exit_code == 1
     assert "users.csv" in refused.output
