@@ -63,7 +63,8 @@ def fill(
         if number is not None:
             rows.numbers[0] = number
         features = Features.from_context(SCHEMA, rows)
-        prediction_id = ids.new(start + at)
+        # Always the same, since the id decides which requests are held out.
+        prediction_id = ids.derive(start + at, f"{seed}/{at}")
         scores = np.full(PER_REQUEST, stable, np.float32)
         records.append(
             pack(PredictionRecord(prediction_id, start + at, "ranker", "stable", "teacher", 1, features, scores))
