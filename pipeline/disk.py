@@ -1,12 +1,17 @@
-"""Files that survive a crash, and the error of a full disk, of SQLite's files too; copies of such files in use."""
+"""Files that survive a crash, and the error of a full disk, of SQLite's files too; copies of such files in use.
+
+Writes that a disk refuses are counted in each process (`refused_writes`), whoever catches their error.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -14,10 +19,60 @@ from safetensors import SafetensorError
 
 from pipeline.errors import InvalidInput, NotReady
 
-__all__ = ["asking", "clear_staging", "copy_database", "creating", "replacing", "sync", "transaction", "writing"]
+__all__ = [
+    "asking",
+    "clear_staging",
+    "copy_database",
+    "counting_refusals",
+    "creating",
+    "refused_writes",
+    "replacing",
+    "sync",
+    "transaction",
+    "writing",
+]
 
 _LEFT_S = 3600.0
 """Age at which nobody is at work on a new file any more."""
+_REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "full"),
+    errno.EROFS: "read_only",
+    errno.EIO: "failed",
+    # SQLite's primary codes, below 0 so that they are no errno.
+    -sqlite3.SQLITE_FULL: "full",
+    -sqlite3.SQLITE_READONLY: "read_only",
+    -sqlite3.SQLITE_IOERR: "failed",
+}
+_refused = dict.fromkeys(_REFUSALS.values(), 0)
+_counting = threading.Lock()
+
+
+def refused_writes() -> Mapping[str, int]:
+    """Writes of this process that a disk has refused, by reason: `full`, `read_only`, `failed`."""
+    with _counting:
+        return dict(_refused)
+
+
+@contextmanager
+def counting_refusals() -> Iterator[None]:
+    """Count the error of a disk that takes no write, once, however many of these blocks it leaves."""
+    try:
+        yield
+    except (OSError, sqlite3.Error, SafetensorError) as error:
+        reason = _refusal(error)
+        if reason and not getattr(error, "refusal_counted", False):
+            error.refusal_counted = True  # type: ignore[union-attr]
+            with _counting:
+                _refused[reason] += 1
+        raise
+
+
+def _refusal(error: BaseException) -> str:
+    if isinstance(error, sqlite3.Error):
+        return _REFUSALS.get(-(getattr(error, "sqlite_errorcode", 0) & 0xFF), "")
+    if isinstance(error, OSError):
+        return _REFUSALS.get(error.errno or 0, "")
+    return "full" if "No space left" in str(error) else ""
 
 
 def sync(path: Path) -> None:
@@ -41,17 +96,18 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the old content stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield staging
-        if durable:
-            sync(staging)
-        os.replace(staging, path)
-        if durable:
-            sync(path.parent)
-    finally:
-        staging.unlink(missing_ok=True)
+    with counting_refusals():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            yield staging
+            if durable:
+                sync(staging)
+            os.replace(staging, path)
+            if durable:
+                sync(path.parent)
+        finally:
+            staging.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -101,7 +157,8 @@ def writing(what: Path) -> Iterator[None]:
         NotReady: instead of the system's error; the write can be tried again.
     """
     try:
-        yield
+        with counting_refusals():
+            yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise NotReady(f"{what} cannot be written: {reason}; nothing is left of it, and it is tried again") from error
@@ -111,7 +168,8 @@ def writing(what: Path) -> Iterator[None]:
 def asking(what: str) -> Iterator[None]:
     """Raise NotReady for an SQLite file that is full, locked or fails. `what`: its name in the message."""
     try:
-        yield
+        with counting_refusals():
+            yield
     except sqlite3.Error as error:
         raise NotReady(f"{what}: {error}") from error
 

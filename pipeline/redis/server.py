@@ -6,6 +6,7 @@ too, and so does a web server. All connections are held against it when they are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ class RedisServer:
         primary: HOST:PORT of the server that this one replicates; "" where it is no replica.
         used_bytes: of memory that count against `max_bytes` (0: no limit); policy: what it does at that limit.
         append_only: whether it keeps an append-only file.
-        evicted: keys that it has evicted in this run.
+        evicted: keys that it has evicted in this run; refused: writes that it has refused in this run, since its memory was
+            full or its own disk failed.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class RedisServer:
     policy: str
     append_only: bool
     evicted: int
+    refused: int = 0
 
     @classmethod
     def parse(cls, info: bytes) -> RedisServer:
@@ -74,6 +77,7 @@ class RedisServer:
             policy=found.get("maxmemory_policy", ""),
             append_only=found.get("aof_enabled") == "1",
             evicted=_number(found, "evicted_keys"),
+            refused=sum(_first_number(found.get(f"errorstat_{code}", "")) for code in ("OOM", "MISCONF")),
         )
 
     def check(self, where: str) -> None:
@@ -98,6 +102,12 @@ def text_of(version: tuple[int, ...]) -> str:
 def _number(found: Mapping[str, str], name: str) -> int:
     value = found.get(name, "")
     return int(value) if _is_number(value) else 0
+
+
+def _first_number(text: str) -> int:
+    """The number in `count=7`, or in the form that a client makes of it."""
+    found = re.search(r"\d{1,18}", text)
+    return int(found[0]) if found else 0
 
 
 def _is_number(text: str) -> bool:

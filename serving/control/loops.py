@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.bundle.versions import Repository
@@ -30,12 +30,15 @@ from serving.rollout.store import LeadLost
 from serving.runtime import status
 from serving.runtime.process import step_back
 from serving.runtime.status import ControlStatus, JoinBacklog, Statuses, StepStatus
+from serving.runtime.stores import StoreStatus
 from serving.runtime.supervisor import children_of
 from serving.state.leader import Lead
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
+from serving.telemetry.stores import StoreFigures
 from serving.wiring.backends import Backends
 from serving.wiring.observe import Observer
+from serving.wiring.stores import look_at_stores
 
 if TYPE_CHECKING:
     from serving.tiers.cache import CacheUpkeep
@@ -50,6 +53,7 @@ UPKEEP_NICE = 10
 REFRESH_EVERY_S = 1.0
 ONSETS_EVERY_S = 5.0
 NOTIFY_EVERY_S = 1.0
+STORES_EVERY_S = 5.0
 COUNT_EVERY_S = 10.0
 """Time between two looks at the predictions that are open."""
 
@@ -92,6 +96,8 @@ class ControlLoops:
         self._lock = threading.RLock()
         self._lead, self._leads, self._led_by = lead, threading.Event(), ""
         self._open, self._counted = JoinBacklog(), float("-inf")
+        self._stores: Sequence[StoreStatus] = ()
+        self._stores_ms = 0
         self._cache = self._open_cache(repository)
         self.admin = Admin(config, backends, self._controller, clock, self._lock, self._cache)
         self.admin.endpoints.bootstrap()
@@ -116,6 +122,7 @@ class ControlLoops:
             ("rollout", self._leading(self._move), PASS_EVERY_S),
             ("status", self._report, PASS_EVERY_S),
             ("bundle-upkeep", self._tidy, UPKEEP_EVERY_S),
+            ("stores", self._look_at_stores, STORES_EVERY_S),
         ]
         if self._config.notify:
             bodies.append(("onsets", self._leading(self._note_onsets), ONSETS_EVERY_S))
@@ -198,9 +205,15 @@ class ControlLoops:
             lead_token=self._lead.token if leads else None,
             leader=self._lead.holder(),
             backlog=self._open if leads else JoinBacklog(),
+            stores=self._stores,
+            stores_ms=self._stores_ms,
         )
         status.write(self._config.status, "control", report)
         self.telemetry.write(self._config.home / METRICS_DIR)
+
+    def _look_at_stores(self) -> None:
+        self._stores = look_at_stores(self._config)
+        self._stores_ms = self._clock.wall_ms()
 
     def _backlog(self) -> JoinBacklog:
         traffic = self._backends.traffic
@@ -277,6 +290,7 @@ class ControlLoops:
             lambda: sum((sender.counters for sender in self._senders), Counter()),
         )  # fmt: skip
         self._traffic.publish(telemetry)
+        telemetry.include(StoreFigures(lambda: self._stores))
         telemetry.include(
             Overview(
                 [child.name for child in children_of(self._config, self._config.home)],

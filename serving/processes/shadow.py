@@ -438,9 +438,12 @@ def run_shadow(config: Config) -> None:
     )
 
     def report() -> None:
-        catch_up.save()
-        status.write(config.status, "shadow", lane.status())
-        telemetry.write(config.home / METRICS_DIR)
+        try:
+            status.write(config.status, "shadow", lane.status())
+            telemetry.write(config.home / METRICS_DIR)
+            catch_up.save()
+        except OSError as error:  # scoring goes on; after a restart it begins at the last place that was saved
+            log.error("the state of the shadow lane cannot be written: %s", error)
 
     registry.looked(10.0)
     report()

@@ -2,12 +2,13 @@
 
 An entry has the time (UTC), level, process, module and message; one about a request also has its `request_id`, and its
 `trace_id` if the call is traced. Code logs by the standard `logging`, and passes these two by `extra`. Tokens and passwords
-are masked in every entry. What others wrote makes no line of its own and steers no terminal: control characters are
+are masked in every entry. A fault that repeats is counted (`repeats`). What others wrote makes no line of its own and steers no terminal: control characters are
 escapes, and a stack trace below a line is indented. The names of JSON keys are an interface: programs read them.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
+from serving.runtime.repeats import RepeatLimit
 from serving.runtime.visible import json_safe, visible
 
 __all__ = ["JsonLines", "PlainLines", "TextLines", "write_logs"]
@@ -63,7 +65,7 @@ class TextLines(logging.Formatter):
 
 class JsonLines(logging.Formatter):
     """JSON format: an object per line with `time`, `level`, `process`, `pid`, `thread`, `logger`, `message`, and where there is one
-    `request_id`, `trace_id`, `exception`."""
+    `request_id`, `trace_id`, `repeated` (entries of the same cause that were not written), `exception`."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -80,6 +82,8 @@ class JsonLines(logging.Formatter):
             "message": _clean(record.getMessage()),
             **_about(record),
         }
+        if repeated := getattr(record, "repeated", 0):
+            entry["repeated"] = repeated
         if trace := _trace(self, record):
             entry["exception"] = _clean(trace)
         return json_safe(json.dumps(entry, default=str, ensure_ascii=False))
@@ -108,6 +112,24 @@ class _LibraryLimit(logging.Filter):
         return written
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Handler of a process's log, with its two limits."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.repeats = RepeatLimit(self._write, OURS)
+        self.addFilter(_LibraryLimit())
+        self.addFilter(self.repeats)
+
+    def _write(self, record: logging.LogRecord) -> None:
+        """Write an entry past the filters."""
+        self.acquire()
+        try:
+            self.emit(record)
+        finally:
+            self.release()
+
+
 def write_logs(
     process: str, level: str = "info", form: Literal["text", "json"] = "text", stream: TextIO | None = None
 ) -> None:
@@ -118,9 +140,9 @@ def write_logs(
         level: lowest one that is written.
         stream: file to write to; stderr by default.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Lines(stream or sys.stderr)
     handler.setFormatter(JsonLines(process) if form == "json" else TextLines(process))
-    handler.addFilter(_LibraryLimit())
+    atexit.register(handler.repeats.flush)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     sys.excepthook = _died

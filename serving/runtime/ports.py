@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import Conflict, InvalidInput, NotReady
+from pipeline.memory_folder import make_memory_folder
 from serving.runtime.claims import Claim, Holder, holder_of, spelled
-from serving.runtime.memory_folder import make_memory_folder
 
 __all__ = ["claimed_ports", "listening", "port_holders", "taken"]
 

@@ -20,8 +20,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.disk import replacing
+from pipeline.reports import report_files, write_report
 from pipeline.traffic.writer import WriterCounters
+from serving.runtime.stores import StoreStatus
 
 __all__ = [
     "FRESH_S",
@@ -334,6 +335,7 @@ class ControlStatus:
     Args:
         leads: it joins labels and moves rollouts; leader: the process that does, where it is known.
         backlog: predictions that wait for labels, where it leads.
+        stores: disks and Redis as it last saw them, at `stores_ms`.
     """
 
     process: str = ""
@@ -344,6 +346,8 @@ class ControlStatus:
     lead_token: int | None = None
     leader: str = ""
     backlog: JoinBacklog = field(default_factory=JoinBacklog)
+    stores: Sequence[StoreStatus] = field(default_factory=list)
+    stores_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -524,15 +528,14 @@ def dumps(status: Status) -> str:
 
 
 def write(folder: Path, name: str, status: Status | str) -> None:
-    """Write the status of a process, or a text that `dumps` made; a reader sees the file whole. Raises: OSError."""
-    with replacing(folder / f"{name}.json") as staging:
-        staging.write_text(status if isinstance(status, str) else dumps(status))
+    """Write the status of a process, or a text that `dumps` made; see `write_report`. Raises: OSError."""
+    write_report(folder / f"{name}.json", status if isinstance(status, str) else dumps(status))
 
 
 def read(folder: Path, now_ms: int) -> Statuses:
     """Every status of a folder, those of dead processes too; nothing where there is no folder."""
     found: dict[str, str | Damaged] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in report_files(folder, ".json"):
         try:
             found[path.stem] = path.read_text(encoding="utf-8")
         except FileNotFoundError:

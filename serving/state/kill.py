@@ -21,7 +21,7 @@ from typing import Protocol
 
 from pipeline.disk import replacing, sync
 from pipeline.errors import InvalidInput, NotReady
-from serving.runtime.memory_folder import make_memory_folder, memory_folder
+from pipeline.memory_folder import make_memory_folder, memory_folder
 
 __all__ = ["KillFiles", "KillSwitch", "SharedFlags"]
 

@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
+from pipeline.reports import report_files
 from serving.runtime.status import FRESH_S
 
 __all__ = ["METRICS_DIR", "Format", "merged", "rendered"]
@@ -85,7 +86,7 @@ def merged(
     """Figures of all processes as one text; files older than `stale_after` seconds are left out."""
     heads: dict[str, dict[str, str]] = {}
     samples: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*.prom")) if folder.is_dir() else []:
+    for path in report_files(folder, ".prom"):
         try:
             if abs(now() - path.stat().st_mtime) > stale_after:
                 continue

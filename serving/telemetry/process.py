@@ -8,7 +8,6 @@ names the trace of one request, where calls are traced.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from pipeline.disk import refused_writes
+from pipeline.reports import write_report
 from serving.telemetry.exposition import rendered
 from serving.telemetry.histogram import Histogram
 
@@ -162,10 +163,7 @@ class Telemetry(Collector):
 
     def write(self, folder: Path) -> None:
         """Write the figures for `merged`, as OpenMetrics; a reader sees them whole."""
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f".{self.process}.{os.getpid()}"
-        staging.write_text(rendered(self._registry.collect()))
-        staging.replace(folder / f"{self.process}.prom")
+        write_report(folder / f"{self.process}.prom", rendered(self._registry.collect()))
 
     def collect(self) -> Iterator[Metric]:
         """All figures as Prometheus' families."""
@@ -209,6 +207,12 @@ class Telemetry(Collector):
         for (endpoint, arm), version in self._ready.items():
             ready.add_metric([self.process, endpoint, arm, version], 1)
         yield ready
+        yield self._counters(
+            "baton_disk_refused_writes",
+            "Writes that a disk refused: full, read-only or failed",
+            ["process", "reason"],
+            {(reason,): count for reason, count in refused_writes().items()},
+        )
         pending = GaugeMetricFamily("baton_pending_requests", "Requests waiting or at work", labels=["process"])
         pending.add_metric([self.process], self._pending)
         yield pending

@@ -27,8 +27,8 @@ from pipeline.bundle.teachers import IMPORTED, REMOTE, teacher_kind
 from pipeline.bundle.verified import NOTES
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock, SystemClock
-from pipeline.disk import replacing
 from pipeline.errors import DataError, Diverged, InvalidInput, NotReady
+from pipeline.reports import write_report
 from pipeline.traffic.log import TrafficLog
 from transfer.bundles.publish import load
 from transfer.click_model.device import DeviceChoice, device_for
@@ -89,8 +89,7 @@ class WorkerSettings:
 def report(path: Path, status: Mapping[str, Any]) -> None:
     """Write the worker's status file; a disk that is full costs the file alone."""
     try:
-        with replacing(path) as staging:
-            staging.write_text(json.dumps(status))
+        write_report(path, json.dumps(status))
     except OSError as error:
         log.warning("%s cannot be written: %s", path, error.strerror)
 

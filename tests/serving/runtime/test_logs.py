@@ -112,7 +112,11 @@ def test_what_strangers_have_libraries_write_is_bounded(writing: Callable[[Liter
     for number in range(100):
         logging.getLogger("serving.control.loops").error("one of ours %s", number)
     lines = [entry["logger"].partition(".")[0] for entry in entries(written)]
-    assert {name: lines.count(name) for name in set(lines)} == {"grpc": 20, "asyncio": 1, "serving": 100}
+    assert {name: lines.count(name) for name in set(lines)} == {
+        "grpc": 20,
+        "asyncio": 1,
+        "serving": 3,
+    }  # of ours, see `repeats`
 
 
 def test_the_log_says_how_much_was_left_out(

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from installation import eventually
 
+from pipeline import memory_folder
 from pipeline.errors import NotReady
 from serving.lane import kill_watch
 from serving.lane.kill_watch import KillWatch
-from serving.runtime import memory_folder
 from serving.state.kill import KillFiles, KillSwitch
 
 NAMES = {"ranker", "shop"}
