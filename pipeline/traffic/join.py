@@ -9,7 +9,9 @@ Pure logic on one prediction at a time; it does not know where predictions and c
   latest two windows after it was made. Predictions close in order, so that what is read is complete up to a time: an open
   one holds back those after it, for two windows at most. Times are the log's own (`TrafficLog.now_ms`). Where that clock
   went back, or the window was shortened, all open predictions are set right at once (`set_right`), not one after another.
-- Closing writes revision 0. Later labels that change a written row, and rows that mature later, make revisions.
+- Closing writes revision 0, without rows where none was shown: readers count what was answered and never shown. Where rows
+  were shown so late that none is mature yet, nothing is written then. Later labels that change a written row, and rows that
+  mature later, make revisions.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from pipeline.arrays import F32, I32
 from pipeline.traffic.feedback import NEVER_MS, LabelState
 
-__all__ = ["MatureRows", "closes_at", "mature_rows", "set_right", "stands_wrong", "written_labels"]
+__all__ = ["NO_ROWS", "MatureRows", "closes_at", "mature_rows", "set_right", "stands_wrong", "written_labels"]
 
 
 class MatureRows(NamedTuple):
@@ -52,6 +54,10 @@ class MatureRows(NamedTuple):
             np.frombuffer(blob, np.int32, m, 8 * m),
             np.frombuffer(blob, np.float32, m, 12 * m),
         )
+
+
+NO_ROWS = MatureRows.unpack(b"")
+"""Of a prediction that closes and was never shown."""
 
 
 def stands_wrong(time_ms: int, closes_ms: int, now_ms: int, window_ms: int) -> bool:

@@ -92,7 +92,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Mature rows of one prediction: one entry of the labelled log.
+    """Mature rows of one prediction: one entry of the labelled log. Without rows: it closed and was never shown.
 
     Args:
         seq: position in the labelled log; grows by one, never reused. A reader's position is the last seq it has read.

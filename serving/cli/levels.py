@@ -62,6 +62,8 @@ def _read(settings: Config, endpoint: str, bundle: str) -> Traffic | None:
         while page := log.labelled(after, PAGE_ENTRIES):
             after = page[-1].seq
             for entry in page:
+                if not len(entry.indices):
+                    continue
                 record = unpack(entry.record)
                 fresh = np.isnan(entry.previous)
                 if record.endpoint != endpoint or record.overridden or not fresh.any():

@@ -17,6 +17,7 @@ from serving.cli.output import show_table
 __all__ = ["What", "labelled", "predictions", "show"]
 
 PAGE_ENTRIES = 256
+_PASSED_PAGES = 64
 SHOWN_ROWS = 3
 
 
@@ -28,12 +29,23 @@ class What(StrEnum):
 
 
 def labelled(log: TrafficLog, number: int) -> Iterator[list[dict[str, Any]]]:
-    """Pages of the labelled log from its `number` newest entries on; an empty one where it ends by now."""
-    after = max(0, log.stats(log.now_ms()).last_seq - number)
+    """Pages of the labelled log from its `number` newest entries with rows on; an empty one where it ends by now. They are looked
+    for among the newest 16,384 entries."""
+    after = last = log.stats(log.now_ms()).last_seq
+    first: deque[Labelled] = deque(maxlen=number)
+    start = max(0, last - max(number, _PASSED_PAGES * PAGE_ENTRIES))
+    while start < last and (page := log.labelled(start, PAGE_ENTRIES)):
+        start = after = page[-1].seq
+        first.extend(e for e in page if len(e.indices))
+    yield [_of_entry(e) for e in first]
     while True:
         page = log.labelled(after, PAGE_ENTRIES)
         after = page[-1].seq if page else after
-        yield [{"seq": e.seq} | _shown(unpack(e.record), e) for e in page]
+        yield [_of_entry(e) for e in page if len(e.indices)]
+
+
+def _of_entry(entry: Labelled) -> dict[str, Any]:
+    return {"seq": entry.seq} | _shown(unpack(entry.record), entry)
 
 
 def predictions(log: TrafficLog, number: int) -> Iterator[list[dict[str, Any]]]:

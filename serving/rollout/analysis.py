@@ -228,7 +228,7 @@ class RolloutAnalysis:
         return [self._first.entered_ms, self._second_ms, self.stays[-1].entered_ms]
 
     def _collect(self, entry: Labelled, record: PredictionRecord) -> None:
-        if record.endpoint != self.endpoint or record.arm == "direct" or not len(entry.indices):
+        if record.endpoint != self.endpoint or record.arm == "direct":
             return
         fresh = np.isnan(entry.previous)  # rows that were not written before
         rows, first = int(fresh.sum()), entry.revision == 0
@@ -237,11 +237,13 @@ class RolloutAnalysis:
             return
         if self._refused and entry.time_ms >= self._refused_from_ms and self._version(record, entry) in self._refused:
             return
-        block = entry.time_ms // self.table.block_ms
-        line = self._line(block)
         phase = self._phase_of(entry.time_ms)
         if phase >= 0:  # outcomes are sums by group of keys, so their limits account for a busy one
             count_outcome(self.stays[phase].outcome, record, entry)
+        if not len(entry.indices):  # answered and never shown: no evidence on rows
+            return
+        block = entry.time_ms // self.table.block_ms
+        line = self._line(block)
         if self.cap is not None:
             self.cap.count(block, record.routing_hash, rows)
             if self.cap.leaves_out(block, record.routing_hash, _hash(entry.prediction_id)):

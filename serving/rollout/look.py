@@ -31,6 +31,7 @@ from serving.rollout.sums.selection import (
     STABLE,
     Selection,
 )
+from serving.rollout.sums.shown_fraction import ShownFraction
 from serving.rollout.sums.view import EvidenceView
 
 __all__ = ["Look"]
@@ -198,6 +199,8 @@ class Look:
         ratio = self._shown_requests
         if ratio is not None and ratio.doubtful:
             return f"sample ratio: {ratio}; this may be chance, and the next step waits until it looks right"
+        if self._shown_fraction.doubtful:
+            return f"shown fraction: {self._shown_fraction}; this may be chance, and the next step waits until they are alike"
         bound, what = following.bound, f"bias_below {following.bound:g} for weight {following.weight:g}"
         if lacking_bias := self._bias_lacks(bound, what):
             return lacking_bias
@@ -342,7 +345,12 @@ class Look:
         return ""
 
     def _sample_ratio(self) -> str:
-        """Reason to hold where the shown requests are not split as the keys are, empty if they are."""
+        """Reason to hold where the arms' answers are not shown alike, or shown requests not split as the keys are; else empty."""
+        if self._shown_fraction.mismatch:
+            return (
+                f"shown fraction: {self._shown_fraction}; reports of what was shown are lost for one arm's answers, so that labels "
+                "of the arms do not compare"
+            )
         found = self._shown_requests
         if found is None or not found.mismatch:
             return ""
@@ -355,6 +363,11 @@ class Look:
         if outside or self._step_rows.blocks < MIN_WINDOW_BLOCKS:
             return None
         return SampleRatio.of(self._table.outcome, self._share())
+
+    @cached_property
+    def _shown_fraction(self) -> ShownFraction:
+        """Answered against shown requests of this stay by arm."""
+        return ShownFraction.of(self._table.outcome)
 
     def _share(self) -> float:
         """Share of the keys that the weight gives the candidate."""

@@ -203,7 +203,7 @@ class TrafficMachine(RuleBasedStateMachine):
         for entry in self.log.labelled(self.entries[-1].seq if self.entries else 0):
             self.entries.append(entry)
             assert entry.seq == len(self.entries)
-            assert len(entry.indices), "an entry without rows"
+            assert len(entry.indices) or entry.revision == 0, "a revision without rows"
             p = known[entry.prediction_id]
             assert entry.record == sample(p.prediction_id, p.time_ms, p.n)
             for index, previous in zip(entry.indices, entry.previous, strict=True):
@@ -252,5 +252,7 @@ class TrafficMachine(RuleBasedStateMachine):
             for index, row in enumerate(p.rows)
             if row.exposed_ms is not None
         }
+        answered = [p.prediction_id for p in self.predictions if p.order is not None]
+        assert {e.prediction_id for e in self.entries} == {*answered}, "a prediction closed without an entry"
         assert labels == {key: row.label or 0.0 for key, row in shown.items()}
         assert positions == {key: row.position for key, row in shown.items()}

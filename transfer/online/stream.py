@@ -150,9 +150,11 @@ def read_batches(
 
 def _usable(labelled: Labelled, endpoint: str, fields: Fields) -> _Entry | int:
     """The entry with its record; where its rows are not for this worker, the number of those that lack features alone."""
+    if not len(labelled.indices):
+        return 0
     try:
         record = unpack(labelled.record)
-        if record.endpoint != endpoint or record.arm == "direct" or not len(labelled.indices):
+        if record.endpoint != endpoint or record.arm == "direct":
             return 0
         if record.features.absent:
             return len(labelled.indices)

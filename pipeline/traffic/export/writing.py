@@ -76,8 +76,10 @@ def export_rows(
             while page := log.labelled(after, _PAGE_PREDICTIONS):
                 after = page[-1].seq
                 for entry in page:
-                    if (since_ms is not None and entry.time_ms < since_ms) or (
-                        until_ms is not None and entry.time_ms >= until_ms
+                    if (
+                        not len(entry.indices)
+                        or (since_ms is not None and entry.time_ms < since_ms)
+                        or (until_ms is not None and entry.time_ms >= until_ms)
                     ):
                         continue
                     record = unpack(entry.record)

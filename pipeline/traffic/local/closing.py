@@ -72,16 +72,16 @@ class Closing:
         return Done(len(due) + len(gone), write_rows(db, due, self._now, self._window, closing=False))
 
     def close_due(self, db: sqlite3.Connection, visits: int, entries: int) -> Done:
-        """Close predictions in order as long as they are due: at most so many, and so many of them with feedback."""
+        """Close predictions in order as long as they are due: at most so many, with so many entries."""
         closed = dict.fromkeys(self._lanes.numbers(), 0)
         closed |= dict(db.execute("SELECT lane, closed FROM lanes"))
         before = dict(closed)
         self._pass_over_deleted(db)
         for lane, seq in closed.items():
             self._fill(lane, seq)
-        due, said, seen = self._due(db, self._set_right(db, closed), closed, visits, entries)
-        db.executemany("DELETE FROM open WHERE lane = ? AND prediction = ?", [p.key for p in said])
-        written = write_rows(db, said, self._now, self._window, closing=True)
+        due, seen = self._due(db, self._set_right(db, closed), closed, visits, entries)
+        db.executemany("DELETE FROM open WHERE lane = ? AND prediction = ?", [p.key for p in due if p.said])
+        written = write_rows(db, due, self._now, self._window, closing=True)
         db.executemany(
             "INSERT INTO lanes (lane, closed) VALUES (?, ?) ON CONFLICT (lane) DO UPDATE SET closed = excluded.closed",
             [(lane, seq) for lane, seq in closed.items() if seq != before[lane]],
@@ -93,25 +93,22 @@ class Closing:
 
     def _due(
         self, db: sqlite3.Connection, ceilings: Ceilings, closed: dict[int, int], visits: int, entries: int
-    ) -> tuple[list[Due], list[Due], int]:
-        """The next predictions of all lanes that are due, in order, those of them of which somebody has said something, and
-        how many were passed; `closed` goes on with them."""
+    ) -> tuple[list[Due], int]:
+        """The next predictions of all lanes that are due, in order, and how many were passed, with forgotten ones; `closed` goes
+        on with them."""
         self._open.clear()
         forgets = any_forgotten(db)
         heads = [(ceilings.time_of(lane, rows[0]), lane) for lane, rows in self._ahead.items() if rows]
         heapq.heapify(heads)
         due: list[Due] = []
-        said: list[Due] = []
         seen = 0
-        while heads and seen < visits and len(said) < entries:
+        while heads and seen < visits and len(due) < entries:
             time_ms, lane = heads[0]
             row = self._ahead[lane][0]
             if forgets and is_forgotten(db, row.routing_hash, row.time_ms):
                 self.refused.append((lane, row))
             elif self._closes_ms(db, lane, row, time_ms) <= self._now:
-                due.append(Due(lane, row, time_ms))
-                if row.seq in self._open[lane][0]:
-                    said.append(due[-1])
+                due.append(Due(lane, row, time_ms, row.seq in self._open[lane][0]))
             else:
                 break
             self._ahead[lane].popleft()
@@ -122,7 +119,7 @@ class Closing:
                 heapq.heapreplace(heads, (ceilings.time_of(lane, self._ahead[lane][0]), lane))
             else:
                 heapq.heappop(heads)
-        return due, said, seen
+        return due, seen
 
     def _fill(self, lane: int, after: int) -> None:
         """Read on in a lane where nothing that was read is left; what another process has closed since is dropped."""

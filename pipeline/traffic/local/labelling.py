@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from pipeline.traffic.join import MatureRows, mature_rows, written_labels
+from pipeline.traffic.join import NO_ROWS, MatureRows, mature_rows, written_labels
 from pipeline.traffic.lanes.rows import Row
 from pipeline.traffic.local.known import Key, by_prediction, states_of
 from pipeline.traffic.local.stats import count
@@ -18,11 +18,12 @@ __all__ = ["Due", "write_rows"]
 
 
 class Due(NamedTuple):
-    """A prediction to write rows of. `time_ms`: when it was made, by the log's clock."""
+    """A prediction to write rows of. `time_ms`: when it was made, by the log's clock. `said`: there is feedback on it."""
 
     lane: int
     row: Row
     time_ms: int
+    said: bool = True
 
     @property
     def key(self) -> Key:
@@ -35,7 +36,7 @@ def write_rows(db: sqlite3.Connection, due: Sequence[Due], now_ms: int, window_m
     Args:
         closing: whether they close now; then nothing of them was written before.
     """
-    keys = {p.key: p.row.n for p in due}
+    keys = {p.key: p.row.n for p in due if p.said}
     states = states_of(db, keys)
     earlier = {} if closing else by_prediction(db, "revision, mature", "labelled", keys)
     entries: list[tuple[object, ...]] = []
@@ -43,6 +44,11 @@ def write_rows(db: sqlite3.Connection, due: Sequence[Due], now_ms: int, window_m
     done: list[Key] = []
     rows_written = 0
     for p in due:
+        place = (p.row.file, p.row.offset, p.row.length)
+        head = (*p.key, p.row.prediction_id, p.row.endpoint, *place)
+        if not p.said:
+            entries.append((*head, 0, p.time_ms, now_ms, b""))
+            continue
         before = earlier.get(p.key, [])
         written = written_labels(p.row.n, (MatureRows.unpack(blob) for _, blob in before))
         rows, due_ms = mature_rows(states[p.key], written, now_ms, window_ms)
@@ -50,12 +56,11 @@ def write_rows(db: sqlite3.Connection, due: Sequence[Due], now_ms: int, window_m
             again.append((*p.key, due_ms))
         elif not closing:
             done.append(p.key)
+        if closing and rows is None and due_ms is None:
+            rows = NO_ROWS
         if rows is not None:
-            # Revision 0 is written when the prediction closes, even without rows.
             revision = 0 if closing else max((r for r, _ in before), default=0) + 1
-            place = (p.row.file, p.row.offset, p.row.length)
-            names = (p.row.prediction_id, p.row.endpoint)
-            entries.append((*p.key, *names, *place, revision, p.time_ms, now_ms, rows.pack()))
+            entries.append((*head, revision, p.time_ms, now_ms, rows.pack()))
             rows_written += len(rows.indices)
     _store(db, entries, again, done)
     count(db, labelled_entries=len(entries), labelled_rows=rows_written)

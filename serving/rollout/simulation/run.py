@@ -251,8 +251,8 @@ def _run(spec: Rollout, traffic: Traffic, carry: bool, rng: np.random.Generator)
             stable=block.stable,
             versions=block.versions,
         )
-        if block.shown is not None:
-            table.outcome.sums[:, :, 0] += block.shown
+        if block.shown is not None and block.answered is not None:
+            table.outcome.add_counts(block.shown, block.answered)
         if (line := block.line) is not None:
             table.fill(first + number, line[None])
             run.doublings = max(run.doublings, table.doublings)

@@ -77,7 +77,7 @@ class Block:
         changed: (number of an older block, its line now), where labels came late.
         versions: newer ones that the gate has passed.
         candidate, stable: counters of the arms.
-        shown: shown requests by group of keys and arm, int64 `[KEY_GROUPS, 2]`; None: not of interest.
+        shown: shown requests by group of keys and arm, int64 `[KEY_GROUPS, 2]`; None: not of interest. answered: all of them.
     """
 
     line: F64 | None
@@ -86,6 +86,7 @@ class Block:
     candidate: ArmCounters = field(default_factory=ArmCounters)
     stable: ArmCounters = field(default_factory=ArmCounters)
     shown: I64 | None = None
+    answered: I64 | None = None
 
 
 class Scenario:
@@ -231,7 +232,7 @@ class _RatioMismatch(Scenario):
         answered = self.answered(self.traffic.block_rows // REQUEST_ROWS, state.weight)
         shown = answered.copy()
         shown[:, 1] = self.rng.binomial(shown[:, 1], 1.0 - LOST_FRACTION)
-        return Block(self.draw(state.weight), shown=shown)
+        return Block(self.draw(state.weight), shown=shown, answered=answered)
 
     def answered(self, requests: int, weight: float) -> I64:
         """Requests of keys that come once, by group and arm."""
@@ -253,7 +254,8 @@ class _BusyKey(_RatioMismatch):
         busy = round(BUSY_FRACTION * requests)
         answered = self.answered(requests - busy, state.weight)
         answered[self._group, int(self._bucket < state.weight)] += busy
-        return Block(self.draw(state.weight), shown=self.rng.binomial(answered, SHOWN_FRACTION))
+        shown = self.rng.binomial(answered, SHOWN_FRACTION)
+        return Block(self.draw(state.weight), shown=shown, answered=answered)
 
 
 class _TeacherOff(Scenario):

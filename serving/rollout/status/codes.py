@@ -123,7 +123,7 @@ STATUSES: Mapping[Code, Status] = {
         "Look whether requests have routing keys, and whether the arm is ready in every lane (`baton endpoint get`).",
     ),
     Code.SAMPLE_RATIO: Status(
-        "The requests that were shown are not split between the arms as the keys are.",
+        "The arms' answers are not shown alike, or those that were shown are not split between the arms as the keys are.",
         "Compare what each arm answered with what callers report as shown: exposures of one arm are lost on their way, or a caller "
         "sends some requests to one arm. While it lasts no figure of the other arm compares with it.",
     ),

@@ -36,25 +36,28 @@ MIN_GROUPS = 30
 MIXTURE_FRACTION = 0.1
 """Spread of the mixture, relative to the rate. Limits are tightest at a standard error of a third of it; from a tenth to
 half of it they are at most a tenth wider than they could be."""
-_REQUESTS, _OUTCOME, _EXPOSED = range(3)
+_REQUESTS, _OUTCOME, _EXPOSED, _ANSWERED = range(4)
 
 
 class OutcomeSums:
-    """Sums of requests and of labels on their exposed rows, by group of keys and arm. Labels can be taken back.
+    """Sums of shown requests and of labels on their exposed rows, by group of keys and arm. Labels can be taken back.
 
     Args:
-        sums: int64 `[GROUPS, 2, 3]` by group, arm (stable, candidate) and requests, outcome (in units of `scale.UNITS`) or
-            exposed rows; zeros when absent.
+        sums: int64 `[GROUPS, 2, 4]` by group, arm (stable, candidate) and shown requests, outcome (in units of `scale.UNITS`),
+            exposed rows or answered requests, shown or not; zeros when absent. Those that lack the last column were stored
+            before it was counted: there, what was shown stands for what was answered.
     """
 
     def __init__(self, sums: I64 | None = None) -> None:
-        self.sums: I64 = np.zeros((GROUPS, 2, 3), np.int64) if sums is None else sums
+        if sums is not None and sums.shape[2] == _ANSWERED:
+            sums = np.concatenate([sums, sums[:, :, _REQUESTS, None]], axis=2)
+        self.sums: I64 = np.zeros((GROUPS, 2, 4), np.int64) if sums is None else sums
 
     @classmethod
     def of(cls, numbers: Sequence[Sequence[Sequence[float]]]) -> OutcomeSums:
         """Sums of requests and outcomes as numbers `[GROUPS, 2, 2]`, which version 0.1 stored."""
         made, stored = cls(), np.asarray(numbers, np.float64)
-        made.sums[:, :, _REQUESTS] = fixed(stored[:, :, _REQUESTS], 1)
+        made.sums[:, :, _REQUESTS] = made.sums[:, :, _ANSWERED] = fixed(stored[:, :, _REQUESTS], 1)
         made.sums[:, :, _OUTCOME] = fixed(stored[:, :, _OUTCOME], UNITS)
         return made
 
@@ -68,10 +71,27 @@ class OutcomeSums:
 
     def add_fixed(self, routing_hash: int, arm: str, requests: int, outcome: int, rows: int) -> None:
         """As `add`, with the outcome in units of `scale.UNITS`, and the exposed rows that were not counted before."""
-        self.sums[routing_hash % GROUPS, ARMS.index(arm)] += np.array([requests, outcome, rows])
+        self.sums[routing_hash % GROUPS, ARMS.index(arm)] += np.array([requests, outcome, rows, requests])
+
+    def add_unshown(self, routing_hash: int, arm: str) -> None:
+        """Count a request that was answered and never shown."""
+        self.sums[routing_hash % GROUPS, ARMS.index(arm), _ANSWERED] += 1
+
+    def add_counts(self, shown: I64, answered: I64) -> None:
+        """Count shown and answered requests by group of keys and arm, int64 `[GROUPS, 2]` each."""
+        self.sums[:, :, _REQUESTS] += shown
+        self.sums[:, :, _ANSWERED] += answered
+
+    def shown(self) -> I64:
+        """Shown requests by group of keys and arm, int64 `[GROUPS, 2]`."""
+        return self.sums[:, :, _REQUESTS]
+
+    def answered(self) -> I64:
+        """Answered requests, as `shown`."""
+        return self.sums[:, :, _ANSWERED]
 
     def requests(self, arm: str) -> int:
-        """Requests with a routing key that an arm answered."""
+        """Shown requests with a routing key that an arm answered."""
         return int(self.sums[:, ARMS.index(arm), _REQUESTS].sum())
 
     def outcome(self, arm: str) -> float:
@@ -102,6 +122,9 @@ class OutcomeSums:
 def count_outcome(sums: OutcomeSums, record: PredictionRecord, entry: Labelled) -> None:
     """Count one entry of the labelled log; requests without a key are not split at random and are left out."""
     if record.routing_hash and record.arm in ARMS and not record.overridden:
+        if not len(entry.indices):
+            sums.add_unshown(record.routing_hash, record.arm)
+            return
         fresh = np.isnan(entry.previous)
         change = int(fixed(entry.labels, UNITS).sum()) - int(fixed(entry.previous[~fresh], UNITS).sum())
         sums.add_fixed(record.routing_hash, record.arm, int(entry.revision == 0), change, int(fresh.sum()))

@@ -27,7 +27,6 @@ ERROR_FRACTION = 0.001
 _LEAST_GROUPS = 8.0
 """Least information of the groups, `(sum r)^2 / sum r^2`: with less, a few keys are all there is."""
 _LEAST_EXPECTED_REQUESTS = 100.0
-_REQUESTS = 0
 _DOUBTFUL_DEVIATIONS = 2.5
 _MIXTURE_FRACTION = 0.2
 
@@ -51,7 +50,7 @@ class SampleRatio:
     @classmethod
     def of(cls, sums: OutcomeSums, share: float) -> SampleRatio:
         """Of the sums of a stay. `share`: that the split of the keys gives the candidate, 0..1."""
-        requests = sums.sums[:, :, _REQUESTS].astype(np.float64)
+        requests = sums.shown().astype(np.float64)
         shown, groups = requests.sum(axis=0), requests.sum(axis=1)
         total, candidate = float(groups.sum()), float(shown[1])
         found = cls(int(candidate), int(total), share)

@@ -1,4 +1,5 @@
--- Writes labelled entries, up to the first prediction that has changed since it was read.
+-- Writes labelled entries, up to the first prediction that has changed since it was read. One that closes and was never shown
+-- has an entry without rows.
 -- Arguments per prediction: id, version, 1 to close it, rows or empty, number of rows, time of the next look or empty.
 -- Returns how many predictions were settled and how many entries were written.
 local seen, written = 0, 0
@@ -19,7 +20,7 @@ for i = 1, #ARGV, 6 do
     revision = redis.call('HINCRBY', key, 'revision', 1)
   end
   if due == '' then redis.call('ZREM', 'traffic:late', id) else redis.call('ZADD', 'traffic:late', due, id) end
-  if rows ~= '' then
+  if rows ~= '' or (closing == '1' and due == '') then
     written = written + 1
     local seq = string.format('%d', redis.call('HINCRBY', 'traffic:counters', 'labelled_entries', 1))
     redis.call('HINCRBY', 'traffic:counters', 'labelled_rows', count)
