@@ -23,6 +23,7 @@ COUNTED = {
         "BLOCKS",
         "BUCKETS",
         "BRANDS",
+        "CALLERS",
         "CALLS",
         "CATEGORIES",
         "CHANGES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["BUCKET_SECONDS", "BUCKET_SIZES", "BucketCounts", "EngineStats", "Meter", "summarise"]
+__all__ = ["BUCKET_SECONDS", "BUCKET_SIZES", "REJECTIONS", "BucketCounts", "EngineStats", "Meter", "summarise"]
 
 BUCKETS = 24
 BUCKET_SECONDS = tuple((1 << i) * 1e-6 for i in range(BUCKETS))
@@ -14,6 +14,9 @@ BUCKET_SECONDS = tuple((1 << i) * 1e-6 for i in range(BUCKETS))
 SIZE_BUCKETS = 15
 BUCKET_SIZES = tuple((1 << i) - 1 for i in range(SIZE_BUCKETS))
 """Largest sizes in the buckets of batches: 0, 1, 3, 7, ... 16383; a last bucket holds the rest."""
+
+REJECTIONS = ("overloaded", "closed", "shed", "timeout", "expired", "cancelled")
+"""Reasons for which an event ends without an answer, see `EngineStats`."""
 
 
 class Meter:

@@ -24,7 +24,16 @@ import numpy as np
 from pipeline.arrays import F32, I32
 from pipeline.traffic.feedback import NEVER_MS, LabelState
 
-__all__ = ["NO_ROWS", "MatureRows", "closes_at", "mature_rows", "set_right", "stands_wrong", "written_labels"]
+__all__ = [
+    "NO_ROWS",
+    "MatureRows",
+    "arrived",
+    "closes_at",
+    "mature_rows",
+    "set_right",
+    "stands_wrong",
+    "written_labels",
+]
 
 
 class MatureRows(NamedTuple):
@@ -78,6 +87,15 @@ def closes_at(state: LabelState, time_ms: int, window_ms: int) -> int:
         return time_ms + window_ms
     matures = np.where(state.final[shown], state.exposed_ms[shown], state.exposed_ms[shown] + window_ms)
     return min(int(matures.max()), _latest_close(time_ms, window_ms))
+
+
+def arrived(state: LabelState, time_ms: int, now_ms: int, window_ms: int) -> tuple[int, bool]:
+    """How long after its prediction feedback came, in milliseconds, and whether the prediction was due to close by then.
+
+    Args:
+        state: of the labels before it.
+    """
+    return max(0, now_ms - time_ms), now_ms > closes_at(state, time_ms, window_ms)
 
 
 def _latest_close(time_ms: int, window_ms: int) -> int:

@@ -6,8 +6,8 @@ and analysis read labelled rows. Stores: `pipeline.traffic.local`, `pipeline.tra
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple, Protocol
 
 from pipeline.arrays import F32, I32
@@ -17,6 +17,7 @@ __all__ = [
     "DUPLICATE",
     "EXPIRED",
     "INVALID",
+    "EndpointStats",
     "Exposure",
     "FeedbackEntry",
     "FeedbackReply",
@@ -73,11 +74,20 @@ class FeedbackEntry:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackReply:
-    """One status of ACCEPTED, DUPLICATE, EXPIRED or INVALID per exposure and per outcome, in order; `reason` where invalid."""
+    """One status of ACCEPTED, DUPLICATE, EXPIRED or INVALID per exposure and per outcome, in order; `reason` where invalid.
+
+    Args:
+        endpoint: of the prediction; "" where it is not known (yet).
+        delay_ms: from the prediction to this feedback; None where the prediction is not known.
+        late: whether the join had closed the prediction by then, or was due to: its rows changed after the attribution window.
+    """
 
     exposed: tuple[str, ...]
     outcomes: tuple[str, ...]
     reason: str = ""
+    endpoint: str = ""
+    delay_ms: int | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,28 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointStats:
+    """Totals of one endpoint's predictions since they are counted by endpoint.
+
+    Args:
+        labelled_rows: rows that the join has given out.
+        watermark_ms: time of the last prediction closed, Unix milliseconds, 0 before the first.
+    """
+
+    labelled_rows: int = 0
+    watermark_ms: int = 0
+
+    @classmethod
+    def of(cls, totals: Mapping[str, int]) -> dict[str, EndpointStats]:
+        """By endpoint, from totals by name; those of an endpoint are named `KIND/ENDPOINT`."""
+        names = [name.partition("/") for name in totals]
+        return {
+            endpoint: cls(*(totals.get(f"{each.name}/{endpoint}", 0) for each in fields(cls)))
+            for endpoint in sorted({endpoint for _, slash, endpoint in names if slash})
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class TrafficStats:
     """Totals of the log since it was created, and the state of the join.
 
@@ -135,6 +167,7 @@ class TrafficStats:
         oldest_open_ms: age of the first open prediction, 0 without one.
         last_seq: last seq of the labelled log; bytes: size of the store.
         damaged: records that a reader found damaged on the disk and passed over; each is counted once.
+        endpoints: by endpoint.
     """
 
     predictions: int
@@ -151,6 +184,7 @@ class TrafficStats:
     last_seq: int
     bytes: int
     damaged: int = 0
+    endpoints: Mapping[str, EndpointStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,17 @@ from typing import Any, NamedTuple, TypeVar
 from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, LogFull, NotReady, Overloaded
 from pipeline.forks import ProcessLock
+from pipeline.traffic.drops import Drops
 from pipeline.traffic.log import FeedbackEntry, FeedbackReply, TrafficLog
 from pipeline.traffic.observing import Observed, ObservedReply, append_observed
 
-__all__ = ["TrafficWriter", "WriterCounters", "WriterLimits"]
+__all__ = ["DROP_REASONS", "TrafficWriter", "WriterCounters", "WriterLimits"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+DROP_REASONS = ("full", "reserve", "store", "invalid", "closed", "error")
+"""See `WriterCounters`."""
 LOG_AGAIN_S = 0.5
 """Pause between two attempts at a log that failed every try."""
 
@@ -117,7 +120,7 @@ class TrafficWriter:
         self._away: NotReady | None = None
         self._offered = self._committed = self._commits = self._retries = 0
         self._written_feedback = self._written_observed = 0
-        self._dropped: Counter[str] = Counter()
+        self._dropped = Drops()
         self._refused: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="traffic-writer", daemon=True)
         self._thread.start()
@@ -129,10 +132,10 @@ class TrafficWriter:
         with self._changed:
             self._offered += 1
             if self._closing.is_set():
-                self._dropped["closed"] += 1
+                self._dropped.add("closed", (record,))
                 return False
             if len(self._records) >= limits.capacity or self._bytes + len(record) > limits.capacity_bytes:
-                self._dropped["reserve" if isinstance(self._away, LogFull) else "full"] += 1
+                self._dropped.add("reserve" if isinstance(self._away, LogFull) else "full", (record,))
                 return False
             self._records.append(record)
             self._bytes += len(record)
@@ -176,7 +179,7 @@ class TrafficWriter:
             return WriterCounters(
                 self._offered,
                 self._committed,
-                dict(self._dropped),
+                dict(self._dropped.reasons),
                 self._written_feedback,
                 dict(self._refused),
                 self._commits,
@@ -187,6 +190,11 @@ class TrafficWriter:
                 self._written_observed,
                 "" if self._away is None else str(self._away),
             )
+
+    def dropped(self) -> Mapping[tuple[str, str], int]:
+        """Predictions dropped so far, by endpoint ("": of what is no record) and reason."""
+        with self._changed:
+            return dict(self._dropped.endpoints)
 
     def close(self) -> None:
         """Write the queues, then end the thread. Later offers are dropped; so are the queues if the store fails now."""
@@ -256,9 +264,10 @@ class TrafficWriter:
     def _settle(self, count: int, reason: str) -> None:
         """Remove the oldest predictions from the queue: they are written, or dropped for a reason."""
         with self._changed:
-            self._bytes -= sum(len(self._records.popleft()) for _ in range(count))
+            records = [self._records.popleft() for _ in range(count)]
+            self._bytes -= sum(map(len, records))
             if reason:
-                self._dropped[reason] += count
+                self._dropped.add(reason, records)
             else:
                 self._committed += count
 

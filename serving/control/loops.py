@@ -287,7 +287,7 @@ class ControlLoops:
         )  # fmt: skip
         telemetry.tally(
             "baton_notifications", "Notifications sent, tries that failed, and notifications given up", "what",
-            lambda: sum((sender.counters for sender in self._senders), Counter()),
+            lambda: sum((sender.counters for sender in self._senders), Counter()), ("sent", "failed", "given up"),
         )  # fmt: skip
         self._traffic.publish(telemetry)
         telemetry.include(StoreFigures(lambda: self._stores))

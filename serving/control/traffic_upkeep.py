@@ -19,6 +19,8 @@ from serving.telemetry import Telemetry
 
 __all__ = ["TrafficUpkeep"]
 
+KINDS = ("predictions", "feedback", "labelled", "parked")
+
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +53,7 @@ class TrafficUpkeep:
         done = self._traffic.retain(
             now_ms - round(1000 * settings.retention_s), min(places, default=None), settings.retention_bytes or None
         )
-        for kind in ("predictions", "feedback", "labelled", "parked"):
+        for kind in KINDS:
             self.removed[kind] += getattr(done, kind)
         self.held = done
         if done.held_back:
@@ -60,7 +62,11 @@ class TrafficUpkeep:
     def publish(self, telemetry: Telemetry) -> None:
         """Publish counts of removed entries and of those that had to stay."""
         telemetry.tally(
-            "baton_traffic_removed", "Entries that left the traffic log by retention", "kind", lambda: self.removed
+            "baton_traffic_removed",
+            "Entries that left the traffic log by retention",
+            "kind",
+            lambda: self.removed,
+            KINDS,
         )
         telemetry.gauges(
             "baton_traffic_held_back",

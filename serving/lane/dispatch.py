@@ -36,6 +36,7 @@ from serving.lane.served import Served, ServedEndpoint
 from serving.rollout.routing_key import RoutingHash
 from serving.telemetry import Telemetry
 from serving.telemetry.histogram import Recent
+from serving.telemetry.process import CALLERS_CODES
 from serving.telemetry.tracing import trace_id_of
 from serving.wire.errors import code_of
 
@@ -350,10 +351,12 @@ class Dispatcher:
         window.requests += 1
         window.rows += rows
 
-    def refused(self, name: str, error: Exception) -> None:
-        """Count a request that failed before, in or after the engine."""
-        known = name if name in self.registry.snapshot.endpoints else ""
-        self._telemetry.failed(known, code_of(error))
+    def refused(self, name: str, error: Exception, caller: str = "") -> None:
+        """Count a request that failed before, in or after the engine. `caller`: who sent it, "" where nobody knows."""
+        known, code = name if name in self.registry.snapshot.endpoints else "", code_of(error)
+        self._telemetry.failed(known, code)
+        if code in CALLERS_CODES:
+            self._telemetry.caller_failed(caller, "request", code)
 
     # Counting.
 

@@ -25,6 +25,10 @@ def remote_status(snapshot: Snapshot) -> dict[str, RemoteStatus]:
     }  # fmt: skip
 
 
+FAILURES = ("RemoteUnavailable", "RemoteTimeout", "RemoteFault")
+"""Kinds of failed calls, which are counted from zero on."""
+
+
 def publish_remotes(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> None:
     """Publish calls to other servers by result, the state of their breakers, and values without a code."""
 
@@ -32,6 +36,7 @@ def publish_remotes(telemetry: Telemetry, snapshot: Callable[[], Snapshot]) -> N
         found: dict[tuple[str, ...], int] = {}
         for key, report in _reports(snapshot()).items():
             found[(*key, "answered")] = report.calls
+            found.update(((*key, kind), 0) for kind in FAILURES)
             found.update({(*key, kind): count for kind, count in report.failed.items()})
         return found
 

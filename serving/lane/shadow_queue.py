@@ -16,7 +16,11 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MAX_RECORD_BYTES", "ShadowReceiver", "ShadowSender"]
+from pipeline.traffic.drops import Drops
+
+__all__ = ["HANDOFF_REASONS", "MAX_RECORD_BYTES", "ShadowReceiver", "ShadowSender"]
+
+HANDOFF_REASONS = ("queue_full", "no_shadow", "too_large")
 
 MAX_RECORD_BYTES = 64 << 20
 RECONNECT_S = 0.2
@@ -41,7 +45,7 @@ class ShadowSender:
         self._stopping = threading.Event()
         self._connected = False
         self.sent = 0
-        self.dropped: Counter[str] = Counter()
+        self._dropped = Drops()
         self._thread = threading.Thread(target=self._run, name="shadow-sender", daemon=True)
         self._thread.start()
 
@@ -53,14 +57,24 @@ class ShadowSender:
         """
         with self._changed:
             if len(record) > MAX_RECORD_BYTES:
-                self.dropped["too_large"] += 1
+                self._dropped.add("too_large", (record,))
                 return False
             if len(self._queue) >= self._capacity:
-                self._queue.popleft()
-                self.dropped["queue_full" if self._connected else "no_shadow"] += 1
+                oldest, _ = self._queue.popleft()
+                self._dropped.add("queue_full" if self._connected else "no_shadow", (oldest,))
             self._queue.append((record, traceparent))
             self._changed.notify()
             return True
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Records dropped, by reason."""
+        return self._dropped.reasons
+
+    @property
+    def dropped_of(self) -> Counter[tuple[str, str]]:
+        """Records dropped, by endpoint and reason."""
+        return self._dropped.endpoints
 
     @property
     def waiting(self) -> int:
@@ -102,7 +116,7 @@ class ShadowSender:
                 connection.sendall(_HEAD.pack(len(record), len(trace)) + trace + record)
             except OSError:
                 with self._changed:
-                    self.dropped["no_shadow"] += 1
+                    self._dropped.add("no_shadow", (record,))
                 raise
             self.sent += 1
 
@@ -123,7 +137,7 @@ class ShadowReceiver:
         self._closed = False
         self._connections: set[socket.socket] = set()
         self.received = 0
-        self.dropped: Counter[str] = Counter()
+        self._dropped = Drops()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         self._listener = _socket()
@@ -142,6 +156,16 @@ class ShadowReceiver:
     @property
     def waiting(self) -> int:
         return len(self._queue)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Records dropped, by reason."""
+        return self._dropped.reasons
+
+    @property
+    def dropped_of(self) -> Counter[tuple[str, str]]:
+        """Records dropped, by endpoint and reason."""
+        return self._dropped.endpoints
 
     @property
     def lanes(self) -> int:
@@ -192,8 +216,8 @@ class ShadowReceiver:
     def _put(self, record: bytes, traceparent: str) -> None:
         with self._changed:
             if len(self._queue) >= self._capacity:
-                self._queue.popleft()
-                self.dropped["queue_full"] += 1
+                oldest, _ = self._queue.popleft()
+                self._dropped.add("queue_full", (oldest,))
             self._queue.append((record, traceparent))
             self.received += 1
             self._changed.notify()

@@ -20,7 +20,7 @@ from serving.http.api import build_app
 from serving.http.port import PORTS, http_server
 from serving.runtime.process import connections_within, die_with_parent
 from serving.security.admitted import Admitted
-from serving.security.authenticator import Authenticator
+from serving.security.authenticator import CALLER_REASONS, Authenticator
 from serving.security.certificates import open_certificates
 from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
@@ -75,7 +75,7 @@ class _Ports:
         authenticator, certificates = Authenticator(config, clock), open_certificates(listen)
         loops.telemetry.tally(
             "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
-            lambda: authenticator.counters,
+            lambda: authenticator.counters, CALLER_REASONS,
         )  # fmt: skip
         self._sessions = open_sessions(config)
         sessions = Sessions(authenticator, self._sessions, clock, secure=listen.tls is not None)

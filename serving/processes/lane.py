@@ -15,20 +15,21 @@ import signal
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from itertools import product
 
 import grpc
 import uvloop
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.engine.engine import Engine
-from pipeline.engine.meter import BUCKET_SIZES
+from pipeline.engine.meter import BUCKET_SIZES, REJECTIONS
 from pipeline.errors import BatonError
 from pipeline.stages.record import Record
 from pipeline.traffic.clock import LogClock
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import unpack
 from pipeline.traffic.sampling import TrafficSample
-from pipeline.traffic.writer import TrafficWriter, WriterLimits
+from pipeline.traffic.writer import DROP_REASONS, TrafficWriter, WriterLimits
 from serving.config import Config, ListenConfig
 from serving.lane.desired import DIRECT, publish_state_away
 from serving.lane.dispatch import Dispatcher, Recording
@@ -36,20 +37,22 @@ from serving.lane.engines import Engines
 from serving.lane.loader import Sample
 from serving.lane.remote_report import publish_remotes, remote_status
 from serving.lane.served import Snapshot
-from serving.lane.shadow_queue import ShadowSender
+from serving.lane.shadow_queue import HANDOFF_REASONS, ShadowSender
 from serving.lane.stages import lane_plan
 from serving.rollout.routing_key import RoutingHash
 from serving.runtime import status
 from serving.runtime.process import connections_within, die_with_parent
 from serving.runtime.status import ArmTotals, EngineStatus, HandOffStatus, LaneArm, LaneStatus
-from serving.security.authenticator import Authenticator
+from serving.security.authenticator import CALLER_REASONS, Authenticator
 from serving.security.certificates import bind, open_certificates
 from serving.services.access import Access
 from serving.services.health import Health, is_ready
 from serving.services.inference import InferenceService
+from serving.services.label_intake import LabelIntake
 from serving.services.ranking import RankingService
 from serving.services.rpc import CONNECTION_OPTIONS, Shell, hard_limit
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.telemetry.process import by_endpoint
 from serving.telemetry.triton import TritonNames
 from serving.tiers.hierarchy import embedding_status, publish_lookups, publish_tiers, publish_unknown_ids
 from serving.tiers.unknown import RecentLookups
@@ -70,6 +73,7 @@ STALL_S = 5.0
 SWITCH_S = 5e-5
 LOGGED_SAMPLES = 16
 METADATA_BYTES = 16 << 10
+ARMS = ("stable", "candidate")
 CASES = ("missing_key", "candidate_not_ready", "candidate_away", "candidate_failed", "unsampled")
 """Cases of routing that the status counts."""
 
@@ -146,6 +150,7 @@ class Lane:
             default_deadline_s=config.engine.default_deadline,
             priority_levels=config.engine.priority_levels,
         )
+        self.labels = LabelIntake(clock, self.telemetry)
         self.registry.start()
         self._publish_counters()
         self._tasks = [asyncio.create_task(self._report(), name="lane-status")]
@@ -209,6 +214,7 @@ class Lane:
             remotes=remote_status(snapshot),
             writer=self.writer.counters(),
             shadow=HandOffStatus(sent=self.sender.sent, waiting=self.sender.waiting, dropped=dict(self.sender.dropped)),
+            labels=self.labels.status(),
         )
 
     def _engine_status(self) -> EngineStatus:
@@ -314,7 +320,7 @@ class Lane:
             listen.max_candidates,
             keep_text=self._config.traffic.keep_text,
         )
-        ranking = RankingService(self.dispatcher, self.writer, self.telemetry, shell, access, codec)
+        ranking = RankingService(self.dispatcher, self.writer, self.telemetry, shell, access, codec, self.labels)
         self._server.add_generic_rpc_handlers((inference.handler(), ranking.handler()))
         self.port = bind(self._server, listen.address(listen.grpc_port), self._certificates)
         await self._server.start()
@@ -332,12 +338,15 @@ class Lane:
             self._report_now.clear()
 
     def _write(self, report: LaneStatus) -> None:
+        endpoints = self.registry.snapshot.endpoints
+        self.labels.expect(endpoints.keys())
+        self.telemetry.expect(endpoints, self._authenticator.names())
         self.telemetry.pending(self.dispatcher.pending)
         self.telemetry.ready(
             {
                 (name, arm): served.model.version
-                for name, endpoint in self.registry.snapshot.endpoints.items()
-                for arm in ("stable", "candidate")
+                for name, endpoint in endpoints.items()
+                for arm in ARMS
                 if (served := endpoint.arm(arm)) is not None
             }
         )
@@ -376,13 +385,13 @@ class Lane:
             lambda: {(): float(bool(self.registry.blind()))},
         )  # fmt: skip
         publish_state_away(self.telemetry, self.registry.state_away, self._clock)
-        self.telemetry.tally(
-            "baton_shadow_handoff_dropped", "Predictions not handed to the shadow lane, by reason", "reason",
-            lambda: self.sender.dropped,
+        self.telemetry.tallies(
+            "baton_shadow_handoff_dropped", "Predictions not handed to the shadow lane, by reason", ("endpoint", "reason"),
+            lambda: by_endpoint(self.registry.snapshot.endpoints, HANDOFF_REASONS, self.sender.dropped_of),
         )  # fmt: skip
-        self.telemetry.tally(
-            "baton_traffic_dropped", "Predictions not written to the traffic log, by reason", "reason",
-            lambda: self.writer.counters().dropped,
+        self.telemetry.tallies(
+            "baton_traffic_dropped", "Predictions not written to the traffic log, by reason", ("endpoint", "reason"),
+            lambda: by_endpoint(self.registry.snapshot.endpoints, DROP_REASONS, self.writer.dropped()),
         )  # fmt: skip
         self.telemetry.tally(
             "baton_traffic_committed", "Entries written to the traffic log, by kind", "kind",
@@ -394,27 +403,30 @@ class Lane:
         )  # fmt: skip
         self.telemetry.tally(
             "baton_engine_rejected", "Events that left the engine without an answer, by reason", "reason",
-            lambda: self.engines.stats().rejected,
+            lambda: self.engines.stats().rejected, REJECTIONS,
         )  # fmt: skip
         self.telemetry.tallies(
             "baton_arm_failures", "Requests that an arm did not answer, by our fault or too late",
             ("endpoint", "arm", "kind"),
-            lambda: {
-                (*key, kind): count
-                for key, window in list(self.dispatcher.windows.items())
-                for kind, count in (("error", window.errors), ("deadline", window.deadline_misses))
-            },
+            self._arm_failures,
         )  # fmt: skip
         if self._config.telemetry.triton_names:
             self.telemetry.include(TritonNames(self._name, lambda: self.dispatcher.tallies))
         self.telemetry.tally(
             "baton_callers_refused", "Calls refused for who called, or how often, by reason", "reason",
-            lambda: self._authenticator.counters,
+            lambda: self._authenticator.counters, CALLER_REASONS,
         )  # fmt: skip
         self.telemetry.tally(
             "baton_routing", "Requests without a routing key, whose candidate was not ready, or not recorded", "case",
-            lambda: self.dispatcher.counters,
+            lambda: self.dispatcher.counters, CASES,
         )  # fmt: skip
+
+    def _arm_failures(self) -> dict[tuple[str, ...], int]:
+        endpoints = self.registry.snapshot.endpoints
+        found: dict[tuple[str, ...], int] = dict.fromkeys(product(endpoints, ARMS, ("error", "deadline")), 0)
+        for key, window in list(self.dispatcher.windows.items()):
+            found |= {(*key, "error"): window.errors, (*key, "deadline"): window.deadline_misses}
+        return found
 
     def _close(self) -> None:
         self.engines.close(5.0)

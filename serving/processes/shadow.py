@@ -37,6 +37,7 @@ from serving.runtime import status
 from serving.runtime.process import die_with_parent, step_back
 from serving.runtime.status import ShadowStatus
 from serving.telemetry import METRICS_DIR, Telemetry
+from serving.telemetry.process import by_endpoint
 from serving.telemetry.tracing import Tracing, trace_id_of
 from serving.tiers.hierarchy import publish_lookups
 from serving.wiring.embedding import open_hierarchy
@@ -49,6 +50,7 @@ RUN_ROWS = 512
 """Candidates of one run of a network: the cost of a row falls up to this number."""
 IDLE_S = 0.1
 STATUS_EVERY_S = 1.0
+DROP_REASONS = ("queue_full", "invalid", "not_ready", "remote_away", "store")
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +162,8 @@ class ShadowLane:
     """Scoring of the shadow lane, apart from the signals and files of its process.
 
     Attributes:
-        scored: predictions scored as they came in; caught_up: later, from the log.
-        dropped: predictions that came in and could not be scored then, by reason; the log has them still.
+        scored_of: predictions scored, by endpoint and way: as they came in (`live`) or later from the log (`late`).
+        dropped_of: predictions that came in and could not be scored then, by endpoint and reason; the log has them still.
         skipped: those that need no other score, by reason.
     """
 
@@ -176,10 +178,9 @@ class ShadowLane:
         self._clock = clock
         self._telemetry = telemetry
         self._tracing = tracing
-        self.scored = 0
-        self.caught_up = 0
+        self.scored_of: Counter[tuple[str, str]] = Counter()
         self.rows = 0
-        self.dropped: Counter[str] = Counter()
+        self.dropped_of: Counter[tuple[str, str]] = Counter()
         self.skipped: Counter[str] = Counter()
         self.last_scored_ms = 0
         self.paired = ScoreRatio()
@@ -214,10 +215,10 @@ class ShadowLane:
             pid=os.getpid(),
             time_ms=self._clock.wall_ms(),
             endpoints=self._registry.arms(),
-            scored=self.scored,
-            caught_up=self.caught_up,
+            scored=self._scored("live"),
+            caught_up=self._scored("late"),
             rows=self.rows,
-            dropped=dict(self.dropped + self._receiver.dropped),
+            dropped=dict(self._dropped() + self._receiver.dropped),
             skipped=dict(self.skipped),
             received=self._receiver.received,
             queue=self._receiver.waiting,
@@ -234,29 +235,40 @@ class ShadowLane:
             try:
                 records.append((unpack(blob), traceparent))
             except InvalidInput:
-                self.dropped["invalid"] += 1
+                self.dropped_of["", "invalid"] += 1
         done: list[tuple[str, Scores]] = []
+        endpoints: list[str] = []
         snapshot = self._registry.snapshot
         for (record, _), verdict in zip(records, self._judge(records), strict=True):
             if verdict.scores is not None:
                 done.append((record.prediction_id, verdict.scores))
+                endpoints.append(record.endpoint)
                 self._pair(record, verdict.scores, snapshot, verdict.degraded)
             elif verdict.outcome is ScoreOutcome.SKIPPED:
                 self.skipped[verdict.reason] += 1
             else:
-                self.dropped[verdict.reason] += 1
+                self.dropped_of[record.endpoint, verdict.reason] += 1
         try:
             self._commit(done)
         except BatonError as error:
             if not self._unwritten:  # once: every batch fails while the disk is full, and the lines would fill another
                 log.error("scores cannot be written; they are made again later: %s", error)
             self._unwritten += len(done)
-            self.dropped["store"] += len(done)
+            self.dropped_of.update((endpoint, "store") for endpoint in endpoints)
         else:
             if self._unwritten and done:
                 log.info("scores are written again; %d were not", self._unwritten)
                 self._unwritten = 0
-            self.scored += len(done)
+            self.scored_of.update((endpoint, "live") for endpoint in endpoints)
+
+    def _scored(self, way: str) -> int:
+        return sum(count for (_, how), count in list(self.scored_of.items()) if how == way)
+
+    def _dropped(self) -> Counter[str]:
+        reasons: Counter[str] = Counter()
+        for (_, reason), count in list(self.dropped_of.items()):
+            reasons[reason] += count
+        return reasons
 
     def _pair(self, record: PredictionRecord, other: Scores, snapshot: Snapshot, degraded: bool) -> None:
         """Add both arms' scores of a prediction, where they are of the versions that serve now: a lane may lag behind."""
@@ -287,7 +299,8 @@ class ShadowLane:
             if verdict.scores is not None
         ]
         self._commit(done)
-        self.caught_up += len(done)
+        scored = {prediction_id for prediction_id, _ in done}
+        self.scored_of.update((r.endpoint, "late") for r in records if r.prediction_id in scored)
         return [verdict.outcome for verdict in verdicts]
 
     def _commit(self, done: list[tuple[str, Scores]]) -> None:
@@ -424,17 +437,17 @@ def run_shadow(config: Config) -> None:
     publish_lookups(telemetry, hierarchy)
     publish_remotes(telemetry, lambda: registry.snapshot)
     publish_state_away(telemetry, registry.state_away, clock)
-    telemetry.tally(
+    telemetry.tallies(
         "baton_shadow_dropped",
         "Predictions not scored as they came, by reason",
-        "reason",
-        lambda: lane.dropped + receiver.dropped,
+        ("endpoint", "reason"),
+        lambda: by_endpoint(compared(), DROP_REASONS, lane.dropped_of + receiver.dropped_of),
     )
-    telemetry.tally(
+    telemetry.tallies(
         "baton_shadow_scored",
         "Predictions scored, by way",
-        "way",
-        lambda: {"live": lane.scored, "late": lane.caught_up},
+        ("endpoint", "way"),
+        lambda: by_endpoint(compared(), ("live", "late"), lane.scored_of),
     )
 
     def report() -> None:

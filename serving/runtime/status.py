@@ -26,6 +26,7 @@ from serving.runtime.stores import StoreStatus
 
 __all__ = [
     "FRESH_S",
+    "LABEL_EDGES_S",
     "STANDS_BY",
     "ArmReport",
     "ArmTotals",
@@ -36,6 +37,8 @@ __all__ = [
     "EngineStatus",
     "HandOffStatus",
     "JoinBacklog",
+    "LabelArrivals",
+    "LabelStatus",
     "LaneArm",
     "LaneStatus",
     "RecentTotals",
@@ -219,6 +222,38 @@ class StateAway:
         return f"the state has not answered since {since} ({lasts}), so weights stay as they were: {self.reason}"
 
 
+LABEL_EDGES_S = tuple(0.5 * 1.25**k for k in range(74))
+"""Bounds in seconds of the buckets of label delays, half a second to about ten weeks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelArrivals:
+    """Feedback of one kind that was accepted within the last hour, the newest entries of it.
+
+    Args:
+        entries: their number; late: those of them that came after the attribution window of their prediction.
+        counts: by bucket of `LABEL_EDGES_S`, the time from the prediction to the entry; they add up over lanes.
+        last_ms: Unix time of the last one since the lane began, 0 without one.
+    """
+
+    entries: int = 0
+    late: int = 0
+    counts: Mapping[int, int] = field(default_factory=dict)
+    last_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStatus:
+    """Labels of one endpoint as a lane sees them. `shown`: exposures; `labelled`: outcomes; `told_ms`: Unix time when predictions
+    of other servers were last told, 0: never; `refused`: entries of the last hour that were invalid or too old, of whatever
+    endpoint: it is not known."""
+
+    shown: LabelArrivals = field(default_factory=LabelArrivals)
+    labelled: LabelArrivals = field(default_factory=LabelArrivals)
+    told_ms: int = 0
+    refused: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStatus:
     """A primary lane.
@@ -231,6 +266,7 @@ class LaneStatus:
         state_away: set while the state does not answer; the lane goes on by what it read last.
         counters: requests by case of routing.
         remotes: versions that other servers answer for, as bundle/version.
+        labels: by endpoint.
     """
 
     process: str = ""
@@ -252,6 +288,7 @@ class LaneStatus:
     remotes: Mapping[str, RemoteStatus] = field(default_factory=dict)
     writer: WriterCounters = field(default_factory=WriterCounters)
     shadow: HandOffStatus = field(default_factory=HandOffStatus)
+    labels: Mapping[str, LabelStatus] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from serving.config.principal import Principal, Role
 from serving.security.limits import ClientLimit, client_of_address
 from serving.security.tokens import LOCAL, Token, TokenAuthenticator, TokenStore, is_token
 
-__all__ = ["Authenticator", "Credentials", "Identity"]
+__all__ = ["CALLER_REASONS", "Authenticator", "Credentials", "Identity"]
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ NAMELESS = (
     "`authorization: Bearer TOKEN`"
 )
 CERTIFIED = ". listen.tls verifies client certificates here: one that listen.tls.roles names will do too"
+CALLER_REASONS = ("nameless", "wrong_token", "many_wrong_tokens", "many_admin_calls", "many_labels")
+"""See `Authenticator.counters`."""
 WARN_EVERY_S = 60.0
 """Time between two warnings of wrong tokens in the log, so that who sends them does not fill it."""
 
@@ -100,6 +102,10 @@ class Authenticator:
             return self._tokens.open()
         except InvalidInput:
             return False
+
+    def names(self) -> list[str]:
+        """Names of callers that are known before they call: of tokens, and of certificates that settings name."""
+        return sorted({*self._tokens.names(), *self._roles, *self._feedback_from})
 
     def token(self, number: str) -> Token | None:
         """Token by its id, None once it is revoked or expired; for sessions, which outlive the call."""

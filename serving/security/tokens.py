@@ -231,6 +231,13 @@ class TokenAuthenticator:
             raise Unauthenticated(f"{why}; make one with `baton token create` and send `authorization: Bearer TOKEN`")
         return token
 
+    def names(self) -> set[str]:
+        """Names of all tokens; none while their file cannot be read."""
+        try:
+            return {token.name for token in (self._store.tokens() or {}).values()}
+        except InvalidInput:
+            return set()
+
     def valid(self, number: str) -> Token | None:
         """Token by id, None once it is revoked or expired; for sessions, which outlive the call with the secret."""
         try:

@@ -5,8 +5,10 @@ The checks of a method are chosen once, when its handler is made: where everyone
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from pipeline.errors import BatonError
+from pipeline.traffic.log import ACCEPTED, FeedbackReply
 from serving.config import Config
 from serving.config.principal import Role
 from serving.security.authenticator import Authenticator
@@ -60,8 +62,24 @@ class Access:
         if call.identity is not None:
             self._authenticator.count_labels(call.identity, predictions)
 
+    def caller(self, call: Call, replies: Sequence[FeedbackReply] | None = None) -> str:
+        """Name of a caller whose request failed, "" where it has not said who it is.
+
+        Args:
+            replies: to its labels; one whose labels were all accepted is not looked up.
+        """
+        identity = call.identity
+        if identity is None:
+            if replies is not None and all(s == ACCEPTED for r in replies for s in (*r.exposed, *r.outcomes)):
+                return ""
+            try:
+                identity = self._authenticator.identify(call.caller)
+            except BatonError:  # a wrong token, which is counted where tokens are
+                return ""
+        return "" if identity is None else identity.names[0]
+
     def _identify(self, call: Call) -> None:
-        self._authenticator.require_identity(call.caller)
+        call.identity = self._authenticator.require_identity(call.caller)
 
     def _labeller(self, call: Call) -> None:
         call.identity = self._authenticator.admit_feedback(call.caller)

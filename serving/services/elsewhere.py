@@ -15,6 +15,7 @@ from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.lane.dispatch import Dispatcher
 from serving.lane.served import ServedEndpoint
 from serving.services.access import Access
+from serving.services.label_intake import LabelIntake
 from serving.services.rpc import Call, committed, parse
 from serving.telemetry import Telemetry
 from serving.wire.observing import ObserveCodec, TellableArm, observe_response
@@ -33,16 +34,24 @@ class Elsewhere:
     Args:
         codec: reads predictions.
         writer: commits them.
+        labels: is told for which endpoint they came.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, codec: ObserveCodec, writer: TrafficWriter, telemetry: Telemetry, access: Access
+        self,
+        dispatcher: Dispatcher,
+        codec: ObserveCodec,
+        writer: TrafficWriter,
+        telemetry: Telemetry,
+        access: Access,
+        labels: LabelIntake,
     ) -> None:
         self._dispatcher = dispatcher
         self._codec = codec
         self._writer = writer
         self._telemetry = telemetry
         self._access = access
+        self._labels = labels
 
     async def observe(self, data: bytes, call: Call) -> bytes:
         """`Observe`: bytes of a request to bytes of the answer."""
@@ -71,6 +80,8 @@ class Elsewhere:
         written = iter(await committed(self._writer.observe(wanted)) if wanted else ())
         replies = [next(written) if isinstance(one, Observed) else one for one in read]
         self._telemetry.observed(request.endpoint, [reply.status for reply in replies])
+        if any(reply.status == ACCEPTED for reply in replies):
+            self._labels.predicted(request.endpoint)
         for one, reply in zip(read, replies, strict=True):
             if isinstance(one, Observed) and one.record is not None and reply.status == ACCEPTED:
                 self._dispatcher.observed(request.endpoint, one.record.arm, one.record.features.n)

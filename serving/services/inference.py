@@ -122,7 +122,7 @@ class InferenceService:
                 parameters=answer_parameters,
             )
         except Exception as error:
-            self._dispatcher.refused(name, error)
+            self._dispatcher.refused(name, error, self._access.caller(call))
             raise
 
     async def _server_live(self, request: Any, call: Call) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import grpc
 
-from pipeline.errors import InvalidInput
+from pipeline.errors import BatonError, InvalidInput
 from pipeline.event import Event
 from pipeline.traffic.log import FeedbackEntry
 from pipeline.traffic.writer import TrafficWriter
@@ -16,6 +16,7 @@ from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.lane.dispatch import Dispatcher
 from serving.services.access import Access
 from serving.services.elsewhere import Elsewhere
+from serving.services.label_intake import LabelIntake
 from serving.services.rpc import Call, Shell, committed, parse, serve
 from serving.telemetry import Telemetry
 from serving.wire.feedback import entries_of, response_of
@@ -33,6 +34,7 @@ class RankingService:
 
     Args:
         writer: commits feedback, and predictions that were answered elsewhere.
+        labels: counts what became of feedback.
         codec: reads these.
         access: permissions of callers.
     """
@@ -45,14 +47,16 @@ class RankingService:
         shell: Shell,
         access: Access,
         codec: ObserveCodec,
+        labels: LabelIntake,
     ) -> None:
         self._dispatcher = dispatcher
         self._writer = writer
         self._telemetry = telemetry
         self._shell = shell
         self._access = access
+        self._labels = labels
         self._clock = shell.clock
-        self._elsewhere = Elsewhere(dispatcher, codec, writer, telemetry, access)
+        self._elsewhere = Elsewhere(dispatcher, codec, writer, telemetry, access, labels)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service for a gRPC server."""
@@ -96,7 +100,7 @@ class RankingService:
                 target, event, started=started, seconds_left=call.seconds_left, routing_key=key
             )
         except Exception as error:
-            self._dispatcher.refused(name, error)
+            self._dispatcher.refused(name, error, self._access.caller(call))
             raise
         call.event = event
         return rank_response(request, event, target.served.model.name, target.served.model.version)
@@ -108,11 +112,15 @@ class RankingService:
         return self._dispatcher.least_important if criticality == pb.SHEDDABLE else 0
 
     async def _feedback(self, data: bytes, call: Call) -> bytes:
-        request = parse(pb.FeedbackRequest, data)
-        self._access.labels(call, len(request.predictions))
-        entries: list[FeedbackEntry] = entries_of(request)
-        replies = await committed(self._writer.feedback(entries)) if entries else []
-        for reply in replies:
-            self._telemetry.feedback("exposure", reply.exposed)
-            self._telemetry.feedback("outcome", reply.outcomes)
+        try:
+            request = parse(pb.FeedbackRequest, data)
+            self._access.labels(call, len(request.predictions))
+            entries: list[FeedbackEntry] = entries_of(request)
+            replies = await committed(self._writer.feedback(entries)) if entries else []
+        except BatonError as error:
+            self._labels.failed(error, self._access.caller(call))
+            raise
+        self._labels.replied(
+            entries, replies, self._dispatcher.registry.snapshot.endpoints, self._access.caller(call, replies)
+        )
         return response_of(request, replies).SerializeToString()

@@ -50,11 +50,12 @@ class Histogram:
         self._exemplars: dict[int, Exemplar] = {}
         self._now = now
 
-    def observe(self, value: float, trace_id: str = "") -> None:
-        """One more value; one that equals a bound lies below it. The last with a trace id is its bucket's exemplar."""
+    def observe(self, value: float, trace_id: str = "", count: int = 1) -> None:
+        """One more value, or several alike; one that equals a bound lies below it. The last with a trace id is its
+        bucket's exemplar."""
         bucket = bisect_left(self.bounds, value)
-        self.counts[bucket] += 1
-        self.total += value
+        self.counts[bucket] += count
+        self.total += count * value
         if trace_id:
             self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, self._now())
 

@@ -21,7 +21,7 @@ def publish_lookups(telemetry: Telemetry, hierarchy: Hierarchy) -> None:
         "baton_embedding_ids",
         "Ids looked up, by what a tier had of them; tier default: no tier had them",
         ("bundle", "table", "tier", "case"),
-        lambda: {tuple(key): count for key, count in hierarchy.tally.read().items() if count},
+        lambda: {tuple(key): count for key, count in hierarchy.tally.read().items()},
     )
 
 

@@ -89,6 +89,8 @@ class Closing:
         count(db, closed=seen)
         if due:
             set_count(db, "watermark_ms", due[-1].time_ms)
+        for endpoint, time_ms in {one.row.endpoint: one.time_ms for one in due}.items():
+            set_count(db, f"watermark_ms/{endpoint}", time_ms)
         return Done(seen, written)
 
     def _due(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import Damaged
 from pipeline.traffic.feedback import Change, LabelState, accept, accept_parked, accepted_part, load_entry
+from pipeline.traffic.join import arrived
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import Row
 from pipeline.traffic.local.inbox import Pending, in_turn
@@ -45,20 +47,28 @@ class Written:
     Args:
         state: of its labels by now; `take` goes on from there.
         find: row of a hashed candidate id, or None.
+        endpoint: of the prediction.
     """
 
-    def __init__(self, prediction_ms: int, state: LabelState, find: Callable[[int], int | None]) -> None:
+    def __init__(
+        self, prediction_ms: int, state: LabelState, find: Callable[[int], int | None], endpoint: str = ""
+    ) -> None:
         self._made_ms = prediction_ms
         self._find = find
+        self._endpoint = endpoint
         self.state = state
 
     def apply(self, entry: FeedbackEntry, received_ms: int) -> tuple[Change | None, FeedbackReply]:
         """Take an entry: the change, None if nothing is new, and the reply."""
         return accept(self.state, entry, self._made_ms, received_ms, self._find)
 
-    def take(self, entry: FeedbackEntry, received_ms: int) -> tuple[FeedbackEntry | None, FeedbackReply]:
+    def take(
+        self, entry: FeedbackEntry, received_ms: int, window_ms: int
+    ) -> tuple[FeedbackEntry | None, FeedbackReply]:
         """Take an entry: the part of it to keep, None if nothing is new, and the reply."""
+        delay_ms, late = arrived(self.state, self._made_ms, received_ms, window_ms)
         change, reply = self.apply(entry, received_ms)
+        reply = replace(reply, endpoint=self._endpoint, delay_ms=delay_ms, late=late)
         return None if change is None else accepted_part(entry, change, reply), reply
 
 
@@ -68,7 +78,9 @@ class Parked:
     def __init__(self, earlier: Iterable[FeedbackEntry]) -> None:
         self._earlier = list(earlier)
 
-    def take(self, entry: FeedbackEntry, received_ms: int) -> tuple[FeedbackEntry | None, FeedbackReply]:
+    def take(
+        self, entry: FeedbackEntry, received_ms: int, window_ms: int
+    ) -> tuple[FeedbackEntry | None, FeedbackReply]:
         """Take an entry: the part of it to keep, None if nothing is new, and the reply."""
         keep, reply = accept_parked(self._earlier, entry)
         if keep is not None:
@@ -100,7 +112,7 @@ def known_of(
         return Parked(entry for _, entry in said)
     lane, row = found
     state = states_of(db, {(lane, row.seq): row.n})[lane, row.seq]
-    known = Written(row.time_ms, state, candidates_of(lanes, lane, row))
+    known = Written(row.time_ms, state, candidates_of(lanes, lane, row), row.endpoint)
     for received_ms, entry in said:
         known.apply(entry, received_ms)
     return known

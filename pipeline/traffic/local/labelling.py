@@ -6,6 +6,7 @@ A few predictions at a time, since each statement takes its share of a pass. The
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ def write_rows(db: sqlite3.Connection, due: Sequence[Due], now_ms: int, window_m
     entries: list[tuple[object, ...]] = []
     again: list[tuple[int, int, int]] = []
     done: list[Key] = []
-    rows_written = 0
+    rows_written: Counter[str] = Counter()
     for p in due:
         place = (p.row.file, p.row.offset, p.row.length)
         head = (*p.key, p.row.prediction_id, p.row.endpoint, *place)
@@ -61,9 +62,10 @@ def write_rows(db: sqlite3.Connection, due: Sequence[Due], now_ms: int, window_m
         if rows is not None:
             revision = 0 if closing else max((r for r, _ in before), default=0) + 1
             entries.append((*head, revision, p.time_ms, now_ms, rows.pack()))
-            rows_written += len(rows.indices)
+            rows_written[p.row.endpoint] += len(rows.indices)
     _store(db, entries, again, done)
-    count(db, labelled_entries=len(entries), labelled_rows=rows_written)
+    count(db, labelled_entries=len(entries), labelled_rows=rows_written.total())
+    count(db, **{f"labelled_rows/{endpoint}": rows for endpoint, rows in rows_written.items()})
     return len(entries)
 
 

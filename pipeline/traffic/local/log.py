@@ -170,7 +170,7 @@ class LocalTrafficLog:
                 if isinstance(name, FeedbackReply):
                     replies.append(name)
                     continue
-                keep, reply = known[name].take(entry, now_ms)
+                keep, reply = known[name].take(entry, now_ms, self._window)
                 if keep is not None:
                     others = [other for other in pending.get(name, ()) if other.lane != lane.number]
                     kept.append((name, now_ms, pack_entry(keep, others)))

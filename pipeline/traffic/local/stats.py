@@ -6,7 +6,7 @@ import sqlite3
 
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.local.ceilings import Ceilings
-from pipeline.traffic.log import TrafficStats
+from pipeline.traffic.log import EndpointStats, TrafficStats
 
 __all__ = ["count", "read_stats", "set_count", "total", "used_bytes"]
 
@@ -59,6 +59,7 @@ def read_stats(db: sqlite3.Connection, lanes: Lanes, now_ms: int) -> TrafficStat
         last_seq=int(last[0]) if last else 0,
         bytes=lanes.bytes() + used_bytes(db),
         damaged=kept("damaged"),
+        endpoints=EndpointStats.of({str(name): int(value) for name, value in totals.items()}),
     )
 
 

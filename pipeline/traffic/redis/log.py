@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, takewhile
 from typing import ParamSpec, TypeVar
 
@@ -23,9 +24,10 @@ from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.foreign import parsing, whole_number
 from pipeline.traffic.feedback import LabelState, accept, accept_parked
-from pipeline.traffic.join import MatureRows, closes_at, mature_rows, set_right, stands_wrong, written_labels
+from pipeline.traffic.join import MatureRows, arrived, closes_at, mature_rows, set_right, stands_wrong, written_labels
 from pipeline.traffic.log import (
     INVALID,
+    EndpointStats,
     FeedbackEntry,
     FeedbackReply,
     Labelled,
@@ -357,6 +359,7 @@ class RedisTrafficLog:
             oldest_open_ms=oldest,
             last_seq=total(b"labelled_entries"),
             bytes=self._server.used_bytes(),
+            endpoints=EndpointStats.of({name.decode(): int(value) for name, value in counters.items()}),
         )
 
     @_parsed
@@ -388,8 +391,9 @@ class RedisTrafficLog:
         state, changes, replies = before.state(), [], []
         find = lazy_finder(lambda: self.records([before.prediction_id]).get(before.prediction_id))
         for entry in entries:
+            delay_ms, late = arrived(state, before.ms, now_ms, self._window)
             change, reply = accept(state, entry, before.ms, now_ms, find)
-            replies.append(reply)
+            replies.append(replace(reply, endpoint=before.endpoint, delay_ms=delay_ms, late=late))
             changes += [] if change is None else [change.pack()]
         if not changes:
             return replies, ()

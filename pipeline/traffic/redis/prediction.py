@@ -18,7 +18,7 @@ from pipeline.traffic.redis.scripts import PREFIX
 
 __all__ = ["FIELDS", "Stored", "frames", "key_of", "other_scores", "parked_frame", "seq_of"]
 
-FIELDS = ("version", "seq", "n", "ms", "closes", "revision", "changes", "parked", "mature")
+FIELDS = ("version", "seq", "n", "ms", "closes", "revision", "changes", "parked", "mature", "endpoint")
 MAX_ROWS = 1 << 20
 """Candidates of one prediction, more than a request may have."""
 _LENGTH = struct.Struct("<I")
@@ -39,6 +39,7 @@ class Stored:
     changes: tuple[bytes, ...]
     parked: tuple[bytes, ...]
     mature: tuple[bytes, ...]
+    endpoint: str = ""
 
     def state(self) -> LabelState:
         return LabelState.fold(self.n, map(Change.unpack, self.changes))
@@ -52,7 +53,7 @@ class Stored:
     def of(cls, prediction_id: str, values: Sequence[bytes | None]) -> Stored:
         """From the values of `FIELDS`."""
         with parsing(key_of(prediction_id)):
-            version, seq, n, ms, closes, revision, changes, parked, mature = values
+            version, seq, n, ms, closes, revision, changes, parked, mature, endpoint = values
             rows = whole_number(n)
             if not 0 <= rows <= MAX_ROWS:
                 raise ValueError(f"a prediction of {rows} rows")
@@ -67,6 +68,7 @@ class Stored:
                 _unframed(changes),
                 _unframed(parked),
                 _unframed(mature),
+                "" if endpoint is None else endpoint.decode(),
             )
 
 

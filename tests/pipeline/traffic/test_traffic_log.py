@@ -397,3 +397,19 @@ def test_predictions_are_read_from_place_to_place(log: TrafficLog) -> None:
     newest = [unpack(blob).prediction_id for _, blob in log.predictions(log.near_end(2))]
     assert newest[-2:] == [made[-1], later]
     assert len(log.predictions(log.near_end(100))) == 6
+
+
+def test_a_reply_says_of_which_endpoint_it_is_how_late_and_whether_after_the_window(log: TrafficLog) -> None:
+    prediction_id = predict(log)
+    in_time = say(log, prediction_id, Outcome(0, 1.0), now_ms=START + 300)
+    assert (in_time.endpoint, in_time.delay_ms, in_time.late) == ("ranker", 300, False)
+    waits = say(log, prediction_id, Outcome(1, 1.0), shown=(), now_ms=START + WINDOW_MS + 200)
+    assert (waits.delay_ms, waits.late) == (WINDOW_MS + 200, False)  # its rows were shown 300 ms after it was made
+    other = predict(log)
+    late = say(log, other, Outcome(0, 1.0), now_ms=START + WINDOW_MS + 1)
+    assert (late.delay_ms, late.late) == (WINDOW_MS + 1, True)
+    unknown = say(log, IDS.new(START), Outcome(0, 1.0))
+    assert (unknown.endpoint, unknown.delay_ms, unknown.late) == ("", None, False)
+    assert log.join(START + 3 * WINDOW_MS) == 2
+    told = log.stats(START + 3 * WINDOW_MS).endpoints
+    assert {name: (of.labelled_rows, of.watermark_ms) for name, of in told.items()} == {"ranker": (8, START)}

@@ -211,9 +211,9 @@ def test_status_and_metrics_tell_what_happened(installation: Installation) -> No
     assert "secret-user" not in text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     count = [s for s in families["baton_request_seconds"].samples if s.name.endswith("_count")]
-    assert [(s.labels["endpoint"], s.labels["arm"], s.labels["version"], s.value) for s in count] == [
-        ("ranker", "stable", "1", 5.0)
-    ]
+    assert sorted((s.labels["endpoint"], s.labels["arm"], s.labels["version"], s.value) for s in count) == [
+        ("ranker", "candidate", "1", 0.0), ("ranker", "stable", "1", 5.0),
+    ]  # fmt: skip
     stages = {s.labels["stage"] for s in families["baton_stage_seconds"].samples}
     assert stages >= {"decode", "embed", "infer", "record"}
     batches = {s.name: s.value for s in families["baton_batch_rows"].samples if s.name.endswith(("_count", "_sum"))}
@@ -268,7 +268,7 @@ def test_a_status_file_is_json_that_other_processes_can_rely_on(installation: In
     with running(installation.config) as lane:
         told = json.loads(dumps(lane.lane.status()))
     assert set(told) == {
-        "process", "pid", "time_ms", "port", "state", "endpoints", "direct", "killed", "blind", "state_away", "counters", "engine", "embedding", "faults", "loading", "models", "remotes", "writer", "shadow",
+        "process", "pid", "time_ms", "port", "state", "endpoints", "direct", "killed", "blind", "state_away", "counters", "engine", "embedding", "faults", "loading", "models", "remotes", "writer", "shadow", "labels",
     }  # fmt: skip
     assert set(told["endpoints"]["ranker"]["stable"]) == {
         "bundle", "version", "wanted", "state", "reason", "requests", "rows", "errors", "deadline_misses", "recent",
