@@ -46,6 +46,7 @@ FOLDERS = {
             "config",
             "wire",
             "runtime",
+            "supervisor",
             "client",
             "rollout/sums",
             "rollout/status",
@@ -82,7 +83,7 @@ MOST_FILES = 15
 LARGER = {
     "pipeline": 26,
     "serving/wiring": 16,
-    "serving/admin": 17,
+    "serving/admin": 18,
     "serving/rollout": 26,
     "serving/http/console": 21,
     "serving/cli": 42,

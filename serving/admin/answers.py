@@ -248,6 +248,27 @@ class ProcessState(Answer):
     last_exit: str = ""
 
 
+class Restart(Answer):
+    """Restart that was ordered last. `state`: running, done or failed; `doing`: what it waits for now; `why`: it failed;
+    `seconds`: that each process took which has been started again."""
+
+    id: str
+    process: str
+    by: str = ""
+    reason: str = ""
+    state: str = "running"
+    doing: str = ""
+    why: str = ""
+    seconds: dict[str, float] = {}
+
+
+class ProcessList(Answer):
+    """State of every process, and the restart that was ordered last."""
+
+    processes: list[ProcessState]
+    restart: Restart | None = None
+
+
 class Freeze(Answer):
     """Until when nothing moves in any rollout but kill, abort and step back; who ordered it, why and when. `until_ms` 0: there
     is none."""

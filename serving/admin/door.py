@@ -23,6 +23,7 @@ from serving.admin.idempotency import IdempotencyCache
 from serving.admin.log import LogVerbs
 from serving.admin.metrics import MetricsVerbs
 from serving.admin.models import ModelVerbs
+from serving.admin.processes import ProcessVerbs
 from serving.admin.requests import Request
 from serving.admin.rollouts import RolloutVerbs
 from serving.admin.service import Parts, ProcessReports
@@ -52,8 +53,8 @@ class Admin:
         upkeep: of the Redis tier, where there is one.
 
     Attributes:
-        endpoints, models, rollouts, metrics, audit, cache, log, worker: a service each; shells go through `call`.
-        processes: reports of the machine's processes.
+        endpoints, models, rollouts, processes, metrics, audit, cache, log, worker: a service each; shells go through `call`.
+        reports: reports of the machine's processes.
         brake_threads: for `verbs.BRAKES` alone, so that these never wait for slow verbs.
     """
 
@@ -66,11 +67,12 @@ class Admin:
         lock: threading.RLock,
         upkeep: CacheUpkeep | None = None,
     ) -> None:
-        self.processes = ProcessReports(config, clock)
-        parts = Parts(config, backends, controller, self.processes, clock, lock)
+        self.reports = ProcessReports(config, clock)
+        parts = Parts(config, backends, controller, self.reports, clock, lock)
         self.endpoints = EndpointVerbs(parts)
         self.models = ModelVerbs(parts)
         self.rollouts = RolloutVerbs(parts)
+        self.processes = ProcessVerbs(parts)
         self.metrics = MetricsVerbs(parts)
         self.audit = AuditVerbs(parts)
         self.cache = CacheVerbs(parts, upkeep)

@@ -246,6 +246,14 @@ class Lift(Override):
     pass
 
 
+# Processes
+
+
+class ProcessRestart(Mutation):
+    process: Name
+    """Name of a process of the supervisor's machine; `all`: one after another."""
+
+
 # Figures, audit, cache
 
 

@@ -20,6 +20,7 @@ from pipeline.errors import InvalidInput, NotReady
 from pipeline.host import describe
 from serving.cli.output import Output, print_json, say
 from serving.config import Config
+from serving.config.changes import needs_full_stop
 from serving.runtime.claims import SERVE, role_on
 from serving.runtime.endings import ending, ending_path
 from serving.runtime.logs import write_logs
@@ -28,17 +29,13 @@ from serving.runtime.process import PARENT, die_with_parent, raise_descriptors, 
 from serving.security.exposure import exposure
 from serving.security.modes import close_home
 from serving.wiring.home import check_home
-from serving.wiring.in_force import not_in_force
+from serving.wiring.in_force import warnings_of
 from serving.wiring.state import relaying
 
-__all__ = ["demo", "process", "serve", "worker"]
+__all__ = ["demo", "serve", "worker"]
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
 DEMO_HOME = Path(".baton/demo")
-PORT_ROLES = {"grpc_port": "lane", "http_port": "control", "admin_port": "control"}
-"""Kind of process that listens on each port of `listen`."""
-PREDECESSOR_S = 20.0
-"""Longest wait of a process for the end of another one in its place, which may be answering its last requests."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +51,9 @@ def serve(
 
     Example: baton serve --config baton.yaml
     """
-    from serving.runtime.supervisor import Supervisor, children_of, predecessors_ended
+    from serving.cli.processes import trial_of
+    from serving.supervisor.child import Child, children_of
+    from serving.supervisor.supervisor import Supervisor, predecessors_ended
 
     settings = Config.load(config)
     if ray:
@@ -64,7 +63,25 @@ def serve(
     warnings = close_home(settings)
     raise_descriptors()
     warnings += exposure(settings)
-    supervisor = Supervisor(settings.home, children_of(settings, config.resolve()))
+    path = config.resolve()
+
+    def wanted() -> list[Child]:
+        changed = Config.load(path)
+        if fixed := needs_full_stop(settings, changed):
+            raise InvalidInput(
+                f"{path} has changed in what a restart cannot change: {', '.join(fixed)}; take that back, or end `baton serve` and "
+                "start it again",
+                fixed[0],
+            )
+        return children_of(changed, path)
+
+    supervisor = Supervisor(
+        settings.home,
+        children_of(settings, path),
+        hang_limit_s=settings.hang_limit,
+        wanted=wanted,
+        trial=trial_of(path),
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     show = log.info if settings.log_format == "json" else say
@@ -75,7 +92,7 @@ def serve(
         check_home(settings)
         with claimed_ports(settings.listen.host, settings.listen.ports, settings.home, SERVE):
             _check_traffic_log(settings)
-            _announce(settings, [*warnings, *_not_in_force(settings)], show)
+            _announce(settings, [*warnings, *warnings_of(settings)], show)
             yield
 
     supervisor.run(ready)
@@ -92,13 +109,6 @@ def _announce(settings: Config, warnings: Sequence[str], show: Callable[[str], N
     show(f"{lanes} {'lane' if lanes == 1 else 'lanes'}; this machine gives {describe()}")
     for warning in warnings:
         show(warning)
-
-
-def _not_in_force(settings: Config) -> list[str]:
-    try:
-        return not_in_force(settings)
-    except NotReady:
-        return []  # the processes say so, and start once it is back
 
 
 def worker(config: ConfigFile = Path("baton.yaml")) -> None:
@@ -126,50 +136,6 @@ def worker(config: ConfigFile = Path("baton.yaml")) -> None:
         from serving.processes.worker import run_worker
 
         run_worker(settings, stop)
-
-
-def process(
-    role: Annotated[str, typer.Argument(help="lane, shadow or control")],
-    config: ConfigFile = Path("baton.yaml"),
-    index: Annotated[int, typer.Option(help="Number of the lane")] = 0,
-) -> None:
-    """Run one of the processes that `baton serve` starts.
-
-    Example: baton process lane --index 0
-    """
-    if role not in PORT_ROLES.values() and role != "shadow":
-        raise InvalidInput(f"role is lane, shadow or control, not {role!r}", "role")
-    settings = Config.load(config)
-    name = f"lane-{index}" if role == "lane" else role
-    die_with_parent()  # while it waits for a predecessor too
-    write_logs(name, settings.log_level, settings.log_format)
-    warnings = close_home(settings)
-    raise_descriptors()
-    warnings += exposure(settings)
-    if PARENT not in os.environ:  # else the supervisor has done it
-        check_home(settings)
-        for warning in [*warnings, *(_not_in_force(settings) if role == "control" else ())]:
-            log.warning("%s", warning)
-    listen = settings.listen
-    ports = {setting: port for setting, port in listen.ports.items() if PORT_ROLES[setting] == role}
-    with (
-        ending(ending_path(settings.home, name)),
-        role_on(settings.home, name, patience_s=PREDECESSOR_S),
-        claimed_ports(listen.host, ports, settings.home, name),
-        relaying(settings, SystemClock(), name, receive=role == "control"),
-    ):
-        if role == "lane":
-            from serving.processes.lane import run_lane
-
-            run_lane(settings, index)
-        elif role == "shadow":
-            from serving.processes.shadow import run_shadow
-
-            run_shadow(settings)
-        else:
-            from serving.processes.control import run_control
-
-            run_control(settings)
 
 
 def demo(
@@ -219,7 +185,7 @@ def _serve_on_ray(settings: Config, address: str) -> None:
     from serving.ray_app import APP, serve_on
 
     serve_on(address, settings)
-    for line in _not_in_force(settings):
+    for line in warnings_of(settings):
         say(line)
     say(
         f"application {APP} runs on the Ray cluster at {address}; `baton service list` shows the addresses of its replicas"

@@ -18,13 +18,15 @@ from serving.config.listen import ListenConfig
 from serving.config.notify import NotifyConfig
 from serving.config.ray import RayConfig
 from serving.config.remote import RemoteConfig
-from serving.config.section import Section
+from serving.config.section import Seconds, Section
 from serving.config.state import StateConfig
 from serving.config.telemetry import TelemetryConfig
 from serving.config.traffic import TrafficConfig
 from serving.config.worker import WorkerConfig
 
 __all__ = ["Config"]
+
+SHORTEST_HANG_S = 5.0
 
 
 class Config(Section):
@@ -39,6 +41,10 @@ class Config(Section):
     """Settings of the URL's file system, such as `endpoint_url` of s3; keys and secrets come from its environment."""
     bundles_keep: int = Field(20, ge=1)
     """Newest versions of each bundle that are kept in addition to those in use; older ones are removed."""
+    hang_limit: Seconds = 20.0
+    """Time without a sign of life after which a process that runs counts as hung: its supervisor kills it and starts it again.
+    0: never. What may take longer by its nature (a pass of the rollout loop, learning, publishing) has a longer limit of its
+    own, unless a signal has stopped the process."""
     listen: ListenConfig = ListenConfig()
     engine: EngineConfig = Field(default_factory=EngineConfig)
     stages: tuple[StageConfig, ...] = ()
@@ -64,6 +70,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         faults: list[str] = []
+        if 0 < self.hang_limit < SHORTEST_HANG_S:
+            faults.append(
+                f"hang_limit {self.hang_limit:g} s is below {SHORTEST_HANG_S:g} s: a busy machine would look like a hung process; "
+                "raise it, or set 0 for no limit"
+            )
         if self.worker is not None and self.endpoints and self.worker.endpoint not in self.endpoints:
             faults.append(
                 f"worker.endpoint {self.worker.endpoint!r} is not one of the endpoints {sorted(self.endpoints)}"

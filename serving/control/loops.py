@@ -31,8 +31,9 @@ from serving.runtime import status
 from serving.runtime.process import step_back
 from serving.runtime.status import ControlStatus, JoinBacklog, Statuses, StepStatus
 from serving.runtime.stores import StoreStatus
-from serving.runtime.supervisor import children_of
 from serving.state.leader import Lead
+from serving.supervisor.child import children_of
+from serving.supervisor.pulse import Heart, own_heart
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
 from serving.telemetry.stores import StoreFigures
@@ -54,6 +55,11 @@ REFRESH_EVERY_S = 1.0
 ONSETS_EVERY_S = 5.0
 NOTIFY_EVERY_S = 1.0
 STORES_EVERY_S = 5.0
+PASS_LIMIT_S = 180.0
+"""Time that one pass of a loop may take: a store that hangs or is copied makes it wait, and is no fault of this process."""
+WATCHED = ("lead", "label-join", "rollout", "status")
+"""Loops whose hang ends the process. Upkeep may work for as long as there is something to delete or to merge, and a receiver of
+notifications or a disk may hang."""
 COUNT_EVERY_S = 10.0
 """Time between two looks at the predictions that are open."""
 
@@ -111,6 +117,7 @@ class ControlLoops:
         self._publish(repository)
         self._started = clock.monotonic()
         self._steps: Mapping[str, StepStatus] = {}
+        self._joining = Heart(None, 0)
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -133,7 +140,11 @@ class ControlLoops:
         if self._cache is not None:
             bodies.append(("redis-updates", self._leading(self._refresh), REFRESH_EVERY_S))
         for name, body, pause in bodies:
-            thread = threading.Thread(target=self._repeat, args=(name, body, pause), name=name, daemon=True)
+            heart = own_heart(name, PASS_LIMIT_S) if name in WATCHED else Heart(None, 0)
+            if name == "label-join":
+                self._joining = heart
+            arguments = name, body, pause, heart
+            thread = threading.Thread(target=self._repeat, args=arguments, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -169,7 +180,7 @@ class ControlLoops:
 
     def _join(self) -> None:
         while self._joined.join(self._clock.wall_ms()) and not self._stop.is_set():
-            pass
+            self._joining.beat()
 
     def _keep(self) -> None:
         if self._clock.monotonic() - self._started < UPKEEP_EVERY_S:
@@ -184,6 +195,7 @@ class ControlLoops:
                 if decision.event is not None:
                     log.info("%s: %s, %s", rollout, decision.event.verb, decision.reason)
             self.admin.endpoints.audit_kills()
+            self.admin.processes.audit_orders()
 
     def _report(self) -> None:
         with contextlib.suppress(NotReady):  # while the store is away the last steps that were read stay
@@ -231,7 +243,7 @@ class ControlLoops:
         return retired_of(self._store).get(f"{bundle}/{version}") or self._backends.probes.reason(bundle, version)
 
     def _note_onsets(self) -> None:
-        self._onsets.step(self.admin.processes.roster())
+        self._onsets.step(self.admin.reports.roster())
 
     def _refresh(self) -> None:
         assert self._cache is not None
@@ -251,9 +263,10 @@ class ControlLoops:
 
         return guarded
 
-    def _repeat(self, name: str, body: Callable[[], None], pause: float) -> None:
+    def _repeat(self, name: str, body: Callable[[], None], pause: float, heart: Heart) -> None:
         """A pass that fails is logged, and the next one tries anew."""
         while not self._stop.is_set():
+            heart.beat()
             try:
                 body()
             except NotReady as error:  # a store that is away is not a fault of this process

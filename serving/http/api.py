@@ -71,7 +71,7 @@ def _health(app: FastAPI, admin: Admin, home: Path) -> None:
     @app.get("/readyz", tags=["health"], responses={503: {"description": "Some do not; `missing` names them"}})
     async def readyz() -> JSONResponse:
         """Whether all lanes answer."""
-        ready, missing = await shared_ready.get(admin.processes.ready)
+        ready, missing = await shared_ready.get(admin.reports.ready)
         return JSONResponse({"ready": ready, "missing": missing}, 200 if ready else 503)
 
     @app.get("/metrics", tags=["health"], response_class=Response)

@@ -59,6 +59,7 @@ def admin_routes(admin: Admin, authenticator: PrincipalSource) -> APIRouter:
     _models(routes, reads, changes)
     _rollouts(routes, reads, changes)
     _watch(routes, reads, Watchers(admin))
+    _processes(routes, reads, changes)
     _figures(routes, reads, changes)
     return routes
 
@@ -214,6 +215,18 @@ def _watch(routes: APIRouter, reads: Ask, watchers: Watchers) -> None:
                 await found.aclose()
 
         return StreamingResponse(lines(), media_type=LINES)
+
+
+def _processes(routes: APIRouter, reads: Ask, changes: Ask) -> None:
+    @routes.get("/processes", tags=["processes"])
+    def list_processes(ask: Ask = reads) -> a.ProcessList:
+        """State of every process of this machine, and the restart that was ordered last."""
+        return ask(v.PROCESSES_LIST)
+
+    @routes.post("/processes/{process}/restart", tags=["processes"])
+    def restart_process(process: Name, body: r.Mutation, ask: Ask = changes) -> a.Restart:
+        """Order the supervisor to start a process again, or `all`, one after another; `GET /processes` has the progress."""
+        return ask(v.PROCESSES_RESTART, body, process=process)
 
 
 def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:

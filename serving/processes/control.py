@@ -6,6 +6,7 @@ dead labels and promotions are late, and nothing is lost: all its knowledge is i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 
@@ -26,11 +27,14 @@ from serving.security.interceptor import AdmitInterceptor
 from serving.security.session import Sessions
 from serving.services.admin import AdminServer, brake_methods
 from serving.services.rpc import Shell
+from serving.supervisor.pulse import own_heart
 from serving.wiring.backends import open_backends
 from serving.wiring.state import open_lead, open_sessions
 from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["run_control"]
+
+BEAT_EVERY_S = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +102,7 @@ class _Ports:
     async def answer(self) -> None:
         """Answer until the HTTP server exits."""
         await self._grpc.start()
+        beating = asyncio.create_task(_beat(), name="control-pulse")
         listen = self._listen
         log.info(
             "control answers on %s://%s, gRPC on %s",
@@ -110,3 +115,12 @@ class _Ports:
         finally:
             await self._grpc.stop()
             self._sessions.close()
+            beating.cancel()
+
+
+async def _beat() -> None:
+    """Give signs of life of the loop that answers."""
+    heart = own_heart("ports")
+    while True:
+        heart.beat()
+        await asyncio.sleep(BEAT_EVERY_S)

@@ -1,8 +1,10 @@
 """Primary lane: a process that answers clients. Several of them share one port.
 
 It does not need the control process: it reads endpoints and models itself, and writes its status to
-`<home>/run/status/lane-<i>.json` every second. On SIGTERM its health becomes NOT_SERVING; it answers the requests that it
-has accepted, writes what is queued and exits with 0.
+`<home>/run/status/lane-<i>.json` every second. It listens once it has loaded what it is to answer with. On SIGTERM its health
+becomes NOT_SERVING; it takes no new connection, answers the requests that it has accepted, writes what is queued and exits
+with 0. Its successor may run beside it: that one has a number of its own in the traffic log and in prediction ids, and
+reports in `<home>/run/next/` until this one has ended.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ from serving.lane.shadow_queue import HANDOFF_REASONS, ShadowSender
 from serving.lane.stages import lane_plan
 from serving.rollout.routing_key import RoutingHash
 from serving.runtime import status
+from serving.runtime.claims import SPARE, holder_of, role_lock
+from serving.runtime.listeners import let_in_no_more
 from serving.runtime.process import connections_within, die_with_parent
 from serving.runtime.status import ArmTotals, EngineStatus, HandOffStatus, LaneArm, LaneStatus
 from serving.security.authenticator import CALLER_REASONS, Authenticator
@@ -51,6 +55,8 @@ from serving.services.inference import InferenceService
 from serving.services.label_intake import LabelIntake
 from serving.services.ranking import RankingService
 from serving.services.rpc import CONNECTION_OPTIONS, Shell, hard_limit
+from serving.supervisor.pulse import own_heart
+from serving.supervisor.restart import next_folder
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.process import by_endpoint
 from serving.telemetry.triton import TritonNames
@@ -62,14 +68,19 @@ from serving.wiring.registry import open_registry, open_tracing
 from serving.wiring.state import installation_secret
 from serving.wiring.traffic import open_traffic_log
 
-__all__ = ["Lane", "run_lane"]
+__all__ = ["Lane", "lane_role", "run_lane"]
 
 FIRST_LOAD_S = 20.0
+BEAT_EVERY_S = 0.25
+FIRST_SPARE_LANE = 1 << 15
+"""First number of lanes that began beside another one of their name."""
 STATUS_EVERY_S = 1.0
 HEALTH_EVERY_S = 0.1
 NOTICE_S = 0.3
 DRAIN_S = 10.0
 STALL_S = 5.0
+STAGE_S = 1.0
+"""Time that a stage may take in one go before it gives no sign of life any more."""
 SWITCH_S = 5e-5
 LOGGED_SAMPLES = 16
 METADATA_BYTES = 16 << 10
@@ -86,13 +97,16 @@ class Lane:
     Args:
         config: of the installation.
         index: number of the lane, from 0.
+        spare: whether it is one of those that may run beside another lane of this index, which is none of them.
     """
 
-    def __init__(self, config: Config, index: int, clock: Clock | None = None) -> None:
+    def __init__(self, config: Config, index: int, clock: Clock | None = None, *, spare: bool = False) -> None:
         self._config = config
-        self._index = index
+        self._number = index + FIRST_SPARE_LANE if spare else index
         self._clock: Clock = clock or SystemClock()
         self._name = f"lane-{index}"
+        self._before = role_lock(config.home, lane_role(index, spare=not spare))
+        self._follows = holder_of(self._before) is not None
         self.port = 0
         self._draining = False
         self._report_now = asyncio.Event()
@@ -106,12 +120,12 @@ class Lane:
         """
         config = self._config
         secret = installation_secret(config)
-        self._prediction_ids, self._routing_hash = PredictionIds(secret, self._index), RoutingHash(secret)
+        self._prediction_ids, self._routing_hash = PredictionIds(secret, self._number), RoutingHash(secret)
         self._authenticator = Authenticator(config, self._clock)
         self._certificates = open_certificates(config.listen)
         self.telemetry = Telemetry(self._name)
         self._tracing = open_tracing(config, self._name)
-        self._log = open_traffic_log(config, self._index)
+        self._log = open_traffic_log(config, self._number)
         clock = self._clock = self._log_clock = LogClock(self._log, self._clock).start()
         self._hierarchy = open_hierarchy(config, clock)
         self._lookups = RecentLookups(self._hierarchy.tally, clock)
@@ -153,7 +167,10 @@ class Lane:
         self.labels = LabelIntake(clock, self.telemetry)
         self.registry.start()
         self._publish_counters()
-        self._tasks = [asyncio.create_task(self._report(), name="lane-status")]
+        self._tasks = [
+            asyncio.create_task(self._report(), name="lane-status"),
+            asyncio.create_task(self._beat(), name="lane-pulse"),
+        ]
         await asyncio.to_thread(self._first_load)
         await self._listen()
         self._report_now.set()
@@ -168,6 +185,7 @@ class Lane:
         self._draining = True
         await self.health.drain()
         await asyncio.sleep(NOTICE_S)  # clients that watch the health leave by themselves
+        await let_in_no_more(self.port)
         await self._finish(drain)
         for task in self._tasks:
             task.cancel()
@@ -267,19 +285,50 @@ class Lane:
         return served is not None and served.endpoint.candidate is not None
 
     def _first_load(self) -> None:
-        """Wait for the models, so that a restarted lane accepts no connection that it cannot serve."""
+        """Wait for the models, so that a restarted lane accepts no connection that it cannot serve.
+
+        What no lane of this home can answer does not hold it up for long; what another one answers does.
+        """
         self.registry.looked(FIRST_LOAD_S)
-        if not self._config.endpoints and not self.registry.wanted():
+        if not self._config.endpoints and not self.registry.wanted() and self.registry.state_away() is None:
             return
         until = self._clock.monotonic() + FIRST_LOAD_S
+        said: list[str] = []
         while not self._draining and not self.registry.wait(self._loaded, 0.2):
-            if self._clock.monotonic() >= until:
+            if self._clock.monotonic() < until:
+                continue
+            waits = ", ".join(self.registry.loading()) or "versions that have failed"
+            if not (lacks := self._lacks()):
                 log.warning(
                     "not every endpoint is ready after %.0f s, waiting for %s; listening all the same",
                     FIRST_LOAD_S,
-                    ", ".join(self.registry.loading()) or "versions that have failed",
+                    waits,
                 )
                 return
+            if lacks != said:
+                log.warning("not listening yet, waiting for %s: other lanes answer with %s", waits, ", ".join(lacks))
+                said = lacks
+
+    def _lacks(self) -> list[str]:
+        """What other lanes of this home answer with now and this one cannot: arms of endpoints, and versions."""
+        report, loading = self.status(), set(self.registry.loading())
+        lacks: set[str] = set()
+        for other in status.read(self._config.status, self._clock.wall_ms()).fresh().lanes.values():
+            if other.status.pid == os.getpid() or not other.status.port:
+                continue
+            for endpoint, arms in other.status.endpoints.items():
+                mine = report.endpoints.get(endpoint, {})
+                if endpoint not in report.endpoints and report.state_away is None:
+                    continue  # it is gone
+                lacks.update(
+                    f"{endpoint}/{arm}"
+                    for arm, theirs in arms.items()
+                    if theirs.state == "READY"
+                    and (arm not in mine or mine[arm].state != "READY")
+                    and (arm in mine or report.state_away is not None)
+                )
+            lacks.update(loading & set(other.status.models))
+        return sorted(lacks)
 
     def _loaded(self, snapshot: Snapshot) -> bool:
         return is_ready(snapshot) and self.registry.settled()
@@ -350,11 +399,32 @@ class Lane:
                 if (served := endpoint.arm(arm)) is not None
             }
         )
-        status.write(self._config.status, self._name, report)
-        self.telemetry.write(self._config.home / METRICS_DIR)
+        self._publish_status(report)
         self._hierarchy.upkeep()
         if report.engine.stalled_seconds > STALL_S:
             log.error("stage %s has not ended for %.0f s", report.engine.stalled_stage, report.engine.stalled_seconds)
+
+    def _publish_status(self, report: LaneStatus) -> None:
+        """Write status and figures as those of the lane of this name, or, while the one before still runs, of the next one."""
+        following = next_folder(self._config.home)
+        if self._follows and holder_of(self._before) is not None:
+            following.mkdir(parents=True, exist_ok=True)
+            status.write(following, self._name, report)
+            return
+        if self._follows:
+            (following / f"{self._name}.json").unlink(missing_ok=True)
+            self._follows = False
+        status.write(self._config.status, self._name, report)
+        self.telemetry.write(self._config.home / METRICS_DIR)
+
+    async def _beat(self) -> None:
+        """Give signs of life: of this loop, and of the stages, unless one of them hangs."""
+        loop, stages = own_heart("requests"), own_heart("stages")
+        while True:
+            loop.beat()
+            if self.engines.stalled()[0] < STAGE_S:
+                stages.beat()
+            await asyncio.sleep(BEAT_EVERY_S)
 
     async def _health(self) -> None:
         seen = None
@@ -451,21 +521,26 @@ def _ages(listen: ListenConfig) -> list[tuple[str, int]]:
     ]
 
 
-def run_lane(config: Config, index: int) -> None:
-    """Run lane number `index` until SIGTERM or SIGINT."""
+def lane_role(index: int, *, spare: bool) -> str:
+    """Role of a lane on its home: only one process has it at a time."""
+    return f"lane-{index}{SPARE if spare else ''}"
+
+
+def run_lane(config: Config, index: int, *, spare: bool = False) -> None:
+    """Run lane number `index` until SIGTERM or SIGINT. `spare`: see `Lane`."""
     die_with_parent()
     # A worker releases the GIL for every kernel and network. By default it then waits up to 5 ms for it whenever the loop
     # is busy. Under overload the loop always is: lookups took ten times as long and most of the throughput was lost.
     sys.setswitchinterval(SWITCH_S)
-    uvloop.run(_run(config, index))
+    uvloop.run(_run(config, index, spare))
 
 
-async def _run(config: Config, index: int) -> None:
+async def _run(config: Config, index: int, spare: bool) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    lane = Lane(config, index)
+    lane = Lane(config, index, spare=spare)
     starting = asyncio.create_task(lane.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -2,7 +2,7 @@
 
 Several may run on one machine and in one `home`: each claims a number there, which determines its port, the numbers of its
 lanes and the names of their files. One of them also runs the machine's shadow lane. It knows no Ray. Next:
-`serving.runtime.supervisor` for the processes, `serving.ray_app` for the caller.
+`serving.supervisor.supervisor` for the processes, `serving.ray_app` for the caller.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from serving.config import Config
 from serving.processes.scaling import Load, LoadMeter
 from serving.runtime import status
 from serving.runtime.status import FRESH_S, LaneStatus
-from serving.runtime.supervisor import Child, Supervisor
 from serving.state.directory import ServiceRecord
+from serving.supervisor.child import Child
+from serving.supervisor.supervisor import Supervisor
 from serving.wiring.home import check_home
 from serving.wiring.state import open_directory
 from serving.wiring.traffic import open_traffic_log

@@ -36,6 +36,7 @@ from serving.lane.shadow_queue import ShadowReceiver
 from serving.runtime import status
 from serving.runtime.process import die_with_parent, step_back
 from serving.runtime.status import ShadowStatus
+from serving.supervisor.pulse import own_heart
 from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.process import by_endpoint
 from serving.telemetry.tracing import Tracing, trace_id_of
@@ -51,6 +52,8 @@ RUN_ROWS = 512
 IDLE_S = 0.1
 STATUS_EVERY_S = 1.0
 DROP_REASONS = ("queue_full", "invalid", "not_ready", "remote_away", "store")
+ROUND_LIMIT_S = 120.0
+"""Time that one round may take: this process has only the processor time that nobody else wants."""
 
 log = logging.getLogger(__name__)
 
@@ -462,7 +465,9 @@ def run_shadow(config: Config) -> None:
     report()
     log.info("shadow lane listens on %s", config.shadow_socket)
     reported = clock.monotonic()
+    heart = own_heart("scoring", ROUND_LIMIT_S)
     while not stop.is_set():
+        heart.beat()
         lane.work()
         if clock.monotonic() - reported >= STATUS_EVERY_S:
             reported = clock.monotonic()

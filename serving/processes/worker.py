@@ -21,6 +21,7 @@ from pipeline.traffic.clock import LogClock
 from serving.config import Config, EndpointConfig
 from serving.rollout.routing import Endpoint, is_observed
 from serving.runtime import status
+from serving.supervisor.pulse import own_heart
 from serving.wiring.bundles import open_repository
 from serving.wiring.home import learned_place
 from serving.wiring.state import node_name, open_control_store, open_tenure, stored_endpoints
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["build", "run_worker"]
 
 LOOK_EVERY_S = 0.5
+ROUND_LIMIT_S = 1800.0
+"""Time that one round may take: between two batches a version is judged, exported and published."""
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +168,8 @@ def build(config: Config, tenure: Tenure | None = None) -> Follower:
             tenure=tenure,
         )
 
-    return Follower(lambda: _arms(config, w.endpoint), make, clock, config.status / "worker.json")
+    heart = own_heart("learning", ROUND_LIMIT_S)
+    return Follower(lambda: _arms(config, w.endpoint), make, clock, config.status / "worker.json", heart.beat)
 
 
 def _arms(config: Config, endpoint: str) -> Arms | None:

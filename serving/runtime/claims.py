@@ -23,11 +23,13 @@ from pipeline.errors import Conflict, NotReady
 
 __all__ = [
     "SERVE",
+    "SPARE",
     "Claim",
     "Holder",
     "alone_in",
     "holder_of",
     "holders",
+    "process_of",
     "role_lock",
     "role_on",
     "spelled",
@@ -37,6 +39,8 @@ __all__ = [
 
 SERVE = "serve"
 """Role of the supervisor of `baton serve`."""
+SPARE = ".spare"
+"""Ending of the role of a process that began beside another one of its name, to follow it."""
 PATIENCE_S = 0.3
 """Time for which a claim waits for a lock that somebody only looks at."""
 RETRY_S = 0.02
@@ -148,6 +152,11 @@ def holders(home: Path) -> list[Holder]:
 def role_lock(home: Path, role: str) -> Path:
     """File of the claim of a role on a home."""
     return home / "run" / "locks" / f"{role}.lock"
+
+
+def process_of(home: Path, name: str) -> Holder | None:
+    """Process of a name that works on a home; None where none does. Of two, one of which follows the other, either."""
+    return holder_of(role_lock(home, name)) or holder_of(role_lock(home, name + SPARE))
 
 
 @contextmanager

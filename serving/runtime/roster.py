@@ -15,7 +15,7 @@ import psutil
 
 from serving.config import Config
 from serving.runtime import status
-from serving.runtime.claims import holder_of, role_lock
+from serving.runtime.claims import process_of
 from serving.runtime.endings import ending_path, read_ending
 from serving.runtime.status import (
     ChildStatus,
@@ -93,7 +93,7 @@ def last_endings(config: Config) -> dict[str, str]:
     reasons = {}
     for name in expected_processes(config):
         ended = read_ending(ending_path(config.home, name))
-        if ended is not None and holder_of(role_lock(config.home, name)) is None:
+        if ended is not None and process_of(config.home, name) is None:
             when = datetime.fromtimestamp(ended.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             reasons[name] = f"{ended.reason} (ended {when})"
     return reasons

@@ -56,6 +56,7 @@ __all__ = [
     "lane_of",
     "parse",
     "read",
+    "read_one",
     "write",
 ]
 
@@ -393,12 +394,14 @@ class ChildStatus:
 
     Args:
         pid: None while it does not run. started_ms: Unix time of its last start.
+        causes: `restarts` by cause: ended, hung, asked.
         last_exit: as `Popen.returncode`; reason: of that exit, in the process's own words.
     """
 
     pid: int | None = None
     started_ms: int = 0
     restarts: int = 0
+    causes: Mapping[str, int] = field(default_factory=dict)
     last_exit: int | None = None
     reason: str = ""
 
@@ -580,6 +583,15 @@ def read(folder: Path, now_ms: int) -> Statuses:
         except (OSError, ValueError) as error:
             found[path.stem] = Damaged(path.name, getattr(error, "strerror", None) or "not text")
     return parse(found, now_ms)
+
+
+def read_one(folder: Path, name: str, now_ms: int) -> Report[Status] | None:
+    """Status of one process in a folder; None where there is none, or a damaged one."""
+    try:
+        text = (folder / f"{name}.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    return parse({name: text}, now_ms).all().get(name)
 
 
 def parse(found: Mapping[str, str | Damaged], now_ms: int) -> Statuses:

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from pipeline.errors import NotReady
 from serving.config import ArmConfig, Config, EndpointConfig
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.wiring.state import open_control_store
 
-__all__ = ["not_in_force"]
+__all__ = ["not_in_force", "warnings_of"]
+
+
+def warnings_of(config: Config) -> list[str]:
+    """The same; none while the state does not answer, since processes say so and start once it is back."""
+    try:
+        return not_in_force(config)
+    except NotReady:
+        return []
 
 
 def not_in_force(config: Config) -> list[str]:

@@ -50,6 +50,8 @@ ROUTES = {
     "rollouts.set_weight": ("POST", "/rollouts/{name}/set-weight"),
     "rollouts.freeze": ("POST", "/freeze"),
     "rollouts.lift": ("POST", "/freeze/lift"),
+    "processes.list": ("GET", "/processes"),
+    "processes.restart": ("POST", "/processes/{process}/restart"),
     "metrics.get": ("GET", "/metrics/{endpoint}"),
     "metrics.processes": ("GET", "/status"),
     "audit.list": ("GET", "/audit"),

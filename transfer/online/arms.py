@@ -43,6 +43,7 @@ class Follower:
         make: a worker for arms that starts after a position of the log unless it has a checkpoint.
         clock: for the time between two reads.
         status: file that says what is waited for while there is no worker; None: no file.
+        alive: called again and again by the thread that learns or waits.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Follower:
         make: Callable[[Arms, int], Worker],
         clock: Clock | None = None,
         status: Path | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._read, self._make = arms, make
+        self._alive = alive
         self._clock = clock or SystemClock()
         self._status = status
         self._arms: Arms | None = None
@@ -92,6 +95,7 @@ class Follower:
         """Run the worker, or report what is waited for, until the pair changes or `stop` is set."""
 
         def leave() -> bool:
+            self._alive()
             present = self._present()
             if stop.is_set() or _pair(present) != _pair(arms):
                 return True
@@ -110,6 +114,7 @@ class Follower:
     def idle(self, waiting: str, position: int, state: str = "waiting") -> None:
         """Write the status of a process without a worker. `position`: the log must keep the rows after this place, at
         which the next worker starts."""
+        self._alive()
         if self._status is None:
             return
         status: dict[str, Any] = {

@@ -141,7 +141,7 @@ class Reader:
     def read(self) -> Reading:
         """All figures now."""
         admin, now = self._admin, self._clock.wall_ms()
-        statuses = admin.processes.all()
+        statuses = admin.reports.all()
         views = {endpoint.name: self._view(endpoint, statuses, now) for endpoint in all_endpoints(admin)}
         for gone in self._tracks.keys() - views.keys():
             del self._tracks[gone]
@@ -154,8 +154,8 @@ class Reader:
         before = next((counts for at, counts in self._drops if now - at <= 60_000), {})
         recent = {reason: max(0, number - before.get(reason, 0)) for reason, number in dropped.items()}
         _, cache, worker, versions = self._slow
-        traffic, (_, missing) = admin.metrics.traffic(), admin.processes.ready()
-        processes = admin.processes.roster()
+        traffic, (_, missing) = admin.metrics.traffic(), admin.reports.ready()
+        processes = admin.reports.roster()
         return Reading(
             now, statuses, traffic, views, cache, worker, versions, missing, processes, recent, admin.metrics.freeze()
         )

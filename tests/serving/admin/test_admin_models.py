@@ -29,7 +29,7 @@ def test_a_bundle_is_loaded_by_its_name_and_taken_back(tmp_path: Path) -> None:
     nobody = call(world, "models.load", bundle="other", wait_seconds=60)  # no lane runs: the wish waits, the caller not
     assert (nobody.done, nobody.lanes, nobody.version) == (False, {}, "1")
     with running(made.config):
-        eventually(lambda: bool(world.admin.processes.lanes()), "the lane has told", 60)
+        eventually(lambda: bool(world.admin.reports.lanes()), "the lane has told", 60)
         loaded = call(world, "models.load", bundle="other", wait_seconds=120, reason="compare")
         assert (loaded.done, loaded.lanes) == (True, {"lane-0": "READY"})
         (listed,) = [m for m in call(world, "models.list").models if m.bundle == "other"]
@@ -63,7 +63,7 @@ def test_a_version_that_was_set_aside_is_tried_again_when_it_is_asked_for(tmp_pa
     world = Operated(made, SystemClock())
 
     def faults() -> list[str]:
-        return [lane.faults.get("alien/1", "") for lane in world.admin.processes.lanes().values()]
+        return [lane.faults.get("alien/1", "") for lane in world.admin.reports.lanes().values()]
 
     (listed,) = [m for m in call(world, "models.list").models if m.bundle == "alien"]
     assert listed.fault == "it hung", "no lane has to ask for it"

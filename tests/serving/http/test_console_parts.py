@@ -167,7 +167,7 @@ def test_the_policy_names_nobody_else() -> None:
 
 
 def test_only_the_control_process_pays_for_the_pages() -> None:
-    others = "serving.processes.lane, serving.processes.shadow, serving.cli.main, serving.processes.worker, serving.runtime.supervisor, serving.http.api"
+    others = "serving.processes.lane, serving.processes.shadow, serving.cli.main, serving.processes.worker, serving.supervisor.supervisor, serving.http.api"
     code = f"import sys; import {others}; assert 'nicegui' not in sys.modules, 'nicegui is imported'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 

@@ -544,6 +544,53 @@ class ProcessState(_message.Message):
     last_exit: str
     def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., doing: _Optional[str] = ..., why: _Optional[str] = ..., pid: _Optional[int] = ..., age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., last_exit: _Optional[str] = ...) -> None: ...
 
+class ListProcessesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListProcessesResponse(_message.Message):
+    __slots__ = ("processes", "restart")
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    processes: _containers.RepeatedCompositeFieldContainer[ProcessState]
+    restart: ProcessRestart
+    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessState, _Mapping]]] = ..., restart: _Optional[_Union[ProcessRestart, _Mapping]] = ...) -> None: ...
+
+class RestartProcessRequest(_message.Message):
+    __slots__ = ("process", "reason")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    process: str
+    reason: str
+    def __init__(self, process: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ProcessRestart(_message.Message):
+    __slots__ = ("id", "process", "by", "reason", "state", "doing", "why", "seconds")
+    class SecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DOING_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    process: str
+    by: str
+    reason: str
+    state: str
+    doing: str
+    why: str
+    seconds: _containers.ScalarMap[str, float]
+    def __init__(self, id: _Optional[str] = ..., process: _Optional[str] = ..., by: _Optional[str] = ..., reason: _Optional[str] = ..., state: _Optional[str] = ..., doing: _Optional[str] = ..., why: _Optional[str] = ..., seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
 class DamagedStatus(_message.Message):
     __slots__ = ("file", "reason")
     FILE_FIELD_NUMBER: _ClassVar[int]

@@ -1158,6 +1158,123 @@ class Rollouts(object):
             _registered_method=True)
 
 
+class ProcessesStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.List = channel.unary_unary(
+                '/baton.admin.v1.Processes/List',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ListProcessesRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ListProcessesResponse.FromString,
+                _registered_method=True)
+        self.Restart = channel.unary_unary(
+                '/baton.admin.v1.Processes/Restart',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.RestartProcessRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessRestart.FromString,
+                _registered_method=True)
+
+
+class ProcessesServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def List(self, request, context):
+        """State of every process, and the restart that was ordered last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restart(self, request, context):
+        """Orders the supervisor to start a process again, or `all`; List has its progress.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ProcessesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ListProcessesRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ListProcessesResponse.SerializeToString,
+            ),
+            'Restart': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restart,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.RestartProcessRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessRestart.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.admin.v1.Processes', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.admin.v1.Processes', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Processes(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Processes/List',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ListProcessesRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ListProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Processes/Restart',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.RestartProcessRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessRestart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class MetricsStub(object):
     """Missing associated documentation comment in .proto file."""
 

@@ -1,9 +1,10 @@
-"""Supervisor of `baton serve`: starts every process of one machine, watches them, starts dead ones again.
+"""Supervisor of `baton serve`: starts every process of one machine, watches them, starts dead and hung ones again.
 
 It answers no request and holds no state, so nothing is lost when it dies; its children then end by themselves. A child
 that dies is started again after a pause, which doubles from `FIRST_PAUSE_S` to `LONGEST_PAUSE_S` and is the first one
-again after the child has run for `STABLE_AFTER_S`. Its status file has the supervisor's name, `supervisor` where a machine
-has only one.
+again after the child has run for `STABLE_AFTER_S`, or for `WELL_AFTER_S` where it had hung. A child without a sign of life
+(`serving.supervisor.watchdog`) is killed first. Its status file has the supervisor's name, `supervisor` where a machine
+has only one. Restarts that an operator asks for are in `serving.supervisor.restart`.
 """
 
 from __future__ import annotations
@@ -15,74 +16,30 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.children import python
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict
-from serving.config import Config
 from serving.runtime import status
-from serving.runtime.claims import SERVE, Claim, Holder, holder_of, role_lock, supervisors, using
-from serving.runtime.endings import ENDING, ending_path, read_ending
-from serving.runtime.process import PARENT
+from serving.runtime.claims import SERVE, Claim, Holder, holder_of, process_of, supervisors, using
+from serving.runtime.endings import ending_path
 from serving.runtime.status import ChildStatus, SupervisorStatus
+from serving.supervisor import orders
+from serving.supervisor.child import FIRST_PAUSE_S, HUNG, LONGEST_PAUSE_S, Child
+from serving.supervisor.restart import STOP_TIMEOUT_S, Restart, next_folder
 
-__all__ = ["Child", "Supervisor", "children_of", "predecessors_ended"]
+__all__ = ["Supervisor", "predecessors_ended"]
 
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 10.0
 STABLE_AFTER_S = 30.0
+WELL_AFTER_S = 600.0
+"""Time after which a child that had hung counts as well again."""
 TICK_S = 0.05
-STOP_TIMEOUT_S = 20.0
 STATUS_EVERY_S = 1.0
+ORDERS_EVERY_S = 0.5
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Child:
-    """A process to keep running. `stage`: children of a lower stage are stopped first."""
-
-    name: str
-    argv: Sequence[str]
-    stage: int
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    restarts: int = 0
-    pause: float = FIRST_PAUSE_S
-    due: float = 0.0
-    started_ms: int = 0
-    last_exit: int | None = None
-    reason: str = ""
-    settled: bool = True
-    """Whether it has not ended since it last ran for `STABLE_AFTER_S`."""
-    repeats: bool = False
-    """Whether it ends again and again for one reason, which has been logged."""
-
-    def status(self) -> ChildStatus:
-        """For the supervisor's status file."""
-        return ChildStatus(
-            pid=self.process.pid if self.process else None,
-            started_ms=self.started_ms,
-            restarts=self.restarts,
-            last_exit=self.last_exit,
-            reason=self.reason,
-        )
-
-
-def children_of(config: Config, config_path: Path) -> list[Child]:
-    """The processes of a config: lanes stop first, control last, so that late labels still find their store."""
-
-    def child(name: str, stage: int, *command: str) -> Child:
-        return Child(name, python("-m", "serving.cli.main", *command, "--config", str(config_path)), stage)
-
-    lanes = [
-        child(f"lane-{index}", 0, "process", "lane", "--index", str(index)) for index in range(config.engine.lanes)
-    ]
-    rest = [child("control", 2, "process", "control"), child("shadow", 1, "process", "shadow")]
-    return [*rest, *lanes, *([child("worker", 1, "worker")] if config.worker else [])]
 
 
 def predecessors_ended(home: Path, roles: Sequence[str]) -> None:
@@ -93,7 +50,7 @@ def predecessors_ended(home: Path, roles: Sequence[str]) -> None:
     """
     until = time.monotonic() + STOP_TIMEOUT_S
     told = False
-    while present := [holder for role in roles if (holder := holder_of(role_lock(home, role))) is not None]:
+    while present := [holder for role in roles if (holder := process_of(home, role)) is not None]:
         if time.monotonic() > until:
             raise Conflict(f"{present[0].role} of {home} still runs as {present[0]}; end it first")
         if not told:
@@ -106,6 +63,12 @@ def predecessors_ended(home: Path, roles: Sequence[str]) -> None:
 class Supervisor:
     """Keeps `children` running until `stop` is set.
 
+    Args:
+        alone: whether no other supervisor works on this home, so that all status files are of its children, and orders for it.
+        hang_limit_s: time without a sign of life after which a child is killed; 0: no limit.
+        wanted: reads the configuration again for a restart, and returns the processes that it asks for; None: the present ones.
+        trial: command that ends with 0 if the installed version can run; see `Restart`.
+
     Raises:
         Conflict: another supervisor of this name runs on the same home.
     """
@@ -114,15 +77,21 @@ class Supervisor:
     children: list[Child]
     name: str = "supervisor"
     alone: bool = True
-    """Whether no other supervisor works on this home, so that all status files are of its children."""
     clock: Clock = field(default_factory=SystemClock)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    hang_limit_s: float = 0.0
+    wanted: Callable[[], list[Child]] | None = None
+    trial: Sequence[str] = ()
+    others: list[Child] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._written: dict[str, ChildStatus] = {}
         self._written_at = 0.0
         self._complained = False
+        self._orders: list[orders.Order] = []
+        self._orders_at = 0.0
+        self._restart: Restart | None = None
 
     def stop(self) -> None:
         """Ask `run` to end; may be called from a signal handler."""
@@ -149,6 +118,10 @@ class Supervisor:
             finally:
                 self._end_all()
 
+    def launch(self, child: Child) -> None:
+        """Start a child. Raises: OSError."""
+        child.start(self.home, self.environment, self.clock, self.hang_limit_s)
+
     def _claim(self) -> Claim:
         role = SERVE if self.alone else self.name
         path = self.home / "run" / f"{self.name}.lock"
@@ -166,54 +139,61 @@ class Supervisor:
         return claim
 
     def _sweep(self, folder: Path) -> None:
-        """Remove the status files and endings that predecessors left."""
+        """Remove the status files, endings and orders that predecessors left."""
         ours = {self.name, *(child.name for child in self.children)}
         for child in self.children:
             ending_path(self.home, child.name).unlink(missing_ok=True)
-        for path in folder.glob("*.json"):
+        for path in (*folder.glob("*.json"), *next_folder(self.home).glob("*.json")):
             if self.alone or path.stem in ours:
                 path.unlink(missing_ok=True)
+        if self.alone:
+            orders.take(self.home)
+            if (before := orders.progress(self.home)) is not None and not before.ended:
+                ended = replace(before, state="failed", doing="", why="`baton serve` ended meanwhile")
+                with suppress(OSError):
+                    orders.report(self.home, ended)
 
     def _tick(self) -> None:
         now = self.clock.monotonic()
         for child in self.children:
-            if child.process is not None and child.process.poll() is not None:
+            if child.held:
+                continue
+            child.watch(now)
+            if child.ended():
                 self._bury(child, now)
             if child.process is None and now >= child.due:
                 self._start(child, now)
-            elif child.process is not None and now - child.started > STABLE_AFTER_S:
+            elif child.process is not None and now - child.started > (
+                WELL_AFTER_S if child.last_cause == HUNG else STABLE_AFTER_S
+            ):
                 self._settle(child)
+        if self.alone:
+            self._follow_orders(now)
         self._write_status()
+
+    def _follow_orders(self, now: float) -> None:
+        if self._restart is not None:
+            if self._restart.step():
+                self._restart = None
+            return
+        if now - self._orders_at >= ORDERS_EVERY_S:
+            self._orders_at = now
+            self._orders += orders.take(self.home)
+        if self._orders:
+            wanted = self.wanted or (lambda: list(self.children))
+            self._restart = Restart(self._orders.pop(0), self, wanted, self.trial)
 
     def _start(self, child: Child, now: float) -> None:
         try:
-            # In a group of its own, so that Ctrl-C reaches the supervisor alone, which ends the children in order.
-            child.process = subprocess.Popen(
-                child.argv,
-                env={
-                    **self.environment,
-                    PARENT: str(os.getpid()),
-                    ENDING: str(ending_path(self.home, child.name)),
-                },
-                stdin=subprocess.DEVNULL,
-                process_group=0,
-            )
+            self.launch(child)
         except OSError as error:
             child.due = now + child.pause
             log.error("%s cannot be started: %s; trying again in %.1f s", child.name, error, child.pause)
             child.pause = min(2 * child.pause, LONGEST_PAUSE_S)
-            return
-        child.started, child.started_ms = now, self.clock.wall_ms()
-        log.log(logging.DEBUG if child.repeats else logging.INFO, "%s runs as pid %d", child.name, child.process.pid)
 
     def _bury(self, child: Child, now: float) -> None:
-        assert child.process is not None
         before = child.last_exit, child.reason
-        noted = read_ending(ending_path(self.home, child.name))
-        child.reason = noted.reason if noted is not None and noted.pid == child.process.pid else ""
-        child.last_exit = child.process.returncode
-        child.process = None
-        child.restarts += 1
+        child.count(child.bury(self.home))
         child.due = now + child.pause
         child.repeats = not child.settled and before == (child.last_exit, child.reason)
         child.settled = False
@@ -232,8 +212,9 @@ class Supervisor:
         child.pause, child.settled, child.repeats = FIRST_PAUSE_S, True, False
 
     def _end_all(self) -> None:
-        for stage in sorted({child.stage for child in self.children}):
-            running = [c for c in self.children if c.stage == stage and c.process is not None]
+        everyone = [*self.others, *self.children]
+        for stage in sorted({child.stage for child in everyone}):
+            running = [c for c in everyone if c.stage == stage and c.process is not None]
             for child in running:
                 assert child.process is not None
                 child.process.send_signal(signal.SIGTERM)

@@ -20,8 +20,9 @@ from installation import eventually
 
 from pipeline.errors import Conflict
 from serving.config import Config
-from serving.runtime import supervisor as module
-from serving.runtime.supervisor import Child, Supervisor, children_of
+from serving.supervisor import supervisor as module
+from serving.supervisor.child import Child, children_of
+from serving.supervisor.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[3]
 WAIT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); signal.pause()"
@@ -182,7 +183,7 @@ def test_status_of_an_earlier_life_is_removed(tmp_path: Path) -> None:
 def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:
     code = "from serving.runtime.process import die_with_parent; die_with_parent(); import signal; signal.pause()"
     parent = (
-        "import sys; from pathlib import Path; from serving.runtime.supervisor import Child, Supervisor;"
+        "import sys; from pathlib import Path; from serving.supervisor.child import Child; from serving.supervisor.supervisor import Supervisor;"
         f"Supervisor(Path({str(tmp_path)!r}), [Child('a', (sys.executable, '-c', {code!r}), 0)]).run()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
