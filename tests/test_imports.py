@@ -58,7 +58,19 @@ FOLDERS = {
             "telemetry",
             "lane",
         ),
-        *("wiring", "tiers", "admin", "services", "http", "http/console", "notify", "control", "processes", "cli"),
+        *(
+            "wiring",
+            "tiers",
+            "health",
+            "admin",
+            "services",
+            "http",
+            "http/console",
+            "notify",
+            "control",
+            "processes",
+            "cli",
+        ),
     ),
     "transfer": (
         *(
@@ -85,7 +97,7 @@ LARGER = {
     "serving/wiring": 16,
     "serving/admin": 18,
     "serving/rollout": 26,
-    "serving/http/console": 21,
+    "serving/http/console": 22,
     "serving/cli": 42,
 }
 """Folders of many files of one kind: public words, backends, verbs, the rules of a rollout, panels, commands."""

@@ -26,6 +26,8 @@ __all__ = [
     "Figures",
     "Forgotten",
     "Freeze",
+    "Health",
+    "HealthFact",
     "Metrics",
     "Model",
     "ModelLoaded",
@@ -38,6 +40,7 @@ __all__ = [
     "RolloutPage",
     "RolloutSummary",
     "Step",
+    "StoreState",
     "Worker",
 ]
 
@@ -279,6 +282,21 @@ class Freeze(Answer):
     since_ms: int = 0
 
 
+class StoreState(Answer):
+    """A disk or a Redis. `size_bytes` 0: it has no limit; `refused`: writes, by a Redis; `reason`: why it does not answer;
+    `full`: less than a tenth of it is free."""
+
+    name: str
+    kind: str
+    where: str
+    size_bytes: int
+    used_bytes: int
+    free_bytes: int
+    refused: int
+    reason: str
+    full: bool
+
+
 class Processes(Answer):
     """The state of every process, the status that each wrote, and the state of the traffic log."""
 
@@ -291,6 +309,28 @@ class Processes(Answer):
     control: Figures | None = None
     processes: list[ProcessState] = []
     freeze: Freeze | None = None
+    stores: list[StoreState] = []
+    faults: list[str] = []
+    """What of all this could not be read, and why."""
+
+
+class HealthFact(Answer):
+    """A fact of the installation's health. `level`: ok, attention or unknown; `do`: the command that helps."""
+
+    about: str
+    name: str
+    level: str
+    says: str
+    do: str = ""
+
+
+class Health(Answer):
+    """Facts of the installation, those that need a person first. `level`: of the worst; `source`: where they are from."""
+
+    level: str
+    time_ms: int
+    source: str
+    facts: list[HealthFact]
 
 
 # Audit

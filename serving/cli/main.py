@@ -41,6 +41,7 @@ PLACES = {
     "endpoint": _Place("serving.cli.endpoints", "app", OPERATE),
     "freeze": _Place("serving.cli.freeze", "freeze", OPERATE),
     "model": _Place("serving.cli.models", "app", OPERATE),
+    "health": _Place("serving.cli.health", "health", OPERATE),
     "status": _Place("serving.cli.status", "status", OPERATE),
     "metrics": _Place("serving.cli.verdicts", "metrics", OPERATE),
     "audit": _Place("serving.cli.verdicts", "audit", OPERATE),

@@ -22,6 +22,7 @@ from serving.admin import Admin
 from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
 from serving.control.traffic_upkeep import TrafficUpkeep
+from serving.health.label_flow import LabelFlows
 from serving.notify.onsets import Onsets
 from serving.notify.sender import Sender
 from serving.rollout.controller import ACTOR, RolloutController
@@ -60,6 +61,7 @@ PASS_LIMIT_S = 180.0
 WATCHED = ("lead", "label-join", "rollout", "status")
 """Loops whose hang ends the process. Upkeep may work for as long as there is something to delete or to merge, and a receiver of
 notifications or a disk may hang."""
+LABELS_EVERY_S = 5.0
 COUNT_EVERY_S = 10.0
 """Time between two looks at the predictions that are open."""
 
@@ -104,6 +106,9 @@ class ControlLoops:
         self._open, self._counted = JoinBacklog(), float("-inf")
         self._stores: Sequence[StoreStatus] = ()
         self._stores_ms = 0
+        before = status.read(config.status, clock.wall_ms()).control
+        self._labels = {} if before is None else before.status.labels
+        self._label_flows = LabelFlows(self._labels)
         self._cache = self._open_cache(repository)
         self.admin = Admin(config, backends, self._controller, clock, self._lock, self._cache)
         self.admin.endpoints.bootstrap()
@@ -130,6 +135,7 @@ class ControlLoops:
             ("status", self._report, PASS_EVERY_S),
             ("bundle-upkeep", self._tidy, UPKEEP_EVERY_S),
             ("stores", self._look_at_stores, STORES_EVERY_S),
+            ("label-flow", self._follow_labels, LABELS_EVERY_S),
         ]
         if self._config.notify:
             bodies.append(("onsets", self._leading(self._note_onsets), ONSETS_EVERY_S))
@@ -219,6 +225,7 @@ class ControlLoops:
             backlog=self._open if leads else JoinBacklog(),
             stores=self._stores,
             stores_ms=self._stores_ms,
+            labels=self._labels,
         )
         status.write(self._config.status, "control", report)
         self.telemetry.write(self._config.home / METRICS_DIR)
@@ -226,6 +233,9 @@ class ControlLoops:
     def _look_at_stores(self) -> None:
         self._stores = look_at_stores(self._config)
         self._stores_ms = self._clock.wall_ms()
+
+    def _follow_labels(self) -> None:
+        self._labels = self._label_flows.step(self._statuses(), self._clock.wall_ms())
 
     def _backlog(self) -> JoinBacklog:
         traffic = self._backends.traffic

@@ -240,6 +240,11 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         """Reports of every process, and the state of the traffic log."""
         return ask(v.METRICS_PROCESSES)
 
+    @routes.get("/health", tags=["figures"])
+    def health(ask: Ask = reads) -> a.Health:
+        """Facts of the installation: what is well, what needs a person, what cannot be told."""
+        return ask(v.METRICS_HEALTH)
+
     @routes.get("/worker", tags=["figures"])
     def worker(ask: Ask = reads) -> a.Worker:
         """State of the transfer worker: its learning, the versions it published, the versions the gate refused and why."""

@@ -38,6 +38,7 @@ __all__ = [
     "HandOffStatus",
     "JoinBacklog",
     "LabelArrivals",
+    "LabelFlow",
     "LabelStatus",
     "LaneArm",
     "LaneStatus",
@@ -367,6 +368,23 @@ class JoinBacklog:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFlow:
+    """How labels of one kind come to an endpoint (`serving.health.label_flow`).
+
+    Args:
+        gaps: that `mean_gap` is of; mean_gap: requests that the endpoint usually answers from one label to the next.
+        due_requests: answered since the last label, long enough ago that their labels should be here.
+        last_ms: Unix time of the last label, 0 before the first; delay_s: that nine of ten labels take at most.
+    """
+
+    gaps: int = 0
+    mean_gap: float = 0.0
+    due_requests: int = 0
+    last_ms: int = 0
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlStatus:
     """A control process.
 
@@ -374,6 +392,7 @@ class ControlStatus:
         leads: it joins labels and moves rollouts; leader: the process that does, where it is known.
         backlog: predictions that wait for labels, where it leads.
         stores: disks and Redis as it last saw them, at `stores_ms`.
+        labels: how labels come, by endpoint and kind: `shown`, `labelled`.
     """
 
     process: str = ""
@@ -386,6 +405,7 @@ class ControlStatus:
     backlog: JoinBacklog = field(default_factory=JoinBacklog)
     stores: Sequence[StoreStatus] = field(default_factory=list)
     stores_ms: int = 0
+    labels: Mapping[str, Mapping[str, LabelFlow]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

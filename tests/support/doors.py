@@ -54,6 +54,7 @@ ROUTES = {
     "processes.restart": ("POST", "/processes/{process}/restart"),
     "metrics.get": ("GET", "/metrics/{endpoint}"),
     "metrics.processes": ("GET", "/status"),
+    "metrics.health": ("GET", "/health"),
     "audit.list": ("GET", "/audit"),
     "audit.explain": ("GET", "/audit/{seq}/explain"),
     "cache.stats": ("GET", "/cache"),

@@ -31,6 +31,7 @@ from serving.http.console.alarms import Alarm, alarms, endpoint_alarms
 from serving.http.console.audit import AuditPanel
 from serving.http.console.gate import PageGate, plain_page
 from serving.http.console.headline import HeadlinePanel, StepsPanel
+from serving.http.console.health import HealthPanel
 from serving.http.console.live import element
 from serving.http.console.login import login_routes
 from serving.http.console.nonces import PAGES, Nonces
@@ -140,6 +141,7 @@ class _Console:
         visitor = self.visitors.of(request)
         with frame(visitor, _theme(request), "/"):
             tab = self._open(Tab(ui.context.client, visitor, lambda reading: ()))
+            tab.health = HealthPanel()
             with element("div", "grid"):
                 tab.panels += [EndpointsPanel(), ProcessesPanel(), LabelsPanel()]
 
@@ -239,7 +241,7 @@ class _Console:
             background_tasks.create(self._end(tab.client), name="console-end")
             self._close(tab.client.id)
             return
-        tab.tell(reading, general, now)
+        tab.tell(reading, general, now, self._reader.health)
 
 
 def _not_found(request: Request, error: Exception) -> Response:

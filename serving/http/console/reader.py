@@ -19,6 +19,7 @@ from serving.admin import requests as r
 from serving.admin import verbs as v
 from serving.admin.answers import AuditEntry, Cache, Endpoint, Freeze, Metrics, Model, Rollout, Worker
 from serving.admin.door import Admin
+from serving.health import Health, health_of
 from serving.http.console.history import Track
 from serving.http.console.source import READER, all_endpoints, all_versions, newest_audit
 from serving.rollout.state import ACTIVE
@@ -98,6 +99,8 @@ class Reader:
     def __init__(self, admin: Admin, clock: Clock) -> None:
         self._admin, self._clock = admin, clock
         self.reading: Reading | None = None
+        self.health: Health | None = None
+        """Read apart from all else, so that it is true while the state does not answer."""
         self.error = ""
         """Why the last attempt failed; empty: it succeeded."""
         self.watchers = 0
@@ -127,6 +130,7 @@ class Reader:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.clear()
+            self._look_at_health()
             try:
                 self.reading, self.error = self.read(), ""
             except Exception as error:  # the pages show that they are old, and the next attempt may succeed
@@ -137,6 +141,12 @@ class Reader:
             if not self._stop.is_set():
                 self._notify()
             self._wake.wait(WATCHED_EVERY_S if self.watchers else IDLE_EVERY_S)
+
+    def _look_at_health(self) -> None:
+        try:
+            self.health = health_of(self._admin.metrics.reading())
+        except Exception:  # the page shows its age
+            log.exception("the console cannot read the health of the installation")
 
     def read(self) -> Reading:
         """All figures now."""

@@ -13,7 +13,9 @@ from urllib.parse import quote
 from nicegui import ui
 from nicegui.client import Client
 
+from serving.health import Health
 from serving.http.console.alarms import Alarm
+from serving.http.console.health import HealthPanel
 from serving.http.console.live import Text, element, show
 from serving.http.console.reader import Reading, View
 from serving.http.console.visitors import Visitor
@@ -69,11 +71,16 @@ class Tab:
     def __init__(self, client: Client, visitor: Visitor, alarms: Callable[[Reading], Sequence[Alarm]]) -> None:
         self.client, self.visitor, self._own = client, visitor, alarms
         self.panels: list[Panel] = []
+        self.health: HealthPanel | None = None
         with element("div", "alarms", role="status", aria_live="polite", aria_label="What is wrong"):
             self._alarms = [Text(tag="div", classes="alarm") for _ in range(MAX_ALARMS)]
 
-    def tell(self, reading: Reading | None, general: Sequence[Alarm], now_ms: int) -> None:
-        """Show a reading and the alarms."""
+    def tell(
+        self, reading: Reading | None, general: Sequence[Alarm], now_ms: int, health: Health | None = None
+    ) -> None:
+        """Show a reading and the alarms. The health is shown without a reading, too."""
+        if self.health is not None and health is not None:
+            self.health.tell(health, now_ms)
         found = [*general, *(self._own(reading) if reading is not None else ())]
         for at, line in enumerate(self._alarms):
             show(line, at < len(found))

@@ -58,6 +58,7 @@ ADMIN: dict[str, dict[str, Any]] = {
     "rollouts.lift": {"reason": "a test"},
     "metrics.get": {"endpoint": "ranker"},
     "metrics.processes": {},
+    "metrics.health": {},
     "rollouts.approve": {"name": "ranker", "reason": "a test"},
     "rollouts.abort": {"name": "ranker", "reason": "a test"},
     "rollouts.undo": {"name": "ranker", "reason": "a test"},

@@ -503,7 +503,7 @@ class ProcessesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ProcessesResponse(_message.Message):
-    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic", "damaged", "control", "processes", "freeze")
+    __slots__ = ("lanes", "shadow", "worker", "supervisor", "traffic", "damaged", "control", "processes", "freeze", "stores", "faults")
     LANES_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -513,6 +513,8 @@ class ProcessesResponse(_message.Message):
     CONTROL_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     FREEZE_FIELD_NUMBER: _ClassVar[int]
+    STORES_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
     lanes: _struct_pb2.Struct
     shadow: _struct_pb2.Struct
     worker: _struct_pb2.Struct
@@ -522,7 +524,61 @@ class ProcessesResponse(_message.Message):
     control: _struct_pb2.Struct
     processes: _containers.RepeatedCompositeFieldContainer[ProcessState]
     freeze: FreezeState
-    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedStatus, _Mapping]]] = ..., control: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[ProcessState, _Mapping]]] = ..., freeze: _Optional[_Union[FreezeState, _Mapping]] = ...) -> None: ...
+    stores: _containers.RepeatedCompositeFieldContainer[StoreState]
+    faults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lanes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., shadow: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., worker: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., supervisor: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., traffic: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedStatus, _Mapping]]] = ..., control: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[ProcessState, _Mapping]]] = ..., freeze: _Optional[_Union[FreezeState, _Mapping]] = ..., stores: _Optional[_Iterable[_Union[StoreState, _Mapping]]] = ..., faults: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class StoreState(_message.Message):
+    __slots__ = ("name", "kind", "where", "size_bytes", "used_bytes", "free_bytes", "refused", "reason", "full")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    where: str
+    size_bytes: int
+    used_bytes: int
+    free_bytes: int
+    refused: int
+    reason: str
+    full: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., where: _Optional[str] = ..., size_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., refused: _Optional[int] = ..., reason: _Optional[str] = ..., full: bool = ...) -> None: ...
+
+class HealthRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HealthResponse(_message.Message):
+    __slots__ = ("level", "time_ms", "source", "facts")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    time_ms: int
+    source: str
+    facts: _containers.RepeatedCompositeFieldContainer[HealthFact]
+    def __init__(self, level: _Optional[str] = ..., time_ms: _Optional[int] = ..., source: _Optional[str] = ..., facts: _Optional[_Iterable[_Union[HealthFact, _Mapping]]] = ...) -> None: ...
+
+class HealthFact(_message.Message):
+    __slots__ = ("about", "name", "level", "says", "do")
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SAYS_FIELD_NUMBER: _ClassVar[int]
+    DO_FIELD_NUMBER: _ClassVar[int]
+    about: str
+    name: str
+    level: str
+    says: str
+    do: str
+    def __init__(self, about: _Optional[str] = ..., name: _Optional[str] = ..., level: _Optional[str] = ..., says: _Optional[str] = ..., do: _Optional[str] = ...) -> None: ...
 
 class ProcessState(_message.Message):
     __slots__ = ("name", "state", "doing", "why", "pid", "age_s", "restarts", "last_exit")

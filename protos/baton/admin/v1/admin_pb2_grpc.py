@@ -1294,6 +1294,11 @@ class MetricsStub(object):
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessesRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessesResponse.FromString,
                 _registered_method=True)
+        self.Health = channel.unary_unary(
+                '/baton.admin.v1.Metrics/Health',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HealthRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HealthResponse.FromString,
+                _registered_method=True)
 
 
 class MetricsServicer(object):
@@ -1313,6 +1318,13 @@ class MetricsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Health(self, request, context):
+        """Facts of the installation: what is well, what needs a person, what cannot be told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetricsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1325,6 +1337,11 @@ def add_MetricsServicer_to_server(servicer, server):
                     servicer.Processes,
                     request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessesRequest.FromString,
                     response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessesResponse.SerializeToString,
+            ),
+            'Health': grpc.unary_unary_rpc_method_handler(
+                    servicer.Health,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HealthRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HealthResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1381,6 +1398,33 @@ class Metrics(object):
             '/baton.admin.v1.Metrics/Processes',
             protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessesRequest.SerializeToString,
             protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Health(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Metrics/Health',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HealthRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HealthResponse.FromString,
             options,
             channel_credentials,
             insecure,
