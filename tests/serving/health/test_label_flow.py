@@ -80,7 +80,7 @@ def test_a_quiet_night_of_ten_requests_a_minute_is_well() -> None:
 def test_an_outage_is_found_by_day_and_by_night() -> None:
     world = World(share=0.05)
     world.run(60, 600)
-    assert world.run(5, 600, labels=False)
+    assert world.run(10, 600, labels=False)
     world = World(share=0.05)
     world.run(12 * 60, 10)
     assert not world.run(
