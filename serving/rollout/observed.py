@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from serving.rollout.label_path import LabelPath
 
 __all__ = ["ArmCounters", "NewVersion", "Observed"]
 
@@ -65,6 +67,7 @@ class Observed:
             is not pinned.
         shadow: predictions that the shadow lane scored in the window of the scores, and the degraded ones of them.
         ill: why serving itself is ill, so that no step is entered; "": it is not.
+        labels: what came of exposures and labels.
     """
 
     since_ms: int = 0
@@ -87,6 +90,7 @@ class Observed:
     stable_versions: tuple[NewVersion, ...] = ()
     shadow: ArmCounters = ArmCounters()
     ill: str = ""
+    labels: LabelPath = field(default_factory=LabelPath)
 
     @property
     def candidate(self) -> ArmCounters:

@@ -216,20 +216,21 @@ def _due(context: Context, found: Sequence[Finding]) -> Decision:
     age = _age(context, table)
     window = context.log_window or spec.analysis.attribution_window or 0.0
     limit = window + 5 * max(spec.analysis.block, spec.analysis.interval) + 5.0
-    if age is None:
-        return _idle(context, replace(hold, reason="no mature labelled rows yet", code=Code.NO_LABELS))
-    if age > limit:
-        why = f"labels are stale: the newest mature rows are {age:.0f} s old"
-        return _idle(context, replace(hold, reason=why, code=Code.LABELS_STALE))
+    if age is None or age > limit:
+        code, why = _unlabelled(context, age, window, limit)
+        return _idle(context, replace(hold, reason=why, code=code))
 
     looked = Look(spec, state, table)
     if looked.silent:
         why = "the newest rows have no click at all: labels seem to be missing"
-        return _idle(context, replace(hold, reason=why, code=Code.LABELS_SILENT))
+        late = observed.labels.late(window)
+        code = Code.LABELS_AFTER_WINDOW if late else Code.LABELS_SILENT
+        return _idle(context, replace(hold, reason="; ".join(filter(None, (why, late))), code=code))
     acting, more = _sorted(spec, state, looked.breaches())
     if acting is not None:
         return _back(context, replace(hold, evidence=looked.seen), *acting)
-    hold = replace(hold, evidence=looked.seen, notes=tuple(looked.notes))
+    late = observed.labels.note(window)
+    hold = replace(hold, evidence=looked.seen, notes=(*looked.notes, *filter(None, (late,))))
 
     # A breach that only holds: nothing is entered or completed while it lasts, and what else is due goes on.
     if held := [*held, *more, *looked.holds()]:
@@ -266,6 +267,19 @@ def _due(context: Context, found: Sequence[Finding]) -> Decision:
         reason=f"the evidence for weight {following.weight:g} is there",
         missing_clicks=0,
     )
+
+
+def _unlabelled(context: Context, age: float | None, window: float, limit: float) -> tuple[Code, str]:
+    """Code and reason of a hold for want of new rows with labels. The lanes' reports tell causes apart; a rollout that is too young
+    for rows waits for them, unless its labels already come too late."""
+    young = age is None and context.now_ms - context.state.entered_ms <= 1000 * limit
+    said = "no mature labelled rows yet" if age is None else f"the newest rows with labels are {age:.0f} s old"
+    found = context.observed.labels.why(context.now_ms, window, limit)
+    if found is not None and not (young and found[0] is not Code.LABELS_AFTER_WINDOW):
+        return found[0], f"{said}: {found[1]}"
+    if age is None:
+        return Code.NO_LABELS, said
+    return Code.LABELS_STALE, f"labels are stale: the newest mature rows are {age:.0f} s old"
 
 
 def _watched(context: Context, ended: Decision) -> Decision:

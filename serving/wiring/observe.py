@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.bundle.versions import Repository, is_number
 from pipeline.clock import Clock
 from pipeline.schema import Schema
+from serving.rollout.label_path import LabelPath
 from serving.rollout.observed import ArmCounters, Observed
 from serving.rollout.routing import Endpoint, is_observed
 from serving.rollout.store import StoredRollout
@@ -104,6 +105,14 @@ class Observer:
             predicted_candidate=scores.candidate,
             predicted_stable=scores.stable,
             ill=ill,
+            labels=LabelPath.of(
+                [
+                    seen
+                    for lane in statuses.lanes.values()
+                    if (seen := lane.status.labels.get(endpoint.name)) is not None
+                ],
+                candidate.requests + stable.requests,
+            ),
             stable_version=_stable_version(lanes, endpoint.stable.bundle),
             stable_versions=self._versions.after(
                 endpoint.stable.bundle, endpoint.stable_held, endpoint.stable_held, endpoint.candidate

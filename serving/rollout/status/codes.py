@@ -24,6 +24,11 @@ class Code(StrEnum):
     CLOCK_WENT_BACK = "clock_went_back"
     NO_LABELS = "no_labels"
     LABELS_STALE = "labels_stale"
+    LABELS_AFTER_WINDOW = "labels_after_window"
+    LABELS_NOT_SENT = "labels_not_sent"
+    LABELS_REFUSED = "labels_refused"
+    FEW_REQUESTS = "few_requests"
+    JOIN_BEHIND = "join_behind"
     LABELS_SILENT = "labels_silent"
     WINDOW_CHANGED = "window_changed"
     EVIDENCE_MISSING = "evidence_missing"
@@ -82,6 +87,29 @@ STATUSES: Mapping[Code, Status] = {
     Code.LABELS_STALE: Status(
         "Rows with labels have stopped coming. Silence neither promotes nor rolls back.",
         "Look at the clients' feedback calls, the traffic log and the lanes (`baton status`, `baton log tail`).",
+    ),
+    Code.LABELS_AFTER_WINDOW: Status(
+        "Labels come after the attribution window of their prediction, so its rows are without them when they are counted.",
+        "Make `traffic.attribution_window` longer than the delay that the reason names and start the rollout again, or send labels "
+        "sooner. `baton_label_delay_seconds` has the delay by endpoint.",
+    ),
+    Code.LABELS_NOT_SENT: Status(
+        "Requests are answered, and nobody sends exposures or labels of them.",
+        "Look whether the callers' feedback runs, and whether the requests are those of users: test calls are never labelled "
+        "(`baton log tail --endpoint ENDPOINT`).",
+    ),
+    Code.LABELS_REFUSED: Status(
+        "Feedback comes, and all of it is refused.",
+        "Look at the reasons in the replies and at who sends it (`baton_caller_failures_total`): ids of another installation, a lost "
+        "`secret.key`, or labels older than `traffic.late_limit`.",
+    ),
+    Code.FEW_REQUESTS: Status(
+        "The endpoint answers no requests, or so few that there is hardly anything to label.",
+        "Look whether callers reach this endpoint (`baton status`); the rollout goes on when they do.",
+    ),
+    Code.JOIN_BEHIND: Status(
+        "Exposures and labels come, and the join gives out no new rows.",
+        "Look at the control process and the traffic log (`baton status`, `baton doctor`).",
     ),
     Code.LABELS_SILENT: Status(
         "The newest rows have no click at all where stable expected many.",
