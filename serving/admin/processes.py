@@ -44,9 +44,10 @@ class ProcessVerbs(Service):
                 takes orders. NotReady: the supervisor does not report, or the order cannot be written.
         """
         supervisor = self._processes.all().supervisor
-        if supervisor is None:
+        if supervisor is None or not supervisor.status.takes_orders:
             raise Conflict(
-                "no `baton serve` keeps the processes of this machine: replicas on a cluster are replaced by `baton serve --ray`"
+                "no `baton serve` that takes orders keeps the processes of this machine: replicas on a cluster are replaced by "
+                "`baton serve --ray`"
             )
         if not supervisor.fresh:
             raise NotReady(

@@ -31,7 +31,7 @@ from serving.runtime.loopback import channel_arguments
 
 __all__ = ["Attempt", "Budget", "Core", "Course", "Wait"]
 
-_CONNECTION_FAULTS = frozenset({Fate.UNSENT, Fate.REFUSED, Fate.LOST})
+_CONNECTION_FAULTS = frozenset({Fate.UNSENT, Fate.REFUSED, Fate.LOST, Fate.LATE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ class Fate(Enum):
     """The server is overloaded and names the time of the next attempt."""
     LOST = "lost"
     """The connection broke; the server may have processed it or not."""
+    LATE = "late"
+    """No answer came until the deadline: the server may hang. There is no time for another attempt."""
     FINAL = "final"
     """Another attempt would fail in the same way."""
 
@@ -73,6 +75,8 @@ def failed_call(error: Any) -> FailedCall:
     if code is grpc.StatusCode.UNAVAILABLE:
         fate = Fate.REFUSED if details.ours else Fate.UNSENT if text.startswith(_UNSENT) else Fate.LOST
         return FailedCall(kind(text), fate)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and not details.ours:
+        return FailedCall(kind(text), Fate.LATE)
     return FailedCall(kind(text), Fate.FINAL)
 
 

@@ -12,6 +12,8 @@ from pipeline.errors import InvalidInput
 
 __all__ = ["Options", "Retry", "Tls"]
 
+KEEPALIVE_ANSWER_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -82,7 +84,8 @@ class Options:
         hedge_after: seconds after which a Rank without an answer is sent once more over another connection, from the same
             budget; the first answer counts. Off by default: it costs the servers work, and helps only if a few calls are
             slow by chance. Set it to the 99th percentile.
-        keepalive: seconds of silence after which a connection is tested.
+        keepalive: seconds of silence after which a connection is tested; one that does not answer within half of them, or 5 s,
+            is given up for a new one, which another lane may accept.
         max_message: bytes of a request or an answer.
     """
 
@@ -93,7 +96,7 @@ class Options:
     clear_token: bool = False
     retry: Retry = Retry()
     hedge_after: float | None = None
-    keepalive: float = 30.0
+    keepalive: float = 10.0
     max_message: int = 64 << 20
 
     def __post_init__(self) -> None:
@@ -110,8 +113,13 @@ class Options:
             ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to one target share one connection
             ("grpc.lb_policy_name", "round_robin"),  # a name of several hosts is spread over them
             ("grpc.keepalive_time_ms", round(1000 * self.keepalive)),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", round(1000 * min(self.keepalive / 2, KEEPALIVE_ANSWER_S))),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),  # a lane that hangs is noticed before a call needs it
+            (
+                "grpc.min_reconnect_backoff_ms",
+                3_000,
+            ),  # the kernel connects to a lane that hangs, which then says nothing
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes are longer than any restart here
         ]

@@ -1,8 +1,9 @@
 """Pool of connections, which chooses the connection for a call.
 
 One HTTP/2 connection always ends in the same lane, so a client has several to each target, and takes the one with the
-fewest calls in progress, in turn if there is a tie. A connection that failed rests for a moment if there are others. The
-pool knows neither messages nor whether its channels are sync or async.
+fewest calls in progress, in turn if there is a tie. A connection that failed rests for a moment if there are others, and for
+twice as long each time in a row, as does one whose calls nobody answers. The pool knows neither messages nor whether its
+channels are sync or async.
 """
 
 from __future__ import annotations
@@ -19,17 +20,25 @@ from serving.runtime.loopback import is_loopback
 __all__ = ["Connection", "Pool", "check_targets"]
 
 REST_S = 1.0
+LONGEST_REST_S = 30.0
+SILENT_S = 1.0
+"""Time without any answer after which a connection with calls in progress is passed by: its server may hang."""
 
 
 class Connection:
-    """Connection to a target. `calls`: in progress; `rests_until`: monotonic seconds."""
+    """Connection to a target. `calls`: in progress; `rests_until`: monotonic seconds; `failures`: in a row; `waits_since`:
+    monotonic seconds of its last answer, or of the first call in progress where that is later."""
 
-    __slots__ = ("calls", "channel", "rests_until", "stub", "target")
+    __slots__ = ("calls", "channel", "failures", "rests_until", "stub", "target", "waits_since")
 
     def __init__(self, target: str, channel: Any, stub: Any) -> None:
         self.target, self.channel, self.stub = target, channel, stub
-        self.calls = 0
-        self.rests_until = 0.0
+        self.calls = self.failures = 0
+        self.rests_until = self.waits_since = 0.0
+
+    def passed_by(self, now: float) -> bool:
+        """Whether others are taken before it: it rests, or nothing has been heard of it for a while."""
+        return self.rests_until > now or (self.calls > 0 and now - self.waits_since > SILENT_S)
 
 
 class Pool:
@@ -71,7 +80,7 @@ class Pool:
             def cost(place: int) -> tuple[bool, bool, bool, int, int]:
                 connection = self.connections[place]
                 return (
-                    connection.rests_until > now,
+                    connection.passed_by(now),
                     connection in tried,
                     connection.target in hosts,
                     connection.calls,
@@ -79,14 +88,21 @@ class Pool:
                 )
 
             chosen = self.connections[min(range(count), key=cost)]
+            if not chosen.calls:
+                chosen.waits_since = now
             chosen.calls += 1
         return chosen
 
     def give_back(self, connection: Connection, failed: bool = False) -> None:
-        """End a call; `failed`: there was no connection, or no server that is ready."""
+        """End a call; `failed`: there was no connection, no server that is ready, or none that answered in time."""
+        now = self._clock.monotonic()
         with self._lock:
             connection.calls -= 1
-            connection.rests_until = self._clock.monotonic() + REST_S if failed else 0.0
+            if not failed:
+                connection.failures, connection.rests_until, connection.waits_since = 0, 0.0, now
+            elif connection.rests_until <= now:  # else it is one of many calls that failed together
+                rest_s = min(REST_S * 2.0**connection.failures, LONGEST_REST_S)
+                connection.failures, connection.rests_until = connection.failures + 1, now + rest_s
 
 
 def check_targets(targets: str | Sequence[str], options: Options) -> list[str]:

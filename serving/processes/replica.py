@@ -62,8 +62,8 @@ def _command(path: Path, *words: str) -> tuple[str, ...]:
 class _Processes:
     """Supervisor in a thread of its own, since children end with the thread that started them."""
 
-    def __init__(self, home: Path, name: str, children: Sequence[Child], *, alone: bool = False) -> None:
-        self._supervisor = Supervisor(home, list(children), name, alone)
+    def __init__(self, config: Config, name: str, children: Sequence[Child]) -> None:
+        self._supervisor = Supervisor(config.home, list(children), name, alone=False, hang_limit_s=config.hang_limit)
         self._failure = ""
         self._thread = threading.Thread(target=self._run, name=f"{name}-processes", daemon=True)
         self._thread.start()
@@ -130,7 +130,7 @@ class LaneReplica:
             Child(name, _command(path, "process", "lane", "--index", name.removeprefix("lane-")), 0)
             for name in self._lanes
         ]
-        self._processes = processes = _Processes(self._config.home, f"replica-{self.number}", children)
+        self._processes = processes = _Processes(self._config, f"replica-{self.number}", children)
         self._begin("shadow-keeper", lambda: self._keep_shadow(path))
         until = time.monotonic() + self._config.ray.start_limit
         while waiting := self._waiting():
@@ -203,7 +203,7 @@ class LaneReplica:
                 if self._stop.wait(1.0):
                     return
             child = Child("shadow", _command(path, "process", "shadow"), 0)
-            self._shadow = _Processes(self._config.home, "shadow-supervisor", [child])
+            self._shadow = _Processes(self._config, "shadow-supervisor", [child])
             self._stop.wait()
             self._shadow.stop()
 
@@ -238,7 +238,7 @@ class ControlReplica:
             children.append(Child("worker", _command(path, "worker"), 0))
         check_home(config)
         self._config = config
-        self._processes = _Processes(config.home, "supervisor", children)
+        self._processes = _Processes(config, "supervisor", children)
 
     def check(self) -> None:
         """Check that the supervisor runs. Processes that die are started again here, without moving the replica.

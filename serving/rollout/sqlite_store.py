@@ -9,18 +9,22 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.disk import asking, clear_staging, creating, transaction, writing
+from pipeline.errors import InvalidInput
 from pipeline.forks import ProcessLock
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 from serving.rollout.store import AuditEntry, ControlStore, StoredRollout, Transaction
 
-__all__ = ["SqliteControlStore", "endpoint_names"]
+__all__ = ["FORMAT_VERSION", "SqliteControlStore", "endpoint_names"]
+
+FORMAT_VERSION = 1
+"""Form of the database, in its `user_version`; 0: of a version that did not note it, which reads the same."""
 
 T = TypeVar("T")
 
@@ -61,7 +65,7 @@ class SqliteControlStore(ControlStore):
         path: of the database; created with its folder where it does not exist.
 
     Raises:
-        NotReady: it cannot be opened now.
+        InvalidInput: a newer Baton wrote it. NotReady: it cannot be opened now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,9 +78,25 @@ class SqliteControlStore(ControlStore):
                     db.executescript("PRAGMA synchronous=OFF; BEGIN;" + _SCHEMA + "COMMIT;")
             clear_staging(path)
             self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+            self._check_format(path)
             self._write_ahead()
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+
+    def _check_format(self, path: Path) -> None:
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > FORMAT_VERSION:
+            self._db.close()
+            raise InvalidInput(
+                f"{path} was written by a newer Baton (format {found}; this one knows {FORMAT_VERSION}): install that version "
+                "again, or bring back a backup that this version has written",
+                "home",
+            )
+        if found < FORMAT_VERSION:
+            with suppress(
+                sqlite3.OperationalError
+            ):  # the disk is full, or another process writes: the next one notes it
+                self._db.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
 
     def _write_ahead(self) -> None:
         # Turning the write-ahead log on needs an exclusive lock, for which SQLite does not wait as for other locks.

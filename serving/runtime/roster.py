@@ -45,6 +45,7 @@ State = Literal["alive", "starting", "silent", "stopped", "restarting", "gone"]
 """silent: it runs and does not report; stopped: by a signal, until SIGCONT; restarting: its supervisor starts it again."""
 START_LIMIT_S = 120.0
 """Time in which a process has reported for the first time."""
+KILLED_SOON = "after hang_limit without a sign of life it is killed and started again"
 ORPHANED_MS = -1
 """Start of a child whose supervisor has ended."""
 GOING_ON = frozenset({ALIVE, STARTING})
@@ -172,7 +173,8 @@ def _judged(
 ) -> tuple[State, str]:
     """State, and what it is judged by where it is not alive."""
     if seen == "stopped":
-        return "stopped", "it was stopped by a signal: kill -CONT its pid, or end it"
+        then = "end it" if child is None else KILLED_SOON
+        return "stopped", f"it was stopped by a signal: kill -CONT its pid, or {then}"
     fresh = report is not None and report.fresh
     if child is not None and (child.pid is None or seen == "gone"):
         return "restarting", "" if child.last_end else "it cannot be started"
@@ -180,7 +182,7 @@ def _judged(
         started_s = abs(now_ms - child.started_ms) / 1000 if child.started_ms else None
         if started_s is not None and started_s < START_LIMIT_S and (report is None or not _is_of(report, child)):
             return "starting", ""
-        return "silent", f"it runs and has not reported {_since(report)}: it hangs, or is busy"
+        return "silent", f"it runs and has not reported {_since(report)}: it hangs, or is busy; {KILLED_SOON}"
     if fresh:
         return "alive", ""
     if report is None:

@@ -440,9 +440,11 @@ class ChildStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorStatus:
-    """A supervisor and its children, by name. `time_ms`: None of an earlier version, which wrote when something changed."""
+    """A supervisor and its children, by name. `time_ms`: None of an earlier version, which wrote when something changed.
+    `takes_orders`: whether it starts processes again where an operator wants it."""
 
     pid: int = 0
+    takes_orders: bool = False
     time_ms: int | None = None
     children: Mapping[str, ChildStatus]
 

@@ -233,7 +233,9 @@ class Supervisor:
         now = self.clock.monotonic()
         if children == self._written and now - self._written_at < STATUS_EVERY_S:
             return
-        report = SupervisorStatus(pid=os.getpid(), time_ms=self.clock.wall_ms(), children=children)
+        report = SupervisorStatus(
+            pid=os.getpid(), takes_orders=self.alone, time_ms=self.clock.wall_ms(), children=children
+        )
         try:
             status.write(self.home / "run" / "status", self.name, report)
         except OSError as error:  # a full disk must not end the processes that answer

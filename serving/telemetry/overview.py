@@ -26,6 +26,7 @@ from serving.rollout.state import Phase
 from serving.rollout.status.freeze import freeze_of
 from serving.rollout.store import StoredRollout
 from serving.runtime.status import Statuses, WorkerStatus
+from serving.supervisor.child import CAUSES, ENDED
 
 __all__ = ["Overview", "made_ms"]
 
@@ -121,13 +122,20 @@ class Overview(Collector):
         for name in self._expected:
             # This process is the control process itself; its file may be from before.
             up.add_metric([name], name == "control" or name in fresh)
+        if statuses.supervisor is not None:
+            up.add_metric(["supervisor"], statuses.supervisor.fresh)
         yield up
         restarts = CounterMetricFamily(
-            "baton_process_restarts", "Times that the supervisor has started a process again", labels=["process"]
+            "baton_process_restarts",
+            "Times that the supervisor has started a process again, by reason: it ended, hung, or an operator asked for it",
+            labels=["process", "reason"],
         )
         children = {} if statuses.supervisor is None else statuses.supervisor.status.children
         for name, child in children.items():
-            restarts.add_metric([name], child.restarts)
+            # A supervisor of an earlier version gives the sum alone.
+            by_reason = child.causes or {ENDED: child.restarts}
+            for reason in CAUSES:
+                restarts.add_metric([name, reason], by_reason.get(reason, 0))
         yield restarts
 
     def _versions(self, statuses: Statuses) -> Iterator[Metric]:

@@ -20,10 +20,11 @@ class HomeDatabase:
     Args:
         path: the database.
         tables: that it must have.
+        known_format: newest form of it that this version can read.
     """
 
-    def __init__(self, path: Path, tables: frozenset[str]) -> None:
-        self.path, self._tables = path, tables
+    def __init__(self, path: Path, tables: frozenset[str], known_format: int) -> None:
+        self.path, self._tables, self._known_format = path, tables, known_format
         self.there = path.exists()
 
     def faults(self, check_s: float) -> Iterator[str]:
@@ -47,6 +48,13 @@ class HomeDatabase:
         missing = sorted(self._tables - found)
         if missing and (not found or found & self._tables):  # else it is another program's, which its reader says
             yield f"{self.path.name} lacks {', '.join(missing)}: {ADVICE}, or remove it if this home is new"
+            return
+        (written,) = db.execute("PRAGMA user_version").fetchone()
+        if written > self._known_format:
+            yield (
+                f"{self.path.name} was written by a newer Baton (format {written}; this one knows {self._known_format}): install "
+                "that version again, or bring back a backup that this version has written"
+            )
             return
         until = time.monotonic() + check_s
         db.set_progress_handler(lambda: time.monotonic() > until, 1000)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.bundle.versions import Repository
 from pipeline.errors import InvalidInput
 from serving.config import Config
+from serving.rollout.sqlite_store import FORMAT_VERSION
 from serving.wiring.databases import ADVICE, HomeDatabase
 from serving.wiring.traffic_parts import TrafficParts
 
@@ -49,7 +50,7 @@ def home_faults(config: Config, check_s: float) -> list[str]:
         return []
     if interrupted_restore(config.home).exists():
         return ["a restore into it was interrupted: run `baton restore` again with --replace"]
-    control = None if config.state.url else HomeDatabase(config.control_db, _CONTROL_TABLES)
+    control = None if config.state.url else HomeDatabase(config.control_db, _CONTROL_TABLES, FORMAT_VERSION)
     traffic = None if config.traffic.url else TrafficParts(config)
     faults = [fault for part in (control, traffic) if part is not None for fault in part.faults(check_s)]
     if not faults:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.traffic.lanes.files import file_path
-from pipeline.traffic.lanes.index import index_path
+from pipeline.traffic.lanes.index import SCHEMA_VERSION, index_path
+from pipeline.traffic.local.file import FORMAT_VERSION
+from pipeline.traffic.local.upgrade import LAST_FORMAT_VERSION
 from pipeline.traffic.prediction import given_out
 from serving.config import Config
 from serving.wiring.databases import ADVICE, HomeDatabase
@@ -29,9 +31,9 @@ class TrafficParts:
 
     def __init__(self, config: Config) -> None:
         folder = config.traffic_folder
-        self._old = HomeDatabase(config.old_traffic_db, _OLD_TABLES)
-        self._labels = HomeDatabase(_labels(folder), _LABELS_TABLES)
-        self._lanes = [HomeDatabase(index_path(lane), _LANE_TABLES) for lane in _lane_folders(folder)]
+        self._old = HomeDatabase(config.old_traffic_db, _OLD_TABLES, LAST_FORMAT_VERSION)
+        self._labels = HomeDatabase(_labels(folder), _LABELS_TABLES, FORMAT_VERSION)
+        self._lanes = [HomeDatabase(index_path(lane), _LANE_TABLES, SCHEMA_VERSION) for lane in _lane_folders(folder)]
 
     @property
     def there(self) -> bool:

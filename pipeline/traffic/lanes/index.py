@@ -17,7 +17,7 @@ from pipeline.disk import asking, replacing, transaction
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.forks import ProcessLock
 
-__all__ = ["AT_ONCE_ROWS", "Index", "index_path", "marks"]
+__all__ = ["AT_ONCE_ROWS", "SCHEMA_VERSION", "Index", "index_path", "marks"]
 
 SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x42544C31  # "BTL1"

@@ -20,7 +20,7 @@ from pipeline.forks import ProcessLock
 
 __all__ = ["LabelsFile"]
 
-_FORMAT_VERSION = 1
+FORMAT_VERSION = 1
 _APPLICATION_ID = 0x42544E32  # "BTN2"
 _OPEN_TRIES = 50
 
@@ -210,9 +210,9 @@ class LabelsFile:
             _lay_out(self._writer)
         elif application != _APPLICATION_ID:
             raise InvalidInput(f"{self.path} is another program's database: move it away or name another home")
-        elif version > _FORMAT_VERSION:
+        elif version > FORMAT_VERSION:
             raise InvalidInput(
-                f"{self.path} was written by a newer Baton (format {version}; this one knows {_FORMAT_VERSION}): "
+                f"{self.path} was written by a newer Baton (format {version}; this one knows {FORMAT_VERSION}): "
                 "upgrade this installation, or start with a new home"
             )
 
@@ -228,7 +228,7 @@ def _lay_out(db: sqlite3.Connection) -> None:
     for statement in _TABLES.split(";\n"):
         db.execute(statement)
     db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version={_FORMAT_VERSION}")
+    db.execute(f"PRAGMA user_version={FORMAT_VERSION}")
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:

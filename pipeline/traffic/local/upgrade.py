@@ -31,7 +31,7 @@ from pipeline.traffic.record import RecordHead, read_head
 __all__ = ["upgrade"]
 
 _APPLICATION_ID = 0x42544E31  # "BTN1"
-_LAST_FORMAT_VERSION = 2
+LAST_FORMAT_VERSION = 2
 _CHUNK_PREDICTIONS = 256
 _TOLD_PREDICTIONS = 100_000
 _GROWTH_RATIO = 1.1
@@ -256,7 +256,7 @@ def _opened(old: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         db.close()
         raise InvalidInput(f"{old} is not a traffic log ({error}): move it away or name another home") from None
-    if application == _APPLICATION_ID and 1 <= version <= _LAST_FORMAT_VERSION:
+    if application == _APPLICATION_ID and 1 <= version <= LAST_FORMAT_VERSION:
         return db
     db.close()
     if application == _APPLICATION_ID:

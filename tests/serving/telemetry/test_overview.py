@@ -29,7 +29,7 @@ PROCESSES = statuses(
         "lane-0": LANE,
         "shadow": {"time_ms": -20_000},
         "worker": WORKER,
-        "supervisor": {"children": {"lane-0": {"restarts": 3}}},
+        "supervisor": {"children": {"lane-0": {"restarts": 3}, "lane-1": {"restarts": 2, "causes": {"hung": 2}}}},
     }
 )
 
@@ -57,9 +57,12 @@ def opened(world: World, made: dict[tuple[str, str], int] | None = None) -> Over
 def test_who_is_alive_and_what_the_worker_did(tmp_path: Path) -> None:
     overview = opened(World(tmp_path))
     assert told(overview, "baton_process_up") == {
-        ("control",): 1, ("shadow",): 0, ("lane-0",): 1, ("lane-1",): 0, ("worker",): 0,
+        ("control",): 1, ("shadow",): 0, ("lane-0",): 1, ("lane-1",): 0, ("worker",): 0, ("supervisor",): 1,
     }  # fmt: skip
-    assert told(overview, "baton_process_restarts") == {("lane-0",): 3}
+    assert told(overview, "baton_process_restarts") == {
+        ("lane-0", "ended"): 3, ("lane-0", "hung"): 0, ("lane-0", "asked"): 0,
+        ("lane-1", "ended"): 0, ("lane-1", "hung"): 2, ("lane-1", "asked"): 0,
+    }  # fmt: skip
     assert told(overview, "baton_gate_refusals") == {("new",): 3}
     assert told(overview, "baton_gate_refused_in_a_row") == {("new",): 2}
     assert told(overview, "baton_worker_last_publish_timestamp_seconds") == {("new",): 7}
