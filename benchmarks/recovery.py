@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from serving.runtime.process import die_with_parent
 from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 
-__all__ = ["Row", "measure_hangs", "measure_restart"]
+__all__ = ["Row", "installation", "measure_hang", "measure_restart"]
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
 DEADLINE_S = 5.0
@@ -148,9 +148,10 @@ async def _under_load(server: BatonServer, rate: float, row: Row, harm: Callable
         row.problem = row.problem or why
 
 
-def measure_restart(folder: Path, lanes: int, rate: float) -> Row:
+def measure_restart(server: BatonServer, rate: float) -> Row:
     """Figures of `baton restart` under `rate` requests a second."""
-    row = Row(f"baton restart, lanes: {lanes}")
+    before = server.pids
+    row = Row(f"baton restart, lanes: {sum(name.startswith('lane-') for name in before)}")
 
     async def harm(row: Row) -> None:
         began = time.monotonic()
@@ -163,25 +164,26 @@ def measure_restart(folder: Path, lanes: int, rate: float) -> Row:
         if command.returncode:
             row.problem = said.decode(errors="replace").strip()[-300:]
 
-    before: dict[str, int] = {}
-    with _server(folder, lanes) as server:
-        before = server.pids
-        asyncio.run(_under_load(server, rate, row, harm))
-        kept = [name for name, pid in server.pids.items() if before.get(name) == pid]
-        if kept and not row.problem:
-            row.problem = f"not restarted: {', '.join(kept)}"
+    asyncio.run(_under_load(server, rate, row, harm))
+    kept = [name for name, pid in server.pids.items() if before.get(name) == pid]
+    if kept and not row.problem:
+        row.problem = f"not restarted: {', '.join(kept)}"
     return row
 
 
-def measure_hangs(folder: Path, rate: float, names: Sequence[str] = ()) -> list[Row]:
-    """Figures of each process, or of `names`, stopped by a signal under `rate` requests a second."""
-    rows = []
-    with _server(folder, 2) as server:
-        for name in names or [*sorted(server.pids), "supervisor"]:
-            row = Row(f"SIGSTOP of {name}")
-            asyncio.run(_under_load(server, rate, row, lambda row, name=name: _stopped(server, name, row)))  # type: ignore[misc]
-            rows.append(row)
-    return rows
+def measure_hang(server: BatonServer, name: str, rate: float) -> Row:
+    """Figures of a process, or of `supervisor`, stopped by a signal under `rate` requests a second."""
+    row = Row(f"SIGSTOP of {name}")
+    asyncio.run(_under_load(server, rate, row, lambda row: _stopped(server, name, row)))
+    return row
+
+
+def installation(folder: Path, lanes: int, **settings: object) -> BatonServer:
+    """An installation of two small models. `settings`: sections of its baton.yaml."""
+    repository = Repository(folder / "bundles")
+    for name, architecture in (("teacher", "fm"), ("student", "dnn")):
+        save(ClickModel.create(SCHEMA, architecture, 4, seed=0), repository, name)
+    return BatonServer(folder, {"ranker": ("teacher", "student")}, {"engine": {"lanes": lanes}, **settings})
 
 
 async def _stopped(server: BatonServer, name: str, row: Row) -> None:
@@ -214,13 +216,6 @@ async def _stopped(server: BatonServer, name: str, row: Row) -> None:
     row.problem = f"{name} did not come back within {HANG_LIMIT_S:.0f} s"
 
 
-def _server(folder: Path, lanes: int) -> BatonServer:
-    repository = Repository(folder / "bundles")
-    for name, architecture in (("teacher", "fm"), ("student", "dnn")):
-        save(ClickModel.create(SCHEMA, architecture, 4, seed=0), repository, name)
-    return BatonServer(folder, {"ranker": ("teacher", "student")}, {"engine": {"lanes": lanes}})
-
-
 def _main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--rate", type=float, default=100.0, help="requests a second")
@@ -241,13 +236,17 @@ def _main() -> int:
 
     if given.only != "hang":
         for lanes in given.lanes or (2, 1):
-            with tempfile.TemporaryDirectory() as folder:
-                row = measure_restart(Path(folder) / "home", lanes, given.rate)
+            with tempfile.TemporaryDirectory() as folder, installation(Path(folder) / "home", lanes) as server:
+                row = measure_restart(server, given.rate)
             show(row)
             good &= not row.failed and not row.problem
     if given.only != "restart":
-        with tempfile.TemporaryDirectory() as folder:
-            for row in measure_hangs(Path(folder) / "home", given.rate, given.process):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            installation(Path(folder) / "home", 2, worker={"endpoint": "ranker"}) as server,
+        ):
+            for name in given.process or [*sorted(server.pids), "supervisor"]:
+                row = measure_hang(server, name, given.rate)
                 show(row)
                 good &= "did not come back" not in row.problem and "restarted" not in row.problem
     return 0 if good else 1

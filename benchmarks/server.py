@@ -50,14 +50,14 @@ class BatonServer:
     ) -> None:
         self.home = home
         self.repository = Repository(home / "bundles")
-        self.port, self._http_port, admin_port = free_port(), free_port(), free_port()
+        self.port, self.http_port, admin_port = free_port(), free_port(), free_port()
         arms = {}
         for name, bundles in endpoints.items():
             stable, candidate = (bundles, None) if isinstance(bundles, str) else bundles
             arms[name] = {"stable": {"bundle": stable}} | ({"candidate": {"bundle": candidate}} if candidate else {})
         config = {
             "home": str(home),
-            "listen": {"grpc_port": self.port, "http_port": self._http_port, "admin_port": admin_port},
+            "listen": {"grpc_port": self.port, "http_port": self.http_port, "admin_port": admin_port},
             "endpoints": arms,
             "log_level": "warning",
             **(settings or {}),
@@ -73,7 +73,7 @@ class BatonServer:
         with (self.home / "serve.log").open("wb") as log:
             self._process = subprocess.Popen(argv, stderr=log, stdout=log)
         try:
-            admin = AdminClient(f"http://127.0.0.1:{self._http_port}")
+            admin = AdminClient(f"http://127.0.0.1:{self.http_port}")
             self.wait(lambda: admin.ready() and self._all_ready(), "it does not get ready", START_LIMIT_S)
         except BaseException:
             self.stop()

@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from clocks import HandClock
 from installation import eventually
+from supervised import WAIT, child, python, running, told
 
 from pipeline.errors import Conflict
 from serving.config import Config
 from serving.supervisor import supervisor as module
-from serving.supervisor.child import Child, children_of
+from serving.supervisor.child import FIRST_PAUSE_S, Child, children_of
 from serving.supervisor.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[3]
-WAIT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); signal.pause()"
-
-
-def python(name: str, code: str, stage: int = 0) -> Child:
-    return Child(name, (sys.executable, "-c", code), stage)
-
-
-@contextmanager
-def running(supervisor: Supervisor) -> Iterator[None]:
-    thread = threading.Thread(target=supervisor.run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        supervisor.stop()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
-def told(home: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((home / "run" / "status" / "supervisor.json").read_text())
-    except FileNotFoundError:
-        return {"children": {}}
-    return found
-
-
-def child(home: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = told(home)["children"].get(name, {"pid": None, "restarts": 0})
-    return found
 
 
 def test_a_killed_child_comes_back_and_is_counted(tmp_path: Path) -> None:
@@ -95,7 +62,7 @@ def test_pauses_double_and_are_forgotten_by_a_child_that_stays(tmp_path: Path) -
     made._tick()
     clock.now += module.STABLE_AFTER_S + 1
     made._tick()
-    assert only.pause == module.FIRST_PAUSE_S
+    assert only.pause == FIRST_PAUSE_S
     made._end_all()
 
 
@@ -214,3 +181,54 @@ def test_a_config_names_its_processes(tmp_path: Path) -> None:
     assert all(c.argv[-2:] == ("--config", str(tmp_path / "baton.yaml")) for c in children)
     without = children_of(Config.model_validate({"home": tmp_path, "engine": {"lanes": 1}}), tmp_path / "baton.yaml")
     assert {c.name for c in without} == {"lane-0", "shadow", "control"}
+
+
+BEATS = (
+    "import time, pathlib, os; from serving.supervisor.pulse import own_heart; heart = own_heart('work')\n"
+    "while not pathlib.Path(os.environ['HANG']).exists(): heart.beat(); time.sleep(0.02)\n"
+    "time.sleep(600)"
+)
+
+
+def test_a_child_that_hangs_is_killed_and_started_again_with_the_reason(tmp_path: Path) -> None:
+    hang = tmp_path / "hang"
+    environment = {"PYTHONPATH": str(ROOT), "HANG": str(hang)}
+    children = [python("worker", BEATS), python("other", BEATS)]
+    made = Supervisor(tmp_path, children, environment=environment, hang_limit_s=1.0)
+    with running(made):
+        eventually(lambda: bool(child(tmp_path, "worker")["pid"]), "it runs")
+        first, other = child(tmp_path, "worker")["pid"], child(tmp_path, "other")["pid"]
+        os.kill(first, signal.SIGSTOP)
+        eventually(lambda: child(tmp_path, "worker")["pid"] not in (None, first), "it is started again")
+        found = child(tmp_path, "worker")
+        assert (found["causes"], found["last_exit"]) == ({"hung": 1}, -signal.SIGKILL)
+        assert found["reason"].startswith("stopped by a signal, without a sign of life for ")
+        assert child(tmp_path, "other")["pid"] == other
+        hang.touch()
+        eventually(lambda: child(tmp_path, "other")["restarts"] > 0, "the one that only stands still is, too")
+        assert child(tmp_path, "other")["reason"].endswith(": work")
+
+
+def test_one_that_hangs_again_waits_longer_although_it_ran_for_a_while(tmp_path: Path) -> None:
+    clock = HandClock(1000.0)
+    made = Supervisor(tmp_path, [python("a", WAIT)], clock=clock)
+    (tmp_path / "run" / "status").mkdir(parents=True)
+    (only,) = made.children
+    pauses = []
+    for _ in range(3):
+        made._tick()
+        clock.now += module.STABLE_AFTER_S + 5
+        made._tick()
+        only.hung = "without a sign of life for 20 s: work"
+        only.kill()
+        assert only.process is not None
+        only.process.wait(20)
+        made._tick()
+        pauses.append(round(only.due - clock.now, 3))
+        clock.now = only.due
+    assert pauses == [0.2, 0.4, 0.8]
+    made._tick()
+    clock.now += module.WELL_AFTER_S + 1
+    made._tick()
+    assert only.pause == FIRST_PAUSE_S
+    made._end_all()
