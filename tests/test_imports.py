@@ -98,7 +98,7 @@ LARGER = {
     "serving/admin": 18,
     "serving/rollout": 26,
     "serving/http/console": 22,
-    "serving/cli": 43,
+    "serving/cli": 44,
 }
 """Folders of many files of one kind: public words, backends, verbs, the rules of a rollout, panels, commands."""
 

@@ -120,7 +120,9 @@ class RolloutVerbs(Service):
         """All rollouts, oldest first, without figures."""
         stored = self._store.rollouts(active=request.active, endpoint=request.endpoint)
         found, token = cut(stored, request, lambda rollout: (rollout.created_ms, rollout.id), int, str)
-        return a.RolloutPage(rollouts=[_summary(rollout) for rollout in found], next_page_token=token)
+        return a.RolloutPage(
+            rollouts=[_summary(self._store.with_cause(rollout)) for rollout in found], next_page_token=token
+        )
 
     def get(self, request: r.RolloutName, by: Principal) -> a.Rollout:
         """One rollout, by id or the newest of an endpoint, with its figures per stay. Raises: NotFound."""
@@ -128,14 +130,14 @@ class RolloutVerbs(Service):
 
     def newest(self, endpoint: str) -> a.RolloutSummary:
         """The newest rollout of an endpoint, without figures, so it is cheap. Raises: NotFound."""
-        return _summary(self._store.rollout(endpoint))
+        return _summary(self._store.with_cause(self._store.rollout(endpoint)))
 
     def with_metrics(self, rollout: str) -> tuple[a.Rollout, a.Metrics]:
         """Answers of `get` and `metrics.get` at the same moment, computed once. Raises: NotFound."""
         with self._lock:
             stored = self._store.rollout(rollout)
             figures = self._controller.snapshot(stored.id)
-        return _answer(stored, figures), metrics_of(figures)
+        return _answer(self._store.with_cause(stored), figures), metrics_of(figures)
 
     def pause(self, request: r.RolloutSteer, by: Principal) -> a.Rollout:
         """Stay at this step even when the evidence allows the next; breaches still step back."""
@@ -225,7 +227,7 @@ class RolloutVerbs(Service):
     def _answer(self, stored: StoredRollout) -> a.Rollout:
         with self._lock:
             figures = self._controller.snapshot(stored.id)
-        return _answer(stored, figures)
+        return _answer(self._store.with_cause(stored), figures)
 
 
 @contextmanager
@@ -260,9 +262,9 @@ def _summary(stored: StoredRollout) -> a.RolloutSummary:
         stepped_back=state.stepped_back,
         attempt=state.attempt,
         entered_ms=state.entered_ms,
-        waiting=_waiting(stored),
-        next_look_ms=status.get("next_look_ms"),
-        missing_clicks=status.get("missing_clicks"),
+        waiting=stored.waiting,
+        next_look_ms=status.get("next_look_ms") if state.active else None,
+        missing_clicks=status.get("missing_clicks") if state.active else None,
         evidence=status.get("evidence", {}),
         created_ms=stored.created_ms,
         resource_version=stored.resource_version,
@@ -277,14 +279,6 @@ def _summary(stored: StoredRollout) -> a.RolloutSummary:
         overdue=bool(state.active and status.get("overdue")),
         step_backs=dict(state.step_backs),
     )
-
-
-def _waiting(stored: StoredRollout) -> str:
-    """What a rollout waits for; why it ended, of one that has."""
-    state = stored.state
-    if state.active:
-        return str(stored.status.get("reason", "the first look is still to come"))
-    return f"{state.phase} {state.cause}" if state.cause else f"{state.phase}; the audit says why"
 
 
 def _phase(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 CLEAR_TOKEN = "BATON_CLEAR_TOKEN"
 """Environment variable that lets a token go to another machine without TLS."""
 PAGE_ENTRIES = 1000
+ALIVE_S = 4.0
+"""Time in which a control process that does not hang has said that it lives."""
 MAX_ANSWER_BYTES = 64 << 20
 """Most bytes of an answer; a page of entries has a few MiB."""
 
@@ -173,6 +176,13 @@ class AdminClient:
         except httpx.HTTPError:
             return False
 
+    def check_alive(self) -> None:
+        """Whether the control process answers at all, which a hung one does not. Raises: NotReady: it does not."""
+        try:
+            self._http.get("/healthz", timeout=ALIVE_S)
+        except httpx.HTTPError as error:
+            raise self._away(error) from None
+
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:
             with self._http.stream(method, f"/api/v1{path}", **arguments) as response:
@@ -180,7 +190,10 @@ class AdminClient:
         except httpx.HTTPError as error:
             raise self._away(error) from None
         if not response.is_success:
-            raise BatonError(_message(response, body))
+            # A part of the server that does not answer is another matter than a refusal.
+            raise (NotReady if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE else BatonError)(
+                _message(response, body)
+            )
         return self._parsed(body)
 
     def _parsed(self, text: str | bytes) -> dict[str, Any]:
@@ -209,10 +222,9 @@ class AdminClient:
         return BatonError(f"what answers at {self._server} is no control process of this version: its answer {why}")
 
     def _away(self, error: httpx.HTTPError) -> NotReady:
-        return NotReady(
-            f"no control process answers at {self._server} ({error}); start one with `baton serve`, "
-            "or name it with --server or BATON_SERVER"
-        )
+        from serving.cli.unanswered import unanswered  # reads the claims of this machine, which no answer needs
+
+        return NotReady(unanswered(self._server, error))
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -47,9 +47,13 @@ def health(
     Example: baton health --config baton.yaml
     """
     try:
-        found = AdminClient(server, token=token, timeout=TIMEOUT_S).get("/health")
+        client = AdminClient(server, token=token, timeout=TIMEOUT_S)
+        client.check_alive()
+        found = client.get("/health")
     except NotReady as error:
         found = _from_here(config, error)
+    except BatonError as error:  # a wrong token, for example: nothing was learned
+        found = _unknown(str(error))
     if json:
         print_json(found, indent=1)
     else:
@@ -68,11 +72,15 @@ def _from_here(path: Path, error: NotReady) -> dict[str, Any]:
             raise error
         config = Config.load(path)
     except BatonError as second:
-        fact = Fact("process", "control", Level.UNKNOWN, str(second), "name its home with --config")
-        return {"level": Level.UNKNOWN, "time_ms": 0, "source": "", "facts": [asdict(fact)]}
+        return _unknown(str(second), "name its home with --config")
     health = health_of(_reading(config, str(error)))
     facts = [asdict(fact) for fact in health.ordered()]
     return {"level": health.level, "time_ms": health.time_ms, "source": health.source, "facts": facts}
+
+
+def _unknown(says: str, do: str = "") -> dict[str, Any]:
+    fact = Fact("process", "control", Level.UNKNOWN, says, do)
+    return {"level": Level.UNKNOWN, "time_ms": 0, "source": "", "facts": [asdict(fact)]}
 
 
 def _reading(config: Config, control_away: str) -> Reading:

@@ -19,11 +19,13 @@ from serving.runtime import status as files
 from serving.runtime.roster import roster_of
 from serving.runtime.status import lane_of
 from serving.tiers.unknown import unusual
+from serving.wiring.stores import look_at_stores
 from serving.wiring.traffic import now_ms_of
 
 __all__ = ["status"]
 
 COLUMNS = ("process", "", "doing", "seconds ago", "restarts", "last exit", "why")
+STORE_COLUMNS = ("store", "where", "used MiB", "free MiB", "of MiB", "refused writes", "state")
 REMOTE_COLUMNS = ("version", "process", "server", "breaker", "calls", "rows", "failed", "last failure")
 
 
@@ -43,6 +45,7 @@ def status(
     """
     client = AdminClient(server, token=token)
     try:
+        client.check_alive()
         processes, worker = client.get("/status"), client.get("/worker")
     except NotReady as error:
         _from_files(config, error, output)
@@ -65,6 +68,7 @@ def _from_files(path: Path, error: NotReady, output: Output) -> None:
     processes = {
         "processes": [asdict(process) for process in roster_of(config, now_ms)],
         "damaged": [asdict(damaged) for damaged in files.read(config.status, now_ms).damaged],
+        "stores": [{**asdict(store), "full": store.full} for store in look_at_stores(config)],
     }
     _show(processes, {"server": str(error), "processes": processes}, output)
 
@@ -79,8 +83,12 @@ def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> No
         if freeze := processes.get("freeze"):
             end = datetime.fromtimestamp(freeze["until_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             line(f"rollouts are frozen until {end} by {freeze['actor']}: {freeze['reason']}")
+        for fault in processes.get("faults", ()):
+            line(fault)
         for damaged in processes.get("damaged", ()):
             line(f"{damaged['file']} is damaged: {damaged['reason']}")
+        if stores := processes.get("stores"):
+            show_table("stores", STORE_COLUMNS, [_store_row(store) for store in stores])
         lanes = processes.get("lanes", {})
         for warning in unusual({name: lane_of(lane) for name, lane in lanes.items() if lane.get("fresh")}):
             line(warning)
@@ -93,6 +101,16 @@ def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> No
         faults = {key: why for lane in lanes.values() for key, why in lane.get("faults", {}).items()}
         if faults:
             show_table("versions that cannot be loaded", ("version", "why"), sorted(faults.items()))
+
+
+def _store_row(store: dict[str, Any]) -> tuple[Any, ...]:
+    limited = bool(store["size_bytes"]) and not store["reason"]
+    used, size, free = (store[name] / (1 << 20) for name in ("used_bytes", "size_bytes", "free_bytes"))
+    state = store["reason"] or ("nearly full" if store["full"] else "answers")
+    return (
+        f"{store['name']} ({store['kind']})", store["where"], "-" if store["reason"] else f"{used:,.0f}",
+        f"{free:,.0f}" if limited else "-", f"{size:,.0f}" if limited else "no limit", store["refused"], state,
+    )  # fmt: skip
 
 
 def _remote_row(process: str, key: str, remote: dict[str, Any]) -> tuple[Any, ...]:

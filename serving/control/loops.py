@@ -62,6 +62,7 @@ WATCHED = ("lead", "label-join", "rollout", "status")
 """Loops whose hang ends the process. Upkeep may work for as long as there is something to delete or to merge, and a receiver of
 notifications or a disk may hang."""
 LABELS_EVERY_S = 5.0
+_UNKNOWN_LEADER = "?"
 COUNT_EVERY_S = 10.0
 """Time between two looks at the predictions that are open."""
 
@@ -178,10 +179,15 @@ class ControlLoops:
         if held and not self._leads.is_set():
             self._leads.set()
             log.info("this control process leads")
-        leader = "" if held else self._lead.holder() or "an unknown process"
+        leader = "" if held else self._lead.holder() or _UNKNOWN_LEADER
         if leader and leader != self._led_by:
             self._leads.clear()
-            log.warning("%s leads; this control process answers and stands by", leader)
+            who = (
+                "who leads is not known, since the state does not say"
+                if leader == _UNKNOWN_LEADER
+                else f"{leader} leads"
+            )
+            log.warning("%s; this control process answers and stands by", who)
         self._led_by = leader
 
     def _join(self) -> None:

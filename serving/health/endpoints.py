@@ -110,7 +110,7 @@ def rollout_facts(reading: Reading) -> Iterator[Fact]:
         state, status = stored.state, stored.status
         code = status_of(state.phase, str(status.get("code", "")))
         says = f"{state.phase}, step {state.step} of {len(stored.spec.steps) - 1}, weight {state.weight:g} %"
-        says += f": {status['reason']}" if status.get("reason") else ""
+        says += f": {stored.waiting}"
         since_s = (reading.now_ms - _since_ms(stored)) / 1000
         look = bool(status.get("alarm")) or bool(status.get("overdue")) or code is Code.PAUSED_BY_STEP_BACKS
         look = look or (state.phase == Phase.PAUSED and since_s > PAUSED_S)

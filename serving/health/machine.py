@@ -50,8 +50,8 @@ def process_facts(reading: Reading) -> Iterator[Fact]:
 
 
 def _remedy(process: ProcessState) -> str:
-    if process.state in ("silent", "stopped"):
-        return f"baton process restart {process.name}"
+    if process.state in ("silent", "stopped"):  # a hung control process takes no order but by the home
+        return f"baton process restart {process.name}" + (" --home HOME" if process.name == "control" else "")
     return "baton serve" if process.name == "supervisor" else "baton doctor"
 
 
@@ -59,7 +59,8 @@ def _restarted_s(reading: Reading, name: str) -> float | None:
     """How long ago a process was started again, where that is news."""
     for report in reading.statuses.supervisors.values():
         child = report.status.children.get(name)
-        if child is not None and child.restarts and child.started_ms:
+        asked = 0 if child is None else child.causes.get("asked", 0)
+        if child is not None and child.restarts > asked and child.started_ms:
             since_s = (reading.now_ms - child.started_ms) / 1000
             return since_s if 0 <= since_s < RECENT_RESTART_S else None
     return None

@@ -57,6 +57,11 @@ class Reading:
     runs: bool = True
 
 
+def _newest(store: ControlStore, name: str) -> StoredRollout | None:
+    found = store.find_rollout(name)
+    return None if found is None else store.with_cause(found)
+
+
 def read_state(open_store: Callable[[], ControlStore], now_ms: int, *, close: bool) -> tuple[StateReading | None, str]:
     """The state, or None and why it cannot be read, within `STATE_LIMIT_S`.
 
@@ -71,7 +76,7 @@ def read_state(open_store: Callable[[], ControlStore], now_ms: int, *, close: bo
             store = open_store()
             try:
                 endpoints = store.endpoints()
-                rollouts = {name: stored for name in endpoints if (stored := store.find_rollout(name)) is not None}
+                rollouts = {name: stored for name in endpoints if (stored := _newest(store, name)) is not None}
                 found.append(StateReading(endpoints=endpoints, rollouts=rollouts, freeze=freeze_of(store, now_ms)))
             finally:
                 if close:

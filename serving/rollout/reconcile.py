@@ -380,7 +380,7 @@ def _idle(context: Context, hold: Decision) -> Decision:
             return replace(hold, event=Complete(), reason="the watch after the last step is over")
         return replace(hold, reason=f"watching for another {left:.0f} s", code=Code.WATCHING)
     if state.phase == Phase.PAUSED:
-        paused = f"paused {state.cause or 'by an operator'}"
+        paused = f"paused {state.cause}" if state.cause else "paused; the audit says by whom"
         by_step_backs = state.cause is not None and state.cause.verb == StepBack.verb
         code = Code.PAUSED_BY_STEP_BACKS if by_step_backs else Code.PAUSED
         return replace(hold, reason=paused + (f"; {hold.reason}" if hold.reason else ""), code=code)

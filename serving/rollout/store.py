@@ -18,11 +18,21 @@ from typing import Any, Protocol, TypeVar
 from pipeline.errors import Conflict, NotFound, NotReady, StaleVersion
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
-from serving.rollout.state import RolloutState
+from serving.rollout.state import Abort, Cause, Complete, Pause, Phase, RolloutState, SetWeight, StepBack, Undo
 
 __all__ = ["AuditEntry", "ControlStore", "LeadLost", "StoredRollout", "Transaction", "Who", "brief", "check_version"]
 
 T = TypeVar("T")
+
+_CAUSE_ENTRIES = 1000
+_CAUSING = {
+    Phase.PAUSED: (Pause.verb, SetWeight.verb, StepBack.verb),
+    Phase.DEGRADED: (StepBack.verb,),
+    Phase.COMPLETED: (Complete.verb,),
+    Phase.ABORTED: (Abort.verb,),
+    Phase.UNDONE: (Undo.verb,),
+}
+"""Verbs that bring a rollout into a phase."""
 
 
 class LeadLost(NotReady):
@@ -64,6 +74,18 @@ class StoredRollout:
     created_ms: int
     resource_version: int
     status: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> str:
+        """What it waits for, as its last look said; who paused it and why, as soon as that is so; why it ended, once it has."""
+        state = self.state
+        if not state.active:
+            return f"{state.phase} {state.cause}" if state.cause else f"{state.phase}; the audit says why"
+        said = str(self.status.get("reason") or "the first look is still to come")
+        if state.phase != Phase.PAUSED:
+            return said
+        paused = f"paused {state.cause}" if state.cause else "paused; the audit says by whom"
+        return said if paused in said else paused
 
 
 class Transaction(Protocol):
@@ -352,6 +374,17 @@ class ControlStore(ABC):
             tx.append_audit(_entry(endpoint, rollout, who, verb, {}, dict(after)))
 
         self.transact(change)
+
+    def with_cause(self, stored: StoredRollout) -> StoredRollout:
+        """A rollout whose state names who brought it into its phase; a state that an older version wrote gets it from the
+        audit, where that still has it."""
+        if stored.state.cause is not None or stored.state.phase == Phase.PROGRESSING:
+            return stored
+        for entry in self.latest_audit(stored.spec.endpoint, limit=_CAUSE_ENTRIES):
+            if entry.rollout == stored.id and entry.verb in _CAUSING.get(stored.state.phase, ()):
+                cause = Cause(entry.verb, entry.actor, entry.reason, entry.time_ms)
+                return replace(stored, state=replace(stored.state, cause=cause))
+        return stored
 
     def audit_entry(self, seq: int) -> AuditEntry:
         """One entry.

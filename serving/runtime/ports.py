@@ -23,7 +23,7 @@ from pipeline.errors import Conflict, InvalidInput, NotReady
 from pipeline.memory_folder import make_memory_folder
 from serving.runtime.claims import Claim, Holder, holder_of, spelled
 
-__all__ = ["claimed_ports", "listening", "port_holders", "taken"]
+__all__ = ["claimed_ports", "claims_of", "listening", "port_holders", "taken"]
 
 NETWORKS = Path("/proc/self/ns/net")
 
@@ -73,6 +73,17 @@ def port_holders(host: str, port: int, folder: Path | None = None) -> list[Holde
     paths = [] if folder is None else sorted(folder.glob(f"{_network()}-{port}-*.lock"))
     found = [holder for path in paths if (holder := holder_of(path)) is not None]
     return [holder for holder in found if not holder.host or _overlap(host, holder.host)]
+
+
+def claims_of(role: str) -> list[tuple[int, Holder]]:
+    """Ports that processes of a role have claimed, of every home of this user, and who has each."""
+    folder = _folder()
+    found = []
+    for path in sorted(folder.glob(f"{_network()}-*-{role}.lock")) if folder is not None else ():
+        port = path.name.removeprefix(f"{_network()}-").split("-")[0]
+        if port.isdecimal() and (holder := holder_of(path)) is not None:
+            found.append((int(port), holder))
+    return found
 
 
 def taken(host: str, port: int) -> str:

@@ -216,7 +216,7 @@ def _doing(report: Report[Status] | None, now_ms: int) -> str:
         return f"{known.state}: {known.waiting}" if known.waiting else known.state
     if isinstance(known, ControlStatus):
         if not known.leads:
-            return f"standing by: {known.leader or 'an unknown process'} leads"
+            return f"standing by: {known.leader} leads" if known.leader else "standing by: who leads is not known"
         return f"leading; {known.backlog}" if known.backlog.predictions else "leading"
     if isinstance(known, LaneStatus | ShadowStatus):
         away = known.state_away.told(now_ms) if known.state_away is not None else ""

@@ -270,7 +270,7 @@ class Overview(Collector):
             steps.add_metric([endpoint_name], len(stored.spec.steps) - 1)
             back.add_metric([endpoint_name], stored.state.stepped_back)
             clicks = stored.status.get("missing_clicks")
-            if clicks is not None:
+            if stored.state.active and clicks is not None:
                 missing.add_metric([endpoint_name], clicks)
         yield from (phase, step, steps, back, missing, alarm, overdue)
 

@@ -168,7 +168,7 @@ STATUSES: Mapping[Code, Status] = {
         "Wait for its end, or `baton freeze --lift --reason ...`.",
     ),
     Code.PAUSED: Status(
-        "An operator has paused it; breaches still step back.",
+        "A person has paused it: the reason names who, when and why. Breaches still step back.",
         "`baton rollout resume ENDPOINT --reason ...` when it may go on.",
     ),
     Code.PAUSED_BY_STEP_BACKS: Status(
@@ -213,15 +213,18 @@ ALARMS: Mapping[str, Code] = {
 """Codes of what holds a rollout for an operator to look at, beside guards (`serving.rollout.look.Look.holds`)."""
 _ENDED = {Code.COMPLETED, Code.ABORTED, Code.UNDONE}
 """They have the names of their phases."""
+_WHILE_PAUSED = {Code.PAUSED, Code.PAUSED_BY_STEP_BACKS, Code.FROZEN}
 
 
 def status_of(phase: str, stored: str) -> Code:
     """Code of a rollout in a phase whose last look stored a code ("": none yet). One of a newer version is `holds`."""
     if phase in _ENDED:
         return Code.DRIFT if phase == Code.COMPLETED and stored == Code.DRIFT else Code(phase)
-    if not stored:
-        return Code.FIRST_LOOK
-    return Code(stored) if stored in set(map(str, Code)) else Code.HOLDS
+    if stored and stored not in set(map(str, Code)):
+        return Code.HOLDS
+    if phase == Code.PAUSED and stored not in _WHILE_PAUSED:  # its last look was before the pause
+        return Code.PAUSED
+    return Code(stored) if stored else Code.FIRST_LOOK
 
 
 def page(code: Code) -> str:

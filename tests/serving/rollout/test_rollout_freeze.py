@@ -120,7 +120,7 @@ def test_every_code_has_its_place_in_the_table_and_on_the_page() -> None:
     written = Path(__file__).parents[3] / "docs" / "statuses.md"
     assert written.read_text() == codes.document(), "run: python -m serving.rollout.status.codes > docs/statuses.md"
     assert codes.status_of(Phase.ABORTED, "watching") == Code.ABORTED
-    assert codes.status_of(Phase.PAUSED, "") == Code.FIRST_LOOK
+    assert codes.status_of(Phase.PAUSED, "") == Code.PAUSED
     assert codes.status_of(Phase.PAUSED, "of a newer version") == Code.HOLDS
 
 
