@@ -94,11 +94,11 @@ itself: it may import any folder that does not come back to it."""
 MOST_FILES = 15
 LARGER = {
     "pipeline": 26,
-    "serving/wiring": 16,
+    "serving/wiring": 18,
     "serving/admin": 18,
     "serving/rollout": 26,
     "serving/http/console": 22,
-    "serving/cli": 44,
+    "serving/cli": 46,
 }
 """Folders of many files of one kind: public words, backends, verbs, the rules of a rollout, panels, commands."""
 

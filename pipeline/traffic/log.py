@@ -168,6 +168,7 @@ class TrafficStats:
         last_seq: last seq of the labelled log; bytes: size of the store.
         damaged: records that a reader found damaged on the disk and passed over; each is counted once.
         endpoints: by endpoint.
+        begun_seq: seq that the labelled log begins after; not 0 where it was made in place of one that was lost.
     """
 
     predictions: int
@@ -185,6 +186,7 @@ class TrafficStats:
     bytes: int
     damaged: int = 0
     endpoints: Mapping[str, EndpointStats] = field(default_factory=dict)
+    begun_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,14 @@ def restore(
         shutil.copy2(folder / backups.CONFIG, config)
     settings = Config.load(config)
     made, aside = backups.restore(settings, folder, SystemClock(), replace=replace)
+    kept = backups.restore_named(settings, folder, made)
     result = {"home": str(settings.home), "files": len(made.files), "bytes": made.bytes, "aside": str(aside or "")}
-    emit(output, {**result, "left_out": made.left_out}, "", tuple(result), [tuple(result.values())])
+    emit(output, {**result, "left_out": made.left_out, "kept": kept}, "", tuple(result), [tuple(result.values())])
     for what in made.left_out:
         say(f"not in it: {what}")
+    for what in kept:
+        say(what)
+    if (folder / backups.STATE).exists():
+        say(
+            f"the state is in {settings.state.url or 'a Redis'}: `baton state restore --backup` fills it where it is empty"
+        )

@@ -45,6 +45,7 @@ PLACES = {
     "status": _Place("serving.cli.status", "status", OPERATE),
     "metrics": _Place("serving.cli.verdicts", "metrics", OPERATE),
     "audit": _Place("serving.cli.verdicts", "audit", OPERATE),
+    "state": _Place("serving.cli.state", "app", OPERATE),
     "cache": _Place("serving.cli.cache", "app", OPERATE),
     "log": _Place("serving.cli.log", "app", OPERATE),
     "labels": _Place("serving.cli.labels", "app", OPERATE),

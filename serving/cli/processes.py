@@ -168,7 +168,7 @@ def _run(role: str, config: Path, name: str, spare: str = "", index: int = 0) ->
     write_logs(name, settings.log_level, settings.log_format)
     warnings = close_home(settings)
     raise_descriptors()
-    warnings += exposure(settings)
+    warnings += exposure(settings, supervised=PARENT in os.environ)
     if PARENT not in os.environ:  # else the supervisor has done it
         check_home(settings)
         for warning in [*warnings, *(warnings_of(settings) if role == "control" else ())]:

@@ -17,7 +17,9 @@ from pipeline.errors import InvalidInput
 from serving.cli.output import Output, emit, line, print_json, say
 from serving.config import Config, parse_duration
 from serving.config.principal import Role
+from serving.security.access_memory import AccessMemory
 from serving.security.tokens import Token, TokenStore
+from serving.wiring.home import OPENED
 
 __all__ = ["app"]
 
@@ -49,6 +51,7 @@ def create(
     until = now + _milliseconds(expires) if expires else 0
     settings = Config.load(config)
     token, text = TokenStore(settings.tokens).create(name, role, now, until)
+    AccessMemory(settings.access_memory, settings.tokens).remember(tokens=True, roles=False)
     _audit(settings, "token-create", reason, [token], now)
     if output is Output.json:
         print_json({**_shown(token, now), "token": text})
@@ -91,7 +94,30 @@ def revoke(
     _audit(settings, "token-revoke", reason, gone, now)
     emit(output, [_shown(t, now) for t in gone], "", _COLUMNS, [_row(t, now) for t in gone])
     if not store.tokens():
-        say(f"no token is left, so nobody has access; make another, or remove {store.path} to open this machine")
+        say(
+            "no token is left, so nobody has access; make another, or open this machine: baton token open --reason '...', then "
+            "restart"
+        )
+
+
+@app.command("open")
+def open_machine(
+    reason: Annotated[str, typer.Option(help="Why; needed, goes into the audit")] = "",
+    config: ConfigFile = Path("baton.yaml"),
+) -> None:
+    """Remove the file of tokens, and forget that there was one: from the next start on everyone on this machine is an
+    operator, and nothing is served off it.
+
+    Example: baton token open --reason 'a machine of my own again'
+    """
+    if not reason:
+        raise InvalidInput("--reason is needed: the audit has it", "reason")
+    settings = Config.load(config)
+    found = list((TokenStore(settings.tokens).tokens() or {}).values())
+    settings.tokens.unlink(missing_ok=True)
+    AccessMemory(settings.access_memory, settings.tokens).forget()
+    _audit(settings, OPENED, reason, found, SystemClock().wall_ms())
+    say("no token is needed from the next start on")
 
 
 def _milliseconds(duration: str) -> int:

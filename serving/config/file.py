@@ -162,6 +162,21 @@ class Config(Section):
         return self.home / "control.db"
 
     @property
+    def state_identity(self) -> Path:
+        """Identity of the state that this home belongs to."""
+        return self.home / "state" / "identity"
+
+    @property
+    def access_memory(self) -> Path:
+        """That access to this home was limited."""
+        return self.home / "state" / "access"
+
+    @property
+    def state_snapshot(self) -> Path:
+        """What this home saw of the state last."""
+        return self.home / "state" / "snapshot.json"
+
+    @property
     def segments(self) -> Path:
         return self.home / "segments"
 

@@ -21,8 +21,10 @@ from pipeline.traffic.log import TrafficLog
 from serving.admin import Admin
 from serving.config import Config
 from serving.control.bundle_upkeep import BundleUpkeep
+from serving.control.state_watch import StateWatch
 from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.health.label_flow import LabelFlows
+from serving.lane.desired import publish_state_away
 from serving.notify.onsets import Onsets
 from serving.notify.sender import Sender
 from serving.rollout.controller import ACTOR, RolloutController
@@ -103,7 +105,8 @@ class ControlLoops:
         )
         backends.kill.prepare()
         self._lock = threading.RLock()
-        self._lead, self._leads, self._led_by = lead, threading.Event(), ""
+        self._lead, self._leads = lead, threading.Event()
+        self._led_by = self._leader = ""
         self._open, self._counted = JoinBacklog(), float("-inf")
         self._stores: Sequence[StoreStatus] = ()
         self._stores_ms = 0
@@ -112,7 +115,8 @@ class ControlLoops:
         self._label_flows = LabelFlows(self._labels)
         self._cache = self._open_cache(repository)
         self.admin = Admin(config, backends, self._controller, clock, self._lock, self._cache)
-        self.admin.endpoints.bootstrap()
+        self._state = StateWatch(self._store, backends.kill, backends.snapshot, clock, self.admin.endpoints.bootstrap)
+        self._state.look()
         self._bundles = BundleUpkeep(
             repository, config.segments, self._store, keep=config.bundles_keep, worker=config.worker is not None
         )
@@ -129,6 +133,7 @@ class ControlLoops:
     def start(self) -> None:
         """Begin to act."""
         bodies = [
+            ("state", self._look_at_state, PASS_EVERY_S),
             ("lead", self._take_lead, LEAD_EVERY_S),
             ("label-join", self._leading(self._join), JOIN_EVERY_S),
             ("traffic-upkeep", self._leading(self._keep), UPKEEP_EVERY_S),
@@ -174,12 +179,26 @@ class ControlLoops:
 
     # Bodies of the loops.
 
+    def _look_at_state(self) -> None:
+        """Look at the state, and read what the status shows of it: a store that answers late holds up no status."""
+        self._state.look()
+        if self._state.away is not None:
+            return
+        self._steps = {
+            name: StepStatus(step_version=self.admin.rollouts.step_version(name)) for name in self._store.endpoints()
+        }
+
     def _take_lead(self) -> None:
+        if self._state.lost:  # what it holds is no lead either
+            self._leads.clear()
+            self._led_by = self._leader = ""
+            return
         held = self._lead.hold()
+        self._leader = self._lead.holder()
         if held and not self._leads.is_set():
             self._leads.set()
             log.info("this control process leads")
-        leader = "" if held else self._lead.holder() or _UNKNOWN_LEADER
+        leader = "" if held else self._leader or _UNKNOWN_LEADER
         if leader and leader != self._led_by:
             self._leads.clear()
             who = (
@@ -210,11 +229,6 @@ class ControlLoops:
             self.admin.processes.audit_orders()
 
     def _report(self) -> None:
-        with contextlib.suppress(NotReady):  # while the store is away the last steps that were read stay
-            self._steps = {
-                name: StepStatus(step_version=self.admin.rollouts.step_version(name))
-                for name in self._store.endpoints()
-            }
         leads = self._leads.is_set()
         if leads and self._clock.monotonic() - self._counted >= COUNT_EVERY_S:
             self._counted = self._clock.monotonic()
@@ -227,11 +241,12 @@ class ControlLoops:
             endpoints=self._steps,
             leads=leads,
             lead_token=self._lead.token if leads else None,
-            leader=self._lead.holder(),
+            leader=self._leader,
             backlog=self._open if leads else JoinBacklog(),
             stores=self._stores,
             stores_ms=self._stores_ms,
             labels=self._labels,
+            state_away=self._state.away,
         )
         status.write(self._config.status, "control", report)
         self.telemetry.write(self._config.home / METRICS_DIR)
@@ -320,6 +335,7 @@ class ControlLoops:
         )  # fmt: skip
         self._traffic.publish(telemetry)
         telemetry.include(StoreFigures(lambda: self._stores))
+        publish_state_away(telemetry, lambda: self._state.away, self._clock)
         telemetry.include(
             Overview(
                 [child.name for child in children_of(self._config, self._config.home)],

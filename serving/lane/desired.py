@@ -9,14 +9,16 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.bundle.versions import Repository
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
 from serving.lane.served import ARM_NAMES, Key
+from serving.rollout.document import StateDocument
+from serving.rollout.identity import StateLost
 from serving.rollout.routing import Arm, ArmSpec, Endpoint
-from serving.rollout.status.retired import retired_of
+from serving.rollout.status.retired import RETIRED
 from serving.runtime.status import StateAway
 from serving.telemetry import Telemetry
 
@@ -36,11 +38,8 @@ class EndpointSource(Protocol):
     def data_version(self) -> int:
         """Number that changes with every change by any process; cheap to read."""
 
-    def endpoints(self) -> Mapping[str, Endpoint]:
-        """All endpoints by name."""
-
-    def setting(self, name: str) -> dict[str, Any]:
-        """A setting of the installation; empty without one."""
+    def document(self) -> StateDocument:
+        """All endpoints, and the settings of the installation."""
 
 
 @dataclass
@@ -78,20 +77,33 @@ class DesiredVersions:
         repository: of bundles.
         loads: folder of load markers, shared by all lanes: a file for every bundle that is to be loaded by name.
         clock: dates the time from which `source` does not answer.
+        known: what this home saw of `source` before; it counts until `source` can be read.
 
     Attributes:
-        away: set while `source` does not answer.
+        away: set while `source` does not answer, or is lost.
+        document: what was read last; None: nothing yet.
     """
 
-    def __init__(self, source: EndpointSource | None, repository: Repository, loads: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        source: EndpointSource | None,
+        repository: Repository,
+        loads: Path,
+        clock: Clock,
+        known: StateDocument | None = None,
+    ) -> None:
         self._source = source
         self._repository = repository
         self.loads = loads
         self._clock = clock
         self.away: StateAway | None = None
+        self.document: StateDocument | None = None
         self._data_version: int | None = None
-        self._endpoints: list[Endpoint] = []
+        self._identity = ""
+        self._endpoints: Mapping[str, Endpoint] = {}
         self._retired: Mapping[str, str] = {}
+        if known is not None:
+            self._take(known)
         self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | str]]] = {}
         self._agreed: dict[tuple[Key, Key], str] = {}
         self._marked: dict[str, int] = {}
@@ -106,7 +118,7 @@ class DesiredVersions:
         desired = Desired()
         self._read_endpoints()
         servable: dict[str, list[str]] = {}
-        for endpoint in self._endpoints:
+        for endpoint in self._endpoints.values():
             desired.endpoints[endpoint.name] = endpoint
             stable: Key | None = None
             for arm, spec in ((ARM_NAMES[0], endpoint.stable), (ARM_NAMES[1], endpoint.candidate)):
@@ -154,14 +166,26 @@ class DesiredVersions:
         try:
             version = self._source.data_version()
             if version != self._data_version:
-                self._endpoints = list(self._source.endpoints().values())
-                self._retired = retired_of(self._source)
-                self._data_version = version
+                document = self._source.document()
+                gone = sorted(self._endpoints.keys() - document.endpoints.keys())
+                if gone and document.identity == self._identity:
+                    # No verb removes an endpoint: who does not find one has not been told to stop serving it.
+                    raise StateLost(
+                        f"the state has no endpoint {', '.join(gone)} any more, and nothing removes one: part of it was lost",
+                        "empty",
+                    )
+                self._take(document)
+                self.document, self._data_version = document, version
             self._logged.pop("store", None)
             self.away = None
         except Exception as error:
-            self.away = StateAway(self.away.since_ms if self.away else began_ms, str(error) or type(error).__name__)
+            since_ms = self.away.since_ms if self.away else began_ms
+            self.away = StateAway(since_ms, str(error) or type(error).__name__, isinstance(error, StateLost))
             self._log_once("store", error, "the control store cannot be read; endpoints stay as they were")
+
+    def _take(self, document: StateDocument) -> None:
+        self._identity, self._endpoints = document.identity, document.endpoints
+        self._retired = {str(key): str(why) for key, why in document.settings.get(RETIRED, {}).items()}
 
     def _log_once(self, what: str, error: Exception, meaning: str) -> None:
         """Not ten times a second."""
@@ -253,10 +277,15 @@ class DesiredVersions:
 
 
 def publish_state_away(telemetry: Telemetry, away: Callable[[], StateAway | None], clock: Clock) -> None:
-    """Publish for how long the state has not answered this process."""
+    """Publish for how long the state has not answered this process, and whether it is lost."""
 
-    def read() -> dict[tuple[str, ...], float]:
+    def seconds() -> dict[tuple[str, ...], float]:
         found = away()
         return {(): 0.0 if found is None else found.seconds(clock.wall_ms())}
 
-    telemetry.gauges("baton_state_away_seconds", "Time that the state has not answered; 0: it answers", (), read)
+    def lost() -> dict[tuple[str, ...], float]:
+        found = away()
+        return {(): float(found is not None and found.lost)}
+
+    telemetry.gauges("baton_state_away_seconds", "Time that the state has not answered; 0: it answers", (), seconds)
+    telemetry.gauges("baton_state_lost", "1 while the state is empty, another one or gone; 0: it is not", (), lost)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from pipeline.errors import NotReady
-from serving.state.kill import KillSwitch
+from serving.state.kill import KillFlag, KillSwitch
 
 __all__ = ["BLIND_S", "KillWatch"]
 
@@ -43,7 +43,7 @@ class KillWatch:
         # Guarded by `_lock`:
         self._lock = threading.Lock()
         self._files: frozenset[str] = frozenset()
-        self._shared: frozenset[str] = frozenset()
+        self._shared = frozenset(self.shared_flags())  # those that the home remembers, until the first look
         self._told: tuple[frozenset[str], str] = frozenset(), ""
         self._unseen_s = 0.0
         self._trouble = ""
@@ -92,6 +92,10 @@ class KillWatch:
                 log.info("the kill files can be looked at again")
             self._files, self._unseen_s, self._trouble = killed, 0.0, ""
             self._publish()
+
+    def shared_flags(self) -> Mapping[str, KillFlag]:
+        """Flags of the shared state as they were seen last."""
+        return {} if self._switch.shared is None else self._switch.shared.known
 
     def look_at_flags(self) -> None:
         """Look at the flags of the shared state."""

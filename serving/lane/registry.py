@@ -30,6 +30,7 @@ from serving.rollout.routing import Arm
 from serving.runtime.process import step_back
 from serving.runtime.status import ArmReport, StateAway
 from serving.state.kill import KillSwitch
+from serving.state.snapshot import SnapshotFile
 
 __all__ = ["Registry"]
 
@@ -58,6 +59,7 @@ class Registry:
         loader: used by the loader thread alone.
         nice: priority of the loader thread; None leaves it (threads that a network opens inherit it).
         retry_s: seconds after which a version that could not be loaded is tried again.
+        snapshot_file: for `keep_state`.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Registry:
         *,
         nice: int | None = NICE,
         retry_s: float = RETRY_S,
+        snapshot_file: SnapshotFile | None = None,
     ) -> None:
         self._desired_versions = desired_versions
         self._repository = repository
@@ -77,6 +80,7 @@ class Registry:
         self._clock = clock
         self._nice = nice
         self._retry_s = retry_s
+        self._snapshot_file = snapshot_file
         self._snapshot = Snapshot(MappingProxyType({}), MappingProxyType({}))
         self._changed = threading.Condition()
         # Guarded by `_changed`:
@@ -166,8 +170,13 @@ class Registry:
             return self._blind
 
     def state_away(self) -> StateAway | None:
-        """Set while the state does not answer, so that endpoints stay as they were."""
+        """Set while the state does not answer or is lost, so that endpoints stay as they were."""
         return self._desired_versions.away
+
+    def keep_state(self) -> None:
+        """Write what this process sees of the state into the home, where it has changed."""
+        if self._snapshot_file is not None:
+            self._snapshot_file.keep(self._desired_versions.document, self._kill_watch.shared_flags())
 
     def load(self, bundle: str, timeout: float = 60.0) -> None:
         """Load the newest servable version of a bundle by name in all lanes, and wait until this lane has it.

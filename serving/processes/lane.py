@@ -400,6 +400,7 @@ class Lane:
             }
         )
         self._publish_status(report)
+        self.registry.keep_state()
         self._hierarchy.upkeep()
         if report.engine.stalled_seconds > STALL_S:
             log.error("stage %s has not ended for %.0f s", report.engine.stalled_stage, report.engine.stalled_seconds)

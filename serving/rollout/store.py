@@ -12,10 +12,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import Conflict, NotFound, NotReady, StaleVersion
+from serving.rollout.document import AuditEntry, StateDocument, StoredRollout
 from serving.rollout.routing import Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.state import Abort, Cause, Complete, Pause, Phase, RolloutState, SetWeight, StepBack, Undo
@@ -46,46 +47,6 @@ class Who:
     actor: str
     reason: str
     time_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One change: `before` and `after` are the endpoint's and the rollout's state around it."""
-
-    seq: int
-    time_ms: int
-    endpoint: str
-    rollout: str
-    actor: str
-    reason: str
-    verb: str
-    before: dict[str, Any]
-    after: dict[str, Any]
-    evidence: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRollout:
-    """A rollout as stored. `status` has the reason why it waits; it is for display, not state, and not audited."""
-
-    id: str
-    spec: Rollout
-    state: RolloutState
-    created_ms: int
-    resource_version: int
-    status: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def waiting(self) -> str:
-        """What it waits for, as its last look said; who paused it and why, as soon as that is so; why it ended, once it has."""
-        state = self.state
-        if not state.active:
-            return f"{state.phase} {state.cause}" if state.cause else f"{state.phase}; the audit says why"
-        said = str(self.status.get("reason") or "the first look is still to come")
-        if state.phase != Phase.PAUSED:
-            return said
-        paused = f"paused {state.cause}" if state.cause else "paused; the audit says by whom"
-        return said if paused in said else paused
 
 
 class Transaction(Protocol):
@@ -125,7 +86,8 @@ class Transaction(Protocol):
 class ControlStore(ABC):
     """Store of endpoints, rollouts and the audit. Safe for several threads and processes.
 
-    All methods raise NotReady where the store cannot be reached.
+    All methods raise NotReady where the store cannot be reached, and StateLost, which is one, where it is not the state that
+    its home knows (`serving.rollout.identity`).
     """
 
     def __init__(self) -> None:
@@ -174,6 +136,21 @@ class ControlStore(ABC):
     @abstractmethod
     def setting(self, name: str) -> dict[str, Any]:
         """A setting of the installation; empty without one."""
+
+    @abstractmethod
+    def document(self, *, whole: bool = False) -> StateDocument:
+        """What the store holds: endpoints, active rollouts, settings. `whole`: with ended rollouts, audit and sums."""
+
+    @abstractmethod
+    def fill(self, document: StateDocument, who: Who, evidence: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Make a document the content of a store that is lost, with its identity and an audit entry.
+
+        Args:
+            evidence: of the audit entry, its verb is `restore_state`. replace: also where the store is another's.
+
+        Raises:
+            Conflict: the store has the document's identity, so it is not lost; or it is another's and `replace` is not set.
+        """
 
     @abstractmethod
     def transact(self, change: Callable[[Transaction], T]) -> T:
@@ -385,6 +362,13 @@ class ControlStore(ABC):
                 cause = Cause(entry.verb, entry.actor, entry.reason, entry.time_ms)
                 return replace(stored, state=replace(stored.state, cause=cause))
         return stored
+
+    def restored_entry(self, document: StateDocument, who: Who, evidence: Mapping[str, Any]) -> AuditEntry:
+        """Audit entry of `fill`, with the number after the last one that the document knows."""
+        after = {"endpoints": {name: endpoint.model_dump() for name, endpoint in document.endpoints.items()}}
+        entry = _entry("", "", who, "restore_state", {}, after, evidence)
+        last = max((kept.seq for kept in document.audit), default=0)
+        return replace(entry, seq=max(last, document.audit_seq) + 1)
 
     def audit_entry(self, seq: int) -> AuditEntry:
         """One entry.

@@ -215,6 +215,8 @@ def _doing(report: Report[Status] | None, now_ms: int) -> str:
     if isinstance(known, WorkerStatus):
         return f"{known.state}: {known.waiting}" if known.waiting else known.state
     if isinstance(known, ControlStatus):
+        if known.state_away is not None:
+            return f"doing nothing: {known.state_away.told(now_ms)}"
         if not known.leads:
             return f"standing by: {known.leader} leads" if known.leader else "standing by: who leads is not known"
         return f"leading; {known.backlog}" if known.backlog.predictions else "leading"

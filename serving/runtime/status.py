@@ -204,10 +204,12 @@ class HandOffStatus:
 
 @dataclass(frozen=True, slots=True)
 class StateAway:
-    """A state store that does not answer. `since_ms`: Unix time of the first look that failed; `reason`: of the last one."""
+    """A state store that does not answer, or is not the one that the home knows. `since_ms`: Unix time of the first look that
+    failed; `reason`: of the last one; `lost`: it answers, and is empty or another one, or its file is gone."""
 
     since_ms: int
     reason: str
+    lost: bool = False
 
     def seconds(self, now_ms: int) -> float:
         """Time that it has been away."""
@@ -220,8 +222,9 @@ class StateAway:
         'the state has not answered since 01:00:00 UTC (for 12 s), so weights stay as they were: connection refused'
         """
         since = datetime.fromtimestamp(min(max(self.since_ms, 0), _LAST_MS) / 1000, UTC).strftime("%H:%M:%S UTC")
+        what = "has been lost" if self.lost else "has not answered"
         lasts = f"for {self.seconds(now_ms):.0f} s"
-        return f"the state has not answered since {since} ({lasts}), so weights stay as they were: {self.reason}"
+        return f"the state {what} since {since} ({lasts}), so weights stay as they were: {self.reason}"
 
 
 LABEL_EDGES_S = tuple(0.5 * 1.25**k for k in range(74))
@@ -265,7 +268,7 @@ class LaneStatus:
         models: versions that are loaded, as bundle/version; loading: that it waits for; faults: why others could not be.
         killed: endpoints whose candidate gets nothing.
         blind: why kill files cannot be looked at, so that no candidate gets anything ("": they can).
-        state_away: set while the state does not answer; the lane goes on by what it read last.
+        state_away: set while the state does not answer or is lost; the lane goes on by what it read last.
         counters: requests by case of routing.
         remotes: versions that other servers answer for, as bundle/version.
         labels: by endpoint.
@@ -393,6 +396,7 @@ class ControlStatus:
         backlog: predictions that wait for labels, where it leads.
         stores: disks and Redis as it last saw them, at `stores_ms`.
         labels: how labels come, by endpoint and kind: `shown`, `labelled`.
+        state_away: as of a lane; while the state is lost this process does nothing on it.
     """
 
     process: str = ""
@@ -406,6 +410,7 @@ class ControlStatus:
     stores: Sequence[StoreStatus] = field(default_factory=list)
     stores_ms: int = 0
     labels: Mapping[str, Mapping[str, LabelFlow]] = field(default_factory=dict)
+    state_away: StateAway | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

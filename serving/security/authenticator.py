@@ -15,6 +15,7 @@ from pipeline.clock import Clock
 from pipeline.errors import InvalidInput, Overloaded, PermissionDenied, Unauthenticated
 from serving.config import Config
 from serving.config.principal import Principal, Role
+from serving.security.access_memory import AccessMemory
 from serving.security.limits import ClientLimit, client_of_address
 from serving.security.tokens import LOCAL, Token, TokenAuthenticator, TokenStore, is_token
 
@@ -83,8 +84,9 @@ class Authenticator:
     def __init__(self, config: Config, clock: Clock) -> None:
         listen, limits = config.listen, config.listen.limits
         self._certified = listen.certified
+        limited = AccessMemory(config.access_memory, config.tokens).limited
         self._tokens = TokenAuthenticator(
-            TokenStore(config.tokens), clock, loopback=listen.loopback and not listen.certified
+            TokenStore(config.tokens), clock, loopback=listen.loopback and not listen.certified and not limited
         )
         self._roles = listen.tls.roles if listen.tls is not None else {}
         self._feedback_from: Collection[str] = frozenset(listen.feedback_from)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pipeline.errors import InvalidInput
 from serving.config import Config
+from serving.security.access_memory import AccessMemory
 from serving.security.modes import weak_files
 from serving.security.tokens import TokenStore
 
 __all__ = ["exposure"]
 
 
-def exposure(config: Config) -> list[str]:
+def exposure(config: Config, *, supervised: bool = False) -> list[str]:
     """Warnings for the operator before the ports open.
 
+    Args:
+        supervised: whether the process belongs to a `baton serve` that runs: where what limited access has gone since its
+            start, it goes on, and admits nobody without a token.
+
     Raises:
-        InvalidInput: other users can read the installation's secret or tokens, or a port would be open to other machines
-            without any authentication.
+        InvalidInput: other users can read the installation's secret or tokens; a port would be open to other machines
+            without any authentication; or what limited access before is gone.
     """
     warnings = []
     for path, weak in weak_files(config):
@@ -24,6 +29,10 @@ def exposure(config: Config) -> list[str]:
         warnings.append(weak)
     listen = config.listen
     tokens = TokenStore(config.tokens).tokens()
+    memory = AccessMemory(config.access_memory, config.tokens)
+    if not supervised:
+        memory.check(tokens=tokens is not None, roles=listen.certified)
+    memory.remember(tokens=tokens is not None, roles=listen.certified)
     certified = listen.tls is not None and listen.tls.require_client_cert
     if not listen.loopback and tokens is None and not certified:
         raise InvalidInput(

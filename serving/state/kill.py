@@ -15,7 +15,8 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from pipeline.disk import replacing, sync
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.memory_folder import make_memory_folder, memory_folder
 
-__all__ = ["KillFiles", "KillSwitch", "SharedFlags"]
+__all__ = ["KillFiles", "KillFlag", "KillSwitch", "SharedFlags"]
 
 SPARES = 16
 """Files set aside: kills that need no room on the disk, before a start or a release sets new ones aside."""
@@ -34,8 +35,24 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class KillFlag:
+    """Flag of a killed endpoint. `released_ms`: time of the last release before it, Unix milliseconds; 0: there was none."""
+
+    reason: str
+    actor: str
+    released_ms: int = 0
+
+
 class SharedFlags(Protocol):
     """Flags of killed endpoints that all machines of an installation see. All methods raise NotReady."""
+
+    @property
+    def known(self) -> Mapping[str, KillFlag]:
+        """Flags as they were seen last, without asking."""
+
+    def mend(self) -> None:
+        """Write flags again that have gone without a release."""
 
     def prepare(self, names: Iterable[str]) -> None:
         """Set aside what killing these endpoints needs."""
@@ -240,6 +257,7 @@ class KillSwitch:
             log.error("a kill may need room on the disk: %s", error)
         if self.shared is not None:
             try:
+                self.shared.mend()
                 self.shared.prepare(names)
             except NotReady as error:
                 log.error("a kill may need memory of the shared state: %s", error)

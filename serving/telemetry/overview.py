@@ -222,11 +222,12 @@ class Overview(Collector):
             kind.add_metric([worker.teacher.get("name", ""), worker.teacher.get("kind", "")], 1)
             yield kind
         last = self._traffic.last_seq if self._traffic else worker.position
+        first = self._traffic.begun_seq if self._traffic else 0
         for name, text, value in (
             (
                 "baton_worker_unread_entries",
                 "Entries of the labelled log that it has not read",
-                last - worker.position,
+                last - max(worker.position, first),
             ),
             ("baton_worker_loss", "Loss of the student over the last batch, nats per row", worker.loss),
             ("baton_worker_teacher_weight_ratio", "Weight of the teacher in the student's loss", worker.weight),

@@ -12,9 +12,16 @@ from serving.lane.probes import Probes
 from serving.rollout.store import ControlStore
 from serving.state.idempotency import Keys
 from serving.state.kill import KillSwitch
+from serving.state.snapshot import SnapshotFile
 from serving.wiring.bundles import open_repository
 from serving.wiring.probes import open_probes
-from serving.wiring.state import installation_secret, open_control_store, open_keys, open_kill_switch
+from serving.wiring.state import (
+    installation_secret,
+    open_control_store,
+    open_keys,
+    open_kill_switch,
+    open_snapshot,
+)
 from serving.wiring.traffic import open_traffic_log
 
 __all__ = ["Backends", "open_backends"]
@@ -22,7 +29,7 @@ __all__ = ["Backends", "open_backends"]
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """Stores of one installation. `secret`: key of its prediction ids and routing hashes."""
+    """Stores of one installation. `secret`: key of its prediction ids and routing hashes; `snapshot`: of its state."""
 
     store: ControlStore
     traffic: TrafficLog
@@ -31,6 +38,7 @@ class Backends:
     kill: KillSwitch
     keys: Keys
     secret: bytes
+    snapshot: SnapshotFile
 
     def close(self) -> None:
         """Close all of them."""
@@ -55,4 +63,5 @@ def open_backends(config: Config) -> Backends:
         open_kill_switch(config),
         open_keys(config),
         secret,
+        open_snapshot(config),
     )

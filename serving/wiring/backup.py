@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,22 @@ from pipeline.traffic.local.copying import copy_log
 from serving.config import Config
 from serving.runtime.claims import alone_in
 from serving.security.modes import close_folder
+from serving.state.snapshot import StateSnapshot
 from serving.wiring.home import interrupted_restore
+from serving.wiring.state import open_control_store, open_kill_switch
 
-__all__ = ["CONFIG", "BackupManifest", "back_up", "read_backup", "restore"]
+__all__ = ["CONFIG", "STATE", "BackupManifest", "back_up", "read_backup", "restore", "restore_named"]
 
 FORMAT_VERSION = 1
 MANIFEST = "backup.json"
 CONFIG = "baton.yaml"
+STATE = "state.json"
+"""The state where it is in a Redis: endpoints, rollouts, audit, kill flags; `baton state restore --backup` reads it."""
 COPY_TRIES = 10
-SMALL_PARTS = ("secret.key", "tokens.json", "kill", "loads")
+NOT_NAMED = frozenset({"home", "worker.retained"})
+"""Settings of paths that are no small files of the installation."""
+NAMED = "files"
+SMALL_PARTS = ("secret.key", "tokens.json", "kill", "loads", "state")
 """Beside databases, bundles and checkpoints; all else in a home is made again."""
 
 
@@ -46,13 +54,19 @@ class BackupFile(BaseModel):
 
 
 class BackupManifest(BaseModel):
-    """List of a backup's files. `left_out`: what the installation needs and the backup does not hold."""
+    """List of a backup's files.
+
+    Args:
+        left_out: what the installation needs and the backup does not hold.
+        named: files outside of the home that the configuration names, certificates and passwords, by setting.
+    """
 
     format: int
     made_ms: int
     home: str
     files: dict[str, BackupFile]
     left_out: list[str] = []
+    named: dict[str, str] = {}
 
     @property
     def bytes(self) -> int:
@@ -77,12 +91,15 @@ def back_up(config: Config, config_file: Path, target: Path, clock: Clock) -> Ba
             (target / "home").mkdir(mode=0o700, parents=True)
             close_folder(target)
             _copy_parts(config, config_file, target)
+            left_out = [*_copy_state(config, target, clock), *_left_out(config)]
+            named = _copy_named(config, target)
             manifest = BackupManifest(
                 format=FORMAT_VERSION,
                 made_ms=made_ms,
                 home=str(config.home),
                 files={str(path.relative_to(target)): _described(path) for path in _files(target)},
-                left_out=_left_out(config),
+                left_out=left_out,
+                named=named,
             )
             with replacing(target / MANIFEST, durable=True) as staging:
                 staging.write_text(manifest.model_dump_json(indent=1))
@@ -161,6 +178,75 @@ def restore(config: Config, folder: Path, clock: Clock, *, replace: bool = False
     return manifest, aside
 
 
+def restore_named(config: Config, folder: Path, manifest: BackupManifest) -> list[str]:
+    """Bring back certificates, keys and files of passwords where the configuration names them and nothing is; a line for each
+    that is not brought back.
+
+    Raises:
+        NotReady: one cannot be written.
+    """
+    places, lines = dict(_named(config)), []
+    for setting, name in sorted(manifest.named.items()):
+        place = places.get(setting)
+        if place is None:
+            lines.append(f"{setting}: this configuration names no such file; the backup has it as {folder / name}")
+        elif place.exists():
+            if place.read_bytes() != (folder / name).read_bytes():
+                lines.append(f"{setting}: {place} is another file than that of the backup, {folder / name}, and stays")
+        else:
+            with writing(place), replacing(place, durable=True) as staging:
+                staging.touch(mode=0o600)
+                staging.write_bytes((folder / name).read_bytes())
+    return lines
+
+
+def _named(config: Config) -> Iterator[tuple[str, Path]]:
+    """Files that settings name, by setting; data and folders are none of them."""
+
+    def walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, Path]]:
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if isinstance(value, BaseModel):
+                yield from walk(value, f"{prefix}{name}.")
+            elif isinstance(value, Path) and (prefix + name) not in NOT_NAMED:
+                yield prefix + name, value
+            elif isinstance(value, tuple | list):
+                for at, one in enumerate(value):
+                    if isinstance(one, BaseModel):
+                        yield from walk(one, f"{prefix}{name}.{at}.")
+
+    yield from walk(config, "")
+
+
+def _copy_named(config: Config, target: Path) -> dict[str, str]:
+    named = {}
+    for setting, path in _named(config):
+        if path.is_file():
+            name = f"{NAMED}/{setting}"
+            (target / NAMED).mkdir(exist_ok=True)
+            shutil.copyfile(path, target / name)
+            named[setting] = name
+    return named
+
+
+def _copy_state(config: Config, target: Path, clock: Clock) -> list[str]:
+    """Copy a state that is in a Redis, with the kill flags; what is not in the copy."""
+    if not config.state.url:
+        return []
+    try:
+        with closing(open_control_store(config)) as store:
+            document = store.document(whole=True)
+        flags = open_kill_switch(config).shared
+        if flags is not None:
+            flags.engaged()
+        text = StateSnapshot(document, {} if flags is None else flags.known, clock.wall_ms()).to_json()
+    except NotReady as error:
+        return [f"endpoints, rollouts and audit are not in it but for the snapshot of this home: {error}"]
+    with replacing(target / STATE) as staging:
+        staging.write_text(text)
+    return []
+
+
 def _copy_parts(config: Config, config_file: Path, target: Path) -> None:
     home = target / "home"
     inside = config.repository.resolve().is_relative_to(config.home.resolve())
@@ -189,10 +275,15 @@ def _left_out(config: Config) -> list[str]:
     """What is elsewhere, each with how to keep it."""
     found = []
     redis = "make its RDB file (BGSAVE) or a copy of its append-only files after this backup, and bring it back before the start"
-    if config.state.url:
-        found.append(f"endpoints, rollouts and audit are in the Redis of state.url {config.state.url}: {redis}")
     if config.traffic.url:
         found.append(f"predictions and labels are in the Redis of traffic.url {config.traffic.url}: {redis}")
+    for section, name in (
+        (config.state, "state"),
+        (config.traffic, "traffic"),
+        (config.embedding.redis, "embedding.redis"),
+    ):
+        if section is not None and section.password_env:
+            found.append(f"the password of {name} is in the environment, as {section.password_env}: keep it")
     if config.bundles_url:
         found.append(f"bundles are at {config.bundles_url}: keep the versions there")
     return found

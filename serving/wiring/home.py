@@ -21,6 +21,8 @@ __all__ = ["check_home", "home_faults", "interrupted_restore", "learned_place"]
 
 CHECK_S = 2.0
 """Time at a start for reading a database for damage; what is not read by then is not checked."""
+OPENED = "token-open"
+"""Verb of the audit for a home whose tokens were removed on purpose."""
 _CONTROL_TABLES = frozenset({"endpoints", "rollouts", "audit"})
 
 
@@ -54,8 +56,21 @@ def home_faults(config: Config, check_s: float) -> list[str]:
     traffic = None if config.traffic.url else TrafficParts(config)
     faults = [fault for part in (control, traffic) if part is not None for fault in part.faults(check_s)]
     if not faults:
-        faults = [*_secret(config, control, traffic), *_missing(config, control, traffic)]
+        faults = [*_secret(config, control, traffic), *_missing(config, control, traffic), *_tokens(config, control)]
     return faults
+
+
+def _tokens(config: Config, control: HomeDatabase | None) -> Iterator[str]:
+    """Tokens that the audit knows of, whose file is gone; homes remember it themselves since version 0.2."""
+    if control is None or config.tokens.exists():
+        return
+    query = "SELECT verb FROM audit WHERE verb IN ('token-create', ?) ORDER BY seq DESC LIMIT 1"
+    if control.rows(query, OPENED) == [("token-create",)]:
+        yield (
+            f"{config.tokens} is missing, and this home had tokens (without it everyone on this machine would be an operator): "
+            f"{ADVICE}, make a new one (baton token create NAME --role operator), or open this machine on purpose: baton token "
+            "open --reason '...'"
+        )
 
 
 def _secret(config: Config, control: HomeDatabase | None, traffic: TrafficParts | None) -> Iterator[str]:

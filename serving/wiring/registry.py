@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from functools import partial
 
 from pipeline.clock import Clock
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
+from pipeline.errors import NotReady
 from pipeline.model.opening import open_model
 from serving.config import Config
-from serving.lane.desired import DesiredVersions
+from serving.lane.desired import DesiredVersions, EndpointSource
 from serving.lane.loader import Sample, VersionLoader
 from serving.lane.memory_budget import MemoryBudget
 from serving.lane.probes import NICE
 from serving.lane.registry import Registry
 from serving.lane.remote import RemoteServers
+from serving.rollout.document import StateDocument
+from serving.rollout.identity import HomeIdentity
+from serving.rollout.store import ControlStore
+from serving.state.snapshot import SnapshotFile
 from serving.telemetry.tracing import Tracing
 from serving.wiring.bundles import open_repository
 from serving.wiring.probes import open_probes
-from serving.wiring.state import open_control_store, open_kill_switch
+from serving.wiring.state import open_control_store, open_kill_switch, open_snapshot
 
 __all__ = ["open_registry", "open_tracing"]
+
+log = logging.getLogger(__name__)
 
 
 def open_registry(
@@ -41,7 +49,9 @@ def open_registry(
     """
     repository = open_repository(config)
     threads = config.engine.network_threads
-    desired = DesiredVersions(open_control_store(config), repository, config.loads, clock)
+    snapshot = open_snapshot(config)
+    known = _known_state(config, snapshot)
+    desired = DesiredVersions(_endpoint_source(config, known), repository, config.loads, clock, known)
     loader = VersionLoader(
         partial(
             open_model,
@@ -56,10 +66,48 @@ def open_registry(
         samples,
         open_probes(config, repository, clock),
     )
-    return Registry(desired, open_kill_switch(config), repository, loader, clock, nice=nice if threads == 1 else None)
+    nice = nice if threads == 1 else None
+    switch = open_kill_switch(config)
+    return Registry(desired, switch, repository, loader, clock, nice=nice, snapshot_file=snapshot)
+
+
+def _known_state(config: Config, file: SnapshotFile) -> StateDocument | None:
+    """What the home knows of its state; nothing of one that it has been told to leave."""
+    document = file.known().document
+    return document if document.identity == HomeIdentity(config.state_identity).known else None
 
 
 def open_tracing(config: Config, process: str) -> Tracing | None:
     """Tracing of the process of this name; None where it is not configured. Raises: InvalidInput, see `Tracing`."""
     telemetry = config.telemetry
     return Tracing(telemetry.otlp_endpoint, telemetry.sample, process) if telemetry.otlp_endpoint else None
+
+
+def _endpoint_source(config: Config, known: StateDocument | None) -> EndpointSource:
+    """The store; where it is away and the home knows what it said, one that is opened once it answers."""
+    try:
+        return open_control_store(config)
+    except NotReady as error:
+        if known is None:
+            raise
+        log.error("%s; endpoints are those that this home knows", error)
+        return _LateStore(lambda: open_control_store(config))
+
+
+class _LateStore:
+    """Source of endpoints that is opened at a look. Used by one thread."""
+
+    def __init__(self, opened: Callable[[], ControlStore]) -> None:
+        self._open = opened
+        self._store: ControlStore | None = None
+
+    def data_version(self) -> int:
+        return self._opened().data_version()
+
+    def document(self) -> StateDocument:
+        return self._opened().document()
+
+    def _opened(self) -> ControlStore:
+        if self._store is None:
+            self._store = self._open()
+        return self._store

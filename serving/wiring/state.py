@@ -7,12 +7,14 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.clock import Clock
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import InvalidInput
 from pipeline.traffic.prediction import load_secret
 from serving.config import Config
+from serving.rollout.identity import HomeIdentity
 from serving.rollout.routing import Endpoint
 from serving.rollout.sqlite_store import SqliteControlStore
 from serving.rollout.store import ControlStore
@@ -22,6 +24,7 @@ from serving.state.idempotency import Keys, SqliteKeys
 from serving.state.kill import KillSwitch
 from serving.state.leader import FileLead, Lead
 from serving.state.sessions import SqliteSessions
+from serving.state.snapshot import SnapshotFile
 
 if TYPE_CHECKING:
     from pipeline.redis.address import RedisAddress
@@ -36,6 +39,7 @@ __all__ = [
     "open_kill_switch",
     "open_lead",
     "open_sessions",
+    "open_snapshot",
     "open_tenure",
     "relaying",
     "stored_endpoints",
@@ -49,15 +53,24 @@ KEPT_KEYS_MS = 24 * 3600 * 1000
 def open_control_store(config: Config) -> ControlStore:
     """Control store of the installation (endpoints, rollouts, audit), created when absent.
 
+    The first store that a home meets is its state; one that is empty or another's later is opened, and its methods raise
+    StateLost.
+
     Raises:
         InvalidInput: the Redis is not durable, see `RedisControlStore`. NotReady: it cannot be reached now.
     """
+    identity = HomeIdentity(config.state_identity)
     if not config.state.url:
-        return SqliteControlStore(config.control_db)
+        return SqliteControlStore(config.control_db, identity)
     # `redis` is imported only where one is configured.
     from serving.state.redis.control_store import RedisControlStore
 
-    return RedisControlStore(_address(config))
+    return RedisControlStore(_address(config), identity=identity)
+
+
+def open_snapshot(config: Config) -> SnapshotFile:
+    """Snapshot of the state in the home."""
+    return SnapshotFile(config.state_snapshot, SystemClock())
 
 
 def stored_endpoints(config: Config) -> dict[str, Endpoint]:
@@ -77,7 +90,8 @@ def open_kill_switch(config: Config) -> KillSwitch:
         return KillSwitch(config.home)
     from serving.state.redis.kill import RedisKillFlags
 
-    return KillSwitch(config.home, RedisKillFlags(_address(config)))
+    remembered = open_snapshot(config).known().killed
+    return KillSwitch(config.home, RedisKillFlags(_address(config), remembered=remembered, identity=_known(config)))
 
 
 def open_keys(config: Config) -> Keys:
@@ -86,7 +100,7 @@ def open_keys(config: Config) -> Keys:
         return SqliteKeys(config.control_db, kept=KEPT_KEYS, kept_ms=KEPT_KEYS_MS)
     from serving.state.redis.idempotency import RedisKeys
 
-    return RedisKeys(_address(config), kept_ms=KEPT_KEYS_MS)
+    return RedisKeys(_address(config), kept_ms=KEPT_KEYS_MS, identity=_known(config))
 
 
 def open_sessions(config: Config) -> SessionRows:
@@ -104,7 +118,7 @@ def open_lead(config: Config, clock: Clock) -> Lead:
         return FileLead(config.home / "run" / "lead", _owner(config))
     from serving.state.redis.leader import RedisLead
 
-    return RedisLead(_address(config), _owner(config), clock, config.state.lease)
+    return RedisLead(_address(config), _owner(config), clock, config.state.lease, identity=_known(config))
 
 
 def open_tenure(config: Config, endpoint: str, clock: Clock) -> RedisTenure | None:
@@ -114,7 +128,9 @@ def open_tenure(config: Config, endpoint: str, clock: Clock) -> RedisTenure | No
     from serving.state.redis.leader import RedisLead
     from serving.state.redis.tenure import RedisTenure, lead_of
 
-    lead = RedisLead(_address(config), _owner(config), clock, config.state.lease, what=lead_of(endpoint))
+    lead = RedisLead(
+        *(_address(config), _owner(config), clock, config.state.lease), what=lead_of(endpoint), identity=_known(config)
+    )
     return RedisTenure(lead, endpoint, node_name(config))
 
 
@@ -124,7 +140,7 @@ def open_directory(config: Config, clock: Clock) -> ServiceDirectory:
         return FileDirectory(config.home / "run" / "replicas", clock)
     from serving.state.redis.directory import RedisDirectory
 
-    return RedisDirectory(_address(config))
+    return RedisDirectory(_address(config), _known(config))
 
 
 def node_name(config: Config) -> str:
@@ -144,7 +160,7 @@ def installation_secret(config: Config) -> bytes:
         return load_secret(config.secret)
     from serving.state.redis.secret import agree_on_secret
 
-    return agree_on_secret(_address(config), config.secret)
+    return agree_on_secret(_address(config), config.secret, HomeIdentity(config.state_identity).known)
 
 
 @contextlib.contextmanager
@@ -155,7 +171,12 @@ def relaying(config: Config, clock: Clock, name: str, *, receive: bool = False) 
         return
     from serving.state.redis.relay import Relay
 
-    relay = Relay(_address(config), config.status, node_name(config), clock, name=name, receive=receive)
+    relay = Relay(
+        *(_address(config), config.status, node_name(config), clock),
+        name=name,
+        receive=receive,
+        identity=_known(config),
+    )
     relay.start()
     try:
         yield
@@ -165,6 +186,21 @@ def relaying(config: Config, clock: Clock, name: str, *, receive: bool = False) 
 
 def _owner(config: Config) -> str:
     return f"{node_name(config)} pid {os.getpid()}"
+
+
+def _known(config: Config) -> Callable[[], str]:
+    """Reads the identity that the home knows now: it may meet its first state, or be given another one, at any time."""
+    path, read, seen = config.state_identity, "", 0
+
+    def known() -> str:
+        nonlocal read, seen
+        with contextlib.suppress(OSError, InvalidInput):
+            changed = path.stat().st_mtime_ns
+            if changed != seen:
+                read, seen = HomeIdentity(path).known, changed
+        return read
+
+    return known
 
 
 def _address(config: Config) -> RedisAddress:

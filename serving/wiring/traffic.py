@@ -41,7 +41,12 @@ def open_traffic_log(config: Config, lane: int = IMPORT_LANE) -> TrafficLog:
     from serving.wiring.redis import redis_address
 
     return RedisTrafficLog(
-        redis_address(traffic, "traffic"), ids, window_ms, late_ms, reserve_bytes=traffic.reserve_bytes
+        redis_address(traffic, "traffic"),
+        ids,
+        window_ms,
+        late_ms,
+        reserve_bytes=traffic.reserve_bytes,
+        begun_before=config.state_snapshot.exists(),
     )
 
 

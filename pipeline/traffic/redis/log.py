@@ -74,6 +74,8 @@ class RedisTrafficLog:
         attribution_window_ms, late_limit_ms: as `LocalTrafficLog`.
         timeout: seconds without an answer after which a call fails.
         reserve_bytes: memory below the server's `maxmemory` at which the log stops (`reserve`).
+        begun_before: whether this installation had a log before: where the Redis has none, it was lost, and the new one counts
+            on from a number that no reader has seen.
 
     Raises:
         InvalidInput: the Redis would lose labels, or holds something else.
@@ -90,11 +92,12 @@ class RedisTrafficLog:
         timeout: float = 5.0,
         reserve_bytes: int | None = None,
         clock: Clock | None = None,
+        begun_before: bool = False,
     ) -> None:
         self._ids = ids
         self._window = attribution_window_ms
         self._late_limit = late_limit_ms
-        self._server = TrafficRedis(address, timeout, reserve_bytes, clock)
+        self._server = TrafficRedis(address, timeout, reserve_bytes, clock, begun_before)
 
     @property
     def window_ms(self) -> int:
@@ -346,9 +349,9 @@ class RedisTrafficLog:
             return int(counters.get(name, 0))
 
         return TrafficStats(
-            predictions=total(b"predictions"),
+            predictions=total(b"predictions") - total(b"begun"),
             feedback=total(b"feedback"),
-            labelled_entries=total(b"labelled_entries"),
+            labelled_entries=total(b"labelled_entries") - total(b"begun"),
             labelled_rows=total(b"labelled_rows"),
             parked_refused=total(b"parked_refused"),
             parked_expired=total(b"parked_expired"),
@@ -358,6 +361,7 @@ class RedisTrafficLog:
             watermark_ms=total(b"watermark_ms"),
             oldest_open_ms=oldest,
             last_seq=total(b"labelled_entries"),
+            begun_seq=total(b"begun"),
             bytes=self._server.used_bytes(),
             endpoints=EndpointStats.of({name.decode(): int(value) for name, value in counters.items()}),
         )
@@ -411,7 +415,7 @@ class RedisTrafficLog:
         return replies, ("parked", frames(kept), now_ms, len(kept)) if kept else ()
 
     def _watermark(self) -> int:
-        return self._server.groups(f"{PREFIX}predictions")["join"]
+        return self._server.groups(f"{PREFIX}predictions", "join")["join"]
 
     def _revise(self, now_ms: int, room: int) -> tuple[int, int]:
         """Revise closed predictions that are due; how many, and entries written."""

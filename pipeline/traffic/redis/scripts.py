@@ -17,6 +17,9 @@ Keys, all under `traffic:`
     waiting       sorted set of the ~KEYs, by the time when their first feedback came
     counters, forgotten, format
 
+`counters` has totals, the last numbers of both streams, and `begun`, the number after which they began. A script that adds
+something begins with `whole`, which refuses a database that is no log any more.
+
 The rules are not here: `log` reads a prediction, asks `feedback` and `join`, and sends the result together with the
 `version` that it read. A script leaves a prediction alone that has changed since, and returns its id.
 """
@@ -29,12 +32,12 @@ __all__ = ["FEEDBACK", "FORGET", "INSERT", "OPEN", "PLACE", "PREFIX", "RETAIN", 
 
 PREFIX = "traffic:"
 
-FEEDBACK = script(__file__, "feedback")
+FEEDBACK = script(__file__, "whole", "feedback")
 FORGET = script(__file__, "remove", "forget")
-INSERT = script(__file__, "remove", "insert")
+INSERT = script(__file__, "whole", "remove", "insert")
 OPEN = script(__file__, "open")
-PLACE = script(__file__, "place")
+PLACE = script(__file__, "whole", "place")
 RETAIN = script(__file__, "remove", "retain")
-SCORES = script(__file__, "scores")
-SETTLE = script(__file__, "settle")
+SCORES = script(__file__, "whole", "scores")
+SETTLE = script(__file__, "whole", "settle")
 TIMES = script(__file__, "times")

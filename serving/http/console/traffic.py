@@ -223,7 +223,9 @@ class WorkerPanel:
                 "rows learned": count(worker.trained_rows),
                 "of these without a teacher's score": count(worker.unguided_rows),
                 "rows without features": count(worker.featureless),
-                "entries behind": count(max(0, reading.traffic.last_seq - worker.position)),
+                "entries behind": count(
+                    max(0, reading.traffic.last_seq - max(worker.position, reading.traffic.begun_seq))
+                ),
                 "loss": figure(worker.loss),
                 "last report": Cell(f"{span(since)} ago", "" if running else "bad"),
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
 from serving.runtime.status import FRESH_S
 from serving.state.directory import ServiceRecord, parse_record
+from serving.state.redis.owner import IDENTITY, refuse_other
 
 __all__ = ["RedisDirectory"]
 
@@ -22,13 +24,19 @@ _INDEX = "baton:replicas"
 
 
 class RedisDirectory:
-    """See `serving.state.directory.ServiceDirectory`; a record expires by the server's clock."""
+    """See `serving.state.directory.ServiceDirectory`; a record expires by the server's clock.
 
-    def __init__(self, address: RedisAddress) -> None:
+    Args:
+        identity: of the state that the home knows now; "": any.
+    """
+
+    def __init__(self, address: RedisAddress, identity: Callable[[], str] = lambda: "") -> None:
+        self._url, self._identity = address.url, identity
         self._client = address.client(TIMEOUT_S)
 
     def announce(self, record: ServiceRecord) -> None:
         try:
+            refuse_other(self._client.get(IDENTITY), self._identity(), self._url)
             with self._client.pipeline() as pipe:
                 pipe.set(_PREFIX + record.replica, json.dumps(asdict(record)), px=int(1000 * FRESH_S))
                 pipe.sadd(_INDEX, record.replica)

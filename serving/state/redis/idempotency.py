@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import NotReady
@@ -10,6 +11,7 @@ from pipeline.redis.address import RedisAddress
 from pipeline.redis.connections import asking
 from pipeline.redis.foreign import parsing
 from serving.state.idempotency import Taken
+from serving.state.redis.owner import IDENTITY
 
 __all__ = ["RedisKeys"]
 
@@ -21,17 +23,21 @@ class RedisKeys:
 
     Args:
         kept_ms: age up to which a key is kept.
+        identity: of the state that the home knows now; "": any. One that lost it may have lost the keys, too: it takes none.
     """
 
-    def __init__(self, address: RedisAddress, *, kept_ms: int) -> None:
+    def __init__(self, address: RedisAddress, *, kept_ms: int, identity: Callable[[], str] = lambda: "") -> None:
         self._url = address.url
         self._client = address.client(5.0)
-        self._kept_ms = kept_ms
+        self._kept_ms, self._identity = kept_ms, identity
 
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
         name = _name(caller, key)
         for _ in range(_TRIES):
             with asking(f"state {self._url}"):
+                known = self._identity()
+                if known and self._client.get(IDENTITY) != known.encode():
+                    raise NotReady(f"state {self._url} is not the one that this home knows: nothing is done on it")
                 if self._client.set(name, digest, nx=True, px=self._kept_ms):
                     return None
                 found: Any = self._client.get(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -15,6 +16,7 @@ import redis
 from pipeline.clock import Clock
 from pipeline.redis.address import RedisAddress
 from pipeline.redis.scripts import script
+from serving.state.redis.owner import IDENTITY
 
 __all__ = ["FENCE", "RedisLead"]
 
@@ -32,10 +34,18 @@ class RedisLead:
         owner: name of this process, for operators.
         lease: seconds after which another process may take the lead of one that does not renew it.
         what: is led; the beginning of the keys.
+        identity: of the state that the home knows now; "": any. A Redis without it has no lead to give.
     """
 
     def __init__(
-        self, address: RedisAddress, owner: str, clock: Clock, lease: float = 5.0, *, what: str = "control"
+        self,
+        address: RedisAddress,
+        owner: str,
+        clock: Clock,
+        lease: float = 5.0,
+        *,
+        what: str = "control",
+        identity: Callable[[], str] = lambda: "",
     ) -> None:
         self._client = address.client(min(1.0, lease / 4))
         # Names may be equal; no process may take the lead of another for its own.
@@ -43,6 +53,7 @@ class RedisLead:
         self._clock = clock
         self._lease = lease
         self._until = 0.0
+        self._identity = identity
         self._holder, self._fence = f"{what}:lead", f"{what}:fence"
         self.token: int | None = None
         self._take = self._client.register_script(script(__file__, "take"))
@@ -56,7 +67,8 @@ class RedisLead:
         try:
             if self.token is None or not self._renew(keys=[self._holder], args=[self._name(), lease]):
                 self._until = 0.0
-                taken: Any = self._take(keys=[self._holder, self._fence], args=[self._owner, lease])
+                keys = [self._holder, self._fence, IDENTITY]
+                taken: Any = self._take(keys=keys, args=[self._owner, lease, self._identity()])
                 if not taken:
                     return False  # the old token stays: what another thread still writes under it is refused
                 self.token = int(taken)

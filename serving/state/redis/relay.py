@@ -14,15 +14,17 @@ import contextlib
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from pipeline.clock import Clock
+from pipeline.errors import NotReady
 from pipeline.redis.address import RedisAddress
 from serving.runtime import status
+from serving.state.redis.owner import IDENTITY, refuse_other
 
 __all__ = ["Relay"]
 
@@ -50,15 +52,24 @@ class Relay:
         node: its name.
         name: process whose status is sent, without `.json`; "": none.
         receive: whether statuses of other machines become files here; one process of a machine does that.
+        identity: of the state that the home knows now; "": any.
     """
 
     def __init__(
-        self, address: RedisAddress, folder: Path, node: str, clock: Clock, *, name: str = "", receive: bool = False
+        self,
+        address: RedisAddress,
+        folder: Path,
+        node: str,
+        clock: Clock,
+        *,
+        name: str = "",
+        receive: bool = False,
+        identity: Callable[[], str] = lambda: "",
     ) -> None:
         self._client = address.client(1.0)
         self._url = address.url
         self._folder, self._node, self._clock = folder, node, clock
-        self._name, self._receives = name, receive
+        self._name, self._receives, self._identity = name, receive, identity
         self._renewed: dict[str, tuple[str, float]] = {}
         self._away = False
         self._say_s = 0.0
@@ -79,7 +90,8 @@ class Relay:
         self._client.close()
 
     def step(self) -> None:
-        """Send and receive once. Raises: redis.RedisError, OSError: of this folder."""
+        """Send and receive once. Raises: redis.RedisError; NotReady: the Redis is another's; OSError: of this folder."""
+        refuse_other(self._client.get(IDENTITY), self._identity(), self._url)
         if self._name:
             self._send()
         if self._receives:
@@ -184,6 +196,6 @@ class Relay:
                 self._away = False
             except Exception as error:  # whatever lies in the Redis, this thread outlives it
                 if not self._away:
-                    expected = isinstance(error, (redis.RedisError, OSError))
+                    expected = isinstance(error, (redis.RedisError, NotReady, OSError))
                     log.error("status is not relayed now, by state %s: %s", self._url, error, exc_info=not expected)
                 self._away = True

@@ -13,6 +13,7 @@ import redis
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.prediction import load_secret
+from serving.state.redis.owner import IDENTITY
 
 __all__ = ["agree_on_secret"]
 
@@ -20,8 +21,12 @@ _KEY = "control:secret"
 _SECRET_BYTES = 32
 
 
-def agree_on_secret(address: RedisAddress, path: Path) -> bytes:
-    """The installation's secret. `path`: its file in this home, so that it is known while Redis is away.
+def agree_on_secret(address: RedisAddress, path: Path, identity: str = "") -> bytes:
+    """The installation's secret.
+
+    Args:
+        path: its file in this home, so that it is known while Redis is away, or is another one.
+        identity: of the state that this home knows; "": none.
 
     Raises:
         InvalidInput: this home has another one.
@@ -30,8 +35,13 @@ def agree_on_secret(address: RedisAddress, path: Path) -> bytes:
     mine = load_secret(path) if path.exists() else None
     try:
         with contextlib.closing(address.client(5.0)) as client:
-            client.set(_KEY, mine or secrets.token_bytes(_SECRET_BYTES), nx=True)
             shared: Any = client.get(_KEY)
+            found: Any = client.get(IDENTITY)
+            if mine is not None and identity and found != identity.encode():
+                return mine  # what it holds is not of this installation
+            if shared is None:  # never asked for where it is there: a Redis without memory refuses to set even that
+                client.set(_KEY, mine or secrets.token_bytes(_SECRET_BYTES), nx=True)
+                shared = client.get(_KEY)
     except redis.RedisError as error:
         if mine is None:
             raise NotReady(f"state {address.url}: {error}") from error

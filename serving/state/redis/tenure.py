@@ -22,7 +22,7 @@ from pipeline.errors import NotReady
 from pipeline.redis.foreign import load_typed, parsing
 from serving.state.redis.leader import RedisLead
 
-__all__ = ["LastPlace", "RedisTenure", "lead_of"]
+__all__ = ["LastPlace", "RedisTenure", "lead_of", "place_of"]
 
 EVERY_S = 0.5
 
@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 def lead_of(endpoint: str) -> str:
     """Beginning of the keys of an endpoint's tenure."""
     return f"control:worker:{endpoint}"
+
+
+def place_of(endpoint: str) -> str:
+    """Key of what the last holder of an endpoint's tenure noted."""
+    return f"{lead_of(endpoint)}:place"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class RedisTenure:
 
     def __init__(self, lead: RedisLead, endpoint: str, node: str) -> None:
         self._lead, self._node = lead, node
-        self._key = f"{lead_of(endpoint)}:place"
+        self._key = place_of(endpoint)
         self._lock = threading.Lock()
         self._token: int | None = None
 

@@ -20,6 +20,7 @@ from pipeline.model.probe import PROBED, ProbeLimits, Verdict, note, noted
 from pipeline.schema import FieldSpec, Schema
 from serving.lane.registry import Registry
 from serving.lane.served import Snapshot
+from serving.rollout.document import StateDocument
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.state.kill import KillSwitch
 from serving.wiring.registry import open_registry
@@ -232,11 +233,8 @@ def test_a_store_that_fails_leaves_the_endpoints_and_the_kill_switch(
                 raise OSError("disk gone")
             return installation.store.data_version()
 
-        def endpoints(self) -> dict[str, object]:
-            return installation.store.endpoints()  # type: ignore[return-value]
-
-        def setting(self, name: str) -> dict[str, object]:
-            return installation.store.setting(name)
+        def document(self) -> StateDocument:
+            return installation.store.document()
 
     source = Broken()
     registry = open_registry(installation.config, SystemClock())
