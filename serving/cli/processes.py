@@ -15,7 +15,7 @@ import typer
 
 from pipeline.children import python
 from pipeline.clock import SystemClock
-from pipeline.errors import InvalidInput, NotReady
+from pipeline.errors import Conflict, InvalidInput, NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient, user
 from serving.cli.options import Format, Reason, Server, Token
 from serving.cli.output import Output, emit, say
@@ -39,6 +39,8 @@ PORT_ROLES = {"grpc_port": "lane", "http_port": "control", "admin_port": "contro
 """Kind of process that listens on each port of `listen`."""
 PREDECESSOR_S = 20.0
 """Longest wait of a process for the end of another one in its place, which may be answering its last requests."""
+RENEWED_S = 60.0
+"""Time in which a supervisor has started its own program anew."""
 TAKEN_S = 5.0
 """Time in which a supervisor has taken an order."""
 POLL_S = 0.3
@@ -121,6 +123,7 @@ def trial(config: ConfigFile = Path("baton.yaml")) -> None:
     """
     settings = Config.load(config)
     check_home(settings)
+    import serving.cli.run
     import serving.processes.control
     import serving.processes.lane
     import serving.processes.shadow
@@ -212,7 +215,21 @@ def _restarted(home: Path, name: str, reason: str, output: Output) -> None:
                 "processes go on. End it with kill -9 and start `baton serve` again"
             )
         time.sleep(POLL_S)
-    _show(_followed(lambda: _told(orders.progress(home)), order.id), output)
+    _show(_followed(lambda: _here(home), order.id), output)
+
+
+def _here(home: Path) -> dict[str, Any] | None:
+    """Progress of the last order. Raises: Conflict: no supervisor works on it any more."""
+    now = orders.progress(home)
+    until = time.monotonic() + RENEWED_S
+    while now is not None and not now.ended and not any(holder.role == SERVE for holder in supervisors(home)):
+        if time.monotonic() > until:
+            raise Conflict(
+                f"`baton serve` has ended while it was to restart {now.order.process}: its log has the reason"
+            )
+        time.sleep(POLL_S)  # it starts its own program anew
+        now = orders.progress(home)
+    return _told(now)
 
 
 def _followed(look: Any, order: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,9 @@ def serve(
     """
     from serving.cli.processes import trial_of
     from serving.supervisor.child import Child, children_of
-    from serving.supervisor.supervisor import Supervisor, predecessors_ended
+    from serving.supervisor.supervisor import ENDS, HANDED, Supervisor, predecessors_ended
+
+    handed = os.environ.pop(HANDED, "")
 
     settings = Config.load(config)
     if ray:
@@ -81,17 +84,22 @@ def serve(
         hang_limit_s=settings.hang_limit,
         wanted=wanted,
         trial=trial_of(path),
+        program=(sys.executable, *sys.orig_argv[1:]),
+        handed=handed,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDS:
         signal.signal(number, lambda *_: supervisor.stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)  # the program before may have held them back for this one
     show = log.info if settings.log_format == "json" else say
 
     @contextmanager
     def ready() -> Iterator[None]:
-        predecessors_ended(settings.home, [child.name for child in supervisor.children if child.name != "worker"])
-        check_home(settings)
+        if not handed:  # else they run, and go on
+            predecessors_ended(settings.home, [child.name for child in supervisor.children if child.name != "worker"])
+            check_home(settings)
         with claimed_ports(settings.listen.host, settings.listen.ports, settings.home, SERVE):
-            _check_traffic_log(settings)
+            if not handed:
+                _check_traffic_log(settings)
             _announce(settings, [*warnings, *warnings_of(settings)], show)
             yield
 

@@ -10,7 +10,7 @@ from serving.config.file import Config
 __all__ = ["FIXED", "needs_full_stop"]
 
 FIXED = (
-    "home", "bundles", "hang_limit", "listen.host", "listen.grpc_port", "listen.admin_port", "listen.http_port", "listen.tls",
+    "home", "bundles", "listen.host", "listen.grpc_port", "listen.admin_port", "listen.http_port", "listen.tls",
     "state.url", "traffic.url",
 )  # fmt: skip
 """Settings that need a full stop. Of `listen.tls` only whether there is any."""

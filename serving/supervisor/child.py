@@ -1,4 +1,7 @@
-"""Child of a supervisor: one process that is to run, with its restarts, its last end and its signs of life."""
+"""Child of a supervisor: one process that is to run, with its restarts, its last end and its signs of life.
+
+A supervisor that starts its own program anew keeps its children: each is handed on as a `Handed`, and adopted by the next program.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.children import python
 from pipeline.clock import Clock
@@ -21,15 +26,82 @@ from serving.runtime.status import ChildStatus
 from serving.supervisor.pulse import PULSE, Pulse
 from serving.supervisor.watchdog import Watchdog, is_stopped
 
-__all__ = ["ASKED", "CAUSES", "ENDED", "FIRST_PAUSE_S", "HUNG", "LONGEST_PAUSE_S", "Child", "children_of"]
+__all__ = ["ASKED", "CAUSES", "ENDED", "FIRST_PAUSE_S", "HUNG", "LONGEST_PAUSE_S", "Child", "Handed", "children_of"]
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 LOOK_EVERY_S = 0.5
+POLL_S = 0.02
+SPARE_OPTION = "--spare"
 ENDED, HUNG, ASKED = CAUSES = ("ended", "hung", "asked")
 """Why a process was started again: it ended by itself, it hung and was killed, or an operator wanted it."""
 
 log = logging.getLogger(__name__)
+
+
+class Process(Protocol):
+    """Process of a child, as `subprocess.Popen` has it."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class _Adopted:
+    """Process that an earlier program of this process has started."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = self.pid, 0
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        until = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+            time.sleep(POLL_S)
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """Child that runs, for the next program of its supervisor. `pulse`: descriptor of its signs of life; `spare`: it began beside
+    the one before it; the others are as of `Child`."""
+
+    name: str
+    pid: int
+    pulse: int | None
+    spare: bool
+    started_ms: int
+    restarts: int
+    causes: Mapping[str, int]
+    last_exit: int | None
+    reason: str
+    last_cause: str
 
 
 @dataclass
@@ -45,7 +117,7 @@ class Child:
     argv: Sequence[str]
     stage: int
     beside: Sequence[str] = ()
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     started: float = 0.0
     restarts: int = 0
     causes: Counter[str] = field(default_factory=Counter)
@@ -116,6 +188,33 @@ class Child:
         self._looked = self.started
         log.log(logging.DEBUG if self.repeats else logging.INFO, "%s runs as pid %d", self.name, self.process.pid)
 
+    def hand_on(self) -> Handed | None:
+        """What the next program needs to know of the process; None where it does not run."""
+        if self.process is None:
+            return None
+        if self._pulse is not None:
+            os.set_inheritable(self._pulse.descriptor, True)
+        return Handed(
+            name=self.name, pid=self.process.pid, pulse=None if self._pulse is None else self._pulse.descriptor,
+            spare=SPARE_OPTION in self.argv, started_ms=self.started_ms, restarts=self.restarts, causes=dict(self.causes),
+            last_exit=self.last_exit, reason=self.reason, last_cause=self.last_cause,
+        )  # fmt: skip
+
+    def adopt(self, found: Handed, clock: Clock, limit_s: float) -> None:
+        """Go on with a process that an earlier program has started. `limit_s`: as of `start`."""
+        if found.spare != (SPARE_OPTION in self.argv):
+            self.argv, self.beside = self.beside, self.argv
+        self.process = _Adopted(found.pid)
+        self.started_ms, self.restarts, self.causes = found.started_ms, found.restarts, Counter(found.causes)
+        self.last_exit, self.reason, self.last_cause = found.last_exit, found.reason, found.last_cause
+        self.started = self._looked = clock.monotonic()
+        if found.pulse is not None:
+            os.set_inheritable(found.pulse, False)
+            self._pulse, self._watchdog = Pulse(found.pulse), Watchdog(limit_s)
+            if not limit_s:
+                self._pulse.close()
+                self._pulse = None
+
     def ended(self) -> bool:
         """Whether the process that was started has ended."""
         return self.process is not None and self.process.poll() is not None
@@ -167,7 +266,7 @@ def children_of(config: Config, config_path: Path) -> list[Child]:
 
     def lane(index: int) -> Child:
         words = "process", "lane", "--index", str(index)
-        return Child(f"lane-{index}", command(*words), 0, command(*words, "--spare"))
+        return Child(f"lane-{index}", command(*words), 0, command(*words, SPARE_OPTION))
 
     rest = [Child("control", command("process", "control"), 2), Child("shadow", command("process", "shadow"), 1)]
     worker = [Child("worker", command("worker"), 1)] if config.worker else []

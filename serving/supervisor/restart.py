@@ -53,6 +53,9 @@ class Crew(Protocol):
     def launch(self, child: Child) -> None:
         """Start a child. Raises: OSError."""
 
+    def renew(self, now: Progress) -> None:
+        """Start the supervisor's own program anew, if it can be: then it does not return. Raises: OSError."""
+
 
 class _Failed(Exception):
     """The restart cannot go on; the message says why, and what runs now."""
@@ -114,6 +117,8 @@ class Restart:
             if child.name not in present:
                 self._crew.children.append(child)
                 yield from self._timed(child)
+        self._wanted()  # it is read anew by the supervisor's next program, which nothing catches
+        self._crew.renew(Progress(order=self._order, seconds=dict(self._seconds)))
 
     def _timed(self, child: Child) -> Iterator[str]:
         began = self._clock.monotonic()

@@ -9,6 +9,7 @@ has only one. Restarts that an operator asks for are in `serving.supervisor.rest
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -17,8 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Conflict
@@ -27,10 +29,11 @@ from serving.runtime.claims import SERVE, Claim, Holder, holder_of, process_of, 
 from serving.runtime.endings import ending_path
 from serving.runtime.status import ChildStatus, SupervisorStatus
 from serving.supervisor import orders
-from serving.supervisor.child import FIRST_PAUSE_S, HUNG, LONGEST_PAUSE_S, Child
+from serving.supervisor.child import FIRST_PAUSE_S, HUNG, LONGEST_PAUSE_S, Child, Handed
+from serving.supervisor.orders import Progress
 from serving.supervisor.restart import STOP_TIMEOUT_S, Restart, next_folder
 
-__all__ = ["Supervisor", "predecessors_ended"]
+__all__ = ["ENDS", "HANDED", "Supervisor", "predecessors_ended"]
 
 STABLE_AFTER_S = 30.0
 WELL_AFTER_S = 600.0
@@ -38,6 +41,10 @@ WELL_AFTER_S = 600.0
 TICK_S = 0.05
 STATUS_EVERY_S = 1.0
 ORDERS_EVERY_S = 0.5
+HANDED = "BATON_HANDED"
+"""Environment variable with what a supervisor's program leaves to the next one."""
+ENDS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that end a supervisor."""
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +75,9 @@ class Supervisor:
         hang_limit_s: time without a sign of life after which a child is killed; 0: no limit.
         wanted: reads the configuration again for a restart, and returns the processes that it asks for; None: the present ones.
         trial: command that ends with 0 if the installed version can run; see `Restart`.
+        program: command line of this process, by which it starts its own program anew after a restart of all others; empty: it
+            stays as it is. Its children go on.
+        handed: by the program before, whose children this one adopts; "": none.
 
     Raises:
         Conflict: another supervisor of this name runs on the same home.
@@ -82,6 +92,8 @@ class Supervisor:
     hang_limit_s: float = 0.0
     wanted: Callable[[], list[Child]] | None = None
     trial: Sequence[str] = ()
+    program: Sequence[str] = ()
+    handed: str = ""
     others: list[Child] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,7 +123,10 @@ class Supervisor:
             stack.enter_context(using(self.home))
             stack.callback(self._claim().release)
             stack.enter_context(ready())
-            self._sweep(folder)
+            if self.handed:
+                self._adopt(json.loads(self.handed))
+            else:
+                self._sweep(folder)
             try:
                 while not self._stop.wait(TICK_S):
                     self._tick()
@@ -121,6 +136,36 @@ class Supervisor:
     def launch(self, child: Child) -> None:
         """Start a child. Raises: OSError."""
         child.start(self.home, self.environment, self.clock, self.hang_limit_s)
+
+    def renew(self, now: Progress) -> None:
+        """Start this process's own program anew, if it can be; then it does not return. Raises: OSError."""
+        if not self.program:
+            return
+        orders.report(self.home, replace(now, doing="the supervisor starts its own program anew"))
+        children = [asdict(handed) for child in self.children if (handed := child.hand_on()) is not None]
+        document = json.dumps({"restart": asdict(now), "children": children})
+        log.info("the supervisor starts its own program anew")
+        # A signal waits until the next program can take it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+        try:
+            os.execve(self.program[0], list(self.program), {**self.environment, HANDED: document})
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+            raise
+
+    def _adopt(self, document: dict[str, Any]) -> None:
+        """Go on with the children of the program before."""
+        children = {child.name: child for child in self.children}
+        for found in (Handed(**fields) for fields in document["children"]):
+            if found.name in children:
+                children[found.name].adopt(found, self.clock, self.hang_limit_s)
+            else:  # the configuration has lost it meanwhile
+                os.kill(found.pid, signal.SIGTERM)
+        before = document["restart"]
+        done = Progress(**{**before, "order": orders.Order(**before["order"]), "state": "done", "doing": ""})
+        with suppress(OSError):
+            orders.report(self.home, done)
+        log.info("the supervisor goes on with %s", ", ".join(children))
 
     def _claim(self) -> Claim:
         role = SERVE if self.alone else self.name

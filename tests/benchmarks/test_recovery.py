@@ -10,6 +10,7 @@ import pytest
 from benchmarks.recovery import installation, measure_hang, measure_restart
 from pipeline.errors import NotReady
 from serving.cli.api import AdminClient
+from serving.supervisor.supervisor import HANDED
 
 
 @pytest.mark.long
@@ -20,6 +21,10 @@ def test_a_restart_fails_no_call_and_a_stopped_process_comes_back(tmp_path: Path
         assert (restarted.problem, restarted.failed) == ("", {}), restarted
         causes = {name: dict(child.causes) for name, child in server.children().items()}
         assert causes == {name: {"asked": 1} for name in ("control", "shadow", "lane-0")}
+        supervisor = server.statuses().supervisor
+        assert supervisor is not None
+        # It runs its program anew under its old pid, and goes on with the others.
+        assert HANDED.encode() in Path(f"/proc/{supervisor.status.pid}/environ").read_bytes()
         admin = AdminClient(f"http://127.0.0.1:{server.http_port}")
         server.wait(lambda: admin.ready(), "control answers again", 60)
 
