@@ -41,6 +41,7 @@ from serving.telemetry import METRICS_DIR, Telemetry
 from serving.telemetry.overview import Overview, made_ms
 from serving.telemetry.stores import StoreFigures
 from serving.wiring.backends import Backends
+from serving.wiring.backup import last_backup_ms
 from serving.wiring.observe import Observer
 from serving.wiring.stores import look_at_stores
 
@@ -345,5 +346,6 @@ class ControlLoops:
                 self._backends.traffic.stats,
                 lambda bundle, version: made_ms(repository.open(bundle, version)),
                 self._clock,
+                lambda: last_backup_ms(self._config.home),
             )
         )

@@ -455,6 +455,10 @@ class Lane:
             "baton_blind", "Whether kill files cannot be looked at, so that candidates get nothing", (),
             lambda: {(): float(bool(self.registry.blind()))},
         )  # fmt: skip
+        self.telemetry.gauges(
+            "baton_log_unwritable", "1 while predictions cannot be written to the traffic log", (),
+            lambda: {(): float(bool(self.writer.counters().away))},
+        )  # fmt: skip
         publish_state_away(self.telemetry, self.registry.state_away, self._clock)
         self.telemetry.tallies(
             "baton_shadow_handoff_dropped", "Predictions not handed to the shadow lane, by reason", ("endpoint", "reason"),

@@ -65,6 +65,7 @@ class ArmFigures:
         calibration_error: mean distance of score and click rate over tenths.
         score_psi: population stability index of the arm's scores against the rollout's first stay.
         deciles: rows, clicks, mean, rate and bias by tenth of the scores, rising.
+        blocks: behind the limits of the bias.
     """
 
     rows: int
@@ -78,6 +79,7 @@ class ArmFigures:
     calibration_error: float | None = None
     score_psi: float | None = None
     deciles: tuple[dict[str, float | None], ...] = ()
+    blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,4 +274,5 @@ def _arm(sums: Sums, first: Sums, limits: Limits) -> ArmFigures:
         calibration_error=finite(calibration_error(sums)),
         score_psi=finite(score_stability(first, sums)),
         deciles=tuple(asdict(tenth) for tenth in deciles(sums)),
+        blocks=limits.blocks,
     )

@@ -19,14 +19,16 @@ from prometheus_client.registry import Collector
 from pipeline.bundle.bundle import Bundle
 from pipeline.clock import Clock
 from pipeline.errors import BatonError, NotFound
-from pipeline.traffic.log import TrafficStats
+from pipeline.traffic.log import EndpointStats, TrafficStats
 from serving.rollout.figures import ArmFigures, RolloutFigures
 from serving.rollout.routing import Endpoint
+from serving.rollout.spec import MIN_BLOCKS
 from serving.rollout.state import Phase
 from serving.rollout.status.freeze import freeze_of
 from serving.rollout.store import StoredRollout
 from serving.runtime.status import Statuses, WorkerStatus
 from serving.supervisor.child import CAUSES, ENDED
+from serving.telemetry.process import UNKNOWN
 
 __all__ = ["Overview", "made_ms"]
 
@@ -55,6 +57,7 @@ class Overview(Collector):
         figures: of a rollout by id (`RolloutController.snapshot`).
         traffic: state of the traffic log at a time in Unix milliseconds.
         created_ms: time at which a version, given as (bundle, version), was made. Raises: BatonError or OSError, it is gone.
+        backup_ms: time of the last backup, 0: none was made.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class Overview(Collector):
         traffic: Callable[[int], TrafficStats],
         created_ms: Callable[[str, str], int],
         clock: Clock,
+        backup_ms: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._backup_ms = backup_ms
         self._expected = expected
         self._statuses = statuses
         self._store = store
@@ -96,6 +101,11 @@ class Overview(Collector):
             except BatonError as error:
                 log.warning("figures of rollouts and labels are those of before: %s", error)
         yield from self._labels()
+        backup = _gauge("baton_backup_last_timestamp_seconds", "When the home was last backed up, where it ever was")
+        if at := self._backup_ms():
+            backup.add_metric([], at / 1000)
+        yield backup
+        yield from self._kills(statuses)
         if statuses.worker is not None:
             yield from self._worker(statuses.worker.status)
         yield from self._rollouts()
@@ -178,10 +188,24 @@ class Overview(Collector):
         for name, text, count in (
             ("baton_log_predictions", "Predictions in the traffic log, since it was made", stats.predictions),
             ("baton_log_feedback", "Feedback taken into the traffic log, since it was made", stats.feedback),
-            ("baton_log_matured_rows", "Labelled rows that the join has given out, since the log was made",
-             stats.labelled_rows),
-        ):  # fmt: skip
+        ):
             yield CounterMetricFamily(name, text, value=count)
+        matured = CounterMetricFamily(
+            "baton_log_matured_rows",
+            "Labelled rows that the join has given out, since the log was made; unknown: before they were counted by endpoint",
+            labels=["endpoint"],
+        )
+        joined = _gauge(
+            "baton_join_endpoint_watermark_timestamp_seconds",
+            "Time of the last prediction of an endpoint whose rows have matured", "endpoint",
+        )  # fmt: skip
+        known = {name: stats.endpoints.get(name, EndpointStats()) for name in self._endpoints}
+        for name, of in known.items():
+            matured.add_metric([name], of.labelled_rows)
+            if of.watermark_ms:
+                joined.add_metric([name], of.watermark_ms / 1000)
+        matured.add_metric([UNKNOWN], stats.labelled_rows - sum(of.labelled_rows for of in known.values()))
+        yield from (matured, joined)
         for name, text, value in (
             ("baton_label_last_timestamp_seconds", "When a label was last seen to come in", self._feedback_at[1] / 1000),
             ("baton_join_watermark_timestamp_seconds", "Time of the last prediction whose rows have matured",
@@ -192,6 +216,13 @@ class Overview(Collector):
              stats.damaged),
         ):  # fmt: skip
             yield GaugeMetricFamily(name, text, value=value)
+
+    def _kills(self, statuses: Statuses) -> Iterator[Metric]:
+        killed = _gauge("baton_endpoint_killed", "1 while an endpoint's kill switch is engaged", "endpoint")
+        in_lanes = {name for lane in statuses.fresh().lanes.values() for name in lane.status.killed}
+        for name, endpoint in self._endpoints.items():
+            killed.add_metric([name], endpoint.killed or name in in_lanes)
+        yield killed
 
     def _worker(self, worker: WorkerStatus) -> Iterator[Metric]:
         published = _gauge("baton_worker_last_publish_timestamp_seconds", "When it last published a version", "bundle")
@@ -294,12 +325,16 @@ class Overview(Collector):
             "baton_rollout_left_out_rows", "Exposed rows without evidence: their key has too many", "endpoint"
         )
         least = _gauge("baton_shadow_coverage_min_ratio", "Below this share the rollout holds", "endpoint")
+        blocks = _gauge("baton_bias_blocks", "Blocks that the limits of the bias are made of", "endpoint", "arm")
         for endpoint, snapshot in self._figures.items():
             stored = self._newest[endpoint]
             stay = snapshot.phases[-1] if snapshot.phases else None
             arms: dict[str, ArmFigures] = {"stable": stay.stable, "candidate": stay.candidate} if stay else {}
             for arm, figures in arms.items():
+                blocks.add_metric([endpoint, arm], figures.blocks)
                 for name, family in by_arm.items():
+                    if name in ("low", "high") and figures.blocks < MIN_BLOCKS:
+                        continue  # an interval of so few proves nothing, and no alert may look at it
                     value = getattr(figures, name)
                     if value is not None:
                         family.add_metric([endpoint, arm], value)
@@ -310,7 +345,7 @@ class Overview(Collector):
                 coverage.add_metric([endpoint], snapshot.coverage)
             if stored.spec.guards.shadow_coverage_min is not None:
                 least.add_metric([endpoint], stored.spec.guards.shadow_coverage_min)
-        yield from (*by_arm.values(), bound, coverage, ill, left_out, least)
+        yield from (*by_arm.values(), blocks, bound, coverage, ill, left_out, least)
 
     def _created_ms(self, bundle: str, version: str) -> int:
         """Time at which a version was made; 0 where it has none or is gone."""

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ from serving.state.snapshot import StateSnapshot
 from serving.wiring.home import interrupted_restore
 from serving.wiring.state import open_control_store, open_kill_switch
 
-__all__ = ["CONFIG", "STATE", "BackupManifest", "back_up", "read_backup", "restore", "restore_named"]
+__all__ = ["CONFIG", "STATE", "BackupManifest", "back_up", "last_backup_ms", "read_backup", "restore", "restore_named"]
 
 FORMAT_VERSION = 1
 MANIFEST = "backup.json"
+LAST_BACKUP = "last_backup"
+"""File of a home that is written anew after each backup of it: its time is that of the backup."""
 CONFIG = "baton.yaml"
 STATE = "state.json"
 """The state where it is in a Redis: endpoints, rollouts, audit, kill flags; `baton state restore --backup` reads it."""
@@ -106,7 +108,17 @@ def back_up(config: Config, config_file: Path, target: Path, clock: Clock) -> Ba
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
+    with suppress(OSError):  # a full disk must not take the backup away that was made because of it
+        (config.home / LAST_BACKUP).write_text(str(target))
     return manifest
+
+
+def last_backup_ms(home: Path) -> int:
+    """Unix time of the last backup of a home in milliseconds, 0 where none was made."""
+    try:
+        return round(1000 * (home / LAST_BACKUP).stat().st_mtime)
+    except OSError:
+        return 0
 
 
 def read_backup(folder: Path) -> BackupManifest:

@@ -93,7 +93,9 @@ def test_bias_labels_and_phase_of_a_rollout(tmp_path: Path) -> None:
     assert told(overview, "baton_bias_bound_ratio") == {("ranker",): 0.3}
     assert abs(told(overview, "baton_bias_ratio")["ranker", "stable"]) < 0.1
     assert told(overview, "baton_shadow_coverage_ratio") == {("ranker",): 1}
-    (rows,) = told(overview, "baton_log_matured_rows").values()
+    matured = told(overview, "baton_log_matured_rows")
+    rows = matured["ranker",]
+    assert matured == {("ranker",): rows, ("unknown",): 0}
     assert rows > 3000
     (last,) = told(overview, "baton_label_last_timestamp_seconds").values()
     assert world.clock.now / 1000 - last < 6
