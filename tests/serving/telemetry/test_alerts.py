@@ -17,11 +17,12 @@ from serving.cli.main import app
 ROOT = Path(__file__).parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 UNIT_TESTS = ROOT / "tests" / "deploy" / "alerts.yml"
+OF_DAYS = ROOT / "tests" / "deploy" / "alerts_of_days.yml"
 
 
 def rules() -> list[dict[str, Any]]:
     groups = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ def rules() -> list[dict[str, Any]]:
         ("check", "rules", PROMETHEUS / "alerts.yml"),
         ("check", "config", PROMETHEUS / "prometheus.yml"),
         ("test", "rules", UNIT_TESTS),
+        pytest.param(("test", "rules", OF_DAYS), marks=pytest.mark.long),
     ],
     ids=lambda command: " ".join(map(str, command[:2])),
 )
@@ -40,7 +42,8 @@ def test_promtool_finds_nothing_wrong(command: tuple[Any, ...]) -> None:
 
 def test_every_alert_is_seen_to_fire_and_to_be_silent() -> None:
     seen: dict[str, set[bool]] = {}
-    for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"]:
+    tests = [test for path in (UNIT_TESTS, OF_DAYS) for test in yaml.safe_load(path.read_text())["tests"]]
+    for test in tests:
         seen.setdefault(test["name"], set()).update(bool(point["exp_samples"]) for point in test["promql_expr_test"])
     assert seen == {rule["alert"]: {True, False} for rule in rules()}
 
