@@ -15,12 +15,17 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-__all__ = ["python", "spawning"]
+__all__ = ["python", "spawning", "this_program"]
 
 
 def python(*arguments: str) -> tuple[str, ...]:
     """Command line of this interpreter with arguments, for example `-m` and a module."""
     return (sys.executable, "-P", *arguments)
+
+
+def this_program() -> tuple[str, ...]:
+    """Command line of this process, as it was started."""
+    return (sys.executable, *sys.orig_argv[1:])
 
 
 def spawning() -> SpawnContext:

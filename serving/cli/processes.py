@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.children import python
 from pipeline.clock import SystemClock
 from pipeline.errors import Conflict, InvalidInput, NotReady
 from serving.cli.api import DEFAULT_SERVER, AdminClient, user
@@ -33,7 +32,7 @@ from serving.wiring.home import check_home
 from serving.wiring.in_force import warnings_of
 from serving.wiring.state import relaying
 
-__all__ = ["app", "restart", "trial_of"]
+__all__ = ["app", "restart"]
 
 PORT_ROLES = {"grpc_port": "lane", "http_port": "control", "admin_port": "control"}
 """Kind of process that listens on each port of `listen`."""
@@ -108,11 +107,6 @@ def restart(
     Example: baton restart --config baton.yaml --reason 'upgrade to 0.3'
     """
     _restarted(Config.load(config).home, EVERYTHING, reason, output)
-
-
-def trial_of(config: Path) -> tuple[str, ...]:
-    """Command that tries whether the installed version can run with a configuration."""
-    return python("-m", "serving.cli.main", "process", "trial", "--config", str(config))
 
 
 @app.command("trial", hidden=True)

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.children import this_program
 from pipeline.clock import SystemClock
 from pipeline.errors import InvalidInput, NotReady
 from pipeline.host import describe
@@ -52,8 +52,7 @@ def serve(
 
     Example: baton serve --config baton.yaml
     """
-    from serving.cli.processes import trial_of
-    from serving.supervisor.child import Child, children_of
+    from serving.supervisor.child import Child, children_of, trial_of
     from serving.supervisor.supervisor import ENDS, HANDED, Supervisor, predecessors_ended
 
     handed = os.environ.pop(HANDED, "")
@@ -84,7 +83,7 @@ def serve(
         hang_limit_s=settings.hang_limit,
         wanted=wanted,
         trial=trial_of(path),
-        program=(sys.executable, *sys.orig_argv[1:]),
+        program=this_program(),
         handed=handed,
     )
     for number in ENDS:

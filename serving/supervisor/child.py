@@ -26,7 +26,18 @@ from serving.runtime.status import ChildStatus
 from serving.supervisor.pulse import PULSE, Pulse
 from serving.supervisor.watchdog import Watchdog, is_stopped
 
-__all__ = ["ASKED", "CAUSES", "ENDED", "FIRST_PAUSE_S", "HUNG", "LONGEST_PAUSE_S", "Child", "Handed", "children_of"]
+__all__ = [
+    "ASKED",
+    "CAUSES",
+    "ENDED",
+    "FIRST_PAUSE_S",
+    "HUNG",
+    "LONGEST_PAUSE_S",
+    "Child",
+    "Handed",
+    "children_of",
+    "trial_of",
+]
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
@@ -271,3 +282,8 @@ def children_of(config: Config, config_path: Path) -> list[Child]:
     rest = [Child("control", command("process", "control"), 2), Child("shadow", command("process", "shadow"), 1)]
     worker = [Child("worker", command("worker"), 1)] if config.worker else []
     return [*rest, *map(lane, range(config.engine.lanes)), *worker]
+
+
+def trial_of(config_path: Path) -> tuple[str, ...]:
+    """Command that ends with 0 if the installed version can run with a configuration."""
+    return python("-m", "serving.cli.main", "process", "trial", "--config", str(config_path))
