@@ -12,7 +12,7 @@ import psutil
 
 __all__ = ["MOST_GROWTH", "REQUESTS", "resident", "tracebacks"]
 
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "5000"))
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "3000"))
 """Requests of one long test; `make fuzz` sends 100,000."""
 MOST_GROWTH = 48 << 20
 """Bytes: caches and pools fill once; a leak of a request's size in each call would be several times that."""

@@ -234,7 +234,8 @@ class Selection:
     def total(self, column: int) -> float:
         """Sum of a column."""
         if self._totals is None:
-            self._totals = self.moments.sums.tolist()
+            sums = self.lines[:, EXTRA:].sum(axis=0) if self._moments is None else self._moments.sums
+            self._totals = sums.tolist()
         return self._totals[column - EXTRA]
 
     def information(self, scores: int = CANDIDATE, clicks: int = CLICKS, *, batched: bool = True) -> float:
