@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.arrays import F32, I64
 from pipeline.features import Features
+from pipeline.hashing import NO_BUCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class Event:
         queue_timeout: seconds in the queue after which the engine's `timeout_action` applies, if its policy lets requests
             set it; 0: the policy's own.
         prediction_id: empty: the answer is not recorded.
-        endpoint, arm, routing_hash, overridden, candidate_ids, stable_version, candidate_version, request_id,
+        endpoint, arm, routing_hash, bucket, overridden, candidate_ids, stable_version, candidate_version, request_id,
             candidate_texts: as in `PredictionRecord`.
         context: for the transport's own use.
         network: file of the bundle that `dense` is for.
@@ -59,6 +60,7 @@ class Event:
     endpoint: str = ""
     arm: str = "direct"
     routing_hash: int = 0
+    bucket: int = NO_BUCKET
     overridden: bool = False
     candidate_ids: I64 | None = None
     stable_version: int = 0

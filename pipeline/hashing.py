@@ -21,13 +21,17 @@ from pipeline.errors import InvalidInput
 from pipeline.index import Index
 
 __all__ = [
-    "EXACT_BELOW", "PAD_ID", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value",
+    "EXACT_BELOW", "HELD_BUCKET", "NO_BUCKET", "PAD_ID", "bucket", "canonical", "hash_bag_column", "hash_column", "hash_value",
 ]  # fmt: skip
 
 PAD_ID = 0
 EXACT_BELOW = {64: 1 << 53, 32: 1 << 24, 16: 1 << 11}
 """Size from which on neighbouring whole numbers become one float, by the float's bits."""
 BUCKETS = 10_000
+HELD_BUCKET = BUCKETS
+"""In place of the bucket of a key that stays on stable at every weight."""
+NO_BUCKET = -1
+"""Where no bucket is known."""
 
 
 def canonical(value: Any) -> str:

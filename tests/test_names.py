@@ -65,6 +65,7 @@ COUNTED = {
 }
 PLAIN = {
     *(
+        "BUCKET",
         "BYTE",
         "CODE",
         "COUNT",

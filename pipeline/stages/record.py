@@ -79,6 +79,7 @@ class Record:
                     fields=event.model.fields,
                     scores=event.scores,
                     routing_hash=event.routing_hash,
+                    bucket=event.bucket,
                     overridden=event.overridden,
                     candidate_ids=event.candidate_ids,
                     network=event.network,

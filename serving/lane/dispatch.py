@@ -25,6 +25,7 @@ from pipeline.errors import (
     PermissionDenied,
 )
 from pipeline.event import Event
+from pipeline.hashing import NO_BUCKET
 from pipeline.inputs import LACKS_ROWS
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.sampling import EVERYTHING, TrafficSample
@@ -33,6 +34,7 @@ from serving.lane.engines import Engines
 from serving.lane.loader import Sample
 from serving.lane.registry import Registry
 from serving.lane.served import Served, ServedEndpoint
+from serving.rollout.routing import bucket_of
 from serving.rollout.routing_key import RoutingHash
 from serving.telemetry import Telemetry
 from serving.telemetry.histogram import Recent
@@ -57,7 +59,7 @@ SAMPLE_EVERY_S = 0.1
 @dataclass(frozen=True, slots=True)
 class Target:
     """The version that answers a request. `endpoint` is the bundle's name where a model is called by name (arm `direct`);
-    `versions` are those of an endpoint's stable and candidate arm."""
+    `versions` are those of an endpoint's stable and candidate arm; `bucket` is that of the routing key."""
 
     served: Served
     endpoint: str
@@ -65,6 +67,7 @@ class Target:
     overridden: bool = False
     degraded: tuple[str, ...] = ()
     versions: tuple[int, int] = (0, 0)
+    bucket: int = NO_BUCKET
 
 
 @dataclass
@@ -178,7 +181,8 @@ class Dispatcher:
             )
         if arm:
             return self._override(served, name, arm)
-        choice = served.arm_of(key)
+        bucket = bucket_of(served.endpoint, key)
+        choice = served.arm_of_bucket(bucket)
         if not key:
             self.counters["missing_key"] += 1
         degraded: tuple[str, ...] = ()
@@ -189,7 +193,7 @@ class Dispatcher:
         if chosen is None:
             served.check_here(choice)
             raise NotReady(f"endpoint {name!r} has no version ready for its stable arm")
-        return Target(chosen, name, choice, False, degraded, served.versions)
+        return Target(chosen, name, choice, False, degraded, served.versions, bucket)
 
     def describe(self, name: str, version: str = "") -> Served:
         """The model behind a name, for its metadata: an endpoint's stable arm (else its candidate), or a bundle."""
@@ -310,13 +314,14 @@ class Dispatcher:
         served = self.registry.snapshot.endpoints.get(target.endpoint)
         if served is None or served.stable is None:
             return None
-        return Target(served.stable, target.endpoint, "stable", False, (FAILED,), target.versions)
+        return Target(served.stable, target.endpoint, "stable", False, (FAILED,), target.versions, target.bucket)
 
     async def _run(self, target: Target, event: Event, started: float, deadline: float) -> None:
         event.model = target.served.model
         event.deadline = deadline
         event.endpoint = target.endpoint
         event.arm = target.arm
+        event.bucket = target.bucket
         event.overridden = target.overridden
         event.stable_version, event.candidate_version = target.versions
         event.degraded.extend(target.degraded)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import Conflict
 from pipeline.model.model import Model
-from serving.rollout.routing import Arm, Endpoint, choose_arm
+from serving.rollout.routing import Arm, Endpoint, arm_of_bucket, bucket_of
 from serving.wire.inference import InferCodec
 from serving.wire.ranking import RankCodec
 
@@ -59,7 +59,11 @@ class ServedEndpoint:
 
     def arm_of(self, key: str) -> Arm:
         """The arm that a routing key belongs to now."""
-        return "stable" if self.killed else choose_arm(self.endpoint, key)
+        return self.arm_of_bucket(bucket_of(self.endpoint, key))
+
+    def arm_of_bucket(self, bucket: int) -> Arm:
+        """The arm that the keys of a bucket belong to now."""
+        return "stable" if self.killed or self.endpoint.killed else arm_of_bucket(bucket, self.endpoint.weight)
 
     def check_here(self, arm: str) -> None:
         """Refuse what an arm cannot do that another server answers. Raises: Conflict."""

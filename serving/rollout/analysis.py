@@ -35,7 +35,7 @@ from serving.rollout.sums import selection
 from serving.rollout.sums.auc import BLOCK_BINS, BlockAuc
 from serving.rollout.sums.blocks import MAX_BLOCKS, MAX_TABLE_ROWS, PART, BlockTable
 from serving.rollout.sums.cap import KeyCap
-from serving.rollout.sums.outcome import count_outcome
+from serving.rollout.sums.outcome import BeforeSums, count_outcome
 from serving.rollout.sums.packed import pack_sums, unpack_sums
 from serving.rollout.sums.scale import NAT_UNITS, SQUARE_UNITS, UNITS, checked, fixed
 from serving.rollout.sums.slices import Slices
@@ -59,6 +59,7 @@ class RolloutAnalysis:
         slices: slices of the traffic to sum separately; None: none.
         table: that the blocks are kept in; None: a new one of the usual size.
         cap: on the rows of a key; None: none.
+        weights: of the steps, for outcomes of keys from before the candidate answered (`BeforeSums`).
 
     Attributes:
         seq: place in the labelled log up to which the sums count.
@@ -76,10 +77,12 @@ class RolloutAnalysis:
         slices: Slices | None = None,
         table: BlockTable | None = None,
         cap: KeyCap | None = None,
+        weights: Sequence[float] = (),
     ) -> None:
         self.endpoint, self.bundle, self.slices = endpoint, bundle, slices
         self.table = BlockTable(block_ms) if table is None else table
         self.cap = cap
+        self.before = BeforeSums(weights)
         self.seq, self.whole = after, True
         self.overridden = self.exposed = self.paired = self.not_finite = self.left_out = 0
         self.stays: list[StaySums] = []
@@ -95,6 +98,7 @@ class RolloutAnalysis:
         """Rows predicted from `entered_ms` on belong to a stay at `step` with `weight`."""
         self._flush()
         stay = StaySums(step, weight, entered_ms)
+        stay.outcome.before = self.before.at(weight)
         if self._first is None:
             self._first = stay
         elif self._second_ms is None:
@@ -176,11 +180,12 @@ class RolloutAnalysis:
         for at, (_, of_stay) in enumerate(saved):
             arrays |= {f"stay{at}_{name}": array for name, array in of_stay.items()}
         arrays |= self._auc.save() | ({} if self.cap is None else self.cap.save())
+        arrays["before"] = self.before.sums
         arrays["lost"] = np.array([*self._lost], np.uint64).view(np.int64)
         counts = (self.exposed, self.paired, self.overridden, self.not_finite, self.left_out)
         head = {
             "identity": [*identity], "seq": self.seq, "table": table_head, "counts": counts, "stays": [head for head, _ in saved],
-            "live": len(self.stays), "second_ms": self._second_ms,
+            "live": len(self.stays), "second_ms": self._second_ms, "before": self.before.weights,
             "slices": None if self.slices is None else self.slices.save(),
         }  # fmt: skip
         return pack_sums(head, arrays)
@@ -207,6 +212,10 @@ class RolloutAnalysis:
         ]
         self._first, self._second_ms = next(iter(stays), None), head["second_ms"]
         self.stays = stays[len(stays) - head["live"] :]
+        if "before" in arrays:
+            self.before.restore(head["before"], arrays["before"])
+        for stay in stays:
+            stay.outcome.before = self.before.at(stay.weight)
         if self.stays:
             self.table.outcome = self.stays[-1].outcome
         self._lost = OrderedDict.fromkeys(arrays["lost"].view(np.uint64).tolist())
@@ -219,7 +228,9 @@ class RolloutAnalysis:
         named = None if self.slices is None else self.slices.named
         table_head, arrays = self.refresh().save(named if named is not None else ())
         busy = {} if self.cap is None else self.cap.save_busy()
-        return pack_sums({"seq": self.seq, "table": table_head}, arrays | busy | {"outcome": self.table.outcome.sums})
+        outcome = self.table.outcome
+        known = {} if outcome.before is None else {"outcome_before": outcome.before}
+        return pack_sums({"seq": self.seq, "table": table_head}, arrays | busy | known | {"outcome": outcome.sums})
 
     def _entered(self) -> list[int]:
         """Entries of the first stay, of the one after it, and of the last one."""
@@ -239,7 +250,9 @@ class RolloutAnalysis:
             return
         phase = self._phase_of(entry.time_ms)
         if phase >= 0:  # outcomes are sums by group of keys, so their limits account for a busy one
-            count_outcome(self.stays[phase].outcome, record, entry)
+            counted = count_outcome(self.stays[phase].outcome, record, entry)
+            if counted is not None and self._untouched(entry.time_ms):
+                self.before.add(record.routing_hash, record.bucket, counted)
         if not len(entry.indices):  # answered and never shown: no evidence on rows
             return
         block = entry.time_ms // self.table.block_ms
@@ -308,6 +321,11 @@ class RolloutAnalysis:
         if record.arm == "candidate":
             return (theirs, own, record.version) if record.bundle == self.bundle else None
         return (own, theirs, other.version) if other.bundle == self.bundle else None
+
+    def _untouched(self, time_ms: int) -> bool:
+        """Whether the candidate had answered nobody then."""
+        first, second_ms = self._first, self._second_ms
+        return first is not None and first.weight == 0 and (second_ms is None or time_ms < second_ms)
 
     def _phase_of(self, time_ms: int) -> int:
         for at in range(len(self.stays) - 1, -1, -1):
@@ -408,6 +426,7 @@ def new_analysis(
         slices,
         new_table(spec) if table is None else table,
         new_cap(spec),
+        [step.weight for step in spec.steps if step.weight > 0],
     )
 
 

@@ -104,7 +104,7 @@ def explain(
         head, arrays = kept
         table = new_table(stored.spec)
         table.restore(head["table"], arrays)
-        table.outcome = OutcomeSums(arrays["outcome"])
+        table.outcome = OutcomeSums(arrays["outcome"], arrays.get("outcome_before"))
         note = f"the sums that the verdict rests on, of the labelled log up to {head['seq']}"
     look = Look(stored.spec, state, table)
     breach = next(look.breaches(), None)
@@ -143,6 +143,8 @@ def _from_rows(
         if len(mine) < len(entries):
             break
     table = analysis.refresh()
+    if kept is not None:
+        table.outcome.before = kept[1].get("outcome_before")
     table.merge(0 if kept is None else int(kept[0]["table"]["doublings"]))
     note = f"{read} predictions of the labelled log, {state.evidence_seq + 1} to {until}"
     if read < wanted:

@@ -217,9 +217,12 @@ def phase_figures(stay: StaySums, first: StaySums, chosen: Selection, error: flo
 
 
 def outcome_figures(sums: OutcomeSums, error: float) -> dict[str, Interval]:
-    """Outcome per request of each arm and their difference; the limits' `blocks` are groups of keys."""
-    found = {arm: Interval.of(sums.limits(arm, error)) for arm in ARMS}
-    return {**found, "difference": Interval.of(sums.difference(error))}
+    """Outcome per request of each arm and their difference; the limits' `blocks` are groups of keys. Where outcomes of the keys from
+    before are known, `unadjusted` is the difference without them."""
+    found = {arm: Interval.of(sums.limits(arm, error)) for arm in ARMS} | {
+        "difference": Interval.of(sums.difference(error))
+    }
+    return found if sums.before is None else found | {"unadjusted": Interval.of(sums.plain_difference(error))}
 
 
 def slice_figures(table: BlockTable, slices: Slices | None, error: float) -> tuple[SliceFigures, ...]:

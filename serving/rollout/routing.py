@@ -11,9 +11,20 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.hashing import bucket
+from pipeline.hashing import HELD_BUCKET, NO_BUCKET, bucket
 
-__all__ = ["OBSERVED", "Arm", "ArmSpec", "Endpoint", "choose_arm", "held_out", "is_observed", "on_candidate"]
+__all__ = [
+    "OBSERVED",
+    "Arm",
+    "ArmSpec",
+    "Endpoint",
+    "arm_of_bucket",
+    "bucket_of",
+    "choose_arm",
+    "held_out",
+    "is_observed",
+    "on_candidate",
+]
 
 Arm = Literal["stable", "candidate"]
 
@@ -87,11 +98,24 @@ def choose_arm(endpoint: Endpoint, key: str) -> Arm:
 
     The caller answers with stable where the endpoint's kill flag is set (`serving.state.kill`) and does not call this.
     """
-    if not key or endpoint.killed or endpoint.candidate is None:
-        return "stable"
-    if held_out(endpoint.salt, key, endpoint.holdout) or not on_candidate(endpoint.salt, key, endpoint.weight):
-        return "stable"
-    return "candidate"
+    return "stable" if endpoint.killed else arm_of_bucket(bucket_of(endpoint, key), endpoint.weight)
+
+
+def bucket_of(endpoint: Endpoint, key: str) -> int:
+    """Bucket of a routing key, which its arm follows from at every weight: 0..9999; `HELD_BUCKET` for one of the holdout;
+    `NO_BUCKET` without a key, or where there is no candidate."""
+    if not key or endpoint.candidate is None:
+        return NO_BUCKET
+    return HELD_BUCKET if held_out(endpoint.salt, key, endpoint.holdout) else bucket(endpoint.salt, key)
+
+
+def arm_of_bucket(number: int, weight: float) -> Arm:
+    """The arm of the keys of a bucket at `weight` percent (0..100).
+
+    >>> arm_of_bucket(4999, 50.0), arm_of_bucket(5000, 50.0), arm_of_bucket(HELD_BUCKET, 100.0), arm_of_bucket(NO_BUCKET, 100.0)
+    ('candidate', 'stable', 'stable', 'stable')
+    """
+    return "candidate" if NO_BUCKET < number < 100.0 * weight else "stable"
 
 
 def on_candidate(salt: str, key: str, weight: float) -> bool:

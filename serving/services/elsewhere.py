@@ -6,6 +6,7 @@ Observe commits as Feedback does, and answers once that is done. Formats: `servi
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from pipeline.errors import InvalidInput, NotFound, NotReady
 from pipeline.traffic.log import ACCEPTED
@@ -14,6 +15,7 @@ from pipeline.traffic.writer import TrafficWriter
 from protos.baton.ranking.v1 import ranking_pb2 as pb
 from serving.lane.dispatch import Dispatcher
 from serving.lane.served import ServedEndpoint
+from serving.rollout.routing import bucket_of
 from serving.services.access import Access
 from serving.services.label_intake import LabelIntake
 from serving.services.rpc import Call, committed, parse
@@ -70,12 +72,12 @@ class Elsewhere:
             served.observed("stable") and (endpoint.candidate is None or served.observed("candidate"))
         ):
             _check_no_features(request)
-        now_ms = self._dispatcher.now_ms()
+        now_ms, buckets = self._dispatcher.now_ms(), partial(bucket_of, endpoint)
         read = []
         for at, told in enumerate(request.predictions):
             if at % _TURN_ENTRIES == _TURN_ENTRIES - 1:
                 await asyncio.sleep(0)
-            read.append(self._codec.read(told, endpoint.name, arms, here.rank if here else None, now_ms))
+            read.append(self._codec.read(told, endpoint.name, arms, here.rank if here else None, now_ms, buckets))
         wanted = [one for one in read if isinstance(one, Observed)]
         written = iter(await committed(self._writer.observe(wanted)) if wanted else ())
         replies = [next(written) if isinstance(one, Observed) else one for one in read]

@@ -72,6 +72,7 @@ class ObserveCodec:
         arms: Mapping[str, TellableArm],
         codec: RankCodec | None,
         now_ms: int,
+        bucket_of: Callable[[str], int],
     ) -> Observed | ObservedReply:
         """A prediction for the log, or the reply that refuses it.
 
@@ -79,9 +80,10 @@ class ObserveCodec:
             arms: those that the endpoint has.
             codec: of an arm that is served here; None: there is none, and features cannot be read.
             now_ms: Unix milliseconds by the log's clock.
+            bucket_of: bucket of a routing key at this endpoint.
         """
         try:
-            return self._read(told, endpoint, arms, codec, now_ms)
+            return self._read(told, endpoint, arms, codec, now_ms, bucket_of)
         except InvalidInput as error:
             return ObservedReply("", INVALID, str(error))
 
@@ -92,6 +94,7 @@ class ObserveCodec:
         arms: Mapping[str, TellableArm],
         codec: RankCodec | None,
         now_ms: int,
+        bucket_of: Callable[[str], int],
     ) -> Observed:
         if not told.request_id:
             raise InvalidInput("request_id is empty: without the caller's own id a repetition would count twice")
@@ -137,6 +140,7 @@ class ObserveCodec:
             fields="" if codec is None or features.absent else codec.schema.columns,
             scores=answered.scores,
             routing_hash=self._routing_hash(told.routing_key),
+            bucket=bucket_of(told.routing_key),
             overridden=told.overridden,
             candidate_ids=candidate_hashes(named),
             stable_version=versions.get("stable", 0),

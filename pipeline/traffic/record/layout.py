@@ -30,9 +30,9 @@ __all__ = [
 
 MAGIC = b"BPR2"
 
-KEYS_FORMAT = "qQQQQIIfBBHH6x"
+KEYS_FORMAT = "qQQQQIIfBBHHH4x"
 """time_ms; versions: of the model, of stable, of candidate; routing hash; bytes in all; n; inclusion probability; arm, flags;
-number of blocks; bytes of the names."""
+number of blocks; bytes of the names; bucket plus one, 0 where it is not known (as in records from before it was written)."""
 PREFIX = struct.Struct("<4sI")
 """Magic, and the CRC-32 of all that follows up to the first block."""
 HEAD = struct.Struct("<4sI" + KEYS_FORMAT)

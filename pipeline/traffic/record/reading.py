@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.arrays import Array, Mask
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
+from pipeline.hashing import HELD_BUCKET
 from pipeline.traffic.record import layout, version_1
 from pipeline.traffic.record.layout import Block, aligned
 from pipeline.traffic.record.record import ARMS, HeadScores, PredictionRecord, RecordHead, Texts
@@ -54,7 +55,7 @@ def read_head(blob: bytes) -> RecordHead:
             return version_1.read_head(blob)
         keys, names, end = _keys(blob)
         endpoint, _, prediction_id, _ = blob[names:end].decode().split("\0")
-        _, _, time_ms, _, _, _, routing_hash, _, n, _, arm, flags, _, _ = keys
+        _, _, time_ms, _, _, _, routing_hash, _, n, _, arm, flags, _, _, _ = keys
         request_key = 0
         if flags & layout.REQUESTED_FLAG:
             kind, size = layout.ENTRY.unpack_from(blob, names - layout.ENTRY.size)
@@ -88,7 +89,7 @@ def made_by(blob: bytes, now_ms: int) -> bytes:
 def _keys(blob: bytes | memoryview) -> tuple[_Keys, int, int]:
     """Fields of the head (`layout.HEAD`), and where the names begin and end."""
     keys = layout.HEAD.unpack_from(blob)
-    magic, check, _, _, _, _, _, size, _, _, _, _, blocks, names_size = keys
+    magic, check, _, _, _, _, _, size, _, _, _, _, blocks, names_size, _ = keys
     if magic != layout.MAGIC:
         raise ValueError(f"it starts with {magic!r} instead of {layout.MAGIC!r}")
     names = layout.HEAD.size + layout.ENTRY.size * blocks
@@ -102,9 +103,11 @@ def _keys(blob: bytes | memoryview) -> tuple[_Keys, int, int]:
 
 def _unpack(blob: memoryview) -> PredictionRecord:
     keys, names, end = _keys(blob)
-    _, _, time_ms, version, stable, candidate, routing_hash, _, n, probability, arm, flags, _, _ = keys
+    _, _, time_ms, version, stable, candidate, routing_hash, _, n, probability, arm, flags, _, _, bucket = keys
     if not 0 < probability <= 1:
         raise ValueError(f"an inclusion probability of {probability:g}")
+    if bucket > HELD_BUCKET + 1:
+        raise ValueError(f"a bucket of {bucket - 1}")
     endpoint, bundle, prediction_id, network = str(blob[names:end], "utf-8").split("\0")
     blocks = _split(blob, names, end)
     scores = _array(blocks.get(Block.SCORES), _F4, n)
@@ -137,6 +140,7 @@ def _unpack(blob: memoryview) -> PredictionRecord:
         cached=_mask(blocks.get(Block.CACHED), n),
         request_key=0 if key is None else layout.REQUEST_KEY.unpack(key)[0],
         fields=str(blocks.get(Block.FIELDS, b""), "utf-8"),
+        bucket=bucket - 1,
     )
 
 

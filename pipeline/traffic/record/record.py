@@ -8,6 +8,7 @@ from typing import NamedTuple, overload
 
 from pipeline.arrays import F32, I32, I64, Mask
 from pipeline.features import Features
+from pipeline.hashing import NO_BUCKET
 
 __all__ = ["ARMS", "HeadScores", "PredictionRecord", "RecordHead", "Texts"]
 
@@ -67,6 +68,8 @@ class PredictionRecord:
         scores: float32 `[n]`, calibrated probabilities in request order.
         routing_hash: keyed 64-bit hash of the routing key, 0 without one.
         overridden: whether the caller chose the arm; such rows are not analysed.
+        bucket: of the routing key (`pipeline.hashing.bucket`), which its arm follows from at every weight; `HELD_BUCKET`: a key that
+            stays on stable; `NO_BUCKET`: not known.
         candidate_ids: int64 `[n]` hashes of the caller's candidate ids, or None.
         network: file of the bundle that the scores come from; empty: not known.
         stable_version, candidate_version: of the models that the endpoint's arms had at that time, 0 without one.
@@ -104,6 +107,7 @@ class PredictionRecord:
     cached: Mask | None = None
     request_key: int = 0
     fields: str = ""
+    bucket: int = NO_BUCKET
 
 
 class RecordHead(NamedTuple):

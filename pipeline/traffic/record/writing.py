@@ -90,6 +90,7 @@ def pack(record: PredictionRecord) -> bytes:
         flags,
         blocks,
         len(names),
+        record.bucket + 1,
         *directory,
     )
     checked = keys + names

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InvalidInput
 from pipeline.features import Bag, Features, IdPart, NumberPart
+from pipeline.hashing import HELD_BUCKET, NO_BUCKET
 from pipeline.traffic.record import ARMS, HeadScores, PredictionRecord, made_by, pack, read_head, unpack
 from pipeline.traffic.record.layout import HEAD, Block
 
@@ -88,6 +89,7 @@ def records(draw: st.DrawFn) -> PredictionRecord:
         keep_fraction=maybe(draw(FRACTIONS), 1.0),
         load=maybe(draw(st.floats(0, 1e6, width=32)), 0.0),
         cached=maybe(array(np.bool_, st.booleans(), n)),
+        bucket=draw(st.integers(NO_BUCKET, HELD_BUCKET)),
     )
 
 
@@ -282,6 +284,12 @@ def test_two_blocks_of_a_type_are_refused() -> None:
     blob = assembled(blob[: HEAD.size], names, [(Block.SCORES, bytes(8)), (Block.SCORES, bytes(8))])
     with pytest.raises(InvalidInput, match="two blocks of type 1"):
         unpack(blob)
+
+
+def test_a_bucket_is_one_that_keys_have() -> None:
+    beyond = pack(PredictionRecord("p", 1, "e", "stable", "b", 1, Features(0), np.zeros(0), bucket=HELD_BUCKET + 1))
+    with pytest.raises(InvalidInput, match="a bucket of 10001"):
+        unpack(beyond)
 
 
 def test_an_inclusion_probability_is_above_0() -> None:

@@ -48,7 +48,7 @@ class Outside(World):
         if other is not None:
             message.other.arm = other.arm
             message.other.scores.extend(other.scores.tolist())
-        read = self.codec.read(message, "ranker", ARMS, None, self.clock.now)
+        read = self.codec.read(message, "ranker", ARMS, None, self.clock.now, lambda _: record.bucket)
         assert isinstance(read, Observed)
         (reply,) = append_observed(self.log, [read], self.clock.now)
         assert reply.status == ACCEPTED
