@@ -70,7 +70,8 @@ class SimulationReport:
     runs. `reached`: by weight, fraction of the runs that got there. `back_twice`: that stepped back more than once. `alarms`:
     that called an operator, by cause. `reasons_back`: guards of step backs and returns to an earlier version, by verb and guard.
     `interval_missed`: runs in which the interval that is shown missed the long-run bias at any look. `seen_at_bias`: the bias when
-    it was first seen by a hold, a step back or an alarm after the end.
+    it was first seen by a hold, a step back or an alarm after the end. `effects`: on clicks per request, means over the runs
+    (`learns_from_both`).
     """
 
     scenario: str
@@ -92,6 +93,7 @@ class SimulationReport:
     reasons_back: dict[str, float] = field(default_factory=dict)
     interval_missed: float = 0.0
     seen_at_bias: dict[str, float | None] = field(default_factory=dict)
+    effects: dict[str, float] = field(default_factory=dict)
 
 
 def simulate(
@@ -149,6 +151,7 @@ def simulate(
         reasons_back=_fractions([run.reasons for run in done]),
         interval_missed=float(np.mean([run.interval_missed for run in done])),
         seen_at_bias=_spread([run.seen_at for run in done if run.seen_at is not None]),
+        effects=_means([run.effects for run in done if run.effects]),
     )
 
 
@@ -200,6 +203,7 @@ class _Run:
     reasons: set[str] = field(default_factory=set)
     interval_missed: bool = False
     seen_at: float | None = None
+    effects: dict[str, float] = field(default_factory=dict)
 
     def note(self, decision: Decision, scenario: Scenario, number: int) -> None:
         """Take down what an operator sees of a decision."""
@@ -285,7 +289,7 @@ def _run(spec: Rollout, traffic: Traffic, carry: bool, rng: np.random.Generator)
                 break
         if state.phase == Phase.COMPLETED and not scenario.goes_on:
             break
-    run.turned_at = scenario.turned_at
+    run.turned_at, run.effects = scenario.turned_at, scenario.effects()
     run.left_out = table.select(0).left_out_fraction()
     return run
 
@@ -299,3 +303,8 @@ def _spread(values: list[Any]) -> dict[str, float | None]:
 def _fractions(found: list[set[str]]) -> dict[str, float]:
     """Fraction of the runs in which each was found."""
     return {name: sum(name in each for each in found) / len(found) for name in sorted(set().union(*found))}
+
+
+def _means(found: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each number over the runs that have it."""
+    return {name: round(float(np.mean([each[name] for each in found])), 4) for name in (found[0] if found else ())}

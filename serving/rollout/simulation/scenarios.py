@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.arrays import F64, I64
+from pipeline.metrics import auc, row_logloss
 from serving.rollout.analysis import new_cap
 from serving.rollout.observed import ArmCounters, NewVersion
 from serving.rollout.simulation.pool import REQUEST_ROWS, USUAL_CLICK_FRACTION, pool
+from serving.rollout.simulation.shop import SHOWN_ROWS, Trials
 from serving.rollout.spec import Rollout
 from serving.rollout.state import RolloutState
 from serving.rollout.sums import selection
@@ -126,6 +128,10 @@ class Scenario:
     def bias_at(self, number: int) -> float:
         """Bias of the candidate now."""
         return self.bias
+
+    def effects(self) -> dict[str, float]:
+        """Relative effects on clicks per request by the end of a run, by name; none where they are not of interest."""
+        return {}
 
 
 class _Biased(Scenario):
@@ -446,6 +452,34 @@ class _ManyVersions(Scenario):
         return Block(line, versions=(NewVersion(len(self._moves), (1.0 + newest) / (1.0 + serves) - 1.0),))
 
 
+class _LearnsFromBoth(Scenario):
+    """A shop whose arms learn from what both of them show; the candidate tells items apart that stable cannot."""
+
+    def __init__(self, traffic: Traffic, spec: Rollout, rng: np.random.Generator) -> None:
+        super().__init__(traffic, spec, rng)
+        self._trials = Trials(rng)
+
+    def block(self, number: int, state: RolloutState) -> Block:
+        share = state.weight / 100 * (1.0 - self.spec.holdout)
+        shown = self._trials.block(self.traffic.block_rows // SHOWN_ROWS, share)
+        served, clicks = np.repeat(shown.by_candidate, SHOWN_ROWS), shown.clicks.ravel()
+        stable, candidate = shown.stable.ravel(), shown.candidate.ravel()
+        line = np.zeros(selection.COLUMNS)
+        line[[selection.ROWS, selection.EXPOSED]] = len(clicks)
+        line[selection.CLICKS], line[selection.SERVED_CLICKS] = clicks.sum(), clicks[served].sum()
+        line[selection.STABLE], line[selection.SERVED_STABLE] = stable.sum(), stable[served].sum()
+        line[selection.CANDIDATE], line[selection.SERVED] = candidate.sum(), candidate[served].sum()
+        line[selection.SERVED_ROWS], line[selection.VERSION] = served.sum(), 1
+        line[selection.LOSS_DELTA] = float((row_logloss(clicks, candidate) - row_logloss(clicks, stable)).sum())
+        line[selection.AUC_DELTA] = (
+            auc(clicks, candidate) - auc(clicks, stable) if 0 < clicks.sum() < len(clicks) else np.nan
+        )
+        return Block(line)
+
+    def effects(self) -> dict[str, float]:
+        return self._trials.effects()
+
+
 _KINDS: dict[str, type[Scenario]] = {
     "good": Scenario,
     "biased": _Biased,
@@ -471,6 +505,7 @@ _KINDS: dict[str, type[Scenario]] = {
     "late_positives": _LatePositives,
     "repeated_rows": _RepeatedRows,
     "many_versions": _ManyVersions,
+    "learns_from_both": _LearnsFromBoth,
 }
 SCENARIOS = tuple(_KINDS)
 

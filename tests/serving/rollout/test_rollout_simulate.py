@@ -127,6 +127,11 @@ def test_a_base_rate_jump_holds_unless_bias_is_taken_relative_to_stable() -> Non
     assert simulate(relative, "base_rate_jump", runs=3, seed=7).promoted == 1.0
 
 
+def test_arms_that_learn_from_each_other_look_more_alike_than_they_are() -> None:
+    report = simulate(SPEC, "learns_from_both", runs=2, seed=9, horizon=400)
+    assert report.effects["shared"] < report.effects["alone"]
+
+
 def test_unknown_scenarios_are_refused() -> None:
     with pytest.raises(InvalidInput, match="is not one of good"):
         simulate(SPEC, "perfect")
