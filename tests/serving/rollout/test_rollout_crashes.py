@@ -27,7 +27,23 @@ from serving.rollout.observed import NewVersion, Observed
 from serving.rollout.routing import ArmSpec, Endpoint
 from serving.rollout.spec import Rollout
 from serving.rollout.sqlite_store import SqliteControlStore
-from serving.rollout.state import Abort, Advance, Complete, Event, Pause, Promote, Recover, Resume, SetWeight, Undo
+from serving.rollout.state import (
+    Abort,
+    AdoptVersion,
+    Advance,
+    Approve,
+    AskApproval,
+    Complete,
+    Event,
+    Pause,
+    Promote,
+    Recover,
+    Resume,
+    ReturnVersion,
+    SetWeight,
+    Undo,
+)
+from serving.rollout.status.freeze import FREEZE
 from serving.rollout.store import StoredRollout, Who
 
 NAMES = ("ranker", "shop")
@@ -36,6 +52,7 @@ MANUAL = (0.0, 33.0, 100.0)
 VERBS: tuple[Event, ...] = (
     Pause(), Resume(), Promote(), Promote(full=True), Abort(), Undo(), SetWeight(33.0), SetWeight(100.0),
     Advance(), Advance(reset_evidence=True), Complete(), Recover(),
+    AskApproval(), Approve(), AdoptVersion(2), AdoptVersion(3, restart=True), ReturnVersion(1, "score_ratio"),
 )  # fmt: skip
 
 
@@ -202,11 +219,17 @@ def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_p
     changes: dict[str, Any] = {
         "start": lambda: controller.start(spec("ranker"), "ada", "go", version=1),
         "promote": lambda: controller.command("ranker", Promote(), "ada", "push", force=True),
+        "ask_approval": lambda: controller.command("ranker", AskApproval(), "control", "all is there"),
+        "approve": lambda: controller.command("ranker", Approve(), "ada", "fine"),
+        "adopt_version": lambda: controller.command("ranker", AdoptVersion(2), "control", "newer"),
+        "return_version": lambda: controller.command("ranker", ReturnVersion(1, "score_ratio"), "control", "worse"),
+        "freeze": lambda: store.put_setting(FREEZE, {"until_ms": 1}, Who("ada", "sale", 1), "freeze"),
+        "lift_freeze": lambda: store.put_setting(FREEZE, {}, Who("ada", "over", 1), "lift_freeze"),
         "abort": lambda: controller.command("ranker", Abort(), "ada", "stop"),
     }
     for name in changes:
         for at in itertools.count():
-            before = store.endpoint("ranker"), store.rollouts(), store.audit()
+            before = store.endpoint("ranker"), store.rollouts(), store.audit(), store.setting(FREEZE)
             db = store._db
             dying = Dying(db, at)
             store._db = dying  # type: ignore[assignment]
@@ -219,9 +242,9 @@ def test_a_change_that_dies_at_any_of_its_statements_is_whole_or_not_there(tmp_p
             else:
                 store._db = db
                 break
-            after = store.endpoint("ranker"), store.rollouts(), store.audit()
+            after = store.endpoint("ranker"), store.rollouts(), store.audit(), store.setting(FREEZE)
             assert after == before, f"{name} died at {dying.last!r} and left a part of itself"
     store.close()
     log.close()
-    for table in ("INTO endpoints", "INTO rollouts", "UPDATE rollouts", "INTO audit", "COMMIT"):
+    for table in ("INTO endpoints", "INTO rollouts", "UPDATE rollouts", "INTO audit", "INTO settings", "COMMIT"):
         assert any(table in statement for statement in died), f"no change was cut off at {table}"
