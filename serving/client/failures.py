@@ -75,6 +75,8 @@ def failed_call(error: Any) -> FailedCall:
     if code is grpc.StatusCode.UNAVAILABLE:
         fate = Fate.REFUSED if details.ours else Fate.UNSENT if text.startswith(_UNSENT) else Fate.LOST
         return FailedCall(kind(text), fate)
+    if code is grpc.StatusCode.CANCELLED and not details.ours:
+        return FailedCall(kind(text), Fate.REFUSED)  # by a server that ends: no handler has seen it
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not details.ours:
         return FailedCall(kind(text), Fate.LATE)
     return FailedCall(kind(text), Fate.FINAL)

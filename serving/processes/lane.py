@@ -44,7 +44,7 @@ from serving.lane.stages import lane_plan
 from serving.rollout.routing_key import RoutingHash
 from serving.runtime import status
 from serving.runtime.claims import SPARE, holder_of, role_lock
-from serving.runtime.listeners import let_in_no_more
+from serving.runtime.listeners import ask_to_leave, let_in_no_more
 from serving.runtime.process import connections_within, die_with_parent
 from serving.runtime.status import ArmTotals, EngineStatus, HandOffStatus, LaneArm, LaneStatus
 from serving.security.authenticator import CALLER_REASONS, Authenticator
@@ -186,6 +186,9 @@ class Lane:
         await self.health.drain()
         await asyncio.sleep(NOTICE_S)  # clients that watch the health leave by themselves
         await let_in_no_more(self.port)
+        if self._certificates is None:
+            await asyncio.to_thread(ask_to_leave, self.port)
+            await asyncio.sleep(NOTICE_S)  # calls that were on their way
         await self._finish(drain)
         for task in self._tasks:
             task.cancel()
