@@ -105,6 +105,7 @@ def reasons(monkeypatch: pytest.MonkeyPatch) -> None:
         },
         "/worker": {"versions": {}},
     }  # fmt: skip
+    monkeypatch.setattr(AdminClient, "check_alive", lambda self: None)
     monkeypatch.setattr(AdminClient, "get", lambda self, path, **query: answers[path])
 
 
