@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from pipeline.traffic.log import EndpointStats, TrafficStats
 from serving.http.console.live import Cell, Facts, LiveTable, panel
 from serving.http.console.reader import Reading, View
 from serving.http.console.wording import NONE, age, count, milliseconds, percent, signed_percent, span, weight
+from serving.rollout.label_path import MOST_FRACTION, Arrived
 from serving.rollout.state import Phase
 from serving.runtime.roster import ProcessState
-from serving.runtime.status import LaneStatus, Report, ShadowStatus, Status
+from serving.runtime.status import LabelStatus, LaneStatus, Report, ShadowStatus, Status
 
 __all__ = ["EndpointsPanel", "LabelsPanel", "ProcessesPanel", "bound_of", "phase_of", "state_of"]
 
@@ -44,11 +46,13 @@ class ProcessesPanel:
 
 
 class LabelsPanel:
-    """Counts of labels and of their join with predictions."""
+    """Counts of labels and of their join with predictions; by endpoint what came of the labels of the last hour."""
 
     def __init__(self) -> None:
         with panel("Labels", "predictions wait for theirs until the attribution window is over", "half"):
             self._facts = Facts()
+            columns = ("endpoint", ">labelled", ">late", ">delay", ">last", ">rows")
+            self._table = LiveTable(columns, "Labels of the last hour", "No endpoint yet.")
 
     def tell(self, reading: Reading, now_ms: int) -> None:
         traffic = reading.traffic
@@ -60,8 +64,34 @@ class LabelsPanel:
                 "open predictions": count(traffic.open_predictions),
                 "labels without prediction": count(traffic.parked),
                 "late": count(traffic.late),
+                "refused": count(_refused(reading)),
             }
         )
+        self._table.tell([_label_row(name, lanes, traffic, now_ms) for name, lanes in sorted(_labels(reading).items())])
+
+
+def _labels(reading: Reading) -> dict[str, list[LabelStatus]]:
+    """Labels by endpoint, as each lane sees them."""
+    lanes = [lane.status.labels for lane in reading.statuses.fresh().lanes.values()]
+    return {name: [labels[name] for labels in lanes if name in labels] for name in reading.views}
+
+
+def _refused(reading: Reading) -> int:
+    """Entries of feedback that were refused in the last hour: a lane says the same number for each endpoint."""
+    lanes = [lane.status.labels.values() for lane in reading.statuses.fresh().lanes.values()]
+    return sum(max((labels.refused for labels in lane), default=0) for lane in lanes)
+
+
+def _label_row(name: str, lanes: list[LabelStatus], traffic: TrafficStats, now_ms: int) -> list[Cell | str]:
+    labelled = Arrived.of([lane.labelled for lane in lanes])
+    return [
+        Cell(name, "strong"),
+        count(labelled.entries),
+        Cell(percent(labelled.late_fraction), "warn" if labelled.late_fraction >= MOST_FRACTION else ""),
+        NONE if labelled.median_s is None else span(labelled.median_s),
+        age(labelled.last_ms, now_ms) if labelled.last_ms else NONE,
+        count(traffic.endpoints.get(name, EndpointStats()).labelled_rows),
+    ]
 
 
 def _process_row(process: ProcessState, report: Report[Status] | None) -> list[Cell | str]:

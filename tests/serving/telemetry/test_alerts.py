@@ -62,9 +62,19 @@ def test_every_alert_says_what_it_means_and_where_to_read_what_to_do() -> None:
         assert "    baton " in text or "`baton " in text, f"{rule['alert']}: its section names no command"
 
 
+def test_the_table_of_incidents_has_every_alert() -> None:
+    table = (ROOT / "docs" / "incidents.md").read_text()
+    assert [
+        rule["alert"]
+        for rule in rules()
+        if f"`{rule['alert']}`" not in table and rule["labels"]["severity"] == "critical"
+    ] == []
+
+
 def test_commands_of_the_runbooks_exist() -> None:
     lines = re.findall(r"^    baton (.+?)(?:  +#.*)?$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
-    assert len(lines) > 20
+    lines += re.findall(r"`baton ([^`]+)`", (ROOT / "docs" / "incidents.md").read_text())
+    assert len(lines) > 40
     for line in lines:
         command: Any = get_command(app)
         words = line.split()
