@@ -76,6 +76,24 @@ class Repository:
         found = [int(p.name) for p in folder.iterdir() if _NUMBER.fullmatch(p.name) and (p / MANIFEST).is_file()]
         return [str(v) for v in sorted(found)]
 
+    def damaged(self, name: str) -> dict[str, str]:
+        """Versions on this machine that are there and cannot be opened, with the reason; their files are not hashed."""
+        folder, found = self.root / name, {}
+        for version in (
+            sorted((p.name for p in folder.iterdir() if _NUMBER.fullmatch(p.name)), key=int) if folder.is_dir() else ()
+        ):
+            try:
+                if not (folder / version / MANIFEST).is_file():
+                    raise BundleError(
+                        f"{folder / version} has no {MANIFEST}: bring it back, or remove the folder", MANIFEST
+                    )
+                same(Bundle.open(folder / version).manifest, name, version, str(folder / version / MANIFEST))
+            except BundleError as error:
+                found[version] = str(error)
+            except OSError as error:
+                found[version] = f"{folder / version} cannot be read: {error.strerror}"
+        return found
+
     def manifest(self, name: str, version: str) -> Manifest:
         """The manifest of a version; its other files are not checked.
 
@@ -224,13 +242,11 @@ class Repository:
 
         Args:
             unfinished_before: Unix time in seconds; an unfinished version that was started before it counts as abandoned.
-            unused: versions of `keep` that nobody uses; where one is damaged it stays, and nothing that it may build on.
+            unused: versions of `keep` that nobody uses; where one is damaged it stays, and nothing that it may build on. What
+                one in use may build on stays: that on which the whole version before it builds, and that version.
 
         Returns:
             The versions removed, oldest first.
-
-        Raises:
-            BundleError: a version in use is damaged, so its base is not known; nothing was removed.
         """
         removed = self._unneeded(name, keep, unused)
         self._remove(name, removed, unfinished_before)
@@ -240,15 +256,24 @@ class Repository:
         present = self.versions(name)
         needed = set(keep)
         for version in needed & set(present):
-            try:
-                manifest = self.manifest(name, version)
-            except BundleError:
-                if version not in unused:
-                    raise
-                continue
-            needed |= {*manifest.deltas, *([manifest.base] if manifest.base else [])}
+            built_on = self._built_on(name, version)
+            if built_on is None and version not in unused:
+                # It builds on its own base, which nothing tells, or on what the one before it builds on.
+                before = [v for v in present if int(v) < int(version)]
+                whole = ((v, found) for v in reversed(before) if (found := self._built_on(name, v)) is not None)
+                last, chain = next(whole, ("", frozenset[str]()))
+                built_on = chain | {last} - {""}
+            needed |= built_on or frozenset()
         newest = max(map(int, keep), default=0)
         return [version for version in present if version not in needed and int(version) < newest]
+
+    def _built_on(self, name: str, version: str) -> frozenset[str] | None:
+        """Versions that a version's tables are made of beside itself; None: it is damaged."""
+        try:
+            manifest = self.manifest(name, version)
+        except BundleError:
+            return None
+        return frozenset({*manifest.deltas, *([manifest.base] if manifest.base else [])})
 
     def _remove(self, name: str, versions: Collection[str], unfinished_before: float) -> None:
         folder = self.root / name

@@ -32,7 +32,10 @@ class ModelVerbs(Service):
     def list(self, request: r.ModelList, by: Principal) -> a.ModelPage:
         """Every version in the repository, by bundle and number."""
         names = [name for name in self._repository.names() if request.bundle in ("", name)]
-        versions = [(name, int(version)) for name in names for version in self._repository.versions(name)]
+        broken = {name: self._repository.damaged(name) for name in names}
+        versions = sorted(
+            (name, int(version)) for name in names for version in {*self._repository.versions(name), *broken[name]}
+        )
         found, token = cut(versions, request, lambda version: version, str, int)
         lanes = self._processes.lanes()
         arms = _arms(lanes)
@@ -46,7 +49,7 @@ class ModelVerbs(Service):
                 lanes,
                 arms,
                 retired.get(f"{name}/{v}", ""),
-                aside.reason if (aside := verdicts[name].get(str(v))) else "",
+                broken[name].get(str(v)) or (aside.reason if (aside := verdicts[name].get(str(v))) else ""),
             )
             for name, v in found
         ]
@@ -156,7 +159,7 @@ class ModelVerbs(Service):
         try:
             manifest = self._repository.open(bundle, version).manifest
         except BatonError as error:
-            return a.Model(**shared, architecture="", servable=False, reasons=[], fault=str(error), metrics={})
+            return a.Model(**shared, architecture="", servable=False, reasons=[], fault=aside or str(error), metrics={})
         return a.Model(
             **shared,
             architecture=manifest.architecture,

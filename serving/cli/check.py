@@ -37,6 +37,7 @@ from serving.tiers.unknown import unusual
 from serving.wiring.bundles import open_repository
 from serving.wiring.home import home_faults
 from serving.wiring.in_force import not_in_force
+from serving.wiring.state_restore import state_condition
 from serving.wiring.traffic import now_ms_of
 from transfer.architecture_names import is_known, unknown_architecture
 
@@ -95,6 +96,7 @@ def _configured(path: Path) -> list[Finding]:
         return [("config", False, str(error))]
     found: list[Finding] = [("config", True, str(path))]
     found.append(_home(config))
+    found.append(_state(config))
     found += [_port(config, name, port) for name, port in config.listen.ports.items()]
     found += _processes(config)
     try:
@@ -132,6 +134,10 @@ def _configured(path: Path) -> list[Finding]:
                 detail = f"set aside: {aside}" if aside else "is whole"
                 found.append((f"{endpoint}/{arm}", not aside, f"{spec.bundle} {version} {detail}"))
     found += _teachers(config, repository)
+    broken = {f"{name}/{v}": why for name in repository.names() for v, why in repository.damaged(name).items()}
+    found.append(
+        ("versions", not broken, "; ".join(f"{key}: {why}" for key, why in broken.items()) or "none is damaged")
+    )
     return found
 
 
@@ -181,6 +187,16 @@ def _why_frozen(manifest: Manifest, own: Collection[str]) -> str:
 def _home(config: Config) -> Finding:
     faults = home_faults(config, DATABASE_CHECK_S)
     return ("home", not faults, "; ".join(faults) or f"{config.home} is whole")
+
+
+def _state(config: Config) -> Finding:
+    """Whether the state is the one that this home knows; how its Redis is kept is checked beside."""
+    try:
+        found = state_condition(config)
+    except BatonError as error:
+        return ("state identity", False, str(error))
+    said = "there is none yet" if found.condition == "new" else f"{found.identity} is the one of this home"
+    return ("state identity", not found.problem, found.problem or said)
 
 
 def _port(config: Config, name: str, port: int) -> Finding:

@@ -65,9 +65,11 @@ def _from_files(path: Path, error: NotReady, output: Output) -> None:
         raise error from None
     now_ms = now_ms_of(config)
     say(f"{error}; this is from the files in {config.home}")
+    found = files.read(config.status, now_ms)
     processes = {
         "processes": [asdict(process) for process in roster_of(config, now_ms)],
-        "damaged": [asdict(damaged) for damaged in files.read(config.status, now_ms).damaged],
+        "damaged": [asdict(damaged) for damaged in found.damaged],
+        "control": None if found.control is None else found.control.to_json(),
         "stores": [{**asdict(store), "full": store.full} for store in look_at_stores(config)],
     }
     _show(processes, {"server": str(error), "processes": processes}, output)
@@ -99,6 +101,7 @@ def _show(processes: dict[str, Any], data: dict[str, Any], output: Output) -> No
         ]:
             show_table("models on other servers", REMOTE_COLUMNS, rows)
         faults = {key: why for lane in lanes.values() for key, why in lane.get("faults", {}).items()}
+        faults |= (processes.get("control") or {}).get("damaged", {})
         if faults:
             show_table("versions that cannot be loaded", ("version", "why"), sorted(faults.items()))
 

@@ -2,7 +2,8 @@
 
 These versions of a bundle stay: those that processes serve or want, those that endpoints or rollouts name, those that the
 worker goes on from, the newest that may serve, a number of newest ones (`bundles_keep`), and all that these build on. It
-runs in a thread of its own at low priority; a pass that fails is made again.
+runs in a thread of its own at low priority; a pass that fails is made again. A version that is damaged holds up neither its
+neighbours nor other bundles: it stays while it is in use, with what it may build on, and is reported.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class BundleUpkeep:
         keep: newest versions of each bundle that stay.
         worker: whether a worker is configured; then nothing is removed from the repository before it has reported.
         now: Unix time in seconds.
+
+    Attributes:
+        damaged: versions that cannot be opened, as bundle/version, and why.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class BundleUpkeep:
         self._keep = keep
         self._worker = worker
         self._now = now
+        self.damaged: Mapping[str, str] = {}
         self._totals = Counter(versions_removed=0, segments_removed=0, segments_merged=0, failures=0)
 
     def counters(self) -> Mapping[str, int]:
@@ -71,13 +76,30 @@ class BundleUpkeep:
         used = self._used(statuses)
         chains = None if statuses.learner is None else statuses.learner.status.chains
         for name in self._repository.names():
-            try:
-                if chains is not None or not self._worker:
-                    self._prune(name, used.get(name, set()) | set((chains or {}).get(name, ())))
-                self._tend(name, used.get(name, set()))
-            except BatonError as error:
-                self._totals["failures"] += 1
-                log.warning("versions and segments of %s are left alone: %s", name, error)
+            known = used.get(name, set())
+            if chains is not None or not self._worker:
+                self._guarded(name, lambda n=name, k=known: self._prune(n, k | set((chains or {}).get(n, ()))))  # type: ignore[misc]
+            self._guarded(name, lambda n=name, k=known: self._tend(n, k))  # type: ignore[misc]
+
+    def look(self) -> None:
+        """Look for versions that are damaged."""
+        found: dict[str, str] = {}
+        for name in self._repository.names():
+            self._guarded(
+                name,
+                lambda n=name: found.update({f"{n}/{v}": why for v, why in self._repository.damaged(n).items()}),  # type: ignore[misc]
+            )
+        for key in found.keys() - self.damaged.keys():
+            log.error("version %s is damaged: %s", key, found[key])
+        self.damaged = found
+
+    def _guarded(self, name: str, work: Callable[[], None]) -> None:
+        """Do one thing for one bundle; where it fails the others go on."""
+        try:
+            work()
+        except (BatonError, OSError) as error:
+            self._totals["failures"] += 1
+            log.warning("versions and segments of %s are left alone: %s", name, error)
 
     def _used(self, statuses: Statuses) -> dict[str, set[str]]:
         """By bundle: versions that are served, wanted or compared with."""
@@ -111,21 +133,25 @@ class BundleUpkeep:
         mapped = (used & set(there)) | set(there[-KEPT_VERSIONS:])
         with suppress(NotFound):
             mapped.add(self._repository.latest(name))
-        chains = {}
+        chains, unknown = {}, 0
         for version in sorted(mapped, key=int):
             try:
                 chains[version] = self._chain(name, version)
             except BatonError:
-                if version in used:
-                    raise  # its segments must stay
+                if version in used:  # its segments must stay
+                    unknown = max(unknown, int(version))
         serving = [version for version in chains if version in used]
         folder = self._segments / name
         if serving and folder.is_dir():
             chain = chains[serving[-1]]
-            for width in sorted({info.width for info in chain[-1].manifest.tables.values()}):
-                self._totals["segments_merged"] += compact(folder, chain, width)
+            try:
+                for width in sorted({info.width for info in chain[-1].manifest.tables.values()}):
+                    self._totals["segments_merged"] += compact(folder, chain, width)
+            except BatonError as error:  # a link of it is damaged; what is there goes on being used
+                self._totals["failures"] += 1
+                log.warning("segments of %s %s are not merged: %s", name, serving[-1], error)
         keep_only(folder / PROBED, self._repository.versions(name))
-        removed = sweep(folder, chains.values())
+        removed = sweep(folder, chains.values(), unknown)
         if removed:
             self._totals["segments_removed"] += removed
             log.info("removed %d segments of bundle %s", removed, name)

@@ -248,6 +248,7 @@ class ControlLoops:
             stores_ms=self._stores_ms,
             labels=self._labels,
             state_away=self._state.away,
+            damaged=self._bundles.damaged,
         )
         status.write(self._config.status, "control", report)
         self.telemetry.write(self._config.home / METRICS_DIR)
@@ -265,6 +266,7 @@ class ControlLoops:
         return JoinBacklog(stats.open_predictions, stats.oldest_open_ms / 1000, traffic.window_ms / 1000)
 
     def _tidy(self) -> None:
+        self._bundles.look()
         if self._clock.monotonic() - self._started < UPKEEP_EVERY_S:
             return  # until then not every process has reported the versions that it needs
         step_back(UPKEEP_NICE, thread=True)

@@ -77,7 +77,7 @@ class DesiredVersions:
         repository: of bundles.
         loads: folder of load markers, shared by all lanes: a file for every bundle that is to be loaded by name.
         clock: dates the time from which `source` does not answer.
-        known: what this home saw of `source` before; it counts until `source` can be read.
+        known: what this home saw of `source` before; it is the answer of the first look, and counts until `source` can be read.
 
     Attributes:
         away: set while `source` does not answer, or is lost.
@@ -102,6 +102,7 @@ class DesiredVersions:
         self._identity = ""
         self._endpoints: Mapping[str, Endpoint] = {}
         self._retired: Mapping[str, str] = {}
+        self._from_home = known is not None
         if known is not None:
             self._take(known)
         self._versions: dict[str, tuple[tuple[str, ...], dict[str, bool | str]]] = {}
@@ -161,6 +162,9 @@ class DesiredVersions:
 
     def _read_endpoints(self) -> None:
         if self._source is None:
+            return
+        if self._from_home:  # models are loaded while the source is asked
+            self._from_home = False
             return
         began_ms = self._clock.wall_ms()
         try:

@@ -397,6 +397,7 @@ class ControlStatus:
         stores: disks and Redis as it last saw them, at `stores_ms`.
         labels: how labels come, by endpoint and kind: `shown`, `labelled`.
         state_away: as of a lane; while the state is lost this process does nothing on it.
+        damaged: versions of the repository that cannot be opened, as bundle/version, and why.
     """
 
     process: str = ""
@@ -411,6 +412,7 @@ class ControlStatus:
     stores_ms: int = 0
     labels: Mapping[str, Mapping[str, LabelFlow]] = field(default_factory=dict)
     state_away: StateAway | None = None
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection
 from functools import partial
 
 from pipeline.clock import Clock
 from pipeline.embedding.hierarchy.hierarchy import Hierarchy
-from pipeline.errors import NotReady
 from pipeline.model.opening import open_model
 from serving.config import Config
 from serving.lane.desired import DesiredVersions, EndpointSource
@@ -27,8 +25,6 @@ from serving.wiring.probes import open_probes
 from serving.wiring.state import open_control_store, open_kill_switch, open_snapshot
 
 __all__ = ["open_registry", "open_tracing"]
-
-log = logging.getLogger(__name__)
 
 
 def open_registry(
@@ -84,14 +80,8 @@ def open_tracing(config: Config, process: str) -> Tracing | None:
 
 
 def _endpoint_source(config: Config, known: StateDocument | None) -> EndpointSource:
-    """The store; where it is away and the home knows what it said, one that is opened once it answers."""
-    try:
-        return open_control_store(config)
-    except NotReady as error:
-        if known is None:
-            raise
-        log.error("%s; endpoints are those that this home knows", error)
-        return _LateStore(lambda: open_control_store(config))
+    """The store; where the home knows what it said, one that is opened by a look, so that no start waits for it."""
+    return open_control_store(config) if known is None else _LateStore(lambda: open_control_store(config))
 
 
 class _LateStore:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from serving.state.redis.tenure import RedisTenure
 
 __all__ = [
+    "agree_secret",
     "installation_secret",
     "node_name",
     "open_control_store",
@@ -156,6 +157,14 @@ def installation_secret(config: Config) -> bytes:
     Raises:
         InvalidInput: this home has another secret. NotReady: the shared state cannot be reached now.
     """
+    known = HomeIdentity(config.state_identity).known
+    if not config.state.url or (known and config.secret.exists()):
+        return load_secret(config.secret)  # of the state that this home has met, which has no other one
+    return agree_secret(config)
+
+
+def agree_secret(config: Config) -> bytes:
+    """The same, told to a shared state that has none. Raises: as `installation_secret`."""
     if not config.state.url:
         return load_secret(config.secret)
     from serving.state.redis.secret import agree_on_secret

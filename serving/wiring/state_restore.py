@@ -22,7 +22,7 @@ from serving.rollout.store import Who
 from serving.state.kill import KillFlag
 from serving.state.snapshot import SnapshotFile, StateSnapshot
 from serving.wiring.backup import STATE, read_backup
-from serving.wiring.state import installation_secret, open_control_store, open_kill_switch, open_snapshot
+from serving.wiring.state import agree_secret, open_control_store, open_kill_switch, open_snapshot
 
 __all__ = ["Restored", "StateCondition", "adopt_state", "restore_state", "state_condition"]
 
@@ -116,7 +116,7 @@ def restore_state(
     for name, flag in flags.items():
         if switch.shared is not None:
             switch.shared.engage(name, flag.reason, flag.actor)
-    installation_secret(config)  # a shared state has it, too
+    agree_secret(config)
     made = Restored(source)
     made.back += list(_told(document, flags))
     made.missing += list(_missing(document, config))

@@ -120,9 +120,13 @@ def ensure_segment(folder: Path, bundles: Sequence[Bundle], width: int) -> Segme
             return Segment.open(path, _source(bundles))
 
 
-def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
+def sweep(folder: Path, chains: Iterable[Sequence[Bundle]], spared: int = 0) -> int:
     """Remove the segments of a bundle name that none of these versions uses, and the remains of killed builds. Returns the
-    number of segments removed. Processes that map one keep it."""
+    number of segments removed. Processes that map one keep it.
+
+    Args:
+        spared: version up to which all segments stay, since it is in use and nothing tells what it builds on; 0: none.
+    """
     if not folder.is_dir():
         return 0
     keep: set[str] = set()
@@ -140,7 +144,7 @@ def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
             if not held:
                 continue  # it is being built
             _clear(folder / name)
-            if name in keep:
+            if name in keep or _newest(name) <= spared:
                 continue
             if name in names:
                 # Renamed first: a reader finds the whole segment or none.
@@ -150,9 +154,15 @@ def sweep(folder: Path, chains: Iterable[Sequence[Bundle]]) -> int:
                 removed += 1
             (folder / f".{name}.lock").unlink()
     for note in (folder / NOTES).glob("*"):
-        if note.name not in noted:
+        if note.name not in noted and not (note.name.isdecimal() and int(note.name) <= spared):
             note.unlink(missing_ok=True)
     return removed
+
+
+def _newest(name: str) -> int:
+    """The newest version in a segment, by its name."""
+    last = name.partition(".")[0].rpartition("-")[2]
+    return int(last) if last.isdecimal() else 0
 
 
 def _cover(deltas: Sequence[Bundle], usable: Callable[[Sequence[Bundle]], bool]) -> list[Sequence[Bundle]]:

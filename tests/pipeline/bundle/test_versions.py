@@ -82,13 +82,15 @@ def test_pruned_versions_are_gone_and_their_numbers_stay_taken(repository: Repos
     assert repository.reserve("ranker") == "10"
 
 
-def test_nothing_is_pruned_beside_a_version_that_cannot_be_read(repository: Repository) -> None:
-    for base in (None, "1", None):
+def test_what_a_version_in_use_that_cannot_be_read_may_build_on_is_not_pruned(repository: Repository) -> None:
+    for base in (None, "1", None, "3", "3"):
         write_bundle(repository, random_tables(1, 5), base=base)
-    (repository.path("ranker", "2") / "manifest.json").write_text("{")
-    with pytest.raises(BundleError, match="manifest"):
-        repository.prune("ranker", ["2"], unfinished_before=0.0)
-    assert repository.versions("ranker") == ["1", "2", "3"]
+    (repository.path("ranker", "5") / "manifest.json").write_text("{")
+    assert list(repository.damaged("ranker")) == ["5"]
+    assert repository.prune("ranker", ["5"], unfinished_before=0.0) == ["1", "2"]
+    assert repository.versions("ranker") == ["3", "4", "5"]
+    (repository.path("ranker", "4") / "manifest.json").unlink()
+    assert list(repository.damaged("ranker")) == ["4", "5"]
 
 
 def prune_always(root: Path, stop: str) -> None:

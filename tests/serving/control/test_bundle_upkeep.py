@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from transfer.bundles.publish import Provenance, save
 from transfer.click_model.model import ClickModel
 
 SCHEMA = Schema(fields=(FieldSpec(name="user", role="context"), FieldSpec(name="item", role="candidate")))
+
+
+WHO = Who("ada", "test", 1)
 
 
 class Home:
@@ -115,15 +119,45 @@ def test_segments_are_merged_and_swept(home: Home) -> None:
     assert (again["segments_merged"], again["segments_removed"], again["failures"]) == (0, 0, 0)
 
 
-def test_a_damaged_version_that_is_in_use_holds_back_its_own_bundle_alone(home: Home) -> None:
+def test_a_damaged_version_that_is_in_use_keeps_what_it_may_build_on_and_nothing_else(home: Home) -> None:
+    home.load(6, 11)
     (home.repository.path("m", "12") / "manifest.json").write_text("{")
     for _ in range(4):
         save(ClickModel.create(SCHEMA, "fm", 4, seed=1), home.repository, "other")
     done = home.step({"lane-0": lane("12")})
-    assert done["failures"] == 1
-    assert len(home.versions) == 12
-    assert home.repository.versions("other") == ["4"]
-    assert (
-        home.step({})["failures"] == 0
-    )  # nobody uses it: it stays, and the newest whole one with all that it builds on
+    assert done["failures"] == 0
     assert home.versions == [7, 8, 9, 10, 11, 12]
+    assert home.repository.versions("other") == ["4"]
+    assert {"7", "8-8", "11-11"} <= set(home.mapped), "its segments may be any of these"
+    assert home.step({})["failures"] == 0
+    assert home.versions == [7, 8, 9, 10, 11, 12], "the newest stays, used or not"
+
+
+@pytest.mark.parametrize("harm", ["manifest", "no manifest", "a file", "tables"])
+def test_a_damaged_version_holds_up_no_other_and_is_reported(tmp_path: Path, harm: str) -> None:
+    home = Home(tmp_path)
+    for name in ("a", "z"):  # before and after it by name
+        for _ in range(3):
+            save(home.model, home.repository, name)
+    folder = home.repository.path("m", "9")
+    if harm == "manifest":
+        (folder / "manifest.json").write_text("{")
+    elif harm == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif harm == "a file":
+        shutil.rmtree(folder)
+        folder.write_text("not a folder")
+    else:
+        next((folder / "tables").iterdir()).unlink()
+    home.store.put_endpoint(Endpoint(name="e", stable=ArmSpec(bundle="m", version=9)), WHO)
+    upkeep = BundleUpkeep(home.repository, home.segments, home.store, keep=1, worker=False)
+    upkeep.look()
+    upkeep.step(statuses({}))
+    assert list(upkeep.damaged) == ["m/9"]
+    assert "9" in upkeep.damaged["m/9"]
+    assert home.repository.versions("a") == home.repository.versions("z") == ["3"]
+    left = set(home.versions)
+    assert left.isdisjoint(range(1, 7)), "what it does not build on went"
+    assert {7, 8, 12} <= left, "what it may build on stayed"
+    assert folder.exists()
+    assert upkeep.counters()["failures"] == 0

@@ -217,6 +217,8 @@ def test_a_registry_starts_from_what_the_home_knows(config: Config) -> None:
     lived(config, killed="ranker")
     empty(config)
     registry = open_registry(config, SystemClock())
+    registry._look()  # of the home, before anything is asked
+    assert registry.snapshot.endpoints["ranker"].endpoint.weight == 25
     registry._look()
     registry._kill_watch.look()
     away = registry.state_away()
@@ -227,6 +229,7 @@ def test_a_registry_starts_from_what_the_home_knows(config: Config) -> None:
     if config.state.url:
         config = config.model_copy(update={"state": config.state.model_copy(update={"url": "unix:///nowhere.sock"})})
         registry = open_registry(config, SystemClock())  # nor does it need one that answers
+        registry._look()
         registry._look()
         assert registry.snapshot.endpoints["ranker"].endpoint.weight == 25
 
