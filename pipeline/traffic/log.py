@@ -197,6 +197,7 @@ class Retained:
         predictions, feedback, labelled, parked: deleted.
         unread, unjoined: old predictions that stay for a reader, and for the join.
         over_bytes: size above the limit, since the rest is not read yet.
+        kept: old predictions that stay since their routing key is held.
     """
 
     predictions: int = 0
@@ -206,6 +207,7 @@ class Retained:
     unread: int = 0
     unjoined: int = 0
     over_bytes: int = 0
+    kept: int = 0
 
     @property
     def held_back(self) -> bool:
@@ -304,11 +306,18 @@ class TrafficLog(Protocol):
     def stats(self, now_ms: int) -> TrafficStats:
         """Totals, and the state of the join."""
 
-    def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
+    def retain(
+        self,
+        before_ms: int,
+        protect_seq: int | None = None,
+        max_bytes: int | None = None,
+        keep: Collection[int] = (),
+    ) -> Retained:
         """Delete predictions made before `before_ms` with all that belongs to them, then the oldest while the log is
         larger than `max_bytes`.
 
         Args:
+            keep: routing hashes whose predictions stay, however old.
             protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
                 position of the slowest reader that committed one.
         """

@@ -18,6 +18,7 @@ __all__ = [
     "Cache",
     "CacheWarming",
     "Cause",
+    "Chunk",
     "DamagedStatus",
     "Endpoint",
     "EndpointPage",
@@ -28,6 +29,8 @@ __all__ = [
     "Freeze",
     "Health",
     "HealthFact",
+    "Hold",
+    "HoldList",
     "Metrics",
     "Model",
     "ModelLoaded",
@@ -443,3 +446,25 @@ class Worker(Answer):
 class Forgotten(Answer):
     predictions: int
     """Deleted, with their labels, scores and labelled rows."""
+
+
+class Hold(Answer):
+    """A routing key whose records stay, named by its hash: who ordered that, why and since when."""
+
+    key: str
+    actor: str
+    reason: str
+    since_ms: int
+
+
+class HoldList(Answer):
+    holds: list[Hold]
+
+
+# Bulk answers
+
+
+class Chunk(Answer):
+    """Bytes of an answer that is a file: an export (Parquet) or a backup (tar), in order."""
+
+    data: bytes

@@ -17,6 +17,8 @@ from pipeline.clock import Clock
 from pipeline.errors import InvalidInput
 from serving.admin.answers import Answer
 from serving.admin.audit import AuditVerbs
+from serving.admin.backups import BackupVerbs
+from serving.admin.bulk import BulkAnswer, BulkAnswers
 from serving.admin.cache import CacheVerbs
 from serving.admin.endpoints import EndpointVerbs
 from serving.admin.idempotency import IdempotencyCache
@@ -76,11 +78,13 @@ class Admin:
         self.metrics = MetricsVerbs(parts)
         self.audit = AuditVerbs(parts)
         self.cache = CacheVerbs(parts, upkeep)
-        self.log = LogVerbs(parts)
+        bulk = BulkAnswers(config)
+        self.log = LogVerbs(parts, bulk)
+        self.backups = BackupVerbs(parts, bulk)
         self.worker = WorkerVerbs(parts)
         self.brake_threads = ThreadPoolExecutor(BRAKE_THREADS, "admin-brake")
         self._idempotency = IdempotencyCache(backends.keys, clock)
-        self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if not verb.streams}
+        self._handlers = {name: self._handler(name) for name, verb in VERBS.items() if verb.bulk or not verb.streams}
 
     def call(self, verb: Verb[Q, A], request: Q, by: Principal, key: str = "") -> A:
         """Carry out a verb.
@@ -99,6 +103,12 @@ class Admin:
         return self._idempotency.run(
             by.name, key, verb.name, request, verb.answer, lambda: handler(request, by), keyless=stops(verb, request)
         )
+
+    def bulk(self, verb: Verb[Q, Any], request: Q, by: Principal) -> BulkAnswer:
+        """Begin the answer of a verb that is a file. Whoever gets it closes it. Raises: as `call`."""
+        by.require(verb.role)
+        found: BulkAnswer = self._handlers[verb.name](request, by)
+        return found
 
     def close(self) -> None:
         """End background work. The caller closes the backends."""

@@ -5,7 +5,7 @@ Field names are those of `baton.admin.v1` and of REST bodies and queries. Read n
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -14,6 +14,7 @@ __all__ = [
     "ArmRequest",
     "AuditList",
     "AuditSeq",
+    "BackupMake",
     "CacheWarm",
     "EndpointChange",
     "EndpointKill",
@@ -24,7 +25,10 @@ __all__ = [
     "EndpointSet",
     "FreezeUntil",
     "Lift",
+    "LogExport",
     "LogForget",
+    "LogHold",
+    "LogRelease",
     "MetricsOf",
     "ModelChange",
     "ModelList",
@@ -284,16 +288,56 @@ class CacheWarm(Warm):
 # Traffic log
 
 
-class LogForget(Mutation):
-    """Names the user whose records are deleted by exactly one of the two fields."""
+class _OneUser(Mutation):
+    """Names a user by exactly one of the two fields."""
 
     routing_key: str = Field("", max_length=1000, description="of the user")
     prediction_id: str = Field(
-        "", max_length=100, description="one of the user's; those of the same routing key go too"
+        "", max_length=100, description="one of the user's; those of the same routing key are meant too"
     )
 
     @model_validator(mode="after")
-    def _names_one_user(self) -> LogForget:
+    def _names_one_user(self) -> Self:
         if bool(self.routing_key) == bool(self.prediction_id):
             raise ValueError("name the user by routing_key or by prediction_id, one of them")
         return self
+
+
+class LogForget(_OneUser):
+    """Names the user whose records are deleted."""
+
+
+class LogHold(_OneUser, Override):
+    """Names the user whose records are to stay, and the case as the reason."""
+
+
+class LogRelease(Mutation):
+    """Names a held user by exactly one of the three fields."""
+
+    routing_key: str = Field("", max_length=1000, description="of the user")
+    prediction_id: str = Field("", max_length=100, description="one of the user's")
+    key: str = Field("", pattern="^([0-9a-f]{16})?$", description="name of the key in the list of holds")
+
+    @model_validator(mode="after")
+    def _names_one_user(self) -> Self:
+        if sum(map(bool, (self.routing_key, self.prediction_id, self.key))) != 1:
+            raise ValueError("name the user by routing_key, prediction_id or key, one of them")
+        return self
+
+
+class LogExport(Mutation):
+    """Which labelled rows are exported, and what is left out or hashed again of them."""
+
+    endpoint: str = Field("", max_length=200, description="of the rows; empty: all")
+    since_ms: int | None = Field(
+        None, ge=0, le=LARGEST_VERSION, description="predictions from then on; Unix milliseconds"
+    )
+    until_ms: int | None = Field(None, ge=0, le=LARGEST_VERSION, description="predictions before then")
+    drop: list[Name] = Field([], max_length=1000, description="fields or columns to leave out")
+    rekey: list[Name] = Field(
+        [], max_length=1000, description="fields whose ids are hashed again, with a key of this export"
+    )
+
+
+class BackupMake(Mutation):
+    """A backup has no choices."""

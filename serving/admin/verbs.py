@@ -41,6 +41,11 @@ class Verb(Generic[Q, A]):
         """Whether it changes anything: then it takes a reason and an idempotency key, and the audit has an entry."""
         return issubclass(self.request, r.Mutation)
 
+    @property
+    def bulk(self) -> bool:
+        """Whether the answer is a file, in pieces (`serving.admin.bulk`)."""
+        return self.answer is a.Chunk
+
 
 VIEWER, OPERATOR = Role.VIEWER, Role.OPERATOR
 
@@ -77,6 +82,11 @@ AUDIT_LIST = Verb("audit.list", VIEWER, r.AuditList, a.AuditPage)
 AUDIT_EXPLAIN = Verb("audit.explain", VIEWER, r.AuditSeq, a.Explanation)
 CACHE_STATS = Verb("cache.stats", VIEWER, r.Nothing, a.Cache)
 CACHE_WARM = Verb("cache.warm", OPERATOR, r.CacheWarm, a.CacheWarming)
+LOG_HOLD = Verb("log.hold", OPERATOR, r.LogHold, a.Hold)
+LOG_HOLDS = Verb("log.holds", VIEWER, r.Nothing, a.HoldList)
+LOG_RELEASE = Verb("log.release", OPERATOR, r.LogRelease, a.Hold)
+LOG_EXPORT = Verb("log.export", OPERATOR, r.LogExport, a.Chunk, streams=True)
+BACKUPS_MAKE = Verb("backups.make", OPERATOR, r.BackupMake, a.Chunk, streams=True)
 LOG_FORGET = Verb("log.forget", OPERATOR, r.LogForget, a.Forgotten)
 WORKER_STATUS = Verb("worker.status", VIEWER, r.Nothing, a.Worker)
 

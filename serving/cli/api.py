@@ -7,9 +7,10 @@ import json
 import os
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import httpx
 
@@ -25,6 +26,8 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 CLEAR_TOKEN = "BATON_CLEAR_TOKEN"
 """Environment variable that lets a token go to another machine without TLS."""
 PAGE_ENTRIES = 1000
+BULK_TIMEOUT_S = 600.0
+"""Longest silence of a server that makes an export or a backup."""
 ALIVE_S = 4.0
 """Time in which a control process that does not hang has said that it lives."""
 MAX_ANSWER_BYTES = 64 << 20
@@ -169,6 +172,23 @@ class AdminClient:
         except httpx.HTTPError as error:
             raise self._away(error) from None
 
+    @contextmanager
+    def download(self, path: str, body: dict[str, Any]) -> Iterator[IO[bytes]]:
+        """The file that answers POST /api/v1`path`, as a stream to read from.
+
+        Raises:
+            NotReady: the server went away, or cut the file off. BatonError: with the server's message.
+        """
+        try:
+            with self._http.stream("POST", f"/api/v1{path}", json=_given(body), timeout=BULK_TIMEOUT_S) as answer:
+                if not answer.is_success:
+                    raise BatonError(_message(answer, self._whole(answer)))
+                yield cast("IO[bytes]", _Reader(answer.iter_bytes()))
+        except httpx.ConnectError as error:
+            raise self._away(error) from None
+        except httpx.HTTPError as error:
+            raise NotReady(f"{self._server} has cut the file off ({error}): its log says why; try again") from None
+
     def ready(self) -> bool:
         """Whether the server reports that it can answer traffic."""
         try:
@@ -225,6 +245,26 @@ class AdminClient:
         from serving.cli.unanswered import unanswered  # reads the claims of this machine, which no answer needs
 
         return NotReady(unanswered(self._server, error))
+
+
+class _Reader:
+    """A file's bytes as they come."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts, self._left = parts, b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, all that is left by default; empty at the end."""
+        taken = bytearray()
+        while size < 0 or len(taken) < size:
+            if not self._left:
+                self._left = next(self._parts, b"")
+                if not self._left:
+                    break
+            end = len(self._left) if size < 0 else size - len(taken)
+            taken += self._left[:end]
+            self._left = self._left[end:]
+        return bytes(taken)
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

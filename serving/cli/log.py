@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -15,23 +16,24 @@ import numpy as np
 import typer
 
 from pipeline.arrays import Index
-from pipeline.errors import BatonError, DataError, InvalidInput
+from pipeline.clock import SystemClock
+from pipeline.disk import replacing
+from pipeline.errors import DataError, InvalidInput
 from pipeline.features import Features
 from pipeline.schema import Schema
 from pipeline.traffic.export.layout import Named
 from pipeline.traffic.log import TrafficLog
 from pipeline.traffic.prediction import PredictionIds
 from pipeline.traffic.record import PredictionRecord
-from pipeline.traffic.redaction import Redaction
 from pipeline.traffic.restore import Restored, RestoreReport, restore
 from serving.cli.api import DEFAULT_SERVER, AdminClient
 from serving.cli.click_log import click_log
 from serving.cli.log_tail import What, labelled, predictions, show
-from serving.cli.options import Reason, Server, Token
+from serving.cli.options import Reason, Server, Token, Why
 from serving.cli.output import Output, emit, print_json, say
-from serving.config import Config
-from serving.wiring.bundles import open_repository
-from serving.wiring.state import installation_secret, stored_endpoints
+from serving.config import Config, parse_duration
+from serving.wiring.export import export_log, fields_of, schema_of
+from serving.wiring.state import installation_secret
 from serving.wiring.traffic import open_traffic_log
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ app = typer.Typer(help="Traffic log: show, export, import and forget predictions
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file")]
 Endpoint = Annotated[str, typer.Option(help="Only of this endpoint")]
+FromServer = Annotated[
+    str, typer.Option("--server", help="Admin API of an installation elsewhere; without it, that of --config is read")
+]
 Format = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs")]
 
 
@@ -86,8 +91,10 @@ def export(
     out: Annotated[Path, typer.Argument(help="Parquet file to write")],
     config: ConfigFile = Path("baton.yaml"),
     endpoint: Endpoint = "",
-    since: Annotated[datetime | None, typer.Option(help="Only predictions made from then on, UTC")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Only predictions made before then, UTC")] = None,
+    since: Annotated[
+        str, typer.Option(help="Only predictions made from then on: 1h ago, as 30m, 1h or 7d, or a time in UTC")
+    ] = "",
+    until: Annotated[str, typer.Option(help="Only predictions made before then, in the same forms")] = "",
     drop: Annotated[
         list[str] | None, typer.Option(help="Field, or column of the log, to leave out; may be repeated")
     ] = None,
@@ -95,40 +102,37 @@ def export(
         list[str] | None,
         typer.Option(help="Field whose ids are hashed again with a key of this export alone; may be repeated"),
     ] = None,
+    server: FromServer = "",
+    token: Token = "",
+    reason: Reason = "",
     output: Format = Output.table,
 ) -> None:
     """Write labelled rows as Parquet: a column per field (ids as hashes), scores of each arm, labels with all their revisions,
-    and the keys to join them to tables of your own.
+    and the keys to join them to tables of your own. With --server the rows are those of an installation elsewhere, and its
+    audit has the export.
 
     Ids of fields are hashes without a key: see --rekey before you give a file away.
 
-    Example: baton log export rows.parquet --endpoint ranker --rekey user_id --drop age
+    Example: baton log export rows.parquet --endpoint ranker --since 1h --rekey user_id --drop age
     """
-    from pipeline.traffic.export.writing import export_rows
-
-    with _opened(config) as (log, settings):
-        if not out.absolute().parent.is_dir():
-            raise InvalidInput(f"there is no directory {out.absolute().parent} to write {out.name} into", "out")
-        redaction = None
-        if drop or rekey:
-            endpoint = endpoint or _only_endpoint(settings)
-            redaction = _redaction(endpoint, drop or [], rekey or [], settings)
-        rows = export_rows(
-            log,
-            out,
-            endpoint=endpoint,
-            since_ms=_ms(since),
-            until_ms=_ms(until),
-            fields=_fields(settings, endpoint),
-            schema_of=_versions_schema(settings),
-            redaction=redaction,
-        )
-        for column in redaction.kept() if redaction is not None else ():
-            say(f"still in the file: {column}")
-        if damaged := log.stats(log.now_ms()).damaged:
-            say(f"records of the log that are damaged and left out: {damaged}")
-        result = {"file": str(out), "rows": rows, "bytes": out.stat().st_size}
-        emit(output, result, "", tuple(result), [tuple(result.values())])
+    if not out.absolute().parent.is_dir():
+        raise InvalidInput(f"there is no directory {out.absolute().parent} to write {out.name} into", "out")
+    now_ms = SystemClock().wall_ms()
+    asked: dict[str, Any] = {
+        "endpoint": endpoint,
+        "since_ms": _time_ms(since, now_ms, "since"),
+        "until_ms": _time_ms(until, now_ms, "until"),
+    }
+    if server:
+        fields = {**asked, "drop": drop or [], "rekey": rekey or [], "reason": reason}
+        client = AdminClient(server, token=token)
+        with replacing(out) as staging, client.download("/log/export", fields) as file, open(staging, "wb") as target:
+            shutil.copyfileobj(file, target)
+        rows = _rows_of(out)
+    else:
+        rows = export_log(Config.load(config), out, drop=drop or [], rekey=rekey or [], say=say, **asked)
+    result = {"file": str(out), "rows": rows, "bytes": out.stat().st_size}
+    emit(output, result, "", tuple(result), [tuple(result.values())])
 
 
 @app.command("import")
@@ -189,40 +193,58 @@ def forget(
     emit(output, result, "", tuple(result), [tuple(result.values())])
 
 
-def _only_endpoint(settings: Config) -> str:
-    """The endpoint whose fields are meant where none is named."""
-    names = sorted({*settings.endpoints, *stored_endpoints(settings)})
-    if len(names) != 1:
-        raise InvalidInput(f"say by --endpoint whose fields these are; there are {names or 'none'}", "endpoint")
-    say(f"rows of endpoint {names[0]}")
-    return names[0]
+@app.command()
+def hold(
+    key: Annotated[str, typer.Argument(help="Routing key of the user")] = "",
+    prediction: Annotated[str, typer.Option(help="Id of one of the user's predictions, in place of the key")] = "",
+    reason: Why = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """Keep all records of a user, those to come too: retention does not remove them, and they cannot be forgotten.
+
+    The log and the list of holds have a hash of the key, so give the case as the reason.
+
+    Example: baton log hold user:712 --reason 'case 2026-17'
+    """
+    body = {"routing_key": key, "prediction_id": prediction, "reason": reason}
+    _show_holds([AdminClient(server, token=token).post("/log/hold", body)], output)
 
 
-def _redaction(endpoint: str, drop: list[str], rekey: list[str], settings: Config) -> Redaction:
-    return Redaction(_schema_of(endpoint, settings), drop, rekey, _versions_schema(settings))
+@app.command()
+def holds(server: Server = DEFAULT_SERVER, token: Token = "", output: Format = Output.table) -> None:
+    """List the holds: the hash of each key, who ordered it, why and since when.
+
+    Example: baton log holds
+    """
+    _show_holds(AdminClient(server, token=token).get("/log/holds")["holds"], output)
 
 
-def _versions_schema(settings: Config) -> Callable[[str, int], Schema | None]:
-    repository = open_repository(settings)
+@app.command()
+def release(
+    user: Annotated[str, typer.Argument(help="Routing key of the user")] = "",
+    prediction: Annotated[str, typer.Option(help="Id of one of the user's predictions, in place of the key")] = "",
+    key: Annotated[str, typer.Option(help="Hash of the key as `baton log holds` has it, in place of the key")] = "",
+    reason: Reason = "",
+    server: Server = DEFAULT_SERVER,
+    token: Token = "",
+    output: Format = Output.table,
+) -> None:
+    """End a hold. Retention removes what is too old at its next pass, within a minute.
 
-    def schema_of(bundle: str, version: int) -> Schema | None:
-        try:
-            return repository.manifest(bundle, str(version)).model_schema
-        except BatonError:
-            return None  # it was removed, or was never here
-
-    return schema_of
+    Example: baton log release user:712 --reason 'case closed'
+    """
+    body = {"routing_key": user, "prediction_id": prediction, "key": key, "reason": reason}
+    _show_holds([AdminClient(server, token=token).post("/log/release", body)], output)
 
 
-def _fields(settings: Config, endpoint: str) -> dict[str, Schema]:
-    """The fields of the endpoints of an export, of all where none is named."""
-    found = {}
-    for name in [endpoint] if endpoint else sorted({*settings.endpoints, *stored_endpoints(settings)}):
-        try:
-            found[name] = _schema_of(name, settings)
-        except BatonError as error:
-            say(f"fields of endpoint {name} are not known by name: {error}")
-    return found
+def _show_holds(found: list[dict[str, Any]], output: Output) -> None:
+    rows = [
+        (h["key"], datetime.fromtimestamp(h["since_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), h["actor"], h["reason"])
+        for h in found
+    ]  # fmt: skip
+    emit(output, {"holds": found}, "", ("key", "since", "by", "reason"), rows)
 
 
 def _report(done: RestoreReport) -> dict[str, Any]:
@@ -238,15 +260,37 @@ def _opened(config: Path) -> Iterator[tuple[TrafficLog, Config]]:
         yield log, settings
 
 
-def _ms(when: datetime | None) -> int | None:
-    return None if when is None else round(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1000)
+def _time_ms(text: str, now_ms: int, option: str) -> int | None:
+    """A time of the command line in Unix milliseconds: a duration before now, or a time in UTC. Raises: InvalidInput."""
+    if not text:
+        return None
+    with suppress(ValueError):
+        return now_ms - round(1000 * parse_duration(text))
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(
+            f"{option}: {text!r} is no time; write a duration before now, as 30m, 1h or 7d, or a time in UTC, as 2026-05-03T14:00",
+            option,
+        ) from None
+    return round(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1000)
+
+
+def _rows_of(path: Path) -> int:
+    """Rows of a Parquet file. Raises: DataError: it is not whole."""
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no whole Parquet file: {error}") from None
 
 
 def _exported(source: Path, endpoint: str, settings: Config, now_ms: int) -> Iterable[Restored]:
     from pipeline.traffic.export.reading import read_fields, read_rows
 
     for name, fields in read_fields(source).endpoints.items():
-        own = Named.of(_fields(settings, endpoint or name)).endpoints.get(endpoint or name)
+        own = Named.of(fields_of(settings, endpoint or name, say)).endpoints.get(endpoint or name)
         if own is not None and own != fields:
             there, here = (", ".join(chain.from_iterable(by_kind.values())) for by_kind in (fields, own))
             raise DataError(
@@ -264,7 +308,7 @@ def _exported(source: Path, endpoint: str, settings: Config, now_ms: int) -> Ite
 def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> Iterable[Restored]:
     if not endpoint:
         raise InvalidInput("say by --endpoint whose traffic the rows are to be", "endpoint")
-    schema = _schema_of(endpoint, settings)
+    schema = schema_of(endpoint, settings)
     log = click_log(source, cache, like=schema)
     _check_schema(log, source, endpoint, schema)
     for request in log.requests():
@@ -292,15 +336,6 @@ def _described(source: Path, endpoint: str, cache: Path, settings: Config) -> It
 def _some(features: Features, schema: Schema, index: Index) -> Features:
     """Some candidates of a request, context kept once."""
     return Features.from_context(schema, features.rows(schema, index))
-
-
-def _schema_of(endpoint: str, settings: Config) -> Schema:
-    """The fields that an endpoint's stable arm takes."""
-    arms: dict[str, Any] = {**settings.endpoints, **stored_endpoints(settings)}
-    if endpoint not in arms:
-        raise InvalidInput(f"there is no endpoint {endpoint!r}; there are {sorted(arms) or 'none'}", "endpoint")
-    spec = arms[endpoint].stable
-    return open_repository(settings).open(spec.bundle, spec.version).manifest.model_schema
 
 
 def _check_schema(log: Log, source: Path, endpoint: str, schema: Schema) -> None:

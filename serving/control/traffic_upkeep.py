@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from pipeline.traffic.log import Retained, TrafficLog
 from serving.config import Config
+from serving.rollout.status.holds import holds_of, key_name
 from serving.rollout.store import ControlStore
 from serving.runtime.status import WorkerStatus
 from serving.telemetry import Telemetry
@@ -50,9 +51,16 @@ class TrafficUpkeep:
         if self._config.worker is not None:
             # What it has read since its last checkpoint it reads again after a crash.
             places.append(0 if worker is None else worker.committed)
+        holds = holds_of(self._store)
         done = self._traffic.retain(
-            now_ms - round(1000 * settings.retention_s), min(places, default=None), settings.retention_bytes or None
+            now_ms - round(1000 * settings.retention_s),
+            min(places, default=None),
+            settings.retention_bytes or None,
+            keep=holds.keys(),
         )
+        if done.kept != self.held.kept:
+            named = "; ".join(f"{key_name(hashed)} {hold}" for hashed, hold in holds.items())
+            log.info("%d predictions beyond retention stay for legal holds: %s", done.kept, named or "none")
         for kind in KINDS:
             self.removed[kind] += getattr(done, kind)
         self.held = done
@@ -73,4 +81,10 @@ class TrafficUpkeep:
             "Predictions beyond retention that a reader or the join still needs, and bytes beyond its size",
             ("what",),
             lambda: {(what,): float(getattr(self.held, what)) for what in ("unread", "unjoined", "over_bytes")},
+        )
+        telemetry.gauges(
+            "baton_traffic_kept_predictions",
+            "Predictions beyond retention that stay since their routing key is held",
+            (),
+            lambda: {(): float(self.held.kept)},
         )

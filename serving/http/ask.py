@@ -16,6 +16,7 @@ from pipeline.errors import InvalidInput
 from serving.admin import Admin, Verb
 from serving.admin import requests as r
 from serving.admin.answers import Answer
+from serving.admin.bulk import BulkAnswer
 from serving.admin.caller import ACTOR, KEY, caller
 from serving.admin.door import request_of
 from serving.config.principal import Principal, PrincipalSource
@@ -72,6 +73,10 @@ class Ask:
         if version is not None:
             self._response.headers["etag"] = f'"{version}"'
         return answer
+
+    def bulk(self, verb: Verb[Q, Any], body: BaseModel) -> BulkAnswer:
+        """Begin the answer of a verb that is a file. Raises: as `__call__`."""
+        return self._admin.bulk(verb, request_of(verb, body.model_dump(exclude_unset=True)), self.by())
 
     async def at_once(self, verb: Verb[Q, A], body: BaseModel | None = None, **path: Any) -> A:
         """The same in the threads for verbs that stop a candidate: other requests may be using up all the others."""

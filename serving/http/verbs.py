@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from serving.admin import Admin
 from serving.admin import answers as a
 from serving.admin import requests as r
 from serving.admin import verbs as v
+from serving.admin.bulk import BulkAnswer
 from serving.admin.watch import Watchers
 from serving.config.principal import PrincipalSource, Role
 from serving.http.ask import Ask, asker, changer
@@ -23,6 +25,8 @@ __all__ = ["admin_routes", "is_brake"]
 
 Name = Annotated[str, Path(min_length=1, max_length=200)]
 LINES = "application/x-ndjson"
+PARQUET = "application/vnd.apache.parquet"
+TAR = "application/x-tar"
 _BRAKES = re.compile(
     r"POST /api/v1/(endpoints/[^/]+/kill|rollouts/[^/]+/(abort|undo|set-weight))|PUT /api/v1/endpoints/[^/]+"
 )
@@ -260,6 +264,23 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
         """Begin to write a version's rows into Redis; `/cache` has the progress."""
         return ask(v.CACHE_WARM, body, name=name)
 
+    _bulk(routes, changes)
+
+    @routes.get("/log/holds", tags=["log"])
+    def holds(ask: Ask = reads) -> a.HoldList:
+        """Routing keys whose records stay, by the hash of each."""
+        return ask(v.LOG_HOLDS)
+
+    @routes.post("/log/hold", tags=["log"])
+    def hold(body: r.LogHold, ask: Ask = changes) -> a.Hold:
+        """Keep all records of a user from retention and from being forgotten."""
+        return ask(v.LOG_HOLD, body)
+
+    @routes.post("/log/release", tags=["log"])
+    def release_hold(body: r.LogRelease, ask: Ask = changes) -> a.Hold:
+        """End a hold."""
+        return ask(v.LOG_RELEASE, body)
+
     @routes.post("/log/forget", tags=["log"])
     def forget(body: r.LogForget, ask: Ask = changes) -> a.Forgotten:
         """Delete all records of a user from the traffic log."""
@@ -276,3 +297,43 @@ def _figures(routes: APIRouter, reads: Ask, changes: Ask) -> None:
     ) -> a.Explanation:
         """Figures of a verdict, as it used them and computed again from its sums; `rows`: from the traffic log."""
         return ask(v.AUDIT_EXPLAIN, seq=seq, rows=rows)
+
+
+def _bulk(routes: APIRouter, changes: Ask) -> None:
+    def file(kind: str) -> dict[str, Any]:
+        content = {kind: {"schema": {"type": "string", "format": "binary"}}}
+        return {
+            "response_class": StreamingResponse,
+            "responses": {200: {"content": content, "description": "the file"}},
+        }
+
+    @routes.post("/log/export", tags=["log"], **file(PARQUET))
+    async def export(body: r.LogExport, ask: Ask = changes) -> StreamingResponse:
+        """Labelled rows as a Parquet file, made while it is read; one bulk answer at a time."""
+        return await _streamed(lambda: ask.bulk(v.LOG_EXPORT, body), PARQUET)
+
+    @routes.post("/backup", tags=["log"], **file(TAR))
+    async def backup(body: r.BackupMake, ask: Ask = changes) -> StreamingResponse:
+        """A backup of the installation as a tar archive, with its secret key; one bulk answer at a time."""
+        return await _streamed(lambda: ask.bulk(v.BACKUPS_MAKE, body), TAR)
+
+
+async def _streamed(begin: Callable[[], BulkAnswer], kind: str) -> StreamingResponse:
+    """A response with the bytes of an answer; one that ends early is cut off, which its reader sees."""
+    answer = await asyncio.to_thread(begin)
+    try:
+        first = await asyncio.to_thread(answer.read)  # refused before the status is sent, if at all
+    except BaseException:
+        answer.close()
+        raise
+
+    async def chunks() -> AsyncIterator[bytes]:
+        try:
+            chunk = first
+            while chunk:
+                yield chunk
+                chunk = await asyncio.to_thread(answer.read)
+        finally:
+            answer.close()
+
+    return StreamingResponse(chunks(), media_type=kind)

@@ -88,6 +88,8 @@ class AdminServices:
         verb = verb_of(method.containing_service.name, method.name)
         message = GetMessageClass(method.input_type)
         answer = GetMessageClass(method.output_type)
+        if verb.bulk:
+            return self._shell.feed(f"{service}/{method.name}", self._bulk(verb, message, answer))
         if verb.streams:
             return self._shell.feed(f"{service}/{method.name}", self._watch(verb, message, answer))
 
@@ -118,6 +120,22 @@ class AdminServices:
             request = request_of(verb, _fields(parse(message, data)))
             async for found in self._watchers.watch(request, lambda: self._caller(call)):
                 yield _written(found, answer)
+
+        return handle
+
+    def _bulk(self, verb: Verb[Any, Any], message: Any, answer: Any) -> Callable[[bytes, Call], AsyncGenerator[bytes]]:
+        async def handle(data: bytes, call: Call) -> AsyncGenerator[bytes]:
+            by = self._caller(call)
+            by.require(verb.role)
+            request = request_of(verb, _fields(parse(message, data)))
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._threads, self._admin.bulk, verb, request, by)
+            try:
+                while chunk := await loop.run_in_executor(self._threads, found.read):
+                    self._caller(call)  # a token that was revoked meanwhile gets nothing more
+                    yield answer(data=chunk).SerializeToString()
+            finally:
+                found.close()
 
         return handle
 

@@ -60,6 +60,11 @@ ROUTES = {
     "cache.stats": ("GET", "/cache"),
     "cache.warm": ("POST", "/cache/{name}/warm"),
     "log.forget": ("POST", "/log/forget"),
+    "log.hold": ("POST", "/log/hold"),
+    "log.holds": ("GET", "/log/holds"),
+    "log.release": ("POST", "/log/release"),
+    "log.export": ("POST", "/log/export"),
+    "backups.make": ("POST", "/backup"),
     "worker.status": ("GET", "/worker"),
 }
 """Where REST has each verb, below `/api/v1`."""
@@ -104,6 +109,8 @@ class Rest:
             if answer.is_error:
                 error = json.loads(answer.read())["error"]
                 raise Refused(error["kind"], error["message"], error["field"])
+            if "json" not in answer.headers["content-type"]:
+                return {"bytes": sum(len(part) for part in answer.iter_bytes())}
             result: dict[str, Any] = json.loads(next(answer.iter_lines()))
             return result
 

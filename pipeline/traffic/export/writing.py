@@ -7,10 +7,11 @@ called is in `pipeline.traffic.export.layout`; the way back in `pipeline.traffic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ _ARM = SCHEMA.field(ARMS[0]).type
 
 def export_rows(
     log: TrafficLog,
-    path: Path,
+    path: Path | IO[bytes],
     *,
     endpoint: str = "",
     since_ms: int | None = None,
@@ -47,6 +48,7 @@ def export_rows(
     """Write labelled rows to `path`, which appears once it is complete, for its owner alone; the number of rows.
 
     Args:
+        path: or a stream, which is written as the log is read.
         endpoint: of the rows; empty: all.
         since_ms, until_ms: times of the predictions (Unix milliseconds), the end not included.
         fields: of endpoints, which get a column each; those of others are in `ids`, `numbers` and `bags`.
@@ -70,31 +72,40 @@ def export_rows(
             **({} if redaction is None else redaction.metadata()),
         },
     )
+    with _opened(path) as target, pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        while page := log.labelled(after, _PAGE_PREDICTIONS):
+            after = page[-1].seq
+            for entry in page:
+                if (
+                    not len(entry.indices)
+                    or (since_ms is not None and entry.time_ms < since_ms)
+                    or (until_ms is not None and entry.time_ms >= until_ms)
+                ):
+                    continue
+                record = unpack(entry.record)
+                if endpoint and record.endpoint != endpoint:
+                    continue
+                columns = writing.columns(entry, record)
+                held.append(pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema))
+                rows += len(entry.indices)
+            if sum(b.num_rows for b in held) >= _GROUP_ROWS:
+                writer.write_table(pa.Table.from_batches(held, schema))
+                held = []
+            progress(rows)
+        if held:
+            writer.write_table(pa.Table.from_batches(held, schema))
+    return rows
+
+
+@contextmanager
+def _opened(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
+    """Where the rows are written to."""
+    if not isinstance(path, Path):
+        yield path
+        return
     with replacing(path) as staging:
         staging.touch(mode=0o600, exist_ok=False)
-        with pq.ParquetWriter(staging, schema, compression="zstd") as writer:
-            while page := log.labelled(after, _PAGE_PREDICTIONS):
-                after = page[-1].seq
-                for entry in page:
-                    if (
-                        not len(entry.indices)
-                        or (since_ms is not None and entry.time_ms < since_ms)
-                        or (until_ms is not None and entry.time_ms >= until_ms)
-                    ):
-                        continue
-                    record = unpack(entry.record)
-                    if endpoint and record.endpoint != endpoint:
-                        continue
-                    columns = writing.columns(entry, record)
-                    held.append(pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema))
-                    rows += len(entry.indices)
-                if sum(b.num_rows for b in held) >= _GROUP_ROWS:
-                    writer.write_table(pa.Table.from_batches(held, schema))
-                    held = []
-                progress(rows)
-            if held:
-                writer.write_table(pa.Table.from_batches(held, schema))
-    return rows
+        yield staging
 
 
 class _Writing:

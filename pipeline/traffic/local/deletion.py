@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.traffic.lanes.lanes import Lanes
 from pipeline.traffic.lanes.rows import FileRow, Row
@@ -34,9 +35,12 @@ class Deletion:
         self._readers = readers
         self._lanes = lanes
 
-    def retain(self, before_ms: int, protect_seq: int | None, max_bytes: int | None) -> Retained:
+    def retain(
+        self, before_ms: int, protect_seq: int | None, max_bytes: int | None, keep: frozenset[int] = frozenset()
+    ) -> Retained:
         """Delete closed predictions made before `before_ms` whose labelled entries all have seq <= `protect_seq`; then,
-        oldest first, whole files of such predictions until all files hold at most `max_bytes`."""
+        oldest first, whole files of such predictions until all files hold at most `max_bytes`. Those with a routing hash of
+        `keep` stay, and their files with them."""
         cut = smallest_id(before_ms)
         if protect_seq is None:
             slowest = self._readers.slowest()
@@ -46,11 +50,11 @@ class Deletion:
             after = ""
             while rows := self._lanes.rows_before(lane, cut, after, _CHUNK_PREDICTIONS):
                 after = rows[-1].prediction_id
-                done += self._remove(lane, rows, protect_seq)
+                done += self._remove(lane, rows, protect_seq, keep)
         done += self._expire(cut, before_ms)
         self._drop_empty()
         if max_bytes is not None:
-            done += self._shrink(protect_seq, max_bytes)
+            done += self._shrink(protect_seq, max_bytes, keep)
         return done
 
     def forget(self, routing_hash: int, now_ms: int) -> int:
@@ -99,14 +103,15 @@ class Deletion:
         with self._file.write(durable=False) as db:
             db.executemany("DELETE FROM doomed WHERE lane = ? AND prediction = ?", [(lane, seq) for seq in seqs])
 
-    def _remove(self, lane: int, rows: Sequence[Row], protect_seq: int) -> Retained:
+    def _remove(self, lane: int, rows: Sequence[Row], protect_seq: int, keep: frozenset[int]) -> Retained:
         """Delete those of a few predictions that nobody needs any more; the others are counted."""
+        rows, held = _without(rows, keep)
         with self._file.write(durable=False) as db:
             free, kept = _split(db, lane, rows, protect_seq)
             feedback, labelled = _delete_labels(db, lane, free)
         if free:
             self._lanes.delete(lane, free)
-        return kept + Retained(len(free), feedback, labelled)
+        return kept + Retained(len(free), feedback, labelled, kept=held)
 
     def _expire(self, cut: str, before_ms: int) -> Retained:
         """Delete what waited too long: feedback whose prediction never came, and keys whose predictions would be too old."""
@@ -130,48 +135,54 @@ class Deletion:
         self._lanes.drop_scores(cut)
         return Retained(parked=parked)
 
-    def _shrink(self, protect_seq: int, max_bytes: int) -> Retained:
+    def _shrink(self, protect_seq: int, max_bytes: int, keep: frozenset[int]) -> Retained:
         """Delete the oldest record files whose predictions nobody needs any more until the rest is small enough."""
         done = Retained()
         held: set[int] = set()
+        passed: dict[int, int] = {}  # by lane, the last file that stays for a routing hash that is kept
         while (over := self._bytes() - max_bytes) > 0:
             oldest = min(
                 (
                     (files[0].newest_ms, lane)
                     for lane in self._lanes.numbers()
-                    if lane not in held and (files := self._filled(lane))
+                    if lane not in held and (files := self._filled(lane, passed.get(lane, -1)))
                 ),
                 default=None,
             )
             if oldest is None:
                 return done + Retained(over_bytes=over)
             lane = oldest[1]
-            removed = self._remove_file(lane, protect_seq)
+            number = self._filled(lane, passed.get(lane, -1))[0].number
+            removed = self._remove_file(lane, number, protect_seq, keep)
             if removed is None:
                 held.add(lane)
-            else:
-                done += removed
-                self._drop_empty()
+                continue
+            if removed.kept:
+                passed[lane] = number
+            # Those that are kept are counted where they are too old: here they may be counted again.
+            done += replace(removed, kept=0)
+            self._drop_empty()
         return done
 
-    def _filled(self, lane: int) -> list[FileRow]:
-        return [file for file in self._lanes.files(lane) if file.predictions]
+    def _filled(self, lane: int, after: int) -> list[FileRow]:
+        return [file for file in self._lanes.files(lane) if file.predictions and file.number > after]
 
-    def _remove_file(self, lane: int, protect_seq: int) -> Retained | None:
-        """Delete all predictions of a lane's oldest file; None, and nothing is deleted, where one of them is needed."""
-        number = self._filled(lane)[0].number
+    def _remove_file(self, lane: int, number: int, protect_seq: int, keep: frozenset[int]) -> Retained | None:
+        """Delete all predictions of a lane's file but those that are kept; None, and nothing is deleted, where one of them is
+        needed."""
         rows: list[Row] = []
         while page := self._lanes.rows(lane, rows[-1].seq if rows else 0, _CHUNK_PREDICTIONS):
-            rows += [row for row in page if row.file == number]
-            if page[-1].file != number:
+            rows += [row for row in page if row.file <= number]
+            if page[-1].file > number:
                 break
+        rows = [row for row in rows if row.file == number]
         with self._file.read() as db:
-            _, kept = _split(db, lane, rows, protect_seq)
+            _, kept = _split(db, lane, _without(rows, keep)[0], protect_seq)
         if kept.held_back:
             return None
         done = Retained()
         for start in range(0, len(rows), _CHUNK_PREDICTIONS):
-            done += self._remove(lane, rows[start : start + _CHUNK_PREDICTIONS], protect_seq)
+            done += self._remove(lane, rows[start : start + _CHUNK_PREDICTIONS], protect_seq, keep)
         return done
 
     def _drop_empty(self) -> None:
@@ -181,6 +192,14 @@ class Deletion:
     def _bytes(self) -> int:
         with self._file.read() as db:
             return self._lanes.bytes() + used_bytes(db)
+
+
+def _without(rows: Sequence[Row], keep: frozenset[int]) -> tuple[Sequence[Row], int]:
+    """Predictions without those whose routing hash is kept, and the number of these."""
+    if not keep:
+        return rows, 0
+    free = [row for row in rows if row.routing_hash not in keep]
+    return free, len(rows) - len(free)
 
 
 def _closed(db: sqlite3.Connection, lane: int) -> int:

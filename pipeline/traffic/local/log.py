@@ -257,15 +257,22 @@ class LocalTrafficLog:
         with self._file.read() as db:
             return read_stats(db, self._lanes, now_ms)
 
-    def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
+    def retain(
+        self,
+        before_ms: int,
+        protect_seq: int | None = None,
+        max_bytes: int | None = None,
+        keep: Collection[int] = (),
+    ) -> Retained:
         """Delete predictions made before `before_ms`, and the oldest files while all are larger than `max_bytes`.
 
         Args:
+            keep: routing hashes whose predictions stay, however old.
             protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
                 position of the slowest reader that committed one.
         """
         self._intake.run()
-        return self._deletion.retain(before_ms, protect_seq, max_bytes)
+        return self._deletion.retain(before_ms, protect_seq, max_bytes, frozenset(keep))
 
     def forget(self, routing_hash: int, now_ms: int) -> int:
         """Delete every record of one user, and refuse those made by `now_ms` that are written later; the number deleted."""

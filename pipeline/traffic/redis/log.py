@@ -367,14 +367,21 @@ class RedisTrafficLog:
         )
 
     @_parsed
-    def retain(self, before_ms: int, protect_seq: int | None = None, max_bytes: int | None = None) -> Retained:
+    def retain(
+        self,
+        before_ms: int,
+        protect_seq: int | None = None,
+        max_bytes: int | None = None,
+        keep: Collection[int] = (),
+    ) -> Retained:
         """Delete predictions made before `before_ms`, and the oldest while the server uses more than `max_bytes`.
 
         Args:
+            keep: routing hashes whose predictions stay, however old.
             protect_seq: labelled entries after this seq are kept with their predictions; without it, those after the
                 position of the slowest reader that committed one.
         """
-        return retain(self._server, before_ms, protect_seq, max_bytes)
+        return retain(self._server, before_ms, protect_seq, max_bytes, frozenset(keep))
 
     @_parsed
     def forget(self, routing_hash: int, now_ms: int) -> int:

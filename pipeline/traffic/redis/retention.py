@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from pipeline.traffic.log import Retained
 from pipeline.traffic.prediction import smallest_id
+from pipeline.traffic.record import read_head
+from pipeline.traffic.redis.prediction import key_of
 from pipeline.traffic.redis.scripts import FORGET, PREFIX, RETAIN
 from pipeline.traffic.redis.server import TrafficRedis
 
@@ -15,21 +17,27 @@ __all__ = ["forget", "retain"]
 _CHUNK_PREDICTIONS = 256
 
 
-def retain(server: TrafficRedis, before_ms: int, protect_seq: int | None, max_bytes: int | None) -> Retained:
+def retain(
+    server: TrafficRedis,
+    before_ms: int,
+    protect_seq: int | None,
+    max_bytes: int | None,
+    keep: frozenset[int] = frozenset(),
+) -> Retained:
     """Delete closed predictions made before `before_ms` whose labelled entries all have seq <= `protect_seq`; then,
-    oldest first, such predictions until the server uses at most `max_bytes`."""
+    oldest first, such predictions until the server uses at most `max_bytes`. Those with a routing hash of `keep` stay."""
     cut = smallest_id(before_ms)
     if protect_seq is None:
         protect_seq = min(server.groups(f"{PREFIX}labelled").values(), default=1 << 53)
     done = Retained()
     for ids in _written(server, f"({cut}"):
-        done += _remove(server, protect_seq, ids)
+        done += _remove(server, protect_seq, ids, keep)
     parked = _drop_waiting(server, cut, before_ms)
     if max_bytes is not None:
         for ids in _written(server, "+"):
             if server.used_bytes() <= max_bytes:
                 break
-            removed = _remove(server, protect_seq, ids)
+            removed = _remove(server, protect_seq, ids, keep)
             done += Retained(removed.predictions, removed.feedback, removed.labelled)
         done += Retained(over_bytes=max(0, server.used_bytes() - max_bytes))
     with server.client() as client:
@@ -70,9 +78,18 @@ def _written(server: TrafficRedis, end: str) -> Iterator[list[bytes]]:
         after = "(" + ids[-1].decode()
 
 
-def _remove(server: TrafficRedis, protect_seq: int, ids: list[bytes]) -> Retained:
-    predictions, feedback, labelled, unread, unjoined = server.run(RETAIN, protect_seq, *ids)
-    return Retained(predictions, feedback, labelled, unread=unread, unjoined=unjoined)
+def _remove(server: TrafficRedis, protect_seq: int, ids: list[bytes], keep: frozenset[int]) -> Retained:
+    free = ids
+    if keep:
+        records = server.many([("HGET", key_of(i.decode()), "record") for i in ids])
+        free = [
+            i for i, blob in zip(ids, records, strict=True) if blob is None or read_head(blob).routing_hash not in keep
+        ]
+    held = len(ids) - len(free)
+    if not free:
+        return Retained(kept=held)
+    predictions, feedback, labelled, unread, unjoined = server.run(RETAIN, protect_seq, *free)
+    return Retained(predictions, feedback, labelled, unread=unread, unjoined=unjoined, kept=held)
 
 
 def _drop_waiting(server: TrafficRedis, cut: str, before_ms: int) -> int:

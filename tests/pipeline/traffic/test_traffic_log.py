@@ -341,6 +341,21 @@ def test_retention_by_size_drops_the_oldest_that_were_read(log: TrafficLog) -> N
     assert held.held_back
 
 
+def test_what_is_held_stays_however_old_or_large(log: TrafficLog) -> None:
+    held = {(1 << 64) - 5, 8}
+    made = [predict(log, START + i, n=2000, routing_hash=(7, (1 << 64) - 5, 0)[i % 3]) for i in range(600)]
+    for i, prediction_id in enumerate(made):
+        say(log, prediction_id, Outcome(0, 1.0, final=True), shown=[Exposure(0)], now_ms=START + i)
+    log.join(START + 10_000)
+    done = log.retain(START + 300, keep=held)
+    assert (done.predictions, done.kept, done.held_back) == (200, 100, False)
+    assert set(log.records(made[:300])) == set(made[1:300:3])
+    over = log.retain(0, max_bytes=1, keep=held)
+    assert (over.predictions, over.held_back) == (200, True)  # all others go, and it is said that it is still too large
+    assert [e.prediction_id for e in log.labelled(0, 1000)] == made[1::3]
+    assert log.retain(START + 10_000).predictions == 200
+
+
 def test_a_user_is_forgotten(log: TrafficLog) -> None:
     theirs, open_one = (predict(log, START + i, routing_hash=(1 << 64) - 5) for i in range(2))
     other = predict(log, routing_hash=9)

@@ -69,6 +69,11 @@ ADMIN: dict[str, dict[str, Any]] = {
     "audit.explain": {"seq": 1},
     "cache.stats": {},
     "cache.warm": {"name": "ranker"},
+    "log.hold": {"routing_key": "u2", "reason": "a test"},
+    "log.holds": {},
+    "log.release": {"routing_key": "u2"},
+    "log.export": {},
+    "backups.make": {},
     "log.forget": {"routing_key": "u1"},
     "worker.status": {},
 }

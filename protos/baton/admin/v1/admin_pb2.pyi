@@ -855,3 +855,75 @@ class Forgotten(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     predictions: int
     def __init__(self, predictions: _Optional[int] = ...) -> None: ...
+
+class HoldRequest(_message.Message):
+    __slots__ = ("routing_key", "prediction_id", "reason")
+    ROUTING_KEY_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    routing_key: str
+    prediction_id: str
+    reason: str
+    def __init__(self, routing_key: _Optional[str] = ..., prediction_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class HeldKey(_message.Message):
+    __slots__ = ("key", "actor", "reason", "since_ms")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    actor: str
+    reason: str
+    since_ms: int
+    def __init__(self, key: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., since_ms: _Optional[int] = ...) -> None: ...
+
+class HoldsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HoldsResponse(_message.Message):
+    __slots__ = ("holds",)
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    holds: _containers.RepeatedCompositeFieldContainer[HeldKey]
+    def __init__(self, holds: _Optional[_Iterable[_Union[HeldKey, _Mapping]]] = ...) -> None: ...
+
+class ReleaseHoldRequest(_message.Message):
+    __slots__ = ("routing_key", "prediction_id", "key", "reason")
+    ROUTING_KEY_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    routing_key: str
+    prediction_id: str
+    key: str
+    reason: str
+    def __init__(self, routing_key: _Optional[str] = ..., prediction_id: _Optional[str] = ..., key: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExportRequest(_message.Message):
+    __slots__ = ("endpoint", "since_ms", "until_ms", "drop", "rekey", "reason")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    REKEY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    since_ms: int
+    until_ms: int
+    drop: _containers.RepeatedScalarFieldContainer[str]
+    rekey: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    def __init__(self, endpoint: _Optional[str] = ..., since_ms: _Optional[int] = ..., until_ms: _Optional[int] = ..., drop: _Optional[_Iterable[str]] = ..., rekey: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class BackupRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...

@@ -1754,6 +1754,26 @@ class LogStub(object):
                 request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ForgetRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Forgotten.FromString,
                 _registered_method=True)
+        self.Hold = channel.unary_unary(
+                '/baton.admin.v1.Log/Hold',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HeldKey.FromString,
+                _registered_method=True)
+        self.Holds = channel.unary_unary(
+                '/baton.admin.v1.Log/Holds',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldsRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldsResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/baton.admin.v1.Log/Release',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HeldKey.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/baton.admin.v1.Log/Export',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ExportRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Chunk.FromString,
+                _registered_method=True)
 
 
 class LogServicer(object):
@@ -1766,6 +1786,33 @@ class LogServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Hold(self, request, context):
+        """Keeps all records of a user from retention and from being forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Holds(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Ends a hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """Labelled rows as a Parquet file, in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LogServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1773,6 +1820,26 @@ def add_LogServicer_to_server(servicer, server):
                     servicer.Forget,
                     request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ForgetRequest.FromString,
                     response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Forgotten.SerializeToString,
+            ),
+            'Hold': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hold,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HeldKey.SerializeToString,
+            ),
+            'Holds': grpc.unary_unary_rpc_method_handler(
+                    servicer.Holds,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldsRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldsResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HeldKey.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ExportRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Chunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1802,6 +1869,187 @@ class Log(object):
             '/baton.admin.v1.Log/Forget',
             protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ForgetRequest.SerializeToString,
             protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Forgotten.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Log/Hold',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HeldKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Holds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Log/Holds',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldsRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.admin.v1.Log/Release',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ReleaseHoldRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.HeldKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.admin.v1.Log/Export',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.ExportRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class BackupsStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Make = channel.unary_stream(
+                '/baton.admin.v1.Backups/Make',
+                request_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.BackupRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Chunk.FromString,
+                _registered_method=True)
+
+
+class BackupsServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Make(self, request, context):
+        """A backup as a tar archive, in pieces. It holds the secret key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_BackupsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Make': grpc.unary_stream_rpc_method_handler(
+                    servicer.Make,
+                    request_deserializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.BackupRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Chunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.admin.v1.Backups', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.admin.v1.Backups', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Backups(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Make(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.admin.v1.Backups/Make',
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.BackupRequest.SerializeToString,
+            protos_dot_baton_dot_admin_dot_v1_dot_admin__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,
