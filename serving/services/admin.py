@@ -88,13 +88,13 @@ class AdminServices:
         verb = verb_of(method.containing_service.name, method.name)
         message = GetMessageClass(method.input_type)
         answer = GetMessageClass(method.output_type)
-        if verb.bulk:
-            return self._shell.feed(f"{service}/{method.name}", self._bulk(verb, message, answer))
-        if verb.streams:
-            return self._shell.feed(f"{service}/{method.name}", self._watch(verb, message, answer))
 
         def role(call: Call) -> None:
             self._caller(call).require(verb.role)  # before the message is read: who may not act learns nothing
+
+        if verb.streams:
+            stream = self._bulk if verb.bulk else self._watch
+            return self._shell.feed(f"{service}/{method.name}", stream(verb, message, answer), role)
 
         return self._shell.unary(f"{service}/{method.name}", self._unary(verb, message, answer), admission=role)
 

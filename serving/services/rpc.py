@@ -240,8 +240,8 @@ class Shell:
 
         return grpc.stream_stream_rpc_method_handler(endings.stream(handle))
 
-    def feed(self, name: str, method: Feed) -> grpc.RpcMethodHandler[Any, Any]:
-        """A handler of one request and a stream of answers."""
+    def feed(self, name: str, method: Feed, admission: Admission | None = None) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler of one request and a stream of answers. `admission`: as `unary`."""
         tracing = self.tracing
 
         async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -249,6 +249,8 @@ class Shell:
             span = None if tracing is None else _begin(tracing, name, call)
             failure: BaseException | None = None
             try:
+                if admission is not None:
+                    admission(call)
                 self._fits(data)
                 async with contextlib.aclosing(method(data, call)) as answers:
                     async for answer in answers:

@@ -40,14 +40,16 @@ def _field(annotation: Any, field: Any, path: str) -> Iterator[str]:
     if get_origin(kind) is list:
         if not field.is_repeated:
             yield f"{path}: a list here, one there"
-        kind = get_args(kind)[0]
+        kind, _ = _without_none(get_args(kind)[0])
     elif field.is_repeated and not field.message_type.GetOptions().map_entry:
         yield f"{path}: one here, a list there"
     kind = get_origin(kind) or kind
     part = field.message_type
     if part is None:
-        wanted = {"str": "STRING", "bool": "BOOL", "float": "DOUBLE", "int": "INT"}.get(getattr(kind, "__name__", ""))
-        found = {9: "STRING", 8: "BOOL", 1: "DOUBLE", 3: "INT", 5: "INT"}.get(field.type)
+        wanted = {"str": "STRING", "bool": "BOOL", "float": "DOUBLE", "int": "INT", "bytes": "BYTES"}.get(
+            getattr(kind, "__name__", "")
+        )
+        found = {9: "STRING", 8: "BOOL", 1: "DOUBLE", 3: "INT", 5: "INT", 12: "BYTES"}.get(field.type)
         if wanted != found:
             yield f"{path}: {kind} here, type {field.type} there"
         if optional and not field.has_presence:

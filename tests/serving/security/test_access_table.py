@@ -59,6 +59,8 @@ ADMIN: dict[str, dict[str, Any]] = {
     "metrics.get": {"endpoint": "ranker"},
     "metrics.processes": {},
     "metrics.health": {},
+    "processes.list": {},
+    "processes.restart": {"process": "lane-0", "reason": "a test"},
     "rollouts.approve": {"name": "ranker", "reason": "a test"},
     "rollouts.abort": {"name": "ranker", "reason": "a test"},
     "rollouts.undo": {"name": "ranker", "reason": "a test"},
