@@ -15,7 +15,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 
@@ -46,7 +47,7 @@ from serving.runtime import status
 from serving.runtime.claims import SPARE, holder_of, role_lock
 from serving.runtime.listeners import ask_to_leave, let_in_no_more
 from serving.runtime.process import connections_within, die_with_parent
-from serving.runtime.status import ArmTotals, EngineStatus, HandOffStatus, LaneArm, LaneStatus
+from serving.runtime.status import ArmReport, ArmTotals, EngineStatus, HandOffStatus, LaneArm, LaneStatus
 from serving.security.authenticator import CALLER_REASONS, Authenticator
 from serving.security.certificates import bind, open_certificates
 from serving.services.access import Access
@@ -71,6 +72,7 @@ from serving.wiring.traffic import open_traffic_log
 __all__ = ["Lane", "lane_role", "run_lane"]
 
 FIRST_LOAD_S = 20.0
+LOOK_EVERY_S = 0.2
 BEAT_EVERY_S = 0.25
 FIRST_SPARE_LANE = 1 << 15
 """First number of lanes that began beside another one of their name."""
@@ -297,41 +299,56 @@ class Lane:
             return
         until = self._clock.monotonic() + FIRST_LOAD_S
         said: list[str] = []
-        while not self._draining and not self.registry.wait(self._loaded, 0.2):
-            if self._clock.monotonic() < until:
+        while not self._draining:
+            loaded = self.registry.wait(self._loaded, LOOK_EVERY_S)
+            late = self._clock.monotonic() >= until
+            if not loaded and not late:
                 continue
-            waits = ", ".join(self.registry.loading()) or "versions that have failed"
-            if not (lacks := self._lacks()):
+            lacks = self._lacks()
+            if lacks:
+                if late and lacks != said:
+                    log.warning("not listening yet: other lanes answer with %s, and this one cannot", ", ".join(lacks))
+                    said = lacks
+                if loaded:
+                    time.sleep(LOOK_EVERY_S)
+                continue
+            if not loaded:
                 log.warning(
                     "not every endpoint is ready after %.0f s, waiting for %s; listening all the same",
                     FIRST_LOAD_S,
-                    waits,
+                    ", ".join(self.registry.loading()) or "versions that have failed",
                 )
-                return
-            if lacks != said:
-                log.warning("not listening yet, waiting for %s: other lanes answer with %s", waits, ", ".join(lacks))
-                said = lacks
+            return
 
     def _lacks(self) -> list[str]:
-        """What other lanes of this home answer with now and this one cannot: arms of endpoints, and versions."""
-        report, loading = self.status(), set(self.registry.loading())
+        """What other lanes of this home answer with now and this one cannot: arms of endpoints, and versions.
+
+        A candidate that cannot be loaded here is stable's to answer for, unless the one before this lane still runs and has it.
+        """
+        own, loading, away = self.registry.arms(), set(self.registry.loading()), self.registry.state_away()
         lacks: set[str] = set()
         for other in status.read(self._config.status, self._clock.wall_ms()).fresh().lanes.values():
             if other.status.pid == os.getpid() or not other.status.port:
                 continue
             for endpoint, arms in other.status.endpoints.items():
-                mine = report.endpoints.get(endpoint, {})
-                if endpoint not in report.endpoints and report.state_away is None:
+                if endpoint not in own and away is None:
                     continue  # it is gone
+                mine = own.get(endpoint, {})
                 lacks.update(
                     f"{endpoint}/{arm}"
                     for arm, theirs in arms.items()
-                    if theirs.state == "READY"
-                    and (arm not in mine or mine[arm].state != "READY")
-                    and (arm in mine or report.state_away is not None)
+                    if theirs.state == "READY" and self._misses(arm, mine)
                 )
             lacks.update(loading & set(other.status.models))
         return sorted(lacks)
+
+    def _misses(self, arm: str, mine: Mapping[str, ArmReport]) -> bool:
+        """Whether an arm that others have cannot answer here, of an endpoint with these arms."""
+        if arm not in mine:
+            return self.registry.state_away() is not None  # else the endpoint has it no more
+        if mine[arm].state == "UNAVAILABLE" and arm == "candidate":
+            return self._follows
+        return mine[arm].state != "READY"
 
     def _loaded(self, snapshot: Snapshot) -> bool:
         return is_ready(snapshot) and self.registry.settled()

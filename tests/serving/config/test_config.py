@@ -9,6 +9,7 @@ import yaml
 
 from pipeline.errors import InvalidInput
 from serving.config import Config, parse_duration
+from serving.config.changes import needs_full_stop
 
 
 def load(folder: Path, text: str) -> Config:
@@ -177,3 +178,23 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     lines = str(caught.value).split("\n  ")
     assert lines[0] == f"config {path}: 3 things to correct:"
     assert [line.split(":")[0] for line in lines[1:]] == ["bundles_keep", "engine.default_deadline", "hom"]
+
+
+def test_what_a_restart_cannot_bring_in_is_named_and_all_else_can_change() -> None:
+    def config(**sections: object) -> Config:
+        return Config.model_validate({"home": "home", **sections})
+
+    running = config(engine={"lanes": 2}, listen={"tls": {"cert": "a.pem", "key": "k.pem"}})
+    free = config(
+        engine={"lanes": 3, "workers": 2}, hang_limit="1m", traffic={"sample": {"rate": 0.5}}, log_level="debug",
+        listen={"tls": {"cert": "b.pem", "key": "k.pem"}, "max_candidates": 5},
+    )  # fmt: skip
+    assert needs_full_stop(running, free) == []
+    fixed = config(state={"url": "redis://127.0.0.1:1/0"}, listen={"grpc_port": 5})
+    assert needs_full_stop(running, fixed) == ["listen.grpc_port", "listen.tls", "state.url"]
+
+
+def test_a_hang_limit_is_off_or_long_enough_for_a_busy_machine() -> None:
+    assert Config(hang_limit=0).hang_limit == 0
+    with pytest.raises(ValueError, match=r"hang_limit 1 s is below 5 s.*raise it, or set 0"):
+        Config.model_validate({"hang_limit": "1s"})

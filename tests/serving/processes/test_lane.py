@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -15,13 +16,15 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from handmade import SCHEMA, random_rows
-from installation import Installation, eventually, free_port, lane_process, running, status
+from installation import Installation, eventually, free_port, lane_process, running, status, write_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import BatonError
 from pipeline.features import Features
 from pipeline.traffic.record import unpack
 from serving.client import RankingClient
+from serving.processes import lane as lane_module
+from serving.processes.lane import Lane
 from serving.runtime.status import dumps
 from serving.state.kill import KillSwitch
 from serving.telemetry import METRICS_DIR, Telemetry, merged
@@ -298,3 +301,45 @@ def test_histograms_tell_waiting_from_work_and_count_by_bucket(tmp_path: Path) -
     assert next(s.value for s in samples if s.name.endswith("_sum")) == pytest.approx(90.4049)
     assert {s.labels["stage"] for s in families["baton_stage_seconds"].samples} == {"infer"}
     assert [s.value for s in families["baton_queue_seconds"].samples if s.name.endswith("_count")] == [5]
+
+
+def test_a_lane_listens_only_once_it_has_what_other_lanes_answer_with(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_module, "FIRST_LOAD_S", 0.3)
+    table = installation.repository.path("teacher", "1") / "tables" / "item.safetensors"
+    table.write_bytes(table.read_bytes()[:-8])
+    arms = {arm: {"bundle": bundle, "version": "1", "wanted": "1", "state": "READY"} for arm, bundle in ARMS.items()}
+
+    def other(state: str) -> None:
+        arms["stable"]["state"] = state
+        now_ms = time.time_ns() // 1_000_000
+        write_status(
+            installation.config.status,
+            "lane-7",
+            time_ms=now_ms,
+            pid=1,
+            port=5,
+            state="ready",
+            endpoints={"ranker": arms},
+        )
+
+    other("READY")
+    lane = Lane(installation.config, 0)
+    starting = threading.Thread(target=lambda: asyncio.run(started(lane)), daemon=True)
+    starting.start()
+    eventually(lambda: "teacher/1" in status(installation, "lane-0").get("faults", {}), "it knows that it cannot", 30)
+    time.sleep(1.0)  # three times as long as it would wait for itself alone
+    assert lane.port == 0
+    other("LOADING")  # nobody answers with it now
+    eventually(lambda: lane.port != 0, "it listens", 30)
+    starting.join(30)
+    assert not starting.is_alive()
+
+
+ARMS = {"stable": "teacher", "candidate": "student"}
+
+
+async def started(lane: Lane) -> None:
+    await lane.start()
+    await lane.stop(1)

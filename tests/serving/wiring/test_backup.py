@@ -224,6 +224,11 @@ def torn(path: Path) -> None:
     path.write_bytes(data)
 
 
+def of_a_newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+
+
 def without_records(index: Path) -> None:
     """A lane that writes its second file, and has lost the first one."""
     with closing(sqlite3.connect(index)) as db, db:
@@ -247,6 +252,12 @@ def without_records(index: Path) -> None:
         (lambda home: emptied(home / "control.db"), "control.db lacks rollouts"),
         (lambda home: torn(home / "control.db"), "control.db is damaged"),
         (lambda home: (home / "traffic/labels.db").write_text("something else " * 100), "labels.db is damaged"),
+        (
+            lambda home: of_a_newer(home / "control.db"),
+            "control.db was written by a newer Baton .format 99; this one knows",
+        ),
+        (lambda home: of_a_newer(home / "traffic/labels.db"), "labels.db was written by a newer Baton .format 99"),
+        (lambda home: of_a_newer(next((home / "traffic/lanes").rglob("index.db"))), "index.db was written by a newer"),
         (lambda home: shutil.rmtree(home / "bundles"), "bundles/teacher has no version"),
         (lambda home: checkpoint(home, 9, [9], position=70), "learned up to entry 70 of a log that ends at 0"),
     ],
