@@ -42,10 +42,12 @@ from serving.telemetry.process import CALLERS_CODES
 from serving.telemetry.tracing import trace_id_of
 from serving.wire.errors import code_of
 
-__all__ = ["ArmWindow", "Dispatcher", "ModelTally", "Recording", "Target"]
+__all__ = ["STAND_INS", "ArmWindow", "Dispatcher", "ModelTally", "Recording", "Target"]
 
 NOT_READY = "candidate_not_ready"
 AWAY, FAILED = "candidate_away", "candidate_failed"
+STAND_INS = (NOT_READY, AWAY, FAILED)
+"""Reasons for which stable answers in place of a candidate."""
 """Reasons why stable answers for a candidate on another server: it is known not to answer, or it just has not."""
 CANDIDATE_FRACTION = 0.5
 """Part of a request's time that a candidate on another server may take, so that stable can still answer."""

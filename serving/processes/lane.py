@@ -35,7 +35,7 @@ from pipeline.traffic.sampling import TrafficSample
 from pipeline.traffic.writer import DROP_REASONS, TrafficWriter, WriterLimits
 from serving.config import Config, ListenConfig
 from serving.lane.desired import DIRECT, publish_state_away
-from serving.lane.dispatch import Dispatcher, Recording
+from serving.lane.dispatch import STAND_INS, Dispatcher, Recording
 from serving.lane.engines import Engines
 from serving.lane.loader import Sample
 from serving.lane.remote_report import publish_remotes, remote_status
@@ -409,7 +409,7 @@ class Lane:
     def _write(self, report: LaneStatus) -> None:
         endpoints = self.registry.snapshot.endpoints
         self.labels.expect(endpoints.keys())
-        self.telemetry.expect(endpoints, self._authenticator.names())
+        self.telemetry.expect(endpoints, self._authenticator.names(), STAND_INS)
         self.telemetry.pending(self.dispatcher.pending)
         self.telemetry.ready(
             {

@@ -98,9 +98,10 @@ class Telemetry(Collector):
         self._ready: Mapping[tuple[str, str], str] = {}
         self._pending = 0
 
-    def expect(self, endpoints: Iterable[str], callers: Iterable[str] = ()) -> None:
-        """Have the counters of these endpoints and callers at zero, where they have counted nothing yet."""
-        endpoints = tuple(endpoints)
+    def expect(self, endpoints: Iterable[str], callers: Iterable[str] = (), degraded: Iterable[str] = ()) -> None:
+        """Have the counters of these endpoints, callers and reasons of degraded answers at zero, where they have counted
+        nothing yet."""
+        endpoints, degraded = tuple(endpoints), tuple(degraded)
         for endpoint in (*endpoints, UNKNOWN):
             for kind, status in product(KINDS, STATUSES):
                 self._feedback.setdefault((endpoint, kind, status), 0)
@@ -109,6 +110,8 @@ class Telemetry(Collector):
         for endpoint in endpoints:
             self._delay(endpoint)
             self._late.setdefault((endpoint,), 0)
+            for reason in degraded:
+                self._degraded.setdefault((endpoint, reason), 0)
             for status in STATUSES:
                 self._observed.setdefault((endpoint, status), 0)
         for caller in (ANONYMOUS, OTHERS, *callers):

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import BatonError
 from pipeline.features import Features
+from pipeline.traffic.log import FeedbackEntry, Outcome
 from pipeline.traffic.record import unpack
 from serving.client import RankingClient
 from serving.processes import lane as lane_module
@@ -221,6 +222,39 @@ def test_status_and_metrics_tell_what_happened(installation: Installation) -> No
     assert stages >= {"decode", "embed", "infer", "record"}
     batches = {s.name: s.value for s in families["baton_batch_rows"].samples if s.name.endswith(("_count", "_sum"))}
     assert batches == {"baton_batch_rows_count": 5, "baton_batch_rows_sum": 50}
+
+
+def test_counters_are_there_before_their_first_event(installation: Installation) -> None:
+    def counters() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        families = text_string_to_metric_families(merged(installation.home / METRICS_DIR).decode())
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
+            if family.type == "counter"
+        }
+
+    def total(name: str) -> float:
+        return sum(value for (of, _), value in counters().items() if of == name)
+
+    with running(installation.config) as lane, RankingClient(lane.target) as client:
+        eventually(lambda: [name for name, _ in counters()].count("baton_rows_total") == 2, "both arms have series")
+        before = counters()
+        assert total("baton_rows_total") == total("baton_feedback_total") == total("baton_request_failures_total") == 0
+        answer = client.rank("ranker", SCHEMA, features_of(installation), routing_key="u")
+        client.feedback([FeedbackEntry(answer.prediction_id, (), [Outcome(0, 1.0)], exposed_all=True)])
+        client.feedback([FeedbackEntry("nonsense", (), [Outcome(0, 1.0)])])
+        for endpoint in ("ranker", "made up", "made up too"):
+            with pytest.raises(BatonError):
+                client.rank(endpoint, SCHEMA, features_of(installation), arm="neither")
+        eventually(lambda: total("baton_request_failures_total") == 3, "the failures are counted")
+        after = counters()
+    grown = {key[0] for key, value in after.items() if value}
+    assert grown >= {
+        "baton_rows_total", "baton_feedback_total", "baton_caller_failures_total", "baton_traffic_committed_total",
+        "baton_embedding_ids_total",
+    }  # fmt: skip
+    assert set(after) - set(before) == set()
 
 
 def test_metrics_of_all_processes_make_one_text(tmp_path: Path) -> None:
