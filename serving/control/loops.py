@@ -339,6 +339,10 @@ class ControlLoops:
         self._traffic.publish(telemetry)
         telemetry.include(StoreFigures(lambda: self._stores))
         publish_state_away(telemetry, lambda: self._state.away, self._clock)
+        telemetry.gauges(
+            "baton_bundle_damaged", "1 for a version of the repository that cannot be opened", ("bundle", "version"),
+            lambda: {_split(key): 1.0 for key in self._bundles.damaged},
+        )  # fmt: skip
         telemetry.include(
             Overview(
                 [child.name for child in children_of(self._config, self._config.home)],
@@ -351,3 +355,8 @@ class ControlLoops:
                 lambda: last_backup_ms(self._config.home),
             )
         )
+
+
+def _split(key: str) -> tuple[str, ...]:
+    bundle, _, version = key.rpartition("/")
+    return bundle, version

@@ -285,7 +285,7 @@ def publish_state_away(telemetry: Telemetry, away: Callable[[], StateAway | None
 
     def seconds() -> dict[tuple[str, ...], float]:
         found = away()
-        return {(): 0.0 if found is None else found.seconds(clock.wall_ms())}
+        return {(): 0.0 if found is None or found.lost else found.seconds(clock.wall_ms())}
 
     def lost() -> dict[tuple[str, ...], float]:
         found = away()
