@@ -17,13 +17,13 @@ from pipeline.arrays import F64, I64, Index, Mask
 
 __all__ = ["Learner", "Shop", "Shown", "Trials"]
 
-ITEMS = 400
-OFFERED_ITEMS = 30
+ITEM_IDS = 400
+OFFERED_IDS = 30
 SHOWN_ROWS = 10
-RATE = 0.2
+CLICK_FRACTION = 0.2
 PRIOR_ROWS = 20.0
 """Click rates are drawn from a beta distribution that is worth so many rows, which both arms know."""
-GROUP_ITEMS = 4
+GROUP_IDS = 4
 """Neighbouring items that stable cannot tell apart."""
 REPLACED_FRACTION = 0.005
 """Of the items, in a block."""
@@ -36,18 +36,18 @@ class Learner:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._rows, self._clicks = np.zeros(ITEMS), np.zeros(ITEMS)
+        self._rows, self._clicks = np.zeros(ITEM_IDS), np.zeros(ITEM_IDS)
 
     def estimates(self) -> F64:
-        """Of each item, float64 `[ITEMS]`."""
+        """Of each item, float64 `[ITEM_IDS]`."""
         rows, clicks = (each.reshape(-1, self._size).sum(axis=1) for each in (self._rows, self._clicks))
-        return np.repeat((clicks + RATE * PRIOR_ROWS) / (rows + PRIOR_ROWS), self._size)
+        return np.repeat((clicks + CLICK_FRACTION * PRIOR_ROWS) / (rows + PRIOR_ROWS), self._size)
 
     def learn(self, shown: Shown, rows: Mask, weights: F64) -> None:
         """Take rows of requests `[r]`, each with a weight `[r]`."""
         items, many = shown.items[rows].ravel(), np.repeat(weights[rows], SHOWN_ROWS)
-        self._rows += np.bincount(items, many, ITEMS)
-        self._clicks += np.bincount(items, many * shown.clicks[rows].ravel(), ITEMS)
+        self._rows += np.bincount(items, many, ITEM_IDS)
+        self._clicks += np.bincount(items, many * shown.clicks[rows].ravel(), ITEM_IDS)
 
     def forget(self, items: Index) -> None:
         """New items stand in the places of these."""
@@ -75,14 +75,14 @@ class Shop:
     """
 
     def __init__(self, *, apart: bool = False, weighted: bool = False) -> None:
-        self.stable, self.candidate = Learner(GROUP_ITEMS), Learner(1)
+        self.stable, self.candidate = Learner(GROUP_IDS), Learner(1)
         self._apart, self._weighted = apart, weighted
 
     def block(self, rates: F64, offered: I64, chance: F64, share: float) -> Shown:
         """Answer a block of requests and learn from it.
 
         Args:
-            rates: of the items; offered: items of each request, `[r, OFFERED_ITEMS]`.
+            rates: of the items; offered: items of each request, `[r, OFFERED_IDS]`.
             chance: in 0..1 of each request: of its arm, and of a click at each place, `[r, 1 + SHOWN_ROWS]`.
             share: of the requests that is the candidate's.
         """
@@ -121,12 +121,12 @@ class Trials:
     counts: dict[str, F64] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rates = self._rates(ITEMS)
+        self.rates = self._rates(ITEM_IDS)
 
     def block(self, requests: int, share: float) -> Shown:
         """A block of every shop; what the one with shared rows has shown. The shops with one arm give it all requests."""
         rng = self.rng
-        offered = rng.integers(0, ITEMS, (requests, OFFERED_ITEMS))
+        offered = rng.integers(0, ITEM_IDS, (requests, OFFERED_IDS))
         chance = rng.random((requests, 1 + SHOWN_ROWS))
         shares = {"stable": 0.0, "candidate": 1.0}
         self.blocks += 0 < share < 1
@@ -138,7 +138,7 @@ class Trials:
                 arms = np.stack([~each.by_candidate, each.by_candidate]).astype(np.float64)
                 counted = np.stack([arms.sum(axis=1), arms @ each.clicks.sum(axis=1)])
                 self.counts[name] = self.counts.get(name, np.zeros((2, 2))) + counted
-        new = np.flatnonzero(rng.random(ITEMS) < REPLACED_FRACTION)
+        new = np.flatnonzero(rng.random(ITEM_IDS) < REPLACED_FRACTION)
         self.rates[new] = self._rates(len(new))
         for shop in self.shops.values():
             shop.stable.forget(new)
@@ -160,4 +160,4 @@ class Trials:
         return found
 
     def _rates(self, items: int) -> F64:
-        return self.rng.beta(RATE * PRIOR_ROWS, (1 - RATE) * PRIOR_ROWS, items)
+        return self.rng.beta(CLICK_FRACTION * PRIOR_ROWS, (1 - CLICK_FRACTION) * PRIOR_ROWS, items)

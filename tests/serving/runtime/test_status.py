@@ -91,6 +91,7 @@ def test_the_command_names_damaged_files_and_shows_the_rest(tmp_path: Path, monk
         assert [damaged["file"] for damaged in answer["damaged"]] == ["lane-9.json", "worker.json"]
         assert "lane-9" not in answer["lanes"]
         assert answer["worker"] is None
+        monkeypatch.setattr("serving.cli.api.AdminClient.check_alive", lambda _: None)
         monkeypatch.setattr("serving.cli.api.AdminClient.get", lambda _, path: get(f"/api/v1{path}").json())
         shown = CliRunner().invoke(app, ["status"])
         assert shown.exit_code == 0, shown.output

@@ -229,7 +229,7 @@ def test_metadata_is_limited_and_refusals_are_counted(plane: Plane) -> None:
     plane.token("viewer", Role.VIEWER)
     plane.call(f"{INFERENCE}RepositoryModelLoad", LOAD)
     plane.call(f"{INFERENCE}RepositoryModelLoad", LOAD, "stranger")
-    eventually(lambda: b'reason="wrong_token"' in merged(plane.made.home / METRICS_DIR), "both are counted")
+    eventually(lambda: b'reason="wrong_token"} 1.0' in merged(plane.made.home / METRICS_DIR), "both are counted")
     assert b'baton_callers_refused_total{process="lane-0",reason="nameless"} 1.0' in merged(
         plane.made.home / METRICS_DIR
     )
