@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install tools demo test test-long lint bench fuzz audit protos lock clean
+.PHONY: install tools demo test test-long drill lint bench fuzz audit protos lock clean
 
 install: $(STAMP)
 
@@ -54,6 +54,10 @@ BENCHES := serve shadow swap overload context embedding engine traffic analysis 
 bench: $(STAMP)
 	missed=; for part in $(BENCHES); do $(BIN)/baton bench $$part || missed="$$missed $$part"; done; \
 	  test -z "$$missed" || { echo "missed a budget or failed:$$missed"; exit 1; }
+
+# Every alert by its real cause on a running installation; `make test-long` leaves it out.
+drill: $(STAMP) tools
+	DRILL=1 $(BIN)/python -m pytest -s -m long --timeout 900 tests/e2e/test_alerts_fire.py
 
 # Odd requests to every REST route and every RPC, 100,000 each; `make test` and `make test-long` send fewer.
 fuzz: $(STAMP)

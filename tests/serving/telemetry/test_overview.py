@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from rollout_world import SPEC, World
 
 from pipeline.errors import NotFound
+from serving.rollout.spec import MIN_BLOCKS
 from serving.telemetry.overview import Overview
 
 LANE = {
@@ -84,7 +85,12 @@ def test_bias_labels_and_phase_of_a_rollout(tmp_path: Path) -> None:
     assert told(overview, "baton_endpoint_candidate_weight_ratio") == {("ranker",): 0}
     world.bias = 0.28  # within the bound of 0.3, and not to be shown so
     world.controller.start(SPEC, "ada", "go", version=1)
-    world.seconds(30)
+    world.seconds(5)
+    blocks = told(overview, "baton_bias_blocks")["ranker", "candidate"]
+    assert 0 < blocks < MIN_BLOCKS
+    assert told(overview, "baton_bias_low_ratio") == told(overview, "baton_bias_high_ratio") == {}
+    world.seconds(25)
+    assert told(overview, "baton_bias_blocks")["ranker", "candidate"] >= MIN_BLOCKS
     assert told(overview, "baton_rollout_phase")["ranker", "progressing"] == 1
     bias, low, high = (
         told(overview, f"baton_bias_{name}")["ranker", "candidate"] for name in ("ratio", "low_ratio", "high_ratio")
