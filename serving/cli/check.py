@@ -38,6 +38,7 @@ from serving.wiring.bundles import open_repository
 from serving.wiring.home import home_faults
 from serving.wiring.in_force import not_in_force
 from serving.wiring.state_restore import state_condition
+from serving.wiring.stores import look_at_stores
 from serving.wiring.traffic import now_ms_of
 from transfer.architecture_names import is_known, unknown_architecture
 
@@ -96,6 +97,9 @@ def _configured(path: Path) -> list[Finding]:
         return [("config", False, str(error))]
     found: list[Finding] = [("config", True, str(path))]
     found.append(_home(config))
+    found += [
+        (f"{store.kind} {store.name}", not (store.full or store.reason), str(store)) for store in look_at_stores(config)
+    ]
     found.append(_state(config))
     found += [_port(config, name, port) for name, port in config.listen.ports.items()]
     found += _processes(config)

@@ -33,12 +33,11 @@ def process_facts(reading: Reading) -> Iterator[Fact]:
         yield Fact("version", "", Level.ATTENTION, f"it cannot be loaded: {version}", "baton model list")
     for process in reading.processes:
         if since_s := _restarted_s(reading, process.name):
-            last = ": ".join(filter(None, (process.last_exit, process.why)))
-            yield Fact(
-                "process", process.name, Level.ATTENTION,
-                f"started again {since_s:.0f} s ago, {process.restarts} times in all ({last or 'it ended'})",
-                "baton status",
-            )  # fmt: skip
+            why = process.why.removeprefix("started again after: ")
+            last = ": ".join(filter(None, (process.last_exit, why))) or "it ended"
+            times = f"; {process.restarts} times in all" if process.restarts > 1 else ""
+            says = f"started again {since_s:.0f} s ago ({last}){times}"
+            yield Fact("process", process.name, Level.ATTENTION, says, "baton status")
     for damaged in reading.statuses.damaged:
         yield Fact("process", damaged.file, Level.UNKNOWN, f"its status file is damaged: {damaged.reason}", "")
     if not sick:

@@ -202,8 +202,9 @@ class RolloutController:
             for stored in active:
                 try:
                     done.append((stored.id, self._pass(stored, endpoints[stored.spec.endpoint], observed)))
-                except Exception:
-                    log.exception("a pass of rollout %s failed; the others go on", stored.id)
+                except Exception as error:
+                    fault = not isinstance(error, NotReady)  # a store that is away or full is none of this process
+                    log.error("a pass of rollout %s failed; the others go on: %s", stored.id, error, exc_info=fault)
             self._watch(endpoints, observed)
             self._let_stable_go(active, endpoints, observed)
             due = abs(self._clock.wall_ms() - self._saved_ms) >= _SAVE_EVERY_MS
@@ -292,8 +293,11 @@ class RolloutController:
                 runner.next_look_ms = decision.next_look_ms
                 if context.now_ms >= context.next_look_ms:
                     self._store_status(stored, runner, decision)
-            except Exception:
-                log.exception("the completed rollout %s cannot be watched; the others go on", stored.id)
+            except Exception as error:
+                fault = not isinstance(error, NotReady)
+                log.error(
+                    "the completed rollout %s cannot be watched; the others go on: %s", stored.id, error, exc_info=fault
+                )
 
     def _let_stable_go(
         self,
@@ -410,8 +414,11 @@ class RolloutController:
         for stored in active:
             try:
                 counted[stored.id] = self._runner(stored).analysis
-            except BatonError:
-                log.exception("the sums of rollout %s cannot be read; the others go on", stored.id)
+            except BatonError as error:
+                fault = not isinstance(error, NotReady)
+                log.error(
+                    "the sums of rollout %s cannot be read; the others go on: %s", stored.id, error, exc_info=fault
+                )
         effects = {name: effect for name, effect in self._long_runs.items() if effect.until_ms is None}
         failed = self._reader.step([*counted.values(), *effects.values()])
         for name, sums in counted.items():

@@ -98,7 +98,7 @@ def _process_row(process: ProcessState, report: Report[Status] | None) -> list[C
     state = process.doing if process.well and process.doing else process.state
     return [
         Cell(process.name, "strong"),
-        Cell(state, "" if process.well else "bad strong"),
+        Cell(state, "wide" if process.well else "bad strong wide"),
         NONE if process.age_s is None else f"{span(process.age_s)} ago",
         count(_waiting(report)),
         count(process.restarts),
