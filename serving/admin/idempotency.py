@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -26,6 +27,8 @@ from serving.state.idempotency import Keys, Taken
 __all__ = ["IdempotencyCache"]
 
 A = TypeVar("A", bound=Answer)
+REMEMBERED_KEYS, REMEMBERED_MS = 1000, 3600 * 1000
+"""Answers that this process remembers for itself, for the time after its store was lost and is back."""
 _KEY = re.compile(r"[!-~]{1,200}")
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class IdempotencyCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._running: set[tuple[str, str]] = set()
+        self._done: OrderedDict[tuple[str, str], tuple[Taken, int]] = OrderedDict()
 
     def run(
         self,
@@ -87,8 +91,13 @@ class IdempotencyCache:
                 self._keys.free(caller, key)
             raise
         else:
+            text = done.model_dump_json()
+            with self._lock:
+                self._done[caller, key] = Taken(digest, text), self._clock.wall_ms()
+                while len(self._done) > REMEMBERED_KEYS:
+                    self._done.popitem(last=False)
             with _logged():  # what was asked is done
-                self._keys.answer(caller, key, done.model_dump_json())
+                self._keys.answer(caller, key, text)
             return done
         finally:
             with self._lock:
@@ -103,9 +112,20 @@ class IdempotencyCache:
         with self._lock:
             known = self._keys.take(caller, key, digest, self._clock.wall_ms())
             if known is None:
+                known = self._remembered(caller, key)
+            if known is None:
                 self._running.add((caller, key))
                 return None
             return self._known(caller, key, digest, known)
+
+    def _remembered(self, caller: str, key: str) -> Taken | None:
+        """The answer of a call that this process has carried out, where the store has lost it; the store has it again."""
+        found, time_ms = self._done.get((caller, key), (None, 0))
+        if found is None or abs(self._clock.wall_ms() - time_ms) > REMEMBERED_MS:
+            return None
+        with _logged():
+            self._keys.answer(caller, key, found.answer or "")
+        return found
 
     def _known(self, caller: str, key: str, digest: str, known: Taken) -> str:
         if known.digest != digest:

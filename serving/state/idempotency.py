@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pipeline.disk import asking
+from pipeline.errors import NotReady
 from pipeline.forks import ProcessLock
 
 __all__ = ["Keys", "SqliteKeys", "Taken"]
@@ -47,26 +51,45 @@ class SqliteKeys:
 
     Args:
         kept: number of keys at most, the newest ones; kept_ms: age up to which they are kept.
+        make: whether the file is made where there is none; else it is the control store's to make, and a call raises NotReady
+            until it is there.
     """
 
-    def __init__(self, path: Path, *, kept: int, kept_ms: int) -> None:
+    def __init__(self, path: Path, *, kept: int, kept_ms: int, make: bool = True) -> None:
         self._kept, self._kept_ms = kept, kept_ms
-        self._what = f"state {path}"
+        self._path, self._what = path, f"state {path}"
         self._lock = ProcessLock(self._what)
-        self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
+        self._opened: tuple[sqlite3.Connection, tuple[int, int]] | None = None
+        if make:
+            path.touch()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """Context with a connection to the file that has the name now."""
+        with self._lock, asking(self._what):
+            try:
+                found = os.stat(self._path)
+            except FileNotFoundError:
+                raise NotReady(f"{self._what} is gone, and the keys with it") from None
+            inode = found.st_dev, found.st_ino
+            if self._opened is None or self._opened[1] != inode:
+                self._close()
+                db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
+                db.execute("PRAGMA synchronous = FULL")
+                db.executescript(_SCHEMA)
+                self._opened = db, inode
+            yield self._opened[0]
 
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
-        with self._lock, asking(self._what):
-            row = self._db.execute(
+        with self._open() as db:
+            row = db.execute(
                 "SELECT digest, answer FROM answers WHERE caller = ? AND key = ? AND time_ms > ?",
                 (caller, key, now_ms - self._kept_ms),
             ).fetchone()
             if row is not None:
                 return Taken(*row)
-            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, NULL, ?)", (caller, key, digest, now_ms))
-            self._db.execute(
+            db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, NULL, ?)", (caller, key, digest, now_ms))
+            db.execute(
                 "DELETE FROM answers WHERE time_ms <= ? OR rowid IN "
                 "(SELECT rowid FROM answers ORDER BY time_ms DESC, rowid DESC LIMIT -1 OFFSET ?)",
                 (now_ms - self._kept_ms, self._kept),
@@ -74,13 +97,18 @@ class SqliteKeys:
         return None
 
     def answer(self, caller: str, key: str, answer: str) -> None:
-        with self._lock, asking(self._what):
-            self._db.execute("UPDATE answers SET answer = ? WHERE caller = ? AND key = ?", (answer, caller, key))
+        with self._open() as db:
+            db.execute("UPDATE answers SET answer = ? WHERE caller = ? AND key = ?", (answer, caller, key))
 
     def free(self, caller: str, key: str) -> None:
-        with self._lock, asking(self._what):
-            self._db.execute("DELETE FROM answers WHERE caller = ? AND key = ?", (caller, key))
+        with self._open() as db:
+            db.execute("DELETE FROM answers WHERE caller = ? AND key = ?", (caller, key))
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            self._close()
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened[0].close()
+        self._opened = None

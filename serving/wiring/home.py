@@ -92,7 +92,8 @@ def _secret(config: Config, control: HomeDatabase | None, traffic: TrafficParts 
 def _missing(config: Config, control: HomeDatabase | None, traffic: TrafficParts | None) -> Iterator[str]:
     answered = set() if traffic is None else traffic.answered()
     learned = learned_place(config.home / "worker")
-    if control is not None and not control.there and (learned or answered):
+    # With a snapshot lanes answer as before, and `baton state restore` fills the state again (`serving.rollout.identity`).
+    if control is not None and not control.there and (learned or answered) and not config.state_snapshot.exists():
         yield f"control.db is missing, with weights, rollouts and audit: {ADVICE}, or move the whole home away"
     if control is not None and traffic is not None and control.there and not traffic.there:
         if learned or control.rows("SELECT 1 FROM rollouts LIMIT 1"):

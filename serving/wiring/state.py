@@ -98,7 +98,7 @@ def open_kill_switch(config: Config) -> KillSwitch:
 def open_keys(config: Config) -> Keys:
     """Store of idempotency keys of the last 24 hours; in a file the newest 1,000 at most."""
     if not config.state.url:
-        return SqliteKeys(config.control_db, kept=KEPT_KEYS, kept_ms=KEPT_KEYS_MS)
+        return SqliteKeys(config.control_db, kept=KEPT_KEYS, kept_ms=KEPT_KEYS_MS, make=False)
     from serving.state.redis.idempotency import RedisKeys
 
     return RedisKeys(_address(config), kept_ms=KEPT_KEYS_MS, identity=_known(config))

@@ -16,6 +16,9 @@ from pipeline.errors import Conflict, InvalidInput, NotReady
 from pipeline.redis.address import RedisAddress
 from pipeline.traffic.log import ACCEPTED, FeedbackEntry, Outcome
 from pipeline.traffic.redis.log import RedisTrafficLog
+from serving.admin.answers import CacheWarming
+from serving.admin.idempotency import IdempotencyCache
+from serving.admin.requests import EndpointName
 from serving.config import Config
 from serving.rollout.identity import StateLost
 from serving.rollout.routing import ArmSpec, Endpoint
@@ -36,6 +39,7 @@ from serving.wiring.state_restore import adopt_state, restore_state, state_condi
 
 DURABLE = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
 NEW = ArmSpec(bundle="new", version=1)
+WARMED = CacheWarming(name="x", running=False, total=1, written=1, seconds=0.5, error="", loaded=[{"rows": 1}])
 SPEC = Rollout.parse(
     "{endpoint: ranker, candidate: {bundle: new}, guards: {}, "
     "steps: [{shadow: true}, {weight: 10, bias_below: 0.1}, {weight: 100, bias_below: 0.02}]}"
@@ -203,14 +207,22 @@ def test_a_killed_endpoint_stays_killed_through_every_loss_until_it_is_released(
     assert there.shared.engaged() == {"shop"}
 
 
-def test_an_idempotency_key_is_not_taken_on_an_emptied_redis(tmp_path: Path, server: RedisProcess) -> None:
-    config = config_of(tmp_path / "home", server.address.url)
+def test_an_idempotency_key_is_not_taken_on_a_lost_state(config: Config) -> None:
     lived(config)
     keys = open_keys(config)
     assert keys.take("ann", "k", "d", 0) is None
     empty(config)
-    with pytest.raises(NotReady, match="not the one that this home knows"):
+    with pytest.raises(NotReady, match=r"not the one that this home knows|is gone"):
         keys.take("ann", "k", "d", 0)
+    assert not config.control_db.exists()
+    cache = IdempotencyCache(keys, MillisecondClock(0))
+    restore(config)
+    done: list[int] = []
+    for _ in range(2):
+        cache.run("ann", "again", "v", EndpointName(name="a"), CacheWarming, lambda: done.append(1) or WARMED)  # type: ignore[func-returns-value]
+        empty(config)
+        restore(config)
+    assert done == [1], "what this process has carried out it knows without its store"
 
 
 def test_a_registry_starts_from_what_the_home_knows(config: Config) -> None:
