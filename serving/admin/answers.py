@@ -287,7 +287,7 @@ class Freeze(Answer):
 
 class StoreState(Answer):
     """A disk or a Redis. `size_bytes` 0: it has no limit; `refused`: writes, by a Redis; `reason`: why it does not answer;
-    `full`: less than a tenth of it is free."""
+    `full`: little of it is free."""
 
     name: str
     kind: str

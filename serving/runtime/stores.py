@@ -14,8 +14,8 @@ from pathlib import Path
 
 __all__ = ["LEAST_FREE_FRACTION", "StoreStatus", "disks"]
 
-LEAST_FREE_FRACTION = 0.1
-"""Share of a store below which its free room is a matter for a person."""
+LEAST_FREE_FRACTION = 0.15
+"""Share of a store below which its free room is a matter for a person; that of the alert BatonStoreFilling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ def test_folders_of_one_disk_are_one_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("free", "size", "evicts", "full"),
-    [(9, 100, False, True), (10, 100, False, False), (0, 100, True, False), (0, 0, False, False)],
+    [(14, 100, False, True), (15, 100, False, False), (0, 100, True, False), (0, 0, False, False)],
 )
-def test_a_store_is_full_below_a_tenth_of_its_room(free: int, size: int, evicts: bool, full: bool) -> None:
+def test_a_store_is_full_where_little_of_its_room_is_free(free: int, size: int, evicts: bool, full: bool) -> None:
     store = StoreStatus(name="x", kind="redis", where="y", size_bytes=size, free_bytes=free, evicts=evicts)
     assert store.full is full
 
