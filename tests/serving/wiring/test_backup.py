@@ -26,9 +26,12 @@ from pipeline.traffic.prediction import PredictionIds
 from serving.cli.main import app
 from serving.config import Config
 from serving.runtime.claims import role_on
+from serving.security.authenticator import Authenticator
+from serving.security.exposure import exposure
+from serving.state.kill import KillFlag
 from serving.wiring.backup import MANIFEST, back_up, read_backup, restore
 from serving.wiring.home import check_home, home_faults, interrupted_restore
-from serving.wiring.state import installation_secret, open_control_store
+from serving.wiring.state import installation_secret, open_control_store, open_snapshot
 from serving.wiring.traffic import open_traffic_log
 
 CLOCK = HandClock()
@@ -211,6 +214,97 @@ def test_the_commands_bring_a_configuration_back_too(made: Installation, tmp_pat
     assert back.exit_code == 0, back.output
     check_home(Config.load(elsewhere))
     assert run(app, ["restore", str(tmp_path / "copy"), "--config", str(elsewhere)]).exit_code == 1
+
+
+NOT_COPIED = ("run", "segments")
+
+
+def content(home: Path) -> dict[str, bytes]:
+    """Files of a home, but for what is made again, and databases, which are compared by what they hold."""
+    return {
+        str(path.relative_to(home)): path.read_bytes()
+        for path in sorted(home.rglob("*"))
+        if path.is_file()
+        and path.relative_to(home).parts[0] not in NOT_COPIED
+        and ".db" not in path.name
+        and not any(part.startswith(".3") or part.endswith(".lock") for part in path.parts)
+    }
+
+
+def test_everything_that_makes_an_installation_is_back_and_equal(made: Installation, tmp_path: Path) -> None:
+    files = {name: tmp_path / "pki" / name for name in ("cert.pem", "key.pem", "ca.pem", "password")}
+    (tmp_path / "pki").mkdir()
+    for name, path in files.items():
+        path.write_text(f"this is {name}")
+    (tmp_path / "baton.yaml").write_text(
+        "home: home\nlisten: {tls: {cert: pki/cert.pem, key: pki/key.pem, client_ca: pki/ca.pem, roles: {ops: operator}}}\n"
+        "embedding: {tiers: [device, redis], redis: {url: 'redis://127.0.0.1:1', password_file: pki/password}}\n"
+    )
+    config = Config.load(tmp_path / "baton.yaml")
+    exposure(config)  # as a start does: the home remembers that there are roles
+    run = CliRunner().invoke
+    assert (
+        run(app, ["token", "create", "ann", "--role", "operator", "--config", str(tmp_path / "baton.yaml")]).exit_code
+        == 0
+    )
+    made.config.loads.mkdir()
+    (made.config.loads / "student").touch()
+    open_snapshot(config).keep(open_control_store(config).document(), {"shop": KillFlag("burns", "ada")})
+    before = content(config.home)
+    assert {
+        "tokens.json",
+        "kill/ranker",
+        "loads/student",
+        "state/identity",
+        "state/access",
+        "state/snapshot.json",
+    } <= set(before)
+    assert run(app, ["backup", str(tmp_path / "copy"), "--config", str(tmp_path / "baton.yaml")]).exit_code == 0
+    shutil.rmtree(tmp_path / "home")
+    shutil.rmtree(tmp_path / "pki")
+    (tmp_path / "baton.yaml").unlink()
+    back = run(app, ["restore", str(tmp_path / "copy"), "--config", str(tmp_path / "baton.yaml")])
+    assert back.exit_code == 0, back.output
+    assert content(config.home) == before
+    for name, path in files.items():
+        assert path.read_text() == f"this is {name}"
+        assert path.stat().st_mode & 0o077 == 0
+    with closing(open_control_store(config)) as store:
+        assert store.endpoint("ranker").weight == 25
+    files["key.pem"].write_text("a newer one")
+    assert files["key.pem"].read_text() == "a newer one"
+    again = run(app, ["restore", str(tmp_path / "copy"), "--config", str(tmp_path / "baton.yaml"), "--replace"])
+    assert "listen.tls.key" in again.output
+    assert files["key.pem"].read_text() == "a newer one", "what is there stays"
+
+
+@pytest.mark.parametrize("known_by", ["the home", "the audit"])
+def test_a_home_that_had_tokens_does_not_start_without_them(made: Installation, tmp_path: Path, known_by: str) -> None:
+    (tmp_path / "baton.yaml").write_text("home: home\n")
+    run, config = CliRunner().invoke, ["--config", str(tmp_path / "baton.yaml")]
+    settings = Config.load(tmp_path / "baton.yaml")
+    check_home(settings)
+    exposure(settings)  # one that never had any starts as before
+    assert run(app, ["token", "create", "ann", "--role", "operator", *config]).exit_code == 0
+    settings.tokens.unlink()
+    if known_by == "the audit":
+        settings.access_memory.unlink()
+    refused = run(app, ["serve", *config])
+    assert refused.exit_code == 1
+    assert str(settings.tokens) in refused.output.replace("\n", "")
+    assert run(app, ["token", "open", "--reason", "on purpose", *config]).exit_code == 0
+    check_home(settings)
+    exposure(settings)
+
+
+def test_a_home_that_had_roles_does_not_start_with_another_configuration(made: Installation) -> None:
+    tls = {"cert": "c", "key": "k", "client_ca": "ca", "roles": {"ops": "operator"}}
+    exposure(Config.model_validate({"home": made.home, "listen": {"tls": tls}}))
+    with pytest.raises(InvalidInput, match=r"listen\.tls\.roles is missing"):
+        exposure(config_of(made.home))
+    running = exposure(config_of(made.home), supervised=True)
+    assert any("no tokens" in line for line in running)
+    assert not Authenticator(config_of(made.home), CLOCK).open, "what runs admits nobody without a token"
 
 
 def emptied(path: Path) -> None:
