@@ -33,6 +33,7 @@ from protos.baton.ranking.v1 import ranking_pb2_grpc
 from serving.client import AsyncRankingClient
 from serving.client.messages import rank_request
 from serving.runtime.process import die_with_parent
+from serving.runtime.status import LaneStatus
 from transfer.bundles.publish import save
 from transfer.click_model.model import ClickModel
 
@@ -203,11 +204,9 @@ async def _stopped(server: BatonServer, name: str, row: Row) -> None:
     until = began + HANG_LIMIT_S
     while time.monotonic() < until:
         found = server.statuses().all().get(name)
-        if (
-            found is not None
-            and getattr(found.status, "pid", pid) != pid
-            and getattr(found.status, "state", "ready") == "ready"
-        ):
+        reported = None if found is None else found.status
+        ready = not isinstance(reported, LaneStatus) or reported.state == "ready"
+        if reported is not None and getattr(reported, "pid", pid) != pid and ready:
             row.process_s = time.monotonic() - began
             return
         await asyncio.sleep(0.2)
