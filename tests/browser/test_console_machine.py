@@ -75,6 +75,8 @@ def test_every_page_fits(
         page.goto(machine.url + path)
         settled(page)
         page.locator(f"body.body--{scheme}").wait_for()
+        if name == "landing":
+            page.locator("section[aria-label='Labels'] tbody tr", has_text=ENDPOINT).wait_for()
         if name == "endpoint":
             drawn(page, "bias")
             page.locator("section[aria-label='Transfer worker'] dd:not(:empty)").first.wait_for()
