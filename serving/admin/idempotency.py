@@ -13,6 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -27,6 +28,9 @@ from serving.state.idempotency import Keys, Taken
 __all__ = ["IdempotencyCache"]
 
 A = TypeVar("A", bound=Answer)
+BRAKE_THREADS = 4
+KEY_WAIT_S = 0.3
+"""Longest wait of a call that stops traffic for the store of keys."""
 REMEMBERED_KEYS, REMEMBERED_MS = 1000, 3600 * 1000
 """Answers that this process remembers for itself, for the time after its store was lost and is back."""
 _KEY = re.compile(r"[!-~]{1,200}")
@@ -42,6 +46,7 @@ class IdempotencyCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._running: set[tuple[str, str]] = set()
+        self._threads = ThreadPoolExecutor(BRAKE_THREADS, "idempotency-key")
         self._done: OrderedDict[tuple[str, str], tuple[Taken, int]] = OrderedDict()
 
     def run(
@@ -71,7 +76,7 @@ class IdempotencyCache:
             raise InvalidInput("idempotency-key: use 1 to 200 printable ASCII characters", "idempotency-key")
         digest = hashlib.sha256(f"{verb} {request.model_dump_json()}".encode()).hexdigest()
         try:
-            stored = self._begin(caller, key, digest)
+            stored = (self._begin_soon if keyless else self._begin)(caller, key, digest)
         except NotReady as error:
             if not keyless:
                 raise
@@ -105,6 +110,7 @@ class IdempotencyCache:
 
     def close(self) -> None:
         """Close the store of keys."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._keys.close()
 
     def _begin(self, caller: str, key: str, digest: str) -> str | None:
@@ -117,6 +123,24 @@ class IdempotencyCache:
                 self._running.add((caller, key))
                 return None
             return self._known(caller, key, digest, known)
+
+    def _begin_soon(self, caller: str, key: str, digest: str) -> str | None:
+        """The same for a call that stops traffic, which does not wait for a store that hangs. Raises: NotReady."""
+        begun = self._threads.submit(self._begin, caller, key, digest)
+        try:
+            return begun.result(KEY_WAIT_S)
+        except TimeoutError:
+            begun.add_done_callback(lambda late: self._give_up(caller, key, late))
+            raise NotReady(f"the store of idempotency keys has not answered within {KEY_WAIT_S:g} s") from None
+
+    def _give_up(self, caller: str, key: str, late: Future[str | None]) -> None:
+        """Free a key that was taken too late for its call, which ran without it."""
+        if late.cancelled() or late.exception() is not None or late.result() is not None:
+            return
+        with self._lock:
+            self._running.discard((caller, key))
+        with _logged():
+            self._keys.free(caller, key)
 
     def _remembered(self, caller: str, key: str) -> Taken | None:
         """The answer of a call that this process has carried out, where the store has lost it; the store has it again."""

@@ -59,9 +59,13 @@ class SqliteKeys:
         self._kept, self._kept_ms = kept, kept_ms
         self._path, self._what = path, f"state {path}"
         self._lock = ProcessLock(self._what)
-        self._opened: tuple[sqlite3.Connection, tuple[int, int]] | None = None
+        self._db: sqlite3.Connection | None = None
+        self._file = (0, 0)
         if make:
             path.touch()
+        if path.exists():
+            with self._open():
+                pass
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -71,14 +75,13 @@ class SqliteKeys:
                 found = os.stat(self._path)
             except FileNotFoundError:
                 raise NotReady(f"{self._what} is gone, and the keys with it") from None
-            inode = found.st_dev, found.st_ino
-            if self._opened is None or self._opened[1] != inode:
+            if self._db is None or self._file != (found.st_dev, found.st_ino):
                 self._close()
-                db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
-                db.execute("PRAGMA synchronous = FULL")
-                db.executescript(_SCHEMA)
-                self._opened = db, inode
-            yield self._opened[0]
+                self._db = sqlite3.connect(self._path, timeout=10.0, isolation_level=None, check_same_thread=False)
+                self._file = found.st_dev, found.st_ino
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.executescript(_SCHEMA)
+            yield self._db
 
     def take(self, caller: str, key: str, digest: str, now_ms: int) -> Taken | None:
         with self._open() as db:
@@ -109,6 +112,6 @@ class SqliteKeys:
             self._close()
 
     def _close(self) -> None:
-        if self._opened is not None:
-            self._opened[0].close()
-        self._opened = None
+        if self._db is not None:
+            self._db.close()
+        self._db = None
