@@ -306,7 +306,11 @@ def _versions(served: Served, watch: Watch) -> None:
     network = new / "dense.onnx"
     network.write_bytes(network.read_bytes()[:-50] + b"\0" * 50)
     os.rename(new, new.with_name("2"))
-    watch.fires("BatonVersionSetAside", "BatonLanesBehind", limit=90)
+    torn = served.home / "bundles" / "student" / "9"
+    torn.mkdir()
+    (torn / "manifest.json").write_text("{")
+    watch.fires("BatonVersionSetAside", "BatonLanesBehind", "BatonVersionDamaged", limit=150)
+    shutil.rmtree(torn)
     shutil.rmtree(new.with_name("2"))
 
 

@@ -90,6 +90,7 @@ def week() -> dict[str, Sequence[float]]:
     constant("baton_state_lost", lane, 0)
     constant("baton_blind", lane, 0)
     constant("baton_state_away_seconds", lane, 0)
+    constant("baton_bundle_damaged", f'{control},bundle="student",version="1"', 0)
     constant("baton_model_faults", f'{control},bundle="student",version="1"', 0)
     constant("baton_remote_breaker", f'{lane},bundle="teacher",version="1"', 0)
     constant("baton_gate_refused_in_a_row", f'{control},bundle="student"', 1)
