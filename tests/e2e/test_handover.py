@@ -263,7 +263,7 @@ def test_metrics_are_what_prometheus_asks_for(machine: Machine, replayed: Replay
     until(
         lambda: totals().get("baton_traffic_committed", 0) >= 2 * len(replayed.sent), "the lane's figures are written"
     )
-    until(lambda: totals()["baton_process_up"] == 4, "all processes are told to be up")
+    until(lambda: totals()["baton_process_up"] == 5, "all processes, the supervisor among them, are told to be up")
     assert totals()["baton_shadow_scored"] > 0
     figures = machine.admin.get(f"/metrics/{ENDPOINT}")
     assert figures["coverage"] > 0.3
