@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from pipeline import errors
 from pipeline.children import python
 from pipeline.errors import BatonError, NotReady, Overloaded
 from serving.config import Config
+from serving.runtime.process import PARENT
 
 __all__ = ["BulkAnswer", "BulkAnswers"]
 
@@ -47,6 +49,7 @@ class BulkAnswer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env={**os.environ, PARENT: str(os.getpid())},
         )
         self._listener = threading.Thread(target=self._listen, name="bulk-errors", daemon=True)
         self._listener.start()

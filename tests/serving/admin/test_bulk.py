@@ -22,6 +22,7 @@ from serving.config.principal import Principal, Role
 from serving.control.traffic_upkeep import TrafficUpkeep
 from serving.rollout.routing_key import RoutingHash
 from serving.rollout.status.holds import holds_of
+from serving.runtime.process import PARENT
 from serving.wiring.backup import read_backup
 from serving.wiring.state import installation_secret
 
@@ -75,7 +76,8 @@ def test_an_export_of_an_hour_and_a_backup_come_over_the_network(world: Operated
     assert not list((world.made.config.home / "run" / "bulk").glob("*"))
 
 
-def test_one_bulk_answer_at_a_time_and_who_leaves_makes_room(world: Operated) -> None:
+def test_one_bulk_answer_at_a_time_and_who_leaves_makes_room(world: Operated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PARENT, "1")  # as in a control process, which has a supervisor
     first = world.admin.bulk(v.BACKUPS_MAKE, request_of(v.BACKUPS_MAKE, {}), ADA)
     with pytest.raises(Overloaded, match="a backup for ada is being made"):
         world.admin.bulk(v.LOG_EXPORT, request_of(v.LOG_EXPORT, {}), ADA)
