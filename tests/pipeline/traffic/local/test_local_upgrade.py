@@ -72,9 +72,9 @@ def lived(log: TrafficLog, count: int) -> dict[str, list[str]]:
 
 
 def state_of(log: TrafficLog) -> dict[str, Any]:
-    """All that can be read of a log."""
+    """All that can be read of a log, but for counts by endpoint, which version 0.1 did not have."""
     stats = asdict(log.stats(START + 10**6))
-    del stats["bytes"]
+    del stats["bytes"], stats["endpoints"]
     entries = [
         (e.seq, e.prediction_id, e.revision, e.time_ms, e.indices.tolist(), e.labels.tolist(), e.positions.tolist(),
          [None if np.isnan(p) else p for p in e.previous.tolist()], e.record,
