@@ -68,9 +68,9 @@ def open_registry(
 
 
 def _known_state(config: Config, file: SnapshotFile) -> StateDocument | None:
-    """What the home knows of its state; nothing of one that it has been told to leave."""
+    """What the home knows of its state; None where it has not seen one, or was told to leave that one."""
     document = file.known().document
-    return document if document.identity == HomeIdentity(config.state_identity).known else None
+    return document if document.identity and document.identity == HomeIdentity(config.state_identity).known else None
 
 
 def open_tracing(config: Config, process: str) -> Tracing | None:

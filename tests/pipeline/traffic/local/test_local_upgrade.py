@@ -7,7 +7,7 @@ import random
 import re
 import sqlite3
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def go_on(log: TrafficLog, made: dict[str, list[str]]) -> list[Any]:
     now = START + 10_000
     known = [made["closed"][-1], made["closed"][-2], *made["open"][-2:], *made["parked"]]
     entries = [FeedbackEntry(i, [Exposure(0), Exposure(1)], [Outcome(0, 0.25), Outcome(9, 1.0)]) for i in known]
-    replies: list[Any] = list(log.append_feedback(entries, now))
+    # Delays are by the lane's clock, which version 0.1 had set right where it was ahead.
+    replies: list[Any] = [replace(reply, delay_ms=None) for reply in log.append_feedback(entries, now)]
     log.append_predictions([sample(i, START, routing_hash=USER) for i in made["forgotten"]])
     log.append_predictions([sample(i, now) for i in made["parked"]])
     replies += [log.join(now + 3 * WINDOW_MS, 10_000), log.retain(START + 100_000)]
