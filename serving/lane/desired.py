@@ -48,6 +48,7 @@ class Desired:
 
     `passed_over`: newer versions that cannot be opened, or whose inputs are not those of the stable arm, and why.
     `asked`: bundles that are to be loaded by name, with the time of the last request (st_mtime_ns); None before a look.
+    `there`: versions of the bundles whose newest is wanted.
     """
 
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Desired:
     extra: dict[str, Key] = field(default_factory=dict)
     passed_over: dict[Key, str] = field(default_factory=dict)
     asked: Mapping[str, int] | None = None
+    there: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def asked_since(self, before: Desired) -> set[str]:
         """Bundles whose load was requested after another look."""
@@ -143,6 +145,7 @@ class DesiredVersions:
             except BatonError as error:
                 desired.problems[bundle, DIRECT] = str(error)
         for bundle in servable:
+            desired.there[bundle] = self._versions[bundle][0]
             newest = max((int(key[1]) for key in desired.keys if key[0] == bundle), default=0)
             for version, fault in self._versions[bundle][1].items():
                 if isinstance(fault, str) and int(version) > newest:

@@ -432,9 +432,11 @@ class Registry:
         self._loaded = {key: served for key, served in self._loaded.items() if key in in_use}
         leaving -= len(self._loaded)
         bundles = {bundle for bundle, _ in desired.keys}
-        # A version that did not fit may fit now.
+        # A version that did not fit may fit now, and one that was removed is nobody's fault any more.
         self._failed = {
-            key: f for key, f in self._failed.items() if key[0] in bundles and not (f.for_memory and leaving)
+            key: f
+            for key, f in self._failed.items()
+            if key[0] in bundles and key[1] in desired.there.get(key[0], (key[1],)) and not (f.for_memory and leaving)
         }
         snapshot = Snapshot(MappingProxyType(endpoints), MappingProxyType(dict(self._loaded)))
         self._snapshot = snapshot

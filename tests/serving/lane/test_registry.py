@@ -110,6 +110,8 @@ def test_the_newest_whole_version_serves_whatever_newer_ones_are(installation: I
         report = registry.arms()["ranker"]["candidate"]
         assert (report.version, report.state) == ("2", "READY")
         assert report.reason.startswith("version 6: its inputs")
+        shutil.rmtree(cut)
+        eventually(lambda: "student/5" not in registry.faults(), "what was removed is no fault any more")
     finally:
         registry.stop()
 
