@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,13 @@ __all__ = ["Drill", "Incident", "drill"]
 ENDPOINTS = ("ranker", "shop")
 CANDIDATES, USERS_COUNT = 8, 997
 RATE_HZ = 20.0
+LABEL_DELAY_S = 1.0
 DEADLINE_S = 3.0
 SIGN_LIMIT_S = 240.0
 END_LIMIT_S = 120.0
 COMMAND_LIMIT_S = 90.0
 SETTLE_S = 4.0
+WARM_S = 45.0
 AGAIN = "started again"
 """Begins what health says for a while of a process that has come back."""
 
@@ -89,6 +92,7 @@ class _Callers:
 
     def _run(self, endpoint: str) -> None:
         rng, number = np.random.default_rng(len(endpoint)), 0
+        waiting: deque[tuple[float, FeedbackEntry]] = deque()
         with RankingClient([f"127.0.0.1:{self._port}"]) as client:
             while not self._stop.wait(1 / RATE_HZ):
                 number += 1
@@ -100,10 +104,12 @@ class _Callers:
                 with contextlib.suppress(BatonError):
                     answer = client.rank(endpoint, SCHEMA, features, routing_key=f"user:{user}", timeout=DEADLINE_S)
                     good = True
-                    if endpoint in self.labels:
-                        client.feedback(
-                            [FeedbackEntry(answer.prediction_id, outcomes=clicks, exposed_all=True)], timeout=DEADLINE_S
-                        )
+                    entry = FeedbackEntry(answer.prediction_id, outcomes=clicks, exposed_all=True)
+                    waiting.append((time.monotonic() + LABEL_DELAY_S, entry))
+                    while waiting and waiting[0][0] < time.monotonic():
+                        _, entry = waiting.popleft()
+                        if endpoint in self.labels:
+                            client.feedback([entry], timeout=DEADLINE_S)
                 with self._lock:
                     self.calls, self.failed = self.calls + 1, self.failed + (not good)
 
@@ -303,7 +309,10 @@ def _incidents(d: Drill) -> Iterator[tuple[str, Callable[[], Incident]]]:
         shutil.rmtree(d.server.home)
         ordered, problem = time.monotonic(), ""
         try:
-            d.baton("restore", str(backup), "--config", _anew(d.server.home, kept))
+            (d.folder / "kept.yaml").write_text(kept)
+            d.baton("restore", str(backup), "--config", str(d.folder / "kept.yaml"))
+            Path(d.config).write_text(kept)
+            d.baton("state", "restore", "--backup", str(backup), "--reason", "drill", "--config", d.config)
             d.server.__enter__()
             found = json.loads(d.baton("endpoint", "get", "ranker", "-o", "json", "--server", d.url))["weight"]
             problem = "" if found == weight else f"the weight is {found} and was {weight}"
@@ -314,7 +323,7 @@ def _incidents(d: Drill) -> Iterator[tuple[str, Callable[[], Incident]]]:
             "home and state are lost",
             "everything fails",
             ordered - began,
-            "baton restore, baton serve",
+            "baton restore, baton state restore --backup, baton serve",
             end_s,
             d.callers.calls - calls,
             d.callers.failed - failed,
@@ -322,13 +331,6 @@ def _incidents(d: Drill) -> Iterator[tuple[str, Callable[[], Incident]]]:
         )
 
     yield "home and state are lost", home_lost
-
-
-def _anew(home: Path, config: str) -> str:
-    home.mkdir(parents=True)
-    path = home / "baton.yaml"
-    path.write_text(config)
-    return str(path)
 
 
 def drill(only: Sequence[str] = ()) -> Iterator[Incident]:
@@ -357,7 +359,7 @@ def drill(only: Sequence[str] = ()) -> Iterator[Incident]:
         )
         callers = stack.enter_context(_Callers(server.port))
         d = Drill(folder, server, state, port, callers)
-        time.sleep(5 * SETTLE_S)  # labels come in, and health knows their pace
+        time.sleep(WARM_S)  # labels come in, and health knows their pace
         for name, play in _incidents(d):
             if not only or any(word in name for word in only):
                 yield play()

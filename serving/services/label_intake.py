@@ -86,8 +86,8 @@ class LabelIntake:
                     self._telemetry.caller_failed(caller, "label", status)
             if INVALID in statuses or EXPIRED in statuses:
                 self._refused.append(now)
-            if endpoint and reply.delay_ms is not None:
-                self._arrived(endpoint, entry, reply, reply.delay_ms, now, now_ms)
+            if endpoint:  # what waits for its prediction has no delay yet, and has come all the same
+                self._arrived(endpoint, entry, reply, reply.delay_ms or 0, now, now_ms)
 
     def failed(self, error: BatonError, caller: str = "") -> None:
         """Count feedback of which nothing could be taken."""

@@ -60,6 +60,6 @@ def test_every_change_is_audited_once_and_none_that_was_refused(told: dict[str, 
     assert [seq for seq, *_ in told["audit"]] == list(range(1, len(told["audit"]) + 1))
     by_hand = Counter(reason for _, _, actor, reason in told["audit"] if actor == "operator")
     assert by_hand == Counter(told["given"])
-    by_itself = [verb for _, verb, actor, _ in told["audit"] if actor == "controller"]
-    assert [verb for verb in by_itself if not verb.endswith("_stable")] == ["abort"]
+    by_itself = [(verb, why) for _, verb, actor, why in told["audit"] if actor == "controller"]
+    assert [verb for verb, _ in by_itself if not verb.endswith("_stable")] == ["abort"], by_itself
     assert "state redis://" in told["refused"]

@@ -379,4 +379,5 @@ def test_wrong_usage_ends_with_2_and_no_server_with_1(machine: Machine) -> None:
     assert usage.returncode == 2
     alone = baton(machine, "endpoint", "list", server="http://127.0.0.1:9")
     assert alone.exit_code == 1
-    assert "baton serve" in alone.stderr
+    assert "no control process answers" in alone.stderr
+    assert "--server" in alone.stderr
