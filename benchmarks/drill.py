@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 import redis
 
+from benchmarks.lost_state import state_redis
 from benchmarks.recovery import COMMAND, SCHEMA, SUPERVISOR_S
-from benchmarks.server import BatonServer, free_port
+from benchmarks.server import BatonServer
 from pipeline.bundle.versions import Repository
 from pipeline.errors import BatonError
 from pipeline.features import Features, Rows
@@ -337,14 +338,7 @@ def drill(only: Sequence[str] = ()) -> Iterator[Incident]:
     """Play the incidents. `only`: those whose name has one of these words."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        port = free_port()
-        durable = ("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
-        state = subprocess.Popen(
-            ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *durable],
-            stdout=subprocess.DEVNULL,
-        )
-        stack.callback(state.wait)
-        stack.callback(state.kill)
+        state, port = stack.enter_context(state_redis(folder / "redis"))
         repository = Repository(folder / "home" / "bundles")
         for name, architecture in (("teacher", "fm"), ("student", "dnn")):
             save(ClickModel.create(SCHEMA, architecture, 4, seed=0), repository, name)

@@ -36,7 +36,7 @@ from serving.cli.api import AdminClient
 from serving.client import RankingClient
 from serving.runtime.process import die_with_parent
 
-__all__ = ["Incident", "measure"]
+__all__ = ["Incident", "measure", "state_redis"]
 
 WITHIN_S = 1.0
 LIMIT_S = 60.0
@@ -260,7 +260,7 @@ def measure(rate: float, names: Sequence[str] = ()) -> Iterator[Incident]:
     """Figures of each incident as soon as it is over. `names`: only these."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        first, second = (stack.enter_context(_redis(folder / name)) for name in ("first", "second"))
+        first, second = (stack.enter_context(state_redis(folder / name))[1] for name in ("first", "second"))
         door = Door(first)
         url = f"redis://127.0.0.1:{door.port}"
         server = stack.enter_context(
@@ -306,7 +306,8 @@ def measure(rate: float, names: Sequence[str] = ()) -> Iterator[Incident]:
 
 
 @contextlib.contextmanager
-def _redis(folder: Path) -> Iterator[int]:
+def state_redis(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A Redis that may keep a state, as (process, port), once it answers."""
     folder.mkdir()
     port = free_port()
     argv = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *DURABLE]
@@ -322,7 +323,7 @@ def _redis(folder: Path) -> Iterator[int]:
                     if time.monotonic() > until:
                         raise
                     time.sleep(0.05)
-        yield port
+        yield started, port
     finally:
         started.kill()
         started.wait()

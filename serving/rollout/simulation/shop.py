@@ -2,7 +2,7 @@
 
 Items have a click rate of their own and are replaced by new ones all the time. The candidate knows each item by itself, stable knows
 groups of them only. Each shows the best of those that a request offers. Where both learn from all rows, what one finds out helps the
-other one, and the comparison is moved towards no difference (Holtz et al. and others; for recommenders arXiv 2310.17496). So the same
+other one, and the comparison is moved towards no difference (arXiv 2310.17496). So the same
 shop is also run with each arm alone with its own traffic, which is what a team wants to know, and with rows weighted by the inverse of
 their arm's probability.
 """
